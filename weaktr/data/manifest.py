@@ -1,0 +1,199 @@
+"""The one description of a data set that every stage reads: `Manifest`.
+
+Written as JSON beside a run, so that a later step sees the same images in the same order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from weaktr.data.classes import Classes
+from weaktr.data.problems import DataError, Problem
+
+__all__ = ["Classes", "Manifest", "Sample"]
+
+FORMAT = "weaktr-manifest-1"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image and what is known about it.
+
+    Args:
+        name: unique in its manifest; a relative path without suffix and without ``..``
+            (``"2007_000032"``, ``"cats/0001"``). Results are filed under it.
+        image: the photograph.
+        labels: ascending 0-based class indices that the image shows; ``()`` = none of them,
+            None = not known.
+        mask: the true label of every pixel as a single-channel PNG, or None. Never read in
+            training from image-level labels.
+        source: where this sample was declared, ``"file:line"``.
+        mask_ids: the pixel value of class index k in the file `mask`, for each of the C classes;
+            None = ``k + 1``. COCO masks keep their 1..90 ids while 80 classes are used.
+    """
+
+    name: str
+    image: Path
+    labels: tuple[int, ...] | None
+    mask: Path | None
+    source: str
+    mask_ids: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A split of a data set: its classes and its samples, in order.
+
+    Args:
+        name: the data set (``"voc12"``, ``"coco14"``, ...).
+        split: the part of it (``"train"``, ``"val"``, ...).
+        classes: what the class indices of `Sample.labels` mean.
+        samples: at least none; `Sample.mask_ids` is the same in all of them.
+    """
+
+    name: str
+    split: str
+    classes: Classes
+    samples: tuple[Sample, ...]
+
+    def __post_init__(self) -> None:
+        mask_ids = self.mask_ids
+        if any(sample.mask_ids != mask_ids for sample in self.samples):
+            raise ValueError("samples: expected the same mask_ids in every sample, got several")
+        if mask_ids is not None and len(mask_ids) != len(self.classes):
+            raise ValueError(
+                f"samples: expected mask_ids of {len(self.classes)} classes, got {len(mask_ids)}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return iter(self.samples)
+
+    @property
+    def mask_ids(self) -> tuple[int, ...] | None:
+        """`Sample.mask_ids` of all samples."""
+        return self.samples[0].mask_ids if self.samples else None
+
+    def save(self, path: str | Path) -> None:
+        """Write the manifest as JSON, whole or not at all.
+
+        Files below the manifest's own folder are written relative to it, so that folder may be
+        moved; others absolutely.
+
+        Args:
+            path: the JSON file; its folder is made where it is missing.
+        """
+        path = Path(os.path.abspath(path))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = {
+            "format": FORMAT,
+            "name": self.name,
+            "split": self.split,
+            "classes": {"names": self.classes.names, "ids": self.classes.ids},
+            "mask_ids": self.mask_ids,
+            "samples": [_sample_to_json(sample, path.parent) for sample in self.samples],
+        }
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+        with open(temporary, "w", encoding="utf-8") as file:
+            json.dump(content, file, ensure_ascii=False, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+
+    @staticmethod
+    def load(path: str | Path) -> Manifest:
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            DataError: not JSON, not a manifest, or a field is missing or of the wrong kind.
+        """
+        path = Path(os.path.abspath(path))
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DataError(Problem(str(path), "", f"expected JSON, got: {error}")) from error
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise DataError(Problem(str(path), "", f"expected a manifest of format {FORMAT!r}"))
+        try:
+            classes = content["classes"]
+            mask_ids = content["mask_ids"]
+            mask_ids = None if mask_ids is None else tuple(mask_ids)
+            return Manifest(
+                name=content["name"],
+                split=content["split"],
+                classes=Classes(tuple(classes["names"]), tuple(classes["ids"])),
+                samples=tuple(
+                    _sample_from_json(entry, path.parent, mask_ids) for entry in content["samples"]
+                ),
+            )
+        except (KeyError, TypeError) as error:
+            message = f"not a whole manifest: {type(error).__name__} {error}"
+            raise DataError(Problem(str(path), "", message)) from error
+
+    def fingerprint(self) -> str:
+        """A short text that changes when the data set does.
+
+        Covers classes, names, labels, absolute paths and the sizes in bytes of images and masks;
+        not the order of the samples and not the files' contents.
+
+        Returns:
+            32 hexadecimal digits.
+        """
+        digest = hashlib.sha256()
+        head = [self.classes.names, self.classes.ids, self.mask_ids]
+        digest.update(json.dumps(head).encode())
+        for sample in sorted(self.samples, key=lambda sample: sample.name):
+            row = [sample.name, sample.labels, _stamp(sample.image), _stamp(sample.mask)]
+            digest.update(json.dumps(row).encode())
+        return digest.hexdigest()[:32]
+
+
+def _stamp(path: Path | None) -> tuple[str, int] | None:
+    """Absolute path and size in bytes; size -1 = missing."""
+    if path is None:
+        return None
+    absolute = os.path.abspath(path)
+    try:
+        return absolute, os.stat(absolute).st_size
+    except OSError:
+        return absolute, -1
+
+
+def _sample_to_json(sample: Sample, folder: Path) -> dict[str, Any]:
+    return {
+        "name": sample.name,
+        "image": _relative(sample.image, folder),
+        "labels": sample.labels,
+        "mask": None if sample.mask is None else _relative(sample.mask, folder),
+        "source": sample.source,
+    }
+
+
+def _sample_from_json(
+    entry: dict[str, Any], folder: Path, mask_ids: tuple[int, ...] | None
+) -> Sample:
+    labels, mask = entry["labels"], entry["mask"]
+    return Sample(
+        name=entry["name"],
+        image=folder / entry["image"],
+        labels=None if labels is None else tuple(labels),
+        mask=None if mask is None else folder / mask,
+        source=entry["source"],
+        mask_ids=mask_ids,
+    )
+
+
+def _relative(path: Path, folder: Path) -> str:
+    absolute = Path(os.path.abspath(path))
+    if absolute.is_relative_to(folder):
+        return absolute.relative_to(folder).as_posix()
+    return str(absolute)

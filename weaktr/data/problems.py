@@ -1,0 +1,50 @@
+"""What can be wrong with a data set, and how it is told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+#: How many problems one error message lists before it only counts.
+LISTED = 20
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One fault of a data set.
+
+    Args:
+        file: the file at fault, as a path.
+        where: where that file was declared, ``"list.txt:12"`` or ``'labels.json["a.jpg"]'``.
+        message: what was expected and what is there.
+        level: ``"error"`` breaks or falsifies a run; ``"warning"`` is worth a look.
+    """
+
+    file: str
+    where: str
+    message: str
+    level: Literal["error", "warning"] = "error"
+
+    def __str__(self) -> str:
+        declared = f" ({self.where})" if self.where else ""
+        return f"{self.file}{declared}: {self.message}"
+
+
+class DataError(ValueError):
+    """A data set cannot be used as it is; names the file and where it was declared.
+
+    Args:
+        problems: every fault found, at least one.
+    """
+
+    def __init__(self, problems: Sequence[Problem] | Problem) -> None:
+        self.problems = (problems,) if isinstance(problems, Problem) else tuple(problems)
+        lines = [str(problem) for problem in self.problems[:LISTED]]
+        if len(self.problems) > LISTED:
+            lines.append(f"... and {len(self.problems) - LISTED} more")
+        count = f"{len(self.problems)} problems:\n" if len(self.problems) > 1 else ""
+        super().__init__(count + "\n".join(lines))
+
+    def __reduce__(self) -> tuple[type[DataError], tuple[tuple[Problem, ...]]]:
+        return DataError, (self.problems,)  # data loader workers send their errors pickled
