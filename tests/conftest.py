@@ -1,0 +1,82 @@
+"""Fixtures that every test gets: seeds, NaN in uninitialised memory, backends, devices, goldens."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from weaktr.backends import ENVIRONMENT_VARIABLE, REGISTRY, report
+
+#: Comma-separated backends whose absence is a failure instead of a skip (set in CI).
+REQUIRED_BACKENDS = "WEAKTR_TEST_REQUIRE"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`backend`: every registered backend of the test module's `OP`; `device`: what is here."""
+    if "backend" in metafunc.fixturenames:
+        metafunc.parametrize("backend", REGISTRY[metafunc.module.OP], indirect=True)
+    if "device" in metafunc.fixturenames:
+        devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+        metafunc.parametrize("device", devices)
+
+
+@pytest.fixture
+def backend(request: pytest.FixtureRequest) -> str:
+    """One backend's name; the test is skipped, or fails where required, if it cannot run."""
+    name: str = request.param
+    (status,) = (s for s in report() if (s.op, s.backend) == (request.module.OP, name))
+    if not status.available:
+        required = os.environ.get(REQUIRED_BACKENDS, "").split(",")
+        (pytest.fail if name in required else pytest.skip)(f"{name}: {status.reason}")
+    return name
+
+
+@pytest.fixture
+def golden() -> Path:
+    """The folder of stored outputs of the published code (see its README)."""
+    return Path(__file__).parent / "golden"
+
+
+@pytest.fixture(autouse=True)
+def _seeds() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_backend_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(ENVIRONMENT_VARIABLE, raising=False)
+
+
+def _poison(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """`allocate` with its result full of NaN, or of the largest integer."""
+
+    def poisoned(*args: Any, **kwargs: Any) -> torch.Tensor:
+        tensor = allocate(*args, **kwargs)
+        if tensor.dtype.is_floating_point or tensor.dtype.is_complex:
+            tensor.detach().fill_(float("nan"))
+        elif tensor.dtype != torch.bool:
+            tensor.fill_(torch.iinfo(tensor.dtype).max)
+        return tensor
+
+    return poisoned
+
+
+@pytest.fixture(autouse=True)
+def _nan_in_uninitialised_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever an op forgets to write shows up as NaN."""
+    for owner, name in [
+        (torch, "empty"),
+        (torch, "empty_like"),
+        (torch, "empty_strided"),
+        (torch.Tensor, "new_empty"),
+    ]:
+        monkeypatch.setattr(owner, name, _poison(getattr(owner, name)))

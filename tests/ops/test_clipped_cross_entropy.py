@@ -1,0 +1,219 @@
+"""`clipped_cross_entropy` against the published code and against loops over tiles."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tolerances import assert_close
+from torch.nn import functional as F
+
+from weaktr.ops import clipped_cross_entropy
+from weaktr.ops.clipped_cross_entropy import clip_threshold
+
+OP = "clipped_cross_entropy"
+#: case -> (mean loss, final loss where clipping is active) of the published code
+SCALARS = {
+    "s1": (1.4258992671966553, 0.9438855051994324),
+    "s2": (1.4665935039520264, 0.980622410774231),
+    "p480": (1.322197675704956, 0.9914790987968445),
+}
+STARTS = [1.2, 1000.0]  # off: the mean loss is above 1.2; on
+
+
+def golden_case(golden, name, start):
+    """(logits, labels, patch size, stored maps by name, stride of the stored maps)."""
+    arrays = load_file(golden / "D_gradient_clipping.safetensors")
+    suffix = "_s8" if name == "p480" else ""
+    maps = ("ori_loss", "loss", "grad_logits")
+    stored = {key: arrays[f"{name}.start{start}.{key}{suffix}"] for key in maps}
+    if name != "p480":
+        return arrays[f"{name}.logits"], arrays[f"{name}.gt"], 16, stored, 1
+    lows = (arrays["p480.lo_logits"], arrays["p480.lo_gt"])
+    logits, labels = (x.repeat_interleave(16, -1).repeat_interleave(16, -2) for x in lows)
+    return logits, labels, 120, stored, 8
+
+
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("name", SCALARS)
+def test_published_code(golden, backend, device, name, start):
+    logits, labels, patch_size, stored, stride = golden_case(golden, name, start)
+    logits = logits.to(device).requires_grad_()
+    result = clipped_cross_entropy(
+        logits, labels.to(device), patch_size=patch_size, start_value=start, backend=backend
+    )
+    (gradient,) = torch.autograd.grad(result.loss, logits)
+
+    mean_loss, clipped_loss = SCALARS[name]
+    active = start > mean_loss
+    assert result.clipped.item() is active
+    assert result.mean_loss.item() == pytest.approx(mean_loss, rel=1e-6)
+    expected_loss = clipped_loss if active else mean_loss
+    assert result.loss.item() == pytest.approx(expected_loss, rel=1e-6)
+
+    every = (..., slice(None, None, stride), slice(None, None, stride))
+    assert_close(result.loss_map[every].cpu(), stored["ori_loss"], "golden")
+    assert_close(gradient[every].cpu(), stored["grad_logits"], "golden_gradient")
+    clipped_map = result.loss_map
+    if active:
+        clipped_map = clipped_map.minimum(clip_threshold(clipped_map, patch_size))
+    assert_close(clipped_map[every].cpu(), stored["loss"], "golden")
+
+
+def by_hand(logits, labels, patch_size, start_value, ignore_index=255):
+    """The formula in NumPy, tile by tile: (loss, gradient, mean, loss map)."""
+    height, width = labels.shape[1:]
+    shifted = logits - logits.max(1, keepdims=True)
+    p = np.exp(shifted) / np.exp(shifted).sum(1, keepdims=True)
+    loss_map = np.zeros(labels.shape)
+    onehot = np.zeros_like(p)
+    for b, y, x in np.argwhere(labels != ignore_index):
+        loss_map[b, y, x] = -np.log(p[b, labels[b, y, x], y, x])
+        onehot[b, labels[b, y, x], y, x] = 1
+    threshold = np.full((height, width), loss_map.mean())
+    for y in range(0, height, patch_size):
+        for x in range(0, width, patch_size):
+            tile = (slice(y, y + patch_size), slice(x, x + patch_size))
+            threshold[tile] = max(loss_map[:, *tile].mean(), loss_map.mean())
+    keeps = (loss_map <= threshold) | (loss_map.mean() > start_value)
+    loss = np.where(keeps, loss_map, threshold).mean()
+    weight = keeps * (labels != ignore_index) / labels.size
+    return loss, (p - onehot) * weight[:, None], loss_map.mean(), loss_map
+
+
+@pytest.mark.parametrize("start", [0.5, 1e3])
+@pytest.mark.parametrize(
+    ("shape", "patch_size"),
+    [
+        ((2, 5, 70, 70), 16),  # the published code fails on these two
+        ((1, 5, 64, 64), 24),
+        ((3, 2, 7, 13), 4),
+        ((1, 3, 5, 9), 120),  # one tile larger than the image
+        ((2, 3, 6, 4), 1),
+        ((1, 1, 3, 3), 2),
+        ((1, 4, 1, 1), 3),
+    ],
+)
+def test_any_tile_size(backend, device, shape, patch_size, start):
+    batch, num_labels, height, width = shape
+    logits = torch.randn(shape, dtype=torch.float64) * 2
+    labels = torch.randint(num_labels, (batch, height, width))
+    labels[torch.rand(labels.shape) < 0.2] = 255
+    expected = by_hand(logits.numpy(), labels.numpy(), patch_size, start)
+    leaf = logits.to(device).requires_grad_()
+    result = clipped_cross_entropy(
+        leaf, labels.to(device), patch_size=patch_size, start_value=start, backend=backend
+    )
+    (gradient,) = torch.autograd.grad(result.loss, leaf)
+    actual = (result.loss, gradient, result.mean_loss, result.loss_map)
+    for got, wanted in zip(actual, expected, strict=True):
+        assert_close(got.cpu(), torch.as_tensor(wanted), "float64")
+
+
+def test_enlarges_low_resolution_logits(backend, device):
+    logits = torch.randn(2, 4, 5, 3, device=device)
+    labels = torch.randint(4, (2, 33, 20), device=device, dtype=torch.uint8)
+    large = F.interpolate(logits, (33, 20), mode="bilinear", align_corners=False)
+    inside = clipped_cross_entropy(logits, labels, patch_size=8, start_value=9.0, backend=backend)
+    outside = clipped_cross_entropy(large, labels, patch_size=8, start_value=9.0, backend=backend)
+    assert_close(inside.loss, outside.loss, "float32")
+    assert_close(inside.loss_map, outside.loss_map, "float32")
+
+
+def test_gradient_is_that_of_the_loss(backend):
+    logits = torch.randn(2, 3, 4, 3, dtype=torch.float64, requires_grad=True)
+    labels = torch.randint(3, (2, 10, 7))
+    labels[0, :3] = 255
+
+    def unclipped(x):
+        return clipped_cross_entropy(x, labels, start_value=0.0, backend=backend).loss
+
+    assert torch.autograd.gradcheck(unclipped, logits)
+
+
+def test_clipped_pixels_send_no_gradient(backend, device):
+    logits = torch.zeros(1, 2, 4, 4, device=device)
+    logits[0, 0] = 3.0
+    labels = torch.zeros(1, 4, 4, dtype=torch.uint8, device=device)
+    labels[0, 1, 2] = 1  # the one wrong pixel
+    logits.requires_grad_()
+    result = clipped_cross_entropy(logits, labels, patch_size=4, backend=backend)
+    (gradient,) = torch.autograd.grad(result.loss, logits)
+    assert result.clipped
+    assert gradient[0, :, 1, 2].abs().max() == 0
+    assert (gradient.abs().amax(1) > 0).sum() == 15
+
+
+def test_equal_losses_keep_their_whole_gradient(backend, device):
+    logits = torch.zeros(1, 2, 4, 4, device=device, requires_grad=True)
+    labels = torch.zeros(1, 4, 4, dtype=torch.uint8, device=device)
+    loss = clipped_cross_entropy(logits, labels, patch_size=2, backend=backend).loss
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert_close(gradient[:, 0], torch.full_like(gradient[:, 0], -0.5 / 16), "float32")
+
+
+def test_everything_ignored(backend, device):
+    logits = torch.randn(1, 3, 4, 4, device=device, requires_grad=True)
+    labels = torch.full((1, 8, 8), 255, dtype=torch.uint8, device=device)
+    result = clipped_cross_entropy(logits, labels, backend=backend)
+    (gradient,) = torch.autograd.grad(result.loss, logits)
+    assert result.loss == result.mean_loss == 0
+    assert gradient.abs().max() == 0
+
+
+def test_nan_logits_give_a_nan_loss(backend, device):
+    logits = torch.randn(1, 3, 8, 8, device=device)
+    logits[0, 1, 2, 3] = math.nan
+    labels = torch.zeros(1, 8, 8, dtype=torch.uint8, device=device)
+    result = clipped_cross_entropy(logits, labels, patch_size=4, backend=backend)
+    assert result.loss.isnan()
+    assert result.mean_loss.isnan()
+    assert result.loss_map.isnan().sum() == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_computed_in_float32(backend, device, dtype):
+    logits = torch.randn(2, 3, 5, 5, device=device).to(dtype)
+    labels = torch.randint(3, (2, 20, 20), device=device)
+    half = clipped_cross_entropy(logits, labels, patch_size=7, backend=backend)
+    full = clipped_cross_entropy(logits.double(), labels, patch_size=7, backend=backend)
+    assert half.loss.dtype == torch.float32
+    assert_close(half.loss.double(), full.loss, "float32")
+
+
+def test_other_ignore_index_and_strided_inputs(backend, device):
+    logits = torch.randn(2, 8, 8, 5, device=device).permute(0, 3, 1, 2)
+    labels = torch.randint(5, (2, 8, 16), device=device)[..., ::2]
+    labels[0, 0] = -1
+    got = clipped_cross_entropy(logits, labels, ignore_index=-1, start_value=9.0, backend=backend)
+    moved = torch.where(labels == -1, 255, labels).contiguous()
+    expected = clipped_cross_entropy(logits.contiguous(), moved, start_value=9.0, backend=backend)
+    assert_close(got.loss, expected.loss, "float32")
+
+
+LOGITS = torch.zeros(2, 3, 4, 4)
+LABELS = torch.zeros(2, 4, 4, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "message"),
+    [
+        (LOGITS[0], LABELS, r"logits: expected .*\[B, L, h, w\].*got torch.float32 \(3, 4, 4\)"),
+        (LOGITS.long(), LABELS, r"logits: expected floating point"),
+        (LOGITS, LABELS[0], r"labels: expected .*\[B, H, W\].*got torch.uint8 \(4, 4\)"),
+        (LOGITS, LABELS.float(), r"labels: expected uint8 or int64"),
+        (LOGITS, LABELS[:1], r"labels: expected a batch of 2 .*got 1"),
+        (LOGITS, LABELS[:, :0], r"labels: .*none of them 0"),
+        (LOGITS, LABELS + 3, r"labels: expected 0..2 or 255 \(ignore\), got \[3\]"),
+        (LOGITS, LABELS.long() - 7, r"labels: expected 0..2 or 255 \(ignore\), got \[-7\]"),
+    ],
+)
+def test_bad_input_is_named(logits, labels, message):
+    with pytest.raises(ValueError, match=message):
+        clipped_cross_entropy(logits, labels)
+
+
+def test_bad_patch_size_is_named():
+    with pytest.raises(ValueError, match="patch_size: expected at least 1 pixel, got 0"):
+        clipped_cross_entropy(LOGITS, LABELS, patch_size=0)

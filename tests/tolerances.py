@@ -1,0 +1,37 @@
+"""The one table of tolerances. A test names a row; nothing else sets a number.
+
+`actual` passes if |actual - expected| <= atol + rtol · |expected| everywhere.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+
+class Tolerance(NamedTuple):
+    rtol: float
+    atol: float
+
+
+TOLERANCES = {
+    # float32 outputs against the published code's; its own noise floor is 2.4e-6 (order 1 to 10)
+    "golden": Tolerance(1e-5, 2.4e-6),
+    # gradients against the published code's; noise floor 1e-7
+    "golden_gradient": Tolerance(1e-5, 1e-7),
+    # marginals Q of the dense CRF against pydensecrf, whose lattice is the same to rounding
+    "crf_marginals": Tolerance(0.0, 1e-4),
+    # two ways of computing the same thing in float32 or float64
+    "float32": Tolerance(1e-5, 1e-6),
+    "float64": Tolerance(1e-10, 1e-12),
+}
+
+#: Share of pixels, at least, whose CRF label is the one of pydensecrf.
+CRF_LABEL_AGREEMENT = 0.999
+
+
+def assert_close(actual: torch.Tensor, expected: torch.Tensor, row: str) -> None:
+    """`torch.testing.assert_close` with the tolerance of `row`; dtypes may differ."""
+    rtol, atol = TOLERANCES[row]
+    torch.testing.assert_close(actual, expected, rtol=rtol, atol=atol, check_dtype=False)
