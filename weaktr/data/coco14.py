@@ -1,0 +1,222 @@
+"""COCO 2014 (and any data in COCO's JSON format) in the directory layouts found in the field."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+import numpy as np
+
+from weaktr.data.classes import COCO80, COCO90
+from weaktr.data.cls_labels import read_cls_labels
+from weaktr.data.instances import Ids, Instances, Numbering, numbering_of, read_instances
+from weaktr.data.layout import (
+    IMAGE_SUFFIXES,
+    by_number,
+    first_file,
+    first_folder,
+    is_inside,
+    read_lines,
+    require_folder,
+    settle,
+    trailing_number,
+)
+from weaktr.data.manifest import Manifest, Sample
+from weaktr.data.problems import Problem
+
+
+def coco14(
+    root: str | Path,
+    split: str = "train",
+    *,
+    ids: Ids = 90,
+    mask_ids: Literal[90, 80] = 90,
+    instances: str | Path | None = None,
+    images: str | Path | None = None,
+    masks: str | Path | None = None,
+    names: str | Path | None = None,
+    problems: list[Problem] | None = None,
+) -> Manifest:
+    """COCO: instances JSON, image folder and, where they are there, masks.
+
+    Recognised below `root`, with S = ``train``/``val`` and Y = ``train2014``/``val2014`` (2017
+    likewise): ``JPEGImages/{S,Y}`` + ``SegmentationClass/{S,Y}``; ``Y`` + ``masks[/{S,Y}]``;
+    ``images`` + ``voc_format/class_labels``; ``images[/{S,Y}]`` + ``masks[/{S,Y}]``. The JSON is
+    ``annotations/instances_Y.json`` (or ``_S``). Files are matched by name or by the number at
+    its end.
+
+    Args:
+        root: the data set's folder.
+        split: ``train``, ``val``; with ``voc_format/<split>.txt`` the split has just the images of
+            that list (``val_5000`` is a list of ``val``).
+        ids: 90 = the published numbering, 91 labels, ten of which never occur; 80 = the used
+            classes, 81 labels; "json" = the JSON's own categories in the order of their ids.
+        mask_ids: numbering of the mask files when `ids` is 80: COCO ids 1..90 (what is passed
+            around) or labels 1..80.
+        instances: the JSON file, where it is elsewhere.
+        images: the image folder, where it is elsewhere.
+        masks: the mask folder, where it is elsewhere.
+        names: a list of image names, one a line, where it is elsewhere.
+        problems: None = faults are errors; a list collects them instead.
+
+    Returns:
+        The manifest. Labels come from the JSON (crowds count), without JSON from
+        ``cls_labels.npy``; images without any object have labels ``()``.
+
+    Raises:
+        ValueError: an option is unknown or nothing recognisable is below `root`.
+        DataError: unknown categories, missing images and the like, listed all at once.
+    """
+    root = require_folder(root)
+    if ids not in (90, 80, "json") or mask_ids not in (90, 80) or (ids != 80 and mask_ids == 80):
+        raise ValueError(
+            f"ids, mask_ids: expected 90, 80 or 'json', and 90 or (with ids=80) 80; "
+            f"got {ids!r}, {mask_ids!r}"
+        )
+    base = split.split("_", maxsplit=1)[0]
+    parts = (f"{base}2014", base, f"{base}2017")
+    files = _Files(
+        Path(images) if images else _image_folder(root, parts),
+        Path(masks) if masks else _mask_folder(root, parts),
+    )
+    list_file = Path(names) if names else first_file([root / f"voc_format/{split}.txt"])
+    if list_file is None and base != split:
+        raise ValueError(f"split: {split!r} needs the list {root}/voc_format/{split}.txt")
+    json_file = (
+        Path(instances)
+        if instances
+        else first_file(
+            root / folder / f"instances_{part}.json"
+            for folder in ("annotations", "")
+            for part in parts
+        )
+    )
+    if json_file is not None:
+        declared = read_instances(json_file, ids=ids, mask_ids=mask_ids)
+        numbering, found = declared.numbering, declared.found
+        samples = _from_instances(declared, files, list_file)
+    else:
+        numbering, found = numbering_of([], ids, mask_ids), []
+        samples = _from_cls_labels(root, list_file, files, numbering, found)
+    name = "coco14" if ids != "json" else "coco"
+    return settle(Manifest(name, split, numbering.classes, tuple(samples)), found, problems)
+
+
+def _image_folder(root: Path, parts: tuple[str, ...]) -> Path:
+    candidates = [
+        *(root / folder / part for folder in ("JPEGImages", "", "images") for part in parts),
+        root / "images",
+        root / "JPEGImages",
+    ]
+    found = first_folder(candidates)
+    if found is None:
+        raise ValueError(
+            f"root: expected an image folder such as JPEGImages/{parts[1]}, {parts[0]} or images "
+            f"below {root}, found none"
+        )
+    return found
+
+
+def _mask_folder(root: Path, parts: tuple[str, ...]) -> Path | None:
+    folders = ("SegmentationClass", "voc_format/class_labels", "masks")
+    return first_folder(
+        [*(root / folder / part for folder in folders for part in parts)]
+        + [root / folder for folder in folders]
+    )
+
+
+class _Files:
+    """The images and masks of a split, found by name or by number."""
+
+    def __init__(self, images: Path, masks: Path | None) -> None:
+        self.images, self.masks = images, masks
+        self._image_numbers = by_number(images, IMAGE_SUFFIXES)
+        self._mask_numbers = by_number(masks, (".png",))
+
+    def image(self, file_name: str) -> Path:
+        direct = self.images / file_name
+        number = trailing_number(direct.stem)
+        if number is None or direct.is_file():
+            return direct
+        return self._image_numbers.get(number, direct)
+
+    def mask(self, image: Path) -> Path | None:
+        if self.masks is None:
+            return None
+        direct = self.masks / image.relative_to(self.images).with_suffix(".png")
+        number = trailing_number(image.stem)
+        if direct.is_file():
+            return direct
+        return None if number is None else self._mask_numbers.get(number)
+
+    def sample(
+        self, file_name: str, labels: tuple[int, ...], source: str, numbering: Numbering
+    ) -> Sample:
+        image = self.image(file_name)
+        name = image.relative_to(self.images).with_suffix("").as_posix()
+        return Sample(name, image, labels, self.mask(image), source, numbering.mask_ids)
+
+
+def _key(name: str) -> str | int:
+    """What two spellings of one image have in common."""
+    stem = PurePosixPath(name).stem if name.lower().endswith(IMAGE_SUFFIXES) else name
+    number = trailing_number(stem)
+    return stem if number is None else number
+
+
+def _from_instances(declared: Instances, files: _Files, list_file: Path | None) -> list[Sample]:
+    samples = []
+    for row, entry in enumerate(declared.images):
+        source = f"{declared.path}: images[{row}]"
+        if not is_inside(entry["file_name"]):
+            message = f"file_name leads out of the image folder: {entry['file_name']!r}"
+            declared.found.append(Problem(str(declared.path), f"images[{row}]", message))
+            continue
+        labels = declared.labels(entry["id"])
+        samples.append(files.sample(entry["file_name"], labels, source, declared.numbering))
+    if list_file is None:
+        return samples
+    by_key = {_key(sample.name): sample for sample in samples}
+    chosen = []
+    for number, line in read_lines(list_file):
+        name = line.split()[0]
+        if _key(name) in by_key:
+            chosen.append(by_key[_key(name)])
+        else:
+            where = f"{list_file}:{number}"
+            declared.found.append(Problem(str(declared.path), where, f"has no image {name}"))
+    return chosen
+
+
+def _from_cls_labels(
+    root: Path,
+    list_file: Path | None,
+    files: _Files,
+    numbering: Numbering,
+    found: list[Problem],
+) -> list[Sample]:
+    label_file = first_file(root / f / "cls_labels.npy" for f in ("", "voc_format", "annotations"))
+    if label_file is None or list_file is None or len(numbering.classes) == 0:
+        raise ValueError(
+            f"root: expected annotations/instances_*.json, or (with ids 90 or 80) cls_labels.npy "
+            f"and voc_format/<split>.txt, below {root}; found neither"
+        )
+    labels = {_key(name): vector for name, vector in read_cls_labels(label_file).items()}
+    samples = []
+    for number, line in read_lines(list_file):
+        name, source = line.split()[0], f"{list_file}:{number}"
+        vector = labels.get(_key(name))
+        if vector is None or len(vector) not in (80, 90):
+            held = "no labels" if vector is None else f"{len(vector)} numbers, expected 80 or 90,"
+            found.append(Problem(str(label_file), source, f"holds {held} for {name}"))
+            continue
+        stored = COCO80 if len(vector) == 80 else COCO90
+        present = [stored.ids[index] for index in np.flatnonzero(vector)]
+        index_of = numbering.index_of_category
+        if unused := [identity for identity in present if identity not in index_of]:
+            message = f"has the unused COCO ids {unused} for {name}"
+            found.append(Problem(str(label_file), source, message))
+        indices = tuple(sorted(index_of[identity] for identity in present if identity in index_of))
+        suffix = "" if name.lower().endswith(IMAGE_SUFFIXES) else ".jpg"
+        samples.append(files.sample(name + suffix, indices, source, numbering))
+    return samples

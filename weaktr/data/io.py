@@ -1,0 +1,206 @@
+"""Reading photographs and masks: whole, 8-bit and of the right size, or an error that says where.
+
+Source of every error text: the file itself and the line that declared it (`Sample.source`).
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageFile
+
+from weaktr.data.classes import IGNORE
+from weaktr.data.manifest import Sample
+from weaktr.data.problems import DataError, Problem
+
+#: What Pillow's decoders raise on files that are not whole.
+_DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+_IMAGE_MODES = ("RGB", "L", "P", "RGBA", "LA", "PA", "CMYK", "YCbCr", "1", "RGBX", "LAB", "HSV")
+_MASK_MODES = ("L", "P", "1", "I", "I;16")
+_EXIF_ORIENTATION = 0x0112
+
+
+def read_image(sample: Sample) -> np.ndarray:
+    """The photograph of a sample.
+
+    Pixels come as stored: an EXIF orientation is not applied, since masks and published lists
+    are in stored orientation. Transparency is dropped, grey becomes RGB.
+
+    Returns:
+        uint8 [H, W, 3] RGB.
+
+    Raises:
+        DataError: the file is missing, not an image, truncated, corrupt, or has more than 8 bits
+            a channel.
+    """
+    return read_rgb(sample.image, sample.source)
+
+
+def read_mask(sample: Sample, num_labels: int) -> np.ndarray:
+    """The true labels of a sample's pixels, in labels (`Sample.mask_ids` already mapped).
+
+    Args:
+        sample: has a mask.
+        num_labels: L, background included.
+
+    Returns:
+        uint8 [H, W]: 0 background, ``k + 1`` = class index k, 255 = ignore.
+
+    Raises:
+        DataError: the mask is missing, corrupt, coloured, of another size than the image, or
+            holds a value that is no label; or the image itself cannot be opened.
+    """
+    if sample.mask is None:
+        raise DataError(Problem(str(sample.image), sample.source, "has no mask"))
+    mask = read_labels(sample.mask, num_labels, sample.source, mask_ids=sample.mask_ids)
+    require_same_size(mask, image_size(sample.image, sample.source), sample.mask, sample.source)
+    return mask
+
+
+def read_rgb(path: Path, source: str = "") -> np.ndarray:
+    """uint8 [H, W, 3] of an image file; `source` is named in errors. See `read_image`."""
+    return _open(path, source, lambda image: _to_rgb(image, path, source))
+
+
+def read_labels(
+    path: Path, num_labels: int, source: str = "", *, mask_ids: tuple[int, ...] | None = None
+) -> np.ndarray:
+    """Labels of a single-channel mask file.
+
+    Args:
+        path: a mask as PNG (palette or grey).
+        num_labels: L, background included.
+        source: where the file was declared, for errors.
+        mask_ids: pixel value of each class index in the file; None = ``k + 1``.
+
+    Returns:
+        uint8 [H, W]; every value is < `num_labels` or 255.
+
+    Raises:
+        DataError: missing, corrupt, coloured, or a value outside.
+    """
+    stored = read_stored_labels(path, source)
+    labels, outside = to_labels(stored, num_labels, mask_ids)
+    if outside:
+        raise DataError(Problem(str(path), source, outside_message(outside, num_labels, mask_ids)))
+    return labels
+
+
+def read_stored_labels(path: Path, source: str = "") -> np.ndarray:
+    """The numbers in a mask file as they stand, [H, W] of an integer type; see `read_labels`."""
+
+    def decode(image: Image.Image) -> np.ndarray:
+        if image.mode not in _MASK_MODES:
+            raise DataError(
+                Problem(
+                    str(path),
+                    source,
+                    f"expected a mask of one channel holding label numbers, got mode {image.mode}: "
+                    "store it as palette or grey PNG",
+                )
+            )
+        return np.array(image).astype(np.int32 if image.mode.startswith("I") else np.uint8)
+
+    return _open(path, source, decode)
+
+
+def to_labels(
+    stored: np.ndarray, num_labels: int, mask_ids: tuple[int, ...] | None
+) -> tuple[np.ndarray, list[int]]:
+    """Map stored pixel values to labels.
+
+    Args:
+        stored: integers [H, W].
+        num_labels: L.
+        mask_ids: stored value of each class index; None = ``k + 1``.
+
+    Returns:
+        uint8 [H, W] labels (255 where the value is no label), and the values that are no label,
+        ascending.
+    """
+    table = np.full(256, IGNORE, np.uint8)
+    known = np.zeros(256, bool)
+    ids = range(1, num_labels) if mask_ids is None else mask_ids
+    table[[0, *ids]] = np.arange(num_labels)
+    known[[0, *ids, IGNORE]] = True
+    fits = (stored >= 0) & (stored < 256)
+    inside = np.where(fits, stored, IGNORE).astype(np.uint8)
+    wrong = ~fits | ~known[inside]
+    return table[inside], np.unique(stored[wrong]).tolist() if wrong.any() else []
+
+
+def outside_message(outside: list[int], num_labels: int, mask_ids: tuple[int, ...] | None) -> str:
+    """What to say about the mask values that `to_labels` did not know."""
+    expected = f"0..{num_labels - 1}" if mask_ids is None else f"0 and the {len(mask_ids)} ids"
+    shown = ", ".join(map(str, outside[:10])) + (", ..." if len(outside) > 10 else "")
+    return f"mask values outside the classes: expected {expected} or {IGNORE}, got {shown}"
+
+
+def image_size(path: Path, source: str = "") -> tuple[int, int]:
+    """(H, W) of an image file, from its header only."""
+    return _open(path, source, lambda image: (image.height, image.width))
+
+
+def is_turned(path: Path, source: str = "") -> bool:
+    """Whether EXIF asks viewers to turn or mirror the stored image."""
+    return _open(path, source, lambda image: image.getexif().get(_EXIF_ORIENTATION, 1) > 1)
+
+
+def require_same_size(
+    mask: np.ndarray, size: tuple[int, int], path: Path, source: str = ""
+) -> None:
+    """Raise `DataError` unless a mask [H, W] has the image's (H, W)."""
+    if mask.shape != size:
+        raise DataError(Problem(str(path), source, size_message(mask.shape, size)))
+
+
+def size_message(mask: tuple[int, ...], image: tuple[int, int]) -> str:
+    """What to say about a mask whose [H, W] is not the image's."""
+    return (
+        f"mask and image differ in size: expected {image[1]}x{image[0]} (width x height), "
+        f"got {mask[1]}x{mask[0]}"
+    )
+
+
+def _to_rgb(image: Image.Image, path: Path, source: str) -> np.ndarray:
+    if image.mode not in _IMAGE_MODES:
+        raise DataError(
+            Problem(
+                str(path),
+                source,
+                f"expected an image of 8 bits a channel, got mode {image.mode}: convert it first",
+            )
+        )
+    return np.array(image.convert("RGB"))
+
+
+def _open(path: Path, source: str, use: Callable[[Image.Image], Any]) -> Any:
+    """Open an image file, hand it to `use`, and name file and declaration in every failure."""
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        raise RuntimeError(
+            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, so truncated images would be read as if "
+            "they were whole: set it back to False"
+        )
+    try:
+        with Image.open(path) as image:
+            return use(image)
+    except DataError:
+        raise
+    except FileNotFoundError as error:
+        raise DataError(Problem(str(path), source, "file is missing")) from error
+    except _DECODE_ERRORS as error:
+        message = f"cannot be read as an image: {error}"
+        raise DataError(Problem(str(path), source, message)) from error

@@ -1,0 +1,122 @@
+"""Helpers of the sources: finding files on disk, reading lists, settling problems."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+
+from weaktr.data.manifest import Manifest
+from weaktr.data.problems import DataError, Problem
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+
+def require_folder(root: str | Path) -> Path:
+    """`root` as a path.
+
+    Raises:
+        ValueError: there is no such folder.
+    """
+    folder = Path(root)
+    if not folder.is_dir():
+        raise ValueError(f"root: expected a folder, got {str(root)!r}, which is not one")
+    return folder
+
+
+def first_folder(candidates: Iterable[Path]) -> Path | None:
+    """The first of `candidates` that is a folder, or None."""
+    return next((folder for folder in candidates if folder.is_dir()), None)
+
+
+def first_file(candidates: Iterable[Path]) -> Path | None:
+    """The first of `candidates` that is a file, or None."""
+    return next((file for file in candidates if file.is_file()), None)
+
+
+def read_text(path: Path) -> str:
+    """The text of a list or label file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        DataError: missing or not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise DataError(Problem(str(path), "", "file is missing")) from error
+    except UnicodeDecodeError as error:
+        message = f"expected text in UTF-8: {error}; save it as UTF-8"
+        raise DataError(Problem(str(path), "", message)) from error
+
+
+def read_lines(path: Path) -> list[tuple[int, str]]:
+    """(line number from 1, stripped text) of every line that is not blank."""
+    numbered = enumerate(read_text(path).splitlines(), start=1)
+    return [(number, line.strip()) for number, line in numbered if line.strip()]
+
+
+def by_number(folder: Path | None, suffixes: Sequence[str]) -> dict[int, Path]:
+    """The files of a folder by the number at the end of their stem.
+
+    COCO's file names changed over the years (``COCO_train2014_000000000009.jpg``,
+    ``000000000009.jpg``, ``9.png``); the number stayed.
+
+    Returns:
+        number -> file; files without a number are left out. Empty for None.
+    """
+    if folder is None:
+        return {}
+    found: dict[int, Path] = {}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            stem, suffix = os.path.splitext(entry.name)
+            number = trailing_number(stem)
+            if number is not None and suffix.lower() in suffixes:
+                found[number] = folder / entry.name
+    return found
+
+
+def trailing_number(stem: str) -> int | None:
+    """The number at the end of a file's stem, or None."""
+    match = re.search(r"(\d+)$", stem)
+    return int(match[1]) if match else None
+
+
+def is_inside(relative: str) -> bool:
+    """Whether a relative path stays in its folder: not absolute, no ``..``, not empty."""
+    path = PurePosixPath(relative.replace("\\", "/"))
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
+
+
+def settle(manifest: Manifest, found: list[Problem], problems: list[Problem] | None) -> Manifest:
+    """What every source does at its end.
+
+    Args:
+        manifest: what could be made of the data set.
+        found: the faults met while making it.
+        problems: None = any fault, or any missing file, is an error; a list = the faults are added
+            to it and the caller goes on (missing files are then left to `weaktr.data.check`).
+
+    Returns:
+        `manifest`.
+
+    Raises:
+        DataError: `problems` is None and there are faults; names all of them.
+    """
+    if problems is not None:
+        problems.extend(found)
+        return manifest
+    if everything := found + missing_files(manifest):
+        raise DataError(everything)
+    return manifest
+
+
+def missing_files(manifest: Manifest) -> list[Problem]:
+    """A problem for every image or mask of a manifest that is not there."""
+    return [
+        Problem(str(path), sample.source, "file is missing")
+        for sample in manifest
+        for path in (sample.image, sample.mask)
+        if path is not None and not path.is_file()
+    ]
