@@ -35,3 +35,14 @@ def assert_close(actual: torch.Tensor, expected: torch.Tensor, row: str) -> None
     """`torch.testing.assert_close` with the tolerance of `row`; dtypes may differ."""
     rtol, atol = TOLERANCES[row]
     torch.testing.assert_close(actual, expected, rtol=rtol, atol=atol, check_dtype=False)
+
+
+#: The parity bar against the published code in float32, relative to an array's largest magnitude.
+GOLDEN_RELATIVE = 1e-5
+
+
+def assert_golden(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    """max |actual - expected| <= 1e-5 · max |expected|: outputs and gradients of the goldens."""
+    assert actual.shape == expected.shape, f"{tuple(actual.shape)} != {tuple(expected.shape)}"
+    bound = GOLDEN_RELATIVE * expected.abs().max().item()
+    torch.testing.assert_close(actual, expected, rtol=0.0, atol=bound, check_dtype=False)

@@ -1,0 +1,128 @@
+"""Model files: the native format, and readers for what the published code writes.
+
+A native checkpoint is two files side by side: ``NAME.safetensors`` with the weights and
+``NAME.json`` which describes them (stage, architecture, classes, normalisation), so that loading
+needs nothing else and never runs pickled code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from weaktr import __version__
+from weaktr.models.cam import CamModel
+from weaktr.models.pretrained import load_strict
+from weaktr.models.reference import cam_model_from_reference, segmenter_from_reference
+from weaktr.models.segmenter import Segmenter
+
+__all__ = ["cam_model_from_reference", "load", "save", "segmenter_from_reference"]
+
+FORMAT = "weaktr-checkpoint"
+MODELS: dict[str, type[CamModel] | type[Segmenter]] = {"cam": CamModel, "segmenter": Segmenter}
+
+
+def save(model: CamModel | Segmenter, path: str | Path, **extra: Any) -> Path:
+    """Write a model so that a crash at any moment leaves the old files or the new ones.
+
+    Args:
+        model: what to save.
+        path: target; the suffix is replaced by ``.safetensors`` and ``.json``.
+        extra: JSON-able facts to travel along, such as ``classes=[...]``.
+
+    Returns:
+        The path of the ``.safetensors`` file.
+
+    Raises:
+        OSError: the disk is full or not writable; the previous checkpoint is untouched.
+    """
+    path = Path(path).with_suffix(".safetensors")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    mean, std = model.normalization
+    description = {
+        "format": FORMAT,
+        "version": __version__,
+        "model": next(name for name, kind in MODELS.items() if type(model) is kind),
+        "config": model.config,
+        "normalization": {"mean": list(mean), "std": list(std)},
+        **extra,
+    }
+    text = json.dumps(description, indent=1)
+    # The description also travels inside the weights file: the pair is consistent even where a
+    # crash fell between the two renames, since loading reads the inner copy.
+    _replace(path, lambda temporary: save_file(state, temporary, metadata={"weaktr": text}))
+    _replace(path.with_suffix(".json"), lambda temporary: temporary.write_text(text + "\n"))
+    return path
+
+
+def load(
+    path: str | Path, device: torch.device | str = "cpu"
+) -> tuple[CamModel | Segmenter, dict[str, Any]]:
+    """Read a native checkpoint.
+
+    Args:
+        path: the ``.safetensors`` file (or the same name with any suffix).
+        device: where the model goes.
+
+    Returns:
+        (model in eval mode, its description: format, model, config, normalization and extras).
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a checkpoint of ours, cut off, or tensors missing or of another shape.
+    """
+    path = Path(path).with_suffix(".safetensors")
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint: no file {path}")
+    info = describe(path)
+    if info.get("model") not in MODELS:
+        raise ValueError(f"{path}: unknown model kind {info.get('model')!r}")
+    model = MODELS[info["model"]](**info["config"])
+    norm = info["normalization"]
+    model.vit.normalization = (tuple(norm["mean"]), tuple(norm["std"]))
+    load_strict(model, load_file(path), f"checkpoint {path}")
+    return model.to(device).eval(), info
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """The description stored in a checkpoint, without its weights.
+
+    Raises:
+        ValueError: not a checkpoint of ours, or cut off.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get("weaktr")
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a whole safetensors file ({error})") from error
+    if text is None:
+        raise ValueError(
+            f"{path}: safetensors without a weaktr description. Backbone weights go into "
+            "model.weights; checkpoints of the published code go through `cam_model_from_reference`"
+            " or `segmenter_from_reference`"
+        )
+    info: dict[str, Any] = json.loads(text)
+    return info
+
+
+def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write to a temporary name beside `path`, flush to disk, rename."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

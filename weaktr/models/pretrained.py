@@ -1,0 +1,267 @@
+"""Pretrained backbone weights: read any of the usual files, fit them to a `ViT`.
+
+Positions and patch kernels are resized to the model's grid and patch size, one class token is
+repeated for every class, and whatever is missing or left over is named.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from timm.layers import resample_abs_pos_embed, resample_patch_embed
+from torch import Tensor
+
+from weaktr.models.vit import ViT
+
+State = dict[str, Tensor]
+
+#: How positions are resized: timm's bicubic with antialiasing (and its pseudo-inverse patch
+#: kernel), or plain "bicubic" / "bilinear" as the published code does (with a bicubic kernel).
+RESIZE_METHODS = ("timm", "bicubic", "bilinear")
+#: Parts of a checkpoint that no plain encoder needs.
+IGNORED = (
+    "head",
+    "head_dist",
+    "lm_head",
+    "attn_pool",
+    "pre_logits",
+    "mask_token",
+    "rope",
+    "fusion",
+)
+WRAPPERS = ("model", "module", "state_dict", "teacher")
+#: Names of the original EVA-02 and DINOv2 releases -> timm's.
+RENAMES = (
+    ("mlp.w12.", "mlp.fc1."),
+    ("mlp.w1.", "mlp.fc1_g."),
+    ("mlp.w2.", "mlp.fc1_x."),
+    ("mlp.w3.", "mlp.fc2."),
+    ("mlp.ffn_ln.", "mlp.norm."),
+    ("attn.inner_attn_ln.", "attn.norm."),
+    ("register_tokens", "reg_token"),
+)
+
+
+def load_backbone(
+    vit: ViT,
+    weights: str | Path,
+    *,
+    backbone: str = "",
+    backbone_args: Mapping[str, Any] | None = None,
+    resize: str = "timm",
+) -> None:
+    """Load pretrained weights into `vit` in place.
+
+    Args:
+        vit: the model to fill.
+        weights: "timm" for the pretrained weights of `backbone` from timm's hub; else a file:
+            safetensors or a torch checkpoint in timm's, DINOv2's or EVA-02's naming, an AugReg
+            ``.npz``, or a checkpoint of ours (a stage-1 model gives stage 2 its backbone).
+        backbone, backbone_args: timm's name and arguments, for weights="timm".
+        resize: one of `RESIZE_METHODS`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: weights that do not fit; names what is missing or of the wrong shape.
+    """
+    if weights == "timm":
+        donor = timm.create_model(
+            backbone, pretrained=True, num_classes=0, **dict(backbone_args or {})
+        )
+        state = donor.state_dict()
+    else:
+        state = read_state(Path(weights))
+    fitted = fit_state(timm_names(state), vit, resize)
+    load_strict(vit, fitted, f"backbone weights {weights}")
+
+
+def load_strict(module: torch.nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+    """`load_state_dict` whose error lists every missing, unknown and misshapen tensor.
+
+    Raises:
+        ValueError: with up to five names of each kind.
+    """
+    own = module.state_dict()
+    problems = {
+        "missing": [k for k in own if k not in state],
+        "unknown": [k for k in state if k not in own],
+        "of another shape": [
+            f"{k} (expected {tuple(own[k].shape)}, got {tuple(state[k].shape)})"
+            for k in own
+            if k in state and state[k].shape != own[k].shape
+        ],
+    }
+    found = [f"{len(v)} {kind}: {', '.join(v[:5])}" for kind, v in problems.items() if v]
+    if found:
+        raise ValueError(f"{what} does not fit this model; " + "; ".join(found))
+    module.load_state_dict(dict(state))
+
+
+def read_state(path: Path) -> State:
+    """Tensors of a safetensors, npz (AugReg) or torch file; no pickled code is ever run."""
+    if not path.is_file():
+        raise FileNotFoundError(f"weights: no file {path}")
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    if path.suffix == ".npz":
+        return augreg_names(path)
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    for wrapper in WRAPPERS:
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    if not isinstance(state, dict) or not any(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(f"weights: {path} holds no state dict of tensors")
+    return {k: v for k, v in state.items() if isinstance(v, Tensor)}
+
+
+def timm_names(state: Mapping[str, Tensor]) -> State:
+    """The encoder's tensors under timm's names; heads and buffers dropped."""
+    for prefix in ("vit.", "encoder.", "backbone."):
+        if any(key.startswith(prefix) for key in state):
+            state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            break
+    out: State = {}
+    for key, value in state.items():
+        if key.split(".")[0] in IGNORED or ".rope." in key:
+            continue
+        out[timm_name(key)] = value
+    if "norm.weight" not in out:  # models with average pooling call their last norm fc_norm
+        out = {k.replace("fc_norm.", "norm."): v for k, v in out.items()}
+    return {k: v for k, v in out.items() if not k.startswith("fc_norm.")}
+
+
+def timm_name(key: str) -> str:
+    """One tensor's name in the EVA-02 or DINOv2 release -> timm's."""
+    for old, new in RENAMES:
+        key = key.replace(old, new)
+    return key
+
+
+def fit_state(state: State, vit: ViT, resize: str = "timm") -> State:
+    """Resize and repeat the tensors of `state` (timm's names) until they fit `vit`.
+
+    Raises:
+        ValueError: unknown `resize`, or a position embedding that cannot be understood.
+    """
+    if resize not in RESIZE_METHODS:
+        raise ValueError(f"resize: expected one of {RESIZE_METHODS}, got {resize!r}")
+    state = dict(state)
+    dist = state.pop("dist_token", None)
+    cls, reg = state.get("cls_token"), state.get("reg_token")
+    if "pos_embed" in state and vit.pos_embed is not None:
+        prefix = [t for t in (cls, dist, reg) if t is not None]
+        state["pos_embed"] = _fit_position(state, prefix, vit, resize)
+    if vit.cls_token is None:
+        state.pop("cls_token", None)
+    elif cls is not None and "cls_token" in state:
+        state["cls_token"] = repeat_token(state["cls_token"], vit.num_class_tokens)
+    else:
+        state["cls_token"] = vit.cls_token.detach()
+    kernel = state.get("patch_embed.proj.weight")
+    if kernel is not None and kernel.shape[-1] != vit.patch_size:
+        state["patch_embed.proj.weight"] = _resize_kernel(kernel, vit.patch_size, resize)
+    return state
+
+
+def repeat_token(token: Tensor, count: int) -> Tensor:
+    """[1, T, D] -> [1, count, D]: as is where T = count, else the mean token repeated."""
+    if token.shape[1] == count:
+        return token
+    return token.mean(1, keepdim=True).repeat(1, count, 1)
+
+
+def _fit_position(state: State, prefix: list[Tensor], vit: ViT, resize: str) -> Tensor:
+    """Position embedding of a checkpoint -> that of `vit` [1, prefix + P, D]."""
+    stored = state["pos_embed"]
+    counts = [t.shape[1] for t in prefix]
+    entries = _prefix_entries(stored.shape[1], sum(counts), math.prod(vit.position_grid))
+    patches = _resize_position(stored[:, entries:], vit.position_grid, resize)
+    if not vit.embed_prefix:
+        if entries and "cls_token" in state:  # fold the class token's position into the token
+            state["cls_token"] = state["cls_token"] + stored[:, :1]
+        return patches
+    assert vit.pos_embed is not None
+    if not entries:
+        return torch.cat([vit.pos_embed[:, : vit.num_prefix_tokens].detach(), patches], 1)
+    classes = repeat_token(stored[:, : counts[0]], vit.num_class_tokens)
+    registers = vit.num_prefix_tokens - vit.num_class_tokens
+    return torch.cat([classes, stored[:, entries - registers : entries], patches], 1)
+
+
+def _prefix_entries(total: int, prefix: int, patches: int) -> int:
+    """How many of `total` position entries belong to prefix tokens: all, one, or none."""
+    for entries in (prefix, 1, 0):
+        rest = total - entries
+        if rest == patches or (rest > 0 and math.isqrt(rest) ** 2 == rest):
+            return entries
+    raise ValueError(
+        f"pos_embed: {total} entries are no square grid with or without {prefix} prefix tokens"
+    )
+
+
+def _resize_position(stored: Tensor, grid: tuple[int, int], resize: str) -> Tensor:
+    """[1, P0, D] of a square grid -> [1, h · w, D]."""
+    if stored.shape[1] == grid[0] * grid[1]:
+        return stored
+    side = math.isqrt(stored.shape[1])
+    if resize == "timm":
+        return resample_abs_pos_embed(stored, list(grid), [side, side], num_prefix_tokens=0)
+    image = stored.unflatten(1, (side, side)).permute(0, 3, 1, 2).float()
+    resized = F.interpolate(image, size=grid, mode=resize, align_corners=False)
+    return resized.flatten(2).transpose(1, 2).to(stored.dtype)
+
+
+def _resize_kernel(kernel: Tensor, patch_size: int, resize: str) -> Tensor:
+    """Patch embedding kernel [D, 3, p0, p0] -> [D, 3, p, p]."""
+    size = [patch_size, patch_size]
+    if resize == "timm":
+        resized: Tensor = resample_patch_embed(kernel, size)
+        return resized
+    return F.interpolate(kernel.float(), size=size, mode="bicubic", align_corners=False)
+
+
+def augreg_names(path: Path) -> State:
+    """An AugReg ``.npz`` (Flax names, HWIO kernels) -> timm's names and layouts."""
+    with np.load(path, allow_pickle=False) as file:
+        raw = {key.removeprefix("opt/target/"): torch.from_numpy(file[key]) for key in file.files}
+    out = {
+        "cls_token": raw["cls"],
+        "pos_embed": raw["Transformer/posembed_input/pos_embedding"],
+        "patch_embed.proj.weight": raw["embedding/kernel"].permute(3, 2, 0, 1).contiguous(),
+        "patch_embed.proj.bias": raw["embedding/bias"],
+        "norm.weight": raw["Transformer/encoder_norm/scale"],
+        "norm.bias": raw["Transformer/encoder_norm/bias"],
+    }
+    if "head/kernel" in raw:
+        out["head.weight"], out["head.bias"] = raw["head/kernel"].T, raw["head/bias"]
+    depth = len({key.split("/")[1] for key in raw if key.startswith("Transformer/encoderblock_")})
+    for index in range(depth):
+        out |= _augreg_block(raw, f"Transformer/encoderblock_{index}/", f"blocks.{index}.")
+    return out
+
+
+def _augreg_block(raw: State, source: str, target: str) -> State:
+    """One transformer block of `augreg_names`."""
+    attention = source + "MultiHeadDotProductAttention_1/"
+    parts = ("query", "key", "value")
+    out = {
+        "attn.qkv.weight": torch.cat([raw[f"{attention}{n}/kernel"].flatten(1).T for n in parts]),
+        "attn.qkv.bias": torch.cat([raw[f"{attention}{n}/bias"].flatten() for n in parts]),
+        "attn.proj.weight": raw[f"{attention}out/kernel"].flatten(0, 1).T,
+        "attn.proj.bias": raw[f"{attention}out/bias"],
+    }
+    for ours, theirs in (("norm1", "LayerNorm_0"), ("norm2", "LayerNorm_2")):
+        out[f"{ours}.weight"] = raw[f"{source}{theirs}/scale"]
+        out[f"{ours}.bias"] = raw[f"{source}{theirs}/bias"]
+    for ours, theirs in (("mlp.fc1", "Dense_0"), ("mlp.fc2", "Dense_1")):
+        out[f"{ours}.weight"] = raw[f"{source}MlpBlock_3/{theirs}/kernel"].T
+        out[f"{ours}.bias"] = raw[f"{source}MlpBlock_3/{theirs}/bias"]
+    return {target + key: value.contiguous() for key, value in out.items()}

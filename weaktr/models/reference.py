@@ -1,0 +1,223 @@
+"""The published code's checkpoints <-> ours, names and arithmetic.
+
+Models made here follow the published code to the letter: its position interpolation, LayerNorm
+epsilons and the missing final norm of stage 1.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from weaktr.models.cam import CamModel
+from weaktr.models.pretrained import load_strict, timm_name
+from weaktr.models.segmenter import Segmenter
+
+State = dict[str, Tensor]
+
+#: The fusion's layers, published name -> ours.
+FUSION_NAMES = {
+    "adaptive_attention_fusion.attn_head_ffn.0.": "fusion.map_hidden.",
+    "adaptive_attention_fusion.attn_head_ffn.2.": "fusion.map_score.",
+    "adaptive_attention_fusion.attn_feat_ffn.0.": "fusion.feature_hidden.",
+    "adaptive_attention_fusion.attn_feat_ffn.1.": "fusion.feature_score.",
+}
+#: Published LayerNorm epsilon by stage.
+CAM_NORM_EPS, SEGMENTER_NORM_EPS = 1e-6, 1e-5
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+
+#: timm names that give each kind its architecture; every size is overridden from the tensors.
+BACKBONES = {
+    "deit": "vit_small_patch16_224",
+    "deit_distilled": "vit_small_patch16_224",
+    "dinov2": "vit_small_patch14_dinov2",
+    "eva02": "eva02_small_patch14_224",
+}
+
+
+def cam_model_from_reference(
+    state_dict: Mapping[str, Tensor],
+    *,
+    num_heads: int,
+    reduction: float,
+    feat_reduction: float,
+    pool: str,
+) -> CamModel:
+    """A stage-1 model of the published code.
+
+    Args:
+        state_dict: tensors under the published names.
+        num_heads: attention heads of the backbone (no tensor tells).
+        reduction, feat_reduction, pool: of the fusion, as trained.
+
+    Returns:
+        `CamModel` in eval mode.
+
+    Raises:
+        ValueError: tensors missing, unknown or of the wrong shape.
+    """
+    _require(state_dict, "cls_token", "pos_embed", "patch_embed.proj.weight", "head.weight")
+    classes, dim = state_dict["cls_token"].shape[1:]
+    side = _square_side(state_dict["pos_embed"].shape[1] - classes, "pos_embed")
+    patch = state_dict["patch_embed.proj.weight"].shape[-1]
+    model = CamModel(
+        BACKBONES["deit"],
+        classes,
+        image_size=side * patch,
+        patch_size=patch,
+        pool=pool,
+        reduction=reduction,
+        feat_reduction=feat_reduction,
+        position="published_cam",
+        norm_eps=CAM_NORM_EPS,
+        backbone_args=_sizes(state_dict, dim, num_heads),
+    )
+    model.vit.normalization = IMAGENET
+    load_strict(model, cam_names(state_dict), "published stage-1 checkpoint")
+    return model.eval()
+
+
+def cam_names(tensors: Mapping[str, Tensor]) -> State:
+    """Tensors (weights or gradients) of a published stage-1 model under our names."""
+    out: State = {}
+    for key, value in tensors.items():
+        for old, new in FUSION_NAMES.items():
+            if key.startswith(old):
+                out[new + key.removeprefix(old)] = value
+                break
+        else:
+            out[key if key.startswith("head.") else f"vit.{key}"] = value
+    return out
+
+
+def segmenter_from_reference(
+    state_dict: Mapping[str, Tensor],
+    *,
+    encoder_heads: int,
+    decoder_heads: int | None = None,
+    decoder: str = "mask_transformer",
+    patch_size: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    normalization: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
+) -> Segmenter:
+    """A stage-2 model of the published code.
+
+    DeiT, distilled DeiT, AugReg, DINOv2 and EVA-02 encoders are told apart by their keys; DeiT and
+    AugReg have the same keys and arithmetic and differ only in `normalization`.
+
+    Args:
+        state_dict: tensors under the published names (``encoder.``, ``decoder.``).
+        encoder_heads, decoder_heads: attention heads (no tensor tells); the decoder's default is
+            D / 64, at least 1.
+        decoder: one of `weaktr.models.segmenter.DECODERS`.
+        patch_size: checked against the patch kernel where given.
+        image_size: training crop in pixels; from a square position grid where None.
+        normalization: (mean, std); ImageNet's (CLIP's for EVA-02) where None.
+
+    Returns:
+        `Segmenter` in eval mode.
+
+    Raises:
+        ValueError: tensors missing, unknown or of the wrong shape, sizes that contradict them.
+    """
+    kernel, position = "encoder.patch_embed.proj.weight", "encoder.pos_embed"
+    _require(state_dict, "encoder.cls_token", kernel, position)
+    dim, _, _, patch = state_dict[kernel].shape
+    if patch_size not in (None, patch):
+        raise ValueError(f"patch_size: the patch kernel says {patch}, got {patch_size}")
+    kind = encoder_kind(state_dict)
+    prefix = 2 if kind == "deit_distilled" else 1
+    if image_size is None:
+        image_size = patch * _square_side(state_dict[position].shape[1] - prefix, position)
+    encoder = {
+        k.removeprefix("encoder."): v for k, v in state_dict.items() if k.startswith("encoder.")
+    }
+    num_labels = state_dict[
+        "decoder.head.weight" if decoder == "linear" else "decoder.mask_norm.weight"
+    ].shape[0]
+    model = Segmenter(
+        BACKBONES[kind],
+        num_labels,
+        decoder=decoder,
+        decoder_layers=_depth(state_dict, "decoder.blocks."),
+        decoder_heads=decoder_heads,
+        image_size=image_size,
+        patch_size=patch,
+        position="published_seg",
+        norm_eps=SEGMENTER_NORM_EPS,
+        class_tokens=prefix,
+        backbone_args=_sizes(encoder, dim, encoder_heads),
+    )
+    default = CLIP if kind == "eva02" else IMAGENET
+    model.vit.normalization = default if normalization is None else normalization
+    load_strict(model, segmenter_names(state_dict), "published stage-2 checkpoint")
+    return model.eval()
+
+
+def encoder_kind(state_dict: Mapping[str, Tensor]) -> str:
+    """Which family the encoder of a stage-2 checkpoint is: a key of `BACKBONES`."""
+    if "encoder.blocks.0.attn.q_bias" in state_dict:
+        return "eva02"
+    if "encoder.blocks.0.ls1.gamma" in state_dict:
+        return "dinov2"
+    return "deit_distilled" if "encoder.dist_token" in state_dict else "deit"
+
+
+def segmenter_names(tensors: Mapping[str, Tensor]) -> State:
+    """Tensors (weights or gradients) of a published stage-2 model under our names.
+
+    The unused classifier and EVA-02's constant rotary tables are dropped; the distillation token
+    becomes the second class token.
+    """
+    out: State = {}
+    for key, value in tensors.items():
+        if key.startswith(("encoder.head.", "encoder.head_dist.")) or "rope." in key:
+            continue
+        ours = "vit." + key.removeprefix("encoder.") if key.startswith("encoder.") else key
+        out[timm_name(ours)] = value
+    if "vit.dist_token" in out:
+        out["vit.cls_token"] = torch.cat([out["vit.cls_token"], out.pop("vit.dist_token")], 1)
+    return out
+
+
+def _sizes(encoder: Mapping[str, Tensor], dim: int, heads: int) -> dict[str, int | float]:
+    """timm arguments for width, depth, heads and MLP width, read from tensor shapes."""
+    if dim % heads:
+        raise ValueError(f"heads: expected a divisor of the width {dim}, got {heads}")
+    hidden = encoder.get("blocks.0.mlp.fc1.weight")
+    if hidden is None:
+        _require(encoder, "blocks.0.mlp.w3.weight")
+        hidden = encoder["blocks.0.mlp.w3.weight"].T
+    return {
+        "embed_dim": dim,
+        "depth": _depth(encoder, "blocks."),
+        "num_heads": heads,
+        # half a unit more, so that timm's int(dim * ratio) cannot round down to hidden - 1
+        "mlp_ratio": (hidden.shape[0] + 0.5) / dim,
+    }
+
+
+def _depth(tensors: Mapping[str, Tensor], prefix: str) -> int:
+    """Number of blocks, from keys ``{prefix}{index}.``."""
+    found = (re.match(re.escape(prefix) + r"(\d+)\.", key) for key in tensors)
+    return len({match[1] for match in found if match})
+
+
+def _square_side(count: int, name: str) -> int:
+    side = math.isqrt(max(count, 0))
+    if side * side != count or side == 0:
+        raise ValueError(
+            f"{name}: {count} patch positions are no square grid; give image_size where it applies"
+        )
+    return side
+
+
+def _require(tensors: Mapping[str, Tensor], *names: str) -> None:
+    missing = [name for name in names if name not in tensors]
+    if missing:
+        raise ValueError(f"state_dict: missing {', '.join(missing)}; has {list(tensors)[:4]} ...")

@@ -1,0 +1,335 @@
+"""Plain vision transformers from timm, opened up so that the method can look inside.
+
+`ViT` keeps timm's parts under timm's parameter names and runs them itself, because stage 1 needs
+what timm's forward hides: any number of class tokens, and of every layer the queries, the keys and
+the attention branch's output.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.layers import apply_rot_embed_cat, resample_abs_pos_embed
+from timm.layers.attention import Attention, AttentionRope
+from timm.models.eva import EvaAttention, EvaBlock
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+#: How the patch part of the position embedding follows a grid other than its own:
+#: "timm" (bicubic, antialiased), "published_cam" and "published_seg" (what the published code does
+#: in stage 1 and stage 2; kept for its checkpoints).
+POSITION_MODES = ("timm", "published_cam", "published_seg")
+
+
+class Layer(NamedTuple):
+    """What one transformer block yields."""
+
+    tokens: Tensor  #: [B, N, D] the block's output
+    attended: Tensor  #: [B, N, D] attention branch after its projection, before layer scale
+    q: Tensor  #: [B, H, N, d] queries as they enter the softmax
+    k: Tensor  #: [B, H, N, d] keys
+
+
+class Tokens(NamedTuple):
+    """Embedded image: tokens in the order class, register, patch."""
+
+    tokens: Tensor  #: [B, N, D]
+    grid: tuple[int, int]  #: (h, w), P = h · w patches at the end
+    rope: Tensor | None  #: rotary embedding of the patches, where the backbone has one
+
+
+class ViT(nn.Module):
+    """A timm plain ViT with a free number of class tokens.
+
+    Args:
+        backbone: timm name, such as ``deit_small_patch16_224`` (pretrained tag allowed).
+        class_tokens: T >= 0 tokens at the front (stage 1: one per class); the backbone's own
+            number (1, or 0 for SigLIP) where None.
+        image_size: pixels (H, W) or one number; sets the position grid that is stored.
+        patch_size: pixels; the backbone's own where None.
+        drop_path: stochastic depth rate of the last block, linear from 0 at the first.
+        position: one of `POSITION_MODES`.
+        norm_eps: epsilon of every LayerNorm; the backbone's own where None.
+        backbone_args: further arguments of the timm model (embed_dim, depth, ...).
+
+    Raises:
+        ValueError: unknown backbone, or one that is not a plain ViT.
+    """
+
+    cls_token: nn.Parameter | None
+    reg_token: nn.Parameter | None
+    pos_embed: nn.Parameter | None
+
+    def __init__(
+        self,
+        backbone: str,
+        *,
+        class_tokens: int | None = None,
+        image_size: int | tuple[int, int] = 224,
+        patch_size: int | None = None,
+        drop_path: float = 0.0,
+        position: str = "timm",
+        norm_eps: float | None = None,
+        backbone_args: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if position not in POSITION_MODES:
+            raise ValueError(f"position: expected one of {POSITION_MODES}, got {position!r}")
+        model = create_backbone(backbone, image_size, patch_size, drop_path, backbone_args)
+        self.position = position
+        self.patch_embed = model.patch_embed
+        self.norm_pre = model.norm_pre
+        self.blocks = model.blocks
+        self.norm = model.norm
+        self.rope: Any = getattr(model, "rope", None)
+        self.rope_per_block = bool(getattr(model, "rope_mixed", False))
+        self.embed_dim: int = model.embed_dim
+        self.num_heads: int = model.blocks[0].attn.num_heads
+        self.patch_size: int = model.patch_embed.patch_size[0]
+        self.normalization = _normalization(model)
+        self._adopt_prefix(model, class_tokens)
+        if norm_eps is not None:
+            for module in self.modules():
+                if isinstance(module, nn.LayerNorm):
+                    module.eps = norm_eps
+
+    def _adopt_prefix(self, model: Any, class_tokens: int | None) -> None:
+        """Take over class, register and position parameters, widened to `class_tokens`."""
+        reg_token = getattr(model, "reg_token", None)
+        pos_embed = getattr(model, "pos_embed", None)
+        own_prefix = 0 if pos_embed is None else pos_embed.shape[1] - model.patch_embed.num_patches
+        #: prefix tokens have position entries of their own (not so in DINOv2 with registers)
+        self.embed_prefix = own_prefix > 0
+        if class_tokens is None:
+            own = getattr(model, "cls_token", None)
+            class_tokens = 0 if own is None else own.shape[1]
+        if class_tokens == 0:
+            self.register_parameter("cls_token", None)
+        else:
+            init = torch.empty(1, class_tokens, self.embed_dim)
+            self.cls_token = nn.Parameter(nn.init.trunc_normal_(init, std=0.02))
+        self.reg_token = reg_token
+        if pos_embed is None:
+            self.register_parameter("pos_embed", None)
+            return
+        patches = pos_embed[:, own_prefix:] if self.embed_prefix else pos_embed
+        if self.embed_prefix:
+            init = torch.empty(1, self.num_prefix_tokens, self.embed_dim)
+            patches = torch.cat([nn.init.trunc_normal_(init, std=0.02), patches], 1)
+        self.pos_embed = nn.Parameter(patches.detach().clone())
+
+    @property
+    def num_class_tokens(self) -> int:
+        return 0 if self.cls_token is None else self.cls_token.shape[1]
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        return self.num_class_tokens + (0 if self.reg_token is None else self.reg_token.shape[1])
+
+    @property
+    def position_grid(self) -> tuple[int, int]:
+        """(h, w) of the stored position embedding."""
+        height, width = self.patch_embed.grid_size
+        return height, width
+
+    def embed(self, images: Tensor) -> Tokens:
+        """Images [B, 3, H, W], normalised -> `Tokens`; a remainder below one patch is dropped.
+
+        Raises:
+            ValueError: not [B, 3, H, W], or smaller than one patch.
+        """
+        size = images.shape[-2:]
+        if images.ndim != 4 or images.shape[1] != 3 or min(size) < self.patch_size:
+            raise ValueError(
+                f"images: expected [B, 3, H, W] with H, W >= {self.patch_size} (one patch), "
+                f"got {tuple(images.shape)}"
+            )
+        patches = self.patch_embed.proj(images)
+        grid = (patches.shape[2], patches.shape[3])
+        tokens = self.patch_embed.norm(patches.flatten(2).transpose(1, 2))
+        prefix = [t for t in (self.cls_token, self.reg_token) if t is not None]
+        position = self._position(grid, (size[0], size[1]))
+        if position is not None and not self.embed_prefix:
+            tokens = tokens + position
+        if prefix:
+            batch = images.shape[0]
+            tokens = torch.cat([*(t.expand(batch, -1, -1) for t in prefix), tokens], 1)
+        if position is not None and self.embed_prefix:
+            tokens = tokens + position
+        rope = None if self.rope is None else self.rope.get_embed(shape=list(grid))
+        return Tokens(self.norm_pre(tokens), grid, rope)
+
+    def run_block(self, index: int, tokens: Tensor, rope: Tensor | None) -> Layer:
+        """Run block `index` on tokens [B, N, D] and return what it computed on the way."""
+        block: Any = self.blocks[index]
+        if rope is not None and self.rope_per_block:
+            rope = rope[index]
+        attended, q, k = attend(block.attn, block.norm1(tokens), rope, self.num_prefix_tokens)
+        if isinstance(block, EvaBlock):
+            scale1, scale2 = (_gamma(block.gamma_1), _gamma(block.gamma_2))
+        else:
+            scale1, scale2 = block.ls1, block.ls2
+        tokens = tokens + block.drop_path1(scale1(attended))
+        tokens = tokens + block.drop_path2(scale2(block.mlp(block.norm2(tokens))))
+        return Layer(tokens, attended, q, k)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] -> all tokens [B, N, D] after the final norm."""
+        tokens, _, rope = self.embed(images)
+        for index in range(len(self.blocks)):
+            tokens = self.run_block(index, tokens, rope).tokens
+        out: Tensor = self.norm(tokens)
+        return out
+
+    def _position(self, grid: tuple[int, int], size: tuple[int, int]) -> Tensor | None:
+        """Position embedding [1, N or P, D] for `grid` of an image of `size` pixels."""
+        if self.pos_embed is None:
+            return None
+        prefix = self.num_prefix_tokens if self.embed_prefix else 0
+        stored = self.pos_embed[:, prefix:]
+        if self.position == "timm":
+            patches = resample_abs_pos_embed(
+                stored, list(grid), list(self.position_grid), num_prefix_tokens=0
+            )
+        elif self.position == "published_cam":
+            patches = _published_cam_position(stored, grid, size)
+        else:
+            patches = _published_seg_position(stored, grid, self.position_grid)
+        return torch.cat([self.pos_embed[:, :prefix], patches], 1) if prefix else patches
+
+
+def create_backbone(
+    backbone: str,
+    image_size: int | tuple[int, int],
+    patch_size: int | None,
+    drop_path: float,
+    backbone_args: Mapping[str, Any] | None,
+) -> Any:
+    """`timm.create_model` with random weights, no classifier, checked to be a plain ViT."""
+    arguments: dict[str, Any] = dict(backbone_args or {})
+    if patch_size is not None:
+        arguments["patch_size"] = patch_size
+    if not timm.is_model(backbone.split(".", maxsplit=1)[0]):
+        near = timm.list_models(f"*{backbone.split('_', maxsplit=1)[0]}*")[:8]
+        raise ValueError(f"backbone: timm has no model {backbone!r}; some that it has: {near}")
+    model = timm.create_model(
+        backbone,
+        pretrained=False,
+        num_classes=0,
+        global_pool="",
+        img_size=image_size,
+        drop_path_rate=drop_path,
+        dynamic_img_size=True,
+        **arguments,
+    )
+    block: Any = model.blocks[0] if hasattr(model, "blocks") else None
+    plain = isinstance(block, Block | EvaBlock) and isinstance(
+        block.attn, Attention | AttentionRope | EvaAttention
+    )
+    if not plain:
+        raise ValueError(
+            f"backbone: {backbone!r} is not a plain ViT (blocks of {type(block).__name__}); "
+            "expected a DeiT, AugReg, DINOv2, DINOv3, SigLIP or EVA-02 type model"
+        )
+    return model
+
+
+def attend(
+    attention: Any,
+    x: Tensor,
+    rope: Tensor | None,
+    prefix: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Multi-head self-attention of a timm module, with its queries and keys.
+
+    Args:
+        attention: timm's Attention, AttentionRope or EvaAttention; its weights, norms, gate and dropouts are used.
+        x: [B, N, D] normalised tokens.
+        rope: rotary embedding of the N - prefix patch tokens, or None.
+        prefix: number of tokens at the front that take no rotary embedding.
+
+    Returns:
+        (output [B, N, D] after projection, q [B, H, N, d], k [B, H, N, d]).
+    """
+    batch, tokens, _ = x.shape
+    q, k, v = _project(attention, x)
+    q, k = attention.q_norm(q), attention.k_norm(k)
+    if rope is not None:
+        half = bool(getattr(attention, "rotate_half", False))
+        q = _rotate(q, rope, prefix, half).type_as(v)
+        k = _rotate(k, rope, prefix, half).type_as(v)
+    dropout = attention.attn_drop.p if attention.training else 0.0
+    out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+    out = attention.norm(out.transpose(1, 2).reshape(batch, tokens, -1))
+    if getattr(attention, "gate", None) is not None:
+        out = out * attention.gate(x).sigmoid()
+    return attention.proj_drop(attention.proj(out)), q, k
+
+
+def _project(attention: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k, v, each [B, H, N, d], from fused or separate projections."""
+    batch, tokens, _ = x.shape
+    heads = attention.num_heads
+    if attention.qkv is None:
+        parts = [p(x) for p in (attention.q_proj, attention.k_proj, attention.v_proj)]
+        q, k, v = (p.reshape(batch, tokens, heads, -1).transpose(1, 2) for p in parts)
+        return q, k, v
+    bias = attention.qkv.bias
+    if getattr(attention, "q_bias", None) is not None:
+        bias = torch.cat([attention.q_bias, attention.k_bias, attention.v_bias])
+    qkv = F.linear(x, attention.qkv.weight, bias)
+    q, k, v = qkv.reshape(batch, tokens, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+    return q, k, v
+
+
+def _rotate(x: Tensor, rope: Tensor, prefix: int, half: bool) -> Tensor:
+    """Rotary embedding of all but the first `prefix` tokens of x [B, H, N, d]."""
+    rotated = apply_rot_embed_cat(x[:, :, prefix:], rope, half=half)
+    return torch.cat([x[:, :, :prefix], rotated], dim=2)
+
+
+def _gamma(gamma: Tensor | None) -> Any:
+    return nn.Identity() if gamma is None else gamma.mul
+
+
+def _normalization(model: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(mean, std) per RGB channel in [0, 1] that the backbone was pretrained with."""
+    config = model.pretrained_cfg
+    return tuple(config["mean"]), tuple(config["std"])
+
+
+def _as_image(position: Tensor, height: int) -> Tensor:
+    """[1, P, D] -> [1, D, h, w]."""
+    return position.unflatten(1, (height, -1)).permute(0, 3, 1, 2)
+
+
+def _published_cam_position(stored: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Stage 1 of the published code: bicubic with scale (h + 0.1) / √P0, square images as is."""
+    count = stored.shape[1]
+    if grid[0] * grid[1] == count and size[0] == size[1]:
+        return stored
+    side = math.isqrt(count)
+    resized = F.interpolate(
+        _as_image(stored, side),
+        scale_factor=((grid[0] + 0.1) / math.sqrt(count), (grid[1] + 0.1) / math.sqrt(count)),
+        mode="bicubic",
+        align_corners=False,
+    )
+    return resized.flatten(2).transpose(1, 2)
+
+
+def _published_seg_position(
+    stored: Tensor, grid: tuple[int, int], stored_grid: tuple[int, int]
+) -> Tensor:
+    """Stage 2 of the published code: bilinear to the exact grid where the token count differs."""
+    if grid[0] * grid[1] == stored.shape[1]:
+        return stored
+    resized = F.interpolate(
+        _as_image(stored, stored_grid[0]), size=grid, mode="bilinear", align_corners=False
+    )
+    return resized.flatten(2).transpose(1, 2)
