@@ -1,0 +1,224 @@
+"""torch data sets of both stages, and a sampler that can start anywhere.
+
+What sample i looks like in epoch e depends on (seed, e, i) alone: not on the number of workers,
+the order of reading or what was read before. So a killed and resumed run sees the same pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset, Sampler
+from torchvision import tv_tensors
+
+from weaktr.data.io import read_image, read_labels, require_same_size
+from weaktr.data.manifest import Manifest, Sample
+from weaktr.data.problems import DataError, Problem
+
+Transform = Callable[..., Any]
+
+
+def mixed_seed(*numbers: int) -> int:
+    """One seed 0..2^63-1 from several integers, equal for equal numbers and unlike otherwise."""
+    packed = struct.pack(f"<{len(numbers)}q", *numbers)
+    return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little") >> 1
+
+
+def multi_hot(labels: Sequence[int], num_classes: int) -> torch.Tensor:
+    """float32 [C] of 0 and 1 from class indices."""
+    target = torch.zeros(num_classes)
+    target[list(labels)] = 1.0
+    return target
+
+
+class _SeededDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+    """Samples with a transform whose random numbers come from (seed, epoch, index)."""
+
+    def __init__(self, samples: Sequence[Sample], transform: Transform, seed: int) -> None:
+        self.samples = tuple(samples)
+        self.transform = transform
+        self.seed = seed
+        # shared memory: workers that outlive an epoch see the next one's number
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the random numbers of `epoch`; call before iterating over the loader."""
+        self._epoch.fill_(epoch)
+
+    def _transformed(self, index: int, *inputs: Any) -> Any:
+        with torch.random.fork_rng(devices=[]):  # leave the caller's random numbers alone
+            seed = mixed_seed(self.seed, int(self._epoch), index)
+            torch.default_generator.manual_seed(seed)
+            return self.transform(*inputs)
+
+
+class CamDataset(_SeededDataset):
+    """Stage 1: images and their image-level labels. Never opens a mask.
+
+    Args:
+        manifest: every sample has labels.
+        transform: `tv_tensors.Image` uint8 [3, h, w] -> float32 [3, H, W].
+        seed: of the random numbers of the transform.
+
+    Raises:
+        ValueError: a sample's labels are not known or outside the classes.
+    """
+
+    def __init__(self, manifest: Manifest, transform: Transform, *, seed: int = 0) -> None:
+        self.num_classes = len(manifest.classes)
+        for sample in manifest:
+            if sample.labels is None:
+                message = "has no image-level labels, which stage 1 trains from"
+                raise DataError(Problem(str(sample.image), sample.source, message))
+            if any(not 0 <= label < self.num_classes for label in sample.labels):
+                message = f"labels: expected 0..{self.num_classes - 1}, got {sample.labels}"
+                raise DataError(Problem(str(sample.image), sample.source, message))
+        super().__init__(manifest.samples, transform, seed)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Image float32 [3, H, W] and multi-hot target float32 [C].
+
+        Raises:
+            DataError: the image is missing or corrupt.
+        """
+        sample = self.samples[index]
+        image = self._transformed(index, _tv_image(sample))
+        return image, multi_hot(sample.labels or (), self.num_classes)
+
+
+class SegDataset(_SeededDataset):
+    """Stage 2: images and labels of every pixel (pseudo labels, or true masks for comparison).
+
+    Args:
+        pairs: (image file, label file) pairs; or a manifest whose samples all have masks.
+        transform: (`tv_tensors.Image` uint8 [3, h, w], `tv_tensors.Mask` uint8 [h, w]) ->
+            (float32 [3, H, W], uint8 [H, W]).
+        num_labels: L, background included. None = that of the manifest; needed for pairs.
+        seed: of the random numbers of the transform.
+
+    Raises:
+        ValueError: no `num_labels` for pairs, or a sample without mask.
+    """
+
+    def __init__(
+        self,
+        pairs: Manifest | Sequence[tuple[str | Path, str | Path]],
+        transform: Transform,
+        *,
+        num_labels: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        if isinstance(pairs, Manifest):
+            samples = pairs.samples
+            num_labels = num_labels or pairs.classes.num_labels
+        else:
+            samples = tuple(
+                Sample(Path(image).stem, Path(image), None, Path(labels), "")
+                for image, labels in pairs
+            )
+        if num_labels is None:
+            raise ValueError("num_labels: expected the number of labels for pairs, got None")
+        self.num_labels = num_labels
+        for sample in samples:
+            if sample.mask is None:
+                message = "has no mask, which stage 2 trains from"
+                raise DataError(Problem(str(sample.image), sample.source, message))
+        super().__init__(samples, transform, seed)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Image float32 [3, H, W] and labels uint8 [H, W], 255 = ignore.
+
+        Raises:
+            DataError: a file is missing or corrupt, sizes differ, or a label is outside.
+        """
+        sample = self.samples[index]
+        assert sample.mask is not None  # checked above
+        image = _tv_image(sample)
+        labels = read_labels(sample.mask, self.num_labels, sample.source, mask_ids=sample.mask_ids)
+        require_same_size(labels, tuple(image.shape[-2:]), sample.mask, sample.source)
+        image, mask = self._transformed(index, image, tv_tensors.Mask(torch.from_numpy(labels)))
+        return image, mask
+
+
+def _tv_image(sample: Sample) -> tv_tensors.Image:
+    pixels = torch.from_numpy(read_image(sample))
+    return tv_tensors.Image(pixels.permute(2, 0, 1).contiguous())
+
+
+class EpochSampler(Sampler[list[int]]):
+    """Batches of indices in an order that depends on (seed, epoch) alone.
+
+    Use as ``DataLoader(dataset, batch_sampler=sampler)``. A resumed run continues an epoch with
+    `set_epoch(epoch, start_batch)`.
+
+    Args:
+        length: size of the data set.
+        batch_size: indices a batch.
+        seed: of the order.
+        shuffle: False = ascending order in every epoch.
+        drop_last: leave out a last batch that is not full.
+
+    Raises:
+        ValueError: `length` or `batch_size` < 1, or not one batch can be made.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+        drop_last: bool = True,
+    ) -> None:
+        if length < 1 or batch_size < 1:
+            raise ValueError(
+                f"length, batch_size: expected both >= 1, got {length} and {batch_size}"
+            )
+        if drop_last and length < batch_size:
+            raise ValueError(
+                f"batch_size: {batch_size} is more than the {length} samples, so drop_last leaves "
+                "none; take a smaller batch"
+            )
+        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.shuffle, self.drop_last = shuffle, drop_last
+        self.epoch, self.start_batch = 0, 0
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Number of batches of a whole epoch."""
+        if self.drop_last:
+            return self.length // self.batch_size
+        return -(-self.length // self.batch_size)
+
+    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
+        """Choose the epoch and the batch to start with.
+
+        Raises:
+            ValueError: a number is negative, or `start_batch` is past the epoch's end.
+        """
+        if epoch < 0 or not 0 <= start_batch <= self.batches_per_epoch:
+            raise ValueError(
+                f"epoch, start_batch: expected >= 0 and 0..{self.batches_per_epoch}, "
+                f"got {epoch} and {start_batch}"
+            )
+        self.epoch, self.start_batch = epoch, start_batch
+
+    def __len__(self) -> int:
+        return self.batches_per_epoch - self.start_batch
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = list(range(self.length))
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(mixed_seed(self.seed, self.epoch))
+            order = torch.randperm(self.length, generator=generator).tolist()
+        for batch in range(self.start_batch, self.batches_per_epoch):
+            yield order[batch * self.batch_size : (batch + 1) * self.batch_size]
