@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from weaktr.data.classes import IGNORE, Classes
+from weaktr.data.classes import COCO90, COCO_UNUSED, IGNORE, Classes
 from weaktr.data.io import (
     is_turned,
     outside_message,
@@ -136,7 +136,12 @@ def _whole_set(manifest: Manifest) -> list[Problem]:
     if 0 < masks < total:
         messages.append(f"only {masks} of {total} images have a mask; scores cover just these")
     seen = Counter(label for labels in labelled for label in labels)
-    unseen = [name for index, name in enumerate(manifest.classes.names) if not seen[index]]
+    never = COCO_UNUSED if manifest.classes == COCO90 else ()
+    unseen = [
+        name
+        for index, name in enumerate(manifest.classes.names)
+        if not seen[index] and name not in never
+    ]
     if labelled and unseen:
         messages.append(f"{len(unseen)} classes have no image: {', '.join(unseen)}")
     return [Problem(manifest.name, where, message, "warning") for message in messages]

@@ -137,8 +137,7 @@ def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
 
 def _normalise(normalization: Normalization) -> list[torch.nn.Module]:
     mean, std = normalization
-    to_float = {tv_tensors.Image: torch.float32, "others": None}
-    return [v2.ToDtype(to_float, scale=True), v2.Normalize(list(mean), list(std))]
+    return [v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))]
 
 
 class RandomKeepRatioResize(v2.Transform):
