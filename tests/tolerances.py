@@ -22,6 +22,10 @@ TOLERANCES = {
     "golden_gradient": Tolerance(1e-5, 1e-7),
     # marginals Q of the dense CRF against pydensecrf, whose lattice is the same to rounding
     "crf_marginals": Tolerance(0.0, 1e-4),
+    # the float32 lattice against float64 matrices; values of order 1
+    "lattice": Tolerance(1e-4, 1e-5),
+    # the lattice's filter against the exact Gaussian, values spread over 0 to 3
+    "gaussian_approximation": Tolerance(0.0, 0.1),
     # two ways of computing the same thing in float32 or float64
     "float32": Tolerance(1e-5, 1e-6),
     "float64": Tolerance(1e-10, 1e-12),
@@ -39,10 +43,12 @@ def assert_close(actual: torch.Tensor, expected: torch.Tensor, row: str) -> None
 
 #: The parity bar against the published code in float32, relative to an array's largest magnitude.
 GOLDEN_RELATIVE = 1e-5
+#: A hundredth of the published code's own noise floor for gradients (1e-7), for those near zero.
+GRADIENT_FLOOR = 1e-9
 
 
-def assert_golden(actual: torch.Tensor, expected: torch.Tensor) -> None:
-    """max |actual - expected| <= 1e-5 · max |expected|: outputs and gradients of the goldens."""
+def assert_golden(actual: torch.Tensor, expected: torch.Tensor, floor: float = 0.0) -> None:
+    """max |actual - expected| <= 1e-5 · max |expected| + floor, for every array of the goldens."""
     assert actual.shape == expected.shape, f"{tuple(actual.shape)} != {tuple(expected.shape)}"
-    bound = GOLDEN_RELATIVE * expected.abs().max().item()
+    bound = GOLDEN_RELATIVE * expected.abs().max().item() + floor
     torch.testing.assert_close(actual, expected, rtol=0.0, atol=bound, check_dtype=False)

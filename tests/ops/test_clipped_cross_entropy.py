@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tolerances import assert_close
 from torch.nn import functional as F
 
+from tests.tolerances import assert_close
 from weaktr.ops import clipped_cross_entropy
 from weaktr.ops.clipped_cross_entropy import clip_threshold
 
