@@ -1,0 +1,463 @@
+"""Recipes: typed settings of every stage, read from YAML and ``--set key=value``.
+
+The defaults are the published settings for VOC 2012 with DeiT-S; a recipe file states only what
+differs. An unknown key is an error that names the nearest known one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from argparse import ArgumentError
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_origin, get_type_hints
+
+from jsonargparse import ArgumentParser, get_loader
+
+Amp = Literal["auto", "none", "bf16", "fp16"]
+T = TypeVar("T")
+
+#: Where recipes that are asked for by name live (shipped with the package).
+RECIPES = Path(__file__).parent / "configs"
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images, labels and masks.
+
+    Args:
+        source: where manifests come from, see `weaktr.data.load_manifest`.
+        root: the data set's folder; of "manifest" the folder with ``<split>.json``.
+        options: further arguments of the source (``count`` of scenes, ``ids`` of COCO, ...).
+        val_options: what differs for `val_split`.
+        train_split: images and image-level labels of both trainings.
+        score_split: images whose masks score CAMs and pseudo labels (by name, among those of
+            `train_split`); None = `train_split` itself. Nothing is trained on these masks.
+        val_split: held-out images for predictions.
+    """
+
+    source: Literal["voc12", "coco14", "folder", "scenes", "manifest"] = "voc12"
+    root: str = "data/VOCdevkit/VOC2012"
+    options: dict[str, Any] = field(default_factory=dict)
+    val_options: dict[str, Any] = field(default_factory=dict)
+    train_split: str = "train_aug"
+    score_split: str | None = "train"
+    val_split: str = "val"
+
+
+@dataclass(frozen=True)
+class CamModelConfig:
+    """Arguments of `weaktr.models.CamModel`. Source: reference.md 1-14, 21."""
+
+    backbone: str = "deit_small_patch16_224.fb_in1k"
+    weights: str | None = "timm"
+    image_size: int = 224
+    patch_size: int | None = None
+    pool: Literal["avg", "max"] = "max"
+    reduction: float = 8.0
+    feat_reduction: float = 8.0
+    drop_path: float = 0.1
+    patch_norm: bool = False
+    backbone_args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CamAugment:
+    """Training augmentation of stage 1 (arguments of `weaktr.data.cam_train_transform`).
+
+    Args:
+        scale: range of the random crop's share of the image area.
+        ratio: range of the random crop's width / height.
+        flip: probability of a horizontal flip.
+        randaugment: RandAugment m9-mstd0.5-inc1.
+        erasing: probability of random erasing with noise.
+    """
+
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+    randaugment: bool = True
+    erasing: float = 0.25
+
+
+@dataclass(frozen=True)
+class TrainCamConfig:
+    """Stage 1: three multi-label losses, AdamW, cosine schedule.
+
+    Args:
+        epochs: passes over the training images.
+        batch_size: images a forward pass.
+        accumulate: forward passes an optimiser step.
+        lr: peak learning rate of a step of ``batch_size * accumulate`` images.
+        weight_decay: on every parameter.
+        warmup_epochs: epochs from `warmup_lr` up to `lr`.
+        warmup_lr: learning rate of the first epoch.
+        min_lr: learning rate at the end.
+        lag_one_epoch: the published schedule: constant within an epoch and one epoch late (epochs
+            0 and 1 run at `warmup_lr`). False: smooth, changing with every step.
+        amp: autocast; "auto" = fp16 on CUDA (as published), none elsewhere.
+        clip_grad: largest gradient norm, or None.
+        ema_decay: keep an exponential moving average of the weights and save that, or None.
+        validate_every: epochs between looks at the CAM mIoU of the score split (0 = never). For
+            the eye only: nothing is chosen by it.
+        augment: see `CamAugment`.
+
+    Source: reference.md 15-22 (lr 6e-4 * batch 64 / 512).
+    """
+
+    epochs: int = 60
+    batch_size: int = 64
+    accumulate: int = 1
+    lr: float = 7.5e-5
+    weight_decay: float = 0.03
+    warmup_epochs: int = 5
+    warmup_lr: float = 1e-6
+    min_lr: float = 1e-5
+    lag_one_epoch: bool = True
+    amp: Amp = "auto"
+    clip_grad: float | None = None
+    ema_decay: float | None = None
+    validate_every: int = 0
+    augment: CamAugment = CamAugment()
+
+
+@dataclass(frozen=True)
+class LabelConfig:
+    """CAMs -> pseudo labels.
+
+    Args:
+        attention_type: "coarse" (plain CAM), "fused" (times class-to-patch attention) or
+            "transcam" (the attention alone).
+        refine: multiply by the patch-to-patch attention.
+        scales: image scales whose CAMs are summed; each side is ``round(side * scale)``.
+        flip: add the horizontally flipped image at each scale.
+        threshold: background score in [0, 1]; a pixel whose CAMs are all at most this is
+            background.
+        crf: a preset of `weaktr.crf` by name, explicit settings, or None for no CRF.
+        gt_prob: confidence in the label before the CRF, in (0, 1).
+        unlabelled: what to do with images of no class: "skip", or an all-"background" mask.
+        batch_size: images of one size a forward pass.
+        amp: autocast while CAMs are made; "auto" = fp16 on CUDA.
+
+    Source: reference.md 23-28, 32.
+    """
+
+    attention_type: Literal["coarse", "fused", "transcam"] = "fused"
+    refine: bool = True
+    scales: tuple[float, ...] = (1.0, 1.2)
+    flip: bool = True
+    threshold: float = 0.43
+    crf: str | dict[str, Any] | None = "voc_cam"
+    gt_prob: float = 0.7
+    unlabelled: Literal["skip", "background"] = "skip"
+    batch_size: int = 1
+    amp: Amp = "none"
+
+
+@dataclass(frozen=True)
+class SegModelConfig:
+    """Arguments of `weaktr.models.Segmenter`. Source: reference.md 33-40.
+
+    Args:
+        weights: None = random, "timm" = pretrained, "stage1" = this run's stage-1 checkpoint,
+            else a file.
+    """
+
+    backbone: str = "deit_small_patch16_224.fb_in1k"
+    weights: str | None = "timm"
+    image_size: int = 480
+    patch_size: int | None = None
+    decoder: Literal["mask_transformer", "multi_mask_transformer", "linear"] = "mask_transformer"
+    decoder_layers: int = 2
+    decoder_heads: int | None = None
+    drop_path: float = 0.1
+    dropout: float = 0.1
+    backbone_args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SegAugment:
+    """Training augmentation of stage 2 (arguments of `weaktr.data.seg_train_transform`).
+
+    Args:
+        short_side: short side of the image at scale 1, in pixels.
+        ratio: range of the random factor on `short_side`.
+        max_ratio: the long side is at most ``short_side * max_ratio``.
+        cat_max_ratio: the largest share of one label in a crop.
+        flip: probability of a horizontal flip.
+        photometric: photometric distortion.
+    """
+
+    short_side: int = 520
+    ratio: tuple[float, float] = (0.5, 2.0)
+    max_ratio: float = 8.0
+    cat_max_ratio: float = 0.75
+    flip: float = 0.5
+    photometric: bool = True
+
+
+@dataclass(frozen=True)
+class TrainSegConfig:
+    """Stage 2: clipped cross-entropy on pseudo labels, SGD, polynomial schedule.
+
+    Args:
+        masks: "pseudo" (the label stage's), or "truth" for an upper bound that is no longer
+            weakly supervised.
+        epochs: passes over the pseudo-labelled images.
+        batch_size: crops a forward pass.
+        accumulate: forward passes an optimiser step.
+        crop: side of the training crop, in pixels.
+        optimizer: "sgd" (nesterov, as published) or "adamw".
+        lr: learning rate of the decoder.
+        encoder_lr: factor on `lr` for the backbone.
+        layer_decay: further factor a layer, from the top down.
+        momentum: of SGD.
+        weight_decay: on matrices only.
+        power: exponent of the polynomial schedule.
+        min_lr: where the schedule ends.
+        warmup_steps: linear warm-up.
+        clip_patch: side of the loss-clipping tiles, in pixels.
+        clip_start: clipping begins once the batch's mean loss is at or below this.
+        amp, clip_grad, ema_decay, validate_every, augment: as in `TrainCamConfig`.
+
+    Source: reference.md 41-46.
+    """
+
+    masks: Literal["pseudo", "truth"] = "pseudo"
+    epochs: int = 100
+    batch_size: int = 4
+    accumulate: int = 1
+    crop: int = 480
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 1e-4
+    encoder_lr: float = 0.1
+    layer_decay: float = 1.0
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    power: float = 0.9
+    min_lr: float = 1e-5
+    warmup_steps: int = 0
+    clip_patch: int = 120
+    clip_start: float = 1.2
+    amp: Amp = "none"
+    clip_grad: float | None = None
+    ema_decay: float | None = None
+    validate_every: int = 0
+    augment: SegAugment = SegAugment()
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """Sliding-window inference over scales and flips.
+
+    Args:
+        short_side: short side of the image at ratio 1, in pixels.
+        ratios: image scales whose probabilities are averaged.
+        flip: add the flipped image at each ratio.
+        window: side of the square window, in pixels.
+        stride: step between windows, in pixels.
+        window_batch: windows a forward pass.
+        ensemble: "plain" = the decoder's output; "published" = 0.8 * the output before the
+            decoder's last block + its output.
+        crf: a preset of `weaktr.crf` by name, explicit settings, or None for no CRF.
+        amp: autocast.
+
+    Source: reference.md 48-52.
+    """
+
+    short_side: int = 520
+    ratios: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+    flip: bool = True
+    window: int = 480
+    stride: int = 320
+    window_batch: int = 8
+    ensemble: Literal["plain", "published"] = "published"
+    crf: str | dict[str, Any] | None = "voc_seg"
+    amp: Amp = "none"
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Scores against the true masks, which nothing but this stage reads.
+
+    Args:
+        cam_images: images of the score split whose CAMs are made again for the threshold curve
+            (0 = no curve, None = all).
+        thresholds: the curve's first, last and step.
+    """
+
+    cam_images: int | None = None
+    thresholds: tuple[float, float, float] = (0.0, 0.8, 0.01)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything a run depends on.
+
+    Args:
+        name: of the recipe; the run's folder is ``runs/NAME`` by default.
+        seed: of all randomness.
+        device: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1", ...
+        num_workers: processes that load images; changes no result.
+        checkpoint_seconds: time between training checkpoints; changes no result.
+        checkpoint_steps: optimiser steps between training checkpoints, or None.
+        log_steps: optimiser steps between looks at the loss.
+    """
+
+    name: str = "voc12_deit_s"
+    seed: int = 0
+    device: str = "auto"
+    num_workers: int = 4
+    checkpoint_seconds: float = 600.0
+    checkpoint_steps: int | None = None
+    log_steps: int = 20
+    data: DataConfig = DataConfig()
+    cam_model: CamModelConfig = CamModelConfig()
+    train_cam: TrainCamConfig = TrainCamConfig()
+    label: LabelConfig = LabelConfig()
+    seg_model: SegModelConfig = SegModelConfig()
+    train_seg: TrainSegConfig = TrainSegConfig()
+    predict: PredictConfig = PredictConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+
+def recipe_names() -> list[str]:
+    """The recipes that can be asked for by name."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def find_recipe(name: str | Path) -> Path:
+    """The file of a recipe given by name (``demo``) or path (``mine/voc.yaml``).
+
+    Raises:
+        ValueError: there is no such recipe; the message lists the known names.
+    """
+    for candidate in (Path(name), RECIPES / f"{name}.yaml"):
+        if candidate.is_file():
+            return candidate
+    raise ValueError(
+        f"recipe: expected a YAML file or one of {', '.join(recipe_names())}; got {str(name)!r}"
+        f"{_did_you_mean(str(name), recipe_names())}"
+    )
+
+
+def load_recipe(name: str | Path, settings: Iterable[str] = ()) -> Recipe:
+    """Read a recipe and apply ``key=value`` settings.
+
+    Args:
+        name: a recipe's name or YAML file.
+        settings: such as ``"train_cam.epochs=5"``; values are YAML.
+
+    Raises:
+        ValueError: no such recipe, not YAML, an unknown key, or a value of the wrong type.
+    """
+    path = find_recipe(name)
+    tree = _parse_yaml(path.read_text(encoding="utf-8"), str(path)) or {}
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path}: expected a YAML mapping, got {type(tree).__name__}")
+    tree.setdefault("name", path.stem)
+    for setting in settings:
+        apply_setting(tree, setting)
+    return make(Recipe, tree, origin=str(path))
+
+
+def make(kind: type[T], tree: Mapping[str, Any], origin: str = "") -> T:
+    """Build a settings dataclass from a tree of plain values, checking keys and types.
+
+    Args:
+        kind: `Recipe` or one of its parts.
+        tree: nested mapping; missing keys keep their defaults.
+        origin: where the tree comes from, for messages.
+
+    Raises:
+        ValueError: an unknown key (the nearest known one is named) or a value of the wrong type.
+    """
+    _check_keys(kind, tree, "", origin)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind, None)
+    try:
+        values = parser.parse_object(dict(tree)).as_dict()
+    except ArgumentError as error:
+        raise ValueError(f"{origin}: {error}" if origin else str(error)) from error
+    return _build(kind, values)
+
+
+def as_tree(settings: Any) -> dict[str, Any]:
+    """The plain values of a settings dataclass (JSON types only)."""
+    tree: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(settings)))
+    return tree
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe with every default written out, as YAML (JSON values, one key a line)."""
+    lines: list[str] = []
+    for key, value in as_tree(recipe).items():
+        if isinstance(value, dict):
+            lines += [f"{key}:", *(f"  {k}: {json.dumps(v)}" for k, v in value.items())]
+        else:
+            lines.append(f"{key}: {json.dumps(value)}")
+    return "\n".join(lines) + "\n"
+
+
+def _parse_yaml(text: str, origin: str) -> Any:
+    from yaml import YAMLError
+
+    try:
+        return get_loader("yaml")(text)
+    except YAMLError as error:
+        raise ValueError(f"{origin}: expected YAML, got: {error}") from error
+
+
+def apply_setting(tree: dict[str, Any], setting: str) -> None:
+    key, separator, value = setting.partition("=")
+    if not separator or not key.strip():
+        raise ValueError(f"--set: expected key=value such as train_cam.epochs=5, got {setting!r}")
+    *parents, leaf = key.strip().split(".")
+    for parent in parents:
+        below = tree.setdefault(parent, {})
+        if not isinstance(below, dict):
+            raise ValueError(f"--set {setting}: {parent!r} is a value, it has no {leaf!r}")
+        tree = below
+    tree[leaf] = _parse_yaml(value, f"--set {setting}")
+
+
+def _check_keys(kind: type, tree: Mapping[str, Any], prefix: str, origin: str) -> None:
+    hints = get_type_hints(kind)
+    for key, value in tree.items():
+        if key not in hints:
+            where = f"{origin}: " if origin else ""
+            raise ValueError(
+                f"{where}unknown key {prefix + str(key)!r}{_did_you_mean(str(key), hints, prefix)}"
+            )
+        if dataclasses.is_dataclass(hints[key]):
+            if not isinstance(value, Mapping):
+                raise ValueError(
+                    f"{origin}: {prefix + key}: expected a mapping of "
+                    f"{', '.join(get_type_hints(hints[key]))}; got {value!r}"
+                )
+            _check_keys(hints[key], value, f"{prefix}{key}.", origin)
+
+
+def _did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
+    names: Sequence[str] = list(known)
+    near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    if near:
+        return f" - did you mean {prefix + near[0]!r}?"
+    return f"; known here: {', '.join(names)}" if names else ""
+
+
+def _build(kind: type[T], values: Mapping[str, Any]) -> T:
+    hints = get_type_hints(kind)
+    arguments: dict[str, Any] = {}
+    for key, value in values.items():
+        hint = hints[key]
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            arguments[key] = _build(hint, value)
+        elif isinstance(value, list) and get_origin(hint) is tuple:
+            arguments[key] = tuple(value)
+        else:
+            arguments[key] = value
+    return kind(**arguments)

@@ -1,0 +1,151 @@
+"""Progress bars on a terminal, plain lines elsewhere; TensorBoard where it is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+T = TypeVar("T")
+log = logging.getLogger("weaktr")
+console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 150)
+
+#: Seconds between two lines where there is no terminal.
+LINE_SECONDS = 20.0
+
+
+def set_up_logging(level: int = logging.INFO) -> None:
+    """Send weaktr's messages to the console (called by the commands, not by the library)."""
+    if not log.handlers:
+        handler: logging.Handler = RichHandler(
+            console=console, show_path=False, show_time=False, show_level=False, markup=False
+        )
+        if not console.is_terminal:
+            handler = logging.StreamHandler()
+            handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        log.addHandler(handler)
+        log.propagate = False
+    log.setLevel(level)
+
+
+class Meter:
+    """A counted piece of work: a bar with speed, ETA and notes, or a line now and then.
+
+    Args:
+        title: what is being done.
+        total: how many units.
+        done: how many were done before (a resumed run).
+        unit: what is counted, for the speed.
+    """
+
+    def __init__(self, title: str, total: int, *, done: int = 0, unit: str = "images") -> None:
+        self.title, self.total, self.done, self.unit = title, total, done, unit
+        self._started, self._start_done = time.monotonic(), done
+        self._last_line = self._started
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Meter:
+        if console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[speed]}"),
+                TimeElapsedColumn(),
+                TextColumn("ETA"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=console,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(
+                self.title, total=self.total, completed=self.done, speed="", note=""
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        elif self.done > self._start_done:
+            self._line("")
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """Count `count` units as done; `note` (the loss, say) stands beside the bar."""
+        self.done += count
+        if self._bar is not None and self._task is not None:
+            speed = f"{self.speed():.1f} {self.unit}/s"
+            self._bar.update(self._task, completed=self.done, speed=speed)
+            if note:
+                self._bar.update(self._task, note=note)
+        elif time.monotonic() - self._last_line >= LINE_SECONDS:
+            self._last_line = time.monotonic()
+            self._line(note)
+
+    def speed(self) -> float:
+        """Units a second since the start."""
+        return (self.done - self._start_done) / max(time.monotonic() - self._started, 1e-9)
+
+    def _line(self, note: str) -> None:
+        left = (self.total - self.done) / max(self.speed(), 1e-9)
+        eta = f", {left:.0f} s left" if self.done < self.total else ""
+        log.info(
+            "%s: %d of %d, %.1f %s/s%s%s",
+            self.title, self.done, self.total, self.speed(), self.unit, eta,
+            f", {note}" if note else "",
+        )  # fmt: skip
+
+
+def track(items: Iterable[T], title: str, total: int, unit: str = "images") -> Iterator[T]:
+    """Yield `items` while counting them."""
+    with Meter(title, total, unit=unit) as meter:
+        for item in items:
+            yield item
+            meter.advance()
+
+
+class TensorBoard:
+    """Scalars for TensorBoard; does nothing where it is not installed."""
+
+    def __init__(self, folder: Path) -> None:
+        self._writer: Any = None
+        if importlib.util.find_spec("tensorboard") is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(folder))
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Write each value under its name."""
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush and close."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+@contextmanager
+def timed(what: str) -> Iterator[None]:
+    """Log how long a block took."""
+    start = time.monotonic()
+    yield
+    log.info("%s took %.0f s", what, time.monotonic() - start)

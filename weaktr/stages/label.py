@@ -1,0 +1,274 @@
+"""Checkpoint and images -> CAMs (in memory) -> CRF -> pseudo-label masks and their index.
+
+Source: reference.md 23-28 and 32 (the published generation of CAMs and labels).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from weaktr import artifacts
+from weaktr.artifacts import MaskFolder
+from weaktr.config import Amp, LabelConfig
+from weaktr.crf import CrfSettings
+from weaktr.data import Problem, Sample
+from weaktr.models import CamModel
+from weaktr.progress import Meter
+from weaktr.stages.crf_choice import choose_crf
+from weaktr.stages.parallel import ordered_map, read_images
+from weaktr.stages.training import autocast
+
+log = logging.getLogger("weaktr")
+
+
+@dataclass
+class LabelReport:
+    """What became of the images.
+
+    Args:
+        labelled: masks now in the folder.
+        unlabelled: names of images of no class that got no mask.
+        unreadable: images that could not be read.
+    """
+
+    labelled: int = 0
+    unlabelled: list[str] = field(default_factory=list)
+    unreadable: list[Problem] = field(default_factory=list)
+
+
+def label(
+    model: CamModel,
+    samples: Sequence[Sample],
+    folder: Path,
+    settings: LabelConfig,
+    *,
+    dump_cams: bool = False,
+) -> LabelReport:
+    """Write a pseudo label for every image with image-level labels; goes on where it stopped.
+
+    Args:
+        model: in eval mode, on its device.
+        samples: images and image-level labels; masks are not looked at.
+        folder: gets ``masks/``, ``index.jsonl`` and, with a CRF, ``before_crf/``.
+        settings: see `LabelConfig`.
+        dump_cams: also write ``cams/NAME.npz`` (large).
+
+    Returns:
+        What was done and what was left out, which is also logged.
+    """
+    masks = MaskFolder(folder, verify=True)
+    before = MaskFolder(folder / "before_crf", verify=True)
+    crf = choose_crf(settings.crf)
+    report = LabelReport()
+    if settings.unlabelled == "skip":
+        report.unlabelled = [sample.name for sample in samples if not sample.labels]
+    left_out = set(report.unlabelled)
+    chosen = [sample for sample in samples if sample.name not in left_out]
+    todo = [
+        sample
+        for sample in chosen
+        if sample.name not in masks or (crf is not None and sample.name not in before)
+    ]
+
+    def finish(item: tuple[Sample, np.ndarray, np.ndarray]) -> tuple[Sample, list[np.ndarray]]:
+        sample, image, cams = item
+        if dump_cams:
+            artifacts.write_cams(folder / "cams" / f"{sample.name}.npz", cams, sample.labels or ())
+        return sample, _pseudo_labels(image, cams, sample.labels or (), settings, crf)
+
+    with Meter("pseudo labels", len(chosen), done=len(chosen) - len(todo)) as meter:
+        items = image_cams(model, read_images(todo, report.unreadable), settings)
+        for sample, made in ordered_map(finish, items):
+            if crf is not None:
+                before.add(sample.name, made[0])
+            masks.add(sample.name, made[-1])
+            meter.advance()
+    masks.flush()
+    before.flush()
+    report.labelled = len(masks)
+    _tell(report)
+    return report
+
+
+def image_cams(
+    model: CamModel, images: Iterable[tuple[Sample, np.ndarray]], settings: LabelConfig
+) -> Iterator[tuple[Sample, np.ndarray, np.ndarray]]:
+    """The multi-scale CAMs of every image, for the classes of its image-level label.
+
+    Args:
+        model: in eval mode, on its device.
+        images: samples with their pixels, uint8 [H, W, 3]; neighbours of one size share a batch.
+        settings: see `LabelConfig`.
+
+    Yields:
+        Sample, image, CAMs float32 [K, H, W] in [0, 1] in the order of `Sample.labels`.
+    """
+    for batch in _same_size(images, settings.batch_size):
+        pixels = np.stack([image for _, image in batch])
+        present = [sample.labels or () for sample, _ in batch]
+        cams = multi_scale_cams(
+            model,
+            pixels,
+            present,
+            scales=settings.scales,
+            flip=settings.flip,
+            attention_type=settings.attention_type,
+            refine=settings.refine,
+            amp=settings.amp,
+        )
+        for (sample, image), maps in zip(batch, cams, strict=True):
+            yield sample, image, maps
+
+
+@torch.inference_mode()
+def multi_scale_cams(
+    model: CamModel,
+    images: np.ndarray,
+    present: Sequence[Sequence[int]],
+    *,
+    scales: Sequence[float] = (1.0, 1.2),
+    flip: bool = True,
+    attention_type: str = "fused",
+    refine: bool = True,
+    amp: Amp = "none",
+) -> list[np.ndarray]:
+    """CAMs summed over scales and flips, then brought to [0, 1] class by class.
+
+        cam = Σ_scales Σ_flips upsample(cams(resize(image)));  (cam - min) / (max - min + 1e-8)
+
+    Args:
+        model: in eval mode, on its device.
+        images: uint8 [B, H, W, 3] RGB.
+        present: for each image the class indices to compute.
+        scales: of the images; PIL's bicubic, sides ``round(side * scale)``.
+        flip: also the horizontally flipped image.
+        attention_type, refine: see `CamModel.cams`.
+        amp: autocast of the forward passes.
+
+    Returns:
+        For each image float32 [K, H, W] in the order of `present`.
+
+    Source: reference.md 23.
+    """
+    device = next(model.parameters()).device
+    height, width = images.shape[1:3]
+    multi_hot = torch.zeros(len(images), model.num_classes, device=device)
+    for row, classes in zip(multi_hot, present, strict=True):
+        row[list(classes)] = 1
+    sums = [torch.zeros(len(classes), height, width, device=device) for classes in present]
+    for scale in scales:
+        plain = _network_input(images, scale, model.normalization, device)
+        for flipped in (False, True) if flip else (False,):
+            with autocast(amp, device):
+                maps = model.cams(
+                    plain.flip(-1) if flipped else plain,
+                    multi_hot,
+                    attention_type=attention_type,
+                    refine=refine,
+                )
+            for total, cams, classes in zip(sums, maps, present, strict=True):
+                if classes:
+                    large = _upsample(cams[list(classes)].float(), (height, width))
+                    total.add_(large.flip(-1) if flipped else large)
+    return [_normalise(total).cpu().numpy() for total in sums]
+
+
+def labels_from_cams(cams: np.ndarray, threshold: float) -> np.ndarray:
+    """The best class of each pixel, or background where no CAM exceeds the threshold.
+
+        label = argmax softmax([threshold, cam_1, ..., cam_K])
+
+    The softmax changes no order but rounds: a CAM one unit in the last place above the threshold
+    ties with it, and the first (background) wins, as in the published labels.
+
+    Args:
+        cams: float32 [K, H, W] in [0, 1].
+        threshold: background score in [0, 1].
+
+    Returns:
+        uint8 [H, W]: 0 = background, i + 1 = the i-th CAM.
+
+    Source: reference.md 28.
+    """
+    background = np.full((1, *cams.shape[1:]), threshold, np.float32)
+    scores = np.concatenate([background, cams.astype(np.float32, copy=False)])
+    scores = np.exp(scores - scores.max(0))
+    return (scores / scores.sum(0)).argmax(0).astype(np.uint8)
+
+
+def _pseudo_labels(
+    image: np.ndarray,
+    cams: np.ndarray,
+    classes: Sequence[int],
+    settings: LabelConfig,
+    crf: CrfSettings | None,
+) -> list[np.ndarray]:
+    """Labels before and, where there is a CRF, after it; uint8 [H, W] each."""
+    values = np.array([0, *(index + 1 for index in classes)], np.uint8)
+    compact = labels_from_cams(cams, settings.threshold)
+    if crf is None:
+        return [values[compact]]
+    refined = compact
+    if classes:
+        refined = np.asarray(crf.refine_labels(image, compact, len(values), settings.gt_prob))
+    return [values[compact], values[refined]]
+
+
+def _network_input(
+    images: np.ndarray, scale: float, normalization: tuple[Any, Any], device: torch.device
+) -> Tensor:
+    height, width = images.shape[1:3]
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    if size != (width, height):
+        images = np.stack(
+            [np.asarray(Image.fromarray(i).resize(size, Image.Resampling.BICUBIC)) for i in images]
+        )
+    mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in normalization)
+    pixels = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)
+    return (pixels.float() / 255 - mean) / std
+
+
+def _upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0]
+
+
+def _normalise(maps: Tensor) -> Tensor:
+    if not len(maps):
+        return maps
+    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+    return (maps - low) / (high - low + 1e-8)
+
+
+def _same_size(
+    images: Iterable[tuple[Sample, np.ndarray]], batch_size: int
+) -> Iterator[list[tuple[Sample, np.ndarray]]]:
+    """Neighbouring images of one size in batches."""
+    batch: list[tuple[Sample, np.ndarray]] = []
+    for item in images:
+        if batch and (len(batch) == batch_size or batch[0][1].shape != item[1].shape):
+            yield batch
+            batch = []
+        batch.append(item)
+    if batch:
+        yield batch
+
+
+def _tell(report: LabelReport) -> None:
+    log.info("pseudo labels: %d masks", report.labelled)
+    if report.unlabelled:
+        log.warning(
+            "%d images show no class and were left out (%s, ...); unlabelled=background keeps them",
+            len(report.unlabelled), ", ".join(report.unlabelled[:3]),
+        )  # fmt: skip
+    for problem in report.unreadable:
+        log.warning("left out: %s", problem)

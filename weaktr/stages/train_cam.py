@@ -1,0 +1,126 @@
+"""Stage 1: images and image-level labels -> checkpoint.
+
+    loss = soft_margin(class_logits) + soft_margin(coarse_logits) + soft_margin(fine_logits)
+
+Source: reference.md 15-22.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import cast
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from weaktr import data
+from weaktr.config import Recipe
+from weaktr.data import Manifest, Sample
+from weaktr.models import CamModel, CamOutput, checkpoints
+from weaktr.optim import CosineSchedule, cam_optimizer
+from weaktr.stages.evaluate import cam_curve
+from weaktr.stages.training import EpochLoader, TrainingLoop, choose_device, set_seeds
+
+log = logging.getLogger("weaktr")
+
+
+def train_cam(
+    recipe: Recipe, manifest: Manifest, folder: Path, watch: Sequence[Sample] = ()
+) -> Path:
+    """Train the CAM model; goes on from the last checkpoint in `folder`.
+
+    Args:
+        recipe: `Recipe.cam_model` and `Recipe.train_cam` are used.
+        manifest: images and image-level labels; `weaktr.data.CamDataset` opens no mask.
+        folder: gets checkpoints, ``metrics.jsonl`` and ``model.safetensors``.
+        watch: samples with masks to look at every ``validate_every`` epochs. Nothing is chosen
+            by them.
+
+    Returns:
+        The trained model's file.
+    """
+    settings = recipe.train_cam
+    set_seeds(recipe.seed)
+    model = build_cam_model(recipe, len(manifest.classes)).to(choose_device(recipe.device))
+    transform = data.cam_train_transform(
+        recipe.cam_model.image_size,
+        normalization=cast(data.Normalization, model.normalization),
+        **asdict(settings.augment),
+    )
+    dataset = data.CamDataset(manifest, transform, seed=recipe.seed)
+    loader = EpochLoader(dataset, settings.batch_size, recipe.seed, recipe.num_workers)
+    optimizer = cam_optimizer(model, settings.lr, settings.weight_decay)
+    schedule = CosineSchedule(
+        lr=settings.lr,
+        total=settings.epochs,
+        min_lr=settings.min_lr,
+        warmup_lr=settings.warmup_lr,
+        warmup=settings.warmup_epochs,
+        lag=1 if settings.lag_one_epoch else 0,
+    )
+
+    def set_lr(epoch: int, step: int) -> None:
+        smooth = step * settings.accumulate / len(loader)
+        schedule.apply(optimizer, epoch if settings.lag_one_epoch else smooth)
+
+    loop = TrainingLoop(folder, model, optimizer, loader, settings, recipe, set_lr)
+    for epoch in loop.epochs():
+        for images, targets in loop.batches():
+            with loop.autocast():
+                output = model(images)
+            loop.backward(cam_losses(output, targets))
+        if watch and settings.validate_every and (epoch + 1) % settings.validate_every == 0:
+            _look(loop, recipe, watch)
+    classes = {"names": manifest.classes.names, "ids": manifest.classes.ids}
+    return checkpoints.save(loop.finish(), folder / "model.safetensors", classes=classes)
+
+
+def build_cam_model(recipe: Recipe, num_classes: int) -> CamModel:
+    """The stage-1 model of a recipe, with its starting weights."""
+    settings = recipe.cam_model
+    return CamModel(
+        settings.backbone,
+        num_classes,
+        image_size=settings.image_size,
+        patch_size=settings.patch_size,
+        pool=settings.pool,
+        reduction=settings.reduction,
+        feat_reduction=settings.feat_reduction,
+        drop_path=settings.drop_path,
+        patch_norm=settings.patch_norm,
+        weights=settings.weights,
+        backbone_args=settings.backbone_args,
+    )
+
+
+def cam_losses(output: CamOutput, targets: Tensor) -> dict[str, Tensor]:
+    """The three parts of the loss.
+
+    Args:
+        output: of `CamModel`, each [B, C] logits.
+        targets: [B, C] multi-hot.
+
+    Returns:
+        "class", "coarse" and "fine": scalars.
+
+    Source: reference.md 15.
+    """
+    return {
+        "class": F.multilabel_soft_margin_loss(output.class_logits.float(), targets),
+        "coarse": F.multilabel_soft_margin_loss(output.coarse_logits.float(), targets),
+        "fine": F.multilabel_soft_margin_loss(output.fine_logits.float(), targets),
+    }
+
+
+def _look(loop: TrainingLoop[CamModel], recipe: Recipe, watch: Sequence[Sample]) -> None:
+    """Log the CAM mIoU at the recipe's scales, for the eye only."""
+    model = loop.trained_model().eval()
+    threshold, found = cam_curve(model, watch, recipe.label, recipe.evaluate).best()
+    log.info(
+        "CAM mIoU %.1f (%d watched images, scales %s, threshold %.2f); nothing is chosen by it",
+        found.miou, found.images, recipe.label.scales, threshold,
+    )  # fmt: skip
+    loop.log_scores({"cam_miou": found.miou, "cam_threshold": threshold})

@@ -1,0 +1,162 @@
+"""Stage 2: images and pseudo labels -> checkpoint.
+
+The loss is the cross-entropy with gradient clipping (`weaktr.ops.clipped_cross_entropy`).
+
+Source: reference.md 41-46.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import cast
+
+from weaktr import data
+from weaktr.artifacts import MaskFolder
+from weaktr.config import Recipe, TrainSegConfig
+from weaktr.data import Manifest, Sample
+from weaktr.models import Segmenter, checkpoints
+from weaktr.optim import PolynomialSchedule, segmenter_optimizer
+from weaktr.stages.evaluate import score_segmenter
+from weaktr.stages.training import EpochLoader, TrainingLoop, choose_device, set_seeds
+
+log = logging.getLogger("weaktr")
+
+
+def train_seg(
+    recipe: Recipe,
+    manifest: Manifest,
+    pseudo_labels: Path,
+    folder: Path,
+    *,
+    stage1: Path | None = None,
+    watch: Sequence[Sample] = (),
+) -> Path:
+    """Train the segmenter; goes on from the last checkpoint in `folder`.
+
+    Args:
+        recipe: `Recipe.seg_model` and `Recipe.train_seg` are used.
+        manifest: the images (with masks only where ``train_seg.masks`` is "truth").
+        pseudo_labels: folder of the label stage.
+        folder: gets checkpoints, ``metrics.jsonl`` and ``model.safetensors``.
+        stage1: the stage-1 checkpoint, for ``seg_model.weights: stage1``.
+        watch: samples with masks to look at every ``validate_every`` epochs. Nothing is chosen
+            by them.
+
+    Returns:
+        The trained model's file.
+    """
+    settings = recipe.train_seg
+    set_seeds(recipe.seed)
+    model = build_segmenter(recipe, manifest.classes.num_labels, stage1)
+    model = model.to(choose_device(recipe.device))
+    transform = data.seg_train_transform(
+        settings.crop,
+        normalization=cast(data.Normalization, model.normalization),
+        **asdict(settings.augment),
+    )
+    labelled = supervision(settings, manifest, pseudo_labels)
+    dataset = data.SegDataset(labelled, transform, seed=recipe.seed)
+    loader = EpochLoader(dataset, settings.batch_size, recipe.seed, recipe.num_workers)
+    optimizer = segmenter_optimizer(
+        model,
+        settings.lr,
+        encoder_lr=settings.encoder_lr,
+        layer_decay=settings.layer_decay,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        kind=settings.optimizer,
+    )
+    schedule = PolynomialSchedule(
+        lr=settings.lr,
+        total=settings.epochs * (len(loader) // settings.accumulate),
+        min_lr=settings.min_lr,
+        power=settings.power,
+        warmup=settings.warmup_steps,
+    )
+
+    def set_lr(_: int, step: int) -> None:
+        schedule.apply(optimizer, step)
+
+    loop = TrainingLoop(folder, model, optimizer, loader, settings, recipe, set_lr)
+    for epoch in loop.epochs():
+        for images, labels in loop.batches():
+            with loop.autocast():
+                clipped = model.loss(
+                    images, labels, start_value=settings.clip_start, tile=settings.clip_patch
+                )
+            loop.backward({"clipped": clipped.loss})
+        if watch and settings.validate_every and (epoch + 1) % settings.validate_every == 0:
+            _look(loop, recipe, watch)
+    classes = {"names": manifest.classes.names, "ids": manifest.classes.ids}
+    return checkpoints.save(loop.finish(), folder / "model.safetensors", classes=classes)
+
+
+def build_segmenter(recipe: Recipe, num_labels: int, stage1: Path | None) -> Segmenter:
+    """The stage-2 model of a recipe, with its starting weights.
+
+    Raises:
+        ValueError: ``weights: stage1`` without a stage-1 checkpoint.
+    """
+    settings = recipe.seg_model
+    weights: str | Path | None = settings.weights
+    if weights == "stage1":
+        if stage1 is None or not stage1.is_file():
+            raise ValueError(
+                f"seg_model.weights: 'stage1' needs train_cam's checkpoint, {stage1} is missing"
+            )
+        weights = stage1
+    return Segmenter(
+        settings.backbone,
+        num_labels,
+        decoder=settings.decoder,
+        decoder_layers=settings.decoder_layers,
+        decoder_heads=settings.decoder_heads,
+        image_size=settings.image_size,
+        patch_size=settings.patch_size,
+        drop_path=settings.drop_path,
+        dropout=settings.dropout,
+        weights=weights,
+        backbone_args=settings.backbone_args,
+    )
+
+
+def supervision(settings: TrainSegConfig, manifest: Manifest, pseudo_labels: Path) -> Manifest:
+    """The training images with the masks to train on: pseudo labels in all but the upper bound.
+
+    Args:
+        settings: `TrainSegConfig.masks` decides.
+        manifest: the images.
+        pseudo_labels: folder of the label stage.
+
+    Raises:
+        ValueError: no training image has such a mask.
+    """
+    if settings.masks == "truth":
+        log.warning("train_seg.masks=truth: an upper bound, trained on true masks")
+        samples = tuple(sample for sample in manifest.samples if sample.mask is not None)
+        if not samples:
+            raise ValueError(f"train_seg.masks=truth: {manifest.name} {manifest.split} has no mask")
+        return replace(manifest, samples=samples)
+    masks = MaskFolder(pseudo_labels)
+    samples = tuple(
+        replace(sample, mask=masks.path(sample.name), mask_ids=None)
+        for sample in manifest.samples
+        if sample.name in masks
+    )
+    if not samples:
+        raise ValueError(f"{masks.index}: no pseudo label of any training image; run label first")
+    return replace(manifest, samples=samples)
+
+
+def _look(loop: TrainingLoop[Segmenter], recipe: Recipe, watch: Sequence[Sample]) -> None:
+    """Log the single-scale mIoU of the watched images, for the eye only."""
+    model = loop.trained_model().eval()
+    found = score_segmenter(model, watch, recipe.predict)
+    log.info(
+        "mIoU %.1f (%d watched images, single scale, no flip, no CRF); nothing is chosen by it",
+        found.miou, found.images,
+    )  # fmt: skip
+    loop.log_scores({"watched_miou": found.miou})
