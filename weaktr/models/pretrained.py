@@ -182,7 +182,8 @@ def _fit_position(state: State, prefix: list[Tensor], vit: ViT, resize: str) -> 
     """Position embedding of a checkpoint -> that of `vit` [1, prefix + P, D]."""
     stored = state["pos_embed"]
     counts = [t.shape[1] for t in prefix]
-    entries = _prefix_entries(stored.shape[1], sum(counts), math.prod(vit.position_grid))
+    likely = (sum(counts), 1, 0) if vit.embed_prefix else (0, 1, sum(counts))
+    entries = _prefix_entries(stored.shape[1], likely, math.prod(vit.position_grid))
     patches = _resize_position(stored[:, entries:], vit.position_grid, resize)
     if not vit.embed_prefix:
         if entries and "cls_token" in state:  # fold the class token's position into the token
@@ -196,14 +197,17 @@ def _fit_position(state: State, prefix: list[Tensor], vit: ViT, resize: str) -> 
     return torch.cat([classes, stored[:, entries - registers : entries], patches], 1)
 
 
-def _prefix_entries(total: int, prefix: int, patches: int) -> int:
-    """How many of `total` position entries belong to prefix tokens: all, one, or none."""
-    for entries in (prefix, 1, 0):
+def _prefix_entries(total: int, likely: tuple[int, ...], patches: int) -> int:
+    """How many of `total` position entries belong to prefix tokens; `likely` ones are tried first.
+
+    What is left must be `patches` entries or a square grid.
+    """
+    for entries in likely:
         rest = total - entries
         if rest == patches or (rest > 0 and math.isqrt(rest) ** 2 == rest):
             return entries
     raise ValueError(
-        f"pos_embed: {total} entries are no square grid with or without {prefix} prefix tokens"
+        f"pos_embed: {total} entries are no square grid with any of {likely} prefix tokens"
     )
 
 

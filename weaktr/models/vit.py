@@ -217,16 +217,19 @@ def create_backbone(
     if not timm.is_model(backbone.split(".", maxsplit=1)[0]):
         near = timm.list_models(f"*{backbone.split('_', maxsplit=1)[0]}*")[:8]
         raise ValueError(f"backbone: timm has no model {backbone!r}; some that it has: {near}")
-    model = timm.create_model(
-        backbone,
-        pretrained=False,
-        num_classes=0,
-        global_pool="",
-        img_size=image_size,
-        drop_path_rate=drop_path,
-        dynamic_img_size=True,
-        **arguments,
-    )
+    try:
+        model: Any = timm.create_model(
+            backbone,
+            pretrained=False,
+            num_classes=0,
+            global_pool="",
+            img_size=image_size,
+            drop_path_rate=drop_path,
+            dynamic_img_size=True,
+            **arguments,
+        )
+    except TypeError as error:  # convolutional and windowed models do not take these arguments
+        raise ValueError(f"backbone: {backbone!r} is not a plain ViT ({error})") from error
     block: Any = model.blocks[0] if hasattr(model, "blocks") else None
     plain = isinstance(block, Block | EvaBlock) and isinstance(
         block.attn, Attention | AttentionRope | EvaAttention
@@ -248,7 +251,8 @@ def attend(
     """Multi-head self-attention of a timm module, with its queries and keys.
 
     Args:
-        attention: timm's Attention, AttentionRope or EvaAttention; its weights, norms, gate and dropouts are used.
+        attention: timm's Attention, AttentionRope or EvaAttention; its weights, norms, gate and
+            dropouts are used.
         x: [B, N, D] normalised tokens.
         rope: rotary embedding of the N - prefix patch tokens, or None.
         prefix: number of tokens at the front that take no rotary embedding.
