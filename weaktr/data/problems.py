@@ -35,10 +35,15 @@ class DataError(ValueError):
     """A data set cannot be used as it is; names the file and where it was declared.
 
     Args:
-        problems: every fault found, at least one.
+        problems: every fault found, at least one; or a finished message, which is how a data
+            loader passes on a worker's error.
     """
 
-    def __init__(self, problems: Sequence[Problem] | Problem) -> None:
+    def __init__(self, problems: Sequence[Problem] | Problem | str) -> None:
+        if isinstance(problems, str):
+            self.problems: tuple[Problem, ...] = ()
+            super().__init__(problems)
+            return
         self.problems = (problems,) if isinstance(problems, Problem) else tuple(problems)
         lines = [str(problem) for problem in self.problems[:LISTED]]
         if len(self.problems) > LISTED:
@@ -46,5 +51,5 @@ class DataError(ValueError):
         count = f"{len(self.problems)} problems:\n" if len(self.problems) > 1 else ""
         super().__init__(count + "\n".join(lines))
 
-    def __reduce__(self) -> tuple[type[DataError], tuple[tuple[Problem, ...]]]:
-        return DataError, (self.problems,)  # data loader workers send their errors pickled
+    def __reduce__(self) -> tuple[type[DataError], tuple[tuple[Problem, ...] | str]]:
+        return DataError, (self.problems or str(self),)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
@@ -36,7 +37,7 @@ class RandAugment(v2.Transform):
     translate x, y                      ± 0.45 m/10 of width, height
     color, contrast, brightness,        factor 1 ± 0.9 m/10, at least 0.1
     sharpness
-    posterize                           keep 4 - floor(4 m/10) bits
+    posterize                           keep 4 - floor(4 m/10) bits, at least 1
     solarize                            invert values >= 256 - floor(256 m/10)
     solarize-add                        add floor(110 m/10) to values < 128
     ==================================  =====================================================
@@ -143,7 +144,7 @@ def _enhance(adjust: Callable[[Any, float], Any]) -> Operation:
 
 
 def _posterize(image: Any, strength: float, sign: int, fill: list[int]) -> Any:
-    return F.posterize(image, 4 - int(4 * strength))
+    return F.posterize(image, max(1, 4 - int(4 * strength)))
 
 
 def _solarize(image: Any, strength: float, sign: int, fill: list[int]) -> Any:
@@ -153,7 +154,7 @@ def _solarize(image: Any, strength: float, sign: int, fill: list[int]) -> Any:
 
 def _solarize_add(image: Any, strength: float, sign: int, fill: list[int]) -> Any:
     added = (image.to(torch.int16) + int(_SOLARIZE_ADD * strength)).clamp(max=255).to(torch.uint8)
-    return torch.where(image < _SOLARIZE_ADD_BELOW, added, image)
+    return tv_tensors.wrap(torch.where(image < _SOLARIZE_ADD_BELOW, added, image), like=image)
 
 
 def _plain(function: Callable[[Any], Any]) -> Operation:

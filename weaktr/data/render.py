@@ -74,11 +74,19 @@ def _outline(declared: Instances, entry: dict[str, Any], size: tuple[int, ...]) 
     """bool [H, W] of one annotation: polygons, run lengths or compressed run lengths."""
     from pycocotools import mask as coco_mask
 
-    try:
-        encoded = coco_mask.frPyObjects(entry["segmentation"], *size)
-        merged = coco_mask.merge(encoded) if isinstance(encoded, list) else encoded
-        return coco_mask.decode(merged).astype(bool)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    drawn = entry["segmentation"]
+    if isinstance(drawn, list) and all(_is_polygon(part) for part in drawn):
+        encoded = coco_mask.merge(coco_mask.frPyObjects(drawn, *size))
+    elif isinstance(drawn, dict) and list(drawn.get("size", [])) == list(size):
+        counts = drawn.get("counts")
+        encoded = coco_mask.frPyObjects(drawn, *size) if isinstance(counts, list) else drawn
+    else:
         where = f"annotation {entry.get('id')} of image {entry['image_id']}"
-        message = f"outline cannot be drawn: {type(error).__name__} {error}"
-        raise DataError(Problem(str(declared.path), where, message)) from error
+        message = f"expected polygons or run lengths of {size[0]}x{size[1]}, got {drawn!r:.60}"
+        raise DataError(Problem(str(declared.path), where, message))
+    return coco_mask.decode(encoded).astype(bool)
+
+
+def _is_polygon(part: object) -> bool:
+    """Whether `part` is [x0, y0, x1, y1, ...] of at least three points."""
+    return isinstance(part, list) and len(part) >= 6 and len(part) % 2 == 0

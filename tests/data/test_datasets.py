@@ -1,0 +1,230 @@
+"""Data sets and sampler: right tensors, and the same pixels after every resume."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from tests.data.trees import SIZE, write_image, write_mask
+from weaktr.data import DataError, load_manifest
+from weaktr.data.classes import Classes
+from weaktr.data.datasets import CamDataset, EpochSampler, SegDataset, mixed_seed, multi_hot
+from weaktr.data.manifest import Manifest, Sample
+from weaktr.data.transforms import cam_train_transform, seg_train_transform
+
+CLASSES = Classes(("cat", "dog", "cow"))
+COUNT = 6
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Manifest:
+    samples = tuple(
+        Sample(
+            str(k),
+            write_image(tmp_path / f"{k}.png", seed=k),
+            (k % 3,) if k else (),
+            write_mask(tmp_path / f"{k}_mask.png", [1, 2, 255]),
+            f"labels.csv:{k + 2}",
+        )
+        for k in range(COUNT)
+    )
+    return Manifest("own", "train", CLASSES, samples)
+
+
+def cam(manifest: Manifest, seed: int = 0) -> CamDataset:
+    return CamDataset(manifest, cam_train_transform(16), seed=seed)
+
+
+def test_cam_items(manifest: Manifest) -> None:
+    dataset = cam(manifest)
+    assert len(dataset) == COUNT
+    image, target = dataset[4]
+    assert (image.shape, image.dtype) == ((3, 16, 16), torch.float32)
+    assert target.tolist() == [0.0, 1.0, 0.0]
+    assert dataset[0][1].tolist() == [0.0, 0.0, 0.0]
+
+
+def test_cam_never_opens_a_mask(manifest: Manifest) -> None:
+    for sample in manifest:
+        assert sample.mask is not None
+        sample.mask.unlink()
+    for index in range(COUNT):
+        cam(manifest)[index]
+
+
+def test_cam_needs_labels_inside_the_classes(manifest: Manifest) -> None:
+    first, *others = manifest.samples
+    for labels, message in [(None, "no image-level labels"), ((3,), r"expected 0\.\.2")]:
+        bad = replace(manifest, samples=(*others, replace(first, labels=labels)))
+        with pytest.raises(DataError, match=rf"labels\.csv:2\).*{message}"):
+            cam(bad)
+
+
+def test_a_corrupt_image_names_its_file_even_from_a_worker(manifest: Manifest) -> None:
+    path = manifest.samples[3].image
+    path.write_bytes(path.read_bytes()[:90])
+    with pytest.raises(DataError, match=r"3\.png \(labels\.csv:5\): cannot be read"):
+        cam(manifest)[3]
+    loader = DataLoader(cam(manifest), batch_size=COUNT, num_workers=1)
+    with pytest.raises(DataError, match=r"3\.png \(labels\.csv:5\): cannot be read"):
+        next(iter(loader))
+
+
+def test_seg_items(manifest: Manifest) -> None:
+    dataset = SegDataset(manifest, seg_train_transform(20, short_side=24))
+    image, labels = dataset[1]
+    assert (image.shape, image.dtype) == ((3, 20, 20), torch.float32)
+    assert (labels.shape, labels.dtype) == ((20, 20), torch.uint8)
+    assert set(labels.unique().tolist()) <= {0, 1, 2, 255}
+
+
+def test_seg_pairs(manifest: Manifest, tmp_path: Path) -> None:
+    image = manifest.samples[0].image
+    pseudo = write_mask(tmp_path / "pseudo/0.png", [3])
+    dataset = SegDataset([(image, str(pseudo))], lambda *both: both, num_labels=4)
+    pixels, labels = dataset[0]
+    assert pixels.shape == (3, *SIZE)
+    assert labels.shape == SIZE
+    assert int(labels[0, 0]) == 3
+    with pytest.raises(ValueError, match="num_labels"):
+        SegDataset([(image, pseudo)], lambda *both: both)
+    with pytest.raises(DataError, match=r"pseudo/0\.png: mask values outside"):
+        SegDataset([(image, pseudo)], lambda *both: both, num_labels=3)[0]
+    write_mask(pseudo, [3], size=(5, 5))
+    with pytest.raises(DataError, match="differ in size"):
+        dataset[0]
+
+
+def test_seg_maps_mask_ids_and_needs_masks(manifest: Manifest) -> None:
+    stored = {1: 1, 2: 2, 0: 0, 255: 255}
+    samples = tuple(replace(sample, mask_ids=(2, 1, 7)) for sample in manifest)
+    swapped = SegDataset(replace(manifest, samples=samples), lambda *both: both)
+    assert swapped[0][1][0, :4].tolist() == [stored[2], stored[1], 255, 0]
+    without = replace(manifest, samples=(replace(manifest.samples[2], mask=None),))
+    with pytest.raises(DataError, match=r"labels\.csv:4\): has no mask"):
+        SegDataset(without, lambda *both: both)
+
+
+def test_pixels_depend_on_seed_epoch_and_index_alone(manifest: Manifest) -> None:
+    dataset = cam(manifest, seed=5)
+    dataset.set_epoch(2)
+    first = dataset[3][0]
+    torch.rand(7)
+    dataset[1]
+    assert torch.equal(dataset[3][0], first)
+    again = cam(manifest, seed=5)
+    again.set_epoch(2)
+    assert torch.equal(again[3][0], first)
+    again.set_epoch(3)
+    assert not torch.equal(again[3][0], first)
+    other = cam(manifest, seed=6)
+    other.set_epoch(2)
+    assert not torch.equal(other[3][0], first)
+    same_image = replace(manifest, samples=(manifest.samples[3],) * COUNT)
+    repeated = cam(same_image, seed=5)
+    repeated.set_epoch(2)
+    assert torch.equal(repeated[3][0], first)
+    assert not torch.equal(repeated[2][0], first)
+
+
+def test_the_callers_random_numbers_stay_as_they_were(manifest: Manifest) -> None:
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    cam(manifest)[0]
+    assert torch.equal(torch.rand(3), expected)
+
+
+def epochs(manifest: Manifest, workers: int, persistent: bool) -> list[torch.Tensor]:
+    dataset = cam(manifest)
+    sampler = EpochSampler(COUNT, 2, seed=4)
+    loader = DataLoader(
+        dataset, batch_sampler=sampler, num_workers=workers, persistent_workers=persistent
+    )
+    batches = []
+    for epoch in range(2):
+        dataset.set_epoch(epoch)
+        sampler.set_epoch(epoch)
+        batches += [images for images, _ in loader]
+    return batches
+
+
+def test_any_number_of_workers_sees_the_same_batches(manifest: Manifest) -> None:
+    alone = epochs(manifest, 0, False)
+    assert len(alone) == 6
+    for workers, persistent in [(1, False), (2, True)]:
+        for ours, theirs in zip(epochs(manifest, workers, persistent), alone, strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_a_resumed_epoch_goes_on_where_it_stopped() -> None:
+    sampler = EpochSampler(23, 4, seed=9)
+    sampler.set_epoch(6)
+    whole = list(sampler)
+    assert len(whole) == len(sampler) == sampler.batches_per_epoch == 5
+    resumed = EpochSampler(23, 4, seed=9)
+    resumed.set_epoch(6, start_batch=3)
+    assert list(resumed) == whole[3:]
+    assert len(resumed) == 2
+    resumed.set_epoch(6, start_batch=5)
+    assert list(resumed) == []
+
+
+def test_epochs_and_seeds_shuffle_differently() -> None:
+    orders = set()
+    for seed, epoch in [(0, 0), (0, 1), (1, 0), (1, 1)]:
+        sampler = EpochSampler(50, 10, seed=seed)
+        sampler.set_epoch(epoch)
+        order = [index for batch in sampler for index in batch]
+        assert sorted(order) == list(range(50))
+        orders.add(tuple(order))
+    assert len(orders) == 4
+
+
+def test_last_batch_and_order() -> None:
+    kept = EpochSampler(7, 3, shuffle=False, drop_last=False)
+    assert list(kept) == [[0, 1, 2], [3, 4, 5], [6]]
+    assert list(EpochSampler(7, 3, shuffle=False)) == [[0, 1, 2], [3, 4, 5]]
+    assert list(EpochSampler(2, 3, shuffle=False, drop_last=False)) == [[0, 1]]
+
+
+def test_impossible_samplers() -> None:
+    for length, batch_size, message in [
+        (0, 1, "length"),
+        (3, 0, "batch_size"),
+        (3, 4, "drop_last"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            EpochSampler(length, batch_size)
+    for epoch, start in [(-1, 0), (0, -1), (0, 3)]:
+        with pytest.raises(ValueError, match="epoch, start_batch"):
+            EpochSampler(4, 2).set_epoch(epoch, start)
+
+
+def test_seeds_mix() -> None:
+    seeds = {mixed_seed(a, b, c) for a in range(5) for b in range(5) for c in range(5)}
+    assert len(seeds) == 125
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert mixed_seed(1, 2) == mixed_seed(1, 2)
+    assert mixed_seed(0, 0) == 520810605562734633
+
+
+def test_multi_hot() -> None:
+    assert multi_hot((0, 3), 5).tolist() == [1, 0, 0, 1, 0]
+
+
+def test_load_manifest(manifest: Manifest, tmp_path: Path) -> None:
+    manifest.save(tmp_path / "m.json")
+    assert load_manifest("manifest", tmp_path / "m.json") == manifest
+    images = load_manifest("images", tmp_path, "all", classes=("cat",))
+    assert len(images) == 2 * COUNT
+    with pytest.raises(ValueError, match=r"source: expected one of .*'voc12'.* got 'voc'"):
+        load_manifest("voc", tmp_path)
+    with pytest.raises(ValueError, match=r"options of source 'coco14': .*'labels'"):
+        load_manifest("coco14", tmp_path, labels="x")
+    with pytest.raises(ValueError, match=r"options of source 'scenes': .*'count'"):
+        load_manifest("scenes", tmp_path)

@@ -1,0 +1,160 @@
+"""Photographs and masks: whole, 8-bit and of the right size, or an error with file and line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFile
+
+from tests.data.trees import SIZE, write_image, write_mask
+from weaktr.data.io import is_turned, read_image, read_labels, read_mask
+from weaktr.data.manifest import Sample
+from weaktr.data.problems import DataError
+
+SOURCE = "list.txt:7"
+
+
+def sample(image: Path, mask: Path | None = None, ids: tuple[int, ...] | None = None) -> Sample:
+    return Sample("a", image, (0,), mask, SOURCE, ids)
+
+
+def fails(image: Path, message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        read_image(sample(image))
+    assert f"{image} ({SOURCE})" in str(caught.value)
+
+
+def test_image_as_stored(tmp_path: Path) -> None:
+    path = write_image(tmp_path / "a.png")
+    pixels = read_image(sample(path))
+    assert (pixels.shape, pixels.dtype) == ((*SIZE, 3), np.uint8)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=turned)
+    np.testing.assert_array_equal(read_image(sample(tmp_path / "turned.png")), pixels)
+    assert is_turned(tmp_path / "turned.png")
+    assert not is_turned(path)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1", "CMYK"])
+def test_image_modes_become_rgb(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
+    Image.new("RGB", (5, 3), (255, 255, 255)).convert(mode).save(path)
+    pixels = read_image(sample(path))
+    assert pixels.shape == (3, 5, 3)
+    assert (pixels == 255).all()
+
+
+def test_deep_images_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "deep.png"
+    Image.fromarray(np.full(SIZE, 40000, np.uint16)).save(path)
+    fails(path, "8 bits a channel, got mode I;16")
+
+
+def test_missing_image(tmp_path: Path) -> None:
+    fails(tmp_path / "none.jpg", "file is missing")
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".bmp"])
+@pytest.mark.parametrize("kept", [0.0, 0.02, 0.5, 0.9])
+def test_truncated_image(tmp_path: Path, suffix: str, kept: float) -> None:
+    path = write_image(tmp_path / f"a{suffix}", size=(64, 64))
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept * len(content))])
+    fails(path, "cannot be read as an image")
+
+
+def test_corrupt_png(tmp_path: Path) -> None:
+    path = write_image(tmp_path / "a.png", size=(64, 64))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(bytes(content))
+    fails(path, "cannot be read as an image")
+
+
+def test_text_is_no_image(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_text("404: not found")
+    fails(path, "cannot be read as an image")
+
+
+def test_half_images_are_not_accepted_behind_our_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_image(tmp_path / "a.jpg")
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    with pytest.raises(RuntimeError, match="LOAD_TRUNCATED_IMAGES"):
+        read_image(sample(path))
+
+
+def test_mask_grey_and_palette(tmp_path: Path) -> None:
+    image = write_image(tmp_path / "a.png")
+    grey = write_mask(tmp_path / "m.png", [2, 1, 255])
+    mask = read_mask(sample(image, grey), 3)
+    assert (mask.shape, mask.dtype) == (SIZE, np.uint8)
+    assert mask[0, :4].tolist() == [2, 1, 255, 0]
+    coloured = Image.fromarray(mask)
+    coloured.putpalette([9] * 768)
+    coloured.save(tmp_path / "p.png")
+    np.testing.assert_array_equal(read_mask(sample(image, tmp_path / "p.png"), 3), mask)
+
+
+def test_mask_numbering_is_mapped(tmp_path: Path) -> None:
+    image = write_image(tmp_path / "a.png")
+    mask = write_mask(tmp_path / "m.png", [44, 1, 90, 255, 0])
+    read = read_mask(sample(image, mask, (1, 44, 90)), 4)
+    assert read[0, :5].tolist() == [2, 1, 3, 255, 0]
+
+
+@pytest.mark.parametrize(
+    ("values", "ids", "message"),
+    [
+        ([0, 3, 2, 7, 255], None, r"expected 0\.\.2 or 255, got 3, 7"),
+        ([0, 2], (1, 44), "expected 0 and the 2 ids or 255, got 2"),
+        (range(3, 15), None, r"got 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, \.\.\."),
+    ],
+)
+def test_mask_values_outside(
+    tmp_path: Path, values: list[int], ids: tuple[int, ...] | None, message: str
+) -> None:
+    image = write_image(tmp_path / "a.png")
+    mask = write_mask(tmp_path / "m.png", values)
+    with pytest.raises(DataError, match=message) as caught:
+        read_mask(sample(image, mask, ids), 3)
+    assert f"{mask} ({SOURCE})" in str(caught.value)
+
+
+def test_deep_masks(tmp_path: Path) -> None:
+    path = tmp_path / "m.png"
+    Image.fromarray(np.array([[0, 2], [255, 1]], np.uint16)).save(path)
+    assert read_labels(path, 3).tolist() == [[0, 2], [255, 1]]
+    Image.fromarray(np.array([[0, 258]], np.uint16)).save(path)
+    with pytest.raises(DataError, match="got 258"):
+        read_labels(path, 3)
+
+
+def test_mask_of_another_size(tmp_path: Path) -> None:
+    image = write_image(tmp_path / "a.png", size=(24, 32))
+    mask = write_mask(tmp_path / "m.png", [1], size=(32, 24))
+    with pytest.raises(DataError, match=r"expected 32x24 .* got 24x32"):
+        read_mask(sample(image, mask), 3)
+
+
+def test_coloured_mask(tmp_path: Path) -> None:
+    image = write_image(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"one channel .* got mode RGB: store it as palette"):
+        read_mask(sample(image, image), 3)
+
+
+def test_no_mask(tmp_path: Path) -> None:
+    image = write_image(tmp_path / "a.png")
+    with pytest.raises(DataError, match="has no mask"):
+        read_mask(sample(image), 3)
+    with pytest.raises(DataError, match=r"gone\.png .*file is missing"):
+        read_mask(sample(image, tmp_path / "gone.png"), 3)
+    mask = write_mask(tmp_path / "m.png", [1])
+    image.unlink()
+    with pytest.raises(DataError, match=r"a\.png .*file is missing"):
+        read_mask(sample(image, mask), 3)
