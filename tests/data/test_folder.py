@@ -75,6 +75,16 @@ def test_class_lists(root: Path) -> None:
     assert folder(root).classes.names == ("sofa", "dog", "cat")
 
 
+def test_splits_share_their_classes(root: Path) -> None:
+    write_csv(root / "train.csv", [ROWS[0], ["x.jpg", "sofa"], ["cats/1.jpg", "bird"]])
+    write_csv(root / "val.csv", [ROWS[0], ["dogs/1.png", "dog;sofa"]])
+    train, val = folder(root, split="train"), folder(root, split="val")
+    assert train.classes.names == val.classes.names == ("bird", "dog", "sofa")
+    assert val.samples[0].labels == (1, 2)
+    alone = folder(root, root / "val.csv", split="val")
+    assert alone.classes.names == ("dog", "sofa")
+
+
 def test_masks_and_other_folders(root: Path) -> None:
     write_csv(root / "labels.csv", ROWS)
     mask = write_mask(root / "masks/cats/1.png", [1])

@@ -66,7 +66,8 @@ def folder(
         split: name of the part that the file describes.
         classes: class names in class-index order, or the path of a text file with one a line.
             None = ``classes.txt`` in `root`, else the columns of a 0/1 CSV, else all names of
-            the label file, sorted. Give it where train and val have files of their own.
+            the label file, sorted. Names in the files of other splits (``train``, ``val``,
+            ``test``) in `root` count as well, so that all splits have the same classes.
         images: where the image paths of the label file start. None = ``root/images``, and `root`
             itself for paths not found there.
         masks: folder of true masks (for evaluation only): ``<image path without suffix>.png``,
@@ -97,7 +98,8 @@ def folder(
         )
     found: list[Problem] = []
     rows, columns = _read(path, found)
-    known = _classes(classes, root, columns, rows)
+    others = [] if labels_file else _other_splits(root, path)
+    known = _classes(classes, root, columns, [*rows, *others])
     image_root = Path(images) if images else root / "images"
     mask_root = Path(masks) if masks else root / "masks"
     samples = []
@@ -211,6 +213,16 @@ def _read_json(path: Path, found: list[Problem]) -> list[Row]:
         else:
             rows.append(Row(image, tuple(labels), source))
     return rows
+
+
+def _other_splits(root: Path, path: Path) -> list[Row]:
+    """What the label files of the other splits beside `path` declare, faults left aside."""
+    files = [
+        root / f"{stem}{suffix}"
+        for stem in ("train", "val", "test")
+        for suffix in (".csv", ".json")
+    ]
+    return [row for file in files if file.is_file() and file != path for row in _read(file, [])[0]]
 
 
 def _classes(
