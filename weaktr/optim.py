@@ -20,16 +20,44 @@ from weaktr.models import CamModel, Segmenter
 NO_DECAY = {"pos_embed", "cls_token", "reg_token", "cls_emb"}
 
 
-def cam_optimizer(model: CamModel, lr: float, weight_decay: float = 0.03) -> torch.optim.AdamW:
-    """AdamW with one group: the published stage 1 decays every parameter, norms included.
+def cam_optimizer(
+    model: CamModel, lr: float, weight_decay: float = 0.03, *, backbone_lr: float = 1.0
+) -> torch.optim.AdamW:
+    """AdamW for stage 1; with `backbone_lr` 1 one group, as published: every parameter decays.
 
     Args:
         model: a `CamModel`.
         lr: learning rate for the batch as it is (published: 6e-4 · batch / 512).
         weight_decay: of all parameters.
+        backbone_lr: factor on `lr` for the pretrained part of the backbone, which is all of it
+            but the class tokens. 0 freezes that part: right for a strong backbone (DINOv2) and
+            few images, and cheaper.
+
+    Raises:
+        ValueError: `backbone_lr` is negative.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+    if backbone_lr < 0:
+        raise ValueError(f"backbone_lr: expected at least 0, got {backbone_lr}")
+    pretrained = [p for n, p in model.vit.named_parameters() if n != "cls_token"]
+    if backbone_lr == 0:
+        for parameter in pretrained:
+            parameter.requires_grad_(False)
+    slow = {id(p) for p in pretrained if backbone_lr != 1}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    parts = (
+        {
+            1.0: [p for p in trained if id(p) not in slow],
+            backbone_lr: [p for p in trained if id(p) in slow],
+        }
+        if slow
+        else {1.0: trained}
+    )
+    groups = [
+        {"params": part, "lr": lr * scale, "lr_scale": scale}
+        for scale, part in parts.items()
+        if part
+    ]
+    return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay)
 
 
 def segmenter_groups(

@@ -142,3 +142,15 @@ def test_weight_decay_goes_to_matrices_only():
     decayed = {n for g in groups if g["weight_decay"] for n in g["names"]}
     assert "vit.blocks.0.attn.qkv.weight" in decayed and "decoder.proj_patch" in decayed
     assert not any(n.endswith((".bias", "pos_embed", "cls_token", "cls_emb")) for n in decayed)
+
+
+def test_a_backbone_can_be_slowed_or_frozen():
+    model = cam_model_of("A_a2_voc20_max").train()
+    fast, slow = cam_optimizer(model, lr=1e-3, backbone_lr=0.1).param_groups
+    assert (fast["lr"], slow["lr"]) == (1e-3, pytest.approx(1e-4))
+    assert any(p is model.vit.cls_token for p in fast["params"])
+    (only,) = cam_optimizer(model, lr=1e-3, backbone_lr=0.0).param_groups
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert len(only["params"]) == len(trained)
+    assert {n.split(".")[0] for n in trained} == {"vit", "head", "fusion"}
+    assert "vit.cls_token" in trained and "vit.pos_embed" not in trained
