@@ -76,6 +76,13 @@ def test_masks_of_one_manifest_share_a_numbering(manifest: Manifest) -> None:
         replace(manifest, samples=(replace(a, mask_ids=(3,)),))
 
 
+@pytest.mark.parametrize("name", ["../a", "a/../../b", "/etc/a", "", "a\\..\\..\\b"])
+def test_names_stay_in_the_folder_of_results(manifest: Manifest, name: str) -> None:
+    first, *others = manifest.samples
+    with pytest.raises(DataError, match=r"labels\.csv:2\): name: expected a relative path"):
+        replace(manifest, samples=(replace(first, name=name), *others))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

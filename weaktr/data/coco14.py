@@ -15,13 +15,12 @@ from weaktr.data.layout import (
     by_number,
     first_file,
     first_folder,
-    is_inside,
     read_lines,
     require_folder,
     settle,
     trailing_number,
 )
-from weaktr.data.manifest import Manifest, Sample
+from weaktr.data.manifest import Manifest, Sample, is_inside
 from weaktr.data.problems import Problem
 
 

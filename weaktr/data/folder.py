@@ -14,13 +14,12 @@ from weaktr.data.classes import Classes
 from weaktr.data.layout import (
     IMAGE_SUFFIXES,
     first_file,
-    is_inside,
     read_lines,
     read_text,
     require_folder,
     settle,
 )
-from weaktr.data.manifest import Manifest, Sample
+from weaktr.data.manifest import Manifest, Sample, is_inside
 from weaktr.data.problems import DataError, Problem
 
 _SEPARATORS = (";", "|")

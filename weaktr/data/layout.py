@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from weaktr.data.manifest import Manifest
 from weaktr.data.problems import DataError, Problem
@@ -81,12 +81,6 @@ def trailing_number(stem: str) -> int | None:
     """The number at the end of a file's stem, or None."""
     match = re.search(r"(\d+)$", stem)
     return int(match[1]) if match else None
-
-
-def is_inside(relative: str) -> bool:
-    """Whether a relative path stays in its folder: not absolute, no ``..``, not empty."""
-    path = PurePosixPath(relative.replace("\\", "/"))
-    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 
 
 def settle(manifest: Manifest, found: list[Problem], problems: list[Problem] | None) -> Manifest:

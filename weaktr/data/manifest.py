@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from weaktr.data.classes import Classes
@@ -55,6 +55,9 @@ class Manifest:
         split: the part of it (``"train"``, ``"val"``, ...).
         classes: what the class indices of `Sample.labels` mean.
         samples: at least none; `Sample.mask_ids` is the same in all of them.
+
+    Raises:
+        ValueError: a sample's name leads out of a folder, or `mask_ids` differ.
     """
 
     name: str
@@ -63,6 +66,10 @@ class Manifest:
     samples: tuple[Sample, ...]
 
     def __post_init__(self) -> None:
+        for sample in self.samples:
+            if not is_inside(sample.name):
+                message = f"name: expected a relative path without '..', got {sample.name!r}"
+                raise DataError(Problem(str(sample.image), sample.source, message))
         mask_ids = self.mask_ids
         if any(sample.mask_ids != mask_ids for sample in self.samples):
             raise ValueError("samples: expected the same mask_ids in every sample, got several")
@@ -155,6 +162,12 @@ class Manifest:
             row = [sample.name, sample.labels, _stamp(sample.image), _stamp(sample.mask)]
             digest.update(json.dumps(row).encode())
         return digest.hexdigest()[:32]
+
+
+def is_inside(relative: str) -> bool:
+    """Whether a relative path stays in its folder: not absolute, no ``..``, not empty."""
+    path = PurePosixPath(relative.replace("\\", "/"))
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 
 
 def _stamp(path: Path | None) -> tuple[str, int] | None:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from weaktr.data.classes import IGNORE, palette
 from weaktr.data.instances import Ids, Instances, read_instances
-from weaktr.data.layout import is_inside
+from weaktr.data.manifest import is_inside
 from weaktr.data.problems import DataError, Problem
 
 
