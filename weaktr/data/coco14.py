@@ -1,4 +1,16 @@
-"""COCO 2014 (and any data in COCO's JSON format) in the directory layouts found in the field."""
+"""COCO 2014 (and any data in COCO's JSON format) in the directory layouts found in the field.
+
+Recognised below the root, with S = ``train``/``val`` and Y = ``train2014``/``val2014`` (2017
+likewise)::
+
+    JPEGImages/{S,Y}    SegmentationClass/{S,Y}
+    Y                   masks[/{S,Y}]
+    images              voc_format/class_labels
+    images[/{S,Y}]      masks[/{S,Y}]
+
+The JSON is ``annotations/instances_Y.json`` or ``_S.json``. Files are matched by name or by the
+number at its end.
+"""
 
 from __future__ import annotations
 
@@ -38,14 +50,8 @@ def coco14(
 ) -> Manifest:
     """COCO: instances JSON, image folder and, where they are there, masks.
 
-    Recognised below `root`, with S = ``train``/``val`` and Y = ``train2014``/``val2014`` (2017
-    likewise): ``JPEGImages/{S,Y}`` + ``SegmentationClass/{S,Y}``; ``Y`` + ``masks[/{S,Y}]``;
-    ``images`` + ``voc_format/class_labels``; ``images[/{S,Y}]`` + ``masks[/{S,Y}]``. The JSON is
-    ``annotations/instances_Y.json`` (or ``_S``). Files are matched by name or by the number at
-    its end.
-
     Args:
-        root: the data set's folder.
+        root: the data set's folder, see above for what may be in it.
         split: ``train``, ``val``; with ``voc_format/<split>.txt`` the split has just the images of
             that list (``val_5000`` is a list of ``val``).
         ids: 90 = the published numbering, 91 labels, ten of which never occur; 80 = the used
@@ -67,11 +73,7 @@ def coco14(
         DataError: unknown categories, missing images and the like, listed all at once.
     """
     root = require_folder(root)
-    if ids not in (90, 80, "json") or mask_ids not in (90, 80) or (ids != 80 and mask_ids == 80):
-        raise ValueError(
-            f"ids, mask_ids: expected 90, 80 or 'json', and 90 or (with ids=80) 80; "
-            f"got {ids!r}, {mask_ids!r}"
-        )
+    _check_numberings(ids, mask_ids)
     base = split.split("_", maxsplit=1)[0]
     parts = (f"{base}2014", base, f"{base}2017")
     files = _Files(
@@ -81,15 +83,7 @@ def coco14(
     list_file = Path(names) if names else first_file([root / f"voc_format/{split}.txt"])
     if list_file is None and base != split:
         raise ValueError(f"split: {split!r} needs the list {root}/voc_format/{split}.txt")
-    json_file = (
-        Path(instances)
-        if instances
-        else first_file(
-            root / folder / f"instances_{part}.json"
-            for folder in ("annotations", "")
-            for part in parts
-        )
-    )
+    json_file = Path(instances) if instances else _instances_file(root, parts)
     if json_file is not None:
         declared = read_instances(json_file, ids=ids, mask_ids=mask_ids)
         numbering, found = declared.numbering, declared.found
@@ -99,6 +93,19 @@ def coco14(
         samples = _from_cls_labels(root, list_file, files, numbering, found)
     name = "coco14" if ids != "json" else "coco"
     return settle(Manifest(name, split, numbering.classes, tuple(samples)), found, problems)
+
+
+def _check_numberings(ids: object, mask_ids: object) -> None:
+    if ids not in (90, 80, "json") or mask_ids not in (90, 80) or (ids != 80 and mask_ids == 80):
+        raise ValueError(
+            f"ids, mask_ids: expected 90, 80 or 'json', and 90 or (with ids=80) 80; "
+            f"got {ids!r}, {mask_ids!r}"
+        )
+
+
+def _instances_file(root: Path, parts: tuple[str, ...]) -> Path | None:
+    folders = (root / "annotations", root)
+    return first_file(folder / f"instances_{part}.json" for folder in folders for part in parts)
 
 
 def _image_folder(root: Path, parts: tuple[str, ...]) -> Path:

@@ -1,4 +1,15 @@
-"""People's own photographs: a folder of images and a CSV or JSON that says what they show."""
+"""People's own photographs: a folder of images and a CSV or JSON that says what they show.
+
+Label files:
+
+* CSV ``image,labels`` with a header; several labels are parted by ``;`` or ``|``::
+
+      image,labels
+      cats/001.jpg,cat;sofa
+
+* CSV with a column of 0 and 1 for each class: ``image,cat,dog``;
+* JSON ``{"cats/001.jpg": ["cat", "sofa"]}``.
+"""
 
 from __future__ import annotations
 
@@ -47,16 +58,6 @@ def folder(
     problems: list[Problem] | None = None,
 ) -> Manifest:
     """Own images with image-level labels.
-
-    Label files:
-
-    * CSV ``image,labels`` with a header; several labels are parted by ``;`` or ``|``::
-
-          image,labels
-          cats/001.jpg,cat;sofa
-
-    * CSV with a column of 0 and 1 for each class: ``image,cat,dog``;
-    * JSON ``{"cats/001.jpg": ["cat", "sofa"]}``.
 
     Args:
         root: the data set's folder.
