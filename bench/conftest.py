@@ -1,0 +1,143 @@
+"""What every benchmark shares: collection, machine facts, peak memory, and `measure`."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from weaktr import __version__
+
+MIB = 2**20
+Call = Callable[[], Any]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("python_files", "bench_*.py")
+    config.addinivalue_line("python_functions", "bench_*")
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
+    """Facts that a number means nothing without."""
+    machine_info["weaktr"] = __version__
+    machine_info["torch"] = torch.__version__
+    machine_info["threads"] = torch.get_num_threads()
+    machine_info["platform"] = platform.platform()
+    if torch.cuda.is_available():
+        machine_info["gpu"] = torch.cuda.get_device_name()
+
+
+@pytest.fixture
+def device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture
+def data() -> Path:
+    """The folder of stored pictures and outputs."""
+    return Path(__file__).parents[1] / "tests" / "golden"
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def peak_mib(call: Call) -> tuple[Any, float | None]:
+    """Run `call` once: (its result, MiB that it needed at its peak beyond what was there).
+
+    With a GPU: of torch's allocator. Otherwise: resident memory of the process, on Linux; None
+    elsewhere.
+    """
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        result = call()
+        synchronize()
+        return result, (torch.cuda.max_memory_allocated() - before) / MIB
+    if sys.platform != "linux":
+        return call(), None
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):  # glibc: give freed memory back, or it hides what comes
+        libc.malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+    before = _resident("VmRSS")
+    result = call()
+    return result, (_resident("VmHWM") - before) / MIB
+
+
+def _resident(field: str) -> int:
+    """Bytes in a field of this process's status."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+    raise LookupError(f"/proc/self/status has no {field}")
+
+
+def largest_difference(actual: Any, expected: Any) -> float:
+    """max |actual - expected| over one or several tensors."""
+    if isinstance(expected, Sequence):
+        pairs = zip(actual, expected, strict=True)
+        return max(largest_difference(got, wanted) for got, wanted in pairs)
+    actual, expected = (torch.as_tensor(x).detach().cpu().double() for x in (actual, expected))
+    return float((actual - expected).abs().max())
+
+
+@pytest.fixture
+def measure(benchmark: Any) -> Callable[..., Any]:
+    """``measure(call, group=..., row=..., ...)``: see the inner function."""
+
+    def run(
+        call: Call,
+        *,
+        group: str,
+        row: str,
+        expected: Tensor | Sequence[Tensor],
+        within: float,
+        baseline: bool = False,
+        items: int = 1,
+        **facts: Any,
+    ) -> None:
+        """Check, then time.
+
+        Args:
+            call: one piece of work; returns what is compared with `expected`.
+            group: the work, with its shape; implementations of a group are compared.
+            row: the implementation: a backend, a package, or "published".
+            expected: the result of the definition.
+            within: largest difference from it with which a time is still worth reporting.
+            baseline: what the group's other rows are compared with.
+            items: images per call.
+            facts: shape, dtype and whatever else explains the number.
+        """
+        result, peak = peak_mib(call)
+        error = largest_difference(result, expected)
+        assert error <= within, f"{row} differs from the definition by {error:.3g} > {within:.3g}"
+        benchmark.group = group
+        benchmark.extra_info.update(
+            row=row,
+            baseline=baseline,
+            items=items,
+            error=error,
+            peak_mib=peak,
+            threads=torch.get_num_threads(),
+            **facts,
+        )
+
+        def timed() -> None:
+            call()
+            synchronize()
+
+        benchmark(timed)
+
+    return run
