@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import logging
+import math
 import os
 import platform
 import sys
@@ -106,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Weakly-supervised semantic segmentation with plain vision transformers.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (add, run, text) in _COMMANDS.items():
+    for name, (add, act, text) in _COMMANDS.items():
         command = commands.add_parser(
             name,
             help=text.strip().splitlines()[0],
@@ -115,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         add(command)
         _add_common(command)
-        command.set_defaults(run=run)
+        command.set_defaults(act=act)
     return _run(parser.parse_args(argv))
 
 
@@ -128,14 +129,14 @@ def train_main(argv: Sequence[str] | None = None) -> int:
     )
     _add_train(parser)
     _add_common(parser)
-    parser.set_defaults(run=_train)
+    parser.set_defaults(act=_train)
     return _run(parser.parse_args(argv))
 
 
 def _run(arguments: Arguments) -> int:
     set_up_logging(logging.DEBUG if arguments.debug else logging.INFO)
     try:
-        code: int = arguments.run(arguments)
+        code: int = arguments.act(arguments)
     except (ValueError, FileNotFoundError, BackendUnavailable) as error:
         if arguments.debug:
             raise
@@ -311,7 +312,7 @@ def _eval(arguments: Arguments) -> int:
     table.add_row(*(f"{value:.2f}" for value in values), str(found.images))
     console.print(table)
     if arguments.out:
-        iou = [None if value != value else round(float(value), 3) for value in found.iou]
+        iou = [None if math.isnan(value) else round(float(value), 3) for value in found.iou]
         write_json(arguments.out, {"miou": found.miou, "iou": iou, "images": found.images})
     return 0
 

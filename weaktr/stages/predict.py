@@ -101,6 +101,7 @@ def for_ensemble(model: Segmenter, ensemble: str) -> Segmenter:
         )
     twin = Segmenter(**{**model.config, "decoder": "multi_mask_transformer"})
     twin.load_state_dict(model.state_dict())
+    twin.vit.normalization = model.normalization
     return twin.to(next(model.parameters()).device).eval()
 
 
@@ -168,7 +169,7 @@ def _views(
     device: torch.device,
 ) -> Iterator[_View]:
     mean, std = (
-        torch.tensor([round(255 * v, 2) for v in values], device=device).view(3, 1, 1)
+        torch.tensor(np.round(255 * np.array(values), 2), device=device).float().view(3, 1, 1)
         for values in normalization
     )
     for ratio in settings.ratios:

@@ -1,0 +1,279 @@
+"""All stages in order: what runs, what is skipped, what is left when a run is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from tests.stages import tiny
+from weaktr import artifacts
+from weaktr.artifacts import STAGES, MaskFolder, read_metrics
+from weaktr.config import dump_recipe
+from weaktr.stages.pipeline import Pipeline, run_recipe
+from weaktr.stages.training import set_seeds
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tiny.squares(tmp_path_factory.mktemp("data") / "squares")
+
+
+@pytest.fixture(scope="module")
+def finished(root, tmp_path_factory):
+    """A finished run with CRFs."""
+    run = tmp_path_factory.mktemp("run")
+    crf = {"crf": {"gaussian": [3, 3], "bilateral": [30, 5, 3], "iterations": 2}}
+    recipe = tiny.recipe(root, label=crf, predict=crf | {"ensemble": "published"})
+    run_recipe(recipe, run)
+    return recipe, run
+
+
+def stamps(run: Path) -> dict[str, int]:
+    return {stage: (run / stage / "finished.json").stat().st_mtime_ns for stage in STAGES}
+
+
+def test_a_run_leaves_what_it_should(finished):
+    _, run = finished
+    assert len(MaskFolder(run / "label", verify=True)) == 24
+    assert len(MaskFolder(run / "label" / "before_crf", verify=True)) == 24
+    assert len(MaskFolder(run / "predict", verify=True)) == 24
+    assert not list(run.rglob("*.part"))
+    assert not list(run.rglob("state.pt"))
+    metrics = json.loads((run / "metrics.json").read_text())
+    keys = [key for key in metrics if key.endswith("miou")]
+    assert keys == [
+        "cam_coarse_miou", "cam_miou", "pseudo_label_before_crf_miou", "pseudo_label_miou",
+        "val_miou",
+    ]  # fmt: skip
+    assert all(0 <= metrics[key] <= 100 for key in keys)
+    for key in keys:
+        for word in ("folder", "images", "scales", "flip", "CRF"):
+            assert word in metrics["conditions"][key]
+
+
+def test_losses_are_logged_for_every_step(finished):
+    _, run = finished
+    rows = read_metrics(run / "train_cam" / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    for row in rows:
+        assert row["loss"] == pytest.approx(row["class"] + row["coarse"] + row["fine"], rel=1e-5)
+    assert rows[0]["lr"] == rows[-1]["lr"] == 1e-6  # the published schedule is one epoch late
+    assert len(read_metrics(run / "train_seg" / "metrics.jsonl")) == 12
+
+
+def test_finished_stages_are_not_run_again(finished):
+    recipe, run = finished
+    before = stamps(run)
+    run_recipe(recipe, run)
+    assert stamps(run) == before
+
+
+def test_changed_inputs_run_a_stage_and_those_after_it_again(root, tmp_path):
+    run_recipe(tiny.recipe(root), tmp_path)
+    before = stamps(tmp_path)
+    run_recipe(tiny.recipe(root, label={"threshold": 0.6}), tmp_path)
+    after = stamps(tmp_path)
+    assert [stage for stage in STAGES if after[stage] == before[stage]] == ["train_cam"]
+    run_recipe(tiny.recipe(root, label={"threshold": 0.6}), tmp_path, only="evaluate", force=True)
+    forced = stamps(tmp_path)
+    assert [stage for stage in STAGES if forced[stage] != after[stage]] == ["evaluate"]
+
+
+def test_settings_that_change_no_result_run_nothing_again(finished):
+    recipe, run = finished
+    pipeline = Pipeline(recipe, run)
+    other = Pipeline(replace(recipe, num_workers=3, checkpoint_seconds=1.0, log_steps=7), run)
+    assert [pipeline.made_from(s) for s in STAGES] == [other.made_from(s) for s in STAGES]
+
+
+def test_a_stage_without_its_inputs_says_so(root, tmp_path):
+    with pytest.raises(ValueError, match="train_cam is not finished"):
+        run_recipe(tiny.recipe(root), tmp_path, only="label")
+    with pytest.raises(ValueError, match="--from: expected one of train_cam, label"):
+        run_recipe(tiny.recipe(root), tmp_path, start="labels")
+
+
+def test_training_never_opens_a_mask(tmp_path):
+    """Masks that are no pictures at all: every stage but evaluate passes."""
+    root = tiny.squares(tmp_path / "squares", count=8)
+    for mask in (root / "masks").iterdir():
+        mask.write_bytes(b"no picture")
+    run = tmp_path / "run"
+    for stage in STAGES[:-1]:
+        run_recipe(tiny.recipe(root), run, only=stage)
+    with pytest.raises(ValueError, match="cannot be read as an image"):
+        run_recipe(tiny.recipe(root), run, only="evaluate")
+
+
+def test_upper_bound_trains_on_true_masks(root, tmp_path):
+    settings = {"masks": "truth", "epochs": 12, "optimizer": "adamw", "lr": 3e-3, "encoder_lr": 1.0}
+    recipe = tiny.recipe(root, train_seg=settings)
+    run_recipe(recipe, tmp_path)
+    details = json.loads((tmp_path / "evaluate" / "metrics.json").read_text())
+    assert all(row["supervision"] == "true masks" for row in details)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["val_miou"] > metrics["pseudo_label_miou"]
+
+
+def test_moving_average_accumulation_and_watching(root, tmp_path):
+    extra = {"ema_decay": 0.5, "accumulate": 2, "clip_grad": 1.0, "validate_every": 1}
+    recipe = tiny.recipe(root, train_cam=extra, train_seg=extra)
+    run_recipe(recipe, tmp_path)
+    rows = read_metrics(tmp_path / "train_cam" / "metrics.jsonl")
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 7))
+    assert len([row for row in rows if "cam_miou" in row]) == 2
+    rows = read_metrics(tmp_path / "train_seg" / "metrics.jsonl")
+    assert len([row for row in rows if "watched_miou" in row]) == 2
+
+
+def test_a_loss_that_is_not_finite_is_told(root, tmp_path):
+    recipe = tiny.recipe(root, train_cam={"lr": 1e30, "warmup_epochs": 0, "lag_one_epoch": False})
+    with pytest.raises(ValueError, match=r"loss not finite at epoch 0, step \d+ .*Try a lower lr"):
+        run_recipe(recipe, tmp_path, only="train_cam")
+
+
+def test_a_batch_larger_than_the_data_is_told(root, tmp_path):
+    with pytest.raises(ValueError, match="batch_size: 64 is more than the 24 samples"):
+        run_recipe(tiny.recipe(root, train_cam={"batch_size": 64}), tmp_path)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_workers_change_no_result(root, tmp_path, workers, finished):
+    _, run = finished
+    run_recipe(replace(tiny.recipe(root), num_workers=workers), tmp_path, only="train_cam")
+    file = Path("train_cam") / "metrics.jsonl"
+    assert (tmp_path / file).read_bytes() == (run / file).read_bytes()
+
+
+# ---------------------------------------------------------------- killed runs
+
+
+def start(recipe_file: Path, run: Path) -> subprocess.Popen[bytes]:
+    code = "import sys; from weaktr.cli import train_main; sys.exit(train_main(sys.argv[1:]))"
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "OMP_NUM_THREADS": "1",
+    }
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(recipe_file), "--out", str(run), "--only", "train_cam"],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def kill_after(process: subprocess.Popen[bytes], log: Path, steps: int) -> None:
+    """SIGKILL once `steps` steps are in the log."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if log.is_file() and len(log.read_bytes().splitlines()) >= steps:
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.002)
+    process.wait()
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_equals_unbroken(root, tmp_path):
+    recipe = tiny.recipe(root, train_cam={"epochs": 5, "ema_decay": 0.9, "lr": 1e-2})
+    text = dump_recipe(recipe).replace("checkpoint_steps: null", "checkpoint_steps: 4")
+    file = tmp_path / "tiny.yaml"
+    file.write_text(text.replace("log_steps: 2", "log_steps: 1"))
+    beside = start(file, tmp_path / "unbroken")
+    broken = tmp_path / "broken"
+    log = broken / "train_cam" / "metrics.jsonl"
+    kills = 0
+    for steps in (7, 17):  # both in mid-epoch, away from a checkpoint
+        process = start(file, broken)
+        kill_after(process, log, steps)
+        kills += process.returncode == -signal.SIGKILL
+    assert kills == 2
+    assert start(file, broken).wait() == 0
+    assert beside.wait() == 0
+    unbroken = tmp_path / "unbroken" / "train_cam"
+    assert log.read_bytes() == (unbroken / "metrics.jsonl").read_bytes()
+    assert len(read_metrics(log)) == 30
+    one, other = (load_file(f / "model.safetensors") for f in (log.parent, unbroken))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_resumed_stage_2_equals_unbroken(root, tmp_path, monkeypatch):
+    """Stopped by an error in mid-epoch, after a checkpoint of that epoch."""
+    recipe = replace(tiny.recipe(root), checkpoint_steps=2)
+    for run in ("unbroken", "broken"):
+        for stage in ("train_cam", "label"):
+            run_recipe(recipe, tmp_path / run, only=stage)
+    run_recipe(recipe, tmp_path / "unbroken", only="train_seg")
+    step = torch.optim.SGD.step
+    done = []
+
+    def stop_at_ninth(self, closure=None):
+        done.append(0)
+        if len(done) == 9:
+            raise KeyboardInterrupt
+        return step(self, closure)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", stop_at_ninth)
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(recipe, tmp_path / "broken", only="train_seg")
+    monkeypatch.undo()
+    set_seeds(99)  # what the random numbers were meanwhile must not matter
+    run_recipe(recipe, tmp_path / "broken", only="train_seg")
+    logs = [tmp_path / run / "train_seg" / "metrics.jsonl" for run in ("broken", "unbroken")]
+    assert logs[0].read_bytes() == logs[1].read_bytes()
+
+
+def test_a_changed_recipe_does_not_resume_an_old_state(root, tmp_path):
+    recipe = tiny.recipe(root)
+    folder = tmp_path / "train_cam"
+    artifacts.begin(folder, "other inputs")
+    artifacts.save_state(folder / "state.pt", {"position": "of another run"})
+    run_recipe(recipe, tmp_path, only="train_cam")
+    assert len(read_metrics(folder / "metrics.jsonl")) == 12
+
+
+def test_labelling_goes_on_after_a_kill(root, tmp_path):
+    recipe = tiny.recipe(root)
+    run_recipe(recipe, tmp_path, only="train_cam")
+    run_recipe(recipe, tmp_path, only="label")
+    whole = MaskFolder(tmp_path / "label").fingerprint()
+    index = tmp_path / "label" / "index.jsonl"
+    index.write_bytes(index.read_bytes()[:1000])  # cut in the middle of a line
+    (tmp_path / "label" / "finished.json").unlink()
+    left = len(MaskFolder(tmp_path / "label"))
+    assert 0 < left < 24
+    run_recipe(recipe, tmp_path, only="label")
+    masks = MaskFolder(tmp_path / "label", verify=True)
+    assert masks.fingerprint() == whole
+    assert len(index.read_text().splitlines()) == 24
+
+
+def test_corrupt_image_while_training_is_named(tmp_path):
+    root = tiny.squares(tmp_path / "squares", count=8)
+    (root / "images" / "3.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"3\.png.*labels\.csv:5"):
+        run_recipe(tiny.recipe(root), tmp_path / "run", only="train_cam")
+
+
+def test_images_of_many_sizes(tmp_path):
+    root = tiny.squares(tmp_path / "squares", count=8)
+    for index, (width, height) in enumerate([(40, 30), (30, 40), (33, 65), (64, 64)]):
+        for folder in ("images", "masks"):
+            path = root / folder / f"{index}.png"
+            with Image.open(path) as image:
+                image.resize((width, height), Image.Resampling.NEAREST).save(path)
+    run_recipe(tiny.recipe(root), tmp_path / "run")
+    assert MaskFolder(tmp_path / "run" / "predict").read("2").shape == (65, 33)
+    assert np.isin(MaskFolder(tmp_path / "run" / "label").read("1"), range(4)).all()

@@ -1,0 +1,140 @@
+"""Sliding-window inference against the published code (mmseg, OpenCV)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.numpy import load_file
+
+from tests.parity.recipe import GOLDEN, recipe_weight
+from tests.stages.stored import FACTS, arrays
+from tests.tolerances import assert_golden
+from weaktr.artifacts import MaskFolder
+from weaktr.config import PredictConfig
+from weaktr.crf import PRESETS
+from weaktr.data import Sample
+from weaktr.models import Segmenter
+from weaktr.models.checkpoints import segmenter_from_reference
+from weaktr.stages.predict import (
+    _anchors,
+    for_ensemble,
+    mask_from_probabilities,
+    predict,
+    probabilities,
+)
+from weaktr.stages.resize import resize_bilinear
+
+E = arrays("E_inference")
+CRF = load_file(GOLDEN / "E_crf.safetensors")
+FACT = FACTS["E_inference"]
+RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+PUBLISHED = PredictConfig(
+    short_side=52, ratios=RATIOS, window=48, stride=32, ensemble="plain", crf=None
+)
+
+
+@pytest.fixture(scope="module")
+def model():
+    state = {k: recipe_weight(k, shape, 201) for k, shape in FACT["state_dict"].items()}
+    return segmenter_from_reference(
+        state,
+        encoder_heads=6,
+        decoder_heads=2,
+        decoder="mask_transformer",
+        patch_size=16,
+        image_size=48,
+    ).eval()
+
+
+def with_(settings=PUBLISHED, **changes):
+    return replace(settings, **changes)
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_resizing_is_opencvs_to_the_bit(ratio):
+    expected = E[f"ms_im_u8.{ratio}"]
+    made = resize_bilinear(E["image"], *expected.shape[:2])
+    np.testing.assert_array_equal(made, expected)
+
+
+def test_resizing_to_the_same_size_changes_nothing():
+    np.testing.assert_array_equal(resize_bilinear(E["image"], 75, 100), E["image"])
+
+
+def test_resizing_refuses_other_types():
+    with pytest.raises(ValueError, match=r"image: expected uint8 \[H, W, C\], got float64"):
+        resize_bilinear(np.zeros((4, 4, 3)), 2, 2)
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_windows_stand_where_published(ratio):
+    facts = FACT["windows"][str(ratio)]
+    height, width = facts["resized"]
+    corners = [[y, x] for y in _anchors(height, 48, 32) for x in _anchors(width, 48, 32)]
+    assert corners == facts["anchors"]
+
+
+@pytest.mark.parametrize("window_batch", [1, 2, 7])
+def test_multi_scale_probabilities(model, window_batch):
+    made = probabilities(model, E["image"], with_(window_batch=window_batch))
+    assert_golden(torch.from_numpy(made), torch.from_numpy(E["prob.multi_scale"]))
+
+
+def test_single_scale_probabilities(model):
+    made = probabilities(model, E["image"], with_(ratios=(1.0,), flip=False))
+    expected = torch.from_numpy(E["prob.single_scale"])
+    assert_golden(torch.from_numpy(made)[:, ::2, ::2], expected)
+
+
+def test_published_ensemble(model):
+    settings = with_(ensemble="published", window_batch=2)
+    twin = for_ensemble(model, "published")
+    made = probabilities(twin, E["image"], settings)
+    early = (made - E["prob.multi_scale"]) / 0.8
+    assert_golden(
+        torch.from_numpy(early)[:, ::2, ::2],
+        torch.from_numpy(E["prob.multi_scale_multimask_p1"]),
+    )
+    assert_golden(torch.from_numpy(made[E["process_batch.keys"]]), torch.from_numpy(CRF["prob"]))
+    np.testing.assert_array_equal(made.argmax(0), E["process_batch.pred"])
+    np.testing.assert_array_equal(np.unique(made.argmax(0)), E["process_batch.keys"])
+
+
+@pytest.mark.parametrize(("preset", "stored"), [("voc_seg", "voc12"), ("coco_seg", "coco")])
+def test_crf_after_the_ensemble(model, preset, stored):
+    settings = with_(ensemble="published")
+    scores = probabilities(for_ensemble(model, "published"), E["image"], settings)
+    made = mask_from_probabilities(E["image"], scores, PRESETS[preset])
+    assert (made == CRF[f"{stored}.label"]).mean() >= 0.999
+
+
+def test_the_ensemble_needs_a_mask_transformer():
+    linear = Segmenter(
+        "vit_tiny_patch16_224", 3, decoder="linear", image_size=32,
+        backbone_args={"embed_dim": 16, "depth": 1, "num_heads": 2},
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="needs a mask transformer, got 'linear'"):
+        for_ensemble(linear, "published")
+
+
+def test_masks_of_plain_images(model, tmp_path):
+    paths = []
+    for index in range(2):
+        paths.append(tmp_path / f"{index}.png")
+        Image.fromarray(E["image"][:, : 90 - index]).save(paths[-1])
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"not a picture")
+    samples = [Sample(p.stem, p, None, None, str(tmp_path)) for p in (*paths, broken)]
+    settings = with_(ratios=(1.0,), ensemble="published", crf="voc_seg")
+    unreadable = predict(model, samples, tmp_path / "out", settings)
+    masks = MaskFolder(tmp_path / "out")
+    assert [problem.file for problem in unreadable] == [str(broken)]
+    assert masks.entries["0"].size == (75, 90)
+    assert masks.read("1").shape == (75, 89)
+    made = masks.path("0").stat().st_mtime_ns
+    predict(model, samples[:2], tmp_path / "out", settings)
+    assert masks.path("0").stat().st_mtime_ns == made
