@@ -23,7 +23,9 @@ lint: .venv/installed
 	$(BIN)/mypy
 
 bench: .venv/installed-bench
-	$(BIN)/python -m pytest bench --benchmark-only
+	$(BIN)/python -m pytest -q tests/ops
+	$(BIN)/python -m pytest bench --benchmark-json="$$($(BIN)/python bench/report.py --where)"
+	$(BIN)/python bench/report.py
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -93,7 +93,7 @@ class TrainCamConfig:
         accumulate: forward passes an optimiser step.
         lr: peak learning rate of a step of ``batch_size * accumulate`` images.
         weight_decay: on every parameter.
-        warmup_epochs: epochs from `warmup_lr` up to `lr`.
+        warmup_epochs: epochs (or parts of one) from `warmup_lr` up to `lr`.
         warmup_lr: learning rate of the first epoch.
         min_lr: learning rate at the end.
         lag_one_epoch: the published schedule: constant within an epoch and one epoch late (epochs
@@ -113,7 +113,7 @@ class TrainCamConfig:
     accumulate: int = 1
     lr: float = 7.5e-5
     weight_decay: float = 0.03
-    warmup_epochs: int = 5
+    warmup_epochs: float = 5.0
     warmup_lr: float = 1e-6
     min_lr: float = 1e-5
     lag_one_epoch: bool = True

@@ -59,6 +59,7 @@ class Meter:
         self.title, self.total, self.done, self.unit = title, total, done, unit
         self._started, self._start_done = time.monotonic(), done
         self._last_line = self._started
+        self._told = done
         self._bar: Progress | None = None
         self._task: TaskID | None = None
 
@@ -84,7 +85,7 @@ class Meter:
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif self.done > self._start_done:
+        elif self.done > self._told:
             self._line("")
 
     def advance(self, count: int = 1, note: str = "") -> None:
@@ -104,6 +105,7 @@ class Meter:
         return (self.done - self._start_done) / max(time.monotonic() - self._started, 1e-9)
 
     def _line(self, note: str) -> None:
+        self._told = self.done
         left = (self.total - self.done) / max(self.speed(), 1e-9)
         eta = f", {left:.0f} s left" if self.done < self.total else ""
         log.info(

@@ -277,3 +277,21 @@ def test_images_of_many_sizes(tmp_path):
     run_recipe(tiny.recipe(root), tmp_path / "run")
     assert MaskFolder(tmp_path / "run" / "predict").read("2").shape == (65, 33)
     assert np.isin(MaskFolder(tmp_path / "run" / "label").read("1"), range(4)).all()
+
+
+def test_bfloat16(root, tmp_path):
+    half = {"amp": "bf16"}
+    run_recipe(
+        tiny.recipe(root, train_cam=half, label=half, train_seg=half, predict=half), tmp_path
+    )
+    rows = read_metrics(tmp_path / "train_seg" / "metrics.jsonl")
+    assert rows[-1]["loss"] < rows[0]["loss"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_all_stages_on_a_gpu_in_float16(root, tmp_path):
+    half = {"amp": "fp16"}
+    recipe = tiny.recipe(root, train_cam=half, label=half, train_seg=half, predict=half)
+    run_recipe(replace(recipe, device="cuda"), tmp_path)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["val_miou"] > 0
