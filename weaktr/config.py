@@ -92,6 +92,8 @@ class TrainCamConfig:
         batch_size: images a forward pass.
         accumulate: forward passes an optimiser step.
         lr: peak learning rate of a step of ``batch_size * accumulate`` images.
+        backbone_lr: factor on `lr` for the pretrained backbone; 0 freezes all of it but the class
+            tokens, which suits strong backbones (DINOv2) and few images.
         weight_decay: on every parameter.
         warmup_epochs: epochs (or parts of one) from `warmup_lr` up to `lr`.
         warmup_lr: learning rate of the first epoch.
@@ -112,6 +114,7 @@ class TrainCamConfig:
     batch_size: int = 64
     accumulate: int = 1
     lr: float = 7.5e-5
+    backbone_lr: float = 1.0
     weight_decay: float = 0.03
     warmup_epochs: float = 5.0
     warmup_lr: float = 1e-6

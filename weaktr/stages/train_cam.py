@@ -52,7 +52,9 @@ def train_cam(
     )
     dataset = data.CamDataset(manifest, transform, seed=recipe.seed)
     loader = EpochLoader(dataset, settings.batch_size, recipe.seed, recipe.num_workers)
-    optimizer = cam_optimizer(model, settings.lr, settings.weight_decay)
+    optimizer = cam_optimizer(
+        model, settings.lr, settings.weight_decay, backbone_lr=settings.backbone_lr
+    )
     schedule = CosineSchedule(
         lr=settings.lr,
         total=settings.epochs,
