@@ -11,9 +11,9 @@ from PIL import Image
 from tests.stages import tiny
 from weaktr import cli
 from weaktr.artifacts import MaskFolder
-from weaktr.config import dump_recipe
 from weaktr.models import CamModel, Segmenter, checkpoints
 from weaktr.progress import console
+from weaktr.recipes import dump_recipe
 
 
 @pytest.fixture(scope="module")

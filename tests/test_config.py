@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from weaktr.config import (
+from weaktr.config import LabelConfig, Recipe
+from weaktr.recipes import (
     RECIPES,
-    LabelConfig,
-    Recipe,
     as_tree,
     dump_recipe,
     find_recipe,

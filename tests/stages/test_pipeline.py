@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from tests.stages import tiny
 from weaktr import artifacts
 from weaktr.artifacts import STAGES, MaskFolder, read_metrics
-from weaktr.config import dump_recipe
+from weaktr.recipes import dump_recipe
 from weaktr.stages.pipeline import Pipeline, run_recipe
 from weaktr.stages.training import set_seeds
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from weaktr.config import Recipe, make
+from weaktr.config import Recipe
+from weaktr.recipes import make
 
 NAMES = ("red", "green", "blue")
 VIT = {"embed_dim": 32, "depth": 2, "num_heads": 2}

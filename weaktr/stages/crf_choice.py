@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from weaktr.config import make
 from weaktr.crf import PRESETS, CrfSettings
+from weaktr.recipes import make
 
 
 def choose_crf(setting: str | dict[str, Any] | None) -> CrfSettings | None:

@@ -15,10 +15,11 @@ from typing import Any
 
 from weaktr import artifacts
 from weaktr.artifacts import STAGES
-from weaktr.config import DataConfig, Recipe, as_tree, dump_recipe
+from weaktr.config import DataConfig, Recipe
 from weaktr.data import Manifest, load_manifest
 from weaktr.models import CamModel, Segmenter, checkpoints
 from weaktr.progress import timed
+from weaktr.recipes import as_tree, dump_recipe
 from weaktr.stages.evaluate import evaluate
 from weaktr.stages.label import label
 from weaktr.stages.predict import predict

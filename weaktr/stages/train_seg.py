@@ -52,14 +52,8 @@ def train_seg(
     set_seeds(recipe.seed)
     model = build_segmenter(recipe, manifest.classes.num_labels, stage1)
     model = model.to(choose_device(recipe.device))
-    transform = data.seg_train_transform(
-        settings.crop,
-        normalization=cast(data.Normalization, model.normalization),
-        **asdict(settings.augment),
-    )
     labelled = supervision(settings, manifest, pseudo_labels)
-    dataset = data.SegDataset(labelled, transform, seed=recipe.seed)
-    loader = EpochLoader(dataset, settings.batch_size, recipe.seed, recipe.num_workers)
+    loader = _loader(recipe, labelled, cast(data.Normalization, model.normalization))
     optimizer = segmenter_optimizer(
         model,
         settings.lr,
@@ -121,6 +115,15 @@ def build_segmenter(recipe: Recipe, num_labels: int, stage1: Path | None) -> Seg
         weights=weights,
         backbone_args=settings.backbone_args,
     )
+
+
+def _loader(recipe: Recipe, labelled: Manifest, normalization: data.Normalization) -> EpochLoader:
+    settings = recipe.train_seg
+    transform = data.seg_train_transform(
+        settings.crop, normalization=normalization, **asdict(settings.augment)
+    )
+    dataset = data.SegDataset(labelled, transform, seed=recipe.seed)
+    return EpochLoader(dataset, settings.batch_size, recipe.seed, recipe.num_workers)
 
 
 def supervision(settings: TrainSegConfig, manifest: Manifest, pseudo_labels: Path) -> Manifest:

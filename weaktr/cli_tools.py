@@ -1,0 +1,182 @@
+"""The commands that look at things: ``weaktr eval | show | env | data``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import math
+import os
+import platform
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from weaktr.backends import report
+from weaktr.progress import console, log
+from weaktr.recipes import apply_setting, load_recipe
+
+Arguments = argparse.Namespace
+
+EVAL_HELP = """\
+Score a folder of masks against a folder of true masks (PNG, same names, 255 = ignore).
+
+examples:
+  weaktr eval runs/voc/predict/masks VOCdevkit/VOC2012/SegmentationClassAug --num-labels 21
+"""
+DATA_HELP = """\
+Look at a data set before training on it.
+
+  check   reads every file and lists all faults at once, with file and line
+  stats   counts images, labels, sizes
+  write   writes the manifest as JSON
+  masks   draws the true masks of a COCO instances JSON
+
+examples:
+  weaktr data check voc12 VOCdevkit/VOC2012 --split train_aug
+  weaktr data check coco14 MSCOCO --split train --option ids=80
+  weaktr data stats folder photos/
+  weaktr data masks coco14 annotations/instances_val2014.json --out masks/ --option ids=80
+"""
+SHOW_HELP = """\
+Draw image | CAMs plain, fused, refined | pseudo label | prediction | truth of a run.
+
+examples:
+  weaktr show runs/demo
+  weaktr show runs/voc --names 2007_000032 2007_000039
+"""
+ENV_HELP = "Print versions, devices, and which backend of each op runs here."
+
+
+def add_eval(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("masks", type=Path, help="folder of predicted PNGs")
+    parser.add_argument("truth", type=Path, help="folder of true PNGs")
+    parser.add_argument("--num-labels", type=int, required=True, help="with background: VOC 21")
+    parser.add_argument("--names", type=Path, help="list of names, one a line (default: all)")
+    parser.add_argument("--out", type=Path, help="write the scores as JSON")
+
+
+def eval_command(arguments: Arguments) -> int:
+    from weaktr.artifacts import write_json
+    from weaktr.stages.evaluate import score_folders
+
+    names = arguments.names.read_text().split() if arguments.names else None
+    found = score_folders(arguments.masks, arguments.truth, arguments.num_labels, names)
+    table = Table(title=f"{arguments.masks} against {arguments.truth}", title_justify="left")
+    for column in ("mIoU", "pixel accuracy", "precision", "recall", "FP", "FN", "images"):
+        table.add_column(column, justify="right")
+    values = (
+        found.miou, found.pixel_accuracy, found.precision, found.recall,
+        found.false_positive, found.false_negative,
+    )  # fmt: skip
+    table.add_row(*(f"{value:.2f}" for value in values), str(found.images))
+    console.print(table)
+    if arguments.out:
+        iou = [None if math.isnan(value) else round(float(value), 3) for value in found.iou]
+        write_json(arguments.out, {"miou": found.miou, "iou": iou, "images": found.images})
+    return 0
+
+
+def add_show(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
+    parser.add_argument("--count", type=int, default=6, help="images of each split (default 6)")
+    parser.add_argument("--names", nargs="*", default=[], help="draw these samples instead")
+    parser.add_argument("--device", default="auto")
+
+
+def show_command(arguments: Arguments) -> int:
+    from weaktr.stages.pipeline import Pipeline
+    from weaktr.stages.show import show_run
+
+    file = arguments.run / "recipe.yaml"
+    if not file.is_file():
+        raise ValueError(f"{arguments.run}: expected the folder of a run, {file} is missing")
+    recipe = replace(load_recipe(file), device=arguments.device)
+    pipeline = Pipeline(recipe, arguments.run)
+    for path in show_run(pipeline, count=arguments.count, names=arguments.names):
+        log.info("picture: %s", path)
+    return 0
+
+
+def add_env(_: argparse.ArgumentParser) -> None:
+    pass
+
+
+def env_command(_: Arguments) -> int:
+    import torch
+
+    facts = {
+        "Python": f"{platform.python_version()} on {platform.platform()}",
+        "CPU": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        "GPU": ", ".join(
+            torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())
+        ) or "none",
+    }  # fmt: skip
+    for package in ("weaktr", "torch", "torchvision", "timm", "numpy", "Pillow", "triton"):
+        try:
+            facts[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            facts[package] = "not installed"
+    table = Table("what", "value", title="environment", title_justify="left")
+    for what, value in facts.items():
+        table.add_row(what, value)
+    console.print(table)
+    ops = Table("op", "backend", "runs here", "reason", title="ops", title_justify="left")
+    for status in report():
+        ops.add_row(status.op, status.backend, "yes" if status.available else "no", status.reason)
+    console.print(ops)
+    return 0
+
+
+# ---------------------------------------------------------------- data
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", choices=("check", "stats", "write", "masks"))
+    parser.add_argument("source", help="voc12, coco14, folder, images, scenes, manifest")
+    parser.add_argument("root", type=Path, help="the data set's folder (manifest: the JSON)")
+    parser.add_argument("--split", default="train")
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="further argument of the source, such as ids=80; may be repeated",
+    )
+    parser.add_argument("--out", type=Path, help="write: the JSON; masks: the folder")
+
+
+def data_command(arguments: Arguments) -> int:
+    from weaktr import data
+    from weaktr.data.command import run_check, run_stats
+
+    options: dict[str, Any] = {}
+    for option in arguments.option:
+        apply_setting(options, option)
+    if arguments.action == "masks":
+        return _draw_masks(arguments, options)
+    problems: list[data.Problem] = []
+    if arguments.action == "check" and arguments.source != "manifest":
+        options["problems"] = problems
+    manifest = data.load_manifest(arguments.source, arguments.root, arguments.split, **options)
+    if arguments.action == "check":
+        return run_check(manifest, console, problems=problems)
+    if arguments.action == "stats":
+        run_stats(manifest, console)
+        return 0
+    if arguments.out is None:
+        raise ValueError("--out: data write needs the JSON file to write")
+    manifest.save(arguments.out)
+    log.info("manifest: %s", arguments.out)
+    return 0
+
+
+def _draw_masks(arguments: Arguments, options: dict[str, Any]) -> int:
+    from weaktr import data
+
+    if arguments.source != "coco14" or arguments.out is None:
+        raise ValueError("data masks: expected coco14 INSTANCES.json --out FOLDER")
+    written = data.render_masks(arguments.root, arguments.out, **options)
+    log.info("%d masks in %s", len(written), arguments.out)
+    return 0

@@ -1,0 +1,163 @@
+"""Recipes: YAML and ``--set key=value`` -> `weaktr.config.Recipe`.
+
+A recipe file states only what differs from the defaults. An unknown key is an error that names the
+nearest known one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from argparse import ArgumentError
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_origin, get_type_hints
+
+from jsonargparse import ArgumentParser, get_loader
+
+from weaktr.config import Recipe
+
+T = TypeVar("T")
+
+#: Where recipes that are asked for by name live (shipped with the package).
+RECIPES = Path(__file__).parent / "configs"
+
+
+def recipe_names() -> list[str]:
+    """The recipes that can be asked for by name."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def find_recipe(name: str | Path) -> Path:
+    """The file of a recipe given by name (``demo``) or path (``mine/voc.yaml``).
+
+    Raises:
+        ValueError: there is no such recipe; the message lists the known names.
+    """
+    for candidate in (Path(name), RECIPES / f"{name}.yaml"):
+        if candidate.is_file():
+            return candidate
+    raise ValueError(
+        f"recipe: expected a YAML file or one of {', '.join(recipe_names())}; got {str(name)!r}"
+        f"{_did_you_mean(str(name), recipe_names())}"
+    )
+
+
+def load_recipe(name: str | Path, settings: Iterable[str] = ()) -> Recipe:
+    """Read a recipe and apply ``key=value`` settings.
+
+    Args:
+        name: a recipe's name or YAML file.
+        settings: such as ``"train_cam.epochs=5"``; values are YAML.
+
+    Raises:
+        ValueError: no such recipe, not YAML, an unknown key, or a value of the wrong type.
+    """
+    path = find_recipe(name)
+    tree = _parse_yaml(path.read_text(encoding="utf-8"), str(path)) or {}
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path}: expected a YAML mapping, got {type(tree).__name__}")
+    tree.setdefault("name", path.stem)
+    for setting in settings:
+        apply_setting(tree, setting)
+    return make(Recipe, tree, origin=str(path))
+
+
+def make(kind: type[T], tree: Mapping[str, Any], origin: str = "") -> T:
+    """Build a settings dataclass from a tree of plain values, checking keys and types.
+
+    Args:
+        kind: `Recipe` or one of its parts.
+        tree: nested mapping; missing keys keep their defaults.
+        origin: where the tree comes from, for messages.
+
+    Raises:
+        ValueError: an unknown key (the nearest known one is named) or a value of the wrong type.
+    """
+    _check_keys(kind, tree, "", origin)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind, None)
+    try:
+        values = parser.parse_object(dict(tree)).as_dict()
+    except ArgumentError as error:
+        raise ValueError(f"{origin}: {error}" if origin else str(error)) from error
+    return _build(kind, values)
+
+
+def as_tree(settings: Any) -> dict[str, Any]:
+    """The plain values of a settings dataclass (JSON types only)."""
+    tree: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(settings)))
+    return tree
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe with every default written out, as YAML (JSON values, one key a line)."""
+    lines: list[str] = []
+    for key, value in as_tree(recipe).items():
+        if isinstance(value, dict):
+            lines += [f"{key}:", *(f"  {k}: {json.dumps(v)}" for k, v in value.items())]
+        else:
+            lines.append(f"{key}: {json.dumps(value)}")
+    return "\n".join(lines) + "\n"
+
+
+def _parse_yaml(text: str, origin: str) -> Any:
+    from yaml import YAMLError
+
+    try:
+        return get_loader("yaml")(text)
+    except YAMLError as error:
+        raise ValueError(f"{origin}: expected YAML, got: {error}") from error
+
+
+def apply_setting(tree: dict[str, Any], setting: str) -> None:
+    key, separator, value = setting.partition("=")
+    if not separator or not key.strip():
+        raise ValueError(f"--set: expected key=value such as train_cam.epochs=5, got {setting!r}")
+    *parents, leaf = key.strip().split(".")
+    for parent in parents:
+        below = tree.setdefault(parent, {})
+        if not isinstance(below, dict):
+            raise ValueError(f"--set {setting}: {parent!r} is a value, it has no {leaf!r}")
+        tree = below
+    tree[leaf] = _parse_yaml(value, f"--set {setting}")
+
+
+def _check_keys(kind: type, tree: Mapping[str, Any], prefix: str, origin: str) -> None:
+    hints = get_type_hints(kind)
+    for key, value in tree.items():
+        if key not in hints:
+            where = f"{origin}: " if origin else ""
+            raise ValueError(
+                f"{where}unknown key {prefix + str(key)!r}{_did_you_mean(str(key), hints, prefix)}"
+            )
+        if dataclasses.is_dataclass(hints[key]):
+            if not isinstance(value, Mapping):
+                raise ValueError(
+                    f"{origin}: {prefix + key}: expected a mapping of "
+                    f"{', '.join(get_type_hints(hints[key]))}; got {value!r}"
+                )
+            _check_keys(hints[key], value, f"{prefix}{key}.", origin)
+
+
+def _did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
+    names: Sequence[str] = list(known)
+    near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    if near:
+        return f" - did you mean {prefix + near[0]!r}?"
+    return f"; known here: {', '.join(names)}" if names else ""
+
+
+def _build(kind: type[T], values: Mapping[str, Any]) -> T:
+    hints = get_type_hints(kind)
+    arguments: dict[str, Any] = {}
+    for key, value in values.items():
+        hint = hints[key]
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            arguments[key] = _build(hint, value)
+        elif isinstance(value, list) and get_origin(hint) is tuple:
+            arguments[key] = tuple(value)
+        else:
+            arguments[key] = value
+    return kind(**arguments)
