@@ -5,6 +5,8 @@ PYTHON ?= python3
 RUN ?= runs/demo
 
 BIN := .venv/bin
+# Threads that wait asleep: spinning ones starve the data loader on a machine of few cores.
+export OMP_WAIT_POLICY := PASSIVE
 
 .PHONY: demo test bench lint clean
 
