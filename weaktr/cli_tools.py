@@ -80,7 +80,7 @@ def eval_command(arguments: Arguments) -> int:
 
 def add_show(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
-    parser.add_argument("--count", type=int, default=6, help="images of each split (default 6)")
+    parser.add_argument("--count", type=int, default=5, help="images of each split (default 5)")
     parser.add_argument("--names", nargs="*", default=[], help="draw these samples instead")
     parser.add_argument("--device", default="auto")
 

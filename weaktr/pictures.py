@@ -18,7 +18,7 @@ from matplotlib.patches import Patch
 from weaktr.data.classes import IGNORE, palette
 
 #: Opacity of masks and CAMs over the image.
-_OPACITY = 0.62
+_OPACITY = 0.7
 _CELL = 2.3  # inches
 _BACKDROP = "#fbfaf7"
 
@@ -45,12 +45,12 @@ class Row:
     Args:
         name: stands at its left.
         image: uint8 [H, W, 3] RGB.
-        panels: from left to right, after the image itself.
+        panels: from left to right, after the image itself; None = an empty place.
     """
 
     name: str
     image: np.ndarray
-    panels: Sequence[Panel]
+    panels: Sequence[Panel | None]
 
 
 def draw(rows: Sequence[Row], label_names: Sequence[str], path: Path, title: str = "") -> None:
@@ -96,7 +96,7 @@ def draw(rows: Sequence[Row], label_names: Sequence[str], path: Path, title: str
 
 
 def overlay(image: np.ndarray, mask: np.ndarray, opacity: float = _OPACITY) -> np.ndarray:
-    """Labels in the VOC colours over the image; background stays as it is.
+    """Labels in the VOC colours over the greyed image.
 
     Args:
         image: uint8 [H, W, 3] RGB.
@@ -108,9 +108,11 @@ def overlay(image: np.ndarray, mask: np.ndarray, opacity: float = _OPACITY) -> n
     """
     colours = palette().astype(np.float32)
     colours[IGNORE] = 255
-    share = np.where(mask == 0, 0.0, opacity)[..., None]
-    base = image * np.where(mask == 0, 0.55, 1.0)[..., None]  # background dimmed
-    blended = base * (1 - share) + colours[mask] * share
+    grey = image.mean(2, keepdims=True)
+    background = 0.3 * grey + 0.25 * image
+    blended = np.where(
+        mask[..., None] == 0, background, (1 - opacity) * grey + opacity * colours[mask]
+    )
     return blended.round().clip(0, 255).astype(np.uint8)
 
 
@@ -135,6 +137,8 @@ def _draw_row(row: Row, axes: Sequence[Axes]) -> None:
     axes[0].imshow(row.image)
     axes[0].set_title(row.name, fontsize=8, color="#555555")
     for axis, panel in zip(axes[1:], row.panels, strict=False):
+        if panel is None:
+            continue
         picture = row.image
         if panel.mask is not None:
             picture = overlay(row.image, panel.mask)
@@ -145,7 +149,8 @@ def _draw_row(row: Row, axes: Sequence[Axes]) -> None:
 
 
 def _labels_in(rows: Sequence[Row]) -> list[int]:
-    masks = [panel.mask for row in rows for panel in row.panels if panel.mask is not None]
+    panels = [panel for row in rows for panel in row.panels if panel is not None]
+    masks = [panel.mask for panel in panels if panel.mask is not None]
     found = {int(label) for mask in masks for label in np.unique(mask)}
     return sorted(found - {0})
 

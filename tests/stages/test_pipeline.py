@@ -22,6 +22,7 @@ from weaktr import artifacts
 from weaktr.artifacts import STAGES, MaskFolder, read_metrics
 from weaktr.recipes import dump_recipe
 from weaktr.stages.pipeline import Pipeline, run_recipe
+from weaktr.stages.show import _folders
 from weaktr.stages.training import set_seeds
 
 
@@ -71,6 +72,13 @@ def test_losses_are_logged_for_every_step(finished):
         assert row["loss"] == pytest.approx(row["class"] + row["coarse"] + row["fine"], rel=1e-5)
     assert rows[0]["lr"] == rows[-1]["lr"] == 1e-6  # the published schedule is one epoch late
     assert len(read_metrics(run / "train_seg" / "metrics.jsonl")) == 12
+
+
+def test_pictures_keep_splits_apart(finished):
+    """Samples of two splits may share names; their masks must not be mixed up."""
+    recipe, run = finished
+    assert list(_folders(recipe, run, "train")) == ["pseudo label before CRF", "pseudo label"]
+    assert list(_folders(recipe, run, "val")) == ["prediction"]
 
 
 def test_finished_stages_are_not_run_again(finished):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -19,9 +20,15 @@ from weaktr.stages.pipeline import MODEL, Pipeline
 
 #: Most classes of one image whose CAMs are drawn.
 MAX_CLASSES = 2
+#: What is drawn of each class: title -> (attention type, refined).
+KINDS: dict[str, tuple[Literal["coarse", "fused"], bool]] = {
+    "plain CAM": ("coarse", False),
+    "fused": ("fused", False),
+    "refined": ("fused", True),
+}
 
 
-def show_run(pipeline: Pipeline, *, count: int = 6, names: Sequence[str] = ()) -> list[Path]:
+def show_run(pipeline: Pipeline, *, count: int = 5, names: Sequence[str] = ()) -> list[Path]:
     """Draw pictures of a run into its ``pictures`` folder, one PNG for each split.
 
     Args:
@@ -36,7 +43,7 @@ def show_run(pipeline: Pipeline, *, count: int = 6, names: Sequence[str] = ()) -
         ValueError: a name that no split has.
     """
     recipe, run = pipeline.recipe, pipeline.run
-    manifests = (pipeline.score, pipeline.val)
+    manifests = list({m.split: m for m in (pipeline.score, pipeline.val)}.values())
     cam_model = pipeline.cam_model() if (run / "train_cam" / MODEL).is_file() else None
     known = {sample.name for manifest in manifests for sample in manifest.samples}
     if unknown := [name for name in names if name not in known]:
@@ -46,12 +53,10 @@ def show_run(pipeline: Pipeline, *, count: int = 6, names: Sequence[str] = ()) -
         chosen = _choose(manifest.samples, count, names)
         if not chosen:
             continue
-        folders = {
-            "pseudo label before CRF": MaskFolder(run / "label" / "before_crf"),
-            "pseudo label": MaskFolder(run / "label"),
-            "prediction": MaskFolder(run / "predict"),
-        }
-        rows = [_row(sample, manifest, recipe, cam_model, folders) for sample in chosen]
+        folders = _folders(recipe, run, manifest.split)
+        rows = [
+            row for sample in chosen for row in _rows(sample, manifest, recipe, cam_model, folders)
+        ]
         path = run / "pictures" / f"{manifest.split}.png"
         title = f"{recipe.name}: {manifest.name} {manifest.split}"
         draw(rows, manifest.classes.label_names, path, title)
@@ -68,41 +73,60 @@ def _choose(samples: Sequence[Sample], count: int, names: Sequence[str]) -> list
     return list(samples[::step][:count])
 
 
-def _row(
+def _folders(recipe: Recipe, run: Path, split: str) -> dict[str, MaskFolder]:
+    """The masks that belong to a split (samples of two splits may share names)."""
+    found: dict[str, Path] = {}
+    if split in (recipe.data.train_split, recipe.data.score_split):
+        found["pseudo label before CRF"] = run / "label" / "before_crf"
+        found["pseudo label"] = run / "label"
+    if split == recipe.data.val_split:
+        found["prediction"] = run / "predict"
+    folders = {title: MaskFolder(folder) for title, folder in found.items()}
+    return {title: masks for title, masks in folders.items() if len(masks)}
+
+
+def _rows(
     sample: Sample,
     manifest: Manifest,
     recipe: Recipe,
     cam_model: CamModel | None,
     folders: dict[str, MaskFolder],
-) -> Row:
+) -> list[Row]:
+    """A row for each of the sample's first classes; the masks stand in the first."""
     image = data.read_image(sample)
-    panels: list[Panel] = []
-    if cam_model is not None and sample.labels:
-        panels += _cam_panels(sample, image, manifest, recipe, cam_model)
-    for title, masks in folders.items():
-        if sample.name in masks:
-            panels.append(Panel(title, mask=masks.read(sample.name)))
+    masks: list[Panel | None] = [
+        Panel(title, mask=folder.read(sample.name)) if sample.name in folder else None
+        for title, folder in folders.items()
+    ]
     if sample.mask is not None:
         truth = data.read_mask(sample, manifest.classes.num_labels)
-        panels.append(Panel("truth", mask=truth))
-    return Row(sample.name, image, panels)
+        masks.append(Panel("truth", mask=truth))
+    if cam_model is None:
+        return [Row(sample.name, image, masks)]
+    if not sample.labels:
+        return [Row(sample.name, image, [None] * len(KINDS) + masks)]
+    cams = _cam_panels(sample, image, manifest, recipe, cam_model)
+    first, *others = cams
+    return [
+        Row(sample.name, image, [*first, *masks]),
+        *(Row(sample.name, image, panels) for panels in others),
+    ]
 
 
 def _cam_panels(
     sample: Sample, image: np.ndarray, manifest: Manifest, recipe: Recipe, model: CamModel
-) -> list[Panel]:
-    """The plain CAM, the fused one and the refined one of the first classes."""
-    few = replace(sample, labels=(sample.labels or ())[:MAX_CLASSES])
-    used = recipe.label
-    kinds = {
-        "plain CAM": replace(used, attention_type="coarse", refine=False),
-        "fused": replace(used, attention_type="fused", refine=False),
-        "refined": replace(used, attention_type="fused", refine=True),
-    }
-    panels = []
-    for position, index in enumerate(few.labels or ()):
-        for title, kind in kinds.items():
-            ((_, _, cams),) = image_cams(model, [(few, image)], kind)
-            name = manifest.classes.names[index]
-            panels.append(Panel(f"{name}: {title}", heat=cams[position]))
-    return panels
+) -> list[list[Panel]]:
+    """For each of the sample's first classes its CAM of each kind."""
+    classes = (sample.labels or ())[:MAX_CLASSES]
+    few = replace(sample, labels=classes)
+    made = {}
+    for title, (attention_type, refine) in KINDS.items():
+        kind = replace(recipe.label, attention_type=attention_type, refine=refine)
+        ((_, _, made[title]),) = image_cams(model, [(few, image)], kind)
+    return [
+        [
+            Panel(f"{manifest.classes.names[index]}: {title}", heat=made[title][position])
+            for title in KINDS
+        ]
+        for position, index in enumerate(classes)
+    ]
