@@ -57,7 +57,7 @@ def cam_optimizer(
         for scale, part in parts.items()
         if part
     ]
-    return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay)
+    return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay, fused=True)
 
 
 def segmenter_groups(
@@ -135,7 +135,7 @@ def segmenter_optimizer(
     if kind == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
     if kind == "adamw":
-        return torch.optim.AdamW(groups, lr=lr)
+        return torch.optim.AdamW(groups, lr=lr, fused=True)
     raise ValueError(f"kind: expected 'sgd' or 'adamw', got {kind!r}")
 
 
