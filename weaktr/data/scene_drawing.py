@@ -64,7 +64,7 @@ def _kite(x: Array, y: Array) -> Array:
 
 
 def _moon(x: Array, y: Array) -> Array:
-    return np.maximum(np.hypot(x, y) - 1, 0.75 - np.hypot(x - 0.6, y))
+    return np.maximum(np.hypot(x, y) - 1, 0.7 - np.hypot(x - 0.68, y))
 
 
 def _square(x: Array, y: Array) -> Array:
@@ -75,36 +75,37 @@ def _square(x: Array, y: Array) -> Array:
 # Which of two colours, as a number around 0 (its sign decides); u, v in periods of the texture.
 
 
-def _stripes(u: Array, v: Array, rng: Rng) -> Array:
+def _stripes(u: Array, v: Array) -> Array:
     return np.sin(2 * math.pi * u)
 
 
-def _checks(u: Array, v: Array, rng: Rng) -> Array:
+def _checks(u: Array, v: Array) -> Array:
     return 1.6 * np.sin(math.pi * u) * np.sin(math.pi * v)
 
 
-def _dots(u: Array, v: Array, rng: Rng) -> Array:
+def _dots(u: Array, v: Array) -> Array:
     return 4 * (0.32 - np.hypot(u - np.floor(u) - 0.5, v - np.floor(v) - 0.5))
 
 
-def _rings(u: Array, v: Array, rng: Rng) -> Array:
+def _rings(u: Array, v: Array) -> Array:
     return np.sin(2 * math.pi * np.hypot(u, v))
 
 
-def _zigzag(u: Array, v: Array, rng: Rng) -> Array:
+def _zigzag(u: Array, v: Array) -> Array:
     return np.sin(2 * math.pi * (v + np.abs(u * 0.7 - np.floor(u * 0.7) - 0.5) * 1.6))
 
 
-def _lattice(u: Array, v: Array, rng: Rng) -> Array:
-    line = np.minimum(np.abs(u - np.floor(u) - 0.5), np.abs(v - np.floor(v) - 0.5))
+def _lattice(u: Array, v: Array) -> Array:
+    p, q = 0.6 * (u + v), 0.6 * (u - v)
+    line = np.minimum(np.abs(p - np.floor(p) - 0.5), np.abs(q - np.floor(q) - 0.5))
     return 5 * (line - 0.15)
 
 
-def _speckle(u: Array, v: Array, rng: Rng) -> Array:
-    return 3 * _noise(rng, u.shape, max(4, round(1.6 * float(np.ptp(u)))))
+def _twill(u: Array, v: Array) -> Array:
+    return np.sin(1.6 * math.pi * (u + v))
 
 
-def _bricks(u: Array, v: Array, rng: Rng) -> Array:
+def _bricks(u: Array, v: Array) -> Array:
     row = np.floor(v * 1.2)
     across = u * 0.6 + 0.5 * np.mod(row, 2)
     joint = np.minimum(np.abs(across - np.round(across)) / 0.6, 0.5 - np.abs(v * 1.2 - row - 0.5))
@@ -112,7 +113,7 @@ def _bricks(u: Array, v: Array, rng: Rng) -> Array:
 
 
 Shape = Callable[[Array, Array], Array]
-Texture = Callable[[Array, Array, Rng], Array]
+Texture = Callable[[Array, Array], Array]
 CLASSES: tuple[tuple[Shape, Texture], ...] = (
     (_disc, _stripes),
     (_triangle, _checks),
@@ -120,7 +121,7 @@ CLASSES: tuple[tuple[Shape, Texture], ...] = (
     (_star, _rings),
     (_cross, _zigzag),
     (_kite, _lattice),
-    (_moon, _speckle),
+    (_moon, _twill),
     (_square, _bricks),
 )
 
@@ -252,7 +253,7 @@ def _paint(rng: Rng, kind: int, pose: _Pose, grid: Array) -> Array:
     period = max(rng.uniform(0.085, 0.135) * size / pose.radius, 0.3)
     texture = CLASSES[kind][1]
     shift, drop = (0.0, 0.0) if texture is _rings else rng.uniform(0, 1, 2).tolist()
-    weight = np.clip(0.5 + 1.2 * texture(x / period + shift, y / period + drop, rng), 0, 1)
+    weight = np.clip(0.5 + 1.2 * texture(x / period + shift, y / period + drop), 0, 1)
     surface = _mix(*_two_colours(rng, 0.35), weight)
     light = rng.uniform(0, 2 * math.pi)
     shade = 0.9 + rng.uniform(0.1, 0.3) * (x * math.cos(light) + y * math.sin(light))
