@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -139,12 +140,12 @@ def segmenter_optimizer(
     raise ValueError(f"kind: expected 'sgd' or 'adamw', got {kind!r}")
 
 
-class Schedule:
+class Schedule(ABC):
     """A learning rate as a function of position."""
 
+    @abstractmethod
     def at(self, position: float) -> float:
         """Learning rate at `position` (epoch or step, from 0), before any group's lr_scale."""
-        raise NotImplementedError
 
     def apply(self, optimizer: torch.optim.Optimizer, position: float) -> float:
         """Set every group's rate for `position`; returns the rate before lr_scale."""
