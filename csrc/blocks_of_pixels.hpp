@@ -1,0 +1,196 @@
+// Slice, softmax and splat for a block of pixels. Included once per instruction set.
+//
+// z, q: rows of `stride` floats, one row a pixel. A record holds a pixel's offsets into the rows of
+// a lattice (in units of `kOffsetUnit` floats) and the weights.
+#pragma once
+
+#include "lattice_grid.hpp"
+
+namespace weaktr {
+namespace WEAKTR_ISA {
+
+constexpr float kNever = -1e30f;  // the score of channels that only fill up a row
+
+template <int P>
+constexpr int kOffsetUnit = P == 1 ? 1 : 2;  // floats; widens what 32 bits can address
+
+// to[p] = from[p] + sum over corners of weight * rows[offset]
+template <int P, int Corners>
+void slice(const uint32_t* records, int any_corners, int pixels, const float* from,
+           int64_t from_stride, const float* rows, float* to, int64_t to_stride,
+           const float* splat_rows) {
+  const int corners = Corners ? Corners : any_corners;
+  for (int p = 0; p < pixels; ++p) {
+    const uint32_t* offset = records + p * 2 * corners;
+    const float* weight = reinterpret_cast<const float*>(offset + corners);
+    Row<P> sum;
+    sum.load_from(from + p * from_stride);
+    for (int r = 0; r < corners; ++r) {
+      const size_t at = static_cast<size_t>(offset[r]) * kOffsetUnit<P>;
+      if (P <= 32 && splat_rows) __builtin_prefetch(splat_rows + at, 1);
+      sum.add(weight[r], rows + at);
+    }
+    sum.store_to(to + p * to_stride);
+  }
+}
+
+// rows[offset] += weight * q[p]
+template <int P, int Corners>
+void splat(const uint32_t* records, int any_corners, int pixels, const float* q, int64_t stride,
+           float* rows) {
+  const int corners = Corners ? Corners : any_corners;
+  for (int p = 0; p < pixels; ++p) {
+    const uint32_t* offset = records + p * 2 * corners;
+    const float* weight = reinterpret_cast<const float*>(offset + corners);
+    Row<P> value;
+    value.load_from(q + p * stride);
+    for (int r = 0; r < corners; ++r)
+      value.add_to(weight[r], rows + static_cast<size_t>(offset[r]) * kOffsetUnit<P>);
+  }
+}
+
+typedef void (*Slice)(const uint32_t*, int, int, const float*, int64_t, const float*, float*,
+                      int64_t, const float*);
+typedef void (*Splat)(const uint32_t*, int, int, const float*, int64_t, float*);
+typedef void (*BlurChains)(const Chains&, float*, int64_t);
+
+// The functions for some neighbouring columns of the rows.
+struct Columns {
+  int width;
+  Slice slice[3];  // for 3 corners, 6, any number
+  Splat splat[3];
+  BlurChains blur;
+};
+
+template <int P>
+constexpr Columns columns_of() {
+  return Columns{P,
+                 {slice<P, 3>, slice<P, 6>, slice<P, 0>},
+                 {splat<P, 3>, splat<P, 6>, splat<P, 0>},
+                 blur_chains<P>};
+}
+
+WEAKTR_INLINE int variant(int corners) { return corners == 3 ? 0 : corners == 6 ? 1 : 2; }
+
+// A wider row is worked on in groups of this many columns, so that rows fit the registers.
+constexpr int kGroup = 4 * kLanes;
+
+constexpr Columns kColumns[] = {
+    columns_of<1>(),  columns_of<4>(),  columns_of<8>(),  columns_of<12>(), columns_of<16>(),
+#if defined(__AVX2__)
+    columns_of<20>(), columns_of<24>(), columns_of<28>(), columns_of<32>(),
+#endif
+#if defined(__AVX512F__)
+    columns_of<48>(), columns_of<64>(),
+#endif
+};
+
+// Floats in a row of `channels` values.
+WEAKTR_INLINE int row_width(int channels) {
+  if (channels <= 1) return channels;
+  for (const Columns& columns : kColumns)
+    if (columns.width >= channels) return columns.width;
+  return (channels + 15) / 16 * 16;
+}
+
+// The widest functions for what is left of a row.
+WEAKTR_INLINE const Columns& columns_for(int width) {
+  int best = 0;
+  for (int i = 0; i < static_cast<int>(sizeof kColumns / sizeof kColumns[0]); ++i)
+    if (kColumns[i].width <= width) best = i;
+  return kColumns[best];
+}
+
+// Floats from one row of z or q to the next, for rows of `width`.
+WEAKTR_INLINE int block_stride(int width) {
+  return width == 1 || width == 4 ? width : (width + kLanes - 1) / kLanes * kLanes;
+}
+
+// How the channels of a row make up the labels' probabilities.
+enum class Channels {
+  all,         // channel l is label l
+  differences  // channel l is label l + 1 minus label 0, whose score is 0
+};
+
+// ---- softmax over rows: q = e^z / sum; differences: q = (e^z - minus * e^0) / sum, first = e^0 / sum
+
+inline void softmax_rows(const float* z, float* q, float* first, int pixels, int64_t stride,
+                         Channels channels, float minus) {
+  const bool reference = channels == Channels::differences;
+  for (int p = 0; p < pixels; ++p, z += stride, q += stride) {
+    Wide best = load<Wide>(z);
+    for (int64_t i = kLanes; i < stride; i += kLanes) best = larger(best, load<Wide>(z + i));
+    float top = largest_lane(best);
+    if (reference && top < 0) top = 0;
+    Wide sum = {};
+    for (int64_t i = 0; i < stride; i += kLanes) {
+      const Wide e = exponential(load<Wide>(z + i) - top);
+      sum = sum + e;
+      store(q + i, e);
+    }
+    const float zero = reference ? exponential(Wide{} - top)[0] : 0.0f;
+    const float scale = 1.0f / (sum_of_lanes(sum) + zero);
+    first[p] = zero * scale;
+    const float offset = -minus * first[p];
+    for (int64_t i = 0; i < stride; i += kLanes)
+      store(q + i, load<Wide>(q + i) * scale + offset);
+  }
+}
+
+
+// In every four lanes, the neighbour at distance 1 or 2.
+WEAKTR_INLINE Wide swap_pairs(Wide x) {
+#if defined(__AVX512F__)
+  return (Wide)_mm512_permute_ps((__m512)x, 0xB1);
+#elif defined(__AVX2__)
+  return (Wide)_mm256_permute_ps((__m256)x, 0xB1);
+#else
+  return Wide{x[1], x[0], x[3], x[2]};
+#endif
+}
+WEAKTR_INLINE Wide swap_halves(Wide x) {
+#if defined(__AVX512F__)
+  return (Wide)_mm512_permute_ps((__m512)x, 0x4E);
+#elif defined(__AVX2__)
+  return (Wide)_mm256_permute_ps((__m256)x, 0x4E);
+#else
+  return Wide{x[2], x[3], x[0], x[1]};
+#endif
+}
+
+// Rows of four: several pixels a vector.
+inline void softmax_fours(const float* z, float* q, float* first, int pixels, Channels channels,
+                          float minus) {
+  const bool reference = channels == Channels::differences;
+  for (int i = 0; i < 4 * pixels; i += kLanes) {
+    const Wide x = load<Wide>(z + i);
+    Wide top = larger(x, swap_pairs(x));
+    top = larger(top, swap_halves(top));
+    if (reference) top = larger(top, Wide{});
+    const Wide e = exponential(x - top);
+    Wide sum = e + swap_pairs(e);
+    sum = sum + swap_halves(sum);
+    Wide zero = {};
+    if (reference) zero = exponential(-top);
+    const Wide scale = 1.0f / (sum + zero);
+    store(q + i, (e - minus * zero) * scale);
+    zero = zero * scale;
+    for (int lane = 0; lane < kLanes; lane += 4) first[(i + lane) / 4] = zero[lane];
+  }
+}
+
+// Rows of one: two labels by their difference.
+inline void softmax_ones(const float* z, float* q, float* first, int pixels, float minus) {
+  for (int i = 0; i < pixels; i += kLanes) {
+    const Wide x = load<Wide>(z + i);
+    const WideInt negative = less_mask(x, Wide{});
+    const Wide e = exponential(choose(negative, x, -x));
+    const Wide likely = 1.0f / (1.0f + e), unlikely = e * likely;
+    const Wide one = choose(negative, unlikely, likely), zero = choose(negative, likely, unlikely);
+    store(q + i, one - minus * zero);
+    store(first + i, zero);
+  }
+}
+
+}  // namespace WEAKTR_ISA
+}  // namespace weaktr

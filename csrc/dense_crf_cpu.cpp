@@ -1,0 +1,217 @@
+// The CPU driver of the dense CRF: memory, the choice of an instruction set, images on threads.
+#include <algorithm>
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <thread>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "check.hpp"
+#include "workspace.hpp"
+
+namespace weaktr {
+namespace {
+
+constexpr size_t kAlignment = 64;
+constexpr size_t kWorthAsking = size_t{64} << 20;  // smaller blocks are not checked against memory
+constexpr size_t kWorthKeeping = size_t{256} << 20;  // larger work spaces are freed after use
+
+// Bytes that the system can still give, or the largest number where it does not tell.
+size_t available_memory() {
+  size_t kilobytes = 0;
+  if (std::FILE* file = std::fopen("/proc/meminfo", "r")) {
+    char line[128];
+    while (std::fgets(line, sizeof line, file))
+      if (std::sscanf(line, "MemAvailable: %zu kB", &kilobytes) == 1) break;
+    std::fclose(file);
+  }
+  return kilobytes ? kilobytes << 10 : ~size_t{0};
+}
+
+}  // namespace
+
+void* Buffer::grow(size_t bytes, size_t kept) {
+  if (bytes <= bytes_) return data_;
+  if (bytes > kWorthAsking && bytes > available_memory()) throw std::bad_alloc();
+  const size_t rounded = (bytes + 2 * kAlignment - 1) / kAlignment * kAlignment;
+  void* fresh = std::aligned_alloc(kAlignment, rounded);
+  if (!fresh) throw std::bad_alloc();
+  if (kept) std::memcpy(fresh, data_, std::min(kept, bytes_));
+  std::free(data_);
+  data_ = fresh;
+  bytes_ = rounded - kAlignment;
+  return data_;
+}
+
+void Buffer::release() {
+  std::free(data_);
+  data_ = nullptr;
+  bytes_ = 0;
+}
+
+void Workspace::need_kernels(int count) {
+  if (count <= kernel_count) return;
+  delete[] kernels;
+  kernels = nullptr;
+  kernel_count = 0;
+  kernels = new LatticeMemory[static_cast<size_t>(count)];
+  kernel_count = count;
+}
+
+size_t Workspace::bytes() const {
+  size_t total = order.bytes() + scores.bytes() + labels.bytes();
+  for (int i = 0; i < kernel_count; ++i) {
+    const LatticeMemory& kernel = kernels[i];
+    total += kernel.records.bytes() + kernel.keys.bytes() + kernel.table.bytes() +
+             kernel.successors.bytes() + kernel.rows[0].bytes() + kernel.rows[1].bytes();
+    for (const Buffer& chains : kernel.chains) total += chains.bytes();
+  }
+  return total;
+}
+
+void fail_range(int kernel) {
+  refuse("kernel " + std::to_string(kernel) +
+         ": the features spread too wide for the lattice (2^22 cells or 128-bit keys); use larger "
+         "standard deviations (sxy, srgb) or a smaller image");
+}
+
+void fail_vertices(int kernel) {
+  refuse("kernel " + std::to_string(kernel) +
+         ": the lattice has more rows than 32 bits can address; use larger standard deviations, "
+         "fewer labels, or cut the image into parts");
+}
+
+namespace {
+
+typedef void (*Solve)(const Problem&, const Kernel*, int, int, Workspace&);
+struct Isa {
+  const char* name;
+  Solve solve;
+};
+
+// What runs here, best first.
+std::vector<Isa> usable() {
+  std::vector<Isa> found;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("bmi2");
+  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
+    found.push_back({"avx512", avx512::solve});
+  if (avx2) found.push_back({"avx2", avx2::solve});
+#elif defined(__aarch64__)
+  found.push_back({"neon", neon::solve});
+#endif
+  found.push_back({"scalar", scalar::solve});
+  return found;
+}
+
+Solve choose_isa(const std::string& wanted) {
+  const std::vector<Isa> found = usable();
+  if (wanted == "auto") return found.front().solve;
+  std::string names;
+  for (const Isa& isa : found) {
+    if (wanted == isa.name) return isa.solve;
+    names += std::string(names.empty() ? "" : ", ") + isa.name;
+  }
+  refuse("isa: expected auto or one of " + names + ", got " + wanted);
+}
+
+// Work spaces that wait for the next call.
+std::mutex pool_mutex;
+std::vector<std::unique_ptr<Workspace>> pool;
+
+// Borrows a work space from the pool.
+class Borrowed {
+ public:
+  Borrowed() {
+    const std::lock_guard<std::mutex> lock(pool_mutex);
+    if (pool.empty()) {
+      workspace_ = std::make_unique<Workspace>();
+    } else {
+      workspace_ = std::move(pool.back());
+      pool.pop_back();
+    }
+  }
+  ~Borrowed() {
+    if (!workspace_ || workspace_->bytes() > kWorthKeeping) return;
+    const std::lock_guard<std::mutex> lock(pool_mutex);
+    pool.push_back(std::move(workspace_));
+  }
+  Borrowed(const Borrowed&) = delete;
+  Borrowed& operator=(const Borrowed&) = delete;
+  Workspace& operator*() { return *workspace_; }
+  void discard() { workspace_.reset(); }  // after an error its contents are of no use
+
+ private:
+  std::unique_ptr<Workspace> workspace_;
+};
+
+// Lets this thread treat denormal numbers as zero: they cost a hundred times as much.
+class FlushDenormals {
+ public:
+#if defined(__x86_64__)
+  FlushDenormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040); }
+  ~FlushDenormals() { _mm_setcsr(before_); }
+
+ private:
+  unsigned before_;
+#endif
+};
+
+}  // namespace
+
+std::vector<std::string> isa_levels() {
+  std::vector<std::string> names;
+  for (const Isa& isa : usable()) names.emplace_back(isa.name);
+  return names;
+}
+
+void release_memory() {
+  const std::lock_guard<std::mutex> lock(pool_mutex);
+  pool.clear();
+}
+
+void dense_crf_cpu(const std::vector<Problem>& problems, int iterations, int threads,
+                   const std::string& isa) {
+  check(iterations >= 0, "iterations: expected 0 or more, got " + std::to_string(iterations));
+  check(threads >= 1, "num_threads: expected at least 1, got " + std::to_string(threads));
+  const Solve solve = choose_isa(isa);
+  std::atomic<size_t> next{0};
+  std::vector<std::exception_ptr> errors(problems.size());
+  auto work = [&] {
+    const FlushDenormals flush;
+    Borrowed workspace;
+    for (size_t i; (i = next++) < problems.size();) {
+      try {
+        const Problem& problem = problems[i];
+        check_problem(problem);
+        solve(problem, problem.kernels.data(), static_cast<int>(problem.kernels.size()),
+              iterations, *workspace);
+      } catch (...) {
+        errors[i] = std::current_exception();
+        workspace.discard();
+        next = problems.size();
+        return;
+      }
+    }
+  };
+  std::vector<std::thread> helpers;
+  const size_t wanted = std::min(static_cast<size_t>(threads), problems.size());
+  for (size_t t = 1; t < wanted; ++t) helpers.emplace_back(work);
+  if (wanted) work();
+  for (std::thread& helper : helpers) helper.join();
+  for (const std::exception_ptr& error : errors)
+    if (error) std::rethrow_exception(error);
+}
+
+}  // namespace weaktr

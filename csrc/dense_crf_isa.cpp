@@ -1,0 +1,313 @@
+// The hot code of the dense CRF, compiled once for each instruction set (-DWEAKTR_ISA=name).
+// From here on: problem -> lattices -> mean field.
+//
+// This object must not define symbols that others could pick up (an inline function of the standard
+// library, say, compiled for AVX-512): everything lives in the namespace of its instruction set.
+
+#include "mean_field.hpp"
+
+namespace weaktr {
+namespace WEAKTR_ISA {
+namespace {
+
+constexpr int64_t kTile = 32;
+
+// Pixels of a grid in tiles, whose neighbours in space are neighbours in memory.
+const Pixel* tile_order(const Problem& problem, Workspace& workspace) {
+  if (!problem.height) return nullptr;
+  Pixel* order = workspace.order.reserve<Pixel>(problem.pixels);
+  if (workspace.order_height == problem.height && workspace.order_width == problem.width)
+    return order;
+  for (int64_t top = 0; top < problem.height; top += kTile)
+    for (int64_t left = 0; left < problem.width; left += kTile)
+      for (int64_t y = top; y < top + kTile && y < problem.height; ++y)
+        for (int64_t x = left; x < left + kTile && x < problem.width; ++x)
+          *order++ = Pixel{static_cast<uint32_t>(x), static_cast<uint32_t>(y)};
+  workspace.order_height = problem.height;
+  workspace.order_width = problem.width;
+  return workspace.order.as<Pixel>();
+}
+
+template <int D>
+void scaled_ramp(float* to, int64_t count, float deviation, int i) {
+  const float scale = position_scale<D>(i);
+  for (int64_t v = 0; v < count; ++v) to[v] = (static_cast<float>(v) / deviation) * scale;
+}
+
+// The norm's numerator: blurs `ones` and leaves them ready to be sliced.
+void blur_ones(LatticeMemory& memory) {
+  Lattice& lattice = memory.lattice;
+  float* ones = memory.ones.as<float>();
+  if (lattice.dense)
+    blur_grid(lattice.grid, ones, 1, memory.scratch);
+  else
+    for (int axis = 0; axis < lattice.corners; ++axis)
+      blur_chains<1>(lattice.chains[axis], ones, 1);
+  lattice.ones = ones;
+}
+
+// Builds with keys of 64 bits if they suffice, else of 128.
+template <int D, class Points>
+void build_sparse(LatticeMemory& memory, const Points& points, int64_t pixels, int number,
+                  const float (&low)[D], const float (&high)[D]) {
+  const double most = static_cast<double>(pixels + kPadding) * (D + 1);
+  if (most >= 4294967295.0) fail_vertices(number);
+  const int index_bits = bits_for(static_cast<int64_t>(most));
+  KeyPacking<uint64_t> narrow;
+  if (!make_packing<D>(low, high, narrow)) fail_range(number);
+  memory.lattice.corners = D + 1;
+  if (narrow.bits + index_bits < 64) {
+    SparseBuilder<D, uint64_t> builder{memory, narrow, {}};
+    builder.table.index_bits = index_bits;
+    builder.build(points, pixels);
+    builder.link();
+    memory.lattice.vertices = builder.vertices;
+    return;
+  }
+  KeyPacking<unsigned __int128> broad;
+  make_packing<D>(low, high, broad);
+  if (broad.bits + index_bits >= 128) fail_range(number);
+  SparseBuilder<D, unsigned __int128> builder{memory, broad, {}};
+  builder.table.index_bits = index_bits;
+  builder.build(points, pixels);
+  builder.link();
+  memory.lattice.vertices = builder.vertices;
+}
+
+void build_position(const Problem& problem, const Kernel& kernel, int number, const Pixel* order,
+                    LatticeMemory& memory) {
+  float* xs = memory.rows[0].reserve<float>(problem.width + problem.height);
+  float* ys = xs + problem.width;
+  scaled_ramp<2>(xs, problem.width, kernel.deviations[0], 0);
+  scaled_ramp<2>(ys, problem.height, kernel.deviations[1], 1);
+  const float right = xs[problem.width - 1], bottom = ys[problem.height - 1];
+  if (!(2 * right + 2 * bottom < kLargestCoordinate)) fail_range(number);
+  memory.lattice.corners = 3;
+  const GridShape shape = grid_shape(right, bottom);
+  if (static_cast<double>(shape.rows) * shape.columns < 4.0 * problem.pixels + 4096) {
+    GridBuilder{memory, shape}.build(xs, ys, order, problem.pixels);
+    return;
+  }
+  const float low[2] = {}, high[2] = {right, bottom};
+  auto points = [&](int64_t first, int count, float (&position)[2][kLanes]) {
+    for (int lane = 0; lane < count; ++lane) {
+      position[0][lane] = xs[order[first + lane].x];
+      position[1][lane] = ys[order[first + lane].y];
+    }
+  };
+  build_sparse<2>(memory, points, problem.pixels, number, low, high);
+}
+
+void build_colour(const Problem& problem, const Kernel& kernel, int number, const Pixel* order,
+                  LatticeMemory& memory) {
+  float* xs = memory.rows[0].reserve<float>(problem.width + problem.height + 3 * 256);
+  float* ys = xs + problem.width;
+  float* colours = ys + problem.height;
+  scaled_ramp<5>(xs, problem.width, kernel.deviations[0], 0);
+  scaled_ramp<5>(ys, problem.height, kernel.deviations[1], 1);
+  for (int c = 0; c < 3; ++c) scaled_ramp<5>(colours + 256 * c, 256, kernel.deviations[2 + c], 2 + c);
+  const float low[5] = {};
+  const float high[5] = {xs[problem.width - 1], ys[problem.height - 1], colours[255], colours[511],
+                         colours[767]};
+  auto points = [&](int64_t first, int count, float (&position)[5][kLanes]) {
+    for (int lane = 0; lane < count; ++lane) {
+      const Pixel at = order[first + lane];
+      const uint8_t* rgb = problem.image + 3 * (at.y * problem.width + at.x);
+      position[0][lane] = xs[at.x];
+      position[1][lane] = ys[at.y];
+      for (int c = 0; c < 3; ++c) position[2 + c][lane] = colours[256 * c + rgb[c]];
+    }
+  };
+  build_sparse<5>(memory, points, problem.pixels, number, low, high);
+}
+
+template <int D>
+void build_features(const Problem& problem, const Kernel& kernel, int number, const Pixel* order,
+                    LatticeMemory& memory) {
+  float scale[D], low[D], high[D];
+  for (int i = 0; i < D; ++i) {
+    scale[i] = position_scale<D>(i);
+    const float* feature = kernel.features + i * problem.pixels;
+    low[i] = high[i] = feature[0];
+    for (int64_t p = 1; p < problem.pixels; ++p) {
+      low[i] = feature[p] < low[i] ? feature[p] : low[i];
+      high[i] = feature[p] > high[i] ? feature[p] : high[i];
+    }
+    low[i] *= scale[i];
+    high[i] *= scale[i];
+  }
+  auto points = [&](int64_t first, int count, float (&position)[D][kLanes]) {
+    for (int lane = 0; lane < count; ++lane) {
+      int64_t p = first + lane;
+      if (order) p = order[p].y * problem.width + order[p].x;
+      for (int i = 0; i < D; ++i)
+        position[i][lane] = kernel.features[i * problem.pixels + p] * scale[i];
+    }
+  };
+  build_sparse<D>(memory, points, problem.pixels, number, low, high);
+}
+
+void build_any_features(const Problem& problem, const Kernel& kernel, int number,
+                        const Pixel* order, LatticeMemory& memory) {
+  switch (kernel.dimensions) {
+    case 1: return build_features<1>(problem, kernel, number, order, memory);
+    case 2: return build_features<2>(problem, kernel, number, order, memory);
+    case 3: return build_features<3>(problem, kernel, number, order, memory);
+    case 4: return build_features<4>(problem, kernel, number, order, memory);
+    case 5: return build_features<5>(problem, kernel, number, order, memory);
+    case 6: return build_features<6>(problem, kernel, number, order, memory);
+    case 7: return build_features<7>(problem, kernel, number, order, memory);
+    case 8: return build_features<8>(problem, kernel, number, order, memory);
+  }
+}
+
+// Whether `memory` still holds this very lattice of positions.
+bool reusable(const LatticeMemory& memory, const Problem& problem, const Kernel& kernel,
+              float strength, int width) {
+  return memory.height == problem.height && memory.width == problem.width &&
+         memory.deviations[0] == kernel.deviations[0] &&
+         memory.deviations[1] == kernel.deviations[1] &&
+         memory.normalization == kernel.normalization && memory.strength == strength &&
+         memory.row_width == width;
+}
+
+void build(const Problem& problem, const Kernel& kernel, int number, const Pixel* order,
+           float strength, int width, LatticeMemory& memory) {
+  const bool position = !kernel.features && kernel.dimensions == 2;
+  if (position && memory.height && reusable(memory, problem, kernel, strength, width)) return;
+  memory.height = 0;
+  memory.lattice = Lattice{};
+  if (kernel.features) build_any_features(problem, kernel, number, order, memory);
+  else if (position) build_position(problem, kernel, number, order, memory);
+  else build_colour(problem, kernel, number, order, memory);
+  const uint32_t unit = width == 1 ? 1 : static_cast<uint32_t>(width) / 2;
+  if (static_cast<double>(memory.lattice.vertices) * unit >= 4294967295.0) fail_vertices(number);
+  if (kernel.normalization == Normalization::before) memory.before.reserve<float>(problem.pixels);
+  if (kernel.normalization == Normalization::after) memory.after.reserve<float>(problem.pixels);
+  blur_ones(memory);
+  if (!position) return;
+  memory.height = problem.height;
+  memory.width = problem.width;
+  for (int i = 0; i < 2; ++i) memory.deviations[i] = kernel.deviations[i];
+  memory.normalization = kernel.normalization;
+  memory.strength = strength;
+  memory.row_width = width;
+}
+
+// w of a Potts compatibility with w >= 0 that is normalised alike on both sides, else -1.
+float potts_weight(const Kernel& kernel, int labels) {
+  if (kernel.normalization == Normalization::before ||
+      kernel.normalization == Normalization::after ||
+      static_cast<int>(kernel.compat.size()) != labels)
+    return -1;
+  const float* compat = kernel.compat.data();
+  for (int l = 1; l < labels; ++l)
+    if (compat[l] != compat[0]) return -1;
+  return compat[0] <= 0 ? -compat[0] : -1;
+}
+
+// A row of scores from the energies of all labels: -U, or the differences to label 0.
+void write_scores(const float* energies, int labels, Channels channels, float* row, int width) {
+  const bool differences = channels == Channels::differences;
+  const float zero = differences ? energies[0] : 0.0f;
+  const int used = labels - differences;
+  for (int i = 0; i < used; ++i) row[i] = zero - energies[i + differences];
+  for (int i = used; i < width; ++i) row[i] = kNever;
+}
+
+int64_t index_of(const MeanField& field, int64_t p) {
+  return field.order ? field.order[p].y * field.problem.width + field.order[p].x : p;
+}
+
+void load_unary(Workspace& workspace, MeanField& field) {
+  const Problem& problem = field.problem;
+  const int labels = problem.labels, width = field.width;
+  float* scores = workspace.scores.reserve<float>((problem.pixels + kBlock) * width);
+  float energies[kBlock][kMaxLabels + 1];
+  int64_t index[kBlock];
+  for (int64_t at = 0; at < problem.pixels; at += kBlock) {
+    const int count = static_cast<int>(problem.pixels - at < kBlock ? problem.pixels - at : kBlock);
+    for (int p = 0; p < count; ++p) index[p] = index_of(field, at + p);
+    for (int l = 0; l < labels; ++l) {
+      const float* unary = problem.unary + l * problem.pixels;
+      for (int p = 0; p < count; ++p) energies[p][l] = unary[index[p]];
+    }
+    for (int p = 0; p < count; ++p)
+      write_scores(energies[p], labels, field.channels, scores + (at + p) * width, width);
+  }
+  field.scores = scores;
+}
+
+void load_labels(Workspace& workspace, MeanField& field) {
+  const Problem& problem = field.problem;
+  float* rows = workspace.scores.reserve<float>(int64_t{problem.table_rows} * field.width);
+  for (int v = 0; v < problem.table_rows; ++v)
+    write_scores(problem.table + v * problem.labels, problem.labels, field.channels,
+                 rows + v * field.width, field.width);
+  uint8_t* labels = workspace.labels.reserve<uint8_t>(problem.pixels);
+  for (int64_t p = 0; p < problem.pixels; ++p) labels[p] = problem.label_map[index_of(field, p)];
+  field.labels = labels;
+  field.label_scores = rows;
+}
+
+// Compatibility of each message in rows as wide as the field's.
+const float* spread_compat(const Kernel& kernel, int labels, int width, float* to) {
+  const bool matrix = static_cast<int>(kernel.compat.size()) != labels;
+  for (int row = 0; row < (matrix ? labels : 1); ++row)
+    for (int l = 0; l < width; ++l)
+      to[row * width + l] = l < labels ? kernel.compat.data()[row * labels + l] : 0.0f;
+  return to;
+}
+
+void only_one_label(const Problem& problem) {
+  for (int64_t p = 0; p < problem.pixels; ++p) {
+    if (problem.marginals) problem.marginals[p] = 1.0f;
+    if (problem.argmax) problem.argmax[p] = 0;
+    if (problem.confidence) problem.confidence[p] = 1.0f;
+  }
+}
+
+}  // namespace
+
+void solve(const Problem& problem, const Kernel* kernels, int count, int iterations,
+           Workspace& workspace) {
+  if (problem.labels == 1) return only_one_label(problem);
+  if (iterations == 0) count = 0;
+  workspace.need_kernels(count);
+  MeanField field{problem, workspace, Channels::differences};
+  for (int i = 0; i < count; ++i)
+    if (potts_weight(kernels[i], problem.labels) < 0) field.channels = Channels::all;
+  const bool differences = field.channels == Channels::differences;
+  field.width = row_width(problem.labels - differences);
+  field.stride = block_stride(field.width);
+  field.order = tile_order(problem, workspace);
+
+  const int64_t block = int64_t{kBlock} * field.stride;
+  const int64_t compat_size = int64_t{problem.labels} * field.width;
+  float* memory = workspace.block.reserve<float>(3 * block + kBlock + kLanes);
+  field.z = memory, field.q = memory + block, field.received = memory + 2 * block;
+  field.first = memory + 3 * block;
+  for (int64_t i = 0; i < block; ++i) field.z[i] = kNever;
+
+  Message* messages = workspace.messages.reserve<Message>(count);
+  float* compat = workspace.compat.reserve<float>(compat_size * count);
+  for (int i = 0; i < count; ++i) {
+    const float weight = differences ? potts_weight(kernels[i], problem.labels) : 1.0f;
+    if (weight == 0) continue;
+    const int corners = kernels[i].dimensions + 1;
+    const float alpha = 1.0f / (1.0f + 1.0f / static_cast<float>(1 << (corners - 1)));
+    Message message{&workspace.kernels[i], nullptr, false, kernels[i].normalization, 0};
+    message.strength = __builtin_sqrtf(alpha * weight);
+    message.matrix = static_cast<int>(kernels[i].compat.size()) != problem.labels;
+    message.compat = spread_compat(kernels[i], problem.labels, field.width, compat + i * compat_size);
+    build(problem, kernels[i], i, field.order, message.strength, field.width, *message.memory);
+    messages[field.message_count++] = message;
+  }
+  field.messages = messages;
+  if (problem.unary) load_unary(workspace, field);
+  else load_labels(workspace, field);
+  field.run(iterations);
+}
+
+}  // namespace WEAKTR_ISA
+}  // namespace weaktr

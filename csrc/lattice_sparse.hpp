@@ -1,0 +1,294 @@
+// Builds a lattice by hashing its vertices. Included once per instruction set.
+//
+// Vertices are numbered in the order in which pixels touch them, so that neighbouring pixels find
+// their rows close together. The blur's neighbours are looked up once and kept as chains.
+#pragma once
+
+#include "rows.hpp"
+#include "workspace.hpp"
+
+namespace weaktr {
+namespace WEAKTR_ISA {
+
+constexpr int kBlock = 32;        // pixels that are worked on together
+constexpr int kBucket = 8;        // table entries that are compared at once
+constexpr int64_t kLookAhead = 16;  // rows that are fetched ahead
+constexpr uint32_t kNone = ~uint32_t{0};
+
+WEAKTR_INLINE uint64_t mix(uint64_t key) { return key * 0x9E3779B97F4A7C15ull; }
+WEAKTR_INLINE uint64_t mix(unsigned __int128 key) {
+  return (static_cast<uint64_t>(key) ^ mix(static_cast<uint64_t>(key >> 64))) *
+         0x9E3779B97F4A7C15ull;
+}
+
+// Which of a bucket's entries hold a key, and which are free, as bit masks.
+template <class Entry>
+WEAKTR_INLINE void compare(const Entry* bucket, Entry key, int index_bits, unsigned& same,
+                           unsigned& vacant) {
+  same = vacant = 0;
+  for (int i = 0; i < kBucket; ++i) {
+    same |= static_cast<unsigned>((bucket[i] >> index_bits) == key) << i;
+    vacant |= static_cast<unsigned>(bucket[i] == ~Entry{0}) << i;
+  }
+}
+#if defined(__AVX512F__)
+WEAKTR_INLINE void compare(const uint64_t* bucket, uint64_t key, int index_bits, unsigned& same,
+                           unsigned& vacant) {
+  const __m512i entries = _mm512_load_si512(bucket);
+  const __m512i keys = _mm512_srl_epi64(entries, _mm_cvtsi32_si128(index_bits));
+  same = _mm512_cmpeq_epi64_mask(keys, _mm512_set1_epi64(static_cast<long long>(key)));
+  vacant = _mm512_cmpeq_epi64_mask(entries, _mm512_set1_epi64(-1));
+}
+#elif defined(__AVX2__)
+WEAKTR_INLINE void compare(const uint64_t* bucket, uint64_t key, int index_bits, unsigned& same,
+                           unsigned& vacant) {
+  const __m128i shift = _mm_cvtsi32_si128(index_bits);
+  const __m256i wanted = _mm256_set1_epi64x(static_cast<long long>(key));
+  const __m256i none = _mm256_set1_epi64x(-1);
+  same = vacant = 0;
+  for (int half = 0; half < 2; ++half) {
+    const __m256i entries = _mm256_load_si256(reinterpret_cast<const __m256i*>(bucket) + half);
+    const __m256i equal = _mm256_cmpeq_epi64(_mm256_srl_epi64(entries, shift), wanted);
+    const __m256i empty = _mm256_cmpeq_epi64(entries, none);
+    same |= static_cast<unsigned>(_mm256_movemask_pd(_mm256_castsi256_pd(equal))) << (4 * half);
+    vacant |= static_cast<unsigned>(_mm256_movemask_pd(_mm256_castsi256_pd(empty))) << (4 * half);
+  }
+}
+#endif
+
+// Hash table of key -> vertex: buckets of entries `key << index_bits | vertex`, all ones = free.
+template <class Entry>
+struct VertexTable {
+  Entry* entries = nullptr;
+  uint64_t buckets = 0;  // a power of two
+  int hash_shift = 0;
+  int index_bits = 0;
+
+  void clear(Buffer& memory, uint64_t bucket_count) {
+    buckets = bucket_count;
+    hash_shift = 64 - __builtin_ctzll(bucket_count);
+    entries = memory.reserve<Entry>(static_cast<int64_t>(buckets) * kBucket);
+    std::memset(entries, 0xFF, buckets * kBucket * sizeof(Entry));
+  }
+  WEAKTR_MEMBER uint64_t bucket_of(Entry key) const { return mix(key) >> hash_shift; }
+  WEAKTR_MEMBER void prefetch(Entry key) const {
+    __builtin_prefetch(entries + bucket_of(key) * kBucket);
+  }
+  // The vertex of a key, or kNone.
+  WEAKTR_MEMBER uint32_t find(Entry key) const {
+    for (uint64_t b = bucket_of(key);; b = (b + 1) & (buckets - 1)) {
+      unsigned same, vacant;
+      const Entry* bucket = entries + b * kBucket;
+      compare(bucket, key, index_bits, same, vacant);
+      if (same) return vertex(bucket[__builtin_ctz(same)]);
+      if (vacant) return kNone;
+    }
+  }
+  // The vertex of a key; `next` is given to a key that is new. True where it was.
+  WEAKTR_MEMBER bool find_or_add(Entry key, uint32_t next, uint32_t& found) {
+    for (uint64_t b = bucket_of(key);; b = (b + 1) & (buckets - 1)) {
+      unsigned same, vacant;
+      Entry* bucket = entries + b * kBucket;
+      compare(bucket, key, index_bits, same, vacant);
+      if (__builtin_expect(same != 0, 1)) {
+        found = vertex(bucket[__builtin_ctz(same)]);
+        return false;
+      }
+      if (vacant) {
+        bucket[__builtin_ctz(vacant)] = key << index_bits | next;
+        found = next;
+        return true;
+      }
+    }
+  }
+  WEAKTR_MEMBER uint32_t vertex(Entry entry) const {
+    return static_cast<uint32_t>(entry & ((Entry{1} << index_bits) - 1));
+  }
+};
+
+template <int D, class Entry>
+struct SparseBuilder {
+  LatticeMemory& memory;
+  const KeyPacking<Entry>& packing;
+  VertexTable<Entry> table;
+  int64_t vertices = 0, room = 0;
+  Entry* keys = nullptr;
+  float* ones = nullptr;
+
+  static constexpr int kCorners = D + 1;
+
+  // Touches the lattice with all pixels. `points(first, count, position)` gives scaled positions.
+  template <class Points>
+  void build(const Points& points, int64_t pixels) {
+    uint64_t buckets = 16;
+    while (buckets * kBucket < static_cast<uint64_t>(pixels)) buckets *= 2;
+    table.clear(memory.table, buckets);
+    uint32_t* records = memory.records.reserve<uint32_t>((pixels + kBlock) * 2 * kCorners);
+    uint32_t* first_touch = memory.first_touch.reserve<uint32_t>(pixels / kBlock + 2);
+    Entry last[kCorners];
+    uint32_t last_vertex[kCorners] = {};
+    for (int r = 0; r < kCorners; ++r) last[r] = ~Entry{0};
+    for (int64_t p = 0; p < pixels; p += kLanes) {
+      if (p % kBlock == 0) first_touch[p / kBlock] = static_cast<uint32_t>(vertices);
+      const int count = static_cast<int>(pixels - p < kLanes ? pixels - p : kLanes);
+      Entry key[kCorners][kLanes];
+      float weight[kCorners][kLanes];
+      corners_of(points, p, count, key, weight);
+      make_room(kLanes * kCorners);
+      for (int r = 0; r < kCorners; ++r)
+        for (int lane = 0; lane < count; ++lane) table.prefetch(key[r][lane]);
+      for (int lane = 0; lane < count; ++lane) {
+        uint32_t* offset = records + (p + lane) * 2 * kCorners;
+        float* share = reinterpret_cast<float*>(offset + kCorners);
+        Entry changed = 0;
+        for (int r = 0; r < kCorners; ++r) changed |= key[r][lane] ^ last[r];
+        if (changed)
+          for (int r = 0; r < kCorners; ++r) {
+            last[r] = key[r][lane];
+            last_vertex[r] = touch(last[r]);
+          }
+        for (int r = 0; r < kCorners; ++r) {
+          offset[r] = last_vertex[r];
+          share[r] = weight[r][lane];
+          ones[last_vertex[r]] += weight[r][lane];
+        }
+      }
+    }
+    first_touch[(pixels + kBlock - 1) / kBlock] = static_cast<uint32_t>(vertices);
+    if (pixels % kPadding) touch_padding();
+    memory.lattice.records = records;
+    memory.lattice.first_touch = first_touch;
+  }
+
+  // The neighbours along every axis, as chains to walk along.
+  void link() {
+    uint32_t* successor = memory.successors.reserve<uint32_t>(2 * vertices + kLookAhead);
+    uint32_t* continues = successor + vertices;  // has a predecessor
+    for (int axis = 0; axis < kCorners; ++axis) {
+      find_successors(packing.axis_step(axis), successor, continues);
+      memory.lattice.chains[axis] = collect(memory.chains[axis], successor, continues);
+    }
+  }
+
+ private:
+  template <class Points>
+  WEAKTR_MEMBER void corners_of(const Points& points, int64_t first, int count,
+                                Entry (&key)[kCorners][kLanes],
+                                float (&weight)[kCorners][kLanes]) const {
+    alignas(64) float position[D][kLanes];
+    points(first, count, position);
+    for (int i = 0; i < D; ++i)
+      for (int lane = count; lane < kLanes; ++lane) position[i][lane] = 0;
+    Wide scaled[D];
+    for (int i = 0; i < D; ++i) scaled[i] = load<Wide>(position[i]);
+    Simplex<D, Wide, WideInt> simplex;
+    enclosing_simplex<D>(scaled, simplex);
+    for (int r = 0; r < kCorners; ++r) store(weight[r], simplex.weights[r]);
+    for (int lane = 0; lane < kLanes; ++lane) {
+      Entry k = static_cast<Entry>(static_cast<int64_t>(simplex.first[lane]) - packing.lowest[0]);
+      for (int i = 1; i < D; ++i)
+        k += static_cast<Entry>(static_cast<int64_t>(simplex.digits[i][lane]) - packing.lowest[i])
+             << packing.shift[i];
+      key[0][lane] = k;
+      for (int r = 1; r < kCorners; ++r)
+        key[r][lane] = k += packing.corner[simplex.dropped[r][lane]];
+    }
+  }
+
+  WEAKTR_MEMBER uint32_t touch(Entry key) {
+    uint32_t found;
+    if (table.find_or_add(key, static_cast<uint32_t>(vertices), found)) {
+      keys[vertices] = key;
+      ones[vertices] = 0;
+      ++vertices;
+    }
+    return found;
+  }
+
+  void touch_padding() {
+    float zero[D] = {};
+    Simplex<D, float, int> simplex;
+    enclosing_simplex<D>(zero, simplex);
+    make_room(kCorners);
+    Entry key = packing.template pack<D>(simplex.first, simplex.digits);
+    touch(key);
+    for (int r = 1; r < kCorners; ++r) touch(key += packing.corner[simplex.dropped[r]]);
+  }
+
+  // Keeps the table at most three quarters full and the arrays long enough.
+  WEAKTR_MEMBER void make_room(int64_t more) {
+    if (__builtin_expect((vertices + more) * 4 > static_cast<int64_t>(table.buckets) * kBucket * 3, 0))
+      enlarge_table();
+    if (__builtin_expect(vertices + more > room, 0)) enlarge_arrays(more);
+  }
+  __attribute__((noinline)) void enlarge_table() {
+    table.clear(memory.table, table.buckets * 4);
+    uint32_t found;
+    for (int64_t v = 0; v < vertices; ++v)
+      table.find_or_add(keys[v], static_cast<uint32_t>(v), found);
+  }
+  __attribute__((noinline)) void enlarge_arrays(int64_t more) {
+    room = 2 * (vertices + more) + (1 << 14);
+    keys = memory.keys.extend<Entry>(room, vertices);
+    ones = memory.ones.extend<float>(room + kLookAhead, vertices);
+  }
+
+  void find_successors(Entry step, uint32_t* successor, uint32_t* continues) const {
+    std::memset(continues, 0, static_cast<size_t>(vertices) * sizeof(uint32_t));
+    constexpr int64_t ahead = 24;
+    for (int64_t v = 0; v < vertices; ++v) {
+      if (v + ahead < vertices) table.prefetch(keys[v + ahead] + step);
+      const uint32_t next = table.find(keys[v] + step);
+      successor[v] = next;
+      if (next != kNone) continues[next] = 1;
+    }
+  }
+
+  Chains collect(Buffer& chain_memory, const uint32_t* successor, const uint32_t* continues) const {
+    uint32_t* vertex = chain_memory.reserve<uint32_t>(2 * (vertices + kLookAhead));
+    float* link = reinterpret_cast<float*>(vertex + vertices + kLookAhead);
+    int64_t count = 0;
+    for (int64_t v = 0; v < vertices; ++v) {
+      if (continues[v] || successor[v] == kNone) continue;
+      vertex[count] = static_cast<uint32_t>(v);
+      link[count++] = 0.0f;
+      for (uint32_t next = successor[v]; next != kNone; next = successor[next]) {
+        vertex[count] = next;
+        link[count++] = 0.5f;
+      }
+    }
+    for (int64_t i = 0; i < kLookAhead; ++i) {
+      vertex[count + i] = 0;
+      link[count + i] = 0.0f;
+    }
+    return Chains{vertex, link, count};
+  }
+};
+
+// In place along chains: V[i] += (V[i - 1] + V[i + 1]) / 2 with the old neighbours.
+// `rows` [vertices, stride], of which P columns are blurred.
+template <int P>
+void blur_chains(const Chains& chains, float* rows, int64_t stride) {
+  if (!chains.count) return;
+  const uint32_t* vertex = chains.vertex;
+  const float* link = chains.link;
+  Row<P> before, own, after, mixed;
+  before.clear();
+  own.load_from(rows + vertex[0] * stride);
+  float link_before = 0;
+  for (int64_t i = 0; i < chains.count; ++i) {
+    const float link_after = link[i + 1];
+    after.load_from(rows + vertex[i + 1] * stride);
+    const float* soon = rows + vertex[i + kLookAhead - 2] * stride;
+    __builtin_prefetch(soon);
+    if (P > 16) __builtin_prefetch(soon + 16);
+    mixed.blend(own, link_before, before, link_after, after);
+    mixed.store_to(rows + vertex[i] * stride);
+    before = own;
+    own = after;
+    link_before = link_after;
+  }
+}
+
+}  // namespace WEAKTR_ISA
+}  // namespace weaktr

@@ -1,0 +1,177 @@
+// Rows of P floats (one number a channel) in vector registers. Included once per instruction set.
+#pragma once
+
+#include <cstring>
+
+#include "permutohedral.hpp"
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+namespace weaktr {
+namespace WEAKTR_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+typedef Lanes<kLanes>::Float Wide;
+typedef Lanes<kLanes>::Int WideInt;
+
+// ---- a * b + c, fused where the instruction set has it -------------------------------------------
+
+WEAKTR_INLINE float fused(float a, float b, float c) {
+#if defined(__FMA__) || defined(__aarch64__)
+  return __builtin_fmaf(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+WEAKTR_INLINE Lanes<4>::Float fused(Lanes<4>::Float a, Lanes<4>::Float b, Lanes<4>::Float c) {
+#if defined(__FMA__)
+  return (Lanes<4>::Float)_mm_fmadd_ps((__m128)a, (__m128)b, (__m128)c);
+#elif defined(__aarch64__)
+  return (Lanes<4>::Float)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+  return a * b + c;
+#endif
+}
+#if defined(__AVX2__)
+WEAKTR_INLINE Lanes<8>::Float fused(Lanes<8>::Float a, Lanes<8>::Float b, Lanes<8>::Float c) {
+  return (Lanes<8>::Float)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+}
+#endif
+#if defined(__AVX512F__)
+WEAKTR_INLINE Lanes<16>::Float fused(Lanes<16>::Float a, Lanes<16>::Float b, Lanes<16>::Float c) {
+  return (Lanes<16>::Float)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+}
+#endif
+
+template <class T>
+WEAKTR_INLINE T load(const float* from) {
+  T value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
+}
+template <class T>
+WEAKTR_INLINE void store(float* to, T value) {
+  std::memcpy(to, &value, sizeof value);
+}
+
+// ---- rows --------------------------------------------------------------------------------------
+
+constexpr int head_width(int width) {
+  return width >= kLanes ? kLanes : width >= 8 && kLanes > 8 ? 8 : width >= 4 ? 4 : 1;
+}
+
+template <int Width>
+struct HeadOf {
+  typedef typename Lanes<Width>::Float Float;
+};
+template <>
+struct HeadOf<1> {
+  typedef float Float;
+};
+
+// P floats: the widest vectors that fit, then narrower ones.
+template <int P>
+struct Row {
+  static constexpr int width = head_width(P);
+  typedef typename HeadOf<width>::Float Head;
+  Head head;
+  Row<P - width> tail;
+
+  WEAKTR_MEMBER void load_from(const float* from) {
+    head = load<Head>(from);
+    tail.load_from(from + width);
+  }
+  WEAKTR_MEMBER void store_to(float* to) const {
+    store(to, head);
+    tail.store_to(to + width);
+  }
+  WEAKTR_MEMBER void clear() {
+    head = Head{};
+    tail.clear();
+  }
+  // this += weight * row at `from`
+  WEAKTR_MEMBER void add(float weight, const float* from) {
+    head = fused(Head{} + weight, load<Head>(from), head);
+    tail.add(weight, from + width);
+  }
+  // row at `to` += weight * this
+  WEAKTR_MEMBER void add_to(float weight, float* to) const {
+    store(to, fused(Head{} + weight, head, load<Head>(to)));
+    tail.add_to(weight, to + width);
+  }
+  // this = own + left_link * left + right_link * right
+  WEAKTR_MEMBER void blend(const Row& own, float left_link, const Row& left, float right_link,
+                           const Row& right) {
+    head = fused(Head{} + left_link, left.head, fused(Head{} + right_link, right.head, own.head));
+    tail.blend(own.tail, left_link, left.tail, right_link, right.tail);
+  }
+};
+template <>
+struct Row<0> {
+  WEAKTR_MEMBER void load_from(const float*) {}
+  WEAKTR_MEMBER void store_to(float*) const {}
+  WEAKTR_MEMBER void clear() {}
+  WEAKTR_MEMBER void add(float, const float*) {}
+  WEAKTR_MEMBER void add_to(float, float*) const {}
+  WEAKTR_MEMBER void blend(const Row&, float, const Row&, float, const Row&) {}
+};
+
+// ---- exponentials ------------------------------------------------------------------------------
+
+// e^x for x <= 0, relative error below 3e-7; below -87 the smallest normal numbers.
+WEAKTR_INLINE Wide exponential(Wide x) {
+  constexpr float magic = 12582912.0f, log2e = 1.44269504f;
+  x = choose(less_mask(x, Wide{} - 87.0f), Wide{} - 87.0f, x);
+  const Wide scaled = x * log2e;
+  const Wide shifted = scaled + magic;
+  const Wide f = scaled - (shifted - magic);  // in [-1/2, 1/2]
+  Wide p = Wide{} + 1.33952515e-3f;           // 2^f, near-minimax of degree 5
+  p = fused(p, f, Wide{} + 9.67017226e-3f);
+  p = fused(p, f, Wide{} + 5.55032676e-2f);
+  p = fused(p, f, Wide{} + 2.40222140e-1f);
+  p = fused(p, f, Wide{} + 6.93147182e-1f);
+  p = fused(p, f, Wide{} + 1.0f);
+  WideInt bits, exponent;
+  std::memcpy(&bits, &p, sizeof bits);
+  std::memcpy(&exponent, &shifted, sizeof exponent);
+  bits = bits + (exponent << 23);
+  std::memcpy(&p, &bits, sizeof p);
+  return p;
+}
+
+WEAKTR_INLINE Wide larger(Wide a, Wide b) { return choose(less_mask(a, b), b, a); }
+
+WEAKTR_INLINE float largest_lane(Wide x) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps((__m512)x);
+#else
+  float best = x[0];
+  for (int i = 1; i < kLanes; ++i) best = x[i] > best ? x[i] : best;
+  return best;
+#endif
+}
+WEAKTR_INLINE float sum_of_lanes(Wide x) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps((__m512)x);
+#elif defined(__AVX2__)
+  const __m128 half = _mm_add_ps(_mm256_castps256_ps128((__m256)x),
+                                 _mm256_extractf128_ps((__m256)x, 1));
+  const __m128 pair = _mm_add_ps(half, _mm_movehl_ps(half, half));
+  return _mm_cvtss_f32(_mm_add_ss(pair, _mm_shuffle_ps(pair, pair, 1)));
+#else
+  return (x[0] + x[2]) + (x[1] + x[3]);
+#endif
+}
+
+}  // namespace WEAKTR_ISA
+}  // namespace weaktr

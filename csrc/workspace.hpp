@@ -1,0 +1,124 @@
+// Memory that outlives an image, and the lattice as plain arrays: what the driver and the code for
+// the different instruction sets share.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "dense_crf.hpp"
+
+namespace weaktr {
+
+// A block of memory that only grows. Aligned to 64 bytes, with room for 64 bytes of overrun.
+class Buffer {
+ public:
+  Buffer() = default;
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer() { release(); }
+
+  // Room for `count` values, contents undefined. Throws std::bad_alloc before memory runs out.
+  template <class T>
+  WEAKTR_MEMBER T* reserve(int64_t count) {
+    return static_cast<T*>(grow(static_cast<size_t>(count) * sizeof(T), 0));
+  }
+  // Room for `count` values of which the first `kept` stay.
+  template <class T>
+  WEAKTR_MEMBER T* extend(int64_t count, int64_t kept) {
+    return static_cast<T*>(
+        grow(static_cast<size_t>(count) * sizeof(T), static_cast<size_t>(kept) * sizeof(T)));
+  }
+  // What is there.
+  template <class T>
+  WEAKTR_MEMBER T* as() const {
+    return static_cast<T*>(data_);
+  }
+  size_t bytes() const { return bytes_; }
+  void release();
+
+ private:
+  void* grow(size_t bytes, size_t kept);
+  void* data_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+// Blurring along one axis, in place: rows in the order of the chains they form.
+struct Chains {
+  const uint32_t* vertex = nullptr;  // [count], and 16 more to look ahead to
+  const float* link = nullptr;       // [count] 0.5 where the row continues the one before, else 0
+  int64_t count = 0;                 // rows without neighbours are left out
+};
+
+// Rows of a lattice of positions that lie on a grid, where neighbours are found by arithmetic.
+struct Grid {
+  int64_t rows = 0, columns = 0;
+  const int32_t* shift[3] = {};      // per axis [rows]: column of the neighbour in the row above
+  const uint32_t* absent = nullptr;  // vertices that no pixel touches, ascending
+  const int64_t* absent_start = nullptr;  // [rows + 1]
+};
+
+// Splat, blur and slice of one kernel as index and weight tables.
+struct Lattice {
+  int corners = 0;              // d + 1
+  int64_t vertices = 0;
+  uint32_t* records = nullptr;  // per pixel `corners` offsets, then `corners` weights (float)
+  const uint32_t* first_touch = nullptr;  // [blocks + 1] vertices touched before each block
+  Chains chains[kMaxDimensions + 1];
+  bool dense = false;           // a grid instead of chains
+  Grid grid;
+  const float* ones = nullptr;  // [vertices] ones, splatted and blurred
+  bool folded = false;          // offsets are scaled and weights normalised
+};
+
+// One kernel's memory. The lattice of positions is kept for the next image of the same size.
+struct LatticeMemory {
+  Lattice lattice;
+  Buffer records, keys, table, successors, first_touch, chains[kMaxDimensions + 1];
+  Buffer grid, ones, rows[2], scratch, before, after;
+  // what `lattice` was made for; height 0: nothing to reuse
+  int64_t height = 0, width = 0;
+  float deviations[2] = {};
+  Normalization normalization = Normalization::none;
+  float strength = 0;
+  int row_width = 0;
+};
+
+struct Pixel {
+  uint32_t x, y;
+};
+
+// Everything one image needs.
+struct Workspace {
+  Buffer order, scores, labels, block, compat, messages;
+  int64_t order_height = 0, order_width = 0;
+  LatticeMemory* kernels = nullptr;  // [kernel_count]
+  int kernel_count = 0;
+
+  Workspace() = default;
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+  ~Workspace() { delete[] kernels; }
+  void need_kernels(int count);
+  size_t bytes() const;
+};
+
+// The errors of the hot code; kept out of it.
+[[noreturn]] void fail_range(int kernel);
+[[noreturn]] void fail_vertices(int kernel);
+
+// The hot code, once for each instruction set.
+#define WEAKTR_DECLARE(isa) \
+  namespace isa {           \
+  void solve(const Problem& problem, const Kernel* kernels, int count, int iterations, \
+             Workspace& workspace); \
+  }
+WEAKTR_DECLARE(scalar)
+#if defined(__x86_64__)
+WEAKTR_DECLARE(avx2)
+WEAKTR_DECLARE(avx512)
+#elif defined(__aarch64__)
+WEAKTR_DECLARE(neon)
+#endif
+#undef WEAKTR_DECLARE
+
+}  // namespace weaktr
