@@ -1,10 +1,11 @@
-# Every target does all its set-up: a virtual environment in .venv, made once and again only when
-# pyproject.toml or constraints.txt change.
+# Every target does all its set-up: a virtual environment in .venv that holds this package with its
+# compiled extension, made once and again only when what it is made of changes.
 
 PYTHON ?= python3
 RUN ?= runs/demo
 
 BIN := .venv/bin
+PINNED := -c constraints.txt --build-constraint constraints.txt
 # Threads that wait asleep: spinning ones starve the data loader on a machine of few cores.
 export OMP_WAIT_POLICY := PASSIVE
 
@@ -17,12 +18,16 @@ demo: .venv/installed
 	@echo "numbers:  $(RUN)/metrics.json"
 	@echo "pictures: $(RUN)/pictures"
 
+# Where no compiler is found, everything but the tests makes do without the extension.
+test: export WEAKTR_BUILD ?= require
+test: export WEAKTR_TEST_REQUIRE ?= cpu
 test: lint
 	$(BIN)/python -m pytest
 
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(wildcard csrc/*)
 
 bench: .venv/installed-bench
 	$(BIN)/python -m pytest -q tests/ops
@@ -30,14 +35,14 @@ bench: .venv/installed-bench
 	$(BIN)/python bench/report.py
 
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv build *.egg-info weaktr/_native*.so .pytest_cache .ruff_cache .mypy_cache
 
-.venv/installed: pyproject.toml setup.py constraints.txt
+.venv/installed: pyproject.toml setup.py constraints.txt CMakeLists.txt $(wildcard csrc/*)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install --quiet $(PINNED) -e '.[test]'
 	touch $@
 
 .venv/installed-bench: .venv/installed
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m pip install --quiet $(PINNED) -e '.[bench]'
 	touch $@

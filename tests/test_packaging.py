@@ -1,44 +1,102 @@
-"""sdist -> wheel -> import, both outside the checkout."""
+"""What a build makes of the checkout: archives, the compiled extension, and what may not happen.
+
+Builds run the PEP 517 hooks in copies of the checkout. One compiles the C++ code; those about the
+build itself compile a stand-in of a few lines in its place.
+"""
 
 from __future__ import annotations
 
+import importlib
 import os
+import platform
 import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+from tests.conftest import REQUIRED_BACKENDS
+
 ROOT = Path(__file__).parents[1]
 #: What belongs to a checkout but not into a build.
-IGNORED = (".git", ".venv", "runs", "build", "*.egg-info", ".*_cache", "__pycache__")
+IGNORED = (".git", ".venv", "runs", "build", "*.egg-info", ".*_cache", "__pycache__", "*.so")
 BUILD = "from setuptools import build_meta as b; import sys; print(getattr(b, sys.argv[1])('out'))"
+#: What a caller's environment may set and a build listens to.
+VARIABLES = ("WEAKTR_BUILD", "WEAKTR_CUDA", "CMAKE_ARGS", "CC", "CXX", "CXXFLAGS", "CUDACXX")
+NO_COMPILER = {"CXX": "no-such-compiler"}
+
+#: A whole csrc in the place of the real one. `both` is a weak symbol in the module's own code and
+#: in each instruction set's, never inlined, and worth vectorising.
+STAND_IN_HEADER = """
+inline __attribute__((noinline)) float both(const float* x, int n) {
+  float largest = 0;
+  for (int i = 0; i < n; ++i) largest = x[i] * x[i] > largest ? x[i] * x[i] : largest;
+  return largest;
+}
+namespace scalar { float run(const float*, int); }
+namespace avx2 { float run(const float*, int); }
+namespace avx512 { float run(const float*, int); }
+"""
+STAND_IN = {
+    "both.hpp": STAND_IN_HEADER,
+    "bindings.cpp": """
+#include <Python.h>
+static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_native", nullptr, -1};
+PyMODINIT_FUNC PyInit__native() {
+  PyObject* module = PyModule_Create(&definition);
+  PyModule_AddIntConstant(module, "constant", 1);
+  return module;
+}
+""",
+    "dense_crf_cpu.cpp": """
+#include "both.hpp"
+float run(const float* x, int n) {
+#if defined(__x86_64__)
+  if (n > 8) return avx512::run(x, n) + avx2::run(x, n);
+#endif
+  return both(x, n) + scalar::run(x, n);
+}
+""",
+    "dense_crf_isa.cpp": """
+#include "both.hpp"
+namespace WEAKTR_ISA { float run(const float* x, int n) { return both(x, n); } }
+""",
+}
 
 
-def build(source: Path, kind: str) -> Path:
-    """Run one PEP 517 hook in `source`; returns the archive."""
+def copy_checkout(target: Path) -> Path:
+    return shutil.copytree(ROOT, target, symlinks=True, ignore=shutil.ignore_patterns(*IGNORED))
+
+
+def run_hook(source: Path, kind: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run one PEP 517 hook in `source`, without CUDA unless `variables` say otherwise."""
     (source / "out").mkdir(exist_ok=True)
-    done = subprocess.run(
-        [sys.executable, "-c", BUILD, kind], cwd=source, capture_output=True, text=True, check=False
+    environment = {k: v for k, v in os.environ.items() if k not in VARIABLES}
+    return subprocess.run(
+        [sys.executable, "-c", BUILD, kind],
+        cwd=source,
+        env=environment | {"WEAKTR_CUDA": "OFF"} | variables,
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    assert done.returncode == 0, done.stderr
+
+
+def build(source: Path, kind: str, **variables: str) -> Path:
+    """`run_hook`, which has to succeed; returns the archive."""
+    done = run_hook(source, kind, **variables)
+    assert done.returncode == 0, done.stdout + done.stderr
     return source / "out" / done.stdout.splitlines()[-1]
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel built from an unpacked sdist built from a copy of the checkout."""
-    folder = tmp_path_factory.mktemp("build")
-    shutil.copytree(
-        ROOT, folder / "checkout", symlinks=True, ignore=shutil.ignore_patterns(*IGNORED)
-    )
-    with tarfile.open(build(folder / "checkout", "build_sdist")) as archive:
-        archive.extractall(folder, filter="data")
-    (unpacked,) = folder.glob("weaktr-*")
-    return build(unpacked, "build_wheel")
+def extensions(wheel: Path) -> list[str]:
+    """Names of the compiled files in a wheel."""
+    with zipfile.ZipFile(wheel) as archive:
+        return [name for name in archive.namelist() if name.endswith(".so")]
 
 
 def run_from(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -54,19 +112,59 @@ def run_from(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_wheel_works_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:
+def output_of(*command: str | Path) -> str:
+    """What a program of binutils prints."""
+    if sys.platform != "linux" or shutil.which(command[0]) is None:
+        pytest.skip(f"looks into ELF files with {command[0]}, which is not here")
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+# ---- the real thing -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An unpacked sdist, built from a copy of the checkout."""
+    folder = tmp_path_factory.mktemp("sdist")
+    with tarfile.open(build(copy_checkout(folder / "checkout"), "build_sdist")) as archive:
+        archive.extractall(folder, filter="data")
+    (unpacked,) = folder.glob("weaktr-*")
+    return unpacked
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist: Path) -> Path:
+    """A wheel built from the sdist."""
+    return build(sdist, "build_wheel", WEAKTR_BUILD="require")
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds what the wheel installs."""
+    folder = tmp_path_factory.mktemp("installed")
     with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(tmp_path)
+        archive.extractall(folder)
+    return folder
+
+
+def test_sdist_carries_what_the_build_needs(sdist: Path) -> None:
+    assert (sdist / "CMakeLists.txt").exists()
+    assert {path.name for path in (sdist / "csrc").iterdir()} == {
+        path.name for path in (ROOT / "csrc").iterdir()
+    }
+
+
+def test_wheel_works_outside_the_checkout(installed: Path) -> None:
     code = (
         "import weaktr, pathlib, weaktr.recipes as r;"
         "print(pathlib.Path(weaktr.__file__).parent, *r.recipe_names())"
     )
-    done = run_from(tmp_path, "-c", code)
+    done = run_from(installed, "-c", code)
     assert done.returncode == 0, done.stderr
     where, *recipes = done.stdout.split()
-    assert Path(where) == tmp_path / "weaktr"
+    assert Path(where) == installed / "weaktr"
     assert set(recipes) == {path.stem for path in (ROOT / "configs").glob("*.yaml")}
-    assert (tmp_path / "weaktr" / "py.typed").exists()
+    assert (installed / "weaktr" / "py.typed").exists()
 
 
 def test_wheel_carries_no_tests_and_both_commands(wheel: Path) -> None:
@@ -77,3 +175,152 @@ def test_wheel_carries_no_tests_and_both_commands(wheel: Path) -> None:
     assert {name.split("/")[0] for name in names} == {"weaktr", names[-1].split("/")[0]}
     assert "weaktr = weaktr.cli:main" in commands
     assert "weaktr-train = weaktr.cli:train_main" in commands
+
+
+def test_extension_of_the_wheel_runs_a_dense_crf(installed: Path) -> None:
+    code = (
+        "import torch; from weaktr import _native; from weaktr.ops.dense_crf import *;"
+        "unary = torch.tensor([[[0.0, 1.0, 2.0]], [[2.0, 1.0, 0.0]]]);"
+        "kernels = [gaussian(1.0, 3.0)];"
+        "q = dense_crf(unary, None, kernels, iterations=2, backend='cpu');"
+        "print(_native.__file__, q.argmax(0).tolist())"
+    )
+    done = run_from(installed, "-c", code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(str(installed))
+
+
+def test_extension_exports_its_entry_alone(installed: Path) -> None:
+    """Nothing inside can be mixed up with another library's symbol of the same name."""
+    (extension,) = installed.glob("weaktr/_native*.so")
+    symbols = output_of("nm", "-D", "--defined-only", extension).splitlines()
+    assert [line.split()[-1] for line in symbols] == ["PyInit__native"]
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the archives are those of x86-64")
+def test_import_runs_no_code_of_newer_instruction_sets(sdist: Path, wheel: Path) -> None:
+    """Initialisers of globals would run at import, on every processor."""
+    assert wheel.exists()
+    for isa in ("avx2", "avx512"):
+        (archive,) = sdist.glob(f"build/temp*/native/libweaktr_{isa}.a")
+        assert "_GLOBAL__sub_I" not in output_of("nm", archive)
+
+
+def installed_here() -> ModuleType:
+    """weaktr._native of the environment that runs the tests."""
+    required = "cpu" in os.environ.get(REQUIRED_BACKENDS, "").split(",")
+    try:
+        return importlib.import_module("weaktr._native")
+    except ImportError as error:
+        (pytest.fail if required else pytest.skip)(f"weaktr._native: {error}")
+
+
+def test_cuda_is_compiled_where_nvcc_is() -> None:
+    """And neither CUDA nor torch has to be there for the extension to load."""
+    native = installed_here()
+    libraries = output_of("readelf", "-d", str(native.__file__))
+    assert "cuda" not in libraries
+    assert "torch" not in libraries
+    if shutil.which("nvcc", path=os.environ["PATH"] + ":/usr/local/cuda/bin") is None:
+        pytest.skip("there is no nvcc here")
+    if os.environ.get("WEAKTR_CUDA") == "OFF":
+        pytest.skip("WEAKTR_CUDA is OFF")
+    assert native.has_cuda()
+
+
+# ---- the build itself, with a stand-in ----------------------------------------------------------
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path) -> Path:
+    """A copy of the checkout whose csrc compiles in a second."""
+    checkout = copy_checkout(tmp_path / "checkout")
+    shutil.rmtree(checkout / "csrc")
+    (checkout / "csrc").mkdir()
+    for name, text in STAND_IN.items():
+        (checkout / "csrc" / name).write_text(text)
+    return checkout
+
+
+def constant(wheel: Path, folder: Path) -> str:
+    """`constant` of the stand-in, read from a wheel that is unpacked to `folder`."""
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    done = run_from(folder / "weaktr", "-c", "import _native; print(_native.constant)")
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_repeated_build_is_fresh(stand_in: Path, tmp_path: Path) -> None:
+    assert constant(build(stand_in, "build_wheel"), tmp_path / "first") == "1"
+    source = stand_in / "csrc" / "bindings.cpp"
+    source.write_text(source.read_text().replace('"constant", 1', '"constant", 2'))
+    assert constant(build(stand_in, "build_wheel"), tmp_path / "second") == "2"
+
+
+def test_code_that_does_not_compile_is_an_error(stand_in: Path) -> None:
+    with (stand_in / "csrc" / "bindings.cpp").open("a") as source:
+        source.write("this is not C++;\n")
+    for mode in ("auto", "require"):
+        done = run_hook(stand_in, "build_wheel", WEAKTR_BUILD=mode)
+        assert done.returncode != 0
+        assert "weaktr._native does not compile" in done.stderr
+        assert "bindings.cpp" in done.stdout + done.stderr
+    assert extensions(build(stand_in, "build_wheel", WEAKTR_BUILD="skip")) == []
+
+
+def test_without_compiler_auto_warns_and_leaves_nothing_stale(stand_in: Path) -> None:
+    assert len(extensions(build(stand_in, "build_wheel"))) == 1
+    done = run_hook(stand_in, "build_wheel", **NO_COMPILER)
+    assert done.returncode == 0, done.stderr
+    assert "weaktr._native cannot be built here" in done.stderr
+    assert extensions(stand_in / "out" / done.stdout.splitlines()[-1]) == []
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"WEAKTR_BUILD": "require"} | NO_COMPILER,
+        {"WEAKTR_CUDA": "ON", "CUDACXX": "no-such-nvcc"},
+    ],
+    ids=["require", "cuda"],
+)
+def test_what_is_asked_for_and_cannot_be_built_is_an_error(
+    stand_in: Path, variables: dict[str, str]
+) -> None:
+    done = run_hook(stand_in, "build_wheel", **variables)
+    assert done.returncode != 0
+    assert "weaktr._native cannot be built here" in done.stderr
+
+
+def test_skip_makes_a_wheel_for_every_platform(stand_in: Path) -> None:
+    wheel = build(stand_in, "build_wheel", WEAKTR_BUILD="skip")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    assert extensions(wheel) == []
+
+
+def test_unknown_mode_is_refused(stand_in: Path) -> None:
+    done = run_hook(stand_in, "build_wheel", WEAKTR_BUILD="sometimes")
+    assert done.returncode != 0
+    assert "WEAKTR_BUILD: expected one of auto, require, skip, got 'sometimes'" in done.stderr
+
+
+def test_editable_install_puts_the_extension_beside_the_package(stand_in: Path) -> None:
+    build(stand_in, "build_editable")
+    assert len(list(stand_in.glob("weaktr/_native*.so"))) == 1
+    assert extensions(build(stand_in, "build_wheel", WEAKTR_BUILD="skip")) == []
+    build(stand_in, "build_editable", WEAKTR_BUILD="skip")
+    assert list(stand_in.glob("weaktr/_native*.so")) == []
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="one instruction set but on x86-64")
+def test_newer_instruction_sets_stay_out_of_common_code(stand_in: Path, tmp_path: Path) -> None:
+    """Of a function that all objects define, the linker keeps the one of the oldest processor."""
+    with zipfile.ZipFile(build(stand_in, "build_wheel")) as archive:
+        archive.extractall(tmp_path / "wheel")
+    (extension,) = tmp_path.glob("wheel/weaktr/_native*.so")
+    (newest,) = stand_in.glob("build/temp*/native/libweaktr_avx512.a")
+    disassemble = ("objdump", "-d", "--no-show-raw-insn", "--disassemble=_Z4bothPKfi")
+    assert "\tvmul" in output_of(*disassemble, newest)
+    assert "\tmulss" in output_of(*disassemble, extension)
+    assert "\tvmul" not in output_of(*disassemble, extension)
