@@ -33,7 +33,11 @@ REGISTRY: dict[str, dict[str, str]] = {
     "clipped_cross_entropy": {
         "torch": "weaktr.ops.clipped_cross_entropy:clipped_cross_entropy_torch"
     },
-    "dense_crf": {"torch": "weaktr.ops.dense_crf:dense_crf_torch"},
+    "dense_crf": {
+        "cuda": "weaktr.native_cuda:dense_crf_cuda",
+        "cpu": "weaktr.native:dense_crf_cpu",
+        "torch": "weaktr.ops.dense_crf:dense_crf_torch",
+    },
     "confusion": {"torch": "weaktr.ops.confusion:confusion_torch"},
 }
 

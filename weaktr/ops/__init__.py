@@ -2,9 +2,10 @@
 
 from weaktr.ops.clipped_cross_entropy import ClippedLoss, clipped_cross_entropy
 from weaktr.ops.confusion import confusion
-from weaktr.ops.dense_crf import dense_crf, unary_from_labels, unary_from_probabilities
+from weaktr.ops.dense_crf import dense_crf, dense_crf_labels
 from weaktr.ops.fuse_heads import fuse_heads
 from weaktr.ops.head_stats import HeadStats, head_stats
+from weaktr.ops.unaries import unary_from_labels, unary_from_probabilities
 
 __all__ = [
     "ClippedLoss",
@@ -12,6 +13,7 @@ __all__ = [
     "clipped_cross_entropy",
     "confusion",
     "dense_crf",
+    "dense_crf_labels",
     "fuse_heads",
     "head_stats",
     "unary_from_labels",

@@ -1,8 +1,8 @@
 """`dense_crf`: mean-field inference in a fully connected CRF with Gaussian edge potentials.
 
-Every pixel is tied to every other one through up to two kernels, position (x/sx, y/sy) and position
-with colour (x/sx, y/sy, R/sr, G/sg, B/sb). With K the Gaussian of those features (filtered on the
-permutohedral lattice), n = K 1 and U the unary energies:
+Every pixel is tied to every other one through kernels, commonly two: position (x/sx, y/sy), and
+position with colour (x/sx, y/sy, R/sr, G/sg, B/sb). With K the Gaussian of those features (filtered
+on the permutohedral lattice), n = K 1 and U the unary energies:
 
     K̃ = diag(n)^-½ K diag(n)^-½                          (normalization "symmetric")
     Q ← softmax(-U)
@@ -17,141 +17,262 @@ Potentials", NeurIPS 2011, algorithm 1.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache
-from typing import Any, Literal, NamedTuple, TypeVar
+from functools import lru_cache, partial
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from weaktr.backends import pick
+from weaktr.ops.crf_checks import (
+    check_energies,
+    checked_iterations,
+    checked_unary,
+    make_problems,
+    shared_kernels,
+)
+from weaktr.ops.crf_problem import (
+    Images,
+    Kernels,
+    LabelMap,
+    Maps,
+    Normalization,
+    Output,
+    Pairwise,
+    Problem,
+    divided,
+    grid_positions,
+)
 from weaktr.ops.permutohedral import Lattice, build_lattice
-
-Normalization = Literal["symmetric", "before", "after", "none"]
-NORMALIZATIONS: tuple[Normalization, ...] = ("symmetric", "before", "after", "none")
-#: A standard deviation for both axes or (x, y); for all colours or (R, G, B).
-Deviation = float | Sequence[float]
-#: Potts weight, or label weights [L], or label compatibility [L, L].
-Compat = float | ArrayLike | Tensor
-ArrayOrTensor = TypeVar("ArrayOrTensor", NDArray[np.generic], Tensor)
-
-#: Keeps the logarithm of a probability of 0 finite.
-SMALLEST_PROBABILITY = 1e-5
-
-
-class Pairwise(NamedTuple):
-    """One kernel, checked: what the backends get."""
-
-    deviations: tuple[float, ...]  #: (sx, sy) in pixels, or (sx, sy, sr, sg, sb)
-    compat: Tensor  #: float32 [L] or symmetric [L, L]; the message is this times K̃Q
+from weaktr.ops.unaries import label_map
 
 
 def dense_crf(
-    image: ArrayOrTensor,
-    unary: ArrayOrTensor,
+    image: Images,
+    unary: Maps,
     *,
-    gaussian: tuple[Deviation, Compat] | None = None,
-    bilateral: tuple[Deviation, Deviation, Compat] | None = None,
+    gaussian: Kernels = None,
+    bilateral: Kernels = None,
+    features: Kernels | Sequence[Kernels] = None,
     iterations: int = 10,
     normalization: Normalization = "symmetric",
+    num_threads: int | None = None,
     backend: str = "auto",
-) -> ArrayOrTensor:
+) -> Maps:
     """Label marginals of a dense CRF (formula above), without gradient.
 
+    One image, or lists of equal length: images of any sizes and label counts in one call.
+
     Args:
-        image: uint8 [H, W, 3], RGB 0..255.
-        unary: floating point [L, H, W], finite energies: negative log probabilities in nats. See
-            `unary_from_labels`, `unary_from_probabilities`.
-        gaussian: (sxy, compat) of the position kernel, None to leave it out. sxy: standard
-            deviation in pixels, one number or (x, y).
-        bilateral: (sxy, srgb, compat) of the position and colour kernel, None to leave it out.
-            srgb: standard deviation in grey levels, one number or (R, G, B).
-            compat, in both: a number w > 0 rewards equal labels (Potts, message -w·K̃Q); a vector
-            [L] is the same per label with the sign as given (+w·K̃Q, so attraction is negative);
-            a matrix [L, L] is symmetrised and multiplied, sign as given.
+        image: uint8 [H, W, 3], RGB 0..255. None where no kernel looks at colours.
+        unary: floating point [L, H, W], or [L, *spatial] of a volume or signal; L = 1..255. Finite
+            energies: negative log probabilities in nats. See `unary_from_labels`,
+            `unary_from_probabilities`.
+        gaussian: (sxy, compat) of the position kernel. sxy: standard deviation in pixels, one
+            number or (x, y).
+        bilateral: (sxy, srgb, compat) of the position and colour kernel. srgb: standard deviation
+            in grey levels, one number or (R, G, B).
+        features: (features, compat) of a kernel of one's own. features: floating point
+            [d, *spatial], d = 1..8, already divided by the standard deviations. With lists of
+            images a list: the kernels of each.
+            In all three a tuple is one kernel, a list holds any number of them, None is none. A
+            tuple may end in a normalization of its own: (3, 3, "before").
+            compat: a number w > 0 rewards equal labels (Potts, message -w·K̃Q); a vector [L] is
+            the same per label with the sign as given (+w·K̃Q, so attraction is negative); a matrix
+            [L, L] is symmetrised and multiplied, sign as given.
         iterations: mean-field steps, >= 0.
         normalization: where 1/n goes: "symmetric" 1/√n on both sides of K, "before" or "after" 1/n
             on one, "none" nowhere.
+        num_threads: CPU threads of backend "cpu"; None = `torch.get_num_threads()`, which is what
+            backend "torch" runs on in any case. Results do not depend on it.
         backend: see `weaktr.backends.pick`.
 
     Returns:
-        Q float32 [L, H, W], sums to 1 over L. NumPy array or tensor like `unary`, on its device.
+        Q float32, of the shape of `unary`, sums to 1 over L. NumPy array or tensor like `unary`,
+        on its device; a list where `unary` is one.
 
     Raises:
-        ValueError: an argument of the wrong shape, dtype or range.
+        ValueError: an argument of the wrong shape, dtype or range; in lists the image is named.
         BackendUnavailable: `backend` was named and cannot run.
 
     Source: see above; the defaults are pydensecrf's.
     """
-    energies = _as_tensor("unary", unary)
-    pixels = _as_tensor("image", image)
-    if isinstance(image, np.ndarray):
-        pixels = pixels.to(energies.device)
-    _check_maps(pixels, energies)
-    if iterations < 0:
-        raise ValueError(f"iterations: expected 0 or more, got {iterations}")
-    if normalization not in NORMALIZATIONS:
-        raise ValueError(f"normalization: expected one of {NORMALIZATIONS}, got {normalization!r}")
-    num_labels = len(energies)
-    kernels = []
-    if gaussian is not None:
-        sxy, compat = _unpack("gaussian", gaussian, ("sxy", "compat"))
-        kernels.append(_pairwise("gaussian", (("sxy", sxy, 2),), compat, num_labels))
-    if bilateral is not None:
-        sxy, srgb, compat = _unpack("bilateral", bilateral, ("sxy", "srgb", "compat"))
-        deviations = (("sxy", sxy, 2), ("srgb", srgb, 3))
-        kernels.append(_pairwise("bilateral", deviations, compat, num_labels))
-    run = pick("dense_crf", energies.device, backend)
-    with torch.no_grad():
-        marginals: Tensor = run(
-            pixels,
-            energies.detach().float(),
-            kernels,
-            iterations=iterations,
-            normalization=normalization,
-        )
-    return marginals.numpy() if isinstance(unary, np.ndarray) else marginals
+    shared = shared_kernels(gaussian, bilateral, normalization)
+    problems = make_problems(
+        unary, checked_unary, shared, normalization, image=image, features=features
+    )
+    solved = _solve(problems, unary, "marginals", iterations, num_threads, backend)
+    marginals: Any = _like([solution[0] for solution in solved], unary)
+    return marginals
+
+
+@overload
+def dense_crf_labels(
+    image: Images, labels: Maps, n_labels: int | Sequence[int], *,
+    gaussian: Kernels = None, bilateral: Kernels = None,
+    features: Kernels | Sequence[Kernels] = None, gt_prob: float = 0.7, zero_unsure: bool = False,
+    confidence: Literal[False] = False, iterations: int = 10,
+    normalization: Normalization = "symmetric", num_threads: int | None = None,
+    backend: str = "auto",
+) -> Maps: ...  # fmt: skip
+
+
+@overload
+def dense_crf_labels(
+    image: Images, labels: Maps, n_labels: int | Sequence[int], *,
+    confidence: Literal[True], gaussian: Kernels = None, bilateral: Kernels = None,
+    features: Kernels | Sequence[Kernels] = None, gt_prob: float = 0.7, zero_unsure: bool = False,
+    iterations: int = 10, normalization: Normalization = "symmetric",
+    num_threads: int | None = None, backend: str = "auto",
+) -> tuple[Maps, Maps]: ...  # fmt: skip
+
+
+def dense_crf_labels(
+    image: Images,
+    labels: Maps,
+    n_labels: int | Sequence[int],
+    *,
+    gaussian: Kernels = None,
+    bilateral: Kernels = None,
+    features: Kernels | Sequence[Kernels] = None,
+    gt_prob: float = 0.7,
+    zero_unsure: bool = False,
+    confidence: bool = False,
+    iterations: int = 10,
+    normalization: Normalization = "symmetric",
+    num_threads: int | None = None,
+    backend: str = "auto",
+) -> Maps | tuple[Maps, Maps]:
+    """Redraw label maps along the edges of their images.
+
+        argmax over L of dense_crf(image, unary_from_labels(labels, n_labels, gt_prob, zero_unsure))
+
+    The energies are looked up label by label, they are not stored per pixel.
+
+    Args:
+        image, gaussian, bilateral, features, iterations, normalization, num_threads, backend: see
+            `dense_crf`.
+        labels: integers [*spatial], 0..L-1; with `zero_unsure` 0 = unknown and 1..L. A list of
+            them where there are several images. Compact, so that only labels of this image occur.
+        n_labels: L = 1..255 without the unknown; for several images also a list.
+        gt_prob: trust in `labels`, in (0, 1).
+        zero_unsure: whether label 0 of the input says nothing.
+        confidence: also return the probability of each pixel's new label.
+
+    Returns:
+        The most probable labels, uint8 [*spatial], 0..L-1 (with `zero_unsure` these are the input's
+        labels 1..L); of equally probable ones the first. With `confidence` also their marginals,
+        float32 [*spatial]. NumPy arrays or tensors like `labels`; lists where `labels` is one.
+
+    Raises:
+        ValueError: an argument of the wrong shape, dtype or range; in lists the image is named.
+        BackendUnavailable: `backend` was named and cannot run.
+    """
+    shared = shared_kernels(gaussian, bilateral, normalization)
+    energies = partial(label_map, gt_prob=gt_prob, zero_unsure=zero_unsure)
+    problems = make_problems(
+        labels, energies, shared, normalization, image=image, features=features, n_labels=n_labels
+    )
+    output: Output = "labels+confidence" if confidence else "labels"
+    solved = _solve(problems, labels, output, iterations, num_threads, backend)
+    found: Any = [_like(list(maps), labels) for maps in zip(*solved, strict=True)]
+    if not solved:
+        found = [[], []]
+    return (found[0], found[1]) if confidence else found[0]
+
+
+def release_memory() -> None:
+    """Free what is kept from call to call: position lattices, work space of the cpu backend."""
+    _position_lattice.cache_clear()
+    try:
+        from weaktr import native
+    except ImportError:
+        return
+    native.release_memory()
+
+
+# ---- the definition -----------------------------------------------------------------------------
 
 
 def dense_crf_torch(
-    image: Tensor,
-    unary: Tensor,
-    kernels: Sequence[Pairwise],
-    *,
-    iterations: int,
-    normalization: Normalization,
-) -> Tensor:
-    """The definition, as table look-ups over pixels in rows: [P, L] with P = H · W."""
-    num_labels, height, width = unary.shape
-    scores = -unary.flatten(1).T.contiguous()
-    messages = [_message(image, kernel, normalization) for kernel in kernels]
-    marginals = _softmax(scores.clone())
+    problems: Sequence[Problem], *, iterations: int, num_threads: int, output: Output = "marginals"
+) -> list[tuple[Tensor, ...]]:
+    """The definition, as table look-ups over pixels in rows: [P, L].
+
+    Args:
+        problems: checked, on one device.
+        iterations: mean-field steps.
+        num_threads: not looked at; torch's own number is what runs.
+        output: what to return for each problem.
+
+    Returns:
+        For each problem (Q float32 [L, *shape],), or (labels uint8 [*shape],), or with
+        "labels+confidence" also the largest Q, float32 [*shape].
+    """
+    solved: list[tuple[Tensor, ...]] = []
+    for problem in problems:
+        marginals = _mean_field(problem, iterations)
+        if output == "marginals":
+            solved.append((marginals.T.reshape(-1, *problem.shape).contiguous(),))
+            continue
+        labels = marginals.argmax(1).to(torch.uint8).view(problem.shape)
+        largest = marginals.amax(1).view(problem.shape)
+        solved.append((labels, largest) if output == "labels+confidence" else (labels,))
+    return solved
+
+
+def _mean_field(problem: Problem, iterations: int) -> Tensor:
+    """Q [P, L] after the last step."""
+    scores = initial_scores(problem)
+    messages = [kernel_message(problem, kernel) for kernel in problem.kernels]
+    marginals = softmax_(scores.clone())
     for _ in range(iterations):
         logits = scores.clone()
         for message in messages:
             logits -= message(marginals)
-        marginals = _softmax(logits)
-    return marginals.T.reshape(num_labels, height, width)
+        marginals = softmax_(logits)
+    return marginals
 
 
-def _message(
-    image: Tensor, kernel: Pairwise, normalization: Normalization
-) -> Callable[[Tensor], Tensor]:
+def initial_scores(problem: Problem) -> Tensor:
+    """-U, float32 [P, L]."""
+    if isinstance(problem.unary, LabelMap):
+        return -problem.unary.table[problem.unary.labels.flatten().long()]
+    return problem.unary.flatten(1).neg().T.contiguous()
+
+
+def kernel_message(problem: Problem, kernel: Pairwise) -> Callable[[Tensor], Tensor]:
     """Q -> compat(K̃ Q), both [P, L]."""
-    height, width, _ = image.shape
-    if len(kernel.deviations) == 2:
-        lattice = _position_lattice(height, width, kernel.deviations, normalization, image.device)
-    else:
-        colours = image.reshape(-1, 3).T.float()
-        features = torch.cat([_positions(height, width, image.device), colours])
-        lattice = _normalized_lattice(features, kernel.deviations, normalization)
-    compat = kernel.compat.to(image.device)
+    lattice = _kernel_lattice(problem, kernel)
+    compat = kernel.compat.to(problem.device)
     if compat.ndim == 1:
         return lambda marginals: lattice.filter(marginals).mul_(compat)
     return lambda marginals: lattice.filter(marginals) @ compat
+
+
+def softmax_(logits: Tensor) -> Tensor:
+    """In place over the last axis; several times faster than `torch.softmax` for few labels."""
+    logits -= logits.amax(1, keepdim=True)
+    logits.exp_()
+    return logits.div_(logits.sum(1, keepdim=True))
+
+
+def _kernel_lattice(problem: Problem, kernel: Pairwise) -> Lattice:
+    """The lattice of one kernel, normalization included."""
+    if kernel.features is not None:
+        return _normalized_lattice(kernel.features, kernel.normalization)
+    assert kernel.deviations is not None
+    if len(kernel.deviations) == 2:
+        height, width = problem.shape
+        return _position_lattice(
+            height, width, kernel.deviations, kernel.normalization, problem.device
+        )
+    assert problem.image is not None
+    colours = problem.image.reshape(-1, 3).T.float()
+    features = torch.cat([grid_positions(problem.shape, problem.device), colours])
+    return _normalized_lattice(divided(features, kernel.deviations), kernel.normalization)
 
 
 @lru_cache(maxsize=4)
@@ -163,168 +284,60 @@ def _position_lattice(
     device: torch.device,
 ) -> Lattice:
     """The position kernel does not depend on the image: images of one size share it."""
-    return _normalized_lattice(_positions(height, width, device), deviations, normalization)
+    positions = grid_positions((height, width), device)
+    return _normalized_lattice(divided(positions, deviations), normalization)
 
 
-def _positions(height: int, width: int, device: torch.device) -> Tensor:
-    """float32 [2, H · W]: x and y of every pixel, row by row."""
-    y = torch.arange(height, dtype=torch.float32, device=device)
-    x = torch.arange(width, dtype=torch.float32, device=device)
-    return torch.stack([x.repeat(height), y.repeat_interleave(width)])
-
-
-def _normalized_lattice(
-    features: Tensor, deviations: tuple[float, ...], normalization: Normalization
-) -> Lattice:
-    # a tensor, because CUDA multiplies by the reciprocal where the divisor is a Python number
-    divisors = torch.tensor(deviations, dtype=torch.float32, device=features.device)
-    lattice = build_lattice(features / divisors[:, None])
+def _normalized_lattice(features: Tensor, normalization: Normalization) -> Lattice:
+    """K̃ of float32 [d, P] features."""
+    lattice = build_lattice(features)
     if normalization == "none":
         return lattice
     norm = lattice.filter(torch.ones_like(features[0])[:, None])[:, 0] + 1e-20
     unit = torch.ones_like(norm)
     if normalization == "symmetric":
-        return lattice.scaled(before=norm.rsqrt(), after=norm.rsqrt())
+        return lattice.scaled(before=norm**-0.5, after=norm**-0.5)
     if normalization == "before":
         return lattice.scaled(before=1 / norm, after=unit)
     return lattice.scaled(before=unit, after=1 / norm)
 
 
-def _softmax(logits: Tensor) -> Tensor:
-    """In place over the last axis; several times faster than `torch.softmax` for few labels."""
-    logits -= logits.amax(1, keepdim=True)
-    logits.exp_()
-    return logits.div_(logits.sum(1, keepdim=True))
+# ---- dispatch -----------------------------------------------------------------------------------
 
 
-def unary_from_labels(
-    labels: ArrayOrTensor, n_labels: int, gt_prob: float = 0.7, zero_unsure: bool = False
-) -> ArrayOrTensor:
-    """Energies of a label map that is right with probability `gt_prob`.
-
-        U[l] = -log(gt_prob) for the pixel's own label, -log((1 - gt_prob) / (L - 1)) for others
-
-    Args:
-        labels: integers [H, W], 0..L-1; with `zero_unsure` 0 = unknown and 1..L.
-        n_labels: L >= 1, without the unknown.
-        gt_prob: in (0, 1).
-        zero_unsure: unknown pixels get -log(1/L) for every label, the other labels count from 1.
-
-    Returns:
-        float32 [L, H, W]; NumPy array or tensor like `labels`.
-
-    Raises:
-        ValueError: an argument of the wrong shape, dtype or range.
-
-    Source: pydensecrf, `unary_from_labels`.
-    """
-    indices = _as_tensor("labels", labels)
-    if indices.ndim != 2 or indices.is_floating_point():
-        raise ValueError(
-            f"labels: expected integers [H, W], got {indices.dtype} {tuple(indices.shape)}"
+def _solve(
+    problems: Sequence[Problem],
+    given: object,
+    output: Output,
+    iterations: int,
+    num_threads: int | None,
+    backend: str,
+) -> list[tuple[Tensor, ...]]:
+    """Run the backend; `given`: the caller's energies or labels, one or a list."""
+    iterations = checked_iterations(iterations)
+    if num_threads is not None and num_threads < 1:
+        raise ValueError(f"num_threads: expected None, 1 or more, got {num_threads}")
+    if not problems:
+        return []
+    device = problems[0].device
+    for index, problem in enumerate(problems):
+        if problem.device != device:
+            raise ValueError(f"image {index}: expected on {device}, got {problem.device}")
+    check_energies([problem.unary for problem in problems], given)
+    run = pick("dense_crf", device, backend)
+    threads = num_threads or torch.get_num_threads()
+    with torch.no_grad():
+        solved: list[tuple[Tensor, ...]] = run(
+            problems, iterations=iterations, num_threads=threads, output=output
         )
-    if n_labels < 1:
-        raise ValueError(f"n_labels: expected at least 1, got {n_labels}")
-    if not 0 < gt_prob < 1:
-        raise ValueError(f"gt_prob: expected a probability in (0, 1), got {gt_prob}")
-    indices = indices.long() - int(zero_unsure)
-    lowest = -int(zero_unsure)
-    if indices.numel() and (indices.min() < lowest or indices.max() >= n_labels):
-        low, high = (int(bound) - lowest for bound in indices.aminmax())
-        raise ValueError(
-            f"labels: expected 0..{n_labels - 1 - lowest}, got values from {low} to {high}; "
-            "map unknown pixels (255) to 0, the others to 1..L, and use zero_unsure"
-        )
-    own = torch.arange(n_labels, device=indices.device)[:, None, None] == indices
-    other = -math.log((1 - gt_prob) / max(n_labels - 1, 1))
-    energies = torch.where(own, -math.log(gt_prob), other)
-    energies = energies.masked_fill(indices < 0, math.log(n_labels)).float()
-    return energies.numpy() if isinstance(labels, np.ndarray) else energies
+    return solved
 
 
-def unary_from_probabilities(probs: ArrayOrTensor) -> ArrayOrTensor:
-    """Energies -log(clip(p, 1e-5, 1)) of label probabilities.
-
-    Args:
-        probs: floating point [L, H, W]; need not sum to 1.
-
-    Returns:
-        float32 [L, H, W]; NumPy array or tensor like `probs`.
-
-    Raises:
-        ValueError: an argument of the wrong shape or dtype, or NaN.
-
-    Source: pydensecrf, `unary_from_softmax`.
-    """
-    values = _as_tensor("probs", probs)
-    if values.ndim != 3 or not values.is_floating_point():
-        raise ValueError(
-            f"probs: expected floating point [L, H, W], got {values.dtype} {tuple(values.shape)}"
-        )
-    if values.isnan().any():
-        raise ValueError(f"probs: expected numbers, got NaN in {int(values.isnan().sum())} places")
-    energies = -values.float().clamp(SMALLEST_PROBABILITY, 1.0).log()
-    return energies.numpy() if isinstance(probs, np.ndarray) else energies
-
-
-def _as_tensor(name: str, value: NDArray[np.generic] | Tensor) -> Tensor:
-    if isinstance(value, Tensor):
-        return value
-    if isinstance(value, np.ndarray):  # read-only and negatively strided arrays are copied
-        return torch.from_numpy(np.require(value, requirements=["C", "W"]))
-    raise ValueError(f"{name}: expected a NumPy array or a tensor, got {type(value).__name__}")
-
-
-def _check_maps(image: Tensor, unary: Tensor) -> None:
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != torch.uint8 or 0 in image.shape:
-        raise ValueError(
-            f"image: expected uint8 [H, W, 3] with at least one pixel, got {image.dtype} "
-            f"{tuple(image.shape)}"
-        )
-    height, width, _ = image.shape
-    if unary.ndim != 3 or unary.shape[1:] != (height, width) or len(unary) == 0:
-        raise ValueError(
-            f"unary: expected [L, {height}, {width}] with L >= 1 to fit image, "
-            f"got {tuple(unary.shape)}"
-        )
-    if not unary.is_floating_point():
-        raise ValueError(f"unary: expected floating point energies, got {unary.dtype}")
-    if unary.device != image.device:
-        raise ValueError(f"image: expected on {unary.device} like unary, got {image.device}")
-    if not unary.isfinite().all():
-        wrong = int((~unary.isfinite()).sum())
-        raise ValueError(
-            f"unary: expected finite energies, got NaN or infinity in {wrong} of {unary.numel()} "
-            "places; clip probabilities before the logarithm as unary_from_probabilities does"
-        )
-
-
-def _unpack(name: str, value: tuple[Any, ...], parts: tuple[str, ...]) -> tuple[Any, ...]:
-    if not isinstance(value, (tuple, list)) or len(value) != len(parts):
-        raise ValueError(f"{name}: expected ({', '.join(parts)}) or None, got {value!r}")
-    return tuple(value)
-
-
-def _pairwise(
-    name: str, deviations: Sequence[tuple[str, Deviation, int]], compat: Compat, num_labels: int
-) -> Pairwise:
-    """Check one kernel. `deviations`: (part's name, value, how many numbers it stands for)."""
-    numbers: list[float] = []
-    for part, value, count in deviations:
-        given = np.asarray(value, dtype=np.float64).reshape(-1)
-        if given.size not in (1, count) or not np.isfinite(given).all() or given.min() <= 0:
-            raise ValueError(
-                f"{name}: expected {part} as one positive number or {count}, got {value!r}"
-            )
-        numbers += np.broadcast_to(given, count).tolist()
-    matrix = torch.as_tensor(compat, dtype=torch.float32)
-    if matrix.shape not in ((), (num_labels,), (num_labels, num_labels)):
-        raise ValueError(
-            f"{name}: expected compat as a number, [{num_labels}] or [{num_labels}, {num_labels}], "
-            f"got shape {tuple(matrix.shape)}"
-        )
-    if not matrix.isfinite().all():
-        raise ValueError(f"{name}: expected a finite compat, got {compat!r}")
-    if matrix.ndim == 0:  # Potts
-        return Pairwise(tuple(numbers), -matrix.expand(num_labels))
-    return Pairwise(tuple(numbers), matrix if matrix.ndim == 1 else (matrix + matrix.T) / 2)
+def _like(maps: list[Tensor], given: object) -> Any:
+    """Arrays where arrays were given, a list where a list was given."""
+    listed = given if isinstance(given, list) else [given]
+    found = [
+        tensor.numpy() if isinstance(one, np.ndarray) else tensor
+        for tensor, one in zip(maps, listed, strict=True)
+    ]
+    return found if isinstance(given, list) else found[0]

@@ -20,7 +20,7 @@ from torch import Tensor
 from weaktr import artifacts
 from weaktr.artifacts import MaskFolder
 from weaktr.config import Amp, LabelConfig
-from weaktr.crf import CrfSettings
+from weaktr.crf import DenseCRF
 from weaktr.data import Problem, Sample
 from weaktr.models import CamModel
 from weaktr.progress import Meter
@@ -211,7 +211,7 @@ def _pseudo_labels(
     cams: np.ndarray,
     classes: Sequence[int],
     settings: LabelConfig,
-    crf: CrfSettings | None,
+    crf: DenseCRF | None,
 ) -> list[np.ndarray]:
     """Labels before and, where there is a CRF, after it; uint8 [H, W] each."""
     values = np.array([0, *(index + 1 for index in classes)], np.uint8)
@@ -220,7 +220,9 @@ def _pseudo_labels(
         return [values[compact]]
     refined = compact
     if classes:
-        refined = np.asarray(crf.refine_labels(image, compact, len(values), settings.gt_prob))
+        refined = crf.refine_labels(
+            image, compact, len(values), gt_prob=settings.gt_prob, num_threads=1
+        )
     return [values[compact], values[refined]]
 
 

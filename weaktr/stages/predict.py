@@ -17,7 +17,7 @@ from torch import Tensor
 
 from weaktr.artifacts import MaskFolder
 from weaktr.config import PredictConfig
-from weaktr.crf import CrfSettings
+from weaktr.crf import DenseCRF
 from weaktr.data import Problem, Sample
 from weaktr.models import Segmenter
 from weaktr.progress import Meter
@@ -140,7 +140,7 @@ def probabilities(model: Segmenter, image: np.ndarray, settings: PredictConfig) 
 
 
 def mask_from_probabilities(
-    image: np.ndarray, scores: np.ndarray, crf: CrfSettings | None
+    image: np.ndarray, scores: np.ndarray, crf: DenseCRF | None
 ) -> np.ndarray:
     """The most probable label of each pixel, after the CRF among the labels that occur.
 
@@ -158,7 +158,7 @@ def mask_from_probabilities(
     present = np.unique(plain)
     if crf is None or len(present) < 2:
         return plain.astype(np.uint8)
-    refined = np.asarray(crf.refine_probabilities(image, np.ascontiguousarray(scores[present])))
+    refined = crf.refine_probabilities(image, scores[present], num_threads=1)
     return present[refined.argmax(0)].astype(np.uint8)
 
 
