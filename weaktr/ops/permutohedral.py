@@ -31,6 +31,8 @@ from torch.nn.functional import embedding_bag
 #: Points are padded with zero features to a multiple of this, as pydensecrf does. The padding
 #: puts nothing on the lattice, but its vertices exist and pass on what reaches them.
 PADDING = 4
+#: Odd; 2^64 over the golden ratio. Its powers are the multipliers of the vertices' hash.
+HASH_BASE = 0x9E3779B97F4A7C15
 #: float32 counts the lattice's cells exactly up to here.
 LARGEST_COORDINATE = 2.0**22
 
@@ -86,14 +88,14 @@ def build_lattice(features: Tensor) -> Lattice:
         features: float32 [d, P], positions in units of the standard deviation.
 
     Raises:
-        ValueError: the features spread so wide that float32 or a 64-bit key cannot tell the
-            vertices apart.
+        ValueError: the features spread so wide that float32 cannot tell the vertices apart.
     """
     dimensions, points = features.shape
     if points % PADDING:
         features = torch.cat([features, features.new_zeros(dimensions, 1)], dim=1)
     simplices = _enclosing_simplices(features)
-    keys, steps = _vertex_keys(simplices)
+    digits = _vertex_digits(simplices)
+    keys, steps, certain = _vertex_keys(digits)
     corners = dimensions + 1
 
     ordered, order = keys.flatten().sort(stable=True)
@@ -102,6 +104,8 @@ def build_lattice(features: Tensor) -> Lattice:
     vertex_of_corner = torch.empty_like(order)
     vertex_of_corner[order] = first.cumsum(0) - 1
     blur_vertices, blur_weights = _neighbours(ordered[first], steps)
+    if not certain:
+        _check_hash(digits.permute(2, 0, 1).flatten(0, 1), vertex_of_corner, blur_vertices)
 
     weights = simplices.weights.T.contiguous()
     splat_points = order.div(corners, rounding_mode="floor")
@@ -175,37 +179,82 @@ def _descending_ranks(x: Tensor) -> Tensor:
     return ranks
 
 
-def _vertex_keys(simplices: _Simplices) -> tuple[Tensor, list[int]]:
-    """One integer per vertex.
-
-    A vertex is known by k_0 and by (k_i - k_0) / (d + 1), i = 1 … d - 1; these are packed as the
-    digits of one number, each with room for a step to the neighbours.
+def _vertex_digits(simplices: _Simplices) -> Tensor:
+    """What a vertex is known by: k_0, and (k_i - k_0) / (d + 1) for i = 1 … d - 1.
 
     Returns:
-        keys int64 [P, d + 1] and, for each axis, the difference of the keys of two neighbours.
+        int64 [d + 1, d, P], for each corner of each point's simplex.
     """
     cells, ranks, _ = simplices
     dimensions = cells.shape[0] - 1
     size = dimensions + 1
     corner = torch.arange(size, device=cells.device)[:, None, None]  # [d + 1, 1, 1]
     shifted = cells[:dimensions] - (ranks[:dimensions] > dimensions - corner).long()
-    digits = shifted - shifted[:, :1]  # [d + 1, d, P]
+    digits = shifted - shifted[:, :1]
     digits[:, 0] = shifted[:, 0] * size + corner[:, 0]
+    return digits
 
+
+def _digit_steps(dimensions: int) -> list[list[int]]:
+    """For each axis, the difference in digits between a vertex and its neighbour."""
+    away = [[dimensions] + [-1] * (dimensions - 1)]
+    across = [[-1] + [int(i == j) for i in range(1, dimensions)] for j in range(1, dimensions)]
+    return [*away, *across, [-1] + [0] * (dimensions - 1)]
+
+
+def _vertex_keys(digits: Tensor) -> tuple[Tensor, list[int], bool]:
+    """One integer per vertex.
+
+    The digits are packed as those of one number, each with room for a step to the neighbours.
+    Where that takes more than 63 bits they are hashed: Σ digit · multiplier modulo 2^64.
+
+    Returns:
+        keys int64 [P, d + 1]; for each axis, the difference of the keys of two neighbours; whether
+        different vertices have different keys for certain.
+    """
+    corners, dimensions, _ = digits.shape
     lowest, highest = digits.amin((0, 2)), digits.amax((0, 2))
-    spans = (highest - lowest + 2 * size + 1).tolist()
-    if math.prod(spans) >= 2**63:
-        raise ValueError(
-            f"features: expected vertices that fit 63 bits, got ranges {spans}; "
-            "use larger standard deviations (sxy, srgb) or a smaller image"
-        )
-    strides = [math.prod(spans[i + 1 :]) for i in range(dimensions)]
+    spans = (highest - lowest + 2 * corners + 1).tolist()
+    packed = math.prod(spans) < 2**63
+    if packed:
+        multipliers = [math.prod(spans[i + 1 :]) for i in range(dimensions)]
+    else:
+        multipliers = [_signed(HASH_BASE**i) for i in range(dimensions)]
     keys = torch.zeros_like(digits[:, 0])
-    for i, stride in enumerate(strides):
-        keys += (digits[:, i] - lowest[i] + size) * stride
-    across = [stride - strides[0] for stride in strides[1:]]
-    steps = [dimensions * strides[0] - sum(strides[1:]), *across, -strides[0]]
-    return keys.T.contiguous(), steps
+    for i, multiplier in enumerate(multipliers):
+        keys += (digits[:, i] - lowest[i] + corners) * multiplier
+    steps = [
+        _signed(sum(s * m for s, m in zip(step, multipliers, strict=True)))
+        for step in _digit_steps(dimensions)
+    ]
+    return keys.T.contiguous(), steps, packed
+
+
+def _signed(value: int) -> int:
+    """`value` modulo 2^64, as int64 has it."""
+    return (value + 2**63) % 2**64 - 2**63
+
+
+def _check_hash(digits: Tensor, vertex_of_corner: Tensor, blur_vertices: Tensor) -> None:
+    """Make sure that no two vertices share a key, nor a vertex and an absent neighbour.
+
+    Args:
+        digits: int64 [P · (d + 1), d].
+        vertex_of_corner: int64 [P · (d + 1)].
+        blur_vertices: see `Lattice`.
+    """
+    own = digits.new_zeros(blur_vertices.shape[1], digits.shape[1])
+    own[vertex_of_corner] = digits
+    confused = (own[vertex_of_corner] != digits).any()
+    for vertices, step in zip(blur_vertices, _digit_steps(digits.shape[1]), strict=True):
+        right = own[vertices[:, 1]] - own == torch.tensor(step, device=own.device)
+        absent = vertices[:, 1] == vertices[:, 0]
+        confused |= ~(right.all(1) | absent).all()
+    if confused:
+        raise ValueError(
+            "features: expected vertices that a 64-bit hash tells apart, got two of one key; "
+            "use slightly different standard deviations"
+        )
 
 
 def _neighbours(keys: Tensor, steps: list[int]) -> tuple[Tensor, Tensor]:
