@@ -122,6 +122,30 @@ def kernel_settings(kind: str, value: Kernels, normalization: str) -> list[Kerne
     return settings
 
 
+def pairwise(settings: KernelSettings, problem: Problem) -> Pairwise:
+    """One kernel over the pixels of one image.
+
+    Raises:
+        ValueError: a part of the wrong shape, dtype or range, or colours that are not there.
+    """
+    name, parts, normalization = settings
+    compat = _compat_multiplier(name, parts["compat"], problem.num_labels)
+    if "features" in parts:
+        features = _checked_features(name, parts["features"], problem.shape, problem.device)
+        return Pairwise(None, features, compat, normalization)
+    deviations = _broadcast(name, "sxy", parts["sxy"], len(problem.shape))
+    if "srgb" in parts:
+        if problem.image is None:
+            raise ValueError(
+                f"{name}: needs image, uint8 [H, W, 3]; give volumes and other channels as features"
+            )
+        deviations += _broadcast(name, "srgb", parts["srgb"], 3)
+    elif len(problem.shape) != 2:
+        positions = divided(grid_positions(problem.shape, problem.device), deviations)
+        return Pairwise(None, positions, compat, normalization)
+    return Pairwise(deviations, None, compat, normalization)
+
+
 def checked_normalization(value: Any, kernel: str = "") -> Normalization:
     """`value`, which must be one of `NORMALIZATIONS`."""
     for normalization in NORMALIZATIONS:
@@ -234,7 +258,7 @@ def _problem(
                 f"{name}: expected [{axes}{height}, {width}] to fit image, got {given}"
             )
         problem = problem._replace(image=pixels)
-    return problem._replace(kernels=[_pairwise(one, problem) for one in settings])
+    return problem._replace(kernels=[pairwise(one, problem) for one in settings])
 
 
 def _checked_image(value: Array, device: torch.device) -> Tensor:
@@ -255,30 +279,6 @@ def _checked_image(value: Array, device: torch.device) -> Tensor:
     if image.device != device:
         raise ValueError(f"image: expected on {device}, where the energies are, got {image.device}")
     return image
-
-
-def _pairwise(settings: KernelSettings, problem: Problem) -> Pairwise:
-    """One kernel over the pixels of one image.
-
-    Raises:
-        ValueError: a part of the wrong shape, dtype or range, or colours that are not there.
-    """
-    name, parts, normalization = settings
-    compat = _compat_multiplier(name, parts["compat"], problem.num_labels)
-    if "features" in parts:
-        features = _checked_features(name, parts["features"], problem.shape, problem.device)
-        return Pairwise(None, features, compat, normalization)
-    deviations = _broadcast(name, "sxy", parts["sxy"], len(problem.shape))
-    if "srgb" in parts:
-        if problem.image is None:
-            raise ValueError(
-                f"{name}: needs image, uint8 [H, W, 3]; give volumes and other channels as features"
-            )
-        deviations += _broadcast(name, "srgb", parts["srgb"], 3)
-    elif len(problem.shape) != 2:
-        positions = divided(grid_positions(problem.shape, problem.device), deviations)
-        return Pairwise(None, positions, compat, normalization)
-    return Pairwise(deviations, None, compat, normalization)
 
 
 def _checked_features(

@@ -101,3 +101,10 @@ def divided(features: Tensor, deviations: tuple[float, ...]) -> Tensor:
     # by a tensor, because CUDA multiplies by the reciprocal where the divisor is a Python number
     divisors = torch.tensor(deviations, dtype=torch.float32, device=features.device)
     return features / divisors[:, None]
+
+
+def image_features(image: Tensor, deviations: tuple[float, ...]) -> Tensor:
+    """float32 [5, P]: x, y, R, G, B of a uint8 [H, W, 3] image, divided by their deviations."""
+    height, width, _ = image.shape
+    colours = image.reshape(-1, 3).T.float()
+    return divided(torch.cat([grid_positions((height, width), image.device), colours]), deviations)

@@ -44,6 +44,7 @@ from weaktr.ops.crf_problem import (
     Problem,
     divided,
     grid_positions,
+    image_features,
 )
 from weaktr.ops.permutohedral import Lattice, build_lattice
 from weaktr.ops.unaries import label_map
@@ -270,9 +271,8 @@ def _kernel_lattice(problem: Problem, kernel: Pairwise) -> Lattice:
             height, width, kernel.deviations, kernel.normalization, problem.device
         )
     assert problem.image is not None
-    colours = problem.image.reshape(-1, 3).T.float()
-    features = torch.cat([grid_positions(problem.shape, problem.device), colours])
-    return _normalized_lattice(divided(features, kernel.deviations), kernel.normalization)
+    features = image_features(problem.image, kernel.deviations)
+    return _normalized_lattice(features, kernel.normalization)
 
 
 @lru_cache(maxsize=4)
