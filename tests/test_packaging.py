@@ -30,7 +30,7 @@ BUILD = "from setuptools import build_meta as b; import sys; print(getattr(b, sy
 VARIABLES = ("WEAKTR_BUILD", "WEAKTR_CUDA", "CMAKE_ARGS", "CC", "CXX", "CXXFLAGS", "CUDACXX")
 NO_COMPILER = {"CXX": "no-such-compiler"}
 
-#: A whole csrc in the place of the real one. `both` is a weak symbol in the module's own code and
+#: What stands in csrc instead, all other files being empty. `both` is a weak symbol in the module's own code and
 #: in each instruction set's, never inlined, and worth vectorising.
 STAND_IN_HEADER = """
 inline __attribute__((noinline)) float both(const float* x, int n) {
@@ -262,8 +262,8 @@ def test_cuda_is_compiled_where_nvcc_is() -> None:
 def stand_in(tmp_path: Path) -> Path:
     """A copy of the checkout whose csrc compiles in a second."""
     checkout = copy_checkout(tmp_path / "checkout")
-    shutil.rmtree(checkout / "csrc")
-    (checkout / "csrc").mkdir()
+    for source in (checkout / "csrc").iterdir():
+        source.write_text("")
     for name, text in STAND_IN.items():
         (checkout / "csrc" / name).write_text(text)
     return checkout
