@@ -31,6 +31,8 @@ from torch.nn.functional import embedding_bag
 #: Points are padded with zero features to a multiple of this, as pydensecrf does. The padding
 #: puts nothing on the lattice, but its vertices exist and pass on what reaches them.
 PADDING = 4
+#: Of vertices' keys.
+KEY_BITS = 63
 #: Odd; 2^64 over the golden ratio. Its powers are the multipliers of the vertices' hash.
 HASH_BASE = 0x9E3779B97F4A7C15
 #: float32 counts the lattice's cells exactly up to here.
@@ -215,7 +217,7 @@ def _vertex_keys(digits: Tensor) -> tuple[Tensor, list[int], bool]:
     corners, dimensions, _ = digits.shape
     lowest, highest = digits.amin((0, 2)), digits.amax((0, 2))
     spans = (highest - lowest + 2 * corners + 1).tolist()
-    packed = math.prod(spans) < 2**63
+    packed = math.prod(spans) < 2**KEY_BITS
     if packed:
         multipliers = [math.prod(spans[i + 1 :]) for i in range(dimensions)]
     else:
