@@ -30,8 +30,8 @@ BUILD = "from setuptools import build_meta as b; import sys; print(getattr(b, sy
 VARIABLES = ("WEAKTR_BUILD", "WEAKTR_CUDA", "CMAKE_ARGS", "CC", "CXX", "CXXFLAGS", "CUDACXX")
 NO_COMPILER = {"CXX": "no-such-compiler"}
 
-#: What stands in csrc instead, all other files being empty. `both` is a weak symbol in the module's own code and
-#: in each instruction set's, never inlined, and worth vectorising.
+#: What stands in csrc instead, all other files being empty. `both` is a weak symbol in the module's
+#: own code and in each instruction set's, never inlined, and worth vectorising.
 STAND_IN_HEADER = """
 inline __attribute__((noinline)) float both(const float* x, int n) {
   float largest = 0;
