@@ -124,16 +124,16 @@ inline void softmax_rows(const float* z, float* q, float* first, int pixels, int
     if (reference && top < 0) top = 0;
     Wide sum = {};
     for (int64_t i = 0; i < stride; i += kLanes) {
-      const Wide e = exponential(load<Wide>(z + i) - top);
+      const Wide e = exponential(load<Wide>(z + i) - filled<Wide>(top));
       sum = sum + e;
       store(q + i, e);
     }
-    const float zero = reference ? exponential(Wide{} - top)[0] : 0.0f;
+    const float zero = reference ? exponential(filled<Wide>(-top))[0] : 0.0f;
     const float scale = 1.0f / (sum_of_lanes(sum) + zero);
     first[p] = zero * scale;
     const float offset = -minus * first[p];
     for (int64_t i = 0; i < stride; i += kLanes)
-      store(q + i, load<Wide>(q + i) * scale + offset);
+      store(q + i, fused(load<Wide>(q + i), filled<Wide>(scale), filled<Wide>(offset)));
   }
 }
 
@@ -174,6 +174,7 @@ inline void softmax_fours(const float* z, float* q, float* first, int pixels, Ch
     if (reference) zero = exponential(-top);
     const Wide scale = 1.0f / (sum + zero);
     store(q + i, (e - minus * zero) * scale);
+    if (!reference) continue;
     zero = zero * scale;
     for (int lane = 0; lane < kLanes; lane += 4) first[(i + lane) / 4] = zero[lane];
   }

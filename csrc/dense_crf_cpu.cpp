@@ -10,6 +10,9 @@
 #include <new>
 #include <thread>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -21,6 +24,7 @@ namespace weaktr {
 namespace {
 
 constexpr size_t kAlignment = 64;
+constexpr size_t kHugePage = size_t{2} << 20;  // rows are read in no order: fewer pages, fewer misses
 constexpr size_t kWorthAsking = size_t{64} << 20;  // smaller blocks are not checked against memory
 constexpr size_t kWorthKeeping = size_t{256} << 20;  // larger work spaces are freed after use
 
@@ -41,9 +45,13 @@ size_t available_memory() {
 void* Buffer::grow(size_t bytes, size_t kept) {
   if (bytes <= bytes_) return data_;
   if (bytes > kWorthAsking && bytes > available_memory()) throw std::bad_alloc();
-  const size_t rounded = (bytes + 2 * kAlignment - 1) / kAlignment * kAlignment;
-  void* fresh = std::aligned_alloc(kAlignment, rounded);
+  const size_t alignment = bytes >= kHugePage ? kHugePage : kAlignment;
+  const size_t rounded = (bytes + kAlignment + alignment - 1) / alignment * alignment;
+  void* fresh = std::aligned_alloc(alignment, rounded);
   if (!fresh) throw std::bad_alloc();
+#if defined(__linux__)
+  if (alignment == kHugePage) madvise(fresh, rounded, MADV_HUGEPAGE);  // a wish; may be ignored
+#endif
   if (kept) std::memcpy(fresh, data_, std::min(kept, bytes_));
   std::free(data_);
   data_ = fresh;

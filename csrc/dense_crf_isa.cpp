@@ -12,17 +12,42 @@ namespace {
 
 constexpr int64_t kTile = 32;
 
-// Pixels of a grid in tiles, whose neighbours in space are neighbours in memory.
+// The x and y of step `i` along a Hilbert curve through a square of `side` (a power of two) cells.
+void hilbert(int64_t side, int64_t i, int64_t& x, int64_t& y) {
+  x = y = 0;
+  for (int64_t s = 1; s < side; s *= 2, i /= 4) {
+    const int64_t right = 1 & (i / 2), up = 1 & (i ^ right);
+    if (!up) {
+      if (right) {
+        x = s - 1 - x;
+        y = s - 1 - y;
+      }
+      const int64_t swapped = x;
+      x = y;
+      y = swapped;
+    }
+    x += s * right;
+    y += s * up;
+  }
+}
+
+// Pixels of a grid tile by tile, tiles along a Hilbert curve: what is close in the image is close in
+// memory, on every scale from the registers to the last cache.
 const Pixel* tile_order(const Problem& problem, Workspace& workspace) {
   if (!problem.height) return nullptr;
   Pixel* order = workspace.order.reserve<Pixel>(problem.pixels);
   if (workspace.order_height == problem.height && workspace.order_width == problem.width)
     return order;
-  for (int64_t top = 0; top < problem.height; top += kTile)
-    for (int64_t left = 0; left < problem.width; left += kTile)
-      for (int64_t y = top; y < top + kTile && y < problem.height; ++y)
-        for (int64_t x = left; x < left + kTile && x < problem.width; ++x)
-          *order++ = Pixel{static_cast<uint32_t>(x), static_cast<uint32_t>(y)};
+  int64_t side = 1;
+  while (side * kTile < problem.height || side * kTile < problem.width) side *= 2;
+  for (int64_t i = 0; i < side * side; ++i) {
+    int64_t left, top;
+    hilbert(side, i, left, top);
+    left *= kTile, top *= kTile;
+    for (int64_t y = top; y < top + kTile && y < problem.height; ++y)
+      for (int64_t x = left; x < left + kTile && x < problem.width; ++x)
+        *order++ = Pixel{static_cast<uint32_t>(x), static_cast<uint32_t>(y)};
+  }
   workspace.order_height = problem.height;
   workspace.order_width = problem.width;
   return workspace.order.as<Pixel>();
@@ -206,35 +231,25 @@ float potts_weight(const Kernel& kernel, int labels) {
   return compat[0] <= 0 ? -compat[0] : -1;
 }
 
-// A row of scores from the energies of all labels: -U, or the differences to label 0.
-void write_scores(const float* energies, int labels, Channels channels, float* row, int width) {
-  const bool differences = channels == Channels::differences;
-  const float zero = differences ? energies[0] : 0.0f;
-  const int used = labels - differences;
-  for (int i = 0; i < used; ++i) row[i] = zero - energies[i + differences];
-  for (int i = used; i < width; ++i) row[i] = kNever;
-}
-
 int64_t index_of(const MeanField& field, int64_t p) {
   return field.order ? field.order[p].y * field.problem.width + field.order[p].x : p;
 }
 
+// Scores from energies: -U, or the differences to label 0. `energies[l * step]` is label l's.
+void write_scores(const float* energies, int64_t step, const MeanField& field, float* row) {
+  const bool differences = field.channels == Channels::differences;
+  const float zero = differences ? energies[0] : 0.0f;
+  const int used = field.problem.labels - differences;
+  for (int i = 0; i < used; ++i) row[i] = zero - energies[(i + differences) * step];
+  for (int i = used; i < field.width; ++i) row[i] = kNever;
+}
+
 void load_unary(Workspace& workspace, MeanField& field) {
   const Problem& problem = field.problem;
-  const int labels = problem.labels, width = field.width;
-  float* scores = workspace.scores.reserve<float>((problem.pixels + kBlock) * width);
-  float energies[kBlock][kMaxLabels + 1];
-  int64_t index[kBlock];
-  for (int64_t at = 0; at < problem.pixels; at += kBlock) {
-    const int count = static_cast<int>(problem.pixels - at < kBlock ? problem.pixels - at : kBlock);
-    for (int p = 0; p < count; ++p) index[p] = index_of(field, at + p);
-    for (int l = 0; l < labels; ++l) {
-      const float* unary = problem.unary + l * problem.pixels;
-      for (int p = 0; p < count; ++p) energies[p][l] = unary[index[p]];
-    }
-    for (int p = 0; p < count; ++p)
-      write_scores(energies[p], labels, field.channels, scores + (at + p) * width, width);
-  }
+  float* scores = workspace.scores.reserve<float>((problem.pixels + kBlock) * field.width);
+  for (int64_t p = 0; p < problem.pixels; ++p)
+    write_scores(problem.unary + index_of(field, p), problem.pixels, field,
+                 scores + p * field.width);
   field.scores = scores;
 }
 
@@ -242,8 +257,7 @@ void load_labels(Workspace& workspace, MeanField& field) {
   const Problem& problem = field.problem;
   float* rows = workspace.scores.reserve<float>(int64_t{problem.table_rows} * field.width);
   for (int v = 0; v < problem.table_rows; ++v)
-    write_scores(problem.table + v * problem.labels, problem.labels, field.channels,
-                 rows + v * field.width, field.width);
+    write_scores(problem.table + v * problem.labels, 1, field, rows + v * field.width);
   uint8_t* labels = workspace.labels.reserve<uint8_t>(problem.pixels);
   for (int64_t p = 0; p < problem.pixels; ++p) labels[p] = problem.label_map[index_of(field, p)];
   field.labels = labels;
@@ -274,11 +288,13 @@ void solve(const Problem& problem, const Kernel* kernels, int count, int iterati
   if (problem.labels == 1) return only_one_label(problem);
   if (iterations == 0) count = 0;
   workspace.need_kernels(count);
-  MeanField field{problem, workspace, Channels::differences};
-  for (int i = 0; i < count; ++i)
-    if (potts_weight(kernels[i], problem.labels) < 0) field.channels = Channels::all;
-  const bool differences = field.channels == Channels::differences;
-  field.width = row_width(problem.labels - differences);
+  MeanField field{problem, workspace};
+  for (int i = 0; i < count; ++i) field.folded &= potts_weight(kernels[i], problem.labels) >= 0;
+  field.width = row_width(problem.labels);
+  if (field.folded && row_width(problem.labels - 1) < field.width) {
+    field.channels = Channels::differences;
+    field.width = row_width(problem.labels - 1);
+  }
   field.stride = block_stride(field.width);
   field.order = tile_order(problem, workspace);
 
@@ -292,7 +308,7 @@ void solve(const Problem& problem, const Kernel* kernels, int count, int iterati
   Message* messages = workspace.messages.reserve<Message>(count);
   float* compat = workspace.compat.reserve<float>(compat_size * count);
   for (int i = 0; i < count; ++i) {
-    const float weight = differences ? potts_weight(kernels[i], problem.labels) : 1.0f;
+    const float weight = field.folded ? potts_weight(kernels[i], problem.labels) : 1.0f;
     if (weight == 0) continue;
     const int corners = kernels[i].dimensions + 1;
     const float alpha = 1.0f / (1.0f + 1.0f / static_cast<float>(1 << (corners - 1)));

@@ -129,7 +129,7 @@ WEAKTR_INLINE void blur_span(float* values, const float* before, const float* af
     const Wide own = load<Wide>(values + i);
     const Wide sum = load<Wide>(before + i) + load<Wide>(after + i);
     store(old + i, own);
-    store(values + i, fused(Wide{} + 0.5f, sum, own));
+    store(values + i, fused(filled<Wide>(0.5f), sum, own));
   }
   for (; i < count; ++i) {
     old[i] = values[i];

@@ -80,8 +80,10 @@ struct VertexTable {
       unsigned same, vacant;
       const Entry* bucket = entries + b * kBucket;
       compare(bucket, key, index_bits, same, vacant);
-      if (same) return vertex(bucket[__builtin_ctz(same)]);
-      if (vacant) return kNone;
+      if (__builtin_expect((same | vacant) == 0, 0)) continue;
+      // without a branch: whether a neighbour exists cannot be foreseen
+      const uint32_t found = vertex(bucket[__builtin_ctz(same | 1u << (kBucket - 1))]);
+      return found | (0u - static_cast<uint32_t>(same == 0));
     }
   }
   // The vertex of a key; `next` is given to a key that is new. True where it was.
@@ -105,6 +107,8 @@ struct VertexTable {
     return static_cast<uint32_t>(entry & ((Entry{1} << index_bits) - 1));
   }
 };
+
+WEAKTR_INLINE void store_ints(int* to, WideInt value) { std::memcpy(to, &value, sizeof value); }
 
 template <int D, class Entry>
 struct SparseBuilder {
@@ -162,8 +166,8 @@ struct SparseBuilder {
 
   // The neighbours along every axis, as chains to walk along.
   void link() {
-    uint32_t* successor = memory.successors.reserve<uint32_t>(2 * vertices + kLookAhead);
-    uint32_t* continues = successor + vertices;  // has a predecessor
+    uint32_t* successor = memory.successors.reserve<uint32_t>(2 * vertices + 1);
+    uint8_t* continues = reinterpret_cast<uint8_t*>(successor + vertices);  // has a predecessor
     for (int axis = 0; axis < kCorners; ++axis) {
       find_successors(packing.axis_step(axis), successor, continues);
       memory.lattice.chains[axis] = collect(memory.chains[axis], successor, continues);
@@ -184,14 +188,16 @@ struct SparseBuilder {
     Simplex<D, Wide, WideInt> simplex;
     enclosing_simplex<D>(scaled, simplex);
     for (int r = 0; r < kCorners; ++r) store(weight[r], simplex.weights[r]);
+    alignas(64) int digits[D][kLanes], dropped[kCorners][kLanes];
+    store_ints(digits[0], simplex.first);
+    for (int i = 1; i < D; ++i) store_ints(digits[i], simplex.digits[i]);
+    for (int r = 1; r < kCorners; ++r) store_ints(dropped[r], simplex.dropped[r]);
     for (int lane = 0; lane < kLanes; ++lane) {
-      Entry k = static_cast<Entry>(static_cast<int64_t>(simplex.first[lane]) - packing.lowest[0]);
-      for (int i = 1; i < D; ++i)
-        k += static_cast<Entry>(static_cast<int64_t>(simplex.digits[i][lane]) - packing.lowest[i])
-             << packing.shift[i];
+      Entry k = 0;
+      for (int i = 0; i < D; ++i)
+        k += static_cast<Entry>(digits[i][lane] - packing.lowest[i]) << packing.shift[i];
       key[0][lane] = k;
-      for (int r = 1; r < kCorners; ++r)
-        key[r][lane] = k += packing.corner[simplex.dropped[r][lane]];
+      for (int r = 1; r < kCorners; ++r) key[r][lane] = k += packing.corner[dropped[r][lane]];
     }
   }
 
@@ -233,18 +239,18 @@ struct SparseBuilder {
     ones = memory.ones.extend<float>(room + kLookAhead, vertices);
   }
 
-  void find_successors(Entry step, uint32_t* successor, uint32_t* continues) const {
-    std::memset(continues, 0, static_cast<size_t>(vertices) * sizeof(uint32_t));
+  __attribute__((noinline)) void find_successors(Entry step, uint32_t* successor, uint8_t* continues) const {
+    std::memset(continues, 0, static_cast<size_t>(vertices) + 1);
     constexpr int64_t ahead = 24;
     for (int64_t v = 0; v < vertices; ++v) {
       if (v + ahead < vertices) table.prefetch(keys[v + ahead] + step);
       const uint32_t next = table.find(keys[v] + step);
       successor[v] = next;
-      if (next != kNone) continues[next] = 1;
+      continues[next == kNone ? vertices : next] = 1;
     }
   }
 
-  Chains collect(Buffer& chain_memory, const uint32_t* successor, const uint32_t* continues) const {
+  __attribute__((noinline)) Chains collect(Buffer& chain_memory, const uint32_t* successor, const uint8_t* continues) const {
     uint32_t* vertex = chain_memory.reserve<uint32_t>(2 * (vertices + kLookAhead));
     float* link = reinterpret_cast<float*>(vertex + vertices + kLookAhead);
     int64_t count = 0;

@@ -1,8 +1,9 @@
 // Mean-field inference on built lattices: one pass over the pixels and one blur per iteration.
 // Included once per instruction set.
 //
-// Where every compatibility is Potts (w >= 0) and normalised alike on both sides, only differences
-// to label 0 are filtered: L - 1 channels, and w goes into the weights. Otherwise all L are.
+// Where every compatibility is Potts (w >= 0) and normalised alike on both sides, w goes into the
+// weights and messages are added as they are sliced (`folded`). Then differences to label 0 can be
+// filtered instead of all labels: one channel less, where that makes the rows shorter.
 #pragma once
 
 #include "blocks_of_pixels.hpp"
@@ -13,7 +14,7 @@ namespace WEAKTR_ISA {
 // One kernel in use.
 struct Message {
   LatticeMemory* memory;
-  const float* compat = nullptr;  // Channels::all: [L] or, if `matrix`, [L, row width]
+  const float* compat = nullptr;  // [L] or, if `matrix`, [L, row width]; unused where folded
   bool matrix = false;
   Normalization normalization;
   float strength;  // what both weights are multiplied with
@@ -22,7 +23,8 @@ struct Message {
 struct MeanField {
   const Problem& problem;
   Workspace& workspace;
-  Channels channels;
+  bool folded = true;
+  Channels channels = Channels::all;
   int width = 0;    // floats in a row
   int stride = 0;   // floats from row to row of z and q
   Message* messages = nullptr;
@@ -72,6 +74,7 @@ struct MeanField {
       for (int m = 0; m < message_count; ++m) clear_dense(*messages[m].memory, side);
     for (int64_t at = 0; at < problem.pixels; at += kBlock) {
       const int count = static_cast<int>(problem.pixels - at < kBlock ? problem.pixels - at : kBlock);
+      fetch_ahead(at + 2 * kBlock);
       const float* from = load_scores(at, count);
       int64_t from_stride = from == z ? stride : width;
       for (int m = 0; m < message_count; ++m) {
@@ -79,7 +82,7 @@ struct MeanField {
         if (opening && !message.memory->lattice.folded) fold(message, at, count);
         if (!closing) clear_touched(*message.memory, at, side);
         if (opening) continue;
-        if (channels == Channels::differences)
+        if (folded)
           slice_block(message, at, count, from, from_stride, z, closing ? -1 : side, 1 - side);
         else
           subtract_message(message, at, count, from, from_stride, 1 - side);
@@ -97,6 +100,20 @@ struct MeanField {
       if (!closing) clear_rest(*messages[m].memory, side);
       messages[m].memory->lattice.folded = true;
     }
+  }
+
+  // Starts fetching what streams through the pass, so that it does so while the block is computed.
+  void fetch_ahead(int64_t at) const {
+    if (at + kBlock > problem.pixels) return;
+    if (!labels) fetch(scores + at * width, kBlock * width);
+    for (int m = 0; m < message_count; ++m) {
+      const int64_t words = 2 * messages[m].memory->lattice.corners;
+      fetch(messages[m].memory->lattice.records + at * words, kBlock * words);
+    }
+  }
+  static void fetch(const void* from, int64_t words) {
+    for (int64_t i = 0; i < words; i += 16)
+      __builtin_prefetch(static_cast<const uint32_t*>(from) + i);
   }
 
   // -U of a block's pixels, in rows.

@@ -53,6 +53,24 @@ WEAKTR_INLINE Lanes<16>::Float fused(Lanes<16>::Float a, Lanes<16>::Float b, Lan
 }
 #endif
 
+// The same number in every lane.
+WEAKTR_INLINE void fill(float x, float& out) { out = x; }
+WEAKTR_INLINE void fill(float x, Lanes<4>::Float& out) { out = Lanes<4>::Float{x, x, x, x}; }
+#if defined(__AVX2__)
+WEAKTR_INLINE void fill(float x, Lanes<8>::Float& out) { out = (Lanes<8>::Float)_mm256_set1_ps(x); }
+#endif
+#if defined(__AVX512F__)
+WEAKTR_INLINE void fill(float x, Lanes<16>::Float& out) {
+  out = (Lanes<16>::Float)_mm512_set1_ps(x);
+}
+#endif
+template <class T>
+WEAKTR_INLINE T filled(float x) {
+  T value;
+  fill(x, value);
+  return value;
+}
+
 template <class T>
 WEAKTR_INLINE T load(const float* from) {
   T value;
@@ -101,18 +119,18 @@ struct Row {
   }
   // this += weight * row at `from`
   WEAKTR_MEMBER void add(float weight, const float* from) {
-    head = fused(Head{} + weight, load<Head>(from), head);
+    head = fused(filled<Head>(weight), load<Head>(from), head);
     tail.add(weight, from + width);
   }
   // row at `to` += weight * this
   WEAKTR_MEMBER void add_to(float weight, float* to) const {
-    store(to, fused(Head{} + weight, head, load<Head>(to)));
+    store(to, fused(filled<Head>(weight), head, load<Head>(to)));
     tail.add_to(weight, to + width);
   }
   // this = own + left_link * left + right_link * right
   WEAKTR_MEMBER void blend(const Row& own, float left_link, const Row& left, float right_link,
                            const Row& right) {
-    head = fused(Head{} + left_link, left.head, fused(Head{} + right_link, right.head, own.head));
+    head = fused(filled<Head>(left_link), left.head, fused(filled<Head>(right_link), right.head, own.head));
     tail.blend(own.tail, left_link, left.tail, right_link, right.tail);
   }
 };
@@ -126,21 +144,31 @@ struct Row<0> {
   WEAKTR_MEMBER void blend(const Row&, float, const Row&, float, const Row&) {}
 };
 
+WEAKTR_INLINE Wide larger(Wide a, Wide b) {
+#if defined(__AVX512F__)
+  return (Wide)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (Wide)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+  return choose(less_mask(a, b), b, a);
+#endif
+}
+
 // ---- exponentials ------------------------------------------------------------------------------
 
 // e^x for x <= 0, relative error below 3e-7; below -87 the smallest normal numbers.
 WEAKTR_INLINE Wide exponential(Wide x) {
   constexpr float magic = 12582912.0f, log2e = 1.44269504f;
-  x = choose(less_mask(x, Wide{} - 87.0f), Wide{} - 87.0f, x);
+  x = larger(x, filled<Wide>(-87.0f));
   const Wide scaled = x * log2e;
   const Wide shifted = scaled + magic;
   const Wide f = scaled - (shifted - magic);  // in [-1/2, 1/2]
-  Wide p = Wide{} + 1.33952515e-3f;           // 2^f, near-minimax of degree 5
-  p = fused(p, f, Wide{} + 9.67017226e-3f);
-  p = fused(p, f, Wide{} + 5.55032676e-2f);
-  p = fused(p, f, Wide{} + 2.40222140e-1f);
-  p = fused(p, f, Wide{} + 6.93147182e-1f);
-  p = fused(p, f, Wide{} + 1.0f);
+  Wide p = filled<Wide>(1.33952515e-3f);           // 2^f, near-minimax of degree 5
+  p = fused(p, f, filled<Wide>(9.67017226e-3f));
+  p = fused(p, f, filled<Wide>(5.55032676e-2f));
+  p = fused(p, f, filled<Wide>(2.40222140e-1f));
+  p = fused(p, f, filled<Wide>(6.93147182e-1f));
+  p = fused(p, f, filled<Wide>(1.0f));
   WideInt bits, exponent;
   std::memcpy(&bits, &p, sizeof bits);
   std::memcpy(&exponent, &shifted, sizeof exponent);
@@ -148,8 +176,6 @@ WEAKTR_INLINE Wide exponential(Wide x) {
   std::memcpy(&p, &bits, sizeof p);
   return p;
 }
-
-WEAKTR_INLINE Wide larger(Wide a, Wide b) { return choose(less_mask(a, b), b, a); }
 
 WEAKTR_INLINE float largest_lane(Wide x) {
 #if defined(__AVX512F__)
