@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from weaktr import _native
+from weaktr.backends import BackendUnavailable
 from weaktr.ops.crf_problem import LabelMap, Output, Pairwise, Problem
 
 
@@ -22,7 +23,15 @@ def dense_crf_cpu(
         iterations: mean-field steps.
         num_threads: >= 1; images side by side, or several threads on one image.
         output: what to return for each problem.
+
+    Raises:
+        BackendUnavailable: tensors on another device.
     """
+    for problem in problems:
+        if problem.device.type != "cpu":
+            raise BackendUnavailable(
+                f"backend 'cpu' of dense_crf runs on CPU tensors, got {problem.device}"
+            )
     solved = _native.dense_crf_cpu(
         [_as_dict(problem) for problem in problems], iterations, num_threads, output=output
     )

@@ -12,7 +12,9 @@ from tests.ops.crf_reference import (
     random_problem,
 )
 from tests.tolerances import assert_close
+from weaktr.backends import BackendUnavailable
 from weaktr.ops import dense_crf
+from weaktr.ops.crf_problem import Problem
 
 OP = "dense_crf"
 IMAGE, UNARY = random_problem()
@@ -236,3 +238,10 @@ def test_compat_that_fits_some_images_only():
 def test_coordinates_that_float32_does_not_count(backend):
     with pytest.raises(ValueError, match=r"use larger standard deviations"):
         dense_crf(IMAGE, UNARY, gaussian=(1e-7, 3), backend=backend)
+
+
+def test_cpu_backend_refuses_other_devices():
+    native = pytest.importorskip("weaktr.native", exc_type=ImportError)
+    problem = Problem((6, 9), None, torch.zeros(3, 6, 9, device="meta"), [])
+    with pytest.raises(BackendUnavailable, match="backend 'cpu' of dense_crf .* got meta"):
+        native.dense_crf_cpu([problem], iterations=1, num_threads=1)
