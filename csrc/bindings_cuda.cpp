@@ -119,13 +119,18 @@ std::vector<Problem> read_problems(const py::list& given) {
   return problems;
 }
 
-// Emulates the GPU. Returns marginals; fills argmax and confidence of the dicts, where they are.
+// Emulates the GPU: fills the arrays marginals, argmax and confidence of the dicts, where they are.
+// Returns the marginals of each, None where there was an array for them.
 py::list emulate(const py::list& given, int iterations, bool deterministic, uint32_t seed) {
   std::vector<Problem> problems = read_problems(given);
   py::list results;
   for (Problem& problem : problems) {
-    const Array<float> marginals(Shape{problem.labels, problem.height, problem.width});
-    problem.marginals = const_cast<float*>(marginals.data());
+    if (problem.marginals) {
+      results.append(py::none());
+      continue;
+    }
+    Array<float> marginals(Shape{problem.labels, problem.height, problem.width});
+    problem.marginals = marginals.mutable_data();
     results.append(marginals);
   }
   const py::gil_scoped_release release;

@@ -13,8 +13,9 @@ namespace weaktr {
 namespace {
 
 void check_cuda(cudaError_t status, const std::string& where) {
-  if (status != cudaSuccess)
-    throw std::runtime_error("CUDA: " + where + ": " + cudaGetErrorString(status));
+  if (status == cudaSuccess) return;
+  cudaGetLastError();  // the next call starts afresh
+  throw std::runtime_error("CUDA: " + where + ": " + cudaGetErrorString(status));
 }
 
 // The running block, as each of its threads sees it.
