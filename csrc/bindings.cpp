@@ -11,6 +11,9 @@
 namespace py = pybind11;
 
 namespace weaktr {
+
+void bind_cuda(py::module_& module);  // bindings_cuda.cpp
+
 namespace {
 
 template <class T>
@@ -25,7 +28,8 @@ std::optional<Array<T>> array_in(const py::dict& from, const char* name) {
   const py::object value = from[name];
   if (!Array<T>::check_(value))
     refuse(std::string(name) + ": expected a C-contiguous array of " +
-           std::string(py::str(py::dtype::of<T>())) + ", got " + std::string(py::repr(py::type::of(value))));
+           std::string(py::str(py::dtype::of<T>())) + ", got " +
+           std::string(py::repr(py::type::of(value))));
   return py::cast<Array<T>>(value);
 }
 
@@ -72,10 +76,11 @@ void add_kernel(Held& held, const py::dict& given) {
   if (!compat) refuse("compat: expected an array, got None");
   const py::ssize_t labels = held.problem.labels;
   const bool vector = compat->ndim() == 1 && compat->shape(0) == labels;
-  const bool matrix = compat->ndim() == 2 && compat->shape(0) == labels && compat->shape(1) == labels;
+  const bool matrix =
+      compat->ndim() == 2 && compat->shape(0) == labels && compat->shape(1) == labels;
   if (!vector && !matrix)
-    refuse("compat: expected [" + std::to_string(labels) + "] or [" + std::to_string(labels) + ", " +
-           std::to_string(labels) + "], got " + shape_of(*compat));
+    refuse("compat: expected [" + std::to_string(labels) + "] or [" + std::to_string(labels) +
+           ", " + std::to_string(labels) + "], got " + shape_of(*compat));
   kernel.compat.assign(compat->data(), compat->data() + compat->size());
   kernel.normalization = normalization_from(given["normalization"].cast<std::string>());
   held.problem.kernels.push_back(kernel);
@@ -131,7 +136,8 @@ Held read_problem(const py::dict& given, const std::string& output) {
   held.shape = py::tuple(given["shape"]);
   problem.pixels = 1;
   for (const py::handle& side : held.shape) problem.pixels *= side.cast<int64_t>();
-  if (problem.pixels <= 0) refuse("image: expected at least one pixel, got shape " + std::string(py::str(held.shape)));
+  if (problem.pixels <= 0)
+    refuse("image: expected at least one pixel, got shape " + std::string(py::str(held.shape)));
   if (held.shape.size() == 2) {
     problem.height = held.shape[0].cast<int64_t>();
     problem.width = held.shape[1].cast<int64_t>();
@@ -163,9 +169,12 @@ py::list run(const py::list& given, int iterations, int threads, const std::stri
   }
   py::list results;
   for (const Held& each : held) {
-    if (output == "marginals") results.append(each.marginals);
-    else if (output == "labels") results.append(each.argmax);
-    else results.append(py::make_tuple(each.argmax, each.confidence));
+    if (output == "marginals")
+      results.append(each.marginals);
+    else if (output == "labels")
+      results.append(each.argmax);
+    else
+      results.append(py::make_tuple(each.argmax, each.confidence));
   }
   return results;
 }
@@ -182,4 +191,5 @@ PYBIND11_MODULE(_native, module) {
              "Instruction sets that this processor can run, best first.");
   module.def("release_memory", &weaktr::release_memory,
              "Free the work space that is kept from call to call.");
+  weaktr::bind_cuda(module);
 }

@@ -49,16 +49,40 @@ void splat(const uint32_t* records, int any_corners, int pixels, const float* q,
   }
 }
 
+// The same sums as `splat`, for vertices begin ... end - 1 instead of pixels: what a vertex
+// receives is added in the order of the pixels. `q` [N, stride].
+template <int P>
+void gather(const Lattice& lattice, int64_t begin, int64_t end, const float* q, int64_t stride,
+            const float* before, float* rows) {
+  for (int64_t v = begin; v < end; ++v) {
+    Row<P> sum;
+    sum.clear();
+    for (int64_t i = lattice.pixel_start[v]; i < lattice.pixel_start[v + 1]; ++i) {
+      const int64_t pixel = lattice.pixels[2 * i];
+      float weight;
+      std::memcpy(&weight, lattice.pixels + 2 * i + 1, sizeof weight);
+      Row<P> value;
+      value.load_from(q + pixel * stride);
+      if (before) value.scale(before[pixel]);
+      sum.add(weight, value);
+    }
+    sum.store_to(rows + v * stride);
+  }
+}
+
 typedef void (*Slice)(const uint32_t*, int, int, const float*, int64_t, const float*, float*,
                       int64_t, const float*);
 typedef void (*Splat)(const uint32_t*, int, int, const float*, int64_t, float*);
-typedef void (*BlurChains)(const Chains&, float*, int64_t);
+typedef void (*Gather)(const Lattice&, int64_t, int64_t, const float*, int64_t, const float*,
+                       float*);
+typedef void (*BlurChains)(const Chains&, int64_t, int64_t, float*, int64_t);
 
 // The functions for some neighbouring columns of the rows.
 struct Columns {
   int width;
   Slice slice[3];  // for 3 corners, 6, any number
   Splat splat[3];
+  Gather gather;
   BlurChains blur;
 };
 
@@ -67,6 +91,7 @@ constexpr Columns columns_of() {
   return Columns{P,
                  {slice<P, 3>, slice<P, 6>, slice<P, 0>},
                  {splat<P, 3>, splat<P, 6>, splat<P, 0>},
+                 gather<P>,
                  blur_chains<P>};
 }
 
@@ -112,31 +137,48 @@ enum class Channels {
   differences  // channel l is label l + 1 minus label 0, whose score is 0
 };
 
-// ---- softmax over rows: q = e^z / sum; differences: q = (e^z - minus * e^0) / sum, first = e^0 / sum
+// ---- softmax over rows: q = e^z / sum; differences: q = (e^z - minus * e^0) / sum, first = e^0 /
+// sum
 
 inline void softmax_rows(const float* z, float* q, float* first, int pixels, int64_t stride,
                          Channels channels, float minus) {
-  const bool reference = channels == Channels::differences;
-  for (int p = 0; p < pixels; ++p, z += stride, q += stride) {
-    Wide best = load<Wide>(z);
-    for (int64_t i = kLanes; i < stride; i += kLanes) best = larger(best, load<Wide>(z + i));
-    float top = largest_lane(best);
-    if (reference && top < 0) top = 0;
+  alignas(64) float top[kBlock] = {}, total[kBlock] = {}, scale[kBlock], offset[kBlock];
+  for (int p = 0; p < pixels; ++p) {
+    const float* row = z + p * stride;
+    Wide best = load<Wide>(row);
+    for (int64_t i = kLanes; i < stride; i += kLanes) best = larger(best, load<Wide>(row + i));
+    top[p] = largest_lane(best);
+  }
+  if (channels == Channels::differences)
+    for (int p = 0; p < kBlock; p += kLanes) {
+      const Wide higher = larger(load<Wide>(top + p), Wide{});
+      store(top + p, higher);
+      store(total + p, exponential(-higher));
+    }
+  std::memcpy(first, total, sizeof total);
+  for (int p = 0; p < pixels; ++p) {
+    const Wide highest = filled<Wide>(top[p]);
     Wide sum = {};
-    for (int64_t i = 0; i < stride; i += kLanes) {
-      const Wide e = exponential(load<Wide>(z + i) - filled<Wide>(top));
+    for (int64_t i = p * stride; i < (p + 1) * stride; i += kLanes) {
+      const Wide e = exponential(load<Wide>(z + i) - highest);
       sum = sum + e;
       store(q + i, e);
     }
-    const float zero = reference ? exponential(filled<Wide>(-top))[0] : 0.0f;
-    const float scale = 1.0f / (sum_of_lanes(sum) + zero);
-    first[p] = zero * scale;
-    const float offset = -minus * first[p];
-    for (int64_t i = 0; i < stride; i += kLanes)
-      store(q + i, fused(load<Wide>(q + i), filled<Wide>(scale), filled<Wide>(offset)));
+    total[p] += sum_of_lanes(sum);
+  }
+  for (int p = 0; p < kBlock; p += kLanes) {
+    const Wide inverse = reciprocal(load<Wide>(total + p));
+    const Wide zero = load<Wide>(first + p) * inverse;
+    store(scale + p, inverse);
+    store(first + p, zero);
+    store(offset + p, zero * -minus);
+  }
+  for (int p = 0; p < pixels; ++p) {
+    const Wide factor = filled<Wide>(scale[p]), shift = filled<Wide>(offset[p]);
+    for (int64_t i = p * stride; i < (p + 1) * stride; i += kLanes)
+      store(q + i, fused(load<Wide>(q + i), factor, shift));
   }
 }
-
 
 // In every four lanes, the neighbour at distance 1 or 2.
 WEAKTR_INLINE Wide swap_pairs(Wide x) {
@@ -172,7 +214,7 @@ inline void softmax_fours(const float* z, float* q, float* first, int pixels, Ch
     sum = sum + swap_halves(sum);
     Wide zero = {};
     if (reference) zero = exponential(-top);
-    const Wide scale = 1.0f / (sum + zero);
+    const Wide scale = reciprocal(sum + zero);
     store(q + i, (e - minus * zero) * scale);
     if (!reference) continue;
     zero = zero * scale;
@@ -186,7 +228,7 @@ inline void softmax_ones(const float* z, float* q, float* first, int pixels, flo
     const Wide x = load<Wide>(z + i);
     const WideInt negative = less_mask(x, Wide{});
     const Wide e = exponential(choose(negative, x, -x));
-    const Wide likely = 1.0f / (1.0f + e), unlikely = e * likely;
+    const Wide likely = reciprocal(1.0f + e), unlikely = e * likely;
     const Wide one = choose(negative, unlikely, likely), zero = choose(negative, likely, unlikely);
     store(q + i, one - minus * zero);
     store(first + i, zero);

@@ -9,7 +9,9 @@
 
 namespace weaktr {
 
-[[noreturn]] inline void refuse(const std::string& message) { throw std::invalid_argument(message); }
+[[noreturn]] inline void refuse(const std::string& message) {
+  throw std::invalid_argument(message);
+}
 
 inline void check(bool holds, const std::string& message) {
   if (!holds) refuse(message);
@@ -39,8 +41,7 @@ inline void check_kernel(const Problem& problem, const Kernel& kernel, size_t nu
             std::to_string(kernel.dimensions));
   check(!grid || problem.height > 0,
         name + ": deviations of pixels need a 2-D image; give features for other shapes");
-  check(!grid || kernel.dimensions == 2 || problem.image,
-        name + ": five deviations need an image");
+  check(!grid || kernel.dimensions == 2 || problem.image, name + ": five deviations need an image");
   for (int i = 0; grid && i < kernel.dimensions; ++i)
     check(std::isfinite(kernel.deviations[i]) && kernel.deviations[i] > 0,
           name + ": expected positive deviations, got " + std::to_string(kernel.deviations[i]));

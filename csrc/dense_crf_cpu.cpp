@@ -1,6 +1,7 @@
 // The CPU driver of the dense CRF: memory, the choice of an instruction set, images on threads.
 #include <algorithm>
 #include <atomic>
+#include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -24,7 +25,8 @@ namespace weaktr {
 namespace {
 
 constexpr size_t kAlignment = 64;
-constexpr size_t kHugePage = size_t{2} << 20;  // rows are read in no order: fewer pages, fewer misses
+constexpr size_t kHugePage = size_t{2}
+                             << 20;  // rows are read in no order: fewer pages, fewer misses
 constexpr size_t kWorthAsking = size_t{64} << 20;  // smaller blocks are not checked against memory
 constexpr size_t kWorthKeeping = size_t{256} << 20;  // larger work spaces are freed after use
 
@@ -99,7 +101,82 @@ void fail_vertices(int kernel) {
 
 namespace {
 
-typedef void (*Solve)(const Problem&, const Kernel*, int, int, Workspace&);
+// Lets this thread treat denormal numbers as zero: they cost a hundred times as much.
+class FlushDenormals {
+ public:
+#if defined(__x86_64__)
+  FlushDenormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040); }
+  ~FlushDenormals() { _mm_setcsr(before_); }
+
+ private:
+  unsigned before_;
+#endif
+};
+
+}  // namespace
+
+// The threads of a team wait for a round to begin and report when they have done their part.
+struct Team::Threads {
+  std::mutex mutex;
+  std::condition_variable begin, done;
+  int64_t round = 0;
+  int running = 0;
+  bool leaving = false;
+  void (*job)(const void*, int) = nullptr;
+  const void* context = nullptr;
+  std::vector<std::thread> threads;
+
+  void serve(int part) {
+    const FlushDenormals flush;
+    std::unique_lock<std::mutex> lock(mutex);
+    for (int64_t seen = 0;;) {
+      begin.wait(lock, [&] { return leaving || round > seen; });
+      if (leaving) return;
+      seen = round;
+      lock.unlock();
+      job(context, part);
+      lock.lock();
+      if (--running == 0) done.notify_one();
+    }
+  }
+};
+
+Team::Team(int size) : size_(size) {
+  if (size < 2) return;
+  threads_ = new Threads;
+  for (int part = 1; part < size; ++part)
+    threads_->threads.emplace_back([this, part] { threads_->serve(part); });
+}
+
+Team::~Team() {
+  if (!threads_) return;
+  {
+    const std::lock_guard<std::mutex> lock(threads_->mutex);
+    threads_->leaving = true;
+  }
+  threads_->begin.notify_all();
+  for (std::thread& thread : threads_->threads) thread.join();
+  delete threads_;
+}
+
+void Team::run(void (*job)(const void*, int), const void* context) {
+  if (!threads_) return job(context, 0);
+  {
+    const std::lock_guard<std::mutex> lock(threads_->mutex);
+    threads_->job = job;
+    threads_->context = context;
+    threads_->running = size_ - 1;
+    ++threads_->round;
+  }
+  threads_->begin.notify_all();
+  job(context, 0);
+  std::unique_lock<std::mutex> lock(threads_->mutex);
+  threads_->done.wait(lock, [&] { return threads_->running == 0; });
+}
+
+namespace {
+
+typedef void (*Solve)(const Problem&, const Kernel*, int, int, Workspace&, Team&);
 struct Isa {
   const char* name;
   Solve solve;
@@ -164,18 +241,6 @@ class Borrowed {
   std::unique_ptr<Workspace> workspace_;
 };
 
-// Lets this thread treat denormal numbers as zero: they cost a hundred times as much.
-class FlushDenormals {
- public:
-#if defined(__x86_64__)
-  FlushDenormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040); }
-  ~FlushDenormals() { _mm_setcsr(before_); }
-
- private:
-  unsigned before_;
-#endif
-};
-
 }  // namespace
 
 std::vector<std::string> isa_levels() {
@@ -196,15 +261,19 @@ void dense_crf_cpu(const std::vector<Problem>& problems, int iterations, int thr
   const Solve solve = choose_isa(isa);
   std::atomic<size_t> next{0};
   std::vector<std::exception_ptr> errors(problems.size());
-  auto work = [&] {
+  const size_t workers = std::min(static_cast<size_t>(threads), problems.size());
+  auto work = [&](size_t worker) {
     const FlushDenormals flush;
     Borrowed workspace;
+    // threads that have no image of their own help with one
+    const size_t extra = static_cast<size_t>(threads) % workers > worker;
+    Team team(static_cast<int>(static_cast<size_t>(threads) / workers + extra));
     for (size_t i; (i = next++) < problems.size();) {
       try {
         const Problem& problem = problems[i];
         check_problem(problem);
-        solve(problem, problem.kernels.data(), static_cast<int>(problem.kernels.size()),
-              iterations, *workspace);
+        solve(problem, problem.kernels.data(), static_cast<int>(problem.kernels.size()), iterations,
+              *workspace, team);
       } catch (...) {
         errors[i] = std::current_exception();
         workspace.discard();
@@ -214,9 +283,8 @@ void dense_crf_cpu(const std::vector<Problem>& problems, int iterations, int thr
     }
   };
   std::vector<std::thread> helpers;
-  const size_t wanted = std::min(static_cast<size_t>(threads), problems.size());
-  for (size_t t = 1; t < wanted; ++t) helpers.emplace_back(work);
-  if (wanted) work();
+  for (size_t worker = 1; worker < workers; ++worker) helpers.emplace_back(work, worker);
+  if (workers) work(0);
   for (std::thread& helper : helpers) helper.join();
   for (const std::exception_ptr& error : errors)
     if (error) std::rethrow_exception(error);

@@ -31,8 +31,8 @@ void hilbert(int64_t side, int64_t i, int64_t& x, int64_t& y) {
   }
 }
 
-// Pixels of a grid tile by tile, tiles along a Hilbert curve: what is close in the image is close in
-// memory, on every scale from the registers to the last cache.
+// Pixels of a grid tile by tile, tiles along a Hilbert curve: what is close in the image is close
+// in memory, on every scale from the registers to the last cache.
 const Pixel* tile_order(const Problem& problem, Workspace& workspace) {
   if (!problem.height) return nullptr;
   Pixel* order = workspace.order.reserve<Pixel>(problem.pixels);
@@ -67,14 +67,14 @@ void blur_ones(LatticeMemory& memory) {
     blur_grid(lattice.grid, ones, 1, memory.scratch);
   else
     for (int axis = 0; axis < lattice.corners; ++axis)
-      blur_chains<1>(lattice.chains[axis], ones, 1);
+      blur_chains<1>(lattice.chains[axis], 0, lattice.chains[axis].count, ones, 1);
   lattice.ones = ones;
 }
 
 // Builds with keys of 64 bits if they suffice, else of 128.
 template <int D, class Points>
 void build_sparse(LatticeMemory& memory, const Points& points, int64_t pixels, int number,
-                  const float (&low)[D], const float (&high)[D]) {
+                  const float (&low)[D], const float (&high)[D], Team& team) {
   const double most = static_cast<double>(pixels + kPadding) * (D + 1);
   if (most >= 4294967295.0) fail_vertices(number);
   const int index_bits = bits_for(static_cast<int64_t>(most));
@@ -85,7 +85,7 @@ void build_sparse(LatticeMemory& memory, const Points& points, int64_t pixels, i
     SparseBuilder<D, uint64_t> builder{memory, narrow, {}};
     builder.table.index_bits = index_bits;
     builder.build(points, pixels);
-    builder.link();
+    builder.link(team);
     memory.lattice.vertices = builder.vertices;
     return;
   }
@@ -95,12 +95,12 @@ void build_sparse(LatticeMemory& memory, const Points& points, int64_t pixels, i
   SparseBuilder<D, unsigned __int128> builder{memory, broad, {}};
   builder.table.index_bits = index_bits;
   builder.build(points, pixels);
-  builder.link();
+  builder.link(team);
   memory.lattice.vertices = builder.vertices;
 }
 
 void build_position(const Problem& problem, const Kernel& kernel, int number, const Pixel* order,
-                    LatticeMemory& memory) {
+                    LatticeMemory& memory, Team& team) {
   float* xs = memory.rows[0].reserve<float>(problem.width + problem.height);
   float* ys = xs + problem.width;
   scaled_ramp<2>(xs, problem.width, kernel.deviations[0], 0);
@@ -120,17 +120,18 @@ void build_position(const Problem& problem, const Kernel& kernel, int number, co
       position[1][lane] = ys[order[first + lane].y];
     }
   };
-  build_sparse<2>(memory, points, problem.pixels, number, low, high);
+  build_sparse<2>(memory, points, problem.pixels, number, low, high, team);
 }
 
 void build_colour(const Problem& problem, const Kernel& kernel, int number, const Pixel* order,
-                  LatticeMemory& memory) {
+                  LatticeMemory& memory, Team& team) {
   float* xs = memory.rows[0].reserve<float>(problem.width + problem.height + 3 * 256);
   float* ys = xs + problem.width;
   float* colours = ys + problem.height;
   scaled_ramp<5>(xs, problem.width, kernel.deviations[0], 0);
   scaled_ramp<5>(ys, problem.height, kernel.deviations[1], 1);
-  for (int c = 0; c < 3; ++c) scaled_ramp<5>(colours + 256 * c, 256, kernel.deviations[2 + c], 2 + c);
+  for (int c = 0; c < 3; ++c)
+    scaled_ramp<5>(colours + 256 * c, 256, kernel.deviations[2 + c], 2 + c);
   const float low[5] = {};
   const float high[5] = {xs[problem.width - 1], ys[problem.height - 1], colours[255], colours[511],
                          colours[767]};
@@ -143,12 +144,12 @@ void build_colour(const Problem& problem, const Kernel& kernel, int number, cons
       for (int c = 0; c < 3; ++c) position[2 + c][lane] = colours[256 * c + rgb[c]];
     }
   };
-  build_sparse<5>(memory, points, problem.pixels, number, low, high);
+  build_sparse<5>(memory, points, problem.pixels, number, low, high, team);
 }
 
 template <int D>
 void build_features(const Problem& problem, const Kernel& kernel, int number, const Pixel* order,
-                    LatticeMemory& memory) {
+                    LatticeMemory& memory, Team& team) {
   float scale[D], low[D], high[D];
   for (int i = 0; i < D; ++i) {
     scale[i] = position_scale<D>(i);
@@ -169,20 +170,28 @@ void build_features(const Problem& problem, const Kernel& kernel, int number, co
         position[i][lane] = kernel.features[i * problem.pixels + p] * scale[i];
     }
   };
-  build_sparse<D>(memory, points, problem.pixels, number, low, high);
+  build_sparse<D>(memory, points, problem.pixels, number, low, high, team);
 }
 
 void build_any_features(const Problem& problem, const Kernel& kernel, int number,
-                        const Pixel* order, LatticeMemory& memory) {
+                        const Pixel* order, LatticeMemory& memory, Team& team) {
   switch (kernel.dimensions) {
-    case 1: return build_features<1>(problem, kernel, number, order, memory);
-    case 2: return build_features<2>(problem, kernel, number, order, memory);
-    case 3: return build_features<3>(problem, kernel, number, order, memory);
-    case 4: return build_features<4>(problem, kernel, number, order, memory);
-    case 5: return build_features<5>(problem, kernel, number, order, memory);
-    case 6: return build_features<6>(problem, kernel, number, order, memory);
-    case 7: return build_features<7>(problem, kernel, number, order, memory);
-    case 8: return build_features<8>(problem, kernel, number, order, memory);
+    case 1:
+      return build_features<1>(problem, kernel, number, order, memory, team);
+    case 2:
+      return build_features<2>(problem, kernel, number, order, memory, team);
+    case 3:
+      return build_features<3>(problem, kernel, number, order, memory, team);
+    case 4:
+      return build_features<4>(problem, kernel, number, order, memory, team);
+    case 5:
+      return build_features<5>(problem, kernel, number, order, memory, team);
+    case 6:
+      return build_features<6>(problem, kernel, number, order, memory, team);
+    case 7:
+      return build_features<7>(problem, kernel, number, order, memory, team);
+    case 8:
+      return build_features<8>(problem, kernel, number, order, memory, team);
   }
 }
 
@@ -197,14 +206,17 @@ bool reusable(const LatticeMemory& memory, const Problem& problem, const Kernel&
 }
 
 void build(const Problem& problem, const Kernel& kernel, int number, const Pixel* order,
-           float strength, int width, LatticeMemory& memory) {
+           float strength, int width, LatticeMemory& memory, Team& team) {
   const bool position = !kernel.features && kernel.dimensions == 2;
   if (position && memory.height && reusable(memory, problem, kernel, strength, width)) return;
   memory.height = 0;
   memory.lattice = Lattice{};
-  if (kernel.features) build_any_features(problem, kernel, number, order, memory);
-  else if (position) build_position(problem, kernel, number, order, memory);
-  else build_colour(problem, kernel, number, order, memory);
+  if (kernel.features)
+    build_any_features(problem, kernel, number, order, memory, team);
+  else if (position)
+    build_position(problem, kernel, number, order, memory, team);
+  else
+    build_colour(problem, kernel, number, order, memory, team);
   const uint32_t unit = width == 1 ? 1 : static_cast<uint32_t>(width) / 2;
   if (static_cast<double>(memory.lattice.vertices) * unit >= 4294967295.0) fail_vertices(number);
   if (kernel.normalization == Normalization::before) memory.before.reserve<float>(problem.pixels);
@@ -273,6 +285,18 @@ const float* spread_compat(const Kernel& kernel, int labels, int width, float* t
   return to;
 }
 
+BlockRows* make_blocks(const MeanField& field, Workspace& workspace) {
+  const int parts = field.team.size();
+  const int64_t rows = int64_t{kBlock} * field.stride, share = 3 * rows + kBlock;
+  float* memory = workspace.block.reserve<float>(share * parts);
+  BlockRows* blocks = workspace.parts.reserve<BlockRows>(parts);
+  for (int part = 0; part < parts; ++part, memory += share) {
+    blocks[part] = BlockRows{memory, memory + rows, memory + 2 * rows, memory + 3 * rows};
+    for (int64_t i = 0; i < rows; ++i) memory[i] = kNever;
+  }
+  return blocks;
+}
+
 void only_one_label(const Problem& problem) {
   for (int64_t p = 0; p < problem.pixels; ++p) {
     if (problem.marginals) problem.marginals[p] = 1.0f;
@@ -284,11 +308,11 @@ void only_one_label(const Problem& problem) {
 }  // namespace
 
 void solve(const Problem& problem, const Kernel* kernels, int count, int iterations,
-           Workspace& workspace) {
+           Workspace& workspace, Team& team) {
   if (problem.labels == 1) return only_one_label(problem);
   if (iterations == 0) count = 0;
   workspace.need_kernels(count);
-  MeanField field{problem, workspace};
+  MeanField field{problem, team};
   for (int i = 0; i < count; ++i) field.folded &= potts_weight(kernels[i], problem.labels) >= 0;
   field.width = row_width(problem.labels);
   if (field.folded && row_width(problem.labels - 1) < field.width) {
@@ -298,13 +322,10 @@ void solve(const Problem& problem, const Kernel* kernels, int count, int iterati
   field.stride = block_stride(field.width);
   field.order = tile_order(problem, workspace);
 
-  const int64_t block = int64_t{kBlock} * field.stride;
+  field.blocks = make_blocks(field, workspace);
+  if (team.size() > 1)
+    field.marginals = workspace.marginals.reserve<float>(problem.pixels * field.width);
   const int64_t compat_size = int64_t{problem.labels} * field.width;
-  float* memory = workspace.block.reserve<float>(3 * block + kBlock + kLanes);
-  field.z = memory, field.q = memory + block, field.received = memory + 2 * block;
-  field.first = memory + 3 * block;
-  for (int64_t i = 0; i < block; ++i) field.z[i] = kNever;
-
   Message* messages = workspace.messages.reserve<Message>(count);
   float* compat = workspace.compat.reserve<float>(compat_size * count);
   for (int i = 0; i < count; ++i) {
@@ -315,13 +336,17 @@ void solve(const Problem& problem, const Kernel* kernels, int count, int iterati
     Message message{&workspace.kernels[i], nullptr, false, kernels[i].normalization, 0};
     message.strength = __builtin_sqrtf(alpha * weight);
     message.matrix = static_cast<int>(kernels[i].compat.size()) != problem.labels;
-    message.compat = spread_compat(kernels[i], problem.labels, field.width, compat + i * compat_size);
-    build(problem, kernels[i], i, field.order, message.strength, field.width, *message.memory);
+    message.compat =
+        spread_compat(kernels[i], problem.labels, field.width, compat + i * compat_size);
+    build(problem, kernels[i], i, field.order, message.strength, field.width, *message.memory,
+          team);
     messages[field.message_count++] = message;
   }
   field.messages = messages;
-  if (problem.unary) load_unary(workspace, field);
-  else load_labels(workspace, field);
+  if (problem.unary)
+    load_unary(workspace, field);
+  else
+    load_labels(workspace, field);
   field.run(iterations);
 }
 

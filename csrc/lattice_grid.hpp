@@ -13,7 +13,9 @@ namespace WEAKTR_ISA {
 constexpr int64_t kRowMargin = 6;     // rows before t = 0
 constexpr int64_t kColumnMargin = 4;  // columns at either end that no pixel touches
 
-WEAKTR_INLINE int64_t floor_div(int64_t a, int64_t b) { return a / b - (a % b != 0 && (a < 0) != (b < 0)); }
+WEAKTR_INLINE int64_t floor_div(int64_t a, int64_t b) {
+  return a / b - (a % b != 0 && (a < 0) != (b < 0));
+}
 
 // Where row t begins, in k_0; agrees with -t modulo 3.
 WEAKTR_INLINE int64_t grid_base(int64_t t) {
@@ -67,7 +69,8 @@ struct GridBuilder {
                                 const int64_t* start, uint32_t* records, uint8_t* touched,
                                 float* ones) const {
     alignas(64) float x[kLanes] = {}, y[kLanes] = {}, weight[3][kLanes];
-    for (int lane = 0; lane < count; ++lane) x[lane] = xs[pixels[lane].x], y[lane] = ys[pixels[lane].y];
+    for (int lane = 0; lane < count; ++lane)
+      x[lane] = xs[pixels[lane].x], y[lane] = ys[pixels[lane].y];
     const Wide position[2] = {load<Wide>(x), load<Wide>(y)};
     Simplex<2, Wide, WideInt> simplex;
     enclosing_simplex<2>(position, simplex);

@@ -10,10 +10,16 @@
 namespace weaktr {
 namespace WEAKTR_ISA {
 
-constexpr int kBlock = 32;        // pixels that are worked on together
-constexpr int kBucket = 8;        // table entries that are compared at once
+constexpr int kBlock = 32;          // pixels that are worked on together
+constexpr int kBucket = 8;          // table entries that are compared at once
 constexpr int64_t kLookAhead = 16;  // rows that are fetched ahead
 constexpr uint32_t kNone = ~uint32_t{0};
+
+// job(part) for every part of a team.
+template <class Job>
+WEAKTR_INLINE void in_parallel(Team& team, const Job& job) {
+  team.run([](const void* context, int part) { (*static_cast<const Job*>(context))(part); }, &job);
+}
 
 WEAKTR_INLINE uint64_t mix(uint64_t key) { return key * 0x9E3779B97F4A7C15ull; }
 WEAKTR_INLINE uint64_t mix(unsigned __int128 key) {
@@ -140,7 +146,7 @@ struct SparseBuilder {
       corners_of(points, p, count, key, weight);
       make_room(kLanes * kCorners);
       for (int r = 0; r < kCorners; ++r)
-        for (int lane = 0; lane < count; ++lane) table.prefetch(key[r][lane]);
+        for (int lane = 0; lane < kLanes; ++lane) table.prefetch(key[r][lane]);
       for (int lane = 0; lane < count; ++lane) {
         uint32_t* offset = records + (p + lane) * 2 * kCorners;
         float* share = reinterpret_cast<float*>(offset + kCorners);
@@ -165,13 +171,20 @@ struct SparseBuilder {
   }
 
   // The neighbours along every axis, as chains to walk along.
-  void link() {
-    uint32_t* successor = memory.successors.reserve<uint32_t>(2 * vertices + 1);
-    uint8_t* continues = reinterpret_cast<uint8_t*>(successor + vertices);  // has a predecessor
-    for (int axis = 0; axis < kCorners; ++axis) {
-      find_successors(packing.axis_step(axis), successor, continues);
-      memory.lattice.chains[axis] = collect(memory.chains[axis], successor, continues);
-    }
+  void link(Team& team) {
+    const int64_t share = 3 * vertices + 2;
+    uint32_t* all = memory.successors.reserve<uint32_t>(share * team.size());
+    for (int axis = 0; axis < kCorners; ++axis)
+      memory.chains[axis].reserve<uint32_t>(2 * (vertices + kLookAhead));
+    in_parallel(team, [&](int part) {
+      uint32_t* successor = all + part * share;
+      uint32_t* start = successor + vertices;
+      uint8_t* continues = reinterpret_cast<uint8_t*>(start + vertices + 1);  // has a predecessor
+      for (int axis = part; axis < kCorners; axis += team.size()) {
+        find_successors(packing.axis_step(axis), successor, continues);
+        memory.lattice.chains[axis] = collect(memory.chains[axis], successor, continues, start);
+      }
+    });
   }
 
  private:
@@ -223,7 +236,8 @@ struct SparseBuilder {
 
   // Keeps the table at most three quarters full and the arrays long enough.
   WEAKTR_MEMBER void make_room(int64_t more) {
-    if (__builtin_expect((vertices + more) * 4 > static_cast<int64_t>(table.buckets) * kBucket * 3, 0))
+    if (__builtin_expect((vertices + more) * 4 > static_cast<int64_t>(table.buckets) * kBucket * 3,
+                         0))
       enlarge_table();
     if (__builtin_expect(vertices + more > room, 0)) enlarge_arrays(more);
   }
@@ -239,7 +253,8 @@ struct SparseBuilder {
     ones = memory.ones.extend<float>(room + kLookAhead, vertices);
   }
 
-  __attribute__((noinline)) void find_successors(Entry step, uint32_t* successor, uint8_t* continues) const {
+  __attribute__((noinline)) void find_successors(Entry step, uint32_t* successor,
+                                                 uint8_t* continues) const {
     std::memset(continues, 0, static_cast<size_t>(vertices) + 1);
     constexpr int64_t ahead = 24;
     for (int64_t v = 0; v < vertices; ++v) {
@@ -250,18 +265,25 @@ struct SparseBuilder {
     }
   }
 
-  __attribute__((noinline)) Chains collect(Buffer& chain_memory, const uint32_t* successor, const uint8_t* continues) const {
-    uint32_t* vertex = chain_memory.reserve<uint32_t>(2 * (vertices + kLookAhead));
+  // `start`: room for the first row of every chain.
+  __attribute__((noinline)) Chains collect(Buffer& chain_memory, const uint32_t* successor,
+                                           const uint8_t* continues, uint32_t* start) const {
+    uint32_t* vertex = chain_memory.as<uint32_t>();
     float* link = reinterpret_cast<float*>(vertex + vertices + kLookAhead);
-    int64_t count = 0;
-    for (int64_t v = 0; v < vertices; ++v) {
-      if (continues[v] || successor[v] == kNone) continue;
-      vertex[count] = static_cast<uint32_t>(v);
-      link[count++] = 0.0f;
-      for (uint32_t next = successor[v]; next != kNone; next = successor[next]) {
-        vertex[count] = next;
-        link[count++] = 0.5f;
-      }
+    int64_t starts = 0, count = 0;
+    for (int64_t v = 0; v < vertices; ++v) {  // written without branches, as all below
+      start[starts] = static_cast<uint32_t>(v);
+      starts += !continues[v] & (successor[v] != kNone);
+    }
+    uint32_t at = kNone;
+    for (int64_t chain = 0;;) {  // to the next row of the chain, or to the next chain
+      const bool ended = at == kNone;
+      if (ended && chain == starts) break;
+      const uint32_t here = ended ? start[chain] : at;
+      chain += ended;
+      vertex[count] = here;
+      link[count++] = ended ? 0.0f : 0.5f;
+      at = successor[here];
     }
     for (int64_t i = 0; i < kLookAhead; ++i) {
       vertex[count + i] = 0;
@@ -271,18 +293,18 @@ struct SparseBuilder {
   }
 };
 
-// In place along chains: V[i] += (V[i - 1] + V[i + 1]) / 2 with the old neighbours.
-// `rows` [vertices, stride], of which P columns are blurred.
+// In place along chains: V[i] += (V[i - 1] + V[i + 1]) / 2 with the old neighbours, for entries
+// begin ... end - 1, which are whole chains. `rows` [vertices, stride]; P columns are blurred.
 template <int P>
-void blur_chains(const Chains& chains, float* rows, int64_t stride) {
-  if (!chains.count) return;
+void blur_chains(const Chains& chains, int64_t begin, int64_t end, float* rows, int64_t stride) {
+  if (begin == end) return;
   const uint32_t* vertex = chains.vertex;
   const float* link = chains.link;
   Row<P> before, own, after, mixed;
   before.clear();
-  own.load_from(rows + vertex[0] * stride);
+  own.load_from(rows + vertex[begin] * stride);
   float link_before = 0;
-  for (int64_t i = 0; i < chains.count; ++i) {
+  for (int64_t i = begin; i + 1 < end; ++i) {
     const float link_after = link[i + 1];
     after.load_from(rows + vertex[i + 1] * stride);
     const float* soon = rows + vertex[i + kLookAhead - 2] * stride;
@@ -294,6 +316,16 @@ void blur_chains(const Chains& chains, float* rows, int64_t stride) {
     own = after;
     link_before = link_after;
   }
+  after.clear();
+  mixed.blend(own, link_before, before, 0.0f, after);
+  mixed.store_to(rows + vertex[end - 1] * stride);
+}
+
+// Where part `part` of `parts` begins: a place near its share of the entries where a chain starts.
+WEAKTR_INLINE int64_t chain_boundary(const Chains& chains, int part, int parts) {
+  int64_t at = chains.count * part / parts;
+  while (at < chains.count && chains.link[at] != 0) ++at;
+  return at;
 }
 
 }  // namespace WEAKTR_ISA

@@ -20,29 +20,38 @@ struct Message {
   float strength;  // what both weights are multiplied with
 };
 
+// What a thread needs for a block of pixels: rows of `stride` floats.
+struct BlockRows {
+  float* z;         // scores
+  float* q;         // probabilities, or their differences
+  float* received;  // a message
+  float* first;     // [kBlock] label 0's probability
+};
+
 struct MeanField {
   const Problem& problem;
-  Workspace& workspace;
+  Team& team;
   bool folded = true;
   Channels channels = Channels::all;
-  int width = 0;    // floats in a row
-  int stride = 0;   // floats from row to row of z and q
+  int width = 0;   // floats in a row
+  int stride = 0;  // floats from row to row of z and q
   Message* messages = nullptr;
   int message_count = 0;
-  const Pixel* order = nullptr;  // nullptr: as given
-  const float* scores = nullptr;       // [N, width], or:
-  const uint8_t* labels = nullptr;     // [N] in order, with
+  const Pixel* order = nullptr;         // nullptr: as given
+  const float* scores = nullptr;        // [N, width], or:
+  const uint8_t* labels = nullptr;      // [N] in order, with
   const float* label_scores = nullptr;  // [V, width]
-  float *z = nullptr, *q = nullptr, *first = nullptr, *received = nullptr;  // a block's
+  BlockRows* blocks = nullptr;          // [team]
+  float* marginals = nullptr;           // [N, width] q of all pixels, where several threads work
 
   void run(int iterations) {
-    for (int i = 0; i < message_count; ++i) {
-      LatticeMemory& memory = *messages[i].memory;
+    for (int m = 0; m < message_count; ++m) {
+      LatticeMemory& memory = *messages[m].memory;
       for (Buffer& rows : memory.rows)
         rows.reserve<float>((memory.lattice.vertices + kLookAhead) * width);
     }
-    if (!iterations) return pass(true, true, 0);
-    pass(true, false, 0);
+    if (team.size() > 1) sort_by_vertex();
+    pass(true, iterations == 0, 0);
     for (int i = 0; i < iterations; ++i) {
       const int from = i & 1;
       for (int m = 0; m < message_count; ++m) blur(*messages[m].memory, from);
@@ -51,55 +60,130 @@ struct MeanField {
   }
 
  private:
-  static float* rows_of(LatticeMemory& memory, int side) {
-    return memory.rows[side].as<float>();
-  }
+  static float* rows_of(LatticeMemory& memory, int side) { return memory.rows[side].as<float>(); }
 
   void blur(LatticeMemory& memory, int side) const {
     float* rows = rows_of(memory, side);
     const Lattice& lattice = memory.lattice;
     if (lattice.dense) return blur_grid(lattice.grid, rows, width, memory.scratch);
     for (int axis = 0; axis < lattice.corners; ++axis)
-      for (int column = 0; column < width;) {
-        const Columns& columns = columns_for(width - column);
-        columns.blur(lattice.chains[axis], rows + column, width);
-        column += columns.width;
-      }
+      in_parallel(team, [&](int part) {
+        const Chains& chains = lattice.chains[axis];
+        const int64_t begin = chain_boundary(chains, part, team.size());
+        const int64_t end = chain_boundary(chains, part + 1, team.size());
+        for (int column = 0; column < width;) {
+          const Columns& columns = columns_for(width - column);
+          columns.blur(chains, begin, end, rows + column, width);
+          column += columns.width;
+        }
+      });
   }
 
   // Slices what was blurred (unless `opening`), takes the softmax, and splats it onto the rows of
   // `side` or, `closing`, hands it out.
   void pass(bool opening, bool closing, int side) {
-    if (!closing)
-      for (int m = 0; m < message_count; ++m) clear_dense(*messages[m].memory, side);
-    for (int64_t at = 0; at < problem.pixels; at += kBlock) {
-      const int count = static_cast<int>(problem.pixels - at < kBlock ? problem.pixels - at : kBlock);
-      fetch_ahead(at + 2 * kBlock);
-      const float* from = load_scores(at, count);
-      int64_t from_stride = from == z ? stride : width;
-      for (int m = 0; m < message_count; ++m) {
-        Message& message = messages[m];
-        if (opening && !message.memory->lattice.folded) fold(message, at, count);
-        if (!closing) clear_touched(*message.memory, at, side);
-        if (opening) continue;
-        if (folded)
-          slice_block(message, at, count, from, from_stride, z, closing ? -1 : side, 1 - side);
-        else
-          subtract_message(message, at, count, from, from_stride, 1 - side);
-        from = z;
-        from_stride = stride;
-      }
-      if (from != z)
-        for (int p = 0; p < count; ++p)
-          std::memcpy(z + p * stride, from + p * width, sizeof(float) * static_cast<size_t>(width));
-      softmax(count, closing ? 0.0f : 1.0f);
-      if (closing) hand_out(at, count);
-      for (int m = 0; m < message_count && !closing; ++m) splat_block(messages[m], at, count, side);
+    const int64_t count = (problem.pixels + kBlock - 1) / kBlock;
+    if (team.size() == 1) {
+      for (int m = 0; m < message_count && !closing; ++m) clear_dense(*messages[m].memory, side);
+      for (int64_t block = 0; block < count; ++block)
+        work(block * kBlock, opening, closing, side, blocks[0]);
+      for (int m = 0; m < message_count && !closing; ++m) clear_rest(*messages[m].memory, side);
+    } else {
+      in_parallel(team, [&](int part) {
+        const int64_t end = count * (part + 1) / team.size();
+        for (int64_t block = count * part / team.size(); block < end; ++block)
+          work(block * kBlock, opening, closing, side, blocks[part]);
+      });
+      for (int m = 0; m < message_count && !closing; ++m) gather_all(messages[m], side);
     }
+    for (int m = 0; m < message_count; ++m) messages[m].memory->lattice.folded = true;
+  }
+
+  // One block of a pass.
+  void work(int64_t at, bool opening, bool closing, int side, const BlockRows& block) {
+    const int count = static_cast<int>(problem.pixels - at < kBlock ? problem.pixels - at : kBlock);
+    const bool splatting = !closing && team.size() == 1;
+    fetch_ahead(at + 2 * kBlock);
+    const float* from = load_scores(at, count, block);
+    int64_t from_stride = from == block.z ? stride : width;
     for (int m = 0; m < message_count; ++m) {
-      if (!closing) clear_rest(*messages[m].memory, side);
-      messages[m].memory->lattice.folded = true;
+      if (opening) fold(messages[m], at, count);
+      if (splatting) clear_touched(*messages[m].memory, at, side);
+      if (opening) continue;
+      if (folded)
+        slice_block(messages[m], at, count, from, from_stride, block.z, splatting ? side : -1,
+                    1 - side);
+      else
+        subtract_message(messages[m], at, count, from, from_stride, block, 1 - side);
+      from = block.z;
+      from_stride = stride;
     }
+    if (from != block.z)
+      for (int p = 0; p < count; ++p)
+        std::memcpy(block.z + p * stride, from + p * width, row_bytes());
+    softmax(count, closing ? 0.0f : 1.0f, block);
+    if (closing) return hand_out(at, count, block);
+    if (splatting)
+      for (int m = 0; m < message_count; ++m) splat_block(messages[m], at, count, side, block);
+    else
+      for (int p = 0; p < count; ++p)
+        std::memcpy(marginals + (at + p) * width, block.q + p * stride, row_bytes());
+  }
+
+  size_t row_bytes() const { return sizeof(float) * static_cast<size_t>(width); }
+
+  // ---- several threads: vertices gather from pixels, so that no two threads write to one row
+  // -----
+
+  // Lists the pixels of every vertex, in their order, with folded weights.
+  void sort_by_vertex() {
+    const int64_t blocks_of_all = (problem.pixels + kBlock - 1) / kBlock;
+    for (int m = 0; m < message_count; ++m) {
+      for (int64_t block = 0; block < blocks_of_all; ++block) {
+        const int64_t at = block * kBlock;
+        fold(messages[m], at,
+             static_cast<int>(problem.pixels - at < kBlock ? problem.pixels - at : kBlock));
+      }
+      messages[m].memory->lattice.folded = true;
+      count_and_list(*messages[m].memory);
+    }
+  }
+  void count_and_list(LatticeMemory& memory) const {
+    Lattice& lattice = memory.lattice;
+    const int corners = lattice.corners;
+    const uint32_t unit = offset_unit();
+    const int64_t touches = problem.pixels * corners;
+    int64_t* start = memory.by_vertex.reserve<int64_t>(lattice.vertices + 2 + touches);
+    uint32_t* pixels = reinterpret_cast<uint32_t*>(start + lattice.vertices + 2);
+    std::memset(start, 0, sizeof(int64_t) * static_cast<size_t>(lattice.vertices + 2));
+    for (int64_t p = 0; p < problem.pixels; ++p)
+      for (int r = 0; r < corners; ++r) ++start[lattice.records[p * 2 * corners + r] / unit + 2];
+    for (int64_t v = 2; v < lattice.vertices + 2; ++v) start[v] += start[v - 1];
+    for (int64_t p = 0; p < problem.pixels; ++p)
+      for (int r = 0; r < corners; ++r) {
+        const uint32_t* record = lattice.records + p * 2 * corners;
+        const int64_t place = start[record[r] / unit + 1]++;  // in the end: where v + 1 begins
+        pixels[2 * place] = static_cast<uint32_t>(p);
+        pixels[2 * place + 1] = record[corners + r];
+      }
+    lattice.pixel_start = start;
+    lattice.pixels = pixels;
+  }
+
+  void gather_all(const Message& message, int side) const {
+    LatticeMemory& memory = *message.memory;
+    const float* before =
+        message.normalization == Normalization::before ? memory.before.as<float>() : nullptr;
+    in_parallel(team, [&](int part) {
+      const int64_t begin = memory.lattice.vertices * part / team.size();
+      const int64_t end = memory.lattice.vertices * (part + 1) / team.size();
+      for (int column = 0; column < width;) {
+        const Columns& columns = columns_for(width - column);
+        columns.gather(memory.lattice, begin, end, marginals + column, width, before,
+                       rows_of(memory, side) + column);
+        column += columns.width;
+      }
+    });
   }
 
   // Starts fetching what streams through the pass, so that it does so while the block is computed.
@@ -117,12 +201,11 @@ struct MeanField {
   }
 
   // -U of a block's pixels, in rows.
-  const float* load_scores(int64_t at, int count) {
+  const float* load_scores(int64_t at, int count, const BlockRows& block) const {
     if (!labels) return scores + at * width;
     for (int p = 0; p < count; ++p)
-      std::memcpy(z + p * stride, label_scores + labels[at + p] * width,
-                  sizeof(float) * static_cast<size_t>(width));
-    return z;
+      std::memcpy(block.z + p * stride, label_scores + labels[at + p] * width, row_bytes());
+    return block.z;
   }
 
   // Rows are cleared just before they are touched for the first time.
@@ -146,27 +229,41 @@ struct MeanField {
     if (memory.lattice.dense) clear_rows(memory, 0, memory.lattice.vertices, side);
   }
 
+  uint32_t offset_unit() const { return width == 1 ? 1 : static_cast<uint32_t>(width) / 2; }
+
   // Puts the normalisation, alpha and w into the weights, and scales vertices to offsets.
-  void fold(Message& message, int64_t at, int count) const {
+  void fold(const Message& message, int64_t at, int count) const {
     LatticeMemory& memory = *message.memory;
+    if (memory.lattice.folded) return;
     const int corners = memory.lattice.corners;
     const float alpha = 1.0f / (1.0f + 1.0f / static_cast<float>(1 << (corners - 1)));
-    const uint32_t unit = width == 1 ? 1 : static_cast<uint32_t>(width) / 2;
+    const uint32_t unit = offset_unit();
+    uint32_t* records = memory.lattice.records + at * 2 * corners;
+    alignas(64) float norm[kBlock] = {}, scale[kBlock];
     for (int p = 0; p < count; ++p) {
-      uint32_t* offset = memory.lattice.records + (at + p) * 2 * corners;
-      float* weight = reinterpret_cast<float*>(offset + corners);
-      float norm = 0;
-      for (int r = 0; r < corners; ++r) norm = fused(weight[r], memory.lattice.ones[offset[r]], norm);
-      norm = norm * alpha + 1e-20f;
-      float scale = message.strength;
-      if (message.normalization == Normalization::symmetric) scale /= __builtin_sqrtf(norm);
-      if (message.normalization == Normalization::before) memory.before.as<float>()[at + p] = 1 / norm;
-      if (message.normalization == Normalization::after) memory.after.as<float>()[at + p] = 1 / norm;
-      for (int r = 0; r < corners; ++r) {
-        weight[r] *= scale;
-        offset[r] *= unit;
-      }
+      const uint32_t* vertex = records + p * 2 * corners;
+      const float* weight = reinterpret_cast<const float*>(vertex + corners);
+      for (int r = 0; r < corners; ++r)
+        norm[p] = fused(weight[r], memory.lattice.ones[vertex[r]], norm[p]);
     }
+    const bool symmetric = message.normalization == Normalization::symmetric;
+    for (int p = 0; p < kBlock; ++p) {
+      norm[p] = norm[p] * alpha + 1e-20f;
+      scale[p] = symmetric ? message.strength / __builtin_sqrtf(norm[p]) : message.strength;
+    }
+    for (int p = 0; p < count; ++p) {
+      uint32_t* offset = records + p * 2 * corners;
+      float* weight = reinterpret_cast<float*>(offset + corners);
+      for (int r = 0; r < corners; ++r) offset[r] *= unit;
+      for (int r = 0; r < corners; ++r) weight[r] *= scale[p];
+    }
+    if (message.normalization == Normalization::before)
+      invert(norm, count, memory.before.as<float>() + at);
+    if (message.normalization == Normalization::after)
+      invert(norm, count, memory.after.as<float>() + at);
+  }
+  static void invert(const float* norm, int count, float* to) {
+    for (int p = 0; p < count; ++p) to[p] = 1.0f / norm[p];
   }
 
   void slice_block(const Message& message, int64_t at, int count, const float* from,
@@ -184,16 +281,18 @@ struct MeanField {
     }
   }
 
-  void splat_block(const Message& message, int64_t at, int count, int side) {
+  void splat_block(const Message& message, int64_t at, int count, int side,
+                   const BlockRows& block) const {
     LatticeMemory& memory = *message.memory;
     const int corners = memory.lattice.corners;
     const uint32_t* records = memory.lattice.records + at * 2 * corners;
-    const float* value = q;
+    const float* value = block.q;
     if (message.normalization == Normalization::before) {
       const float* before = memory.before.as<float>() + at;
       for (int p = 0; p < count; ++p)
-        for (int i = 0; i < width; ++i) received[p * stride + i] = q[p * stride + i] * before[p];
-      value = received;
+        for (int i = 0; i < width; ++i)
+          block.received[p * stride + i] = block.q[p * stride + i] * before[p];
+      value = block.received;
     }
     for (int column = 0; column < width;) {
       const Columns& columns = columns_for(width - column);
@@ -205,8 +304,9 @@ struct MeanField {
 
   // z = from - compat(K~ Q)
   void subtract_message(const Message& message, int64_t at, int count, const float* from,
-                        int64_t from_stride, int side) {
+                        int64_t from_stride, const BlockRows& block, int side) const {
     LatticeMemory& memory = *message.memory;
+    float* received = block.received;
     for (int i = 0; i < count * stride; ++i) received[i] = 0;
     slice_block(message, at, count, received, stride, received, -1, side);
     if (message.normalization == Normalization::after) {
@@ -215,9 +315,9 @@ struct MeanField {
         for (int i = 0; i < width; ++i) received[p * stride + i] *= after[p];
     }
     for (int p = 0; p < count; ++p) {
-      float* to = z + p * stride;
+      float* to = block.z + p * stride;
       const float* in = received + p * stride;
-      if (from != z) std::memcpy(to, from + p * from_stride, sizeof(float) * static_cast<size_t>(width));
+      if (from != block.z) std::memcpy(to, from + p * from_stride, row_bytes());
       if (!message.matrix) {
         for (int l = 0; l < problem.labels; ++l) to[l] -= message.compat[l] * in[l];
         continue;
@@ -229,21 +329,25 @@ struct MeanField {
     }
   }
 
-  void softmax(int count, float minus) {
+  void softmax(int count, float minus, const BlockRows& block) const {
+    const auto [z, q, received, first] = block;
     if (channels == Channels::all) minus = 0;
-    if (width == 1) softmax_ones(z, q, first, count, minus);
-    else if (width == 4) softmax_fours(z, q, first, count, channels, minus);
-    else softmax_rows(z, q, first, count, stride, channels, minus);
+    if (width == 1)
+      softmax_ones(z, q, first, count, minus);
+    else if (width == 4)
+      softmax_fours(z, q, first, count, channels, minus);
+    else
+      softmax_rows(z, q, first, count, stride, channels, minus);
   }
 
   // Writes a block's probabilities, most probable labels and their probabilities.
-  void hand_out(int64_t at, int count) const {
+  void hand_out(int64_t at, int count, const BlockRows& block) const {
     const int skip = channels == Channels::differences;
     int64_t index[kBlock];
     for (int p = 0; p < count; ++p)
       index[p] = order ? order[at + p].y * problem.width + order[at + p].x : at + p;
     auto probability = [&](int p, int label) {
-      return label < skip ? first[p] : q[p * stride + label - skip];
+      return label < skip ? block.first[p] : block.q[p * stride + label - skip];
     };
     if (problem.marginals)
       for (int l = 0; l < problem.labels; ++l)

@@ -48,21 +48,21 @@ struct Lanes {
   typedef float Float __attribute__((vector_size(4 * Width)));
   typedef int Int __attribute__((vector_size(4 * Width)));
 };
-#define WEAKTR_LANES(W)                                                                        \
+#define WEAKTR_LANES(W)                                                                         \
   WEAKTR_INLINE Lanes<W>::Int less_mask(Lanes<W>::Float a, Lanes<W>::Float b) { return a < b; } \
   WEAKTR_INLINE Lanes<W>::Int equal_mask(Lanes<W>::Int a, int b) { return a == b; }             \
   WEAKTR_INLINE Lanes<W>::Int negative_mask(Lanes<W>::Int a) { return a < 0; }                  \
   WEAKTR_INLINE Lanes<W>::Float choose(Lanes<W>::Int m, Lanes<W>::Float a, Lanes<W>::Float b) { \
-    return m ? a : b;                                                                          \
-  }                                                                                            \
+    return m ? a : b;                                                                           \
+  }                                                                                             \
   WEAKTR_INLINE Lanes<W>::Int choose(Lanes<W>::Int m, Lanes<W>::Int a, Lanes<W>::Int b) {       \
-    return m ? a : b;                                                                          \
-  }                                                                                            \
+    return m ? a : b;                                                                           \
+  }                                                                                             \
   WEAKTR_INLINE void convert(Lanes<W>::Float x, Lanes<W>::Int& out) {                           \
-    out = __builtin_convertvector(x, Lanes<W>::Int);                                           \
-  }                                                                                            \
+    out = __builtin_convertvector(x, Lanes<W>::Int);                                            \
+  }                                                                                             \
   WEAKTR_INLINE void convert(Lanes<W>::Int x, Lanes<W>::Float& out) {                           \
-    out = __builtin_convertvector(x, Lanes<W>::Float);                                         \
+    out = __builtin_convertvector(x, Lanes<W>::Float);                                          \
   }
 WEAKTR_LANES(4)
 #if defined(__AVX2__)
@@ -83,7 +83,8 @@ WEAKTR_INLINE Float round_half_even(Float x) {
 
 // ---- geometry ----------------------------------------------------------------------------------
 
-// What features are multiplied with before `enclosing_simplex`, so that the blur has unit deviation.
+// What features are multiplied with before `enclosing_simplex`, so that the blur has unit
+// deviation.
 template <int D>
 WEAKTR_INLINE float position_scale(int i) {
   const float deviation = static_cast<float>(std::sqrt(2.0 / 3.0) * (D + 1));
@@ -167,8 +168,8 @@ WEAKTR_INLINE void enclosing_simplex(const Float (&position)[D], Simplex<D, Floa
 
 // ---- keys --------------------------------------------------------------------------------------
 
-// Names vertices by one unsigned integer: k_0 and the digits (k_i - k_0) / (d + 1), i = 1 ... d - 1,
-// side by side in as many bits as their ranges need, with room for the steps to neighbours.
+// Names vertices by one unsigned integer: k_0 and the digits (k_i - k_0) / (d + 1), i = 1 ... d -
+// 1, side by side in as many bits as their ranges need, with room for the steps to neighbours.
 template <class Key>
 struct KeyPacking {
   int bits = 0;                         // of a whole key

@@ -24,7 +24,8 @@ constexpr int kLanes = 4;
 typedef Lanes<kLanes>::Float Wide;
 typedef Lanes<kLanes>::Int WideInt;
 
-// ---- a * b + c, fused where the instruction set has it -------------------------------------------
+// ---- a * b + c, fused where the instruction set has it
+// -------------------------------------------
 
 WEAKTR_INLINE float fused(float a, float b, float c) {
 #if defined(__FMA__) || defined(__aarch64__)
@@ -122,6 +123,14 @@ struct Row {
     head = fused(filled<Head>(weight), load<Head>(from), head);
     tail.add(weight, from + width);
   }
+  WEAKTR_MEMBER void add(float weight, const Row& other) {
+    head = fused(filled<Head>(weight), other.head, head);
+    tail.add(weight, other.tail);
+  }
+  WEAKTR_MEMBER void scale(float factor) {
+    head = head * factor;
+    tail.scale(factor);
+  }
   // row at `to` += weight * this
   WEAKTR_MEMBER void add_to(float weight, float* to) const {
     store(to, fused(filled<Head>(weight), head, load<Head>(to)));
@@ -130,7 +139,8 @@ struct Row {
   // this = own + left_link * left + right_link * right
   WEAKTR_MEMBER void blend(const Row& own, float left_link, const Row& left, float right_link,
                            const Row& right) {
-    head = fused(filled<Head>(left_link), left.head, fused(filled<Head>(right_link), right.head, own.head));
+    head = fused(filled<Head>(left_link), left.head,
+                 fused(filled<Head>(right_link), right.head, own.head));
     tail.blend(own.tail, left_link, left.tail, right_link, right.tail);
   }
 };
@@ -140,6 +150,8 @@ struct Row<0> {
   WEAKTR_MEMBER void store_to(float*) const {}
   WEAKTR_MEMBER void clear() {}
   WEAKTR_MEMBER void add(float, const float*) {}
+  WEAKTR_MEMBER void add(float, const Row&) {}
+  WEAKTR_MEMBER void scale(float) {}
   WEAKTR_MEMBER void add_to(float, float*) const {}
   WEAKTR_MEMBER void blend(const Row&, float, const Row&, float, const Row&) {}
 };
@@ -163,7 +175,7 @@ WEAKTR_INLINE Wide exponential(Wide x) {
   const Wide scaled = x * log2e;
   const Wide shifted = scaled + magic;
   const Wide f = scaled - (shifted - magic);  // in [-1/2, 1/2]
-  Wide p = filled<Wide>(1.33952515e-3f);           // 2^f, near-minimax of degree 5
+  Wide p = filled<Wide>(1.33952515e-3f);      // 2^f, near-minimax of degree 5
   p = fused(p, f, filled<Wide>(9.67017226e-3f));
   p = fused(p, f, filled<Wide>(5.55032676e-2f));
   p = fused(p, f, filled<Wide>(2.40222140e-1f));
@@ -175,6 +187,19 @@ WEAKTR_INLINE Wide exponential(Wide x) {
   bits = bits + (exponent << 23);
   std::memcpy(&p, &bits, sizeof p);
   return p;
+}
+
+// 1 / x, to a few units in the last place.
+WEAKTR_INLINE Wide reciprocal(Wide x) {
+#if defined(__AVX512F__)
+  const Wide guess = (Wide)_mm512_rcp14_ps((__m512)x);
+  return guess * (2.0f - x * guess);
+#elif defined(__AVX2__)
+  const Wide guess = (Wide)_mm256_rcp_ps((__m256)x);
+  return guess * (2.0f - x * guess);
+#else
+  return 1.0f / x;
+#endif
 }
 
 WEAKTR_INLINE float largest_lane(Wide x) {
@@ -190,8 +215,8 @@ WEAKTR_INLINE float sum_of_lanes(Wide x) {
 #if defined(__AVX512F__)
   return _mm512_reduce_add_ps((__m512)x);
 #elif defined(__AVX2__)
-  const __m128 half = _mm_add_ps(_mm256_castps256_ps128((__m256)x),
-                                 _mm256_extractf128_ps((__m256)x, 1));
+  const __m128 half =
+      _mm_add_ps(_mm256_castps256_ps128((__m256)x), _mm256_extractf128_ps((__m256)x, 1));
   const __m128 pair = _mm_add_ps(half, _mm_movehl_ps(half, half));
   return _mm_cvtss_f32(_mm_add_ss(pair, _mm_shuffle_ps(pair, pair, 1)));
 #else

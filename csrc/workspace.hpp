@@ -59,22 +59,24 @@ struct Grid {
 
 // Splat, blur and slice of one kernel as index and weight tables.
 struct Lattice {
-  int corners = 0;              // d + 1
+  int corners = 0;  // d + 1
   int64_t vertices = 0;
   uint32_t* records = nullptr;  // per pixel `corners` offsets, then `corners` weights (float)
   const uint32_t* first_touch = nullptr;  // [blocks + 1] vertices touched before each block
   Chains chains[kMaxDimensions + 1];
-  bool dense = false;           // a grid instead of chains
+  bool dense = false;  // a grid instead of chains
   Grid grid;
-  const float* ones = nullptr;  // [vertices] ones, splatted and blurred
-  bool folded = false;          // offsets are scaled and weights normalised
+  const int64_t* pixel_start = nullptr;  // [vertices + 1] into the pixels that touch a vertex
+  const uint32_t* pixels = nullptr;      // pairs of pixel and weight (float)
+  const float* ones = nullptr;           // [vertices] ones, splatted and blurred
+  bool folded = false;                   // offsets are scaled and weights normalised
 };
 
 // One kernel's memory. The lattice of positions is kept for the next image of the same size.
 struct LatticeMemory {
   Lattice lattice;
   Buffer records, keys, table, successors, first_touch, chains[kMaxDimensions + 1];
-  Buffer grid, ones, rows[2], scratch, before, after;
+  Buffer grid, ones, rows[2], scratch, before, after, by_vertex;
   // what `lattice` was made for; height 0: nothing to reuse
   int64_t height = 0, width = 0;
   float deviations[2] = {};
@@ -83,13 +85,30 @@ struct LatticeMemory {
   int row_width = 0;
 };
 
+// Threads that work on one image together.
+class Team {
+ public:
+  explicit Team(int size);
+  ~Team();
+  Team(const Team&) = delete;
+  Team& operator=(const Team&) = delete;
+  int size() const { return size_; }
+  // Calls job(context, part) for part = 0 ... size - 1, each on its own thread; waits for all.
+  void run(void (*job)(const void* context, int part), const void* context);
+
+ private:
+  struct Threads;
+  int size_;
+  Threads* threads_ = nullptr;  // none where size is 1
+};
+
 struct Pixel {
   uint32_t x, y;
 };
 
 // Everything one image needs.
 struct Workspace {
-  Buffer order, scores, labels, block, compat, messages;
+  Buffer order, scores, labels, block, compat, messages, marginals, parts;
   int64_t order_height = 0, order_width = 0;
   LatticeMemory* kernels = nullptr;  // [kernel_count]
   int kernel_count = 0;
@@ -107,10 +126,10 @@ struct Workspace {
 [[noreturn]] void fail_vertices(int kernel);
 
 // The hot code, once for each instruction set.
-#define WEAKTR_DECLARE(isa) \
-  namespace isa {           \
+#define WEAKTR_DECLARE(isa)                                                            \
+  namespace isa {                                                                      \
   void solve(const Problem& problem, const Kernel* kernels, int count, int iterations, \
-             Workspace& workspace); \
+             Workspace& workspace, Team& team);                                        \
   }
 WEAKTR_DECLARE(scalar)
 #if defined(__x86_64__)
