@@ -1,0 +1,135 @@
+"""`dense_crf` on a GPU: batches of photographs, beside the time that moving the data would take."""
+
+import importlib
+
+import numpy as np
+import pytest
+import torch
+
+from weaktr.backends import report
+from weaktr.crf import PRESETS
+from weaktr.ops import unary_from_probabilities
+from weaktr.ops.crf_problem import Pairwise, Problem, divided, grid_positions, image_features
+from weaktr.ops.dense_crf import dense_crf_torch
+from weaktr.ops.permutohedral import build_lattice
+
+#: preset, labels, images
+WORK = [
+    ("voc_cam", 4, 1),
+    ("voc_cam", 4, 64),
+    ("coco_cam", 4, 64),
+    ("voc_seg", 21, 64),
+    ("coco_seg", 81, 16),
+]
+#: The definition takes one image after the other, so that one tells its speed.
+ROWS = [
+    (row, *work)
+    for work in WORK
+    for row in ("cuda", "cuda, not deterministic", "torch")
+    if row != "torch" or work[2] == 1
+]
+ITERATIONS = 10
+#: Per entry (a pixel's corner): weight and place in the slice, weight and pixel in the splat.
+ENTRY_BYTES = 4 + 2 + 4 + 1
+#: Per vertex and axis: its neighbours.
+NEIGHBOURS_BYTES = 8
+#: Times per iteration that a vertex's values are moved, besides the blur: clear, splat, slice.
+MOVES = 3
+
+
+def photographs(data, count):
+    """Parts of a photograph, of sizes around 500 x 375, mirrored and not: uint8 [H, W, 3] each."""
+    whole = np.load(data / "crf" / "large_b_coco_cam_L3.npz")["image"]
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        part = whole if i == 0 else whole[rng.integers(0, 40) :, rng.integers(0, 50) :]
+        yield torch.from_numpy(part[:, :: 1 - 2 * (i % 2)].copy())
+
+
+def smooth_energies(shape, num_labels, seed):
+    """Of random probabilities that change slowly: float32 [L, H, W] on the GPU."""
+    coarse = torch.randn(1, num_labels, 12, 16, generator=torch.Generator().manual_seed(seed)) * 2
+    scores = torch.nn.functional.interpolate(coarse.cuda(), shape, mode="bicubic")[0]
+    return unary_from_probabilities(scores.softmax(0))
+
+
+def problems(data, preset, num_labels, count):
+    settings = PRESETS[preset]
+    gaussian, bilateral = settings.gaussian, settings.bilateral
+    deviations = [(gaussian[0],) * 2, (bilateral[0],) * 2 + (bilateral[1],) * 3]
+    kernels = [
+        Pairwise(
+            tuple(map(float, sides)), None, torch.full((num_labels,), -float(weight)), "symmetric"
+        )
+        for sides, weight in zip(deviations, (gaussian[-1], bilateral[-1]), strict=True)
+    ]
+    return [
+        Problem(
+            image.shape[:2], image.cuda(), smooth_energies(image.shape[:2], num_labels, i), kernels
+        )
+        for i, image in enumerate(photographs(data, count))
+    ]
+
+
+def least_bytes(problem):
+    """That one image's iterations move between the GPU's memory and its multiprocessors."""
+    num_labels, height, width = problem.unary.shape
+    total = 4 * num_labels * height * width
+    for kernel in problem.kernels:
+        if len(kernel.deviations) == 2:
+            positions = grid_positions((height, width), problem.device)
+            features = divided(positions, kernel.deviations)
+        else:
+            features = image_features(problem.image, kernel.deviations)
+        vertices, axes = len(build_lattice(features).splat_starts), len(kernel.deviations) + 1
+        row = 16 * -(-num_labels // 4)
+        total += ENTRY_BYTES * axes * height * width
+        total += vertices * (row * (MOVES + 2 * axes) + NEIGHBOURS_BYTES * axes)
+    return ITERATIONS * total
+
+
+def bytes_per_second():
+    """Of a copy within the GPU's memory, read and written."""
+    source = torch.empty(2**30, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    target.copy_(source)
+    start.record()
+    for _ in range(10):
+        target.copy_(source)
+    end.record()
+    end.synchronize()
+    return 10 * 2 * source.numel() / (start.elapsed_time(end) * 1e-3)
+
+
+@pytest.mark.parametrize(("row", "preset", "num_labels", "count"), ROWS)
+def bench_dense_crf_cuda(measure, benchmark, data, row, preset, num_labels, count):
+    (status,) = (s for s in report() if (s.op, s.backend) == ("dense_crf", "cuda"))
+    if not status.available:
+        pytest.skip(status.reason)
+    solve = importlib.import_module("weaktr.native_cuda").dense_crf_cuda
+    batch = problems(data, preset, num_labels, count)
+    arguments = {"iterations": ITERATIONS, "num_threads": 1, "output": "marginals"}
+    expected = [found for (found,) in dense_crf_torch(batch, **arguments)]
+
+    def call():
+        if row == "torch":
+            found = dense_crf_torch(batch, **arguments)
+        else:
+            found = solve(batch, **arguments, deterministic=row == "cuda")
+        return [marginals for (marginals,) in found]
+
+    floor = sum(map(least_bytes, batch)) / count / bytes_per_second()
+    measure(
+        call,
+        group=f"dense_crf {preset} GPU, {count} of 500x375 L{num_labels}",
+        row=row,
+        baseline=row == "torch",
+        expected=expected,
+        within=1e-4,
+        items=count,
+        iterations=ITERATIONS,
+        dtype="float32",
+        floor_ms=1e3 * floor,
+    )
+    benchmark.extra_info["share_of_floor"] = floor / (benchmark.stats.stats.median / count)
