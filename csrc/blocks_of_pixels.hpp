@@ -49,6 +49,31 @@ void splat(const uint32_t* records, int any_corners, int pixels, const float* q,
   }
 }
 
+// norm[p] = sum over corners of weight * ones[vertex]; of records that are not folded yet
+template <int Corners>
+WEAKTR_INLINE void sum_ones(const uint32_t* records, int any_corners, int pixels, const float* ones,
+                            float* norm) {
+  const int corners = Corners ? Corners : any_corners;
+  for (int p = 0; p < pixels; ++p, records += 2 * corners) {
+    const float* weight = reinterpret_cast<const float*>(records + corners);
+    float sum = 0;
+    for (int r = 0; r < corners; ++r) sum = fused(weight[r], ones[records[r]], sum);
+    norm[p] = sum;
+  }
+}
+
+// Turns vertices into offsets and multiplies the weights of pixel p with scale[p].
+template <int Corners>
+WEAKTR_INLINE void scale_records(uint32_t* records, int any_corners, int pixels, uint32_t unit,
+                                 const float* scale) {
+  const int corners = Corners ? Corners : any_corners;
+  for (int p = 0; p < pixels; ++p, records += 2 * corners) {
+    float* weight = reinterpret_cast<float*>(records + corners);
+    for (int r = 0; r < corners; ++r) records[r] *= unit;
+    for (int r = 0; r < corners; ++r) weight[r] *= scale[p];
+  }
+}
+
 // The same sums as `splat`, for vertices begin ... end - 1 instead of pixels: what a vertex
 // receives is added in the order of the pixels. `q` [N, stride].
 template <int P>

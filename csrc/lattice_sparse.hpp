@@ -126,6 +126,8 @@ struct SparseBuilder {
   float* ones = nullptr;
 
   static constexpr int kCorners = D + 1;
+  Entry last_key[kCorners] = {};  // no key is 0: the fields have room below
+  uint32_t last_vertex[kCorners] = {};
 
   // Touches the lattice with all pixels. `points(first, count, position)` gives scaled positions.
   template <class Points>
@@ -135,34 +137,13 @@ struct SparseBuilder {
     table.clear(memory.table, buckets);
     uint32_t* records = memory.records.reserve<uint32_t>((pixels + kBlock) * 2 * kCorners);
     uint32_t* first_touch = memory.first_touch.reserve<uint32_t>(pixels / kBlock + 2);
-    Entry last[kCorners];
-    uint32_t last_vertex[kCorners] = {};
-    for (int r = 0; r < kCorners; ++r) last[r] = ~Entry{0};
-    for (int64_t p = 0; p < pixels; p += kLanes) {
+    Group groups[2];  // one is placed while the next one's buckets are on their way
+    prepare(points, 0, pixels, groups[0]);
+    for (int64_t p = 0, turn = 0; p < pixels; p += kLanes, turn ^= 1) {
       if (p % kBlock == 0) first_touch[p / kBlock] = static_cast<uint32_t>(vertices);
-      const int count = static_cast<int>(pixels - p < kLanes ? pixels - p : kLanes);
-      Entry key[kCorners][kLanes];
-      float weight[kCorners][kLanes];
-      corners_of(points, p, count, key, weight);
+      if (p + kLanes < pixels) prepare(points, p + kLanes, pixels, groups[turn ^ 1]);
       make_room(kLanes * kCorners);
-      for (int r = 0; r < kCorners; ++r)
-        for (int lane = 0; lane < kLanes; ++lane) table.prefetch(key[r][lane]);
-      for (int lane = 0; lane < count; ++lane) {
-        uint32_t* offset = records + (p + lane) * 2 * kCorners;
-        float* share = reinterpret_cast<float*>(offset + kCorners);
-        Entry changed = 0;
-        for (int r = 0; r < kCorners; ++r) changed |= key[r][lane] ^ last[r];
-        if (changed)
-          for (int r = 0; r < kCorners; ++r) {
-            last[r] = key[r][lane];
-            last_vertex[r] = touch(last[r]);
-          }
-        for (int r = 0; r < kCorners; ++r) {
-          offset[r] = last_vertex[r];
-          share[r] = weight[r][lane];
-          ones[last_vertex[r]] += weight[r][lane];
-        }
-      }
+      place(groups[turn], records + p * 2 * kCorners);
     }
     first_touch[(pixels + kBlock - 1) / kBlock] = static_cast<uint32_t>(vertices);
     if (pixels % kPadding) touch_padding();
@@ -188,6 +169,41 @@ struct SparseBuilder {
   }
 
  private:
+  // A few neighbouring pixels' vertices.
+  struct Group {
+    int count;
+    Entry key[kCorners][kLanes];
+    float weight[kCorners][kLanes];
+  };
+
+  template <class Points>
+  WEAKTR_MEMBER void prepare(const Points& points, int64_t first, int64_t pixels,
+                             Group& group) const {
+    group.count = static_cast<int>(pixels - first < kLanes ? pixels - first : kLanes);
+    corners_of(points, first, group.count, group.key, group.weight);
+    for (int r = 0; r < kCorners; ++r)
+      for (int lane = 0; lane < kLanes; ++lane) table.prefetch(group.key[r][lane]);
+  }
+
+  // Writes a group's records; pixels of the same simplex as the one before are looked up once.
+  WEAKTR_MEMBER void place(const Group& group, uint32_t* records) {
+    for (int lane = 0; lane < group.count; ++lane, records += 2 * kCorners) {
+      Entry changed = 0;
+      for (int r = 0; r < kCorners; ++r) changed |= group.key[r][lane] ^ last_key[r];
+      if (changed)
+        for (int r = 0; r < kCorners; ++r) {
+          last_key[r] = group.key[r][lane];
+          last_vertex[r] = touch(last_key[r]);
+        }
+      for (int r = 0; r < kCorners; ++r) {
+        const float weight = group.weight[r][lane];
+        records[r] = last_vertex[r];
+        std::memcpy(records + kCorners + r, &weight, sizeof weight);
+        ones[last_vertex[r]] += weight;
+      }
+    }
+  }
+
   template <class Points>
   WEAKTR_MEMBER void corners_of(const Points& points, int64_t first, int count,
                                 Entry (&key)[kCorners][kLanes],
@@ -256,7 +272,7 @@ struct SparseBuilder {
   __attribute__((noinline)) void find_successors(Entry step, uint32_t* successor,
                                                  uint8_t* continues) const {
     std::memset(continues, 0, static_cast<size_t>(vertices) + 1);
-    constexpr int64_t ahead = 24;
+    constexpr int64_t ahead = 64;
     for (int64_t v = 0; v < vertices; ++v) {
       if (v + ahead < vertices) table.prefetch(keys[v + ahead] + step);
       const uint32_t next = table.find(keys[v] + step);

@@ -240,23 +240,24 @@ struct MeanField {
     const uint32_t unit = offset_unit();
     uint32_t* records = memory.lattice.records + at * 2 * corners;
     alignas(64) float norm[kBlock] = {}, scale[kBlock];
-    for (int p = 0; p < count; ++p) {
-      const uint32_t* vertex = records + p * 2 * corners;
-      const float* weight = reinterpret_cast<const float*>(vertex + corners);
-      for (int r = 0; r < corners; ++r)
-        norm[p] = fused(weight[r], memory.lattice.ones[vertex[r]], norm[p]);
-    }
+    const float* ones = memory.lattice.ones;
+    if (corners == 6)
+      sum_ones<6>(records, corners, count, ones, norm);
+    else if (corners == 3)
+      sum_ones<3>(records, corners, count, ones, norm);
+    else
+      sum_ones<0>(records, corners, count, ones, norm);
     const bool symmetric = message.normalization == Normalization::symmetric;
     for (int p = 0; p < kBlock; ++p) {
       norm[p] = norm[p] * alpha + 1e-20f;
       scale[p] = symmetric ? message.strength / __builtin_sqrtf(norm[p]) : message.strength;
     }
-    for (int p = 0; p < count; ++p) {
-      uint32_t* offset = records + p * 2 * corners;
-      float* weight = reinterpret_cast<float*>(offset + corners);
-      for (int r = 0; r < corners; ++r) offset[r] *= unit;
-      for (int r = 0; r < corners; ++r) weight[r] *= scale[p];
-    }
+    if (corners == 6)
+      scale_records<6>(records, corners, count, unit, scale);
+    else if (corners == 3)
+      scale_records<3>(records, corners, count, unit, scale);
+    else
+      scale_records<0>(records, corners, count, unit, scale);
     if (message.normalization == Normalization::before)
       invert(norm, count, memory.before.as<float>() + at);
     if (message.normalization == Normalization::after)
