@@ -1,8 +1,13 @@
 """`DenseCRF`: settings that are kept; one image, lists, batches; what a recipe may say."""
 
+import re
+import runpy
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.ops.crf_reference import random_problem
 from weaktr.crf import PRESETS, DenseCRF, release_memory
@@ -10,6 +15,7 @@ from weaktr.ops import dense_crf, dense_crf_labels, unary_from_labels
 from weaktr.ops.dense_crf import _position_lattice
 from weaktr.stages.crf_choice import choose_crf
 
+DOCS = Path(__file__).parents[1] / "docs"
 IMAGE, UNARY = random_problem(8, 11, 3)
 LABELS = UNARY.argmin(0)
 SETTINGS = {"gaussian": (2, 3), "bilateral": (20, (9, 10, 11), 4), "iterations": 3}
@@ -141,3 +147,38 @@ def test_recipes(setting, crf):
 def test_bad_recipes(setting, message):
     with pytest.raises(ValueError, match=message):
         choose_crf(setting)
+
+
+# ---- docs/crf.md --------------------------------------------------------------------------------
+
+
+def test_code_of_the_page_runs():
+    text = (DOCS / "crf.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.S)
+    assert len(blocks) == 6
+    rng = np.random.default_rng(0)
+    names = {
+        "image": IMAGE, "label_map": LABELS, "other": IMAGE[:4], "other_map": LABELS[:4] % 2,
+        "unary": UNARY, "probabilities": np.exp(-unary_from_labels(LABELS, 3)),
+        "volume": rng.normal(size=(3, 4, 5)) * 30, "volume_unary": rng.normal(size=(2, 3, 4, 5)),
+    }  # fmt: skip
+    for block in blocks:
+        exec(compile(block, "crf.md", "exec"), names)
+    assert [mask.shape for mask in names["masks"]] == [(8, 11), (4, 11)]
+    assert np.array_equal(names["marginals"], PRESETS["voc_seg"](IMAGE, UNARY))
+
+
+def test_presets_of_the_page():
+    text = (DOCS / "crf.md").read_text(encoding="utf-8")
+    for name, crf in PRESETS.items():
+        assert re.search(rf"\| `{name}` \|.*\| {re.escape(str(crf.gaussian))} \| "
+                         rf"{re.escape(str(crf.bilateral))} \|", text)  # fmt: skip
+
+
+def test_picture_of_the_page(tmp_path):
+    path = tmp_path / "effect.png"
+    runpy.run_path(str(DOCS / "crf_effect.py"))["main"](path)
+    for picture in (path, DOCS / "crf_effect.png"):
+        assert picture.stat().st_size < 300_000
+    with Image.open(path) as drawn, Image.open(DOCS / "crf_effect.png") as kept:
+        assert drawn.size == kept.size
