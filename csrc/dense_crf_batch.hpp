@@ -240,7 +240,7 @@ inline void Batch::lay_out_lattice(Arena& arena, size_t number) {
   lattice.tile_pieces = arena.take<uint16_t>(tiles);
   lattice.tile_vertices = arena.take<uint32_t>(tiles + 1);
   lattice.neighbours = arena.take<Neighbours>(lattice.axes() * vertices);
-  for (Quad*& rows : lattice.rows) rows = arena.take<Quad>(vertices * lattice.quads);
+  for (Global<Quad>& rows : lattice.rows) rows = arena.take<Quad>(vertices * lattice.quads);
   lattice.compat = compats_place_ + compat_offsets_[number];
 }
 

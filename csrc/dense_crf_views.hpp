@@ -7,20 +7,38 @@
 namespace weaktr {
 namespace blocks {
 
+// A pointer to the device's memory. Where it is said not to point to a block's shared memory, the
+// compiler has faster instructions.
+template <class T>
+class Global {
+ public:
+  Global() = default;
+  WEAKTR_MEMBER Global(T* address) : address_(address) {}
+  WEAKTR_MEMBER operator T*() const {
+#if defined(__CUDA_ARCH__)
+    __builtin_assume(__isGlobal(address_));
+#endif
+    return address_;
+  }
+
+ private:
+  T* address_;
+};
+
 // One image; see `Problem`.
 struct ImageView {
   int height, width, labels;
   int quads;         // four labels each; those beyond L have probability 0
   int tiles_across;  // tiles of 16 x 16 pixels, row by row; those at the edges are cut off
   int first_lattice, lattices;
-  const uint8_t* colours;
-  const float* unary;
-  const uint8_t* label_map;
-  const float* table;
+  Global<const uint8_t> colours;
+  Global<const float> unary;
+  Global<const uint8_t> label_map;
+  Global<const float> table;
   int table_rows;
-  float* marginals;
-  uint8_t* argmax;
-  float* confidence;
+  Global<float> marginals;
+  Global<uint8_t> argmax;
+  Global<float> confidence;
 };
 
 // Along one blur axis; -1: there is none.
@@ -40,26 +58,26 @@ struct LatticeView {
   float scales[5];  // `position_scale`
   KeyPacking<uint64_t> packing;
 
-  uint64_t* keys;    // [slots] hash table of the vertices
-  uint32_t* owners;  // [slots] tile and piece that touch the vertex first; then its number
+  Global<uint64_t> keys;    // [slots] hash table of the vertices
+  Global<uint32_t> owners;  // [slots] tile and piece that touch the vertex first; then its number
   uint32_t slots;
 
   // of each tile, entries() places:
-  float* corner_weights;     // weight of an entry in the slice
-  uint16_t* corner_pieces;   // the first piece of its vertex
-  uint32_t* piece_vertices;  // the vertex of a piece (while building: its slot)
-  uint16_t* piece_starts;    // and one more: where its part of the next two begins
-  uint8_t* entry_pixels;     // entries in the order of pieces: pixel
-  float* entry_weights;      // weight in the splat
-  uint16_t* tile_pieces;     // [tiles] how many pieces there are
-  uint32_t* tile_vertices;   // [tiles + 1] vertices touched first by the tiles before
+  Global<float> corner_weights;     // weight of an entry in the slice
+  Global<uint16_t> corner_pieces;   // the first piece of its vertex
+  Global<uint32_t> piece_vertices;  // the vertex of a piece (while building: its slot)
+  Global<uint16_t> piece_starts;    // and one more: where its part of the next two begins
+  Global<uint8_t> entry_pixels;     // entries in the order of pieces: pixel
+  Global<float> entry_weights;      // weight in the splat
+  Global<uint16_t> tile_pieces;     // [tiles] how many pieces there are
+  Global<uint32_t> tile_vertices;   // [tiles + 1] vertices touched first by the tiles before
 
-  int32_t most_vertices;   // that there can be
-  Neighbours* neighbours;  // [axes][most_vertices]
-  Quad* rows[2];           // [most_vertices][quads] values, read from one and written to the other
-  int64_t* sums;       // [most_vertices][quads][4] fixed-point, for results that do not depend on
-                       // the order of additions; nullptr otherwise
-  const Quad* compat;  // [quads], or [4 * quads][quads] where it mixes
+  int32_t most_vertices;          // that there can be
+  Global<Neighbours> neighbours;  // [axes][most_vertices]
+  Global<Quad> rows[2];  // [most_vertices][quads] values, read from one and written to the other
+  Global<int64_t> sums;  // [most_vertices][quads][4] fixed-point, for results that do not depend on
+                         // the order of additions; nullptr otherwise
+  Global<const Quad> compat;  // [quads], or [4 * quads][quads] where it mixes
 
   WEAKTR_MEMBER int axes() const { return dimensions + 1; }
   WEAKTR_MEMBER int entries() const { return kThreads * axes(); }
@@ -71,11 +89,11 @@ constexpr int kQuadsPerThread = 4;
 constexpr int kChunk = kQuadsPerThread * kThreads;
 
 struct BatchView {
-  const ImageView* images;
-  const LatticeView* lattices;
-  const uint32_t* image_tiles;    // [images + 1] tiles of the images before
-  const uint32_t* lattice_tiles;  // [lattices + 1]
-  uint32_t* chunks;               // [2][kMaxSteps][lattices + 1], see `PlanChunks`
+  Global<const ImageView> images;
+  Global<const LatticeView> lattices;
+  Global<const uint32_t> image_tiles;    // [images + 1] tiles of the images before
+  Global<const uint32_t> lattice_tiles;  // [lattices + 1]
+  Global<uint32_t> chunks;               // [2][kMaxSteps][lattices + 1], see `PlanChunks`
   int image_count, lattice_count;
 };
 
