@@ -10,6 +10,7 @@ namespace weaktr {
 namespace WEAKTR_ISA {
 
 constexpr float kNever = -1e30f;  // the score of channels that only fill up a row
+constexpr float kSurest = 1e29f;  // the largest score of the others
 
 template <int P>
 constexpr int kOffsetUnit = P == 1 ? 1 : 2;  // floats; widens what 32 bits can address

@@ -247,12 +247,17 @@ int64_t index_of(const MeanField& field, int64_t p) {
   return field.order ? field.order[p].y * field.problem.width + field.order[p].x : p;
 }
 
+// Scores of ever larger energies are as certain, but must stay above kNever.
+WEAKTR_INLINE float bounded(float score) {
+  return score < -kSurest ? -kSurest : score > kSurest ? kSurest : score;
+}
+
 // Scores from energies: -U, or the differences to label 0. `energies[l * step]` is label l's.
 void write_scores(const float* energies, int64_t step, const MeanField& field, float* row) {
   const bool differences = field.channels == Channels::differences;
   const float zero = differences ? energies[0] : 0.0f;
   const int used = field.problem.labels - differences;
-  for (int i = 0; i < used; ++i) row[i] = zero - energies[(i + differences) * step];
+  for (int i = 0; i < used; ++i) row[i] = bounded(zero - energies[(i + differences) * step]);
   for (int i = used; i < field.width; ++i) row[i] = kNever;
 }
 
