@@ -27,8 +27,23 @@ namespace {
 constexpr size_t kAlignment = 64;
 constexpr size_t kHugePage = size_t{2}
                              << 20;  // rows are read in no order: fewer pages, fewer misses
+constexpr size_t kPage = 4096;
 constexpr size_t kWorthAsking = size_t{64} << 20;  // smaller blocks are not checked against memory
 constexpr size_t kWorthKeeping = size_t{256} << 20;  // larger work spaces are freed after use
+
+// Says what was missing.
+class TooLarge : public std::bad_alloc {
+ public:
+  TooLarge(size_t wanted, size_t available)
+      : message_("dense_crf: a block of " + std::to_string(wanted >> 20) +
+                 " MiB does not fit the " + std::to_string(available >> 20) +
+                 " MiB of memory that are left; use a smaller image, fewer labels or fewer images "
+                 "at once") {}
+  const char* what() const noexcept override { return message_.c_str(); }
+
+ private:
+  std::string message_;
+};
 
 // Bytes that the system can still give, or the largest number where it does not tell.
 size_t available_memory() {
@@ -46,14 +61,17 @@ size_t available_memory() {
 
 void* Buffer::grow(size_t bytes, size_t kept) {
   if (bytes <= bytes_) return data_;
-  if (bytes > kWorthAsking && bytes > available_memory()) throw std::bad_alloc();
+  const bool large = bytes > kWorthAsking;
+  if (large && bytes > available_memory()) throw TooLarge(bytes, available_memory());
   const size_t alignment = bytes >= kHugePage ? kHugePage : kAlignment;
   const size_t rounded = (bytes + kAlignment + alignment - 1) / alignment * alignment;
   void* fresh = std::aligned_alloc(alignment, rounded);
-  if (!fresh) throw std::bad_alloc();
+  if (!fresh) throw TooLarge(bytes, available_memory());
 #if defined(__linux__)
   if (alignment == kHugePage) madvise(fresh, rounded, MADV_HUGEPAGE);  // a wish; may be ignored
 #endif
+  if (large)  // take hold of it now, so that the next question about memory gets a true answer
+    for (size_t at = 0; at < rounded; at += kPage) static_cast<volatile char*>(fresh)[at] = 0;
   if (kept) std::memcpy(fresh, data_, std::min(kept, bytes_));
   std::free(data_);
   data_ = fresh;

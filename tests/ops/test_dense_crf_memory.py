@@ -1,0 +1,44 @@
+"""The C++ `dense_crf` where memory is short: an error that says so, and nothing is lost."""
+
+import subprocess
+import sys
+
+import pytest
+
+from weaktr.backends import BackendUnavailable, pick
+
+OP = "dense_crf"
+#: An address space of 3 GiB; first more than that is asked for, then little.
+SCRIPT = """
+import resource
+import numpy as np
+from weaktr import _native
+
+def labels(height, width):
+    kernel = dict(deviations=(3.0, 3.0), features=None, normalization="symmetric",
+                  compat=np.full(4, -3, np.float32))
+    problem = dict(shape=(height, width), image=None, unary=None, kernels=[kernel],
+                   labels=np.zeros((height, width), np.uint8), table=np.eye(4, dtype=np.float32))
+    return _native.dense_crf_cpu([problem], 1, 1, output="labels")[0]
+
+limit = 3 << 30
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+try:
+    labels(20000, 10000)
+except MemoryError as error:
+    print("refused:", error)
+print("then:", labels(8, 9).shape)
+"""
+
+
+def test_too_large_an_image_is_an_error_and_not_the_end():
+    try:
+        pick(OP, "cpu", "cpu")
+    except BackendUnavailable as error:
+        pytest.skip(str(error))
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    refused, then = done.stdout.splitlines()
+    assert "refused: dense_crf: a block of" in refused
+    assert "use a smaller image" in refused
+    assert then == "then: (8, 9)"
