@@ -1,0 +1,155 @@
+"""Launch configurations of the kernels: measured once per machine, then read from disk.
+
+A table is one JSON file per device, Triton version and source of the kernel's file, in the user's
+cache folder. It maps a key (sizes, dtypes) to the configuration that was fastest. Nothing is
+measured under Triton's interpreter, nor while a CUDA graph is captured.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+
+from weaktr.kernels import INTERPRETED
+
+log = logging.getLogger("weaktr")
+
+#: Keyword arguments of a launch: block sizes, ``num_warps``, ``num_stages``.
+Config = Mapping[str, int]
+
+FOLDER_VARIABLE = "WEAKTR_CACHE"
+#: Milliseconds of running a candidate before its time counts, and while it does.
+WARM_UP_MS, MEASURE_MS = 5, 20
+
+
+def best_config(
+    kernel: Any,
+    key: Sequence[int | str],
+    configs: Sequence[Config],
+    launch: Callable[[Config], object],
+    device: torch.device,
+) -> Config:
+    """The fastest of `configs` for this kernel and key, measured at most once per machine.
+
+    Args:
+        kernel: the function behind ``@triton.jit``, as the decorator returns it.
+        key: what the choice depends on; round sizes (`bucket`), or every new size is measured.
+        configs: candidates. The first one has to run everywhere.
+        launch: runs the kernel with a configuration; may be called many times, so it must write
+            its results and not add to them.
+        device: where it runs.
+    """
+    if INTERPRETED or len(configs) == 1:
+        return configs[0]
+    source = Path(kernel.fn.__code__.co_filename)
+    table = _table(table_path(source, torch.cuda.get_device_name(device)))
+    key = (kernel.fn.__name__, *key)
+    found = table.get(key, configs)
+    if found is None:
+        if torch.cuda.is_current_stream_capturing():
+            return configs[0]
+        with torch.cuda.device(device):
+            found = fastest(configs, lambda config: _milliseconds(lambda: launch(config)))
+        table.put(key, found)
+    return found
+
+
+def bucket(size: int) -> int:
+    """`size` rounded up to a power of two."""
+    return 1 << max(size - 1, 0).bit_length()
+
+
+def fastest(configs: Sequence[Config], milliseconds: Callable[[Config], float]) -> Config:
+    """The candidate with the least time; those that need more than the device has are left out."""
+    times: list[tuple[float, int]] = []
+    for index, config in enumerate(configs):
+        try:
+            times.append((milliseconds(config), index))
+        except triton.runtime.errors.OutOfResources as error:
+            log.debug("%s needs more than this GPU has: %s", dict(config), error)
+    return configs[min(times)[1]] if times else configs[0]
+
+
+class ConfigTable:
+    """Key -> configuration, kept in memory and in one JSON file.
+
+    Args:
+        path: of the file. One that cannot be read counts as empty; one that cannot be written is
+            reported once, and configurations then last as long as the process.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.found: dict[str, Config] = self._read()
+
+    def get(self, key: Sequence[int | str], configs: Sequence[Config]) -> Config | None:
+        """The stored configuration, if it is still among the candidates."""
+        found = self.found.get(_joined(key))
+        return found if found in configs else None
+
+    def put(self, key: Sequence[int | str], config: Config) -> None:
+        """Remember, keeping what other processes have stored meanwhile."""
+        self.found = {**self._read(), **self.found, _joined(key): dict(config)}
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(
+                "w", dir=self.path.parent, suffix=".tmp", delete=False
+            ) as file:
+                json.dump(self.found, file, indent=1, sort_keys=True)
+            os.replace(file.name, self.path)
+        except OSError as error:
+            _warn_once(f"kernel configurations cannot be kept in {self.path}: {error}")
+
+    def _read(self) -> dict[str, Config]:
+        try:
+            stored = json.loads(self.path.read_text())
+        except (OSError, ValueError):  # none yet, or damaged: measured again and overwritten
+            return {}
+        return stored if isinstance(stored, dict) else {}
+
+
+def cache_folder() -> Path:
+    """``$WEAKTR_CACHE``, else ``weaktr`` in the user's cache folder."""
+    own = os.environ.get(FOLDER_VARIABLE)
+    if own:
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "weaktr"
+
+
+@cache
+def table_path(source: Path, device_name: str) -> Path:
+    """File of the configurations of the kernels in the file `source` on a device."""
+    version = hashlib.sha256(source.read_bytes()).hexdigest()[:12]
+    device = re.sub(r"\W+", "-", device_name)
+    name = f"{source.stem}-{device}-triton{triton.__version__}-{version}.json"
+    return cache_folder() / "triton" / name
+
+
+@cache
+def _table(path: Path) -> ConfigTable:
+    return ConfigTable(path)
+
+
+@cache
+def _warn_once(message: str) -> None:
+    log.warning(message)
+
+
+def _joined(key: Sequence[int | str]) -> str:
+    return " ".join(map(str, key))
+
+
+def _milliseconds(run: Callable[[], object]) -> float:
+    time: float = triton.testing.do_bench(run, warmup=WARM_UP_MS, rep=MEASURE_MS)
+    return time
