@@ -1,6 +1,9 @@
 """The registry: who wins, what an unavailable backend says, which errors are swallowed (one)."""
 
+import operator
+
 import pytest
+import torch
 
 from weaktr import backends
 from weaktr.backends import BackendUnavailable, pick, report
@@ -14,6 +17,11 @@ def plain():
 
 def fast():
     return "cpu"
+
+
+def refusal(device_type, size=0):
+    """What this module's backends do not take, whichever they are."""
+    return f"{size} is too large for {device_type}" if size > 8 else ""
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +72,43 @@ def test_only_import_errors_mean_unavailable(tmp_path, monkeypatch, registry, ch
     registry["cuda"] = registry["cpu"] = "broken_backend:run"
     with pytest.raises(ZeroDivisionError, match="a fault inside"):
         pick(OP, "cpu", choice)
+
+
+def test_refused_inputs_go_to_the_next_backend_and_it_is_said_once(registry, caplog):
+    registry["torch"] = "operator:neg"  # a module that refuses nothing
+    with caplog.at_level("INFO", "weaktr"):
+        assert pick(OP, "cpu", size=8)() == "cpu"
+        assert pick(OP, "cpu", size=9) is operator.neg
+        assert pick(OP, "cpu", size=9) is operator.neg
+    assert [(r.levelname, r.getMessage()) for r in caplog.records] == [
+        ("INFO", "two_ways on cpu runs on backend cpu"),
+        ("WARNING", "two_ways on cpu runs on backend torch (cpu: 9 is too large for cpu)"),
+    ]
+
+
+def test_named_backend_that_refuses_says_why():
+    with pytest.raises(BackendUnavailable, match="'cpu' of two_ways cannot run: 9 is too large"):
+        pick(OP, "cpu", "cpu", size=9)
+
+
+def test_checkout_without_symbolic_links_is_named(monkeypatch, registry):
+    registry["triton"] = "weaktr.kernels.head_stats:head_stats_triton"
+
+    def no_folder(module):
+        raise ModuleNotFoundError(f"No module named {module!r}", name="weaktr.kernels")
+
+    monkeypatch.setattr(backends, "_missing", backends._missing.__wrapped__)  # not from the cache
+    monkeypatch.setattr(backends.importlib, "import_module", no_folder)
+    with pytest.raises(BackendUnavailable, match="this checkout has lost its symbolic links"):
+        pick(OP, "cpu", "triton")
+
+
+def test_torch_compile_sees_through_the_choice():
+    def doubled(x):
+        return x * 2 if pick(OP, x.device, size=x.shape[0]) is fast else x
+
+    compiled = torch.compile(doubled, fullgraph=True, backend="eager")
+    assert compiled(torch.ones(3)).tolist() == [2, 2, 2]
 
 
 def test_unknown_op():

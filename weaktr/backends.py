@@ -10,7 +10,8 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -57,30 +58,41 @@ class Status:
 
 
 @cache
-def _load(target: str) -> Callable[..., Any]:
-    """Import ``"module:function"``. Raises ImportError where the backend is not there."""
-    module, function = target.split(":")
-    found: Callable[..., Any] = getattr(importlib.import_module(module), function)
-    return found
+def _missing(target: str) -> str:
+    """Import the module of ``"module:function"``; why it is not there, "" where it is."""
+    module, _ = target.split(":")
+    try:
+        importlib.import_module(module)
+    except ImportError as error:  # the only error that means "not available"
+        if isinstance(error, ModuleNotFoundError) and error.name == "weaktr.kernels":
+            return "weaktr/kernels is no folder: this checkout has lost its symbolic links"
+        return str(error)
+    return ""
 
 
 def _status(op: str, backend: str) -> Status:
     target = REGISTRY[op].get(backend)
-    if target is None:
-        return Status(op, backend, False, f"{op} has no backend {backend!r}")
-    try:
-        _load(target)
-    except ImportError as error:  # the only error that means "not available"
-        return Status(op, backend, False, str(error))
-    return Status(op, backend, True, "")
+    reason = f"{op} has no backend {backend!r}" if target is None else _missing(target)
+    return Status(op, backend, not reason, reason)
+
+
+def _refusal(op: str, backend: str, device_type: str, facts: Mapping[str, Any]) -> str:
+    """Why a backend that is there does not take such inputs, "" where it does."""
+    module, _ = REGISTRY[op][backend].split(":")
+    refusal = getattr(sys.modules[module], "refusal", None)
+    return refusal(device_type, **facts) if refusal else ""
 
 
 @cache
-def _log_choice(op: str, device: str, backend: str) -> None:
-    log.info("%s on %s runs on backend %s", op, device, backend)
+def _log_choice(op: str, device: str, backend: str, passed_over: tuple[str, ...]) -> None:
+    reasons = f" ({'; '.join(passed_over)})" if passed_over else ""
+    level = logging.WARNING if passed_over else logging.INFO
+    log.log(level, "%s on %s runs on backend %s%s", op, device, backend, reasons)
 
 
-def pick(op: str, device: torch.device | str, backend: str = "auto") -> Callable[..., Any]:
+def pick(
+    op: str, device: torch.device | str, backend: str = "auto", **facts: Any
+) -> Callable[..., Any]:
     """Return the function that computes `op` for tensors on `device`.
 
     Args:
@@ -88,24 +100,44 @@ def pick(op: str, device: torch.device | str, backend: str = "auto") -> Callable
         device: where the inputs live.
         backend: ``"auto"`` or a backend's name. Precedence: this argument, then the environment
             variable ``WEAKTR_BACKEND``, then auto (`PREFERENCE`).
+        facts: hashable, what else of the inputs a backend may refuse. Its module says so in a
+            function ``refusal(device_type, **facts)``, which returns the reason or "". What is
+            refused in auto goes to the next backend; the log says so once, as a warning.
 
     Raises:
         ValueError: unknown op.
-        BackendUnavailable: a backend named explicitly cannot run; the message says why.
+        BackendUnavailable: a backend named explicitly cannot run, or refuses such inputs; the
+            message says why.
     """
     if op not in REGISTRY:
         raise ValueError(f"op: expected one of {sorted(REGISTRY)}, got {op!r}")
-    device_type = torch.device(device).type
-    wanted = backend if backend != "auto" else os.environ.get(ENVIRONMENT_VARIABLE, "auto")
+    if backend == "auto":
+        backend = os.environ.get(ENVIRONMENT_VARIABLE, "auto")
+    target = _choose(op, torch.device(device).type, backend, tuple(facts.items()))
+    module, function = target.split(":")
+    found: Callable[..., Any] = getattr(sys.modules[module], function)
+    return found
+
+
+@torch.compiler.assume_constant_result  # torch.compile asks once, for the graph that it makes
+def _choose(op: str, device_type: str, wanted: str, facts: tuple[tuple[str, Any], ...]) -> str:
+    """``"module:function"`` of the backend that runs, imported."""
     if wanted != "auto":
         status = _status(op, wanted)
-        if not status.available:
-            raise BackendUnavailable(f"backend {wanted!r} of {op} cannot run: {status.reason}")
-        return _load(REGISTRY[op][wanted])
+        reason = status.reason or _refusal(op, wanted, device_type, dict(facts))
+        if reason:
+            raise BackendUnavailable(f"backend {wanted!r} of {op} cannot run: {reason}")
+        return REGISTRY[op][wanted]
+    passed_over: list[str] = []
     for candidate in PREFERENCE.get(device_type, ("torch",)):
-        if _status(op, candidate).available:
-            _log_choice(op, device_type, candidate)
-            return _load(REGISTRY[op][candidate])
+        if candidate not in REGISTRY[op]:
+            continue
+        status = _status(op, candidate)
+        reason = status.reason or _refusal(op, candidate, device_type, dict(facts))
+        if not reason:
+            _log_choice(op, device_type, candidate, tuple(passed_over))
+            return REGISTRY[op][candidate]
+        passed_over.append(f"{candidate}: {reason}")
     raise BackendUnavailable(f"no backend of {op} can run on {device_type}")
 
 
