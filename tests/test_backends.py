@@ -75,6 +75,7 @@ def test_only_import_errors_mean_unavailable(tmp_path, monkeypatch, registry, ch
 
 
 def test_refused_inputs_go_to_the_next_backend_and_it_is_said_once(registry, caplog):
+    backends._log_choice.cache_clear()
     registry["torch"] = "operator:neg"  # a module that refuses nothing
     with caplog.at_level("INFO", "weaktr"):
         assert pick(OP, "cpu", size=8)() == "cpu"
