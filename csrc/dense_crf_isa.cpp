@@ -202,7 +202,7 @@ bool reusable(const LatticeMemory& memory, const Problem& problem, const Kernel&
          memory.deviations[0] == kernel.deviations[0] &&
          memory.deviations[1] == kernel.deviations[1] &&
          memory.normalization == kernel.normalization && memory.strength == strength &&
-         memory.row_width == width;
+         memory.row_width == width && memory.lanes == kLanes;
 }
 
 void build(const Problem& problem, const Kernel& kernel, int number, const Pixel* order,
@@ -229,6 +229,7 @@ void build(const Problem& problem, const Kernel& kernel, int number, const Pixel
   memory.normalization = kernel.normalization;
   memory.strength = strength;
   memory.row_width = width;
+  memory.lanes = kLanes;
 }
 
 // w of a Potts compatibility with w >= 0 that is normalised alike on both sides, else -1.
@@ -243,40 +244,47 @@ float potts_weight(const Kernel& kernel, int labels) {
   return compat[0] <= 0 ? -compat[0] : -1;
 }
 
-int64_t index_of(const MeanField& field, int64_t p) {
-  return field.order ? field.order[p].y * field.problem.width + field.order[p].x : p;
-}
-
 // Scores of ever larger energies are as certain, but must stay above kNever.
 WEAKTR_INLINE float bounded(float score) {
   return score < -kSurest ? -kSurest : score > kSurest ? kSurest : score;
 }
 
-// Scores from energies: -U, or the differences to label 0. `energies[l * step]` is label l's.
-void write_scores(const float* energies, int64_t step, const MeanField& field, float* row) {
+// Scores from a pixel's energies: -U, or the differences to label 0.
+void write_scores(const float* energies, const MeanField& field, float* row) {
   const bool differences = field.channels == Channels::differences;
   const float zero = differences ? energies[0] : 0.0f;
   const int used = field.problem.labels - differences;
-  for (int i = 0; i < used; ++i) row[i] = bounded(zero - energies[(i + differences) * step]);
+  for (int i = 0; i < used; ++i) row[i] = bounded(zero - energies[i + differences]);
   for (int i = used; i < field.width; ++i) row[i] = kNever;
 }
 
+// [L, N] -> [N, width], a label of a block of pixels at a time.
 void load_unary(Workspace& workspace, MeanField& field) {
   const Problem& problem = field.problem;
-  float* scores = workspace.scores.reserve<float>((problem.pixels + kBlock) * field.width);
-  for (int64_t p = 0; p < problem.pixels; ++p)
-    write_scores(problem.unary + index_of(field, p), problem.pixels, field,
-                 scores + p * field.width);
+  const int width = field.width, differences = field.channels == Channels::differences;
+  float* scores = workspace.scores.reserve<float>((problem.pixels + kBlock) * width);
   field.scores = scores;
+  alignas(64) float zero[kBlock] = {}, energy[kBlock] = {};
+  for (int64_t at = 0; at < problem.pixels; at += kBlock, scores += kBlock * width) {
+    const BlockPlace place = field.place_of(at);
+    if (differences) place.read(problem.unary, zero);
+    for (int i = 0; i < problem.labels - differences; ++i) {
+      place.read(problem.unary + (i + differences) * problem.pixels, energy);
+      for (int p = 0; p < kBlock; ++p) energy[p] = bounded(zero[p] - energy[p]);
+      for (int p = 0; p < place.count; ++p) scores[p * width + i] = energy[p];
+    }
+    for (int i = problem.labels - differences; i < width; ++i)
+      for (int p = 0; p < place.count; ++p) scores[p * width + i] = kNever;
+  }
 }
 
 void load_labels(Workspace& workspace, MeanField& field) {
   const Problem& problem = field.problem;
   float* rows = workspace.scores.reserve<float>(int64_t{problem.table_rows} * field.width);
   for (int v = 0; v < problem.table_rows; ++v)
-    write_scores(problem.table + v * problem.labels, 1, field, rows + v * field.width);
+    write_scores(problem.table + v * problem.labels, field, rows + v * field.width);
   uint8_t* labels = workspace.labels.reserve<uint8_t>(problem.pixels);
-  for (int64_t p = 0; p < problem.pixels; ++p) labels[p] = problem.label_map[index_of(field, p)];
+  for (int64_t p = 0; p < problem.pixels; ++p) labels[p] = problem.label_map[field.index_of(p)];
   field.labels = labels;
   field.label_scores = rows;
 }

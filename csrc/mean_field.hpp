@@ -28,6 +28,26 @@ struct BlockRows {
   float* first;     // [kBlock] label 0's probability
 };
 
+// Where a block's pixels are in the arrays that were given; `run`: side by side.
+struct BlockPlace {
+  int count;
+  bool run;
+  int64_t index[kBlock];
+
+  void read(const float* from, float* to) const {
+    if (run && count == kBlock)
+      for (int p = 0; p < kBlock; p += kLanes) store(to + p, load<Wide>(from + index[0] + p));
+    else
+      for (int p = 0; p < count; ++p) to[p] = from[index[p]];
+  }
+  void write(const float* from, int64_t step, float* to) const {
+    if (run)
+      for (int p = 0; p < count; ++p) to[index[0] + p] = from[p * step];
+    else
+      for (int p = 0; p < count; ++p) to[index[p]] = from[p * step];
+  }
+};
+
 struct MeanField {
   const Problem& problem;
   Team& team;
@@ -43,6 +63,15 @@ struct MeanField {
   const float* label_scores = nullptr;  // [V, width]
   BlockRows* blocks = nullptr;          // [team]
   float* marginals = nullptr;           // [N, width] q of all pixels, where several threads work
+
+  int64_t index_of(int64_t p) const { return order ? order[p].y * problem.width + order[p].x : p; }
+  BlockPlace place_of(int64_t at) const {
+    BlockPlace place;
+    place.count = static_cast<int>(problem.pixels - at < kBlock ? problem.pixels - at : kBlock);
+    for (int p = 0; p < place.count; ++p) place.index[p] = index_of(at + p);
+    place.run = place.index[place.count - 1] - place.index[0] == place.count - 1;
+    return place;
+  }
 
   void run(int iterations) {
     for (int m = 0; m < message_count; ++m) {
@@ -344,23 +373,21 @@ struct MeanField {
   // Writes a block's probabilities, most probable labels and their probabilities.
   void hand_out(int64_t at, int count, const BlockRows& block) const {
     const int skip = channels == Channels::differences;
-    int64_t index[kBlock];
-    for (int p = 0; p < count; ++p)
-      index[p] = order ? order[at + p].y * problem.width + order[at + p].x : at + p;
+    const BlockPlace place = place_of(at);
+    if (problem.marginals)
+      for (int l = 0; l < problem.labels; ++l)
+        place.write(l < skip ? block.first : block.q + l - skip, l < skip ? 1 : stride,
+                    problem.marginals + l * problem.pixels);
+    if (!problem.argmax && !problem.confidence) return;
     auto probability = [&](int p, int label) {
       return label < skip ? block.first[p] : block.q[p * stride + label - skip];
     };
-    if (problem.marginals)
-      for (int l = 0; l < problem.labels; ++l)
-        for (int p = 0; p < count; ++p)
-          problem.marginals[l * problem.pixels + index[p]] = probability(p, l);
-    if (!problem.argmax && !problem.confidence) return;
     for (int p = 0; p < count; ++p) {
       int best = 0;
       for (int l = 1; l < problem.labels; ++l)
         if (probability(p, l) > probability(p, best)) best = l;
-      if (problem.argmax) problem.argmax[index[p]] = static_cast<uint8_t>(best);
-      if (problem.confidence) problem.confidence[index[p]] = probability(p, best);
+      if (problem.argmax) problem.argmax[place.index[p]] = static_cast<uint8_t>(best);
+      if (problem.confidence) problem.confidence[place.index[p]] = probability(p, best);
     }
   }
 };

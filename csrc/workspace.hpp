@@ -83,6 +83,7 @@ struct LatticeMemory {
   Normalization normalization = Normalization::none;
   float strength = 0;
   int row_width = 0;
+  int lanes = 0;  // instruction sets round differently
 };
 
 // Threads that work on one image together.
