@@ -3,13 +3,14 @@
 
 PYTHON ?= python3
 RUN ?= runs/demo
+CASES ?= 20000
 
 BIN := .venv/bin
 PINNED := -c constraints.txt --build-constraint constraints.txt
 # Threads that wait asleep: spinning ones starve the data loader on a machine of few cores.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test bench fuzz lint clean
 
 demo: .venv/installed
 	$(BIN)/weaktr-train demo --out $(RUN)
@@ -33,6 +34,10 @@ bench: .venv/installed-bench
 	$(BIN)/python -m pytest -q tests/ops
 	$(BIN)/python -m pytest bench --benchmark-json="$$($(BIN)/python bench/report.py --where)"
 	$(BIN)/python bench/report.py
+
+# Random calls of the C++ code under sanitizers; needs a compiler, but nothing of .venv.
+fuzz:
+	$(PYTHON) -m tests.fuzz.run --cases $(CASES)
 
 clean:
 	rm -rf .venv build *.egg-info weaktr/_native*.so .pytest_cache .ruff_cache .mypy_cache

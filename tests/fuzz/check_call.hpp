@@ -10,17 +10,22 @@
 
 namespace fuzz {
 
-constexpr double kSumTolerance = 1e-4;       // of the marginals of a pixel
-constexpr double kLevelsTolerance = 1e-3;    // between instruction sets, where messages are moderate
-constexpr double kModerateStrength = 5;      // sum of a case's largest compatibilities
-constexpr double kCertainlyFits = 4096;      // lattice cells: 8 dimensions of these fit 128-bit keys
+constexpr double kSumTolerance = 1e-4;     // of the marginals of a pixel
+constexpr double kLevelsTolerance = 1e-3;  // between instruction sets, where messages are moderate
+constexpr double kModerateStrength = 5;    // sum of a case's largest compatibilities
+constexpr double kCertainlyFits = 4096;    // lattice cells: 8 dimensions of these fit 128-bit keys
 
 struct Failure : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-inline void expect(bool holds, const std::string& message) {
-  if (!holds) throw Failure(message);
+// The message is put together from `parts` only where it is needed.
+template <class... Parts>
+void expect(bool holds, const Parts&... parts) {
+  if (holds) return;
+  std::ostringstream message;
+  (message << ... << parts);
+  throw Failure(message.str());
 }
 
 // ---- a call -------------------------------------------------------------------------------------
@@ -46,7 +51,8 @@ inline Written make_room(Problem& problem, int outputs) {
   constexpr float nan = std::numeric_limits<float>::quiet_NaN();
   const auto pixels = static_cast<size_t>(problem.pixels);
   Written written;
-  if (outputs & kMarginals) written.marginals.assign(pixels * static_cast<size_t>(problem.labels), nan);
+  if (outputs & kMarginals)
+    written.marginals.assign(pixels * static_cast<size_t>(problem.labels), nan);
   if (outputs & kArgmax) written.argmax.assign(pixels, 255);
   if (outputs & kConfidence) written.confidence.assign(pixels, nan);
   problem.marginals = outputs & kMarginals ? written.marginals.data() : nullptr;
@@ -79,7 +85,6 @@ inline Results call(const Case& given, int outputs, int threads, const std::stri
 // ---- what has to hold ---------------------------------------------------------------------------
 
 inline void check_pixel(const Problem& problem, const Written& written, int64_t pixel) {
-  const std::string where = " at pixel " + std::to_string(pixel);
   double sum = 0;
   int best = 0;
   auto marginal = [&](int label) {
@@ -87,16 +92,17 @@ inline void check_pixel(const Problem& problem, const Written& written, int64_t 
   };
   for (int label = 0; label < problem.labels; ++label) {
     const float value = marginal(label);
-    expect(std::isfinite(value) && value >= 0,
-           "marginal " + std::to_string(value) + " of label " + std::to_string(label) + where);
+    expect(std::isfinite(value) && value >= 0, "pixel ", pixel, ": marginal ", value, " of label ",
+           label);
     if (value > marginal(best)) best = label;
     sum += value;
   }
-  const auto at = static_cast<size_t>(pixel);
-  expect(std::abs(sum - 1) <= kSumTolerance, "marginals sum to " + std::to_string(sum) + where);
-  expect(written.argmax[at] == best, "argmax is " + std::to_string(written.argmax[at]) +
-                                         ", expected " + std::to_string(best) + where);
-  expect(written.confidence[at] == marginal(best), "confidence is not the largest marginal" + where);
+  const int argmax = written.argmax[static_cast<size_t>(pixel)];
+  const float confidence = written.confidence[static_cast<size_t>(pixel)];
+  expect(std::abs(sum - 1) <= kSumTolerance, "pixel ", pixel, ": marginals sum to ", sum);
+  expect(argmax == best, "pixel ", pixel, ": argmax is ", argmax, ", expected ", best);
+  expect(confidence == marginal(best), "pixel ", pixel, ": confidence ", confidence,
+         " is not the largest marginal ", marginal(best));
 }
 
 inline void check_marginals(const Case& given, const Results& results) {
@@ -109,20 +115,22 @@ inline void check_marginals(const Case& given, const Results& results) {
 
 // Bit for bit, as far as `other` was asked for.
 inline void check_same(const Results& results, const Results& other, const std::string& change) {
-  expect(other.out_of_memory || results.refusal.empty() == other.refusal.empty(),
-         "refused or not depends on " + change + ": " + results.refusal + other.refusal);
+  if (results.out_of_memory || other.out_of_memory) return;
+  expect(results.refusal.empty() == other.refusal.empty(), "refused or not depends on ", change,
+         ": ", results.refusal, other.refusal);
   for (size_t i = 0; other.solved() && i < other.images.size(); ++i) {
     const Written &a = results.images[i], &b = other.images[i];
-    expect(b.marginals.empty() || a.marginals == b.marginals, "marginals depend on " + change);
-    expect(b.argmax.empty() || a.argmax == b.argmax, "argmax depends on " + change);
-    expect(b.confidence.empty() || a.confidence == b.confidence, "confidence depends on " + change);
+    expect(b.marginals.empty() || a.marginals == b.marginals, "marginals depend on ", change);
+    expect(b.argmax.empty() || a.argmax == b.argmax, "argmax depends on ", change);
+    expect(b.confidence.empty() || a.confidence == b.confidence, "confidence depends on ", change);
   }
 }
 
 // Sum over the dimensions of how far a kernel's features reach, in standard deviations and from 0.
 inline double reach(const Problem& problem, const Kernel& kernel) {
   double total = 0;
-  const auto height = static_cast<double>(problem.height), width = static_cast<double>(problem.width);
+  const auto height = static_cast<double>(problem.height),
+             width = static_cast<double>(problem.width);
   const double sides[] = {width, height, 256, 256, 256};
   for (int i = 0; i < kernel.dimensions; ++i) {
     if (!kernel.features) {
@@ -142,7 +150,7 @@ inline void check_refusal(const Case& given, const std::string& refusal) {
   for (const Image& image : given.images)
     for (const Kernel& kernel : image.problem.kernels)
       fits &= 2 * (kernel.dimensions + 1) * reach(image.problem, kernel) < kCertainlyFits;
-  expect(!fits, "refused: " + refusal);
+  expect(!fits, "refused: ", refusal);
 }
 
 // Whether small differences in rounding stay small through the iterations.
@@ -163,10 +171,9 @@ inline bool is_moderate(const Case& given) {
 
 inline void check_close(const Results& results, const Results& other, const std::string& isa) {
   for (size_t i = 0; other.solved() && i < other.images.size(); ++i) {
-    const std::vector<float> &a = results.images[i].marginals, &b = other.images[i].marginals;
+    const std::vector<float>&a = results.images[i].marginals, &b = other.images[i].marginals;
     for (size_t k = 0; k < a.size(); ++k)
-      expect(std::abs(a[k] - b[k]) <= kLevelsTolerance,
-             isa + " differs: " + std::to_string(b[k]) + ", not " + std::to_string(a[k]));
+      expect(std::abs(a[k] - b[k]) <= kLevelsTolerance, isa, " differs: ", b[k], ", not ", a[k]);
   }
 }
 

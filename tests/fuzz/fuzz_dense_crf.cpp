@@ -1,17 +1,33 @@
 // Random calls of `weaktr::dense_crf_cpu`, to be compiled with sanitizers (see build.py).
 //
-// fuzz_dense_crf SEED FIRST CASES ISA...: cases FIRST, FIRST + 1, ... of a seed on these instruction
-// sets. Prints what came of them; stops with status 1 at the first failure and says how to repeat it.
+// fuzz_dense_crf SEED FIRST CASES ISA...: cases FIRST, FIRST + 1, ... of a seed on these
+// instruction sets. Prints what came of them; stops with status 1 at the first failure and says how
+// to repeat it.
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
-#include <unistd.h>
 
 #include "check_call.hpp"
 #include "mistakes.hpp"
 
 // Of the sanitizers, where they are linked: called before they end the process.
 extern "C" __attribute__((weak)) void __sanitizer_set_death_callback(void (*callback)());
+
+// Stands before the C library's: lets memory run out after so many more allocations.
+static std::atomic<int64_t> allocations_left{std::numeric_limits<int64_t>::max()};
+
+extern "C" void* aligned_alloc(size_t alignment, size_t bytes) noexcept {
+  void* memory = nullptr;
+  if (allocations_left.fetch_sub(1) <= 0 || posix_memalign(&memory, alignment, bytes)) {
+    errno = ENOMEM;
+    return nullptr;
+  }
+  return memory;
+}
 
 namespace fuzz {
 namespace {
@@ -20,9 +36,7 @@ constexpr unsigned kSecondsPerCase = 120;  // a case takes milliseconds; longer:
 
 unsigned long long seed, number;  // the case that runs
 
-void say_which() {
-  std::fprintf(stderr, "fuzz_dense_crf: case %llu of seed %llu\n", number, seed);
-}
+void say_which() { std::fprintf(stderr, "fuzz_dense_crf: case %llu of seed %llu\n", number, seed); }
 
 void stop_hanging(int) {
   std::fprintf(stderr, "fuzz_dense_crf: no end after %u seconds\n", kSecondsPerCase);
@@ -47,13 +61,16 @@ std::string describe(const Case& given) {
   if (!given.mistake.empty()) out << ", with a mistake: " << given.mistake;
   for (const Image& image : given.images) {
     const Problem& problem = image.problem;
-    out << "\n  image: " << problem.pixels << " pixels, [" << problem.height << ", " << problem.width
-        << "], " << problem.labels << " labels, ";
-    if (problem.unary) out << "unary";
-    else out << "table of " << problem.table_rows;
+    out << "\n  image: " << problem.pixels << " pixels, [" << problem.height << ", "
+        << problem.width << "], " << problem.labels << " labels, ";
+    if (problem.unary)
+      out << "unary";
+    else
+      out << "table of " << problem.table_rows;
     out << " up to " << largest_energy(image);
     for (const Kernel& kernel : problem.kernels) {
-      out << "\n    kernel: " << kernel.dimensions << (kernel.features ? " features" : " deviations");
+      out << "\n    kernel: " << kernel.dimensions
+          << (kernel.features ? " features" : " deviations");
       for (int i = 0; !kernel.features && i < std::min(kernel.dimensions, 5); ++i)
         out << " " << kernel.deviations[i];
       out << ", normalization " << static_cast<int>(kernel.normalization) << ", "
@@ -77,6 +94,16 @@ void compare_calls(Random& random, const Case& given, const std::vector<std::str
   check_close(results, call(given, kMarginals, 1, isa), isa);
 }
 
+// Memory runs out somewhere on the way: std::bad_alloc, or the results as ever; nothing leaks.
+void run_out_of_memory(Random& random, const Case& given, const Results& results, Tally& tally) {
+  if (random.once_in(2)) weaktr::release_memory();
+  allocations_left = random.below(40);
+  const Results other = call(given, kEverything, given.threads, given.isa);
+  allocations_left = std::numeric_limits<int64_t>::max();
+  check_same(results, other, "allocations that might have failed");
+  tally.out_of_memory += other.out_of_memory;
+}
+
 void run_case(Random& random, Case& given, const std::vector<std::string>& levels, Tally& tally) {
   if (random.once_in(8)) make_mistake(random, given);
   if (random.once_in(8)) weaktr::release_memory();
@@ -84,19 +111,22 @@ void run_case(Random& random, Case& given, const std::vector<std::string>& level
   if (!given.mistake.empty()) {
     expect(!results.refusal.empty(), "not refused");
     ++tally.refused;
-  } else if (results.out_of_memory) {
-    ++tally.out_of_memory;
-  } else if (results.refusal.empty()) {
+    return;
+  }
+  expect(!results.out_of_memory, "out of memory");
+  if (results.refusal.empty()) {
     check_marginals(given, results);
     ++tally.solved;
   } else {
     check_refusal(given, results.refusal);
     ++tally.too_wide;
   }
-  if (given.mistake.empty() && random.once_in(2)) compare_calls(random, given, levels, results);
+  if (random.once_in(8)) run_out_of_memory(random, given, results, tally);
+  if (random.once_in(2)) compare_calls(random, given, levels, results);
 }
 
-int run(unsigned long long first, unsigned long long cases, const std::vector<std::string>& levels) {
+int run(unsigned long long first, unsigned long long cases,
+        const std::vector<std::string>& levels) {
   Tally tally;
   for (number = first; number < first + cases; ++number) {
     Random random(seed, number);
@@ -110,9 +140,10 @@ int run(unsigned long long first, unsigned long long cases, const std::vector<st
       return 1;
     }
   }
-  std::printf("%lld solved, %lld mistakes refused, %lld lattices too wide, %lld out of memory\n",
-              static_cast<long long>(tally.solved), static_cast<long long>(tally.refused),
-              static_cast<long long>(tally.too_wide), static_cast<long long>(tally.out_of_memory));
+  std::printf(
+      "%lld solved, %lld mistakes refused, %lld lattices too wide, %lld times out of memory\n",
+      static_cast<long long>(tally.solved), static_cast<long long>(tally.refused),
+      static_cast<long long>(tally.too_wide), static_cast<long long>(tally.out_of_memory));
   return 0;
 }
 

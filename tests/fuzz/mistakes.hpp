@@ -5,7 +5,8 @@
 
 namespace fuzz {
 
-typedef bool (*Spoil)(Random&, Case&, Image&);  // false: nothing here can be spoilt so; all is as it was
+typedef bool (*Spoil)(Random&, Case&,
+                      Image&);  // false: nothing here can be spoilt so; all is as it was
 
 struct Mistake {
   const char* name;  // what is wrong
@@ -83,7 +84,8 @@ inline bool spoil_deviation(Random& random, Case&, Image& image) {
 inline bool spoil_dimensions(Random& random, Case&, Image& image) {
   Kernel* kernel = any_kernel(random, image);
   if (!kernel) return false;
-  kernel->dimensions = kernel->features ? random.one_of({-1, 0, 9, 99}) : random.one_of({0, 1, 3, 4, 6});
+  kernel->dimensions =
+      kernel->features ? random.one_of({-1, 0, 9, 99}) : random.one_of({0, 1, 3, 4, 6});
   return true;
 }
 
@@ -110,8 +112,10 @@ inline bool spoil_colours(Random&, Case&, Image& image) {
 }
 
 inline bool spoil_numbers(Random& random, Case& spoilt, Image&) {
-  if (random.once_in(2)) spoilt.iterations = static_cast<int>(-random.size(1, 1 << 30));
-  else spoilt.threads = static_cast<int>(-random.below(1 << 30));
+  if (random.once_in(2))
+    spoilt.iterations = static_cast<int>(-random.size(1, 1 << 30));
+  else
+    spoilt.threads = static_cast<int>(-random.below(1 << 30));
   return true;
 }
 

@@ -25,7 +25,9 @@ class Random {
   }
 
   // A whole number from 0 to `count` - 1.
-  int64_t below(int64_t count) { return static_cast<int64_t>(next() % static_cast<uint64_t>(count)); }
+  int64_t below(int64_t count) {
+    return static_cast<int64_t>(next() % static_cast<uint64_t>(count));
+  }
   // A whole number from `low` to `high`, both included.
   int64_t whole(int64_t low, int64_t high) { return low + below(high - low + 1); }
   // Uniform.
@@ -38,8 +40,8 @@ class Random {
   }
   // The same, whole and with both ends.
   int64_t size(int64_t low, int64_t high) {
-    const auto drawn = static_cast<int64_t>(
-        magnitude(static_cast<double>(low), static_cast<double>(high) + 1));
+    const auto drawn =
+        static_cast<int64_t>(magnitude(static_cast<double>(low), static_cast<double>(high) + 1));
     return drawn < high ? drawn : high;
   }
   // Normal enough: mean 0, deviation 1, at most 6.

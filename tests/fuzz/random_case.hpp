@@ -43,11 +43,20 @@ inline std::vector<float> draw_values(Random& random, int64_t count, Values valu
   for (int64_t i = 0; i < count; ++i) {
     float value = level;
     switch (values.spread) {
-      case Values::Spread::normal: value = random.normal(); break;
-      case Values::Spread::constant: break;
-      case Values::Spread::whole: value = std::floor(2 * random.normal()); break;
-      case Values::Spread::ramp: value = static_cast<float>(i) / static_cast<float>(count); break;
-      case Values::Spread::steps: value = random.once_in(2) ? -1.0f : 1.0f; break;
+      case Values::Spread::normal:
+        value = random.normal();
+        break;
+      case Values::Spread::constant:
+        break;
+      case Values::Spread::whole:
+        value = std::floor(2 * random.normal());
+        break;
+      case Values::Spread::ramp:
+        value = static_cast<float>(i) / static_cast<float>(count);
+        break;
+      case Values::Spread::steps:
+        value = random.once_in(2) ? -1.0f : 1.0f;
+        break;
     }
     drawn[static_cast<size_t>(i)] = value * scale;
   }
@@ -56,8 +65,8 @@ inline std::vector<float> draw_values(Random& random, int64_t count, Values valu
 
 inline Values::Spread draw_spread(Random& random) {
   using Spread = Values::Spread;
-  return random.one_of(
-      {Spread::normal, Spread::normal, Spread::constant, Spread::whole, Spread::ramp, Spread::steps});
+  return random.one_of({Spread::normal, Spread::normal, Spread::constant, Spread::whole,
+                        Spread::ramp, Spread::steps});
 }
 
 // ---- shapes -------------------------------------------------------------------------------------
@@ -97,7 +106,8 @@ inline void draw_image(Random& random, Image& image) {
 // ---- kernels ------------------------------------------------------------------------------------
 
 inline void draw_compat(Random& random, int labels, Kernel& kernel) {
-  const double strength = random.once_in(50) ? random.magnitude(1e2, 1e6) : random.magnitude(1e-3, 1e2);
+  const double strength =
+      random.once_in(50) ? random.magnitude(1e2, 1e6) : random.magnitude(1e-3, 1e2);
   const auto weight = static_cast<float>(random.one_of({-1.0, -1.0, -1.0, 0.0, 1.0}) * strength);
   const Values values{draw_spread(random), strength};
   const int64_t form = random.below(4);
@@ -140,9 +150,9 @@ inline void draw_kernel(Random& random, Image& image) {
     if (kind && !image.problem.image) draw_image(random, image);
   }
   draw_compat(random, image.problem.labels, kernel);
-  kernel.normalization = random.one_of({Normalization::symmetric, Normalization::symmetric,
-                                        Normalization::before, Normalization::after,
-                                        Normalization::none});
+  kernel.normalization =
+      random.one_of({Normalization::symmetric, Normalization::symmetric, Normalization::before,
+                     Normalization::after, Normalization::none});
   image.problem.kernels.push_back(std::move(kernel));
 }
 
@@ -161,7 +171,8 @@ inline void draw_energies(Random& random, Image& image) {
     problem.unary = image.unary.data();
     return;
   }
-  problem.table_rows = static_cast<int>(random.one_of({random.size(1, 256), int64_t{problem.labels}}));
+  problem.table_rows =
+      static_cast<int>(random.one_of({random.size(1, 256), int64_t{problem.labels}}));
   image.table = draw_values(random, int64_t{problem.table_rows} * problem.labels, values);
   image.label_map.resize(static_cast<size_t>(problem.pixels));
   for (uint8_t& value : image.label_map)

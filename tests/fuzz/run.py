@@ -46,7 +46,10 @@ def compiler() -> str:
 
 
 def build(
-    levels: Sequence[str], sanitizers: str = "address,undefined", optimize: str = "-O1"
+    levels: Sequence[str],
+    sanitizers: str = "address,undefined",
+    optimize: str = "-O1",
+    folder: Path = FOLDER,
 ) -> Path:
     """Compile the driver.
 
@@ -54,6 +57,7 @@ def build(
         levels: instruction sets to compile; the others cannot be fuzzed then.
         sanitizers: of the compiler, comma-separated.
         optimize: the compiler's flag; "-O0" compiles fastest.
+        folder: for the objects and the program.
 
     Returns:
         The program.
@@ -61,10 +65,11 @@ def build(
     Raises:
         subprocess.CalledProcessError: something does not compile; the compiler has said what.
     """
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    left_out = FOLDER / "left_out.cpp"
+    folder.mkdir(parents=True, exist_ok=True)
+    left_out = folder / "left_out.cpp"
     left_out.write_text(LEFT_OUT)
     csrc = ROOT / "csrc"
+    jobs: list[tuple[Path, str, tuple[str, ...]]]
     jobs = [(Path(__file__).parent / "fuzz_dense_crf.cpp", "driver", ())]
     jobs.append((csrc / "dense_crf_cpu.cpp", "cpu", ()))
     for name, flags in LEVELS.items():
@@ -74,13 +79,13 @@ def build(
 
     def compile_one(job: tuple[Path, str, tuple[str, ...]]) -> str:
         source, name, flags = job
-        target = str(FOLDER / f"{name}.o")
+        target = str(folder / f"{name}.o")
         subprocess.run([*common, *flags, "-c", str(source), "-o", target], check=True)
         return target
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(compile_one, jobs))
-    program = FOLDER / "fuzz_dense_crf"
+    program = folder / "fuzz_dense_crf"
     subprocess.run([*common, *objects, "-o", str(program)], check=True)
     return program
 
@@ -114,9 +119,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--isa", nargs="+", default=usable_levels(), choices=list(LEVELS))
     options = parser.parse_args(arguments)
     program = build(options.isa, options.sanitizers)
-    done = run(
-        program, options.isa, seed=options.seed, first=options.first, cases=options.cases
-    )
+    done = run(program, options.isa, seed=options.seed, first=options.first, cases=options.cases)
     print(done.stdout + done.stderr, end="")
     return done.returncode
 
