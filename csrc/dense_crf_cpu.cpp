@@ -99,7 +99,7 @@ size_t Workspace::bytes() const {
   for (int i = 0; i < kernel_count; ++i) {
     const LatticeMemory& kernel = kernels[i];
     total += kernel.records.bytes() + kernel.keys.bytes() + kernel.table.bytes() +
-             kernel.successors.bytes() + kernel.rows[0].bytes() + kernel.rows[1].bytes();
+             kernel.rows[0].bytes() + kernel.rows[1].bytes();
     for (const Buffer& chains : kernel.chains) total += chains.bytes();
   }
   return total;

@@ -154,7 +154,7 @@ struct SparseBuilder {
   // The neighbours along every axis, as chains to walk along.
   void link(Team& team) {
     const int64_t share = 3 * vertices + 2;
-    uint32_t* all = memory.successors.reserve<uint32_t>(share * team.size());
+    uint32_t* all = memory.rows[1].reserve<uint32_t>(share * team.size());  // not in use yet
     for (int axis = 0; axis < kCorners; ++axis)
       memory.chains[axis].reserve<uint32_t>(2 * (vertices + kLookAhead));
     in_parallel(team, [&](int part) {
@@ -264,7 +264,7 @@ struct SparseBuilder {
       table.find_or_add(keys[v], static_cast<uint32_t>(v), found);
   }
   __attribute__((noinline)) void enlarge_arrays(int64_t more) {
-    room = 2 * (vertices + more) + (1 << 14);
+    room = (vertices + more) * 3 / 2 + (1 << 14);
     keys = memory.keys.extend<Entry>(room, vertices);
     ones = memory.ones.extend<float>(room + kLookAhead, vertices);
   }

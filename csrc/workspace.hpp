@@ -75,7 +75,7 @@ struct Lattice {
 // One kernel's memory. The lattice of positions is kept for the next image of the same size.
 struct LatticeMemory {
   Lattice lattice;
-  Buffer records, keys, table, successors, first_touch, chains[kMaxDimensions + 1];
+  Buffer records, keys, table, first_touch, chains[kMaxDimensions + 1];
   Buffer grid, ones, rows[2], scratch, before, after, by_vertex;
   // what `lattice` was made for; height 0: nothing to reuse
   int64_t height = 0, width = 0;
