@@ -29,8 +29,14 @@ ENVIRONMENT_VARIABLE = "WEAKTR_BACKEND"
 
 #: op -> backend -> "module:function"
 REGISTRY: dict[str, dict[str, str]] = {
-    "head_stats": {"torch": "weaktr.ops.head_stats:head_stats_torch"},
-    "fuse_heads": {"torch": "weaktr.ops.fuse_heads:fuse_heads_torch"},
+    "head_stats": {
+        "triton": "weaktr.kernels.head_stats:head_stats_triton",
+        "torch": "weaktr.ops.head_stats:head_stats_torch",
+    },
+    "fuse_heads": {
+        "triton": "weaktr.kernels.fuse_heads:fuse_heads_triton",
+        "torch": "weaktr.ops.fuse_heads:fuse_heads_torch",
+    },
     "clipped_cross_entropy": {
         "torch": "weaktr.ops.clipped_cross_entropy:clipped_cross_entropy_torch"
     },

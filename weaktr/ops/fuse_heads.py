@@ -4,18 +4,27 @@
     fine[i, c] = 1/M Σ_m w_m Σ_j A_m[i, j] · values[j, c]
 
 with i, j over the P patch tokens (the last P of N). Softmax statistics `lse` are given, the value
-matrix is shared by all M maps, every map has one weight.
+matrix is shared by all M maps, every map has one weight. The maps are constants, as in the method:
+only the weights and the values get a gradient.
 
 Source: arXiv 2304.01184, section 3.2, equations of the adaptive attention fusion.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
+
 import torch
 from torch import Tensor
 
 from weaktr.backends import pick
-from weaktr.ops.head_stats import CHUNK_BYTES, check_attention_inputs, full_precision
+from weaktr.ops.head_stats import (
+    CHUNK_BYTES,
+    check_attention_inputs,
+    check_same_kind,
+    full_precision,
+)
 
 
 def fuse_heads(
@@ -40,54 +49,153 @@ def fuse_heads(
         backend: see `weaktr.backends.pick`.
 
     Returns:
-        [B, P, C'] float32 (float64 for float64 input), detached.
+        [B, P, C'] float32 (float64 for float64 values), differentiable in `weights` and `values`.
+        The torch backend keeps all of M · P² numbers for that gradient, triton keeps none.
 
     Raises:
         ValueError: shapes that do not fit together.
-        BackendUnavailable: `backend` was named and cannot run.
+        BackendUnavailable: `backend` was named and cannot run, or takes no such inputs.
     """
     if values.ndim != 3 or values.shape[0] != q.shape[0]:
         raise ValueError(f"values: expected [{q.shape[0]}, P, C'], got {tuple(values.shape)}")
     check_attention_inputs(q, k, values.shape[1])
-    if lse.shape != q.shape[:3]:
-        raise ValueError(f"lse: expected shape {tuple(q.shape[:3])}, got {tuple(lse.shape)}")
-    if weights.shape != q.shape[:2]:
+    _check_statistics(lse, weights, q.shape[:3], q.shape[:2])
+    return _run(q, k, lse, weights, values, scale, backend)
+
+
+def fuse_heads_ragged(
+    q: Tensor,
+    k: Tensor,
+    lse: Tensor,
+    weights: Tensor,
+    values: Tensor,
+    *,
+    tokens: Sequence[int],
+    patches: Sequence[int],
+    scale: float | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """`fuse_heads` of images of different sizes, packed one behind the other; B may be 0.
+
+    Args:
+        q: [M, ΣN, d] queries of all maps and images, floating point.
+        k: [M, ΣN, d] keys, same shape, dtype and device.
+        lse: [M, ΣN] row log-sum-exp over the keys of the row's own image.
+        weights: [B, M] importance of each map.
+        values: [ΣP, C'] what is spread.
+        tokens: N of each image, in order.
+        patches: P of each image, at most its N; its last P tokens are the patches.
+        scale: factor on q·k; 1/sqrt(d) where None.
+        backend: see `weaktr.backends.pick`.
+
+    Returns:
+        [ΣP, C'] like `fuse_heads`.
+
+    Raises:
+        ValueError: shapes that do not fit together.
+        BackendUnavailable: `backend` was named and cannot run, or takes no such inputs.
+    """
+    if q.ndim != 3 or not q.is_floating_point():
+        raise ValueError(f"q: expected floating point [M, ΣN, d], got {q.dtype} {tuple(q.shape)}")
+    if len(tokens) != len(patches) or any(
+        not 0 <= count <= total for count, total in zip(patches, tokens, strict=False)
+    ):
         raise ValueError(
-            f"weights: expected shape {tuple(q.shape[:2])}, got {tuple(weights.shape)}"
+            "patches: expected one number per image, from 0 to its number of tokens "
+            f"{list(tokens)}, got {list(patches)}"
         )
-    run = pick("fuse_heads", q.device, backend)
-    with torch.no_grad():
-        fine: Tensor = run(
-            q.detach(),
-            k.detach(),
-            lse,
-            weights.detach(),
-            values.detach(),
-            scale=q.shape[-1] ** -0.5 if scale is None else scale,
-        )
+    if q.shape[1] != sum(tokens):
+        raise ValueError(f"tokens: expected a sum of ΣN = {q.shape[1]}, got {sum(tokens)}")
+    if values.ndim != 2 or values.shape[0] != sum(patches):
+        raise ValueError(f"values: expected [{sum(patches)}, C'], got {tuple(values.shape)}")
+    check_same_kind(q, k)
+    _check_statistics(lse, weights, q.shape[:2], (len(tokens), q.shape[0]))
+    batched = (q[None], k[None], lse[None], weights, values[None])
+    return _run(*batched, scale, backend, tokens=tokens, patches=patches)[0]
+
+
+def _check_statistics(
+    lse: Tensor, weights: Tensor, lse_shape: tuple[int, ...], weights_shape: tuple[int, ...]
+) -> None:
+    for name, tensor, shape in (("lse", lse, lse_shape), ("weights", weights, weights_shape)):
+        if tensor.shape != shape:
+            raise ValueError(f"{name}: expected shape {tuple(shape)}, got {tuple(tensor.shape)}")
+
+
+def _run(
+    q: Tensor,
+    k: Tensor,
+    lse: Tensor,
+    weights: Tensor,
+    values: Tensor,
+    scale: float | None,
+    backend: str,
+    *,
+    tokens: Sequence[int] | None = None,
+    patches: Sequence[int] | None = None,
+) -> Tensor:
+    dtypes = (q.dtype, lse.dtype, weights.dtype, values.dtype)
+    run = pick("fuse_heads", q.device, backend, dtypes=dtypes, head_dim=q.shape[-1])
+    fine: Tensor = run(
+        *(q.detach(), k.detach(), lse.detach(), weights, values),
+        scale=q.shape[-1] ** -0.5 if scale is None else scale,
+        tokens=tokens,
+        patches=patches,
+    )
     return fine
 
 
 def fuse_heads_torch(
-    q: Tensor, k: Tensor, lse: Tensor, weights: Tensor, values: Tensor, *, scale: float
+    q: Tensor,
+    k: Tensor,
+    lse: Tensor,
+    weights: Tensor,
+    values: Tensor,
+    *,
+    scale: float,
+    tokens: Sequence[int] | None = None,
+    patches: Sequence[int] | None = None,
 ) -> Tensor:
-    """The definition, image by image, a bounded number of query rows at a time."""
-    batch, maps, tokens, _ = q.shape
-    patches = values.shape[1]
-    first_patch = tokens - patches
+    """The definition, image by image.
+
+    A ragged batch has a batch dimension of 1 before packed tokens and patches, which `tokens` and
+    `patches` count; `weights` are [B, M] all the same.
+    """
     values = full_precision(values)
-    share = (weights / maps).to(values.dtype)
     fine = torch.empty_like(values)
-    step = max(1, CHUNK_BYTES // (maps * patches * values.element_size()))
-    for image in range(batch):
-        queries = full_precision(q[image, :, first_patch:]) * scale
-        keys = full_precision(k[image, :, first_patch:]).transpose(1, 2)
-        row_lse = lse[image, :, first_patch:].to(values.dtype)
-        for start in range(0, patches, step):
-            rows = slice(start, min(start + step, patches))
-            attention = torch.baddbmm(
-                row_lse[:, rows, None], queries[:, rows], keys, beta=-1
-            ).exp_()
-            mixed = (share[image] @ attention.flatten(1)).view(-1, patches)
-            fine[image, rows] = mixed @ values[image]
+    if tokens is None or patches is None:
+        for image in range(len(values)):
+            args = (q[image], k[image], lse[image], weights[image], values[image])
+            fine[image] = _fuse_image(*args, scale)
+        return fine
+    ends = zip(accumulate(tokens), accumulate(patches), strict=True)
+    for image, (last_token, last_patch) in enumerate(ends):
+        rows = slice(last_patch - patches[image], last_patch)
+        own = slice(last_token - tokens[image], last_token)
+        args = (q[0, :, own], k[0, :, own], lse[0, :, own], weights[image], values[0, rows])
+        fine[0, rows] = _fuse_image(*args, scale)
+    return fine
+
+
+def _fuse_image(
+    q: Tensor, k: Tensor, lse: Tensor, weights: Tensor, values: Tensor, scale: float
+) -> Tensor:
+    """q, k [M, N, d], lse [M, N], weights [M], values [P, C'] -> [P, C'].
+
+    A bounded number of query rows at a time.
+    """
+    maps, tokens, _ = q.shape
+    patches = values.shape[0]
+    first_patch = tokens - patches
+    share = (weights / maps).to(values.dtype)
+    queries = full_precision(q[:, first_patch:]) * scale
+    keys = full_precision(k[:, first_patch:]).transpose(1, 2)
+    row_lse = lse[:, first_patch:].to(values.dtype)
+    fine = torch.empty_like(values)
+    step = max(1, CHUNK_BYTES // max(1, maps * patches * values.element_size()))
+    for start in range(0, patches, step):
+        rows = slice(start, min(start + step, patches))
+        attention = torch.baddbmm(row_lse[:, rows, None], queries[:, rows], keys, beta=-1).exp_()
+        mixed = (share @ attention.flatten(1)).view(-1, patches)
+        fine[rows] = mixed @ values
     return fine

@@ -61,7 +61,7 @@ def head_stats(
 
     Raises:
         ValueError: shapes that do not fit together.
-        BackendUnavailable: `backend` was named and cannot run.
+        BackendUnavailable: `backend` was named and cannot run, or takes no such inputs.
     """
     check_attention_inputs(q, k, num_patches)
     if num_classes < 1 or num_classes + num_patches > q.shape[2]:
@@ -71,7 +71,8 @@ def head_stats(
         )
     if lse is not None and lse.shape != q.shape[:3]:
         raise ValueError(f"lse: expected shape {tuple(q.shape[:3])}, got {tuple(lse.shape)}")
-    run = pick("head_stats", q.device, backend)
+    dtypes = (q.dtype,) if lse is None else (q.dtype, lse.dtype)
+    run = pick("head_stats", q.device, backend, dtypes=dtypes, head_dim=q.shape[-1])
     with torch.no_grad():
         result: HeadStats = run(
             q.detach(),
@@ -89,13 +90,18 @@ def check_attention_inputs(q: Tensor, k: Tensor, num_patches: int) -> None:
     """Raise ValueError unless q and k are [B, H, N, d] twins with 1 <= P <= N."""
     if q.ndim != 4 or not q.is_floating_point():
         raise ValueError(f"q: expected floating point [B, H, N, d], got {q.dtype} {tuple(q.shape)}")
+    check_same_kind(q, k)
+    if not 1 <= num_patches <= q.shape[2]:
+        raise ValueError(f"num_patches: expected 1..{q.shape[2]}, got {num_patches}")
+
+
+def check_same_kind(q: Tensor, k: Tensor) -> None:
+    """Raise ValueError unless k has the shape, dtype and device of q."""
     if k.shape != q.shape or k.dtype != q.dtype or k.device != q.device:
         raise ValueError(
             f"k: expected shape {tuple(q.shape)}, {q.dtype} on {q.device} like q, "
             f"got {tuple(k.shape)}, {k.dtype} on {k.device}"
         )
-    if not 1 <= num_patches <= q.shape[2]:
-        raise ValueError(f"num_patches: expected 1..{q.shape[2]}, got {num_patches}")
 
 
 def full_precision(x: Tensor) -> Tensor:

@@ -1,0 +1,102 @@
+"""What the kernels on attention maps share: tiles of attention, inputs they take, block sizes."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from weaktr.kernels import INTERPRETED
+from weaktr.kernels.tuning import Config
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+#: Triton's interpreter multiplies the bits of bfloat16, not the numbers.
+WIDEN_BEFORE_DOT = tl.constexpr(INTERPRETED)
+#: Least side of a block that the tensor cores take.
+LEAST_BLOCK = 16
+MOST_HEAD_DIM = 128
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+#: Sides of a tile of attention (queries, keys); the first fits into any GPU's shared memory.
+CONFIGS: tuple[Config, ...] = tuple(
+    {"BLOCK_I": rows, "BLOCK_J": columns, "num_warps": warps, "num_stages": stages}
+    for rows, columns, warps, stages in (
+        (32, 32, 4, 1),
+        (64, 32, 4, 3),
+        (64, 64, 4, 2),
+        (64, 64, 4, 3),
+        (64, 128, 4, 3),
+        (128, 64, 4, 3),
+        (128, 64, 8, 3),
+        (128, 128, 8, 2),
+        (128, 128, 8, 3),
+    )
+)
+
+
+@triton.jit
+def load_rows(pointer, rows, valid, stride_row, stride_dim, dim, BLOCK_D: tl.constexpr):
+    """Rows of a matrix [n, dim] -> [len(rows), BLOCK_D], zeros where not valid or past dim."""
+    dims = tl.arange(0, BLOCK_D)
+    offsets = rows.to(tl.int64)[:, None] * stride_row + dims[None, :] * stride_dim
+    return tl.load(pointer + offsets, mask=valid[:, None] & (dims[None, :] < dim), other=0.0)
+
+
+@triton.jit
+def load_lse(pointer, rows, valid, stride):
+    """log-sum-exp of the rows, base 2."""
+    lse = tl.load(pointer + rows.to(tl.int64) * stride, mask=valid, other=0.0).to(tl.float32)
+    return lse * LOG2_E
+
+
+@triton.jit
+def log2_attention(x, y, scale, PRECISION: tl.constexpr):
+    """x_r · y_c · scale, base 2, in float32; [R, BLOCK_D], [C, BLOCK_D] -> [R, C]."""
+    if WIDEN_BEFORE_DOT:
+        x = x.to(tl.float32)
+        y = y.to(tl.float32)
+    return tl.dot(x, tl.trans(y), input_precision=PRECISION) * (scale * LOG2_E)
+
+
+def refusal_of_attention(
+    device_type: str, dtypes: tuple[torch.dtype, ...], head_dim: int | None = None
+) -> str:
+    """Why the kernels do not take attention inputs, "" where they do.
+
+    Args:
+        device_type: of the tensors.
+        dtypes: of all tensors.
+        head_dim: d.
+    """
+    if device_type != "cuda" and not INTERPRETED:
+        return (
+            f"its kernels run on CUDA tensors, got {device_type}; set TRITON_INTERPRET=1 before "
+            "Python starts to run them on the CPU, slowly"
+        )
+    for dtype in dtypes:
+        if dtype not in DTYPES:
+            return f"its kernels take float16, bfloat16 and float32, got {dtype}"
+    if head_dim is not None and head_dim > MOST_HEAD_DIM:
+        return f"its kernels take a head width d of at most {MOST_HEAD_DIM}, got {head_dim}"
+    return ""
+
+
+def block_of(size: int, most: int | None = None) -> int:
+    """Side of a block that holds `size`: a power of two, at least 16 and at most `most`."""
+    block = max(LEAST_BLOCK, int(triton.next_power_of_2(size)))
+    return block if most is None else min(block, most)
+
+
+def dot_precision() -> str:
+    """How float32 is multiplied: exactly, or in tf32 where torch's own products may."""
+    allowed = torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return "tf32" if allowed else "ieee"
+
+
+def processors(tensor: Tensor) -> int:
+    """How many programs run side by side, at least: the device's multiprocessors."""
+    if not tensor.is_cuda:
+        return 4  # interpreted, one after the other; work is split all the same
+    count: int = torch.cuda.get_device_properties(tensor.device).multi_processor_count
+    return count
