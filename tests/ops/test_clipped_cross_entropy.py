@@ -7,10 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from tests.tolerances import assert_close
 from weaktr.ops import clipped_cross_entropy
-from weaktr.ops.clipped_cross_entropy import clip_threshold
+from weaktr.ops import cross_entropy_tiles as cpu
+from weaktr.ops.clipped_cross_entropy import clip_losses, clip_threshold, pixel_losses
 
 OP = "clipped_cross_entropy"
 #: case -> (mean loss, final loss where clipping is active) of the published code
@@ -109,6 +112,96 @@ def test_any_tile_size(backend, device, shape, patch_size, start):
     actual = (result.loss, gradient, result.mean_loss, result.loss_map)
     for got, wanted in zip(actual, expected, strict=True):
         assert_close(got.cpu(), torch.as_tensor(wanted), "float64")
+
+
+def example(shape, dtype=torch.float32, ignored=0.2):
+    """(logits [B, L, h, w], labels [B, H, W]) for a shape (B, L, h, w, H, W)."""
+    batch, num_labels, *small, height, width = shape
+    logits = torch.randn(batch, num_labels, *small, dtype=torch.float64).mul(3).to(dtype)
+    labels = torch.randint(num_labels, (batch, height, width))
+    labels[torch.rand(labels.shape) < ignored] = 255
+    return logits, labels
+
+
+def definition(logits, labels, patch_size, start_value):
+    """The loss as the eager formula gives it."""
+    return clip_losses(pixel_losses(logits, labels, 255), patch_size, start_value)
+
+
+SHAPES = [
+    (1, 1, 3, 4, 48, 64),
+    (3, 2, 4, 5, 29, 37),  # times 7.3
+    (2, 21, 5, 4, 80, 64),  # times 16
+    (1, 91, 3, 2, 48, 32),
+    (1, 256, 2, 3, 9, 25),
+    (2, 5, 1, 1, 20, 33),  # one pixel of logits
+    (2, 21, 9, 11, 9, 11),  # the same size
+    (1, 9, 6, 5, 6, 40),  # the same height
+    (1, 11, 2, 2, 64, 64),  # times 32
+    (1, 4, 16, 17, 7, 5),  # fewer pixels than logits
+]
+
+
+@pytest.mark.parametrize("start", [0.1, 1e3])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_backends_agree_with_the_definition(backend, device, shape, start):
+    logits, labels = (x.to(device) for x in example(shape))
+    logits.requires_grad_()
+    expected = definition(logits, labels, 13, start)
+    got = clipped_cross_entropy(logits, labels, patch_size=13, start_value=start, backend=backend)
+    (gradient,) = torch.autograd.grad(got.loss, logits)
+    for name in ("loss", "mean_loss", "loss_map"):
+        assert_close(getattr(got, name), getattr(expected, name), "float32")
+    assert_close(gradient, torch.autograd.grad(expected.loss, logits)[0], "float32")
+
+
+@pytest.mark.parametrize("elements", [1, 300, 5000])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_cpu_tiles_of_any_size(monkeypatch, shape, elements):
+    monkeypatch.setattr(cpu, "TILE_ELEMENTS", elements)
+    monkeypatch.setattr(cpu, "TILE_COLUMNS", 3)
+    monkeypatch.setattr(cpu, "TILE_SOURCE", 2)
+    logits, labels = example(shape, torch.float64)
+    weight = torch.randn(labels.shape, dtype=torch.float64)
+    logits.requires_grad_()
+    expected = pixel_losses(logits, labels, 255)
+    got = cpu.TiledCrossEntropy.apply(logits, labels, 255)
+    assert_close(got, expected, "float64")
+    gradients = [torch.autograd.grad(losses, logits, weight)[0] for losses in (got, expected)]
+    assert_close(*gradients, "float64")
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers how many elements the largest tensor had."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        sizes = [x.numel() for x in tree_leaves(result) if isinstance(x, torch.Tensor)]
+        self.elements = max(self.elements, *sizes, 0)
+        return result
+
+
+def test_cpu_never_holds_the_enlarged_logits():
+    logits, labels = example((2, 21, 15, 15, 240, 240))
+    logits.requires_grad_()
+    with LargestTensor() as largest:
+        loss = clipped_cross_entropy(logits, labels, backend="torch").loss
+        torch.autograd.grad(loss, logits)
+    tile = cpu.TILE_ELEMENTS * torch.get_num_threads()
+    assert largest.elements <= max(tile, labels.numel()) < 21 * labels.numel()
+
+
+def test_cpu_tiles_stay_in_float32_under_autocast():
+    logits, labels = example((2, 21, 5, 4, 80, 64))
+    logits.requires_grad_()
+    expected = clipped_cross_entropy(logits, labels, backend="torch").loss
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = clipped_cross_entropy(logits, labels, backend="torch").loss
+        (gradient,) = torch.autograd.grad(got, logits)
+    assert got == expected
+    assert torch.equal(gradient, torch.autograd.grad(expected, logits)[0])
 
 
 def test_enlarges_low_resolution_logits(backend, device):
