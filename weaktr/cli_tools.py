@@ -26,14 +26,18 @@ examples:
   weaktr eval runs/voc/predict/masks VOCdevkit/VOC2012/SegmentationClassAug --num-labels 21
 """
 DATA_HELP = """\
-Look at a data set before training on it.
+Prepare a data set, or look at it before training on it.
 
   check   reads every file and lists all faults at once, with file and line
   stats   counts images, labels, sizes
   write   writes the manifest as JSON
   masks   draws the true masks of a COCO instances JSON
+  prepare downloads (or finds), unpacks and completes VOC 2012 or COCO 2014, and says
+          what is missing; goes on where it was interrupted
 
 examples:
+  weaktr data prepare voc12 --root data --download
+  weaktr data prepare coco14 --root data/coco --archives /mnt/zips --coco-ids 90
   weaktr data check voc12 VOCdevkit/VOC2012 --split train_aug
   weaktr data check coco14 MSCOCO --split train --option ids=80
   weaktr data stats folder photos/
@@ -133,9 +137,14 @@ def env_command(_: Arguments) -> int:
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("action", choices=("check", "stats", "write", "masks"))
+    from weaktr.data.command import add_prepare_options
+
+    parser.add_argument("action", choices=("check", "stats", "write", "masks", "prepare"))
     parser.add_argument("source", help="voc12, coco14, folder, images, scenes, manifest")
-    parser.add_argument("root", type=Path, help="the data set's folder (manifest: the JSON)")
+    parser.add_argument(
+        "folder", type=Path, nargs="?", help="the data set's folder (manifest: the JSON)"
+    )
+    parser.add_argument("--root", type=Path, metavar="DIR", help="the same, by name")
     parser.add_argument("--split", default="train")
     parser.add_argument(
         "--option",
@@ -145,12 +154,18 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         help="further argument of the source, such as ids=80; may be repeated",
     )
     parser.add_argument("--out", type=Path, help="write: the JSON; masks: the folder")
+    add_prepare_options(parser)
 
 
 def data_command(arguments: Arguments) -> int:
     from weaktr import data
-    from weaktr.data.command import run_check, run_stats
+    from weaktr.data.command import run_check, run_prepare, run_stats
 
+    arguments.root = arguments.root or arguments.folder
+    if arguments.root is None:
+        raise ValueError(f"--root: data {arguments.action} needs the data set's folder")
+    if arguments.action == "prepare":
+        return run_prepare(arguments.source, arguments.root, arguments, console)
     options: dict[str, Any] = {}
     for option in arguments.option:
         apply_setting(options, option)

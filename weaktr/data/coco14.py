@@ -42,10 +42,11 @@ def coco14(
     *,
     ids: Ids = 90,
     mask_ids: Literal[90, 80] = 90,
-    instances: str | Path | None = None,
+    instances: str | Path | Instances | None = None,
     images: str | Path | None = None,
     masks: str | Path | None = None,
     names: str | Path | None = None,
+    cls_labels: str | Path | None = None,
     problems: list[Problem] | None = None,
 ) -> Manifest:
     """COCO: instances JSON, image folder and, where they are there, masks.
@@ -58,10 +59,12 @@ def coco14(
             classes, 81 labels; "json" = the JSON's own categories in the order of their ids.
         mask_ids: numbering of the mask files when `ids` is 80: COCO ids 1..90 (what is passed
             around) or labels 1..80.
-        instances: the JSON file, where it is elsewhere.
+        instances: the JSON file, where it is elsewhere, or what `read_instances` made
+            of it with the same `ids` and `mask_ids`.
         images: the image folder, where it is elsewhere.
         masks: the mask folder, where it is elsewhere.
         names: a list of image names, one a line, where it is elsewhere.
+        cls_labels: ``cls_labels.npy`` to take the labels from instead of the JSON; needs a list.
         problems: None = faults are errors; a list collects them instead.
 
     Returns:
@@ -77,20 +80,20 @@ def coco14(
     base = split.split("_", maxsplit=1)[0]
     parts = (f"{base}2014", base, f"{base}2017")
     files = _Files(
-        Path(images) if images else _image_folder(root, parts),
-        Path(masks) if masks else _mask_folder(root, parts),
+        Path(images) if images else _require_images(root, parts),
+        Path(masks) if masks else mask_folder(root, parts),
     )
     list_file = Path(names) if names else first_file([root / f"voc_format/{split}.txt"])
     if list_file is None and base != split:
         raise ValueError(f"split: {split!r} needs the list {root}/voc_format/{split}.txt")
-    json_file = Path(instances) if instances else _instances_file(root, parts)
-    if json_file is not None:
-        declared = read_instances(json_file, ids=ids, mask_ids=mask_ids)
+    declared = None if cls_labels else _declared(root, parts, instances, ids, mask_ids)
+    if declared is not None:
         numbering, found = declared.numbering, declared.found
         samples = _from_instances(declared, files, list_file)
     else:
         numbering, found = numbering_of([], ids, mask_ids), []
-        samples = _from_cls_labels(root, list_file, files, numbering, found)
+        label_file = Path(cls_labels) if cls_labels else _label_file(root)
+        samples = _from_cls_labels(root, label_file, list_file, files, numbering, found)
     name = "coco14" if ids != "json" else "coco"
     return settle(Manifest(name, split, numbering.classes, tuple(samples)), found, problems)
 
@@ -103,18 +106,38 @@ def _check_numberings(ids: object, mask_ids: object) -> None:
         )
 
 
-def _instances_file(root: Path, parts: tuple[str, ...]) -> Path | None:
+def _declared(
+    root: Path,
+    parts: tuple[str, ...],
+    instances: str | Path | Instances | None,
+    ids: Ids,
+    mask_ids: Literal[90, 80],
+) -> Instances | None:
+    if isinstance(instances, Instances):
+        return instances
+    json_file = Path(instances) if instances else instances_file(root, parts)
+    return None if json_file is None else read_instances(json_file, ids=ids, mask_ids=mask_ids)
+
+
+def instances_file(root: Path, parts: tuple[str, ...]) -> Path | None:
+    """The instances JSON of a split below `root`; `parts` are the split's names, best first."""
     folders = (root / "annotations", root)
     return first_file(folder / f"instances_{part}.json" for folder in folders for part in parts)
 
 
-def _image_folder(root: Path, parts: tuple[str, ...]) -> Path:
-    candidates = [
-        *(root / folder / part for folder in ("JPEGImages", "", "images") for part in parts),
-        root / "images",
-        root / "JPEGImages",
-    ]
-    found = first_folder(candidates)
+def image_folder(root: Path, parts: tuple[str, ...]) -> Path | None:
+    """The image folder of a split below `root`, or None; `parts` as in `instances_file`."""
+    return first_folder(
+        [
+            *(root / folder / part for folder in ("JPEGImages", "", "images") for part in parts),
+            root / "images",
+            root / "JPEGImages",
+        ]
+    )
+
+
+def _require_images(root: Path, parts: tuple[str, ...]) -> Path:
+    found = image_folder(root, parts)
     if found is None:
         raise ValueError(
             f"root: expected an image folder such as JPEGImages/{parts[1]}, {parts[0]} or images "
@@ -123,7 +146,8 @@ def _image_folder(root: Path, parts: tuple[str, ...]) -> Path:
     return found
 
 
-def _mask_folder(root: Path, parts: tuple[str, ...]) -> Path | None:
+def mask_folder(root: Path, parts: tuple[str, ...]) -> Path | None:
+    """The mask folder of a split below `root`, or None; `parts` as in `instances_file`."""
     folders = ("SegmentationClass", "voc_format/class_labels", "masks")
     return first_folder(
         [*(root / folder / part for folder in folders for part in parts)]
@@ -194,14 +218,18 @@ def _from_instances(declared: Instances, files: _Files, list_file: Path | None) 
     return chosen
 
 
+def _label_file(root: Path) -> Path | None:
+    return first_file(root / f / "cls_labels.npy" for f in ("", "voc_format", "annotations"))
+
+
 def _from_cls_labels(
     root: Path,
+    label_file: Path | None,
     list_file: Path | None,
     files: _Files,
     numbering: Numbering,
     found: list[Problem],
 ) -> list[Sample]:
-    label_file = first_file(root / f / "cls_labels.npy" for f in ("", "voc_format", "annotations"))
     if label_file is None or list_file is None or len(numbering.classes) == 0:
         raise ValueError(
             f"root: expected annotations/instances_*.json, or (with ids 90 or 80) cls_labels.npy "

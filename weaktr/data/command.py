@@ -1,9 +1,11 @@
-"""What ``weaktr data check`` and ``weaktr data stats`` print."""
+"""What ``weaktr data check | stats | prepare`` do and print."""
 
 from __future__ import annotations
 
+import argparse
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from rich.console import Console
@@ -14,6 +16,7 @@ from rich.text import Text
 from weaktr.data.check import check
 from weaktr.data.io import image_size
 from weaktr.data.manifest import Manifest
+from weaktr.data.prepare import Prepared, prepare_coco14, prepare_voc12
 from weaktr.data.problems import DataError, Problem
 
 _STYLES = {"error": "bold red", "warning": "yellow"}
@@ -129,3 +132,83 @@ def _spread(values: list[int]) -> str:
     if not values:
         return "-"
     return f"{min(values)} … {int(np.median(values))} … {max(values)} (least, median, most)"
+
+
+def add_prepare_options(parser: argparse.ArgumentParser) -> None:
+    """The options that only ``weaktr data prepare`` has."""
+    group = parser.add_argument_group("prepare")
+    group.add_argument(
+        "--download", action="store_true", help="get what is missing from the official addresses"
+    )
+    group.add_argument(
+        "--archives", type=Path, metavar="DIR", help="further folder with downloaded archives"
+    )
+    group.add_argument(
+        "--sbd", type=Path, help="SegmentationClassAug (folder, zip) or SBD (benchmark.tgz, folder)"
+    )
+    group.add_argument(
+        "--cls-labels", type=Path, metavar="FILE", help="cls_labels.npy (default: XML or JSON)"
+    )
+    group.add_argument(
+        "--coco-ids", type=int, choices=(80, 90), help="class numbering of COCO (default 90)"
+    )
+
+
+def run_prepare(source: str, root: Path, options: argparse.Namespace, console: Console) -> int:
+    """Prepare a data set and print what is there and what is missing.
+
+    Args:
+        source: ``voc12`` or ``coco14``.
+        root: the data set's folder.
+        options: those of `add_prepare_options`.
+        console: where to print.
+
+    Returns:
+        Exit code: 1 if something is missing that is needed, else 0.
+
+    Raises:
+        ValueError: an option does not fit the data set, or what the preparation raises.
+    """
+    common = {
+        "fetch": options.download,
+        "archives": options.archives,
+        "cls_labels": options.cls_labels,
+    }
+    try:
+        if source == "voc12" and options.coco_ids is None:
+            prepared = prepare_voc12(root, sbd_masks=options.sbd, **common)
+        elif source == "coco14" and options.sbd is None:
+            prepared = prepare_coco14(root, coco_ids=options.coco_ids or 90, **common)
+        else:
+            raise ValueError(
+                f"data prepare: expected voc12 (without --coco-ids) or coco14 (without --sbd), "
+                f"got {source!r}"
+            )
+    except OSError as error:
+        raise ValueError(f"{error}; what is done so far stays, start again to go on") from error
+    _print_prepared(prepared, console)
+    return 0 if prepared.complete else 1
+
+
+def _print_prepared(prepared: Prepared, console: Console) -> None:
+    title = f"{prepared.data_set} in {prepared.root}"
+    if prepared.splits:
+        counts = Table(title=title, title_justify="left")
+        for heading in ("split", "images", "expected", "with labels", "with mask", "manifest"):
+            counts.add_column(heading, justify="left" if heading == "manifest" else "right")
+        for split in prepared.splits:
+            numbers = (split.images, split.expected, split.with_labels, split.with_mask)
+            counts.add_row(split.name, *map(str, numbers), Text(split.manifest))
+        console.print(counts)
+    if prepared.missing:
+        missing = Table(title="missing", title_justify="left")
+        for heading in ("what", "needed", "what to do"):
+            missing.add_column(heading, overflow="fold")
+        for entry in prepared.missing:
+            needed = "yes" if entry.needed else "no"
+            missing.add_row(Text(entry.what), needed, Text(entry.remedy))
+        console.print(missing)
+    state = "complete" if prepared.complete else "not complete"
+    touched = "" if prepared.changed else ", nothing had to be changed"
+    style = "bold green" if prepared.complete else "bold red"
+    console.print(Text(f"{title}: {state}{touched}", style=style))

@@ -50,15 +50,20 @@ def render_masks(instances_json: str | Path, out_dir: str | Path, *, ids: Ids = 
             continue
         path = (Path(out_dir) / entry["file_name"]).with_suffix(".png")
         path.parent.mkdir(parents=True, exist_ok=True)
-        image = Image.fromarray(_draw(declared, entry))
+        image = Image.fromarray(draw_mask(declared, entry))
         image.putpalette(palette().tobytes())
         image.save(path)
         written.append(path)
     return written
 
 
-def _draw(declared: Instances, image: dict[str, Any]) -> np.ndarray:
-    """uint8 [H, W] labels of one entry of ``"images"``."""
+def draw_mask(declared: Instances, image: dict[str, Any]) -> np.ndarray:
+    """uint8 [H, W] labels of one entry of ``"images"``, in the numbering of `declared`.
+
+    Raises:
+        ImportError: pycocotools is not installed.
+        DataError: an outline cannot be drawn.
+    """
     mask = np.zeros((int(image["height"]), int(image["width"])), np.uint8)
     objects = [
         (bool(entry.get("iscrowd", 0)), _outline(declared, entry, mask.shape), entry)

@@ -54,14 +54,7 @@ def voc12(
     voc = _voc2012(require_folder(root))
     list_file = _list_file(voc, Path(root), split)
     found: list[Problem] = []
-    label_file = (
-        Path(cls_labels)
-        if cls_labels
-        else first_file(
-            folder / "cls_labels.npy"
-            for folder in (voc, voc / "ImageSets/Segmentation", Path(root))
-        )
-    )
+    label_file = find_cls_labels(voc, Path(root), cls_labels)
     xml = _xml_labeller(voc / "Annotations", difficult, found)
     labels_of = xml if label_file is None else _npy_labeller(label_file, xml, found)
     mask_folder = (
@@ -75,6 +68,14 @@ def voc12(
         name, image, mask = _paths(line, voc, mask_folder)
         samples.append(Sample(name, image, labels_of(name, source), mask, source))
     return settle(Manifest("voc12", list_file.stem, VOC, tuple(samples)), found, problems)
+
+
+def find_cls_labels(voc: Path, root: Path, given: str | Path | None = None) -> Path | None:
+    """The ``cls_labels.npy`` that labels come from: `given`, else one that is there, else None."""
+    if given:
+        return Path(given)
+    folders = (voc, voc / "ImageSets/Segmentation", root)
+    return first_file(folder / "cls_labels.npy" for folder in folders)
 
 
 def _voc2012(root: Path) -> Path:

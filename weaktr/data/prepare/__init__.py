@@ -1,0 +1,30 @@
+"""``weaktr data prepare``: from nothing, archives or folders to a data set that is whole.
+
+Read along the data's way: `official` (what is published where), `download`, `archives` (verified
+once), `unpack` (nothing outside the root), `sbd` and `coco_masks` (masks), `voc12` and `coco14`
+(the two preparations), `result` (one manifest, and what is missing).
+"""
+
+from __future__ import annotations
+
+from weaktr.data.prepare.archives import ArchiveError
+from weaktr.data.prepare.coco14 import prepare_coco14
+from weaktr.data.prepare.download import Patience, download
+from weaktr.data.prepare.official import Archive, CocoFacts, VocFacts
+from weaktr.data.prepare.result import Missing, Prepared
+from weaktr.data.prepare.unpack import unpack
+from weaktr.data.prepare.voc12 import prepare_voc12
+
+__all__ = [
+    "Archive",
+    "ArchiveError",
+    "CocoFacts",
+    "Missing",
+    "Patience",
+    "Prepared",
+    "VocFacts",
+    "download",
+    "prepare_coco14",
+    "prepare_voc12",
+    "unpack",
+]

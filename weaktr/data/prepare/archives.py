@@ -1,0 +1,101 @@
+"""Archives on the disk: found, verified, and remembered as verified and as unpacked."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from weaktr.artifacts import read_json, write_json
+from weaktr.data.prepare.meters import megabytes
+from weaktr.data.prepare.official import Archive
+
+_CHUNK = 1 << 22
+
+
+class ArchiveError(ValueError):
+    """An archive cannot be had, is not what it should be, or is not safe to unpack."""
+
+
+def verify(path: Path, archive: Archive) -> None:
+    """Compare size and MD5 of a file with what they should be.
+
+    Raises:
+        ArchiveError: they differ; says expected and got.
+    """
+    size = path.stat().st_size
+    if archive.size is not None and size != archive.size:
+        raise ArchiveError(
+            f"{path}: expected {archive.size} bytes, got {size}; "
+            + (
+                f"rename it to {archive.name}.part in the downloads folder and start with "
+                "--download to go on with it, or delete it"
+                if size < archive.size
+                else "delete it and get it again"
+            )
+        )
+    if archive.md5 is None:
+        return
+    found = _md5(path)
+    if found != archive.md5:
+        raise ArchiveError(
+            f"{path}: expected MD5 {archive.md5}, got {found}; the file is damaged or another one: "
+            "delete it and get it again"
+        )
+
+
+def _md5(path: Path) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    with (
+        open(path, "rb") as file,
+        megabytes(f"verifying {path.name}", path.stat().st_size) as reach,
+    ):
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            reach(file.tell())
+    return digest.hexdigest()
+
+
+def find(name: str, folders: Sequence[Path]) -> Path | None:
+    """The first file or folder `name` in one of `folders`, or None."""
+    return next((folder / name for folder in folders if (folder / name).exists()), None)
+
+
+class Ledger:
+    """What was done with which archive, so that a second run need not do it again.
+
+    Lines live in ``ROOT/.prepared/NAME.json`` and hold for an archive as long as its size and its
+    time of change stay the same.
+
+    Args:
+        root: the data set's folder.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.folder = root / ".prepared"
+
+    def verified(self, path: Path, archive: Archive) -> Path:
+        """`path`, after `verify`, which is done once."""
+        if not self.has(path, "verified", archive.md5):
+            verify(path, archive)
+            self.add(path, "verified", archive.md5)
+        return path
+
+    def has(self, path: Path, deed: str, what: str | None = None) -> bool:
+        """Whether `add` was called with the same arguments and the file is unchanged."""
+        file = self._file(path)
+        return file.is_file() and read_json(file).get(deed) == [_stamp(path), what]
+
+    def add(self, path: Path, deed: str, what: str | None = None) -> None:
+        """Note that `deed` is done with the file at `path`."""
+        file = self._file(path)
+        deeds = read_json(file) if file.is_file() else {}
+        write_json(file, {**deeds, deed: [_stamp(path), what]})
+
+    def _file(self, path: Path) -> Path:
+        return self.folder / f"{path.name}.json"
+
+
+def _stamp(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]

@@ -1,0 +1,73 @@
+"""Class masks of a COCO split, drawn over as many runs as it takes."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from weaktr.artifacts import write_mask
+from weaktr.data.instances import Instances
+from weaktr.data.manifest import is_inside
+from weaktr.data.prepare.pngs import is_whole_png
+from weaktr.data.render import draw_mask
+from weaktr.progress import track
+
+
+def can_draw() -> bool:
+    """Whether pycocotools, which reads COCO's outlines, is installed."""
+    return importlib.util.find_spec("pycocotools") is not None
+
+
+def draw_masks(declared: Instances, folder: Path, *, workers: int | None = None) -> int:
+    """Draw the masks that `folder` does not hold yet, as palette PNGs; see `render_masks`.
+
+    Objects get their COCO id 1..90 (if `declared` is in that numbering), large ones first and
+    small ones on top. Crowds lie below everything as 255 = ignore: a crowd's outline covers the
+    gaps between its members as well, so neither "class" nor "background" is true of each pixel.
+
+    Args:
+        declared: the split's annotations.
+        folder: where ``<file_name without suffix>.png`` are written; made where it is missing.
+        workers: threads; None = the number of CPU cores, at most 8.
+
+    Returns:
+        The number of masks drawn. Images without annotations, and those with an object that has
+        no outline, get none.
+
+    Raises:
+        ImportError: pycocotools is not installed and a mask is to be drawn.
+        DataError: an outline cannot be drawn.
+    """
+    to_draw = [
+        (entry, path)
+        for entry in declared.images
+        if _is_drawable(declared, entry)
+        and not is_whole_png(path := _target(folder, entry), (entry["height"], entry["width"]))
+    ]
+
+    def draw(job: tuple[dict[str, Any], Path]) -> None:
+        entry, path = job
+        write_mask(path, draw_mask(declared, entry), durable=False)
+
+    if not to_draw:
+        return 0
+    pool = ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1))
+    try:
+        for _ in track(pool.map(draw, to_draw), "drawing masks", len(to_draw)):
+            pass
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return len(to_draw)
+
+
+def _is_drawable(declared: Instances, entry: dict[str, Any]) -> bool:
+    rows = declared.annotations[entry["id"]]
+    outlined = bool(rows) and all(row.get("segmentation") for row in rows)
+    return outlined and is_inside(str(entry["file_name"]))
+
+
+def _target(folder: Path, entry: dict[str, Any]) -> Path:
+    return (folder / str(entry["file_name"])).with_suffix(".png")

@@ -1,0 +1,168 @@
+"""What a preparation ends with: one manifest that says what is there and what is missing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from weaktr.artifacts import write_bytes
+from weaktr.data.classes import Classes
+from weaktr.data.manifest import Manifest, Sample
+
+FORMAT = "weaktr-prepared-1"
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Something that is not there.
+
+    Args:
+        what: what is missing, with numbers and the first names.
+        remedy: what to do about it.
+        needed: False = everything published can be trained without it.
+    """
+
+    what: str
+    remedy: str
+    needed: bool = True
+
+
+@dataclass(frozen=True)
+class SplitCount:
+    """How many images a split has.
+
+    Args:
+        name: the split.
+        images: in its list.
+        expected: as published.
+        with_labels: of these, how many have image-level labels.
+        with_mask: how many have a mask.
+        manifest: its manifest, relative to the root.
+    """
+
+    name: str
+    images: int
+    expected: int
+    with_labels: int
+    with_mask: int
+    manifest: str
+
+
+@dataclass
+class Prepared:
+    """The outcome of a preparation; written as ``ROOT/manifest.json``.
+
+    Args:
+        data_set: ``voc12`` or ``coco14``.
+        root: the data set's folder.
+        classes: what the class indices mean.
+        origins: where masks, labels and lists come from, in words.
+        splits: one for each split that has a list.
+        missing: what is not there.
+        changed: whether this run wrote anything.
+    """
+
+    data_set: str
+    root: Path
+    classes: Classes
+    origins: dict[str, str] = field(default_factory=dict)
+    splits: list[SplitCount] = field(default_factory=list)
+    missing: list[Missing] = field(default_factory=list)
+    changed: bool = False
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing that is needed is missing."""
+        return not any(missing.needed for missing in self.missing)
+
+    def add_split(self, manifest: Manifest, expected: int, remedy: str) -> Manifest:
+        """Count a split, note what it misses, and write its manifest.
+
+        Args:
+            manifest: the split; masks that are not on the disk are taken out of it.
+            expected: number of images as published.
+            remedy: what to do where images are missing.
+
+        Returns:
+            The manifest as written.
+        """
+        samples = tuple(_without_missing_mask(sample) for sample in manifest.samples)
+        manifest = replace(manifest, samples=samples)
+        split, file = manifest.split, f"manifests/{manifest.split}.json"
+        if len(samples) != expected:
+            what = f"{split}: {len(samples)} images in its list, expected {expected}"
+            self.missing.append(Missing(what, "compare the list with the published one"))
+        absent = [sample.name for sample in samples if not is_whole(sample.image)]
+        if absent:
+            self.missing.append(Missing(f"{split}: {listed(absent, 'images')}", remedy))
+        unknown = [sample.name for sample in samples if sample.labels is None]
+        if unknown:
+            what = f"{split}: {listed(unknown, 'images')} without labels"
+            self.missing.append(
+                Missing(what, "unpack the annotations, or give --cls-labels cls_labels.npy")
+            )
+        self.splits.append(
+            SplitCount(
+                split,
+                len(samples),
+                expected,
+                len(samples) - len(unknown),
+                sum(sample.mask is not None for sample in samples),
+                file,
+            )
+        )
+        self.changed |= _save_if_changed(manifest, self.root / file)
+        return manifest
+
+    def write(self) -> Path:
+        """Write ``manifest.json`` unless it says the same already; returns its path."""
+        content: dict[str, Any] = {
+            "format": FORMAT,
+            "data_set": self.data_set,
+            "complete": self.complete,
+            "classes": {"names": self.classes.names, "ids": self.classes.ids},
+            "origins": self.origins,
+            "splits": [asdict(split) for split in self.splits],
+            "missing": [asdict(missing) for missing in self.missing],
+        }
+        path = self.root / "manifest.json"
+        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        if not path.is_file() or path.read_bytes() != text.encode():
+            write_bytes(path, text.encode())
+            self.changed = True
+        return path
+
+
+def listed(names: Sequence[str], what: str, shown: int = 3) -> str:
+    """``"12 images (a, b, c, ...)"``."""
+    more = ", ..." if len(names) > shown else ""
+    return f"{len(names)} {what} ({', '.join(names[:shown])}{more})"
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file is there and not empty (a power cut can leave empty ones)."""
+    try:
+        return path.stat().st_size > 0
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def _without_missing_mask(sample: Sample) -> Sample:
+    if sample.mask is None or is_whole(sample.mask):
+        return sample
+    return replace(sample, mask=None)
+
+
+def _save_if_changed(manifest: Manifest, path: Path) -> bool:
+    """Write a manifest unless the very same is there; whether it was written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.new")
+    manifest.save(fresh)
+    if path.is_file() and path.read_bytes() == fresh.read_bytes():
+        fresh.unlink()
+        return False
+    fresh.replace(path)
+    return True

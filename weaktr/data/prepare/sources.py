@@ -1,0 +1,110 @@
+"""Where a preparation takes its archives from, and what it remembers from run to run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from weaktr.artifacts import read_json, write_json
+from weaktr.data.prepare.archives import Ledger, find
+from weaktr.data.prepare.download import Patience, download
+from weaktr.data.prepare.official import Archive
+from weaktr.data.prepare.unpack import unpack
+
+#: What `Sources.origin` says of things that were there before the first run.
+AS_FOUND = "as it was found"
+
+
+class Sources:
+    """The archives of one data set.
+
+    Args:
+        root: the data set's folder; made where it is missing and `fetch` is set.
+        fetch: whether to download what is not there, into ``root/downloads``.
+        archives: a further folder to look into.
+        patience: how hard to try to download.
+
+    Raises:
+        ValueError: `root` or `archives` is no folder.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        fetch: bool,
+        archives: str | Path | None = None,
+        patience: Patience | None = None,
+    ) -> None:
+        if not root.is_dir() and not fetch:
+            raise ValueError(f"root: {root} is no folder; make it, or add --download")
+        if archives is not None and not Path(archives).is_dir():
+            raise ValueError(f"archives: expected a folder, got {str(archives)!r}, which is none")
+        root.mkdir(parents=True, exist_ok=True)
+        self.root, self.fetch, self.patience = root, fetch, patience
+        self.folders = [root, root / "downloads", *([Path(archives)] if archives else [])]
+        self._ledger = Ledger(root)
+        self._origins = root / ".prepared/origins.json"
+
+    def find(self, names: Sequence[str]) -> Path | None:
+        """The first of `names` that is there, whatever the folder."""
+        return next((path for name in names if (path := find(name, self.folders))), None)
+
+    def archive(self, archive: Archive) -> Path | None:
+        """An archive that is there, else a downloaded one, else None; verified.
+
+        Raises:
+            ArchiveError: it is damaged, or cannot be downloaded.
+        """
+        path = find(archive.name, self.folders)
+        if path is not None:
+            return self._ledger.verified(path, archive)
+        if not self.fetch:
+            return None
+        path = download(archive, self.root / "downloads", self.patience)
+        self._ledger.add(path, "verified", archive.md5)
+        return path
+
+    def unpack(
+        self, archive: Archive, folder: Path, place: Callable[[str], str | None], *, wanted: bool
+    ) -> int:
+        """Unpack an archive if something of it is wanted, or an earlier run was interrupted in it.
+
+        Args:
+            archive: see `archive`.
+            folder, place: see `weaktr.data.prepare.unpack.unpack`.
+            wanted: whether files are known to be missing.
+
+        Returns:
+            The number of files written.
+        """
+        if not wanted and not self._interrupted(archive):
+            return 0
+        path = self.archive(archive)
+        if path is None:
+            return 0
+        self._ledger.add(path, "begun")
+        written = unpack(path, folder, place)
+        self._ledger.add(path, "unpacked")
+        return written
+
+    def origin(self, what: str, text: str | None = None) -> str:
+        """Note where something comes from (with `text`), or say what was noted."""
+        noted = read_json(self._origins) if self._origins.is_file() else {}
+        if text is None:
+            return str(noted.get(what, AS_FOUND))
+        write_json(self._origins, {**noted, what: text})
+        return text
+
+    def remedy(self, *archives: Archive) -> str:
+        """What to do where archives are missing."""
+        urls = " and ".join(archive.urls[0] for archive in archives)
+        return f"add --download, or put {urls} into {self.root / 'downloads'}"
+
+    def _interrupted(self, archive: Archive) -> bool:
+        path = find(archive.name, self.folders)
+        return (
+            path is not None
+            and self._ledger.has(path, "begun")
+            and not self._ledger.has(path, "unpacked")
+        )
