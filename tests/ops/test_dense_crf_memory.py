@@ -36,7 +36,8 @@ def test_too_large_an_image_is_an_error_and_not_the_end():
         pick(OP, "cpu", "cpu")
     except BackendUnavailable as error:
         pytest.skip(str(error))
-    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", SCRIPT]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     refused, then = done.stdout.splitlines()
     assert "refused: dense_crf: a block of" in refused
