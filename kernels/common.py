@@ -18,20 +18,26 @@ LEAST_BLOCK = 16
 MOST_HEAD_DIM = 128
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
-#: Sides of a tile of attention (queries, keys); the first fits into any GPU's shared memory.
-CONFIGS: tuple[Config, ...] = tuple(
-    {"BLOCK_I": rows, "BLOCK_J": columns, "num_warps": warps, "num_stages": stages}
-    for rows, columns, warps, stages in (
-        (32, 32, 4, 1),
-        (64, 32, 4, 3),
-        (64, 64, 4, 2),
-        (64, 64, 4, 3),
-        (64, 128, 4, 3),
-        (128, 64, 4, 3),
-        (128, 64, 8, 3),
-        (128, 128, 8, 2),
-        (128, 128, 8, 3),
-    )
+
+def _configs(*sizes: tuple[int, int, int, int]) -> tuple[Config, ...]:
+    """(queries, keys) of a tile of attention, warps, stages of the pipeline."""
+    names = ("BLOCK_I", "BLOCK_J", "num_warps", "num_stages")
+    return tuple(dict(zip(names, size, strict=True)) for size in sizes)
+
+
+#: On tensor cores; the first fits into any GPU's shared memory.
+CONFIGS = _configs(
+    (32, 32, 4, 1),
+    (64, 64, 4, 2),
+    (64, 64, 4, 3),
+    (64, 128, 4, 3),
+    (128, 64, 4, 3),
+    (128, 64, 8, 3),
+    (128, 128, 8, 3),
+)
+#: float32 without tf32 runs beside them: larger tiles do not fit into registers.
+EXACT_CONFIGS = _configs(
+    (32, 32, 4, 1), (32, 64, 4, 2), (64, 32, 4, 2), (64, 64, 4, 2), (64, 64, 8, 2)
 )
 
 
@@ -92,6 +98,12 @@ def dot_precision() -> str:
     """How float32 is multiplied: exactly, or in tf32 where torch's own products may."""
     allowed = torch.backends.cuda.matmul.fp32_precision == "tf32"
     return "tf32" if allowed else "ieee"
+
+
+def configs_of(x: Tensor) -> tuple[Config, ...]:
+    """Candidates for products of `x`."""
+    exact = x.dtype == torch.float32 and dot_precision() == "ieee"
+    return EXACT_CONFIGS if exact else CONFIGS
 
 
 def processors(tensor: Tensor) -> int:

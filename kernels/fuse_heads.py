@@ -22,8 +22,8 @@ import triton
 from torch import Tensor
 
 from weaktr.kernels.common import (
-    CONFIGS,
     block_of,
+    configs_of,
     dot_precision,
     processors,
     refusal_of_attention,
@@ -217,7 +217,7 @@ def _spread(
 
     key = (*_key(x, values, layout), int(transposed))
     with torch.cuda.device_of(x):
-        return launch(best_config(spread_kernel, key, CONFIGS, launch, x.device))
+        return launch(best_config(spread_kernel, key, configs_of(x), launch, x.device))
 
 
 def _weights_gradient(
@@ -252,7 +252,7 @@ def _weights_gradient(
 
     with torch.cuda.device_of(q):
         return launch(
-            best_config(weights_kernel, _key(q, values, layout), CONFIGS, launch, q.device)
+            best_config(weights_kernel, _key(q, values, layout), configs_of(q), launch, q.device)
         )
 
 

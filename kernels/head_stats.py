@@ -13,8 +13,8 @@ import triton.language as tl
 from torch import Tensor
 
 from weaktr.kernels.common import (
-    CONFIGS,
     block_of,
+    configs_of,
     dot_precision,
     load_lse,
     load_rows,
@@ -62,7 +62,7 @@ def attention_lse(q: Tensor, k: Tensor, scale: float) -> Tensor:
         )
 
     with torch.cuda.device_of(q):
-        launch(best_config(_lse_kernel, _key(q), CONFIGS, launch, q.device))
+        launch(best_config(_lse_kernel, _key(q), configs_of(q), launch, q.device))
     return lse
 
 
@@ -101,7 +101,7 @@ def attention_stats(
 
     key = (*_key(q), bucket(num_classes), int(column_means))
     with torch.cuda.device_of(q):
-        launch(best_config(_stats_kernel, key, CONFIGS, launch, q.device))
+        launch(best_config(_stats_kernel, key, configs_of(q), launch, q.device))
     return rows, means
 
 
