@@ -21,13 +21,33 @@ using Array = py::array_t<T, py::array::c_style>;
 
 std::string shape_of(const py::array& array) { return py::str(array.attr("shape")); }
 
+// An entry of a dict that has to be there.
+py::object entry(const py::dict& from, const char* name) {
+  if (!from.contains(name)) refuse(std::string(name) + ": expected in the dict, found nothing");
+  return from[name];
+}
+
+// `value` as a C++ type, or what was expected instead.
+template <class T>
+T converted(const py::handle& value, const char* name, const char* expected) {
+  try {
+    return py::cast<T>(value);
+  } catch (const py::cast_error&) {
+    refuse(std::string(name) + ": expected " + expected + ", got " +
+           std::string(py::repr(py::type::of(value))));
+  }
+}
+
 // An entry of a dict as an array of exactly this type and layout; none where it is None.
 template <class T>
 std::optional<Array<T>> array_in(const py::dict& from, const char* name) {
   if (!from.contains(name) || from[name].is_none()) return std::nullopt;
   const py::object value = from[name];
-  if (!Array<T>::check_(value))
-    refuse(std::string(name) + ": expected a C-contiguous array of " +
+  const bool aligned =
+      py::isinstance<py::array>(value) &&
+      (py::cast<py::array>(value).flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_);
+  if (!aligned || !Array<T>::check_(value))
+    refuse(std::string(name) + ": expected an aligned C-contiguous array of " +
            std::string(py::str(py::dtype::of<T>())) + ", got " +
            std::string(py::repr(py::type::of(value))));
   return py::cast<Array<T>>(value);
@@ -45,7 +65,7 @@ Normalization normalization_from(const std::string& name) {
 struct Held {
   Problem problem;
   std::vector<py::object> inputs;
-  py::tuple shape;
+  std::vector<int64_t> shape;
   py::object marginals = py::none(), argmax = py::none(), confidence = py::none();
 
   template <class T>
@@ -66,7 +86,8 @@ void add_kernel(Held& held, const py::dict& given) {
     kernel.dimensions = static_cast<int>(std::min<py::ssize_t>(features->shape(0), 99));
     kernel.features = held.hold(features);
   } else {
-    const auto deviations = given["deviations"].cast<std::vector<float>>();
+    const auto deviations = converted<std::vector<float>>(entry(given, "deviations"), "deviations",
+                                                          "2 or 5 numbers, or features");
     kernel.dimensions = static_cast<int>(deviations.size());
     if (deviations.size() != 2 && deviations.size() != 5)
       refuse("deviations: expected 2 or 5 numbers, got " + std::to_string(deviations.size()));
@@ -82,7 +103,8 @@ void add_kernel(Held& held, const py::dict& given) {
     refuse("compat: expected [" + std::to_string(labels) + "] or [" + std::to_string(labels) +
            ", " + std::to_string(labels) + "], got " + shape_of(*compat));
   kernel.compat.assign(compat->data(), compat->data() + compat->size());
-  kernel.normalization = normalization_from(given["normalization"].cast<std::string>());
+  kernel.normalization = normalization_from(
+      converted<std::string>(entry(given, "normalization"), "normalization", "a name"));
   held.problem.kernels.push_back(kernel);
 }
 
@@ -110,8 +132,7 @@ void add_energies(Held& held, const py::dict& given) {
 }
 
 void add_outputs(Held& held, const std::string& output) {
-  std::vector<py::ssize_t> shape;
-  for (const py::handle& side : held.shape) shape.push_back(side.cast<py::ssize_t>());
+  std::vector<py::ssize_t> shape(held.shape.begin(), held.shape.end());
   if (output == "marginals") {
     shape.insert(shape.begin(), held.problem.labels);
     Array<float> marginals(shape);
@@ -130,18 +151,22 @@ void add_outputs(Held& held, const std::string& output) {
   held.confidence = confidence;
 }
 
+// The shape of a problem, its pixels counted.
+void add_shape(Held& held, const py::dict& given) {
+  held.shape = converted<std::vector<int64_t>>(entry(given, "shape"), "shape", "whole numbers");
+  Problem& problem = held.problem;
+  problem.pixels = 1;
+  for (const int64_t side : held.shape)
+    if (side <= 0 || __builtin_mul_overflow(problem.pixels, side, &problem.pixels))
+      refuse("image: expected at least one pixel and fewer than 2^31, got shape " +
+             std::string(py::str(given["shape"])));
+  if (held.shape.size() == 2) problem.height = held.shape[0], problem.width = held.shape[1];
+}
+
 Held read_problem(const py::dict& given, const std::string& output) {
   Held held;
   Problem& problem = held.problem;
-  held.shape = py::tuple(given["shape"]);
-  problem.pixels = 1;
-  for (const py::handle& side : held.shape) problem.pixels *= side.cast<int64_t>();
-  if (problem.pixels <= 0)
-    refuse("image: expected at least one pixel, got shape " + std::string(py::str(held.shape)));
-  if (held.shape.size() == 2) {
-    problem.height = held.shape[0].cast<int64_t>();
-    problem.width = held.shape[1].cast<int64_t>();
-  }
+  add_shape(held, given);
   const auto image = array_in<uint8_t>(given, "image");
   if (image && (image->ndim() != 3 || image->shape(0) != problem.height ||
                 image->shape(1) != problem.width || image->shape(2) != 3))
@@ -151,7 +176,8 @@ Held read_problem(const py::dict& given, const std::string& output) {
   add_energies(held, given);
   if (problem.labels < 1 || problem.labels > kMaxLabels)
     refuse("labels: expected 1 to 255, got " + std::to_string(problem.labels));
-  for (const py::handle& kernel : given["kernels"]) add_kernel(held, py::cast<py::dict>(kernel));
+  for (const py::handle& kernel : converted<py::list>(entry(given, "kernels"), "kernels", "a list"))
+    add_kernel(held, converted<py::dict>(kernel, "kernels", "a dict for each"));
   add_outputs(held, output);
   return held;
 }
@@ -160,7 +186,8 @@ py::list run(const py::list& given, int iterations, int threads, const std::stri
              const std::string& output) {
   std::vector<Held> held;
   for (const py::handle& problem : given)
-    held.push_back(read_problem(py::cast<py::dict>(problem), output));
+    held.push_back(
+        read_problem(converted<py::dict>(problem, "problems", "a dict for each"), output));
   std::vector<Problem> problems;
   for (const Held& each : held) problems.push_back(each.problem);
   {

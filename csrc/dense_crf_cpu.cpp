@@ -9,6 +9,7 @@
 #include <memory>
 #include <mutex>
 #include <new>
+#include <system_error>
 #include <thread>
 
 #if defined(__linux__)
@@ -29,6 +30,7 @@ constexpr size_t kHugePage = size_t{2}
                              << 20;  // rows are read in no order: fewer pages, fewer misses
 constexpr size_t kPage = 4096;
 constexpr size_t kWorthAsking = size_t{64} << 20;  // smaller blocks are not checked against memory
+constexpr int kMostThreads = 256;                  // more only wait for each other
 constexpr size_t kWorthKeeping = size_t{256} << 20;  // larger work spaces are freed after use
 
 // Says what was missing.
@@ -131,6 +133,16 @@ class FlushDenormals {
 #endif
 };
 
+// Starts job(0) ... job(count - 1), or as many of them as the system has threads for.
+template <class Job>
+void start_threads(std::vector<std::thread>& threads, int count, const Job& job) {
+  threads.reserve(static_cast<size_t>(count));
+  try {
+    for (int number = 0; number < count; ++number) threads.emplace_back(job, number);
+  } catch (const std::system_error&) {
+  }
+}
+
 }  // namespace
 
 // The threads of a team wait for a round to begin and report when they have done their part.
@@ -162,8 +174,8 @@ struct Team::Threads {
 Team::Team(int size) : size_(size) {
   if (size < 2) return;
   threads_ = new Threads;
-  for (int part = 1; part < size; ++part)
-    threads_->threads.emplace_back([this, part] { threads_->serve(part); });
+  start_threads(threads_->threads, size - 1, [this](int part) { threads_->serve(part + 1); });
+  size_ = static_cast<int>(threads_->threads.size()) + 1;
 }
 
 Team::~Team() {
@@ -279,13 +291,13 @@ void dense_crf_cpu(const std::vector<Problem>& problems, int iterations, int thr
   const Solve solve = choose_isa(isa);
   std::atomic<size_t> next{0};
   std::vector<std::exception_ptr> errors(problems.size());
-  const size_t workers = std::min(static_cast<size_t>(threads), problems.size());
-  auto work = [&](size_t worker) {
+  threads = std::min(threads, kMostThreads);
+  const int workers = static_cast<int>(std::min(static_cast<size_t>(threads), problems.size()));
+  auto work = [&](int worker) {
     const FlushDenormals flush;
     Borrowed workspace;
     // threads that have no image of their own help with one
-    const size_t extra = static_cast<size_t>(threads) % workers > worker;
-    Team team(static_cast<int>(static_cast<size_t>(threads) / workers + extra));
+    Team team(threads / workers + (threads % workers > worker));
     for (size_t i; (i = next++) < problems.size();) {
       try {
         const Problem& problem = problems[i];
@@ -301,8 +313,10 @@ void dense_crf_cpu(const std::vector<Problem>& problems, int iterations, int thr
     }
   };
   std::vector<std::thread> helpers;
-  for (size_t worker = 1; worker < workers; ++worker) helpers.emplace_back(work, worker);
-  if (workers) work(0);
+  if (workers) {
+    start_threads(helpers, workers - 1, [&](int number) { work(number + 1); });
+    work(0);
+  }
   for (std::thread& helper : helpers) helper.join();
   for (const std::exception_ptr& error : errors)
     if (error) std::rethrow_exception(error);
