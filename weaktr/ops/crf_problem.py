@@ -77,16 +77,21 @@ def as_tensor(name: str, value: Array) -> Tensor:
     """A tensor of any array, without gradient; where torch cannot share the memory it is copied.
 
     Raises:
-        ValueError: not an array, or of a dtype that torch does not have.
+        ValueError: not an array, sparse, or of a dtype that torch does not have.
     """
     if isinstance(value, Tensor):
+        if value.layout != torch.strided:
+            raise ValueError(f"{name}: expected a dense tensor, got {value.layout}; use to_dense()")
         return value.detach()
     if not isinstance(value, np.ndarray):
         raise ValueError(f"{name}: expected a NumPy array or a tensor, got {type(value).__name__}")
     if value.dtype.kind not in "bifu":
         raise ValueError(f"{name}: expected an array of numbers, got dtype {value.dtype}")
     dtype = np.dtype(np.float64) if value.dtype == np.longdouble else value.dtype.newbyteorder("=")
-    return torch.from_numpy(np.require(value, dtype, requirements=["C", "W"]))
+    array = np.require(value, dtype, requirements=["C", "W", "A"])
+    if min(array.strides, default=0) < 0:  # an axis of length 1, which NumPy takes for contiguous
+        array = array.copy()
+    return torch.from_numpy(array)
 
 
 def grid_positions(shape: tuple[int, ...], device: torch.device) -> Tensor:

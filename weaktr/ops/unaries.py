@@ -99,7 +99,7 @@ def checked_labels(labels: Array, values: int, zero_unsure: bool) -> Tensor:
         ValueError: an argument of the wrong shape, dtype or range.
     """
     tensor = as_tensor("labels", labels)
-    if tensor.ndim == 0 or tensor.is_floating_point():
+    if tensor.ndim == 0 or tensor.is_floating_point() or tensor.is_complex():
         raise ValueError(
             f"labels: expected integers [*spatial], got {tensor.dtype} {tuple(tensor.shape)}"
         )
@@ -124,9 +124,9 @@ def label_map(labels: Array, n_labels: int, gt_prob: float, zero_unsure: bool) -
     Raises:
         ValueError: an argument of the wrong shape, dtype or range, or an empty map.
     """
-    table = label_table(n_labels, gt_prob, zero_unsure)
-    if table.shape[1] > MOST_LABELS:
+    if isinstance(n_labels, (int, np.integer)) and n_labels > MOST_LABELS:
         raise ValueError(f"n_labels: expected 1..{MOST_LABELS}, got {n_labels}")
+    table = label_table(n_labels, gt_prob, zero_unsure)
     checked = checked_labels(labels, len(table), zero_unsure)
     if checked.numel() == 0:
         raise ValueError(f"labels: expected at least one pixel, got {tuple(checked.shape)}")
