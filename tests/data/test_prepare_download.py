@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from tests.data.loopback import Site, serving
-from weaktr.data.prepare import Archive, ArchiveError, Patience, download
+from weaktr.data.prepare import Archive, ArchiveError, Patience
+from weaktr.data.prepare.download import download
 from weaktr.data.prepare.official import COCO14, VOC12
 
 QUICK = Patience(timeout=0.5, attempts=3, pause=0.01)

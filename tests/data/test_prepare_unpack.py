@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from weaktr.data.prepare import ArchiveError, unpack
-from weaktr.data.prepare.unpack import members
+from weaktr.data.prepare import ArchiveError
+from weaktr.data.prepare.unpack import members, unpack
 
 CONTENT = {"top/a.txt": b"alpha", "top/sub/b.bin": bytes(range(256)) * 2000}
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from weaktr.data.prepare.archives import ArchiveError
 from weaktr.data.prepare.coco14 import prepare_coco14
-from weaktr.data.prepare.download import Patience, download
+from weaktr.data.prepare.download import Patience
 from weaktr.data.prepare.official import Archive, CocoFacts, VocFacts
 from weaktr.data.prepare.result import Missing, Prepared
-from weaktr.data.prepare.unpack import unpack
 from weaktr.data.prepare.voc12 import prepare_voc12
 
 __all__ = [
@@ -23,8 +22,6 @@ __all__ = [
     "Patience",
     "Prepared",
     "VocFacts",
-    "download",
     "prepare_coco14",
     "prepare_voc12",
-    "unpack",
 ]

@@ -94,7 +94,7 @@ class _Split:
         path = _json(root, name)
         self.declared = None if path is None else read_instances(path)
         self.list_file = root / f"voc_format/{name}.txt"
-        self.images = image_folder(root, self.parts)
+        self.images = self._image_folder()
 
     def take_images(self) -> None:
         """Unpack the images where one is missing."""
@@ -108,7 +108,7 @@ class _Split:
             self.facts.images[self.name], folder, place, wanted=not self._has_images()
         )
         self.result.changed |= written > 0
-        self.images = image_folder(self.root, self.parts)
+        self.images = self._image_folder()
 
     def write_list(self) -> None:
         """Write ``voc_format/SPLIT.txt``, the images with annotations, where there is no list."""
@@ -121,7 +121,7 @@ class _Split:
     def draw(self) -> None:
         """Draw the masks, unless there is a folder with masks from elsewhere."""
         what = f"masks of {self.name}"
-        folder = mask_folder(self.root, self.parts)
+        folder = self._mask_folder()
         if folder is not None and self.sources.origin(what) != _DRAWN:
             self.result.origins[what] = self.sources.origin(what)
             return
@@ -154,7 +154,7 @@ class _Split:
             ids=coco_ids,
             instances=self._numbered(coco_ids),
             images=self.images,
-            masks=mask_folder(self.root, self.parts),
+            masks=self._mask_folder(),
             cls_labels=cls_labels,
             problems=problems,
         )
@@ -166,6 +166,15 @@ class _Split:
         if unmasked := sum(sample.mask is None for sample in manifest):
             what = f"{self.name}: {unmasked} masks"
             missing.append(Missing(what, "masks are drawn from the JSON: " + _MASK_REMEDY))
+
+    def _image_folder(self) -> Path | None:
+        """Where this split's images are; a folder that only holds the other split's is none."""
+        folder = image_folder(self.root, self.parts)
+        return folder if by_number(folder, IMAGE_SUFFIXES) else None
+
+    def _mask_folder(self) -> Path | None:
+        folder = mask_folder(self.root, self.parts)
+        return folder if by_number(folder, (".png",)) else None
 
     def _numbered(self, coco_ids: Literal[90, 80]) -> Instances | None:
         if self.declared is None:

@@ -46,9 +46,11 @@ class Sources:
         self._ledger = Ledger(root)
         self._origins = root / ".prepared/origins.json"
 
-    def find(self, names: Sequence[str]) -> Path | None:
-        """The first of `names` that is there, whatever the folder."""
-        return next((path for name in names if (path := find(name, self.folders))), None)
+    def find(self, names: Sequence[str], besides: Path) -> Path | None:
+        """The first of `names` that is in one of the folders and is not `besides`."""
+        candidates = (folder / name for name in names for folder in self.folders)
+        own = besides.resolve()
+        return next((path for path in candidates if path.exists() and path.resolve() != own), None)
 
     def archive(self, archive: Archive) -> Path | None:
         """An archive that is there, else a downloaded one, else None; verified.
@@ -93,7 +95,8 @@ class Sources:
         noted = read_json(self._origins) if self._origins.is_file() else {}
         if text is None:
             return str(noted.get(what, AS_FOUND))
-        write_json(self._origins, {**noted, what: text})
+        if noted.get(what) != text:
+            write_json(self._origins, {**noted, what: text})
         return text
 
     def remedy(self, *archives: Archive) -> str:

@@ -51,6 +51,8 @@ def prepare_voc12(
         ValueError: `root`, `sbd_masks` or an archive cannot be used; says why.
     """
     root, facts = Path(root), facts or official.VOC12
+    if sbd_masks is not None and not Path(sbd_masks).exists():
+        raise ValueError(f"sbd: {sbd_masks} does not exist; give a folder, zip or tar")
     sources = Sources(root, fetch=fetch, archives=archives, patience=patience)
     result = Prepared("voc12", root, VOC)
     voc = _voc2012(root)
@@ -88,9 +90,10 @@ def _place(name: str) -> str | None:
 
 def _has_gaps(voc: Path, *, xml: bool) -> bool:
     """Whether a file that the devkit's archive holds, and that is needed, is not there."""
-    annotated = {*sbd.voc_names(voc, "train"), *sbd.voc_names(voc, "val")}
-    if not annotated:
+    lists = [sbd.voc_names(voc, split) for split in ("train", "val")]
+    if not all(lists):
         return True
+    annotated = {name for names in lists for name in names}
     main = voc / "ImageSets/Main/trainval.txt"
     everything = {*annotated, *sbd.voc_names(voc, "train_aug")}
     if main.is_file():
@@ -123,13 +126,8 @@ def _mask_source(
     voc: Path, sources: Sources, facts: official.VocFacts, given: str | Path | None
 ) -> Path | None:
     if given is not None:
-        if not Path(given).exists():
-            raise ValueError(f"sbd: {given} does not exist; give a folder, zip or tar")
         return Path(given)
-    found = sources.find(_MASK_SOURCES)
-    if found is not None and found.resolve() != (voc / sbd.FOLDER).resolve():
-        return found
-    return sources.archive(facts.sbd)
+    return sources.find(_MASK_SOURCES, voc / sbd.FOLDER) or sources.archive(facts.sbd)
 
 
 def _write_list(voc: Path, facts: official.VocFacts) -> bool:
