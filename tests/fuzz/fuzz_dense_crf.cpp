@@ -32,6 +32,7 @@ extern "C" void* aligned_alloc(size_t alignment, size_t bytes) noexcept {
 namespace fuzz {
 namespace {
 
+constexpr unsigned kCasesPerLine = 10000;  // of progress
 constexpr unsigned kSecondsPerCase = 120;  // a case takes milliseconds; longer: it hangs
 
 unsigned long long seed, number;  // the case that runs
@@ -47,6 +48,14 @@ void stop_hanging(int) {
 struct Tally {
   int64_t solved = 0, refused = 0, too_wide = 0, out_of_memory = 0;
 };
+
+void print(const Tally& tally) {
+  std::printf(
+      "%lld solved, %lld mistakes refused, %lld lattices too wide, %lld times out of memory\n",
+      static_cast<long long>(tally.solved), static_cast<long long>(tally.refused),
+      static_cast<long long>(tally.too_wide), static_cast<long long>(tally.out_of_memory));
+  std::fflush(stdout);
+}
 
 float largest_energy(const Image& image) {
   float largest = 0;
@@ -132,6 +141,7 @@ int run(unsigned long long first, unsigned long long cases,
     Random random(seed, number);
     Case given = draw_case(random, levels);
     alarm(kSecondsPerCase);
+    if (number > first && (number - first) % kCasesPerLine == 0) print(tally);
     try {
       run_case(random, given, levels, tally);
     } catch (const std::exception& error) {
@@ -140,10 +150,7 @@ int run(unsigned long long first, unsigned long long cases,
       return 1;
     }
   }
-  std::printf(
-      "%lld solved, %lld mistakes refused, %lld lattices too wide, %lld times out of memory\n",
-      static_cast<long long>(tally.solved), static_cast<long long>(tally.refused),
-      static_cast<long long>(tally.too_wide), static_cast<long long>(tally.out_of_memory));
+  print(tally);
   return 0;
 }
 

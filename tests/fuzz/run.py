@@ -101,13 +101,9 @@ def usable_levels() -> list[str]:
     return [name for name in reversed(LEVELS) if needed.get(name, set()) <= flags]
 
 
-def run(
-    program: Path, levels: Sequence[str], *, seed: int, first: int, cases: int, **variables: str
-) -> subprocess.CompletedProcess[str]:
-    """Run cases `first`, `first` + 1, ... of a seed; `variables`: more of the environment."""
-    command = [str(program), *map(str, (seed, first, cases)), *levels]
-    environment = os.environ | {"UBSAN_OPTIONS": "print_stacktrace=1"} | variables
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+def command(program: Path, levels: Sequence[str], seed: int, first: int, cases: int) -> list[str]:
+    """What runs cases `first`, `first` + 1, ... of a seed."""
+    return [str(program), *map(str, (seed, first, cases)), *levels]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -119,9 +115,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--isa", nargs="+", default=usable_levels(), choices=list(LEVELS))
     options = parser.parse_args(arguments)
     program = build(options.isa, options.sanitizers)
-    done = run(program, options.isa, seed=options.seed, first=options.first, cases=options.cases)
-    print(done.stdout + done.stderr, end="")
-    return done.returncode
+    wanted = command(program, options.isa, options.seed, options.first, options.cases)
+    environment = {"UBSAN_OPTIONS": "print_stacktrace=1"} | os.environ
+    return subprocess.run(wanted, env=environment, check=False).returncode
 
 
 if __name__ == "__main__":
