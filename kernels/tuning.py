@@ -48,7 +48,7 @@ def best_config(
         configs: candidates. The first one has to run everywhere.
         launch: runs the kernel with a configuration; may be called many times, so it must write
             its results and not add to them.
-        device: where it runs.
+        device: where it runs, the current one.
     """
     if INTERPRETED or len(configs) == 1:
         return configs[0]
@@ -59,8 +59,7 @@ def best_config(
     if found is None:
         if torch.cuda.is_current_stream_capturing():
             return configs[0]
-        with torch.cuda.device(device):
-            found = fastest(configs, lambda config: _milliseconds(lambda: launch(config)))
+        found = fastest(configs, lambda config: _milliseconds(lambda: launch(config)))
         table.put(key, found)
     return found
 

@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is imported
+
 from weaktr.backends import ENVIRONMENT_VARIABLE, REGISTRY, report
 
 #: Comma-separated backends whose absence is a failure instead of a skip (set in CI).

@@ -187,7 +187,7 @@ def _fuse_image(
     maps, tokens, _ = q.shape
     patches = values.shape[0]
     first_patch = tokens - patches
-    share = (weights / maps).to(values.dtype)
+    share = (full_precision(weights) / maps).to(values.dtype)
     queries = full_precision(q[:, first_patch:]) * scale
     keys = full_precision(k[:, first_patch:]).transpose(1, 2)
     row_lse = lse[:, first_patch:].to(values.dtype)

@@ -1,0 +1,69 @@
+"""Compiles kernels for a GPU that need not be here: every launch is prepared, none happens.
+
+A program, because Triton decides at import whether it interprets: run it with
+``python -m tests.ops.compile_kernels``; it prints the names of the kernels.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+
+class AbsentGPU:
+    """What `JITFunction.warmup` asks of a driver."""
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+
+def compile_only(compiled: set[str]) -> None:
+    """Make launches end after compilation, and remember the names of the kernels."""
+    torch.cuda.is_available = lambda: True
+    triton.runtime.driver.set_active(AbsentGPU())
+    run = JITFunction.run
+
+    def prepare(self: JITFunction, *args: Any, **kwargs: Any) -> Any:
+        kernel = run(self, *args, **{**kwargs, "warmup": True})
+        assert kernel.asm["cubin"]
+        compiled.add(self.fn.__name__)
+        return kernel
+
+    JITFunction.run = functools.wraps(run)(prepare)
+
+
+def attention_kernels(dtype: torch.dtype, dim: int) -> None:
+    """Every variant of the kernels on attention maps, with their first configuration."""
+    from weaktr.kernels import common, fuse_heads, head_stats
+
+    for name in ("CONFIGS", "EXACT_CONFIGS"):
+        setattr(common, name, getattr(common, name)[:1])
+    q, k = torch.zeros(2, 1, 2, 40, dim, dtype=dtype)
+    sizes = {"num_classes": 3, "num_patches": 37, "scale": 0.1}
+    for column_means in (True, False):
+        head_stats.head_stats_triton(q, k, lse=None, column_means=column_means, **sizes)
+    lse, weights, values = torch.zeros(1, 2, 40), torch.zeros(1, 2), torch.zeros(1, 37, 5)
+    for ragged in ({}, {"tokens": [40], "patches": [37]}):
+        tensors = [t.requires_grad_() for t in (weights, values)]
+        fine = fuse_heads.fuse_heads_triton(q, k, lse, *tensors, scale=0.1, **ragged)
+        fine.sum().backward()
+
+
+if __name__ == "__main__":
+    names: set[str] = set()
+    compile_only(names)
+    attention_kernels(torch.bfloat16, 64)
+    attention_kernels(torch.float32, 24)
+    sys.stdout.write(" ".join(sorted(names)) + "\n")

@@ -1,0 +1,282 @@
+"""`fuse_heads`, every backend, against the literal softmax; values, gradients, ragged batches."""
+
+import itertools
+from importlib import import_module
+
+import pytest
+import torch
+
+from tests.ops.attention import (
+    SHAPES,
+    attention_inputs,
+    exact_dtype,
+    home,
+    literal,
+    literal_lse,
+    strided,
+    tolerance_row,
+)
+from tests.tolerances import assert_close
+from weaktr.backends import BackendUnavailable, pick
+from weaktr.ops import fuse_heads, fuse_heads_ragged, head_stats
+
+OP = "fuse_heads"
+
+
+def inputs(batch, maps, classes, patches, dim, channels, backend, extra=0, dtype=None):
+    """q, k, lse, weights, values as `fuse_heads` takes them."""
+    q, k = attention_inputs(
+        *(batch, maps, classes, patches, dim), extra=extra, backend=backend, dtype=dtype
+    )
+    options = {"dtype": exact_dtype(backend), "device": q.device}
+    generator = torch.Generator().manual_seed(channels)
+    weights = torch.rand(batch, maps, generator=generator)
+    values = torch.rand(batch, patches, channels, generator=generator)
+    return q, k, literal_lse(q, k).to(options["dtype"]), weights.to(**options), values.to(**options)
+
+
+def literal_fusion(q, k, weights, values):
+    """Literal softmax maps, weighted, averaged and multiplied, in float64."""
+    patches = values.shape[1]
+    fused = (weights.double()[:, :, None, None] * literal(q, k)).mean(1)[:, -patches:, -patches:]
+    return fused @ values.double()
+
+
+def with_gradients(run, weights, values):
+    """Result of `run(weights, values)`, and the gradients in both of a weighted sum of it."""
+    leaves = [x.detach().clone().requires_grad_() for x in (weights, values)]
+    fine = run(*leaves)
+    direction = torch.linspace(-1, 1, fine.numel(), device=fine.device).view(fine.shape)
+    return fine.detach(), *torch.autograd.grad((fine * direction).mean(), leaves)
+
+
+def assert_all_close(actual, expected, row):
+    for one, other in zip(actual, expected, strict=True):
+        assert_close(one, other, row)
+
+
+@pytest.mark.parametrize(
+    ("shape", "registers", "channels"), list(itertools.product(SHAPES, (0, 4), (1, 5)))
+)
+def test_equals_weighted_attention(shape, registers, channels, backend):
+    batch, maps, classes, patches, dim = shape
+    q, k, lse, weights, values = inputs(
+        batch, maps, classes, patches, dim, channels, backend, extra=registers
+    )
+    actual = with_gradients(
+        lambda w, v: fuse_heads(q, k, lse, w, v, backend=backend), weights, values
+    )
+    expected = with_gradients(lambda w, v: literal_fusion(q, k, w, v), weights, values)
+    assert_all_close(actual, expected, tolerance_row(backend))
+
+
+def test_more_channels_than_a_block_holds(backend):
+    q, k, lse, weights, values = inputs(1, 2, 1, 33, 16, 70, backend)
+    actual = with_gradients(
+        lambda w, v: fuse_heads(q, k, lse, w, v, backend=backend), weights, values
+    )
+    expected = with_gradients(lambda w, v: literal_fusion(q, k, w, v), weights, values)
+    assert_all_close(actual, expected, tolerance_row(backend))
+
+
+def test_scale_is_heeded(backend):
+    q, k, _, weights, values = inputs(2, 3, 4, 37, 16, 2, backend)
+    lse = literal_lse(2 * q, k).to(q.dtype)
+    fine = fuse_heads(q, k, lse, weights, values, scale=0.5, backend=backend)
+    assert_close(fine, literal_fusion(2 * q, k, weights, values), tolerance_row(backend))
+
+
+def test_does_not_depend_on_strides(backend):
+    tensors = inputs(2, 3, 4, 37, 16, 3, backend)
+
+    def run(q, k, lse, weights, values):
+        return with_gradients(
+            lambda w, v: fuse_heads(q, k, lse, w, strided(v), backend=backend), weights, values
+        )
+
+    *maps, weights, values = (strided(x) for x in tensors)
+    assert_all_close(run(*maps, weights, values), run(*tensors), tolerance_row(backend))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_computed_in_float32(dtype, backend):
+    q, k, lse, weights, values = inputs(2, 3, 4, 37, 16, 3, backend, dtype=dtype)
+    lse, weights, values = lse.float(), weights.to(dtype), values.to(dtype)
+    fine, *gradients = with_gradients(
+        lambda w, v: fuse_heads(q, k, lse, w, v, backend=backend), weights, values
+    )
+    expected = with_gradients(
+        lambda w, v: literal_fusion(q, k, w, v), weights.double(), values.double()
+    )
+    assert fine.dtype == torch.float32
+    assert_close(fine, expected[0], "float32")
+
+    def plain(w, v):
+        attention = torch.softmax(q @ k.transpose(-1, -2) / 4, -1)[:, :, 4:, 4:]
+        return (w[:, :, None, None] * attention).mean(1) @ v
+
+    halves = with_gradients(plain, weights, values)
+    for actual, half, exact in zip((fine, *gradients), halves, expected, strict=True):
+        assert (actual - exact).abs().max() <= 2 * (half - exact).abs().max()
+    assert [gradient.dtype for gradient in gradients] == [dtype, dtype]
+
+
+def ragged_inputs(backend, tokens, patches, maps=4, dim=16, channels=3):
+    generator = torch.Generator().manual_seed(1)
+    options = {"dtype": exact_dtype(backend), "device": home(backend)}
+    shapes = [(maps, sum(tokens), dim)] * 2 + [(len(tokens), maps), (sum(patches), channels)]
+    q, k, weights, values = (torch.randn(s, generator=generator).to(**options) for s in shapes)
+    parts = zip(q.split(list(tokens), 1), k.split(list(tokens), 1), strict=True)
+    lse = torch.cat([q[:, :0, 0], *(literal_lse(*part).to(q.dtype) for part in parts)], 1)
+    return q, k, lse, weights, values
+
+
+@pytest.mark.parametrize(
+    ("tokens", "patches"),
+    [([9, 50, 6], [7, 41, 6]), ([5, 3, 40], [5, 0, 33]), ([1], [1])],
+)
+def test_ragged_batch_equals_its_images(tokens, patches, backend):
+    q, k, lse, weights, values = ragged_inputs(backend, tokens, patches)
+
+    def packed(w, v):
+        sizes = {"tokens": tokens, "patches": patches}
+        return fuse_heads_ragged(q, k, lse, w, v, **sizes, backend=backend)
+
+    def one_by_one(w, v):
+        images = zip(q.split(tokens, 1), k.split(tokens, 1), w, v.split(patches), strict=True)
+        return torch.cat(
+            [
+                literal_fusion(a[None], b[None], c[None], d[None])[0]
+                for a, b, c, d in images
+                if len(d)
+            ]
+        )
+
+    actual = with_gradients(packed, weights, values)
+    assert_all_close(actual, with_gradients(one_by_one, weights, values), tolerance_row(backend))
+
+
+def test_no_image(backend):
+    tensors = ragged_inputs(backend, [], [])
+    assert fuse_heads_ragged(*tensors, tokens=[], patches=[], backend=backend).shape == (0, 3)
+    dense = fuse_heads(*(x[:0] for x in inputs(1, 2, 1, 5, 8, 3, backend)), backend=backend)
+    assert dense.shape == (0, 5, 3)
+
+
+def test_twice_is_the_same_bits(backend):
+    q, k, lse, weights, values = inputs(2, 3, 4, 40, 16, 3, backend)
+    first, second = (
+        with_gradients(lambda w, v: fuse_heads(q, k, lse, w, v, backend=backend), weights, values)
+        for _ in range(2)
+    )
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_torch_compile_takes_it_whole(backend):
+    q, k, lse, weights, values = inputs(2, 3, 4, 37, 16, 3, backend)
+
+    def fine(w, v):
+        return 2 * fuse_heads(q, k, lse, w.sigmoid(), v, backend=backend)
+
+    compiled = torch.compile(fine, fullgraph=True, backend="aot_eager")
+    actual = with_gradients(compiled, weights, values)
+    assert_all_close(actual, with_gradients(fine, weights, values), tolerance_row(backend))
+
+
+def test_definition_has_exact_gradients():
+    q, k, lse, weights, values = inputs(2, 3, 4, 7, 8, 2, "torch")
+    leaves = (weights.requires_grad_(), values.requires_grad_())
+    assert torch.autograd.gradcheck(lambda w, v: fuse_heads(q, k, lse, w, v), leaves)
+
+
+def test_torch_backend_does_not_depend_on_the_chunk(monkeypatch):
+    tensors = inputs(2, 3, 4, 37, 16, 3, "torch")
+    whole = fuse_heads(*tensors, backend="torch")
+    monkeypatch.setattr(import_module("weaktr.ops.fuse_heads"), "CHUNK_BYTES", 1)
+    assert_close(fuse_heads(*tensors, backend="torch"), whole, "float64")
+
+
+def test_mean_of_the_fine_cam_needs_only_the_statistics():
+    """Fine logit and its gradient in w from class rows and column means alone."""
+    batch, heads, classes, patches, dim = 2, 5, 4, 30, 8
+    q, k = attention_inputs(batch, heads, classes, patches, dim)
+    coarse = torch.rand(batch, classes, patches, dtype=torch.float64)
+    weights = torch.rand(batch, heads, dtype=torch.float64, requires_grad=True)
+
+    attention = (weights[:, :, None, None] * literal(q, k)).mean(1)
+    cross, patch = attention[:, :classes, classes:], attention[:, classes:, classes:]
+    expected = torch.einsum("bij,bcj->bci", patch, cross * coarse).mean(-1)
+    (expected_grad,) = torch.autograd.grad(expected.square().sum(), weights)
+
+    stats = head_stats(q, k, num_classes=classes, num_patches=patches)
+    cross = torch.einsum("bm,bmcj->bcj", weights, stats.class_rows) / heads
+    columns = torch.einsum("bm,bmj->bj", weights, stats.column_means) / heads
+    cheap = torch.einsum("bj,bcj,bcj->bc", columns, cross, coarse)
+    (cheap_grad,) = torch.autograd.grad(cheap.square().sum(), weights)
+    assert_close(cheap, expected, "float64")
+    assert_close(cheap_grad, expected_grad, "float64")
+
+
+def test_wrong_shapes_are_named():
+    q, k, lse, weights, values = inputs(2, 3, 4, 37, 16, 1, "torch")
+    with pytest.raises(ValueError, match=r"weights: expected shape \(2, 3\), got \(2, 2\)"):
+        fuse_heads(q, k, lse, weights[:, 1:], values)
+    with pytest.raises(ValueError, match=r"lse: expected shape"):
+        fuse_heads(q, k, lse[:, :, 1:], weights, values)
+    with pytest.raises(ValueError, match=r"values: expected \[2, P, C'\]"):
+        fuse_heads(q, k, lse, weights, values[0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tokens": [9, 50]}, r"patches: expected one number per image.* \[9, 50\], got"),
+        ({"patches": [7, 51, 6]}, r"patches: expected .* from 0 to its number of tokens"),
+        ({"tokens": [9, 50, 7]}, r"tokens: expected a sum of ΣN = 65, got 66"),
+        ({"patches": [7, 40, 6]}, r"values: expected \[53, C'\], got \(54, 3\)"),
+    ],
+)
+def test_wrong_packing_is_named(changes, message):
+    sizes = {"tokens": [9, 50, 6], "patches": [7, 41, 6]}
+    tensors = ragged_inputs("torch", **sizes)
+    with pytest.raises(ValueError, match=message):
+        fuse_heads_ragged(*tensors, **(sizes | changes))
+
+
+# ---- Triton alone -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def kernels():
+    """The module of kernels; the test is skipped, with the reason, where it cannot run."""
+    return pytest.importorskip("weaktr.kernels.fuse_heads", exc_type=ImportError)
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+def test_operators_are_registered_as_torch_wants_them(kernels, ragged):
+    if ragged:
+        sizes = [[9, 5], [7, 5]]
+        q, k, lse, weights, values = ragged_inputs("triton", *sizes)
+        maps, values = [q[None], k[None], lse[None]], values[None]
+    else:
+        sizes = [None, None]
+        *maps, weights, values = inputs(1, 2, 1, 5, 16, 3, "triton")
+    leaves = (weights.requires_grad_(), values.requires_grad_())
+    torch.library.opcheck(kernels.fuse_op, (*maps, *leaves, 0.25, *sizes))
+    detached = [x.detach() for x in (values, *maps, *leaves)]
+    for needed in ([True, True], [False, True], [True, False]):
+        torch.library.opcheck(kernels.fuse_backward_op, (*detached, 0.25, *sizes, needed))
+
+
+def test_what_kernels_do_not_take_is_refused(kernels):
+    q, k, lse, weights, values = inputs(1, 2, 3, 9, 16, 1, "triton")
+    with pytest.raises(BackendUnavailable, match=r"got torch\.float64"):
+        fuse_heads(q, k, lse, weights, values.double(), backend="triton")
+
+
+def test_auto_takes_triton_for_cuda_tensors_only(kernels):
+    facts = {"dtypes": (torch.float32,), "head_dim": 64}
+    assert pick(OP, "cuda", **facts) is kernels.fuse_heads_triton
+    assert pick(OP, "cpu", **facts).__name__ == "fuse_heads_torch"
+    assert pick(OP, "cuda", dtypes=(torch.float64,)).__name__ == "fuse_heads_torch"

@@ -1,0 +1,176 @@
+"""`head_stats`, every backend, against the literal softmax."""
+
+import itertools
+from importlib import import_module
+
+import pytest
+import torch
+
+from tests.ops.attention import (
+    SHAPES,
+    attention_inputs,
+    home,
+    literal,
+    literal_lse,
+    strided,
+    tolerance_row,
+)
+from tests.tolerances import assert_close
+from weaktr.backends import BackendUnavailable
+from weaktr.ops import head_stats
+
+OP = "head_stats"
+
+
+def expected_stats(q, k, classes, patches):
+    attention = literal(q, k)
+    first = q.shape[2] - patches
+    return (
+        attention[:, :, :classes, first:],
+        attention[:, :, first:, first:].mean(2),
+        literal_lse(q, k),
+    )
+
+
+@pytest.mark.parametrize(("shape", "registers"), list(itertools.product(SHAPES, (0, 4))))
+def test_equals_slices_of_the_softmax(shape, registers, backend):
+    _, _, classes, patches, _ = shape
+    q, k = attention_inputs(*shape, extra=registers, backend=backend)
+    stats = head_stats(q, k, num_classes=classes, num_patches=patches, backend=backend)
+    for actual, expected in zip(stats, expected_stats(q, k, classes, patches), strict=True):
+        assert_close(actual, expected, tolerance_row(backend))
+
+
+def test_known_lse_and_no_means(backend):
+    q, k = attention_inputs(2, 3, 4, 37, 16, backend=backend)
+    settings = {"num_classes": 4, "num_patches": 37, "backend": backend}
+    full = head_stats(q, k, **settings)
+    again = head_stats(q, k, lse=strided(full.lse), column_means=False, **settings)
+    assert_close(again.class_rows, full.class_rows, tolerance_row(backend))
+    assert again.column_means is None
+    shifted = head_stats(q, k, lse=full.lse + 1, **settings)
+    assert_close(shifted.column_means * torch.e, full.column_means, tolerance_row(backend))
+
+
+def test_scale_is_heeded(backend):
+    q, k = attention_inputs(2, 3, 4, 37, 16, backend=backend)
+    settings = {"num_classes": 4, "num_patches": 37, "backend": backend}
+    scaled = head_stats(q, k, scale=0.5, **settings)
+    same = head_stats(2 * q, k, scale=0.25, **settings)
+    for actual, expected in zip(scaled, same, strict=True):
+        assert_close(actual, expected, tolerance_row(backend))
+    assert not torch.allclose(scaled.lse, head_stats(q, k, **settings).lse)
+
+
+def test_does_not_depend_on_strides(backend):
+    q, k = attention_inputs(2, 3, 4, 37, 16, backend=backend)
+    settings = {"num_classes": 4, "num_patches": 37, "backend": backend}
+    contiguous = head_stats(q, k, **settings)
+    spread = head_stats(strided(q), strided(k), **settings)
+    packed = torch.stack([q, k]).permute(1, 3, 0, 2, 4).contiguous()  # [B, N, 2, H, d] as in a ViT
+    from_vit = head_stats(*packed.permute(2, 0, 3, 1, 4), **settings)
+    for expected, *others in zip(contiguous, spread, from_vit, strict=True):
+        for actual in others:
+            assert_close(actual, expected, tolerance_row(backend))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_computed_in_float32(dtype, backend):
+    q, k = attention_inputs(2, 3, 4, 37, 16, backend=backend, dtype=dtype)
+    stats = head_stats(q, k, num_classes=4, num_patches=37, backend=backend)
+    plain = torch.softmax(q @ k.transpose(-1, -2) / 4, -1)
+    plain = (plain[:, :, :4, 4:], plain[:, :, 4:, 4:].mean(2))
+    for actual, half, expected in zip(stats, plain, expected_stats(q, k, 4, 37), strict=False):
+        assert actual.dtype == torch.float32
+        assert_close(actual, expected, "float32")
+        assert (actual - expected).abs().max() <= 2 * (half - expected).abs().max()
+
+
+def test_no_image(backend):
+    q = torch.zeros(0, 3, 9, 16, device=home(backend))
+    stats = head_stats(q, q, num_classes=4, num_patches=5, backend=backend)
+    assert [part.shape for part in stats] == [(0, 3, 4, 5), (0, 3, 5), (0, 3, 9)]
+
+
+def test_carries_no_gradient(backend):
+    q, k = (x.requires_grad_() for x in attention_inputs(1, 2, 3, 9, 16, backend=backend))
+    stats = head_stats(q, k, num_classes=3, num_patches=9, backend=backend)
+    assert not any(part.requires_grad for part in stats)
+
+
+def test_twice_is_the_same_bits(backend):
+    q, k = attention_inputs(2, 3, 4, 37, 16, backend=backend)
+    first, second = (
+        head_stats(q, k, num_classes=4, num_patches=37, backend=backend) for _ in range(2)
+    )
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_torch_compile_takes_it_whole(backend):
+    q, k = attention_inputs(2, 3, 4, 37, 16, backend=backend)
+
+    def total(q, k):
+        stats = head_stats(2 * q, k, num_classes=4, num_patches=37, backend=backend)
+        return stats.class_rows.sum(2) + stats.column_means
+
+    compiled = torch.compile(total, fullgraph=True, backend="aot_eager")
+    assert_close(compiled(q, k), total(q, k), tolerance_row(backend))
+
+
+def test_torch_backend_does_not_depend_on_the_chunk(monkeypatch):
+    q, k = attention_inputs(2, 3, 4, 37, 16)
+    whole = head_stats(q, k, num_classes=4, num_patches=37, backend="torch")
+    monkeypatch.setattr(import_module("weaktr.ops.head_stats"), "CHUNK_BYTES", 1)
+    small = head_stats(q, k, num_classes=4, num_patches=37, backend="torch")
+    assert_close(small.class_rows, whole.class_rows, "float64")
+    assert_close(small.column_means, whole.column_means, "float64")
+
+
+def test_wrong_shapes_are_named():
+    q, k = attention_inputs(2, 3, 4, 37, 16)
+    with pytest.raises(ValueError, match=r"k: expected shape"):
+        head_stats(q, k[:, :, 1:], num_classes=4, num_patches=37)
+    with pytest.raises(ValueError, match=r"num_classes: expected"):
+        head_stats(q, k, num_classes=5, num_patches=37)
+    with pytest.raises(ValueError, match=r"lse: expected shape"):
+        head_stats(q, k, num_classes=4, num_patches=37, lse=q[:, :, 1:, 0])
+
+
+# ---- Triton alone -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def kernels():
+    """The module of kernels; the test is skipped, with the reason, where it cannot run."""
+    return pytest.importorskip("weaktr.kernels.head_stats", exc_type=ImportError)
+
+
+def test_operators_are_registered_as_torch_wants_them(kernels):
+    q, k = attention_inputs(1, 2, 4, 5, 16, backend="triton")
+    torch.library.opcheck(kernels.attention_lse, (q, k, 0.25))
+    lse = kernels.attention_lse(q, k, 0.25)
+    for column_means in (True, False):
+        torch.library.opcheck(kernels.attention_stats, (q, k, lse, 4, 5, 0.25, column_means))
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "reason"),
+    [
+        ((1, 2, 3, 9, 16), torch.float64, "take float16, bfloat16 and float32, got torch.float64"),
+        ((1, 2, 3, 9, 136), torch.float32, "take a head width d of at most 128, got 136"),
+    ],
+)
+def test_what_kernels_do_not_take_is_refused(kernels, shape, dtype, reason):
+    q, k = attention_inputs(*shape, backend="triton", dtype=dtype)
+    with pytest.raises(BackendUnavailable, match=reason):
+        head_stats(q, k, num_classes=3, num_patches=9, backend="triton")
+    stats = head_stats(q, k, num_classes=3, num_patches=9)
+    assert_close(stats.class_rows, literal(q, k)[:, :, :3, 3:], "float32")
+
+
+def test_cpu_tensors_are_refused_unless_interpreted(kernels, monkeypatch):
+    monkeypatch.setattr(import_module("weaktr.kernels.common"), "INTERPRETED", False)
+    q = torch.zeros(1, 2, 12, 16)
+    with pytest.raises(BackendUnavailable, match=r"CUDA tensors, got cpu; set TRITON_INTERPRET=1"):
+        head_stats(q, q, num_classes=3, num_patches=9, backend="triton")
