@@ -21,7 +21,7 @@ demo: .venv/installed
 
 # Where no compiler is found, everything but the tests makes do without the extension.
 test: export WEAKTR_BUILD ?= require
-test: export WEAKTR_TEST_REQUIRE ?= cpu
+test: export WEAKTR_TEST_REQUIRE ?= cpu,triton
 test: lint
 	$(BIN)/python -m pytest
 

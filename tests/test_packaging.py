@@ -168,6 +168,18 @@ def test_wheel_works_outside_the_checkout(installed: Path) -> None:
     assert (installed / "weaktr" / "py.typed").exists()
 
 
+def test_kernels_are_carried_as_files(sdist: Path, installed: Path) -> None:
+    """In the checkout weaktr/kernels is a link to a folder beside it."""
+    sources = {path.name for path in (ROOT / "kernels").glob("*.py")}
+    for folder in (sdist / "kernels", sdist / "weaktr" / "kernels", installed / "weaktr/kernels"):
+        assert {path.name for path in folder.glob("*.py")} == sources
+    pytest.importorskip("triton")
+    code = "from weaktr.kernels import fuse_heads, head_stats; print(fuse_heads.__file__)"
+    done = run_from(installed, "-c", code)
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.strip()).parent == installed / "weaktr" / "kernels"
+
+
 def test_wheel_carries_no_tests_and_both_commands(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
