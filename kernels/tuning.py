@@ -2,7 +2,8 @@
 
 A table is one JSON file per device, Triton version and source of the kernel's file, in the user's
 cache folder. It maps a key (sizes, dtypes) to the configuration that was fastest. Nothing is
-measured under Triton's interpreter, nor while a CUDA graph is captured.
+measured under Triton's interpreter, while a CUDA graph is captured, or with ``WEAKTR_TUNE=0``: the
+first candidate is taken then.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ log = logging.getLogger("weaktr")
 Config = Mapping[str, int]
 
 FOLDER_VARIABLE = "WEAKTR_CACHE"
+TUNE_VARIABLE = "WEAKTR_TUNE"
 #: Milliseconds of running a candidate before its time counts, and while it does.
 WARM_UP_MS, MEASURE_MS = 5, 20
 
@@ -50,7 +52,7 @@ def best_config(
             its results and not add to them.
         device: where it runs, the current one.
     """
-    if INTERPRETED or len(configs) == 1:
+    if INTERPRETED or len(configs) == 1 or os.environ.get(TUNE_VARIABLE) == "0":
         return configs[0]
     source = Path(kernel.fn.__code__.co_filename)
     table = _table(table_path(source, torch.cuda.get_device_name(device)))

@@ -14,6 +14,7 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is imported
+os.environ.setdefault("WEAKTR_TUNE", "0")  # on a GPU, every shape of every test would be measured
 
 from weaktr.backends import ENVIRONMENT_VARIABLE, REGISTRY, report
 

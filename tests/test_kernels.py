@@ -71,6 +71,7 @@ def gpu(tuning, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "GPU 9000")
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setenv(tuning.FOLDER_VARIABLE, str(tmp_path))
+    monkeypatch.delenv(tuning.TUNE_VARIABLE)
     tuning._table.cache_clear()
     tuning.table_path.cache_clear()
     yield measured
@@ -141,6 +142,12 @@ def test_table_belongs_to_source_and_device(tuning, tmp_path):
 
 def test_nothing_is_measured_while_a_graph_is_captured(tuning, gpu, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert choose(tuning, gpu) == CONFIGS[0]
+    assert gpu == []
+
+
+def test_nothing_is_measured_where_that_is_switched_off(tuning, gpu, monkeypatch):
+    monkeypatch.setenv(tuning.TUNE_VARIABLE, "0")
     assert choose(tuning, gpu) == CONFIGS[0]
     assert gpu == []
 

@@ -58,3 +58,17 @@ def strided(x: Tensor) -> Tensor:
     holder = x.new_full([2 * size for size in reversed(x.shape)], float("nan"))
     view = holder[tuple(slice(None, None, 2) for _ in x.shape)].permute(*reversed(range(x.ndim)))
     return view.copy_(x)
+
+
+def configs_of_dtypes() -> list[tuple[torch.dtype, dict[str, int]]]:
+    """Every launch configuration of the kernels, with a dtype that may get it."""
+    try:
+        from weaktr.kernels.common import CONFIGS, EXACT_CONFIGS
+    except ImportError:  # the tests that use them are skipped with the reason
+        return []
+    return [(torch.bfloat16, c) for c in CONFIGS] + [(torch.float32, c) for c in EXACT_CONFIGS]
+
+
+def config_name(value: object) -> str:
+    """Of a configuration or a dtype, for the names of tests."""
+    return "-".join(map(str, value.values())) if isinstance(value, dict) else str(value)

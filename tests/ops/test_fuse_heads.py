@@ -1,6 +1,5 @@
 """`fuse_heads`, every backend, against the literal softmax; values, gradients, ragged batches."""
 
-import itertools
 from importlib import import_module
 
 import pytest
@@ -9,6 +8,8 @@ import torch
 from tests.ops.attention import (
     SHAPES,
     attention_inputs,
+    config_name,
+    configs_of_dtypes,
     exact_dtype,
     home,
     literal,
@@ -56,7 +57,7 @@ def assert_all_close(actual, expected, row):
 
 
 @pytest.mark.parametrize(
-    ("shape", "registers", "channels"), list(itertools.product(SHAPES, (0, 4), (1, 5)))
+    ("shape", "registers", "channels"), list(zip(SHAPES, (4, 0, 0, 4), (1, 5, 1, 3), strict=True))
 )
 def test_equals_weighted_attention(shape, registers, channels, backend):
     batch, maps, classes, patches, dim = shape
@@ -251,6 +252,17 @@ def test_wrong_packing_is_named(changes, message):
 def kernels():
     """The module of kernels; the test is skipped, with the reason, where it cannot run."""
     return pytest.importorskip("weaktr.kernels.fuse_heads", exc_type=ImportError)
+
+
+@pytest.mark.parametrize(("dtype", "config"), configs_of_dtypes(), ids=config_name)
+def test_every_configuration_gives_the_same(kernels, dtype, config, monkeypatch):
+    monkeypatch.setattr(kernels, "configs_of", lambda x: (config,))
+    q, k, lse, weights, values = inputs(1, 2, 1, 71, 24, 3, "triton", dtype=dtype)
+    actual = with_gradients(
+        lambda w, v: fuse_heads(q, k, lse, w, v, backend="triton"), weights, values
+    )
+    expected = with_gradients(lambda w, v: literal_fusion(q, k, w, v), weights, values)
+    assert_all_close(actual, expected, "float32")
 
 
 @pytest.mark.parametrize("ragged", [False, True])

@@ -9,6 +9,8 @@ import torch
 from tests.ops.attention import (
     SHAPES,
     attention_inputs,
+    config_name,
+    configs_of_dtypes,
     home,
     literal,
     literal_lse,
@@ -144,6 +146,15 @@ def test_wrong_shapes_are_named():
 def kernels():
     """The module of kernels; the test is skipped, with the reason, where it cannot run."""
     return pytest.importorskip("weaktr.kernels.head_stats", exc_type=ImportError)
+
+
+@pytest.mark.parametrize(("dtype", "config"), configs_of_dtypes(), ids=config_name)
+def test_every_configuration_gives_the_same(kernels, dtype, config, monkeypatch):
+    monkeypatch.setattr(kernels, "configs_of", lambda x: (config,))
+    q, k = attention_inputs(1, 2, 3, 71, 24, backend="triton", dtype=dtype)
+    stats = head_stats(q, k, num_classes=3, num_patches=71, backend="triton")
+    for actual, expected in zip(stats, expected_stats(q, k, 3, 71), strict=True):
+        assert_close(actual, expected, "float32")
 
 
 def test_operators_are_registered_as_torch_wants_them(kernels):
