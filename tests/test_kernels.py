@@ -12,7 +12,10 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
-KERNELS = {"_lse_kernel", "_stats_kernel", "spread_kernel", "weights_kernel"}
+KERNELS = {
+    *("_gradient_kernel", "_losses_kernel"),  # clipped_cross_entropy
+    *("_lse_kernel", "_stats_kernel", "spread_kernel", "weights_kernel"),
+}
 CONFIGS = ({"BLOCK": 16, "num_warps": 4}, {"BLOCK": 32, "num_warps": 4})
 KEY = ("torch.float32", 64, 1024)
 

@@ -38,7 +38,8 @@ REGISTRY: dict[str, dict[str, str]] = {
         "torch": "weaktr.ops.fuse_heads:fuse_heads_torch",
     },
     "clipped_cross_entropy": {
-        "torch": "weaktr.ops.clipped_cross_entropy:clipped_cross_entropy_torch"
+        "triton": "weaktr.kernels.clipped_cross_entropy:clipped_cross_entropy_triton",
+        "torch": "weaktr.ops.clipped_cross_entropy:clipped_cross_entropy_torch",
     },
     "dense_crf": {
         "cuda": "weaktr.native_cuda:dense_crf_cuda",

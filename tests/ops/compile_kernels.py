@@ -61,9 +61,22 @@ def attention_kernels(dtype: torch.dtype, dim: int) -> None:
         fine.sum().backward()
 
 
+def loss_kernels(dtype: torch.dtype, num_labels: int) -> None:
+    """The kernels of the stage-2 loss, with their first configuration."""
+    from weaktr.kernels import clipped_cross_entropy as loss
+
+    for name in ("FORWARD_CONFIGS", "BACKWARD_CONFIGS"):
+        setattr(loss, name, getattr(loss, name)[:1])
+    logits = torch.zeros(1, num_labels, 3, 3, dtype=dtype, requires_grad=True)
+    losses, _ = loss.pixel_losses(logits, torch.zeros(1, 48, 48, dtype=torch.uint8), 255)
+    losses.sum().backward()
+
+
 if __name__ == "__main__":
     names: set[str] = set()
     compile_only(names)
     attention_kernels(torch.bfloat16, 64)
     attention_kernels(torch.float32, 24)
+    loss_kernels(torch.bfloat16, 91)
+    loss_kernels(torch.float32, 21)
     sys.stdout.write(" ".join(sorted(names)) + "\n")

@@ -1,6 +1,7 @@
 """`clipped_cross_entropy` against the published code and against loops over tiles."""
 
 import math
+import os
 
 import numpy as np
 import pytest
@@ -22,7 +23,21 @@ SCALARS = {
     "s2": (1.4665935039520264, 0.980622410774231),
     "p480": (1.322197675704956, 0.9914790987968445),
 }
+#: Whether Triton's kernels run on the CPU, a thousand times slower than compiled.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 STARTS = [1.2, 1000.0]  # off: the mean loss is above 1.2; on
+
+
+@pytest.fixture(autouse=True)
+def _where_the_backend_runs(request):
+    """Skips what is not a case: Triton's kernels on the CPU, unless interpreted."""
+    values = {
+        name: request.getfixturevalue(name)
+        for name in ("backend", "device")
+        if name in request.fixturenames
+    }
+    if values == {"backend": "triton", "device": "cpu"} and not INTERPRETED:
+        pytest.skip("triton: not interpreted, so it takes CUDA tensors alone")
 
 
 def golden_case(golden, name, start):
@@ -41,6 +56,8 @@ def golden_case(golden, name, start):
 @pytest.mark.parametrize("start", STARTS)
 @pytest.mark.parametrize("name", SCALARS)
 def test_published_code(golden, backend, device, name, start):
+    if name != "s1" and backend == "triton" and INTERPRETED:
+        pytest.skip("many pixels take the interpreter minutes; s1 holds it to the same code")
     logits, labels, patch_size, stored, stride = golden_case(golden, name, start)
     logits = logits.to(device).requires_grad_()
     result = clipped_cross_entropy(
@@ -89,8 +106,8 @@ def by_hand(logits, labels, patch_size, start_value, ignore_index=255):
 @pytest.mark.parametrize(
     ("shape", "patch_size"),
     [
-        ((2, 5, 70, 70), 16),  # the published code fails on these two
-        ((1, 5, 64, 64), 24),
+        ((2, 5, 14, 14), 4),  # the published code fails on these two
+        ((1, 5, 10, 10), 4),
         ((3, 2, 7, 13), 4),
         ((1, 3, 5, 9), 120),  # one tile larger than the image
         ((2, 3, 6, 4), 1),
@@ -129,10 +146,10 @@ def definition(logits, labels, patch_size, start_value):
 
 
 SHAPES = [
-    (1, 1, 3, 4, 48, 64),
-    (3, 2, 4, 5, 29, 37),  # times 7.3
-    (2, 21, 5, 4, 80, 64),  # times 16
-    (1, 91, 3, 2, 48, 32),
+    (1, 1, 2, 3, 32, 48),
+    (3, 2, 3, 4, 22, 29),  # times 7.3
+    (2, 21, 3, 2, 48, 32),  # times 16
+    (1, 91, 2, 2, 20, 9),
     (1, 256, 2, 3, 9, 25),
     (2, 5, 1, 1, 20, 33),  # one pixel of logits
     (2, 21, 9, 11, 9, 11),  # the same size
@@ -155,7 +172,7 @@ def test_backends_agree_with_the_definition(backend, device, shape, start):
     assert_close(gradient, torch.autograd.grad(expected.loss, logits)[0], "float32")
 
 
-@pytest.mark.parametrize("elements", [1, 300, 5000])
+@pytest.mark.parametrize("elements", [50, 5000])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_cpu_tiles_of_any_size(monkeypatch, shape, elements):
     monkeypatch.setattr(cpu, "TILE_ELEMENTS", elements)
@@ -214,10 +231,10 @@ def test_enlarges_low_resolution_logits(backend, device):
     assert_close(inside.loss_map, outside.loss_map, "float32")
 
 
-def test_gradient_is_that_of_the_loss(backend):
-    logits = torch.randn(2, 3, 4, 3, dtype=torch.float64, requires_grad=True)
-    labels = torch.randint(3, (2, 10, 7))
-    labels[0, :3] = 255
+def test_gradient_is_that_of_the_loss(backend, device):
+    logits = torch.randn(1, 3, 2, 2, dtype=torch.float64, device=device, requires_grad=True)
+    labels = torch.randint(3, (1, 5, 4), device=device)
+    labels[0, :2] = 255
 
     def unclipped(x):
         return clipped_cross_entropy(x, labels, start_value=0.0, backend=backend).loss

@@ -64,10 +64,16 @@ def clipped_cross_entropy(
     Raises:
         ValueError: shapes, dtypes or devices that do not fit; on the CPU also labels out of range
             (elsewhere that check would stall the device, whose own assertion reports them).
-        BackendUnavailable: `backend` was named and cannot run.
+        BackendUnavailable: `backend` was named and cannot run, or takes no such inputs.
     """
     _check(logits, labels, patch_size, ignore_index)
-    run = pick("clipped_cross_entropy", logits.device, backend)
+    run = pick(
+        "clipped_cross_entropy",
+        logits.device,
+        backend,
+        num_labels=logits.shape[1],
+        enlarging=labels.shape[2] / logits.shape[3],
+    )
     result: ClippedLoss = run(
         logits,
         labels,

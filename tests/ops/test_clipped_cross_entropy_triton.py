@@ -1,0 +1,140 @@
+"""`clipped_cross_entropy` in Triton: what its kernels promise beyond the op's own tests.
+
+Interpreted where there is no GPU, compiled where there is one.
+"""
+
+import pytest
+import torch
+
+from tests.ops.test_clipped_cross_entropy import example
+from tests.tolerances import assert_close
+from weaktr.backends import BackendUnavailable
+from weaktr.ops import clipped_cross_entropy
+from weaktr.ops.clipped_cross_entropy import pixel_losses
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SMALL = (2, 5, 2, 3, 5, 8)
+
+
+@pytest.fixture
+def kernels():
+    """The module of kernels; the test is skipped, with the reason, where it cannot run."""
+    return pytest.importorskip("weaktr.kernels.clipped_cross_entropy", exc_type=ImportError)
+
+
+def inputs(shape, dtype=torch.float32):
+    logits, labels = example(shape, dtype)
+    return logits.to(DEVICE).requires_grad_(), labels.to(DEVICE)
+
+
+def loss_and_gradient(logits, labels, **settings):
+    settings = {"patch_size": 4, "start_value": 1e3, "backend": "triton", **settings}
+    result = clipped_cross_entropy(logits, labels, **settings)
+    return result, torch.autograd.grad(result.loss, logits)[0]
+
+
+@pytest.mark.parametrize(("elements", "segment"), [(32, 1), (64, 2)])
+@pytest.mark.parametrize("shape", [SMALL, (1, 5, 5, 7, 5, 7), (1, 7, 2, 3, 7, 20)])
+def test_many_programs_share_the_work(kernels, monkeypatch, shape, elements, segment):
+    config = {"ELEMENTS": elements, "SEGMENT": segment, "num_warps": 1}
+    monkeypatch.setattr(kernels, "FORWARD_CONFIGS", (config,))
+    monkeypatch.setattr(kernels, "BACKWARD_CONFIGS", (config,))
+    monkeypatch.setattr(kernels, "LABELS_BACK", 2)
+    monkeypatch.setattr(kernels, "LABELS_ACROSS", 4)
+    logits, labels = inputs(shape)
+    weight = torch.randn(labels.shape, device=DEVICE)
+    expected = pixel_losses(logits, labels, 255)
+    losses, _ = kernels.pixel_losses(logits, labels, 255)
+    assert_close(losses, expected, "float32")
+    gradients = [torch.autograd.grad(x, logits, weight)[0] for x in (losses, expected)]
+    assert_close(*gradients, "float32")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_errs_at_most_twice_as_much_as_pytorch(kernels, dtype):
+    logits, labels = inputs((2, 21, 3, 4, 22, 29), dtype)
+    exact = logits.detach().double().requires_grad_()
+    truth, true_gradient = loss_and_gradient(exact, labels, backend="torch")
+    got, gradient = loss_and_gradient(logits, labels)
+    plain = pixel_losses(logits, labels, 255)
+    (plain_gradient,) = torch.autograd.grad(pixel_losses(logits, labels, 255).mean(), logits)
+    (true_plain,) = torch.autograd.grad(pixel_losses(exact, labels, 255).mean(), exact)
+    assert gradient.dtype == dtype
+    error = (got.loss_map - truth.loss_map).abs().max()
+    assert error <= 2 * (plain - truth.loss_map).abs().max()
+    error = (gradient - true_gradient).abs().max()
+    assert error <= 2 * (plain_gradient - true_plain).abs().max()
+
+
+def test_any_strides(kernels):
+    logits, labels = inputs((2, 6, 4, 5, 10, 12))
+    expected, expected_gradient = loss_and_gradient(logits, labels)
+    channels_last = logits.detach().to(memory_format=torch.channels_last).requires_grad_()
+    wide = torch.full((2, 20, 24), 99, dtype=torch.uint8, device=DEVICE)
+    wide[:, ::2, ::2] = labels
+    got, gradient = loss_and_gradient(channels_last, wide[:, ::2, ::2])
+    assert torch.equal(got.loss_map, expected.loss_map)
+    assert torch.equal(gradient, expected_gradient)
+
+
+def test_expanded_logits(kernels):
+    logits, labels = inputs(SMALL)
+    one = logits[:1].detach().requires_grad_()
+    two = one.repeat(2, 1, 1, 1)
+    results = [loss_and_gradient(x, labels) for x in (one.expand(2, -1, -1, -1), two)]
+    assert torch.equal(results[0][0].loss, results[1][0].loss)
+    assert torch.equal(results[0][1], results[1][1])
+
+
+def test_twice_the_same_bits(kernels):
+    logits, labels = inputs((2, 21, 3, 4, 22, 29))
+    first, second = (loss_and_gradient(logits, labels) for _ in range(2))
+    assert torch.equal(first[0].loss_map, second[0].loss_map)
+    assert torch.equal(first[1], second[1])
+
+
+def test_a_label_out_of_range_is_seen_in_the_loss(kernels):
+    logits, labels = inputs(SMALL)
+    labels[1, 2, 3] = 77
+    losses, _ = kernels.pixel_losses(logits, labels, 255)
+    assert losses.isnan().nonzero().tolist() == [[1, 2, 3]]
+
+
+def test_operators_are_registered_as_torch_wants_them(kernels):
+    logits, labels = inputs((1, 3, 2, 2, 3, 4))
+    torch.library.opcheck(kernels.pixel_losses, (logits, labels, 255))
+    losses, lse = (x.detach() for x in kernels.pixel_losses(logits, labels, 255))
+    arguments = (torch.ones_like(losses), logits.detach(), labels, lse, 255)
+    torch.library.opcheck(kernels.pixel_losses_backward, arguments)
+
+
+def test_torch_compile_takes_it_whole(kernels):
+    logits, labels = inputs(SMALL)
+
+    def step(logits, labels):
+        settings = {"patch_size": 4, "start_value": 1e3, "backend": "triton"}
+        return clipped_cross_entropy(2 * logits, labels, **settings).loss
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    losses = [run(logits, labels) for run in (compiled, step)]
+    assert_close(*losses, "float32")
+    assert_close(*(torch.autograd.grad(x, logits)[0] for x in losses), "float32")
+
+
+@pytest.mark.parametrize(
+    ("shape", "reason"),
+    [
+        ((1, 257, 2, 2, 4, 4), "take at most 256 labels, got 257"),
+        ((1, 2, 1, 2, 1, 130), "enlarge the width at most 64 times, got 65"),
+    ],
+)
+def test_what_kernels_do_not_take_is_refused(kernels, shape, reason):
+    logits, labels = inputs(shape)
+    with pytest.raises(BackendUnavailable, match=reason):
+        clipped_cross_entropy(logits, labels, backend="triton")
+    assert clipped_cross_entropy(logits, labels).loss.isfinite()
+
+
+def test_tensors_elsewhere_are_refused(kernels):
+    reason = kernels.refusal("cpu", 21, 16.0)
+    assert kernels.INTERPRETED or "run on CUDA tensors, got cpu" in reason
