@@ -200,14 +200,36 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-def test_cpu_never_holds_the_enlarged_logits():
+@pytest.fixture
+def threads():
+    """Sets torch's threads for one test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_cpu_threads_do_not_change_a_bit(threads):
+    logits, labels = example((2, 21, 15, 15, 240, 240))
+    logits.requires_grad_()
+    results = []
+    for count in (1, 3, 2):
+        threads(count)
+        loss = clipped_cross_entropy(logits, labels, backend="torch").loss
+        results.append((loss.item(), torch.autograd.grad(loss, logits)[0]))
+        assert torch.get_num_threads() == count
+    for loss, gradient in results[1:]:
+        assert loss == pytest.approx(results[0][0], rel=1e-6)  # its mean depends on the threads
+        assert torch.equal(gradient, results[0][1])
+
+
+def test_cpu_never_holds_the_enlarged_logits(threads):
+    threads(1)  # others are not seen here
     logits, labels = example((2, 21, 15, 15, 240, 240))
     logits.requires_grad_()
     with LargestTensor() as largest:
         loss = clipped_cross_entropy(logits, labels, backend="torch").loss
         torch.autograd.grad(loss, logits)
-    tile = cpu.TILE_ELEMENTS * torch.get_num_threads()
-    assert largest.elements <= max(tile, labels.numel()) < 21 * labels.numel()
+    assert largest.elements <= cpu.TILE_ELEMENTS < 21 * labels.numel()
 
 
 def test_cpu_tiles_stay_in_float32_under_autocast():

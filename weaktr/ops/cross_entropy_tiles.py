@@ -11,15 +11,19 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import cache
+from threading import Barrier
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-#: Elements of a tile for each thread: 1 MiB in float32, about what a core has for a cache.
+#: Elements of a tile: 1 MiB in float32, about what a core has for a cache.
 TILE_ELEMENTS = 2**18
 #: Pixels of the logits that a tile spans along an axis: bounds the matrix products.
 TILE_SOURCE = 32
@@ -28,6 +32,8 @@ TILE_COLUMNS = 64
 #: Tiles are for areas enlarged at least so much, and for so many labels times that.
 LEAST_ENLARGING, LEAST_WORK = 4, 64
 LOG2_E = math.log2(math.e)
+
+Result = TypeVar("Result")
 
 
 def worth_tiling(logits: Tensor, labels: Tensor) -> bool:
@@ -50,7 +56,6 @@ class Tile(NamedTuple):
     image: int
     rows: Band
     columns: Band
-    values: Tensor  #: [rows, L, columns] memory, the next tile's as well
 
     @property
     def pixels(self) -> tuple[int, slice, slice]:
@@ -73,7 +78,8 @@ class TiledCrossEntropy(torch.autograd.Function):
         losses = logits.new_empty(labels.shape)
         lse = torch.empty_like(losses)  # base 2
         scaled = scaled_rows(logits)
-        for tile in tiles(scaled, labels):
+
+        def fill(tile: Tile) -> None:
             values = enlarge(scaled, tile)
             kept, index = kept_labels(labels[tile.pixels], ignore_index)
             picked = values.gather(1, index).squeeze(1)
@@ -82,6 +88,8 @@ class TiledCrossEntropy(torch.autograd.Function):
             total = total.log2_().add_(largest.squeeze(1))
             lse[tile.pixels] = total
             losses[tile.pixels] = torch.where(kept, (total - picked) / LOG2_E, 0)
+
+        side_by_side(fill, tiles(scaled, labels))
         ctx.save_for_backward(logits, labels, lse)
         ctx.ignore_index = ignore_index
         return losses
@@ -93,14 +101,51 @@ class TiledCrossEntropy(torch.autograd.Function):
         """Σ over pixels of (softmax − one-hot) · gradient, through the transposed enlarging."""
         logits, labels, lse = ctx.saved_tensors
         scaled = scaled_rows(logits)
-        gathered = torch.zeros_like(scaled)
-        for tile in tiles(scaled, labels):
+
+        def share(tile: Tile) -> Tensor:
             kept, index = kept_labels(labels[tile.pixels], ctx.ignore_index)
             weight = torch.where(kept, gradients[0][tile.pixels], 0)[:, None]
             values = enlarge(scaled, tile).sub_(lse[tile.pixels][:, None]).exp2_().mul_(weight)
             values.scatter_add_(1, index, -weight)
-            gathered[tile.source] += gather_back(values, tile)
+            return gather_back(values, tile)
+
+        gathered = torch.zeros_like(scaled)
+        parts = tiles(scaled, labels)
+        for tile, part in zip(parts, side_by_side(share, parts), strict=True):
+            gathered[tile.source] += part  # one after the other, so the sum is always the same
         return gathered.transpose(1, 2), None, None
+
+
+def side_by_side(work: Callable[[Tile], Result], parts: Sequence[Tile]) -> list[Result]:
+    """`work` on every tile, in as many threads as torch may use; results in the tiles' order.
+
+    A tile's operations are too short to be divided: threads that wait for each other after every
+    one of them stand still when other programs keep one of the cores busy.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1 or len(parts) == 1:
+        return [work(part) for part in parts]
+    return list(workers(threads).map(torch.no_grad()(work), parts))
+
+
+@cache
+def workers(threads: int) -> ThreadPoolExecutor:
+    """Threads in each of which torch computes alone."""
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="weaktr-tiles")
+    ready = Barrier(threads)
+
+    def start() -> None:
+        torch.get_num_threads()  # a thread's number is initialised on its first use
+        torch.set_num_threads(1)  # of this thread, and of threads to come
+        ready.wait()
+
+    wait([pool.submit(start) for _ in range(threads)])
+    torch.set_num_threads(threads)
+    return pool
+
+
+if hasattr(os, "register_at_fork"):  # a child has no threads
+    os.register_at_fork(after_in_child=workers.cache_clear)
 
 
 def scaled_rows(logits: Tensor) -> Tensor:
@@ -114,23 +159,15 @@ def kept_labels(labels: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
     return kept, torch.where(kept, labels, 0).long()[:, None]
 
 
-def tiles(scaled: Tensor, labels: Tensor) -> Iterator[Tile]:
+def tiles(scaled: Tensor, labels: Tensor) -> list[Tile]:
     """Every tile of a batch, image by image, from the top to the bottom."""
     batch, height, num_labels, width = scaled.shape
     axes = [(height, labels.shape[1]), (width, labels.shape[2])]
-    steps = tile_shape(axes, max(1, TILE_ELEMENTS * torch.get_num_threads() // num_labels))
-    memory = scaled.new_empty(num_labels * math.prod(steps))
+    steps = tile_shape(axes, max(1, TILE_ELEMENTS // num_labels))
     rows, columns = (
         bands(*axis, step, scaled.dtype) for axis, step in zip(axes, steps, strict=True)
     )
-    for image, row, column in itertools.product(range(batch), rows, columns):
-        shape = [size(row.output), num_labels, size(column.output)]
-        yield Tile(image, row, column, memory[: math.prod(shape)].view(shape))
-
-
-def size(part: slice) -> int:
-    """How many positions a slice covers."""
-    return part.stop - part.start
+    return [Tile(*place) for place in itertools.product(range(batch), rows, columns)]
 
 
 def tile_shape(axes: list[tuple[int, int]], pixels: int) -> tuple[int, int]:
@@ -156,14 +193,13 @@ def bands(source: int, output: int, step: int, dtype: torch.dtype) -> list[Band]
 
 
 def enlarge(scaled: Tensor, tile: Tile) -> Tensor:
-    """Fill the tile's values from [B, h, L, w]."""
+    """The tile's part of [B, h, L, w] as [rows, L, columns], in memory of its own."""
     wide = scaled[tile.source]
     if tile.columns.weights is not None:
         wide = wide @ tile.columns.weights.T
     if tile.rows.weights is None:
-        return tile.values.copy_(wide)
-    torch.mm(tile.rows.weights, wide.flatten(1), out=tile.values.view(len(tile.values), -1))
-    return tile.values
+        return wide.clone() if tile.columns.weights is None else wide
+    return (tile.rows.weights @ wide.flatten(1)).view(-1, *wide.shape[1:])
 
 
 def gather_back(values: Tensor, tile: Tile) -> Tensor:
