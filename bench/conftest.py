@@ -1,4 +1,4 @@
-"""What every benchmark shares: collection, machine facts, peak memory, and `measure`."""
+"""What every benchmark shares: collection, machine facts, peak memory, `measure` and `record`."""
 
 from __future__ import annotations
 
@@ -23,6 +23,10 @@ Call = Callable[[], Any]
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("python_files", "bench_*.py")
     config.addinivalue_line("python_functions", "bench_*")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all-cells", action="store_true", help="the long form of bench_dense_crf.py")
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
@@ -91,6 +95,63 @@ def largest_difference(actual: Any, expected: Any) -> float:
         return max(largest_difference(got, wanted) for got, wanted in pairs)
     actual, expected = (torch.as_tensor(x).detach().cpu().double() for x in (actual, expected))
     return float((actual - expected).abs().max())
+
+
+class Replay:
+    """A clock for pytest-benchmark that shows times which were taken before."""
+
+    def __init__(self, seconds: Sequence[float]) -> None:
+        self.time = 0.0
+        self.coming = iter(seconds)
+
+    def now(self) -> float:
+        return self.time
+
+    def next_round(self) -> None:
+        self.time += next(self.coming)
+
+
+@pytest.fixture
+def record(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """``record(seconds, group=..., row=..., ...)``: see the inner function."""
+
+    def run(
+        seconds: Sequence[float],
+        *,
+        group: str,
+        row: str,
+        error: float,
+        within: float,
+        peak: float | None = None,
+        baseline: bool = False,
+        items: int = 1,
+        **facts: Any,
+    ) -> None:
+        """Hand in times that were taken in turns with the group's other rows.
+
+        Args:
+            seconds: of each round.
+            error: largest difference from the definition.
+            peak: MiB needed, where known.
+            group, row, within, baseline, items, facts: see `measure`.
+        """
+        assert error <= within, f"{row} differs from the definition by {error:.3g} > {within:.3g}"
+        clock = Replay(seconds)
+        request.node.add_marker(pytest.mark.benchmark(timer=clock.now))
+        benchmark = request.getfixturevalue("benchmark")
+        benchmark.group = group
+        benchmark.extra_info.update(
+            row=row,
+            baseline=baseline,
+            items=items,
+            error=error,
+            peak_mib=peak,
+            threads=torch.get_num_threads(),
+        )
+        benchmark.extra_info.update(facts)
+        benchmark.pedantic(clock.next_round, rounds=len(seconds))
+
+    return run
 
 
 @pytest.fixture
