@@ -2,7 +2,10 @@
 
 python bench/report.py                    # this machine's result -> README.md
 python bench/report.py RESULT.json        # that result -> README.md
+python bench/report.py --cells            # every group of a series, on the screen
 python bench/report.py --where            # where this machine's result belongs
+
+A series is a piece of work under several settings, one group each; README.md shows their means.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import platform
 import re
 import sys
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,14 +45,18 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def table(result: dict[str, Any]) -> str:
+def table(result: dict[str, Any], cells: bool = False) -> str:
     """Markdown: one line on the machine, then one row per implementation, grouped by work.
 
     speed: the baseline's time divided by the row's, 1.0x for the baseline itself. difference:
     largest absolute difference from our plain-PyTorch definition.
+
+    Args:
+        result: what pytest-benchmark wrote.
+        cells: each group of a series by itself, instead of their means.
     """
     groups: dict[str, list[dict[str, Any]]] = {}
-    for entry in result["benchmarks"]:
+    for entry in result["benchmarks"] if cells else with_means(result["benchmarks"]):
         groups.setdefault(entry["group"], []).append(entry)
     lines = [machine_line(result), "", *HEADER]
     for group, entries in groups.items():
@@ -56,6 +64,41 @@ def table(result: dict[str, Any]) -> str:
         for number, entry in enumerate(entries):
             lines.append(row("" if number else group, entry, baseline))
     return "\n".join(lines)
+
+
+def with_means(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`entries` with one in place of those that share a series and a row.
+
+    Its time is the geometric mean of theirs, so that the ratio of two is the geometric mean of the
+    ratios; peak and difference are the largest. Series of which a row lacks a group stay apart.
+    """
+    series: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for entry in entries:
+        name = entry["extra_info"].get("series", entry["group"])
+        series.setdefault(name, {}).setdefault(entry["extra_info"]["row"], []).append(entry)
+    found = []
+    for name, rows in series.items():
+        groups = [[entry["group"] for entry in row] for row in rows.values()]
+        if len(groups[0]) > 1 and all(names == groups[0] for names in groups):
+            found += [mean(f"{name}, {len(groups[0])} settings", row) for row in rows.values()]
+        else:
+            found += [entry for row in rows.values() for entry in row]
+    return found
+
+
+def mean(group: str, entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """One entry of a series for those of a row."""
+    facts = [entry["extra_info"] for entry in entries]
+    peaks = [each["peak_mib"] for each in facts]
+    return {
+        "group": group,
+        "stats": {"median": geometric_mean(entry["stats"]["median"] for entry in entries)},
+        "extra_info": facts[0]
+        | {
+            "error": max(each["error"] for each in facts),
+            "peak_mib": None if None in peaks else max(peaks),
+        },
+    }
 
 
 def seconds(entry: dict[str, Any]) -> float:
@@ -103,6 +146,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("result", nargs="?", type=Path)
     parser.add_argument("--where", action="store_true", help="print the path and make its folder")
+    parser.add_argument("--cells", action="store_true", help="print all groups, write nothing")
     options = parser.parse_args(arguments)
     path = options.result or result_path()
     if options.where:
@@ -111,6 +155,9 @@ def main(arguments: list[str]) -> None:
         return
     if not path.exists():
         sys.exit(f"{path} is not there; `make bench` writes it")
+    if options.cells:
+        print(table(json.loads(path.read_text()), cells=True))
+        return
     readme = ROOT / "README.md"
     new = insert(readme.read_text(encoding="utf-8"), table(json.loads(path.read_text())))
     readme.write_text(new, encoding="utf-8")

@@ -48,6 +48,40 @@ def test_table(report):
     ]
 
 
+def in_series(group, row, median, **facts):
+    found = entry(group, row, median, **facts)
+    found["extra_info"]["series"] = "crf L4"
+    return found
+
+
+SERIES = [
+    in_series("crf a L4", "cpu", 0.1, peak=10.0),
+    in_series("crf a L4", "pydensecrf", 0.2, baseline=True),
+    in_series("crf b L4", "cpu", 0.4, peak=30.0),
+    in_series("crf b L4", "pydensecrf", 3.2, baseline=True),
+]
+
+
+def test_a_series_is_shown_by_its_geometric_means(report):
+    """Of 2x and 8x: 4x."""
+    assert report.table(RESULT | {"benchmarks": SERIES}).splitlines()[4:] == [
+        "| crf L4, 2 settings | cpu | 200.0 | 5.00 | 30 | 4.00x | 2e-06 |",
+        "|  | pydensecrf | 800.0 | 1.25 | 12 | 1.00x | 2e-06 |",
+    ]
+
+
+def test_the_groups_of_a_series(report):
+    lines = report.table(RESULT | {"benchmarks": SERIES}, cells=True).splitlines()[4:]
+    assert [line.split(" | ")[0] for line in lines] == ["| crf a L4", "| ", "| crf b L4", "| "]
+
+
+def test_a_series_with_a_gap_stays_apart(report):
+    """The mean of what is there would be compared with that of other settings."""
+    lines = report.table(RESULT | {"benchmarks": SERIES[:3]}).splitlines()[4:]
+    assert len(lines) == 3
+    assert "settings" not in "".join(lines)
+
+
 def test_insert_replaces_only_what_is_between_the_markers(report):
     text = f"a\n{report.BEGIN}\nold\n{report.END}\nb\n"
     once = report.insert(text, "new")
