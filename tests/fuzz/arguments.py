@@ -21,14 +21,14 @@ def random_sides(rng: Generator, grid: bool) -> tuple[int, ...]:
     return tuple(int(side) for side in rng.integers(1, 9, axes))
 
 
-def random_compat(rng: Generator, labels: int) -> Any:
+def random_compat(rng: Generator, labels: int, strength: float) -> Any:
     """A Potts weight, label weights or a matrix; as a number, list, array or tensor."""
     form = rng.integers(4)
     if form == 0:
-        return float(rng.uniform(-1, 5))
+        return float(rng.uniform(-1, 5)) * strength
     if form == 1:
-        return rng.uniform(-3, 1, labels).tolist()
-    matrix = rng.uniform(-1, 1, (labels, labels)) / labels
+        return (rng.uniform(-3, 1, labels) * strength).tolist()
+    matrix = rng.uniform(-1, 1, (labels, labels)) / labels * strength
     return matrix if form == 2 else torch.from_numpy(matrix)
 
 
@@ -43,14 +43,16 @@ def random_problem(rng: Generator) -> dict[str, Any]:
         "iterations": int(rng.integers(4)),
         "normalization": str(rng.choice(NORMALIZATIONS)),
     }
+    # messages that are not normalised grow with the number of pixels
+    strength = 0.03 if problem["normalization"] == "none" else 1.0
     if bilateral:
         sxy, srgb = rng.uniform(1, 40, 2).tolist()
-        problem["bilateral"] = (sxy, srgb, random_compat(rng, labels))
+        problem["bilateral"] = (sxy, srgb, random_compat(rng, labels, strength))
     if rng.integers(2):
-        problem["gaussian"] = (float(rng.uniform(0.5, 5)), random_compat(rng, labels))
+        problem["gaussian"] = (float(rng.uniform(0.5, 5)), random_compat(rng, labels, strength))
     if rng.integers(2):
         features = rng.normal(size=(rng.integers(1, 9), *sides)).astype(np.float32)
-        problem["features"] = (features, random_compat(rng, labels))
+        problem["features"] = (features, random_compat(rng, labels, strength))
     return problem
 
 
