@@ -22,7 +22,7 @@ from weaktr.data import Manifest, Sample
 from weaktr.models import CamModel, CamOutput, checkpoints
 from weaktr.optim import CosineSchedule, cam_optimizer
 from weaktr.stages.evaluate import cam_curve
-from weaktr.stages.training import EpochLoader, TrainingLoop, choose_device, set_seeds
+from weaktr.stages.training import EpochLoader, TrainingLoop, choose_device, compiled, set_seeds
 
 log = logging.getLogger("weaktr")
 
@@ -68,12 +68,16 @@ def train_cam(
         smooth = step * settings.accumulate / len(loader)
         schedule.apply(optimizer, epoch if settings.lag_one_epoch else smooth)
 
+    def losses(images: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        return cam_losses(model(images), targets)
+
+    losses_of = compiled(losses, settings.compile)
     loop = TrainingLoop(folder, model, optimizer, loader, settings, recipe, set_lr)
     for epoch in loop.epochs():
         for images, targets in loop.batches():
             with loop.autocast():
-                output = model(images)
-            loop.backward(cam_losses(output, targets))
+                found = losses_of(images, targets)
+            loop.backward(found)
         if watch and settings.validate_every and (epoch + 1) % settings.validate_every == 0:
             _look(loop, recipe, watch)
     classes = {"names": manifest.classes.names, "ids": manifest.classes.ids}

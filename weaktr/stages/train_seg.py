@@ -13,6 +13,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import cast
 
+from torch import Tensor
+
 from weaktr import data
 from weaktr.artifacts import MaskFolder
 from weaktr.config import Recipe, TrainSegConfig
@@ -20,7 +22,7 @@ from weaktr.data import Manifest, Sample
 from weaktr.models import Segmenter, checkpoints
 from weaktr.optim import PolynomialSchedule, segmenter_optimizer
 from weaktr.stages.evaluate import score_segmenter
-from weaktr.stages.training import EpochLoader, TrainingLoop, choose_device, set_seeds
+from weaktr.stages.training import EpochLoader, TrainingLoop, choose_device, compiled, set_seeds
 
 log = logging.getLogger("weaktr")
 
@@ -74,14 +76,17 @@ def train_seg(
     def set_lr(_: int, step: int) -> None:
         schedule.apply(optimizer, step)
 
+    def losses(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        start, tile = settings.clip_start, settings.clip_patch
+        return {"clipped": model.loss(images, labels, start_value=start, tile=tile).loss}
+
+    losses_of = compiled(losses, settings.compile)
     loop = TrainingLoop(folder, model, optimizer, loader, settings, recipe, set_lr)
     for epoch in loop.epochs():
         for images, labels in loop.batches():
             with loop.autocast():
-                clipped = model.loss(
-                    images, labels, start_value=settings.clip_start, tile=settings.clip_patch
-                )
-            loop.backward({"clipped": clipped.loss})
+                found = losses_of(images, labels)
+            loop.backward(found)
         if watch and settings.validate_every and (epoch + 1) % settings.validate_every == 0:
             _look(loop, recipe, watch)
     classes = {"names": manifest.classes.names, "ids": manifest.classes.ids}

@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
@@ -27,6 +27,8 @@ from weaktr.progress import Meter, TensorBoard
 
 log = logging.getLogger("weaktr")
 M = TypeVar("M", bound=nn.Module)
+P = ParamSpec("P")
+R = TypeVar("R")
 
 STATE = "state.pt"
 METRICS = "metrics.jsonl"
@@ -77,6 +79,19 @@ def autocast(amp: Amp, device: torch.device) -> torch.autocast:
     """The autocast context of a setting (see `amp_type`)."""
     dtype = amp_type(amp, device)
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def compiled(losses: Callable[P, R], wanted: bool) -> Callable[P, R]:
+    """`losses`, run as one compiled graph where `wanted`; the model in it keeps its names.
+
+    Args:
+        losses: computes the losses of a batch; all batches have one shape.
+        wanted: `TrainCamConfig.compile` or `TrainSegConfig.compile`.
+    """
+    if not wanted:
+        return losses
+    log.info("torch.compile: the first step takes long, then steps are faster")
+    return cast(Callable[P, R], torch.compile(losses, fullgraph=True, dynamic=False))
 
 
 def set_seeds(seed: int) -> None:
