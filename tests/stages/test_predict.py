@@ -7,12 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from safetensors.numpy import load_file
 
 from tests.parity.recipe import GOLDEN, recipe_weight
 from tests.stages.stored import FACTS, arrays
-from tests.tolerances import assert_golden
+from tests.tolerances import assert_close, assert_golden
 from weaktr.artifacts import MaskFolder
 from weaktr.config import PredictConfig
 from weaktr.crf import PRESETS
@@ -20,13 +21,14 @@ from weaktr.data import Sample
 from weaktr.models import Segmenter
 from weaktr.models.checkpoints import segmenter_from_reference
 from weaktr.stages.predict import (
-    _anchors,
     for_ensemble,
+    for_prediction,
     mask_from_probabilities,
     predict,
     probabilities,
 )
 from weaktr.stages.resize import resize_bilinear
+from weaktr.stages.windows import anchors, merge, views
 
 E = arrays("E_inference")
 CRF = load_file(GOLDEN / "E_crf.safetensors")
@@ -74,14 +76,47 @@ def test_resizing_refuses_other_types():
 def test_windows_stand_where_published(ratio):
     facts = FACT["windows"][str(ratio)]
     height, width = facts["resized"]
-    corners = [[y, x] for y in _anchors(height, 48, 32) for x in _anchors(width, 48, 32)]
+    corners = [[y, x] for y in anchors(height, 48, 32) for x in anchors(width, 48, 32)]
     assert corners == facts["anchors"]
 
 
 @pytest.mark.parametrize("window_batch", [1, 2, 7])
 def test_multi_scale_probabilities(model, window_batch):
-    made = probabilities(model, E["image"], with_(window_batch=window_batch))
+    settings = with_(window_batch=window_batch)
+    made = probabilities(for_prediction(model, settings), E["image"], settings)
     assert_golden(torch.from_numpy(made), torch.from_numpy(E["prob.multi_scale"]))
+
+
+@pytest.mark.parametrize("ensemble", ["plain", "published"])
+def test_any_batch_of_windows_gives_the_same(model, ensemble):
+    """Windows of several scales and flips in one forward pass, to the bit."""
+    one, *others = (
+        probabilities(for_prediction(model, settings), E["image"], settings)
+        for settings in (with_(window_batch=count, ensemble=ensemble) for count in (1, 2, 7, 64))
+    )
+    for other in others:
+        np.testing.assert_array_equal(other, one)
+
+
+def test_merging_is_upsampling_averaging_and_resizing():
+    """`merge` against the steps that it joins, on a window that cuts its last patches."""
+    patch, window, size = 8, 20, (33, 47)
+    (view, mirrored) = views(
+        E["image"], ((0.5,) * 3, (0.5,) * 3),
+        with_(short_side=36, ratios=(1.0,), window=window, stride=7), torch.device("cpu"),
+    )  # fmt: skip
+    logits = torch.randn(len(view.tops) * len(view.lefts), 2, 3, 3, 3)
+    total = torch.zeros(2, 3, *view.pixels.shape[1:])
+    count = torch.zeros(view.pixels.shape[1:])
+    places = [(top, left) for top in view.tops for left in view.lefts]
+    for (top, left), one in zip(places, logits, strict=True):
+        full = F.interpolate(one, size=(24, 24), mode="bilinear")[..., :window, :window]
+        total[..., top : top + window, left : left + window] += full
+        count[top : top + window, left : left + window] += 1
+    expected = F.interpolate(total / count, size=size, mode="bilinear")
+    assert len(places) > 4
+    assert_close(merge(view, logits, patch, window, size), expected, "float32")
+    assert_close(merge(mirrored, logits, patch, window, size), expected.flip(-1), "float32")
 
 
 def test_single_scale_probabilities(model):
@@ -92,8 +127,7 @@ def test_single_scale_probabilities(model):
 
 def test_published_ensemble(model):
     settings = with_(ensemble="published", window_batch=2)
-    twin = for_ensemble(model, "published")
-    made = probabilities(twin, E["image"], settings)
+    made = probabilities(for_prediction(model, settings), E["image"], settings)
     early = (made - E["prob.multi_scale"]) / 0.8
     assert_golden(
         torch.from_numpy(early)[:, ::2, ::2],
@@ -107,7 +141,7 @@ def test_published_ensemble(model):
 @pytest.mark.parametrize(("preset", "stored"), [("voc_seg", "voc12"), ("coco_seg", "coco")])
 def test_crf_after_the_ensemble(model, preset, stored):
     settings = with_(ensemble="published")
-    scores = probabilities(for_ensemble(model, "published"), E["image"], settings)
+    scores = probabilities(for_prediction(model, settings), E["image"], settings)
     made = mask_from_probabilities(E["image"], scores, PRESETS[preset])
     assert (made == CRF[f"{stored}.label"]).mean() >= 0.999
 

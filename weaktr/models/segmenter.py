@@ -215,6 +215,16 @@ class Segmenter(nn.Module):
         logits: Tensor = self.decoder(patches)
         return logits.unflatten(2, grid)
 
+    def patch_outputs(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] -> logits [B, E, L, h, w]; E = 2 for a multi decoder, else 1."""
+        patches, grid = self._encode(images)
+        if self.multi:
+            assert isinstance(self.decoder, MaskTransformer)
+            logits = torch.stack(self.decoder.early_and_final(patches), 1)
+        else:
+            logits = self.decoder(patches)[:, None]
+        return logits.unflatten(3, grid)
+
     def loss(
         self, images: Tensor, labels: Tensor, *, start_value: float = 1.2, tile: int = 120
     ) -> ClippedLoss:

@@ -283,10 +283,11 @@ def _project(attention: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         parts = [p(x) for p in (attention.q_proj, attention.k_proj, attention.v_proj)]
         q, k, v = (p.reshape(batch, tokens, heads, -1).transpose(1, 2) for p in parts)
         return q, k, v
-    bias = attention.qkv.bias
-    if getattr(attention, "q_bias", None) is not None:
+    if getattr(attention, "q_bias", None) is None:
+        qkv = attention.qkv(x)
+    else:
         bias = torch.cat([attention.q_bias, attention.k_bias, attention.v_bias])
-    qkv = F.linear(x, attention.qkv.weight, bias)
+        qkv = F.linear(x, attention.qkv.weight, bias)
     q, k, v = qkv.reshape(batch, tokens, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
     return q, k, v
 
