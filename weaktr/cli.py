@@ -7,6 +7,7 @@ says what to do, not in a traceback (``--debug`` shows it).
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -43,7 +44,7 @@ recipes: {", ".join(recipe_names())} (or the path of a YAML file)
 
 examples:
   weaktr-train demo
-  weaktr-train voc12_deit_s --set data.root=/data/VOCdevkit/VOC2012 --out runs/voc
+  weaktr-train voc12_deit_s --data-root /data --out runs/voc
   weaktr-train voc12_deit_s --set train_cam.batch_size=16 --set train_cam.accumulate=4
   weaktr-train demo --from label --set label.threshold=0.3
   weaktr-train my.yaml --only evaluate --force
@@ -135,6 +136,7 @@ def _add_set(parser: argparse.ArgumentParser, what: str) -> None:
 def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a recipe's name or YAML file")
     _add_set(parser, "recipe's settings, such as train_cam.epochs=5")
+    parser.add_argument("--data-root", metavar="DIR", help="short for --set data.root=DIR")
     parser.add_argument("--out", type=Path, metavar="RUN", help="folder (default runs/RECIPE)")
     parser.add_argument("--from", dest="start", choices=STAGES, help="take earlier stages as is")
     parser.add_argument("--only", choices=STAGES, help="run this stage alone")
@@ -143,7 +145,10 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(arguments: Arguments) -> int:
-    recipe = load_recipe(arguments.recipe, arguments.set)
+    settings = list(arguments.set)
+    if arguments.data_root is not None:
+        settings.append(f"data.root={json.dumps(arguments.data_root)}")
+    recipe = load_recipe(arguments.recipe, settings)
     if arguments.print:
         sys.stdout.write(dump_recipe(recipe))
         return 0

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Amp = Literal["auto", "none", "bf16", "fp16"]
+Stage = Literal["train_cam", "label", "train_seg", "predict", "evaluate"]
+Resize = Literal["timm", "bicubic", "bilinear"]
+Position = Literal["timm", "published_cam", "published_seg"]
 
 
 @dataclass(frozen=True)
@@ -37,10 +40,22 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class CamModelConfig:
-    """Arguments of `weaktr.models.CamModel`. Source: reference.md 1-14, 21."""
+    """Arguments of `weaktr.models.CamModel`. Source: reference.md 1-14, 21.
+
+    Args:
+        weights: None = random, "timm" = pretrained, else a file: weights in timm's or the original
+            release's naming, a native checkpoint, or one of the published code.
+        resize: how the weights' position grid (and patch kernel) are brought to this model's.
+        position: how positions follow images of other sizes; "published_cam" and "published_seg"
+            do what the published code does.
+        norm_eps: epsilon of the backbone's LayerNorms; its own where None.
+    """
 
     backbone: str = "deit_small_patch16_224.fb_in1k"
     weights: str | None = "timm"
+    resize: Resize = "timm"
+    position: Position = "timm"
+    norm_eps: float | None = None
     image_size: int = 224
     patch_size: int | None = None
     pool: Literal["avg", "max"] = "max"
@@ -155,12 +170,15 @@ class SegModelConfig:
     """Arguments of `weaktr.models.Segmenter`. Source: reference.md 33-40.
 
     Args:
-        weights: None = random, "timm" = pretrained, "stage1" = this run's stage-1 checkpoint,
-            else a file.
+        weights: as in `CamModelConfig`, or "stage1" = this run's stage-1 checkpoint.
+        resize, position, norm_eps: as in `CamModelConfig`.
     """
 
     backbone: str = "deit_small_patch16_224.fb_in1k"
     weights: str | None = "timm"
+    resize: Resize = "timm"
+    position: Position = "timm"
+    norm_eps: float | None = None
     image_size: int = 480
     patch_size: int | None = None
     decoder: Literal["mask_transformer", "multi_mask_transformer", "linear"] = "mask_transformer"
@@ -293,6 +311,7 @@ class Recipe:
 
     Args:
         name: of the recipe; the run's folder is ``runs/NAME`` by default.
+        stages: which of the stages belong to it.
         seed: of all randomness.
         device: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1", ...
         num_workers: processes that load images; changes no result.
@@ -302,6 +321,7 @@ class Recipe:
     """
 
     name: str = "voc12_deit_s"
+    stages: tuple[Stage, ...] = ("train_cam", "label", "train_seg", "predict", "evaluate")
     seed: int = 0
     device: str = "auto"
     num_workers: int = 4

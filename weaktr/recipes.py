@@ -1,7 +1,8 @@
 """Recipes: YAML and ``--set key=value`` -> `weaktr.config.Recipe`.
 
-A recipe file states only what differs from the defaults. An unknown key is an error that names the
-nearest known one.
+A recipe file states only what differs from the defaults, or, with ``base: OTHER``, from another
+recipe (from several, of which the later ones win, with a list). An unknown key is an error that
+names the nearest known one.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from typing import Any, TypeVar, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser, get_loader
 
-from weaktr.config import Recipe
+from weaktr.config import CamModelConfig, Recipe, SegModelConfig
 
 T = TypeVar("T")
 
 #: Where recipes that are asked for by name live (shipped with the package).
 RECIPES = Path(__file__).parent / "configs"
+#: In ``--set``, short for the weights of every model that has the recipe's backbone.
+MODEL_WEIGHTS = "model.weights"
 
 
 def recipe_names() -> list[str]:
@@ -49,18 +52,21 @@ def load_recipe(name: str | Path, settings: Iterable[str] = ()) -> Recipe:
 
     Args:
         name: a recipe's name or YAML file.
-        settings: such as ``"train_cam.epochs=5"``; values are YAML.
+        settings: such as ``"train_cam.epochs=5"``; values are YAML. ``model.weights=FILE`` is for
+            the recipe's backbone: of stage 2, and of stage 1 where that has the same one or is
+            all there is.
 
     Raises:
         ValueError: no such recipe, not YAML, an unknown key, or a value of the wrong type.
     """
     path = find_recipe(name)
-    tree = _parse_yaml(path.read_text(encoding="utf-8"), str(path)) or {}
-    if not isinstance(tree, dict):
-        raise ValueError(f"{path}: expected a YAML mapping, got {type(tree).__name__}")
+    tree = _read_tree(path)
     tree.setdefault("name", path.stem)
     for setting in settings:
-        apply_setting(tree, setting)
+        key, _, value = setting.partition("=")
+        models = _models_of_the_backbone(tree) if key.strip() == MODEL_WEIGHTS else ()
+        for one in [f"{model}.weights={value}" for model in models] or [setting]:
+            apply_setting(tree, one)
     return make(Recipe, tree, origin=str(path))
 
 
@@ -100,6 +106,45 @@ def dump_recipe(recipe: Recipe) -> str:
         else:
             lines.append(f"{key}: {json.dumps(value)}")
     return "\n".join(lines) + "\n"
+
+
+def _read_tree(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The plain values of a recipe file, over those of its bases; `above` are based on it."""
+    tree = _parse_yaml(path.read_text(encoding="utf-8"), str(path)) or {}
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path}: expected a YAML mapping, got {type(tree).__name__}")
+    bases = tree.pop("base", [])
+    _check_keys(Recipe, tree, "", str(path))
+    under: dict[str, Any] = {}
+    family = (*above, path.resolve())
+    for base in [bases] if isinstance(bases, str) else bases:
+        beside = path.parent / f"{base}.yaml"
+        file = beside if beside.is_file() else find_recipe(base)
+        if file.resolve() in family:
+            raise ValueError(f"{path}: base: {base!r} is itself based on {path.stem}")
+        under = _over(Recipe, under, _read_tree(file, family))
+    under.pop("name", None)
+    return _over(Recipe, under, tree)
+
+
+def _over(kind: type, under: Mapping[str, Any], tree: Mapping[str, Any]) -> dict[str, Any]:
+    """`tree` over `under`: groups of settings are merged, any other value replaces the old one."""
+    hints = get_type_hints(kind)
+    merged = dict(under)
+    for key, value in tree.items():
+        group = dataclasses.is_dataclass(hints[key]) and key in merged
+        merged[key] = _over(hints[key], merged[key], value) if group else value
+    return merged
+
+
+def _models_of_the_backbone(tree: Mapping[str, Any]) -> list[str]:
+    """The models that `MODEL_WEIGHTS` is short for."""
+    backbones = {
+        "cam_model": tree.get("cam_model", {}).get("backbone", CamModelConfig.backbone),
+        "seg_model": tree.get("seg_model", {}).get("backbone", SegModelConfig.backbone),
+    }
+    last = "seg_model" if "train_seg" in tree.get("stages", Recipe.stages) else "cam_model"
+    return [model for model, backbone in backbones.items() if backbone == backbones[last]]
 
 
 def _parse_yaml(text: str, origin: str) -> Any:

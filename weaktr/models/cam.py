@@ -98,7 +98,8 @@ class CamModel(nn.Module):
         patch_norm: apply the backbone's final norm to the patches before the head. The published
             model does not; backbones that were pretrained with it (DINOv2, DINOv3) gain by it.
         position, norm_eps: see `ViT`.
-        weights: None (random), "timm" (timm's pretrained), or a file: see `load_backbone`.
+        weights, resize: None (random), "timm" (timm's pretrained), or a file, and how its positions
+            are resized: see `load_backbone`.
         backbone_args: further arguments of the timm model.
 
     Raises:
@@ -148,6 +149,7 @@ class CamModel(nn.Module):
             backbone,
             class_tokens=num_classes,
             image_size=image_size,
+        resize: str = "timm",
             patch_size=patch_size,
             drop_path=drop_path,
             position=position,
@@ -162,7 +164,9 @@ class CamModel(nn.Module):
             len(self.vit.blocks) * heads, dim // heads, reduction, feat_reduction
         )
         if weights is not None:
-            load_backbone(self.vit, weights, backbone=backbone, backbone_args=backbone_args)
+            load_backbone(
+                self.vit, weights, backbone=backbone, backbone_args=backbone_args, resize=resize
+            )
 
     @property
     def patch_size(self) -> int:

@@ -36,6 +36,7 @@ IGNORED = (
     "mask_token",
     "rope",
     "fusion",
+    "adaptive_attention_fusion",
 )
 WRAPPERS = ("model", "module", "state_dict", "teacher")
 #: Names of the original EVA-02 and DINOv2 releases -> timm's.
@@ -64,7 +65,8 @@ def load_backbone(
         vit: the model to fill.
         weights: "timm" for the pretrained weights of `backbone` from timm's hub; else a file:
             safetensors or a torch checkpoint in timm's, DINOv2's or EVA-02's naming, an AugReg
-            ``.npz``, or a checkpoint of ours (a stage-1 model gives stage 2 its backbone).
+            ``.npz``, or a checkpoint of ours or of the published code, whose backbone is taken (a
+            stage-1 model gives stage 2 its backbone).
         backbone, backbone_args: timm's name and arguments, for weights="timm".
         resize: one of `RESIZE_METHODS`.
 
@@ -72,15 +74,32 @@ def load_backbone(
         FileNotFoundError: no such file.
         ValueError: weights that do not fit; names what is missing or of the wrong shape.
     """
-    if weights == "timm":
+    from_timm = weights == "timm"
+    state = timm_state(backbone, backbone_args) if from_timm else read_state(Path(weights))
+    fitted = fit_state(timm_names(state), vit, resize)
+    load_strict(vit, fitted, f"backbone weights {weights}")
+
+
+def timm_state(backbone: str, backbone_args: Mapping[str, Any] | None = None) -> State:
+    """timm's pretrained weights, from its cache or from the hub.
+
+    Args:
+        backbone, backbone_args: timm's name and arguments.
+
+    Raises:
+        ValueError: they are not in the cache and could not be downloaded.
+    """
+    try:
         donor = timm.create_model(
             backbone, pretrained=True, num_classes=0, **dict(backbone_args or {})
         )
-        state = donor.state_dict()
-    else:
-        state = read_state(Path(weights))
-    fitted = fit_state(timm_names(state), vit, resize)
-    load_strict(vit, fitted, f"backbone weights {weights}")
+    except OSError as error:
+        raise ValueError(
+            f"weights: {backbone} could not be downloaded ({error}); get the file elsewhere and "
+            "give it with --set cam_model.weights=FILE or --set seg_model.weights=FILE"
+        ) from error
+    state: State = donor.state_dict()
+    return state
 
 
 def load_strict(module: torch.nn.Module, state: Mapping[str, Tensor], what: str) -> None:

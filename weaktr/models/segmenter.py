@@ -124,7 +124,8 @@ class Segmenter(nn.Module):
         dropout: the mask transformer's dropout during training.
         position, norm_eps, backbone_args: see `ViT`.
         class_tokens: tokens before the patches; the backbone's own number where None.
-        weights: None, "timm", or a file, such as a stage-1 checkpoint: see `load_backbone`.
+        weights, resize: None, "timm", or a file, such as a stage-1 checkpoint, and how its
+            positions are resized: see `load_backbone`.
 
     Raises:
         ValueError: any argument out of range.
@@ -146,6 +147,7 @@ class Segmenter(nn.Module):
         norm_eps: float | None = None,
         class_tokens: int | None = None,
         weights: str | Path | None = None,
+        resize: str = "timm",
         backbone_args: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -188,7 +190,9 @@ class Segmenter(nn.Module):
             else MaskTransformer(dim, num_labels, decoder_layers, decoder_heads, dropout)
         )
         if weights is not None:
-            load_backbone(self.vit, weights, backbone=backbone, backbone_args=backbone_args)
+            load_backbone(
+                self.vit, weights, backbone=backbone, backbone_args=backbone_args, resize=resize
+            )
 
     @property
     def patch_size(self) -> int:

@@ -53,7 +53,7 @@ class Row:
 
 
 def evaluate(
-    recipe: Recipe, run: Path, score: Manifest, val: Manifest, cam_model: CamModel | None
+    recipe: Recipe, run: Path, score: Manifest, val: Manifest | None, cam_model: CamModel | None
 ) -> list[Row]:
     """Score what is there of a run.
 
@@ -62,7 +62,7 @@ def evaluate(
         run: its folder; ``label`` and ``predict`` are read, ``evaluate/metrics.json`` and
             ``metrics.json`` written.
         score: images with masks for CAMs and pseudo labels.
-        val: images with masks for predictions.
+        val: images with masks for predictions; None in a recipe without stage 2.
         cam_model: for the CAM rows; None leaves them out.
 
     Returns:
@@ -72,7 +72,7 @@ def evaluate(
     if cam_model is not None:
         rows += _cam_rows(recipe, score, cam_model)
     rows += _label_rows(recipe, score, run / "label")
-    if row := _prediction_row(recipe, val, run / "predict"):
+    if val is not None and (row := _prediction_row(recipe, val, run / "predict")):
         rows.append(row)
     write_rows(run, recipe, rows, score.classes.label_names)
     print_rows(rows, f"{recipe.name}: mIoU in %, trained from {_supervision(recipe)}")

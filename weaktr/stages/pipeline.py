@@ -75,6 +75,11 @@ class Pipeline:
         """Held-out images."""
         return load_split(self.recipe.data, self.recipe.data.val_split)
 
+    @property
+    def predicted(self) -> Manifest | None:
+        """The images that get predictions, or None in a recipe without stage 2."""
+        return self.val if "predict" in self.recipe.stages else None
+
     def folder(self, stage: str) -> Path:
         """Where a stage writes."""
         return self.run / stage
@@ -100,8 +105,13 @@ class Pipeline:
                 self._upstream("train_seg"),
             ],
             "evaluate": lambda: [
-                as_tree(recipe.evaluate), self.score.fingerprint(), self.val.fingerprint(),
-                *(self._upstream(stage) for stage in ("train_cam", "label", "predict")),
+                as_tree(recipe.evaluate), self.score.fingerprint(),
+                None if self.predicted is None else self.predicted.fingerprint(),
+                *(
+                    self._upstream(stage)
+                    for stage in ("train_cam", "label", "predict")
+                    if stage in recipe.stages
+                ),
             ],
         }  # fmt: skip
         return artifacts.fingerprint(stage, *parts[stage]())
@@ -171,7 +181,8 @@ class Pipeline:
         predict(model, images, self.folder("predict"), self.recipe.predict)
 
     def _evaluate(self) -> None:
-        evaluate(self.recipe, self.run, self.score, self.val, self.cam_model())
+        cam_model = self.cam_model() if "train_cam" in self.recipe.stages else None
+        evaluate(self.recipe, self.run, self.score, self.predicted, cam_model)
 
 
 def run_recipe(
@@ -192,12 +203,18 @@ def run_recipe(
         force: run the chosen stages from their beginning even if they are finished.
 
     Raises:
-        ValueError: unknown stage, or an earlier stage is not finished.
+        ValueError: unknown stage, one that the recipe has not, or an earlier stage is not
+            finished.
     """
     for name, stage in (("--from", start), ("--only", only)):
         if stage is not None and stage not in STAGES:
             raise ValueError(f"{name}: expected one of {', '.join(STAGES)}; got {stage!r}")
-    chosen = (only,) if only else STAGES[STAGES.index(start or STAGES[0]) :]
+    if only is not None and only not in recipe.stages:
+        raise ValueError(
+            f"--only: {recipe.name} has no {only}; its stages are {', '.join(recipe.stages)}"
+        )
+    later = (only,) if only else STAGES[STAGES.index(start or STAGES[0]) :]
+    chosen = [stage for stage in later if stage in recipe.stages]
     pipeline = Pipeline(recipe, run)
     artifacts.write_bytes(run / "recipe.yaml", dump_recipe(recipe).encode())
     for stage in chosen:

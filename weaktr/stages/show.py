@@ -43,7 +43,8 @@ def show_run(pipeline: Pipeline, *, count: int = 5, names: Sequence[str] = ()) -
         ValueError: a name that no split has.
     """
     recipe, run = pipeline.recipe, pipeline.run
-    manifests = list({m.split: m for m in (pipeline.score, pipeline.val)}.values())
+    found = [m for m in (pipeline.score, pipeline.predicted) if m is not None]
+    manifests = list({m.split: m for m in found}.values())
     cam_model = pipeline.cam_model() if (run / "train_cam" / MODEL).is_file() else None
     known = {sample.name for manifest in manifests for sample in manifest.samples}
     if unknown := [name for name in names if name not in known]:

@@ -97,7 +97,10 @@ def build_cam_model(recipe: Recipe, num_classes: int) -> CamModel:
         feat_reduction=settings.feat_reduction,
         drop_path=settings.drop_path,
         patch_norm=settings.patch_norm,
+        position=settings.position,
+        norm_eps=settings.norm_eps,
         weights=settings.weights,
+        resize=settings.resize,
         backbone_args=settings.backbone_args,
     )
 

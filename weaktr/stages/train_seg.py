@@ -117,7 +117,10 @@ def build_segmenter(recipe: Recipe, num_labels: int, stage1: Path | None) -> Seg
         patch_size=settings.patch_size,
         drop_path=settings.drop_path,
         dropout=settings.dropout,
+        position=settings.position,
+        norm_eps=settings.norm_eps,
         weights=weights,
+        resize=settings.resize,
         backbone_args=settings.backbone_args,
     )
 
