@@ -121,6 +121,7 @@ class CamModel(nn.Module):
         position: str = "timm",
         norm_eps: float | None = None,
         weights: str | Path | None = None,
+        resize: str = "timm",
         backbone_args: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -149,7 +150,6 @@ class CamModel(nn.Module):
             backbone,
             class_tokens=num_classes,
             image_size=image_size,
-        resize: str = "timm",
             patch_size=patch_size,
             drop_path=drop_path,
             position=position,
