@@ -16,7 +16,7 @@ from typing import Any
 
 from rich.text import Text
 
-from weaktr import cli_tools
+from weaktr import cli_checkpoints, cli_tools
 from weaktr.artifacts import STAGES
 from weaktr.backends import BackendUnavailable
 from weaktr.config import LabelConfig, PredictConfig
@@ -261,6 +261,11 @@ _COMMANDS: dict[str, _Command] = {
     "label": (_add_label, _label, _LABEL_HELP),
     "predict": (_add_predict, _predict, _PREDICT_HELP),
     "eval": (cli_tools.add_eval, cli_tools.eval_command, cli_tools.EVAL_HELP),
+    "import": (
+        cli_checkpoints.add_import,
+        cli_checkpoints.import_command,
+        cli_checkpoints.IMPORT_HELP,
+    ),
     "data": (cli_tools.add_data, cli_tools.data_command, cli_tools.DATA_HELP),
     "env": (cli_tools.add_env, cli_tools.env_command, cli_tools.ENV_HELP),
     "show": (cli_tools.add_show, cli_tools.show_command, cli_tools.SHOW_HELP),

@@ -30,6 +30,8 @@ FUSION_NAMES = {
 CAM_NORM_EPS, SEGMENTER_NORM_EPS = 1e-6, 1e-5
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+#: What the published ``normalization`` setting of stage 2 means: (mean, std).
+NORMALIZATIONS = {"deit": IMAGENET, "vit": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), "eva02": CLIP}
 
 #: timm names that give each kind its architecture; every size is overridden from the tensors.
 BACKBONES = {
@@ -61,7 +63,7 @@ def cam_model_from_reference(
     Raises:
         ValueError: tensors missing, unknown or of the wrong shape.
     """
-    _require(state_dict, "cls_token", "pos_embed", "patch_embed.proj.weight", "head.weight")
+    require(state_dict, "cls_token", "pos_embed", "patch_embed.proj.weight", "head.weight")
     classes, dim = state_dict["cls_token"].shape[1:]
     side = _square_side(state_dict["pos_embed"].shape[1] - classes, "pos_embed")
     patch = state_dict["patch_embed.proj.weight"].shape[-1]
@@ -126,7 +128,7 @@ def segmenter_from_reference(
         ValueError: tensors missing, unknown or of the wrong shape, sizes that contradict them.
     """
     kernel, position = "encoder.patch_embed.proj.weight", "encoder.pos_embed"
-    _require(state_dict, "encoder.cls_token", kernel, position)
+    require(state_dict, "encoder.cls_token", kernel, position)
     dim, _, _, patch = state_dict[kernel].shape
     if patch_size not in (None, patch):
         raise ValueError(f"patch_size: the patch kernel says {patch}, got {patch_size}")
@@ -137,14 +139,14 @@ def segmenter_from_reference(
     encoder = {
         k.removeprefix("encoder."): v for k, v in state_dict.items() if k.startswith("encoder.")
     }
-    num_labels = state_dict[
-        "decoder.head.weight" if decoder == "linear" else "decoder.mask_norm.weight"
-    ].shape[0]
+    labelled = "decoder.head.weight" if decoder == "linear" else "decoder.mask_norm.weight"
+    require(state_dict, labelled)
+    num_labels = state_dict[labelled].shape[0]
     model = Segmenter(
         BACKBONES[kind],
         num_labels,
         decoder=decoder,
-        decoder_layers=_depth(state_dict, "decoder.blocks."),
+        decoder_layers=depth_of(state_dict, "decoder.blocks."),
         decoder_heads=decoder_heads,
         image_size=image_size,
         patch_size=patch,
@@ -191,21 +193,29 @@ def _sizes(encoder: Mapping[str, Tensor], dim: int, heads: int) -> dict[str, int
         raise ValueError(f"heads: expected a divisor of the width {dim}, got {heads}")
     hidden = encoder.get("blocks.0.mlp.fc1.weight")
     if hidden is None:
-        _require(encoder, "blocks.0.mlp.w3.weight")
+        require(encoder, "blocks.0.mlp.w3.weight")
         hidden = encoder["blocks.0.mlp.w3.weight"].T
     return {
         "embed_dim": dim,
-        "depth": _depth(encoder, "blocks."),
+        "depth": depth_of(encoder, "blocks."),
         "num_heads": heads,
         # half a unit more, so that timm's int(dim * ratio) cannot round down to hidden - 1
         "mlp_ratio": (hidden.shape[0] + 0.5) / dim,
     }
 
 
-def _depth(tensors: Mapping[str, Tensor], prefix: str) -> int:
-    """Number of blocks, from keys ``{prefix}{index}.``."""
+def depth_of(tensors: Mapping[str, Tensor], prefix: str) -> int:
+    """Number of blocks, from keys ``{prefix}{index}.``.
+
+    Raises:
+        ValueError: a block between others is missing.
+    """
     found = (re.match(re.escape(prefix) + r"(\d+)\.", key) for key in tensors)
-    return len({match[1] for match in found if match})
+    indices = {int(match[1]) for match in found if match}
+    depth = max(indices, default=-1) + 1
+    if gaps := sorted(set(range(depth)) - indices):
+        raise ValueError(f"state_dict: missing {prefix}{gaps[0]} of {depth} blocks")
+    return depth
 
 
 def _square_side(count: int, name: str) -> int:
@@ -217,7 +227,8 @@ def _square_side(count: int, name: str) -> int:
     return side
 
 
-def _require(tensors: Mapping[str, Tensor], *names: str) -> None:
+def require(tensors: Mapping[str, Tensor], *names: str) -> None:
+    """Raise ValueError that names those of `names` which are not among the tensors."""
     missing = [name for name in names if name not in tensors]
     if missing:
         raise ValueError(f"state_dict: missing {', '.join(missing)}; has {list(tensors)[:4]} ...")
