@@ -1,6 +1,12 @@
-"""What the kernels on attention maps share: tiles of attention, inputs they take, block sizes."""
+"""What the kernels on attention maps share: tiles of attention, inputs they take, block sizes.
+
+A ragged batch is packed along the tokens; a table (`packing_table`) tells where each image lies.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 import triton
@@ -63,6 +69,32 @@ def log2_attention(x, y, scale, PRECISION: tl.constexpr):
         x = x.to(tl.float32)
         y = y.to(tl.float32)
     return tl.dot(x, tl.trans(y), input_precision=PRECISION) * (scale * LOG2_E)
+
+
+@triton.jit
+def place(table, image, tokens, patches, RAGGED: tl.constexpr):
+    """Of an image: its first token, its tokens, its patches, the patches of images before it."""
+    if RAGGED:
+        first = tl.load(table + 4 * image).to(tl.int32)
+        tokens = tl.load(table + 4 * image + 1).to(tl.int32)
+        patches = tl.load(table + 4 * image + 2).to(tl.int32)
+        before = tl.load(table + 4 * image + 3)
+    else:
+        first = tl.full([], 0, tl.int32)
+        before = image * patches
+    return first, tokens, patches, before
+
+
+def packing_table(tokens: Sequence[int], patches: Sequence[int], device: torch.device) -> Tensor:
+    """int64 [B, 4], an image a row: what `place` reads."""
+    rows = [
+        (stop - own, own, count, last - count)
+        for stop, own, count, last in zip(
+            accumulate(tokens), tokens, patches, accumulate(patches), strict=True
+        )
+    ]
+    table = torch.tensor(rows, dtype=torch.int64).view(len(rows), 4)
+    return table.to(device, non_blocking=True)
 
 
 def refusal_of_attention(

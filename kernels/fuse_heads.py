@@ -7,14 +7,11 @@ order. The gradient in the values is the same sum with queries and keys exchange
 
     d values[j, c] = 1/M Σ_m w_m Σ_i A_m[i, j] · g[i, c]
     d weights[m]   = 1/M Σ_ij A_m[i, j] · (g[i]·values[j])
-
-A ragged batch is packed along the tokens, and a table tells where each image lies.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +22,7 @@ from weaktr.kernels.common import (
     block_of,
     configs_of,
     dot_precision,
+    packing_table,
     processors,
     refusal_of_attention,
 )
@@ -155,7 +153,7 @@ class _Layout(NamedTuple):
 
     images: int
     most_patches: int  #: of one image
-    table: Tensor | None  #: ragged: int64 [B, 3], first patch token, patches, first row of values
+    table: Tensor | None  #: of a ragged batch
 
 
 def _layout(
@@ -167,12 +165,7 @@ def _layout(
 ) -> _Layout:
     if tokens is None or patches is None:
         return _Layout(weights.shape[0], values.shape[1], None)
-    rows = [
-        (stop - count, count, last - count)
-        for stop, count, last in zip(accumulate(tokens), patches, accumulate(patches), strict=True)
-    ]
-    table = torch.tensor(rows, dtype=torch.int64).view(len(rows), 3).to(q.device, non_blocking=True)
-    return _Layout(len(rows), max(patches, default=0), table)
+    return _Layout(len(tokens), max(patches, default=0), packing_table(tokens, patches, q.device))
 
 
 def _spread(

@@ -5,21 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from weaktr.kernels.common import load_lse, load_rows, log2_attention
-
-
-@triton.jit
-def _place(table, image, tokens, most_patches, RAGGED: tl.constexpr):
-    """First patch token of an image, its patches, and the rows of results before it."""
-    if RAGGED:
-        first = tl.load(table + 3 * image)
-        patches = tl.load(table + 3 * image + 1).to(tl.int32)
-        before = tl.load(table + 3 * image + 2)
-    else:
-        first = tokens - most_patches
-        patches = most_patches
-        before = image * most_patches
-    return first, patches, before
+from weaktr.kernels.common import load_lse, load_rows, log2_attention, place
 
 
 @triton.jit
@@ -82,7 +68,8 @@ def spread_kernel(
     channel = program // (row_blocks * splits) % channel_blocks * BLOCK_C
     image = (program // (row_blocks * splits * channel_blocks)).to(tl.int64)
 
-    first, patches, before = _place(table, image, tokens, most_patches, RAGGED)
+    begin, own, patches, before = place(table, image, tokens, most_patches, RAGGED)
+    first = begin + own - patches
     weights += image * weights_strides[0]
     if RAGGED:
         values += before * values_strides[1]
@@ -154,7 +141,8 @@ def weights_kernel(
     m = (program // row_blocks % maps).to(tl.int64)
     image = (program // row_blocks // maps).to(tl.int64)
 
-    first, patches, before = _place(table, image, tokens, most_patches, RAGGED)
+    begin, own, patches, before = place(table, image, tokens, most_patches, RAGGED)
+    first = begin + own - patches
     if RAGGED:
         gradient += before * gradient_strides[1]
         values += before * values_strides[1]

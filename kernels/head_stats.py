@@ -2,10 +2,13 @@
 
 Two launches. The first finds the log-sum-exp of every row, keys passing block by block. In the
 second a program holds a block of keys (columns of the map), writes their entries in the class rows,
-then sums them over the queries of all patches. Sums are in float32 and in a fixed order.
+then sums them over the queries of all patches. Sums are in float32 and in a fixed order. A ragged
+batch takes the same launches, with as many blocks for each image as its largest one has.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -19,6 +22,8 @@ from weaktr.kernels.common import (
     load_lse,
     load_rows,
     log2_attention,
+    packing_table,
+    place,
     refusal_of_attention,
 )
 from weaktr.kernels.tuning import Config, best_config, bucket
@@ -36,38 +41,51 @@ def head_stats_triton(
     scale: float,
     lse: Tensor | None,
     column_means: bool,
+    tokens: Sequence[int] | None = None,
+    patches: Sequence[int] | None = None,
 ) -> HeadStats:
     """Like `weaktr.ops.head_stats.head_stats_torch`; q and k of any strides."""
+    counts = [None if given is None else list(given) for given in (tokens, patches)]
     if lse is None:
-        lse = attention_lse(q, k, scale)
-    class_rows, means = attention_stats(q, k, lse, num_classes, num_patches, scale, column_means)
+        lse = attention_lse(q, k, scale, counts[0])
+    class_rows, means = attention_stats(
+        q, k, lse, num_classes, num_patches, scale, column_means, *counts
+    )
     return HeadStats(class_rows, means if column_means else None, lse)
 
 
 @torch.library.custom_op("weaktr::attention_lse", mutates_args=())
-def attention_lse(q: Tensor, k: Tensor, scale: float) -> Tensor:
-    """log Σ_j exp(q_i·k_j · scale): q, k [B, H, N, d] -> float32 [B, H, N]."""
-    batch, heads, tokens, dim = q.shape
-    lse = torch.empty(batch, heads, tokens, dtype=torch.float32, device=q.device)
+def attention_lse(q: Tensor, k: Tensor, scale: float, tokens: list[int] | None = None) -> Tensor:
+    """log Σ_j exp(q_i·k_j · scale) over an image's keys: q, k [B, H, N, d] -> float32 [B, H, N].
+
+    `tokens` counts those of each image of a ragged batch: q, k [1, H, ΣN, d] -> [1, H, ΣN].
+    """
+    batch, heads, count, dim = q.shape
+    lse = torch.empty(batch, heads, count, dtype=torch.float32, device=q.device)
     if lse.numel() == 0:
         return lse
+    images = batch if tokens is None else len(tokens)
+    most = count if tokens is None else max(tokens)
+    table = None if tokens is None else packing_table(tokens, tokens, q.device)
 
     def launch(config: Config) -> None:
-        grid = (triton.cdiv(tokens, config["BLOCK_I"]) * batch * heads,)
+        grid = (triton.cdiv(most, config["BLOCK_I"]) * images * heads,)
         _lse_kernel[grid](
-            *(q, q.stride(), k, k.stride(), lse, heads, tokens, dim, scale),
+            *(q, q.stride(), k, k.stride(), lse, table, heads, count, most, dim, scale),
+            RAGGED=table is not None,
             BLOCK_D=block_of(dim),
             PRECISION=dot_precision(),
             **config,
         )
 
     with torch.cuda.device_of(q):
-        launch(best_config(_lse_kernel, _key(q), configs_of(q), launch, q.device))
+        key = _key(q, most, images)
+        launch(best_config(_lse_kernel, key, configs_of(q), launch, q.device))
     return lse
 
 
 @attention_lse.register_fake
-def _(q: Tensor, k: Tensor, scale: float) -> Tensor:
+def _(q: Tensor, k: Tensor, scale: float, tokens: list[int] | None = None) -> Tensor:
     return q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
@@ -80,26 +98,37 @@ def attention_stats(
     num_patches: int,
     scale: float,
     column_means: bool,
+    tokens: list[int] | None = None,
+    patches: list[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Class rows [B, H, C, P] and column means [B, H, P] (none: [B, H, 0]), both float32."""
-    batch, heads, tokens, dim = q.shape
+    """Class rows [B, H, C, P] and column means [B, H, P] (none: [B, H, 0]), both float32.
+
+    `tokens` and `patches` count those of each image of a ragged batch, whose B is 1 and whose P,
+    `num_patches`, is their sum.
+    """
+    batch, heads, count, dim = q.shape
     rows = torch.empty(batch, heads, num_classes, num_patches, dtype=torch.float32, device=q.device)
     means = rows.new_empty(batch, heads, num_patches if column_means else 0)
     if rows.numel() == 0:
         return rows, means
+    images, most_tokens, most, table = batch, count, num_patches, None
+    if tokens is not None and patches is not None:
+        images, most_tokens, most = len(tokens), max(tokens), max(patches)
+        table = packing_table(tokens, patches, q.device)
 
     def launch(config: Config) -> None:
-        grid = (triton.cdiv(num_patches, config["BLOCK_J"]) * batch * heads,)
+        grid = (triton.cdiv(most, config["BLOCK_J"]) * images * heads,)
         _stats_kernel[grid](
-            *(q, q.stride(), k, k.stride(), lse, lse.stride(), rows, means),
-            *(heads, tokens, dim, num_classes, num_patches, scale),
+            *(q, q.stride(), k, k.stride(), lse, lse.stride(), rows, means, table),
+            *(heads, count, num_patches, most, dim, num_classes, scale),
+            RAGGED=table is not None,
             MEANS=column_means,
             BLOCK_D=block_of(dim),
             PRECISION=dot_precision(),
             **config,
         )
 
-    key = (*_key(q), bucket(num_classes), int(column_means))
+    key = (*_key(q, most_tokens, images), bucket(num_classes), int(column_means))
     with torch.cuda.device_of(q):
         launch(best_config(_stats_kernel, key, configs_of(q), launch, q.device))
     return rows, means
@@ -114,15 +143,28 @@ def _(
     num_patches: int,
     scale: float,
     column_means: bool,
+    tokens: list[int] | None = None,
+    patches: list[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     batch, heads = q.shape[:2]
     rows = q.new_empty(batch, heads, num_classes, num_patches, dtype=torch.float32)
     return rows, rows.new_empty(batch, heads, num_patches if column_means else 0)
 
 
-def _key(q: Tensor) -> tuple[int | str, ...]:
-    batch, heads, tokens, dim = q.shape
-    return (str(q.dtype), dot_precision(), dim, bucket(tokens), bucket(batch * heads))
+def _key(q: Tensor, most_tokens: int, images: int) -> tuple[int | str, ...]:
+    heads, dim = q.shape[1], q.shape[3]
+    return (str(q.dtype), dot_precision(), dim, bucket(most_tokens), bucket(images * heads))
+
+
+@triton.jit
+def _image_of(x, strides, image, head, first, RAGGED: tl.constexpr):
+    """Where the tokens of one image and head begin in x [B, H, N, d] or, ragged, [1, H, ΣN, d]."""
+    x += head * strides[1]
+    if RAGGED:
+        x += first.to(tl.int64) * strides[2]
+    else:
+        x += image * strides[0]
+    return x
 
 
 @triton.jit
@@ -132,35 +174,44 @@ def _lse_kernel(
     k,
     k_strides,
     lse,
+    table,
     heads,
     tokens,
+    most_tokens,
     dim,
     scale,
+    RAGGED: tl.constexpr,
     BLOCK_I: tl.constexpr,
     BLOCK_J: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """One block of queries of one map: maximum and sum of exponentials, updated key by key."""
-    blocks = tl.cdiv(tokens, BLOCK_I)
+    blocks = tl.cdiv(most_tokens, BLOCK_I)
     index = (tl.program_id(0) // blocks).to(tl.int64)
     image, head = index // heads, index % heads
-    q += image * q_strides[0] + head * q_strides[1]
-    k += image * k_strides[0] + head * k_strides[1]
-    rows = (tl.program_id(0) % blocks) * BLOCK_I + tl.arange(0, BLOCK_I)
-    queries = load_rows(q, rows, rows < tokens, q_strides[2], q_strides[3], dim, BLOCK_D)
+    first, own, _, _ = place(table, image, tokens, tokens, RAGGED)
+    q = _image_of(q, q_strides, image, head, first, RAGGED)
+    k = _image_of(k, k_strides, image, head, first, RAGGED)
+    if RAGGED:
+        lse += head * tokens + first
+    else:
+        lse += index * tokens
+    block = (tl.program_id(0) % blocks) * BLOCK_I
+    rows = block + tl.arange(0, BLOCK_I)
+    queries = load_rows(q, rows, rows < own, q_strides[2], q_strides[3], dim, BLOCK_D)
     largest = tl.full([BLOCK_I], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_I], tl.float32)
-    for start in range(0, tokens, BLOCK_J):
+    for start in range(0, tl.where(block < own, own, 0), BLOCK_J):
         columns = start + tl.arange(0, BLOCK_J)
-        keys = load_rows(k, columns, columns < tokens, k_strides[2], k_strides[3], dim, BLOCK_D)
+        keys = load_rows(k, columns, columns < own, k_strides[2], k_strides[3], dim, BLOCK_D)
         logits = log2_attention(queries, keys, scale, PRECISION)
-        logits = tl.where((columns < tokens)[None, :], logits, float("-inf"))
+        logits = tl.where((columns < own)[None, :], logits, float("-inf"))
         new = tl.maximum(largest, tl.max(logits, 1))
         total = total * tl.exp2(largest - new) + tl.sum(tl.exp2(logits - new[:, None]), 1)
         largest = new
     result = (largest + tl.log2(total)) * 0.6931471805599453
-    tl.store(lse + index * tokens + rows, result, mask=rows < tokens)
+    tl.store(lse + rows, result, mask=rows < own)
 
 
 @triton.jit
@@ -173,12 +224,15 @@ def _stats_kernel(
     lse_strides,
     class_rows,
     means,
+    table,
     heads,
     tokens,
+    num_patches,
+    most_patches,
     dim,
     num_classes,
-    num_patches,
     scale,
+    RAGGED: tl.constexpr,
     MEANS: tl.constexpr,
     BLOCK_I: tl.constexpr,
     BLOCK_J: tl.constexpr,
@@ -186,18 +240,25 @@ def _stats_kernel(
     PRECISION: tl.constexpr,
 ):
     """One block of keys of one map: its entries in the class rows, its sum over patch queries."""
-    blocks = tl.cdiv(num_patches, BLOCK_J)
+    blocks = tl.cdiv(most_patches, BLOCK_J)
     index = (tl.program_id(0) // blocks).to(tl.int64)
     image, head = index // heads, index % heads
-    q += image * q_strides[0] + head * q_strides[1]
-    k += image * k_strides[0] + head * k_strides[1]
-    lse += image * lse_strides[0] + head * lse_strides[1]
-    class_rows += index * num_classes * num_patches
-    first = tokens - num_patches
-    columns = (tl.program_id(0) % blocks) * BLOCK_J + tl.arange(0, BLOCK_J)
-    inside = columns < num_patches
-    keys = load_rows(k, first + columns, inside, k_strides[2], k_strides[3], dim, BLOCK_D)
-    for start in range(0, num_classes, BLOCK_I):
+    first, own, patches, before = place(table, image, tokens, num_patches, RAGGED)
+    q = _image_of(q, q_strides, image, head, first, RAGGED)
+    k = _image_of(k, k_strides, image, head, first, RAGGED)
+    lse = _image_of(lse, lse_strides, image, head, first, RAGGED)
+    if RAGGED:
+        class_rows += head * num_classes * num_patches + before
+        means += head * num_patches + before
+    else:
+        class_rows += index * num_classes * num_patches
+        means += index * num_patches
+    block = (tl.program_id(0) % blocks) * BLOCK_J
+    columns = block + tl.arange(0, BLOCK_J)
+    inside = columns < patches
+    ahead = own - patches  # class and register tokens
+    keys = load_rows(k, ahead + columns, inside, k_strides[2], k_strides[3], dim, BLOCK_D)
+    for start in range(0, tl.where(block < patches, num_classes, 0), BLOCK_I):
         rows = start + tl.arange(0, BLOCK_I)
         valid = rows < num_classes
         queries = load_rows(q, rows, valid, q_strides[2], q_strides[3], dim, BLOCK_D)
@@ -207,11 +268,11 @@ def _stats_kernel(
         tl.store(target, attention, mask=valid[:, None] & inside[None, :])
     if MEANS:
         total = tl.zeros([BLOCK_J], tl.float32)
-        for start in range(first, tokens, BLOCK_I):
+        for start in range(tl.where(block < patches, ahead, own), own, BLOCK_I):
             rows = start + tl.arange(0, BLOCK_I)
-            valid = rows < tokens
+            valid = rows < own
             queries = load_rows(q, rows, valid, q_strides[2], q_strides[3], dim, BLOCK_D)
             logits = log2_attention(queries, keys, scale, PRECISION)
             attention = tl.exp2(logits - load_lse(lse, rows, valid, lse_strides[2])[:, None])
             total += tl.sum(tl.where(valid[:, None], attention, 0.0), 0)
-        tl.store(means + index * num_patches + columns, total / num_patches, mask=inside)
+        tl.store(means + columns, total / patches, mask=inside)
