@@ -24,6 +24,7 @@ from weaktr.ops.clipped_cross_entropy import ClippedLoss, clip_losses
 
 MOST_LABELS = 256
 MOST_ENLARGING = 64
+LIMITS = f"up to {MOST_LABELS} labels; width enlarged up to {MOST_ENLARGING} times"
 #: Labels side by side in a warp; the others of a pixel lie in one thread's registers.
 LABELS_ACROSS = 8
 #: Labels of a program in the backward pass.

@@ -23,6 +23,7 @@ WIDEN_BEFORE_DOT = tl.constexpr(INTERPRETED)
 LEAST_BLOCK = 16
 MOST_HEAD_DIM = 128
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+LIMITS_OF_ATTENTION = f"float16, bfloat16, float32; head width up to {MOST_HEAD_DIM}"
 
 
 def _configs(*sizes: tuple[int, int, int, int]) -> tuple[Config, ...]:

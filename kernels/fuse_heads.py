@@ -19,6 +19,7 @@ import triton
 from torch import Tensor
 
 from weaktr.kernels.common import (
+    LIMITS_OF_ATTENTION,
     block_of,
     configs_of,
     dot_precision,
@@ -30,6 +31,7 @@ from weaktr.kernels.fuse_heads_kernels import spread_kernel, weights_kernel
 from weaktr.kernels.tuning import Config, best_config, bucket
 
 refusal = refusal_of_attention
+LIMITS = LIMITS_OF_ATTENTION
 
 #: Widest block of channels C' that a program holds; more of them form the tile again.
 MOST_CHANNELS = 64

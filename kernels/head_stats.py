@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from weaktr.kernels.common import (
+    LIMITS_OF_ATTENTION,
     block_of,
     configs_of,
     dot_precision,
@@ -30,6 +31,7 @@ from weaktr.kernels.tuning import Config, best_config, bucket
 from weaktr.ops.head_stats import HeadStats
 
 refusal = refusal_of_attention
+LIMITS = LIMITS_OF_ATTENTION
 
 
 def head_stats_triton(

@@ -1,6 +1,7 @@
 """The registry: who wins, what an unavailable backend says, which errors are swallowed (one)."""
 
 import operator
+from importlib import import_module
 
 import pytest
 import torch
@@ -129,3 +130,47 @@ def test_report_gives_the_reason():
     assert rows["torch"].reason == ""
     assert not rows["triton"].available
     assert "weaktr_is_not_installed_here" in rows["triton"].reason
+
+
+def test_report_tells_what_is_picked_where(monkeypatch, registry):
+    def on_a_gpu():
+        return {row.backend: row for row in report() if row.op == OP}
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    registry["cuda"] = f"{__name__}:fast"
+    picked = {name: row.picked for name, row in on_a_gpu().items()}
+    assert picked == {"cpu": ("cpu",), "cuda": ("cuda",), "torch": (), "triton": ()}
+    monkeypatch.setenv("WEAKTR_BACKEND", "torch")
+    assert on_a_gpu()["torch"].picked == ("cpu", "cuda")
+
+
+def test_report_tells_what_is_refused_and_what_is_taken(monkeypatch, registry):
+    monkeypatch.setitem(backends.USUAL, OP, {"size": 9})
+    monkeypatch.setitem(globals(), "LIMITS", "sizes up to 8")
+    registry["torch"] = "operator:neg"
+    rows = {row.backend: row for row in report() if row.op == OP}
+    assert rows["torch"].picked == ("cpu",)
+    assert rows["cpu"].refused == "9 is too large for cpu"
+    assert rows["cpu"].limits == "sizes up to 8"
+    assert rows["torch"].refused == rows["torch"].limits == ""
+
+
+def test_usual_inputs_are_what_the_ops_ask_with():
+    """The facts of `report` are those that the ops hand to `pick`."""
+    asked = {}
+
+    def note(op, device, backend="auto", **facts):
+        asked[op] = facts.keys()
+        return pick(op, device, backend, **facts)
+
+    q = torch.randn(1, 2, 5, 8)
+    for op, call in {
+        "head_stats": lambda run: run(q, q, num_classes=1, num_patches=4),
+        "fuse_heads": lambda run: run(q, q, q[..., 0], q[:, :, 0, 0], q[0, :1, :4]),
+        "clipped_cross_entropy": lambda run: run(q, torch.zeros(1, 5, 8, dtype=torch.uint8)),
+    }.items():
+        module = import_module(f"weaktr.ops.{op}")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "pick", note)
+            call(getattr(module, op))
+    assert asked == {op: facts.keys() for op, facts in backends.USUAL.items()}

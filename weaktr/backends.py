@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -50,18 +50,38 @@ REGISTRY: dict[str, dict[str, str]] = {
 }
 
 
+#: Facts (see `pick`) of the usual inputs, for `report`.
+USUAL: dict[str, dict[str, Any]] = {
+    "head_stats": {"dtypes": (torch.float32,), "head_dim": 64},
+    "fuse_heads": {"dtypes": (torch.float32,), "head_dim": 64},
+    "clipped_cross_entropy": {"num_labels": 21, "enlarging": 16.0},
+}
+
+
 class BackendUnavailable(RuntimeError):
     """A backend was asked for by name and cannot run here; the message says why."""
 
 
 @dataclass(frozen=True)
 class Status:
-    """One row of `report`: can this backend of this op run here, and if not, why."""
+    """One row of `report`: can this backend of this op run here, and if not, why.
+
+    Args:
+        op, backend: see `REGISTRY`.
+        available: whether it can be imported.
+        reason: why not, or "".
+        picked: types of device, of those here, on which it runs where nothing else is asked for.
+        limits: what it takes, "" where it takes all that its op takes.
+        refused: why it is passed over where it would come first, or "".
+    """
 
     op: str
     backend: str
     available: bool
     reason: str
+    picked: tuple[str, ...] = ()
+    limits: str = ""
+    refused: str = ""
 
 
 @cache
@@ -129,25 +149,55 @@ def pick(
 @torch.compiler.assume_constant_result  # torch.compile asks once, for the graph that it makes
 def _choose(op: str, device_type: str, wanted: str, facts: tuple[tuple[str, Any], ...]) -> str:
     """``"module:function"`` of the backend that runs, imported."""
-    if wanted != "auto":
-        status = _status(op, wanted)
-        reason = status.reason or _refusal(op, wanted, device_type, dict(facts))
-        if reason:
+    found, passed_over = _search(op, device_type, wanted, dict(facts))
+    reasons = tuple(f"{backend}: {reason}" for backend, reason in passed_over.items())
+    if found is None:
+        if wanted != "auto":
+            reason = passed_over[wanted]
             raise BackendUnavailable(f"backend {wanted!r} of {op} cannot run: {reason}")
-        return REGISTRY[op][wanted]
-    passed_over: list[str] = []
-    for candidate in PREFERENCE.get(device_type, ("torch",)):
-        if candidate not in REGISTRY[op]:
+        raise BackendUnavailable(f"no backend of {op} can run on {device_type}: {reasons}")
+    if wanted == "auto":
+        _log_choice(op, device_type, found, reasons)
+    return REGISTRY[op][found]
+
+
+def _search(
+    op: str, device_type: str, wanted: str, facts: Mapping[str, Any]
+) -> tuple[str | None, dict[str, str]]:
+    """(the backend that runs, if any; those that came before it with the reason against each)."""
+    candidates = (wanted,) if wanted != "auto" else PREFERENCE.get(device_type, ("torch",))
+    passed_over: dict[str, str] = {}
+    for candidate in candidates:
+        if wanted == "auto" and candidate not in REGISTRY[op]:
             continue
         status = _status(op, candidate)
-        reason = status.reason or _refusal(op, candidate, device_type, dict(facts))
+        reason = status.reason or _refusal(op, candidate, device_type, facts)
         if not reason:
-            _log_choice(op, device_type, candidate, tuple(passed_over))
-            return REGISTRY[op][candidate]
-        passed_over.append(f"{candidate}: {reason}")
-    raise BackendUnavailable(f"no backend of {op} can run on {device_type}")
+            return candidate, passed_over
+        passed_over[candidate] = reason
+    return None, passed_over
 
 
 def report() -> list[Status]:
-    """Every op × backend with the reason where it cannot run (what `weaktr env` prints)."""
-    return [_status(op, backend) for op, backends in REGISTRY.items() for backend in backends]
+    """Every op × backend: where it is picked, what it takes, why it cannot run.
+
+    What ``weaktr env`` prints. `WEAKTR_BACKEND` is heeded; inputs are the usual ones (`USUAL`).
+    """
+    devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    wanted = os.environ.get(ENVIRONMENT_VARIABLE, "auto")
+    rows = []
+    for op, backends in REGISTRY.items():
+        found = {device: _search(op, device, wanted, USUAL.get(op, {})) for device in devices}
+        for backend in backends:
+            status = _status(op, backend)
+            refusals = [over[backend] for _, over in found.values() if backend in over]
+            module = sys.modules.get(backends[backend].split(":")[0])
+            rows.append(
+                replace(
+                    status,
+                    picked=tuple(device for device in devices if found[device][0] == backend),
+                    limits=getattr(module, "LIMITS", "") if status.available else "",
+                    refused=refusals[0] if refusals and status.available else "",
+                )
+            )
+    return rows

@@ -50,7 +50,7 @@ examples:
   weaktr show runs/demo
   weaktr show runs/voc --names 2007_000032 2007_000039
 """
-ENV_HELP = "Print versions, devices, and which backend of each op runs here."
+ENV_HELP = "Print versions, devices, which backend of each op is picked, and why another is not."
 
 
 def add_eval(parser: argparse.ArgumentParser) -> None:
@@ -126,11 +126,19 @@ def env_command(_: Arguments) -> int:
     for what, value in facts.items():
         table.add_row(what, value)
     console.print(table)
-    ops = Table("op", "backend", "runs here", "reason", title="ops", title_justify="left")
-    for status in report():
-        ops.add_row(status.op, status.backend, "yes" if status.available else "no", status.reason)
-    console.print(ops)
+    console.print(_table_of_ops())
     return 0
+
+
+def _table_of_ops() -> Table:
+    """Which backend of each op is picked, and why another one is not."""
+    columns = ("op", "backend", "runs here", "picked on", "takes, or reason")
+    ops = Table(*columns, title="ops", title_justify="left")
+    for status in report():
+        here = "yes" if status.available else "no"
+        remark = status.reason or status.refused or status.limits
+        ops.add_row(status.op, status.backend, here, ", ".join(status.picked), remark)
+    return ops
 
 
 # ---------------------------------------------------------------- data

@@ -1,9 +1,9 @@
 """A generated data set of any size: drawn once, then read like any other. On disk:
 
-    ROOT/SPLIT/images/000000.png   the scenes (see `weaktr.data.scene_drawing`)
-    ROOT/SPLIT/masks/000000.png    the label of every pixel, VOC palette
-    ROOT/SPLIT/labels.csv          name, labels: the image-level labels
-    ROOT/SPLIT/scenes.json         what was drawn; written last
+ROOT/SPLIT/images/000000.png   the scenes (see `weaktr.data.scene_drawing`)
+ROOT/SPLIT/masks/000000.png    the label of every pixel, VOC palette
+ROOT/SPLIT/labels.csv          name, labels: the image-level labels
+ROOT/SPLIT/scenes.json         what was drawn; written last
 """
 
 from __future__ import annotations
