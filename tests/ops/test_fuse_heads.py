@@ -194,7 +194,7 @@ def test_definition_has_exact_gradients():
 def test_torch_backend_does_not_depend_on_the_chunk(monkeypatch):
     tensors = inputs(2, 3, 4, 37, 16, 3, "torch")
     whole = fuse_heads(*tensors, backend="torch")
-    monkeypatch.setattr(import_module("weaktr.ops.fuse_heads"), "CHUNK_BYTES", 1)
+    monkeypatch.setattr(import_module("weaktr.ops.attention_tiles"), "CHUNK_BYTES", 1)
     assert_close(fuse_heads(*tensors, backend="torch"), whole, "float64")
 
 

@@ -123,7 +123,7 @@ def test_torch_compile_takes_it_whole(backend):
 def test_torch_backend_does_not_depend_on_the_chunk(monkeypatch):
     q, k = attention_inputs(2, 3, 4, 37, 16)
     whole = head_stats(q, k, num_classes=4, num_patches=37, backend="torch")
-    monkeypatch.setattr(import_module("weaktr.ops.head_stats"), "CHUNK_BYTES", 1)
+    monkeypatch.setattr(import_module("weaktr.ops.attention_tiles"), "CHUNK_BYTES", 1)
     small = head_stats(q, k, num_classes=4, num_patches=37, backend="torch")
     assert_close(small.class_rows, whole.class_rows, "float64")
     assert_close(small.column_means, whole.column_means, "float64")

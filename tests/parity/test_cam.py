@@ -48,7 +48,7 @@ def full_size_model():
 def fused_patch_attention(model, images):
     """[B, P, P], from `fuse_heads` spreading the identity; and the fusion weights [B, M]."""
     with torch.no_grad():
-        encoding = model._encode(images, lambda q, k, _: (q, k))
+        encoding = model._encode(images, lambda layer, _: (layer.q, layer.k))
         weights = model.fusion(encoding.features.transpose(1, 2).flatten(1, 2))
         _, depth, heads, _ = encoding.features.shape
         by_layer = weights.unflatten(1, (heads, depth)).transpose(1, 2).flatten(1)
@@ -106,8 +106,8 @@ def test_what_happens_inside(size):
         position = model.vit._position(grid, tuple(images.shape[-2:]))
         maps, features = [], []
         for index in range(len(model.vit.blocks)):
-            tokens, attended, q, k = model.vit.run_block(index, tokens, rope)
-            maps.append((q @ k.transpose(2, 3) * q.shape[-1] ** -0.5).softmax(-1))
+            tokens, attended, q, k, lse = model.vit.run_block(index, tokens, rope, with_lse=True)
+            maps.append((q @ k.transpose(2, 3) * q.shape[-1] ** -0.5 - lse[..., None]).exp())
             features.append(attended.unflatten(2, (-1, model.vit.num_heads)).permute(0, 3, 1, 2))
     assert_golden(position, golden[f"{inter}.pos_embed_used"])
     assert_golden(torch.stack(maps, 2).flatten(1, 2), golden[f"{inter}.attn_maps"])

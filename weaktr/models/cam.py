@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weaktr.models.pretrained import load_backbone
-from weaktr.models.vit import ViT
+from weaktr.models.vit import Layer, ViT
 from weaktr.ops import fuse_heads, head_stats
 
 #: What is spread by the patch attention: "fused" cross attention × coarse CAM (the method),
@@ -82,6 +82,34 @@ class _Encoding(NamedTuple):
     patch_map: Tensor  #: [B, D, h, w] of the last block
     features: Tensor  #: [B, K, H, d] pooled attention output per layer and head
     layers: list[Any]  #: per layer what `collect` returned
+
+
+class _Maps:
+    """Queries, keys and log-sum-exp of all layers' maps, copied out of each layer as it comes.
+
+    What else the layer computed in the same memory (its values) can then go.
+    """
+
+    def __init__(self, depth: int) -> None:
+        self.depth, self.count = depth, 0
+        self.parts: dict[str, Tensor] = {}
+
+    def add(self, layer: Layer, patches: int) -> None:
+        """Take what is needed of the next layer."""
+        for name in ("q", "k", "lse"):
+            part = getattr(layer, name)
+            if part is None:
+                continue
+            if self.count == 0:
+                shape = (len(part), self.depth, *part.shape[1:])
+                self.parts[name] = part.new_empty(shape)
+            self.parts[name][:, self.count] = part
+        self.count += 1
+
+    def stacked(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """q [B, M, N, d], k [B, M, N, d], lse [B, M, N] where it is known."""
+        parts = {name: part.flatten(1, 2) for name, part in self.parts.items()}
+        return parts["q"], parts["k"], parts.get("lse")
 
 
 class CamModel(nn.Module):
@@ -184,8 +212,10 @@ class CamModel(nn.Module):
         """
         classes = self.num_classes
 
-        def statistics(q: Tensor, k: Tensor, patches: int) -> tuple[Tensor, Tensor]:
-            stats = head_stats(q, k, num_classes=classes, num_patches=patches)
+        def statistics(layer: Layer, patches: int) -> tuple[Tensor, Tensor]:
+            stats = head_stats(
+                layer.q, layer.k, num_classes=classes, num_patches=patches, lse=layer.lse
+            )
             assert stats.column_means is not None
             return stats.class_rows, stats.column_means
 
@@ -235,28 +265,39 @@ class CamModel(nn.Module):
             )
         present = self._present(labels, images.shape[0])
         keep_qk = refine or attention_type != "coarse"
-        encoding = self._encode(images, lambda q, k, _: (q, k) if keep_qk else None)
+        maps = _Maps(len(self.vit.blocks))
+        encoding = self._encode(images, maps.add if keep_qk else lambda layer, patches: None)
         coarse = F.relu(self.head(encoding.patch_map)).float()
         grid = coarse.shape[-2:]
         kept = present.any(0).nonzero().flatten()
         result = torch.zeros_like(coarse)
         if len(kept):
-            maps = coarse.flatten(2)[:, kept]
+            cams = coarse.flatten(2)[:, kept]
             if keep_qk:
-                maps = self._with_attention(encoding, maps, kept, attention_type, refine)
-            result[:, kept] = maps.unflatten(2, grid)
+                cams = self._with_attention(encoding, maps, cams, kept, attention_type, refine)
+            result[:, kept] = cams.unflatten(2, grid)
         return result * present[:, :, None, None]
 
     def _with_attention(
-        self, encoding: _Encoding, coarse: Tensor, kept: Tensor, attention_type: str, refine: bool
+        self,
+        encoding: _Encoding,
+        maps: _Maps,
+        coarse: Tensor,
+        kept: Tensor,
+        attention_type: str,
+        refine: bool,
     ) -> Tensor:
         """Coarse maps [B, C', P] of the `kept` classes -> maps with attention applied."""
         weights = self.fusion(encoding.features.transpose(1, 2).flatten(1, 2)).float()
         weights = _by_layer(weights, encoding.features.shape).flatten(1)
-        q, k = (torch.stack(parts, 1).flatten(1, 2) for parts in zip(*encoding.layers, strict=True))
-        patches = coarse.shape[-1]
+        q, k, lse = maps.stacked()
         stats = head_stats(
-            q, k, num_classes=self.num_classes, num_patches=patches, column_means=False
+            q,
+            k,
+            num_classes=self.num_classes,
+            num_patches=coarse.shape[-1],
+            lse=lse,
+            column_means=False,
         )
         values = coarse
         if attention_type != "coarse":
@@ -282,15 +323,15 @@ class CamModel(nn.Module):
         return labels.to(self.head.weight.device) > 0
 
     def _encode(self, images: Tensor, collect: Any) -> _Encoding:
-        """Run the backbone; `collect(q, k, P)` decides what of each layer's attention is kept."""
+        """Run the backbone; `collect(layer, P)` decides what of each layer's attention is kept."""
         tokens, grid, rope = self.vit.embed(images)
         patches = grid[0] * grid[1]
         features, kept = [], []
         for index in range(len(self.vit.blocks)):
-            layer = self.vit.run_block(index, tokens, rope)
+            layer = self.vit.run_block(index, tokens, rope, with_lse=True)
             tokens = layer.tokens
             features.append(self._pool(layer.attended.detach()))
-            kept.append(collect(layer.q.detach(), layer.k.detach(), patches))
+            kept.append(collect(layer, patches))
         last = self.vit.norm(tokens) if self.patch_norm else tokens
         patch_map = last[:, -patches:].transpose(1, 2).unflatten(2, grid)
         return _Encoding(tokens[:, : self.num_classes], patch_map, torch.stack(features, 1), kept)

@@ -20,6 +20,9 @@ from timm.models.eva import EvaAttention, EvaBlock
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from weaktr.models.attention import softmax_attention
+from weaktr.models.positions import resized_position
+
 #: How the patch part of the position embedding follows a grid other than its own:
 #: "timm" (bicubic, antialiased), "published_cam" and "published_seg" (what the published code does
 #: in stage 1 and stage 2; kept for its checkpoints).
@@ -33,6 +36,7 @@ class Layer(NamedTuple):
     attended: Tensor  #: [B, N, D] attention branch after its projection, before layer scale
     q: Tensor  #: [B, H, N, d] queries as they enter the softmax
     k: Tensor  #: [B, H, N, d] keys
+    lse: Tensor | None  #: [B, H, N] log-sum-exp of the softmax, where it was asked for and is known
 
 
 class Tokens(NamedTuple):
@@ -164,19 +168,23 @@ class ViT(nn.Module):
         rope = None if self.rope is None else self.rope.get_embed(shape=list(grid))
         return Tokens(self.norm_pre(tokens), grid, rope)
 
-    def run_block(self, index: int, tokens: Tensor, rope: Tensor | None) -> Layer:
+    def run_block(
+        self, index: int, tokens: Tensor, rope: Tensor | None, *, with_lse: bool = False
+    ) -> Layer:
         """Run block `index` on tokens [B, N, D] and return what it computed on the way."""
         block: Any = self.blocks[index]
         if rope is not None and self.rope_per_block:
             rope = rope[index]
-        attended, q, k = attend(block.attn, block.norm1(tokens), rope, self.num_prefix_tokens)
+        attended, q, k, lse = attend(
+            block.attn, block.norm1(tokens), rope, self.num_prefix_tokens, with_lse=with_lse
+        )
         if isinstance(block, EvaBlock):
             scale1, scale2 = (_gamma(block.gamma_1), _gamma(block.gamma_2))
         else:
             scale1, scale2 = block.ls1, block.ls2
         tokens = tokens + block.drop_path1(scale1(attended))
         tokens = tokens + block.drop_path2(scale2(block.mlp(block.norm2(tokens))))
-        return Layer(tokens, attended, q, k)
+        return Layer(tokens, attended, q, k, lse)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] -> all tokens [B, N, D] after the final norm."""
@@ -192,7 +200,9 @@ class ViT(nn.Module):
             return None
         prefix = self.num_prefix_tokens if self.embed_prefix else 0
         stored = self.pos_embed[:, prefix:]
-        if self.position == "timm":
+        if torch.compiler.is_exporting():
+            patches = resized_position(stored, self.position_grid, grid, size, self.position)
+        elif self.position == "timm":
             patches = resample_abs_pos_embed(
                 stored, list(grid), list(self.position_grid), num_prefix_tokens=0
             )
@@ -247,7 +257,9 @@ def attend(
     x: Tensor,
     rope: Tensor | None,
     prefix: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+    *,
+    with_lse: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Multi-head self-attention of a timm module, with its queries and keys.
 
     Args:
@@ -256,9 +268,10 @@ def attend(
         x: [B, N, D] normalised tokens.
         rope: rotary embedding of the N - prefix patch tokens, or None.
         prefix: number of tokens at the front that take no rotary embedding.
+        with_lse: whether the rows' log-sum-exp is wanted: see `softmax_attention`.
 
     Returns:
-        (output [B, N, D] after projection, q [B, H, N, d], k [B, H, N, d]).
+        (output [B, N, D] after projection, q [B, H, N, d], k [B, H, N, d], lse [B, H, N] or None).
     """
     batch, tokens, _ = x.shape
     q, k, v = _project(attention, x)
@@ -268,11 +281,11 @@ def attend(
         q = _rotate(q, rope, prefix, half).type_as(v)
         k = _rotate(k, rope, prefix, half).type_as(v)
     dropout = attention.attn_drop.p if attention.training else 0.0
-    out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+    out, lse = softmax_attention(q, k, v, dropout=dropout, with_lse=with_lse)
     out = attention.norm(out.transpose(1, 2).reshape(batch, tokens, -1))
     if getattr(attention, "gate", None) is not None:
         out = out * attention.gate(x).sigmoid()
-    return attention.proj_drop(attention.proj(out)), q, k
+    return attention.proj_drop(attention.proj(out)), q, k, lse
 
 
 def _project(attention: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,19 +12,18 @@ Source: arXiv 2304.01184, section 3.2, equations of the adaptive attention fusio
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import accumulate
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from weaktr.backends import pick
-from weaktr.ops.head_stats import (
-    CHUNK_BYTES,
-    check_attention_inputs,
-    check_same_kind,
-    full_precision,
-)
+from weaktr.ops.attention_tiles import attention_logits, tiles
+from weaktr.ops.head_stats import check_attention_inputs, check_same_kind, full_precision
 
 
 def fuse_heads(
@@ -49,8 +48,8 @@ def fuse_heads(
         backend: see `weaktr.backends.pick`.
 
     Returns:
-        [B, P, C'] float32 (float64 for float64 values), differentiable in `weights` and `values`.
-        The torch backend keeps all of M · P² numbers for that gradient, triton keeps none.
+        [B, P, C'] float32 (float64 for float64 values), differentiable in `weights` and `values`;
+        the maps are computed again for that gradient.
 
     Raises:
         ValueError: shapes that do not fit together.
@@ -136,12 +135,13 @@ def _run(
 ) -> Tensor:
     dtypes = (q.dtype, lse.dtype, weights.dtype, values.dtype)
     run = pick("fuse_heads", q.device, backend, dtypes=dtypes, head_dim=q.shape[-1])
-    fine: Tensor = run(
-        *(q.detach(), k.detach(), lse.detach(), weights, values),
-        scale=q.shape[-1] ** -0.5 if scale is None else scale,
-        tokens=tokens,
-        patches=patches,
-    )
+    with torch.autocast(q.device.type, enabled=False):
+        fine: Tensor = run(
+            *(q.detach(), k.detach(), lse.detach(), weights, values),
+            scale=q.shape[-1] ** -0.5 if scale is None else scale,
+            tokens=tokens,
+            patches=patches,
+        )
     return fine
 
 
@@ -162,40 +162,86 @@ def fuse_heads_torch(
     `patches` count; `weights` are [B, M] all the same.
     """
     values = full_precision(values)
-    fine = torch.empty_like(values)
+    weights = full_precision(weights).to(values.dtype)
     if tokens is None or patches is None:
-        for image in range(len(values)):
-            args = (q[image], k[image], lse[image], weights[image], values[image])
-            fine[image] = _fuse_image(*args, scale)
-        return fine
-    ends = zip(accumulate(tokens), accumulate(patches), strict=True)
-    for image, (last_token, last_patch) in enumerate(ends):
-        rows = slice(last_patch - patches[image], last_patch)
-        own = slice(last_token - tokens[image], last_token)
-        args = (q[0, :, own], k[0, :, own], lse[0, :, own], weights[image], values[0, rows])
-        fine[0, rows] = _fuse_image(*args, scale)
-    return fine
+        dense = list(map(partial(_fuse_image, scale=scale), q, k, lse, weights, values))
+        return torch.stack(dense) if dense else torch.empty_like(values)
+    sizes, counts = list(tokens), list(patches)
+    packed = (x[0].split(sizes, 1) for x in (q, k, lse))
+    parts = map(partial(_fuse_image, scale=scale), *packed, weights, values[0].split(counts))
+    return torch.cat([values[0, :0], *parts])[None]
 
 
 def _fuse_image(
     q: Tensor, k: Tensor, lse: Tensor, weights: Tensor, values: Tensor, scale: float
 ) -> Tensor:
-    """q, k [M, N, d], lse [M, N], weights [M], values [P, C'] -> [P, C'].
-
-    A bounded number of query rows at a time.
-    """
-    maps, tokens, _ = q.shape
-    patches = values.shape[0]
-    first_patch = tokens - patches
-    share = (full_precision(weights) / maps).to(values.dtype)
-    queries = full_precision(q[:, first_patch:]) * scale
-    keys = full_precision(k[:, first_patch:]).transpose(1, 2)
+    """q, k [M, N, d], lse [M, N], weights [M], values [P, C'] -> [P, C']."""
+    first_patch = q.shape[1] - values.shape[0]
+    queries, keys = (full_precision(x[:, first_patch:]).to(values.dtype) for x in (q, k))
     row_lse = lse[:, first_patch:].to(values.dtype)
-    fine = torch.empty_like(values)
-    step = max(1, CHUNK_BYTES // max(1, maps * patches * values.element_size()))
-    for start in range(0, patches, step):
-        rows = slice(start, min(start + step, patches))
-        attention = torch.baddbmm(row_lse[:, rows, None], queries[:, rows], keys, beta=-1).exp_()
-        mixed = (share @ attention.flatten(1)).view(-1, patches)
-        fine[rows] = mixed @ values
+    fine: Tensor = _FusedMaps.apply(queries, keys, row_lse, weights, values, scale)
     return fine
+
+
+class _FusedMaps(torch.autograd.Function):
+    """`fuse_heads` of one image, patch tokens only; maps are computed again for the gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, lse: Tensor, weights: Tensor, values: Tensor, scale: float
+    ) -> Tensor:
+        """q, k [M, P, d], lse [M, P], weights [M], values [P, C'] -> [P, C']."""
+        ctx.save_for_backward(q, k, lse, weights, values)
+        ctx.scale = scale
+        fine = torch.empty_like(values)
+        for rows, attention in _fused_rows(q, k, lse, weights, scale):
+            fine[rows] = attention @ values
+        return fine
+
+    @staticmethod
+    @once_differentiable  # whose stub loses the signature
+    def backward(ctx: Any, *gradients: Any) -> Any:  # type: ignore[override]
+        """The maps are constants: gradients in `weights` and `values` alone."""
+        q, k, lse, weights, values = ctx.saved_tensors
+        (gradient,) = gradients
+        of_weights = of_values = None
+        with torch.autocast(q.device.type, enabled=False):
+            if ctx.needs_input_grad[3]:
+                of_weights = _weights_gradient(q, k, lse, values, gradient, ctx.scale)
+            if ctx.needs_input_grad[4]:
+                of_values = torch.zeros_like(values)
+                for rows, attention in _fused_rows(q, k, lse, weights, ctx.scale):
+                    of_values += attention.T @ gradient[rows]
+        return None, None, None, of_weights, of_values, None
+
+
+def _weights_gradient(
+    q: Tensor, k: Tensor, lse: Tensor, values: Tensor, gradient: Tensor, scale: float
+) -> Tensor:
+    """1/M Σ_ij A_m[i, j] · (gradient[i]·values[j]), [M]."""
+    maps, patches, _ = q.shape
+    sums = values.new_zeros(maps)
+    for some, rows in product(*tiles(maps, patches, patches, q)):
+        attention = _maps(q, k, lse, some, rows, scale)
+        sums[some] += attention.flatten(1) @ (gradient[rows] @ values.T).flatten()
+    return sums / maps
+
+
+def _maps(q: Tensor, k: Tensor, lse: Tensor, some: slice, rows: slice, scale: float) -> Tensor:
+    """Rows of some maps, [m, rows, P]."""
+    return attention_logits(q[some, rows], k[some], scale, lse[some, rows]).exp_()
+
+
+def _fused_rows(
+    q: Tensor, k: Tensor, lse: Tensor, weights: Tensor, scale: float
+) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of the weighted mean of all maps, [rows, P] at a time."""
+    maps, patches, _ = q.shape
+    share = weights / maps
+    cuts_of_maps, cuts_of_rows = tiles(maps, patches, patches, q)
+    for rows in cuts_of_rows:
+        fused = q.new_zeros(rows.stop - rows.start, patches)
+        for some in cuts_of_maps:
+            attention = _maps(q, k, lse, some, rows, scale)
+            fused.view(-1).addmv_(attention.flatten(1).T, share[some])
+        yield rows, fused

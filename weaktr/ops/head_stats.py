@@ -14,15 +14,14 @@ Source: arXiv 2304.01184, section 3.2 (cross attention and patch attention).
 
 from __future__ import annotations
 
+from itertools import product
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from weaktr.backends import pick
-
-#: Upper bound, in bytes, on the attention rows that the torch backend holds at one time.
-CHUNK_BYTES = 256 * 2**20
+from weaktr.ops.attention_tiles import attention_logits, tiles
 
 
 class HeadStats(NamedTuple):
@@ -73,7 +72,7 @@ def head_stats(
         raise ValueError(f"lse: expected shape {tuple(q.shape[:3])}, got {tuple(lse.shape)}")
     dtypes = (q.dtype,) if lse is None else (q.dtype, lse.dtype)
     run = pick("head_stats", q.device, backend, dtypes=dtypes, head_dim=q.shape[-1])
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
         result: HeadStats = run(
             q.detach(),
             k.detach(),
@@ -119,29 +118,28 @@ def head_stats_torch(
     lse: Tensor | None,
     column_means: bool,
 ) -> HeadStats:
-    """The definition: explicit softmax, a bounded number of query rows at a time."""
+    """The definition: explicit softmax, a bounded number of maps or query rows at a time."""
     batch, heads, tokens, _ = q.shape
-    first_patch = tokens - num_patches
-    maps = batch * heads
-    queries = (full_precision(q) * scale).flatten(0, 1)
-    keys = full_precision(k).flatten(0, 1).transpose(1, 2)
-    rows_lse = queries.new_empty(maps, tokens) if lse is None else lse.reshape(maps, tokens)
+    maps, first_patch = batch * heads, tokens - num_patches
+    queries, keys = (full_precision(x).flatten(0, 1) for x in (q, k))
+    known = None if lse is None else lse.reshape(maps, tokens).to(queries.dtype)
+    rows_lse = queries.new_empty(maps, tokens) if known is None else known
     class_rows = queries.new_empty(maps, num_classes, num_patches)
-    means = queries.new_empty(maps, num_patches) if column_means else None
-    per_map = tokens * tokens * queries.element_size()
-    step = max(1, CHUNK_BYTES // (2 * per_map))
-    for start in range(0, maps, step):
-        chunk = slice(start, min(start + step, maps))
-        logits = queries[chunk] @ keys[chunk]
-        if lse is None:
-            rows_lse[chunk] = logits.logsumexp(-1)
-        rows = slice(None) if means is not None else slice(num_classes)
-        attention = logits[:, rows].sub_(rows_lse[chunk, rows, None]).exp_()
-        class_rows[chunk] = attention[:, :num_classes, first_patch:]
-        if means is not None:
-            means[chunk] = attention[:, first_patch:, first_patch:].mean(1)
+    sums = queries.new_zeros(maps, num_patches)
+    needed = tokens if known is None or column_means else num_classes
+    for some, rows in product(*tiles(maps, needed, tokens, queries)):
+        part = None if known is None else known[some, rows]
+        logits = attention_logits(queries[some, rows], keys[some], scale, part)
+        if part is None:
+            part = rows_lse[some, rows] = logits.logsumexp(-1)
+            logits -= part[..., None]
+        attention = logits.exp_()[..., first_patch:]
+        ahead = slice(rows.start, min(rows.stop, num_classes))
+        class_rows[some, ahead] = attention[:, : max(0, num_classes - rows.start)]
+        if column_means:
+            sums[some] += attention[:, max(0, first_patch - rows.start) :].sum(1)
     return HeadStats(
         class_rows.view(batch, heads, num_classes, num_patches),
-        None if means is None else means.view(batch, heads, num_patches),
+        (sums / num_patches).view(batch, heads, num_patches) if column_means else None,
         rows_lse.view(batch, heads, tokens),
     )
