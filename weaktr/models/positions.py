@@ -1,0 +1,113 @@
+"""Position embeddings at a grid that is not known yet, for exported models.
+
+A tracer turns `if` into a constant and some exporters translate resizing inexactly. Here every
+resize is two small matrices, computed from the grid in the graph itself:
+
+    resized[i, j] = Σ_y Σ_x rows[i, y] · columns[j, x] · stored[y, x]
+
+`ViT` uses this while it is exported; eager models call torch's own resizing.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+#: Parameter of the cubic kernel: torch's, and with antialiasing (as in Pillow).
+CUBIC, CUBIC_ANTIALIAS = -0.75, -0.5
+
+
+def resized_position(
+    stored: Tensor,
+    stored_grid: tuple[int, int],
+    grid: tuple[int, int],
+    size: tuple[int, int],
+    mode: str,
+) -> Tensor:
+    """The patch part of a position embedding for any grid, in operations without branches.
+
+    Args:
+        stored: [1, P0, D] of the grid `stored_grid`.
+        stored_grid: (h0, w0).
+        grid: (h, w) wanted; may be symbolic.
+        size: (H, W) of the image in pixels; may be symbolic.
+        mode: one of `weaktr.models.vit.POSITION_MODES`.
+
+    Returns:
+        [1, h · w, D], what eager resizing gives, up to rounding.
+    """
+    count = stored.shape[1]
+    same_count = torch.scalar_tensor(grid[0] * grid[1]) == count
+    if mode == "published_cam":
+        side = math.isqrt(count)
+        rows, columns = (
+            cubic_matrix(length, side, (length + 0.1) / math.sqrt(count)) for length in grid
+        )
+        as_is = same_count & (torch.scalar_tensor(size[0]) == torch.scalar_tensor(size[1]))
+        image = stored.unflatten(1, (side, side))
+    else:
+        make = antialias_matrix if mode == "timm" else linear_matrix
+        rows, columns = (
+            make(length, before) for length, before in zip(grid, stored_grid, strict=True)
+        )
+        same_height = torch.scalar_tensor(grid[0]) == stored_grid[0]
+        as_is = same_count & same_height if mode == "timm" else same_count
+        image = stored.unflatten(1, stored_grid)
+    resized = torch.einsum("iy,jx,byxd->bijd", rows, columns, image).flatten(1, 2)
+    index = torch.arange(grid[0] * grid[1], device=stored.device).clamp(max=count - 1)
+    return torch.where(as_is, stored[:, index], resized)
+
+
+def linear_matrix(length: int, before: int) -> Tensor:
+    """Bilinear resizing along one axis, ``align_corners=False``: [length, before]."""
+    at = ((_centres(length) * before / length) - 0.5).clamp(min=0)
+    first = at.floor().clamp(max=before - 1)
+    share = at - first
+    return (1 - share)[:, None] * _one_hot(first, before) + share[:, None] * _one_hot(
+        first + 1, before
+    )
+
+
+def cubic_matrix(length: int, before: int, factor: float) -> Tensor:
+    """Bicubic resizing along one axis by a given scale factor: [length, before]."""
+    at = _centres(length) / factor - 0.5
+    first = at.floor()
+    return sum(
+        (
+            cubic(at - (first + tap), CUBIC)[:, None] * _one_hot(first + tap, before)
+            for tap in (-1, 0, 1, 2)
+        ),
+        start=torch.zeros(()),
+    )
+
+
+def antialias_matrix(length: int, before: int) -> Tensor:
+    """Bicubic resizing with antialiasing along one axis: [length, before]."""
+    step = before / length
+    stretch = torch.scalar_tensor(step).clamp(min=1)
+    distance = (_centres(before)[None] - _centres(length)[:, None] * step) / stretch
+    weights = cubic(distance, CUBIC_ANTIALIAS)
+    return weights / weights.sum(1, keepdim=True)
+
+
+def cubic(x: Tensor, a: float) -> Tensor:
+    """Keys' cubic convolution kernel, support (-2, 2).
+
+    Source: R. Keys, "Cubic convolution interpolation for digital image processing", 1981.
+    """
+    x = x.abs()
+    inner = ((a + 2) * x - (a + 3)) * x * x + 1
+    outer = a * (((x - 5) * x + 8) * x - 4)
+    return torch.where(x <= 1, inner, torch.where(x < 2, outer, torch.zeros_like(x)))
+
+
+def _centres(length: int) -> Tensor:
+    """Centres of `length` cells: 0.5, 1.5, ..."""
+    return torch.arange(length).float() + 0.5
+
+
+def _one_hot(index: Tensor, before: int) -> Tensor:
+    """[n] positions, brought into the grid -> [n, before], 1 at each."""
+    return (index.clamp(0, before - 1)[:, None] == torch.arange(before)[None]).float()
