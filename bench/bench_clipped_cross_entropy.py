@@ -3,6 +3,7 @@
 import published
 import pytest
 import torch
+from floor import floor_seconds, loss_work
 
 from weaktr.backends import REGISTRY, report
 from weaktr.ops import clipped_cross_entropy
@@ -59,6 +60,7 @@ def bench_clipped_cross_entropy(measure, device, row, batch, num_labels, low, hi
         baseline=row == "published",
         expected=step(eager),
         within=1e-5,
+        floor=floor_seconds(loss_work(logits, labels), logits.dtype),
         items=batch,
         dtype="float32",
     )

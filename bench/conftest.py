@@ -165,6 +165,7 @@ def measure(benchmark: Any) -> Callable[..., Any]:
         row: str,
         expected: Tensor | Sequence[Tensor],
         within: float,
+        floor: float | None = None,
         baseline: bool = False,
         items: int = 1,
         **facts: Any,
@@ -177,6 +178,7 @@ def measure(benchmark: Any) -> Callable[..., Any]:
             row: the implementation: a backend, a package, or "published".
             expected: the result of the definition.
             within: largest difference from it with which a time is still worth reporting.
+            floor: seconds that the work takes at least (see `floor.py`), where known.
             baseline: what the group's other rows are compared with.
             items: images per call.
             facts: shape, dtype and whatever else explains the number.
@@ -200,5 +202,8 @@ def measure(benchmark: Any) -> Callable[..., Any]:
             synchronize()
 
         benchmark(timed)
+        if floor is not None and benchmark.stats is not None:  # None: --benchmark-disable
+            median = benchmark.stats.stats.median
+            benchmark.extra_info.update(floor_ms=1000 * floor, times_the_floor=median / floor)
 
     return run

@@ -1,0 +1,88 @@
+"""One small launch of every Triton kernel and variant: what compute-sanitizer is pointed at.
+
+A program: ``compute-sanitizer --tool racecheck python -m tests.ops.short_run``. Sizes are odd, so
+that blocks reach over every edge; each kernel runs with its simplest configuration and with one
+that keeps several loads in flight.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+from weaktr.kernels import clipped_cross_entropy, common, head_stats
+from weaktr.ops.clipped_cross_entropy import clipped_cross_entropy as loss_of
+from weaktr.ops.fuse_heads import fuse_heads as fused
+from weaktr.ops.fuse_heads import fuse_heads_ragged
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+CLASSES, PATCHES, WIDTH = 5, 71, 24
+PACKED = {"tokens": [9, 70, 5], "patches": [7, 65, 0]}
+
+
+def attention_kernels(dtype: torch.dtype) -> list[torch.Tensor]:
+    """Statistics and fusion, dense and ragged, with gradients."""
+    q, k = torch.randn(2, 2, 3, CLASSES + PATCHES, WIDTH, dtype=dtype, device=DEVICE)
+    weights = torch.rand(2, 3, device=DEVICE, requires_grad=True)
+    values = torch.rand(2, PATCHES, 3, device=DEVICE, requires_grad=True)
+    settings = {"num_classes": CLASSES, "num_patches": PATCHES, "scale": 0.2}
+    stats = [
+        head_stats.head_stats_triton(q, k, lse=None, column_means=means, **settings)
+        for means in (True, False)
+    ]
+    fine = fused(q, k, stats[0].lse, weights, values, backend="triton")
+
+    tokens, patches = (sum(PACKED[name]) for name in ("tokens", "patches"))
+    q, k = torch.randn(2, 3, tokens, WIDTH, dtype=dtype, device=DEVICE)
+    packed = head_stats.head_stats_triton(
+        q[None],
+        k[None],
+        lse=None,
+        column_means=True,
+        num_classes=3,
+        num_patches=patches,
+        scale=0.2,
+        **PACKED,
+    )
+    weights_of = torch.rand(3, 3, device=DEVICE, requires_grad=True)
+    values_of = torch.rand(patches, 2, device=DEVICE, requires_grad=True)
+    fine_of = fuse_heads_ragged(
+        q, k, packed.lse[0], weights_of, values_of, backend="triton", **PACKED
+    )
+    (fine.sum() + fine_of.sum()).backward()
+    gradients = [x.grad for x in (weights, values, weights_of, values_of)]
+    return [x for x in (*stats[0], *packed, fine, fine_of, *gradients) if x is not None]
+
+
+def loss_kernels(dtype: torch.dtype) -> list[torch.Tensor]:
+    """The stage-2 loss, enlarging 7.25 times, with its gradient."""
+    logits = torch.randn(2, 21, 3, 4, dtype=dtype, device=DEVICE, requires_grad=True)
+    labels = torch.randint(21, (2, 22, 29), dtype=torch.uint8, device=DEVICE)
+    labels[:, :2] = 255
+    result = loss_of(logits, labels, patch_size=8, start_value=9.0, backend="triton")
+    result.loss.backward()
+    assert logits.grad is not None
+    return [result.loss_map, logits.grad]
+
+
+def main() -> None:
+    """All kernels; fails where a result is not finite."""
+    configurations = (
+        (common, ("CONFIGS", "EXACT_CONFIGS")),
+        (clipped_cross_entropy, ("FORWARD_CONFIGS", "BACKWARD_CONFIGS")),
+    )
+    every = {
+        (module, name): getattr(module, name) for module, names in configurations for name in names
+    }
+    for index in (0, 2):
+        for (module, name), configs in every.items():
+            setattr(module, name, (configs[index],))
+        for dtype in (torch.float32, torch.bfloat16):
+            for result in (*attention_kernels(dtype), *loss_kernels(dtype)):
+                assert result.isfinite().all()
+    sys.stdout.write(f"every kernel ran on {DEVICE}\n")
+
+
+if __name__ == "__main__":
+    main()
