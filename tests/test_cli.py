@@ -123,13 +123,13 @@ def test_checkpoints_of_the_wrong_stage_are_refused(run, root, tmp_path):
 
 
 def test_eval_scores_folders(root, tmp_path):
-    out = tmp_path / "scores.json"
     truth = root / "masks"
-    code, text = said(cli.main, "eval", truth, truth, "--num-labels", 4, "--out", out)
+    code, text = said(cli.main, "eval", truth, truth, "--num-labels", 4, "--out", tmp_path / "out")
     assert code == 0
     assert "100.00" in text
-    assert json.loads(out.read_text())["miou"] == 100.0
-    code, text = said(cli.main, "eval", tmp_path, truth, "--num-labels", 4)
+    (row,) = json.loads((tmp_path / "out" / "metrics.json").read_text())["rows"]
+    assert row["scores"]["miou"] == 100.0
+    code, text = said(cli.main, "eval", tmp_path / "none", truth, "--num-labels", 4)
     assert code == cli.WRONG_INPUT
     assert "no PNG" in text
 

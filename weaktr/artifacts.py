@@ -34,6 +34,7 @@ import torch
 from PIL import Image
 
 from weaktr.data.classes import palette
+from weaktr.data.cls_labels import read_pickled_arrays
 
 STAGES = ("train_cam", "label", "train_seg", "predict", "evaluate")
 
@@ -109,19 +110,22 @@ def is_finished(folder: Path, made_from: str) -> bool:
     return marker.is_file() and read_json(marker).get("made_from") == made_from
 
 
-def begin(folder: Path, made_from: str, *, force: bool = False) -> None:
+def begin(
+    folder: Path, made_from: str, settings: dict[str, Any] | None = None, *, force: bool = False
+) -> None:
     """Prepare the folder of a stage: keep what is there only if it comes from the same inputs.
 
     Args:
         folder: the stage's; made where it is missing.
         made_from: fingerprint of the stage's inputs.
+        settings: of the stage, noted for whoever looks at the results.
         force: throw away what is there in any case.
     """
     note = folder / "inputs.json"
     same = note.is_file() and read_json(note).get("made_from") == made_from
     if folder.exists() and (force or not same):
         shutil.rmtree(folder)
-    write_json(note, {"made_from": made_from})
+    write_json(note, {"made_from": made_from, "settings": settings or {}})
 
 
 # ---------------------------------------------------------------- masks
@@ -270,6 +274,30 @@ def write_cams(path: Path, cams: np.ndarray, classes: Sequence[int]) -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, cams=cams, classes=np.asarray(classes, np.int64))
     write_bytes(path, buffer.getvalue(), durable=False)
+
+
+def read_cams(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Read one image's CAMs.
+
+    Args:
+        path: an npz of `write_cams`, or an npy of the published code: a pickled dict of class
+            index -> float32 [H, W], read without running what a pickle could run.
+
+    Returns:
+        (CAMs [K, H, W], class indices int64 [K]).
+
+    Raises:
+        ValueError: missing, corrupt, or something else; names the file.
+    """
+    try:
+        if path.suffix == ".npy":
+            found = read_pickled_arrays(path)
+            classes = np.array(list(found), np.int64)
+            return np.stack(list(found.values())), classes
+        with np.load(path, allow_pickle=False) as stored:
+            return stored["cams"], stored["classes"]
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise ValueError(f"{path}: expected CAMs (class -> [H, W]), got: {error}") from error
 
 
 # ---------------------------------------------------------------- training

@@ -16,7 +16,7 @@ from typing import Any
 
 from rich.text import Text
 
-from weaktr import cli_checkpoints, cli_tools
+from weaktr import cli_checkpoints, cli_eval, cli_tools
 from weaktr.artifacts import STAGES
 from weaktr.backends import BackendUnavailable
 from weaktr.config import LabelConfig, PredictConfig
@@ -260,7 +260,7 @@ _COMMANDS: dict[str, _Command] = {
     "train": (_add_train, _train, _TRAIN_HELP),
     "label": (_add_label, _label, _LABEL_HELP),
     "predict": (_add_predict, _predict, _PREDICT_HELP),
-    "eval": (cli_tools.add_eval, cli_tools.eval_command, cli_tools.EVAL_HELP),
+    "eval": (cli_eval.add_eval, cli_eval.eval_command, cli_eval.EVAL_HELP),
     "import": (
         cli_checkpoints.add_import,
         cli_checkpoints.import_command,

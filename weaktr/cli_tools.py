@@ -1,10 +1,9 @@
-"""The commands that look at things: ``weaktr eval | show | env | data``."""
+"""The commands that look at things: ``weaktr show | env | data``."""
 
 from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import math
 import os
 import platform
 from dataclasses import replace
@@ -19,12 +18,6 @@ from weaktr.recipes import apply_setting, load_recipe
 
 Arguments = argparse.Namespace
 
-EVAL_HELP = """\
-Score a folder of masks against a folder of true masks (PNG, same names, 255 = ignore).
-
-examples:
-  weaktr eval runs/voc/predict/masks VOCdevkit/VOC2012/SegmentationClassAug --num-labels 21
-"""
 DATA_HELP = """\
 Prepare a data set, or look at it before training on it.
 
@@ -51,35 +44,6 @@ examples:
   weaktr show runs/voc --names 2007_000032 2007_000039
 """
 ENV_HELP = "Print versions, devices, which backend of each op is picked, and why another is not."
-
-
-def add_eval(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("masks", type=Path, help="folder of predicted PNGs")
-    parser.add_argument("truth", type=Path, help="folder of true PNGs")
-    parser.add_argument("--num-labels", type=int, required=True, help="with background: VOC 21")
-    parser.add_argument("--names", type=Path, help="list of names, one a line (default: all)")
-    parser.add_argument("--out", type=Path, help="write the scores as JSON")
-
-
-def eval_command(arguments: Arguments) -> int:
-    from weaktr.artifacts import write_json
-    from weaktr.stages.evaluate import score_folders
-
-    names = arguments.names.read_text().split() if arguments.names else None
-    found = score_folders(arguments.masks, arguments.truth, arguments.num_labels, names)
-    table = Table(title=f"{arguments.masks} against {arguments.truth}", title_justify="left")
-    for column in ("mIoU", "pixel accuracy", "precision", "recall", "FP", "FN", "images"):
-        table.add_column(column, justify="right")
-    values = (
-        found.miou, found.pixel_accuracy, found.precision, found.recall,
-        found.false_positive, found.false_negative,
-    )  # fmt: skip
-    table.add_row(*(f"{value:.2f}" for value in values), str(found.images))
-    console.print(table)
-    if arguments.out:
-        iou = [None if math.isnan(value) else round(float(value), 3) for value in found.iou]
-        write_json(arguments.out, {"miou": found.miou, "iou": iou, "images": found.images})
-    return 0
 
 
 def add_show(parser: argparse.ArgumentParser) -> None:

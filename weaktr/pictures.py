@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +14,16 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from weaktr.artifacts import write_bytes
 from weaktr.data.classes import IGNORE, palette
 
 #: Opacity of masks and CAMs over the image.
 _OPACITY = 0.7
 _CELL = 2.3  # inches
-_BACKDROP = "#fbfaf7"
+BACKDROP = "#fbfaf7"
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def draw(rows: Sequence[Row], label_names: Sequence[str], path: Path, title: str
         squeeze=False,
         gridspec_kw={"height_ratios": heights},
         layout="constrained",
-        facecolor=_BACKDROP,
+        facecolor=BACKDROP,
     )
     for row, line in zip(rows, axes, strict=True):
         _draw_row(row, line)
@@ -90,9 +93,23 @@ def draw(rows: Sequence[Row], label_names: Sequence[str], path: Path, title: str
         frameon=False,
         fontsize=9,
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130, facecolor=_BACKDROP)
+    write_bytes(path, figure_bytes(figure, path.suffix))
+
+
+def figure_bytes(figure: Figure, suffix: str) -> bytes:
+    """A figure as the content of a file, PNG or SVG, the same for the same figure; closes it.
+
+    Raises:
+        ValueError: another suffix.
+    """
+    if suffix not in (".png", ".svg"):
+        raise ValueError(f"suffix: expected .png or .svg, got {suffix!r}")
+    buffer = io.BytesIO()
+    metadata = {"Date": None} if suffix == ".svg" else {"Software": None}
+    with plt.rc_context({"svg.hashsalt": "weaktr"}):
+        figure.savefig(buffer, format=suffix[1:], dpi=130, facecolor=BACKDROP, metadata=metadata)
     plt.close(figure)
+    return buffer.getvalue()
 
 
 def overlay(image: np.ndarray, mask: np.ndarray, opacity: float = _OPACITY) -> np.ndarray:

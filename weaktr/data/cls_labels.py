@@ -49,14 +49,29 @@ def read_cls_labels(path: str | Path) -> dict[str, np.ndarray]:
     """
     path = Path(path)
     try:
-        with open(path, "rb") as file:
-            content = _read(file)
-        return _validated(content)
+        return _validated(read_pickled_arrays(path))
     except FileNotFoundError as error:
         raise DataError(Problem(str(path), "", "file is missing")) from error
-    except (pickle.UnpicklingError, ValueError, EOFError, TypeError, LookupError) as error:
+    except ValueError as error:
         message = f"expected a dict of image name -> array of 0 and 1, got: {error}"
         raise DataError(Problem(str(path), "", message)) from error
+
+
+def read_pickled_arrays(path: Path) -> dict[Any, Any]:
+    """The dict in an ``.npy`` file that holds one; nothing but arrays is ever built.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: not such a file, or it asks for anything but arrays (it is then not executed).
+    """
+    try:
+        with open(path, "rb") as file:
+            content = _read(file)
+    except (pickle.UnpicklingError, EOFError, TypeError, LookupError) as error:
+        raise ValueError(str(error)) from error
+    if not isinstance(content, dict):
+        raise ValueError(f"a {type(content).__name__}")
+    return content
 
 
 def _read(file: BinaryIO) -> Any:
@@ -76,9 +91,7 @@ def _read(file: BinaryIO) -> Any:
     return array.item()
 
 
-def _validated(content: Any) -> dict[str, np.ndarray]:
-    if not isinstance(content, dict):
-        raise ValueError(f"a {type(content).__name__}")
+def _validated(content: dict[Any, Any]) -> dict[str, np.ndarray]:
     labels: dict[str, np.ndarray] = {}
     lengths = set()
     for name, values in content.items():

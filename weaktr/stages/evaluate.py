@@ -6,50 +6,28 @@ Every number carries the split, the scales, the flip and the CRF it was made wit
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 
 from weaktr import artifacts, data
 from weaktr.artifacts import MaskFolder
 from weaktr.config import EvaluateConfig, LabelConfig, PredictConfig, Recipe
 from weaktr.data import Manifest, Sample
+from weaktr.data.io import require_same_size
 from weaktr.models import CamModel, Segmenter
-from weaktr.progress import console, track
+from weaktr.progress import track
+from weaktr.stages.evaluation import Evaluation, Pair, evaluate_pairs
 from weaktr.stages.label import image_cams
-from weaktr.stages.parallel import ordered_map, read_images
-from weaktr.stages.predict import for_ensemble, probabilities
+from weaktr.stages.parallel import read_images
+from weaktr.stages.predict import for_prediction, probabilities
+from weaktr.stages.report import Conditions, Row, caption, draw_classes, print_rows, row_json
 from weaktr.stages.scores import Scores, ThresholdCurve, score_pairs
 
 log = logging.getLogger("weaktr")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the report.
-
-    Args:
-        key: its name in metrics.json (``..._miou``).
-        what: what was scored, for people.
-        scores: the numbers, in percent.
-        split: the data set and split.
-        scales, flip, crf: how it was made; "-" = does not apply.
-        note: threshold and where it comes from, and the like.
-    """
-
-    key: str
-    what: str
-    scores: Scores
-    split: str
-    scales: str
-    flip: str
-    crf: str
-    note: str
 
 
 def evaluate(
@@ -72,10 +50,12 @@ def evaluate(
     if cam_model is not None:
         rows += _cam_rows(recipe, score, cam_model)
     rows += _label_rows(recipe, score, run / "label")
-    if val is not None and (row := _prediction_row(recipe, val, run / "predict")):
-        rows.append(row)
-    write_rows(run, recipe, rows, score.classes.label_names)
-    print_rows(rows, f"{recipe.name}: mIoU in %, trained from {_supervision(recipe)}")
+    if val is not None:
+        rows += _prediction_rows(recipe, val, run / "predict")
+    names = score.classes.label_names
+    write_rows(run, recipe, rows, names)
+    print_rows(rows, f"{recipe.name}: in %, trained from {_supervision(recipe)}")
+    _draw(rows, names, run / "evaluate")
     return rows
 
 
@@ -102,62 +82,28 @@ def cam_curve(
     return curve
 
 
-def score_masks(masks: MaskFolder, samples: Sequence[Sample], num_labels: int) -> Scores:
+def evaluate_masks(masks: MaskFolder, samples: Sequence[Sample], num_labels: int) -> Evaluation:
     """Scores of the masks of those samples that have a true mask.
 
     Raises:
         ValueError: no sample has both, or a mask has another size than its truth.
     """
 
-    def pair(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+    def pair(sample: Sample) -> Pair:
         mask, truth = masks.read(sample.name), data.read_mask(sample, num_labels)
-        if mask.shape != truth.shape:
-            raise ValueError(
-                f"{masks.path(sample.name)}: expected the size of the truth {truth.shape}, "
-                f"got {mask.shape}"
-            )
+        require_same_size(mask, truth.shape, masks.path(sample.name), sample.source)
         return mask, truth
 
     chosen = [s for s in samples if s.mask is not None and s.name in masks]
     if not chosen:
         raise ValueError(f"{masks.folder}: no mask here has a true mask beside it")
-    return score_pairs(ordered_map(pair, chosen), num_labels)
-
-
-def score_folders(
-    masks: Path, truth: Path, num_labels: int, names: Sequence[str] | None = None
-) -> Scores:
-    """Scores of a folder of masks against a folder of true masks of the same names.
-
-    Args:
-        masks: PNGs, labels or 255.
-        truth: PNGs, labels or 255 = not counted.
-        num_labels: L, background included.
-        names: file names without suffix; None = all of `masks`.
-
-    Raises:
-        ValueError: nothing to score, a missing file, or sizes that differ.
-    """
-    chosen = names or [
-        p.relative_to(masks).with_suffix("").as_posix() for p in masks.rglob("*.png")
-    ]
-    if not chosen:
-        raise ValueError(f"masks: no PNG in {masks}")
-
-    def pair(name: str) -> tuple[np.ndarray, np.ndarray]:
-        mine = data.read_labels(masks / f"{name}.png", num_labels)
-        theirs = data.read_labels(truth / f"{name}.png", num_labels)
-        if mine.shape != theirs.shape:
-            raise ValueError(f"{name}: mask has {mine.shape}, its truth {theirs.shape} (H, W)")
-        return mine, theirs
-
-    return score_pairs(ordered_map(pair, sorted(chosen)), num_labels)
+    return evaluate_pairs(chosen, pair, num_labels)
 
 
 def score_segmenter(model: Segmenter, samples: Sequence[Sample], settings: PredictConfig) -> Scores:
     """Scores of single-scale predictions without flip, ensemble and CRF (a quick look)."""
     quick = replace(settings, ratios=(1.0,), flip=False, ensemble="plain", crf=None)
-    plain = for_ensemble(model, quick.ensemble)
+    plain = for_prediction(model, quick)
 
     def pairs() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for sample, image in read_images([s for s in samples if s.mask is not None], []):
@@ -169,35 +115,20 @@ def score_segmenter(model: Segmenter, samples: Sequence[Sample], settings: Predi
 
 def write_rows(run: Path, recipe: Recipe, rows: Sequence[Row], names: Sequence[str]) -> None:
     """Write ``evaluate/metrics.json`` (everything) and ``metrics.json`` (one flat table)."""
-    details = []
-    for row in rows:
-        entry: dict[str, Any] = asdict(row)
-        iou = entry["scores"].pop("iou")
-        entry["scores"]["iou"] = {
-            name: None if math.isnan(value) else round(float(value), 3)
-            for name, value in zip(names, iou, strict=True)
-        }
-        entry["supervision"] = _supervision(recipe)
-        details.append(entry)
+    supervision = {"supervision": _supervision(recipe)}
+    details = [row_json(row, names) | supervision for row in rows]
     artifacts.write_json(run / "evaluate" / "metrics.json", details)
     flat: dict[str, Any] = {"recipe": recipe.name, "seed": recipe.seed}
     flat |= {row.key: round(row.scores.miou, 3) for row in rows}
-    flat["conditions"] = {row.key: _conditions(row) for row in rows}
+    flat["conditions"] = {row.key: caption(row) for row in rows}
     artifacts.write_json(run / "metrics.json", flat)
 
 
-def print_rows(rows: Sequence[Row], title: str) -> None:
-    """Print the report."""
-    table = Table(title=title, title_justify="left")
-    for column in ("what", "mIoU", "split", "images", "scales", "flip", "CRF", "note"):
-        table.add_column(column, justify="right" if column in ("mIoU", "images") else "left")
-    for row in rows:
-        found = row.scores
-        table.add_row(
-            row.what, f"{found.miou:.2f}", row.split, str(found.images),
-            row.scales, row.flip, row.crf, row.note,
-        )  # fmt: skip
-    console.print(table)
+def _draw(rows: Sequence[Row], names: Sequence[str], folder: Path) -> None:
+    """A bar chart of the pseudo labels and one of the predictions."""
+    for what in ("pseudo_label", "val"):
+        if chosen := [row for row in rows if row.key.startswith(what)]:
+            draw_classes(chosen, names, folder / f"{what}_classes.png")
 
 
 def _cam_rows(recipe: Recipe, score: Manifest, model: CamModel) -> list[Row]:
@@ -212,54 +143,67 @@ def _cam_rows(recipe: Recipe, score: Manifest, model: CamModel) -> list[Row]:
     rows = []
     for key, kind in kinds.items():
         threshold, found = cam_curve(model, score.samples, kind, recipe.evaluate).best()
-        note = f"best threshold {threshold:g}, chosen with these masks"
-        scales, flip = listed(kind.scales), _yes(kind.flip)
-        what = f"CAM, {cam_name(kind)}"
-        rows.append(Row(key, what, found, _split(score), scales, flip, "none", note))
+        made = Conditions(
+            split_name(score), listed(kind.scales), _yes(kind.flip), "none", "-",
+            f"best threshold {threshold:g}, chosen with these masks",
+        )  # fmt: skip
+        rows.append(Row(key, f"CAM, {cam_name(kind)}", made, found))
     return rows
 
 
 def _label_rows(recipe: Recipe, score: Manifest, folder: Path) -> list[Row]:
     """Pseudo labels before and after the CRF, at the recipe's threshold."""
-    used = recipe.label
-    crf = crf_name(used.crf)
-    parts = [("pseudo_label_miou", "pseudo labels", folder, crf)]
-    if crf != "none":
-        before = ("pseudo_label_before_crf_miou", "pseudo labels before CRF")
-        parts.insert(0, (*before, folder / "before_crf", "none"))
-    rows = []
-    for key, what, masks, how in parts:
-        found = _score_folder(MaskFolder(masks), score)
-        if found is not None:
-            note = f"threshold {used.threshold:g} of the recipe"
-            row = Row(
-                key, what, found, _split(score), listed(used.scales), _yes(used.flip), how, note
-            )
-            rows.append(row)
-    return rows
+    made = label_conditions(recipe.label, split_name(score))
+    return folder_rows("pseudo_label", "pseudo labels", made, folder, score)
 
 
-def _prediction_row(recipe: Recipe, val: Manifest, folder: Path) -> Row | None:
-    used = recipe.predict
-    found = _score_folder(MaskFolder(folder), val)
-    if found is None:
-        return None
-    return Row(
-        "val_miou", "stage-2 predictions", found, _split(val), listed(used.ratios),
-        _yes(used.flip), crf_name(used.crf), f"ensemble {used.ensemble}",
+def _prediction_rows(recipe: Recipe, val: Manifest, folder: Path) -> list[Row]:
+    """Predictions before and after the CRF."""
+    made = prediction_conditions(recipe.predict, split_name(val))
+    return folder_rows("val", "stage-2 predictions", made, folder, val)
+
+
+def label_conditions(used: LabelConfig, split: str) -> Conditions:
+    """How pseudo labels of a split were made with these settings."""
+    return Conditions(
+        split, listed(used.scales), _yes(used.flip), crf_name(used.crf), "-",
+        f"threshold {used.threshold:g} of the recipe",
     )  # fmt: skip
 
 
-def _score_folder(masks: MaskFolder, truth: Manifest) -> Scores | None:
+def prediction_conditions(used: PredictConfig, split: str) -> Conditions:
+    """How masks of a split were made with these settings."""
+    return Conditions(
+        split, listed(used.ratios), _yes(used.flip), crf_name(used.crf), used.ensemble
+    )
+
+
+def folder_rows(key: str, what: str, made: Conditions, folder: Path, truth: Manifest) -> list[Row]:
+    """A stage's masks without and, where it was used, with the CRF."""
+    parts = [(f"{key}_miou", what, folder, made)]
+    if made.crf != "none":
+        before = replace(made, crf="none")
+        parts.insert(
+            0, (f"{key}_before_crf_miou", f"{what} before CRF", folder / "before_crf", before)
+        )
+    rows = []
+    for name, title, masks, how in parts:
+        found = _score_folder(MaskFolder(masks), truth)
+        if found is not None:
+            rows.append(Row(name, title, how, found.scores, found))
+    return rows
+
+
+def _score_folder(masks: MaskFolder, truth: Manifest) -> Evaluation | None:
     """Scores, or None with a word where there is nothing to compare."""
     both = [s for s in truth.samples if s.mask is not None and s.name in masks]
     if not both:
-        log.info("%s: not scored, no true mask in %s", masks.folder, _split(truth))
+        log.info("%s: not scored, no true mask in %s", masks.folder, split_name(truth))
         return None
     expected = sum(s.mask is not None for s in truth.samples)
     if len(both) < expected:
         log.warning("%s: %d of %d images have a mask", masks.folder, len(both), expected)
-    return score_masks(masks, both, truth.classes.num_labels)
+    return evaluate_masks(masks, both, truth.classes.num_labels)
 
 
 def cam_name(settings: LabelConfig) -> str:
@@ -281,7 +225,8 @@ def _has_masks(manifest: Manifest) -> bool:
     return any(sample.mask is not None for sample in manifest.samples)
 
 
-def _split(manifest: Manifest) -> str:
+def split_name(manifest: Manifest) -> str:
+    """Data set and split."""
     return f"{manifest.name} {manifest.split}"
 
 
@@ -291,10 +236,3 @@ def _yes(value: bool) -> str:
 
 def _supervision(recipe: Recipe) -> str:
     return "true masks" if recipe.train_seg.masks == "truth" else "image-level labels"
-
-
-def _conditions(row: Row) -> str:
-    return (
-        f"{row.what}; {row.split}, {row.scores.images} images; scales {row.scales}; "
-        f"flip {row.flip}; CRF {row.crf}; {row.note}"
-    )

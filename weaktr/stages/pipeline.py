@@ -130,7 +130,8 @@ class Pipeline:
         if not force and artifacts.is_finished(folder, made_from):
             log.info("%s: finished before, nothing has changed", stage)
             return
-        artifacts.begin(folder, made_from, force=force)
+        settings = as_tree(getattr(self.recipe, stage))
+        artifacts.begin(folder, made_from, settings, force=force)
         work: dict[str, Callable[[], object]] = {
             "train_cam": self._train_cam,
             "label": self._label,

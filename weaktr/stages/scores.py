@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from weaktr.data.classes import IGNORE
 from weaktr.ops import confusion
 
 
@@ -33,36 +35,66 @@ class ConfusionSum:
             prediction: uint8 [H, W], labels; 255 (undecided) counts as background.
             truth: uint8 [H, W], labels, 255 = not counted.
         """
-        decided = torch.from_numpy(np.where(prediction == 255, 0, prediction))
         known = torch.from_numpy(np.ascontiguousarray(truth))
-        self.matrix += confusion(decided, known, self.num_labels).numpy()
+        counts = confusion(torch.from_numpy(decided(prediction)), known, self.num_labels)
+        self.matrix += counts.numpy()
         self.images += 1
+
+
+def decided(prediction: np.ndarray) -> np.ndarray:
+    """A prediction with its undecided pixels (255) as background."""
+    return np.where(prediction == IGNORE, 0, prediction).astype(np.uint8, copy=False)
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Everything in percent; per-class arrays are [L] with NaN where the class does not occur.
+    """Everything in percent; arrays are [L] with NaN where a label has nothing to divide by.
+
+    T, P, TP: pixels of a label in the truth, in the prediction, in both; union = T + P - TP.
 
     Args:
-        iou: TP / (T + P - TP) of each label; NaN = absent from truth and prediction, 0 =
-            predicted but absent from the truth.
-        miou: mean of `iou` without the NaN.
-        false_positive: mean of (P - TP) / union.
-        false_negative: mean of (T - TP) / union.
-        precision: mean of TP / P.
-        recall: mean of TP / T (the mean accuracy of mmseg).
+        iou: TP / union of each label; NaN = absent from truth and prediction, 0 = predicted but
+            absent from the truth.
+        false_positives: (P - TP) / union of each label.
+        false_negatives: (T - TP) / union of each label.
+        precisions: TP / P of each label.
+        recalls: TP / T of each label.
         pixel_accuracy: share of pixels that are right.
         images: how many images were scored.
     """
 
     iou: np.ndarray
-    miou: float
-    false_positive: float
-    false_negative: float
-    precision: float
-    recall: float
+    false_positives: np.ndarray
+    false_negatives: np.ndarray
+    precisions: np.ndarray
+    recalls: np.ndarray
     pixel_accuracy: float
     images: int
+
+    @property
+    def miou(self) -> float:
+        """Mean of `iou` without the NaN."""
+        return float(np.nanmean(self.iou))
+
+    @property
+    def false_positive(self) -> float:
+        """Mean of `false_positives` without the NaN."""
+        return float(np.nanmean(self.false_positives))
+
+    @property
+    def false_negative(self) -> float:
+        """Mean of `false_negatives` without the NaN."""
+        return float(np.nanmean(self.false_negatives))
+
+    @property
+    def precision(self) -> float:
+        """Mean of `precisions` without the NaN."""
+        return float(np.nanmean(self.precisions))
+
+    @property
+    def recall(self) -> float:
+        """Mean of `recalls` without the NaN (the mean accuracy of mmseg)."""
+        return float(np.nanmean(self.recalls))
 
 
 def scores(counted: ConfusionSum) -> Scores:
@@ -77,17 +109,48 @@ def scores(counted: ConfusionSum) -> Scores:
     hit, truth, predicted = np.diag(matrix), matrix.sum(1), matrix.sum(0)
     union = truth + predicted - hit
     with np.errstate(invalid="ignore", divide="ignore"):
-        iou = 100 * hit / union
         return Scores(
-            iou=iou,
-            miou=float(np.nanmean(iou)),
-            false_positive=float(100 * np.nanmean((predicted - hit) / union)),
-            false_negative=float(100 * np.nanmean((truth - hit) / union)),
-            precision=float(100 * np.nanmean(hit / predicted)),
-            recall=float(100 * np.nanmean(hit / truth)),
+            iou=100 * hit / union,
+            false_positives=100 * (predicted - hit) / union,
+            false_negatives=100 * (truth - hit) / union,
+            precisions=100 * hit / predicted,
+            recalls=100 * hit / truth,
             pixel_accuracy=float(100 * hit.sum() / matrix.sum()),
             images=counted.images,
         )
+
+
+class Confused(NamedTuple):
+    """Pixels of one label that were taken for another.
+
+    Args:
+        truth, predicted: labels.
+        pixels: how many.
+        share: of the true label's pixels, in percent.
+    """
+
+    truth: int
+    predicted: int
+    pixels: int
+    share: float
+
+
+def confused_pairs(matrix: np.ndarray, count: int) -> list[Confused]:
+    """The pairs of labels with the most wrong pixels, largest first.
+
+    Args:
+        matrix: int64 [L, L], rows = truth.
+        count: most pairs; fewer where fewer were confused.
+    """
+    wrong = matrix.copy()
+    np.fill_diagonal(wrong, 0)
+    order = np.argsort(-wrong, axis=None, kind="stable")[:count]
+    pairs = [divmod(int(index), len(matrix)) for index in order]
+    return [
+        Confused(truth, got, int(wrong[truth, got]), float(100 * wrong[truth, got] / row))
+        for truth, got in pairs
+        if wrong[truth, got] and (row := matrix[truth].sum())
+    ]
 
 
 def score_pairs(pairs: Iterable[tuple[np.ndarray, np.ndarray]], num_labels: int) -> Scores:

@@ -1,0 +1,33 @@
+"""Lists of sample names, such as VOC's ``ImageSets/Segmentation/val.txt``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from weaktr.data.layout import read_lines
+from weaktr.data.manifest import is_inside
+from weaktr.data.problems import DataError, Problem
+
+
+def read_names(path: Path) -> list[str]:
+    """The first word of each line.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DataError: no line, a name twice, or one that leads out of a folder.
+    """
+    found: dict[str, int] = {}
+    for number, line in read_lines(path):
+        name = line.split()[0]
+        source = f"{path}:{number}"
+        if not is_inside(name):
+            message = f"expected a name without suffix and '..', got {name!r}"
+            raise DataError(Problem(str(path), source, message))
+        if name in found:
+            raise DataError(
+                Problem(str(path), source, f"{name!r} stands in line {found[name]} too")
+            )
+        found[name] = number
+    if not found:
+        raise DataError(Problem(str(path), "", "expected a name a line, found none"))
+    return list(found)
