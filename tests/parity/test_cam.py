@@ -48,7 +48,7 @@ def full_size_model():
 def fused_patch_attention(model, images):
     """[B, P, P], from `fuse_heads` spreading the identity; and the fusion weights [B, M]."""
     with torch.no_grad():
-        encoding = model._encode(images, lambda layer, _: (layer.q, layer.k))
+        encoding = model.encode(images, lambda layer, _: (layer.q, layer.k))
         weights = model.fusion(encoding.features.transpose(1, 2).flatten(1, 2))
         _, depth, heads, _ = encoding.features.shape
         by_layer = weights.unflatten(1, (heads, depth)).transpose(1, 2).flatten(1)

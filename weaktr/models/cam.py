@@ -75,7 +75,7 @@ class AttentionFusion(nn.Module):
         return weights
 
 
-class _Encoding(NamedTuple):
+class Encoding(NamedTuple):
     """The backbone's pass over a batch, before any CAM is made."""
 
     class_tokens: Tensor  #: [B, C, D] of the last block
@@ -219,10 +219,10 @@ class CamModel(nn.Module):
             assert stats.column_means is not None
             return stats.class_rows, stats.column_means
 
-        encoding = self._encode(images, statistics)
+        encoding = self.encode(images, statistics)
         coarse_map = self.head(encoding.patch_map)
         weights = self.fusion(encoding.features.transpose(1, 2).flatten(1, 2))
-        share = _by_layer(weights, encoding.features.shape) / weights.shape[1]
+        share = by_layer(weights, encoding.features.shape) / weights.shape[1]
         class_rows = torch.stack([rows for rows, _ in encoding.layers], 1)
         columns = torch.stack([means for _, means in encoding.layers], 1)
         cross = torch.einsum("bkh,bkhcj->bcj", share, class_rows.to(share.dtype))
@@ -266,7 +266,7 @@ class CamModel(nn.Module):
         present = self._present(labels, images.shape[0])
         keep_qk = refine or attention_type != "coarse"
         maps = _Maps(len(self.vit.blocks))
-        encoding = self._encode(images, maps.add if keep_qk else lambda layer, patches: None)
+        encoding = self.encode(images, maps.add if keep_qk else lambda layer, patches: None)
         coarse = F.relu(self.head(encoding.patch_map)).float()
         grid = coarse.shape[-2:]
         kept = present.any(0).nonzero().flatten()
@@ -280,7 +280,7 @@ class CamModel(nn.Module):
 
     def _with_attention(
         self,
-        encoding: _Encoding,
+        encoding: Encoding,
         maps: _Maps,
         coarse: Tensor,
         kept: Tensor,
@@ -289,7 +289,7 @@ class CamModel(nn.Module):
     ) -> Tensor:
         """Coarse maps [B, C', P] of the `kept` classes -> maps with attention applied."""
         weights = self.fusion(encoding.features.transpose(1, 2).flatten(1, 2)).float()
-        weights = _by_layer(weights, encoding.features.shape).flatten(1)
+        weights = by_layer(weights, encoding.features.shape).flatten(1)
         q, k, lse = maps.stacked()
         stats = head_stats(
             q,
@@ -322,7 +322,7 @@ class CamModel(nn.Module):
             )
         return labels.to(self.head.weight.device) > 0
 
-    def _encode(self, images: Tensor, collect: Any) -> _Encoding:
+    def encode(self, images: Tensor, collect: Any) -> Encoding:
         """Run the backbone; `collect(layer, P)` decides what of each layer's attention is kept."""
         tokens, grid, rope = self.vit.embed(images)
         patches = grid[0] * grid[1]
@@ -334,7 +334,7 @@ class CamModel(nn.Module):
             kept.append(collect(layer, patches))
         last = self.vit.norm(tokens) if self.patch_norm else tokens
         patch_map = last[:, -patches:].transpose(1, 2).unflatten(2, grid)
-        return _Encoding(tokens[:, : self.num_classes], patch_map, torch.stack(features, 1), kept)
+        return Encoding(tokens[:, : self.num_classes], patch_map, torch.stack(features, 1), kept)
 
     def _pool(self, attended: Tensor) -> Tensor:
         """[B, N, D] -> [B, H, d], pooled over all tokens.
@@ -346,7 +346,7 @@ class CamModel(nn.Module):
         return pooled.unflatten(1, (-1, self.vit.num_heads)).transpose(1, 2)
 
 
-def _by_layer(weights: Tensor, shape: torch.Size) -> Tensor:
+def by_layer(weights: Tensor, shape: torch.Size) -> Tensor:
     """Weights [B, M] in the fusion's order (head · depth + layer) -> [B, K, H]."""
     _, depth, heads, _ = shape
     return weights.unflatten(1, (heads, depth)).transpose(1, 2)

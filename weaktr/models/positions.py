@@ -46,7 +46,7 @@ def resized_position(
             cubic_matrix(length, side, (length + 0.1) / math.sqrt(count)) for length in grid
         )
         as_is = same_count & (torch.scalar_tensor(size[0]) == torch.scalar_tensor(size[1]))
-        image = stored.unflatten(1, (side, side))
+        image = stored[0].unflatten(0, (side, side))
     else:
         make = antialias_matrix if mode == "timm" else linear_matrix
         rows, columns = (
@@ -54,20 +54,29 @@ def resized_position(
         )
         same_height = torch.scalar_tensor(grid[0]) == stored_grid[0]
         as_is = same_count & same_height if mode == "timm" else same_count
-        image = stored.unflatten(1, stored_grid)
-    resized = torch.einsum("iy,jx,byxd->bijd", rows, columns, image).flatten(1, 2)
+        image = stored[0].unflatten(0, stored_grid)
+    narrow = (rows @ image.flatten(1)).unflatten(1, image.shape[1:])
+    resized = (columns @ narrow).flatten(0, 1)
     index = torch.arange(grid[0] * grid[1], device=stored.device).clamp(max=count - 1)
-    return torch.where(as_is, stored[:, index], resized)
+    return torch.where(as_is, stored[:, index], resized[None])
 
 
 def linear_matrix(length: int, before: int) -> Tensor:
     """Bilinear resizing along one axis, ``align_corners=False``: [length, before]."""
-    at = ((_centres(length) * before / length) - 0.5).clamp(min=0)
-    first = at.floor().clamp(max=before - 1)
-    share = at - first
-    return (1 - share)[:, None] * _one_hot(first, before) + share[:, None] * _one_hot(
-        first + 1, before
-    )
+    return _linear(_centres(length) * before / length, before)
+
+
+def upsampling_matrix(length: int, before: int, factor: int) -> Tensor:
+    """The first `length` of ``before · factor`` bilinearly upsampled values: [length, before]."""
+    return _linear(_centres(length) / factor, before)
+
+
+def _linear(at: Tensor, before: int) -> Tensor:
+    """Linear interpolation at places in [0, before] of cells with centres 0.5, 1.5, ..."""
+    at = (at - 0.5).clamp(min=0)
+    first = at.floor()
+    share = (at - first)[:, None]
+    return (1 - share) * _one_hot(first, before) + share * _one_hot(first + 1, before)
 
 
 def cubic_matrix(length: int, before: int, factor: float) -> Tensor:

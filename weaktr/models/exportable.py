@@ -1,0 +1,87 @@
+"""Both models as modules that `torch.export` can trace for any batch and image size.
+
+They compute what `Segmenter.forward` and `CamModel.cams` do, without branches on sizes: images are
+padded by a constant, resizing is done by matrices computed in the graph
+(`weaktr.models.positions`), and attention maps are added up layer by layer.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from weaktr.models.cam import CamModel, by_layer
+from weaktr.models.positions import upsampling_matrix
+from weaktr.models.segmenter import MaskTransformer, Segmenter
+from weaktr.models.vit import Layer
+
+
+class ExportableSegmenter(nn.Module):
+    """`Segmenter` for export: the same weights, outputs equal up to rounding.
+
+    Args:
+        model: in eval mode.
+    """
+
+    def __init__(self, model: Segmenter) -> None:
+        super().__init__()
+        self.model = model
+        self.outputs = ("early", "logits") if model.multi else ("logits",)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Normalised images [B, 3, H, W] -> logits [B, L, H, W], one or two (`outputs`)."""
+        model, patch = self.model, self.model.patch_size
+        size = (images.shape[-2], images.shape[-1])
+        grid = ((size[0] - 1) // patch + 1, (size[1] - 1) // patch + 1)
+        # One patch less a pixel on every image: what is beyond a whole patch is dropped again.
+        tokens = model.vit(F.pad(images, (0, patch - 1, 0, patch - 1)))
+        patches = tokens[:, model.vit.num_prefix_tokens :]
+        if model.multi:
+            assert isinstance(model.decoder, MaskTransformer)
+            logits = model.decoder.early_and_final(patches)
+        else:
+            logits = (model.decoder(patches),)
+        rows, columns = (
+            upsampling_matrix(length, count, patch)
+            for length, count in zip(size, grid, strict=True)
+        )
+        return tuple(rows @ maps.unflatten(2, grid) @ columns.T for maps in logits)
+
+
+class ExportableCams(nn.Module):
+    """`CamModel.cams` of all classes for export, equal up to rounding.
+
+    One layer's attention [B, H, N, N] is held at a time.
+
+    Args:
+        model: in eval mode.
+    """
+
+    outputs = ("cams",)
+
+    def __init__(self, model: CamModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Normalised images [B, 3, H, W] -> refined CAMs [B, C, h, w] >= 0, h = H // patch."""
+        model = self.model
+        layers: list[tuple[Tensor, Tensor]] = []
+
+        def keep(layer: Layer, patches: int) -> None:
+            layers.append((layer.q, layer.k))
+
+        encoding = model.encode(images, keep)
+        coarse = F.relu(model.head(encoding.patch_map))
+        weights = model.fusion(encoding.features.transpose(1, 2).flatten(1, 2))
+        share = by_layer(weights, encoding.features.shape) / weights.shape[1]
+        fused = torch.zeros(())
+        for index, (q, k) in enumerate(layers):
+            attention = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
+            fused = fused + torch.einsum("bh,bhij->bij", share[:, index], attention)
+        patches = coarse.shape[2] * coarse.shape[3]
+        fused = fused[:, :, fused.shape[2] - patches :]
+        cross, patch = fused[:, : model.num_classes], fused[:, fused.shape[1] - patches :]
+        fine = torch.einsum("bij,bcj->bci", patch, cross * coarse.flatten(2))
+        return (fine.unflatten(2, (coarse.shape[2], coarse.shape[3])),)
