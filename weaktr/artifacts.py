@@ -6,8 +6,8 @@ Layout of a run::
     RUN/train_cam/                   state.pt while training, model.safetensors + model.json
     RUN/label/                       masks/NAME.png, before_crf/NAME.png, cams/NAME.npz, index.jsonl
     RUN/train_seg/                   as train_cam
-    RUN/predict/                     masks/NAME.png, index.jsonl
-    RUN/evaluate/                    metrics.json with every number and where it comes from
+    RUN/predict/                     as label, scores/NAME.npz in place of CAMs
+    RUN/evaluate/                    metrics.json with every number and where it comes from, charts
     RUN/STAGE/finished.json          the fingerprint of what the stage was made from
     RUN/metrics.json                 the scores in one flat table
     RUN/pictures/                    what `weaktr show` drew
@@ -273,6 +273,20 @@ def write_cams(path: Path, cams: np.ndarray, classes: Sequence[int]) -> None:
     """Write one image's CAMs: float32 [K, H, W] in [0, 1] and the K class indices, as npz."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, cams=cams, classes=np.asarray(classes, np.int64))
+    write_bytes(path, buffer.getvalue(), durable=False)
+
+
+def write_scores(path: Path, scores: np.ndarray) -> None:
+    """Write the scores of the labels that win somewhere in an image, as npz.
+
+    Args:
+        path: the file; ``prob`` is float32 [K, H, W], ``keys`` the K labels, ascending, as in the
+            files of the published code.
+        scores: float32 [L, H, W].
+    """
+    keys = np.unique(scores.argmax(0))
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, prob=scores[keys], keys=keys)
     write_bytes(path, buffer.getvalue(), durable=False)
 
 

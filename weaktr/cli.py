@@ -17,7 +17,7 @@ from typing import Any
 from rich.text import Text
 
 from weaktr import cli_checkpoints, cli_eval, cli_tools
-from weaktr.artifacts import STAGES
+from weaktr.artifacts import STAGES, MaskFolder
 from weaktr.backends import BackendUnavailable
 from weaktr.config import LabelConfig, PredictConfig
 from weaktr.progress import console, log, set_up_logging
@@ -62,9 +62,18 @@ examples:
 _PREDICT_HELP = """\
 Masks for plain images: sliding windows over scales and flips, then the CRF.
 
+Writes OUT/masks, and OUT/before_crf with the masks before the CRF; `weaktr eval OUT TRUTH`
+scores both. Started again, it goes on with the images that are left.
+
+For a test set without masks, --archive writes what the PASCAL VOC server takes
+(results/VOC2012/Segmentation/comp6_test_cls/NAME.png).
+
 examples:
   weaktr predict runs/voc/train_seg/model.safetensors photos/ --out masks/
   weaktr predict model.safetensors photos/ --set ratios=[1.0] --set flip=false --set crf=none
+  weaktr predict model.safetensors VOC2012/JPEGImages --names ImageSets/Segmentation/val.txt
+  weaktr predict model.safetensors VOC2012/JPEGImages --names ImageSets/Segmentation/test.txt \\
+      --archive results.tgz --comp comp6
 """
 
 
@@ -196,6 +205,24 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("predictions"), help="default: predictions"
     )
+    parser.add_argument("--names", type=Path, help="only these images: names, one a line")
+    parser.add_argument(
+        "--ensemble",
+        choices=("plain", "published"),
+        help="decoder's output, or 0.8 times its earlier one added (default: published)",
+    )
+    parser.add_argument(
+        "--archive", type=Path, metavar="FILE", help="also write a .tgz or .tar for the VOC server"
+    )
+    parser.add_argument(
+        "--comp",
+        choices=("comp5", "comp6"),
+        default="comp6",
+        help="of the archive: trained on VOC's data alone, or on more (default: comp6)",
+    )
+    parser.add_argument(
+        "--dump-scores", action="store_true", help="also write scores/NAME.npz (large)"
+    )
     parser.add_argument("--device", default="auto")
     _add_set(parser, f"settings of prediction ({_listed(PredictConfig())})")
 
@@ -203,17 +230,28 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
 def _predict(arguments: Arguments) -> int:
     from weaktr import data
     from weaktr.models import Segmenter
+    from weaktr.stages.archive import require_suffix, write_voc_archive
     from weaktr.stages.predict import predict
 
-    settings = _settings(PredictConfig(), arguments.set)
+    if arguments.archive is not None:
+        require_suffix(arguments.archive)
+    changes = [f"ensemble={arguments.ensemble}"] if arguments.ensemble else []
+    settings = _settings(PredictConfig(), arguments.set + changes)
     model, _ = _load(arguments.checkpoint, arguments.device)
     if not isinstance(model, Segmenter):
         raise ValueError(f"{arguments.checkpoint}: expected a stage-2 checkpoint, got stage 1")
-    manifest = data.unlabelled(arguments.images)
-    _begin(arguments.out, arguments.checkpoint, as_tree(settings))
-    predict(model, manifest.samples, arguments.out, settings)
-    log.info("masks: %s", arguments.out / "masks")
-    return 0
+    samples = data.unlabelled(arguments.images).samples
+    if arguments.names is not None:
+        samples = data.only(samples, data.read_names(arguments.names))
+    out = arguments.out
+    _begin(out, arguments.checkpoint, as_tree(settings))
+    left_out = predict(model, samples, out, settings, dump_scores=arguments.dump_scores)
+    log.info("masks: %s", out / "masks")
+    if arguments.archive is not None:
+        names = [sample.name for sample in samples]
+        write_voc_archive(arguments.archive, MaskFolder(out), names, arguments.comp)
+        log.info("for the VOC server: %s", arguments.archive)
+    return FAILED if left_out else 0
 
 
 def _settings(default: Any, changes: Sequence[str]) -> Any:
@@ -265,6 +303,11 @@ _COMMANDS: dict[str, _Command] = {
         cli_checkpoints.add_import,
         cli_checkpoints.import_command,
         cli_checkpoints.IMPORT_HELP,
+    ),
+    "export": (
+        cli_checkpoints.add_export,
+        cli_checkpoints.export_command,
+        cli_checkpoints.EXPORT_HELP,
     ),
     "data": (cli_tools.add_data, cli_tools.data_command, cli_tools.DATA_HELP),
     "env": (cli_tools.add_env, cli_tools.env_command, cli_tools.ENV_HELP),

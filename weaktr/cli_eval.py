@@ -107,7 +107,7 @@ def eval_command(arguments: argparse.Namespace) -> int:
 
 
 def _truth(arguments: argparse.Namespace) -> Truth:
-    from weaktr.data.names import read_names
+    from weaktr.data import read_names
     from weaktr.stages.evaluate_folders import Truth
 
     classes, ids = _classes(arguments.classes, arguments.num_labels)

@@ -14,6 +14,7 @@ from weaktr.data.datasets import CamDataset, EpochSampler, SegDataset, mixed_see
 from weaktr.data.folder import folder, unlabelled
 from weaktr.data.io import read_image, read_labels, read_mask, read_rgb
 from weaktr.data.manifest import Manifest, Sample
+from weaktr.data.names import only, read_names
 from weaktr.data.problems import DataError, Problem
 from weaktr.data.render import render_masks
 from weaktr.data.transforms import (
@@ -49,10 +50,12 @@ __all__ = [
     "load_manifest",
     "mixed_seed",
     "multi_hot",
+    "only",
     "palette",
     "read_image",
     "read_labels",
     "read_mask",
+    "read_names",
     "read_rgb",
     "render_masks",
     "seg_train_transform",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from weaktr.data.layout import read_lines
-from weaktr.data.manifest import is_inside
+from weaktr.data.manifest import Sample, is_inside
 from weaktr.data.problems import DataError, Problem
 
 
@@ -31,3 +32,16 @@ def read_names(path: Path) -> list[str]:
     if not found:
         raise DataError(Problem(str(path), "", "expected a name a line, found none"))
     return list(found)
+
+
+def only(samples: Sequence[Sample], names: Sequence[str]) -> tuple[Sample, ...]:
+    """The samples of these names, in the order of `names`.
+
+    Raises:
+        ValueError: names that no sample has.
+    """
+    known = {sample.name: sample for sample in samples}
+    if missing := [name for name in names if name not in known]:
+        few = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        raise ValueError(f"names: {len(missing)} of {len(names)} have no image: {few}")
+    return tuple(known[name] for name in names)

@@ -9,12 +9,13 @@ import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from weaktr.artifacts import MaskFolder
+from weaktr.artifacts import MaskFolder, write_scores
 from weaktr.config import PredictConfig
 from weaktr.crf import DenseCRF
 from weaktr.data import Problem, Sample
@@ -33,42 +34,72 @@ log = logging.getLogger("weaktr")
 ENSEMBLES = {"plain": (0.0, 1.0), "published": (0.8, 1.0)}
 
 
+class Prediction(NamedTuple):
+    """What is written of one image."""
+
+    name: str
+    mask: np.ndarray  #: uint8 [H, W] after the CRF
+    before: np.ndarray  #: uint8 [H, W] without it
+    scores: np.ndarray  #: float32 [L, H, W]
+
+
 def predict(
-    model: Segmenter, samples: Sequence[Sample], folder: Path, settings: PredictConfig
+    model: Segmenter,
+    samples: Sequence[Sample],
+    folder: Path,
+    settings: PredictConfig,
+    *,
+    dump_scores: bool = False,
 ) -> list[Problem]:
     """Write a mask for every image; goes on where it stopped.
 
     Args:
         model: in eval mode, on its device.
         samples: the images; labels and masks are not looked at.
-        folder: gets ``masks/`` and ``index.jsonl``.
+        folder: gets ``masks/``, ``index.jsonl`` and, with a CRF, ``before_crf/``.
         settings: see `PredictConfig`.
+        dump_scores: also write ``scores/NAME.npz`` (large), see `write_scores`.
 
     Returns:
         Images that could not be read (also logged).
     """
     model = for_prediction(model, settings)
-    masks = MaskFolder(folder, verify=True)
+    masks, before = (MaskFolder(each, verify=True) for each in (folder, folder / "before_crf"))
     crf = choose_crf(settings.crf)
-    todo = [sample for sample in samples if sample.name not in masks]
+
+    def is_done(name: str) -> bool:
+        dumped = not dump_scores or _scores_path(folder, name).is_file()
+        return name in masks and (crf is None or name in before) and dumped
+
+    todo = [sample for sample in samples if not is_done(sample.name)]
     unreadable: list[Problem] = []
 
     def scored() -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
         for sample, image in read_images(todo, unreadable):
             yield sample.name, image, probabilities(model, image, settings)
 
-    def finish(item: tuple[str, np.ndarray, np.ndarray]) -> tuple[str, np.ndarray]:
+    def finish(item: tuple[str, np.ndarray, np.ndarray]) -> Prediction:
         name, image, scores = item
-        return name, mask_from_probabilities(image, scores, crf)
+        plain = scores.argmax(0).astype(np.uint8)
+        return Prediction(name, mask_from_probabilities(image, scores, crf), plain, scores)
 
     with Meter("predictions", len(samples), done=len(samples) - len(todo)) as meter:
-        for name, mask in ordered_map(finish, scored()):
-            masks.add(name, mask)
+        for made in ordered_map(finish, scored()):
+            if dump_scores:
+                write_scores(_scores_path(folder, made.name), made.scores)
+            if crf is not None:
+                before.add(made.name, made.before)
+            masks.add(made.name, made.mask)
             meter.advance()
     masks.flush()
+    before.flush()
     for problem in unreadable:
         log.warning("left out: %s", problem)
     return unreadable
+
+
+def _scores_path(folder: Path, name: str) -> Path:
+    return folder / "scores" / f"{name}.npz"
 
 
 def for_prediction(model: Segmenter, settings: PredictConfig) -> Segmenter:
