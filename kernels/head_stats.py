@@ -200,11 +200,13 @@ def _lse_kernel(
     else:
         lse += index * tokens
     block = (tl.program_id(0) % blocks) * BLOCK_I
+    if block >= own:  # the image is smaller than the largest
+        return
     rows = block + tl.arange(0, BLOCK_I)
     queries = load_rows(q, rows, rows < own, q_strides[2], q_strides[3], dim, BLOCK_D)
     largest = tl.full([BLOCK_I], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_I], tl.float32)
-    for start in range(0, tl.where(block < own, own, 0), BLOCK_J):
+    for start in range(0, own, BLOCK_J):
         columns = start + tl.arange(0, BLOCK_J)
         keys = load_rows(k, columns, columns < own, k_strides[2], k_strides[3], dim, BLOCK_D)
         logits = log2_attention(queries, keys, scale, PRECISION)
@@ -256,11 +258,13 @@ def _stats_kernel(
         class_rows += index * num_classes * num_patches
         means += index * num_patches
     block = (tl.program_id(0) % blocks) * BLOCK_J
+    if block >= patches:  # the image is smaller than the largest
+        return
     columns = block + tl.arange(0, BLOCK_J)
     inside = columns < patches
     ahead = own - patches  # class and register tokens
     keys = load_rows(k, ahead + columns, inside, k_strides[2], k_strides[3], dim, BLOCK_D)
-    for start in range(0, tl.where(block < patches, num_classes, 0), BLOCK_I):
+    for start in range(0, num_classes, BLOCK_I):
         rows = start + tl.arange(0, BLOCK_I)
         valid = rows < num_classes
         queries = load_rows(q, rows, valid, q_strides[2], q_strides[3], dim, BLOCK_D)
@@ -270,7 +274,7 @@ def _stats_kernel(
         tl.store(target, attention, mask=valid[:, None] & inside[None, :])
     if MEANS:
         total = tl.zeros([BLOCK_J], tl.float32)
-        for start in range(tl.where(block < patches, ahead, own), own, BLOCK_I):
+        for start in range(ahead, own, BLOCK_I):
             rows = start + tl.arange(0, BLOCK_I)
             valid = rows < own
             queries = load_rows(q, rows, valid, q_strides[2], q_strides[3], dim, BLOCK_D)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from itertools import product
 from typing import Any
 
 import torch
@@ -52,10 +53,11 @@ def attention_kernels(dtype: torch.dtype, dim: int) -> None:
         setattr(common, name, getattr(common, name)[:1])
     q, k = torch.zeros(2, 1, 2, 40, dim, dtype=dtype)
     sizes = {"num_classes": 3, "num_patches": 37, "scale": 0.1}
-    for column_means in (True, False):
-        head_stats.head_stats_triton(q, k, lse=None, column_means=column_means, **sizes)
+    packed = {"tokens": [40], "patches": [37]}
+    for column_means, ragged in product((True, False), ({}, packed)):
+        head_stats.head_stats_triton(q, k, lse=None, column_means=column_means, **sizes, **ragged)
     lse, weights, values = torch.zeros(1, 2, 40), torch.zeros(1, 2), torch.zeros(1, 37, 5)
-    for ragged in ({}, {"tokens": [40], "patches": [37]}):
+    for ragged in ({}, packed):
         tensors = [t.requires_grad_() for t in (weights, values)]
         fine = fuse_heads.fuse_heads_triton(q, k, lse, *tensors, scale=0.1, **ragged)
         fine.sum().backward()

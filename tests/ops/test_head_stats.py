@@ -19,7 +19,7 @@ from tests.ops.attention import (
 )
 from tests.tolerances import assert_close
 from weaktr.backends import BackendUnavailable
-from weaktr.ops import head_stats
+from weaktr.ops import head_stats, head_stats_ragged
 
 OP = "head_stats"
 
@@ -94,6 +94,30 @@ def test_no_image(backend):
     assert [part.shape for part in stats] == [(0, 3, 4, 5), (0, 3, 5), (0, 3, 9)]
 
 
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize(
+    ("tokens", "patches"), [([12, 50, 7], [7, 41, 4]), ([5, 3, 40], [2, 0, 33]), ([4], [1])]
+)
+def test_ragged_batch_equals_its_images(tokens, patches, known, backend):
+    q, k = (x[0] for x in attention_inputs(1, 4, 0, sum(tokens), 16, backend=backend))
+    images = list(zip(q[None].split(tokens, 2), k[None].split(tokens, 2), patches, strict=True))
+    lse = torch.cat([literal_lse(a, b)[0] for a, b, _ in images], 1).to(q.dtype) if known else None
+    sizes = {"num_classes": 3, "tokens": tokens, "patches": patches, "backend": backend}
+    stats = head_stats_ragged(q, k, lse=None if lse is None else strided(lse), **sizes)
+    alone = [expected_stats(a, b, 3, count) for a, b, count in images]
+    for actual, *expected in zip(stats, *alone, strict=True):
+        assert_close(actual, torch.cat(expected, -1)[0], tolerance_row(backend))
+    rows = head_stats_ragged(q, k, column_means=False, **sizes)
+    assert_close(rows.class_rows, stats.class_rows, tolerance_row(backend))
+    assert rows.column_means is None
+
+
+def test_ragged_batch_of_no_image(backend):
+    q = torch.zeros(4, 0, 16, device=home(backend))
+    stats = head_stats_ragged(q, q, num_classes=3, tokens=[], patches=[], backend=backend)
+    assert [part.shape for part in stats] == [(4, 3, 0), (4, 0), (4, 0)]
+
+
 def test_carries_no_gradient(backend):
     q, k = (x.requires_grad_() for x in attention_inputs(1, 2, 3, 9, 16, backend=backend))
     stats = head_stats(q, k, num_classes=3, num_patches=9, backend=backend)
@@ -139,6 +163,21 @@ def test_wrong_shapes_are_named():
         head_stats(q, k, num_classes=4, num_patches=37, lse=q[:, :, 1:, 0])
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tokens": [9, 50]}, r"patches: expected one number per image.* \[9, 50\], got"),
+        ({"tokens": [9, 50, 7]}, r"tokens: expected a sum of ΣN = 65, got 66"),
+        ({"num_classes": 3}, r"C \+ P <= N for each image, got C = 3, P = \[7, 41, 4\]"),
+    ],
+)
+def test_wrong_packing_is_named(changes, message):
+    sizes = {"num_classes": 2, "tokens": [9, 50, 6], "patches": [7, 41, 4]}
+    q = torch.zeros(2, 65, 8)
+    with pytest.raises(ValueError, match=message):
+        head_stats_ragged(q, q, **(sizes | changes))
+
+
 # ---- Triton alone -------------------------------------------------------------------------------
 
 
@@ -163,6 +202,11 @@ def test_operators_are_registered_as_torch_wants_them(kernels):
     lse = kernels.attention_lse(q, k, 0.25)
     for column_means in (True, False):
         torch.library.opcheck(kernels.attention_stats, (q, k, lse, 4, 5, 0.25, column_means))
+    packed = ([4, 5], [2, 1])
+    torch.library.opcheck(kernels.attention_lse, (q[:1], k[:1], 0.25, packed[0]))
+    torch.library.opcheck(
+        kernels.attention_stats, (q[:1], k[:1], lse[:1], 2, 3, 0.25, True, *packed)
+    )
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,12 @@ from torch.autograd.function import once_differentiable
 
 from weaktr.backends import pick
 from weaktr.ops.attention_tiles import attention_logits, tiles
-from weaktr.ops.head_stats import check_attention_inputs, check_same_kind, full_precision
+from weaktr.ops.head_stats import (
+    check_attention_inputs,
+    check_packing,
+    check_same_kind,
+    full_precision,
+)
 
 
 def fuse_heads(
@@ -94,17 +99,7 @@ def fuse_heads_ragged(
         ValueError: shapes that do not fit together.
         BackendUnavailable: `backend` was named and cannot run, or takes no such inputs.
     """
-    if q.ndim != 3 or not q.is_floating_point():
-        raise ValueError(f"q: expected floating point [M, ΣN, d], got {q.dtype} {tuple(q.shape)}")
-    if len(tokens) != len(patches) or any(
-        not 0 <= count <= total for count, total in zip(patches, tokens, strict=False)
-    ):
-        raise ValueError(
-            "patches: expected one number per image, from 0 to its number of tokens "
-            f"{list(tokens)}, got {list(patches)}"
-        )
-    if q.shape[1] != sum(tokens):
-        raise ValueError(f"tokens: expected a sum of ΣN = {q.shape[1]}, got {sum(tokens)}")
+    check_packing(q, tokens, patches)
     if values.ndim != 2 or values.shape[0] != sum(patches):
         raise ValueError(f"values: expected [{sum(patches)}, C'], got {tuple(values.shape)}")
     check_same_kind(q, k)

@@ -14,8 +14,10 @@ Source: arXiv 2304.01184, section 3.2 (cross attention and patch attention).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -70,19 +72,101 @@ def head_stats(
         )
     if lse is not None and lse.shape != q.shape[:3]:
         raise ValueError(f"lse: expected shape {tuple(q.shape[:3])}, got {tuple(lse.shape)}")
+    settings = (scale, column_means, backend)
+    return _run(q, k, lse, *settings, num_classes=num_classes, num_patches=num_patches)
+
+
+def head_stats_ragged(
+    q: Tensor,
+    k: Tensor,
+    *,
+    num_classes: int,
+    tokens: Sequence[int],
+    patches: Sequence[int],
+    scale: float | None = None,
+    lse: Tensor | None = None,
+    column_means: bool = True,
+    backend: str = "auto",
+) -> HeadStats:
+    """`head_stats` of images of different sizes, packed one behind the other; B may be 0.
+
+    Args:
+        q: [H, ΣN, d] queries of all maps and images, floating point.
+        k: [H, ΣN, d] keys, same shape, dtype and device.
+        num_classes: C >= 1, the class tokens at the front of each image.
+        tokens: N of each image, in order.
+        patches: P of each image, its last tokens; C + P <= N.
+        scale: factor on q·k; 1/sqrt(d) where None.
+        lse: [H, ΣN] row log-sum-exp over the keys of the row's own image, where it is known.
+        column_means: False skips them.
+        backend: see `weaktr.backends.pick`.
+
+    Returns:
+        `HeadStats` of [H, C, ΣP], [H, ΣP] and [H, ΣN], detached.
+
+    Raises:
+        ValueError: shapes that do not fit together.
+        BackendUnavailable: `backend` was named and cannot run, or takes no such inputs.
+    """
+    check_packing(q, tokens, patches)
+    check_same_kind(q, k)
+    if num_classes < 1 or any(
+        num_classes + count > total for count, total in zip(patches, tokens, strict=True)
+    ):
+        raise ValueError(
+            "num_classes: expected 1 <= C and C + P <= N for each image, "
+            f"got C = {num_classes}, P = {list(patches)}, N = {list(tokens)}"
+        )
+    if lse is not None and lse.shape != q.shape[:2]:
+        raise ValueError(f"lse: expected shape {tuple(q.shape[:2])}, got {tuple(lse.shape)}")
+    packed = (q[None], k[None], None if lse is None else lse[None])
+    stats = _run(
+        *(*packed, scale, column_means, backend),
+        num_classes=num_classes,
+        num_patches=sum(patches),
+        tokens=tokens,
+        patches=patches,
+    )
+    means = None if stats.column_means is None else stats.column_means[0]
+    return HeadStats(stats.class_rows[0], means, stats.lse[0])
+
+
+def _run(
+    q: Tensor,
+    k: Tensor,
+    lse: Tensor | None,
+    scale: float | None,
+    column_means: bool,
+    backend: str,
+    **sizes: Any,
+) -> HeadStats:
     dtypes = (q.dtype,) if lse is None else (q.dtype, lse.dtype)
     run = pick("head_stats", q.device, backend, dtypes=dtypes, head_dim=q.shape[-1])
     with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
         result: HeadStats = run(
             q.detach(),
             k.detach(),
-            num_classes=num_classes,
-            num_patches=num_patches,
             scale=q.shape[-1] ** -0.5 if scale is None else scale,
             lse=lse,
             column_means=column_means,
+            **sizes,
         )
     return result
+
+
+def check_packing(q: Tensor, tokens: Sequence[int], patches: Sequence[int]) -> None:
+    """Raise ValueError unless q is [M, ΣN, d] and `patches` are counts among those of `tokens`."""
+    if q.ndim != 3 or not q.is_floating_point():
+        raise ValueError(f"q: expected floating point [M, ΣN, d], got {q.dtype} {tuple(q.shape)}")
+    if len(tokens) != len(patches) or any(
+        not 0 <= count <= total for count, total in zip(patches, tokens, strict=False)
+    ):
+        raise ValueError(
+            "patches: expected one number per image, from 0 to its number of tokens "
+            f"{list(tokens)}, got {list(patches)}"
+        )
+    if q.shape[1] != sum(tokens):
+        raise ValueError(f"tokens: expected a sum of ΣN = {q.shape[1]}, got {sum(tokens)}")
 
 
 def check_attention_inputs(q: Tensor, k: Tensor, num_patches: int) -> None:
@@ -117,8 +201,42 @@ def head_stats_torch(
     scale: float,
     lse: Tensor | None,
     column_means: bool,
+    tokens: Sequence[int] | None = None,
+    patches: Sequence[int] | None = None,
 ) -> HeadStats:
-    """The definition: explicit softmax, a bounded number of maps or query rows at a time."""
+    """The definition, image by image if ragged.
+
+    A ragged batch has a batch dimension of 1 before packed tokens and patches, which `tokens` and
+    `patches` count; `num_patches` is the sum of these.
+    """
+    stats = partial(_stats_of_maps, num_classes=num_classes, scale=scale, column_means=column_means)
+    if not tokens or not patches:
+        return stats(q, k, lse, num_patches=num_patches)
+    pieces = [x.split(list(tokens), 2) for x in (q, k)]
+    known = [None] * len(tokens) if lse is None else lse.split(list(tokens), 2)
+    parts = [
+        stats(*image, num_patches=count)
+        for *image, count in zip(*pieces, known, patches, strict=True)
+    ]
+    means = [part.column_means for part in parts if part.column_means is not None]
+    return HeadStats(
+        torch.cat([part.class_rows for part in parts], -1),
+        torch.cat(means, -1) if column_means else None,
+        torch.cat([part.lse for part in parts], -1),
+    )
+
+
+def _stats_of_maps(
+    q: Tensor,
+    k: Tensor,
+    lse: Tensor | None,
+    *,
+    num_classes: int,
+    num_patches: int,
+    scale: float,
+    column_means: bool,
+) -> HeadStats:
+    """Explicit softmax, a bounded number of maps or query rows at a time."""
     batch, heads, tokens, _ = q.shape
     maps, first_patch = batch * heads, tokens - num_patches
     queries, keys = (full_precision(x).flatten(0, 1) for x in (q, k))
