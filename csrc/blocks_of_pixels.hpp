@@ -1,7 +1,7 @@
 // Slice, softmax and splat for a block of pixels. Included once per instruction set.
 //
 // z, q: rows of `stride` floats, one row a pixel. A record holds a pixel's offsets into the rows of
-// a lattice (in units of `kOffsetUnit` floats) and the weights.
+// a lattice (vertices times `offset_unit`) and the weights.
 #pragma once
 
 #include "lattice_grid.hpp"
@@ -12,25 +12,20 @@ namespace WEAKTR_ISA {
 constexpr float kNever = -1e30f;  // the score of channels that only fill up a row
 constexpr float kSurest = 1e29f;  // the largest score of the others
 
-template <int P>
-constexpr int kOffsetUnit = P == 1 ? 1 : 2;  // floats; widens what 32 bits can address
+// What vertices are multiplied with in records; see `PlaneRow`.
+constexpr uint32_t offset_unit(int width) { return width == 1 ? 1 : 2; }
 
 // to[p] = from[p] + sum over corners of weight * rows[offset]
 template <int P, int Corners>
 void slice(const uint32_t* records, int any_corners, int pixels, const float* from,
-           int64_t from_stride, const float* rows, float* to, int64_t to_stride,
-           const float* splat_rows) {
+           int64_t from_stride, Planes rows, float* to, int64_t to_stride) {
   const int corners = Corners ? Corners : any_corners;
   for (int p = 0; p < pixels; ++p) {
     const uint32_t* offset = records + p * 2 * corners;
     const float* weight = reinterpret_cast<const float*>(offset + corners);
-    Row<P> sum;
+    PlaneRow<P> sum;
     sum.load_from(from + p * from_stride);
-    for (int r = 0; r < corners; ++r) {
-      const size_t at = static_cast<size_t>(offset[r]) * kOffsetUnit<P>;
-      if (P <= 32 && splat_rows) __builtin_prefetch(splat_rows + at, 1);
-      sum.add(weight[r], rows + at);
-    }
+    for (int r = 0; r < corners; ++r) sum.add(weight[r], rows, offset[r]);
     sum.store_to(to + p * to_stride);
   }
 }
@@ -38,15 +33,14 @@ void slice(const uint32_t* records, int any_corners, int pixels, const float* fr
 // rows[offset] += weight * q[p]
 template <int P, int Corners>
 void splat(const uint32_t* records, int any_corners, int pixels, const float* q, int64_t stride,
-           float* rows) {
+           Planes rows) {
   const int corners = Corners ? Corners : any_corners;
   for (int p = 0; p < pixels; ++p) {
     const uint32_t* offset = records + p * 2 * corners;
     const float* weight = reinterpret_cast<const float*>(offset + corners);
-    Row<P> value;
+    PlaneRow<P> value;
     value.load_from(q + p * stride);
-    for (int r = 0; r < corners; ++r)
-      value.add_to(weight[r], rows + static_cast<size_t>(offset[r]) * kOffsetUnit<P>);
+    for (int r = 0; r < corners; ++r) value.add_to(weight[r], rows, offset[r]);
   }
 }
 
@@ -75,8 +69,8 @@ WEAKTR_INLINE void scale_records(uint32_t* records, int any_corners, int pixels,
   }
 }
 
-// The same sums as `splat`, for vertices begin ... end - 1 instead of pixels: what a vertex
-// receives is added in the order of the pixels. `q` [N, stride].
+// The same sums as `splat`, for vertices begin ... end - 1 of one plane instead of pixels: what a
+// vertex receives is added in the order of the pixels. `q` [N, stride].
 template <int P>
 void gather(const Lattice& lattice, int64_t begin, int64_t end, const float* q, int64_t stride,
             const float* before, float* rows) {
@@ -92,40 +86,42 @@ void gather(const Lattice& lattice, int64_t begin, int64_t end, const float* q, 
       if (before) value.scale(before[pixel]);
       sum.add(weight, value);
     }
-    sum.store_to(rows + v * stride);
+    sum.store_to(rows + v * P);
   }
 }
 
-typedef void (*Slice)(const uint32_t*, int, int, const float*, int64_t, const float*, float*,
-                      int64_t, const float*);
-typedef void (*Splat)(const uint32_t*, int, int, const float*, int64_t, float*);
+typedef void (*Slice)(const uint32_t*, int, int, const float*, int64_t, Planes, float*, int64_t);
+typedef void (*Splat)(const uint32_t*, int, int, const float*, int64_t, Planes);
 typedef void (*Gather)(const Lattice&, int64_t, int64_t, const float*, int64_t, const float*,
                        float*);
-typedef void (*BlurChains)(const Chains&, int64_t, int64_t, float*, int64_t);
+typedef void (*BlurChains)(const Chains&, int64_t, int64_t, float*);
 
-// The functions for some neighbouring columns of the rows.
+// The functions for some neighbouring columns of the rows, whole planes or the end of a row.
 struct Columns {
   int width;
   Slice slice[3];  // for 3 corners, 6, any number
   Splat splat[3];
+};
+template <int P>
+constexpr Columns columns_of() {
+  return Columns{
+      P, {slice<P, 3>, slice<P, 6>, slice<P, 0>}, {splat<P, 3>, splat<P, 6>, splat<P, 0>}};
+}
+
+// The functions for one plane of the rows.
+struct Plane {
+  int width;
   Gather gather;
   BlurChains blur;
 };
-
 template <int P>
-constexpr Columns columns_of() {
-  return Columns{P,
-                 {slice<P, 3>, slice<P, 6>, slice<P, 0>},
-                 {splat<P, 3>, splat<P, 6>, splat<P, 0>},
-                 gather<P>,
-                 blur_chains<P>};
+constexpr Plane plane_of() {
+  return Plane{P, gather<P>, blur_chains<P>};
 }
 
 WEAKTR_INLINE int variant(int corners) { return corners == 3 ? 0 : corners == 6 ? 1 : 2; }
 
-// A wider row is worked on in groups of this many columns, so that rows fit the registers.
-constexpr int kGroup = 4 * kLanes;
-
+// A wider row is worked on in groups of columns, so that they fit the registers.
 constexpr Columns kColumns[] = {
     columns_of<1>(),  columns_of<4>(),  columns_of<8>(),  columns_of<12>(), columns_of<16>(),
 #if defined(__AVX2__)
@@ -136,6 +132,9 @@ constexpr Columns kColumns[] = {
 #endif
 };
 
+constexpr Plane kPlanes[] = {plane_of<1>(), plane_of<4>(), plane_of<8>(), plane_of<12>(),
+                             plane_of<kPlane>()};
+
 // Floats in a row of `channels` values.
 WEAKTR_INLINE int row_width(int channels) {
   if (channels <= 1) return channels;
@@ -145,12 +144,15 @@ WEAKTR_INLINE int row_width(int channels) {
 }
 
 // The widest functions for what is left of a row.
-WEAKTR_INLINE const Columns& columns_for(int width) {
+template <class Functions, int Count>
+WEAKTR_INLINE const Functions& widest(const Functions (&functions)[Count], int left) {
   int best = 0;
-  for (int i = 0; i < static_cast<int>(sizeof kColumns / sizeof kColumns[0]); ++i)
-    if (kColumns[i].width <= width) best = i;
-  return kColumns[best];
+  for (int i = 0; i < Count; ++i)
+    if (functions[i].width <= left) best = i;
+  return functions[best];
 }
+WEAKTR_INLINE const Columns& columns_for(int left) { return widest(kColumns, left); }
+WEAKTR_INLINE const Plane& plane_for(int left) { return widest(kPlanes, left); }
 
 // Floats from one row of z or q to the next, for rows of `width`.
 WEAKTR_INLINE int block_stride(int width) {

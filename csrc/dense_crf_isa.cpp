@@ -67,7 +67,7 @@ void blur_ones(LatticeMemory& memory) {
     blur_grid(lattice.grid, ones, 1, memory.scratch);
   else
     for (int axis = 0; axis < lattice.corners; ++axis)
-      blur_chains<1>(lattice.chains[axis], 0, lattice.chains[axis].count, ones, 1);
+      blur_chains<1>(lattice.chains[axis], 0, lattice.chains[axis].count, ones);
   lattice.ones = ones;
 }
 
@@ -217,8 +217,8 @@ void build(const Problem& problem, const Kernel& kernel, int number, const Pixel
     build_position(problem, kernel, number, order, memory, team);
   else
     build_colour(problem, kernel, number, order, memory, team);
-  const uint32_t unit = width == 1 ? 1 : static_cast<uint32_t>(width) / 2;
-  if (static_cast<double>(memory.lattice.vertices) * unit >= 4294967295.0) fail_vertices(number);
+  if (static_cast<double>(memory.lattice.vertices) * offset_unit(width) >= 4294967295.0)
+    fail_vertices(number);
   if (kernel.normalization == Normalization::before) memory.before.reserve<float>(problem.pixels);
   if (kernel.normalization == Normalization::after) memory.after.reserve<float>(problem.pixels);
   blur_ones(memory);
@@ -258,6 +258,16 @@ void write_scores(const float* energies, const MeanField& field, float* row) {
   for (int i = used; i < field.width; ++i) row[i] = kNever;
 }
 
+// Starts fetching the energies of a block of pixels, most often 32 side by side.
+WEAKTR_INLINE void fetch_unary(const Problem& problem, int64_t first, int64_t last) {
+  for (int l = 0; l < problem.labels; ++l) {
+    const float* energies = problem.unary + l * problem.pixels;
+    __builtin_prefetch(energies + first);
+    __builtin_prefetch(energies + (first + last) / 2);
+    __builtin_prefetch(energies + last);
+  }
+}
+
 // [L, N] -> [N, width], a label of a block of pixels at a time.
 void load_unary(Workspace& workspace, MeanField& field) {
   const Problem& problem = field.problem;
@@ -267,6 +277,8 @@ void load_unary(Workspace& workspace, MeanField& field) {
   alignas(64) float zero[kBlock] = {}, energy[kBlock] = {};
   for (int64_t at = 0; at < problem.pixels; at += kBlock, scores += kBlock * width) {
     const BlockPlace place = field.place_of(at);
+    if (at + 2 * kBlock <= problem.pixels)
+      fetch_unary(problem, field.index_of(at + kBlock), field.index_of(at + 2 * kBlock - 1));
     if (differences) place.read(problem.unary, zero);
     for (int i = 0; i < problem.labels - differences; ++i) {
       place.read(problem.unary + (i + differences) * problem.pixels, energy);

@@ -310,31 +310,30 @@ struct SparseBuilder {
 };
 
 // In place along chains: V[i] += (V[i - 1] + V[i + 1]) / 2 with the old neighbours, for entries
-// begin ... end - 1, which are whole chains. `rows` [vertices, stride]; P columns are blurred.
+// begin ... end - 1, which are whole chains. `rows` [vertices, P].
 template <int P>
-void blur_chains(const Chains& chains, int64_t begin, int64_t end, float* rows, int64_t stride) {
+void blur_chains(const Chains& chains, int64_t begin, int64_t end, float* rows) {
   if (begin == end) return;
   const uint32_t* vertex = chains.vertex;
   const float* link = chains.link;
   Row<P> before, own, after, mixed;
   before.clear();
-  own.load_from(rows + vertex[begin] * stride);
+  auto row = [&](int64_t i) { return rows + static_cast<size_t>(vertex[i]) * P; };
+  own.load_from(row(begin));
   float link_before = 0;
   for (int64_t i = begin; i + 1 < end; ++i) {
     const float link_after = link[i + 1];
-    after.load_from(rows + vertex[i + 1] * stride);
-    const float* soon = rows + vertex[i + kLookAhead - 2] * stride;
-    __builtin_prefetch(soon);
-    if (P > 16) __builtin_prefetch(soon + 16);
+    after.load_from(row(i + 1));
+    __builtin_prefetch(row(i + kLookAhead - 2));
     mixed.blend(own, link_before, before, link_after, after);
-    mixed.store_to(rows + vertex[i] * stride);
+    mixed.store_to(row(i));
     before = own;
     own = after;
     link_before = link_after;
   }
   after.clear();
   mixed.blend(own, link_before, before, 0.0f, after);
-  mixed.store_to(rows + vertex[end - 1] * stride);
+  mixed.store_to(row(end - 1));
 }
 
 // Where part `part` of `parts` begins: a place near its share of the entries where a chain starts.

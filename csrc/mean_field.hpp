@@ -89,23 +89,33 @@ struct MeanField {
   }
 
  private:
-  static float* rows_of(LatticeMemory& memory, int side) { return memory.rows[side].as<float>(); }
+  // The rows of one side of a lattice.
+  Planes rows_of(LatticeMemory& memory, int side) const {
+    const int64_t columns = width < kPlane ? width : kPlane;
+    return Planes{memory.rows[side].as<float>(), (memory.lattice.vertices + kLookAhead) * columns};
+  }
+  // job(plane, its first column, its rows) for every plane of one side of a lattice.
+  template <class Job>
+  WEAKTR_MEMBER void for_each_plane(LatticeMemory& memory, int side, const Job& job) const {
+    float* rows = rows_of(memory, side).first;
+    for (int column = 0; column < width; column += kPlane) {
+      const Plane& plane = plane_for(width - column);
+      job(plane, column, rows);
+      rows += rows_of(memory, side).size;
+    }
+  }
 
   void blur(LatticeMemory& memory, int side) const {
-    float* rows = rows_of(memory, side);
     const Lattice& lattice = memory.lattice;
-    if (lattice.dense) return blur_grid(lattice.grid, rows, width, memory.scratch);
-    for (int axis = 0; axis < lattice.corners; ++axis)
-      in_parallel(team, [&](int part) {
-        const Chains& chains = lattice.chains[axis];
-        const int64_t begin = chain_boundary(chains, part, team.size());
-        const int64_t end = chain_boundary(chains, part + 1, team.size());
-        for (int column = 0; column < width;) {
-          const Columns& columns = columns_for(width - column);
-          columns.blur(chains, begin, end, rows + column, width);
-          column += columns.width;
-        }
-      });
+    for_each_plane(memory, side, [&](const Plane& plane, int, float* rows) {
+      if (lattice.dense) return blur_grid(lattice.grid, rows, plane.width, memory.scratch);
+      for (int axis = 0; axis < lattice.corners; ++axis)
+        in_parallel(team, [&](int part) {
+          const Chains& chains = lattice.chains[axis];
+          plane.blur(chains, chain_boundary(chains, part, team.size()),
+                     chain_boundary(chains, part + 1, team.size()), rows);
+        });
+    });
   }
 
   // Slices what was blurred (unless `opening`), takes the softmax, and splats it onto the rows of
@@ -140,8 +150,7 @@ struct MeanField {
       if (splatting) clear_touched(*messages[m].memory, at, side);
       if (opening) continue;
       if (folded)
-        slice_block(messages[m], at, count, from, from_stride, block.z, splatting ? side : -1,
-                    1 - side);
+        slice_block(messages[m], at, count, from, from_stride, block.z, 1 - side);
       else
         subtract_message(messages[m], at, count, from, from_stride, block, 1 - side);
       from = block.z;
@@ -180,7 +189,7 @@ struct MeanField {
   void count_and_list(LatticeMemory& memory) const {
     Lattice& lattice = memory.lattice;
     const int corners = lattice.corners;
-    const uint32_t unit = offset_unit();
+    const uint32_t unit = offset_unit(width);
     const int64_t touches = problem.pixels * corners;
     int64_t* start = memory.by_vertex.reserve<int64_t>(lattice.vertices + 2 + touches);
     uint32_t* pixels = reinterpret_cast<uint32_t*>(start + lattice.vertices + 2);
@@ -206,12 +215,9 @@ struct MeanField {
     in_parallel(team, [&](int part) {
       const int64_t begin = memory.lattice.vertices * part / team.size();
       const int64_t end = memory.lattice.vertices * (part + 1) / team.size();
-      for (int column = 0; column < width;) {
-        const Columns& columns = columns_for(width - column);
-        columns.gather(memory.lattice, begin, end, marginals + column, width, before,
-                       rows_of(memory, side) + column);
-        column += columns.width;
-      }
+      for_each_plane(memory, side, [&](const Plane& plane, int column, float* rows) {
+        plane.gather(memory.lattice, begin, end, marginals + column, width, before, rows);
+      });
     });
   }
 
@@ -239,8 +245,10 @@ struct MeanField {
 
   // Rows are cleared just before they are touched for the first time.
   void clear_rows(LatticeMemory& memory, int64_t begin, int64_t end, int side) const {
-    std::memset(rows_of(memory, side) + begin * width, 0,
-                sizeof(float) * static_cast<size_t>((end - begin) * width));
+    for_each_plane(memory, side, [&](const Plane& plane, int, float* rows) {
+      std::memset(rows + begin * plane.width, 0,
+                  sizeof(float) * static_cast<size_t>((end - begin) * plane.width));
+    });
   }
   void clear_touched(LatticeMemory& memory, int64_t at, int side) const {
     const Lattice& lattice = memory.lattice;
@@ -258,15 +266,13 @@ struct MeanField {
     if (memory.lattice.dense) clear_rows(memory, 0, memory.lattice.vertices, side);
   }
 
-  uint32_t offset_unit() const { return width == 1 ? 1 : static_cast<uint32_t>(width) / 2; }
-
   // Puts the normalisation, alpha and w into the weights, and scales vertices to offsets.
   void fold(const Message& message, int64_t at, int count) const {
     LatticeMemory& memory = *message.memory;
     if (memory.lattice.folded) return;
     const int corners = memory.lattice.corners;
     const float alpha = 1.0f / (1.0f + 1.0f / static_cast<float>(1 << (corners - 1)));
-    const uint32_t unit = offset_unit();
+    const uint32_t unit = offset_unit(width);
     uint32_t* records = memory.lattice.records + at * 2 * corners;
     alignas(64) float norm[kBlock] = {}, scale[kBlock];
     const float* ones = memory.lattice.ones;
@@ -296,17 +302,21 @@ struct MeanField {
     for (int p = 0; p < count; ++p) to[p] = 1.0f / norm[p];
   }
 
+  // The rows from `column` on, which a plane starts with.
+  Planes rows_from(LatticeMemory& memory, int side, int column) const {
+    const Planes rows = rows_of(memory, side);
+    return Planes{rows.first + column / kPlane * rows.size, rows.size};
+  }
+
   void slice_block(const Message& message, int64_t at, int count, const float* from,
-                   int64_t from_stride, float* to, int splat_side, int side) const {
+                   int64_t from_stride, float* to, int side) const {
     LatticeMemory& memory = *message.memory;
     const int corners = memory.lattice.corners;
     const uint32_t* records = memory.lattice.records + at * 2 * corners;
-    const float* rows = rows_of(memory, side);
-    const float* splat_rows = splat_side < 0 ? nullptr : rows_of(memory, splat_side);
     for (int column = 0; column < width;) {
       const Columns& columns = columns_for(width - column);
       columns.slice[variant(corners)](records, corners, count, from + column, from_stride,
-                                      rows + column, to + column, stride, splat_rows);
+                                      rows_from(memory, side, column), to + column, stride);
       column += columns.width;
     }
   }
@@ -327,7 +337,7 @@ struct MeanField {
     for (int column = 0; column < width;) {
       const Columns& columns = columns_for(width - column);
       columns.splat[variant(corners)](records, corners, count, value + column, stride,
-                                      rows_of(memory, side) + column);
+                                      rows_from(memory, side, column));
       column += columns.width;
     }
   }
@@ -338,7 +348,7 @@ struct MeanField {
     LatticeMemory& memory = *message.memory;
     float* received = block.received;
     for (int i = 0; i < count * stride; ++i) received[i] = 0;
-    slice_block(message, at, count, received, stride, received, -1, side);
+    slice_block(message, at, count, received, stride, received, side);
     if (message.normalization == Normalization::after) {
       const float* after = memory.after.as<float>() + at;
       for (int p = 0; p < count; ++p)

@@ -156,6 +156,56 @@ struct Row<0> {
   WEAKTR_MEMBER void blend(const Row&, float, const Row&, float, const Row&) {}
 };
 
+// ---- a lattice's rows ---------------------------------------------------------------------------
+//
+// They lie in planes of kPlane columns, [vertices, kPlane] after [vertices, kPlane], and a last
+// plane of the columns that are left: a plane's rows do not straddle cache lines, and a plane is
+// small enough to stay in the caches while it is blurred along all axes.
+
+constexpr int kPlane = 16;
+
+// A lattice's rows from some plane on.
+struct Planes {
+  float* first;
+  int64_t size;  // floats from one plane to the next
+};
+
+// P columns, from the start of a plane on.
+template <int P>
+struct PlaneRow {
+  static constexpr int width = P < kPlane ? P : kPlane;
+  // Records hold the vertex times `offset_unit`; times this it is where its row starts.
+  static constexpr size_t scale = P == 1 ? 1 : width / 2;
+  Row<width> head;
+  PlaneRow<P - width> tail;
+
+  WEAKTR_MEMBER void load_from(const float* from) {
+    head.load_from(from);
+    tail.load_from(from + width);
+  }
+  WEAKTR_MEMBER void store_to(float* to) const {
+    head.store_to(to);
+    tail.store_to(to + width);
+  }
+  // this += weight * the lattice's row at `offset`
+  WEAKTR_MEMBER void add(float weight, Planes rows, size_t offset) {
+    head.add(weight, rows.first + offset * scale);
+    tail.add(weight, Planes{rows.first + rows.size, rows.size}, offset);
+  }
+  // the lattice's row at `offset` += weight * this
+  WEAKTR_MEMBER void add_to(float weight, Planes rows, size_t offset) const {
+    head.add_to(weight, rows.first + offset * scale);
+    tail.add_to(weight, Planes{rows.first + rows.size, rows.size}, offset);
+  }
+};
+template <>
+struct PlaneRow<0> {
+  WEAKTR_MEMBER void load_from(const float*) {}
+  WEAKTR_MEMBER void store_to(float*) const {}
+  WEAKTR_MEMBER void add(float, Planes, size_t) {}
+  WEAKTR_MEMBER void add_to(float, Planes, size_t) const {}
+};
+
 WEAKTR_INLINE Wide larger(Wide a, Wide b) {
 #if defined(__AVX512F__)
   return (Wide)_mm512_max_ps((__m512)a, (__m512)b);
@@ -168,25 +218,32 @@ WEAKTR_INLINE Wide larger(Wide a, Wide b) {
 
 // ---- exponentials ------------------------------------------------------------------------------
 
-// e^x for x <= 0, relative error below 3e-7; below -87 the smallest normal numbers.
-WEAKTR_INLINE Wide exponential(Wide x) {
-  constexpr float magic = 12582912.0f, log2e = 1.44269504f;
-  x = larger(x, filled<Wide>(-87.0f));
-  const Wide scaled = x * log2e;
-  const Wide shifted = scaled + magic;
-  const Wide f = scaled - (shifted - magic);  // in [-1/2, 1/2]
-  Wide p = filled<Wide>(1.33952515e-3f);      // 2^f, near-minimax of degree 5
+// 2^f for f in [-1/2, 1/2], relative error below 3e-7: near-minimax of degree 5.
+WEAKTR_INLINE Wide power_of_fraction(Wide f) {
+  Wide p = filled<Wide>(1.33952515e-3f);
   p = fused(p, f, filled<Wide>(9.67017226e-3f));
   p = fused(p, f, filled<Wide>(5.55032676e-2f));
   p = fused(p, f, filled<Wide>(2.40222140e-1f));
   p = fused(p, f, filled<Wide>(6.93147182e-1f));
-  p = fused(p, f, filled<Wide>(1.0f));
+  return fused(p, f, filled<Wide>(1.0f));
+}
+
+// 2^x for x in -126 ... 128, as exact. 2^128 is infinity; NaN stays NaN.
+WEAKTR_INLINE Wide power_of_two(Wide x) {
+  const Wide magic = filled<Wide>(12582912.0f);
+  const Wide shifted = x + magic;
+  Wide p = power_of_fraction(x - (shifted - magic));
   WideInt bits, exponent;
   std::memcpy(&bits, &p, sizeof bits);
   std::memcpy(&exponent, &shifted, sizeof exponent);
   bits = bits + (exponent << 23);
   std::memcpy(&p, &bits, sizeof p);
   return p;
+}
+
+// e^x for x <= 0, relative error below 3e-7; below -87 the smallest normal numbers.
+WEAKTR_INLINE Wide exponential(Wide x) {
+  return power_of_two(larger(x, filled<Wide>(-87.0f)) * 1.44269504f);
 }
 
 // 1 / x, to a few units in the last place.
