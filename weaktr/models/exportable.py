@@ -37,6 +37,7 @@ class ExportableSegmenter(nn.Module):
         # One patch less a pixel on every image: what is beyond a whole patch is dropped again.
         tokens = model.vit(F.pad(images, (0, patch - 1, 0, patch - 1)))
         patches = tokens[:, model.vit.num_prefix_tokens :]
+        logits: tuple[Tensor, ...]
         if model.multi:
             assert isinstance(model.decoder, MaskTransformer)
             logits = model.decoder.early_and_final(patches)
