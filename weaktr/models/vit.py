@@ -21,6 +21,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from weaktr.models.attention import softmax_attention
+from weaktr.models.mlp import mlp_of_norm
 from weaktr.models.positions import resized_position
 
 #: How the patch part of the position embedding follows a grid other than its own:
@@ -183,7 +184,7 @@ class ViT(nn.Module):
         else:
             scale1, scale2 = block.ls1, block.ls2
         tokens = tokens + block.drop_path1(scale1(attended))
-        tokens = tokens + block.drop_path2(scale2(block.mlp(block.norm2(tokens))))
+        tokens = tokens + block.drop_path2(scale2(mlp_of_norm(block.mlp, block.norm2, tokens)))
         return Layer(tokens, attended, q, k, lse)
 
     def forward(self, images: Tensor) -> Tensor:
