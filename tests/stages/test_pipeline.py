@@ -56,11 +56,11 @@ def test_a_run_leaves_what_it_should(finished):
     keys = [key for key in metrics if key.endswith("miou")]
     assert keys == [
         "cam_coarse_miou", "cam_miou", "pseudo_label_before_crf_miou", "pseudo_label_miou",
-        "val_miou",
+        "val_before_crf_miou", "val_miou",
     ]  # fmt: skip
     assert all(0 <= metrics[key] <= 100 for key in keys)
     for key in keys:
-        for word in ("folder", "images", "scales", "flip", "CRF"):
+        for word in ("folder", "images", "scales", "flip", "CRF", "ensemble"):
             assert word in metrics["conditions"][key]
 
 

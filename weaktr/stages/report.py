@@ -62,9 +62,13 @@ class Row:
 
 def caption(row: Row) -> str:
     """What a number of this row is, in one line."""
+    return f"{row.what}; {conditions(row)}"
+
+
+def conditions(row: Row) -> str:
+    """What a row was made with, in one line."""
     made = row.made
     parts = [
-        row.what,
         f"{made.split}, {row.scores.images} images",
         f"scales {made.scales}",
         f"flip {made.flip}",
@@ -122,15 +126,12 @@ def print_rows(rows: Sequence[Row], title: str) -> None:
     if not rows:
         return
     table = Table(title=title, title_justify="left")
-    numbers = ("mIoU", f"{LEVEL:g} %", "FP", "FN", "prec.", "recall", "bound. F", "images")
-    texts = ("split", "scales", "flip", "CRF", "ensemble", "note")
     table.add_column("what")
-    for column in numbers:
-        table.add_column(column, justify="right")
-    for column in texts:
-        table.add_column(column)
+    for column in ("mIoU", f"{LEVEL:g} %", "FP", "FN", "prec.", "recall", "bound. F"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("made with")
     for row in rows:
-        found, more, made = row.scores, row.evaluation, row.made
+        found, more = row.scores, row.evaluation
         bounds = more and more.interval
         table.add_row(
             row.what,
@@ -140,8 +141,7 @@ def print_rows(rows: Sequence[Row], title: str) -> None:
                 found.false_positive, found.false_negative, found.precision, found.recall,
                 more.boundary_f if more else math.nan,
             )),
-            str(found.images),
-            made.split, made.scales, made.flip, made.crf, made.ensemble, made.note,
+            conditions(row),
         )  # fmt: skip
     console.print(table)
 
