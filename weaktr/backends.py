@@ -46,9 +46,16 @@ REGISTRY: dict[str, dict[str, str]] = {
         "cpu": "weaktr.native:dense_crf_cpu",
         "torch": "weaktr.ops.dense_crf:dense_crf_torch",
     },
+    "attention": {
+        "xformers": "weaktr.models.attention_xformers:attention_xformers",
+        "torch": "weaktr.models.attention:attention_torch",
+    },
     "confusion": {"torch": "weaktr.ops.confusion:confusion_torch"},
 }
 
+
+#: Ops that the environment variable leaves alone: here the caller always names the backend.
+NAMED = {"attention": "torch"}
 
 #: Facts (see `pick`) of the usual inputs, for `report`.
 USUAL: dict[str, dict[str, Any]] = {
@@ -184,9 +191,9 @@ def report() -> list[Status]:
     What ``weaktr env`` prints. `WEAKTR_BACKEND` is heeded; inputs are the usual ones (`USUAL`).
     """
     devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
-    wanted = os.environ.get(ENVIRONMENT_VARIABLE, "auto")
     rows = []
     for op, backends in REGISTRY.items():
+        wanted = NAMED.get(op) or os.environ.get(ENVIRONMENT_VARIABLE, "auto")
         found = {device: _search(op, device, wanted, USUAL.get(op, {})) for device in devices}
         for backend in backends:
             status = _status(op, backend)

@@ -81,7 +81,16 @@ def env_command(_: Arguments) -> int:
             torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())
         ) or "none",
     }  # fmt: skip
-    for package in ("weaktr", "torch", "torchvision", "timm", "numpy", "Pillow", "triton"):
+    for package in (
+        "weaktr",
+        "torch",
+        "torchvision",
+        "timm",
+        "numpy",
+        "Pillow",
+        "triton",
+        "xformers",
+    ):
         try:
             facts[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Amp = Literal["auto", "none", "bf16", "fp16"]
+AttentionName = Literal["sdpa", "xformers"]
 Stage = Literal["train_cam", "label", "train_seg", "predict", "evaluate"]
 Resize = Literal["timm", "bicubic", "bilinear"]
 Position = Literal["timm", "published_cam", "published_seg"]
@@ -49,6 +50,8 @@ class CamModelConfig:
         position: how positions follow images of other sizes; "published_cam" and "published_seg"
             do what the published code does.
         norm_eps: epsilon of the backbone's LayerNorms; its own where None.
+        attention: "sdpa" (PyTorch's), or "xformers" where that is installed, on CUDA alone; None =
+            the environment variable ``WEAKTR_ATTENTION``, else "sdpa".
     """
 
     backbone: str = "deit_small_patch16_224.fb_in1k"
@@ -64,6 +67,7 @@ class CamModelConfig:
     drop_path: float = 0.1
     patch_norm: bool = False
     backbone_args: dict[str, Any] = field(default_factory=dict)
+    attention: AttentionName | None = None
 
 
 @dataclass(frozen=True)
@@ -171,7 +175,7 @@ class SegModelConfig:
 
     Args:
         weights: as in `CamModelConfig`, or "stage1" = this run's stage-1 checkpoint.
-        resize, position, norm_eps: as in `CamModelConfig`.
+        resize, position, norm_eps, attention: as in `CamModelConfig`.
     """
 
     backbone: str = "deit_small_patch16_224.fb_in1k"
@@ -187,6 +191,7 @@ class SegModelConfig:
     drop_path: float = 0.1
     dropout: float = 0.1
     backbone_args: dict[str, Any] = field(default_factory=dict)
+    attention: AttentionName | None = None
 
 
 @dataclass(frozen=True)

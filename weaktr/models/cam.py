@@ -125,7 +125,7 @@ class CamModel(nn.Module):
         drop_path: stochastic depth rate of the last block.
         patch_norm: apply the backbone's final norm to the patches before the head. The published
             model does not; backbones that were pretrained with it (DINOv2, DINOv3) gain by it.
-        position, norm_eps: see `ViT`.
+        position, norm_eps, attention: see `ViT`.
         weights, resize: None (random), "timm" (timm's pretrained), or a file, and how its positions
             are resized: see `load_backbone`.
         backbone_args: further arguments of the timm model.
@@ -151,6 +151,7 @@ class CamModel(nn.Module):
         weights: str | Path | None = None,
         resize: str = "timm",
         backbone_args: Mapping[str, Any] | None = None,
+        attention: str | None = None,
     ) -> None:
         super().__init__()
         if num_classes < 1:
@@ -183,6 +184,7 @@ class CamModel(nn.Module):
             position=position,
             norm_eps=norm_eps,
             backbone_args=backbone_args,
+            attention=attention,
         )
         if not patch_norm:
             self.vit.norm.requires_grad_(False)

@@ -122,7 +122,7 @@ class Segmenter(nn.Module):
         patch_size: pixels; the backbone's own where None.
         drop_path: stochastic depth rate of the encoder's last block.
         dropout: the mask transformer's dropout during training.
-        position, norm_eps, backbone_args: see `ViT`.
+        position, norm_eps, backbone_args, attention: see `ViT`.
         class_tokens: tokens before the patches; the backbone's own number where None.
         weights, resize: None, "timm", or a file, such as a stage-1 checkpoint, and how its
             positions are resized: see `load_backbone`.
@@ -149,6 +149,7 @@ class Segmenter(nn.Module):
         weights: str | Path | None = None,
         resize: str = "timm",
         backbone_args: Mapping[str, Any] | None = None,
+        attention: str | None = None,
     ) -> None:
         super().__init__()
         if decoder not in DECODERS:
@@ -164,6 +165,7 @@ class Segmenter(nn.Module):
             position=position,
             norm_eps=norm_eps,
             backbone_args=backbone_args,
+            attention=attention,
         )
         dim = self.vit.embed_dim
         decoder_heads = max(1, dim // 64) if decoder_heads is None else decoder_heads

@@ -8,7 +8,7 @@ the attention branch's output.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import timm
@@ -20,7 +20,7 @@ from timm.models.eva import EvaAttention, EvaBlock
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from weaktr.models.attention import softmax_attention
+from weaktr.models.attention import chosen_attention, softmax_attention
 from weaktr.models.mlp import mlp_of_norm
 from weaktr.models.positions import resized_position
 
@@ -61,9 +61,10 @@ class ViT(nn.Module):
         position: one of `POSITION_MODES`.
         norm_eps: epsilon of every LayerNorm; the backbone's own where None.
         backbone_args: further arguments of the timm model (embed_dim, depth, ...).
+        attention: see `chosen_attention`; belongs to the run, not to the model, and can be changed.
 
     Raises:
-        ValueError: unknown backbone, or one that is not a plain ViT.
+        ValueError: unknown backbone, or one that is not a plain ViT; unknown attention.
     """
 
     cls_token: nn.Parameter | None
@@ -81,8 +82,10 @@ class ViT(nn.Module):
         position: str = "timm",
         norm_eps: float | None = None,
         backbone_args: Mapping[str, Any] | None = None,
+        attention: str | None = None,
     ) -> None:
         super().__init__()
+        self.attention = chosen_attention(attention)
         if position not in POSITION_MODES:
             raise ValueError(f"position: expected one of {POSITION_MODES}, got {position!r}")
         model = create_backbone(backbone, image_size, patch_size, drop_path, backbone_args)
@@ -170,14 +173,30 @@ class ViT(nn.Module):
         return Tokens(self.norm_pre(tokens), grid, rope)
 
     def run_block(
-        self, index: int, tokens: Tensor, rope: Tensor | None, *, with_lse: bool = False
+        self,
+        index: int,
+        tokens: Tensor,
+        rope: Tensor | None,
+        *,
+        with_lse: bool = False,
+        lengths: Sequence[int] | None = None,
     ) -> Layer:
-        """Run block `index` on tokens [B, N, D] and return what it computed on the way."""
+        """Run block `index` on tokens [B, N, D] and return what it computed on the way.
+
+        With `lengths` the tokens are [1, ΣN, D], those of several images packed one behind the
+        other, and `rope` is for all of them (`weaktr.models.ragged`).
+        """
         block: Any = self.blocks[index]
         if rope is not None and self.rope_per_block:
             rope = rope[index]
         attended, q, k, lse = attend(
-            block.attn, block.norm1(tokens), rope, self.num_prefix_tokens, with_lse=with_lse
+            block.attn,
+            block.norm1(tokens),
+            rope,
+            0 if lengths else self.num_prefix_tokens,
+            with_lse=with_lse,
+            lengths=lengths,
+            attention=self.attention,
         )
         if isinstance(block, EvaBlock):
             scale1, scale2 = (_gamma(block.gamma_1), _gamma(block.gamma_2))
@@ -254,39 +273,47 @@ def create_backbone(
 
 
 def attend(
-    attention: Any,
+    module: Any,
     x: Tensor,
     rope: Tensor | None,
     prefix: int,
     *,
     with_lse: bool = False,
+    lengths: Sequence[int] | None = None,
+    attention: str = "sdpa",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Multi-head self-attention of a timm module, with its queries and keys.
 
     Args:
-        attention: timm's Attention, AttentionRope or EvaAttention; its weights, norms, gate and
+        module: timm's Attention, AttentionRope or EvaAttention; its weights, norms, gate and
             dropouts are used.
         x: [B, N, D] normalised tokens.
         rope: rotary embedding of the N - prefix patch tokens, or None.
         prefix: number of tokens at the front that take no rotary embedding.
-        with_lse: whether the rows' log-sum-exp is wanted: see `softmax_attention`.
+        with_lse, lengths, attention: see `softmax_attention`.
 
     Returns:
         (output [B, N, D] after projection, q [B, H, N, d], k [B, H, N, d], lse [B, H, N] or None).
     """
     batch, tokens, _ = x.shape
-    q, k, v = _project(attention, x)
-    q, k = attention.q_norm(q), attention.k_norm(k)
+    q, k, v = _project(module, x)
+    q, k = module.q_norm(q), module.k_norm(k)
     if rope is not None:
-        half = bool(getattr(attention, "rotate_half", False))
+        half = bool(getattr(module, "rotate_half", False))
         q = _rotate(q, rope, prefix, half).type_as(v)
         k = _rotate(k, rope, prefix, half).type_as(v)
-    dropout = attention.attn_drop.p if attention.training else 0.0
-    out, lse = softmax_attention(q, k, v, dropout=dropout, with_lse=with_lse)
-    out = attention.norm(out.transpose(1, 2).reshape(batch, tokens, -1))
-    if getattr(attention, "gate", None) is not None:
-        out = out * attention.gate(x).sigmoid()
-    return attention.proj_drop(attention.proj(out)), q, k, lse
+    dropout = module.attn_drop.p if module.training else 0.0
+    out, lse = softmax_attention(
+        *(q, k, v),
+        dropout=dropout,
+        with_lse=with_lse,
+        lengths=lengths,
+        attention=attention,
+    )
+    out = module.norm(out.transpose(1, 2).reshape(batch, tokens, -1))
+    if getattr(module, "gate", None) is not None:
+        out = out * module.gate(x).sigmoid()
+    return module.proj_drop(module.proj(out)), q, k, lse
 
 
 def _project(attention: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -102,6 +102,7 @@ def build_cam_model(recipe: Recipe, num_classes: int) -> CamModel:
         weights=settings.weights,
         resize=settings.resize,
         backbone_args=settings.backbone_args,
+        attention=settings.attention,
     )
 
 

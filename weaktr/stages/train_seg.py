@@ -122,6 +122,7 @@ def build_segmenter(recipe: Recipe, num_labels: int, stage1: Path | None) -> Seg
         weights=weights,
         resize=settings.resize,
         backbone_args=settings.backbone_args,
+        attention=settings.attention,
     )
 
 
