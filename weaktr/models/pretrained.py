@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch import Tensor
 
+from weaktr.models.torch_file import read_torch_file
 from weaktr.models.vit import ViT
 
 State = dict[str, Tensor]
@@ -132,7 +133,7 @@ def read_state(path: Path) -> State:
         return load_file(path)
     if path.suffix == ".npz":
         return augreg_names(path)
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = read_torch_file(path)
     for wrapper in WRAPPERS:
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
