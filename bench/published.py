@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from weaktr.config import PredictConfig
 from weaktr.models import CamModel, CamOutput, Segmenter
 from weaktr.models.vit import ViT
-from weaktr.stages.resize import resize_bilinear
+from weaktr.stages.windows import View, views
 
 
 def block_with_map(vit: ViT, index: int, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -98,27 +99,35 @@ def clipped_loss(
 
 
 @torch.inference_mode()
-def window_probabilities(
-    model: Segmenter, image: np.ndarray, short_side: int, window: int, stride: int
-) -> np.ndarray:
-    """Sliding windows of one scale, one window at a time: softmax [L, H, W].
+def probabilities(model: Segmenter, image: np.ndarray, settings: PredictConfig) -> np.ndarray:
+    """All scales and flips, one window at a time: mean of softmax [L, H, W].
 
-    The published evaluation merges and upsamples three sets of logits, two of which stay zero
-    where the decoder has one output.
+    Logits of three outputs are merged at each view's full size, brought to the image's, and turned
+    into probabilities, two of which stay zero where the decoder has one output.
     """
-    size = image.shape[:2]
-    height, width = (int(side * short_side / min(size) + 0.5) for side in size)
-    mean, std = (torch.tensor([round(255 * v, 2) for v in n]) for n in model.normalization)
-    scaled = torch.from_numpy(resize_bilinear(image, height, width)).float()
-    pixels = ((scaled - mean) / std).permute(2, 0, 1).to(next(model.parameters()).device)
-    merged = pixels.new_zeros(3, model.num_labels, height, width)
-    count = pixels.new_zeros(height, width)
-    for top in [*range(0, height - window, stride), height - window]:
-        for left in [*range(0, width - window, stride), width - window]:
+    size = (image.shape[0], image.shape[1])
+    device = next(model.parameters()).device
+    total = torch.zeros(3, model.num_labels, *size, device=device)
+    chosen = views(image, model.normalization, settings, device)
+    for view in chosen:
+        logits = merged_windows(model, view, settings.window)
+        logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+        if view.flipped:
+            logits = logits.flip(-1)
+        total += logits.softmax(1)
+    return (total / len(chosen))[0].cpu().numpy()
+
+
+def merged_windows(model: Segmenter, view: View, window: int) -> Tensor:
+    """Mean over overlapping windows of each output's logits: [3, L, H, W]."""
+    height, width = view.pixels.shape[1:]
+    merged = view.pixels.new_zeros(3, model.num_labels, height, width)
+    count = view.pixels.new_zeros(height, width)
+    for top in view.tops:
+        for left in view.lefts:
             place = (..., slice(top, top + window), slice(left, left + window))
             with sdpa_kernel(SDPBackend.MATH):  # explicit softmax attention
-                logits = model(pixels[None][place])
+                logits = model(view.pixels[None][place])
             merged[place] += torch.cat([logits, torch.zeros_like(logits), torch.zeros_like(logits)])
             count[place] += 1
-    logits = F.interpolate(merged / count, size=size, mode="bilinear", align_corners=False)
-    return logits.softmax(1)[0].cpu().numpy()
+    return merged / count
