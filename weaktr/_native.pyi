@@ -1,7 +1,10 @@
-"""The compiled extension (csrc/bindings.cpp). Its wrappers are in `weaktr.native`."""
+"""The compiled extension (csrc/bindings*.cpp). Its wrappers are `weaktr.native` and `native_*`."""
 
 from collections.abc import Callable
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 def dense_crf_cpu(
     problems: list[dict[str, Any]],
@@ -10,6 +13,16 @@ def dense_crf_cpu(
     isa: str = "auto",
     output: str = "marginals",
 ) -> list[Any]: ...
+def fuse_heads_cpu(
+    q: NDArray[np.float32],
+    k: NDArray[np.float32],
+    lse: NDArray[np.float32],
+    weights: NDArray[np.float32],
+    values: NDArray[np.float32],
+    scale: float,
+    num_threads: int,
+    isa: str = "auto",
+) -> NDArray[np.float32]: ...
 def isa_levels() -> list[str]: ...
 def has_cuda() -> bool: ...
 def dense_crf_cuda(

@@ -35,6 +35,7 @@ REGISTRY: dict[str, dict[str, str]] = {
     },
     "fuse_heads": {
         "triton": "weaktr.kernels.fuse_heads:fuse_heads_triton",
+        "cpu": "weaktr.native_fuse_heads:fuse_heads_cpu",
         "torch": "weaktr.ops.fuse_heads:fuse_heads_torch",
     },
     "clipped_cross_entropy": {

@@ -17,7 +17,7 @@ def home(backend: str) -> torch.device:
 
 def exact_dtype(backend: str) -> torch.dtype:
     """The widest a backend takes."""
-    return torch.float32 if backend == "triton" else torch.float64
+    return torch.float64 if backend == "torch" else torch.float32
 
 
 def tolerance_row(backend: str) -> str:

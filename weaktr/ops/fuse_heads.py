@@ -12,7 +12,7 @@ Source: arXiv 2304.01184, section 3.2, equations of the adaptive attention fusio
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import product
 from typing import Any
@@ -29,6 +29,9 @@ from weaktr.ops.head_stats import (
     check_same_kind,
     full_precision,
 )
+
+#: What computes one image, such as `fuse_image`.
+Fuse = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, float], Tensor]
 
 
 def fuse_heads(
@@ -156,42 +159,74 @@ def fuse_heads_torch(
     A ragged batch has a batch dimension of 1 before packed tokens and patches, which `tokens` and
     `patches` count; `weights` are [B, M] all the same.
     """
+    tensors = (q, k, lse, weights, values)
+    return image_by_image(fuse_image, *tensors, scale=scale, tokens=tokens, patches=patches)
+
+
+def image_by_image(
+    fuse: Fuse,
+    q: Tensor,
+    k: Tensor,
+    lse: Tensor,
+    weights: Tensor,
+    values: Tensor,
+    *,
+    scale: float,
+    tokens: Sequence[int] | None,
+    patches: Sequence[int] | None,
+) -> Tensor:
+    """`fuse_heads_torch`, with `fuse` in place of `fuse_image`."""
     values = full_precision(values)
     weights = full_precision(weights).to(values.dtype)
+    one = partial(_patches_of_image, fuse, scale)
     if tokens is None or patches is None:
-        dense = list(map(partial(_fuse_image, scale=scale), q, k, lse, weights, values))
+        dense = list(map(one, q, k, lse, weights, values))
         return torch.stack(dense) if dense else torch.empty_like(values)
     sizes, counts = list(tokens), list(patches)
     packed = (x[0].split(sizes, 1) for x in (q, k, lse))
-    parts = map(partial(_fuse_image, scale=scale), *packed, weights, values[0].split(counts))
+    parts = map(one, *packed, weights, values[0].split(counts))
     return torch.cat([values[0, :0], *parts])[None]
 
 
-def _fuse_image(
-    q: Tensor, k: Tensor, lse: Tensor, weights: Tensor, values: Tensor, scale: float
+def _patches_of_image(
+    fuse: Fuse, scale: float, q: Tensor, k: Tensor, lse: Tensor, weights: Tensor, values: Tensor
 ) -> Tensor:
     """q, k [M, N, d], lse [M, N], weights [M], values [P, C'] -> [P, C']."""
     first_patch = q.shape[1] - values.shape[0]
     queries, keys = (full_precision(x[:, first_patch:]).to(values.dtype) for x in (q, k))
     row_lse = lse[:, first_patch:].to(values.dtype)
-    fine: Tensor = _FusedMaps.apply(queries, keys, row_lse, weights, values, scale)
+    fine: Tensor = _FusedMaps.apply(fuse, queries, keys, row_lse, weights, values, scale)
+    return fine
+
+
+def fuse_image(
+    q: Tensor, k: Tensor, lse: Tensor, weights: Tensor, values: Tensor, scale: float
+) -> Tensor:
+    """q, k [M, P, d], lse [M, P], weights [M], values [P, C'] -> [P, C'], without gradient."""
+    fine = torch.empty_like(values)
+    for rows, attention in _fused_rows(q, k, lse, weights, scale):
+        fine[rows] = attention @ values
     return fine
 
 
 class _FusedMaps(torch.autograd.Function):
-    """`fuse_heads` of one image, patch tokens only; maps are computed again for the gradient."""
+    """`fuse` of one image, patch tokens only; maps are computed again for the gradient."""
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, lse: Tensor, weights: Tensor, values: Tensor, scale: float
+        ctx: Any,
+        fuse: Fuse,
+        q: Tensor,
+        k: Tensor,
+        lse: Tensor,
+        weights: Tensor,
+        values: Tensor,
+        scale: float,
     ) -> Tensor:
-        """q, k [M, P, d], lse [M, P], weights [M], values [P, C'] -> [P, C']."""
+        """Arguments and result like those of `fuse_image`."""
         ctx.save_for_backward(q, k, lse, weights, values)
         ctx.scale = scale
-        fine = torch.empty_like(values)
-        for rows, attention in _fused_rows(q, k, lse, weights, scale):
-            fine[rows] = attention @ values
-        return fine
+        return fuse(q, k, lse, weights, values, scale)
 
     @staticmethod
     @once_differentiable  # whose stub loses the signature
@@ -201,13 +236,13 @@ class _FusedMaps(torch.autograd.Function):
         (gradient,) = gradients
         of_weights = of_values = None
         with torch.autocast(q.device.type, enabled=False):
-            if ctx.needs_input_grad[3]:
-                of_weights = _weights_gradient(q, k, lse, values, gradient, ctx.scale)
             if ctx.needs_input_grad[4]:
+                of_weights = _weights_gradient(q, k, lse, values, gradient, ctx.scale)
+            if ctx.needs_input_grad[5]:
                 of_values = torch.zeros_like(values)
                 for rows, attention in _fused_rows(q, k, lse, weights, ctx.scale):
                     of_values += attention.T @ gradient[rows]
-        return None, None, None, of_weights, of_values, None
+        return None, None, None, None, of_weights, of_values, None
 
 
 def _weights_gradient(

@@ -1,0 +1,71 @@
+// Python binding of fuse_heads: NumPy arrays of float32 in and out, read where they lie.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include "check.hpp"
+#include "fuse_heads.hpp"
+
+namespace py = pybind11;
+
+namespace weaktr {
+namespace {
+
+typedef py::array_t<float> Array;
+typedef py::array_t<float, py::array::c_style> Dense;
+
+void check_shape(const char* name, const py::array& array, std::vector<py::ssize_t> shape) {
+  if (std::equal(shape.begin(), shape.end(), array.shape(), array.shape() + array.ndim())) return;
+  std::string expected;
+  for (const py::ssize_t side : shape)
+    expected += (expected.empty() ? "" : ", ") + std::to_string(side);
+  refuse(std::string(name) + ": expected [" + expected + "], got " +
+         std::string(py::str(array.attr("shape"))));
+}
+
+// Distance along an axis, in numbers.
+int64_t step(const char* name, const Array& array, int axis) {
+  constexpr py::ssize_t size = sizeof(float);
+  if (array.strides(axis) % size)
+    refuse(std::string(name) + ": expected strides of whole numbers, got " +
+           std::to_string(array.strides(axis)) + " bytes");
+  return array.strides(axis) / size;
+}
+
+Rows rows_of(const char* name, const Array& array) {
+  if (array.ndim() == 3 && array.size() && array.shape(2) > 1 && step(name, array, 2) != 1)
+    refuse(std::string(name) + ": expected the numbers of a row side by side");
+  return Rows{array.data(), step(name, array, 0), step(name, array, 1)};
+}
+
+Dense fuse(const Array& q, const Array& k, const Array& lse, const Dense& weights,
+           const Dense& values, float scale, int threads, const std::string& isa) {
+  if (q.ndim() != 3) refuse("q: expected [M, P, d], got " + std::to_string(q.ndim()) + " axes");
+  if (values.ndim() != 2)
+    refuse("values: expected [P, C'], got " + std::to_string(values.ndim()) + " axes");
+  FusedMaps maps;
+  maps.maps = q.shape(0), maps.patches = q.shape(1), maps.width = q.shape(2);
+  maps.channels = values.shape(1);
+  check_shape("k", k, {maps.maps, maps.patches, maps.width});
+  check_shape("lse", lse, {maps.maps, maps.patches});
+  check_shape("weights", weights, {maps.maps});
+  check_shape("values", values, {maps.patches, maps.channels});
+  Dense fine({maps.patches, maps.channels});
+  maps.q = rows_of("q", q), maps.k = rows_of("k", k), maps.lse = rows_of("lse", lse);
+  maps.weights = weights.data(), maps.values = values.data(), maps.fine = fine.mutable_data();
+  maps.scale = scale;
+  const py::gil_scoped_release release;
+  fuse_heads_cpu(maps, threads, isa);
+  return fine;
+}
+
+}  // namespace
+
+void bind_fuse_heads(py::module_& module) {
+  module.def("fuse_heads_cpu", &fuse, py::arg("q").noconvert(), py::arg("k").noconvert(),
+             py::arg("lse").noconvert(), py::arg("weights").noconvert(),
+             py::arg("values").noconvert(), py::arg("scale"), py::arg("num_threads"),
+             py::arg("isa") = "auto",
+             "All maps of an image, weighted and multiplied by values; see weaktr.ops.fuse_heads.");
+}
+
+}  // namespace weaktr
