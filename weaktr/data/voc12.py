@@ -100,6 +100,7 @@ def _list_file(voc: Path, root: Path, split: str) -> Path:
         known = sorted(file.stem for file in lists.glob("*.txt"))
         raise ValueError(
             f"split: expected one of {known} of {lists} or the path of a list, got {split!r}"
+            + ("; weaktr data prepare voc12 makes that list" if split in _ALIASES else "")
         )
     return found
 
