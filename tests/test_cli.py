@@ -42,7 +42,9 @@ def said(call, *arguments):
     return code, capture.get()
 
 
-@pytest.mark.parametrize("command", ["train", "label", "predict", "eval", "data", "env", "show"])
+@pytest.mark.parametrize(
+    "command", ["train", "label", "predict", "import", "export", "eval", "data", "env", "show"]
+)
 def test_every_command_explains_itself(command, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--help"])

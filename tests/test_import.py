@@ -79,10 +79,11 @@ def test_stage2_import_predict_eval(tmp_path, photographs, name, normalization):
     for file in images.iterdir():
         with Image.open(file) as image, Image.open(masks / "masks" / file.name) as mask:
             assert mask.size == image.size and np.asarray(mask).max() < labels
-    scores = tmp_path / "scores.json"
-    arguments = (masks / "masks", photographs / "truth", "--num-labels", labels, "--out", scores)
-    assert said("eval", *arguments)[0] == 0
-    assert 0 <= json.loads(scores.read_text())["miou"] <= 100
+    classes, out = "voc12" if labels == 21 else "coco14", tmp_path / "scores"
+    code, text = said("eval", masks, photographs / "truth", "--classes", classes, "--out", out)
+    assert code == 0, text
+    (row,) = json.loads((out / "metrics.json").read_text())["rows"]
+    assert row["conditions"]["images"] == 2 and 0 <= row["scores"]["miou"] <= 100
 
 
 def test_stage1_import_label(tmp_path, photographs):

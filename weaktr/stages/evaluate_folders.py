@@ -90,8 +90,11 @@ def mask_sources(masks: Path, made: Conditions, without_crf: Path | None) -> lis
 
 
 def home_of(files: Path) -> Path:
-    """The folder of a stage, given it or its folder of masks or CAMs."""
-    return files.parent if files.name in ("masks", "cams") else files
+    """The folder of a stage, given it (whatever its name) or its folder of masks or CAMs."""
+    parts = ("masks", "cams")
+    if files.name not in parts or any((files / part).is_dir() for part in parts):
+        return files
+    return files.parent
 
 
 def written_conditions(files: Path, split: str) -> Conditions:
