@@ -61,9 +61,10 @@ def class_bars(
         colour = _COLOURS[(number + len(_COLOURS) + 2 - len(series)) % len(_COLOURS)]
         axis.barh(places + offset, values, thickness, label=bars.title, color=colour)
     last = series[-1].values[known][order]
+    longest = np.nanmax([bars.values[known][order] for bars in series], axis=0).tolist()
     for place, value in enumerate(last.tolist()):
         if not math.isnan(value):
-            _number(axis, value, place)
+            _number(axis, value, (longest[place], place))
     axis.axvline(float(np.nanmean(last)), color="#333333", linewidth=0.8, linestyle=":")
     axis.set_yticks(places, np.array(names)[known][order], fontsize=8)
     axis.set_xlim(0, 106)
@@ -77,8 +78,8 @@ def class_bars(
     write_bytes(path, figure_bytes(figure, path.suffix))
 
 
-def _number(axis: Axes, value: float, place: float) -> None:
-    """A value beside the end of its bar, on a patch that hides the line of the mean."""
+def _number(axis: Axes, value: float, end: tuple[float, float]) -> None:
+    """A value beside the end of its class's bars, on a patch that hides the line of the mean."""
     patch = {"facecolor": BACKDROP, "edgecolor": "none", "pad": 0.6}
-    text = f"{value:.1f}"
-    axis.text(value + 0.8, place, text, va="center", fontsize=7, color="#333333", bbox=patch)
+    x, y = end
+    axis.text(x + 0.8, y, f"{value:.1f}", va="center", fontsize=7, color="#333333", bbox=patch)
