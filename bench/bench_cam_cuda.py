@@ -178,7 +178,7 @@ def parts(model, images, labels):
             head_stats(q, k, num_classes=CLASSES, num_patches=patches)
 
     def pooling():
-        pooled = torch.stack([model._pool(attended) for _ in range(DEPTH)], 1)
+        pooled = torch.stack([model.pooled(attended) for _ in range(DEPTH)], 1)
         return pooled.transpose(1, 2).flatten(1, 2)
 
     return {

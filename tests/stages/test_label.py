@@ -14,7 +14,8 @@ from weaktr.artifacts import MaskFolder, read_mask_file
 from weaktr.config import LabelConfig
 from weaktr.data import Classes, Sample
 from weaktr.models import CamModel
-from weaktr.stages.label import label, labels_from_cams, multi_scale_cams
+from weaktr.stages import label as stage
+from weaktr.stages.label import image_cams, label, labels_from_cams, multi_scale_cams
 
 B, C = arrays("B_multiscale_cam"), arrays("C_labels_miou")
 CASES = FACTS["B_multiscale_cam"]["cases"]
@@ -67,6 +68,39 @@ def test_each_image_of_a_batch_has_its_own_classes():
     (alone,) = multi_scale_cams(model, images[:1], [(0, 5)], scales=(1.0,))
     assert together[1].shape == (0, 75, 100)
     np.testing.assert_allclose(together[0], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize(("settings", "sizes"), [
+    ({"batch_size": 16}, [4]),
+    ({"batch_size": 3}, [3, 1]),
+    ({"batch_tokens": 1}, [1, 1, 1, 1]),
+    ({"batch_tokens": 2 * 2 * 7 * 5}, [2, 1, 1]),
+])  # fmt: skip
+def test_images_of_any_sizes_are_labelled_together(settings, sizes, tiny_model, monkeypatch):
+    """Batches as large as the settings say, and the same CAMs as one image at a time."""
+    sides = [(80, 112), (80, 112), (200, 112), (80, 48)]
+    rng = np.random.default_rng(0)
+    images = [
+        (
+            Sample(str(index), None, (index % 2,), None, ""),
+            rng.integers(0, 255, (*side, 3), np.uint8),
+        )
+        for index, side in enumerate(sides)
+    ]
+    seen = []
+
+    def noting(model, batch, present, **arguments):
+        seen.append(len(batch))
+        return multi_scale_cams(model, batch, present, **arguments)
+
+    monkeypatch.setattr(stage, "multi_scale_cams", noting)
+    monkeypatch.setattr(stage, "_normalise", lambda maps: maps)  # it enlarges rounding
+    found = list(image_cams(tiny_model, images, LabelConfig(scales=(1.0, 0.5), **settings)))
+    assert seen == sizes
+    for (sample, image), (same, _, cams) in zip(images, found, strict=True):
+        (alone,) = multi_scale_cams(tiny_model, [image], [sample.labels], scales=(1.0, 0.5))
+        assert same is sample
+        assert_golden(torch.from_numpy(cams), torch.from_numpy(alone))
 
 
 @pytest.mark.parametrize("threshold", THRESHOLDS)

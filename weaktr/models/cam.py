@@ -84,7 +84,7 @@ class Encoding(NamedTuple):
     layers: list[Any]  #: per layer what `collect` returned
 
 
-class _Maps:
+class MapsOfLayers:
     """Queries, keys and log-sum-exp of all layers' maps, copied out of each layer as it comes.
 
     What else the layer computed in the same memory (its values) can then go.
@@ -267,7 +267,7 @@ class CamModel(nn.Module):
             )
         present = self._present(labels, images.shape[0])
         keep_qk = refine or attention_type != "coarse"
-        maps = _Maps(len(self.vit.blocks))
+        maps = MapsOfLayers(len(self.vit.blocks))
         encoding = self.encode(images, maps.add if keep_qk else lambda layer, patches: None)
         coarse = F.relu(self.head(encoding.patch_map)).float()
         grid = coarse.shape[-2:]
@@ -283,7 +283,7 @@ class CamModel(nn.Module):
     def _with_attention(
         self,
         encoding: Encoding,
-        maps: _Maps,
+        maps: MapsOfLayers,
         coarse: Tensor,
         kept: Tensor,
         attention_type: str,
@@ -332,13 +332,13 @@ class CamModel(nn.Module):
         for index in range(len(self.vit.blocks)):
             layer = self.vit.run_block(index, tokens, rope, with_lse=True)
             tokens = layer.tokens
-            features.append(self._pool(layer.attended.detach()))
+            features.append(self.pooled(layer.attended.detach()))
             kept.append(collect(layer, patches))
         last = self.vit.norm(tokens) if self.patch_norm else tokens
         patch_map = last[:, -patches:].transpose(1, 2).unflatten(2, grid)
         return Encoding(tokens[:, : self.num_classes], patch_map, torch.stack(features, 1), kept)
 
-    def _pool(self, attended: Tensor) -> Tensor:
+    def pooled(self, attended: Tensor) -> Tensor:
         """[B, N, D] -> [B, H, d], pooled over all tokens.
 
         Head j takes the channels j, j + H, j + 2H, ...: the published model splits channels so,

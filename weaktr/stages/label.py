@@ -6,6 +6,7 @@ Source: reference.md 23-28 and 32 (the published generation of CAMs and labels).
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,12 +24,16 @@ from weaktr.config import Amp, LabelConfig
 from weaktr.crf import DenseCRF
 from weaktr.data import Problem, Sample
 from weaktr.models import CamModel
+from weaktr.models.ragged import cams_ragged
 from weaktr.progress import Meter
 from weaktr.stages.crf_choice import choose_crf
 from weaktr.stages.parallel import ordered_map, read_images
 from weaktr.stages.training import autocast
 
 log = logging.getLogger("weaktr")
+
+#: `LabelConfig.batch_tokens` by type of device. A CPU gains nothing by larger batches.
+BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
 
 
 @dataclass
@@ -107,19 +112,19 @@ def image_cams(
 
     Args:
         model: in eval mode, on its device.
-        images: samples with their pixels, uint8 [H, W, 3]; neighbours of one size share a batch.
+        images: samples with their pixels, uint8 [H, W, 3]; neighbours of any sizes share a batch.
         settings: see `LabelConfig`.
 
     Yields:
         Sample, image, CAMs float32 [K, H, W] in [0, 1] in the order of `Sample.labels`.
     """
-    for batch in _same_size(images, settings.batch_size):
-        pixels = np.stack([image for _, image in batch])
-        present = [sample.labels or () for sample, _ in batch]
+    device = next(model.parameters()).device
+    most = settings.batch_tokens or BATCH_TOKENS.get(device.type, BATCH_TOKENS["cuda"])
+    for batch in _batches(images, settings, most, model.patch_size):
         cams = multi_scale_cams(
             model,
-            pixels,
-            present,
+            [image for _, image in batch],
+            [sample.labels or () for sample, _ in batch],
             scales=settings.scales,
             flip=settings.flip,
             attention_type=settings.attention_type,
@@ -133,7 +138,7 @@ def image_cams(
 @torch.inference_mode()
 def multi_scale_cams(
     model: CamModel,
-    images: np.ndarray,
+    images: Sequence[np.ndarray],
     present: Sequence[Sequence[int]],
     *,
     scales: Sequence[float] = (1.0, 1.2),
@@ -148,7 +153,8 @@ def multi_scale_cams(
 
     Args:
         model: in eval mode, on its device.
-        images: uint8 [B, H, W, 3] RGB.
+        images: uint8 [H, W, 3] RGB, of any sizes; those of one scale and their flips go through
+            the model in one pass (`cams_ragged`).
         present: for each image the class indices to compute.
         scales: of the images; PIL's bicubic, sides ``round(side * scale)``.
         flip: also the horizontally flipped image.
@@ -161,25 +167,24 @@ def multi_scale_cams(
     Source: reference.md 23.
     """
     device = next(model.parameters()).device
-    height, width = images.shape[1:3]
-    multi_hot = torch.zeros(len(images), model.num_classes, device=device)
-    for row, classes in zip(multi_hot, present, strict=True):
-        row[list(classes)] = 1
-    sums = [torch.zeros(len(classes), height, width, device=device) for classes in present]
+    views = 2 if flip else 1
+    sums = [
+        torch.zeros(len(classes), *image.shape[:2], device=device)
+        for image, classes in zip(images, present, strict=True)
+    ]
     for scale in scales:
-        plain = _network_input(images, scale, model.normalization, device)
-        for flipped in (False, True) if flip else (False,):
-            with autocast(amp, device):
-                maps = model.cams(
-                    plain.flip(-1) if flipped else plain,
-                    multi_hot,
-                    attention_type=attention_type,
-                    refine=refine,
-                )
-            for total, cams, classes in zip(sums, maps, present, strict=True):
-                if classes:
-                    large = _upsample(cams[list(classes)].float(), (height, width))
-                    total.add_(large.flip(-1) if flipped else large)
+        inputs = []
+        for image in images:
+            plain = _network_input(image, scale, model.normalization, device)
+            inputs += [plain, plain.flip(-1)][:views]
+        asked = [classes for classes in present for _ in range(views)]
+        with autocast(amp, device):
+            maps = cams_ragged(model, inputs, asked, attention_type=attention_type, refine=refine)
+        for index, cams in enumerate(maps):
+            total = sums[index // views]
+            if len(total):
+                large = _upsample(cams, (total.shape[1], total.shape[2]))
+                total.add_(large.flip(-1) if index % views else large)
     return [_normalise(total).cpu().numpy() for total in sums]
 
 
@@ -227,16 +232,15 @@ def _pseudo_labels(
 
 
 def _network_input(
-    images: np.ndarray, scale: float, normalization: tuple[Any, Any], device: torch.device
+    image: np.ndarray, scale: float, normalization: tuple[Any, Any], device: torch.device
 ) -> Tensor:
-    height, width = images.shape[1:3]
+    """uint8 [H, W, 3] -> normalised [3, H', W']."""
+    height, width = image.shape[:2]
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     if size != (width, height):
-        images = np.stack(
-            [np.asarray(Image.fromarray(i).resize(size, Image.Resampling.BICUBIC)) for i in images]
-        )
+        image = np.array(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
     mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in normalization)
-    pixels = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)
+    pixels = torch.from_numpy(image).to(device).permute(2, 0, 1)
     return (pixels.float() / 255 - mean) / std
 
 
@@ -251,16 +255,21 @@ def _normalise(maps: Tensor) -> Tensor:
     return (maps - low) / (high - low + 1e-8)
 
 
-def _same_size(
-    images: Iterable[tuple[Sample, np.ndarray]], batch_size: int
+def _batches(
+    images: Iterable[tuple[Sample, np.ndarray]], settings: LabelConfig, most: int, patch_size: int
 ) -> Iterator[list[tuple[Sample, np.ndarray]]]:
-    """Neighbouring images of one size in batches."""
+    """Neighbouring images in batches of at most `batch_size` images and `most` patches."""
+    views = 2 if settings.flip else 1
     batch: list[tuple[Sample, np.ndarray]] = []
+    tokens = 0
     for item in images:
-        if batch and (len(batch) == batch_size or batch[0][1].shape != item[1].shape):
+        pixels = item[1].shape[0] * item[1].shape[1] * max(settings.scales) ** 2
+        own = math.ceil(views * pixels / patch_size**2)
+        if batch and (len(batch) == settings.batch_size or tokens + own > most):
             yield batch
-            batch = []
+            batch, tokens = [], 0
         batch.append(item)
+        tokens += own
     if batch:
         yield batch
 
