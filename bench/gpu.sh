@@ -100,6 +100,7 @@ done
 WEAKTR_CACHE="$scratch" pytest_of compile_benchmarks 300 bench/bench_cam_cuda.py \
   bench/bench_clipped_cross_entropy.py --benchmark-disable &
 pytest_of kernels_tests 120 tests/test_kernels.py &
+pytest_of models_tests 120 tests/models/test_ragged.py tests/models/test_attention.py &
 pytest_of compiled_training_tests 200 tests/stages/test_compiled_training.py &
 wait
 
