@@ -115,8 +115,8 @@ void fail_range(int kernel) {
 
 void fail_vertices(int kernel) {
   refuse("kernel " + std::to_string(kernel) +
-         ": the lattice has more rows than 32 bits can address; use larger standard deviations, "
-         "fewer labels, or cut the image into parts");
+         ": the lattice may have 2^31 vertices or more; use larger standard deviations, "
+         "or cut the image into parts");
 }
 
 namespace {

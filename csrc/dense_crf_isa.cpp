@@ -217,8 +217,7 @@ void build(const Problem& problem, const Kernel& kernel, int number, const Pixel
     build_position(problem, kernel, number, order, memory, team);
   else
     build_colour(problem, kernel, number, order, memory, team);
-  if (static_cast<double>(memory.lattice.vertices) * offset_unit(width) >= 4294967295.0)
-    fail_vertices(number);
+  if (memory.lattice.vertices >= kContinues) fail_vertices(number);
   if (kernel.normalization == Normalization::before) memory.before.reserve<float>(problem.pixels);
   if (kernel.normalization == Normalization::after) memory.after.reserve<float>(problem.pixels);
   blur_ones(memory);

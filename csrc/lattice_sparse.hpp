@@ -156,7 +156,7 @@ struct SparseBuilder {
     const int64_t share = 3 * vertices + 2;
     uint32_t* all = memory.rows[1].reserve<uint32_t>(share * team.size());  // not in use yet
     for (int axis = 0; axis < kCorners; ++axis)
-      memory.chains[axis].reserve<uint32_t>(2 * (vertices + kLookAhead));
+      memory.chains[axis].reserve<uint32_t>(vertices + kLookAhead);
     in_parallel(team, [&](int part) {
       uint32_t* successor = all + part * share;
       uint32_t* start = successor + vertices;
@@ -284,8 +284,7 @@ struct SparseBuilder {
   // `start`: room for the first row of every chain.
   __attribute__((noinline)) Chains collect(Buffer& chain_memory, const uint32_t* successor,
                                            const uint8_t* continues, uint32_t* start) const {
-    uint32_t* vertex = chain_memory.as<uint32_t>();
-    float* link = reinterpret_cast<float*>(vertex + vertices + kLookAhead);
+    uint32_t* entries = chain_memory.as<uint32_t>();
     int64_t starts = 0, count = 0;
     for (int64_t v = 0; v < vertices; ++v) {  // written without branches, as all below
       start[starts] = static_cast<uint32_t>(v);
@@ -297,49 +296,55 @@ struct SparseBuilder {
       if (ended && chain == starts) break;
       const uint32_t here = ended ? start[chain] : at;
       chain += ended;
-      vertex[count] = here;
-      link[count++] = ended ? 0.0f : 0.5f;
+      entries[count++] = ended ? here : here | kContinues;
       at = successor[here];
     }
-    for (int64_t i = 0; i < kLookAhead; ++i) {
-      vertex[count + i] = 0;
-      link[count + i] = 0.0f;
-    }
-    return Chains{vertex, link, count};
+    for (int64_t i = 0; i < kLookAhead; ++i) entries[count + i] = 0;
+    return Chains{entries, count};
   }
 };
+
+// What a neighbour before an entry is multiplied with: 1/2 if there is one, else 0.
+WEAKTR_INLINE float link_of(uint32_t entry) {
+  const uint32_t bits = static_cast<uint32_t>(static_cast<int32_t>(entry) >> 31) & 0x3F000000u;
+  float link;
+  std::memcpy(&link, &bits, sizeof link);
+  return link;
+}
 
 // In place along chains: V[i] += (V[i - 1] + V[i + 1]) / 2 with the old neighbours, for entries
 // begin ... end - 1, which are whole chains. `rows` [vertices, P].
 template <int P>
 void blur_chains(const Chains& chains, int64_t begin, int64_t end, float* rows) {
   if (begin == end) return;
-  const uint32_t* vertex = chains.vertex;
-  const float* link = chains.link;
+  const uint32_t* entries = chains.entries;
+  auto row = [&](int64_t i) { return rows + static_cast<size_t>(entries[i] & ~kContinues) * P; };
   Row<P> before, own, after, mixed;
   before.clear();
-  auto row = [&](int64_t i) { return rows + static_cast<size_t>(vertex[i]) * P; };
-  own.load_from(row(begin));
+  float* here = row(begin);
+  own.load_from(here);
   float link_before = 0;
   for (int64_t i = begin; i + 1 < end; ++i) {
-    const float link_after = link[i + 1];
-    after.load_from(row(i + 1));
+    const float link_after = link_of(entries[i + 1]);
+    float* next = row(i + 1);
+    after.load_from(next);
     __builtin_prefetch(row(i + kLookAhead - 2));
     mixed.blend(own, link_before, before, link_after, after);
-    mixed.store_to(row(i));
+    mixed.store_to(here);
     before = own;
     own = after;
+    here = next;
     link_before = link_after;
   }
   after.clear();
   mixed.blend(own, link_before, before, 0.0f, after);
-  mixed.store_to(row(end - 1));
+  mixed.store_to(here);
 }
 
 // Where part `part` of `parts` begins: a place near its share of the entries where a chain starts.
 WEAKTR_INLINE int64_t chain_boundary(const Chains& chains, int part, int parts) {
   int64_t at = chains.count * part / parts;
-  while (at < chains.count && chains.link[at] != 0) ++at;
+  while (at < chains.count && chains.entries[at] & kContinues) ++at;
   return at;
 }
 

@@ -42,12 +42,13 @@ class Buffer {
   size_t bytes_ = 0;
 };
 
-// Blurring along one axis, in place: rows in the order of the chains they form.
+// Blurring along one axis, in place: vertices in the order of the chains they form.
 struct Chains {
-  const uint32_t* vertex = nullptr;  // [count], and 16 more to look ahead to
-  const float* link = nullptr;       // [count] 0.5 where the row continues the one before, else 0
-  int64_t count = 0;                 // rows without neighbours are left out
+  const uint32_t* entries = nullptr;  // [count], and a few more to look ahead to
+  int64_t count = 0;                  // vertices without neighbours are left out
 };
+// Marks the entry of a vertex that continues the chain of the one before.
+constexpr uint32_t kContinues = uint32_t{1} << 31;
 
 // Rows of a lattice of positions that lie on a grid, where neighbours are found by arithmetic.
 struct Grid {
