@@ -183,6 +183,19 @@ def test_deit_and_augreg_are_not_guessed(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_variant_of_the_other_stage_is_refused(tmp_path):
+    file = published.save_stage1(tmp_path / "x.pth", recipe.state_dict("A_a2_voc20_max"))
+    published.save_variant(tmp_path / "variant.yml")
+    with pytest.raises(ValueError, match=r"belongs to a segmenter training, x\.pth is a cam"):
+        import_checkpoint(file, tmp_path / "out")
+
+
+def test_a_released_file_where_a_native_one_is_expected(tmp_path, photographs):
+    file = published.save_stage2(tmp_path / "x.pth", tiny(), 5)
+    code, text = said("predict", file, photographs / "images", "--out", tmp_path / "masks")
+    assert code == cli.WRONG_INPUT and "weaktr import" in text
+
+
 def test_a_pool_that_no_tensor_tells_is_asked_for(tmp_path):
     file = published.save_stage1(tmp_path / "x.pth", recipe.state_dict("A_a1_voc20_avg"))
     with pytest.raises(ValueError, match="--pool max or"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -106,7 +107,7 @@ def _tell(done: Imported) -> None:
     command = ["weaktr", "label" if stage1 else "predict", str(done.path), "IMAGES"]
     for key, setting in _settings(done, stage1).items():
         command += ["--set", f"{key}={setting}"]
-    console.print(f"next: {' '.join(command)}", soft_wrap=True, markup=False)
+    console.print(f"next: {shlex.join(command)}", soft_wrap=True, markup=False)
 
 
 def _settings(done: Imported, stage1: bool) -> dict[str, object]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from pickle import UnpicklingError
 
 import pytest
 import torch
@@ -111,6 +110,6 @@ def test_pickled_code_is_not_run(tmp_path):
             return (os.mkdir, (str(tmp_path / "pwned"),))
 
     torch.save({"model": {"x": Evil()}}, tmp_path / "evil.pth")
-    with pytest.raises(UnpicklingError, match=r"[Ww]eights.only"):
+    with pytest.raises(ValueError, match=r"mkdir, which could run code\. Nothing was run"):
         cam_model(weights=tmp_path / "evil.pth")
     assert not (tmp_path / "pwned").exists()

@@ -80,8 +80,13 @@ def load(
         FileNotFoundError: no such file.
         ValueError: not a checkpoint of ours, cut off, or tensors missing or of another shape.
     """
-    path = Path(path).with_suffix(".safetensors")
+    given, path = Path(path), Path(path).with_suffix(".safetensors")
     if not path.is_file():
+        if given.is_file():
+            raise ValueError(
+                f"{given}: not a checkpoint of weaktr; if the published code wrote it, run "
+                f"weaktr import {given} --out DIR first"
+            )
         raise FileNotFoundError(f"checkpoint: no file {path}")
     info = describe(path)
     if info.get("model") not in MODELS:
@@ -107,8 +112,7 @@ def describe(path: Path) -> dict[str, Any]:
     if text is None:
         raise ValueError(
             f"{path}: safetensors without a weaktr description. Backbone weights go into "
-            "model.weights; checkpoints of the published code go through `cam_model_from_reference`"
-            " or `segmenter_from_reference`"
+            "model.weights; checkpoints of the published code go through weaktr import"
         )
     info: dict[str, Any] = json.loads(text)
     return info

@@ -104,8 +104,14 @@ def import_checkpoint(path: Path, out: Path, choices: Choices | None = None) -> 
     beside = path.parent / FILE_NAME
     source = choices.variant or (beside if beside.is_file() else None)
     variant = Variant() if source is None else read_variant(source)
+    stage = stage_of(state)
+    if variant.stage not in (None, stage):
+        raise ValueError(
+            f"{source}: belongs to a {variant.stage} training, {path.name} is a {stage} checkpoint "
+            "(cam = stage 1, segmenter = stage 2); give its own with --variant"
+        )
     model: CamModel | Segmenter
-    if stage_of(state) == "cam":
+    if stage == "cam":
         model = _cam_model(state, variant, choices)
         classes = _classes(model.num_classes, choices.classes)
     else:

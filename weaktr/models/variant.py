@@ -18,6 +18,7 @@ class Variant:
     """What a ``variant.yml`` says; None where it says nothing.
 
     Args:
+        stage: "cam" (stage 1) or "segmenter" (stage 2).
         normalization: name of the image statistics.
         pool, reduction: of stage 1's fusion.
         encoder_heads, decoder_heads, depth, width, patch_size: of the network.
@@ -27,6 +28,7 @@ class Variant:
         window, stride: of the sliding window, in pixels.
     """
 
+    stage: str | None = None
     normalization: str | None = None
     pool: str | None = None
     reduction: float | None = None
@@ -58,7 +60,8 @@ def read_variant(path: Path) -> Variant:
         if "net_kwargs" in tree:
             variant = _stage2(tree)
         elif "pool_type" in tree:
-            variant = Variant(pool=str(tree["pool_type"]), reduction=float(tree["reduction"]))
+            pool, reduction = str(tree["pool_type"]), float(tree["reduction"])
+            variant = Variant("cam", pool=pool, reduction=reduction)
         else:
             raise ValueError("neither net_kwargs (stage 2) nor pool_type (stage 1) is in it")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -74,6 +77,7 @@ def _stage2(tree: Mapping[str, Any]) -> Variant:
     normalization = net.get("normalization") or tree.get("dataset_kwargs", {}).get("normalization")
     size = net.get("image_size")
     return Variant(
+        "segmenter",
         normalization=normalization,
         encoder_heads=net.get("n_heads"),
         decoder_heads=decoder.get("n_heads"),
