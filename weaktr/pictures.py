@@ -89,7 +89,7 @@ def draw(rows: Sequence[Row], label_names: Sequence[str], path: Path, title: str
     figure.legend(
         handles=[_swatch(label, label_names) for label in present],
         loc="outside lower center",
-        ncols=min(max(len(present), 1), 2 * columns),
+        ncols=min(max(len(present), 1), 3 * columns // 2),  # long names need two thirds of a cell
         frameon=False,
         fontsize=9,
     )
