@@ -69,6 +69,28 @@ WEAKTR_INLINE void scale_records(uint32_t* records, int any_corners, int pixels,
   }
 }
 
+// Lists the pixels that touch each vertex, in their order, from folded records.
+inline void list_pixels(LatticeMemory& memory, int64_t pixels, uint32_t unit) {
+  Lattice& lattice = memory.lattice;
+  const int corners = lattice.corners;
+  const uint32_t* records = lattice.records;
+  int64_t* start = memory.by_vertex.reserve<int64_t>(lattice.vertices + 2 + pixels * corners);
+  uint32_t* list = reinterpret_cast<uint32_t*>(start + lattice.vertices + 2);
+  std::memset(start, 0, sizeof(int64_t) * static_cast<size_t>(lattice.vertices + 2));
+  for (int64_t p = 0; p < pixels; ++p)
+    for (int r = 0; r < corners; ++r) ++start[records[p * 2 * corners + r] / unit + 2];
+  for (int64_t v = 2; v < lattice.vertices + 2; ++v) start[v] += start[v - 1];
+  for (int64_t p = 0; p < pixels; ++p)
+    for (int r = 0; r < corners; ++r) {
+      const uint32_t* record = records + p * 2 * corners;
+      const int64_t place = start[record[r] / unit + 1]++;  // in the end: where v + 1 begins
+      list[2 * place] = static_cast<uint32_t>(p);
+      list[2 * place + 1] = record[corners + r];
+    }
+  lattice.pixel_start = start;
+  lattice.pixels = list;
+}
+
 // The same sums as `splat`, for vertices begin ... end - 1 of one plane instead of pixels: what a
 // vertex receives is added in the order of the pixels. `q` [N, stride].
 template <int P>
@@ -165,9 +187,8 @@ enum class Channels {
   differences  // channel l is label l + 1 minus label 0, whose score is 0
 };
 
-// ---- softmax over rows: q = e^z / sum; differences: q = (e^z - minus * e^0) / sum, first = e^0 /
-// sum
-
+// Softmax over rows: q = e^z / sum; with differences q = (e^z - minus * e^0) / sum and
+// first = e^0 / sum.
 inline void softmax_rows(const float* z, float* q, float* first, int pixels, int64_t stride,
                          Channels channels, float minus) {
   alignas(64) float top[kBlock] = {}, total[kBlock] = {}, scale[kBlock], offset[kBlock];

@@ -87,7 +87,6 @@ class Batch {
 };
 
 // ---- what is asked
-// --------------------------------------------------------------------------------
 
 inline Batch::Batch(const std::vector<Problem>& problems, int iterations, bool deterministic,
                     uint32_t blocks)
@@ -194,7 +193,6 @@ inline size_t Batch::add_compat(const Problem& problem, const Kernel& kernel) {
 }
 
 // ---- memory
-// ---------------------------------------------------------------------------------------
 
 inline void Batch::lay_out(uintptr_t workspace) {
   Arena arena(workspace);
@@ -261,7 +259,6 @@ inline std::vector<uint8_t> Batch::description() const {
 }
 
 // ---- the order of kernels
-// -------------------------------------------------------------------------
 
 template <class Device>
 void Batch::solve(Device& device, void* workspace) {

@@ -48,7 +48,6 @@ WEAKTR_INLINE void multiply_add(Quad& sum, float weight, const Quad& value) {
 }
 
 // ---- atomics: on the GPU between all threads, on the CPU between threads of the emulation
-// --------
 
 WEAKTR_INLINE uint32_t atomic_read(const uint32_t* place) {
 #if defined(__CUDA_ARCH__)
@@ -125,7 +124,7 @@ WEAKTR_INLINE void atomic_add(Quad* place, const Quad& value) {
 #endif
 }
 
-// ---- sorting and adding up ----------------------------------------------------------------------
+// ---- sorting and adding up
 
 // Sorts `size` numbers, a power of two, ascending (Batcher's bitonic sort).
 template <class Block>
@@ -176,7 +175,6 @@ WEAKTR_INLINE int segment_of(const uint32_t* starts, int count, uint32_t place) 
 }
 
 // ---- hash tables: open addressing, linear probing
-// -------------------------------------------------
 
 constexpr uint64_t kEmpty = ~uint64_t{0};  // keys have at most 63 bits
 constexpr int kMaxKeyBits = 63;
@@ -208,7 +206,6 @@ WEAKTR_INLINE uint32_t find(const uint64_t* keys, uint32_t slots, uint64_t key) 
 }
 
 // ---- the entries of a tile
-// ------------------------------------------------------------------------
 
 // Shared memory in which a tile's entries are grouped. An entry is one corner of one pixel's
 // simplex, number corner * 256 + pixel. Entries of the same vertex are a run, cut into pieces of at

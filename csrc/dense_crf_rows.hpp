@@ -10,7 +10,6 @@ namespace weaktr {
 namespace blocks {
 
 // ---- rows of values
-// -------------------------------------------------------------------------------
 
 // One quad of labels of one vertex.
 struct Row {
@@ -112,7 +111,6 @@ struct Mix {
 };
 
 // ---- splatting
-// ------------------------------------------------------------------------------------
 
 // Values add up in the order in which the device comes to them: the last digits vary.
 struct FloatSums {

@@ -65,9 +65,13 @@ struct MeanField {
   float* marginals = nullptr;           // [N, width] q of all pixels, where several threads work
 
   int64_t index_of(int64_t p) const { return order ? order[p].y * problem.width + order[p].x : p; }
+  // Pixels in the block that starts at `at`.
+  int count_at(int64_t at) const {
+    return static_cast<int>(problem.pixels - at < kBlock ? problem.pixels - at : kBlock);
+  }
   BlockPlace place_of(int64_t at) const {
     BlockPlace place;
-    place.count = static_cast<int>(problem.pixels - at < kBlock ? problem.pixels - at : kBlock);
+    place.count = count_at(at);
     for (int p = 0; p < place.count; ++p) place.index[p] = index_of(at + p);
     place.run = place.index[place.count - 1] - place.index[0] == place.count - 1;
     return place;
@@ -140,7 +144,7 @@ struct MeanField {
 
   // One block of a pass.
   void work(int64_t at, bool opening, bool closing, int side, const BlockRows& block) {
-    const int count = static_cast<int>(problem.pixels - at < kBlock ? problem.pixels - at : kBlock);
+    const int count = count_at(at);
     const bool splatting = !closing && team.size() == 1;
     fetch_ahead(at + 2 * kBlock);
     const float* from = load_scores(at, count, block);
@@ -171,7 +175,6 @@ struct MeanField {
   size_t row_bytes() const { return sizeof(float) * static_cast<size_t>(width); }
 
   // ---- several threads: vertices gather from pixels, so that no two threads write to one row
-  // -----
 
   // Lists the pixels of every vertex, in their order, with folded weights.
   void sort_by_vertex() {
@@ -179,33 +182,11 @@ struct MeanField {
     for (int m = 0; m < message_count; ++m) {
       for (int64_t block = 0; block < blocks_of_all; ++block) {
         const int64_t at = block * kBlock;
-        fold(messages[m], at,
-             static_cast<int>(problem.pixels - at < kBlock ? problem.pixels - at : kBlock));
+        fold(messages[m], at, count_at(at));
       }
       messages[m].memory->lattice.folded = true;
-      count_and_list(*messages[m].memory);
+      list_pixels(*messages[m].memory, problem.pixels, offset_unit(width));
     }
-  }
-  void count_and_list(LatticeMemory& memory) const {
-    Lattice& lattice = memory.lattice;
-    const int corners = lattice.corners;
-    const uint32_t unit = offset_unit(width);
-    const int64_t touches = problem.pixels * corners;
-    int64_t* start = memory.by_vertex.reserve<int64_t>(lattice.vertices + 2 + touches);
-    uint32_t* pixels = reinterpret_cast<uint32_t*>(start + lattice.vertices + 2);
-    std::memset(start, 0, sizeof(int64_t) * static_cast<size_t>(lattice.vertices + 2));
-    for (int64_t p = 0; p < problem.pixels; ++p)
-      for (int r = 0; r < corners; ++r) ++start[lattice.records[p * 2 * corners + r] / unit + 2];
-    for (int64_t v = 2; v < lattice.vertices + 2; ++v) start[v] += start[v - 1];
-    for (int64_t p = 0; p < problem.pixels; ++p)
-      for (int r = 0; r < corners; ++r) {
-        const uint32_t* record = lattice.records + p * 2 * corners;
-        const int64_t place = start[record[r] / unit + 1]++;  // in the end: where v + 1 begins
-        pixels[2 * place] = static_cast<uint32_t>(p);
-        pixels[2 * place + 1] = record[corners + r];
-      }
-    lattice.pixel_start = start;
-    lattice.pixels = pixels;
   }
 
   void gather_all(const Message& message, int side) const {

@@ -32,7 +32,7 @@ constexpr float kLargestCoordinate = 4194304.0f;  // 2^22
 //: vertices exist and pass on what reaches them, but nothing is splatted onto them.
 constexpr int kPadding = 4;
 
-// ---- lanes: the few operations that read differently for a number and for a vector of them -----
+// ---- lanes: the few operations that read differently for a number and for a vector of them
 
 WEAKTR_INLINE int less_mask(float a, float b) { return -static_cast<int>(a < b); }
 WEAKTR_INLINE int equal_mask(int a, int b) { return -static_cast<int>(a == b); }
@@ -81,7 +81,7 @@ WEAKTR_INLINE Float round_half_even(Float x) {
   return (x + magic) - magic;
 }
 
-// ---- geometry ----------------------------------------------------------------------------------
+// ---- geometry
 
 // What features are multiplied with before `enclosing_simplex`, so that the blur has unit
 // deviation.
@@ -166,7 +166,7 @@ WEAKTR_INLINE void enclosing_simplex(const Float (&position)[D], Simplex<D, Floa
     convert(round_half_even((nearest[i] - nearest[0]) * inverse), simplex.digits[i]);
 }
 
-// ---- keys --------------------------------------------------------------------------------------
+// ---- keys
 
 // Names vertices by one unsigned integer: k_0 and the digits (k_i - k_0) / (d + 1), i = 1 ... d -
 // 1, side by side in as many bits as their ranges need, with room for the steps to neighbours.

@@ -25,7 +25,6 @@ typedef Lanes<kLanes>::Float Wide;
 typedef Lanes<kLanes>::Int WideInt;
 
 // ---- a * b + c, fused where the instruction set has it
-// -------------------------------------------
 
 WEAKTR_INLINE float fused(float a, float b, float c) {
 #if defined(__FMA__) || defined(__aarch64__)
@@ -83,7 +82,7 @@ WEAKTR_INLINE void store(float* to, T value) {
   std::memcpy(to, &value, sizeof value);
 }
 
-// ---- rows --------------------------------------------------------------------------------------
+// ---- rows
 
 constexpr int head_width(int width) {
   return width >= kLanes ? kLanes : width >= 8 && kLanes > 8 ? 8 : width >= 4 ? 4 : 1;
@@ -156,7 +155,7 @@ struct Row<0> {
   WEAKTR_MEMBER void blend(const Row&, float, const Row&, float, const Row&) {}
 };
 
-// ---- a lattice's rows ---------------------------------------------------------------------------
+// ---- a lattice's rows
 //
 // They lie in planes of kPlane columns, [vertices, kPlane] after [vertices, kPlane], and a last
 // plane of the columns that are left: a plane's rows do not straddle cache lines, and a plane is
@@ -216,7 +215,7 @@ WEAKTR_INLINE Wide larger(Wide a, Wide b) {
 #endif
 }
 
-// ---- exponentials ------------------------------------------------------------------------------
+// ---- exponentials
 
 // 2^f for f in [-1/2, 1/2], relative error below 3e-7: near-minimax of degree 5.
 WEAKTR_INLINE Wide power_of_fraction(Wide f) {
