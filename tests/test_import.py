@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -35,6 +36,13 @@ def changes(settings):
     return [part for setting in settings for part in ("--set", setting)]
 
 
+@pytest.fixture
+def scratch(tmp_path):
+    """A folder for files of full size, gone after the test."""
+    yield tmp_path
+    shutil.rmtree(tmp_path)
+
+
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
     """Two pictures of different sizes, with truth, and image-level labels of VOC."""
@@ -61,55 +69,55 @@ def photographs(tmp_path_factory):
         ("stage2.linear.deit_small_patch16_224.voc21.crop480", "deit"),
     ],
 )
-def test_stage2_import_predict_eval(tmp_path, photographs, name, normalization):
+def test_stage2_import_predict_eval(scratch, photographs, name, normalization):
     labels = 91 if "coco91" in name else 21
-    file = published.save_stage2(tmp_path / "best.pth", published.random_state(name), labels)
+    file = published.save_stage2(scratch / "best.pth", published.random_state(name), labels)
     decoder = "linear" if "linear" in name else "mask_transformer"
     if normalization is not None:
         net = {"normalization": normalization, "n_cls": labels, "decoder": {"name": decoder}}
-        published.save_variant(tmp_path / "variant.yml", **net)
-    code, text = said("import", file, "--out", tmp_path / "model")
+        published.save_variant(scratch / "variant.yml", **net)
+    code, text = said("import", file, "--out", scratch / "model")
     assert code == 0, text
     assert "74.02" in text and ("coco_seg" in text) == (labels == 91)
-    path = tmp_path / "model" / "model.safetensors"
+    path = scratch / "model" / "model.safetensors"
     settings = [*QUICK, "crf=none", *(["ensemble=plain"] if decoder == "linear" else [])]
-    masks = tmp_path / "masks"
+    masks = scratch / "masks"
     images = photographs / "images"
     assert said("predict", path, images, "--out", masks, *changes(settings))[0] == 0
     for file in images.iterdir():
         with Image.open(file) as image, Image.open(masks / "masks" / file.name) as mask:
             assert mask.size == image.size and np.asarray(mask).max() < labels
-    classes, out = "voc12" if labels == 21 else "coco14", tmp_path / "scores"
+    classes, out = "voc12" if labels == 21 else "coco14", scratch / "scores"
     code, text = said("eval", masks, photographs / "truth", "--classes", classes, "--out", out)
     assert code == 0, text
     (row,) = json.loads((out / "metrics.json").read_text())["rows"]
     assert row["conditions"]["images"] == 2 and 0 <= row["scores"]["miou"] <= 100
 
 
-def test_stage1_import_label(tmp_path, photographs):
+def test_stage1_import_label(scratch, photographs):
     name = "stage1.deit_small_WeakTr_voc20"
-    file = published.save_stage1(tmp_path / "best.pth", published.random_state(name))
-    code, text = said("import", file, "--out", tmp_path / "model")
+    file = published.save_stage1(scratch / "best.pth", published.random_state(name))
+    code, text = said("import", file, "--out", scratch / "model")
     assert code == 0, text
     assert "pool max, reduction 8" in text
-    out = tmp_path / "labels"
+    out = scratch / "labels"
     settings = changes(["crf=none", "scales=[1.0]", "flip=false"])
     arguments = ("--labels", photographs / "labels.csv", "--out", out, *settings)
-    path = tmp_path / "model" / "model.safetensors"
+    path = scratch / "model" / "model.safetensors"
     assert said("label", path, photographs / "images", *arguments)[0] == 0
     seen = np.unique(np.asarray(Image.open(out / "masks" / "b.png")))
     assert set(seen) <= {0, VOC.index_of_name["cat"] + 1}
 
 
 @pytest.mark.parametrize("name", list(published.KEY_LISTS))
-def test_every_released_model_is_recognised(tmp_path, name):
+def test_every_released_model_is_recognised(scratch, name):
     state = {k: torch.zeros(shape) for k, (shape, _) in published.KEY_LISTS[name].items()}
-    file = published.save_stage1(tmp_path / "x.pth", state)
+    file = published.save_stage1(scratch / "x.pth", state)
     image_size = int(name.rsplit("crop", 1)[1].split(".")[0]) if "crop" in name else 224
     patch = 14 if "patch14" in name else 16
     kinds = {"deit_small_patch": "deit", "vit_small": "vit"}
     given = next((v for k, v in kinds.items() if k in name and "stage2" in name), None)
-    done = import_checkpoint(file, tmp_path / "out", Choices(normalization=given))
+    done = import_checkpoint(file, scratch / "out", Choices(normalization=given))
     config = done.model.config
     assert (config["image_size"], done.model.patch_size) == (image_size, patch)
     assert len(done.model.vit.blocks) == 12
