@@ -89,13 +89,17 @@ def test_multi_scale_probabilities(model, window_batch):
 
 @pytest.mark.parametrize("ensemble", ["plain", "published"])
 def test_any_batch_of_windows_gives_the_same(model, ensemble):
-    """Windows of several scales and flips in one forward pass, to the bit."""
+    """Windows of several scales and flips in one forward pass.
+
+    To a few roundings: several threads cut larger batches into other pieces.
+    """
     one, *others = (
         probabilities(for_prediction(model, settings), E["image"], settings)
         for settings in (with_(window_batch=count, ensemble=ensemble) for count in (1, 2, 7, 64))
     )
     for other in others:
-        np.testing.assert_array_equal(other, one)
+        np.testing.assert_allclose(other, one, rtol=0, atol=1e-6)
+        np.testing.assert_array_equal(other.argmax(0), one.argmax(0))
 
 
 def test_merging_is_upsampling_averaging_and_resizing():
