@@ -157,7 +157,7 @@ struct Team::Threads {
   std::vector<std::thread> threads;
 
   void serve(int part) {
-    const FlushDenormals flush;
+    [[maybe_unused]] const FlushDenormals flush;
     std::unique_lock<std::mutex> lock(mutex);
     for (int64_t seen = 0;;) {
       begin.wait(lock, [&] { return leaving || round > seen; });
@@ -294,7 +294,7 @@ void dense_crf_cpu(const std::vector<Problem>& problems, int iterations, int thr
   threads = std::min(threads, kMostThreads);
   const int workers = static_cast<int>(std::min(static_cast<size_t>(threads), problems.size()));
   auto work = [&](int worker) {
-    const FlushDenormals flush;
+    [[maybe_unused]] const FlushDenormals flush;
     Borrowed workspace;
     // threads that have no image of their own help with one
     Team team(threads / workers + (threads % workers > worker));
