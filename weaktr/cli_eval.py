@@ -11,8 +11,8 @@ from weaktr.data.classes import COCO80, COCO90, VOC, Classes
 from weaktr.progress import console, log
 
 if TYPE_CHECKING:
+    from weaktr.scores.report import Conditions
     from weaktr.stages.evaluate_folders import Truth
-    from weaktr.stages.report import Conditions
 
 EVAL_HELP = """\
 Score masks against true masks: mIoU with its interval, per class, boundaries, confusions.
@@ -71,8 +71,8 @@ def add_eval(parser: argparse.ArgumentParser) -> None:
 
 
 def eval_command(arguments: argparse.Namespace) -> int:
+    from weaktr.scores.report import UNKNOWN, print_classes, print_confused, print_rows
     from weaktr.stages import evaluate_folders as folders
-    from weaktr.stages.report import UNKNOWN, print_classes, print_confused, print_rows
 
     truth = _truth(arguments)
     split = arguments.split or (arguments.names or arguments.truth).stem

@@ -19,13 +19,13 @@ from weaktr.config import EvaluateConfig, LabelConfig, PredictConfig, Recipe
 from weaktr.data import Manifest, Sample
 from weaktr.data.io import require_same_size
 from weaktr.models import CamModel, Segmenter
+from weaktr.parallel import read_images
 from weaktr.progress import track
-from weaktr.stages.evaluation import Evaluation, Pair, evaluate_pairs
+from weaktr.scores.evaluation import Evaluation, Pair, evaluate_pairs
+from weaktr.scores.iou import Scores, ThresholdCurve, score_pairs
+from weaktr.scores.report import Conditions, Row, caption, draw_classes, print_rows, row_json
 from weaktr.stages.label import image_cams
-from weaktr.stages.parallel import read_images
 from weaktr.stages.predict import for_prediction, probabilities
-from weaktr.stages.report import Conditions, Row, caption, draw_classes, print_rows, row_json
-from weaktr.stages.scores import Scores, ThresholdCurve, score_pairs
 
 log = logging.getLogger("weaktr")
 

@@ -16,13 +16,13 @@ from weaktr.data import Classes, read_labels
 from weaktr.data.io import require_same_size
 from weaktr.progress import track
 from weaktr.recipes import make
-from weaktr.stages.bootstrap import LEVEL
-from weaktr.stages.boundary import TOLERANCE
+from weaktr.scores.bootstrap import LEVEL
+from weaktr.scores.boundary import TOLERANCE
+from weaktr.scores.evaluation import Pair, evaluate_pairs
+from weaktr.scores.iou import ThresholdCurve
+from weaktr.scores.report import UNKNOWN, Conditions, Row, draw_classes, row_json
 from weaktr.stages.evaluate import label_conditions, prediction_conditions
-from weaktr.stages.evaluation import Pair, evaluate_pairs
 from weaktr.stages.label import labels_from_cams
-from weaktr.stages.report import UNKNOWN, Conditions, Row, draw_classes, row_json
-from weaktr.stages.scores import ThresholdCurve
 
 log = logging.getLogger("weaktr")
 

@@ -25,9 +25,9 @@ from weaktr.crf import DenseCRF
 from weaktr.data import Problem, Sample
 from weaktr.models import CamModel
 from weaktr.models.ragged import cams_ragged
+from weaktr.parallel import ordered_map, read_images
 from weaktr.progress import Meter
 from weaktr.stages.crf_choice import choose_crf
-from weaktr.stages.parallel import ordered_map, read_images
 from weaktr.stages.training import autocast
 
 log = logging.getLogger("weaktr")

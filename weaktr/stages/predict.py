@@ -21,9 +21,9 @@ from weaktr.crf import DenseCRF
 from weaktr.data import Problem, Sample
 from weaktr.models import Segmenter
 from weaktr.models.packed import packed, shared_copy
+from weaktr.parallel import ordered_map, read_images
 from weaktr.progress import Meter
 from weaktr.stages.crf_choice import choose_crf
-from weaktr.stages.parallel import ordered_map, read_images
 from weaktr.stages.training import amp_type, autocast
 from weaktr.stages.windows import View, merge, views, windows
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.stages.stored import FACTS, arrays
-from weaktr.stages.scores import ConfusionSum, ThresholdCurve, score_pairs, scores
+from weaktr.scores.iou import ConfusionSum, ThresholdCurve, score_pairs, scores
 
 C = arrays("C_labels_miou")
 LABELS = {"voc": 21, "coco": 91, "vocnoise": 21}

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from weaktr.stages.bootstrap import Interval, interval, resampled_miou
-from weaktr.stages.boundary import boundary_f
-from weaktr.stages.parallel import ordered_map
-from weaktr.stages.scores import (
+from weaktr.parallel import ordered_map
+from weaktr.scores.bootstrap import Interval, interval, resampled_miou
+from weaktr.scores.boundary import boundary_f
+from weaktr.scores.iou import (
     Confused,
     ConfusionSum,
     Scores,

@@ -8,10 +8,10 @@ import math
 import numpy as np
 import pytest
 
-from weaktr.stages.bootstrap import interval, resampled_miou
-from weaktr.stages.boundary import boundary, boundary_f, dilate
-from weaktr.stages.evaluation import evaluate_pairs
-from weaktr.stages.scores import ConfusionSum, confused_pairs, score_pairs, scores
+from weaktr.scores.bootstrap import interval, resampled_miou
+from weaktr.scores.boundary import boundary, boundary_f, dilate
+from weaktr.scores.evaluation import evaluate_pairs
+from weaktr.scores.iou import ConfusionSum, confused_pairs, score_pairs, scores
 
 
 def maps(seed, shape=(13, 17), labels=4, ignored=0.15):

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from weaktr.charts import Bars, class_bars
 from weaktr.progress import console
-from weaktr.stages.bootstrap import LEVEL
-from weaktr.stages.evaluation import Evaluation
-from weaktr.stages.scores import Confused, Scores
+from weaktr.scores.bootstrap import LEVEL
+from weaktr.scores.charts import Bars, class_bars
+from weaktr.scores.evaluation import Evaluation
+from weaktr.scores.iou import Confused, Scores
 
 #: Something that was not said.
 UNKNOWN = "not known"

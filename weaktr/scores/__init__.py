@@ -1,0 +1,1 @@
+"""Scores of label maps and CAMs against true masks, their intervals, tables and charts."""
