@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -172,10 +171,11 @@ def multi_scale_cams(
         torch.zeros(len(classes), *image.shape[:2], device=device)
         for image, classes in zip(images, present, strict=True)
     ]
+    mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in model.normalization)
     for scale in scales:
         inputs = []
         for image in images:
-            plain = _network_input(image, scale, model.normalization, device)
+            plain = _network_input(image, scale, mean, std)
             inputs += [plain, plain.flip(-1)][:views]
         asked = [classes for classes in present for _ in range(views)]
         with autocast(amp, device):
@@ -231,16 +231,13 @@ def _pseudo_labels(
     return [values[compact], values[refined]]
 
 
-def _network_input(
-    image: np.ndarray, scale: float, normalization: tuple[Any, Any], device: torch.device
-) -> Tensor:
-    """uint8 [H, W, 3] -> normalised [3, H', W']."""
+def _network_input(image: np.ndarray, scale: float, mean: Tensor, std: Tensor) -> Tensor:
+    """uint8 [H, W, 3] -> normalised [3, H', W'] where mean and std [3, 1, 1] are."""
     height, width = image.shape[:2]
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     if size != (width, height):
         image = np.array(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
-    mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in normalization)
-    pixels = torch.from_numpy(image).to(device).permute(2, 0, 1)
+    pixels = torch.from_numpy(image).to(mean.device).permute(2, 0, 1)
     return (pixels.float() / 255 - mean) / std
 
 

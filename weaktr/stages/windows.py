@@ -14,6 +14,7 @@ Source: reference.md 48.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -93,8 +94,8 @@ def merge(view: View, logits: Tensor, patch: int, window: int, size: tuple[int, 
     """
     grid = (logits.shape[-2], logits.shape[-1])
     height, width = view.pixels.shape[1:]
-    rows = axis_weights(view.tops, window, grid[0], patch, height, size[0]).to(logits)
-    columns = axis_weights(view.lefts, window, grid[1], patch, width, size[1]).to(logits)
+    rows = axis_weights(tuple(view.tops), window, grid[0], patch, height, size[0]).to(logits)
+    columns = axis_weights(tuple(view.lefts), window, grid[1], patch, width, size[1]).to(logits)
     if view.flipped:
         columns = columns.flip(1)
     patches = logits.unflatten(0, (len(view.tops), len(view.lefts)))
@@ -103,16 +104,25 @@ def merge(view: View, logits: Tensor, patch: int, window: int, size: tuple[int, 
     return merged
 
 
+@lru_cache(maxsize=64)  # a view and its mirror image, and images of one size, share them
 def axis_weights(
-    starts: Sequence[int], window: int, grid: int, patch: int, length: int, size: int
+    starts: tuple[int, ...], window: int, grid: int, patch: int, length: int, size: int
 ) -> Tensor:
     """What each patch of each window adds to each pixel, along one axis.
 
     Bilinear upsampling of `grid` patches to their pixels, cut to the window, divided by the number
     of windows at each place, then bilinear resizing from `length` to `size`.
 
+    Args:
+        starts: where the windows begin, in pixels of the scaled image.
+        window: side of a window, in pixels.
+        grid: patches along a window.
+        patch: side of a patch, in pixels.
+        length: of the scaled image, in pixels.
+        size: of the image, in pixels.
+
     Returns:
-        [windows · grid, size] float32.
+        [windows · grid, size] float32 on the CPU, shared: not to be written to.
     """
     upsampled = F.interpolate(torch.eye(grid)[None], size=grid * patch, mode="linear")[
         0, :, :window
