@@ -2,8 +2,8 @@
 
 By default `F.scaled_dot_product_attention`. On the CPU its kernel also knows the row
 log-sum-exp that stage 1 needs; asked for that, it is called by its own name, which saves computing
-q·k once more. Explicit softmax was slower for photographs (733 and 1167 tokens of DeiT-S, two cores)
-and as fast for training images (8 of 216 tokens).
+q·k once more. Explicit softmax was slower for photographs (733 and 1167 tokens of DeiT-S, two
+cores) and as fast for training images (8 of 216 tokens).
 
 `attention="xformers"`, or the environment variable ``WEAKTR_ATTENTION``, takes xformers' kernels
 where that package is installed, on CUDA alone (`weaktr.models.attention_xformers`).

@@ -2,8 +2,8 @@
 
 What the layer norm and the activation return is as large as what they take and cheap to compute
 again, so only what they take is kept for the gradient: of N tokens of width D, D + 4D numbers
-instead of 2D + 8D. Where fresh memory is slow that pays for computing twice: a training step of DeiT-S
-took the same time either way on two cores of a virtual machine.
+instead of 2D + 8D. Where fresh memory is slow that pays for computing twice: a training step of
+DeiT-S took the same time either way on two cores of a virtual machine.
 """
 
 from __future__ import annotations
