@@ -24,6 +24,8 @@ import json
 import os
 import random
 import shutil
+import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -269,6 +271,39 @@ def _read_index(path: Path) -> list[MaskEntry]:
     return entries
 
 
+def names_in(folder: Path, *suffixes: str) -> tuple[list[str], str]:
+    """Names of the files of a folder with the first of these suffixes that occurs, and which.
+
+    Raises:
+        ValueError: none; says what was looked for.
+    """
+    for suffix in suffixes:
+        paths = folder.rglob(f"*{suffix}") if folder.is_dir() else ()
+        if names := [p.relative_to(folder).with_suffix("").as_posix() for p in paths]:
+            return sorted(names), suffix
+    kinds = {".png": "PNG", ".npz": "NPZ", ".npy": "NPY"}
+    wanted = " or ".join(kinds[suffix] for suffix in suffixes)
+    raise ValueError(f"masks: no {wanted} in {folder}")
+
+
+def cam_files(folder: Path, names: Iterable[str]) -> dict[str, Path]:
+    """The files of stored CAMs that belong to these images, by name.
+
+    Args:
+        folder: of NAME.npz (`write_cams`) or NAME.npy (the published code), at any depth.
+        names: of images; those without CAMs are left out.
+
+    Raises:
+        ValueError: there are no CAMs in the folder, or none of these images.
+    """
+    there, suffix = names_in(folder, ".npz", ".npy")
+    known = set(there)
+    found = {name: folder / f"{name}{suffix}" for name in names if name in known}
+    if not found:
+        raise ValueError(f"{folder}: none of its {len(there)} CAMs has the name of an image")
+    return found
+
+
 def write_cams(path: Path, cams: np.ndarray, classes: Sequence[int]) -> None:
     """Write one image's CAMs: float32 [K, H, W] in [0, 1] and the K class indices, as npz."""
     buffer = io.BytesIO()
@@ -290,6 +325,10 @@ def write_scores(path: Path, scores: np.ndarray) -> None:
     write_bytes(path, buffer.getvalue(), durable=False)
 
 
+#: What a damaged or foreign file makes NumPy raise.
+_BROKEN = (OSError, EOFError, KeyError, ValueError, TypeError, zipfile.BadZipFile, zlib.error)
+
+
 def read_cams(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Read one image's CAMs.
 
@@ -307,11 +346,30 @@ def read_cams(path: Path) -> tuple[np.ndarray, np.ndarray]:
         if path.suffix == ".npy":
             found = read_pickled_arrays(path)
             classes = np.array(list(found), np.int64)
-            return np.stack(list(found.values())), classes
-        with np.load(path, allow_pickle=False) as stored:
-            return stored["cams"], stored["classes"]
-    except (OSError, KeyError, ValueError, TypeError) as error:
+            cams = np.stack(list(found.values()))
+        else:
+            with np.load(path, allow_pickle=False) as stored:
+                cams, classes = stored["cams"], stored["classes"]
+    except _BROKEN as error:
         raise ValueError(f"{path}: expected CAMs (class -> [H, W]), got: {error}") from error
+    if cams.ndim != 3 or classes.shape != cams.shape[:1] or not _are_classes(classes):
+        raise ValueError(
+            f"{path}: expected CAMs [K, H, W] of K classes 0 to 253, "
+            f"got {cams.shape} of classes {classes.tolist()}"
+        )
+    if not np.isfinite(cams).all():
+        raise ValueError(f"{path}: expected finite CAMs, got NaN or infinity")
+    return cams, classes
+
+
+def _are_classes(indices: np.ndarray) -> bool:
+    """Whether these are different indices that a mask has room for, beside 0 and 255."""
+    listed = indices.tolist()
+    return (
+        bool(np.issubdtype(indices.dtype, np.integer))
+        and len(set(listed)) == len(listed)
+        and all(0 <= index < 254 for index in listed)
+    )
 
 
 # ---------------------------------------------------------------- training

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 from rich.text import Text
 
 from weaktr import cli_checkpoints, cli_eval, cli_tools
-from weaktr.artifacts import STAGES, MaskFolder
+from weaktr.artifacts import STAGES, MaskFolder, cam_files
 from weaktr.backends import BackendUnavailable
 from weaktr.config import LabelConfig, PredictConfig
 from weaktr.progress import console, log, set_up_logging
@@ -58,6 +59,11 @@ with a 0/1 column for each class; class names are those of the checkpoint.
 examples:
   weaktr label runs/voc/train_cam/model.safetensors photos/ --out labels/
   weaktr label model.safetensors photos/ --labels shop.csv --set crf=none --set threshold=0.3
+
+Instead of a checkpoint, a folder of CAMs (cams/ of --dump-cams, or NAME.npy of the published
+code): another threshold or CRF then takes no model and no labels.csv.
+
+  weaktr label labels/cams photos/ --set threshold=0.35 --out labels_35/
 """
 _PREDICT_HELP = """\
 Masks for plain images: sliding windows over scales and flips, then the CRF.
@@ -173,7 +179,12 @@ def _train(arguments: Arguments) -> int:
 
 
 def _add_label(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", type=Path, help="stage-1 model.safetensors")
+    parser.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="stage-1 model.safetensors, or a folder of CAMs",
+    )
     parser.add_argument("images", type=Path, metavar="IMAGES", help="folder of images")
     parser.add_argument("--labels", type=Path, help="CSV or JSON (default IMAGES/labels.csv)")
     parser.add_argument("--out", type=Path, default=Path("labels"), help="default: labels")
@@ -187,6 +198,8 @@ def _label(arguments: Arguments) -> int:
     from weaktr.models import CamModel
     from weaktr.stages.label import label
 
+    if arguments.checkpoint.is_dir():
+        return _label_stored(arguments)
     settings = _settings(LabelConfig(), arguments.set)
     model, info = _load(arguments.checkpoint, arguments.device)
     if not isinstance(model, CamModel):
@@ -196,6 +209,28 @@ def _label(arguments: Arguments) -> int:
     _begin(arguments.out, arguments.checkpoint, as_tree(settings))
     label(model, manifest.samples, arguments.out, settings, dump_cams=arguments.dump_cams)
     log.info("masks: %s", arguments.out / "masks")
+    return 0
+
+
+def _label_stored(arguments: Arguments) -> int:
+    """`_label` where CAMs were made before."""
+    from weaktr import data
+    from weaktr.stages.label import AFTER_CAMS, label_stored
+
+    cams, out = arguments.checkpoint, arguments.out
+    settings = _settings(LabelConfig(), arguments.set)
+    changed = {re.split(r"[.=]", change)[0] for change in arguments.set} - {*AFTER_CAMS}
+    flags = {"--labels": arguments.labels, "--dump-cams": arguments.dump_cams}
+    if without_effect := [*sorted(changed), *(flag for flag, given in flags.items() if given)]:
+        raise ValueError(
+            f"{', '.join(without_effect)}: of no effect on CAMs that are there ({cams}); "
+            f"expected {', '.join(AFTER_CAMS)}"
+        )
+    samples = data.unlabelled(arguments.images).samples
+    files = cam_files(cams, [sample.name for sample in samples])
+    _begin(out, cams, {key: value for key, value in as_tree(settings).items() if key in AFTER_CAMS})
+    label_stored(files, samples, out, settings)
+    log.info("masks: %s", out / "masks")
     return 0
 
 

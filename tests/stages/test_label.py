@@ -14,8 +14,9 @@ from weaktr.artifacts import MaskFolder, read_mask_file
 from weaktr.config import LabelConfig
 from weaktr.data import Classes, Sample
 from weaktr.models import CamModel
-from weaktr.stages import label as stage
-from weaktr.stages.label import image_cams, label, labels_from_cams, multi_scale_cams
+from weaktr.stages import cams as stage
+from weaktr.stages.cams import image_cams, multi_scale_cams
+from weaktr.stages.label import label, labels_from_cams
 
 B, C = arrays("B_multiscale_cam"), arrays("C_labels_miou")
 CASES = FACTS["B_multiscale_cam"]["cases"]

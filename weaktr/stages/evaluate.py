@@ -24,7 +24,7 @@ from weaktr.progress import track
 from weaktr.scores.evaluation import Evaluation, Pair, evaluate_pairs
 from weaktr.scores.iou import Scores, ThresholdCurve, score_pairs
 from weaktr.scores.report import Conditions, Row, caption, draw_classes, print_rows, row_json
-from weaktr.stages.label import image_cams
+from weaktr.stages.cams import image_cams
 from weaktr.stages.predict import for_prediction, probabilities
 
 log = logging.getLogger("weaktr")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from weaktr.artifacts import read_cams, read_json, write_json
+from weaktr.artifacts import names_in, read_cams, read_json, write_json
 from weaktr.config import LabelConfig, PredictConfig
 from weaktr.data import Classes, read_labels
 from weaktr.data.io import require_same_size
@@ -167,21 +167,6 @@ def score_cams(
     row = _row(replace(source, made=made), names, pair, truth, tolerance)
     points = [found.miou for found in curve.scores()]
     return row, list(zip(map(float, thresholds), points, strict=True))
-
-
-def names_in(folder: Path, *suffixes: str) -> tuple[list[str], str]:
-    """Names of the files of a folder with the first of these suffixes that occurs, and which.
-
-    Raises:
-        ValueError: none; says what was looked for.
-    """
-    for suffix in suffixes:
-        paths = folder.rglob(f"*{suffix}") if folder.is_dir() else ()
-        if names := [p.relative_to(folder).with_suffix("").as_posix() for p in paths]:
-            return sorted(names), suffix
-    kinds = {".png": "PNG", ".npz": "NPZ", ".npy": "NPY"}
-    wanted = " or ".join(kinds[suffix] for suffix in suffixes)
-    raise ValueError(f"masks: no {wanted} in {folder}")
 
 
 def chosen_names(folder: Path, suffixes: Sequence[str], truth: Truth) -> list[str]:

@@ -15,7 +15,7 @@ from weaktr.config import Recipe
 from weaktr.data import Manifest, Sample
 from weaktr.models import CamModel
 from weaktr.pictures import Panel, Row, draw
-from weaktr.stages.label import image_cams
+from weaktr.stages.cams import image_cams
 from weaktr.stages.pipeline import MODEL, Pipeline
 
 #: Most classes of one image whose CAMs are drawn.
