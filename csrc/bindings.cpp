@@ -7,12 +7,14 @@
 
 #include "check.hpp"
 #include "dense_crf.hpp"
+#include "isa.hpp"
 
 namespace py = pybind11;
 
 namespace weaktr {
 
 void bind_cuda(py::module_& module);        // bindings_cuda.cpp
+void bind_attention(py::module_& module);   // bindings_attention.cpp
 void bind_fuse_heads(py::module_& module);  // bindings_fuse_heads.cpp
 
 namespace {
@@ -219,6 +221,7 @@ PYBIND11_MODULE(_native, module) {
              "Instruction sets that this processor can run, best first.");
   module.def("release_memory", &weaktr::release_memory,
              "Free the work space that is kept from call to call.");
+  weaktr::bind_attention(module);
   weaktr::bind_fuse_heads(module);
   weaktr::bind_cuda(module);
 }

@@ -2,7 +2,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
-#include "check.hpp"
+#include "bindings_arrays.hpp"
 #include "fuse_heads.hpp"
 
 namespace py = pybind11;
@@ -12,24 +12,6 @@ namespace {
 
 typedef py::array_t<float> Array;
 typedef py::array_t<float, py::array::c_style> Dense;
-
-void check_shape(const char* name, const py::array& array, std::vector<py::ssize_t> shape) {
-  if (std::equal(shape.begin(), shape.end(), array.shape(), array.shape() + array.ndim())) return;
-  std::string expected;
-  for (const py::ssize_t side : shape)
-    expected += (expected.empty() ? "" : ", ") + std::to_string(side);
-  refuse(std::string(name) + ": expected [" + expected + "], got " +
-         std::string(py::str(array.attr("shape"))));
-}
-
-// Distance along an axis, in numbers.
-int64_t step(const char* name, const Array& array, int axis) {
-  constexpr py::ssize_t size = sizeof(float);
-  if (array.strides(axis) % size)
-    refuse(std::string(name) + ": expected strides of whole numbers, got " +
-           std::to_string(array.strides(axis)) + " bytes");
-  return array.strides(axis) / size;
-}
 
 Rows rows_of(const char* name, const Array& array) {
   if (array.ndim() == 3 && array.size() && array.shape(2) > 1 && step(name, array, 2) != 1)

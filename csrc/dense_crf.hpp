@@ -54,9 +54,6 @@ struct Problem {
 void dense_crf_cpu(const std::vector<Problem>& problems, int iterations, int threads,
                    const std::string& isa);
 
-// The instruction sets that this library has code for and this processor runs, best first.
-std::vector<std::string> isa_levels();
-
 // Frees what is kept from call to call: work space and lattices of positions.
 void release_memory();
 

@@ -20,6 +20,7 @@
 #endif
 
 #include "check.hpp"
+#include "isa.hpp"
 #include "workspace.hpp"
 
 namespace weaktr {
@@ -206,41 +207,6 @@ void Team::run(void (*job)(const void*, int), const void* context) {
 
 namespace {
 
-typedef void (*Solve)(const Problem&, const Kernel*, int, int, Workspace&, Team&);
-struct Isa {
-  const char* name;
-  Solve solve;
-};
-
-// What runs here, best first.
-std::vector<Isa> usable() {
-  std::vector<Isa> found;
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                    __builtin_cpu_supports("bmi2");
-  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
-    found.push_back({"avx512", avx512::solve});
-  if (avx2) found.push_back({"avx2", avx2::solve});
-#elif defined(__aarch64__)
-  found.push_back({"neon", neon::solve});
-#endif
-  found.push_back({"scalar", scalar::solve});
-  return found;
-}
-
-Solve choose_isa(const std::string& wanted) {
-  const std::vector<Isa> found = usable();
-  if (wanted == "auto") return found.front().solve;
-  std::string names;
-  for (const Isa& isa : found) {
-    if (wanted == isa.name) return isa.solve;
-    names += std::string(names.empty() ? "" : ", ") + isa.name;
-  }
-  refuse("isa: expected auto or one of " + names + ", got " + wanted);
-}
-
 // Work spaces that wait for the next call.
 std::mutex pool_mutex;
 std::vector<std::unique_ptr<Workspace>> pool;
@@ -273,12 +239,6 @@ class Borrowed {
 
 }  // namespace
 
-std::vector<std::string> isa_levels() {
-  std::vector<std::string> names;
-  for (const Isa& isa : usable()) names.emplace_back(isa.name);
-  return names;
-}
-
 void release_memory() {
   const std::lock_guard<std::mutex> lock(pool_mutex);
   pool.clear();
@@ -288,7 +248,8 @@ void dense_crf_cpu(const std::vector<Problem>& problems, int iterations, int thr
                    const std::string& isa) {
   check(iterations >= 0, "iterations: expected 0 or more, got " + std::to_string(iterations));
   check(threads >= 1, "num_threads: expected at least 1, got " + std::to_string(threads));
-  const Solve solve = choose_isa(isa);
+  const std::string name = chosen_isa(isa);
+  const auto solve = WEAKTR_CODE_FOR(name, solve);
   std::atomic<size_t> next{0};
   std::vector<std::exception_ptr> errors(problems.size());
   threads = std::min(threads, kMostThreads);

@@ -13,7 +13,7 @@
 #include <cstdint>
 #include <string>
 
-#include "permutohedral.hpp"
+#include "query_blocks.hpp"
 
 namespace weaktr {
 
@@ -34,14 +34,9 @@ struct FusedMaps {
   float scale = 0;
 };
 
-// Queries that are computed side by side.
-constexpr int64_t kQueries = 64;
-// Keys of a tile.
-constexpr int64_t kKeys = 6;
-
 // Floats of work space that a thread needs.
 WEAKTR_INLINE int64_t fuse_workspace(const FusedMaps& maps) {
-  const int64_t keys = (maps.patches + kKeys - 1) / kKeys * kKeys;
+  const int64_t keys = blocks_of(kKeys, maps.patches) * kKeys;
   return kQueries * (maps.width + keys + 1);
 }
 

@@ -2,42 +2,13 @@
 // dense_crf_isa.cpp this object defines no symbols that others could pick up.
 
 #include "fuse_heads.hpp"
-#include "rows.hpp"
+#include "query_tiles.hpp"
 
 namespace weaktr {
 namespace WEAKTR_ISA {
 namespace {
 
-// A tile is kKeys keys times kVectors vectors of queries: as many as there are registers for.
-#if defined(__AVX512F__)
-constexpr int kVectors = 4;
-#else
-constexpr int kVectors = 2;
-#endif
-constexpr int kGroup = kVectors * kLanes;  // queries of a tile
-static_assert(kQueries % kGroup == 0, "a block of queries is a whole number of tiles");
-
-constexpr float kLog2E = 1.44269504088896341f;
-
 WEAKTR_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
-// 2^x for any x; NaN stays NaN.
-WEAKTR_INLINE Wide any_power_of_two(Wide x) {
-#if defined(__AVX512F__)
-  const __m512 whole = _mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT);
-  const Wide part = power_of_fraction(x - (Wide)whole);
-  return (Wide)_mm512_scalef_ps((__m512)part, whole);
-#else
-  const Wide low = filled<Wide>(-126.0f), high = filled<Wide>(128.0f);
-#if defined(__AVX2__)  // where one is NaN the second is taken
-  x = (Wide)_mm256_min_ps((__m256)high, _mm256_max_ps((__m256)low, (__m256)x));
-#else
-  x = choose(less_mask(x, low), low, x);
-  x = choose(less_mask(high, x), high, x);
-#endif
-  return power_of_two(x);
-#endif
-}
 
 // Queries first ... first + 63 of map m as [group][d][query of the group], times scale * log2(e);
 // and -log2(e) lse. Rows beyond the last are those of the last.
@@ -66,14 +37,7 @@ WEAKTR_INLINE void add_tile(const float* queries, const float* offsets,
     const Wide offset = load<Wide>(offsets + v * kLanes);
     for (int j = 0; j < kKeys; ++j) sums[j][v] = offset;
   }
-  for (int64_t t = 0; t < width; ++t) {
-    Wide query[kVectors];
-    for (int v = 0; v < kVectors; ++v) query[v] = load<Wide>(queries + t * kGroup + v * kLanes);
-    for (int j = 0; j < kKeys; ++j) {
-      const Wide key = filled<Wide>(keys[j][t]);
-      for (int v = 0; v < kVectors; ++v) sums[j][v] = fused(query[v], key, sums[j][v]);
-    }
-  }
+  add_products(keys, 1, queries, kGroup, width, sums);
   for (int j = 0; j < kKeys; ++j)
     for (int v = 0; v < kVectors; ++v) {
       float* to = total + j * kQueries + v * kLanes;

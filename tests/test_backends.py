@@ -164,13 +164,16 @@ def test_usual_inputs_are_what_the_ops_ask_with():
         return pick(op, device, backend, **facts)
 
     q = torch.randn(1, 2, 5, 8)
-    for op, call in {
+    calls = {
         "head_stats": lambda run: run(q, q, num_classes=1, num_patches=4),
         "fuse_heads": lambda run: run(q, q, q[..., 0], q[:, :, 0, 0], q[0, :1, :4]),
         "clipped_cross_entropy": lambda run: run(q, torch.zeros(1, 5, 8, dtype=torch.uint8)),
-    }.items():
-        module = import_module(f"weaktr.ops.{op}")
+        "softmax_attention": lambda run: run(q, q, q),
+    }
+    for name, call in calls.items():
+        home = "models.attention" if name == "softmax_attention" else f"ops.{name}"
+        module = import_module(f"weaktr.{home}")
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(module, "pick", note)
-            call(getattr(module, op))
+            call(getattr(module, name))
     assert asked == {op: facts.keys() for op, facts in backends.USUAL.items()}

@@ -227,7 +227,7 @@ def names(kind: str, *files: Path) -> set[str]:
     return {line.split()[-1] for line in lines if line and not line.endswith(":")}
 
 
-@pytest.mark.parametrize("isa", ["avx2", "avx512"])
+@pytest.mark.parametrize("isa", ["avx2", "avx512", "avx512bf16"])
 def test_common_code_needs_nothing_else_of_newer_instruction_sets(
     build_folder: Path, isa: str
 ) -> None:
@@ -239,7 +239,7 @@ def test_common_code_needs_nothing_else_of_newer_instruction_sets(
     assert all(name.startswith(f"_ZN6weaktr{len(isa)}{isa}") for name in taken), taken
 
 
-@pytest.mark.parametrize("isa", ["avx2", "avx512"])
+@pytest.mark.parametrize("isa", ["avx2", "avx512", "avx512bf16"])
 def test_import_runs_no_code_of_newer_instruction_sets(build_folder: Path, isa: str) -> None:
     """Initialisers of globals would run at import, on every processor."""
     assert "_GLOBAL__sub_I" not in output_of("nm", build_folder / f"libweaktr_{isa}.a")

@@ -23,6 +23,28 @@ def fuse_heads_cpu(
     num_threads: int,
     isa: str = "auto",
 ) -> NDArray[np.float32]: ...
+def attention_cpu(
+    q: NDArray[np.float32],
+    k: NDArray[np.float32],
+    v: NDArray[np.float32],
+    scale: float,
+    classes: int,
+    patches: int,
+    column_means: bool,
+    num_threads: int,
+    isa: str = "auto",
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]: ...
+def attention_cpu_bfloat16(
+    q: NDArray[np.uint16],
+    k: NDArray[np.uint16],
+    v: NDArray[np.uint16],
+    scale: float,
+    classes: int,
+    patches: int,
+    column_means: bool,
+    num_threads: int,
+) -> tuple[NDArray[np.uint16], NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]: ...
+def has_bfloat16() -> bool: ...
 def isa_levels() -> list[str]: ...
 def has_cuda() -> bool: ...
 def dense_crf_cuda(

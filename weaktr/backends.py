@@ -49,20 +49,23 @@ REGISTRY: dict[str, dict[str, str]] = {
     },
     "attention": {
         "xformers": "weaktr.models.attention_xformers:attention_xformers",
+        "cpu": "weaktr.native_attention:attention_cpu",
         "torch": "weaktr.models.attention:attention_torch",
     },
     "confusion": {"torch": "weaktr.ops.confusion:confusion_torch"},
 }
 
 
-#: Ops that the environment variable leaves alone: here the caller always names the backend.
-NAMED = {"attention": "torch"}
+#: Ops to which the environment variable applies only where it names one of their own backends:
+#: they are not the method's, and what it names for the others need not exist for them.
+LENIENT = ("attention",)
 
 #: Facts (see `pick`) of the usual inputs, for `report`.
 USUAL: dict[str, dict[str, Any]] = {
     "head_stats": {"dtypes": (torch.float32,), "head_dim": 64},
     "fuse_heads": {"dtypes": (torch.float32,), "head_dim": 64},
     "clipped_cross_entropy": {"num_labels": 21, "enlarging": 16.0},
+    "attention": {"dtype": torch.float32, "head_dim": 64, "dropout": False},
 }
 
 
@@ -147,11 +150,17 @@ def pick(
     if op not in REGISTRY:
         raise ValueError(f"op: expected one of {sorted(REGISTRY)}, got {op!r}")
     if backend == "auto":
-        backend = os.environ.get(ENVIRONMENT_VARIABLE, "auto")
+        backend = _asked_for(op)
     target = _choose(op, torch.device(device).type, backend, tuple(facts.items()))
     module, function = target.split(":")
     found: Callable[..., Any] = getattr(sys.modules[module], function)
     return found
+
+
+def _asked_for(op: str) -> str:
+    """The backend that the environment asks for."""
+    wanted = os.environ.get(ENVIRONMENT_VARIABLE, "auto")
+    return "auto" if op in LENIENT and wanted not in REGISTRY[op] else wanted
 
 
 @torch.compiler.assume_constant_result  # torch.compile asks once, for the graph that it makes
@@ -194,7 +203,7 @@ def report() -> list[Status]:
     devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
     rows = []
     for op, backends in REGISTRY.items():
-        wanted = NAMED.get(op) or os.environ.get(ENVIRONMENT_VARIABLE, "auto")
+        wanted = _asked_for(op)
         found = {device: _search(op, device, wanted, USUAL.get(op, {})) for device in devices}
         for backend in backends:
             status = _status(op, backend)

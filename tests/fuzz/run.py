@@ -71,7 +71,7 @@ def build(
     csrc = ROOT / "csrc"
     jobs: list[tuple[Path, str, tuple[str, ...]]]
     jobs = [(Path(__file__).parent / "fuzz_dense_crf.cpp", "driver", ())]
-    jobs.append((csrc / "dense_crf_cpu.cpp", "cpu", ()))
+    jobs += [(csrc / f"{name}.cpp", name, ()) for name in ("dense_crf_cpu", "isa")]
     for name, flags in LEVELS.items():
         source = csrc / "dense_crf_isa.cpp" if name in levels else left_out
         jobs.append((source, name, (*flags, f"-DWEAKTR_ISA={name}", f"-I{csrc}")))

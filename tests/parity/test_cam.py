@@ -106,7 +106,7 @@ def test_what_happens_inside(size):
         position = model.vit._position(grid, tuple(images.shape[-2:]))
         maps, features = [], []
         for index in range(len(model.vit.blocks)):
-            tokens, attended, q, k, lse = model.vit.run_block(index, tokens, rope, with_lse=True)
+            tokens, attended, q, k, lse, _ = model.vit.run_block(index, tokens, rope, with_lse=True)
             maps.append((q @ k.transpose(2, 3) * q.shape[-1] ** -0.5 - lse[..., None]).exp())
             features.append(attended.unflatten(2, (-1, model.vit.num_heads)).permute(0, 3, 1, 2))
     assert_golden(position, golden[f"{inter}.pos_embed_used"])

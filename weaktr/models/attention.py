@@ -1,9 +1,9 @@
 """Softmax attention of the backbones: which implementation, chosen here and nowhere else.
 
-By default `F.scaled_dot_product_attention`. On the CPU its kernel also knows the row
-log-sum-exp that stage 1 needs; asked for that, it is called by its own name, which saves computing
-q·k once more. Explicit softmax was slower for photographs (733 and 1167 tokens of DeiT-S, two
-cores) and as fast for training images (8 of 216 tokens).
+By default (`attention="auto"`) the C++ code on a CPU (`weaktr.native_attention`), else
+`F.scaled_dot_product_attention`, which is also what "sdpa" stands for. On the CPU its kernel knows
+the row log-sum-exp that stage 1 needs; asked for that, it is called by its own name, which saves
+computing q·k once more.
 
 `attention="xformers"`, or the environment variable ``WEAKTR_ATTENTION``, takes xformers' kernels
 where that package is installed, on CUDA alone (`weaktr.models.attention_xformers`).
@@ -12,28 +12,39 @@ where that package is installed, on CUDA alone (`weaktr.models.attention_xformer
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
-from typing import Any
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from weaktr.backends import pick
+from weaktr.ops.head_stats import HeadStats
 
 ENVIRONMENT_VARIABLE = "WEAKTR_ATTENTION"
 #: What it is called by a user -> the backend of op "attention" (`weaktr.backends.REGISTRY`).
-ATTENTIONS = {"sdpa": "torch", "xformers": "xformers"}
+ATTENTIONS = {"auto": "auto", "sdpa": "torch", "xformers": "xformers"}
+#: C class tokens at the front and P patches at the end, of which `head_stats` are wanted.
+Statistics = tuple[int, int]
+
+
+class Attended(NamedTuple):
+    """What `softmax_attention` returns."""
+
+    out: Tensor  #: [B, H, N, d]
+    lse: Tensor | None  #: [B, H, N] without gradient, float32 or wider
+    stats: HeadStats | None = None  #: without gradient
 
 
 def chosen_attention(attention: str | None = None) -> str:
-    """The name in force: the argument, then ``WEAKTR_ATTENTION``, then "sdpa".
+    """The name in force: the argument, then ``WEAKTR_ATTENTION``, then "auto".
 
     Raises:
         ValueError: no such attention.
     """
-    name = attention or os.environ.get(ENVIRONMENT_VARIABLE) or "sdpa"
+    name = attention or os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
     if name not in ATTENTIONS:
         raise ValueError(
             f"attention (or {ENVIRONMENT_VARIABLE}): expected one of {list(ATTENTIONS)}, "
@@ -50,31 +61,35 @@ def softmax_attention(
     dropout: float = 0.0,
     with_lse: bool = False,
     lengths: Sequence[int] | None = None,
-    attention: str = "sdpa",
-) -> tuple[Tensor, Tensor | None]:
-    """softmax(q kᵀ / √d) v, and the log-sum-exp of its rows where that costs nothing.
+    statistics: Statistics | None = None,
+    attention: str = "auto",
+) -> Attended:
+    """softmax(q kᵀ / √d) v, and what else is asked for where it costs next to nothing.
 
     Args:
         q, k, v: [B, H, N, d], N >= 1.
         dropout: probability that an attention weight is dropped.
-        with_lse: whether the log-sum-exp is of use.
+        with_lse: whether the log-sum-exp of the rows is of use.
         lengths: tokens of each of several images, packed into one sequence (B is 1); each attends
             to itself alone.
+        statistics: (C, P) whose `head_stats` are of use; not together with `lengths`.
         attention: one of `ATTENTIONS`.
 
     Returns:
-        (output [B, H, N, d], lse [B, H, N] without gradient, float32 or wider; None where not
-        asked for, or where it would have to be computed).
+        `Attended`; log-sum-exp and statistics are None where not asked for, or where they would
+        have to be computed apart.
 
     Raises:
-        BackendUnavailable: xformers is not installed, or the tensors are not on CUDA.
+        BackendUnavailable: an attention named explicitly is not there, or takes no such tensors.
     """
-    settings: dict[str, Any] = {"dropout": dropout, "with_lse": with_lse, "lengths": lengths}
-    if attention == "sdpa":
-        return attention_torch(q, k, v, **settings)
-    run = pick("attention", q.device, ATTENTIONS[attention])
-    result: tuple[Tensor, Tensor | None] = run(q, k, v, **settings)
-    return result
+    if attention == "auto" and torch.compiler.is_exporting():
+        attention = "sdpa"  # exporters know the public function alone
+    facts = {"dtype": q.dtype, "head_dim": q.shape[-1], "dropout": dropout > 0}
+    run = pick("attention", q.device, ATTENTIONS[attention], **facts)
+    attended: Attended = run(
+        *(q, k, v), dropout=dropout, with_lse=with_lse, lengths=lengths, statistics=statistics
+    )
+    return attended
 
 
 def attention_torch(
@@ -85,22 +100,39 @@ def attention_torch(
     dropout: float,
     with_lse: bool,
     lengths: Sequence[int] | None,
-) -> tuple[Tensor, Tensor | None]:
-    """`softmax_attention` by SDPA; packed neighbours of one length are a batch."""
-    if lengths is None:
-        return _attend(q, k, v, dropout, with_lse)
+    statistics: Statistics | None = None,
+) -> Attended:
+    """`softmax_attention` by SDPA; statistics never."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Attended:
+        if not (with_lse and _knows_lse(q, k, v, dropout)):
+            return Attended(F.scaled_dot_product_attention(q, k, v, dropout_p=dropout), None)
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
+        return Attended(out, lse.detach())
+
+    return attend(q, k, v) if lengths is None else by_length(attend, q, k, v, lengths)
+
+
+def by_length(
+    attend: Callable[[Tensor, Tensor, Tensor], Attended],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lengths: Sequence[int],
+) -> Attended:
+    """Attention of packed images by `attend`, to which neighbours of one length are a batch."""
     outs, sums = [], []
     for start, count, length in runs(lengths):
         tokens = slice(start, start + count * length)
         queries, keys, values = (
             x[0, :, tokens].unflatten(1, (count, length)).transpose(0, 1) for x in (q, k, v)
         )
-        out, lse = _attend(queries, keys, values, dropout, with_lse)
+        out, lse, _ = attend(queries, keys, values)
         outs.append(out.transpose(0, 1).flatten(1, 2))
         sums.append(None if lse is None else lse.transpose(0, 1).flatten(1, 2))
     known = [lse for lse in sums if lse is not None]
     together = torch.cat(known, 1)[None] if len(known) == len(sums) else None
-    return torch.cat(outs, 1)[None], together
+    return Attended(torch.cat(outs, 1)[None], together)
 
 
 def runs(lengths: Sequence[int]) -> Iterator[tuple[int, int, int]]:
@@ -110,15 +142,6 @@ def runs(lengths: Sequence[int]) -> Iterator[tuple[int, int, int]]:
         count = len(list(group))
         yield start, count, length
         start += count * length
-
-
-def _attend(
-    q: Tensor, k: Tensor, v: Tensor, dropout: float, with_lse: bool
-) -> tuple[Tensor, Tensor | None]:
-    if not (with_lse and _knows_lse(q, k, v, dropout)):
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout), None
-    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
-    return out, lse.detach()
 
 
 def _knows_lse(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> bool:

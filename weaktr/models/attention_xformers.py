@@ -13,12 +13,14 @@ from torch import Tensor
 from xformers.ops import memory_efficient_attention
 from xformers.ops.fmha.attn_bias import BlockDiagonalMask
 
+from weaktr.models.attention import Attended, Statistics
 
-def refusal(device_type: str) -> str:
+
+def refusal(device_type: str, **_: Any) -> str:
     """Why xformers does not take tensors on such a device, "" where it does."""
     if device_type == "cuda":
         return ""
-    return f"xformers runs on CUDA tensors, got {device_type}; leave attention at 'sdpa'"
+    return f"xformers runs on CUDA tensors, got {device_type}; leave attention at 'auto'"
 
 
 def attention_xformers(
@@ -29,9 +31,10 @@ def attention_xformers(
     dropout: float,
     with_lse: bool,
     lengths: Sequence[int] | None,
-) -> tuple[Tensor, Tensor | None]:
+    statistics: Statistics | None,
+) -> Attended:
     """Like `weaktr.models.attention.attention_torch`; packed images in one launch, lse never."""
     mask: Any = None if lengths is None else BlockDiagonalMask.from_seqlens(list(lengths))
     by_token = (x.transpose(1, 2) for x in (q, k, v))  # [B, N, H, d]
     out: Tensor = memory_efficient_attention(*by_token, attn_bias=mask, p=dropout)
-    return out.transpose(1, 2), None
+    return Attended(out.transpose(1, 2), None)

@@ -215,13 +215,13 @@ class CamModel(nn.Module):
         classes = self.num_classes
 
         def statistics(layer: Layer, patches: int) -> tuple[Tensor, Tensor]:
-            stats = head_stats(
+            stats = layer.stats or head_stats(
                 layer.q, layer.k, num_classes=classes, num_patches=patches, lse=layer.lse
             )
             assert stats.column_means is not None
             return stats.class_rows, stats.column_means
 
-        encoding = self.encode(images, statistics)
+        encoding = self.encode(images, statistics, with_stats=True)
         coarse_map = self.head(encoding.patch_map)
         weights = self.fusion(encoding.features.transpose(1, 2).flatten(1, 2))
         share = by_layer(weights, encoding.features.shape) / weights.shape[1]
@@ -324,13 +324,17 @@ class CamModel(nn.Module):
             )
         return labels.to(self.head.weight.device) > 0
 
-    def encode(self, images: Tensor, collect: Any) -> Encoding:
-        """Run the backbone; `collect(layer, P)` decides what of each layer's attention is kept."""
+    def encode(self, images: Tensor, collect: Any, *, with_stats: bool = False) -> Encoding:
+        """Run the backbone; `collect(layer, P)` decides what of each layer's attention is kept.
+
+        `with_stats`: whether it has a use for `head_stats` where attention gives them for nothing.
+        """
         tokens, grid, rope = self.vit.embed(images)
         patches = grid[0] * grid[1]
+        statistics = (self.num_classes, patches) if with_stats else None
         features, kept = [], []
         for index in range(len(self.vit.blocks)):
-            layer = self.vit.run_block(index, tokens, rope, with_lse=True)
+            layer = self.vit.run_block(index, tokens, rope, with_lse=True, statistics=statistics)
             tokens = layer.tokens
             features.append(self.pooled(layer.attended.detach()))
             kept.append(collect(layer, patches))

@@ -20,9 +20,10 @@ from timm.models.eva import EvaAttention, EvaBlock
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from weaktr.models.attention import chosen_attention, softmax_attention
+from weaktr.models.attention import Attended, Statistics, chosen_attention, softmax_attention
 from weaktr.models.mlp import mlp_of_norm
 from weaktr.models.positions import resized_position
+from weaktr.ops.head_stats import HeadStats
 
 #: How the patch part of the position embedding follows a grid other than its own:
 #: "timm" (bicubic, antialiased), "published_cam" and "published_seg" (what the published code does
@@ -38,6 +39,7 @@ class Layer(NamedTuple):
     q: Tensor  #: [B, H, N, d] queries as they enter the softmax
     k: Tensor  #: [B, H, N, d] keys
     lse: Tensor | None  #: [B, H, N] log-sum-exp of the softmax, where it was asked for and is known
+    stats: HeadStats | None  #: where they were asked for and cost nothing
 
 
 class Tokens(NamedTuple):
@@ -180,31 +182,34 @@ class ViT(nn.Module):
         *,
         with_lse: bool = False,
         lengths: Sequence[int] | None = None,
+        statistics: Statistics | None = None,
     ) -> Layer:
         """Run block `index` on tokens [B, N, D] and return what it computed on the way.
 
+        `with_lse`, `lengths`, `statistics`: see `weaktr.models.attention.softmax_attention`.
         With `lengths` the tokens are [1, ΣN, D], those of several images packed one behind the
         other, and `rope` is for all of them (`weaktr.models.ragged`).
         """
         block: Any = self.blocks[index]
         if rope is not None and self.rope_per_block:
             rope = rope[index]
-        attended, q, k, lse = attend(
+        branch, q, k, (_, lse, stats) = attend(
             block.attn,
             block.norm1(tokens),
             rope,
             0 if lengths else self.num_prefix_tokens,
             with_lse=with_lse,
             lengths=lengths,
+            statistics=statistics,
             attention=self.attention,
         )
         if isinstance(block, EvaBlock):
             scale1, scale2 = (_gamma(block.gamma_1), _gamma(block.gamma_2))
         else:
             scale1, scale2 = block.ls1, block.ls2
-        tokens = tokens + block.drop_path1(scale1(attended))
+        tokens = tokens + block.drop_path1(scale1(branch))
         tokens = tokens + block.drop_path2(scale2(mlp_of_norm(block.mlp, block.norm2, tokens)))
-        return Layer(tokens, attended, q, k, lse)
+        return Layer(tokens, branch, q, k, lse, stats)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] -> all tokens [B, N, D] after the final norm."""
@@ -280,8 +285,9 @@ def attend(
     *,
     with_lse: bool = False,
     lengths: Sequence[int] | None = None,
-    attention: str = "sdpa",
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    statistics: Statistics | None = None,
+    attention: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor, Attended]:
     """Multi-head self-attention of a timm module, with its queries and keys.
 
     Args:
@@ -290,10 +296,10 @@ def attend(
         x: [B, N, D] normalised tokens.
         rope: rotary embedding of the N - prefix patch tokens, or None.
         prefix: number of tokens at the front that take no rotary embedding.
-        with_lse, lengths, attention: see `softmax_attention`.
+        with_lse, lengths, statistics, attention: see `softmax_attention`.
 
     Returns:
-        (output [B, N, D] after projection, q [B, H, N, d], k [B, H, N, d], lse [B, H, N] or None).
+        (output [B, N, D] after projection, q and k [B, H, N, d], what attention returned).
     """
     batch, tokens, _ = x.shape
     q, k, v = _project(module, x)
@@ -303,17 +309,18 @@ def attend(
         q = _rotate(q, rope, prefix, half).type_as(v)
         k = _rotate(k, rope, prefix, half).type_as(v)
     dropout = module.attn_drop.p if module.training else 0.0
-    out, lse = softmax_attention(
+    attended = softmax_attention(
         *(q, k, v),
         dropout=dropout,
         with_lse=with_lse,
         lengths=lengths,
+        statistics=statistics,
         attention=attention,
     )
-    out = module.norm(out.transpose(1, 2).reshape(batch, tokens, -1))
+    out = module.norm(attended.out.transpose(1, 2).reshape(batch, tokens, -1))
     if getattr(module, "gate", None) is not None:
         out = out * module.gate(x).sigmoid()
-    return module.proj_drop(module.proj(out)), q, k, lse
+    return module.proj_drop(module.proj(out)), q, k, attended
 
 
 def _project(attention: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
