@@ -17,7 +17,7 @@ from torch.nn.functional import multilabel_soft_margin_loss
 
 from weaktr.backends import ENVIRONMENT_VARIABLE
 from weaktr.models import CamModel
-from weaktr.stages.training import autocast
+from weaktr.stages.precision import autocast
 
 BACKBONE = "deit_small_patch16_224"
 CLASSES = 20

@@ -70,9 +70,10 @@ def predictions(picture: Path, device: str) -> dict[str, Pass]:
     model = Segmenter(BACKBONE, LABELS).to(device).eval()
     image = np.load(picture)["image"]
     ready = for_prediction(model, PREDICT)
+    half = for_prediction(model, replace(PREDICT, amp="bf16"))
     ways = {
         "weaktr": lambda settings: probabilities(ready, image, settings),
-        "weaktr bf16": lambda settings: probabilities(model, image, replace(settings, amp="bf16")),
+        "weaktr bf16": lambda settings: probabilities(half, image, replace(settings, amp="bf16")),
         "published": lambda settings: published.probabilities(model, image, settings),
     }
     found = {row: Pass(0.0, None, np.zeros(())) for row in ways}

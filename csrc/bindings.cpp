@@ -8,6 +8,7 @@
 #include "check.hpp"
 #include "dense_crf.hpp"
 #include "isa.hpp"
+#include "threads.hpp"
 
 namespace py = pybind11;
 
@@ -221,6 +222,8 @@ PYBIND11_MODULE(_native, module) {
              "Instruction sets that this processor can run, best first.");
   module.def("release_memory", &weaktr::release_memory,
              "Free the work space that is kept from call to call.");
+  module.def("use_openmp", &weaktr::use_openmp, py::arg("gomp_parallel"),
+             "Threads of the OpenMP runtime with this GOMP_parallel for all but the CRF; 0: our own.");
   weaktr::bind_attention(module);
   weaktr::bind_fuse_heads(module);
   weaktr::bind_cuda(module);

@@ -4,11 +4,16 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
-#include <system_error>
-#include <thread>
-#include <vector>
 
 namespace weaktr {
+
+
+// From now on uses the threads of an OpenMP runtime, by the address of its GOMP_parallel: while they
+// wait for work they keep the cores busy, and threads of our own would wait for them. 0: our own.
+void use_openmp(uintptr_t gomp_parallel);
+
+// job(context) on up to `threads` threads at once, at least on the caller's.
+void run_on_threads(void (*job)(void*), void* context, unsigned threads);
 
 // How many of `threads` there is work for.
 inline int64_t count_workers(int64_t items, int threads) {
@@ -19,18 +24,17 @@ inline int64_t count_workers(int64_t items, int threads) {
 // numbered from 0. `work` must not throw.
 template <class Work>
 void share_out(int64_t items, int64_t workers, const Work& work) {
-  std::atomic<int64_t> next{0};
-  auto work_on = [&](int64_t worker) {
-    for (int64_t item; (item = next++) < items;) work(item, worker);
+  struct Shared {
+    const Work& work;
+    int64_t items;
+    std::atomic<int64_t> worker{0}, item{0};
+  } shared{work, items};
+  const auto job = [](void* context) {
+    Shared& all = *static_cast<Shared*>(context);
+    const int64_t worker = all.worker++;
+    for (int64_t item; (item = all.item++) < all.items;) all.work(item, worker);
   };
-  std::vector<std::thread> helpers;
-  helpers.reserve(static_cast<size_t>(workers));
-  try {
-    for (int64_t worker = 1; worker < workers; ++worker) helpers.emplace_back(work_on, worker);
-  } catch (const std::system_error&) {  // no more threads to be had: those there are do the work
-  }
-  work_on(0);
-  for (std::thread& helper : helpers) helper.join();
+  run_on_threads(job, &shared, static_cast<unsigned>(workers));
 }
 
 }  // namespace weaktr

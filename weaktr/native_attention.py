@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from weaktr import native_threads  # noqa: F401 - torch's threads
 from weaktr._native import attention_cpu as native_attention
 from weaktr._native import attention_cpu_bfloat16 as native_bfloat16
 from weaktr._native import has_bfloat16

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from weaktr import native_threads  # noqa: F401 - torch's threads
 from weaktr._native import fuse_heads_cpu as native_fuse_heads
 from weaktr.ops.fuse_heads import image_by_image
 

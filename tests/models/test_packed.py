@@ -53,6 +53,22 @@ def test_only_the_exact_gelu_is_joined(approximate):
     assert_close(packed(model, 9).patch_outputs(images), model.patch_outputs(images), "golden")
 
 
+@pytest.mark.parametrize("backbone", BACKBONES)
+@torch.inference_mode()
+def test_bfloat16_errs_at_most_twice_as_much_as_autocast(backbone):
+    model = segmenter(backbone)
+    images = torch.randn(2, 3, 48, 64)
+    exact = model.double().patch_outputs(images.double())
+    model.float()
+    if not can_pack(model):
+        pytest.skip("this torch has no oneDNN")
+    with torch.autocast("cpu", torch.bfloat16):
+        theirs = model.patch_outputs(images)
+        ours = packed(model, 12, torch.bfloat16).patch_outputs(images)
+    assert ours.dtype == theirs.dtype
+    assert (ours - exact).abs().mean() <= 2 * (theirs - exact).abs().mean()
+
+
 def test_half_precision_is_left_alone():
     model = segmenter("vit_tiny_patch16_224").bfloat16()
     assert not can_pack(model)

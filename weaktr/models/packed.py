@@ -17,11 +17,12 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 class PackedLinear(nn.Module):
-    """``activation(x Wᵀ + b)`` for inference in float32 on the CPU.
+    """``activation(x Wᵀ + b)`` for inference on the CPU.
 
     Args:
         linear: whose weights are used; they are shared where oneDNN keeps them as they are.
         rows: rows of `x` that the layout is made for; any other number works too.
+        dtype: to compute in, float32 or bfloat16; what comes is brought to it, as by autocast.
         activation: "none", or "gelu" (the exact one, with erf).
         bias: [out] in place of the layer's own.
     """
@@ -30,20 +31,22 @@ class PackedLinear(nn.Module):
         self,
         linear: nn.Linear,
         rows: int,
+        dtype: torch.dtype = torch.float32,
         activation: str = "none",
         bias: Tensor | None = None,
     ) -> None:
         super().__init__()
-        weight = linear.weight.detach()
+        self.dtype = dtype
+        weight = linear.weight.detach().to(dtype)
         self.packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
         bias = linear.bias if bias is None else bias
-        self.bias = None if bias is None else bias.detach()
+        self.bias = None if bias is None else bias.detach().to(dtype)
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., in] float32 -> [..., out]."""
+        """[..., in] -> [..., out]."""
         out: Tensor = torch.ops.mkldnn._linear_pointwise(
-            x, self.packed, self.bias, self.activation, [], "none"
+            x.to(self.dtype), self.packed, self.bias, self.activation, [], "none"
         )
         return out
 
@@ -66,12 +69,13 @@ def shared_copy(model: Model) -> Model:
 
 
 @torch.no_grad()
-def packed(model: Model, rows: int) -> Model:
+def packed(model: Model, rows: int, dtype: torch.dtype = torch.float32) -> Model:
     """A twin of a model for inference, with packed linear layers; everything else is shared.
 
     Args:
         model: in eval mode; left as it is.
         rows: tokens of a forward pass.
+        dtype: of its linear layers; bfloat16 belongs under autocast, which sees to the rest.
 
     Returns:
         The twin, or `model` itself where `can_pack` is false.
@@ -83,14 +87,14 @@ def packed(model: Model, rows: int) -> Model:
     for module in list(twin.modules()):
         if getattr(module, "q_bias", None) is not None:  # EVA-02: a bias of parts
             bias = torch.cat([module.q_bias, module.k_bias, module.v_bias])
-            module.qkv = PackedLinear(module.qkv, rows, bias=bias)
+            module.qkv = PackedLinear(module.qkv, rows, dtype, bias=bias)
             module.q_bias = module.v_bias = None
         if _has_exact_gelu(module):
-            module.fc1 = PackedLinear(module.fc1, rows, "gelu")
+            module.fc1 = PackedLinear(module.fc1, rows, dtype, "gelu")
             module.act = nn.Identity()
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Linear):
-                setattr(module, name, PackedLinear(child, rows))
+                setattr(module, name, PackedLinear(child, rows, dtype))
     return twin
 
 

@@ -18,7 +18,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from weaktr.models.pretrained import load_backbone
-from weaktr.models.vit import ViT
+from weaktr.models.vit import ViT, run_block
 from weaktr.ops.clipped_cross_entropy import ClippedLoss, clipped_cross_entropy
 
 DECODERS = ("mask_transformer", "multi_mask_transformer", "linear")
@@ -84,15 +84,15 @@ class MaskTransformer(nn.Module):
         """Patches [B, P, D] -> logits [B, L, P]."""
         x = self._join(patches)
         for block in self.blocks:
-            x = block(x)
+            x = run_block(block, x).tokens
         return self.masks(x)
 
     def early_and_final(self, patches: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [B, L, P] before and after the last block, through the same projections."""
         x = self._join(patches)
         for block in self.blocks[:-1]:
-            x = block(x)
-        return self.masks(x), self.masks(self.blocks[-1](x))
+            x = run_block(block, x).tokens
+        return self.masks(x), self.masks(run_block(self.blocks[-1], x).tokens)
 
     def masks(self, x: Tensor) -> Tensor:
         """Tokens [B, P + L, D] -> logits [B, L, P]."""

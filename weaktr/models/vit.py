@@ -190,26 +190,16 @@ class ViT(nn.Module):
         With `lengths` the tokens are [1, ΣN, D], those of several images packed one behind the
         other, and `rope` is for all of them (`weaktr.models.ragged`).
         """
-        block: Any = self.blocks[index]
-        if rope is not None and self.rope_per_block:
-            rope = rope[index]
-        branch, q, k, (_, lse, stats) = attend(
-            block.attn,
-            block.norm1(tokens),
-            rope,
+        return run_block(
+            self.blocks[index],
+            tokens,
+            rope[index] if rope is not None and self.rope_per_block else rope,
             0 if lengths else self.num_prefix_tokens,
             with_lse=with_lse,
             lengths=lengths,
             statistics=statistics,
             attention=self.attention,
         )
-        if isinstance(block, EvaBlock):
-            scale1, scale2 = (_gamma(block.gamma_1), _gamma(block.gamma_2))
-        else:
-            scale1, scale2 = block.ls1, block.ls2
-        tokens = tokens + block.drop_path1(scale1(branch))
-        tokens = tokens + block.drop_path2(scale2(mlp_of_norm(block.mlp, block.norm2, tokens)))
-        return Layer(tokens, branch, q, k, lse, stats)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] -> all tokens [B, N, D] after the final norm."""
@@ -275,6 +265,30 @@ def create_backbone(
             "expected a DeiT, AugReg, DINOv2, DINOv3, SigLIP or EVA-02 type model"
         )
     return model
+
+
+def run_block(
+    block: Any,
+    tokens: Tensor,
+    rope: Tensor | None = None,
+    prefix: int = 0,
+    **attention: Any,
+) -> Layer:
+    """timm's transformer block on tokens [B, N, D], and what it computed on the way.
+
+    Args:
+        block: timm's Block or EvaBlock.
+        tokens: [B, N, D].
+        rope, prefix, attention: see `attend`.
+    """
+    attended, q, k, found = attend(block.attn, block.norm1(tokens), rope, prefix, **attention)
+    if isinstance(block, EvaBlock):
+        scale1, scale2 = (_gamma(block.gamma_1), _gamma(block.gamma_2))
+    else:
+        scale1, scale2 = block.ls1, block.ls2
+    tokens = tokens + block.drop_path1(scale1(attended))
+    tokens = tokens + block.drop_path2(scale2(mlp_of_norm(block.mlp, block.norm2, tokens)))
+    return Layer(tokens, attended, q, k, found.lse, found.stats)
 
 
 def attend(

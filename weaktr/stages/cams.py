@@ -17,8 +17,9 @@ from torch import Tensor
 from weaktr.config import Amp, LabelConfig
 from weaktr.data import Sample
 from weaktr.models import CamModel
+from weaktr.models.packed import shared_copy
 from weaktr.models.ragged import cams_ragged
-from weaktr.stages.training import autocast
+from weaktr.stages.precision import autocast, ready
 
 #: `LabelConfig.batch_tokens` by type of device. A CPU gains nothing by larger batches.
 BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
@@ -38,6 +39,7 @@ def image_cams(
         Sample, image, CAMs float32 [K, H, W] in [0, 1] in the order of `Sample.labels`.
     """
     device = next(model.parameters()).device
+    model = for_labelling(model, settings)
     most = settings.batch_tokens or BATCH_TOKENS.get(device.type, BATCH_TOKENS["cuda"])
     for batch in _batches(images, settings, most, model.patch_size):
         cams = multi_scale_cams(
@@ -52,6 +54,13 @@ def image_cams(
         )
         for (sample, image), maps in zip(batch, cams, strict=True):
             yield sample, image, maps
+
+
+def for_labelling(model: CamModel, settings: LabelConfig) -> CamModel:
+    """The same weights with a backbone made `ready`; head and fusion stay in float32."""
+    twin = shared_copy(model)
+    twin.vit = ready(model.vit, settings.amp, BATCH_TOKENS["cpu"])
+    return twin
 
 
 @torch.inference_mode()

@@ -20,11 +20,11 @@ from weaktr.config import PredictConfig
 from weaktr.crf import DenseCRF
 from weaktr.data import Problem, Sample
 from weaktr.models import Segmenter
-from weaktr.models.packed import packed, shared_copy
+from weaktr.models.packed import shared_copy
 from weaktr.parallel import ordered_map, read_images
 from weaktr.progress import Meter
 from weaktr.stages.crf_choice import choose_crf
-from weaktr.stages.training import amp_type, autocast
+from weaktr.stages.precision import autocast, ready
 from weaktr.stages.windows import View, merge, views, windows
 
 log = logging.getLogger("weaktr")
@@ -113,10 +113,8 @@ def for_prediction(model: Segmenter, settings: PredictConfig) -> Segmenter:
         ValueError: the published ensemble of a decoder that has no blocks to look between.
     """
     model = for_ensemble(model, settings.ensemble)
-    if amp_type(settings.amp, next(model.parameters()).device) is not None:
-        return model
     side = -(-settings.window // model.patch_size)
-    return packed(model, rows=side**2 * settings.window_batch)
+    return ready(model, settings.amp, side**2 * settings.window_batch)
 
 
 def for_ensemble(model: Segmenter, ensemble: str) -> Segmenter:

@@ -24,6 +24,7 @@ from weaktr import artifacts
 from weaktr.config import Amp, Recipe
 from weaktr.data import CamDataset, EpochSampler, SegDataset
 from weaktr.progress import Meter, TensorBoard
+from weaktr.stages.precision import amp_type, autocast
 
 log = logging.getLogger("weaktr")
 M = TypeVar("M", bound=nn.Module)
@@ -32,7 +33,6 @@ R = TypeVar("R")
 
 STATE = "state.pt"
 METRICS = "metrics.jsonl"
-_AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class StepSettings(Protocol):
@@ -66,19 +66,6 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device: {name!r} cannot be used here: {error}") from error
     return device
-
-
-def amp_type(amp: Amp, device: torch.device) -> torch.dtype | None:
-    """The autocast type of a setting, None = no autocast; "auto" = fp16 on CUDA."""
-    if amp == "auto":
-        return torch.float16 if device.type == "cuda" else None
-    return _AMP_TYPES.get(amp)
-
-
-def autocast(amp: Amp, device: torch.device) -> torch.autocast:
-    """The autocast context of a setting (see `amp_type`)."""
-    dtype = amp_type(amp, device)
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
 def compiled(losses: Callable[P, R], wanted: bool) -> Callable[P, R]:
