@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weaktr import native_threads  # noqa: F401 - torch's threads
 from weaktr._native import attention_cpu as native_attention
 from weaktr._native import attention_cpu_bfloat16 as native_bfloat16
 from weaktr._native import has_bfloat16
 from weaktr.models.attention import Attended, Statistics, by_length
+from weaktr.native_torch import with_whole_rows
 from weaktr.ops.head_stats import HeadStats
 
 LIMITS = "float32; bfloat16 with AVX-512 BF16 (AMX is left to PyTorch); no dropout"
@@ -54,7 +54,7 @@ def attention_cpu(
     classes, patches = statistics or (0, 0)
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Attended:
-        q, k, v = (_rows(x) for x in (q, k, v))
+        q, k, v = (with_whole_rows(x) for x in (q, k, v))
         out, lse, rows, means = attend_op(q, k, v, classes, patches)
         found = HeadStats(rows, means, lse) if statistics else None
         return Attended(out, lse if with_lse else None, found)
@@ -100,8 +100,3 @@ def _backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Any, ...]:
 
 
 attend_op.register_autograd(_backward, setup_context=_save)
-
-
-def _rows(x: Tensor) -> Tensor:
-    """The same memory where the numbers of a row lie side by side."""
-    return x if x.stride(-1) == 1 else x.contiguous()

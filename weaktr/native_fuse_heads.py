@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weaktr import native_threads  # noqa: F401 - torch's threads
 from weaktr._native import fuse_heads_cpu as native_fuse_heads
+from weaktr.native_torch import with_whole_rows
 from weaktr.ops.fuse_heads import image_by_image
 
 LIMITS = "float16, bfloat16, float32"
@@ -50,8 +50,8 @@ def fuse_op(
 ) -> Tensor:
     """q, k [M, P, d], lse [M, P], weights [M], values [P, C'], all float32 -> [P, C']."""
     fine = native_fuse_heads(
-        _rows(q).numpy(),
-        _rows(k).numpy(),
+        with_whole_rows(q).numpy(),
+        with_whole_rows(k).numpy(),
         lse.numpy(),
         weights.contiguous().numpy(),
         values.contiguous().numpy(),
@@ -64,8 +64,3 @@ def fuse_op(
 @fuse_op.register_fake
 def _(q: Tensor, k: Tensor, lse: Tensor, weights: Tensor, values: Tensor, scale: float) -> Tensor:
     return values.new_empty(values.shape)
-
-
-def _rows(x: Tensor) -> Tensor:
-    """The same memory where the numbers of a row lie side by side."""
-    return x if x.stride(-1) == 1 else x.contiguous()

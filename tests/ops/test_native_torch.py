@@ -1,4 +1,4 @@
-"""The compiled ops on torch's threads, and without them."""
+"""The compiled ops on torch's threads, and without them; torch's memory."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import pytest
 import torch
 
 native = pytest.importorskip("weaktr._native", exc_type=ImportError)
-native_threads = pytest.importorskip("weaktr.native_threads", exc_type=ImportError)
+native_torch = pytest.importorskip("weaktr.native_torch", exc_type=ImportError)
 
 
 @pytest.fixture
 def openmp():
     """The address in use, put back at the end."""
-    address = native_threads.openmp_of_torch()
+    address = native_torch.openmp_of_torch()
     yield address
     native.use_openmp(address)
 
@@ -40,7 +40,14 @@ def test_the_runtime_of_torch_is_found(openmp):
 
 def test_a_torch_without_openmp_is_no_error(monkeypatch, tmp_path):
     monkeypatch.setattr(torch, "__file__", str(tmp_path / "__init__.py"))
-    assert native_threads.openmp_of_torch() == 0
+    assert native_torch.openmp_of_torch() == 0
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib" / "libtorch_cpu.so").write_bytes(b"no library")
-    assert native_threads.openmp_of_torch() == 0
+    assert native_torch.openmp_of_torch() == 0
+
+
+def test_rows_are_copied_only_where_they_are_torn():
+    x = torch.zeros(3, 4, 5)
+    for whole in (x, x[:, ::2], x.transpose(0, 1)):
+        assert native_torch.with_whole_rows(whole) is whole
+    assert native_torch.with_whole_rows(x.mT).is_contiguous()

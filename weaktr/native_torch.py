@@ -1,7 +1,8 @@
-"""The compiled ops on torch's own threads.
+"""Between torch and the compiled ops: its threads and its memory.
 
-PyTorch's OpenMP threads keep their cores busy for a while after each op; an op of ours that came
-next with threads of its own would share the cores with them. Import this once before such an op.
+PyTorch's OpenMP threads keep their cores busy for a while after each op. A compiled op that came
+next with threads of its own would share the cores with them (on two cores that took twice as long),
+so that importing this makes them run on torch's.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import ctypes
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from weaktr import _native
 
@@ -23,6 +25,11 @@ def openmp_of_torch() -> int:
             continue
         return ctypes.cast(found, ctypes.c_void_p).value or 0
     return 0
+
+
+def with_whole_rows(x: Tensor) -> Tensor:
+    """The same memory where the numbers of a row lie side by side, else a copy."""
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 _native.use_openmp(openmp_of_torch())
