@@ -18,8 +18,6 @@
 
 namespace weaktr {
 
-typedef uint16_t Bfloat16;  // the upper half of a float32
-
 // Vectors of the heads' width, numbers side by side; images, heads and tokens at any distance.
 template <class Number>
 struct HeadRows {
@@ -61,9 +59,6 @@ WEAKTR_ATTEND(avx512, float)
 WEAKTR_ATTEND(neon, float)
 WEAKTR_ATTEND(avx512bf16, Bfloat16)
 #undef WEAKTR_ATTEND
-
-// Whether this processor multiplies bfloat16 (AVX-512 BF16).
-bool has_bfloat16();
 
 // Computes the results on `threads` threads; they do not depend on how many. column_means
 // [B, H, P] may be null. `isa`: "auto" or one of `isa_levels`.

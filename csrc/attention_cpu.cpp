@@ -31,23 +31,14 @@ void run(Attention<Number> maps, float* column_means, int threads, Attend attend
 
 }  // namespace
 
-bool has_bfloat16() {
-#if defined(WEAKTR_WITH_BF16)
-  return isa_levels().front() == "avx512" && __builtin_cpu_supports("avx512bf16");
-#else
-  return false;
-#endif
-}
-
 void attention_cpu(Attention<float> maps, float* column_means, int threads,
                    const std::string& isa) {
   const std::string name = chosen_isa(isa);
-  const auto attend = WEAKTR_CODE_FOR(name, attend);
-  run(maps, column_means, threads, attend);
+  run(maps, column_means, threads, WEAKTR_CODE_FOR(name, attend));
 }
 
 void attention_cpu(Attention<Bfloat16> maps, float* column_means, int threads) {
-  check(has_bfloat16(), "bfloat16: this processor does not multiply it (AVX-512 BF16)");
+  require_bfloat16();
 #if defined(WEAKTR_WITH_BF16)
   run(maps, column_means, threads, avx512bf16::attend);
 #else

@@ -10,25 +10,8 @@ namespace weaktr {
 namespace WEAKTR_ISA {
 namespace {
 
-#if defined(__AVX512BF16__)
-typedef Bfloat16 Number;
-constexpr int64_t kPair = 2;  // numbers that a step takes together
-#else
-typedef float Number;
-constexpr int64_t kPair = 1;
-#endif
+// ---- float32 -> numbers
 
-WEAKTR_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
-// ---- numbers <-> the four bytes of a step
-
-WEAKTR_INLINE float together(const float* a, const float*) { return *a; }
-WEAKTR_INLINE float together(const Bfloat16* a, const Bfloat16* b) {
-  const uint32_t bits = *a | static_cast<uint32_t>(*b) << 16;
-  float both;
-  std::memcpy(&both, &bits, sizeof both);
-  return both;
-}
 WEAKTR_INLINE void put(float x, float& to) { to = x; }
 WEAKTR_INLINE void put(float x, Bfloat16& to) {
   uint32_t bits;
@@ -92,17 +75,6 @@ void pack_map(const Attention<Number>& maps, const Map& map, const Space& space)
     const Number* next = map.v + smaller(j + kPair - 1, maps.tokens - 1) * maps.v.token;
     float* to = space.packed_values + j / kPair * maps.width;
     for (int64_t c = 0; c < maps.width; ++c) to[c] = together(value + c, next + c);
-  }
-}
-
-// Queries beyond the last are those of the last.
-void pack_queries(const Attention<Number>& maps, const Map& map, int64_t first,
-                  const Space& space) {
-  for (int64_t i = 0; i < kQueries; ++i) {
-    const Number* row = map.q + smaller(first + i, maps.tokens - 1) * maps.q.token;
-    float* to = space.queries + i / kGroup * kGroup * space.steps + i % kGroup;
-    for (int64_t t = 0; t < space.steps; ++t)
-      to[t * kGroup] = together(row + t * kPair, row + t * kPair + kPair - 1);
   }
 }
 
@@ -219,7 +191,9 @@ void attend(const Attention<Number>& maps, int64_t number, int64_t group, float*
   const int64_t last = smaller(maps.tokens, (group + 1) * kGroupQueries);
   for (int64_t first = group * kGroupQueries; first < last; first += kQueries) {
     const int64_t count = smaller(kQueries, last - first);
-    pack_queries(maps, map, first, space);
+    pack_queries(
+        [&](int64_t i) { return map.q + smaller(first + i, maps.tokens - 1) * maps.q.token; },
+        space.steps, space.queries);
     score(space);
     exponentiate(maps, space, count, map.lse + first);
     if (maps.patches) note_statistics(maps, map, space, first, count);

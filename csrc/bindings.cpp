@@ -220,10 +220,12 @@ PYBIND11_MODULE(_native, module) {
              "Mean-field inference of a list of problems; see weaktr.ops.dense_crf.");
   module.def("isa_levels", &weaktr::isa_levels,
              "Instruction sets that this processor can run, best first.");
+  module.def("has_bfloat16", &weaktr::has_bfloat16, "Whether this processor multiplies bfloat16.");
   module.def("release_memory", &weaktr::release_memory,
              "Free the work space that is kept from call to call.");
-  module.def("use_openmp", &weaktr::use_openmp, py::arg("gomp_parallel"),
-             "Threads of the OpenMP runtime with this GOMP_parallel for all but the CRF; 0: our own.");
+  module.def(
+      "use_openmp", &weaktr::use_openmp, py::arg("gomp_parallel"),
+      "Threads of the OpenMP runtime with this GOMP_parallel for all but the CRF; 0: our own.");
   weaktr::bind_attention(module);
   weaktr::bind_fuse_heads(module);
   weaktr::bind_cuda(module);

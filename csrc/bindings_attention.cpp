@@ -94,7 +94,6 @@ void bind_attention(py::module_& module) {
       py::arg("q").noconvert(), py::arg("k").noconvert(), py::arg("v").noconvert(),
       py::arg("scale"), py::arg("classes"), py::arg("patches"), py::arg("column_means"),
       py::arg("num_threads"), text);
-  module.def("has_bfloat16", &has_bfloat16, "Whether this processor multiplies bfloat16.");
 }
 
 }  // namespace weaktr

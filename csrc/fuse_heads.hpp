@@ -17,16 +17,19 @@
 
 namespace weaktr {
 
-// Rows of float32, `d` numbers each, lying side by side; maps and rows at any distance.
+// Rows of numbers that lie side by side; maps and rows at any distance. Those of bfloat16 begin at
+// multiples of four bytes.
+template <class Number>
 struct Rows {
-  const float* data = nullptr;
+  const Number* data = nullptr;
   int64_t map_stride = 0, row_stride = 0;  // in numbers
 };
 
 // The maps of one image, of its P patch tokens.
+template <class Number>
 struct FusedMaps {
-  Rows q, k;                       // [M, P, d]
-  Rows lse;                        // [M, P]: row_stride from number to number
+  Rows<Number> q, k;               // [M, P, d]
+  Rows<float> lse;                 // [M, P]: row_stride from number to number
   const float* weights = nullptr;  // [M]
   const float* values = nullptr;   // [P, C']
   float* fine = nullptr;           // [P, C'], the result
@@ -35,25 +38,29 @@ struct FusedMaps {
 };
 
 // Floats of work space that a thread needs.
-WEAKTR_INLINE int64_t fuse_workspace(const FusedMaps& maps) {
+template <class Number>
+WEAKTR_INLINE int64_t fuse_workspace(const FusedMaps<Number>& maps) {
   const int64_t keys = blocks_of(kKeys, maps.patches) * kKeys;
   return kQueries * (maps.width + keys + 1);
 }
 
 // fine[first ... first + 63], in code for one instruction set.
-#define WEAKTR_FUSE_ROWS(isa)                                             \
-  namespace isa {                                                         \
-  void fuse_rows(const FusedMaps& maps, int64_t first, float* workspace); \
+#define WEAKTR_FUSE_ROWS(isa, Number)                                             \
+  namespace isa {                                                                 \
+  void fuse_rows(const FusedMaps<Number>& maps, int64_t first, float* workspace); \
   }
-WEAKTR_FUSE_ROWS(scalar)
-WEAKTR_FUSE_ROWS(avx2)
-WEAKTR_FUSE_ROWS(avx512)
-WEAKTR_FUSE_ROWS(neon)
+WEAKTR_FUSE_ROWS(scalar, float)
+WEAKTR_FUSE_ROWS(avx2, float)
+WEAKTR_FUSE_ROWS(avx512, float)
+WEAKTR_FUSE_ROWS(neon, float)
+WEAKTR_FUSE_ROWS(avx512bf16, Bfloat16)
 #undef WEAKTR_FUSE_ROWS
 
 // Computes `fine` on `threads` threads; it does not depend on how many. `isa`: "auto" or one of
 // `isa_levels`.
 // Throws std::invalid_argument for an unknown `isa`, std::bad_alloc.
-void fuse_heads_cpu(const FusedMaps& maps, int threads, const std::string& isa);
+void fuse_heads_cpu(const FusedMaps<float>& maps, int threads, const std::string& isa);
+// The same for maps of bfloat16. Throws std::invalid_argument where `has_bfloat16` is false.
+void fuse_heads_cpu(const FusedMaps<Bfloat16>& maps, int threads);
 
 }  // namespace weaktr

@@ -8,60 +8,56 @@ namespace weaktr {
 namespace WEAKTR_ISA {
 namespace {
 
-WEAKTR_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+typedef FusedMaps<Number> Maps;
 
-// Queries first ... first + 63 of map m as [group][d][query of the group], times scale * log2(e);
-// and -log2(e) lse. Rows beyond the last are those of the last.
-void pack(const FusedMaps& maps, int64_t m, int64_t first, float* queries, float* offsets) {
-  typedef Lanes<4>::Float Four;
-  const Four factor = filled<Four>(maps.scale * kLog2E);
-  for (int64_t i = 0; i < kQueries; i += 4) {
-    const float* rows[4];
-    for (int64_t r = 0; r < 4; ++r) {
-      const int64_t row = smaller(first + i + r, maps.patches - 1);
-      rows[r] = maps.q.data + m * maps.q.map_stride + row * maps.q.row_stride;
-      offsets[i + r] = -kLog2E * maps.lse.data[m * maps.lse.map_stride + row * maps.lse.row_stride];
-    }
-    float* to = queries + i / kGroup * kGroup * maps.width + i % kGroup;
-    for (int64_t t = 0; t < maps.width; ++t)
-      store(to + t * kGroup, Four{rows[0][t], rows[1][t], rows[2][t], rows[3][t]} * factor);
-  }
+int64_t steps_of(const Maps& maps) { return maps.width / kPair; }
+
+// Queries first ... first + 63 of map m, and -log2(e) lse. Rows beyond the last are those of the
+// last.
+void pack(const Maps& maps, int64_t m, int64_t first, float* queries, float* offsets) {
+  auto row = [&](int64_t i) { return smaller(first + i, maps.patches - 1); };
+  const Number* own = maps.q.data + m * maps.q.map_stride;
+  pack_queries([&](int64_t i) { return own + row(i) * maps.q.row_stride; }, steps_of(maps),
+               queries);
+  const float* lse = maps.lse.data + m * maps.lse.map_stride;
+  for (int64_t i = 0; i < kQueries; ++i) offsets[i] = -kLog2E * lse[row(i) * maps.lse.row_stride];
 }
 
 // total[j][i] += weight * A[i, j] for the keys of a tile and the queries of a group.
 WEAKTR_INLINE void add_tile(const float* queries, const float* offsets,
-                            const float* const (&keys)[kKeys], int64_t width, float weight,
-                            float* total) {
-  Wide sums[kKeys][kVectors];
-  for (int v = 0; v < kVectors; ++v) {
-    const Wide offset = load<Wide>(offsets + v * kLanes);
-    for (int j = 0; j < kKeys; ++j) sums[j][v] = offset;
-  }
-  add_products(keys, 1, queries, kGroup, width, sums);
+                            const float* const (&keys)[kKeys], int64_t steps, float factor,
+                            float weight, float* total) {
+  Wide sums[kKeys][kVectors] = {};
+  add_products(keys, 1, queries, kGroup, steps, sums);
   for (int j = 0; j < kKeys; ++j)
     for (int v = 0; v < kVectors; ++v) {
       float* to = total + j * kQueries + v * kLanes;
-      store(to, fused(filled<Wide>(weight), any_power_of_two(sums[j][v]), load<Wide>(to)));
+      const Wide offset = load<Wide>(offsets + v * kLanes);
+      const Wide power = any_power_of_two(fused(sums[j][v], filled<Wide>(factor), offset));
+      store(to, fused(filled<Wide>(weight), power, load<Wide>(to)));
     }
 }
 
 // total[j][i] += w_m A_m[i, j] for 64 queries and all keys of map m.
-void add_map(const FusedMaps& maps, int64_t m, const float* queries, const float* offsets,
+void add_map(const Maps& maps, int64_t m, const float* queries, const float* offsets,
              float* total) {
+  const int64_t steps = steps_of(maps);
   const float weight = maps.weights[m] / static_cast<float>(maps.maps);
+  const float factor = maps.scale * kLog2E;
   for (int64_t j = 0; j < maps.patches; j += kKeys) {
-    const float* keys[kKeys];
+    const float* keys[kKeys];  // in steps of four bytes
     for (int64_t i = 0; i < kKeys; ++i)
-      keys[i] = maps.k.data + m * maps.k.map_stride +
-                smaller(j + i, maps.patches - 1) * maps.k.row_stride;
+      keys[i] =
+          reinterpret_cast<const float*>(maps.k.data + m * maps.k.map_stride +
+                                         smaller(j + i, maps.patches - 1) * maps.k.row_stride);
     for (int64_t i = 0; i < kQueries; i += kGroup)
-      add_tile(queries + i * maps.width, offsets + i, keys, maps.width, weight,
+      add_tile(queries + i * steps, offsets + i, keys, steps, factor, weight,
                total + j * kQueries + i);
   }
 }
 
 // fine[first + i, c] = sum over j of total[j][i] values[j, c]
-void spread(const FusedMaps& maps, int64_t first, const float* total) {
+void spread(const Maps& maps, int64_t first, const float* total) {
   const int64_t count = smaller(kQueries, maps.patches - first);
   for (int64_t c = 0; c < maps.channels; ++c) {
     Wide sums[kQueries / kLanes] = {};
@@ -78,9 +74,9 @@ void spread(const FusedMaps& maps, int64_t first, const float* total) {
 
 }  // namespace
 
-void fuse_rows(const FusedMaps& maps, int64_t first, float* workspace) {
+void fuse_rows(const Maps& maps, int64_t first, float* workspace) {
   float* queries = workspace;
-  float* offsets = queries + kQueries * maps.width;
+  float* offsets = queries + kQueries * steps_of(maps);
   float* total = offsets + kQueries;
   const int64_t size = fuse_workspace(maps) - (total - workspace);
   for (int64_t i = 0; i < size; ++i) total[i] = 0;

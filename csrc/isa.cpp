@@ -32,4 +32,16 @@ std::string chosen_isa(const std::string& wanted) {
   refuse("isa: expected auto or one of isa_levels(): " + names + ", got " + wanted);
 }
 
+bool has_bfloat16() {
+#if defined(WEAKTR_WITH_BF16)
+  return isa_levels().front() == "avx512" && __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
+void require_bfloat16() {
+  check(has_bfloat16(), "bfloat16: this processor does not multiply it (AVX-512 BF16)");
+}
+
 }  // namespace weaktr

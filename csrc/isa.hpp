@@ -12,6 +12,12 @@ std::vector<std::string> isa_levels();
 // The one meant by "auto" or by its name. Throws std::invalid_argument for any other.
 std::string chosen_isa(const std::string& wanted);
 
+// Whether this processor multiplies bfloat16 and this library has code for it (AVX-512 BF16).
+bool has_bfloat16();
+
+// Throws std::invalid_argument where `has_bfloat16` is false.
+void require_bfloat16();
+
 }  // namespace weaktr
 
 // `function` in the code for the instruction set called `name`.

@@ -7,6 +7,8 @@
 
 namespace weaktr {
 
+typedef uint16_t Bfloat16;  // the upper half of a float32
+
 // Queries that are computed side by side.
 constexpr int64_t kQueries = 64;
 // Keys of a tile.

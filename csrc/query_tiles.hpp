@@ -23,12 +23,38 @@ constexpr float kLog2E = 1.44269504088896341f;
 
 // A step of a scalar product takes four bytes of each side: one float32, or two bfloat16.
 #if defined(__AVX512BF16__)
+typedef Bfloat16 Number;
+constexpr int64_t kPair = 2;  // numbers that a step takes together
 WEAKTR_INLINE Wide step(Wide a, Wide b, Wide sum) {
   return (Wide)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
 }
 #else
+typedef float Number;
+constexpr int64_t kPair = 1;
 WEAKTR_INLINE Wide step(Wide a, Wide b, Wide sum) { return fused(a, b, sum); }
 #endif
+
+// The four bytes of a step.
+WEAKTR_INLINE float together(const float* a, const float*) { return *a; }
+WEAKTR_INLINE float together(const Bfloat16* a, const Bfloat16* b) {
+  const uint32_t bits = *a | static_cast<uint32_t>(*b) << 16;
+  float both;
+  std::memcpy(&both, &bits, sizeof both);
+  return both;
+}
+
+WEAKTR_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// Packs 64 queries; row(i) is where the numbers of query i lie.
+template <class RowOf>
+void pack_queries(const RowOf& row_of, int64_t steps, float* queries) {
+  for (int64_t i = 0; i < kQueries; ++i) {
+    const Number* row = row_of(i);
+    float* to = queries + i / kGroup * kGroup * steps + i % kGroup;
+    for (int64_t t = 0; t < steps; ++t)
+      to[t * kGroup] = together(row + t * kPair, row + t * kPair + kPair - 1);
+  }
+}
 
 // sums[r][v] += rows[r] . queries, of `steps` steps that lie `apart` in a row.
 template <int Rows>

@@ -13,9 +13,7 @@ std::atomic<GompParallel> openmp{nullptr};
 
 }  // namespace
 
-void use_openmp(uintptr_t gomp_parallel) {
-  openmp = reinterpret_cast<GompParallel>(gomp_parallel);
-}
+void use_openmp(uintptr_t gomp_parallel) { openmp = reinterpret_cast<GompParallel>(gomp_parallel); }
 
 void run_on_threads(void (*job)(void*), void* context, unsigned threads) {
   if (threads <= 1) return job(context);

@@ -7,9 +7,9 @@
 
 namespace weaktr {
 
-
-// From now on uses the threads of an OpenMP runtime, by the address of its GOMP_parallel: while they
-// wait for work they keep the cores busy, and threads of our own would wait for them. 0: our own.
+// From now on uses the threads of an OpenMP runtime, by the address of its GOMP_parallel: while
+// they wait for work they keep the cores busy, and threads of our own would wait for them. 0: our
+// own.
 void use_openmp(uintptr_t gomp_parallel);
 
 // job(context) on up to `threads` threads at once, at least on the caller's.

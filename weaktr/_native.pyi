@@ -23,6 +23,15 @@ def fuse_heads_cpu(
     num_threads: int,
     isa: str = "auto",
 ) -> NDArray[np.float32]: ...
+def fuse_heads_cpu_bfloat16(
+    q: NDArray[np.uint16],
+    k: NDArray[np.uint16],
+    lse: NDArray[np.float32],
+    weights: NDArray[np.float32],
+    values: NDArray[np.float32],
+    scale: float,
+    num_threads: int,
+) -> NDArray[np.float32]: ...
 def attention_cpu(
     q: NDArray[np.float32],
     k: NDArray[np.float32],

@@ -16,6 +16,9 @@ native = pytest.importorskip("weaktr._native", exc_type=ImportError)
 #: M, P, d, C': around the 64 queries and 6 keys of a tile, widths of no power of two.
 SHAPES = [(1, 1, 1, 1), (3, 5, 3, 2), (2, 6, 8, 1), (7, 63, 24, 5), (2, 64, 16, 3), (3, 131, 72, 2)]
 ISAS = native.isa_levels()
+HALF = pytest.mark.skipif(
+    not native.has_bfloat16(), reason="this processor does not multiply bfloat16"
+)
 
 
 def inputs(maps, patches, width, channels):
@@ -146,6 +149,57 @@ def test_float64_and_other_devices_are_refused():
     tensors = (x.float().to("meta") for x in (q, k, lse, weights, values))
     with pytest.raises(BackendUnavailable, match="it runs on CPU tensors, got meta"):
         fuse_heads(*tensors, backend="cpu")
+
+
+@HALF
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape[2] % 2 == 0])
+def test_bfloat16_equals_the_formula(shape):
+    q, k, lse, weights, values = inputs(*shape)
+    q, k = q.bfloat16(), k.bfloat16()
+    exact = expected(q.double(), k.double(), lse, weights, values)
+    arrays = [x.view(torch.uint16).numpy() for x in (q, k)]
+    arrays += [x.float().numpy() for x in (lse, weights, values)]
+    made = torch.from_numpy(native.fuse_heads_cpu_bfloat16(*arrays, 1.0, 1))
+    assert_close(made, exact, "float32")  # products of bfloat16 are exact, sums are float32
+    for threads in (2, 50):
+        again = torch.from_numpy(native.fuse_heads_cpu_bfloat16(*arrays, 1.0, threads))
+        assert torch.equal(again, made)
+
+
+@HALF
+@pytest.mark.parametrize("place", ["as a layer leaves them", "at odd places", "columns"])
+def test_bfloat16_is_read_where_it_lies(place):
+    qkv = torch.randn(2, 3, 40, 3 * 8 + 1).bfloat16()
+    q, k = {
+        "as a layer leaves them": lambda: qkv[..., :24].unflatten(3, (3, 8)).unbind(3)[:2],
+        "at odd places": lambda: (qkv[..., 1:9], qkv[..., 9:17]),
+        "columns": lambda: qkv[..., :40, :16].mT.contiguous().mT.chunk(2, -1),
+    }[place]()
+    lse, weights, values = torch.rand(2, 3, 40), torch.rand(2, 3), torch.rand(2, 35, 4)
+    made = fuse_heads(q, k, lse, weights, values, backend="cpu")
+    assert_close(made, fuse_heads(q, k, lse, weights, values, backend="torch"), "float32")
+
+
+@HALF
+def test_gradients_of_bfloat16_are_the_definitions():
+    q, k = torch.randn(2, 1, 2, 9, 8).bfloat16()
+    found = []
+    for backend in ("cpu", "torch"):
+        weights, values = torch.ones(1, 2, requires_grad=True), torch.ones(1, 7, 3).requires_grad_()
+        fuse_heads(q, k, torch.ones(1, 2, 9), weights, values, backend=backend).sum().backward()
+        found.append((weights.grad, values.grad))
+    for a, b in zip(*found, strict=True):
+        assert_close(a, b, "float32")
+
+
+@HALF
+def test_wrong_arrays_of_bfloat16_are_named():
+    tensors = [x.float().numpy() for x in inputs(2, 5, 8, 3)]
+    wide = np.zeros((2, 5, 9), np.uint16)
+    odd, torn = wide[..., :7], wide[..., :8]
+    for array, told in ((odd, "even d in bfloat16, got 7"), (torn, "multiples of four bytes")):
+        with pytest.raises(ValueError, match=told):
+            native.fuse_heads_cpu_bfloat16(array, array, *tensors[2:], 1.0, 1)
 
 
 WRONG = [

@@ -174,11 +174,14 @@ def image_by_image(
     scale: float,
     tokens: Sequence[int] | None,
     patches: Sequence[int] | None,
+    as_is: Sequence[torch.dtype] = (),
 ) -> Tensor:
-    """`fuse_heads_torch`, with `fuse` in place of `fuse_image`."""
+    """`fuse_heads_torch`, with `fuse` in place of `fuse_image`; q and k are brought to float32 or
+    wider, but for the dtypes `as_is`.
+    """
     values = full_precision(values)
     weights = full_precision(weights).to(values.dtype)
-    one = partial(_patches_of_image, fuse, scale)
+    one = partial(_patches_of_image, fuse, scale, as_is)
     if tokens is None or patches is None:
         dense = list(map(one, q, k, lse, weights, values))
         return torch.stack(dense) if dense else torch.empty_like(values)
@@ -189,11 +192,20 @@ def image_by_image(
 
 
 def _patches_of_image(
-    fuse: Fuse, scale: float, q: Tensor, k: Tensor, lse: Tensor, weights: Tensor, values: Tensor
+    fuse: Fuse,
+    scale: float,
+    as_is: Sequence[torch.dtype],
+    q: Tensor,
+    k: Tensor,
+    lse: Tensor,
+    weights: Tensor,
+    values: Tensor,
 ) -> Tensor:
     """q, k [M, N, d], lse [M, N], weights [M], values [P, C'] -> [P, C']."""
     first_patch = q.shape[1] - values.shape[0]
-    queries, keys = (full_precision(x[:, first_patch:]).to(values.dtype) for x in (q, k))
+    queries, keys = (x[:, first_patch:] for x in (q, k))
+    if q.dtype not in as_is:
+        queries, keys = (full_precision(x).to(values.dtype) for x in (queries, keys))
     row_lse = lse[:, first_patch:].to(values.dtype)
     fine: Tensor = _FusedMaps.apply(fuse, queries, keys, row_lse, weights, values, scale)
     return fine
@@ -233,6 +245,7 @@ class _FusedMaps(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> Any:  # type: ignore[override]
         """The maps are constants: gradients in `weights` and `values` alone."""
         q, k, lse, weights, values = ctx.saved_tensors
+        q, k = q.to(values.dtype), k.to(values.dtype)
         (gradient,) = gradients
         of_weights = of_values = None
         with torch.autocast(q.device.type, enabled=False):
