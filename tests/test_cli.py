@@ -157,6 +157,8 @@ def test_env_lists_every_op():
     assert code == 0
     for word in ("torch", torch.__version__.split("+")[0], "dense_crf", "head_stats", "GPU"):
         assert word in text
+    line = next(line for line in text.splitlines() if "C++ code" in line)
+    assert any(word in line for word in ("bfloat16", "not built"))
 
 
 def test_checkpoints_name_their_classes(run):

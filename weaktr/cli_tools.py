@@ -71,12 +71,23 @@ def add_env(_: argparse.ArgumentParser) -> None:
     pass
 
 
+def _instructions() -> str:
+    """Which instructions the compiled code uses here."""
+    try:
+        from weaktr import _native
+    except ImportError:
+        return "not built"
+    best, *_ = _native.isa_levels()
+    return f"{best}, bfloat16" if _native.has_bfloat16() else f"{best}, no bfloat16"
+
+
 def env_command(_: Arguments) -> int:
     import torch
 
     facts = {
         "Python": f"{platform.python_version()} on {platform.platform()}",
         "CPU": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        "C++ code": _instructions(),
         "GPU": ", ".join(
             torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())
         ) or "none",
