@@ -25,16 +25,17 @@ WEAKTR_INLINE void put(float x, Bfloat16& to) {
 struct Map {
   const Number *q, *k, *v;  // of the first token
   Number* out;
-  float *lse, *class_rows, *column_sums;
+  float* lse;
+  float* class_rows = nullptr;
+  float* column_sums = nullptr;
 };
 
 Map find_map(const Attention<Number>& maps, int64_t map, int64_t group) {
   const int64_t image = map / maps.heads, head = map % maps.heads;
   const int64_t groups = blocks_of(kGroupQueries, maps.tokens);
   auto first = [&](const auto& rows) { return rows.data + image * rows.image + head * rows.head; };
-  Map found{first(maps.q), first(maps.k), first(maps.v), first(maps.out),
-            nullptr,       nullptr,       nullptr};
-  found.lse = maps.lse + map * maps.tokens;
+  float* lse = maps.lse + map * maps.tokens;
+  Map found{first(maps.q), first(maps.k), first(maps.v), first(maps.out), lse};
   if (maps.class_rows) found.class_rows = maps.class_rows + map * maps.classes * maps.patches;
   if (maps.column_sums)
     found.column_sums = maps.column_sums + (map * groups + group) * maps.patches;

@@ -6,7 +6,6 @@
 #include "rows.hpp"
 
 namespace weaktr {
-
 namespace WEAKTR_ISA {
 
 // A tile is kKeys keys times kVectors vectors of queries: as many as there are registers for.
