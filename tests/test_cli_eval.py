@@ -234,7 +234,8 @@ def test_images_without_prediction(two):
 
 def test_predictions_without_truth(two):
     (two / "truth" / "a.png").unlink()
-    assert "1 of 2 images: has no true mask: a" in refused(two, "--num-labels", 3)
+    text = refused(two, "--num-labels", 3)
+    assert "1 of 2 images: has no true mask: a; --names FILE scores" in text
 
 
 def test_masks_of_another_size(two):

@@ -180,7 +180,8 @@ def chosen_names(folder: Path, suffixes: Sequence[str], truth: Truth) -> list[st
     names = there if truth.names is None else sorted(truth.names)
     _require(names, set(there), folder, "was not predicted")
     true, _ = names_in(truth.folder, ".png")
-    _require(names, set(true), truth.folder, "has no true mask")
+    hint = "" if truth.names is not None else "; --names FILE scores the images of a list"
+    _require(names, set(true), truth.folder, "has no true mask", hint)
     if truth.names is None and len(true) > len(names):
         log.warning(
             "%d of %d true masks have a prediction, the others are not scored; "
@@ -234,11 +235,13 @@ def crf_gain(rows: Sequence[Row]) -> dict[str, float] | None:
     }
 
 
-def _require(names: Sequence[str], there: set[str], folder: Path, what: str) -> None:
+def _require(
+    names: Sequence[str], there: set[str], folder: Path, what: str, hint: str = ""
+) -> None:
     missing = [name for name in names if name not in there]
     if missing:
         few = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-        raise ValueError(f"{folder}: {len(missing)} of {len(names)} images: {what}: {few}")
+        raise ValueError(f"{folder}: {len(missing)} of {len(names)} images: {what}: {few}{hint}")
 
 
 def _row(
