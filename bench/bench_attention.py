@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from weaktr.models.attention import ATTENTIONS, softmax_attention
+from weaktr.models.attention import softmax_attention
 from weaktr.ops import head_stats
 
 HEADS, WIDTH, CLASSES = 6, 64, 20
@@ -27,7 +27,7 @@ def attention(q, k, v, name, statistics):
 
 @pytest.mark.parametrize(("batch", "tokens", "statistics"), WORK)
 @pytest.mark.parametrize("row", ROWS)
-def bench_attention(measure, device, row, batch, tokens, statistics, monkeypatch):
+def bench_attention(measure, device, row, batch, tokens, statistics):
     backend, *half = row.split()
     if backend == "cpu":
         native = pytest.importorskip("weaktr._native")
@@ -35,7 +35,6 @@ def bench_attention(measure, device, row, batch, tokens, statistics, monkeypatch
             pytest.skip("needs tensors on the CPU")
         if half and not native.has_bfloat16():
             pytest.skip("this processor does not multiply bfloat16")
-    monkeypatch.setitem(ATTENTIONS, "cpu", "cpu")
     name = "cpu" if backend == "cpu" else "sdpa"
     torch.manual_seed(0)
     qkv = torch.randn(batch, tokens, 3, HEADS, WIDTH, device=device).permute(2, 0, 3, 1, 4)

@@ -1,4 +1,7 @@
 // attention on the CPU: instruction set, threads, work space.
+#include <memory>
+#include <vector>
+
 #include "attention.hpp"
 #include "check.hpp"
 #include "isa.hpp"
@@ -13,11 +16,11 @@ void run(Attention<Number> maps, float* column_means, int threads, Attend attend
   const int64_t groups = blocks_of(kGroupQueries, maps.tokens), count = maps.images * maps.heads;
   const int64_t items = count * groups, workers = count_workers(items, threads);
   const int64_t size = attention_workspace(maps);
-  std::vector<float> workspace(static_cast<size_t>(size * workers));
+  const std::unique_ptr<float[]> workspace(new float[static_cast<size_t>(size * workers)]);
   std::vector<float> sums(static_cast<size_t>(column_means ? items * maps.patches : 0));
   maps.column_sums = column_means ? sums.data() : nullptr;
   share_out(items, workers, [&](int64_t item, int64_t worker) {
-    attend(maps, item / groups, item % groups, workspace.data() + worker * size);
+    attend(maps, item / groups, item % groups, workspace.get() + worker * size);
   });
   if (!column_means) return;
   for (int64_t map = 0; map < count; ++map)

@@ -35,11 +35,11 @@ Attention<Number> maps_of(const py::array_t<Number>& q, const py::array_t<Number
   return maps;
 }
 
-// out, lse and, of C classes and P patches, class rows; column means where they are wanted.
+// out, lse and, of C classes and P patches, class rows and column means.
 template <class Number, class Run>
 py::tuple attend(const py::array_t<Number>& q, const py::array_t<Number>& k,
                  const py::array_t<Number>& v, float scale, int64_t classes, int64_t patches,
-                 bool column_means, const Run& run) {
+                 const Run& run) {
   Attention<Number> maps = maps_of(q, k, v);
   if (sizeof(Number) == 2 && maps.width % 2)
     refuse("q: expected an even d in bfloat16, got " + std::to_string(maps.width));
@@ -50,11 +50,11 @@ py::tuple attend(const py::array_t<Number>& q, const py::array_t<Number>& k,
   py::array_t<Number> out({maps.images, maps.tokens, maps.heads, maps.width});
   py::array_t<float> lse({maps.images, maps.heads, maps.tokens});
   py::array_t<float> rows({maps.images, maps.heads, classes, patches});
-  py::array_t<float> means({maps.images, maps.heads, column_means ? patches : 0});
+  py::array_t<float> means({maps.images, maps.heads, patches});
   maps.out = {out.mutable_data(), maps.tokens * maps.heads * maps.width, maps.width,
               maps.heads * maps.width};
   maps.lse = lse.mutable_data(), maps.class_rows = rows.mutable_data();
-  float* columns = column_means && patches ? means.mutable_data() : nullptr;
+  float* columns = patches ? means.mutable_data() : nullptr;
   {
     const py::gil_scoped_release release;
     run(maps, columns);
@@ -67,33 +67,31 @@ py::tuple attend(const py::array_t<Number>& q, const py::array_t<Number>& k,
 void bind_attention(py::module_& module) {
   const char* text =
       "Softmax attention [B, H, N, d] -> (out [B, N, H, d], lse [B, H, N], class rows "
-      "[B, H, C, P], column means [B, H, P or 0]); see weaktr.models.attention.";
+      "[B, H, C, P], column means [B, H, P]); see weaktr.models.attention.";
   module.def(
       "attention_cpu",
       [](const py::array_t<float>& q, const py::array_t<float>& k, const py::array_t<float>& v,
-         float scale, int64_t classes, int64_t patches, bool column_means, int threads,
-         const std::string& isa) {
-        return attend(q, k, v, scale, classes, patches, column_means,
+         float scale, int64_t classes, int64_t patches, int threads, const std::string& isa) {
+        return attend(q, k, v, scale, classes, patches,
                       [&](const Attention<float>& maps, float* columns) {
                         attention_cpu(maps, columns, threads, isa);
                       });
       },
       py::arg("q").noconvert(), py::arg("k").noconvert(), py::arg("v").noconvert(),
-      py::arg("scale"), py::arg("classes"), py::arg("patches"), py::arg("column_means"),
-      py::arg("num_threads"), py::arg("isa") = "auto", text);
+      py::arg("scale"), py::arg("classes"), py::arg("patches"), py::arg("num_threads"),
+      py::arg("isa") = "auto", text);
   module.def(
       "attention_cpu_bfloat16",
       [](const py::array_t<Bfloat16>& q, const py::array_t<Bfloat16>& k,
          const py::array_t<Bfloat16>& v, float scale, int64_t classes, int64_t patches,
-         bool column_means, int threads) {
-        return attend(q, k, v, scale, classes, patches, column_means,
+         int threads) {
+        return attend(q, k, v, scale, classes, patches,
                       [&](const Attention<Bfloat16>& maps, float* columns) {
                         attention_cpu(maps, columns, threads);
                       });
       },
       py::arg("q").noconvert(), py::arg("k").noconvert(), py::arg("v").noconvert(),
-      py::arg("scale"), py::arg("classes"), py::arg("patches"), py::arg("column_means"),
-      py::arg("num_threads"), text);
+      py::arg("scale"), py::arg("classes"), py::arg("patches"), py::arg("num_threads"), text);
 }
 
 }  // namespace weaktr

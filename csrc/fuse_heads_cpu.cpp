@@ -1,4 +1,6 @@
 // fuse_heads on the CPU: instruction set, threads, work space.
+#include <memory>
+
 #include "check.hpp"
 #include "fuse_heads.hpp"
 #include "isa.hpp"
@@ -14,9 +16,9 @@ void run(const FusedMaps<Number>& maps, int threads, FuseRows fuse_rows) {
   const int64_t blocks = blocks_of(kQueries, maps.patches),
                 workers = count_workers(blocks, threads);
   const int64_t size = fuse_workspace(maps);
-  std::vector<float> workspace(static_cast<size_t>(size * workers));
+  const std::unique_ptr<float[]> workspace(new float[static_cast<size_t>(size * workers)]);
   share_out(blocks, workers, [&](int64_t block, int64_t worker) {
-    fuse_rows(maps, block * kQueries, workspace.data() + worker * size);
+    fuse_rows(maps, block * kQueries, workspace.get() + worker * size);
   });
 }
 

@@ -11,10 +11,11 @@ from PIL import Image
 from tests.stages.stored import FACTS, arrays
 from tests.test_cli import said
 from weaktr import cli
-from weaktr.artifacts import write_cams, write_mask
+from weaktr.artifacts import write_mask
 from weaktr.config import PredictConfig
 from weaktr.data.classes import COCO80
 from weaktr.recipes import as_tree
+from weaktr.stored_maps import write_cams
 
 C = arrays("C_labels_miou")
 CLASSES = {"voc": "voc12", "coco": "coco14", "vocnoise": "voc12"}

@@ -11,8 +11,9 @@ from PIL import Image
 from tests.stages.stored import arrays
 from tests.test_cli import said
 from weaktr import cli
-from weaktr.artifacts import MaskFolder, write_cams
+from weaktr.artifacts import MaskFolder
 from weaktr.crf import PRESETS
+from weaktr.stored_maps import write_cams
 
 C = arrays("C_labels_miou")
 SAMPLES = range(6)
@@ -154,7 +155,7 @@ def test_mistakes_are_told(root):
     write_image(root / "elsewhere" / "z.png", (4, 4))
     (root / "empty").mkdir()
     text = refused(root, *chosen("scales=[1.0]", "flip=false"), "--dump-cams")
-    assert "flip, scales, --dump-cams: of no effect on CAMs that are there" in text
+    assert "scales, flip, --dump-cams: of no effect on CAMs that are there" in text
     assert "expected threshold, crf, gt_prob, unlabelled" in text
     assert "--labels: of no effect" in refused(root, "--labels", root / "labels.csv")
     assert "no NPZ or NPY in" in refused(root, cams="empty")

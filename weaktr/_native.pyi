@@ -39,7 +39,6 @@ def attention_cpu(
     scale: float,
     classes: int,
     patches: int,
-    column_means: bool,
     num_threads: int,
     isa: str = "auto",
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]: ...
@@ -50,7 +49,6 @@ def attention_cpu_bfloat16(
     scale: float,
     classes: int,
     patches: int,
-    column_means: bool,
     num_threads: int,
 ) -> tuple[NDArray[np.uint16], NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]: ...
 def use_openmp(gomp_parallel: int) -> None: ...

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 from rich.text import Text
 
 from weaktr import cli_checkpoints, cli_eval, cli_tools
-from weaktr.artifacts import STAGES, MaskFolder, cam_files
+from weaktr.artifacts import STAGES, MaskFolder
 from weaktr.backends import BackendUnavailable
 from weaktr.config import LabelConfig, PredictConfig
 from weaktr.progress import console, log, set_up_logging
@@ -216,19 +215,21 @@ def _label_stored(arguments: Arguments) -> int:
     """`_label` where CAMs were made before."""
     from weaktr import data
     from weaktr.stages.label import AFTER_CAMS, label_stored
+    from weaktr.stored_maps import cam_files
 
     cams, out = arguments.checkpoint, arguments.out
     settings = _settings(LabelConfig(), arguments.set)
-    changed = {re.split(r"[.=]", change)[0] for change in arguments.set} - {*AFTER_CAMS}
-    flags = {"--labels": arguments.labels, "--dump-cams": arguments.dump_cams}
-    if without_effect := [*sorted(changed), *(flag for flag, given in flags.items() if given)]:
+    used, default = as_tree(settings), as_tree(LabelConfig())
+    useless = [key for key in default if key not in AFTER_CAMS and used[key] != default[key]]
+    useless += ["--labels"] * bool(arguments.labels) + ["--dump-cams"] * arguments.dump_cams
+    if useless:
         raise ValueError(
-            f"{', '.join(without_effect)}: of no effect on CAMs that are there ({cams}); "
+            f"{', '.join(useless)}: of no effect on CAMs that are there ({cams}); "
             f"expected {', '.join(AFTER_CAMS)}"
         )
     samples = data.unlabelled(arguments.images).samples
     files = cam_files(cams, [sample.name for sample in samples])
-    _begin(out, cams, {key: value for key, value in as_tree(settings).items() if key in AFTER_CAMS})
+    _begin(out, cams, {key: used[key] for key in AFTER_CAMS})
     label_stored(files, samples, out, settings)
     log.info("masks: %s", out / "masks")
     return 0

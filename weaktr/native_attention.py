@@ -72,7 +72,7 @@ def attend_op(
     run: Any = native_bfloat16 if half else native_attention
     arrays = [(x.detach().view(torch.uint16) if half else x.detach()).numpy() for x in (q, k, v)]
     threads = torch.get_num_threads()
-    made = run(*arrays, q.shape[-1] ** -0.5, classes, patches, patches > 0, threads)
+    made = run(*arrays, q.shape[-1] ** -0.5, classes, patches, threads)
     out, lse, rows, means = (torch.from_numpy(array) for array in made)
     return (out.view(torch.bfloat16) if half else out).transpose(1, 2), lse, rows, means
 

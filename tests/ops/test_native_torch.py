@@ -19,7 +19,7 @@ def openmp():
 
 def attention(threads):
     x = torch.linspace(-2, 2, 2 * 3 * 300 * 8).view(2, 3, 300, 8).numpy()
-    return torch.from_numpy(native.attention_cpu(x, x, x, 0.4, 0, 0, False, threads)[0])
+    return torch.from_numpy(native.attention_cpu(x, x, x, 0.4, 0, 0, threads)[0])
 
 
 def test_own_threads_give_the_same(openmp):

@@ -1,9 +1,9 @@
 """Softmax attention of the backbones: which implementation, chosen here and nowhere else.
 
-By default (`attention="auto"`) the C++ code on a CPU (`weaktr.native_attention`), else
-`F.scaled_dot_product_attention`, which is also what "sdpa" stands for. On the CPU its kernel knows
-the row log-sum-exp that stage 1 needs; asked for that, it is called by its own name, which saves
-computing q·k once more.
+By default (`attention="auto"`) the C++ code on a CPU (`weaktr.native_attention`, also called
+"cpu"), else `F.scaled_dot_product_attention`, which is also what "sdpa" stands for. On the CPU its
+kernel knows the row log-sum-exp that stage 1 needs; asked for that, it is called by its own name,
+which saves computing q·k once more.
 
 `attention="xformers"`, or the environment variable ``WEAKTR_ATTENTION``, takes xformers' kernels
 where that package is installed, on CUDA alone (`weaktr.models.attention_xformers`).
@@ -25,7 +25,7 @@ from weaktr.ops.head_stats import HeadStats
 
 ENVIRONMENT_VARIABLE = "WEAKTR_ATTENTION"
 #: What it is called by a user -> the backend of op "attention" (`weaktr.backends.REGISTRY`).
-ATTENTIONS = {"auto": "auto", "sdpa": "torch", "xformers": "xformers"}
+ATTENTIONS = {"auto": "auto", "cpu": "cpu", "sdpa": "torch", "xformers": "xformers"}
 #: C class tokens at the front and P patches at the end, of which `head_stats` are wanted.
 Statistics = tuple[int, int]
 

@@ -21,8 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from weaktr.models.blocks import Layer
 from weaktr.models.pretrained import load_backbone
-from weaktr.models.vit import Layer, ViT
+from weaktr.models.vit import ViT
 from weaktr.ops import fuse_heads, head_stats
 
 #: What is spread by the patch attention: "fused" cross attention × coarse CAM (the method),

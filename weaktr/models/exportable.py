@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from weaktr.models.blocks import Layer
 from weaktr.models.cam import CamModel, by_layer
 from weaktr.models.positions import upsampling_matrix
 from weaktr.models.segmenter import MaskTransformer, Segmenter
-from weaktr.models.vit import Layer
 
 
 class ExportableSegmenter(nn.Module):

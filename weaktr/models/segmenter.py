@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from weaktr.models.blocks import run_block
 from weaktr.models.pretrained import load_backbone
-from weaktr.models.vit import ViT, run_block
+from weaktr.models.vit import ViT
 from weaktr.ops.clipped_cross_entropy import ClippedLoss, clipped_cross_entropy
 
 DECODERS = ("mask_transformer", "multi_mask_transformer", "linear")

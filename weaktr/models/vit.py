@@ -14,32 +14,20 @@ from typing import Any, NamedTuple
 import timm
 import torch
 import torch.nn.functional as F
-from timm.layers import apply_rot_embed_cat, resample_abs_pos_embed
+from timm.layers import resample_abs_pos_embed
 from timm.layers.attention import Attention, AttentionRope
 from timm.models.eva import EvaAttention, EvaBlock
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from weaktr.models.attention import Attended, Statistics, chosen_attention, softmax_attention
-from weaktr.models.mlp import mlp_of_norm
+from weaktr.models.attention import Statistics, chosen_attention
+from weaktr.models.blocks import Layer, run_block
 from weaktr.models.positions import resized_position
-from weaktr.ops.head_stats import HeadStats
 
 #: How the patch part of the position embedding follows a grid other than its own:
 #: "timm" (bicubic, antialiased), "published_cam" and "published_seg" (what the published code does
 #: in stage 1 and stage 2; kept for its checkpoints).
 POSITION_MODES = ("timm", "published_cam", "published_seg")
-
-
-class Layer(NamedTuple):
-    """What one transformer block yields."""
-
-    tokens: Tensor  #: [B, N, D] the block's output
-    attended: Tensor  #: [B, N, D] attention branch after its projection, before layer scale
-    q: Tensor  #: [B, H, N, d] queries as they enter the softmax
-    k: Tensor  #: [B, H, N, d] keys
-    lse: Tensor | None  #: [B, H, N] log-sum-exp of the softmax, where it was asked for and is known
-    stats: HeadStats | None  #: where they were asked for and cost nothing
 
 
 class Tokens(NamedTuple):
@@ -265,103 +253,6 @@ def create_backbone(
             "expected a DeiT, AugReg, DINOv2, DINOv3, SigLIP or EVA-02 type model"
         )
     return model
-
-
-def run_block(
-    block: Any,
-    tokens: Tensor,
-    rope: Tensor | None = None,
-    prefix: int = 0,
-    **attention: Any,
-) -> Layer:
-    """timm's transformer block on tokens [B, N, D], and what it computed on the way.
-
-    Args:
-        block: timm's Block or EvaBlock.
-        tokens: [B, N, D].
-        rope, prefix, attention: see `attend`.
-    """
-    attended, q, k, found = attend(block.attn, block.norm1(tokens), rope, prefix, **attention)
-    if isinstance(block, EvaBlock):
-        scale1, scale2 = (_gamma(block.gamma_1), _gamma(block.gamma_2))
-    else:
-        scale1, scale2 = block.ls1, block.ls2
-    tokens = tokens + block.drop_path1(scale1(attended))
-    tokens = tokens + block.drop_path2(scale2(mlp_of_norm(block.mlp, block.norm2, tokens)))
-    return Layer(tokens, attended, q, k, found.lse, found.stats)
-
-
-def attend(
-    module: Any,
-    x: Tensor,
-    rope: Tensor | None,
-    prefix: int,
-    *,
-    with_lse: bool = False,
-    lengths: Sequence[int] | None = None,
-    statistics: Statistics | None = None,
-    attention: str = "auto",
-) -> tuple[Tensor, Tensor, Tensor, Attended]:
-    """Multi-head self-attention of a timm module, with its queries and keys.
-
-    Args:
-        module: timm's Attention, AttentionRope or EvaAttention; its weights, norms, gate and
-            dropouts are used.
-        x: [B, N, D] normalised tokens.
-        rope: rotary embedding of the N - prefix patch tokens, or None.
-        prefix: number of tokens at the front that take no rotary embedding.
-        with_lse, lengths, statistics, attention: see `softmax_attention`.
-
-    Returns:
-        (output [B, N, D] after projection, q and k [B, H, N, d], what attention returned).
-    """
-    batch, tokens, _ = x.shape
-    q, k, v = _project(module, x)
-    q, k = module.q_norm(q), module.k_norm(k)
-    if rope is not None:
-        half = bool(getattr(module, "rotate_half", False))
-        q = _rotate(q, rope, prefix, half).type_as(v)
-        k = _rotate(k, rope, prefix, half).type_as(v)
-    dropout = module.attn_drop.p if module.training else 0.0
-    attended = softmax_attention(
-        *(q, k, v),
-        dropout=dropout,
-        with_lse=with_lse,
-        lengths=lengths,
-        statistics=statistics,
-        attention=attention,
-    )
-    out = module.norm(attended.out.transpose(1, 2).reshape(batch, tokens, -1))
-    if getattr(module, "gate", None) is not None:
-        out = out * module.gate(x).sigmoid()
-    return module.proj_drop(module.proj(out)), q, k, attended
-
-
-def _project(attention: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k, v, each [B, H, N, d], from fused or separate projections."""
-    batch, tokens, _ = x.shape
-    heads = attention.num_heads
-    if attention.qkv is None:
-        parts = [p(x) for p in (attention.q_proj, attention.k_proj, attention.v_proj)]
-        q, k, v = (p.reshape(batch, tokens, heads, -1).transpose(1, 2) for p in parts)
-        return q, k, v
-    if getattr(attention, "q_bias", None) is None:
-        qkv = attention.qkv(x)
-    else:
-        bias = torch.cat([attention.q_bias, attention.k_bias, attention.v_bias])
-        qkv = F.linear(x, attention.qkv.weight, bias)
-    q, k, v = qkv.reshape(batch, tokens, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-    return q, k, v
-
-
-def _rotate(x: Tensor, rope: Tensor, prefix: int, half: bool) -> Tensor:
-    """Rotary embedding of all but the first `prefix` tokens of x [B, H, N, d]."""
-    rotated = apply_rot_embed_cat(x[:, :, prefix:], rope, half=half)
-    return torch.cat([x[:, :, :prefix], rotated], dim=2)
-
-
-def _gamma(gamma: Tensor | None) -> Any:
-    return nn.Identity() if gamma is None else gamma.mul
 
 
 def _normalization(model: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:

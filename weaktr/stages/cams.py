@@ -31,7 +31,7 @@ def image_cams(
     """The multi-scale CAMs of every image, for the classes of its image-level label.
 
     Args:
-        model: in eval mode, on its device.
+        model: from `for_labelling`, or any in eval mode, on its device.
         images: samples with their pixels, uint8 [H, W, 3]; neighbours of any sizes share a batch.
         settings: see `LabelConfig`.
 
@@ -39,7 +39,6 @@ def image_cams(
         Sample, image, CAMs float32 [K, H, W] in [0, 1] in the order of `Sample.labels`.
     """
     device = next(model.parameters()).device
-    model = for_labelling(model, settings)
     most = settings.batch_tokens or BATCH_TOKENS.get(device.type, BATCH_TOKENS["cuda"])
     for batch in _batches(images, settings, most, model.patch_size):
         cams = multi_scale_cams(

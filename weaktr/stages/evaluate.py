@@ -24,7 +24,7 @@ from weaktr.progress import track
 from weaktr.scores.evaluation import Evaluation, Pair, evaluate_pairs
 from weaktr.scores.iou import Scores, ThresholdCurve, score_pairs
 from weaktr.scores.report import Conditions, Row, caption, draw_classes, print_rows, row_json
-from weaktr.stages.cams import image_cams
+from weaktr.stages.cams import for_labelling, image_cams
 from weaktr.stages.predict import for_prediction, probabilities
 
 log = logging.getLogger("weaktr")
@@ -76,7 +76,7 @@ def cam_curve(
     first, last, step = settings.thresholds
     count = round((last - first) / step) + 1
     curve = ThresholdCurve(first + step * np.arange(count), num_labels)
-    made = image_cams(model, read_images(chosen, []), label)
+    made = image_cams(for_labelling(model, label), read_images(chosen, []), label)
     for sample, _, cams in track(made, "scoring CAMs", len(chosen)):
         curve.add(cams, sample.labels or (), data.read_mask(sample, num_labels))
     return curve

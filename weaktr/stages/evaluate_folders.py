@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from weaktr.artifacts import names_in, read_cams, read_json, write_json
+from weaktr.artifacts import names_in, read_json, write_json
 from weaktr.config import LabelConfig, PredictConfig
 from weaktr.data import Classes, read_labels
 from weaktr.data.io import require_same_size
@@ -23,6 +23,7 @@ from weaktr.scores.iou import ThresholdCurve
 from weaktr.scores.report import UNKNOWN, Conditions, Row, draw_classes, row_json
 from weaktr.stages.evaluate import label_conditions, prediction_conditions
 from weaktr.stages.label import labels_from_cams
+from weaktr.stored_maps import read_cams
 
 log = logging.getLogger("weaktr")
 

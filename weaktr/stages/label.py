@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 
-from weaktr import artifacts
 from weaktr.artifacts import MaskFolder
 from weaktr.config import LabelConfig
 from weaktr.crf import DenseCRF
@@ -23,8 +22,9 @@ from weaktr.data.io import size_message
 from weaktr.models import CamModel
 from weaktr.parallel import ordered_map, read_images
 from weaktr.progress import Meter
-from weaktr.stages.cams import image_cams
+from weaktr.stages.cams import for_labelling, image_cams
 from weaktr.stages.crf_choice import choose_crf
+from weaktr.stored_maps import read_cams, write_cams
 
 log = logging.getLogger("weaktr")
 
@@ -69,9 +69,10 @@ def label(
     Returns:
         What was done and what was left out, which is also logged.
     """
+    ready = for_labelling(model, settings)
 
     def made(todo: Sequence[Sample], unreadable: list[Problem]) -> Iterator[Item]:
-        return image_cams(model, read_images(todo, unreadable), settings)
+        return image_cams(ready, read_images(todo, unreadable), settings)
 
     no_class = [sample.name for sample in samples if not sample.labels]
     return _label(made, samples, no_class, folder, settings, dump_cams=dump_cams)
@@ -83,7 +84,7 @@ def label_stored(
     """Write a pseudo label for every image whose CAMs were stored; goes on where it stopped.
 
     Args:
-        cams: files by the name of the sample (`weaktr.artifacts.cam_files`).
+        cams: files by the name of the sample (`weaktr.stored_maps.cam_files`).
         samples: images; their image-level labels are not looked at, the CAMs name their classes.
             An image without CAMs counts as one of no class.
         folder, settings: as in `label`; only `AFTER_CAMS` of the settings are used.
@@ -111,7 +112,7 @@ def label_stored(
 
 def _with_stored_cams(sample: Sample, image: np.ndarray, path: Path) -> Item | Problem:
     try:
-        cams, classes = artifacts.read_cams(path)
+        cams, classes = read_cams(path)
     except ValueError as error:
         return Problem(str(path), sample.source, str(error).removeprefix(f"{path}: "))
     if cams.shape[1:] != image.shape[:2]:
@@ -146,7 +147,7 @@ def _label(
     def finish(item: Item) -> tuple[Sample, list[np.ndarray]]:
         sample, image, cams = item
         if dump_cams:
-            artifacts.write_cams(folder / "cams" / f"{sample.name}.npz", cams, sample.labels or ())
+            write_cams(folder / "cams" / f"{sample.name}.npz", cams, sample.labels or ())
         return sample, _pseudo_labels(image, cams, sample.labels or (), settings, crf)
 
     with Meter("pseudo labels", len(chosen), done=len(chosen) - len(todo)) as meter:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weaktr.artifacts import MaskFolder, write_scores
+from weaktr.artifacts import MaskFolder
 from weaktr.config import PredictConfig
 from weaktr.crf import DenseCRF
 from weaktr.data import Problem, Sample
@@ -26,6 +26,7 @@ from weaktr.progress import Meter
 from weaktr.stages.crf_choice import choose_crf
 from weaktr.stages.precision import autocast, ready
 from weaktr.stages.windows import View, merge, views, windows
+from weaktr.stored_maps import write_scores
 
 log = logging.getLogger("weaktr")
 
