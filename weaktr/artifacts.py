@@ -1,4 +1,4 @@
-"""The only reader and writer of files between the stages.
+"""The only reader and writer of files between the stages (of CAMs and scores: `stored_maps`).
 
 Layout of a run::
 
