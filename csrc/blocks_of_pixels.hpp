@@ -188,44 +188,42 @@ enum class Channels {
 };
 
 // Softmax over rows: q = e^z / sum; with differences q = (e^z - minus * e^0) / sum and
-// first = e^0 / sum.
+// first = e^0 / sum. Computes whole groups of kLanes pixels, so there must be room for them.
 inline void softmax_rows(const float* z, float* q, float* first, int pixels, int64_t stride,
                          Channels channels, float minus) {
-  alignas(64) float top[kBlock] = {}, total[kBlock] = {}, scale[kBlock], offset[kBlock];
-  for (int p = 0; p < pixels; ++p) {
-    const float* row = z + p * stride;
-    Wide best = load<Wide>(row);
-    for (int64_t i = kLanes; i < stride; i += kLanes) best = larger(best, load<Wide>(row + i));
-    top[p] = largest_lane(best);
-  }
-  if (channels == Channels::differences)
-    for (int p = 0; p < kBlock; p += kLanes) {
-      const Wide higher = larger(load<Wide>(top + p), Wide{});
-      store(top + p, higher);
-      store(total + p, exponential(-higher));
+  alignas(64) float top[kLanes], scale[kLanes], offset[kLanes];
+  for (int p = 0; p < pixels; p += kLanes, z += kLanes * stride, q += kLanes * stride) {
+    Wide rows[kLanes];
+    for (int lane = 0; lane < kLanes; ++lane) {
+      rows[lane] = load<Wide>(z + lane * stride);
+      for (int64_t i = kLanes; i < stride; i += kLanes)
+        rows[lane] = larger(rows[lane], load<Wide>(z + lane * stride + i));
     }
-  std::memcpy(first, total, sizeof total);
-  for (int p = 0; p < pixels; ++p) {
-    const Wide highest = filled<Wide>(top[p]);
-    Wide sum = {};
-    for (int64_t i = p * stride; i < (p + 1) * stride; i += kLanes) {
-      const Wide e = exponential(load<Wide>(z + i) - highest);
-      sum = sum + e;
-      store(q + i, e);
+    Wide largest = join_lanes(rows, larger), zero = {};
+    if (channels == Channels::differences) {
+      largest = larger(largest, Wide{});
+      zero = exponential(-largest);
     }
-    total[p] += sum_of_lanes(sum);
-  }
-  for (int p = 0; p < kBlock; p += kLanes) {
-    const Wide inverse = reciprocal(load<Wide>(total + p));
-    const Wide zero = load<Wide>(first + p) * inverse;
-    store(scale + p, inverse);
-    store(first + p, zero);
-    store(offset + p, zero * -minus);
-  }
-  for (int p = 0; p < pixels; ++p) {
-    const Wide factor = filled<Wide>(scale[p]), shift = filled<Wide>(offset[p]);
-    for (int64_t i = p * stride; i < (p + 1) * stride; i += kLanes)
-      store(q + i, fused(load<Wide>(q + i), factor, shift));
+    store(top, largest);
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const Wide highest = filled<Wide>(top[lane]);
+      rows[lane] = Wide{};
+      for (int64_t i = lane * stride; i < (lane + 1) * stride; i += kLanes) {
+        const Wide e = exponential(load<Wide>(z + i) - highest);
+        rows[lane] = rows[lane] + e;
+        store(q + i, e);
+      }
+    }
+    const Wide sum = join_lanes(rows, [](Wide a, Wide b) { return a + b; });
+    const Wide inverse = reciprocal(sum + zero);
+    store(scale, inverse);
+    store(first + p, zero * inverse);
+    store(offset, zero * inverse * -minus);
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const Wide factor = filled<Wide>(scale[lane]), shift = filled<Wide>(offset[lane]);
+      for (int64_t i = lane * stride; i < (lane + 1) * stride; i += kLanes)
+        store(q + i, fused(load<Wide>(q + i), factor, shift));
+    }
   }
 }
 

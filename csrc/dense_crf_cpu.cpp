@@ -32,7 +32,7 @@ constexpr size_t kHugePage = size_t{2}
 constexpr size_t kPage = 4096;
 constexpr size_t kWorthAsking = size_t{64} << 20;  // smaller blocks are not checked against memory
 constexpr int kMostThreads = 256;                  // more only wait for each other
-constexpr size_t kWorthKeeping = size_t{256} << 20;  // larger work spaces are freed after use
+constexpr size_t kShareKept = 8;                   // larger shares of free memory are given back
 
 // Says what was missing.
 class TooLarge : public std::bad_alloc {
@@ -224,7 +224,9 @@ class Borrowed {
     }
   }
   ~Borrowed() {
-    if (!workspace_ || workspace_->bytes() > kWorthKeeping) return;
+    if (!workspace_) return;
+    const size_t bytes = workspace_->bytes();
+    if (bytes > kWorthAsking && bytes > available_memory() / kShareKept) return;
     const std::lock_guard<std::mutex> lock(pool_mutex);
     pool.push_back(std::move(workspace_));
   }

@@ -32,22 +32,28 @@ void hilbert(int64_t side, int64_t i, int64_t& x, int64_t& y) {
 }
 
 // Pixels of a grid tile by tile, tiles along a Hilbert curve: what is close in the image is close
-// in memory, on every scale from the registers to the last cache.
+// in memory, on every scale from the registers to the last cache. The tile in the corner comes
+// last, whose pixels may not be a multiple of `kBlock`: all other blocks start where a row of a
+// tile does.
 const Pixel* tile_order(const Problem& problem, Workspace& workspace) {
   if (!problem.height) return nullptr;
   Pixel* order = workspace.order.reserve<Pixel>(problem.pixels);
   if (workspace.order_height == problem.height && workspace.order_width == problem.width)
     return order;
-  int64_t side = 1;
-  while (side * kTile < problem.height || side * kTile < problem.width) side *= 2;
-  for (int64_t i = 0; i < side * side; ++i) {
-    int64_t left, top;
-    hilbert(side, i, left, top);
-    left *= kTile, top *= kTile;
+  const auto add_tile = [&](int64_t left, int64_t top) {
     for (int64_t y = top; y < top + kTile && y < problem.height; ++y)
       for (int64_t x = left; x < left + kTile && x < problem.width; ++x)
         *order++ = Pixel{static_cast<uint32_t>(x), static_cast<uint32_t>(y)};
+  };
+  const int64_t across = (problem.width - 1) / kTile, down = (problem.height - 1) / kTile;
+  int64_t side = 1;
+  while (side <= across || side <= down) side *= 2;
+  for (int64_t i = 0; i < side * side; ++i) {
+    int64_t x, y;
+    hilbert(side, i, x, y);
+    if (x != across || y != down) add_tile(x * kTile, y * kTile);
   }
+  add_tile(across * kTile, down * kTile);
   workspace.order_height = problem.height;
   workspace.order_width = problem.width;
   return workspace.order.as<Pixel>();
@@ -66,41 +72,41 @@ void blur_ones(LatticeMemory& memory) {
   if (lattice.dense)
     blur_grid(lattice.grid, ones, 1, memory.scratch);
   else
-    for (int axis = 0; axis < lattice.corners; ++axis)
-      blur_chains<1>(lattice.chains[axis], 0, lattice.chains[axis].count, ones);
+    for (int round = 0; round < lattice.round_count; ++round)
+      blur_chains<1>(lattice.rounds[round], 0, lattice.rounds[round].count, ones);
   lattice.ones = ones;
 }
 
-// Builds with keys of 64 bits if they suffice, else of 128.
+// Builds with keys of 64 bits if they suffice, else of 128. `width`: floats in a row.
 template <int D, class Points>
 void build_sparse(LatticeMemory& memory, const Points& points, int64_t pixels, int number,
-                  const float (&low)[D], const float (&high)[D], Team& team) {
+                  const float (&low)[D], const float (&high)[D], int width, Team& team) {
   const double most = static_cast<double>(pixels + kPadding) * (D + 1);
   if (most >= 4294967295.0) fail_vertices(number);
   const int index_bits = bits_for(static_cast<int64_t>(most));
   KeyPacking<uint64_t> narrow;
   if (!make_packing<D>(low, high, narrow)) fail_range(number);
   memory.lattice.corners = D + 1;
-  if (narrow.bits + index_bits < 64) {
-    SparseBuilder<D, uint64_t> builder{memory, narrow, {}};
+  const auto make = [&](auto& builder) {
     builder.table.index_bits = index_bits;
     builder.build(points, pixels);
     builder.link(team);
     memory.lattice.vertices = builder.vertices;
-    return;
+    if (worth_scheduling(builder.vertices, width, team.size())) builder.schedule_by_sum();
+  };
+  if (narrow.bits + index_bits < 64) {
+    SparseBuilder<D, uint64_t> builder{memory, narrow, {}};
+    return make(builder);
   }
   KeyPacking<unsigned __int128> broad;
   make_packing<D>(low, high, broad);
   if (broad.bits + index_bits >= 128) fail_range(number);
   SparseBuilder<D, unsigned __int128> builder{memory, broad, {}};
-  builder.table.index_bits = index_bits;
-  builder.build(points, pixels);
-  builder.link(team);
-  memory.lattice.vertices = builder.vertices;
+  make(builder);
 }
 
 void build_position(const Problem& problem, const Kernel& kernel, int number, const Pixel* order,
-                    LatticeMemory& memory, Team& team) {
+                    int width, LatticeMemory& memory, Team& team) {
   float* xs = memory.rows[0].reserve<float>(problem.width + problem.height);
   float* ys = xs + problem.width;
   scaled_ramp<2>(xs, problem.width, kernel.deviations[0], 0);
@@ -120,11 +126,11 @@ void build_position(const Problem& problem, const Kernel& kernel, int number, co
       position[1][lane] = ys[order[first + lane].y];
     }
   };
-  build_sparse<2>(memory, points, problem.pixels, number, low, high, team);
+  build_sparse<2>(memory, points, problem.pixels, number, low, high, width, team);
 }
 
 void build_colour(const Problem& problem, const Kernel& kernel, int number, const Pixel* order,
-                  LatticeMemory& memory, Team& team) {
+                  int width, LatticeMemory& memory, Team& team) {
   float* xs = memory.rows[0].reserve<float>(problem.width + problem.height + 3 * 256);
   float* ys = xs + problem.width;
   float* colours = ys + problem.height;
@@ -144,12 +150,12 @@ void build_colour(const Problem& problem, const Kernel& kernel, int number, cons
       for (int c = 0; c < 3; ++c) position[2 + c][lane] = colours[256 * c + rgb[c]];
     }
   };
-  build_sparse<5>(memory, points, problem.pixels, number, low, high, team);
+  build_sparse<5>(memory, points, problem.pixels, number, low, high, width, team);
 }
 
 template <int D>
 void build_features(const Problem& problem, const Kernel& kernel, int number, const Pixel* order,
-                    LatticeMemory& memory, Team& team) {
+                    int width, LatticeMemory& memory, Team& team) {
   float scale[D], low[D], high[D];
   for (int i = 0; i < D; ++i) {
     scale[i] = position_scale<D>(i);
@@ -170,28 +176,28 @@ void build_features(const Problem& problem, const Kernel& kernel, int number, co
         position[i][lane] = kernel.features[i * problem.pixels + p] * scale[i];
     }
   };
-  build_sparse<D>(memory, points, problem.pixels, number, low, high, team);
+  build_sparse<D>(memory, points, problem.pixels, number, low, high, width, team);
 }
 
 void build_any_features(const Problem& problem, const Kernel& kernel, int number,
-                        const Pixel* order, LatticeMemory& memory, Team& team) {
+                        const Pixel* order, int width, LatticeMemory& memory, Team& team) {
   switch (kernel.dimensions) {
     case 1:
-      return build_features<1>(problem, kernel, number, order, memory, team);
+      return build_features<1>(problem, kernel, number, order, width, memory, team);
     case 2:
-      return build_features<2>(problem, kernel, number, order, memory, team);
+      return build_features<2>(problem, kernel, number, order, width, memory, team);
     case 3:
-      return build_features<3>(problem, kernel, number, order, memory, team);
+      return build_features<3>(problem, kernel, number, order, width, memory, team);
     case 4:
-      return build_features<4>(problem, kernel, number, order, memory, team);
+      return build_features<4>(problem, kernel, number, order, width, memory, team);
     case 5:
-      return build_features<5>(problem, kernel, number, order, memory, team);
+      return build_features<5>(problem, kernel, number, order, width, memory, team);
     case 6:
-      return build_features<6>(problem, kernel, number, order, memory, team);
+      return build_features<6>(problem, kernel, number, order, width, memory, team);
     case 7:
-      return build_features<7>(problem, kernel, number, order, memory, team);
+      return build_features<7>(problem, kernel, number, order, width, memory, team);
     case 8:
-      return build_features<8>(problem, kernel, number, order, memory, team);
+      return build_features<8>(problem, kernel, number, order, width, memory, team);
   }
 }
 
@@ -212,11 +218,11 @@ void build(const Problem& problem, const Kernel& kernel, int number, const Pixel
   memory.height = 0;
   memory.lattice = Lattice{};
   if (kernel.features)
-    build_any_features(problem, kernel, number, order, memory, team);
+    build_any_features(problem, kernel, number, order, width, memory, team);
   else if (position)
-    build_position(problem, kernel, number, order, memory, team);
+    build_position(problem, kernel, number, order, width, memory, team);
   else
-    build_colour(problem, kernel, number, order, memory, team);
+    build_colour(problem, kernel, number, order, width, memory, team);
   if (memory.lattice.vertices >= kContinues) fail_vertices(number);
   if (kernel.normalization == Normalization::before) memory.before.reserve<float>(problem.pixels);
   if (kernel.normalization == Normalization::after) memory.after.reserve<float>(problem.pixels);
@@ -247,6 +253,9 @@ float potts_weight(const Kernel& kernel, int labels) {
 WEAKTR_INLINE float bounded(float score) {
   return score < -kSurest ? -kSurest : score > kSurest ? kSurest : score;
 }
+WEAKTR_INLINE Wide bounded(Wide score) {
+  return -larger(-larger(score, filled<Wide>(-kSurest)), filled<Wide>(-kSurest));
+}
 
 // Scores from a pixel's energies: -U, or the differences to label 0.
 void write_scores(const float* energies, const MeanField& field, float* row) {
@@ -267,7 +276,20 @@ WEAKTR_INLINE void fetch_unary(const Problem& problem, int64_t first, int64_t la
   }
 }
 
-// [L, N] -> [N, width], a label of a block of pixels at a time.
+// Energies of kLanes labels and a whole block of pixels -> scores. `zero`: what they are taken
+// from.
+void load_square(const float* energies, int64_t pixels, const float* zero, float* scores,
+                 int width) {
+  for (int p = 0; p < kBlock; p += kLanes) {
+    Wide rows[kLanes];
+    for (int lane = 0; lane < kLanes; ++lane)
+      rows[lane] = bounded(load<Wide>(zero + p) - load<Wide>(energies + lane * pixels + p));
+    transpose(rows);
+    for (int lane = 0; lane < kLanes; ++lane) store(scores + (p + lane) * width, rows[lane]);
+  }
+}
+
+// [L, N] -> [N, width], some labels of a block of pixels at a time.
 void load_unary(Workspace& workspace, MeanField& field) {
   const Problem& problem = field.problem;
   const int width = field.width, differences = field.channels == Channels::differences;
@@ -279,12 +301,17 @@ void load_unary(Workspace& workspace, MeanField& field) {
     if (at + 2 * kBlock <= problem.pixels)
       fetch_unary(problem, field.index_of(at + kBlock), field.index_of(at + 2 * kBlock - 1));
     if (differences) place.read(problem.unary, zero);
-    for (int i = 0; i < problem.labels - differences; ++i) {
+    int i = 0;
+    if (place.whole())
+      for (; i + kLanes <= problem.labels - differences; i += kLanes)
+        load_square(problem.unary + (i + differences) * problem.pixels + place.index[0],
+                    problem.pixels, zero, scores + i, width);
+    for (; i < problem.labels - differences; ++i) {
       place.read(problem.unary + (i + differences) * problem.pixels, energy);
       for (int p = 0; p < kBlock; ++p) energy[p] = bounded(zero[p] - energy[p]);
       for (int p = 0; p < place.count; ++p) scores[p * width + i] = energy[p];
     }
-    for (int i = problem.labels - differences; i < width; ++i)
+    for (; i < width; ++i)
       for (int p = 0; p < place.count; ++p) scores[p * width + i] = kNever;
   }
 }

@@ -4,22 +4,14 @@
 // their rows close together. The blur's neighbours are looked up once and kept as chains.
 #pragma once
 
-#include "rows.hpp"
-#include "workspace.hpp"
+#include "chains.hpp"
 
 namespace weaktr {
 namespace WEAKTR_ISA {
 
-constexpr int kBlock = 32;          // pixels that are worked on together
-constexpr int kBucket = 8;          // table entries that are compared at once
-constexpr int64_t kLookAhead = 16;  // rows that are fetched ahead
+constexpr int kBlock = 32;  // pixels that are worked on together
+constexpr int kBucket = 8;  // table entries that are compared at once
 constexpr uint32_t kNone = ~uint32_t{0};
-
-// job(part) for every part of a team.
-template <class Job>
-WEAKTR_INLINE void in_parallel(Team& team, const Job& job) {
-  team.run([](const void* context, int part) { (*static_cast<const Job*>(context))(part); }, &job);
-}
 
 WEAKTR_INLINE uint64_t mix(uint64_t key) { return key * 0x9E3779B97F4A7C15ull; }
 WEAKTR_INLINE uint64_t mix(unsigned __int128 key) {
@@ -27,90 +19,93 @@ WEAKTR_INLINE uint64_t mix(unsigned __int128 key) {
          0x9E3779B97F4A7C15ull;
 }
 
-// Which of a bucket's entries hold a key, and which are free, as bit masks.
+// Which of a bucket's entries hold a key, as a bit mask.
 template <class Entry>
-WEAKTR_INLINE void compare(const Entry* bucket, Entry key, int index_bits, unsigned& same,
-                           unsigned& vacant) {
-  same = vacant = 0;
-  for (int i = 0; i < kBucket; ++i) {
+WEAKTR_INLINE unsigned holding(const Entry* bucket, Entry key, int index_bits) {
+  unsigned same = 0;
+  for (int i = 0; i < kBucket; ++i)
     same |= static_cast<unsigned>((bucket[i] >> index_bits) == key) << i;
-    vacant |= static_cast<unsigned>(bucket[i] == ~Entry{0}) << i;
-  }
+  return same;
 }
 #if defined(__AVX512F__)
-WEAKTR_INLINE void compare(const uint64_t* bucket, uint64_t key, int index_bits, unsigned& same,
-                           unsigned& vacant) {
-  const __m512i entries = _mm512_load_si512(bucket);
-  const __m512i keys = _mm512_srl_epi64(entries, _mm_cvtsi32_si128(index_bits));
-  same = _mm512_cmpeq_epi64_mask(keys, _mm512_set1_epi64(static_cast<long long>(key)));
-  vacant = _mm512_cmpeq_epi64_mask(entries, _mm512_set1_epi64(-1));
+WEAKTR_INLINE unsigned holding(const uint64_t* bucket, uint64_t key, int index_bits) {
+  const __m512i keys = _mm512_srl_epi64(_mm512_load_si512(bucket), _mm_cvtsi32_si128(index_bits));
+  return _mm512_cmpeq_epi64_mask(keys, _mm512_set1_epi64(static_cast<long long>(key)));
 }
 #elif defined(__AVX2__)
-WEAKTR_INLINE void compare(const uint64_t* bucket, uint64_t key, int index_bits, unsigned& same,
-                           unsigned& vacant) {
+WEAKTR_INLINE unsigned holding(const uint64_t* bucket, uint64_t key, int index_bits) {
   const __m128i shift = _mm_cvtsi32_si128(index_bits);
   const __m256i wanted = _mm256_set1_epi64x(static_cast<long long>(key));
-  const __m256i none = _mm256_set1_epi64x(-1);
-  same = vacant = 0;
+  unsigned same = 0;
   for (int half = 0; half < 2; ++half) {
     const __m256i entries = _mm256_load_si256(reinterpret_cast<const __m256i*>(bucket) + half);
     const __m256i equal = _mm256_cmpeq_epi64(_mm256_srl_epi64(entries, shift), wanted);
-    const __m256i empty = _mm256_cmpeq_epi64(entries, none);
     same |= static_cast<unsigned>(_mm256_movemask_pd(_mm256_castsi256_pd(equal))) << (4 * half);
-    vacant |= static_cast<unsigned>(_mm256_movemask_pd(_mm256_castsi256_pd(empty))) << (4 * half);
   }
+  return same;
 }
 #endif
 
-// Hash table of key -> vertex: buckets of entries `key << index_bits | vertex`, all ones = free.
+// Hash table of key -> vertex: buckets of entries `key << index_bits | vertex`, filled from their
+// first entry on; all ones = free.
 template <class Entry>
 struct VertexTable {
   Entry* entries = nullptr;
   uint64_t buckets = 0;  // a power of two
   int hash_shift = 0;
   int index_bits = 0;
+  uint32_t index_mask = 0;
 
   void clear(Buffer& memory, uint64_t bucket_count) {
     buckets = bucket_count;
     hash_shift = 64 - __builtin_ctzll(bucket_count);
+    index_mask = static_cast<uint32_t>((uint64_t{1} << index_bits) - 1);
     entries = memory.reserve<Entry>(static_cast<int64_t>(buckets) * kBucket);
     std::memset(entries, 0xFF, buckets * kBucket * sizeof(Entry));
   }
-  WEAKTR_MEMBER uint64_t bucket_of(Entry key) const { return mix(key) >> hash_shift; }
-  WEAKTR_MEMBER void prefetch(Entry key) const {
-    __builtin_prefetch(entries + bucket_of(key) * kBucket);
+  WEAKTR_MEMBER Entry* bucket_of(Entry key) const {
+    return entries + (mix(key) >> hash_shift) * kBucket;
+  }
+  WEAKTR_MEMBER Entry* bucket_after(Entry* bucket) const {
+    Entry* next = bucket + kBucket;
+    return next == entries + buckets * kBucket ? entries : next;
+  }
+  WEAKTR_MEMBER static bool full(const Entry* bucket) { return bucket[kBucket - 1] != ~Entry{0}; }
+  WEAKTR_MEMBER void prefetch(Entry key) const { __builtin_prefetch(bucket_of(key)); }
+  // The vertex of an entry of `bucket`, `same` says which; kNone if it says none. Without a branch:
+  // whether there is one cannot be foreseen.
+  WEAKTR_MEMBER uint32_t vertex(const Entry* bucket, unsigned same) const {
+    const int at = __builtin_ctz(same | 1u << (kBucket - 1));
+    const uint32_t found = static_cast<uint32_t>(bucket[at]) & index_mask;
+    return found | (0u - static_cast<uint32_t>(same == 0));
+  }
+  // The vertex of a key; kNone if it has none or another bucket than its own.
+  WEAKTR_MEMBER uint32_t peek(Entry key) const {
+    const Entry* bucket = bucket_of(key);
+    return vertex(bucket, holding(bucket, key, index_bits));
   }
   // The vertex of a key, or kNone.
   WEAKTR_MEMBER uint32_t find(Entry key) const {
-    for (uint64_t b = bucket_of(key);; b = (b + 1) & (buckets - 1)) {
-      unsigned same, vacant;
-      const Entry* bucket = entries + b * kBucket;
-      compare(bucket, key, index_bits, same, vacant);
-      if (__builtin_expect((same | vacant) == 0, 0)) continue;
-      // without a branch: whether a neighbour exists cannot be foreseen
-      const uint32_t found = vertex(bucket[__builtin_ctz(same | 1u << (kBucket - 1))]);
-      return found | (0u - static_cast<uint32_t>(same == 0));
+    Entry* bucket = bucket_of(key);
+    unsigned same = holding(bucket, key, index_bits);
+    while (__builtin_expect((same == 0) & full(bucket), 0)) {
+      bucket = bucket_after(bucket);
+      same = holding(bucket, key, index_bits);
     }
+    return vertex(bucket, same);
   }
   // The vertex of a key; `next` is given to a key that is new. True where it was.
   WEAKTR_MEMBER bool find_or_add(Entry key, uint32_t next, uint32_t& found) {
-    for (uint64_t b = bucket_of(key);; b = (b + 1) & (buckets - 1)) {
-      unsigned same, vacant;
-      Entry* bucket = entries + b * kBucket;
-      compare(bucket, key, index_bits, same, vacant);
-      if (__builtin_expect(same != 0, 1)) {
-        found = vertex(bucket[__builtin_ctz(same)]);
-        return false;
-      }
-      if (vacant) {
-        bucket[__builtin_ctz(vacant)] = key << index_bits | next;
-        found = next;
-        return true;
-      }
+    for (Entry* bucket = bucket_of(key);; bucket = bucket_after(bucket)) {
+      const unsigned same = holding(bucket, key, index_bits);
+      found = vertex(bucket, same);
+      if (same) return false;
+      const unsigned vacant = holding(bucket, ~Entry{0} >> index_bits, index_bits);
+      if (!vacant) continue;
+      bucket[__builtin_ctz(vacant)] = key << index_bits | next;
+      found = next;
+      return true;
     }
-  }
-  WEAKTR_MEMBER uint32_t vertex(Entry entry) const {
-    return static_cast<uint32_t>(entry & ((Entry{1} << index_bits) - 1));
   }
 };
 
@@ -126,8 +121,6 @@ struct SparseBuilder {
   float* ones = nullptr;
 
   static constexpr int kCorners = D + 1;
-  Entry last_key[kCorners] = {};  // no key is 0: the fields have room below
-  uint32_t last_vertex[kCorners] = {};
 
   // Touches the lattice with all pixels. `points(first, count, position)` gives scaled positions.
   template <class Points>
@@ -142,7 +135,7 @@ struct SparseBuilder {
     for (int64_t p = 0, turn = 0; p < pixels; p += kLanes, turn ^= 1) {
       if (p % kBlock == 0) first_touch[p / kBlock] = static_cast<uint32_t>(vertices);
       if (p + kLanes < pixels) prepare(points, p + kLanes, pixels, groups[turn ^ 1]);
-      make_room(kLanes * kCorners);
+      make_room(kLanes * kCorners, p < pixels / 2 ? 4 : 2);
       place(groups[turn], records + p * 2 * kCorners);
     }
     first_touch[(pixels + kBlock - 1) / kBlock] = static_cast<uint32_t>(vertices);
@@ -151,21 +144,43 @@ struct SparseBuilder {
     memory.lattice.first_touch = first_touch;
   }
 
-  // The neighbours along every axis, as chains to walk along.
+  // The neighbours along every axis, as chains to walk along: a round for each axis.
   void link(Team& team) {
-    const int64_t share = 3 * vertices + 2;
+    const int64_t share = 3 * vertices + 2 * kLanes;
     uint32_t* all = memory.rows[1].reserve<uint32_t>(share * team.size());  // not in use yet
     for (int axis = 0; axis < kCorners; ++axis)
       memory.chains[axis].reserve<uint32_t>(vertices + kLookAhead);
+    Chains* rounds = memory.rounds.reserve<Chains>(kCorners);
     in_parallel(team, [&](int part) {
       uint32_t* successor = all + part * share;
       uint32_t* start = successor + vertices;
-      uint8_t* continues = reinterpret_cast<uint8_t*>(start + vertices + 1);  // has a predecessor
+      uint8_t* continues =
+          reinterpret_cast<uint8_t*>(start + vertices + kLanes);  // has a predecessor
       for (int axis = part; axis < kCorners; axis += team.size()) {
-        find_successors(packing.axis_step(axis), successor, continues);
-        memory.lattice.chains[axis] = collect(memory.chains[axis], successor, continues, start);
+        find_successors(packing.axis_step(axis), successor);
+        mark_continuing(successor, continues);
+        rounds[axis] = collect(memory.chains[axis], successor, continues, start);
       }
     });
+    memory.lattice.rounds = rounds;
+    memory.lattice.round_count = kCorners;
+  }
+
+  // Orders the chains of all axes by k_0, the sum of the scaled features: it grows by 1 along an
+  // axis (along axis 0 it falls by D), so that vertices which are close in it need each other.
+  void schedule_by_sum() {
+    const Entry mask = (Entry{1} << (D > 1 ? packing.shift[1] : packing.bits)) - 1;
+    Entry low = mask, high = 0;
+    for (int64_t v = 0; v < vertices; ++v) {
+      low = (keys[v] & mask) < low ? keys[v] & mask : low;
+      high = (keys[v] & mask) > high ? keys[v] & mask : high;
+    }
+    int shift = 0;
+    while ((high - low) >> shift >= kMostTimes) ++shift;
+    uint8_t* times = memory.times.reserve<uint8_t>(vertices);
+    for (int64_t v = 0; v < vertices; ++v)
+      times[v] = static_cast<uint8_t>(((keys[v] & mask) - low) >> shift);
+    schedule(memory, times);
   }
 
  private:
@@ -185,23 +200,28 @@ struct SparseBuilder {
       for (int lane = 0; lane < kLanes; ++lane) table.prefetch(group.key[r][lane]);
   }
 
-  // Writes a group's records; pixels of the same simplex as the one before are looked up once.
+  // Writes a group's records. Most vertices are there: these are looked up first, without branches.
   WEAKTR_MEMBER void place(const Group& group, uint32_t* records) {
-    for (int lane = 0; lane < group.count; ++lane, records += 2 * kCorners) {
-      Entry changed = 0;
-      for (int r = 0; r < kCorners; ++r) changed |= group.key[r][lane] ^ last_key[r];
-      if (changed)
-        for (int r = 0; r < kCorners; ++r) {
-          last_key[r] = group.key[r][lane];
-          last_vertex[r] = touch(last_key[r]);
-        }
+    const VertexTable<Entry> now = table;  // its fields in registers
+    int missing[kCorners * kLanes], count = 0;
+    for (int lane = 0; lane < group.count; ++lane)
+      for (int r = 0; r < kCorners; ++r) {
+        const uint32_t vertex = now.peek(group.key[r][lane]);
+        records[lane * 2 * kCorners + r] = vertex;
+        missing[count] = lane * kCorners + r;
+        count += vertex == kNone;
+      }
+    for (int i = 0; i < count; ++i) {
+      const int lane = missing[i] / kCorners, r = missing[i] % kCorners;
+      records[lane * 2 * kCorners + r] = touch(group.key[r][lane]);
+    }
+    float* sums = ones;
+    for (int lane = 0; lane < group.count; ++lane, records += 2 * kCorners)
       for (int r = 0; r < kCorners; ++r) {
         const float weight = group.weight[r][lane];
-        records[r] = last_vertex[r];
         std::memcpy(records + kCorners + r, &weight, sizeof weight);
-        ones[last_vertex[r]] += weight;
+        sums[records[r]] += weight;
       }
-    }
   }
 
   template <class Points>
@@ -244,24 +264,28 @@ struct SparseBuilder {
     float zero[D] = {};
     Simplex<D, float, int> simplex;
     enclosing_simplex<D>(zero, simplex);
-    make_room(kCorners);
+    make_room(kCorners, 2);
     Entry key = packing.template pack<D>(simplex.first, simplex.digits);
     touch(key);
     for (int r = 1; r < kCorners; ++r) touch(key += packing.corner[simplex.dropped[r]]);
   }
 
-  // Keeps the table at most three quarters full and the arrays long enough.
-  WEAKTR_MEMBER void make_room(int64_t more) {
-    if (__builtin_expect((vertices + more) * 4 > static_cast<int64_t>(table.buckets) * kBucket * 3,
+  // Keeps the table at most two fifths full, so that full buckets are rare, and the arrays long
+  // enough. `growth`: how much larger the table becomes if it has to.
+  WEAKTR_MEMBER void make_room(int64_t more, int growth) {
+    if (__builtin_expect((vertices + more) * 5 > static_cast<int64_t>(table.buckets) * kBucket * 2,
                          0))
-      enlarge_table();
+      enlarge_table(growth);
     if (__builtin_expect(vertices + more > room, 0)) enlarge_arrays(more);
   }
-  __attribute__((noinline)) void enlarge_table() {
-    table.clear(memory.table, table.buckets * 4);
+  __attribute__((noinline)) void enlarge_table(int growth) {
+    table.clear(memory.table, table.buckets * static_cast<uint64_t>(growth));
+    constexpr int64_t ahead = 32;
     uint32_t found;
-    for (int64_t v = 0; v < vertices; ++v)
+    for (int64_t v = 0; v < vertices; ++v) {
+      table.prefetch(keys[v + ahead < vertices ? v + ahead : v]);
       table.find_or_add(keys[v], static_cast<uint32_t>(v), found);
+    }
   }
   __attribute__((noinline)) void enlarge_arrays(int64_t more) {
     room = (vertices + more) * 3 / 2 + (1 << 14);
@@ -269,84 +293,91 @@ struct SparseBuilder {
     ones = memory.ones.extend<float>(room + kLookAhead, vertices);
   }
 
-  __attribute__((noinline)) void find_successors(Entry step, uint32_t* successor,
-                                                 uint8_t* continues) const {
-    std::memset(continues, 0, static_cast<size_t>(vertices) + 1);
+  __attribute__((noinline)) void find_successors(Entry step, uint32_t* successor) const {
+    const VertexTable<Entry> now = table;  // its fields in registers
+    const Entry* key = keys;
+    const int64_t count = vertices;
     constexpr int64_t ahead = 64;
-    for (int64_t v = 0; v < vertices; ++v) {
-      if (v + ahead < vertices) table.prefetch(keys[v + ahead] + step);
-      const uint32_t next = table.find(keys[v] + step);
-      successor[v] = next;
-      continues[next == kNone ? vertices : next] = 1;
+    for (int64_t v = 0; v < count; ++v) {
+      now.prefetch(key[v + ahead < count ? v + ahead : v] + step);
+      successor[v] = now.find(key[v] + step);
     }
+  }
+
+  // `continues` [vertices + 1]: the last one is nobody's.
+  __attribute__((noinline)) void mark_continuing(const uint32_t* successor,
+                                                 uint8_t* continues) const {
+    const int64_t count = vertices;
+    std::memset(continues, 0, static_cast<size_t>(count));
+    const uint32_t nobody = static_cast<uint32_t>(count);
+    for (int64_t v = 0; v < count; ++v) {
+      const uint32_t none = 0u - (successor[v] >> 31);  // a mask, without a branch
+      continues[(successor[v] & ~none) | (nobody & none)] = 1;
+    }
+  }
+
+  // Lists the vertices that have a successor, but no predecessor; returns how many they are.
+  int64_t list_starts(const uint32_t* successor, const uint8_t* continues, uint32_t* start) const {
+    int64_t starts = 0, v = 0;
+#if defined(__AVX512F__)
+    const __m512i first = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    for (; v + kLanes <= vertices; v += kLanes) {
+      const __m128i before = _mm_loadu_si128(reinterpret_cast<const __m128i*>(continues + v));
+      const __mmask16 chosen =
+          _mm_testn_epi8_mask(before, before) &
+          _mm512_cmpneq_epi32_mask(_mm512_loadu_si512(successor + v), _mm512_set1_epi32(-1));
+      const __m512i numbers = _mm512_add_epi32(first, _mm512_set1_epi32(static_cast<int>(v)));
+      _mm512_storeu_si512(start + starts, _mm512_maskz_compress_epi32(chosen, numbers));
+      starts += __builtin_popcount(chosen);
+    }
+#endif
+    for (; v < vertices; ++v) {
+      start[starts] = static_cast<uint32_t>(v);
+      starts += !continues[v] & (successor[v] != kNone);
+    }
+    return starts;
   }
 
   // `start`: room for the first row of every chain.
   __attribute__((noinline)) Chains collect(Buffer& chain_memory, const uint32_t* successor,
                                            const uint8_t* continues, uint32_t* start) const {
     uint32_t* entries = chain_memory.as<uint32_t>();
-    int64_t starts = 0, count = 0;
-    for (int64_t v = 0; v < vertices; ++v) {  // written without branches, as all below
-      start[starts] = static_cast<uint32_t>(v);
-      starts += !continues[v] & (successor[v] != kNone);
-    }
-    uint32_t at = kNone;
-    for (int64_t chain = 0;;) {  // to the next row of the chain, or to the next chain
-      const bool ended = at == kNone;
-      if (ended && chain == starts) break;
-      const uint32_t here = ended ? start[chain] : at;
+    const int64_t starts = list_starts(successor, continues, start);
+    // Two walks at once, as each waits for what it reads: over the first half of the chains,
+    // forwards from the first entry, and over the other half, backwards from the last.
+    int64_t front = 0, back = vertices;
+    uint32_t one = kNone, other = kNone;
+    int64_t chain = 0, middle = starts / 2, far = middle;
+    while (true) {
+      const bool ended = one == kNone;
+      if (ended && chain == middle) break;
+      const uint32_t here = ended ? start[chain] : one;
       chain += ended;
-      entries[count++] = ended ? here : here | kContinues;
-      at = successor[here];
+      entries[front++] = ended ? here : here | kContinues;
+      one = successor[here];
+      const bool also = other == kNone;
+      if (also && far == starts) break;
+      const uint32_t there = also ? start[far] : other;
+      far += also;
+      other = successor[there];
+      entries[--back] = other == kNone ? there : there | kContinues;
     }
-    for (int64_t i = 0; i < kLookAhead; ++i) entries[count + i] = 0;
-    return Chains{entries, count};
+    while (one != kNone || chain < middle) {
+      const uint32_t here = one == kNone ? start[chain++] : one;
+      entries[front++] = one == kNone ? here : here | kContinues;
+      one = successor[here];
+    }
+    while (other != kNone || far < starts) {
+      const uint32_t there = other == kNone ? start[far++] : other;
+      other = successor[there];
+      entries[--back] = other == kNone ? there : there | kContinues;
+    }
+    const int64_t more = vertices - back;
+    std::memmove(entries + front, entries + back, static_cast<size_t>(more) * sizeof(uint32_t));
+    for (int64_t i = 0; i < kLookAhead; ++i) entries[front + more + i] = 0;
+    return Chains{entries, front + more};
   }
 };
-
-// What a neighbour before an entry is multiplied with: 1/2 if there is one, else 0.
-WEAKTR_INLINE float link_of(uint32_t entry) {
-  const uint32_t bits = static_cast<uint32_t>(static_cast<int32_t>(entry) >> 31) & 0x3F000000u;
-  float link;
-  std::memcpy(&link, &bits, sizeof link);
-  return link;
-}
-
-// In place along chains: V[i] += (V[i - 1] + V[i + 1]) / 2 with the old neighbours, for entries
-// begin ... end - 1, which are whole chains. `rows` [vertices, P].
-template <int P>
-void blur_chains(const Chains& chains, int64_t begin, int64_t end, float* rows) {
-  if (begin == end) return;
-  const uint32_t* entries = chains.entries;
-  auto row = [&](int64_t i) { return rows + static_cast<size_t>(entries[i] & ~kContinues) * P; };
-  Row<P> before, own, after, mixed;
-  before.clear();
-  float* here = row(begin);
-  own.load_from(here);
-  float link_before = 0;
-  for (int64_t i = begin; i + 1 < end; ++i) {
-    const float link_after = link_of(entries[i + 1]);
-    float* next = row(i + 1);
-    after.load_from(next);
-    __builtin_prefetch(row(i + kLookAhead - 2));
-    mixed.blend(own, link_before, before, link_after, after);
-    mixed.store_to(here);
-    before = own;
-    own = after;
-    here = next;
-    link_before = link_after;
-  }
-  after.clear();
-  mixed.blend(own, link_before, before, 0.0f, after);
-  mixed.store_to(here);
-}
-
-// Where part `part` of `parts` begins: a place near its share of the entries where a chain starts.
-WEAKTR_INLINE int64_t chain_boundary(const Chains& chains, int part, int parts) {
-  int64_t at = chains.count * part / parts;
-  while (at < chains.count && chains.entries[at] & kContinues) ++at;
-  return at;
-}
 
 }  // namespace WEAKTR_ISA
 }  // namespace weaktr

@@ -34,8 +34,9 @@ struct BlockPlace {
   bool run;
   int64_t index[kBlock];
 
+  bool whole() const { return run && count == kBlock; }
   void read(const float* from, float* to) const {
-    if (run && count == kBlock)
+    if (whole())
       for (int p = 0; p < kBlock; p += kLanes) store(to + p, load<Wide>(from + index[0] + p));
     else
       for (int p = 0; p < count; ++p) to[p] = from[index[p]];
@@ -113,9 +114,9 @@ struct MeanField {
     const Lattice& lattice = memory.lattice;
     for_each_plane(memory, side, [&](const Plane& plane, int, float* rows) {
       if (lattice.dense) return blur_grid(lattice.grid, rows, plane.width, memory.scratch);
-      for (int axis = 0; axis < lattice.corners; ++axis)
+      for (int round = 0; round < lattice.round_count; ++round)
         in_parallel(team, [&](int part) {
-          const Chains& chains = lattice.chains[axis];
+          const Chains& chains = lattice.rounds[round];
           plane.blur(chains, chain_boundary(chains, part, team.size()),
                      chain_boundary(chains, part + 1, team.size()), rows);
         });
@@ -350,6 +351,16 @@ struct MeanField {
     }
   }
 
+  // [kBlock, stride] -> [kLanes, pixels], of kLanes channels.
+  void write_square(const float* q, float* to) const {
+    for (int p = 0; p < kBlock; p += kLanes) {
+      Wide rows[kLanes];
+      for (int lane = 0; lane < kLanes; ++lane) rows[lane] = load<Wide>(q + (p + lane) * stride);
+      transpose(rows);
+      for (int lane = 0; lane < kLanes; ++lane) store(to + lane * problem.pixels + p, rows[lane]);
+    }
+  }
+
   void softmax(int count, float minus, const BlockRows& block) const {
     const auto [z, q, received, first] = block;
     if (channels == Channels::all) minus = 0;
@@ -365,10 +376,15 @@ struct MeanField {
   void hand_out(int64_t at, int count, const BlockRows& block) const {
     const int skip = channels == Channels::differences;
     const BlockPlace place = place_of(at);
-    if (problem.marginals)
-      for (int l = 0; l < problem.labels; ++l)
-        place.write(l < skip ? block.first : block.q + l - skip, l < skip ? 1 : stride,
-                    problem.marginals + l * problem.pixels);
+    if (problem.marginals) {
+      int l = 0;
+      for (; l < skip; ++l) place.write(block.first, 1, problem.marginals);
+      if (place.whole())
+        for (; l + kLanes <= problem.labels; l += kLanes)
+          write_square(block.q + l - skip, problem.marginals + l * problem.pixels + place.index[0]);
+      for (; l < problem.labels; ++l)
+        place.write(block.q + l - skip, stride, problem.marginals + l * problem.pixels);
+    }
     if (!problem.argmax && !problem.confidence) return;
     auto probability = [&](int p, int label) {
       return label < skip ? block.first[p] : block.q[p * stride + label - skip];

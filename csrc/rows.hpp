@@ -267,15 +267,6 @@ WEAKTR_INLINE Wide reciprocal(Wide x) {
 #endif
 }
 
-WEAKTR_INLINE float largest_lane(Wide x) {
-#if defined(__AVX512F__)
-  return _mm512_reduce_max_ps((__m512)x);
-#else
-  float best = x[0];
-  for (int i = 1; i < kLanes; ++i) best = x[i] > best ? x[i] : best;
-  return best;
-#endif
-}
 WEAKTR_INLINE float sum_of_lanes(Wide x) {
 #if defined(__AVX512F__)
   return _mm512_reduce_add_ps((__m512)x);
@@ -287,6 +278,63 @@ WEAKTR_INLINE float sum_of_lanes(Wide x) {
 #else
   return (x[0] + x[2]) + (x[1] + x[3]);
 #endif
+}
+
+// ---- squares of kLanes rows and kLanes lanes
+
+// Lanes of two rows, to be put side by side: those whose number has no bit `Distance`, and the
+// others.
+template <int Distance>
+struct LanesOfPair {
+  alignas(64) int without[kLanes] = {}, with[kLanes] = {};
+  constexpr LanesOfPair() {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      without[lane] = lane & Distance ? kLanes + lane - Distance : lane;
+      with[lane] = without[lane] + Distance;
+    }
+  }
+};
+template <int Distance>
+struct Pair {
+  Wide without, with;
+  WEAKTR_MEMBER Pair(Wide a, Wide b) {
+    static constexpr LanesOfPair<Distance> lanes;
+#if defined(__AVX512F__)
+    without = (Wide)_mm512_permutex2var_ps((__m512)a, _mm512_load_si512(lanes.without), (__m512)b);
+    with = (Wide)_mm512_permutex2var_ps((__m512)a, _mm512_load_si512(lanes.with), (__m512)b);
+#else
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const int one = lanes.without[lane], other = lanes.with[lane];
+      without[lane] = one < kLanes ? a[one] : b[one - kLanes];
+      with[lane] = other < kLanes ? a[other] : b[other - kLanes];
+    }
+#endif
+  }
+};
+
+// Swaps rows and lanes.
+template <int Distance = kLanes / 2>
+WEAKTR_INLINE void transpose(Wide (&rows)[kLanes]) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) {
+    if (i & Distance) continue;
+    const Pair<Distance> pair(rows[i], rows[i + Distance]);
+    rows[i] = pair.without;
+    rows[i + Distance] = pair.with;
+  }
+  if constexpr (Distance > 1) transpose<Distance / 2>(rows);
+}
+
+// Lane i: all lanes of row i, joined. Overwrites the rows.
+template <int Distance = kLanes / 2, class Join>
+WEAKTR_INLINE Wide join_lanes(Wide (&rows)[kLanes], const Join& join) {
+#pragma GCC unroll 16
+  for (int i = 0; i < Distance; ++i) {
+    const Pair<Distance> pair(rows[i], rows[i + Distance]);
+    rows[i] = join(pair.without, pair.with);
+  }
+  if constexpr (Distance > 1) return join_lanes<Distance / 2>(rows, join);
+  return rows[0];
 }
 
 }  // namespace WEAKTR_ISA

@@ -42,7 +42,7 @@ class Buffer {
   size_t bytes_ = 0;
 };
 
-// Blurring along one axis, in place: vertices in the order of the chains they form.
+// Chains of vertices along one axis, to be blurred in place.
 struct Chains {
   const uint32_t* entries = nullptr;  // [count], and a few more to look ahead to
   int64_t count = 0;                  // vertices without neighbours are left out
@@ -64,7 +64,8 @@ struct Lattice {
   int64_t vertices = 0;
   uint32_t* records = nullptr;  // per pixel `corners` offsets, then `corners` weights (float)
   const uint32_t* first_touch = nullptr;  // [blocks + 1] vertices touched before each block
-  Chains chains[kMaxDimensions + 1];
+  const Chains* rounds = nullptr;         // of a blur, one after the other
+  int round_count = 0;
   bool dense = false;  // a grid instead of chains
   Grid grid;
   const int64_t* pixel_start = nullptr;  // [vertices + 1] into the pixels that touch a vertex
@@ -77,7 +78,7 @@ struct Lattice {
 struct LatticeMemory {
   Lattice lattice;
   Buffer records, keys, table, first_touch, chains[kMaxDimensions + 1];
-  Buffer grid, ones, rows[2], scratch, before, after, by_vertex;
+  Buffer rounds, times, merged, grid, ones, rows[2], scratch, before, after, by_vertex;
   // what `lattice` was made for; height 0: nothing to reuse
   int64_t height = 0, width = 0;
   float deviations[2] = {};

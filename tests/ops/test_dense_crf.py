@@ -272,6 +272,15 @@ def test_an_empty_list(backend):
     assert dense_crf([], [], **KERNELS, backend=backend) == []
 
 
+def test_a_lattice_beyond_the_caches(backend):
+    """One thread of the cpu backend blurs it in rounds of all axes, two threads axis after axis."""
+    image, unary = random_problem(230, 230, 17)  # noise: 5 to 6 vertices a pixel, 64 bytes each
+    kernels = {"bilateral": (83, 5, 3), "iterations": 2, "backend": backend}
+    one, two = (dense_crf(image, unary, **kernels, num_threads=threads) for threads in (1, 2))
+    assert np.array_equal(one, two)
+    assert_close(one, dense_crf(image, unary, **kernels | {"backend": "torch"}), "float32")
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3, 7, None])
 def test_any_number_of_threads_gives_the_same_bits(backend, threads):
     images, unaries = mixed_problems()
