@@ -6,8 +6,6 @@
 // an axis. `schedule` cuts the axes into rounds that follow each other closely instead.
 #pragma once
 
-#include <type_traits>
-
 #include "rows.hpp"
 #include "workspace.hpp"
 
@@ -88,17 +86,46 @@ WEAKTR_INLINE float link_of(uint32_t entry) {
 }
 
 #if defined(__AVX512F__)
-// Some rows of P floats in one vector, P = 4 or 8.
+// Some rows of P floats in one vector, P = 1, 4 or 8.
 template <int P>
 struct FewRows {
   static constexpr int count = kLanes / P;
   __m512 values;
 
   // The rows of `count` entries.
-  WEAKTR_MEMBER void load_from(const uint32_t* entries, const float* rows);
-  WEAKTR_MEMBER void store_to(const uint32_t* entries, float* rows) const;
+  WEAKTR_MEMBER void load_from(const uint32_t* entries, const float* rows) {
+    if constexpr (P == 1) {  // as fast as a gather, and what follows it faster than a scatter
+      alignas(64) float one[count];
+      for (int i = 0; i < count; ++i) one[i] = *row_of<P>(entries[i], rows);
+      values = _mm512_load_ps(one);
+    } else if constexpr (P == 4) {
+      values = _mm512_castps128_ps512(_mm_load_ps(row_of<P>(entries[0], rows)));
+      values = _mm512_insertf32x4(values, _mm_load_ps(row_of<P>(entries[1], rows)), 1);
+      values = _mm512_insertf32x4(values, _mm_load_ps(row_of<P>(entries[2], rows)), 2);
+      values = _mm512_insertf32x4(values, _mm_load_ps(row_of<P>(entries[3], rows)), 3);
+    } else {
+      values = _mm512_castps256_ps512(_mm256_load_ps(row_of<P>(entries[0], rows)));
+      values = _mm512_insertf32x8(values, _mm256_load_ps(row_of<P>(entries[1], rows)), 1);
+    }
+  }
+  WEAKTR_MEMBER void store_to(const uint32_t* entries, float* rows) const {
+    if constexpr (P == 1) {
+      alignas(64) float one[count];
+      _mm512_store_ps(one, values);
+      for (int i = 0; i < count; ++i) *row_of<P>(entries[i], rows) = one[i];
+    } else if constexpr (P == 4) {
+      _mm_store_ps(row_of<P>(entries[0], rows), _mm512_castps512_ps128(values));
+      _mm_store_ps(row_of<P>(entries[1], rows), _mm512_extractf32x4_ps(values, 1));
+      _mm_store_ps(row_of<P>(entries[2], rows), _mm512_extractf32x4_ps(values, 2));
+      _mm_store_ps(row_of<P>(entries[3], rows), _mm512_extractf32x4_ps(values, 3));
+    } else {
+      _mm256_store_ps(row_of<P>(entries[0], rows), _mm512_castps512_ps256(values));
+      _mm256_store_ps(row_of<P>(entries[1], rows), _mm512_extractf32x8_ps(values, 1));
+    }
+  }
   // Lanes of the rows whose entries continue a chain.
   WEAKTR_MEMBER static __mmask16 continuing(const uint32_t* entries) {
+    if constexpr (P == 1) return _mm512_movepi32_mask(_mm512_loadu_si512(entries));
     const __m512i spread = P == 4
                                ? _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3)
                                : _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
@@ -106,29 +133,11 @@ struct FewRows {
     return _mm512_movepi32_mask(_mm512_permutexvar_epi32(spread, _mm512_castsi128_si512(some)));
   }
 };
-template <>
-WEAKTR_MEMBER void FewRows<4>::load_from(const uint32_t* entries, const float* rows) {
-  values = _mm512_castps128_ps512(_mm_load_ps(row_of<4>(entries[0], rows)));
-  values = _mm512_insertf32x4(values, _mm_load_ps(row_of<4>(entries[1], rows)), 1);
-  values = _mm512_insertf32x4(values, _mm_load_ps(row_of<4>(entries[2], rows)), 2);
-  values = _mm512_insertf32x4(values, _mm_load_ps(row_of<4>(entries[3], rows)), 3);
-}
-template <>
-WEAKTR_MEMBER void FewRows<4>::store_to(const uint32_t* entries, float* rows) const {
-  _mm_store_ps(row_of<4>(entries[0], rows), _mm512_castps512_ps128(values));
-  _mm_store_ps(row_of<4>(entries[1], rows), _mm512_extractf32x4_ps(values, 1));
-  _mm_store_ps(row_of<4>(entries[2], rows), _mm512_extractf32x4_ps(values, 2));
-  _mm_store_ps(row_of<4>(entries[3], rows), _mm512_extractf32x4_ps(values, 3));
-}
-template <>
-WEAKTR_MEMBER void FewRows<8>::load_from(const uint32_t* entries, const float* rows) {
-  values = _mm512_castps256_ps512(_mm256_load_ps(row_of<8>(entries[0], rows)));
-  values = _mm512_insertf32x8(values, _mm256_load_ps(row_of<8>(entries[1], rows)), 1);
-}
-template <>
-WEAKTR_MEMBER void FewRows<8>::store_to(const uint32_t* entries, float* rows) const {
-  _mm256_store_ps(row_of<8>(entries[0], rows), _mm512_castps512_ps256(values));
-  _mm256_store_ps(row_of<8>(entries[1], rows), _mm512_extractf32x8_ps(values, 1));
+// Of two vectors side by side, the lanes from `By` on.
+template <int By>
+WEAKTR_INLINE __m512 shifted(__m512 left, __m512 right) {
+  return _mm512_castsi512_ps(
+      _mm512_alignr_epi32(_mm512_castps_si512(right), _mm512_castps_si512(left), By));
 }
 
 // The beginning of `blur_chains`, several entries at a time; returns where the rest begins and
@@ -146,16 +155,11 @@ WEAKTR_INLINE int64_t blur_few(const uint32_t* entries, int64_t begin, int64_t e
     next.load_from(entries + i + count, rows);
     for (int ahead = 0; ahead < count; ++ahead)
       __builtin_prefetch(row_of<P>(entries[i + kLookAhead + ahead], rows));
-    const auto shifted = [](const FewRows<P>& right, const FewRows<P>& left, auto by) {
-      return _mm512_castsi512_ps(_mm512_alignr_epi32(_mm512_castps_si512(right.values),
-                                                     _mm512_castps_si512(left.values), by.value));
-    };
     FewRows<P> mixed;
-    mixed.values = _mm512_mask3_fmadd_ps(half, shifted(next, own, std::integral_constant<int, P>()),
-                                         own.values, FewRows<P>::continuing(entries + i + 1));
-    mixed.values =
-        _mm512_mask3_fmadd_ps(half, shifted(own, last, std::integral_constant<int, kLanes - P>()),
-                              mixed.values, FewRows<P>::continuing(entries + i));
+    mixed.values = _mm512_mask3_fmadd_ps(half, shifted<P>(own.values, next.values), own.values,
+                                         FewRows<P>::continuing(entries + i + 1));
+    mixed.values = _mm512_mask3_fmadd_ps(half, shifted<kLanes - P>(last.values, own.values),
+                                         mixed.values, FewRows<P>::continuing(entries + i));
     mixed.store_to(entries + i, rows);
     last = own;
     own = next;
@@ -175,7 +179,7 @@ void blur_chains(const Chains& chains, int64_t begin, int64_t end, float* rows) 
   Row<P> before, own, after, mixed;
   before.clear();
 #if defined(__AVX512F__)
-  if constexpr (P == 4 || P == 8) begin = blur_few<P>(entries, begin, end, rows, before);
+  if constexpr (P == 1 || P == 4 || P == 8) begin = blur_few<P>(entries, begin, end, rows, before);
 #endif
   if (begin == end) return;
   float* here = row_of<P>(entries[begin], rows);

@@ -140,27 +140,41 @@ WEAKTR_INLINE void blur_span(float* values, const float* before, const float* af
   }
 }
 
-// Blurs `cells` [rows * columns, width] along the three axes in place.
-// `memory`: room for the rows that are still needed as they were.
-inline void blur_grid(const Grid& grid, float* cells, int64_t width, Buffer& memory) {
-  const int64_t span = grid.columns * width;
-  const int64_t first = kColumnMargin / 2 * width, count = (grid.columns - kColumnMargin) * width;
-  float* kept = memory.reserve<float>(3 * span);
-  for (int axis = 0; axis < 3; ++axis) {
-    const int64_t step = axis == 2 ? 2 : 1;
-    float* old[3] = {kept, kept + span, kept + 2 * span};
-    std::memset(kept, 0, static_cast<size_t>(3 * span) * sizeof(float));
+// The blur of `cells` [rows * columns, width] along one axis, a row at a time from the top.
+struct GridAxis {
+  const Grid& grid;
+  float* cells;
+  int64_t width;
+  int axis;
+  float* kept;  // [3, columns * width] the last rows as they were, at first 0
+
+  WEAKTR_MEMBER int64_t step() const { return axis == 2 ? 2 : 1; }  // rows to the neighbours
+  WEAKTR_MEMBER void blur_row(int64_t row) const {
+    const int64_t span = grid.columns * width;
+    if (row < step() || row + step() >= grid.rows) return;
+    const int64_t first = kColumnMargin / 2 * width, count = (grid.columns - kColumnMargin) * width;
     const int32_t* shift = grid.shift[axis];
-    for (int64_t row = step; row + step < grid.rows; ++row) {
-      float* values = cells + row * span;
-      const float* after = values + step * span + shift[row] * width;
-      const float* before = old[(row - step) % 3] - shift[row - step] * width;
-      blur_span(values + first, before + first, after + first, old[row % 3] + first, count);
-      for (int64_t a = grid.absent_start[row]; a < grid.absent_start[row + 1]; ++a) {
-        float* none = cells + grid.absent[a] * width;
-        for (int64_t i = 0; i < width; ++i) none[i] = 0;
-      }
-    }
+    float* values = cells + row * span;
+    const float* after = values + step() * span + shift[row] * width;
+    const float* before = kept + (row - step()) % 3 * span - shift[row - step()] * width;
+    blur_span(values + first, before + first, after + first, kept + row % 3 * span + first, count);
+    for (int64_t a = grid.absent_start[row]; a < grid.absent_start[row + 1]; ++a)
+      std::memset(cells + grid.absent[a] * width, 0, sizeof(float) * static_cast<size_t>(width));
+  }
+};
+
+// Blurs `cells` along the three axes in place, in one go: an axis follows the one before as soon as
+// that is done with the rows it reads. `memory`: room for the rows that are kept.
+inline void blur_grid(const Grid& grid, float* cells, int64_t width, Buffer& memory) {
+  const int64_t span = 3 * grid.columns * width;
+  float* kept = memory.reserve<float>(3 * span);
+  std::memset(kept, 0, static_cast<size_t>(3 * span) * sizeof(float));
+  const GridAxis first{grid, cells, width, 0, kept}, second{grid, cells, width, 1, kept + span},
+      third{grid, cells, width, 2, kept + 2 * span};
+  for (int64_t row = 0; row < grid.rows + 3; ++row) {
+    first.blur_row(row);
+    second.blur_row(row - 1);
+    third.blur_row(row - 3);
   }
 }
 
