@@ -20,6 +20,7 @@ from weaktr import cli_checkpoints, cli_eval, cli_tools
 from weaktr.artifacts import STAGES, MaskFolder
 from weaktr.backends import BackendUnavailable
 from weaktr.config import LabelConfig, PredictConfig
+from weaktr.host_memory import keep_freed_memory
 from weaktr.progress import console, log, set_up_logging
 from weaktr.recipes import (
     apply_setting,
@@ -117,6 +118,7 @@ def train_main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Arguments) -> int:
     set_up_logging(logging.DEBUG if arguments.debug else logging.INFO)
+    keep_freed_memory()
     try:
         code: int = arguments.act(arguments)
     except (ValueError, FileNotFoundError, BackendUnavailable) as error:
