@@ -1,5 +1,7 @@
 """`clipped_cross_entropy`, forward and backward, beside the published way and eager PyTorch."""
 
+import shutil
+
 import published
 import pytest
 import torch
@@ -28,8 +30,8 @@ def loss_function(row, device):
     if row == "eager":
         return eager
     if row == "compiled":
-        if device == "cpu":
-            pytest.skip("compiling for the CPU takes longer than all other rows")
+        if device == "cpu" and not shutil.which("c++"):
+            pytest.skip("torch.compile needs a C++ compiler")
         return torch.compile(eager, fullgraph=True)
     (status,) = (s for s in report() if (s.op, s.backend) == ("clipped_cross_entropy", row))
     if not status.available:
@@ -59,7 +61,7 @@ def bench_clipped_cross_entropy(measure, device, row, batch, num_labels, low, hi
         row=row,
         baseline=row == "published",
         expected=step(eager),
-        within=1e-5,
+        within=2e-4 if row == "compiled" else 1e-5,  # its sums are less exact
         floor=floor_seconds(loss_work(logits, labels), logits.dtype),
         items=batch,
         dtype="float32",

@@ -1,5 +1,8 @@
 """`fuse_heads` with the maps of DeiT-S: C++ beside plain PyTorch, and beside all maps in memory."""
 
+import shutil
+from functools import partial
+
 import pytest
 import torch
 
@@ -26,15 +29,23 @@ def with_all_maps(q, k, lse, weights, values):
 
 
 @pytest.mark.parametrize(("batch", "patches"), WORK)
-@pytest.mark.parametrize("row", ["cpu", "torch", "all maps"])
+@pytest.mark.parametrize("row", ["cpu", "torch", "all maps", "all maps, compiled"])
 def bench_fuse_heads(measure, device, row, batch, patches):
     if row == "cpu":
         pytest.importorskip("weaktr._native")
         if device != "cpu":
             pytest.skip("needs tensors on the CPU")
+    way = partial(fuse_heads, backend=row)
+    if row.startswith("all maps"):
+        way = with_all_maps
+    if row.endswith("compiled"):
+        if device == "cpu" and not shutil.which("c++"):
+            pytest.skip("torch.compile needs a C++ compiler")
+        way = torch.compile(way, fullgraph=True, dynamic=False)
     given = inputs(batch, patches, device)
+    way(*given)  # compiles
     measure(
-        lambda: with_all_maps(*given) if row == "all maps" else fuse_heads(*given, backend=row),
+        lambda: way(*given),
         group=f"fuse_heads, {batch} x {patches} patches, {MAPS} maps of width {WIDTH}",
         row=row,
         baseline=row == "torch",
