@@ -150,7 +150,7 @@ constexpr Columns kColumns[] = {
     columns_of<20>(), columns_of<24>(), columns_of<28>(), columns_of<32>(),
 #endif
 #if defined(__AVX512F__)
-    columns_of<48>(), columns_of<64>(),
+    columns_of<48>(), columns_of<64>(), columns_of<80>(), columns_of<96>(),
 #endif
 };
 

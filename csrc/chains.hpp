@@ -28,45 +28,52 @@ WEAKTR_INLINE bool worth_scheduling(int64_t vertices, int width, int threads) {
   return threads == 1 && vertices * columns * 4 > kFewBytes;
 }
 
-// Regroups the chains of all axes into rounds: time after time, in each axis after axis. A chain's
-// time is the latest of its vertices', which is then theirs too; so a chain never comes before
-// those that it needs, whatever times [vertices] the vertices begin with (below `kMostTimes`).
+// The time of each chain of an axis: the latest of its vertices', which is then theirs too.
+// `when` [count]: of the chain that each entry belongs to.
+inline void time_chains(const Chains& chains, uint8_t* times, uint8_t* when) {
+  uint8_t latest = 0;
+  for (int64_t i = 0; i < chains.count; ++i) {
+    const uint8_t own = times[chains.entries[i] & ~kContinues];
+    const uint8_t before = chains.entries[i] & kContinues ? latest : 0;
+    when[i] = latest = own > before ? own : before;
+  }
+  for (int64_t i = chains.count - 1; i >= 0; --i) {
+    latest = chains.entries[i + 1] & kContinues ? latest : when[i];
+    when[i] = times[chains.entries[i] & ~kContinues] = latest;
+  }
+}
+
+// Regroups the chains of all axes into rounds: time after time, in each axis after axis. No chain
+// comes before those that it needs, whatever times [vertices] the vertices begin with (all below
+// `kMostTimes`); how close it comes after them is what good times are for.
 inline void schedule(LatticeMemory& memory, uint8_t* times) {
   Lattice& lattice = memory.lattice;
-  const int axes = lattice.corners;
+  const int axes = lattice.corners, rounds = kMostTimes * axes;
   int64_t total = 0;
   for (int axis = 0; axis < axes; ++axis) total += lattice.rounds[axis].count;
-  uint8_t* when = memory.scratch.reserve<uint8_t>(total);  // of each entry
-  int64_t starts[kMostTimes * (kMaxDimensions + 1)] = {};  // of each round
+  uint8_t* const when = memory.scratch.reserve<uint8_t>(total);
+  uint32_t* const merged = memory.merged.reserve<uint32_t>(total + kLookAhead);
+  const Chains* const by_axis = memory.rounds.extend<Chains>(axes + rounds, axes);
+  const auto for_each_entry = [&](auto job) {  // job(entry, its round)
+    const uint8_t* at = when;
+    for (int axis = 0; axis < axes; ++axis)
+      for (int64_t i = 0; i < by_axis[axis].count; ++i)
+        job(by_axis[axis].entries[i], *at++ * axes + axis);
+  };
+
   uint8_t* at = when;
-  for (int axis = 0; axis < axes; at += lattice.rounds[axis++].count) {
-    const auto [entries, count] = lattice.rounds[axis];
-    uint8_t latest = 0;
-    for (int64_t i = 0; i < count; ++i) {
-      const uint8_t own = times[entries[i] & ~kContinues];
-      const uint8_t before = entries[i] & kContinues ? latest : 0;
-      at[i] = latest = own > before ? own : before;
-    }
-    for (int64_t i = count - 1; i >= 0; --i) {
-      latest = entries[i + 1] & kContinues ? latest : at[i];
-      at[i] = times[entries[i] & ~kContinues] = latest;
-      ++starts[latest * axes + axis];
-    }
-  }
-  uint32_t* merged = memory.merged.reserve<uint32_t>(total + kLookAhead);
-  const int rounds = kMostTimes * axes;
-  Chains* found = memory.rounds.extend<Chains>(axes + rounds, axes) + axes;
+  for (int axis = 0; axis < axes; at += by_axis[axis++].count)
+    time_chains(by_axis[axis], times, at);
+  int64_t place[kMostTimes * (kMaxDimensions + 1)] = {};  // of each round: its size, then its end
+  for_each_entry([&](uint32_t, int round) { ++place[round]; });
+  Chains* const found = memory.rounds.as<Chains>() + axes;
   int64_t before = 0;
   for (int round = 0; round < rounds; ++round) {
-    found[round] = Chains{merged + before, starts[round]};
-    starts[round] = before;
+    found[round] = Chains{merged + before, place[round]};
+    place[round] = before;
     before += found[round].count;
   }
-  at = when;
-  const Chains* by_axis = found - axes;
-  for (int axis = 0; axis < axes; at += by_axis[axis++].count)
-    for (int64_t i = 0; i < by_axis[axis].count; ++i)
-      merged[starts[at[i] * axes + axis]++] = by_axis[axis].entries[i];
+  for_each_entry([&](uint32_t entry, int round) { merged[place[round]++] = entry; });
   for (int64_t i = 0; i < kLookAhead; ++i) merged[total + i] = 0;
   lattice.rounds = found;
   lattice.round_count = rounds;
