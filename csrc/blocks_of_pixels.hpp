@@ -12,6 +12,27 @@ namespace WEAKTR_ISA {
 constexpr float kNever = -1e30f;  // the score of channels that only fill up a row
 constexpr float kSurest = 1e29f;  // the largest score of the others
 
+// Where a block's pixels are in the arrays that were given; `run`: side by side.
+struct BlockPlace {
+  int count;
+  bool run;
+  int64_t index[kBlock];
+
+  bool whole() const { return run && count == kBlock; }
+  void read(const float* from, float* to) const {
+    if (whole())
+      for (int p = 0; p < kBlock; p += kLanes) store(to + p, load<Wide>(from + index[0] + p));
+    else
+      for (int p = 0; p < count; ++p) to[p] = from[index[p]];
+  }
+  void write(const float* from, int64_t step, float* to) const {
+    if (run)
+      for (int p = 0; p < count; ++p) to[index[0] + p] = from[p * step];
+    else
+      for (int p = 0; p < count; ++p) to[index[p]] = from[p * step];
+  }
+};
+
 // What vertices are multiplied with in records; see `PlaneRow`.
 constexpr uint32_t offset_unit(int width) { return width == 1 ? 1 : 2; }
 

@@ -146,7 +146,7 @@ struct SparseBuilder {
 
   // The neighbours along every axis, as chains to walk along: a round for each axis.
   void link(Team& team) {
-    const int64_t share = 3 * vertices + 2 * kLanes;
+    const int64_t share = 2 * vertices + vertices / 4 + 2 * kLanes;
     uint32_t* all = memory.rows[1].reserve<uint32_t>(share * team.size());  // not in use yet
     for (int axis = 0; axis < kCorners; ++axis)
       memory.chains[axis].reserve<uint32_t>(vertices + kLookAhead);
@@ -345,32 +345,32 @@ struct SparseBuilder {
     const int64_t starts = list_starts(successor, continues, start);
     // Two walks at once, as each waits for what it reads: over the first half of the chains,
     // forwards from the first entry, and over the other half, backwards from the last.
-    int64_t front = 0, back = vertices;
-    uint32_t one = kNone, other = kNone;
-    int64_t chain = 0, middle = starts / 2, far = middle;
-    while (true) {
-      const bool ended = one == kNone;
-      if (ended && chain == middle) break;
-      const uint32_t here = ended ? start[chain] : one;
+    int64_t front = 0, back = vertices, chain = 0, other_chain = starts / 2;
+    const int64_t middle = other_chain;
+    uint32_t next = kNone, other_next = kNone;
+    const auto forwards = [&] {
+      const bool ended = next == kNone;
+      if (ended && chain == middle) return false;
+      const uint32_t here = ended ? start[chain] : next;
       chain += ended;
       entries[front++] = ended ? here : here | kContinues;
-      one = successor[here];
-      const bool also = other == kNone;
-      if (also && far == starts) break;
-      const uint32_t there = also ? start[far] : other;
-      far += also;
-      other = successor[there];
-      entries[--back] = other == kNone ? there : there | kContinues;
+      next = successor[here];
+      return true;
+    };
+    const auto backwards = [&] {
+      const bool ended = other_next == kNone;
+      if (ended && other_chain == starts) return false;
+      const uint32_t here = ended ? start[other_chain] : other_next;
+      other_chain += ended;
+      other_next = successor[here];
+      entries[--back] = other_next == kNone ? here : here | kContinues;
+      return true;
+    };
+    while (forwards() && backwards()) {
     }
-    while (one != kNone || chain < middle) {
-      const uint32_t here = one == kNone ? start[chain++] : one;
-      entries[front++] = one == kNone ? here : here | kContinues;
-      one = successor[here];
+    while (forwards()) {
     }
-    while (other != kNone || far < starts) {
-      const uint32_t there = other == kNone ? start[far++] : other;
-      other = successor[there];
-      entries[--back] = other == kNone ? there : there | kContinues;
+    while (backwards()) {
     }
     const int64_t more = vertices - back;
     std::memmove(entries + front, entries + back, static_cast<size_t>(more) * sizeof(uint32_t));

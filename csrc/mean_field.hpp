@@ -28,27 +28,6 @@ struct BlockRows {
   float* first;     // [kBlock] label 0's probability
 };
 
-// Where a block's pixels are in the arrays that were given; `run`: side by side.
-struct BlockPlace {
-  int count;
-  bool run;
-  int64_t index[kBlock];
-
-  bool whole() const { return run && count == kBlock; }
-  void read(const float* from, float* to) const {
-    if (whole())
-      for (int p = 0; p < kBlock; p += kLanes) store(to + p, load<Wide>(from + index[0] + p));
-    else
-      for (int p = 0; p < count; ++p) to[p] = from[index[p]];
-  }
-  void write(const float* from, int64_t step, float* to) const {
-    if (run)
-      for (int p = 0; p < count; ++p) to[index[0] + p] = from[p * step];
-    else
-      for (int p = 0; p < count; ++p) to[index[p]] = from[p * step];
-  }
-};
-
 struct MeanField {
   const Problem& problem;
   Team& team;
