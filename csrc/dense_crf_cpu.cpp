@@ -32,7 +32,7 @@ constexpr size_t kHugePage = size_t{2}
 constexpr size_t kPage = 4096;
 constexpr size_t kWorthAsking = size_t{64} << 20;  // smaller blocks are not checked against memory
 constexpr int kMostThreads = 256;                  // more only wait for each other
-constexpr size_t kShareKept = 8;                   // larger shares of free memory are given back
+constexpr size_t kShareKept = 8;                   // above 1/8 of free memory: freed after use
 
 // Says what was missing.
 class TooLarge : public std::bad_alloc {
@@ -98,11 +98,12 @@ void Workspace::need_kernels(int count) {
 }
 
 size_t Workspace::bytes() const {
-  size_t total = order.bytes() + scores.bytes() + labels.bytes();
+  size_t total = order.bytes() + scores.bytes() + labels.bytes() + marginals.bytes();
   for (int i = 0; i < kernel_count; ++i) {
     const LatticeMemory& kernel = kernels[i];
     total += kernel.records.bytes() + kernel.keys.bytes() + kernel.table.bytes() +
-             kernel.rows[0].bytes() + kernel.rows[1].bytes();
+             kernel.rows[0].bytes() + kernel.rows[1].bytes() + kernel.merged.bytes() +
+             kernel.scratch.bytes() + kernel.by_vertex.bytes();
     for (const Buffer& chains : kernel.chains) total += chains.bytes();
   }
   return total;
