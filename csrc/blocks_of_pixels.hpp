@@ -1,6 +1,6 @@
 // Slice, softmax and splat for a block of pixels. Included once per instruction set.
 //
-// z, q: rows of `stride` floats, one row a pixel. A record holds a pixel's offsets into the rows of
+// z, q: rows of `width` floats, one row a pixel. A record holds a pixel's offsets into the rows of
 // a lattice (vertices times `offset_unit`) and the weights.
 #pragma once
 
@@ -36,31 +36,36 @@ struct BlockPlace {
 // What vertices are multiplied with in records; see `PlaneRow`.
 constexpr uint32_t offset_unit(int width) { return width == 1 ? 1 : 2; }
 
-// to[p] = from[p] + sum over corners of weight * rows[offset]
+// to[p] = before[p] + sum over corners of weight * rows[offset] + after[p], where `before` and
+// `after` may be nullptr.
 template <int P, int Corners>
-void slice(const uint32_t* records, int any_corners, int pixels, const float* from,
-           int64_t from_stride, Planes rows, float* to, int64_t to_stride) {
+void slice(const uint32_t* records, int any_corners, int pixels, Planes rows, const float* before,
+           const float* after, float* to, int64_t width) {
   const int corners = Corners ? Corners : any_corners;
   for (int p = 0; p < pixels; ++p) {
     const uint32_t* offset = records + p * 2 * corners;
     const float* weight = reinterpret_cast<const float*>(offset + corners);
     PlaneRow<P> sum;
-    sum.load_from(from + p * from_stride);
+    if (before)
+      sum.load_from(before + p * width);
+    else
+      sum.clear();
     for (int r = 0; r < corners; ++r) sum.add(weight[r], rows, offset[r]);
-    sum.store_to(to + p * to_stride);
+    if (after) sum.add(after + p * width);
+    sum.store_to(to + p * width);
   }
 }
 
 // rows[offset] += weight * q[p]
 template <int P, int Corners>
-void splat(const uint32_t* records, int any_corners, int pixels, const float* q, int64_t stride,
-           Planes rows) {
+void splat(const uint32_t* records, int any_corners, int pixels, const float* q, Planes rows,
+           int64_t width) {
   const int corners = Corners ? Corners : any_corners;
   for (int p = 0; p < pixels; ++p) {
     const uint32_t* offset = records + p * 2 * corners;
     const float* weight = reinterpret_cast<const float*>(offset + corners);
     PlaneRow<P> value;
-    value.load_from(q + p * stride);
+    value.load_from(q + p * width);
     for (int r = 0; r < corners; ++r) value.add_to(weight[r], rows, offset[r]);
   }
 }
@@ -113,9 +118,9 @@ inline void list_pixels(LatticeMemory& memory, int64_t pixels, uint32_t unit) {
 }
 
 // The same sums as `splat`, for vertices begin ... end - 1 of one plane instead of pixels: what a
-// vertex receives is added in the order of the pixels. `q` [N, stride].
+// vertex receives is added in the order of the pixels. `q` [N, width].
 template <int P>
-void gather(const Lattice& lattice, int64_t begin, int64_t end, const float* q, int64_t stride,
+void gather(const Lattice& lattice, int64_t begin, int64_t end, const float* q, int64_t width,
             const float* before, float* rows) {
   for (int64_t v = begin; v < end; ++v) {
     Row<P> sum;
@@ -125,7 +130,7 @@ void gather(const Lattice& lattice, int64_t begin, int64_t end, const float* q, 
       float weight;
       std::memcpy(&weight, lattice.pixels + 2 * i + 1, sizeof weight);
       Row<P> value;
-      value.load_from(q + pixel * stride);
+      value.load_from(q + pixel * width);
       if (before) value.scale(before[pixel]);
       sum.add(weight, value);
     }
@@ -133,8 +138,9 @@ void gather(const Lattice& lattice, int64_t begin, int64_t end, const float* q, 
   }
 }
 
-typedef void (*Slice)(const uint32_t*, int, int, const float*, int64_t, Planes, float*, int64_t);
-typedef void (*Splat)(const uint32_t*, int, int, const float*, int64_t, Planes);
+typedef void (*Slice)(const uint32_t*, int, int, Planes, const float*, const float*, float*,
+                      int64_t);
+typedef void (*Splat)(const uint32_t*, int, int, const float*, Planes, int64_t);
 typedef void (*Gather)(const Lattice&, int64_t, int64_t, const float*, int64_t, const float*,
                        float*);
 typedef void (*BlurChains)(const Chains&, int64_t, int64_t, float*);
@@ -197,54 +203,87 @@ WEAKTR_INLINE const Functions& widest(const Functions (&functions)[Count], int l
 WEAKTR_INLINE const Columns& columns_for(int left) { return widest(kColumns, left); }
 WEAKTR_INLINE const Plane& plane_for(int left) { return widest(kPlanes, left); }
 
-// Floats from one row of z or q to the next, for rows of `width`.
-WEAKTR_INLINE int block_stride(int width) {
-  return width == 1 || width == 4 ? width : (width + kLanes - 1) / kLanes * kLanes;
-}
-
 // How the channels of a row make up the labels' probabilities.
 enum class Channels {
   all,         // channel l is label l
   differences  // channel l is label l + 1 minus label 0, whose score is 0
 };
 
+// How kLanes rows of `width` floats, one behind the other, lie in vectors.
+struct RowsInVectors {
+  int width = 0;
+  bool whole = true;                           // no vector holds floats of two rows; else
+  alignas(64) uint8_t rows[32 * kLanes] = {};  // [width, kLanes] which row each float is of
+
+  void lay_out(int floats) {
+    width = floats;
+    whole = width % kLanes == 0;
+    for (int i = 0; i < width * kLanes && !whole; ++i) rows[i] = static_cast<uint8_t>(i / width);
+  }
+  // job(start, spread) for every vector; spread(values) gives each lane its row's of kLanes values.
+  template <class Job>
+  WEAKTR_MEMBER void for_each(const Job& job) const {
+    if (whole) {
+      for (int row = 0; row < kLanes; ++row)
+        for (int i = row * width; i < (row + 1) * width; i += kLanes)
+          job(i, [&](const float* values) { return filled<Wide>(values[row]); });
+    } else {
+      for (int i = 0; i < kLanes * width; i += kLanes)
+        job(i, [&](const float* values) { return lanes_at(load<Wide>(values), rows + i); });
+    }
+  }
+  // What each row's floats come to, joined two by two; `none` changes nothing that it is joined to.
+  template <class Join>
+  WEAKTR_MEMBER Wide join_each(const float* from, float none, const Join& join) const {
+    Wide joined[kLanes];
+    for (int row = 0; row < kLanes; ++row, from += width) {
+      joined[row] = filled<Wide>(none);
+      int i = 0;
+      for (; i + kLanes <= width; i += kLanes)
+        joined[row] = join(joined[row], load<Wide>(from + i));
+      if (!whole) joined[row] = join(joined[row], load_some(from + i, width - i, none));
+    }
+    return join_lanes(joined, join);
+  }
+};
+
+// Whether differences of scores may be used as exponents as they are, for no sum can overflow;
+// else the largest of each row is subtracted first.
+inline bool moderate(const float* z, int count) {
+  Wide most = load<Wide>(z);
+  for (int i = kLanes; i < count; i += kLanes) most = larger(most, load<Wide>(z + i));
+  return !any_above(most, 60.0f);
+}
+
 // Softmax over rows: q = e^z / sum; with differences q = (e^z - minus * e^0) / sum and
 // first = e^0 / sum. Computes whole groups of kLanes pixels, so there must be room for them.
-inline void softmax_rows(const float* z, float* q, float* first, int pixels, int64_t stride,
-                         Channels channels, float minus) {
+inline void softmax_rows(const float* z, float* q, float* first, int pixels,
+                         const RowsInVectors& vectors, Channels channels, float minus) {
   alignas(64) float top[kLanes], scale[kLanes], offset[kLanes];
-  for (int p = 0; p < pixels; p += kLanes, z += kLanes * stride, q += kLanes * stride) {
-    Wide rows[kLanes];
-    for (int lane = 0; lane < kLanes; ++lane) {
-      rows[lane] = load<Wide>(z + lane * stride);
-      for (int64_t i = kLanes; i < stride; i += kLanes)
-        rows[lane] = larger(rows[lane], load<Wide>(z + lane * stride + i));
-    }
-    Wide largest = join_lanes(rows, larger), zero = {};
-    if (channels == Channels::differences) {
-      largest = larger(largest, Wide{});
-      zero = exponential(-largest);
-    }
-    store(top, largest);
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const Wide highest = filled<Wide>(top[lane]);
-      rows[lane] = Wide{};
-      for (int64_t i = lane * stride; i < (lane + 1) * stride; i += kLanes) {
-        const Wide e = exponential(load<Wide>(z + i) - highest);
-        rows[lane] = rows[lane] + e;
-        store(q + i, e);
+  const int step = kLanes * vectors.width;
+  for (int p = 0; p < pixels; p += kLanes, z += step, q += step) {
+    Wide zero = {};
+    if (channels == Channels::differences && moderate(z, step)) {
+      for (int i = 0; i < step; i += kLanes) store(q + i, exponential(load<Wide>(z + i)));
+      zero = filled<Wide>(1.0f);
+    } else {
+      Wide largest = vectors.join_each(z, kNever, larger);
+      if (channels == Channels::differences) {
+        largest = larger(largest, Wide{});
+        zero = exponential(-largest);
       }
+      store(top, largest);
+      vectors.for_each(
+          [&](int i, auto spread) { store(q + i, exponential(load<Wide>(z + i) - spread(top))); });
     }
-    const Wide sum = join_lanes(rows, [](Wide a, Wide b) { return a + b; });
+    const Wide sum = vectors.join_each(q, 0.0f, [](Wide a, Wide b) { return a + b; });
     const Wide inverse = reciprocal(sum + zero);
     store(scale, inverse);
     store(first + p, zero * inverse);
     store(offset, zero * inverse * -minus);
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const Wide factor = filled<Wide>(scale[lane]), shift = filled<Wide>(offset[lane]);
-      for (int64_t i = lane * stride; i < (lane + 1) * stride; i += kLanes)
-        store(q + i, fused(load<Wide>(q + i), factor, shift));
-    }
+    vectors.for_each([&](int i, auto spread) {
+      store(q + i, fused(load<Wide>(q + i), spread(scale), spread(offset)));
+    });
   }
 }
 
@@ -272,21 +311,25 @@ WEAKTR_INLINE Wide swap_halves(Wide x) {
 inline void softmax_fours(const float* z, float* q, float* first, int pixels, Channels channels,
                           float minus) {
   const bool reference = channels == Channels::differences;
+  const auto divide = [&](int i, Wide e, Wide zero) {
+    Wide sum = e + swap_pairs(e);
+    sum = sum + swap_halves(sum);
+    const Wide scale = reciprocal(sum + zero);
+    store(q + i, (e - minus * zero) * scale);
+    zero = zero * scale;
+    for (int lane = 0; lane < kLanes && reference; lane += 4) first[(i + lane) / 4] = zero[lane];
+  };
+  if (reference && moderate(z, 4 * pixels)) {
+    for (int i = 0; i < 4 * pixels; i += kLanes)
+      divide(i, exponential(load<Wide>(z + i)), filled<Wide>(1.0f));
+    return;
+  }
   for (int i = 0; i < 4 * pixels; i += kLanes) {
     const Wide x = load<Wide>(z + i);
     Wide top = larger(x, swap_pairs(x));
     top = larger(top, swap_halves(top));
     if (reference) top = larger(top, Wide{});
-    const Wide e = exponential(x - top);
-    Wide sum = e + swap_pairs(e);
-    sum = sum + swap_halves(sum);
-    Wide zero = {};
-    if (reference) zero = exponential(-top);
-    const Wide scale = reciprocal(sum + zero);
-    store(q + i, (e - minus * zero) * scale);
-    if (!reference) continue;
-    zero = zero * scale;
-    for (int lane = 0; lane < kLanes; lane += 4) first[(i + lane) / 4] = zero[lane];
+    divide(i, exponential(x - top), reference ? exponential(-top) : Wide{});
   }
 }
 

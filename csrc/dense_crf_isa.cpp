@@ -10,7 +10,7 @@ namespace weaktr {
 namespace WEAKTR_ISA {
 namespace {
 
-constexpr int64_t kTile = 32;
+constexpr int64_t kTile = 64;
 
 // The x and y of step `i` along a Hilbert curve through a square of `side` (a power of two) cells.
 void hilbert(int64_t side, int64_t i, int64_t& x, int64_t& y) {
@@ -266,12 +266,12 @@ void write_scores(const float* energies, const MeanField& field, float* row) {
   for (int i = used; i < field.width; ++i) row[i] = kNever;
 }
 
-// Starts fetching the energies of a block of pixels, most often 32 side by side.
+// Starts fetching the energies of a block of pixels, most often side by side.
 WEAKTR_INLINE void fetch_unary(const Problem& problem, int64_t first, int64_t last) {
   for (int l = 0; l < problem.labels; ++l) {
     const float* energies = problem.unary + l * problem.pixels;
-    __builtin_prefetch(energies + first);
-    __builtin_prefetch(energies + (first + last) / 2);
+    for (int64_t p = first; p < first + kBlock && p < last; p += 16)
+      __builtin_prefetch(energies + p);
     __builtin_prefetch(energies + last);
   }
 }
@@ -338,7 +338,7 @@ const float* spread_compat(const Kernel& kernel, int labels, int width, float* t
 
 BlockRows* make_blocks(const MeanField& field, Workspace& workspace) {
   const int parts = field.team.size();
-  const int64_t rows = int64_t{kBlock} * field.stride, share = 3 * rows + kBlock;
+  const int64_t rows = int64_t{kBlock} * field.width, share = 3 * rows + kBlock;
   float* memory = workspace.block.reserve<float>(share * parts);
   BlockRows* blocks = workspace.parts.reserve<BlockRows>(parts);
   for (int part = 0; part < parts; ++part, memory += share) {
@@ -370,7 +370,7 @@ void solve(const Problem& problem, const Kernel* kernels, int count, int iterati
     field.channels = Channels::differences;
     field.width = row_width(problem.labels - 1);
   }
-  field.stride = block_stride(field.width);
+  field.vectors.lay_out(field.width);
   field.order = tile_order(problem, workspace);
 
   field.blocks = make_blocks(field, workspace);

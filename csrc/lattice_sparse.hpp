@@ -9,7 +9,7 @@
 namespace weaktr {
 namespace WEAKTR_ISA {
 
-constexpr int kBlock = 32;  // pixels that are worked on together
+constexpr int kBlock = 64;  // pixels that are worked on together
 constexpr int kBucket = 8;  // table entries that are compared at once
 constexpr uint32_t kNone = ~uint32_t{0};
 

@@ -20,11 +20,11 @@ struct Message {
   float strength;  // what both weights are multiplied with
 };
 
-// What a thread needs for a block of pixels: rows of `stride` floats.
+// What a thread needs for a block of pixels: rows of `width` floats.
 struct BlockRows {
   float* z;         // scores
   float* q;         // probabilities, or their differences
-  float* received;  // a message
+  float* received;  // a message or, where these are folded, scores by label
   float* first;     // [kBlock] label 0's probability
 };
 
@@ -33,8 +33,8 @@ struct MeanField {
   Team& team;
   bool folded = true;
   Channels channels = Channels::all;
-  int width = 0;   // floats in a row
-  int stride = 0;  // floats from row to row of z and q
+  int width = 0;  // floats in a row
+  RowsInVectors vectors;
   Message* messages = nullptr;
   int message_count = 0;
   const Pixel* order = nullptr;         // nullptr: as given
@@ -126,33 +126,23 @@ struct MeanField {
   void work(int64_t at, bool opening, bool closing, int side, const BlockRows& block) {
     const int count = count_at(at);
     const bool splatting = !closing && team.size() == 1;
-    fetch_ahead(at + 2 * kBlock);
-    const float* from = load_scores(at, count, block);
-    int64_t from_stride = from == block.z ? stride : width;
+    fetch_ahead(at + kBlock);
     for (int m = 0; m < message_count; ++m) {
       if (opening) fold(messages[m], at, count);
       if (splatting) clear_touched(*messages[m].memory, at, side);
-      if (opening) continue;
-      if (folded)
-        slice_block(messages[m], at, count, from, from_stride, block.z, 1 - side);
-      else
-        subtract_message(messages[m], at, count, from, from_stride, block, 1 - side);
-      from = block.z;
-      from_stride = stride;
     }
-    if (from != block.z)
-      for (int p = 0; p < count; ++p)
-        std::memcpy(block.z + p * stride, from + p * width, row_bytes());
+    receive(opening ? 0 : message_count, at, count, 1 - side, block);
     softmax(count, closing ? 0.0f : 1.0f, block);
     if (closing) return hand_out(at, count, block);
     if (splatting)
       for (int m = 0; m < message_count; ++m) splat_block(messages[m], at, count, side, block);
     else
-      for (int p = 0; p < count; ++p)
-        std::memcpy(marginals + (at + p) * width, block.q + p * stride, row_bytes());
+      copy_rows(block.q, count, marginals + at * width);
   }
 
-  size_t row_bytes() const { return sizeof(float) * static_cast<size_t>(width); }
+  void copy_rows(const float* from, int count, float* to) const {
+    std::memcpy(to, from, sizeof(float) * static_cast<size_t>(count) * width);
+  }
 
   // ---- several threads: vertices gather from pixels, so that no two threads write to one row
 
@@ -196,12 +186,11 @@ struct MeanField {
       __builtin_prefetch(static_cast<const uint32_t*>(from) + i);
   }
 
-  // -U of a block's pixels, in rows.
-  const float* load_scores(int64_t at, int count, const BlockRows& block) const {
-    if (!labels) return scores + at * width;
+  // -U of a block's pixels.
+  void load_scores(int64_t at, int count, float* to) const {
+    if (!labels) return copy_rows(scores + at * width, count, to);
     for (int p = 0; p < count; ++p)
-      std::memcpy(block.z + p * stride, label_scores + labels[at + p] * width, row_bytes());
-    return block.z;
+      copy_rows(label_scores + labels[at + p] * width, 1, to + p * width);
   }
 
   // Rows are cleared just before they are touched for the first time.
@@ -269,15 +258,33 @@ struct MeanField {
     return Planes{rows.first + column / kPlane * rows.size, rows.size};
   }
 
-  void slice_block(const Message& message, int64_t at, int count, const float* from,
-                   int64_t from_stride, float* to, int side) const {
+  // z = -U - sum over some messages of compat(K~ Q)
+  void receive(int received, int64_t at, int count, int side, const BlockRows& block) const {
+    if (folded && received) return add_messages(at, count, side, block);
+    load_scores(at, count, block.z);
+    for (int m = 0; m < received; ++m) subtract_message(messages[m], at, count, side, block);
+  }
+
+  // The same where messages are folded. They meet the scores last: these are larger as a rule, so
+  // that each sum with them loses digits.
+  void add_messages(int64_t at, int count, int side, const BlockRows& block) const {
+    const float* own = scores + at * width;
+    if (labels) load_scores(at, count, block.received), own = block.received;
+    for (int m = 0; m < message_count; ++m)
+      slice_block(messages[m], at, count, side, m ? block.z : nullptr,
+                  m + 1 == message_count ? own : nullptr, block.z);
+  }
+
+  void slice_block(const Message& message, int64_t at, int count, int side, const float* before,
+                   const float* after, float* to) const {
     LatticeMemory& memory = *message.memory;
     const int corners = memory.lattice.corners;
     const uint32_t* records = memory.lattice.records + at * 2 * corners;
     for (int column = 0; column < width;) {
       const Columns& columns = columns_for(width - column);
-      columns.slice[variant(corners)](records, corners, count, from + column, from_stride,
-                                      rows_from(memory, side, column), to + column, stride);
+      columns.slice[variant(corners)](records, corners, count, rows_from(memory, side, column),
+                                      before ? before + column : nullptr,
+                                      after ? after + column : nullptr, to + column, width);
       column += columns.width;
     }
   }
@@ -292,33 +299,31 @@ struct MeanField {
       const float* before = memory.before.as<float>() + at;
       for (int p = 0; p < count; ++p)
         for (int i = 0; i < width; ++i)
-          block.received[p * stride + i] = block.q[p * stride + i] * before[p];
+          block.received[p * width + i] = block.q[p * width + i] * before[p];
       value = block.received;
     }
     for (int column = 0; column < width;) {
       const Columns& columns = columns_for(width - column);
-      columns.splat[variant(corners)](records, corners, count, value + column, stride,
-                                      rows_from(memory, side, column));
+      columns.splat[variant(corners)](records, corners, count, value + column,
+                                      rows_from(memory, side, column), width);
       column += columns.width;
     }
   }
 
-  // z = from - compat(K~ Q)
-  void subtract_message(const Message& message, int64_t at, int count, const float* from,
-                        int64_t from_stride, const BlockRows& block, int side) const {
+  // z -= compat(K~ Q)
+  void subtract_message(const Message& message, int64_t at, int count, int side,
+                        const BlockRows& block) const {
     LatticeMemory& memory = *message.memory;
     float* received = block.received;
-    for (int i = 0; i < count * stride; ++i) received[i] = 0;
-    slice_block(message, at, count, received, stride, received, side);
+    slice_block(message, at, count, side, nullptr, nullptr, received);
     if (message.normalization == Normalization::after) {
       const float* after = memory.after.as<float>() + at;
       for (int p = 0; p < count; ++p)
-        for (int i = 0; i < width; ++i) received[p * stride + i] *= after[p];
+        for (int i = 0; i < width; ++i) received[p * width + i] *= after[p];
     }
     for (int p = 0; p < count; ++p) {
-      float* to = block.z + p * stride;
-      const float* in = received + p * stride;
-      if (from != block.z) std::memcpy(to, from + p * from_stride, row_bytes());
+      float* to = block.z + p * width;
+      const float* in = received + p * width;
       if (!message.matrix) {
         for (int l = 0; l < problem.labels; ++l) to[l] -= message.compat[l] * in[l];
         continue;
@@ -330,11 +335,11 @@ struct MeanField {
     }
   }
 
-  // [kBlock, stride] -> [kLanes, pixels], of kLanes channels.
+  // [kBlock, width] -> [kLanes, pixels], of kLanes channels.
   void write_square(const float* q, float* to) const {
     for (int p = 0; p < kBlock; p += kLanes) {
       Wide rows[kLanes];
-      for (int lane = 0; lane < kLanes; ++lane) rows[lane] = load<Wide>(q + (p + lane) * stride);
+      for (int lane = 0; lane < kLanes; ++lane) rows[lane] = load<Wide>(q + (p + lane) * width);
       transpose(rows);
       for (int lane = 0; lane < kLanes; ++lane) store(to + lane * problem.pixels + p, rows[lane]);
     }
@@ -348,7 +353,7 @@ struct MeanField {
     else if (width == 4)
       softmax_fours(z, q, first, count, channels, minus);
     else
-      softmax_rows(z, q, first, count, stride, channels, minus);
+      softmax_rows(z, q, first, count, vectors, channels, minus);
   }
 
   // Writes a block's probabilities, most probable labels and their probabilities.
@@ -362,11 +367,11 @@ struct MeanField {
         for (; l + kLanes <= problem.labels; l += kLanes)
           write_square(block.q + l - skip, problem.marginals + l * problem.pixels + place.index[0]);
       for (; l < problem.labels; ++l)
-        place.write(block.q + l - skip, stride, problem.marginals + l * problem.pixels);
+        place.write(block.q + l - skip, width, problem.marginals + l * problem.pixels);
     }
     if (!problem.argmax && !problem.confidence) return;
     auto probability = [&](int p, int label) {
-      return label < skip ? block.first[p] : block.q[p * stride + label - skip];
+      return label < skip ? block.first[p] : block.q[p * width + label - skip];
     };
     for (int p = 0; p < count; ++p) {
       int best = 0;

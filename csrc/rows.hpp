@@ -126,6 +126,11 @@ struct Row {
     head = fused(filled<Head>(weight), other.head, head);
     tail.add(weight, other.tail);
   }
+  // this += row at `from`
+  WEAKTR_MEMBER void add(const float* from) {
+    head = head + load<Head>(from);
+    tail.add(from + width);
+  }
   WEAKTR_MEMBER void scale(float factor) {
     head = head * factor;
     tail.scale(factor);
@@ -150,6 +155,7 @@ struct Row<0> {
   WEAKTR_MEMBER void clear() {}
   WEAKTR_MEMBER void add(float, const float*) {}
   WEAKTR_MEMBER void add(float, const Row&) {}
+  WEAKTR_MEMBER void add(const float*) {}
   WEAKTR_MEMBER void scale(float) {}
   WEAKTR_MEMBER void add_to(float, float*) const {}
   WEAKTR_MEMBER void blend(const Row&, float, const Row&, float, const Row&) {}
@@ -186,6 +192,15 @@ struct PlaneRow {
     head.store_to(to);
     tail.store_to(to + width);
   }
+  WEAKTR_MEMBER void clear() {
+    head.clear();
+    tail.clear();
+  }
+  // this += row at `from`
+  WEAKTR_MEMBER void add(const float* from) {
+    head.add(from);
+    tail.add(from + width);
+  }
   // this += weight * the lattice's row at `offset`
   WEAKTR_MEMBER void add(float weight, Planes rows, size_t offset) {
     head.add(weight, rows.first + offset * scale);
@@ -201,6 +216,8 @@ template <>
 struct PlaneRow<0> {
   WEAKTR_MEMBER void load_from(const float*) {}
   WEAKTR_MEMBER void store_to(float*) const {}
+  WEAKTR_MEMBER void clear() {}
+  WEAKTR_MEMBER void add(const float*) {}
   WEAKTR_MEMBER void add(float, Planes, size_t) {}
   WEAKTR_MEMBER void add_to(float, Planes, size_t) const {}
 };
@@ -212,6 +229,43 @@ WEAKTR_INLINE Wide larger(Wide a, Wide b) {
   return (Wide)_mm256_max_ps((__m256)a, (__m256)b);
 #else
   return choose(less_mask(a, b), b, a);
+#endif
+}
+
+WEAKTR_INLINE bool any_above(Wide x, float bound) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(bound), _CMP_GT_OQ) != 0;
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps(_mm256_cmp_ps((__m256)x, _mm256_set1_ps(bound), _CMP_GT_OQ)) != 0;
+#else
+  return x[0] > bound || x[1] > bound || x[2] > bound || x[3] > bound;
+#endif
+}
+
+// The first `count` < kLanes floats from `from` on, `none` in the other lanes; all that is read.
+WEAKTR_INLINE Wide load_some(const float* from, int count, float none) {
+#if defined(__AVX512F__)
+  const __mmask16 some = static_cast<__mmask16>((1u << count) - 1);
+  return (Wide)_mm512_mask_loadu_ps((__m512)filled<Wide>(none), some, from);
+#else
+  Wide loaded = filled<Wide>(none);
+  for (int lane = 0; lane < count; ++lane) loaded[lane] = from[lane];
+  return loaded;
+#endif
+}
+
+// Lane i: lane at[i] of x.
+WEAKTR_INLINE Wide lanes_at(Wide x, const uint8_t* at) {
+#if defined(__AVX512F__)
+  const __m128i lanes = _mm_load_si128(reinterpret_cast<const __m128i*>(at));
+  return (Wide)_mm512_permutexvar_ps(_mm512_cvtepu8_epi32(lanes), (__m512)x);
+#elif defined(__AVX2__)
+  const __m128i lanes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(at));
+  return (Wide)_mm256_permutevar8x32_ps((__m256)x, _mm256_cvtepu8_epi32(lanes));
+#else
+  Wide found;
+  for (int lane = 0; lane < kLanes; ++lane) found[lane] = x[at[lane]];
+  return found;
 #endif
 }
 

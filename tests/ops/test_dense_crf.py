@@ -204,8 +204,10 @@ def test_gaussian_over_signals_and_volumes(backend, device, shape, sxy):
 
 
 @pytest.mark.parametrize("num_labels", [1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 24, 33, 64, 65, 255])
-def test_label_counts(backend, device, num_labels):
+@pytest.mark.parametrize("spread", [1, 40])  # of energies; with 40 their exponentials overflow
+def test_label_counts(backend, device, num_labels, spread):
     image, unary = random_problem(5, 6, num_labels)
+    unary = spread * unary
     x, y = positions(5, 6)
     colours = image.reshape(-1, 3).T.astype(float)
     features = [np.stack([x / 3, y / 3]), np.stack([x / 30, y / 30, *(colours / 20)])]
