@@ -1,4 +1,7 @@
-"""Attention of DeiT-S: C++ beside PyTorch's, alone and with the statistics that training needs."""
+"""Attention of DeiT-S: C++ beside PyTorch's, alone and with the statistics that training needs.
+
+On a GPU also the two ways in which `weaktr.kernels.attention` yields both, and the one it takes.
+"""
 
 import pytest
 import torch
@@ -11,6 +14,8 @@ HEADS, WIDTH, CLASSES = 6, 64, 20
 #: photograph of 600 x 500, a training batch of 224 x 224.
 WORK = [(8, 900, False), (1, 1167, False), (8, 216, True)]
 ROWS = ["cpu", "torch", "cpu bf16", "torch bf16"]
+#: On a GPU: a training batch of 224 x 224, photographs of 500 x 375.
+WORK_ON_A_GPU = [(64, 216), (8, 733)]
 
 
 def attention(q, k, v, name, statistics):
@@ -25,6 +30,18 @@ def attention(q, k, v, name, statistics):
     return out, stats.class_rows, stats.column_means
 
 
+def made(batch, tokens, device):
+    """q, k, v in float32 as a ViT's layer leaves them: views of one projection."""
+    torch.manual_seed(0)
+    qkv = torch.randn(batch, tokens, 3, HEADS, WIDTH, device=device)
+    return qkv.permute(2, 0, 3, 1, 4)
+
+
+def group_of(batch, tokens, statistics):
+    work = f"attention, {batch} x {tokens} tokens, {HEADS} heads of width {WIDTH}"
+    return work + (", with statistics" if statistics else "")
+
+
 @pytest.mark.parametrize(("batch", "tokens", "statistics"), WORK)
 @pytest.mark.parametrize("row", ROWS)
 def bench_attention(measure, device, row, batch, tokens, statistics):
@@ -36,17 +53,58 @@ def bench_attention(measure, device, row, batch, tokens, statistics):
         if half and not native.has_bfloat16():
             pytest.skip("this processor does not multiply bfloat16")
     name = "cpu" if backend == "cpu" else "sdpa"
-    torch.manual_seed(0)
-    qkv = torch.randn(batch, tokens, 3, HEADS, WIDTH, device=device).permute(2, 0, 3, 1, 4)
+    qkv = made(batch, tokens, device)
     given = (qkv.bfloat16() if half else qkv).unbind()
     measure(
         lambda: attention(*given, name, statistics),
-        group=f"attention, {batch} x {tokens} tokens, {HEADS} heads of width {WIDTH}"
-        + (", with statistics" if statistics else ""),
+        group=group_of(batch, tokens, statistics),
         row=row,
         baseline=row == "torch",
         expected=attention(*qkv.unbind(), "sdpa", statistics),
         within=3e-2 if half else 1e-5,
         items=batch,
         dtype="bfloat16" if half else "float32",
+    )
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(("batch", "tokens"), WORK_ON_A_GPU)
+@pytest.mark.parametrize("row", ["sdpa, then statistics", "one launch", "as chosen"])
+def bench_attention_with_statistics(measure, row, batch, tokens):
+    kernels = pytest.importorskip("weaktr.kernels.attention", exc_type=ImportError)
+    from triton.testing import do_bench
+
+    from weaktr.kernels.tuning import fastest
+
+    qkv = made(batch, tokens, "cuda")
+    q, k, v = qkv.bfloat16().unbind()
+    sizes = (CLASSES, tokens - CLASSES)
+    by = kernels.kernel_of(q, k, v)
+    assert by, "SDPA takes no kernel that knows the log-sum-exp"
+
+    def launched(config):
+        return kernels.in_one_launch(q, k, v, *sizes, config)
+
+    if row == "one launch":
+        config = fastest(kernels.configs_of(q), lambda config: do_bench(lambda: launched(config)))
+    calls = {
+        "sdpa, then statistics": lambda: kernels.separately(q, k, v, *sizes, by),
+        "one launch": lambda: launched(config),
+        "as chosen": lambda: kernels.attend_op(q, k, v, *sizes, by),
+    }
+
+    def call():
+        out, _, class_rows, column_means = calls[row]()
+        return out, class_rows, column_means
+
+    measure(
+        call,
+        group=group_of(batch, tokens, True),
+        row=row,
+        baseline=row == "sdpa, then statistics",
+        expected=attention(*qkv.unbind(), "sdpa", True),
+        within=3e-2,
+        items=batch,
+        dtype="bfloat16",
+        by=by,
     )

@@ -93,19 +93,22 @@ step environment 60 "$PYTHON" -m weaktr.cli env
 build_and_crf &
 blocks &
 sanitized &
-for op in head_stats fuse_heads clipped_cross_entropy clipped_cross_entropy_triton large_shapes; do
+for op in attention head_stats fuse_heads clipped_cross_entropy clipped_cross_entropy_triton \
+  large_shapes; do
   pytest_of "${op}_tests" 300 "tests/ops/test_$op.py" &
 done
 # Compilers do the benchmarks' work too; what is tuned beside others would be tuned wrongly.
-WEAKTR_CACHE="$scratch" pytest_of compile_benchmarks 300 bench/bench_cam_cuda.py \
-  bench/bench_clipped_cross_entropy.py --benchmark-disable &
+WEAKTR_CACHE="$scratch" pytest_of compile_benchmarks 300 bench/bench_attention.py \
+  bench/bench_cam_cuda.py bench/bench_clipped_cross_entropy.py --benchmark-disable &
 pytest_of kernels_tests 120 tests/test_kernels.py &
-pytest_of models_tests 120 tests/models/test_ragged.py tests/models/test_attention.py &
+pytest_of models_tests 120 tests/models/test_ragged.py tests/models/test_attention.py \
+  tests/models/test_sdpa.py &
 pytest_of compiled_training_tests 200 tests/stages/test_compiled_training.py &
 wait
 
 # Benchmarks have it to themselves.
 bench_of cam_cuda 150
+bench_of attention 40
 bench_of clipped_cross_entropy 90
 bench_of dense_crf_cuda 100
 bench_of cam 60

@@ -14,11 +14,13 @@ import triton.language as tl
 from torch import Tensor
 
 from weaktr.kernels import INTERPRETED
-from weaktr.kernels.tuning import Config
+from weaktr.kernels.tuning import Config, bucket
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 #: Triton's interpreter multiplies the bits of bfloat16, not the numbers.
 WIDEN_BEFORE_DOT = tl.constexpr(INTERPRETED)
+#: It cuts off the bits that bfloat16 lacks, where hardware rounds.
+ROUND_BEFORE_CAST = tl.constexpr(INTERPRETED)
 #: Least side of a block that the tensor cores take.
 LEAST_BLOCK = 16
 MOST_HEAD_DIM = 128
@@ -64,12 +66,43 @@ def load_lse(pointer, rows, valid, stride):
 
 
 @triton.jit
-def log2_attention(x, y, scale, PRECISION: tl.constexpr):
-    """x_r · y_c · scale, base 2, in float32; [R, BLOCK_D], [C, BLOCK_D] -> [R, C]."""
+def product(x, y, PRECISION: tl.constexpr):
+    """x y of one dtype, in float32; [R, S], [S, C] -> [R, C]."""
     if WIDEN_BEFORE_DOT:
         x = x.to(tl.float32)
         y = y.to(tl.float32)
-    return tl.dot(x, tl.trans(y), input_precision=PRECISION) * (scale * LOG2_E)
+    return tl.dot(x, y, input_precision=PRECISION)
+
+
+@triton.jit
+def rounded(x, dtype: tl.constexpr):
+    """float32 x to the nearest numbers of another dtype, ties to even."""
+    if ROUND_BEFORE_CAST and dtype == tl.bfloat16:
+        bits = x.to(tl.int32, bitcast=True)
+        bits += 0x7FFF + ((bits >> 16) & 1)
+        x = (bits & -0x10000).to(tl.float32, bitcast=True)
+    return x.to(dtype)
+
+
+@triton.jit
+def log2_attention(x, y, scale, PRECISION: tl.constexpr):
+    """x_r · y_c · scale, base 2, in float32; [R, BLOCK_D], [C, BLOCK_D] -> [R, C]."""
+    return product(x, tl.trans(y), PRECISION) * (scale * LOG2_E)
+
+
+@triton.jit
+def softmax_step(logits, valid, largest, total):
+    """A further block of columns of a softmax, base 2, whose rows are not known as a whole yet.
+
+    logits [R, C], of which the columns `valid` [C] count; largest and total [R], of the columns so
+    far. Returns the exponentials under the new maximum [R, C], the factor [R] that brings what was
+    summed so far under it, and the new largest and total.
+    """
+    logits = tl.where(valid[None, :], logits, float("-inf"))
+    new = tl.maximum(largest, tl.max(logits, 1))
+    shrink = tl.exp2(largest - new)
+    weights = tl.exp2(logits - new[:, None])
+    return weights, shrink, new, total * shrink + tl.sum(weights, 1)
 
 
 @triton.jit
@@ -137,6 +170,18 @@ def configs_of(x: Tensor) -> tuple[Config, ...]:
     """Candidates for products of `x`."""
     exact = x.dtype == torch.float32 and dot_precision() == "ieee"
     return EXACT_CONFIGS if exact else CONFIGS
+
+
+def key_of_attention(q: Tensor, most_tokens: int, images: int) -> tuple[int | str, ...]:
+    """What the best configuration for maps of q [B, H, N, d] depends on, as `best_config` takes it.
+
+    Args:
+        q: of all images.
+        most_tokens: N of the largest image.
+        images: their number, also where they are packed into a B of 1.
+    """
+    heads, dim = q.shape[1], q.shape[3]
+    return (str(q.dtype), dot_precision(), dim, bucket(most_tokens), bucket(images * heads))
 
 
 def processors(tensor: Tensor) -> int:

@@ -20,12 +20,14 @@ from weaktr.kernels.common import (
     block_of,
     configs_of,
     dot_precision,
+    key_of_attention,
     load_lse,
     load_rows,
     log2_attention,
     packing_table,
     place,
     refusal_of_attention,
+    softmax_step,
 )
 from weaktr.kernels.tuning import Config, best_config, bucket
 from weaktr.ops.head_stats import HeadStats
@@ -81,7 +83,7 @@ def attention_lse(q: Tensor, k: Tensor, scale: float, tokens: list[int] | None =
         )
 
     with torch.cuda.device_of(q):
-        key = _key(q, most, images)
+        key = key_of_attention(q, most, images)
         launch(best_config(_lse_kernel, key, configs_of(q), launch, q.device))
     return lse
 
@@ -130,7 +132,7 @@ def attention_stats(
             **config,
         )
 
-    key = (*_key(q, most_tokens, images), bucket(num_classes), int(column_means))
+    key = (*key_of_attention(q, most_tokens, images), bucket(num_classes), int(column_means))
     with torch.cuda.device_of(q):
         launch(best_config(_stats_kernel, key, configs_of(q), launch, q.device))
     return rows, means
@@ -151,11 +153,6 @@ def _(
     batch, heads = q.shape[:2]
     rows = q.new_empty(batch, heads, num_classes, num_patches, dtype=torch.float32)
     return rows, rows.new_empty(batch, heads, num_patches if column_means else 0)
-
-
-def _key(q: Tensor, most_tokens: int, images: int) -> tuple[int | str, ...]:
-    heads, dim = q.shape[1], q.shape[3]
-    return (str(q.dtype), dot_precision(), dim, bucket(most_tokens), bucket(images * heads))
 
 
 @triton.jit
@@ -210,10 +207,7 @@ def _lse_kernel(
         columns = start + tl.arange(0, BLOCK_J)
         keys = load_rows(k, columns, columns < own, k_strides[2], k_strides[3], dim, BLOCK_D)
         logits = log2_attention(queries, keys, scale, PRECISION)
-        logits = tl.where((columns < own)[None, :], logits, float("-inf"))
-        new = tl.maximum(largest, tl.max(logits, 1))
-        total = total * tl.exp2(largest - new) + tl.sum(tl.exp2(logits - new[:, None]), 1)
-        largest = new
+        _weights, _shrink, largest, total = softmax_step(logits, columns < own, largest, total)
     result = (largest + tl.log2(total)) * 0.6931471805599453
     tl.store(lse + rows, result, mask=rows < own)
 

@@ -60,7 +60,7 @@ def test_every_step_is_taken_and_summed_up(script, tmp_path):
     for tool in ("memcheck", "racecheck"):
         assert f"compute-sanitizer --tool {tool} --error-exitcode 9" in calls
         assert codes[f"kernels_{tool}"] == codes[f"check_blocks_{tool}"] == 0
-    for name in ("cam_cuda", "clipped_cross_entropy", "dense_crf_cuda", "cam"):
+    for name in ("cam_cuda", "attention", "clipped_cross_entropy", "dense_crf_cuda", "cam"):
         assert (tmp_path / "out" / f"{name}.json").is_file()
     assert not list((tmp_path / "out").glob("*.step"))
 

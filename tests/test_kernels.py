@@ -14,7 +14,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 KERNELS = {
     *("gradient_kernel", "losses_kernel"),  # clipped_cross_entropy
-    *("_lse_kernel", "_stats_kernel", "spread_kernel", "weights_kernel"),
+    *("_attention_kernel", "_lse_kernel", "_stats_kernel", "spread_kernel", "weights_kernel"),
 }
 CONFIGS = ({"BLOCK": 16, "num_warps": 4}, {"BLOCK": 32, "num_warps": 4})
 KEY = ("torch.float32", 64, 1024)

@@ -48,6 +48,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "torch": "weaktr.ops.dense_crf:dense_crf_torch",
     },
     "attention": {
+        "triton": "weaktr.kernels.attention:attention_triton",
         "xformers": "weaktr.models.attention_xformers:attention_xformers",
         "cpu": "weaktr.native_attention:attention_cpu",
         "torch": "weaktr.models.attention:attention_torch",

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Amp = Literal["auto", "none", "bf16", "fp16"]
-AttentionName = Literal["auto", "cpu", "sdpa", "xformers"]
+AttentionName = Literal["auto", "cpu", "triton", "sdpa", "xformers"]
 Stage = Literal["train_cam", "label", "train_seg", "predict", "evaluate"]
 Resize = Literal["timm", "bicubic", "bilinear"]
 Position = Literal["timm", "published_cam", "published_seg"]
@@ -50,9 +50,10 @@ class CamModelConfig:
         position: how positions follow images of other sizes; "published_cam" and "published_seg"
             do what the published code does.
         norm_eps: epsilon of the backbone's LayerNorms; its own where None.
-        attention: "auto" (the C++ code "cpu" on a CPU, else "sdpa", PyTorch's), or "xformers"
-            where that is installed, on CUDA alone; None = the environment variable
-            ``WEAKTR_ATTENTION``, else "auto".
+        attention: "auto" (the C++ code "cpu" on a CPU, "triton" on CUDA, else "sdpa", PyTorch's),
+            one of these, or "xformers" where that is installed, on CUDA alone; None = the
+            environment variable ``WEAKTR_ATTENTION``, else "auto". "triton" is PyTorch's too
+            wherever that is faster.
     """
 
     backbone: str = "deit_small_patch16_224.fb_in1k"

@@ -16,6 +16,7 @@ from weaktr._native import attention_cpu as native_attention
 from weaktr._native import attention_cpu_bfloat16 as native_bfloat16
 from weaktr._native import has_bfloat16
 from weaktr.models.attention import Attended, Statistics, by_length
+from weaktr.models.sdpa import gradients_by
 from weaktr.native_torch import with_whole_rows
 from weaktr.ops.head_stats import HeadStats
 
@@ -94,9 +95,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Any, ...]:
-    q, k, v, out, lse = ctx.saved_tensors
-    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-    return (*backward(gradient, q, k, v, out, lse, 0.0, False), None, None)
+    return (*gradients_by("cpu", gradient, *ctx.saved_tensors), None, None)
 
 
 attend_op.register_autograd(_backward, setup_context=_save)

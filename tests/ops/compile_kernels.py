@@ -47,11 +47,12 @@ def compile_only(compiled: set[str]) -> None:
 
 def attention_kernels(dtype: torch.dtype, dim: int) -> None:
     """Every variant of the kernels on attention maps, with their first configuration."""
-    from weaktr.kernels import common, fuse_heads, head_stats
+    from weaktr.kernels import attention, common, fuse_heads, head_stats
 
     for name in ("CONFIGS", "EXACT_CONFIGS"):
         setattr(common, name, getattr(common, name)[:1])
-    q, k = torch.zeros(2, 1, 2, 40, dim, dtype=dtype)
+    q, k, v = torch.zeros(3, 1, 2, 40, dim, dtype=dtype)
+    attention.in_one_launch(q, k, v, 3, 37, common.configs_of(q)[0])
     sizes = {"num_classes": 3, "num_patches": 37, "scale": 0.1}
     packed = {"tokens": [40], "patches": [37]}
     for column_means, ragged in product((True, False), ({}, packed)):

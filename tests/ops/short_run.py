@@ -11,7 +11,7 @@ import sys
 
 import torch
 
-from weaktr.kernels import clipped_cross_entropy, common, head_stats
+from weaktr.kernels import attention, clipped_cross_entropy, common, head_stats
 from weaktr.ops.clipped_cross_entropy import clipped_cross_entropy as loss_of
 from weaktr.ops.fuse_heads import fuse_heads as fused
 from weaktr.ops.fuse_heads import fuse_heads_ragged
@@ -22,8 +22,9 @@ PACKED = {"tokens": [9, 70, 5], "patches": [7, 65, 0]}
 
 
 def attention_kernels(dtype: torch.dtype) -> list[torch.Tensor]:
-    """Statistics and fusion, dense and ragged, with gradients."""
-    q, k = torch.randn(2, 2, 3, CLASSES + PATCHES, WIDTH, dtype=dtype, device=DEVICE)
+    """Attention, statistics and fusion, dense and ragged, with gradients."""
+    q, k, v = torch.randn(3, 2, 3, CLASSES + PATCHES, WIDTH, dtype=dtype, device=DEVICE)
+    attended = attention.in_one_launch(q, k, v, CLASSES, PATCHES, common.configs_of(q)[0])
     weights = torch.rand(2, 3, device=DEVICE, requires_grad=True)
     values = torch.rand(2, PATCHES, 3, device=DEVICE, requires_grad=True)
     settings = {"num_classes": CLASSES, "num_patches": PATCHES, "scale": 0.2}
@@ -52,7 +53,8 @@ def attention_kernels(dtype: torch.dtype) -> list[torch.Tensor]:
     )
     (fine.sum() + fine_of.sum()).backward()
     gradients = [x.grad for x in (weights, values, weights_of, values_of)]
-    return [x for x in (*stats[0], *packed, fine, fine_of, *gradients) if x is not None]
+    found = (*attended, *stats[0], *packed, fine, fine_of, *gradients)
+    return [x for x in found if x is not None]
 
 
 def loss_kernels(dtype: torch.dtype) -> list[torch.Tensor]:

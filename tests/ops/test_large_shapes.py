@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from tests.tolerances import assert_golden
+from tests.tolerances import GOLDEN_RELATIVE, assert_golden
 from weaktr.ops import clipped_cross_entropy, fuse_heads, head_stats
 
 pytestmark = pytest.mark.skipif(
@@ -39,6 +40,27 @@ def test_head_stats(shape, dtype):
     ):
         assert torch.equal(actual, same)
         assert_golden(actual, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_attention(shape, dtype):
+    kernels = pytest.importorskip("weaktr.kernels.attention", exc_type=ImportError)
+    q, k, sizes = maps(shape, dtype)
+    v = torch.randn_like(q)
+    first, again = (
+        kernels.in_one_launch(q, k, v, *sizes.values(), kernels.configs_of(q)[0]) for _ in range(2)
+    )
+    for actual, same in zip(first, again, strict=True):
+        assert torch.equal(actual, same)
+    out, lse, rows, means = first
+    expected = head_stats(q, k, backend="torch", **sizes)
+    for actual, wanted in zip((rows, means, lse), expected, strict=True):
+        assert_golden(actual, wanted)
+    plain = F.scaled_dot_product_attention(q, k, v).float()
+    exact = F.scaled_dot_product_attention(q.float(), k.float(), v.float())
+    bound = 2 * (plain - exact).abs().max() + GOLDEN_RELATIVE * exact.abs().max()
+    assert (out - exact).abs().max() <= bound
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

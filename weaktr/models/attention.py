@@ -1,9 +1,10 @@
 """Softmax attention of the backbones: which implementation, chosen here and nowhere else.
 
 By default (`attention="auto"`) the C++ code on a CPU (`weaktr.native_attention`, also called
-"cpu"), else `F.scaled_dot_product_attention`, which is also what "sdpa" stands for. On the CPU its
-kernel knows the row log-sum-exp that stage 1 needs; asked for that, it is called by its own name,
-which saves computing q·k once more.
+"cpu"), else `F.scaled_dot_product_attention`, which is also what "sdpa" stands for. SDPA's kernels
+know the row log-sum-exp that stage 1 needs; asked for that, they are called by their own names
+(`weaktr.models.sdpa`), which saves computing q·k once more. On CUDA, where statistics are wanted,
+Triton ("triton", `weaktr.kernels.attention`) may yield them in the same launch.
 
 `attention="xformers"`, or the environment variable ``WEAKTR_ATTENTION``, takes xformers' kernels
 where that package is installed, on CUDA alone (`weaktr.models.attention_xformers`).
@@ -21,11 +22,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from weaktr.backends import pick
+from weaktr.models.sdpa import attend_by, kernel_of
+from weaktr.models.tracing import is_exporting
 from weaktr.ops.head_stats import HeadStats
 
 ENVIRONMENT_VARIABLE = "WEAKTR_ATTENTION"
 #: What it is called by a user -> the backend of op "attention" (`weaktr.backends.REGISTRY`).
-ATTENTIONS = {"auto": "auto", "cpu": "cpu", "sdpa": "torch", "xformers": "xformers"}
+ATTENTIONS = {
+    "auto": "auto",
+    "cpu": "cpu",
+    "triton": "triton",
+    "sdpa": "torch",
+    "xformers": "xformers",
+}
 #: C class tokens at the front and P patches at the end, of which `head_stats` are wanted.
 Statistics = tuple[int, int]
 
@@ -76,13 +85,13 @@ def softmax_attention(
         attention: one of `ATTENTIONS`.
 
     Returns:
-        `Attended`; log-sum-exp and statistics are None where not asked for, or where they would
-        have to be computed apart.
+        `Attended`; log-sum-exp and statistics are None where not asked for, or where it is for
+        `head_stats` to compute them.
 
     Raises:
         BackendUnavailable: an attention named explicitly is not there, or takes no such tensors.
     """
-    if attention == "auto" and torch.compiler.is_exporting():
+    if attention == "auto" and is_exporting():
         attention = "sdpa"  # exporters know the public function alone
     facts = {"dtype": q.dtype, "head_dim": q.shape[-1], "dropout": dropout > 0}
     run = pick("attention", q.device, ATTENTIONS[attention], **facts)
@@ -105,10 +114,10 @@ def attention_torch(
     """`softmax_attention` by SDPA; statistics never."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Attended:
-        if not (with_lse and _knows_lse(q, k, v, dropout)):
+        kernel = kernel_of(q, k, v, dropout) if with_lse else ""
+        if not kernel:
             return Attended(F.scaled_dot_product_attention(q, k, v, dropout_p=dropout), None)
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
-        return Attended(out, lse.detach())
+        return Attended(*attend_by(kernel, q, k, v))
 
     return attend(q, k, v) if lengths is None else by_length(attend, q, k, v, lengths)
 
@@ -142,12 +151,3 @@ def runs(lengths: Sequence[int]) -> Iterator[tuple[int, int, int]]:
         count = len(list(group))
         yield start, count, length
         start += count * length
-
-
-def _knows_lse(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> bool:
-    return (
-        q.device.type == "cpu"
-        and q.dtype == k.dtype == v.dtype
-        and dropout == 0.0
-        and not torch.compiler.is_exporting()  # exporters know the public function alone
-    )

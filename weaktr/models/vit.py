@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from weaktr.models.attention import Statistics, chosen_attention
 from weaktr.models.blocks import Layer, run_block
 from weaktr.models.positions import resized_position
+from weaktr.models.tracing import is_exporting
 
 #: How the patch part of the position embedding follows a grid other than its own:
 #: "timm" (bicubic, antialiased), "published_cam" and "published_seg" (what the published code does
@@ -203,7 +204,7 @@ class ViT(nn.Module):
             return None
         prefix = self.num_prefix_tokens if self.embed_prefix else 0
         stored = self.pos_embed[:, prefix:]
-        if torch.compiler.is_exporting():
+        if is_exporting():
             patches = resized_position(stored, self.position_grid, grid, size, self.position)
         elif self.position == "timm":
             patches = resample_abs_pos_embed(

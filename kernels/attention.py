@@ -1,0 +1,224 @@
+"""Attention and the statistics that stage 1 needs of it, on a GPU, by the faster of two ways.
+
+Either SDPA, whose kernels know the log-sum-exp, and then `weaktr.kernels.head_stats`; or one launch
+here. A program takes a block of queries of one map: a first sweep over the keys finds output and
+log-sum-exp, a second one the entries of the class rows and sums over its patch queries. These sums,
+[B, H, blocks, P], are added afterwards in a fixed order. Which way is faster on this GPU for such
+sizes is measured like a launch configuration (`weaktr.kernels.tuning`). The gradient is PyTorch's.
+
+Source: arXiv 2307.08691, algorithm 1 (the first sweep); 2304.01184, section 3.2 (the statistics).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from weaktr.kernels.common import (
+    DTYPES,
+    LIMITS_OF_ATTENTION,
+    MOST_HEAD_DIM,
+    block_of,
+    configs_of,
+    dot_precision,
+    key_of_attention,
+    load_rows,
+    log2_attention,
+    product,
+    refusal_of_attention,
+    rounded,
+    softmax_step,
+)
+from weaktr.kernels.head_stats import attention_stats
+from weaktr.kernels.tuning import Config, best_config, bucket
+from weaktr.models.attention import Attended, Statistics, attention_torch
+from weaktr.models.sdpa import attend_by, gradients_by, kernel_of
+from weaktr.ops.head_stats import HeadStats
+
+LIMITS = f"with statistics: {LIMITS_OF_ATTENTION}; all else is left to PyTorch"
+#: The candidate that is no launch of ours: SDPA, then the statistics.
+SEPARATELY: Config = {}
+
+Parts = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def refusal(device_type: str, **_: Any) -> str:
+    """Why nothing runs on such a device, "" where it does."""
+    return refusal_of_attention(device_type, ())
+
+
+def attention_triton(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    dropout: float,
+    with_lse: bool,
+    lengths: Sequence[int] | None,
+    statistics: Statistics | None,
+) -> Attended:
+    """Like `weaktr.models.attention.attention_torch`, with statistics of unpacked images."""
+    taken = statistics is not None and q.dtype in DTYPES and q.shape[-1] <= MOST_HEAD_DIM
+    kernel = kernel_of(q, k, v, dropout) if taken and lengths is None else ""
+    if statistics is None or not kernel:
+        return attention_torch(q, k, v, dropout=dropout, with_lse=with_lse, lengths=lengths)
+    out, lse, rows, means = attend_op(q, k, v, *statistics, kernel)
+    return Attended(out, lse if with_lse else None, HeadStats(rows, means, lse))
+
+
+# ---- operator -----------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("weaktr::attention_with_stats", mutates_args=())
+def attend_op(q: Tensor, k: Tensor, v: Tensor, classes: int, patches: int, kernel: str) -> Parts:
+    """q, k, v [B, H, N, d] -> out [B, H, N, d], lse [B, H, N], [B, H, C, P], [B, H, P].
+
+    `kernel` of PyTorch (`weaktr.models.sdpa`) computes the gradient, whichever way was taken.
+    """
+
+    def run(config: Config) -> Parts:
+        if config == SEPARATELY:
+            return separately(q, k, v, classes, patches, kernel)
+        return in_one_launch(q, k, v, classes, patches, config)
+
+    with torch.cuda.device_of(q):
+        key = (*key_of_attention(q, q.shape[2], q.shape[0]), bucket(classes), kernel)
+        return run(best_config(_attention_kernel, key, candidates(q), run, q.device))
+
+
+@attend_op.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, classes: int, patches: int, kernel: str) -> Parts:
+    return _empty(q, classes, patches)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Parts) -> None:
+    *tensors, _, _, ctx.kernel = inputs
+    ctx.save_for_backward(*tensors, *output[:2])
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    return *gradients_by(ctx.kernel, gradient, *ctx.saved_tensors), None, None, None
+
+
+attend_op.register_autograd(_backward, setup_context=_save)
+
+
+def candidates(q: Tensor) -> tuple[Config, ...]:
+    """What is measured once, the first one where nothing is."""
+    return SEPARATELY, *configs_of(q)
+
+
+def _empty(q: Tensor, classes: int, patches: int) -> Parts:
+    """Room for the results; the output lies as SDPA's does, heads behind tokens."""
+    batch, heads, tokens, dim = q.shape
+    out = q.new_empty(batch, tokens, heads, dim).transpose(1, 2)
+    sizes = [(tokens,), (classes, patches), (patches,)]
+    lse, rows, means = (q.new_empty(batch, heads, *s, dtype=torch.float32) for s in sizes)
+    return out, lse, rows, means
+
+
+# ---- the two ways -------------------------------------------------------------------------------
+
+
+def separately(q: Tensor, k: Tensor, v: Tensor, classes: int, patches: int, kernel: str) -> Parts:
+    """By PyTorch's `kernel`, then `attention_stats`; float32 but for the output."""
+    out, lse = attend_by(kernel, q, k, v)
+    lse = lse.contiguous()
+    rows, means = attention_stats(q, k, lse, classes, patches, q.shape[-1] ** -0.5, True)
+    return out.transpose(1, 2).contiguous().transpose(1, 2), lse, rows, means
+
+
+def in_one_launch(
+    q: Tensor, k: Tensor, v: Tensor, classes: int, patches: int, config: Config
+) -> Parts:
+    """By `_attention_kernel`; float32 but for the output."""
+    batch, heads, tokens, dim = q.shape
+    out, lse, rows, _ = _empty(q, classes, patches)
+    blocks = triton.cdiv(tokens, config["BLOCK_I"])
+    sums = lse.new_empty(batch, heads, blocks, patches)
+    _attention_kernel[(batch * heads * blocks,)](
+        *(q, q.stride(), k, k.stride(), v, v.stride(), out, out.stride(), lse, rows, sums),
+        *(heads, tokens, patches, dim, classes, dim**-0.5),
+        BLOCK_D=block_of(dim),
+        PRECISION=dot_precision(),
+        **config,
+    )
+    return out, lse, rows, sums.sum(2) / patches
+
+
+@triton.jit
+def _attention_kernel(
+    q,
+    q_strides,
+    k,
+    k_strides,
+    v,
+    v_strides,
+    out,
+    out_strides,
+    lse,
+    class_rows,
+    sums,
+    heads,
+    tokens,
+    num_patches,
+    dim,
+    num_classes,
+    scale,
+    BLOCK_I: tl.constexpr,
+    BLOCK_J: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One block of queries of one map: output and log-sum-exp, then its part of the statistics."""
+    blocks = tl.cdiv(tokens, BLOCK_I)
+    index = (tl.program_id(0) // blocks).to(tl.int64)
+    image, head = index // heads, index % heads
+    q += image * q_strides[0] + head * q_strides[1]
+    k += image * k_strides[0] + head * k_strides[1]
+    v += image * v_strides[0] + head * v_strides[1]
+    out += image * out_strides[0] + head * out_strides[1]
+    block = tl.program_id(0) % blocks
+    rows = block * BLOCK_I + tl.arange(0, BLOCK_I)
+    here = rows < tokens
+    queries = load_rows(q, rows, here, q_strides[2], q_strides[3], dim, BLOCK_D)
+
+    largest = tl.full([BLOCK_I], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_I], tl.float32)
+    result = tl.zeros([BLOCK_I, BLOCK_D], tl.float32)
+    for start in range(0, tokens, BLOCK_J):
+        columns = start + tl.arange(0, BLOCK_J)
+        there = columns < tokens
+        keys = load_rows(k, columns, there, k_strides[2], k_strides[3], dim, BLOCK_D)
+        logits = log2_attention(queries, keys, scale, PRECISION)
+        weights, shrink, largest, total = softmax_step(logits, there, largest, total)
+        values = load_rows(v, columns, there, v_strides[2], v_strides[3], dim, BLOCK_D)
+        result = result * shrink[:, None] + product(
+            rounded(weights, values.dtype), values, PRECISION
+        )
+    dims = tl.arange(0, BLOCK_D)
+    target = out + rows.to(tl.int64)[:, None] * out_strides[2] + dims[None, :] * out_strides[3]
+    result = rounded(result / total[:, None], out.dtype.element_ty)
+    tl.store(target, result, mask=here[:, None] & (dims < dim)[None, :])
+    log_total = largest + tl.log2(total)
+    tl.store(lse + index * tokens + rows, log_total * 0.6931471805599453, mask=here)
+
+    class_rows += index * num_classes * num_patches
+    sums += (index * blocks + block) * num_patches
+    ahead = tokens - num_patches  # class and register tokens
+    of_classes = (rows < num_classes)[:, None]
+    of_patches = ((rows >= ahead) & here)[:, None]
+    for start in range(0, num_patches, BLOCK_J):
+        columns = start + tl.arange(0, BLOCK_J)
+        there = columns < num_patches
+        keys = load_rows(k, ahead + columns, there, k_strides[2], k_strides[3], dim, BLOCK_D)
+        attention = tl.exp2(log2_attention(queries, keys, scale, PRECISION) - log_total[:, None])
+        entries = class_rows + rows.to(tl.int64)[:, None] * num_patches + columns[None, :]
+        tl.store(entries, attention, mask=of_classes & there[None, :])
+        tl.store(sums + columns, tl.sum(tl.where(of_patches, attention, 0.0), 0), mask=there)
