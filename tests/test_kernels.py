@@ -11,6 +11,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from tests.tuning import clocked
+
 ROOT = Path(__file__).parents[1]
 KERNELS = {
     *("gradient_kernel", "losses_kernel"),  # clipped_cross_entropy
@@ -69,17 +71,8 @@ def gpu(tuning, monkeypatch, tmp_path):
         run()
         return 1 / measured[-1]["BLOCK"]
 
-    monkeypatch.setattr(tuning, "INTERPRETED", False)
-    monkeypatch.setattr(tuning, "_milliseconds", milliseconds)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "GPU 9000")
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setenv(tuning.FOLDER_VARIABLE, str(tmp_path))
-    monkeypatch.delenv(tuning.TUNE_VARIABLE)
-    tuning._table.cache_clear()
-    tuning.table_path.cache_clear()
-    yield measured
-    tuning._table.cache_clear()
-    tuning.table_path.cache_clear()
+    with clocked(monkeypatch, tmp_path, milliseconds):
+        yield measured
 
 
 def choose(tuning, measured, key=KEY, configs=CONFIGS):

@@ -20,6 +20,7 @@ from tests.ops.attention import (
     strided,
 )
 from tests.tolerances import GOLDEN_RELATIVE, assert_golden
+from tests.tuning import clocked
 from weaktr import backends
 from weaktr.backends import BackendUnavailable
 from weaktr.models import CamModel
@@ -177,7 +178,6 @@ def test_torch_compile_takes_it_whole(way):
 @pytest.fixture
 def clock(kernels, monkeypatch, tmp_path):
     """As on a GPU where each way takes as long as this dict says; collects what is measured."""
-    tuning = import_module("weaktr.kernels.tuning")
     times, ran, measured = {}, [], []
 
     def stub(name):
@@ -194,18 +194,8 @@ def clock(kernels, monkeypatch, tmp_path):
 
     for name in WAYS:
         monkeypatch.setattr(kernels, name, stub(name))
-    monkeypatch.setattr(tuning, "INTERPRETED", False)
-    monkeypatch.setattr(tuning, "_milliseconds", milliseconds)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "GPU 9000")
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setenv(tuning.FOLDER_VARIABLE, str(tmp_path))
-    monkeypatch.delenv(tuning.TUNE_VARIABLE)
-    caches = (tuning._table, tuning.table_path)
-    for cache in caches:
-        cache.cache_clear()
-    yield times, ran, measured
-    for cache in caches:
-        cache.cache_clear()
+    with clocked(monkeypatch, tmp_path, milliseconds):
+        yield times, ran, measured
 
 
 @pytest.mark.parametrize("faster", WAYS)
