@@ -72,6 +72,7 @@ def test_settings_change_values_of_every_kind():
     [
         ("train_cam.epoch=5", r"unknown key 'train_cam.epoch' - did you mean 'train_cam.epochs'"),
         ("trian_cam.epochs=5", r"unknown key 'trian_cam' - did you mean 'train_cam'"),
+        ("train.compile=true", r"'train' - did you mean 'train_cam' or 'train_seg'\?"),
         ("train_cam.augment.flipp=1", r"did you mean 'train_cam.augment.flip'"),
         ("train_cam.epochs=many", r"train_cam.epochs"),
         ("label.attention_type=best", r"label.attention_type"),

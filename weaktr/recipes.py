@@ -188,9 +188,10 @@ def _check_keys(kind: type, tree: Mapping[str, Any], prefix: str, origin: str) -
 
 def _did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
     names: Sequence[str] = list(known)
-    near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    begun = [name for name in names if name.startswith(word)]
+    near = begun or difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     if near:
-        return f" - did you mean {prefix + near[0]!r}?"
+        return f" - did you mean {' or '.join(repr(prefix + name) for name in near)}?"
     return f"; known here: {', '.join(names)}" if names else ""
 
 
