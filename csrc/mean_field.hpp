@@ -268,11 +268,11 @@ struct MeanField {
   // The same where messages are folded. They meet the scores last: these are larger as a rule, so
   // that each sum with them loses digits.
   void add_messages(int64_t at, int count, int side, const BlockRows& block) const {
-    const float* own = scores + at * width;
-    if (labels) load_scores(at, count, block.received), own = block.received;
+    if (labels) load_scores(at, count, block.received);
+    const float* minus_unary = labels ? block.received : scores + at * width;
     for (int m = 0; m < message_count; ++m)
       slice_block(messages[m], at, count, side, m ? block.z : nullptr,
-                  m + 1 == message_count ? own : nullptr, block.z);
+                  m + 1 == message_count ? minus_unary : nullptr, block.z);
   }
 
   void slice_block(const Message& message, int64_t at, int count, int side, const float* before,

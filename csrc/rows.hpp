@@ -242,7 +242,7 @@ WEAKTR_INLINE bool any_above(Wide x, float bound) {
 #endif
 }
 
-// The first `count` < kLanes floats from `from` on, `none` in the other lanes; all that is read.
+// `count` < kLanes floats, and `none` in the lanes after them; nothing else is read.
 WEAKTR_INLINE Wide load_some(const float* from, int count, float none) {
 #if defined(__AVX512F__)
   const __mmask16 some = static_cast<__mmask16>((1u << count) - 1);

@@ -20,7 +20,7 @@ def sample(image: Path, mask: Path | None = None, ids: tuple[int, ...] | None = 
     return Sample("a", image, (0,), mask, SOURCE, ids)
 
 
-def fails(image: Path, message: str) -> None:
+def assert_fails(image: Path, message: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
         read_image(sample(image))
     assert f"{image} ({SOURCE})" in str(caught.value)
@@ -50,11 +50,11 @@ def test_image_modes_become_rgb(tmp_path: Path, mode: str) -> None:
 def test_deep_images_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "deep.png"
     Image.fromarray(np.full(SIZE, 40000, np.uint16)).save(path)
-    fails(path, "8 bits a channel, got mode I;16")
+    assert_fails(path, "8 bits a channel, got mode I;16")
 
 
 def test_missing_image(tmp_path: Path) -> None:
-    fails(tmp_path / "none.jpg", "file is missing")
+    assert_fails(tmp_path / "none.jpg", "file is missing")
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".bmp"])
@@ -63,7 +63,7 @@ def test_truncated_image(tmp_path: Path, suffix: str, kept: float) -> None:
     path = write_image(tmp_path / f"a{suffix}", size=(64, 64))
     content = path.read_bytes()
     path.write_bytes(content[: int(kept * len(content))])
-    fails(path, "cannot be read as an image")
+    assert_fails(path, "cannot be read as an image")
 
 
 def test_corrupt_png(tmp_path: Path) -> None:
@@ -71,13 +71,13 @@ def test_corrupt_png(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0xFF
     path.write_bytes(bytes(content))
-    fails(path, "cannot be read as an image")
+    assert_fails(path, "cannot be read as an image")
 
 
 def test_text_is_no_image(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     path.write_text("404: not found")
-    fails(path, "cannot be read as an image")
+    assert_fails(path, "cannot be read as an image")
 
 
 def test_half_images_are_not_accepted_behind_our_back(

@@ -72,7 +72,8 @@ def choice_for(
     Args:
         device, dtype: of q, k and v.
         heads, dim: H and d.
-        order: how they lie in memory, "token, head" (views of one projection) or "head, token".
+        order: how q lies in memory, and k and v are taken to lie: "token, head" (views of one
+            projection) or "head, token".
         trained: whether there will be a gradient.
     """
     empty = torch.empty(1, TOKENS_OF_CHOICE, 3, heads, dim, dtype=dtype, device=device)
