@@ -6,8 +6,8 @@ On a GPU also the two ways in which `weaktr.kernels.attention` yields both, and 
 import pytest
 import torch
 
-from weaktr.models.attention import softmax_attention
 from weaktr.ops import head_stats
+from weaktr.ops.attention import softmax_attention
 
 HEADS, WIDTH, CLASSES = 6, 64, 20
 #: Images and tokens, and whether statistics are wanted: a batch of windows of 480 x 480, a

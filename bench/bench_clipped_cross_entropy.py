@@ -7,9 +7,9 @@ import pytest
 import torch
 from floor import floor_seconds, loss_work
 
-from weaktr.backends import REGISTRY, report
 from weaktr.ops import clipped_cross_entropy
-from weaktr.ops.clipped_cross_entropy import clip_losses, pixel_losses
+from weaktr.ops.clipped_cross_entropy.torch import clip_losses, pixel_losses
+from weaktr.ops.registry import REGISTRY, report
 
 #: batch, labels, side of the logits, side of the labels
 WORK = [(4, 21, 30, 480), (1, 91, 30, 480)]

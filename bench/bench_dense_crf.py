@@ -27,7 +27,7 @@ from crf_work import (
     solver,
 )
 
-from weaktr.crf import PRESETS
+from weaktr.ops.dense_crf.presets import PRESETS
 
 SETTINGS = ("voc_cam", "coco_cam", "voc_seg", "coco_seg")
 ROWS = ("cpu", "torch", "pydensecrf")

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from weaktr.backends import report
-from weaktr.crf import PRESETS
 from weaktr.ops import unary_from_probabilities
-from weaktr.ops.crf_problem import Pairwise, Problem, divided, grid_positions, image_features
-from weaktr.ops.dense_crf import dense_crf_torch
-from weaktr.ops.permutohedral import build_lattice
+from weaktr.ops.dense_crf.permutohedral import build_lattice
+from weaktr.ops.dense_crf.presets import PRESETS
+from weaktr.ops.dense_crf.problem import Pairwise, Problem, divided, grid_positions, image_features
+from weaktr.ops.dense_crf.torch import dense_crf_torch
+from weaktr.ops.registry import report
 
 #: preset, labels, images
 WORK = [
@@ -107,7 +107,7 @@ def bench_dense_crf_cuda(measure, benchmark, data, row, preset, num_labels, coun
     (status,) = (s for s in report() if (s.op, s.backend) == ("dense_crf", "cuda"))
     if not status.available:
         pytest.skip(status.reason)
-    solve = importlib.import_module("weaktr.native_cuda").dense_crf_cuda
+    solve = importlib.import_module("weaktr.ops.dense_crf.cuda").dense_crf_cuda
     batch = problems(data, preset, num_labels, count)
     arguments = {"iterations": ITERATIONS, "num_threads": 1, "output": "marginals"}
     expected = [found for (found,) in dense_crf_torch(batch, **arguments)]

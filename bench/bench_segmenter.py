@@ -13,8 +13,8 @@ from conftest import largest_difference, peak_mib
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from weaktr.config import PredictConfig
+from weaktr.inference.probabilities import for_prediction, probabilities
 from weaktr.models import Segmenter
-from weaktr.stages.predict import for_prediction, probabilities
 
 BACKBONE = "deit_small_patch16_224"
 LABELS = 21

@@ -26,10 +26,10 @@ from conftest import peak_mib, synchronize
 from torch import Tensor
 from torch.nn.functional import multilabel_soft_margin_loss
 
-from weaktr.backends import ENVIRONMENT_VARIABLE
-from weaktr.host_memory import keep_freed_memory
+from weaktr.cli.memory import keep_freed_memory
 from weaktr.models import CamModel
-from weaktr.stages.precision import autocast
+from weaktr.models.precision import autocast
+from weaktr.ops.registry import ENVIRONMENT_VARIABLE
 
 BACKBONE = "deit_small_patch16_224"
 CLASSES = 20

@@ -20,10 +20,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from weaktr.crf import PRESETS
-from weaktr.data.scene_drawing import render_scene
+from weaktr.data.sources.scene_drawing import render_scene
 from weaktr.ops import unary_from_probabilities
 from weaktr.ops.dense_crf import dense_crf, release_memory
+from weaktr.ops.dense_crf.presets import PRESETS
 
 HEIGHT, WIDTH = 375, 500
 #: Where photographs may lie, beside the checkout: the first 128 of COCO train2017.
@@ -83,7 +83,7 @@ def solver(name: str) -> Solve:
         return lambda problems, preset: [_pydensecrf(module, one, preset) for one in problems]
     backend, _, threads = name.partition(" x")
     if backend == "cpu":
-        importlib.import_module("weaktr.native")
+        importlib.import_module("weaktr.ops.dense_crf.cpu")
 
     def solve(problems: Sequence[Problem], preset: str) -> list[NDArray[np.float32]]:
         settings = PRESETS[preset]

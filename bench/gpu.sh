@@ -100,9 +100,9 @@ done
 # Compilers do the benchmarks' work too; what is tuned beside others would be tuned wrongly.
 WEAKTR_CACHE="$scratch" pytest_of compile_benchmarks 300 bench/bench_attention.py \
   bench/bench_cam_cuda.py bench/bench_clipped_cross_entropy.py --benchmark-disable &
-pytest_of kernels_tests 120 tests/test_kernels.py &
-pytest_of models_tests 120 tests/models/test_ragged.py tests/models/test_attention.py \
-  tests/models/test_sdpa.py &
+pytest_of kernels_tests 120 tests/kernels/test_kernels.py &
+pytest_of models_tests 120 tests/models/test_packing.py tests/ops/test_attention_dispatch.py \
+  tests/ops/test_attention_sdpa.py &
 pytest_of compiled_training_tests 200 tests/stages/test_compiled_training.py &
 wait
 

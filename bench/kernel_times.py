@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from bench_dense_crf_cuda import ITERATIONS, problems
 
-from weaktr.native_cuda import dense_crf_cuda
+from weaktr.ops.dense_crf.cuda import dense_crf_cuda
 
 DATA = Path(__file__).parents[1] / "tests" / "golden"
 

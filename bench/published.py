@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from weaktr.config import PredictConfig
+from weaktr.inference.windows import View, views
 from weaktr.models import CamModel, CamOutput, Segmenter
 from weaktr.models.vit import ViT
-from weaktr.stages.windows import View, views
 
 
 def block_with_map(vit: ViT, index: int, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:

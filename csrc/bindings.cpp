@@ -214,7 +214,7 @@ py::list run(const py::list& given, int iterations, int threads, const std::stri
 }  // namespace weaktr
 
 PYBIND11_MODULE(_native, module) {
-  module.doc() = "weaktr's compiled ops; weaktr.native wraps them";
+  module.doc() = "weaktr's compiled ops; weaktr.ops.dense_crf.cpu wraps them";
   module.def("dense_crf_cpu", &weaktr::run, py::arg("problems"), py::arg("iterations"),
              py::arg("num_threads"), py::arg("isa") = "auto", py::arg("output") = "marginals",
              "Mean-field inference of a list of problems; see weaktr.ops.dense_crf.");

@@ -67,7 +67,7 @@ py::tuple attend(const py::array_t<Number>& q, const py::array_t<Number>& k,
 void bind_attention(py::module_& module) {
   const char* text =
       "Softmax attention [B, H, N, d] -> (out [B, N, H, d], lse [B, H, N], class rows "
-      "[B, H, C, P], column means [B, H, P]); see weaktr.models.attention.";
+      "[B, H, C, P], column means [B, H, P]); see weaktr.ops.attention.";
   module.def(
       "attention_cpu",
       [](const py::array_t<float>& q, const py::array_t<float>& k, const py::array_t<float>& v,

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from weaktr.crf import DenseCRF
-from weaktr.data.scene_drawing import NAMES, render_scene
-from weaktr.pictures import Panel, Row, draw
+from weaktr.data.sources.scene_drawing import NAMES, render_scene
+from weaktr.evaluation.pictures import Panel, Row, draw
+from weaktr.ops.dense_crf.presets import DenseCRF
 
 SCENE, SIZE, CELL = 13, 160, 16
 #: Of the PNG, so that it stays small.

@@ -36,8 +36,9 @@ from weaktr.kernels.common import (
 )
 from weaktr.kernels.head_stats import attention_stats
 from weaktr.kernels.tuning import Config, best_config, bucket
-from weaktr.models.attention import Attended, Statistics, attention_torch
-from weaktr.models.sdpa import attend_by, gradients_by, kernel_of
+from weaktr.ops.attention import Attended, Statistics
+from weaktr.ops.attention.sdpa import attend_by, gradients_by, kernel_of
+from weaktr.ops.attention.torch import attention_torch
 from weaktr.ops.head_stats import HeadStats
 
 LIMITS = f"with statistics: {LIMITS_OF_ATTENTION}; all else is left to PyTorch"
@@ -62,7 +63,7 @@ def attention_triton(
     lengths: Sequence[int] | None,
     statistics: Statistics | None,
 ) -> Attended:
-    """Like `weaktr.models.attention.attention_torch`, with statistics of unpacked images."""
+    """Like `weaktr.ops.attention.torch.attention_torch`, with statistics of unpacked images."""
     taken = statistics is not None and q.dtype in DTYPES and q.shape[-1] <= MOST_HEAD_DIM
     kernel = kernel_of(q, k, v, dropout) if taken and lengths is None else ""
     if statistics is None or not kernel:
@@ -78,7 +79,7 @@ def attention_triton(
 def attend_op(q: Tensor, k: Tensor, v: Tensor, classes: int, patches: int, kernel: str) -> Parts:
     """q, k, v [B, H, N, d] -> out [B, H, N, d], lse [B, H, N], [B, H, C, P], [B, H, P].
 
-    `kernel` of PyTorch (`weaktr.models.sdpa`) computes the gradient, whichever way was taken.
+    The gradient is that of `kernel` (`weaktr.ops.attention.sdpa`), whichever way was taken.
     """
 
     def run(config: Config) -> Parts:

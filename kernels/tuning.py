@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import re
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 import torch
 import triton
 
+from weaktr.files import write_bytes
 from weaktr.kernels import INTERPRETED
 
 log = logging.getLogger("weaktr")
@@ -103,12 +103,8 @@ class ConfigTable:
         """Remember, keeping what other processes have stored meanwhile."""
         self.found = {**self._read(), **self.found, _joined(key): dict(config)}
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(
-                "w", dir=self.path.parent, suffix=".tmp", delete=False
-            ) as file:
-                json.dump(self.found, file, indent=1, sort_keys=True)
-            os.replace(file.name, self.path)
+            text = json.dumps(self.found, indent=1, sort_keys=True)
+            write_bytes(self.path, text.encode(), durable=False)
         except OSError as error:
             _warn_once(f"kernel configurations cannot be kept in {self.path}: {error}")
 

@@ -16,7 +16,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is imported
 os.environ.setdefault("WEAKTR_TUNE", "0")  # on a GPU, every shape of every test would be measured
 
-from weaktr.backends import ENVIRONMENT_VARIABLE, REGISTRY, report
+from weaktr.ops.registry import ENVIRONMENT_VARIABLE, REGISTRY, report
 
 #: Comma-separated backends whose absence is a failure instead of a skip (set in CI).
 REQUIRED_BACKENDS = "WEAKTR_TEST_REQUIRE"

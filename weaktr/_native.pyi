@@ -1,4 +1,4 @@
-"""The compiled extension (csrc/bindings*.cpp). Its wrappers are `weaktr.native` and `native_*`."""
+"""The compiled extension (csrc). Its wrappers are the files cpu.py and cuda.py of the ops."""
 
 from collections.abc import Callable
 from typing import Any

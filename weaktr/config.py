@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 Amp = Literal["auto", "none", "bf16", "fp16"]
 AttentionName = Literal["auto", "cpu", "triton", "sdpa", "xformers"]
+#: In the order in which the data pass through them.
+STAGES = ("train_cam", "label", "train_seg", "predict", "evaluate")
 Stage = Literal["train_cam", "label", "train_seg", "predict", "evaluate"]
 Resize = Literal["timm", "bicubic", "bilinear"]
 Position = Literal["timm", "published_cam", "published_seg"]
@@ -150,7 +152,7 @@ class LabelConfig:
         flip: add the horizontally flipped image at each scale.
         threshold: background score in [0, 1]; a pixel whose CAMs are all at most this is
             background.
-        crf: a preset of `weaktr.crf` by name, explicit settings, or None for no CRF.
+        crf: a preset of `weaktr.DenseCRF` by name, explicit settings, or None for no CRF.
         gt_prob: confidence in the label before the CRF, in (0, 1).
         unlabelled: what to do with images of no class: "skip", or an all-"background" mask.
         batch_size: most images, of any sizes, a forward pass.
@@ -284,7 +286,7 @@ class PredictConfig:
         window_batch: windows a forward pass.
         ensemble: "plain" = the decoder's output; "published" = 0.8 * the output before the
             decoder's last block + its output.
-        crf: a preset of `weaktr.crf` by name, explicit settings, or None for no CRF.
+        crf: a preset of `weaktr.DenseCRF` by name, explicit settings, or None for no CRF.
         amp: autocast.
 
     Source: reference.md 48-52.

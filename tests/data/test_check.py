@@ -11,12 +11,12 @@ from PIL import Image
 from rich.console import Console
 
 from tests.data.trees import write_csv, write_image, write_mask
+from weaktr.cli.data import run_check, run_stats
 from weaktr.data.check import check
 from weaktr.data.classes import COCO90, Classes
-from weaktr.data.command import run_check, run_stats
-from weaktr.data.folder import folder
 from weaktr.data.manifest import Manifest, Sample
 from weaktr.data.problems import Problem
+from weaktr.data.sources.folder import folder
 
 CLASSES = Classes(("cat", "dog"))
 

@@ -18,8 +18,8 @@ from tests.fuzz.arguments import (
     random_problem,
 )
 from tests.tolerances import TOLERANCES
-from weaktr.backends import BackendUnavailable
 from weaktr.ops.dense_crf import dense_crf, dense_crf_labels
+from weaktr.ops.registry import BackendUnavailable
 
 OP = "dense_crf"
 CASES = 150

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from weaktr.ops.permutohedral import PADDING
+from weaktr.ops.dense_crf.permutohedral import PADDING
 
 KERNELS = {"gaussian": (3, 3), "bilateral": (30, 20, 4)}
 

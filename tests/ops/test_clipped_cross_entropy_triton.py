@@ -8,9 +8,9 @@ import torch
 
 from tests.ops.test_clipped_cross_entropy import example
 from tests.tolerances import assert_close
-from weaktr.backends import BackendUnavailable
 from weaktr.ops import clipped_cross_entropy
-from weaktr.ops.clipped_cross_entropy import pixel_losses
+from weaktr.ops.clipped_cross_entropy.torch import pixel_losses
+from weaktr.ops.registry import BackendUnavailable
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SMALL = (2, 5, 2, 3, 5, 8)

@@ -18,9 +18,9 @@ from tests.ops.crf_reference import (
     random_problem,
 )
 from tests.tolerances import CRF_LABEL_AGREEMENT, assert_close
-from weaktr.crf import PRESETS
 from weaktr.ops import dense_crf, unary_from_labels, unary_from_probabilities
-from weaktr.ops.crf_problem import NORMALIZATIONS
+from weaktr.ops.dense_crf.presets import PRESETS
+from weaktr.ops.dense_crf.problem import NORMALIZATIONS
 
 OP = "dense_crf"
 GOLDEN = Path(__file__).parents[1] / "golden" / "crf"

@@ -15,12 +15,12 @@ import torch
 from tests.ops.crf_reference import KERNELS, random_problem
 from tests.ops.test_dense_crf import CASES, stored_case
 from tests.tolerances import CRF_LABEL_AGREEMENT, assert_close
-from weaktr.backends import REGISTRY, report
 from weaktr.ops import dense_crf, dense_crf_labels
-from weaktr.ops.crf_problem import NORMALIZATIONS, LabelMap, Pairwise, Problem
+from weaktr.ops.dense_crf.problem import NORMALIZATIONS, LabelMap, Pairwise, Problem
+from weaktr.ops.registry import REGISTRY, report
 
 _native = pytest.importorskip("weaktr._native", reason="the extension is not built")
-native = importlib.import_module("weaktr.native")
+native = importlib.import_module("weaktr.ops.dense_crf.cpu")
 
 ROOT = Path(__file__).parents[2]
 MODES = pytest.mark.parametrize("deterministic", [True, False], ids=["deterministic", "fast"])
@@ -259,7 +259,7 @@ def test_no_races(tmp_path):
 
 @pytest.fixture
 def native_cuda(monkeypatch):
-    """`weaktr.native_cuda` with the emulation in CUDA's place, and the calls that it makes."""
+    """`weaktr.ops.dense_crf.cuda` with the emulation in CUDA's place, and its calls."""
     calls = []
 
     def solve(problems, iterations, stream, allocate, deterministic):
@@ -274,9 +274,9 @@ def native_cuda(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: SimpleNamespace(cuda_stream=42))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
-    monkeypatch.delitem(sys.modules, "weaktr.native_cuda", raising=False)
-    yield importlib.import_module("weaktr.native_cuda"), calls
-    del sys.modules["weaktr.native_cuda"]
+    monkeypatch.delitem(sys.modules, "weaktr.ops.dense_crf.cuda", raising=False)
+    yield importlib.import_module("weaktr.ops.dense_crf.cuda"), calls
+    del sys.modules["weaktr.ops.dense_crf.cuda"]
 
 
 @pytest.mark.parametrize("output", ["marginals", "labels", "labels+confidence"])
@@ -319,9 +319,9 @@ def test_parts_stay_below_the_limit(native_cuda, sizes, expected):
 def test_import_says_why_there_is_no_gpu(monkeypatch, built, reason):
     monkeypatch.setattr(_native, "has_cuda", lambda: built, raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.delitem(sys.modules, "weaktr.native_cuda", raising=False)
+    monkeypatch.delitem(sys.modules, "weaktr.ops.dense_crf.cuda", raising=False)
     with pytest.raises(ImportError, match=reason):
-        importlib.import_module("weaktr.native_cuda")
+        importlib.import_module("weaktr.ops.dense_crf.cuda")
 
 
 # ---- on a GPU -----------------------------------------------------------------------------------
@@ -333,7 +333,7 @@ def on_gpu():
     (status,) = (s for s in report() if (s.op, s.backend) == ("dense_crf", "cuda"))
     if not status.available:
         pytest.skip(status.reason)
-    return importlib.import_module("weaktr.native_cuda").dense_crf_cuda
+    return importlib.import_module("weaktr.ops.dense_crf.cuda").dense_crf_cuda
 
 
 def to_gpu(problem):

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from weaktr.backends import BackendUnavailable, pick
+from weaktr.ops.registry import BackendUnavailable, pick
 
 OP = "dense_crf"
 #: An address space of 3 GiB; first more than that is asked for, then little.

@@ -18,8 +18,8 @@ from tests.ops.attention import (
     tolerance_row,
 )
 from tests.tolerances import assert_close
-from weaktr.backends import BackendUnavailable, pick
 from weaktr.ops import fuse_heads, fuse_heads_ragged, head_stats
+from weaktr.ops.registry import BackendUnavailable, pick
 
 OP = "fuse_heads"
 

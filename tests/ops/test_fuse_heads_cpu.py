@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from tests.tolerances import assert_close
-from weaktr.backends import BackendUnavailable
 from weaktr.ops import fuse_heads
+from weaktr.ops.registry import BackendUnavailable
 
 native = pytest.importorskip("weaktr._native", exc_type=ImportError)
 
@@ -133,7 +133,7 @@ def test_no_map_is_in_memory():
 
 
 def test_registered_as_torch_wants_it():
-    from weaktr.native_fuse_heads import fuse_op
+    from weaktr.ops.fuse_heads.cpu import fuse_op
 
     tensors = (x.float() for x in inputs(2, 5, 8, 3))
     torch.library.opcheck(fuse_op, (*tensors, 0.25))

@@ -18,8 +18,8 @@ from tests.ops.attention import (
     tolerance_row,
 )
 from tests.tolerances import assert_close
-from weaktr.backends import BackendUnavailable
 from weaktr.ops import head_stats, head_stats_ragged
+from weaktr.ops.registry import BackendUnavailable
 
 OP = "head_stats"
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 native = pytest.importorskip("weaktr._native", exc_type=ImportError)
-native_torch = pytest.importorskip("weaktr.native_torch", exc_type=ImportError)
+native_torch = pytest.importorskip("weaktr.ops.native", exc_type=ImportError)
 
 
 @pytest.fixture

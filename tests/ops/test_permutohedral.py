@@ -8,8 +8,8 @@ import torch
 
 from tests.ops.crf_reference import filter_matrix
 from tests.tolerances import assert_close
-from weaktr.ops import permutohedral
-from weaktr.ops.permutohedral import build_lattice
+from weaktr.ops.dense_crf import permutohedral
+from weaktr.ops.dense_crf.permutohedral import build_lattice
 
 
 @pytest.mark.parametrize("points", [1, 6, 8, 41])

@@ -11,7 +11,11 @@ from tests.parity import recipe
 from tests.tolerances import assert_golden
 from weaktr.models import CamModel, Segmenter
 from weaktr.models.pretrained import augreg_names, fit_state, load_backbone, timm_names
-from weaktr.models.reference import BACKBONES, cam_model_from_reference, segmenter_from_reference
+from weaktr.models.released.state_dicts import (
+    BACKBONES,
+    cam_model_from_reference,
+    segmenter_from_reference,
+)
 
 SIZES = {"embed_dim": 16, "depth": 2, "num_heads": 2}
 CASES = json.loads((recipe.GOLDEN / "F_checkpoint_keys.json").read_text())

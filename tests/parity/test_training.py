@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from tests.parity import recipe
 from tests.parity.test_cam import model_of as cam_model_of
 from tests.parity.test_segmenter import model_of as segmenter_of
-from weaktr.models.reference import cam_names, segmenter_names
-from weaktr.optim import (
+from weaktr.models.released.state_dicts import cam_names, segmenter_names
+from weaktr.training.optimizers import (
     CosineSchedule,
     PolynomialSchedule,
     cam_optimizer,

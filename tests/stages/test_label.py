@@ -10,13 +10,14 @@ from PIL import Image
 from tests.parity.test_cam import TYPES, model_of
 from tests.stages.stored import FACTS, arrays
 from tests.tolerances import assert_golden
-from weaktr.artifacts import MaskFolder, read_mask_file
 from weaktr.config import LabelConfig
 from weaktr.data import Classes, Sample
+from weaktr.data.masks import MaskFolder, read_mask_file
+from weaktr.inference import cams as stage
+from weaktr.inference.cams import image_cams, multi_scale_cams
+from weaktr.inference.labels import labels_from_cams
 from weaktr.models import CamModel
-from weaktr.stages import cams as stage
-from weaktr.stages.cams import image_cams, multi_scale_cams
-from weaktr.stages.label import label, labels_from_cams
+from weaktr.stages.label import label
 
 B, C = arrays("B_multiscale_cam"), arrays("C_labels_miou")
 CASES = FACTS["B_multiscale_cam"]["cases"]

@@ -18,12 +18,14 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.stages import tiny
-from weaktr import artifacts
-from weaktr.artifacts import STAGES, MaskFolder, read_metrics
+from weaktr.cli.show import _folders
+from weaktr.config import STAGES
+from weaktr.data.masks import MaskFolder
+from weaktr.outputs import begin
 from weaktr.recipes import dump_recipe
 from weaktr.stages.pipeline import Pipeline, run_recipe
-from weaktr.stages.show import _folders
-from weaktr.stages.training import set_seeds
+from weaktr.training.metrics import read_metrics
+from weaktr.training.state import save_state, set_seeds
 
 
 @pytest.fixture(scope="module")
@@ -246,8 +248,8 @@ def test_resumed_stage_2_equals_unbroken(root, tmp_path, monkeypatch):
 def test_a_changed_recipe_does_not_resume_an_old_state(root, tmp_path):
     recipe = tiny.recipe(root)
     folder = tmp_path / "train_cam"
-    artifacts.begin(folder, "other inputs")
-    artifacts.save_state(folder / "state.pt", {"position": "of another run"})
+    begin(folder, "other inputs")
+    save_state(folder / "state.pt", {"position": "of another run"})
     run_recipe(recipe, tmp_path, only="train_cam")
     assert len(read_metrics(folder / "metrics.jsonl")) == 12
 

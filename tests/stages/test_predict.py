@@ -14,21 +14,16 @@ from safetensors.numpy import load_file
 from tests.parity.recipe import GOLDEN, recipe_weight
 from tests.stages.stored import FACTS, arrays
 from tests.tolerances import assert_close, assert_golden
-from weaktr.artifacts import MaskFolder
 from weaktr.config import PredictConfig
-from weaktr.crf import PRESETS
 from weaktr.data import Sample
+from weaktr.data.masks import MaskFolder
+from weaktr.inference.probabilities import for_ensemble, for_prediction, probabilities
+from weaktr.inference.resize import resize_bilinear
+from weaktr.inference.windows import anchors, merge, views
 from weaktr.models import Segmenter
 from weaktr.models.checkpoints import segmenter_from_reference
-from weaktr.stages.predict import (
-    for_ensemble,
-    for_prediction,
-    mask_from_probabilities,
-    predict,
-    probabilities,
-)
-from weaktr.stages.resize import resize_bilinear
-from weaktr.stages.windows import anchors, merge, views
+from weaktr.ops.dense_crf.presets import PRESETS
+from weaktr.stages.predict import mask_from_probabilities, predict
 
 E = arrays("E_inference")
 CRF = load_file(GOLDEN / "E_crf.safetensors")

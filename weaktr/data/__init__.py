@@ -9,14 +9,15 @@ from typing import Any
 
 from weaktr.data.check import check
 from weaktr.data.classes import COCO80, COCO90, IGNORE, VOC, Classes, palette
-from weaktr.data.coco14 import coco14
 from weaktr.data.datasets import CamDataset, EpochSampler, SegDataset, mixed_seed, multi_hot
-from weaktr.data.folder import folder, unlabelled
 from weaktr.data.io import read_image, read_labels, read_mask, read_rgb
 from weaktr.data.manifest import Manifest, Sample
 from weaktr.data.names import only, read_names
 from weaktr.data.problems import DataError, Problem
 from weaktr.data.render import render_masks
+from weaktr.data.sources.coco14 import coco14
+from weaktr.data.sources.folder import folder, unlabelled
+from weaktr.data.sources.voc12 import voc12
 from weaktr.data.transforms import (
     IMAGENET,
     Normalization,
@@ -24,7 +25,6 @@ from weaktr.data.transforms import (
     cam_val_transform,
     seg_train_transform,
 )
-from weaktr.data.voc12 import voc12
 
 __all__ = [
     "COCO80",
@@ -74,7 +74,7 @@ def _scenes(
     masks: bool = True,
     problems: list[Problem] | None = None,  # stays empty: scenes are drawn, not declared
 ) -> Manifest:
-    from weaktr.data.scenes import scenes
+    from weaktr.data.sources.scenes import scenes
 
     return scenes(Path(root), count, size=size, seed=seed, split=split, masks=masks)
 

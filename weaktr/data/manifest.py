@@ -15,6 +15,7 @@ from typing import Any
 
 from weaktr.data.classes import Classes
 from weaktr.data.problems import DataError, Problem
+from weaktr.files import write_bytes
 
 __all__ = ["Classes", "Manifest", "Sample"]
 
@@ -99,21 +100,20 @@ class Manifest:
             path: the JSON file; its folder is made where it is missing.
         """
         path = Path(os.path.abspath(path))
-        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, self.to_json(path.parent))
+
+    def to_json(self, folder: Path) -> bytes:
+        """What `save` writes into a file of `folder`."""
+        folder = Path(os.path.abspath(folder))
         content = {
             "format": FORMAT,
             "name": self.name,
             "split": self.split,
             "classes": {"names": self.classes.names, "ids": self.classes.ids},
             "mask_ids": self.mask_ids,
-            "samples": [_sample_to_json(sample, path.parent) for sample in self.samples],
+            "samples": [_sample_to_json(sample, folder) for sample in self.samples],
         }
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(content, file, ensure_ascii=False, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        return json.dumps(content, ensure_ascii=False, indent=1).encode()
 
     @staticmethod
     def load(path: str | Path) -> Manifest:

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
 
-from weaktr.data.classes import IGNORE, palette
+from weaktr.data.classes import IGNORE
 from weaktr.data.instances import Ids, Instances, read_instances
 from weaktr.data.manifest import is_inside
+from weaktr.data.masks import write_mask
 from weaktr.data.problems import DataError, Problem
 
 
@@ -49,10 +49,7 @@ def render_masks(instances_json: str | Path, out_dir: str | Path, *, ids: Ids = 
         if not all(row.get("segmentation") for row in declared.annotations[entry["id"]]):
             continue
         path = (Path(out_dir) / entry["file_name"]).with_suffix(".png")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image = Image.fromarray(draw_mask(declared, entry))
-        image.putpalette(palette().tobytes())
-        image.save(path)
+        write_mask(path, draw_mask(declared, entry), durable=False)
         written.append(path)
     return written
 

@@ -15,8 +15,8 @@ from timm.layers import apply_rot_embed_cat
 from timm.models.eva import EvaBlock
 from torch import Tensor, nn
 
-from weaktr.models.attention import Attended, Statistics, softmax_attention
 from weaktr.models.mlp import mlp_of_norm
+from weaktr.ops.attention import Attended, Statistics, softmax_attention
 from weaktr.ops.head_stats import HeadStats
 
 

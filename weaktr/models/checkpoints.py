@@ -8,9 +8,6 @@ needs nothing else and never runs pickled code.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +16,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from weaktr import __version__
+from weaktr.files import whole_file, write_bytes
 from weaktr.models.cam import CamModel
 from weaktr.models.pretrained import load_strict
-from weaktr.models.reference import cam_model_from_reference, segmenter_from_reference
+from weaktr.models.released.state_dicts import cam_model_from_reference, segmenter_from_reference
 from weaktr.models.segmenter import Segmenter
 
 __all__ = ["cam_model_from_reference", "load", "save", "segmenter_from_reference"]
@@ -45,7 +43,6 @@ def save(model: CamModel | Segmenter, path: str | Path, **extra: Any) -> Path:
         OSError: the disk is full or not writable; the previous checkpoint is untouched.
     """
     path = Path(path).with_suffix(".safetensors")
-    path.parent.mkdir(parents=True, exist_ok=True)
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     mean, std = model.normalization
     description = {
@@ -59,8 +56,9 @@ def save(model: CamModel | Segmenter, path: str | Path, **extra: Any) -> Path:
     text = json.dumps(description, indent=1)
     # The description also travels inside the weights file: the pair is consistent even where a
     # crash fell between the two renames, since loading reads the inner copy.
-    _replace(path, lambda temporary: save_file(state, temporary, metadata={"weaktr": text}))
-    _replace(path.with_suffix(".json"), lambda temporary: temporary.write_text(text + "\n"))
+    with whole_file(path) as temporary:
+        save_file(state, temporary, metadata={"weaktr": text})
+    write_bytes(path.with_suffix(".json"), f"{text}\n".encode())
     return path
 
 
@@ -116,17 +114,3 @@ def describe(path: Path) -> dict[str, Any]:
         )
     info: dict[str, Any] = json.loads(text)
     return info
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write to a temporary name beside `path`, flush to disk, rename."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

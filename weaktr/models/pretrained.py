@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch import Tensor
 
-from weaktr.models.torch_file import read_torch_file
+from weaktr.models.released.torch_file import read_torch_file
 from weaktr.models.vit import ViT
 
 State = dict[str, Tensor]

@@ -20,10 +20,10 @@ from timm.models.eva import EvaAttention, EvaBlock
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from weaktr.models.attention import Statistics, chosen_attention
 from weaktr.models.blocks import Layer, run_block
 from weaktr.models.positions import resized_position
-from weaktr.models.tracing import is_exporting
+from weaktr.ops.attention import Statistics, chosen_attention
+from weaktr.ops.tracing import is_exporting
 
 #: How the patch part of the position embedding follows a grid other than its own:
 #: "timm" (bicubic, antialiased), "published_cam" and "published_seg" (what the published code does
@@ -175,9 +175,9 @@ class ViT(nn.Module):
     ) -> Layer:
         """Run block `index` on tokens [B, N, D] and return what it computed on the way.
 
-        `with_lse`, `lengths`, `statistics`: see `weaktr.models.attention.softmax_attention`.
+        `with_lse`, `lengths`, `statistics`: see `weaktr.ops.attention.softmax_attention`.
         With `lengths` the tokens are [1, ΣN, D], those of several images packed one behind the
-        other, and `rope` is for all of them (`weaktr.models.ragged`).
+        other, and `rope` is for all of them (`weaktr.models.packing`).
         """
         return run_block(
             self.blocks[index],

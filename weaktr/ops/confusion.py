@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from weaktr.backends import pick
+from weaktr.ops.registry import pick
 
 
 def confusion(
@@ -29,7 +29,7 @@ def confusion(
         truth: integer tensor, same shape and device, labels 0..L-1 or `ignore_index`.
         num_labels: L >= 1, background included.
         ignore_index: pixels with this truth are not counted; their prediction must be in range too.
-        backend: see `weaktr.backends.pick`.
+        backend: see `weaktr.ops.registry.pick`.
 
     Returns:
         int64 [L, L], rows = truth, columns = prediction, on the device of the inputs.

@@ -21,16 +21,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weaktr.backends import pick
-from weaktr.ops.crf_checks import check_energies, checked_iterations, kernel_settings, pairwise
-from weaktr.ops.crf_problem import (
+from weaktr.ops.dense_crf.checks import (
+    check_energies,
+    checked_iterations,
+    kernel_settings,
+    pairwise,
+)
+from weaktr.ops.dense_crf.problem import (
     MOST_LABELS,
     Normalization,
     Pairwise,
     Problem,
     image_features,
 )
-from weaktr.ops.dense_crf import initial_scores, kernel_message, softmax_
+from weaktr.ops.dense_crf.torch import initial_scores, kernel_message, softmax_
+from weaktr.ops.registry import pick
 from weaktr.pydensecrf.eigen import Float32, float32
 
 

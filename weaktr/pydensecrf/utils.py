@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from weaktr.ops import unaries
+from weaktr.ops.dense_crf import unaries
 from weaktr.pydensecrf.eigen import Float32
 
 log = logging.getLogger("weaktr")

@@ -14,17 +14,18 @@ from pathlib import Path
 
 import numpy as np
 
-from weaktr.artifacts import MaskFolder
 from weaktr.config import LabelConfig
-from weaktr.crf import DenseCRF
 from weaktr.data import Problem, Sample
 from weaktr.data.io import size_message
+from weaktr.data.masks import MaskFolder
+from weaktr.data.parallel import ordered_map, read_images
+from weaktr.data.stored_maps import read_cams, write_cams
+from weaktr.inference.cams import for_labelling, image_cams
+from weaktr.inference.labels import labels_from_cams
 from weaktr.models import CamModel
-from weaktr.parallel import ordered_map, read_images
+from weaktr.ops.dense_crf.presets import DenseCRF
 from weaktr.progress import Meter
-from weaktr.stages.cams import for_labelling, image_cams
-from weaktr.stages.crf_choice import choose_crf
-from weaktr.stored_maps import read_cams, write_cams
+from weaktr.refine.crf import choose_crf
 
 log = logging.getLogger("weaktr")
 
@@ -84,7 +85,7 @@ def label_stored(
     """Write a pseudo label for every image whose CAMs were stored; goes on where it stopped.
 
     Args:
-        cams: files by the name of the sample (`weaktr.stored_maps.cam_files`).
+        cams: files by the name of the sample (`weaktr.data.stored_maps.cam_files`).
         samples: images; their image-level labels are not looked at, the CAMs name their classes.
             An image without CAMs counts as one of no class.
         folder, settings: as in `label`; only `AFTER_CAMS` of the settings are used.
@@ -161,29 +162,6 @@ def _label(
     report.labelled = len(masks)
     _tell(report)
     return report
-
-
-def labels_from_cams(cams: np.ndarray, threshold: float) -> np.ndarray:
-    """The best class of each pixel, or background where no CAM exceeds the threshold.
-
-        label = argmax softmax([threshold, cam_1, ..., cam_K])
-
-    The softmax changes no order but rounds: a CAM one unit in the last place above the threshold
-    ties with it, and the first (background) wins, as in the published labels.
-
-    Args:
-        cams: float32 [K, H, W] in [0, 1].
-        threshold: background score in [0, 1].
-
-    Returns:
-        uint8 [H, W]: 0 = background, i + 1 = the i-th CAM.
-
-    Source: reference.md 28.
-    """
-    background = np.full((1, *cams.shape[1:]), threshold, np.float32)
-    scores = np.concatenate([background, cams.astype(np.float32, copy=False)])
-    scores = np.exp(scores - scores.max(0))
-    return (scores / scores.sum(0)).argmax(0).astype(np.uint8)
 
 
 def _pseudo_labels(

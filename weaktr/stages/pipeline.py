@@ -13,11 +13,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from weaktr import artifacts
-from weaktr.artifacts import STAGES
-from weaktr.config import DataConfig, Recipe
+from weaktr.config import STAGES, DataConfig, Recipe
 from weaktr.data import Manifest, load_manifest
+from weaktr.files import write_bytes
 from weaktr.models import CamModel, Segmenter, checkpoints
+from weaktr.models.precision import choose_device
+from weaktr.outputs import FINISHED, begin, fingerprint, is_finished, made_from_of, mark_finished
 from weaktr.progress import timed
 from weaktr.recipes import as_tree, dump_recipe
 from weaktr.stages.evaluate import evaluate
@@ -25,7 +26,6 @@ from weaktr.stages.label import label
 from weaktr.stages.predict import predict
 from weaktr.stages.train_cam import train_cam
 from weaktr.stages.train_seg import train_seg
-from weaktr.stages.training import choose_device
 
 log = logging.getLogger("weaktr")
 
@@ -114,7 +114,7 @@ class Pipeline:
                 ),
             ],
         }  # fmt: skip
-        return artifacts.fingerprint(stage, *parts[stage]())
+        return fingerprint(stage, *parts[stage]())
 
     def run_stage(self, stage: str, *, force: bool = False) -> None:
         """Run one stage unless it is finished.
@@ -127,11 +127,11 @@ class Pipeline:
             ValueError: an earlier stage that this one needs is not finished.
         """
         folder, made_from = self.folder(stage), self.made_from(stage)
-        if not force and artifacts.is_finished(folder, made_from):
+        if not force and is_finished(folder, made_from):
             log.info("%s: finished before, nothing has changed", stage)
             return
         settings = as_tree(getattr(self.recipe, stage))
-        artifacts.begin(folder, made_from, settings, force=force)
+        begin(folder, made_from, replace=True, force=force, settings=settings)
         work: dict[str, Callable[[], object]] = {
             "train_cam": self._train_cam,
             "label": self._label,
@@ -141,15 +141,14 @@ class Pipeline:
         }
         with timed(stage):
             work[stage]()
-        artifacts.mark_finished(folder, made_from)
+        mark_finished(folder, made_from)
         (folder / "state.pt").unlink(missing_ok=True)
 
     def _upstream(self, stage: str) -> str:
         """What the results of an earlier stage were made from."""
-        marker = self.folder(stage) / "finished.json"
-        if not marker.is_file():
+        made_from = made_from_of(self.folder(stage) / FINISHED)
+        if made_from is None:
             raise ValueError(f"{self.run}: {stage} is not finished; run without --from and --only")
-        made_from: str = artifacts.read_json(marker)["made_from"]
         return made_from
 
     def cam_model(self) -> CamModel:
@@ -217,6 +216,6 @@ def run_recipe(
     later = (only,) if only else STAGES[STAGES.index(start or STAGES[0]) :]
     chosen = [stage for stage in later if stage in recipe.stages]
     pipeline = Pipeline(recipe, run)
-    artifacts.write_bytes(run / "recipe.yaml", dump_recipe(recipe).encode())
+    write_bytes(run / "recipe.yaml", dump_recipe(recipe).encode())
     for stage in chosen:
         pipeline.run_stage(stage, force=force)

@@ -19,10 +19,12 @@ from torch import Tensor
 from weaktr import data
 from weaktr.config import Recipe
 from weaktr.data import Manifest, Sample
+from weaktr.evaluation.models import cam_curve
 from weaktr.models import CamModel, CamOutput, checkpoints
-from weaktr.optim import CosineSchedule, cam_optimizer
-from weaktr.stages.evaluate import cam_curve
-from weaktr.stages.training import EpochLoader, TrainingLoop, choose_device, compiled, set_seeds
+from weaktr.models.precision import choose_device
+from weaktr.training.loop import EpochLoader, TrainingLoop, compiled
+from weaktr.training.optimizers import CosineSchedule, cam_optimizer
+from weaktr.training.state import set_seeds
 
 log = logging.getLogger("weaktr")
 

@@ -16,13 +16,15 @@ from typing import cast
 from torch import Tensor
 
 from weaktr import data
-from weaktr.artifacts import MaskFolder
 from weaktr.config import Recipe, TrainSegConfig
 from weaktr.data import Manifest, Sample
+from weaktr.data.masks import MaskFolder
+from weaktr.evaluation.models import score_segmenter
 from weaktr.models import Segmenter, checkpoints
-from weaktr.optim import PolynomialSchedule, segmenter_optimizer
-from weaktr.stages.evaluate import score_segmenter
-from weaktr.stages.training import EpochLoader, TrainingLoop, choose_device, compiled, set_seeds
+from weaktr.models.precision import choose_device
+from weaktr.training.loop import EpochLoader, TrainingLoop, compiled
+from weaktr.training.optimizers import PolynomialSchedule, segmenter_optimizer
+from weaktr.training.state import set_seeds
 
 log = logging.getLogger("weaktr")
 

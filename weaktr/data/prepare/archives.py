@@ -6,9 +6,9 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from weaktr.artifacts import read_json, write_json
 from weaktr.data.prepare.meters import megabytes
 from weaktr.data.prepare.official import Archive
+from weaktr.files import read_json, write_json
 
 _CHUNK = 1 << 22
 

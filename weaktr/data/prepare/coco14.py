@@ -7,9 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from weaktr.artifacts import write_bytes
 from weaktr.data.classes import COCO80, COCO90
-from weaktr.data.coco14 import coco14, image_folder, instances_file, mask_folder
 from weaktr.data.instances import Instances, numbering_of, read_instances
 from weaktr.data.layout import IMAGE_SUFFIXES, by_number, read_lines, trailing_number
 from weaktr.data.prepare import official
@@ -18,6 +16,8 @@ from weaktr.data.prepare.download import Patience
 from weaktr.data.prepare.result import Missing, Prepared, is_whole
 from weaktr.data.prepare.sources import Sources
 from weaktr.data.problems import Problem
+from weaktr.data.sources.coco14 import coco14, image_folder, instances_file, mask_folder
+from weaktr.files import write_bytes
 from weaktr.progress import log
 
 _DRAWN = "drawn from the instances JSON: COCO ids 1..90, small objects on top, crowds 255 = ignore"
@@ -36,7 +36,7 @@ def prepare_coco14(
     """Make COCO 2014 ready for training and scoring, as far as what is there allows.
 
     Args:
-        root: where the data are or will be, in any layout of `weaktr.data.coco14`.
+        root: where the data are or will be, in any layout of `weaktr.data.sources.coco14`.
         fetch: download what is missing into ``root/downloads``.
         archives: a further folder where archives may lie, beside `root` and ``root/downloads``.
         cls_labels: ``cls_labels.npy`` with the image labels. None = the JSON's.

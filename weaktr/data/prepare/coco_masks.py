@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from weaktr.artifacts import write_mask
 from weaktr.data.instances import Instances
 from weaktr.data.manifest import is_inside
+from weaktr.data.masks import write_mask
 from weaktr.data.prepare.pngs import is_whole_png
 from weaktr.data.render import draw_mask
 from weaktr.progress import track

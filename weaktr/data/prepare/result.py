@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from weaktr.artifacts import write_bytes
 from weaktr.data.classes import Classes
 from weaktr.data.manifest import Manifest, Sample
+from weaktr.files import write_bytes
 
 FORMAT = "weaktr-prepared-1"
 
@@ -158,11 +158,8 @@ def _without_missing_mask(sample: Sample) -> Sample:
 
 def _save_if_changed(manifest: Manifest, path: Path) -> bool:
     """Write a manifest unless the very same is there; whether it was written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.new")
-    manifest.save(fresh)
-    if path.is_file() and path.read_bytes() == fresh.read_bytes():
-        fresh.unlink()
+    content = manifest.to_json(path.parent)
+    if path.is_file() and path.read_bytes() == content:
         return False
-    fresh.replace(path)
+    write_bytes(path, content)
     return True

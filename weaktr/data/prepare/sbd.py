@@ -16,16 +16,17 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from weaktr.artifacts import write_mask
 from weaktr.data.classes import IGNORE, VOC
 from weaktr.data.io import read_labels
 from weaktr.data.layout import first_file, read_lines
+from weaktr.data.masks import write_mask
 from weaktr.data.prepare.archives import ArchiveError
 from weaktr.data.prepare.matlab import read_mat
 from weaktr.data.prepare.meters import megabytes
 from weaktr.data.prepare.pngs import is_whole_png
 from weaktr.data.prepare.result import is_whole
 from weaktr.data.prepare.unpack import Member, extent, members
+from weaktr.files import whole_file
 
 FOLDER = "SegmentationClassAug"
 _NAME = re.compile(r"\d{4}_\d{6}")
@@ -96,9 +97,8 @@ def add_own(voc: Path) -> int:
     for name in (*voc_names(voc, "train"), *voc_names(voc, "val")):
         own, file = voc / f"SegmentationClass/{name}.png", voc / FOLDER / f"{name}.png"
         if is_whole(own) and not is_whole_png(file):
-            temporary = file.with_name(f".{file.name}.part")
-            shutil.copyfile(own, temporary)
-            temporary.replace(file)
+            with whole_file(file, durable=False) as temporary:
+                shutil.copyfile(own, temporary)
             copied += 1
     return copied
 
@@ -122,14 +122,9 @@ def _is_mask(path: PurePosixPath) -> bool:
 
 def _from_png(member: Member, file: Path, source: Path) -> None:
     """Copy a mask as it is, once it is known to hold labels."""
-    temporary = file.with_name(f".{file.name}.part")
-    member.copy_to(temporary)
-    try:
+    with whole_file(file, durable=False) as temporary:
+        member.copy_to(temporary)
         read_labels(temporary, VOC.num_labels, f"{source}: {member.name}")
-    except ValueError:
-        temporary.unlink()
-        raise
-    temporary.replace(file)
 
 
 def _from_mat(member: Member, file: Path, source: Path) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from weaktr.artifacts import read_json, write_json
 from weaktr.data.prepare.archives import Ledger, find
 from weaktr.data.prepare.download import Patience, download
 from weaktr.data.prepare.official import Archive
 from weaktr.data.prepare.unpack import unpack
+from weaktr.files import read_json, write_json
 
 #: What `Sources.origin` says of things that were there before the first run.
 AS_FOUND = "as it was found"

@@ -21,6 +21,7 @@ from typing import IO
 from weaktr.data.manifest import is_inside
 from weaktr.data.prepare.archives import ArchiveError
 from weaktr.data.prepare.meters import megabytes
+from weaktr.files import whole_file
 
 #: What zipfile, tarfile and the decompressors raise on archives that are not whole.
 _DAMAGE = (
@@ -133,10 +134,8 @@ def _write(member: Member, base: Path, relative: str, archive: Path) -> bool:
         raise ArchiveError(f"{archive}: {member.name!r} would be written outside {base}")
     if target.is_file() and target.stat().st_size == member.size:
         return False
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.part")
-    member.copy_to(temporary)
-    temporary.replace(target)
+    with whole_file(target, durable=False) as temporary:
+        member.copy_to(temporary)
     return True
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from weaktr.artifacts import write_bytes
 from weaktr.data.classes import VOC
 from weaktr.data.layout import first_folder
 from weaktr.data.prepare import official, sbd
@@ -13,7 +12,8 @@ from weaktr.data.prepare.download import Patience
 from weaktr.data.prepare.result import Missing, Prepared, is_whole
 from weaktr.data.prepare.sources import Sources
 from weaktr.data.problems import Problem
-from weaktr.data.voc12 import find_cls_labels, voc12
+from weaktr.data.sources.voc12 import find_cls_labels, voc12
+from weaktr.files import write_bytes
 from weaktr.progress import log
 
 _SPLITS = ("train", "train_aug", "val")
@@ -40,7 +40,7 @@ def prepare_voc12(
         archives: a further folder where archives may lie, beside `root` and ``root/downloads``.
         sbd_masks: ``SegmentationClassAug`` as folder or zip, or SBD (``benchmark.tgz`` or the
             folder in it). None = looked for beside the archives.
-        cls_labels: ``cls_labels.npy`` with the image labels. None = see `weaktr.data.voc12`.
+        cls_labels: ``cls_labels.npy`` with the image labels. None = see `sources.voc12`.
         facts: archives and counts. None = the official ones.
         patience: how hard to try to download.
 

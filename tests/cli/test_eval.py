@@ -1,0 +1,304 @@
+"""``weaktr eval`` as a user calls it, on files made from the stored outputs."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.cli.test_train import said
+from tests.stages.stored import FACTS, arrays
+from weaktr import cli
+from weaktr.config import PredictConfig
+from weaktr.data.classes import COCO80
+from weaktr.data.masks import write_mask
+from weaktr.data.stored_maps import write_cams
+from weaktr.recipes import as_tree
+
+C = arrays("C_labels_miou")
+CLASSES = {"voc": "voc12", "coco": "coco14", "vocnoise": "voc12"}
+SAMPLES = range(6)
+MADE = ("--made-with", "scales=1", "flip=no", "crf=none", "ensemble=-")
+
+
+def stored(dataset, index, what):
+    return C.get(f"{dataset}.{index}.{what}", C.get(f"voc.{index}.{what}"))
+
+
+def write_stored(root, dataset, threshold=None):
+    """Truth, and masks at a threshold or else CAMs as the published code writes them."""
+    for index in SAMPLES:
+        write_mask(root / "truth" / f"{index}.png", stored(dataset, index, "gt"))
+        if threshold is not None:
+            labels = C[f"{dataset}.{index}.label_t{threshold}"]
+            write_mask(root / "masks" / f"{index}.png", labels)
+            continue
+        (root / "cams").mkdir(exist_ok=True)
+        keys, cams = stored(dataset, index, "keys"), stored(dataset, index, "cam")
+        cam_dict = dict(zip(map(int, keys), cams, strict=True))
+        np.save(root / "cams" / f"{index}.npy", cam_dict, allow_pickle=True)
+
+
+def evaluated(root, *arguments, masks="masks"):
+    """metrics.json of ``weaktr eval``."""
+    out = root / "out"
+    code, text = said(cli.main, "eval", root / masks, root / "truth", "--out", out, *arguments)
+    assert code == 0, text
+    return json.loads((out / "metrics.json").read_text()), text
+
+
+def refused(root, *arguments, masks="masks", truth="truth"):
+    """What ``weaktr eval`` says to a mistake."""
+    code, text = said(cli.main, "eval", root / masks, root / truth, "--out", root / "o", *arguments)
+    assert code == cli.WRONG_INPUT
+    assert "Traceback" not in text
+    return text
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.42, 0.43, 0.45, 0.6])
+@pytest.mark.parametrize("dataset", ["voc", "coco"])
+def test_published_numbers_of_labels(tmp_path, dataset, threshold):
+    write_stored(tmp_path, dataset, threshold)
+    metrics, _ = evaluated(tmp_path, "--classes", CLASSES[dataset], *MADE)
+    (row,) = metrics["rows"]
+    found = row["scores"]
+    iou = [np.nan if c["iou"] is None else c["iou"] for c in found["classes"].values()]
+    np.testing.assert_allclose(iou, C[f"{dataset}.iou_t{threshold}"], rtol=1e-12)
+    summary = [
+        found[k] for k in ("miou", "false_positive", "false_negative", "precision", "recall")
+    ]
+    np.testing.assert_allclose(summary, C[f"{dataset}.summary_t{threshold}"], rtol=1e-12)
+    if threshold == 0.43:
+        np.testing.assert_allclose(
+            [found[k] for k in ("pixel_accuracy", "recall", "miou")],
+            C[f"{dataset}.mmseg_paccmacc_miou"],
+            atol=0.0101,
+        )
+        np.testing.assert_allclose(np.array(iou) / 100, C[f"{dataset}.mmseg_cat_iou"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("dataset", CLASSES)
+def test_published_cams_over_thresholds(tmp_path, dataset):
+    name = "curve_0_60" if dataset == "vocnoise" else "curve_0_80"
+    expected = C[f"{dataset}.{name}"]
+    write_stored(tmp_path, dataset)
+    span = f"0:{(len(expected) - 1) / 100}:0.01"
+    metrics, _ = evaluated(
+        tmp_path, "--classes", CLASSES[dataset], "--thresholds", span, masks="cams"
+    )
+    curve = [point["miou"] for point in metrics["threshold_curve"]]
+    np.testing.assert_allclose(curve, expected, rtol=1e-9)
+    best, threshold = FACTS["C_labels_miou"]["datasets"][dataset]["exhaustive_best_of_0_60"]
+    if max(expected) == pytest.approx(best):
+        (row,) = metrics["rows"]
+        assert (
+            row["conditions"]["note"] == f"threshold {threshold:g}, best, chosen with these masks"
+        )
+        assert row["scores"]["miou"] == pytest.approx(best, rel=1e-9)
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.42, 0.43, 0.45, 0.6])
+def test_one_threshold_is_used_as_given(tmp_path, threshold):
+    write_stored(tmp_path, "voc")
+    metrics, _ = evaluated(tmp_path, "--classes", "voc12", "--thresholds", threshold, masks="cams")
+    (row,) = metrics["rows"]
+    assert row["scores"]["miou"] == pytest.approx(C[f"voc.summary_t{threshold}"][0], rel=1e-12)
+    assert row["conditions"]["note"] == f"threshold {threshold:g}, given"
+
+
+def test_dumped_cams_are_read(tmp_path):
+    write_stored(tmp_path, "voc")
+    for index in SAMPLES:
+        classes = [int(key) for key in stored("voc", index, "keys")]
+        write_cams(tmp_path / "dumped" / f"{index}.npz", stored("voc", index, "cam"), classes)
+    arguments = ("--classes", "voc12", "--thresholds", "0.43")
+    theirs, _ = evaluated(tmp_path, *arguments, masks="cams")
+    ours, _ = evaluated(tmp_path, *arguments, masks="dumped")
+    assert ours["rows"] == theirs["rows"]
+
+
+def predicted(root, split="val"):
+    """A folder as `weaktr predict` writes it: everything shifted before the CRF."""
+    write_stored(root, "voc", 0.43)
+    (root / "masks").rename(root / "right")
+    for index in SAMPLES:
+        labels = C[f"voc.{index}.label_t0.43"]
+        write_mask(root / "run" / "masks" / f"{index}.png", labels)
+        shifted = np.roll(labels, 3, 1)
+        write_mask(root / "run" / "before_crf" / "masks" / f"{index}.png", shifted)
+    settings = as_tree(PredictConfig(ratios=(0.5, 1.0), crf="voc_seg"))
+    (root / "run" / "inputs.json").write_text(json.dumps({"settings": settings}))
+    (root / f"{split}.txt").write_text("".join(f"{index}\n" for index in SAMPLES))
+
+
+@pytest.mark.parametrize("masks", ["run", "run/masks"])
+def test_with_and_without_crf_in_one_run(tmp_path, masks):
+    predicted(tmp_path)
+    metrics, text = evaluated(
+        tmp_path, "--classes", "voc12", "--names", tmp_path / "val.txt", masks=masks
+    )
+    without, with_crf = metrics["rows"]
+    assert (without["what"], with_crf["what"]) == ("without CRF", "with CRF")
+    shared = {"split": "val", "scales": "0.5, 1", "flip": "yes", "ensemble": "published",
+              "images": 6}  # fmt: skip
+    assert without["conditions"] == shared | {"crf": "none"}
+    assert with_crf["conditions"] == shared | {"crf": "voc_seg"}
+    gain = metrics["crf_gain"]
+    assert gain["miou"] == pytest.approx(with_crf["scores"]["miou"] - without["scores"]["miou"])
+    assert gain["low"] <= gain["miou"] <= gain["high"]
+    caption = "with CRF; val, 6 images; scales 0.5, 1; flip yes; CRF voc_seg; ensemble published"
+    assert with_crf["caption"] == caption
+    assert caption in " ".join(text.split())
+    for row in metrics["rows"]:
+        assert 0 <= row["scores"]["boundary_f"] <= 100
+        bounds = row["scores"]["miou_interval"]
+        assert bounds["low"] < bounds["high"]
+        assert row["scores"]["confused"][0].keys() == {
+            "truth", "predicted", "pixels", "percent_of_truth"
+        }  # fmt: skip
+    for column in ("mIoU", "95 %", "FP", "FN", "prec.", "recall", "bound. F", "the CRF adds"):
+        assert column in text
+    with Image.open(tmp_path / "out" / "classes.png") as chart:
+        assert chart.width > 600
+
+
+def test_masks_without_crf_from_elsewhere(tmp_path):
+    predicted(tmp_path)
+    metrics, _ = evaluated(
+        tmp_path, "--classes", "voc12", "--without-crf", tmp_path / "run/before_crf/masks",
+        "--made-with", "scales=1", "flip=no", "crf=theirs", "ensemble=-", masks="right",
+    )  # fmt: skip
+    assert [row["conditions"]["crf"] for row in metrics["rows"]] == ["none", "theirs"]
+
+
+def test_the_chart_can_be_svg_and_is_reproducible(tmp_path):
+    write_stored(tmp_path, "voc", 0.43)
+    charts = []
+    for _ in range(2):
+        evaluated(tmp_path, "--num-labels", 21, "--chart", "svg", *MADE)
+        charts.append((tmp_path / "out" / "classes.svg").read_bytes())
+    assert charts[0] == charts[1]
+    assert b"<svg" in charts[0][:400]
+
+
+def test_unknown_conditions_are_named(tmp_path):
+    write_stored(tmp_path, "voc", 0.43)
+    metrics, _ = evaluated(tmp_path, "--num-labels", 21, "--split", "mine")
+    (row,) = metrics["rows"]
+    assert row["what"] == "masks"
+    assert row["conditions"]["split"] == "mine"
+    assert row["conditions"]["crf"] == "not known"
+    assert "CRF not known" in row["caption"]
+
+
+def test_coco_truth_in_ids_against_80_classes(tmp_path):
+    """Truth 13 is the stop sign, class index 11 of 80: label 12."""
+    label = COCO80.names.index("stop sign") + 1
+    assert (label, COCO80.ids[label - 1]) == (12, 13)
+    write_mask(tmp_path / "truth" / "a.png", np.full((4, 4), 13, np.uint8))
+    write_mask(tmp_path / "masks" / "a.png", np.full((4, 4), 12, np.uint8))
+    metrics, _ = evaluated(tmp_path, "--classes", "coco80", *MADE)
+    assert metrics["rows"][0]["scores"]["classes"]["stop sign"]["iou"] == 100.0
+
+
+def test_class_names_from_a_file(tmp_path):
+    write_mask(tmp_path / "truth" / "a.png", np.ones((4, 4), np.uint8))
+    write_mask(tmp_path / "masks" / "a.png", np.ones((4, 4), np.uint8))
+    (tmp_path / "names.txt").write_text("apple\npear\n")
+    metrics, text = evaluated(tmp_path, "--classes", tmp_path / "names.txt", *MADE)
+    classes = metrics["rows"][0]["scores"]["classes"]
+    assert list(classes) == ["background", "apple", "pear"]
+    assert classes["pear"]["iou"] is None and classes["apple"]["iou"] == 100.0
+    assert "pear" not in text
+    assert metrics["rows"][0]["scores"]["miou_interval"] is None
+
+
+@pytest.fixture
+def two(tmp_path):
+    """Two images, right in every pixel."""
+    for name in ("a", "sub/b"):
+        for folder in ("truth", "masks"):
+            write_mask(tmp_path / folder / f"{name}.png", np.ones((5, 6), np.uint8))
+    return tmp_path
+
+
+def test_images_without_prediction(two):
+    (two / "masks" / "a.png").unlink()
+    (two / "split.txt").write_text("a\nsub/b\n")
+    text = refused(two, "--num-labels", 3, "--names", two / "split.txt")
+    assert "1 of 2 images: was not predicted: a" in text
+    metrics, _ = evaluated(two, "--num-labels", 3, *MADE)
+    assert metrics["rows"][0]["conditions"]["images"] == 1
+
+
+def test_predictions_without_truth(two):
+    (two / "truth" / "a.png").unlink()
+    text = refused(two, "--num-labels", 3)
+    assert "1 of 2 images: has no true mask: a; --names FILE scores" in text
+
+
+def test_masks_of_another_size(two):
+    write_mask(two / "masks" / "a.png", np.ones((6, 5), np.uint8))
+    text = refused(two, "--num-labels", 3)
+    assert "a.png" in text and "expected 6x5 (width x height), got 5x6" in text
+
+
+def test_labels_out_of_range(two):
+    write_mask(two / "masks" / "a.png", np.full((5, 6), 7, np.uint8))
+    assert "expected 0..2 or 255, got 7" in refused(two, "--num-labels", 3)
+
+
+def test_only_ignored_truth(two):
+    for name in ("a", "sub/b"):
+        write_mask(two / "truth" / f"{name}.png", np.full((5, 6), 255, np.uint8))
+    assert "at least one pixel" in refused(two, "--num-labels", 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ((), "--classes: expected voc12, coco14, coco80 or a file of names, or else --num-labels"),
+        (("--classes", "voc12", "--num-labels", 21), "or else --num-labels"),
+        (("--classes", "vok"), "--classes: expected voc12, coco14, coco80 or a file, got 'vok'"),
+        (("--num-labels", 1), "--num-labels: expected 2 to 255 with background, got 1"),
+        (("--num-labels", 3, "--boundary", 2), "--boundary: expected a share of the diagonal"),
+        (("--num-labels", 3, "--made-with", "crff=x"), "--made-with: expected scales, flip, crf"),
+        (("--num-labels", 3, "--names", "nowhere.txt"), "nowhere.txt"),
+    ],
+)
+def test_mistakes_are_told(two, arguments, told):
+    assert told in refused(two, *arguments)
+
+
+@pytest.mark.parametrize("span", ["x", "0:1", "0.5:0.2:0.1", "0:1:0", "0:2:0.1", "-1"])
+def test_thresholds_that_make_no_sense(tmp_path, span):
+    write_stored(tmp_path, "voc")
+    text = refused(tmp_path, "--classes", "voc12", f"--thresholds={span}", masks="cams")
+    assert "--thresholds: expected" in text
+
+
+def test_empty_and_missing_folders(two):
+    (two / "empty").mkdir()
+    assert "no PNG in" in refused(two, "--num-labels", 3, masks="empty")
+    assert "no PNG in" in refused(two, "--num-labels", 3, masks="nowhere")
+    assert "no PNG in" in refused(two, "--num-labels", 3, truth="empty")
+
+
+def test_lists_with_faults(two):
+    for content, told in (("", "found none"), ("a\na\n", "stands in line 1 too"), ("../a", "'..'")):
+        (two / "list.txt").write_text(content)
+        assert told in refused(two, "--num-labels", 3, "--names", two / "list.txt")
+
+
+def test_cams_that_are_none(tmp_path):
+    write_stored(tmp_path, "voc")
+    arguments = ("--num-labels", 21)
+    outside = {20: C["voc.0.cam"][0]}
+    np.save(tmp_path / "cams" / "0.npy", outside, allow_pickle=True)
+    assert "expected class indices 0 to 19, got [20]" in refused(tmp_path, *arguments, masks="cams")
+    np.save(tmp_path / "cams" / "0.npy", np.zeros(3))
+    assert "0.npy: expected CAMs" in refused(tmp_path, *arguments, masks="cams")
+    (tmp_path / "cams" / "0.npy").write_bytes(b"nothing")
+    assert "0.npy: expected CAMs" in refused(tmp_path, *arguments, masks="cams")

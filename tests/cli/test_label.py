@@ -1,0 +1,171 @@
+"""``weaktr label`` on CAMs that are there already, as a user calls it."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.cli.test_train import said
+from tests.stages.stored import arrays
+from weaktr import cli
+from weaktr.data.masks import MaskFolder
+from weaktr.data.stored_maps import write_cams
+from weaktr.ops.dense_crf.presets import PRESETS
+
+C = arrays("C_labels_miou")
+SAMPLES = range(6)
+
+
+def write_image(path, size, seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 255, (*size, 3), np.uint8)
+    Image.fromarray(pixels).save(path)
+    return pixels
+
+
+def write_npy(root, name, keys, cams):
+    """CAMs as the published code writes them, and an image of their size."""
+    (root / "cams").mkdir(exist_ok=True, parents=True)
+    cam_dict = dict(zip(map(int, keys), cams, strict=True))
+    np.save(root / "cams" / f"{name}.npy", cam_dict, allow_pickle=True)
+    return write_image(root / "images" / f"{name}.png", cams.shape[1:])
+
+
+@pytest.fixture
+def root(tmp_path):
+    for index in SAMPLES:
+        write_npy(tmp_path, index, C[f"voc.{index}.keys"], C[f"voc.{index}.cam"])
+    return tmp_path
+
+
+def labelled(root, *arguments, cams="cams", out="out"):
+    """The masks that ``weaktr label`` leaves."""
+    code, text = said(
+        cli.main, "label", root / cams, root / "images", "--out", root / out, *arguments
+    )
+    assert code == 0, text
+    return MaskFolder(root / out, verify=True)
+
+
+def refused(root, *arguments, cams="cams"):
+    code, text = said(
+        cli.main, "label", root / cams, root / "images", "--out", root / "refused", *arguments
+    )
+    assert code == cli.WRONG_INPUT
+    assert "Traceback" not in text
+    assert not (root / "refused").exists()
+    return " ".join(text.split())
+
+
+def chosen(*settings):
+    return [part for setting in settings for part in ("--set", setting)]
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.42, 0.43, 0.45, 0.6])
+@pytest.mark.parametrize("dataset", ["voc", "coco"])
+def test_published_labels(tmp_path, dataset, threshold):
+    for index in SAMPLES:
+        write_npy(tmp_path, index, C[f"{dataset}.{index}.keys"], C[f"{dataset}.{index}.cam"])
+    masks = labelled(tmp_path, *chosen("crf=none", f"threshold={threshold}"))
+    for index in SAMPLES:
+        expected = C[f"{dataset}.{index}.label_t{threshold}"]
+        np.testing.assert_array_equal(masks.read(str(index)), expected)
+
+
+def test_published_ties(tmp_path):
+    """One unit in the last place above the threshold is a tie, and the background wins it."""
+    write_npy(tmp_path, "tie", [0], C["tie.cam"])
+    masks = labelled(tmp_path, *chosen("crf=none", "threshold=0.43"))
+    np.testing.assert_array_equal(masks.read("tie"), C["tie.label"])
+    assert (C["tie.label"] != C["tie.raw_argmax"]).any()
+
+
+def test_the_crf_runs_on_them(tmp_path):
+    keys, cams = C["voc.0.keys"], C["voc.0.cam"]
+    image = write_npy(tmp_path, "a", keys, cams)
+    masks = labelled(tmp_path, *chosen("threshold=0.43", "crf=voc_cam"))
+    before = MaskFolder(tmp_path / "out" / "before_crf").read("a")
+    np.testing.assert_array_equal(before, C["voc.0.label_t0.43"])
+    values = np.array([0, *(keys + 1)], np.uint8)
+    compact = np.searchsorted(values, before).astype(np.uint8)
+    refined = PRESETS["voc_cam"].refine_labels(image, compact, len(values), gt_prob=0.7)
+    np.testing.assert_array_equal(masks.read("a"), values[refined])
+
+
+def test_dumped_cams_give_the_same(root):
+    for index in SAMPLES:
+        classes = C[f"voc.{index}.keys"].tolist()
+        write_cams(root / "dumped" / f"{index}.npz", C[f"voc.{index}.cam"], classes)
+    theirs = labelled(root, *chosen("crf=none"))
+    ours = labelled(root, *chosen("crf=none"), cams="dumped", out="ours")
+    assert ours.fingerprint() == theirs.fingerprint()
+
+
+def test_goes_on_and_keeps_what_was_made_otherwise_apart(root):
+    masks = labelled(root, *chosen("crf=none"))
+    kept = masks.path("0").stat().st_mtime_ns
+    (root / "out" / "masks" / "1.png").unlink()
+    again = labelled(root, *chosen("crf=none"))
+    assert again.path("0").stat().st_mtime_ns == kept
+    assert len(again) == len(SAMPLES)
+    code, text = said(cli.main, "label", root / "cams", root / "images", "--out", root / "out")
+    assert code == cli.WRONG_INPUT
+    assert "choose another --out" in text
+
+
+def test_images_without_cams(root, caplog):
+    write_image(root / "images" / "none.png", (5, 6))
+    masks = labelled(root, *chosen("crf=none"))
+    assert "none" not in masks
+    assert "1 images show no class and were left out (none" in caplog.text
+    masks = labelled(root, *chosen("crf=none", "unlabelled=background"), out="all")
+    assert masks.entries["none"].labels == (0,)
+    assert masks.entries["none"].size == (5, 6)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"nothing", "expected CAMs"),
+        ({0: np.zeros((3, 3), np.float32)}, "differ in size"),
+        ({254: None}, "classes 0 to 253"),
+        ({0: float("nan")}, "NaN"),
+    ],
+)
+def test_bad_cams_are_left_out_and_named(root, content, told, caplog):
+    path = root / "cams" / "0.npy"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        size = C["voc.0.cam"].shape[1:]
+        ((key, value),) = content.items()
+        cam = value if isinstance(value, np.ndarray) else np.full(size, value or 0, np.float32)
+        np.save(path, {key: cam}, allow_pickle=True)
+    masks = labelled(root, *chosen("crf=none"))
+    assert set(masks.entries) == {str(index) for index in SAMPLES} - {"0"}
+    (line,) = [record.message for record in caplog.records if "0.npy" in record.message]
+    assert line.startswith("left out: ")
+    assert told in line
+
+
+def test_mistakes_are_told(root):
+    write_image(root / "elsewhere" / "z.png", (4, 4))
+    (root / "empty").mkdir()
+    text = refused(root, *chosen("scales=[1.0]", "flip=false"), "--dump-cams")
+    assert "scales, flip, --dump-cams: of no effect on CAMs that are there" in text
+    assert "expected threshold, crf, gt_prob, unlabelled" in text
+    assert "--labels: of no effect" in refused(root, "--labels", root / "labels.csv")
+    assert "no NPZ or NPY in" in refused(root, cams="empty")
+    code, text = said(cli.main, "label", root / "cams", root / "elsewhere", "--out", root / "o")
+    assert code == cli.WRONG_INPUT
+    assert "none of its 6 CAMs has the name of an image" in " ".join(text.split())
+
+
+def test_the_caption_of_eval_does_not_guess(root):
+    """How the CAMs were made is not known, so no table may say it."""
+    labelled(root, *chosen("crf=none"))
+    noted = json.loads((root / "out" / "inputs.json").read_text())["settings"]
+    assert noted.keys() == {"threshold", "crf", "gt_prob", "unlabelled"}

@@ -1,0 +1,168 @@
+"""The commands: what they do, what their help says, how mistakes end."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.stages import tiny
+from weaktr import cli
+from weaktr.data.masks import MaskFolder
+from weaktr.models import CamModel, Segmenter, checkpoints
+from weaktr.progress import console
+from weaktr.recipes import dump_recipe
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tiny.squares(tmp_path_factory.mktemp("data") / "squares", count=8)
+
+
+@pytest.fixture(scope="module")
+def recipe_file(root, tmp_path_factory):
+    file = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
+    file.write_text(dump_recipe(tiny.recipe(root)))
+    return file
+
+
+@pytest.fixture(scope="module")
+def run(recipe_file, tmp_path_factory):
+    run = tmp_path_factory.mktemp("run")
+    assert cli.train_main([str(recipe_file), "--out", str(run)]) == 0
+    return run
+
+
+def said(call, *arguments):
+    """Exit code and everything printed."""
+    with console.capture() as capture:
+        code = call([str(argument) for argument in arguments])
+    return code, capture.get()
+
+
+@pytest.mark.parametrize(
+    "command", ["train", "label", "predict", "import", "export", "eval", "data", "env", "show"]
+)
+def test_every_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert len(text) > 100
+    assert command == "env" or f"weaktr{'-' if command == 'train' else ' '}{command}" in text
+
+
+def test_train_runs_all_stages(run):
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert {"cam_miou", "pseudo_label_miou", "val_miou"} <= metrics.keys()
+
+
+def test_train_prints_the_whole_recipe(recipe_file, capsys):
+    assert cli.train_main([str(recipe_file), "--print", "--set", "label.threshold=0.5"]) == 0
+    assert "threshold: 0.5" in capsys.readouterr().out
+
+
+def test_a_mistake_is_one_line_without_traceback(recipe_file, tmp_path):
+    code, text = said(cli.train_main, recipe_file, "--set", "label.treshold=1", "--out", tmp_path)
+    assert code == cli.WRONG_INPUT
+    assert "did you mean 'label.threshold'" in text
+    assert "Traceback" not in text
+
+
+def test_debug_shows_the_traceback(recipe_file):
+    with pytest.raises(ValueError, match="did you mean"):
+        cli.train_main([str(recipe_file), "--set", "label.treshold=1", "--debug"])
+
+
+def test_a_data_set_that_is_not_there_is_told(tmp_path):
+    setting = f"data.root={tmp_path / 'none'}"
+    code, text = said(cli.train_main, "voc12_deit_s", "--set", setting, "--out", tmp_path / "run")
+    assert code == cli.WRONG_INPUT
+    assert "none" in text
+
+
+def test_show_draws_pictures(run):
+    code, _ = said(cli.main, "show", run, "--count", 2)
+    assert code == 0
+    for split in ("train", "val"):
+        with Image.open(run / "pictures" / f"{split}.png") as picture:
+            assert picture.width > 600
+    code, text = said(cli.main, "show", run, "--names", "nobody")
+    assert code == cli.WRONG_INPUT
+    assert "nobody" in text
+
+
+def test_label_own_images(run, root, tmp_path):
+    model = run / "train_cam" / "model.safetensors"
+    out = tmp_path / "labels"
+    settings = ["--set", "crf=none", "--set", "scales=[1.0]"]
+    assert said(cli.main, "label", model, root, "--out", out, *settings)[0] == 0
+    assert len(MaskFolder(out, verify=True)) == 8
+    code, text = said(cli.main, "label", model, root, "--out", out, "--set", "threshold=0.9")
+    assert code == cli.WRONG_INPUT
+    assert "choose another --out" in text
+
+
+def test_predict_own_images(run, root, tmp_path):
+    model = run / "train_seg" / "model.safetensors"
+    settings = ["window=32", "short_side=32", "stride=32", "ratios=[1.0]", "crf=voc_seg"]
+    changes = [part for setting in settings for part in ("--set", setting)]
+    out = tmp_path / "masks"
+    assert said(cli.main, "predict", model, root / "images", "--out", out, *changes)[0] == 0
+    assert len(MaskFolder(out, verify=True)) == 8
+
+
+def test_checkpoints_of_the_wrong_stage_are_refused(run, root, tmp_path):
+    one, two = (run / stage / "model.safetensors" for stage in ("train_cam", "train_seg"))
+    code, text = said(cli.main, "label", two, root, "--out", tmp_path)
+    assert code == cli.WRONG_INPUT
+    assert "expected a stage-1 checkpoint" in text
+    code, text = said(cli.main, "predict", one, root, "--out", tmp_path)
+    assert code == cli.WRONG_INPUT
+    assert "expected a stage-2 checkpoint" in text
+
+
+def test_eval_scores_folders(root, tmp_path):
+    truth = root / "masks"
+    code, text = said(cli.main, "eval", truth, truth, "--num-labels", 4, "--out", tmp_path / "out")
+    assert code == 0
+    assert "100.00" in text
+    (row,) = json.loads((tmp_path / "out" / "metrics.json").read_text())["rows"]
+    assert row["scores"]["miou"] == 100.0
+    code, text = said(cli.main, "eval", tmp_path / "none", truth, "--num-labels", 4)
+    assert code == cli.WRONG_INPUT
+    assert "no PNG" in text
+
+
+def test_data_check_finds_faults(tmp_path):
+    root = tiny.squares(tmp_path / "squares", count=4)
+    assert said(cli.main, "data", "check", "folder", root)[0] == 0
+    (root / "images" / "2.png").write_bytes(b"no picture")
+    code, text = said(cli.main, "data", "check", "folder", root)
+    assert code == 1
+    assert "2.png" in text
+
+
+def test_data_stats_and_manifest(root, tmp_path):
+    assert said(cli.main, "data", "stats", "folder", root)[0] == 0
+    file = tmp_path / "train.json"
+    assert said(cli.main, "data", "write", "folder", root, "--out", file)[0] == 0
+    assert said(cli.main, "data", "check", "manifest", file)[0] == 0
+
+
+def test_env_lists_every_op():
+    code, text = said(cli.main, "env")
+    assert code == 0
+    for word in ("torch", torch.__version__.split("+")[0], "dense_crf", "head_stats", "GPU"):
+        assert word in text
+    line = next(line for line in text.splitlines() if "C++ code" in line)
+    assert any(word in line for word in ("bfloat16", "not built"))
+
+
+def test_checkpoints_name_their_classes(run):
+    for stage, kind in (("train_cam", CamModel), ("train_seg", Segmenter)):
+        model, info = checkpoints.load(run / stage / "model.safetensors")
+        assert isinstance(model, kind)
+        assert info["classes"]["names"] == list(tiny.NAMES)

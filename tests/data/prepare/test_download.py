@@ -1,0 +1,164 @@
+"""Downloads over loopback: slow, cut off, stalled, changed, wrong, missing."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import namedtuple
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.data.prepare.loopback import Site, serving
+from weaktr.data.prepare import Archive, ArchiveError, Patience
+from weaktr.data.prepare.download import download
+from weaktr.data.prepare.official import COCO14, VOC12
+
+QUICK = Patience(timeout=0.5, attempts=3, pause=0.01)
+CONTENT = np.random.default_rng(0).integers(0, 256, 200_000, dtype=np.uint8).tobytes()
+
+
+@pytest.fixture
+def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with serving(Site({"a.zip": CONTENT})) as started:
+        yield started
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(os.listdir(folder))
+
+
+def test_whole_file(site: Site, tmp_path: Path) -> None:
+    path = download(site.archive("a.zip"), tmp_path / "new", QUICK)
+    assert path.read_bytes() == CONTENT
+    assert files(path.parent) == ["a.zip"]
+    assert site.asked == [None]
+
+
+def test_cut_off_connections_are_continued(site: Site, tmp_path: Path) -> None:
+    site.cut_after = 70_000
+    assert download(site.archive("a.zip"), tmp_path, QUICK).read_bytes() == CONTENT
+    assert site.asked == [None, "bytes=70000-", "bytes=140000-"]
+
+
+def test_slow_server_is_waited_for(site: Site, tmp_path: Path) -> None:
+    site.pause = 0.06  # in all 0.8 s, longer than the time-out of 0.5 s
+    assert download(site.archive("a.zip"), tmp_path, QUICK).read_bytes() == CONTENT
+    assert len(site.asked) == 1
+
+
+def test_silent_server_is_asked_again(site: Site, tmp_path: Path) -> None:
+    site.stall_once = True
+    assert download(site.archive("a.zip"), tmp_path, QUICK).read_bytes() == CONTENT
+    assert site.asked == [None, "bytes=100000-"]
+
+
+def test_a_later_run_goes_on(site: Site, tmp_path: Path) -> None:
+    site.cut_after = 50_000
+    with pytest.raises(ArchiveError, match="503"):
+        broken_off(site, tmp_path)
+    assert (tmp_path / "a.zip.part").read_bytes() == CONTENT[:50_000]
+    site.status, site.cut_after = None, None
+    assert download(site.archive("a.zip"), tmp_path, QUICK).read_bytes() == CONTENT
+    assert site.asked[-1] == "bytes=50000-"
+    assert files(tmp_path) == ["a.zip"]
+
+
+def broken_off(site: Site, folder: Path) -> None:
+    """A download that gets one answer, and then only 503."""
+    (folder / "a.zip.part").write_bytes(CONTENT[:50_000])
+    site.status = 503
+    download(site.archive("a.zip"), folder, QUICK)
+
+
+def test_a_changed_file_is_not_joined_to_the_old_part(site: Site, tmp_path: Path) -> None:
+    site.cut_after = 50_000
+    site.ranges = False  # each answer starts anew and ends early: nothing new after the first
+    with pytest.raises(ArchiveError, match="brought nothing"):
+        download(site.archive("a.zip"), tmp_path, QUICK)
+    assert (tmp_path / "a.zip.part").stat().st_size == 50_000
+    site.cut_after, site.ranges, site.etag = None, True, '"2"'
+    site.files["a.zip"] = CONTENT[::-1]
+    assert download(site.archive("a.zip"), tmp_path, QUICK).read_bytes() == CONTENT[::-1]
+    assert site.asked[-1] == "bytes=50000-"  # asked for the rest, but with If-Range "1"
+
+
+def test_server_without_ranges(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "a.zip.part").write_bytes(b"x" * 1000)
+    site.ranges = False
+    assert download(site.archive("a.zip"), tmp_path, QUICK).read_bytes() == CONTENT
+
+
+def test_passing_errors_are_retried(site: Site, tmp_path: Path) -> None:
+    site.errors_first = 2
+    assert download(site.archive("a.zip"), tmp_path, QUICK).read_bytes() == CONTENT
+    assert len(site.asked) == 3
+
+
+def test_wrong_checksum(site: Site, tmp_path: Path) -> None:
+    archive = site.archive("a.zip", md5="0" * 32)
+    found = hashlib.md5(CONTENT).hexdigest()
+    with pytest.raises(ArchiveError, match=f"expected MD5 {'0' * 32}, got {found}"):
+        download(archive, tmp_path, QUICK)
+    assert files(tmp_path) == []
+
+
+def test_wrong_size_is_refused_before_it_comes(site: Site, tmp_path: Path) -> None:
+    with pytest.raises(ArchiveError, match="has 200000 bytes, expected 200001"):
+        download(site.archive("a.zip", size=200_001), tmp_path, QUICK)
+    assert files(tmp_path) == []
+
+
+def test_missing_on_the_server(site: Site, tmp_path: Path) -> None:
+    url = f"http://127.0.0.1:{site.port}/b.zip"
+    with pytest.raises(ArchiveError, match=r"b\.zip: HTTP 404.*put the file into"):
+        download(Archive("b.zip", (url,)), tmp_path, QUICK)
+    assert site.asked == [None]  # not asked twice
+    second = Archive("a.zip", (url, site.archive("a.zip").urls[0]), len(CONTENT))
+    assert download(second, tmp_path, QUICK).read_bytes() == CONTENT
+
+
+def test_size_only_where_no_checksum_is_known(site: Site, tmp_path: Path) -> None:
+    archive = site.archive("a.zip", md5=None, size=None)
+    site.cut_after = 120_000  # what is told by the server is what must come
+    assert download(archive, tmp_path, QUICK).read_bytes() == CONTENT
+
+
+def test_too_long_a_part_is_dropped(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "a.zip.part").write_bytes(b"x" * 200_001)
+    assert download(site.archive("a.zip"), tmp_path, QUICK).read_bytes() == CONTENT
+    assert site.asked == [None]
+
+
+def test_a_whole_part_is_only_verified(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "a.zip.part").write_bytes(CONTENT)
+    assert download(site.archive("a.zip"), tmp_path, QUICK).read_bytes() == CONTENT
+    assert site.asked == []
+
+
+def test_full_disk(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage(10, 10, 1000))
+    with pytest.raises(ArchiveError, match="make room"):
+        download(site.archive("a.zip"), tmp_path, QUICK)
+
+
+def test_other_schemes_and_nobody_there(tmp_path: Path) -> None:
+    with pytest.raises(ArchiveError, match="http or https"):
+        download(Archive("a", ("file:///etc/hostname",)), tmp_path, QUICK)
+    with pytest.raises(ArchiveError, match="3 attempts in a row"):
+        download(Archive("a", ("http://127.0.0.1:9/a",)), tmp_path, QUICK)
+
+
+def test_official_table() -> None:
+    archives = [VOC12.data, VOC12.sbd, COCO14.annotations, *COCO14.images.values()]
+    assert len({archive.md5 for archive in archives}) == 5
+    for archive in archives:
+        assert archive.size is not None and archive.size > 200e6
+        assert archive.md5 is not None and len(bytes.fromhex(archive.md5)) == 16
+        assert all(url.endswith(f"/{archive.name}") for url in archive.urls)
+    assert VOC12.counts == {"train": 1464, "train_aug": 10582, "val": 1449}
+    assert COCO14.counts == {"train": 82081, "val": 40137}

@@ -1,0 +1,179 @@
+"""Own photographs: CSV, 0/1 columns, JSON, class lists, faults with file and line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.data.trees import write_csv, write_image, write_list, write_mask
+from weaktr.data.problems import DataError, Problem
+from weaktr.data.sources.folder import folder, unlabelled
+
+ROWS = [["image", "labels"], ["cats/1.jpg", "sofa; cat"], ["dogs/1.png", "dog"], ["x.jpg", ""]]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for row in ROWS[1:]:
+        write_image(tmp_path / "images" / row[0])
+    return tmp_path
+
+
+def test_csv(root: Path) -> None:
+    path = write_csv(root / "labels.csv", ROWS)
+    manifest = folder(root)
+    assert manifest.classes.names == ("cat", "dog", "sofa")
+    assert [sample.name for sample in manifest] == ["cats/1", "dogs/1", "x"]
+    assert [sample.labels for sample in manifest] == [(0, 2), (1,), ()]
+    assert manifest.samples[1].image == root / "images/dogs/1.png"
+    assert manifest.samples[1].source == f"{path}:3"
+    assert manifest.mask_ids is None
+
+
+@pytest.mark.parametrize("cell", ["sofa|cat", "sofa;cat", " cat ; sofa ;", "cat|sofa;cat"])
+def test_separators(root: Path, cell: str) -> None:
+    write_csv(root / "labels.csv", [ROWS[0], ["x.jpg", cell]])
+    manifest = folder(root)
+    assert manifest.classes.names == ("cat", "sofa")
+    assert manifest.samples[0].labels == (0, 1)
+
+
+def test_byte_order_mark_blank_lines_and_quotes(root: Path) -> None:
+    text = '\ufeffimage,labels\n\n"cats/1.jpg","big cat;sofa"\n,\nx.jpg, dog\n'
+    (root / "labels.csv").write_text(text, encoding="utf-8")
+    manifest = folder(root)
+    assert manifest.classes.names == ("big cat", "dog", "sofa")
+    assert [sample.source[-2:] for sample in manifest] == [":3", ":5"]
+
+
+def test_columns_of_0_and_1(root: Path) -> None:
+    rows = [["image", "sofa", "dog"], ["x.jpg", "1", "0"], ["cats/1.jpg", "True", "1.0"]]
+    write_csv(root / "labels.csv", [*rows, ["dogs/1.png", "", "false"]])
+    manifest = folder(root)
+    assert manifest.classes.names == ("sofa", "dog")
+    assert [sample.labels for sample in manifest] == [(0,), (0, 1), ()]
+
+
+def test_json(root: Path) -> None:
+    path = root / "train.json"
+    path.write_text(json.dumps({"cats/1.jpg": ["sofa", "cat"], "x.jpg": []}))
+    manifest = folder(root, split="train")
+    assert manifest.classes.names == ("cat", "sofa")
+    assert [sample.labels for sample in manifest] == [(0, 1), ()]
+    assert manifest.samples[0].source == f'{path}["cats/1.jpg"]'
+
+
+def test_class_lists(root: Path) -> None:
+    write_csv(root / "labels.csv", ROWS)
+    given = ("dog", "cat", "sofa", "bird")
+    assert folder(root, classes=given).samples[0].labels == (1, 2)
+    listed = write_list(root / "names.txt", ["sofa", "", "dog", "cat"])
+    assert folder(root, classes=listed).samples[0].labels == (0, 2)
+    listed.rename(root / "classes.txt")
+    assert folder(root).classes.names == ("sofa", "dog", "cat")
+
+
+def test_splits_share_their_classes(root: Path) -> None:
+    write_csv(root / "train.csv", [ROWS[0], ["x.jpg", "sofa"], ["cats/1.jpg", "bird"]])
+    write_csv(root / "val.csv", [ROWS[0], ["dogs/1.png", "dog;sofa"]])
+    train, val = folder(root, split="train"), folder(root, split="val")
+    assert train.classes.names == val.classes.names == ("bird", "dog", "sofa")
+    assert val.samples[0].labels == (1, 2)
+    alone = folder(root, root / "val.csv", split="val")
+    assert alone.classes.names == ("dog", "sofa")
+
+
+def test_masks_and_other_folders(root: Path) -> None:
+    write_csv(root / "labels.csv", ROWS)
+    mask = write_mask(root / "masks/cats/1.png", [1])
+    assert [sample.mask for sample in folder(root)] == [mask, None, None]
+    (root / "images").rename(root / "photos")
+    moved = folder(root, root / "labels.csv", images=root / "photos", masks=root / "none")
+    assert moved.samples[0].image == root / "photos/cats/1.jpg"
+    assert moved.samples[0].mask is None
+
+
+def test_paths_from_the_root(root: Path) -> None:
+    write_csv(root / "labels.csv", [ROWS[0], ["images/x.jpg", "cat"]])
+    (sample,) = folder(root)
+    assert (sample.name, sample.image) == ("images/x", root / "images/x.jpg")
+
+
+def test_all_faults_at_once(root: Path) -> None:
+    rows = [
+        ROWS[0],
+        ["cats/1.jpg", "cat;soffa"],
+        ["none.jpg", "dog"],
+        ["x.jpg", "cat"],
+        ["x.jpg", "dog"],
+        ["dogs/1.png", "dog", "cat"],
+        ["../x.jpg", "cat"],
+        ["x.png", "cat"],
+    ]
+    path = write_csv(root / "labels.csv", rows)
+    with pytest.raises(DataError) as caught:
+        folder(root, classes=("cat", "dog", "sofa"))
+    text = str(caught.value)
+    assert "6 problems" in text
+    assert f"{path}:2): label 'soffa' of cats/1.jpg is none of the 3 classes" in text
+    assert "did you mean 'sofa'?" in text
+    assert f"none.jpg ({path}:3): file is missing" in text
+    assert f"{path}:5): 'x.jpg' was already declared as 'x.jpg' at {path}:4" in text
+    assert f"{path}:6): expected 2 columns, got 3; part several labels by ; or |" in text
+    assert f"{path}:7): expected an image path below the image folder, got '../x.jpg'" in text
+    assert f"{path}:8): 'x.png' was already declared as 'x.jpg'" in text
+    problems: list[Problem] = []
+    manifest = folder(root, classes=("cat", "dog", "sofa"), problems=problems)
+    assert [sample.labels for sample in manifest] == [(0,), (1,), (0,)]
+    assert len(problems) == 5  # the missing file is left to check()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("labels.csv", "cats/1.jpg,cat\n", r"labels\.csv:1\): expected the header image,labels"),
+        ("labels.csv", "", r"labels\.csv:1\): expected the header"),
+        ("labels.csv", "image,labels,more\nx.jpg,a,b\n", "expected the header"),
+        ("labels.csv", "image,cat,cat\nx.jpg,1,1\n", "twice"),
+        ("labels.csv", "image,cat,dog\nx.jpg,1,2\n", r"labels\.csv:2\): expected 0 or 1 .* '2'"),
+        ("labels.json", '{"x.jpg": ["cat"],\n}', r"labels\.json:2"),
+        ("labels.json", '["x.jpg"]', "got a list"),
+        ("labels.json", '{"x.jpg": "cat"}', r'labels\.json\["x\.jpg"\]\): expected a list'),
+        ("labels.json", '{"x.jpg": {"cat": 1}}', "expected a list"),
+        ("labels.json", '{"x.jpg": ["cat"], "x.jpg": []}', "already declared"),
+    ],
+)
+def test_malformed_files(root: Path, name: str, text: str, message: str) -> None:
+    (root / name).write_text(text)
+    with pytest.raises(DataError, match=message):
+        folder(root)
+
+
+def test_not_utf8(root: Path) -> None:
+    (root / "labels.csv").write_bytes("image,labels\nx.jpg,b\xe4r\n".encode("latin-1"))
+    with pytest.raises(DataError, match="UTF-8"):
+        folder(root)
+
+
+def test_no_label_file(root: Path) -> None:
+    with pytest.raises(ValueError, match=r"labels_file: expected val\.csv"):
+        folder(root, split="val")
+    with pytest.raises(ValueError, match=r"\.csv or \.json"):
+        folder(root, root / "labels.xls")
+    with pytest.raises(DataError, match=r"none\.csv: file is missing"):
+        folder(root, root / "none.csv")
+
+
+def test_images_without_labels(root: Path) -> None:
+    manifest = unlabelled(root / "images", ("cat",))
+    assert [sample.name for sample in manifest] == ["cats/1", "dogs/1", "x"]
+    assert all(sample.labels is None and sample.mask is None for sample in manifest)
+    assert manifest.classes.names == ("cat",)
+    write_image(root / "images/x.png")
+    with pytest.raises(DataError, match="already declared"):
+        unlabelled(root / "images")
+    (root / "empty").mkdir()
+    with pytest.raises(ValueError, match="found none"):
+        unlabelled(root / "empty")

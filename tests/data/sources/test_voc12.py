@@ -1,0 +1,125 @@
+"""VOC 2012: roots, lists, labels from XML and from cls_labels.npy, masks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.data.trees import voc_tree, write_image, write_list, write_mask, write_xml
+from weaktr.data.problems import DataError, Problem
+from weaktr.data.sources.voc12 import voc12
+
+CAT, PERSON, AEROPLANE, TVMONITOR = 7, 14, 0, 19
+
+
+def test_any_of_three_roots(tmp_path: Path) -> None:
+    voc = voc_tree(tmp_path)
+    first = voc12(voc, "train")
+    assert [sample.name for sample in first] == ["2007_000001", "2007_000002"]
+    for root in (voc.parent, tmp_path):
+        assert voc12(root, "train").samples == first.samples
+    sample = first.samples[0]
+    assert sample.image == voc / "JPEGImages/2007_000001.jpg"
+    assert sample.mask == voc / "SegmentationClass/2007_000001.png"
+    assert sample.source == f"{voc}/ImageSets/Segmentation/train.txt:1"
+    assert (first.name, first.split, len(first.classes)) == ("voc12", "train", 20)
+
+
+def test_labels_from_xml(tmp_path: Path) -> None:
+    voc = voc_tree(tmp_path)
+    labels = [sample.labels for sample in voc12(voc, "train")]
+    assert labels == [(CAT, PERSON), (AEROPLANE, TVMONITOR)]
+    assert voc12(voc, "train", difficult=False).samples[1].labels == (TVMONITOR,)
+    assert voc12(voc, "val").samples[0].labels == ()
+
+
+def test_images_without_annotation_have_unknown_labels(tmp_path: Path) -> None:
+    voc = voc_tree(tmp_path)
+    write_image(voc / "JPEGImages/2008_000001.jpg")
+    write_list(voc / "ImageSets/Segmentation/test.txt", ["2008_000001"])
+    (sample,) = voc12(voc, "test")
+    assert sample.labels is None
+    assert sample.mask is None
+
+
+def test_labels_from_npy_come_first(tmp_path: Path) -> None:
+    voc = voc_tree(tmp_path)
+    np.save(voc / "cls_labels.npy", {"2007_000001": np.eye(20)[3]}, allow_pickle=True)
+    labels = [sample.labels for sample in voc12(voc, "train")]
+    assert labels == [(3,), (AEROPLANE, TVMONITOR)]  # the second is not in the file: XML
+    (voc / "Annotations/2007_000002.xml").unlink()
+    with pytest.raises(DataError, match=r"train\.txt:2\): holds no labels for 2007_000002"):
+        voc12(voc, "train")
+
+
+def test_npy_of_another_data_set(tmp_path: Path) -> None:
+    voc = voc_tree(tmp_path)
+    path = tmp_path / "coco.npy"
+    np.save(path, {"2007_000001": np.ones(80)}, allow_pickle=True)
+    with pytest.raises(DataError, match="expected 20 numbers an image, got 80"):
+        voc12(voc, "train", cls_labels=path)
+
+
+def test_augmented_masks_come_first(tmp_path: Path) -> None:
+    voc = voc_tree(tmp_path)
+    write_mask(voc / "SegmentationClassAug/2007_000001.png", [8])
+    first, second = voc12(voc, "train")
+    assert first.mask == voc / "SegmentationClassAug/2007_000001.png"
+    assert second.mask is None
+    other = voc12(voc, "train", masks=voc / "SegmentationClass")
+    assert other.samples[1].mask == voc / "SegmentationClass/2007_000002.png"
+
+
+def test_no_masks_at_all(tmp_path: Path) -> None:
+    voc = voc_tree(tmp_path)
+    (voc / "SegmentationClass").rename(voc / "gone")
+    assert [sample.mask for sample in voc12(voc, "train")] == [None, None]
+
+
+def test_lists_of_published_code(tmp_path: Path) -> None:
+    voc = voc_tree(tmp_path)
+    lines = [
+        "/JPEGImages/2007_000002.jpg /SegmentationClass/2007_000003.png",
+        "",
+        "JPEGImages/2007_000001.jpg",
+    ]
+    write_list(voc / "ImageSets/Segmentation/trainaug.txt", lines)
+    for split in ("train_aug", "trainaug"):
+        first, second = voc12(voc, split)
+        assert (first.name, first.labels) == ("2007_000002", (AEROPLANE, TVMONITOR))
+        assert first.mask == voc / "SegmentationClass/2007_000003.png"
+        assert second.mask == voc / "SegmentationClass/2007_000001.png"
+        assert second.source.endswith("trainaug.txt:3")
+    outside = write_list(tmp_path / "train_id.txt", ["2007_000003"])
+    by_path = voc12(voc, str(outside))
+    assert ([sample.name for sample in by_path], by_path.split) == (["2007_000003"], "train_id")
+
+
+def test_all_faults_at_once(tmp_path: Path) -> None:
+    voc = voc_tree(tmp_path)
+    write_xml(voc / "Annotations/2007_000001.xml", [("cat", False), ("unicorn", False)])
+    (voc / "Annotations/2007_000002.xml").write_text("<annotation>")
+    (voc / "JPEGImages/2007_000002.jpg").unlink()
+    with pytest.raises(DataError) as caught:
+        voc12(voc, "train")
+    text = str(caught.value)
+    assert "3 problems" in text
+    assert "train.txt:1): object 'unicorn' is none of the 20 VOC classes" in text
+    assert "2007_000002.xml" in text
+    assert "2007_000002.jpg" in text and "train.txt:2): file is missing" in text
+    problems: list[Problem] = []
+    manifest = voc12(voc, "train", problems=problems)
+    assert manifest.samples[0].labels == (CAT,)
+    assert len(problems) == 2  # the missing file is left to check()
+
+
+def test_wrong_roots_and_splits(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="root: expected a folder"):
+        voc12(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="JPEGImages"):
+        voc12(tmp_path)
+    voc = voc_tree(tmp_path)
+    with pytest.raises(ValueError, match=r"\['train', 'val'\].*got 'training'"):
+        voc12(voc, "training")

@@ -1,0 +1,91 @@
+"""Scores against the published evaluation and mmseg."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.stages.stored import FACTS, arrays
+from weaktr.evaluation.iou import ConfusionSum, ThresholdCurve, score_pairs, scores
+
+C = arrays("C_labels_miou")
+LABELS = {"voc": 21, "coco": 91, "vocnoise": 21}
+THRESHOLDS = (0.3, 0.42, 0.43, 0.45, 0.6)
+SAMPLES = range(6)
+
+
+def stored(dataset, index, what):
+    twin = f"voc.{index}.{what}"
+    return C.get(f"{dataset}.{index}.{what}", C.get(twin))
+
+
+def curve_of(dataset, first, last):
+    curve = ThresholdCurve(np.arange(first, last) / 100, LABELS[dataset])
+    for index in SAMPLES:
+        curve.add(
+            stored(dataset, index, "cam"),
+            stored(dataset, index, "keys"),
+            stored(dataset, index, "gt"),
+        )
+    return curve
+
+
+@pytest.mark.parametrize("threshold", THRESHOLDS)
+@pytest.mark.parametrize("dataset", ["voc", "coco"])
+def test_published_summary(dataset, threshold):
+    pairs = [(C[f"{dataset}.{i}.label_t{threshold}"], C[f"{dataset}.{i}.gt"]) for i in SAMPLES]
+    found = score_pairs(pairs, LABELS[dataset])
+    np.testing.assert_allclose(found.iou, C[f"{dataset}.iou_t{threshold}"], rtol=1e-12)
+    summary = [
+        found.miou, found.false_positive, found.false_negative, found.precision, found.recall
+    ]  # fmt: skip
+    np.testing.assert_allclose(summary, C[f"{dataset}.summary_t{threshold}"], rtol=1e-12)
+
+
+@pytest.mark.parametrize("dataset", ["voc", "coco"])
+def test_mmseg_numbers(dataset):
+    pairs = [(C[f"{dataset}.{i}.label_t0.43"], C[f"{dataset}.{i}.gt"]) for i in SAMPLES]
+    found = score_pairs(pairs, LABELS[dataset])
+    np.testing.assert_allclose(found.iou / 100, C[f"{dataset}.mmseg_cat_iou"], rtol=1e-6)
+    rounded = [round(v, 2) for v in (found.pixel_accuracy, found.recall, found.miou)]
+    np.testing.assert_allclose(rounded, C[f"{dataset}.mmseg_paccmacc_miou"], atol=0.0101)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "name"),
+    [("voc", "curve_0_80"), ("coco", "curve_0_80"), ("vocnoise", "curve_0_60")],
+)
+def test_threshold_curve(dataset, name):
+    expected = C[f"{dataset}.{name}"]
+    found = [s.miou for s in curve_of(dataset, 0, len(expected)).scores()]
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("dataset", LABELS)
+def test_best_threshold_is_the_best_of_all(dataset):
+    best, threshold = FACTS["C_labels_miou"]["datasets"][dataset]["exhaustive_best_of_0_60"]
+    found_threshold, found = curve_of(dataset, 0, 60).best()
+    assert found_threshold == threshold
+    assert found.miou == pytest.approx(best, rel=1e-9)
+
+
+def test_absent_classes_are_left_out_and_false_ones_count_as_zero():
+    prediction, truth = np.array([[0, 2]], np.uint8), np.array([[0, 0]], np.uint8)
+    found = score_pairs([(prediction, truth)], 4)
+    np.testing.assert_array_equal(found.iou, [50.0, np.nan, 0.0, np.nan])
+    assert found.miou == 25.0
+
+
+def test_ignored_truth_does_not_count():
+    prediction, truth = np.array([[1, 1]], np.uint8), np.array([[1, 255]], np.uint8)
+    assert score_pairs([(prediction, truth)], 2).miou == 100.0
+
+
+def test_undecided_predictions_are_background():
+    prediction, truth = np.array([[255, 1]], np.uint8), np.array([[1, 1]], np.uint8)
+    assert score_pairs([(prediction, truth)], 2).recall == 50.0
+
+
+def test_nothing_to_score_is_an_error():
+    with pytest.raises(ValueError, match="at least one pixel"):
+        scores(ConfusionSum(3))

@@ -1,0 +1,169 @@
+"""The package of kernels: what imports, what compiles without a GPU, how launches are tuned."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tests.kernels.tuning import clocked
+
+ROOT = Path(__file__).parents[2]
+KERNELS = {
+    *("gradient_kernel", "losses_kernel"),  # clipped_cross_entropy
+    *("_attention_kernel", "_lse_kernel", "_stats_kernel", "spread_kernel", "weights_kernel"),
+}
+CONFIGS = ({"BLOCK": 16, "num_warps": 4}, {"BLOCK": 32, "num_warps": 4})
+KEY = ("torch.float32", 64, 1024)
+
+
+def python(*arguments, **variables):
+    """Run Python in the checkout as on a machine with a GPU: kernels are not interpreted."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=environment | {"PYTHONPATH": str(ROOT)} | variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_folder_is_refused_under_its_own_name():
+    done = python("-c", "import kernels")
+    assert "this folder is weaktr.kernels and was imported as kernels" in done.stderr
+
+
+def test_without_gpu_and_interpreter_the_reason_is_given():
+    done = python("-c", "import weaktr.kernels", CUDA_VISIBLE_DEVICES="")
+    assert "ImportError: Triton finds no GPU; TRITON_INTERPRET=1 runs its kernels" in done.stderr
+
+
+@pytest.mark.slow
+def test_every_kernel_compiles_without_a_gpu(tmp_path):
+    pytest.importorskip("triton")
+    done = python("-m", "tests.kernels.compile_kernels", TRITON_CACHE_DIR=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.split()) >= KERNELS
+
+
+# ---- launch configurations ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def tuning():
+    """The module; the test is skipped, with the reason, where kernels cannot run."""
+    return pytest.importorskip("weaktr.kernels.tuning", exc_type=ImportError)
+
+
+@pytest.fixture
+def gpu(tuning, monkeypatch, tmp_path):
+    """As on a GPU whose second configuration is the faster one; records what is measured."""
+    measured = []
+
+    def milliseconds(run):
+        run()
+        return 1 / measured[-1]["BLOCK"]
+
+    with clocked(monkeypatch, tmp_path, milliseconds):
+        yield measured
+
+
+def choose(tuning, measured, key=KEY, configs=CONFIGS):
+    kernel = SimpleNamespace(fn=choose)
+    return tuning.best_config(kernel, key, configs, measured.append, torch.device("cpu"))
+
+
+def test_measured_once_per_machine(tuning, gpu, tmp_path):
+    assert choose(tuning, gpu) == CONFIGS[1]
+    assert gpu == list(CONFIGS)
+    assert choose(tuning, gpu) == CONFIGS[1]
+    tuning._table.cache_clear()  # another process
+    assert choose(tuning, gpu) == CONFIGS[1]
+    assert gpu == list(CONFIGS)
+    (table,) = tmp_path.rglob("*.*")
+    assert table.name.startswith("test_kernels-GPU-9000-triton")
+    assert json.loads(table.read_text()) == {"choose torch.float32 64 1024": CONFIGS[1]}
+
+
+def test_other_keys_are_measured_and_added(tuning, gpu):
+    choose(tuning, gpu)
+    choose(tuning, gpu, key=("torch.float16", 64, 1024))
+    tuning._table.cache_clear()
+    choose(tuning, gpu)
+    choose(tuning, gpu, key=("torch.float16", 64, 1024))
+    assert len(gpu) == 2 * len(CONFIGS)
+
+
+def test_what_is_no_longer_a_candidate_is_measured_again(tuning, gpu):
+    choose(tuning, gpu)
+    newer = ({"BLOCK": 64, "num_warps": 4}, {"BLOCK": 48, "num_warps": 8})
+    assert choose(tuning, gpu, configs=newer) == newer[0]
+
+
+def test_damaged_table_is_measured_again(tuning, gpu, tmp_path):
+    choose(tuning, gpu)
+    (table,) = tmp_path.rglob("*.*")
+    table.write_text('{"choose torch')
+    tuning._table.cache_clear()
+    assert choose(tuning, gpu) == CONFIGS[1]
+    assert json.loads(table.read_text())
+
+
+def test_folder_that_cannot_be_written_is_reported_once(tuning, gpu, tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(tuning.FOLDER_VARIABLE, str(tmp_path / "file"))
+    assert choose(tuning, gpu) == CONFIGS[1]
+    assert choose(tuning, gpu, key=("torch.float16", 64, 1024)) == CONFIGS[1]
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 1
+    assert "kernel configurations cannot be kept in" in messages[0]
+
+
+def test_table_belongs_to_source_and_device(tuning, tmp_path):
+    source = tmp_path / "op.py"
+    source.write_text("first")
+    before = tuning.table_path.__wrapped__(source, "GPU 9000")
+    assert before == tuning.table_path.__wrapped__(source, "GPU 9000")
+    assert before != tuning.table_path.__wrapped__(source, "GPU 9001")
+    source.write_text("second")
+    assert before != tuning.table_path.__wrapped__(source, "GPU 9000")
+
+
+def test_nothing_is_measured_while_a_graph_is_captured(tuning, gpu, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert choose(tuning, gpu) == CONFIGS[0]
+    assert gpu == []
+
+
+def test_nothing_is_measured_where_that_is_switched_off(tuning, gpu, monkeypatch):
+    monkeypatch.setenv(tuning.TUNE_VARIABLE, "0")
+    assert choose(tuning, gpu) == CONFIGS[0]
+    assert gpu == []
+
+
+def test_nothing_is_measured_in_the_interpreter(tuning, gpu, monkeypatch):
+    monkeypatch.setattr(tuning, "INTERPRETED", True)
+    assert choose(tuning, gpu) == CONFIGS[0]
+    assert gpu == []
+
+
+def test_candidate_that_needs_too_much_is_left_out(tuning):
+    errors = importlib.import_module("triton.runtime.errors")
+
+    def milliseconds(config):
+        if config["BLOCK"] == 32:
+            raise errors.OutOfResources(2, 1, "shared memory")
+        return 1.0
+
+    assert tuning.fastest(CONFIGS, milliseconds) == CONFIGS[0]
+
+
+def test_sizes_are_rounded_up_to_powers_of_two(tuning):
+    assert [tuning.bucket(n) for n in (0, 1, 2, 3, 16, 17)] == [1, 1, 2, 4, 16, 32]

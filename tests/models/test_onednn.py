@@ -1,0 +1,75 @@
+"""Packed linear layers: the same outputs, nothing of the model touched."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from tests.tolerances import assert_close
+from weaktr.models import Segmenter
+from weaktr.models.onednn import PackedLinear, can_pack, packed
+
+BACKBONES = {
+    "vit_tiny_patch16_224": {"embed_dim": 48, "depth": 2, "num_heads": 3},
+    "vit_small_patch14_dinov2": {"embed_dim": 48, "depth": 2, "num_heads": 3},
+    "eva02_small_patch14_224": {"embed_dim": 48, "depth": 2, "num_heads": 3},
+    "vit_small_patch16_dinov3": {"embed_dim": 48, "depth": 2, "num_heads": 3},
+}
+
+
+def segmenter(backbone):
+    sizes = {"image_size": 48, "patch_size": 16, "backbone_args": BACKBONES[backbone]}
+    return Segmenter(backbone, 5, **sizes).eval()
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@torch.inference_mode()
+def test_the_same_logits_and_the_model_as_it_was(backbone):
+    model = segmenter(backbone)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    images = torch.randn(2, 3, 48, 64)
+    expected = model.patch_outputs(images)
+    if not can_pack(model):
+        pytest.skip("this torch has no oneDNN")
+    twin = packed(model, rows=12)
+    layers = [m for m in twin.modules() if isinstance(m, nn.Linear | PackedLinear)]
+    assert layers and all(isinstance(layer, PackedLinear) for layer in layers)
+    assert_close(twin.patch_outputs(images), expected, "golden")
+    assert not any(isinstance(m, PackedLinear) for m in model.modules())
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert torch.equal(model.patch_outputs(images), expected)
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+@torch.inference_mode()
+def test_only_the_exact_gelu_is_joined(approximate):
+    model = segmenter("vit_tiny_patch16_224")
+    for block in model.vit.blocks:
+        block.mlp.act = nn.GELU(approximate)
+    images = torch.randn(1, 3, 48, 48)
+    assert_close(packed(model, 9).patch_outputs(images), model.patch_outputs(images), "golden")
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@torch.inference_mode()
+def test_bfloat16_errs_at_most_twice_as_much_as_autocast(backbone):
+    model = segmenter(backbone)
+    images = torch.randn(2, 3, 48, 64)
+    exact = model.double().patch_outputs(images.double())
+    model.float()
+    if not can_pack(model):
+        pytest.skip("this torch has no oneDNN")
+    with torch.autocast("cpu", torch.bfloat16):
+        theirs = model.patch_outputs(images)
+        ours = packed(model, 12, torch.bfloat16).patch_outputs(images)
+    assert ours.dtype == theirs.dtype
+    assert (ours - exact).abs().mean() <= 2 * (theirs - exact).abs().mean()
+
+
+def test_half_precision_is_left_alone():
+    model = segmenter("vit_tiny_patch16_224").bfloat16()
+    assert not can_pack(model)
+    assert packed(model, 9) is model

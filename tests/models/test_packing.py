@@ -1,0 +1,88 @@
+"""CAMs of images of different sizes in one pass: what each image alone gives, for every family."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.models.test_families import CAM, FAMILIES
+from tests.tolerances import assert_golden
+from weaktr.models import CamModel
+from weaktr.models.packing import cams_ragged
+from weaktr.ops import registry as backends
+
+CLASSES = [(0, 3), (2,), (), (1, 0, 2), (3,)]
+
+
+def images_for(model, *sizes):
+    return [torch.randn(3, *(side * model.patch_size + 5 for side in size)) for size in sizes]
+
+
+def assert_all_golden(actual, expected):
+    for one, other in zip(actual, expected, strict=True):
+        assert one.shape == other.shape
+        if len(other):
+            assert_golden(one, other)
+
+
+def alone(model, images, classes, **settings):
+    """Each image by itself through `CamModel.cams`."""
+    found = []
+    for image, own in zip(images, classes, strict=True):
+        labels = torch.zeros(1, model.num_classes)
+        labels[0, list(own)] = 1
+        found.append(model.cams(image[None], labels, **settings)[0, list(own)])
+    return found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_images_together_give_what_each_gives_alone(family):
+    model = CamModel(family, 4, patch_norm="dino" in family, **CAM).eval()
+    images = images_for(model, (3, 4), (3, 4), (2, 2), (5, 3), (1, 1))
+    together = cams_ragged(model, images, CLASSES)
+    assert_all_golden(together, alone(model, images, CLASSES))
+
+
+@pytest.mark.parametrize("attention_type", ["fused", "coarse", "transcam"])
+@pytest.mark.parametrize("refine", [True, False])
+def test_every_kind_of_cam(attention_type, refine):
+    model = CamModel("deit_small_patch16_224", 4, pool="avg", **CAM).eval()
+    images = images_for(model, (3, 4), (2, 2), (5, 3), (5, 3), (1, 4))
+    settings = {"attention_type": attention_type, "refine": refine}
+    together = cams_ragged(model, images, CLASSES, **settings)
+    assert_all_golden(together, alone(model, images, CLASSES, **settings))
+
+
+def test_triton_gives_the_same(monkeypatch):
+    pytest.importorskip("weaktr.kernels", exc_type=ImportError)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = CamModel("deit_small_patch16_224", 4, **CAM).eval()
+    images = images_for(model, (3, 4), (2, 2), (5, 3), (5, 3), (1, 4))
+    expected = cams_ragged(model, images, CLASSES)
+    monkeypatch.setenv(backends.ENVIRONMENT_VARIABLE, "triton")
+    found = cams_ragged(model.to(device), [image.to(device) for image in images], CLASSES)
+    assert_all_golden([cams.cpu() for cams in found], expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast(dtype):
+    model = CamModel("deit_small_patch16_224", 4, **CAM).eval()
+    images = images_for(model, (3, 4), (2, 2))
+    exact = cams_ragged(model, images, CLASSES[:2])
+    with torch.autocast("cpu", dtype=dtype):
+        cams = cams_ragged(model, images, CLASSES[:2])
+    for half, one in zip(cams, exact, strict=True):
+        assert half.dtype == torch.float32
+        assert (half - one).abs().max() < 0.05 * one.abs().max()
+
+
+def test_no_image_and_wrong_arguments():
+    model = CamModel("deit_small_patch16_224", 4, **CAM).eval()
+    assert cams_ragged(model, [], []) == []
+    images = images_for(model, (2, 2))
+    with pytest.raises(ValueError, match=r"classes: expected one list per image \(1\), got 2"):
+        cams_ragged(model, images, [(0,), (1,)])
+    with pytest.raises(ValueError, match=r"attention_type: expected one of"):
+        cams_ragged(model, images, [(0,)], attention_type="plain")
+    with pytest.raises(ValueError, match=r"H, W >= 16 \(one patch\)"):
+        cams_ragged(model, [torch.zeros(3, 15, 40)], [(0,)])

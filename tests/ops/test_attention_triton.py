@@ -1,0 +1,267 @@
+"""Attention with statistics in Triton, both ways that it may go, against the literal softmax."""
+
+from __future__ import annotations
+
+import itertools
+from importlib import import_module
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.kernels.tuning import clocked
+from tests.models.test_families import CAM
+from tests.ops.attention import (
+    SHAPES,
+    attention_inputs,
+    config_name,
+    configs_of_dtypes,
+    home,
+    literal,
+    strided,
+)
+from tests.tolerances import GOLDEN_RELATIVE, assert_golden
+from weaktr.models import CamModel
+from weaktr.models import cam as cam_module
+from weaktr.ops import registry as backends
+from weaktr.ops.attention import softmax_attention
+from weaktr.ops.registry import BackendUnavailable
+
+WAYS = ("separately", "in_one_launch")
+
+
+@pytest.fixture
+def kernels():
+    """The module of kernels; the test is skipped, with the reason, where it cannot run."""
+    return pytest.importorskip("weaktr.kernels.attention", exc_type=ImportError)
+
+
+@pytest.fixture(params=WAYS)
+def way(request, kernels, monkeypatch):
+    """The only way that is a candidate."""
+    ways = {"separately": lambda q: (kernels.SEPARATELY,), "in_one_launch": kernels.configs_of}
+    monkeypatch.setattr(kernels, "candidates", lambda q: ways[request.param](q)[:1])
+    return request.param
+
+
+def inputs(*shape, extra=0, dtype=torch.float32):
+    """q, k, v of C + extra + P tokens."""
+    q, k = attention_inputs(*shape, extra=extra, backend="triton", dtype=dtype)
+    return q, k, torch.randn(q.shape, dtype=torch.float64).to(q)
+
+
+def attention(q, k, v, classes, patches):
+    """[out, lse, class rows, column means] by the operator."""
+    sizes = {"statistics": (classes, patches), "with_lse": True, "attention": "triton"}
+    out, lse, stats = softmax_attention(q, k, v, **sizes)
+    assert stats.lse is lse
+    return [out, lse, stats.class_rows, stats.column_means]
+
+
+def plainly(q, k, v, classes, patches):
+    """The same from whole maps, in the precision of the inputs."""
+    logits, first = q @ k.mT * q.shape[-1] ** -0.5, q.shape[2] - patches
+    maps = logits.softmax(-1)
+    rows, square = maps[:, :, :classes, first:], maps[:, :, first:, first:]
+    return [F.scaled_dot_product_attention(q, k, v), logits.logsumexp(-1), rows, square.mean(2)]
+
+
+def exactly(q, k, v, classes, patches):
+    """The same in float64."""
+    return plainly(q.double(), k.double(), v.double(), classes, patches)
+
+
+def assert_within_twice(actual, plain, exact):
+    """At most twice the error of plain PyTorch in this precision, and what float32 rounds."""
+    rounding = GOLDEN_RELATIVE * exact.abs().max()
+    assert (actual - exact).abs().max() <= 2 * (plain - exact).abs().max() + rounding
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("shape", "registers"), list(itertools.product(SHAPES, (0, 4))))
+def test_equals_the_formula(shape, registers, dtype, way):
+    sizes = shape[2:4]
+    given = inputs(*shape, extra=registers, dtype=dtype)
+    found = attention(*given, *sizes)
+    assert [x.dtype for x in found] == [dtype] + 3 * [torch.float32]
+    ways = (found, plainly(*given, *sizes), exactly(*given, *sizes))
+    for actual, plain, exact in zip(*ways, strict=True):
+        assert_within_twice(actual, plain, exact)
+
+
+@pytest.mark.parametrize(("dtype", "config"), configs_of_dtypes(), ids=config_name)
+def test_every_configuration_gives_the_same(kernels, dtype, config):
+    given = inputs(1, 2, 3, 71, 24, extra=2, dtype=dtype)
+    out, *others = kernels.in_one_launch(*given, 3, 71, config)
+    exact, *expected = exactly(*given, 3, 71)
+    assert_within_twice(out, F.scaled_dot_product_attention(*given), exact)
+    for actual, wanted in zip(others, expected, strict=True):  # computed in float32
+        assert_golden(actual, wanted)
+
+
+def test_large_logits(way):
+    q, k, v = inputs(1, 2, 3, 71, 24)
+    for actual, expected in zip(
+        attention(30 * q, k, v, 3, 71), exactly(30 * q, k, v, 3, 71), strict=True
+    ):
+        assert_golden(actual, expected, floor=1e-4)  # the logits' own rounding
+
+
+def test_does_not_depend_on_strides(kernels):
+    given = inputs(2, 3, 4, 37, 16)
+    config = kernels.configs_of(given[0])[0]
+    expected = kernels.in_one_launch(*given, 4, 37, config)
+    packed = torch.stack(given).permute(1, 3, 0, 2, 4).contiguous()  # [B, N, 3, H, d] as in a ViT
+    for others in (map(strided, given), packed.permute(2, 0, 3, 1, 4)):
+        for actual, wanted in zip(
+            kernels.in_one_launch(*others, 4, 37, config), expected, strict=True
+        ):
+            assert torch.equal(actual, wanted)
+
+
+def test_twice_is_the_same_bits(way):
+    given = inputs(2, 3, 4, 137, 16, dtype=torch.bfloat16)
+    for one, other in zip(attention(*given, 4, 137), attention(*given, 4, 137), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_gradients_are_those_of_pytorch(dtype, way):
+    found = []
+    given = inputs(2, 3, 4, 37, 16, dtype=dtype)
+    weight = torch.randn(given[0].shape, dtype=torch.float64).to(given[0])
+
+    def of_maps(*given):
+        return literal(*given[:2]) @ given[2]
+
+    def ours(*given):
+        out, *others = attention(*given, 4, 37)
+        assert not any(x.requires_grad for x in others)
+        return out
+
+    for run, precision in (
+        (ours, dtype),
+        (F.scaled_dot_product_attention, dtype),
+        (of_maps, torch.float64),
+    ):
+        leaves = [x.to(precision).requires_grad_() for x in given]
+        found.append(torch.autograd.grad(run(*leaves), leaves, weight.to(precision)))
+    for actual, plain, exact in zip(*found, strict=True):
+        assert actual.dtype == dtype
+        assert_within_twice(actual, plain, exact)
+
+
+def test_operator_is_registered_as_torch_wants_it(kernels, way):
+    given = [x.requires_grad_() for x in inputs(1, 2, 4, 5, 16)]
+    kernel = kernels.kernel_of(*given)
+    checks = ("test_schema", "test_faketensor", "test_autograd_registration")
+    torch.library.opcheck(kernels.attend_op, (*given, 4, 5, kernel), test_utils=checks)
+
+
+def test_torch_compile_takes_it_whole(way):
+    given = [x.requires_grad_() for x in inputs(2, 3, 4, 37, 16)]
+
+    def total(q, k, v):
+        out, _, rows, means = attention(2 * q, k, v, 4, 37)
+        return out.square().sum() + (rows.sum() + means.sum()).detach()
+
+    compiled = torch.compile(total, fullgraph=True, backend="aot_eager")
+    gradients = [torch.autograd.grad(run(*given), given) for run in (compiled, total)]
+    assert_golden(compiled(*given), total(*given))
+    for actual, expected in zip(*gradients, strict=True):
+        assert_golden(actual, expected)
+
+
+# ---- the choice ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clock(kernels, monkeypatch, tmp_path):
+    """As on a GPU where each way takes as long as this dict says; collects what is measured."""
+    times, ran, measured = {}, [], []
+
+    def stub(name):
+        def run(q, k, v, classes, patches, *_):
+            ran.append(name)
+            return tuple(x.zero_() for x in kernels._empty(q, classes, patches))
+
+        return run
+
+    def milliseconds(run):
+        run()
+        measured.append(ran[-1])
+        return times[ran[-1]]
+
+    for name in WAYS:
+        monkeypatch.setattr(kernels, name, stub(name))
+    with clocked(monkeypatch, tmp_path, milliseconds):
+        yield times, ran, measured
+
+
+@pytest.mark.parametrize("faster", WAYS)
+def test_faster_way_is_measured_once_and_taken(faster, kernels, clock):
+    times, ran, measured = clock
+    times.update({way: 1 + (way != faster) for way in WAYS})
+    given = inputs(2, 3, 4, 37, 16)
+    attention(*given, 4, 37)
+    assert measured == ["separately"] + ["in_one_launch"] * len(kernels.configs_of(given[0]))
+    import_module("weaktr.kernels.tuning")._table.cache_clear()  # another process
+    ran.clear()
+    attention(*given, 4, 37)
+    assert ran == [faster]
+
+
+def test_where_nothing_is_measured_it_is_sdpa(kernels, monkeypatch):
+    monkeypatch.setattr(kernels, "in_one_launch", None)
+    given = inputs(2, 3, 4, 37, 16)
+    for actual, expected in zip(attention(*given, 4, 37), exactly(*given, 4, 37), strict=True):
+        assert_golden(actual, expected)
+
+
+def test_training_takes_statistics_from_attention(way, monkeypatch):
+    model = CamModel("deit_small_patch16_224", 3, attention="sdpa", **CAM).to(home("triton"))
+    images = torch.randn(2, 3, 64, 64, device=home("triton"))
+    expected = model(images)
+    model.vit.attention = "triton"
+    monkeypatch.setattr(cam_module, "head_stats", None)
+    for actual, wanted in zip(model(images), expected, strict=True):
+        assert_golden(actual, wanted)
+
+
+# ---- what is left to PyTorch --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dtype", "width", "asked"),
+    [
+        (torch.float32, 16, {}),
+        (torch.float32, 16, {"statistics": (4, 37), "dropout": 0.5}),
+        (torch.float32, 16, {"lengths": [11, 30], "with_lse": True}),
+        (torch.float64, 16, {"statistics": (4, 37)}),
+        (torch.float32, 136, {"statistics": (4, 37)}),
+    ],
+)
+def test_all_else_is_left_to_pytorch(dtype, width, asked, kernels, monkeypatch):
+    monkeypatch.setattr(kernels, "attend_op", None)
+    given = inputs(1, 3, 4, 37, width, dtype=dtype)
+    found = []
+    for name in ("triton", "sdpa"):
+        torch.manual_seed(1)
+        found.append(softmax_attention(*given, attention=name, **asked))
+    ours, theirs = found
+    assert torch.equal(ours.out, theirs.out)
+    assert ours.stats is None
+    assert (ours.lse is None) == ("with_lse" not in asked)
+
+
+def test_it_is_first_on_cuda_and_nothing_is_passed_over(kernels):
+    for dtype, dropout in itertools.product((torch.float16, torch.float64), (False, True)):
+        facts = {"dtype": dtype, "head_dim": 136, "dropout": dropout}
+        assert backends._search("attention", "cuda", "auto", facts) == ("triton", {})
+
+
+def test_cpu_tensors_are_refused_unless_interpreted(kernels, monkeypatch):
+    monkeypatch.setattr(import_module("weaktr.kernels.common"), "INTERPRETED", False)
+    q = torch.zeros(1, 2, 12, 16)
+    with pytest.raises(BackendUnavailable, match=r"CUDA tensors, got cpu; set TRITON_INTERPRET=1"):
+        softmax_attention(q, q, q, attention="triton")

@@ -1,0 +1,18 @@
+"""The log of a training."""
+
+from __future__ import annotations
+
+from weaktr.training.metrics import MetricsLog, read_metrics
+
+
+def test_metrics_are_cut_back_to_a_position(tmp_path):
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log.write([{"step": 1}, {"step": 2}])
+    position = log.position()
+    log.write([{"step": 3}])
+    log.close()
+    again = MetricsLog(tmp_path / "metrics.jsonl")
+    again.cut(position)
+    again.write([{"step": 4}])
+    again.close()
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 4]

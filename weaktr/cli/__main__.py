@@ -1,0 +1,7 @@
+"""``python -m weaktr.cli COMMAND ...``."""
+
+import sys
+
+from weaktr.cli import main
+
+sys.exit(main())

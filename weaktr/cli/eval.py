@@ -1,0 +1,167 @@
+"""The command ``weaktr eval``."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from weaktr.data.classes import COCO80, COCO90, VOC, Classes
+from weaktr.progress import console, log
+
+if TYPE_CHECKING:
+    from weaktr.evaluation.folders import Truth
+    from weaktr.evaluation.report import Conditions
+
+EVAL_HELP = """\
+Score masks against true masks: mIoU with its interval, per class, boundaries, confusions.
+
+MASKS is what `weaktr predict` or `weaktr label` wrote (masks with and without CRF are then
+both scored, and scales, flip, CRF and ensemble are known), or any folder of label PNGs, or of
+CAMs (NAME.npz of --dump-cams, NAME.npy of the published code), whose best threshold is found.
+TRUTH is a folder of label PNGs of the same names, 255 = not counted.
+
+Writes OUT/metrics.json and OUT/classes.png; docs/evaluation.md explains every number.
+
+examples:
+  weaktr eval predictions VOCdevkit/VOC2012/SegmentationClassAug --classes voc12 \\
+      --names VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt
+  weaktr eval runs/voc/predict VOCdevkit/VOC2012/SegmentationClassAug --classes voc12
+  weaktr eval theirs/ truth/ --num-labels 21 --made-with scales=1 flip=no crf=none ensemble=-
+  weaktr eval labels/cams truth/ --classes voc12 --thresholds 0.2:0.6:0.01
+"""
+#: --classes NAME -> (classes, whether true masks hold their ids)
+KNOWN = {"voc12": (VOC, False), "coco14": (COCO90, False), "coco80": (COCO80, True)}
+_MADE = ("scales", "flip", "crf", "ensemble", "note")
+
+
+def add_eval(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("masks", type=Path, metavar="MASKS", help="folder of masks or CAMs")
+    parser.add_argument("truth", type=Path, metavar="TRUTH", help="folder of true masks")
+    parser.add_argument(
+        "--classes",
+        help=f"{', '.join(KNOWN)} (true masks hold COCO's ids 1..90), or a file with a name a line",
+    )
+    parser.add_argument("--num-labels", type=int, help="in place of --classes; VOC: 21")
+    parser.add_argument("--names", type=Path, help="the split's images, a name a line")
+    parser.add_argument("--split", help="what to call the images (default: from --names, TRUTH)")
+    parser.add_argument("--without-crf", type=Path, help="masks without CRF, where they are apart")
+    parser.add_argument(
+        "--made-with",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help=f"how the masks were made, where no file tells: {', '.join(_MADE)}",
+    )
+    parser.add_argument(
+        "--thresholds",
+        default="0:0.8:0.01",
+        metavar="FIRST:LAST:STEP",
+        help="for CAMs; one number = that threshold (default 0:0.8:0.01)",
+    )
+    parser.add_argument(
+        "--boundary",
+        type=float,
+        default=0.0075,
+        help="tolerance of the boundary F-score, as a share of the diagonal (default 0.0075)",
+    )
+    parser.add_argument("--out", type=Path, default=Path("evaluation"), help="default: evaluation")
+    parser.add_argument("--chart", choices=("png", "svg"), default="png")
+
+
+def eval_command(arguments: argparse.Namespace) -> int:
+    from weaktr.evaluation import folders
+    from weaktr.evaluation.report import UNKNOWN, print_classes, print_confused, print_rows
+
+    truth = _truth(arguments)
+    split = arguments.split or (arguments.names or arguments.truth).stem
+    labels, tolerance = truth.classes.label_names, arguments.boundary
+    if not 0 <= tolerance <= 1:
+        raise ValueError(f"--boundary: expected a share of the diagonal, 0 to 1, got {tolerance}")
+    curve: list[tuple[float, float]] = []
+    made = _made(folders.written_conditions(arguments.masks, split), arguments.made_with)
+    if _holds_cams(arguments.masks):
+        source = folders.Source("CAMs", arguments.masks, replace(made, ensemble="-"))
+        row, curve = folders.score_cams(source, truth, _thresholds(arguments.thresholds), tolerance)
+        rows = [row]
+    else:
+        sources = folders.mask_sources(arguments.masks, made, arguments.without_crf)
+        rows = [folders.score_masks(source, truth, tolerance) for source in sources]
+    print_rows(rows, f"{arguments.masks} against {arguments.truth}, in %")
+    print_classes(rows, labels)
+    print_confused(rows[-1], labels)
+    if gain := folders.crf_gain(rows):
+        console.print("the CRF adds {miou:+.2f} mIoU ({low:+.2f} to {high:+.2f})".format(**gain))
+    if unknown := [k for k in _MADE if getattr(rows[-1].made, k) == UNKNOWN]:
+        log.warning(
+            "%s: not known; say it with --made-with %s",
+            ", ".join(unknown), " ".join(f"{key}=..." for key in unknown),
+        )  # fmt: skip
+    folders.write_report(
+        rows, labels, arguments.out, curve, tolerance=tolerance, chart=arguments.chart
+    )
+    log.info("numbers: %s, chart: %s", arguments.out / "metrics.json",
+             arguments.out / f"classes.{arguments.chart}")  # fmt: skip
+    return 0
+
+
+def _truth(arguments: argparse.Namespace) -> Truth:
+    from weaktr.data import read_names
+    from weaktr.evaluation.folders import Truth
+
+    classes, ids = _classes(arguments.classes, arguments.num_labels)
+    names = read_names(arguments.names) if arguments.names else None
+    return Truth(arguments.truth, classes, ids, names)
+
+
+def _classes(given: str | None, num_labels: int | None) -> tuple[Classes, bool]:
+    """Classes, and whether true masks hold ids."""
+    from weaktr.data.layout import read_lines
+
+    if (given is None) == (num_labels is None):
+        raise ValueError(
+            f"--classes: expected {', '.join(KNOWN)} or a file of names, or else --num-labels"
+        )
+    if num_labels is not None:
+        if not 2 <= num_labels <= 255:
+            raise ValueError(f"--num-labels: expected 2 to 255 with background, got {num_labels}")
+        return Classes(tuple(f"label {label}" for label in range(1, num_labels))), False
+    assert given is not None
+    if given in KNOWN:
+        return KNOWN[given]
+    if not Path(given).is_file():
+        raise ValueError(f"--classes: expected {', '.join(KNOWN)} or a file, got {given!r}")
+    return Classes(tuple(line for _, line in read_lines(Path(given)))), False
+
+
+def _holds_cams(folder: Path) -> bool:
+    if not folder.is_dir() or (folder / "masks").is_dir() or any(folder.rglob("*.png")):
+        return False
+    return any(path.suffix in (".npz", ".npy") for path in folder.rglob("*.np[yz]"))
+
+
+def _made(made: Conditions, changes: list[str]) -> Conditions:
+    """`made` with ``KEY=VALUE`` changes."""
+    known = {field.name for field in fields(made)} & set(_MADE)
+    given = {}
+    for change in changes:
+        key, sign, value = change.partition("=")
+        if not sign or key not in known:
+            raise ValueError(f"--made-with: expected {', '.join(_MADE)}=VALUE, got {change!r}")
+        given[key] = value
+    return replace(made, **given)
+
+
+def _thresholds(text: str) -> list[float]:
+    """``FIRST:LAST:STEP`` or one number, as numbers in [0, 1]."""
+    try:
+        numbers = [float(part) for part in text.split(":")]
+        first, last, step = numbers if len(numbers) > 1 else (*numbers, *numbers, 1.0)
+    except ValueError:
+        raise ValueError(f"--thresholds: expected FIRST:LAST:STEP, got {text!r}") from None
+    if not (0 <= first <= last <= 1 and step > 0):
+        raise ValueError(
+            f"--thresholds: expected 0 <= FIRST <= LAST <= 1 and STEP > 0, got {text!r}"
+        )
+    return [first + step * index for index in range(round((last - first) / step) + 1)]

@@ -1,0 +1,170 @@
+"""Masks as files: 8-bit palette PNGs, and a folder of them with an index."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from weaktr.data.classes import palette
+from weaktr.files import write_bytes
+from weaktr.outputs import fingerprint
+
+
+def write_mask(path: Path, labels: np.ndarray, *, durable: bool = True) -> str:
+    """Write labels as an 8-bit PNG in the VOC palette.
+
+    Args:
+        path: the PNG.
+        labels: uint8 [H, W], 0 = background, k + 1 = class index k, 255 = ignore.
+        durable: see `write_bytes`.
+
+    Returns:
+        SHA-256 of the file.
+
+    Raises:
+        ValueError: `labels` is not uint8 [H, W].
+    """
+    if labels.dtype != np.uint8 or labels.ndim != 2:
+        raise ValueError(f"labels: expected uint8 [H, W], got {labels.dtype} {labels.shape}")
+    picture = Image.fromarray(labels)
+    picture.putpalette(palette().tobytes())
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    write_bytes(path, buffer.getvalue(), durable=durable)
+    return hashlib.sha256(buffer.getvalue()).hexdigest()
+
+
+def read_mask_file(path: Path) -> np.ndarray:
+    """Read what `write_mask` wrote: uint8 [H, W].
+
+    Raises:
+        ValueError: missing, corrupt, or not a single-channel 8-bit image; names the file.
+    """
+    try:
+        with Image.open(path) as picture:
+            if picture.mode not in ("P", "L"):
+                raise ValueError(f"{path}: expected an 8-bit palette mask, got mode {picture.mode}")
+            return np.array(picture, dtype=np.uint8)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot read this mask: {error}") from error
+
+
+@dataclass(frozen=True)
+class MaskEntry:
+    """One line of index.jsonl.
+
+    Args:
+        name: of the sample.
+        file: the mask, relative to the folder of the index.
+        sha256: of that file.
+        size: height and width in pixels.
+        labels: the values that occur, ascending.
+    """
+
+    name: str
+    file: str
+    sha256: str
+    size: tuple[int, int]
+    labels: tuple[int, ...]
+
+
+class MaskFolder:
+    """A folder of masks with an index that survives a kill at any moment.
+
+    A mask counts once its line stands in the index and its digest agrees. A line is written after
+    the mask; a half-written last line is cut off when the folder is opened again.
+
+    Args:
+        folder: holds ``masks/`` and ``index.jsonl``.
+        verify: check digests when opening (entries that disagree are dropped).
+    """
+
+    def __init__(self, folder: Path, *, verify: bool = False) -> None:
+        self.folder = folder
+        self.index = folder / "index.jsonl"
+        self.entries = {entry.name: entry for entry in _read_index(self.index)}
+        if verify:
+            self.entries = {n: e for n, e in self.entries.items() if self._is_whole(e)}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.entries
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def add(self, name: str, labels: np.ndarray) -> None:
+        """Write one mask (uint8 [H, W]) and its line."""
+        file = f"masks/{name}.png"
+        digest = write_mask(self.folder / file, labels, durable=False)
+        height, width = labels.shape
+        present = tuple(int(label) for label in np.unique(labels))
+        entry = MaskEntry(name, file, digest, (height, width), present)
+        with open(self.index, "a", encoding="utf-8") as index:
+            index.write(json.dumps(entry.__dict__, ensure_ascii=False) + "\n")
+        self.entries[name] = entry
+
+    def read(self, name: str) -> np.ndarray:
+        """The mask of sample `name`, uint8 [H, W].
+
+        Raises:
+            ValueError: there is none; names the folder.
+        """
+        if name not in self.entries:
+            raise ValueError(f"{self.index}: no mask of {name!r}")
+        return read_mask_file(self.path(name))
+
+    def path(self, name: str) -> Path:
+        """Where the mask of sample `name` is."""
+        return self.folder / self.entries[name].file
+
+    def fingerprint(self) -> str:
+        """Changes when any mask does."""
+        return fingerprint(sorted((entry.name, entry.sha256) for entry in self.entries.values()))
+
+    def flush(self) -> None:
+        """Bring the index to the disk (call at the end)."""
+        if self.index.exists():
+            with open(self.index, "rb") as index:
+                os.fsync(index.fileno())
+
+    def _is_whole(self, entry: MaskEntry) -> bool:
+        path = self.folder / entry.file
+        return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == entry.sha256
+
+
+def _read_index(path: Path) -> list[MaskEntry]:
+    """The whole lines of an index; cuts off a half-written last one."""
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        os.truncate(path, whole)
+    entries = []
+    for line in content[:whole].decode("utf-8").splitlines():
+        row = json.loads(line)
+        row["size"], row["labels"] = tuple(row["size"]), tuple(row["labels"])
+        entries.append(MaskEntry(**row))
+    return entries
+
+
+def names_in(folder: Path, *suffixes: str) -> tuple[list[str], str]:
+    """Names of the files of a folder with the first of these suffixes that occurs, and which.
+
+    Raises:
+        ValueError: none; says what was looked for.
+    """
+    for suffix in suffixes:
+        paths = folder.rglob(f"*{suffix}") if folder.is_dir() else ()
+        if names := [p.relative_to(folder).with_suffix("").as_posix() for p in paths]:
+            return sorted(names), suffix
+    kinds = {".png": "PNG", ".npz": "NPZ", ".npy": "NPY"}
+    wanted = " or ".join(kinds[suffix] for suffix in suffixes)
+    raise ValueError(f"no {wanted} in {folder}")

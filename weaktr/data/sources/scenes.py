@@ -1,0 +1,124 @@
+"""A generated data set of any size: drawn once, then read like any other. On disk:
+
+ROOT/SPLIT/images/000000.png   the scenes (see `weaktr.data.sources.scene_drawing`)
+ROOT/SPLIT/masks/000000.png    the label of every pixel, VOC palette
+ROOT/SPLIT/labels.csv          name, labels: the image-level labels
+ROOT/SPLIT/scenes.json         what was drawn; written last
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from weaktr.data.classes import Classes, palette
+from weaktr.data.manifest import Manifest, Sample, is_inside
+from weaktr.data.sources.scene_drawing import NAMES, render_scene
+
+VERSION = 2  # of the drawing: raise it whenever the same seed draws another scene
+STAMP = "scenes.json"
+
+
+def scenes(
+    root: str | Path,
+    count: int,
+    *,
+    size: int = 64,
+    seed: int = 0,
+    split: str = "train",
+    masks: bool = True,
+) -> Manifest:
+    """Draw scenes of eight classes, or use those that were drawn before with the same arguments.
+
+    Args:
+        root: the data set's folder; `split` is a folder in it, replaced where its scenes were
+            drawn with other arguments.
+        count: number of scenes, >= 1. Scene i is the same whatever the count.
+        size: side of the square images in pixels, >= 16.
+        seed: of the data set, >= 0.
+        split: its name; every split has scenes of its own.
+        masks: whether the samples name their true masks (which are drawn in any case).
+
+    Returns:
+        The manifest, in the order of drawing.
+
+    Raises:
+        ValueError: an argument out of its range, or ``ROOT/SPLIT`` holds something that was not
+            drawn here.
+    """
+    if count < 1:
+        raise ValueError(f"count: expected at least 1, got {count}")
+    if not is_inside(split) or len(Path(split).parts) != 1:
+        raise ValueError(f"split: expected the plain name of a folder, got {split!r}")
+    folder = Path(os.path.abspath(root)) / split
+    wanted = {"version": VERSION, "count": count, "size": size, "seed": seed, "split": split}
+    if _stamp(folder) != wanted:
+        if folder.exists() and not (folder / STAMP).is_file():
+            raise ValueError(f"root: {folder} was not drawn here; name another root or remove it")
+        _draw(folder, wanted)
+    return _manifest(folder, split, masks)
+
+
+def _stamp(folder: Path) -> dict[str, Any] | None:
+    """The arguments a folder was drawn with, or None where there is none."""
+    try:
+        stamp: dict[str, Any] = json.loads((folder / STAMP).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return stamp
+
+
+def _draw(folder: Path, wanted: dict[str, Any]) -> None:
+    """Draw into a temporary folder beside `folder`, then put it in its place whole."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+        made = Path(temporary) / "made"
+        (made / "images").mkdir(parents=True)
+        (made / "masks").mkdir()
+        with open(made / "labels.csv", "w", encoding="utf-8", newline="") as file:
+            rows = csv.writer(file, lineterminator="\n")
+            rows.writerow(("name", "labels"))
+            for index in range(wanted["count"]):
+                name = f"{index:06d}.png"
+                image, mask, labels = render_scene(
+                    index, size=wanted["size"], seed=wanted["seed"], split=wanted["split"]
+                )
+                Image.fromarray(image).save(made / "images" / name, compress_level=1)
+                _save_mask(mask, made / "masks" / name)
+                rows.writerow((name, " ".join(NAMES[label] for label in labels)))
+        (made / STAMP).write_text(json.dumps(wanted), encoding="utf-8")
+        if folder.exists():
+            folder.rename(Path(temporary) / "replaced")
+        made.rename(folder)
+
+
+def _save_mask(mask: np.ndarray, path: Path) -> None:
+    picture = Image.fromarray(mask)
+    picture.putpalette(palette().tobytes())
+    picture.save(path, compress_level=1)
+
+
+def _manifest(folder: Path, split: str, masks: bool) -> Manifest:
+    """What ``labels.csv`` lists."""
+    index = {name: number for number, name in enumerate(NAMES)}
+    table = folder / "labels.csv"
+    with open(table, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    samples = tuple(
+        Sample(
+            name=Path(row["name"]).stem,
+            image=folder / "images" / row["name"],
+            labels=tuple(index[name] for name in row["labels"].split()),
+            mask=folder / "masks" / row["name"] if masks else None,
+            source=f"{table}:{line}",
+        )
+        for line, row in enumerate(rows, start=2)
+    )
+    return Manifest("scenes", split, Classes(NAMES), samples)

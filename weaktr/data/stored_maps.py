@@ -1,0 +1,101 @@
+"""CAMs and scores of images as files: ours, and those of the published code."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+import zlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from weaktr.data.cls_labels import read_pickled_arrays
+from weaktr.data.masks import names_in
+from weaktr.files import write_bytes
+
+
+def cam_files(folder: Path, names: Iterable[str]) -> dict[str, Path]:
+    """The files of stored CAMs that belong to these images, by name.
+
+    Args:
+        folder: of NAME.npz (`write_cams`) or NAME.npy (the published code), at any depth.
+        names: of images; those without CAMs are left out.
+
+    Raises:
+        ValueError: there are no CAMs in the folder, or none of these images.
+    """
+    there, suffix = names_in(folder, ".npz", ".npy")
+    known = set(there)
+    found = {name: folder / f"{name}{suffix}" for name in names if name in known}
+    if not found:
+        raise ValueError(f"{folder}: none of its {len(there)} CAMs has the name of an image")
+    return found
+
+
+def write_cams(path: Path, cams: np.ndarray, classes: Sequence[int]) -> None:
+    """Write one image's CAMs: float32 [K, H, W] in [0, 1] and the K class indices, as npz."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, cams=cams, classes=np.asarray(classes, np.int64))
+    write_bytes(path, buffer.getvalue(), durable=False)
+
+
+def write_scores(path: Path, scores: np.ndarray) -> None:
+    """Write the scores of the labels that win somewhere in an image, as npz.
+
+    Args:
+        path: the file; ``prob`` is float32 [K, H, W], ``keys`` the K labels, ascending, as in the
+            files of the published code.
+        scores: float32 [L, H, W].
+    """
+    keys = np.unique(scores.argmax(0))
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, prob=scores[keys], keys=keys)
+    write_bytes(path, buffer.getvalue(), durable=False)
+
+
+#: What a damaged or foreign file makes NumPy raise.
+_BROKEN = (OSError, EOFError, KeyError, ValueError, TypeError, zipfile.BadZipFile, zlib.error)
+
+
+def read_cams(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Read one image's CAMs.
+
+    Args:
+        path: an npz of `write_cams`, or an npy of the published code: a pickled dict of class
+            index -> float32 [H, W], read without running what a pickle could run.
+
+    Returns:
+        (CAMs [K, H, W], class indices int64 [K]).
+
+    Raises:
+        ValueError: missing, corrupt, or something else; names the file.
+    """
+    try:
+        if path.suffix == ".npy":
+            found = read_pickled_arrays(path)
+            classes = np.array(list(found), np.int64)
+            cams = np.stack(list(found.values()))
+        else:
+            with np.load(path, allow_pickle=False) as stored:
+                cams, classes = stored["cams"], stored["classes"]
+    except _BROKEN as error:
+        raise ValueError(f"{path}: expected CAMs (class -> [H, W]), got: {error}") from error
+    if cams.ndim != 3 or classes.shape != cams.shape[:1] or not _are_classes(classes):
+        raise ValueError(
+            f"{path}: expected CAMs [K, H, W] of K classes 0 to 253, "
+            f"got {cams.shape} of classes {classes.tolist()}"
+        )
+    if not np.isfinite(cams).all():
+        raise ValueError(f"{path}: expected finite CAMs, got NaN or infinity")
+    return cams, classes
+
+
+def _are_classes(indices: np.ndarray) -> bool:
+    """Whether these are different indices that a mask has room for, beside 0 and 255."""
+    listed = indices.tolist()
+    return (
+        bool(np.issubdtype(indices.dtype, np.integer))
+        and len(set(listed)) == len(listed)
+        and all(0 <= index < 254 for index in listed)
+    )

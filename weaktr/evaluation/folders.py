@@ -1,0 +1,258 @@
+"""What ``weaktr eval`` does: folders of masks, or of CAMs, against a folder of true masks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from weaktr.config import LabelConfig, PredictConfig
+from weaktr.data import Classes, read_labels
+from weaktr.data.io import require_same_size
+from weaktr.data.masks import names_in
+from weaktr.data.stored_maps import read_cams
+from weaktr.evaluation.bootstrap import LEVEL
+from weaktr.evaluation.boundary import TOLERANCE
+from weaktr.evaluation.conditions import label_conditions, prediction_conditions
+from weaktr.evaluation.iou import ThresholdCurve
+from weaktr.evaluation.pairs import Pair, evaluate_pairs
+from weaktr.evaluation.report import UNKNOWN, Conditions, Row, draw_classes, row_json
+from weaktr.files import read_json, write_json
+from weaktr.inference.labels import labels_from_cams
+from weaktr.progress import track
+from weaktr.recipes import make
+
+log = logging.getLogger("weaktr")
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Where the true masks are and what their pixels mean.
+
+    Args:
+        folder: PNGs, ``NAME.png``.
+        classes: names; their ids where the pixels are ids.
+        ids: whether pixels hold the classes' own ids (COCO 1..90 of 80 classes) instead of labels.
+        names: which images; None = every one that was predicted.
+    """
+
+    folder: Path
+    classes: Classes
+    ids: bool = False
+    names: Sequence[str] | None = None
+
+    def read(self, name: str) -> np.ndarray:
+        """True labels, uint8 [H, W]."""
+        mask_ids = self.classes.ids if self.ids else None
+        path = self.folder / f"{name}.png"
+        return read_labels(path, self.classes.num_labels, mask_ids=mask_ids)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Masks (or CAMs) to score.
+
+    Args:
+        what: for people.
+        folder: of the files.
+        made: how they were made.
+    """
+
+    what: str
+    folder: Path
+    made: Conditions
+
+
+def mask_sources(masks: Path, made: Conditions, without_crf: Path | None) -> list[Source]:
+    """The masks of a folder, and those before the CRF.
+
+    Args:
+        masks: what `predict` or `label` wrote, or its ``masks``, or any folder of PNGs.
+        made: how.
+        without_crf: masks made without the CRF, where they are elsewhere.
+
+    Raises:
+        ValueError: no such folder, or no PNG in it.
+    """
+    home = home_of(masks)
+    folder = home / "masks" if (home / "masks").is_dir() else masks
+    before = without_crf or home / "before_crf" / "masks"
+    found = [Source("with CRF", folder, made)]
+    if without_crf is not None or (before.is_dir() and made.crf != "none"):
+        found.insert(0, Source("without CRF", before, replace(made, crf="none")))
+    elif made.crf in ("none", UNKNOWN):
+        found = [Source("without CRF" if made.crf == "none" else "masks", folder, made)]
+    for source in found:
+        names_in(source.folder, ".png")
+    return found
+
+
+def home_of(files: Path) -> Path:
+    """The folder of a stage, given it (whatever its name) or its folder of masks or CAMs."""
+    parts = ("masks", "cams")
+    if files.name not in parts or any((files / part).is_dir() for part in parts):
+        return files
+    return files.parent
+
+
+def written_conditions(files: Path, split: str) -> Conditions:
+    """How the masks or CAMs in a stage's folder were made, by its ``inputs.json``."""
+    note = home_of(files) / "inputs.json"
+    settings: dict[str, Any] = read_json(note).get("settings", {}) if note.is_file() else {}
+    if "ratios" in settings:
+        return prediction_conditions(make(PredictConfig, settings, origin=str(note)), split)
+    if "attention_type" in settings:
+        return label_conditions(make(LabelConfig, settings, origin=str(note)), split)
+    return Conditions(split)
+
+
+def score_masks(source: Source, truth: Truth, tolerance: float = TOLERANCE) -> Row:
+    """One row for a folder of masks.
+
+    Raises:
+        ValueError: a mask is missing, of another size than its truth, or holds no label.
+    """
+    names = chosen_names(source.folder, (".png",), truth)
+
+    def pair(name: str) -> Pair:
+        path = source.folder / f"{name}.png"
+        mask, true = read_labels(path, truth.classes.num_labels), truth.read(name)
+        require_same_size(mask, (true.shape[0], true.shape[1]), path)
+        return mask, true
+
+    return _row(source, names, pair, truth, tolerance)
+
+
+def score_cams(
+    source: Source,
+    truth: Truth,
+    thresholds: Sequence[float],
+    tolerance: float = TOLERANCE,
+) -> tuple[Row, list[tuple[float, float]]]:
+    """CAMs at their best threshold, and mIoU at every threshold.
+
+    Args:
+        source: CAMs as `weaktr label --dump-cams` or the published code writes them.
+        truth: the true masks.
+        thresholds: background scores, ascending; one alone is used as it is.
+        tolerance: of the boundary F-score.
+    """
+    names = chosen_names(source.folder, (".npz", ".npy"), truth)
+    suffix = names_in(source.folder, ".npz", ".npy")[1]
+
+    def cams_of(name: str) -> tuple[np.ndarray, list[int], np.ndarray]:
+        path = source.folder / f"{name}{suffix}"
+        cams, classes = read_cams(path)
+        true = truth.read(name)
+        require_same_size(cams[0], (true.shape[0], true.shape[1]), path)
+        if outside := [k for k in classes.tolist() if not 0 <= k < len(truth.classes)]:
+            last = len(truth.classes) - 1
+            raise ValueError(f"{path}: expected class indices 0 to {last}, got {outside}")
+        return cams, classes.tolist(), true
+
+    curve = ThresholdCurve(np.asarray(thresholds), truth.classes.num_labels)
+    for name in track(names, "thresholds", len(names)):
+        curve.add(*cams_of(name))
+    threshold, _ = curve.best()
+    how = "given" if len(thresholds) == 1 else "best, chosen with these masks"
+
+    def pair(name: str) -> Pair:
+        cams, classes, true = cams_of(name)
+        labels = np.array([0, *(index + 1 for index in classes)], np.uint8)
+        return labels[labels_from_cams(cams, threshold)], true
+
+    made = replace(source.made, crf="none", note=f"threshold {threshold:g}, {how}")
+    row = _row(replace(source, made=made), names, pair, truth, tolerance)
+    points = [found.miou for found in curve.scores()]
+    return row, list(zip(map(float, thresholds), points, strict=True))
+
+
+def chosen_names(folder: Path, suffixes: Sequence[str], truth: Truth) -> list[str]:
+    """Which images to score: those that were asked for, else all that were predicted.
+
+    Raises:
+        ValueError: nothing in `folder`, or images that were asked for are missing in it or in the
+            truth.
+    """
+    there, _ = names_in(folder, *suffixes)
+    names = there if truth.names is None else sorted(truth.names)
+    _require(names, set(there), folder, "was not predicted")
+    true, _ = names_in(truth.folder, ".png")
+    hint = "" if truth.names is not None else "; --names FILE scores the images of a list"
+    _require(names, set(true), truth.folder, "has no true mask", hint)
+    if truth.names is None and len(true) > len(names):
+        log.warning(
+            "%d of %d true masks have a prediction, the others are not scored; "
+            "--names says which images belong to a split",
+            len(names), len(true),
+        )  # fmt: skip
+    return names
+
+
+def write_report(
+    rows: Sequence[Row],
+    names: Sequence[str],
+    folder: Path,
+    curve: Sequence[tuple[float, float]] = (),
+    *,
+    tolerance: float = TOLERANCE,
+    chart: str = "png",
+) -> None:
+    """Write ``metrics.json`` and the bar chart ``classes.png``.
+
+    Args:
+        rows: without and with the CRF.
+        names: of the L labels.
+        folder: where to.
+        curve: (threshold, mIoU) of CAMs.
+        tolerance: of the boundary F-score.
+        chart: "png" or "svg".
+    """
+    content: dict[str, Any] = {
+        "rows": [row_json(row, names) for row in rows],
+        "boundary_tolerance": {"share_of_diagonal": tolerance},
+    }
+    if gain := crf_gain(rows):
+        content["crf_gain"] = gain
+    if curve:
+        content["threshold_curve"] = [{"threshold": t, "miou": miou} for t, miou in curve]
+    write_json(folder / "metrics.json", content)
+    draw_classes(rows, names, folder / f"classes.{chart}")
+
+
+def crf_gain(rows: Sequence[Row]) -> dict[str, float] | None:
+    """mIoU with minus without the CRF, with its interval; None where there is only one row."""
+    if len(rows) != 2 or rows[0].evaluation is None or rows[1].evaluation is None:
+        return None
+    bounds = rows[1].evaluation.gain_over(rows[0].evaluation)
+    return {
+        "miou": rows[1].scores.miou - rows[0].scores.miou,
+        "percent": LEVEL,
+        "low": bounds.low,
+        "high": bounds.high,
+    }
+
+
+def _require(
+    names: Sequence[str], there: set[str], folder: Path, what: str, hint: str = ""
+) -> None:
+    missing = [name for name in names if name not in there]
+    if missing:
+        few = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        raise ValueError(f"{folder}: {len(missing)} of {len(names)} images: {what}: {few}{hint}")
+
+
+def _row(
+    source: Source,
+    names: Sequence[str],
+    pair: Callable[[str], Pair],
+    truth: Truth,
+    tolerance: float,
+) -> Row:
+    counted = track(names, f"scoring {source.what}", len(names))
+    found = evaluate_pairs(counted, pair, truth.classes.num_labels, tolerance=tolerance)
+    return Row("miou", source.what, source.made, found.scores, found)

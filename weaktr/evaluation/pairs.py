@@ -1,0 +1,102 @@
+"""All numbers of one folder of masks, counted in one pass over the images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from weaktr.data.parallel import ordered_map
+from weaktr.evaluation.bootstrap import Interval, interval, resampled_miou
+from weaktr.evaluation.boundary import boundary_f
+from weaktr.evaluation.iou import Confused, ConfusionSum, Scores, confused_pairs, decided, scores
+
+T = TypeVar("T")
+#: (prediction, truth), uint8 [H, W] each.
+Pair = tuple[np.ndarray, np.ndarray]
+#: Most pairs in the list of confused labels.
+CONFUSED = 20
+
+
+class ImageCounts(NamedTuple):
+    """What one image adds."""
+
+    matrix: np.ndarray  #: int64 [L, L] confusion, rows = truth
+    boundary: np.ndarray  #: float64 [L] boundary F-score in [0, 1], NaN where there is none
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Numbers of one set of masks, in percent.
+
+    Args:
+        scores: from the confusion matrix over all images.
+        boundary: [L] boundary F-score, mean over the images with a boundary of that label; NaN =
+            there is none.
+        confused: pairs of labels with the most wrong pixels.
+        resampled: [R] mIoU of bootstrap resamples of the images.
+    """
+
+    scores: Scores
+    boundary: np.ndarray
+    confused: list[Confused]
+    resampled: np.ndarray
+
+    @property
+    def boundary_f(self) -> float:
+        """Mean of `boundary` without the NaN; NaN where no label has a boundary."""
+        known = self.boundary[~np.isnan(self.boundary)]
+        return float(known.mean()) if len(known) else float("nan")
+
+    @property
+    def interval(self) -> Interval | None:
+        """Bootstrap interval of the mIoU; None for fewer than two images."""
+        return interval(self.resampled) if self.scores.images > 1 else None
+
+    def gain_over(self, other: Evaluation) -> Interval:
+        """Bootstrap interval of this mIoU minus another's on the same images."""
+        return interval(self.resampled - other.resampled)
+
+
+def evaluate_pairs(
+    items: Iterable[T], read: Callable[[T], Pair], num_labels: int, **options: Any
+) -> Evaluation:
+    """Read and score pairs of masks in threads.
+
+    Args:
+        items: what to read; in the same order for masks that are to be compared.
+        read: item -> (prediction, truth) of one size.
+        num_labels: L, background included.
+        options: ``tolerance`` of `boundary_f`.
+
+    Raises:
+        ValueError: no pixel with a known label, or what `read` raises.
+    """
+    total = ConfusionSum(num_labels)
+    sums, counts = np.zeros(num_labels), np.zeros(num_labels)
+    per_image = []
+
+    def count(item: T) -> ImageCounts:
+        return count_image(*read(item), num_labels, **options)
+
+    for matrix, boundary in ordered_map(count, items):
+        total.matrix += matrix
+        total.images += 1
+        per_image.append(np.stack([np.diag(matrix), matrix.sum(1), matrix.sum(0)]))
+        sums += np.nan_to_num(boundary)
+        counts += ~np.isnan(boundary)
+    found = scores(total)
+    boundaries = np.divide(100 * sums, counts, out=np.full(num_labels, np.nan), where=counts > 0)
+    pairs = confused_pairs(total.matrix, CONFUSED)
+    return Evaluation(found, boundaries, pairs, resampled_miou(np.stack(per_image)))
+
+
+def count_image(
+    prediction: np.ndarray, truth: np.ndarray, num_labels: int, **options: Any
+) -> ImageCounts:
+    """Counts of one image; see `ConfusionSum.add` and `boundary_f`."""
+    one = ConfusionSum(num_labels)
+    one.add(prediction, truth)
+    return ImageCounts(one.matrix, boundary_f(decided(prediction), truth, num_labels, **options))

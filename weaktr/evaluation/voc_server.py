@@ -1,0 +1,78 @@
+"""Predictions of a test set without masks -> the archive that the VOC evaluation server takes.
+
+    results/VOC2012/Segmentation/comp6_test_cls/NAME.png
+
+Indexed PNGs of the images' own size, 0 = background, 1..20 = classes, VOC's colours.
+
+Source: the PASCAL VOC 2012 development kit's documentation, section 5, "Submission of Results".
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from weaktr.data.classes import VOC
+from weaktr.data.masks import MaskFolder
+from weaktr.files import write_bytes
+
+#: comp5: trained on the challenge's data alone; comp6: on any data but the test set's.
+COMPETITIONS = ("comp5", "comp6")
+SUFFIXES = (".tar", ".tar.gz", ".tgz")
+
+
+def require_suffix(path: Path) -> None:
+    """Raise ValueError unless a file's name ends like an archive."""
+    if not path.name.endswith(SUFFIXES):
+        raise ValueError(
+            f"archive: expected a name that ends in {', '.join(SUFFIXES)}, got {path.name!r}"
+        )
+
+
+def write_voc_archive(
+    path: Path, masks: MaskFolder, names: Sequence[str], competition: str = "comp6"
+) -> None:
+    """Write the archive, whole or not at all; the same masks make the same bytes.
+
+    Args:
+        path: ends in one of `SUFFIXES`; with gz it is compressed.
+        masks: the predictions.
+        names: every image of the test set.
+        competition: one of `COMPETITIONS`.
+
+    Raises:
+        ValueError: another suffix or competition; a mask that is missing, undecided (255) or holds
+            a label that VOC does not have; a name in a subfolder.
+    """
+    require_suffix(path)
+    if competition not in COMPETITIONS:
+        raise ValueError(f"competition: expected one of {COMPETITIONS}, got {competition!r}")
+    for name in names:
+        _require_fits(name, masks)
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for name in sorted(names):
+            content = masks.path(name).read_bytes()
+            member = f"results/VOC2012/Segmentation/{competition}_test_cls/{name}.png"
+            entry = tarfile.TarInfo(member)
+            entry.size, entry.mode = len(content), 0o644
+            archive.addfile(entry, io.BytesIO(content))
+    packed = path.suffix != ".tar"
+    content = buffer.getvalue()
+    write_bytes(path, gzip.compress(content, mtime=0) if packed else content)
+
+
+def _require_fits(name: str, masks: MaskFolder) -> None:
+    """Raise ValueError for a mask that the server would refuse."""
+    if name not in masks:
+        raise ValueError(f"archive: expected a mask of every image, {name!r} has none")
+    if "/" in name:
+        raise ValueError(f"archive: expected names without folders, got {name!r}")
+    outside = [label for label in masks.entries[name].labels if label >= VOC.num_labels]
+    if outside:
+        raise ValueError(
+            f"archive: {masks.path(name)}: expected labels 0..{VOC.num_labels - 1}, got {outside}"
+        )

@@ -1,0 +1,156 @@
+"""Checkpoint and images -> CAMs of every image, over scales and flips, in memory.
+
+Source: reference.md 23-27 (the published generation of CAMs).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from weaktr.config import Amp, LabelConfig
+from weaktr.data import Sample
+from weaktr.models import CamModel
+from weaktr.models.onednn import shared_copy
+from weaktr.models.packing import cams_ragged
+from weaktr.models.precision import autocast, ready
+
+#: `LabelConfig.batch_tokens` by type of device. A CPU gains nothing by larger batches.
+BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
+
+
+def image_cams(
+    model: CamModel, images: Iterable[tuple[Sample, np.ndarray]], settings: LabelConfig
+) -> Iterator[tuple[Sample, np.ndarray, np.ndarray]]:
+    """The multi-scale CAMs of every image, for the classes of its image-level label.
+
+    Args:
+        model: from `for_labelling`, or any in eval mode, on its device.
+        images: samples with their pixels, uint8 [H, W, 3]; neighbours of any sizes share a batch.
+        settings: see `LabelConfig`.
+
+    Yields:
+        Sample, image, CAMs float32 [K, H, W] in [0, 1] in the order of `Sample.labels`.
+    """
+    device = next(model.parameters()).device
+    most = settings.batch_tokens or BATCH_TOKENS.get(device.type, BATCH_TOKENS["cuda"])
+    for batch in _batches(images, settings, most, model.patch_size):
+        cams = multi_scale_cams(
+            model,
+            [image for _, image in batch],
+            [sample.labels or () for sample, _ in batch],
+            scales=settings.scales,
+            flip=settings.flip,
+            attention_type=settings.attention_type,
+            refine=settings.refine,
+            amp=settings.amp,
+        )
+        for (sample, image), maps in zip(batch, cams, strict=True):
+            yield sample, image, maps
+
+
+def for_labelling(model: CamModel, settings: LabelConfig) -> CamModel:
+    """The same weights with a backbone made `ready`; head and fusion stay in float32."""
+    twin = shared_copy(model)
+    twin.vit = ready(model.vit, settings.amp, BATCH_TOKENS["cpu"])
+    return twin
+
+
+@torch.inference_mode()
+def multi_scale_cams(
+    model: CamModel,
+    images: Sequence[np.ndarray],
+    present: Sequence[Sequence[int]],
+    *,
+    scales: Sequence[float] = (1.0, 1.2),
+    flip: bool = True,
+    attention_type: str = "fused",
+    refine: bool = True,
+    amp: Amp = "none",
+) -> list[np.ndarray]:
+    """CAMs summed over scales and flips, then brought to [0, 1] class by class.
+
+        cam = Σ_scales Σ_flips upsample(cams(resize(image)));  (cam - min) / (max - min + 1e-8)
+
+    Args:
+        model: in eval mode, on its device.
+        images: uint8 [H, W, 3] RGB, of any sizes; those of one scale and their flips go through
+            the model in one pass (`cams_ragged`).
+        present: for each image the class indices to compute.
+        scales: of the images; PIL's bicubic, sides ``round(side * scale)``.
+        flip: also the horizontally flipped image.
+        attention_type, refine: see `CamModel.cams`.
+        amp: autocast of the forward passes.
+
+    Returns:
+        For each image float32 [K, H, W] in the order of `present`.
+
+    Source: reference.md 23.
+    """
+    device = next(model.parameters()).device
+    views = 2 if flip else 1
+    sums = [
+        torch.zeros(len(classes), *image.shape[:2], device=device)
+        for image, classes in zip(images, present, strict=True)
+    ]
+    mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in model.normalization)
+    for scale in scales:
+        inputs = []
+        for image in images:
+            plain = _network_input(image, scale, mean, std)
+            inputs += [plain, plain.flip(-1)][:views]
+        asked = [classes for classes in present for _ in range(views)]
+        with autocast(amp, device):
+            maps = cams_ragged(model, inputs, asked, attention_type=attention_type, refine=refine)
+        for index, cams in enumerate(maps):
+            total = sums[index // views]
+            if len(total):
+                large = _upsample(cams, (total.shape[1], total.shape[2]))
+                total.add_(large.flip(-1) if index % views else large)
+    return [_normalise(total).cpu().numpy() for total in sums]
+
+
+def _network_input(image: np.ndarray, scale: float, mean: Tensor, std: Tensor) -> Tensor:
+    """uint8 [H, W, 3] -> normalised [3, H', W'] where mean and std [3, 1, 1] are."""
+    height, width = image.shape[:2]
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    if size != (width, height):
+        image = np.array(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+    pixels = torch.from_numpy(image).to(mean.device).permute(2, 0, 1)
+    return (pixels.float() / 255 - mean) / std
+
+
+def _upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0]
+
+
+def _normalise(maps: Tensor) -> Tensor:
+    if not len(maps):
+        return maps
+    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+    return (maps - low) / (high - low + 1e-8)
+
+
+def _batches(
+    images: Iterable[tuple[Sample, np.ndarray]], settings: LabelConfig, most: int, patch_size: int
+) -> Iterator[list[tuple[Sample, np.ndarray]]]:
+    """Neighbouring images in batches of at most `batch_size` images and `most` patches."""
+    views = 2 if settings.flip else 1
+    batch: list[tuple[Sample, np.ndarray]] = []
+    tokens = 0
+    for item in images:
+        pixels = item[1].shape[0] * item[1].shape[1] * max(settings.scales) ** 2
+        own = math.ceil(views * pixels / patch_size**2)
+        if batch and (len(batch) == settings.batch_size or tokens + own > most):
+            yield batch
+            batch, tokens = [], 0
+        batch.append(item)
+        tokens += own
+    if batch:
+        yield batch

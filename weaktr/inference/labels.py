@@ -1,0 +1,28 @@
+"""CAMs -> label maps by a background threshold."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def labels_from_cams(cams: np.ndarray, threshold: float) -> np.ndarray:
+    """The best class of each pixel, or background where no CAM exceeds the threshold.
+
+        label = argmax softmax([threshold, cam_1, ..., cam_K])
+
+    The softmax changes no order but rounds: a CAM one unit in the last place above the threshold
+    ties with it, and the first (background) wins, as in the published labels.
+
+    Args:
+        cams: float32 [K, H, W] in [0, 1].
+        threshold: background score in [0, 1].
+
+    Returns:
+        uint8 [H, W]: 0 = background, i + 1 = the i-th CAM.
+
+    Source: reference.md 28.
+    """
+    background = np.full((1, *cams.shape[1:]), threshold, np.float32)
+    scores = np.concatenate([background, cams.astype(np.float32, copy=False)])
+    scores = np.exp(scores - scores.max(0))
+    return (scores / scores.sum(0)).argmax(0).astype(np.uint8)

@@ -1,0 +1,55 @@
+"""In which precision a model runs, and what is made ready for that."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from weaktr.config import Amp
+from weaktr.models.onednn import packed
+
+Model = TypeVar("Model", bound=nn.Module)
+_AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def amp_type(amp: Amp, device: torch.device) -> torch.dtype | None:
+    """The autocast type of a setting, None = no autocast; "auto" = fp16 on CUDA."""
+    if amp == "auto":
+        return torch.float16 if device.type == "cuda" else None
+    return _AMP_TYPES.get(amp)
+
+
+def autocast(amp: Amp, device: torch.device) -> torch.autocast:
+    """The autocast context of a setting (see `amp_type`)."""
+    dtype = amp_type(amp, device)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def ready(model: Model, amp: Amp, tokens: int) -> Model:
+    """The same weights for inference: on a CPU packed, where that is possible.
+
+    Args:
+        model: in eval mode, on its device; left as it is.
+        amp: of the forward passes.
+        tokens: of a forward pass.
+    """
+    dtype = amp_type(amp, next(model.parameters()).device) or torch.float32
+    return model if dtype == torch.float16 else packed(model, tokens, dtype)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called `name`; "auto" = CUDA if there is one, else the CPU.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device: {name!r} cannot be used here: {error}") from error
+    return device

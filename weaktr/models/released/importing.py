@@ -1,0 +1,293 @@
+"""Released checkpoints of the published code -> native ones.
+
+Stage, classes, depth, heads, backbone family, patch size, training size and decoder are read off
+the tensors' names and shapes. Two things no tensor tells: how stage 1 pooled (avg or max) and,
+since DeiT and AugReg look alike, the normalisation of the images. They come from the caller, from
+the ``variant.yml`` beside the checkpoint, or from the published commands where only one value fits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from weaktr.data.classes import COCO80, COCO90, VOC, Classes
+from weaktr.models import checkpoints
+from weaktr.models.cam import POOLS, CamModel
+from weaktr.models.released.state_dicts import (
+    NORMALIZATIONS,
+    cam_model_from_reference,
+    depth_of,
+    encoder_kind,
+    require,
+    segmenter_from_reference,
+)
+from weaktr.models.released.torch_file import read_torch_file
+from weaktr.models.released.variant import FILE_NAME, Variant, read_variant
+from weaktr.models.segmenter import Segmenter
+
+#: Where the weights are in the files of the published code and of common training scripts.
+WRAPPERS = ("model", "state_dict")
+#: Plain facts beside the weights that are carried over.
+FACTS = ("epoch", "miou", "n_cls")
+#: The data sets of the published models, by number of classes.
+KNOWN_CLASSES = {len(classes): classes for classes in (VOC, COCO80, COCO90)}
+#: Width of a head in every published model.
+HEAD_WIDTH = 64
+#: `reduction` of the published stage-1 commands; with it they pool by max.
+PUBLISHED_REDUCTION = 8.0
+#: Normalisation of the families that were published with a single one.
+FAMILY_NORMALIZATION = {"deit_distilled": "deit", "dinov2": "deit", "eva02": "eva02"}
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the caller may decide where tensors and ``variant.yml`` do not.
+
+    Args:
+        variant: path of a ``variant.yml``; the one beside the checkpoint where None.
+        normalization: a key of `NORMALIZATIONS`, for stage 2.
+        pool: "avg" or "max", for stage 1.
+        classes: C class names; VOC's or COCO's where the number fits and None is given.
+    """
+
+    variant: Path | None = None
+    normalization: str | None = None
+    pool: str | None = None
+    classes: Sequence[str] | None = None
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A native checkpoint made from a published one.
+
+    Args:
+        path: its ``model.safetensors``.
+        model: what is in it, in eval mode.
+        classes: the foreground classes.
+        facts: of the published file: name, SHA-256, epoch and mIoU where they were stored.
+        variant: what ``variant.yml`` said.
+        source: that file; None = there was none.
+    """
+
+    path: Path
+    model: CamModel | Segmenter
+    classes: Classes
+    facts: dict[str, Any]
+    variant: Variant
+    source: Path | None
+
+
+def import_checkpoint(path: Path, out: Path, choices: Choices | None = None) -> Imported:
+    """Turn a released ``.pth`` of stage 1 or 2 into a native checkpoint.
+
+    Args:
+        path: the file; see `weaktr.models.released.torch_file` for what it may hold beside tensors.
+        out: folder; gets ``model.safetensors`` and ``model.json``.
+        choices: see `Choices`.
+
+    Returns:
+        `Imported`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not such a checkpoint; tensors missing, unknown or misshapen; a variant.yml that
+            contradicts them; something that no tensor tells and nobody said.
+    """
+    choices = choices or Choices()
+    state, facts = read_published(path)
+    beside = path.parent / FILE_NAME
+    source = choices.variant or (beside if beside.is_file() else None)
+    variant = Variant() if source is None else read_variant(source)
+    stage = stage_of(state)
+    if variant.stage not in (None, stage):
+        raise ValueError(
+            f"{source}: belongs to a {variant.stage} training, {path.name} is a {stage} checkpoint "
+            "(cam = stage 1, segmenter = stage 2); give its own with --variant"
+        )
+    model: CamModel | Segmenter
+    if stage == "cam":
+        model = _cam_model(state, variant, choices)
+        classes = _classes(model.num_classes, choices.classes)
+    else:
+        model = _segmenter(state, variant, choices, facts)
+        classes = _classes(model.num_labels - 1, choices.classes)
+    facts = {"file": path.name, "sha256": _sha256(path), **facts}
+    named = {"names": classes.names, "ids": classes.ids}
+    saved = checkpoints.save(model, out / "model.safetensors", classes=named, published=facts)
+    return Imported(saved, model, classes, facts, variant, source)
+
+
+def read_published(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights under their published names and plain facts (epoch, miou, n_cls) of a ``.pth``.
+
+    The weights may be the whole file or its "model" or "state_dict"; the ``module.`` of
+    DistributedDataParallel is taken off.
+
+    Raises:
+        FileNotFoundError, ValueError: see `read_torch_file`; no weights in it, or broken ones.
+    """
+    raw = read_torch_file(path)
+    tree = next((raw[key] for key in WRAPPERS if isinstance(raw, dict) and key in raw), raw)
+    if not isinstance(tree, dict) or not tree:
+        raise ValueError(
+            f"{path}: expected a state dict, or one under {' or '.join(WRAPPERS)}, "
+            f"got {type(tree).__name__}"
+        )
+    if strange := [str(k) for k, v in tree.items() if not isinstance(v, Tensor)]:
+        raise ValueError(f"{path}: expected tensors only, but {', '.join(strange[:5])} is none")
+    state: dict[str, Tensor] = dict(tree)
+    if all(key.startswith("module.") for key in state):
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+    broken = [k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()]
+    if broken:
+        raise ValueError(f"{path}: not finite: {', '.join(broken[:5])}; the training diverged")
+    plain = {key: raw[key] for key in FACTS if isinstance(raw.get(key), int | float)}
+    return state, plain
+
+
+def stage_of(state: Mapping[str, Tensor]) -> str:
+    """ "cam" (stage 1) or "segmenter" (stage 2), by the tensors' names.
+
+    Raises:
+        ValueError: neither; says what it looks like.
+    """
+    if any(key.startswith("adaptive_attention_fusion.") for key in state):
+        return "cam"
+    if any(key.startswith("encoder.") for key in state):
+        if any(key.startswith("decoder.") for key in state):
+            return "segmenter"
+    elif "patch_embed.proj.weight" in state:
+        raise ValueError(
+            "this is a backbone alone, not a checkpoint of stage 1 or 2; train from it with "
+            "--set cam_model.weights=FILE or --set seg_model.weights=FILE"
+        )
+    raise ValueError(
+        "expected a published checkpoint with adaptive_attention_fusion.* (stage 1) or encoder.* "
+        f"and decoder.* (stage 2), got {list(state)[:4]} ..."
+    )
+
+
+def _cam_model(state: Mapping[str, Tensor], variant: Variant, choices: Choices) -> CamModel:
+    """Stage 1; the fusion's layer sizes tell heads and both reductions."""
+    fusion = "adaptive_attention_fusion."
+    hidden, feature = f"{fusion}attn_head_ffn.0.weight", f"{fusion}attn_feat_ffn.0.weight"
+    require(state, "cls_token", "blocks.0.attn.qkv.weight", hidden, feature)
+    map_hidden, maps = state[hidden].shape
+    feature_hidden, head_dim = state[feature].shape
+    depth, dim = depth_of(state, "blocks."), state["cls_token"].shape[-1]
+    if maps % depth or maps // depth * head_dim != dim:
+        raise ValueError(
+            f"{hidden}: {maps} attention maps of width {head_dim} do not come from {depth} blocks "
+            f"of width {dim}; blocks are missing or left over"
+        )
+    reduction = _ratio(maps, map_hidden)
+    if variant.reduction is not None and int(maps / variant.reduction) != map_hidden:
+        raise ValueError(
+            f"{FILE_NAME}: reduction {variant.reduction:g} contradicts the tensors ({reduction:g})"
+        )
+    return cam_model_from_reference(
+        state,
+        num_heads=maps // depth,
+        reduction=reduction,
+        feat_reduction=_ratio(head_dim, feature_hidden),
+        pool=_pool(reduction, variant, choices),
+    )
+
+
+def _pool(reduction: float, variant: Variant, choices: Choices) -> str:
+    pool = choices.pool or variant.pool
+    if pool is None and reduction == PUBLISHED_REDUCTION:
+        pool = "max"
+    if pool is None:
+        raise ValueError(
+            "pool: no tensor tells whether stage 1 pooled by avg or max; give --pool max or "
+            f"--pool avg, as trained, or the {FILE_NAME} of the training (reduction is "
+            f"{reduction:g}; {PUBLISHED_REDUCTION:g} with max is what was published)"
+        )
+    if pool not in POOLS:
+        raise ValueError(f"pool: expected one of {POOLS}, got {pool!r}")
+    return pool
+
+
+def _segmenter(
+    state: Mapping[str, Tensor], variant: Variant, choices: Choices, facts: Mapping[str, Any]
+) -> Segmenter:
+    """Stage 2, held against what variant.yml and the file say."""
+    require(state, "encoder.cls_token", "encoder.blocks.0.attn.qkv.weight")
+    dim = state["encoder.cls_token"].shape[-1]
+    table = state.get("encoder.rope.freqs_cos")
+    head_width = HEAD_WIDTH if table is None else table.shape[-1]
+    linear = "decoder.head.weight" in state
+    normalization = _normalization(encoder_kind(state), variant, choices)
+    model = segmenter_from_reference(
+        state,
+        encoder_heads=variant.encoder_heads or max(1, dim // head_width),
+        decoder_heads=variant.decoder_heads,
+        decoder="linear" if linear else _transformer(variant.decoder),
+        patch_size=variant.patch_size,
+        image_size=variant.image_size,
+        normalization=NORMALIZATIONS[normalization],
+    )
+    told = {
+        "n_layers": (variant.depth, len(model.vit.blocks)),
+        "d_model": (variant.width, dim),
+        "n_cls": (variant.labels, model.num_labels),
+        "n_cls of the checkpoint": (facts.get("n_cls"), model.num_labels),
+        "decoder": (variant.decoder and "linear" in variant.decoder, variant.decoder and linear),
+    }
+    wrong = [f"{k} {a} (tensors: {b})" for k, (a, b) in told.items() if a is not None and a != b]
+    if wrong:
+        raise ValueError(
+            f"{FILE_NAME} belongs to another checkpoint, it contradicts the tensors: "
+            + "; ".join(wrong)
+        )
+    return model
+
+
+def _transformer(name: str | None) -> str:
+    """Both mask transformers have the same tensors; the multi one only where it was trained."""
+    return name if name == "multi_mask_transformer" else "mask_transformer"
+
+
+def _normalization(kind: str, variant: Variant, choices: Choices) -> str:
+    """A key of `NORMALIZATIONS`."""
+    chosen = choices.normalization or variant.normalization or FAMILY_NORMALIZATION.get(kind)
+    if chosen is None:
+        raise ValueError(
+            f"normalization: not given, and DeiT and AugReg (WeakTr-†) have the same tensors "
+            f"but other image statistics; put the {FILE_NAME} that was released with this file "
+            "beside it or give it with --variant, or say --normalization deit or vit (AugReg)"
+        )
+    if chosen not in NORMALIZATIONS:
+        raise ValueError(f"normalization: expected one of {sorted(NORMALIZATIONS)}, got {chosen!r}")
+    return chosen
+
+
+def _classes(count: int, names: Sequence[str] | None) -> Classes:
+    if names is not None:
+        if len(names) != count:
+            raise ValueError(f"classes: expected {count} names for this model, got {len(names)}")
+        return Classes(tuple(names))
+    if count not in KNOWN_CLASSES:
+        raise ValueError(
+            f"classes: {count} is neither VOC (20) nor COCO (80 or 90); give their names with "
+            "--classes FILE, one a line, without background"
+        )
+    return KNOWN_CLASSES[count]
+
+
+def _ratio(whole: int, part: int) -> float:
+    """A number r with int(whole / r) == part: whole / part where rounding allows."""
+    ratio = whole / part
+    return ratio if int(whole / ratio) == part else whole / (part + 0.5)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

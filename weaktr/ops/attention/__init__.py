@@ -1,0 +1,97 @@
+"""Softmax attention of the backbones: which implementation, chosen here and nowhere else.
+
+By default (`attention="auto"`) the C++ code on a CPU (`weaktr.ops.attention.cpu`, also called
+"cpu"), else `F.scaled_dot_product_attention`, which is also what "sdpa" stands for. SDPA's kernels
+know the row log-sum-exp that stage 1 needs; asked for that, they are called by their own names
+(`weaktr.ops.attention.sdpa`), which saves computing q·k once more. On CUDA, where statistics are
+wanted, Triton ("triton", `weaktr.kernels.attention`) may yield them in the same launch.
+
+`attention="xformers"`, or the environment variable ``WEAKTR_ATTENTION``, takes xformers' kernels
+where that package is installed, on CUDA alone (`weaktr.ops.attention.xformers`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from weaktr.ops.head_stats import HeadStats
+from weaktr.ops.registry import pick
+from weaktr.ops.tracing import is_exporting
+
+ENVIRONMENT_VARIABLE = "WEAKTR_ATTENTION"
+#: What it is called by a user -> the backend of op "attention" (`weaktr.ops.registry.REGISTRY`).
+ATTENTIONS = {
+    "auto": "auto",
+    "cpu": "cpu",
+    "triton": "triton",
+    "sdpa": "torch",
+    "xformers": "xformers",
+}
+#: C class tokens at the front and P patches at the end, of which `head_stats` are wanted.
+Statistics = tuple[int, int]
+
+
+class Attended(NamedTuple):
+    """What `softmax_attention` returns."""
+
+    out: Tensor  #: [B, H, N, d]
+    lse: Tensor | None  #: [B, H, N] without gradient, float32 or wider
+    stats: HeadStats | None = None  #: without gradient
+
+
+def chosen_attention(attention: str | None = None) -> str:
+    """The name in force: the argument, then ``WEAKTR_ATTENTION``, then "auto".
+
+    Raises:
+        ValueError: no such attention.
+    """
+    name = attention or os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
+    if name not in ATTENTIONS:
+        raise ValueError(
+            f"attention (or {ENVIRONMENT_VARIABLE}): expected one of {list(ATTENTIONS)}, "
+            f"got {name!r}"
+        )
+    return name
+
+
+def softmax_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    dropout: float = 0.0,
+    with_lse: bool = False,
+    lengths: Sequence[int] | None = None,
+    statistics: Statistics | None = None,
+    attention: str = "auto",
+) -> Attended:
+    """softmax(q kᵀ / √d) v, and what else is asked for where it costs next to nothing.
+
+    Args:
+        q, k, v: [B, H, N, d], N >= 1.
+        dropout: probability that an attention weight is dropped.
+        with_lse: whether the log-sum-exp of the rows is of use.
+        lengths: tokens of each of several images, packed into one sequence (B is 1); each attends
+            to itself alone.
+        statistics: (C, P) whose `head_stats` are of use; not together with `lengths`.
+        attention: one of `ATTENTIONS`.
+
+    Returns:
+        `Attended`; log-sum-exp and statistics are None where not asked for, or where it is for
+        `head_stats` to compute them.
+
+    Raises:
+        BackendUnavailable: an attention named explicitly is not there, or takes no such tensors.
+    """
+    if attention == "auto" and is_exporting():
+        attention = "sdpa"  # exporters know the public function alone
+    facts = {"dtype": q.dtype, "head_dim": q.shape[-1], "dropout": dropout > 0}
+    run = pick("attention", q.device, ATTENTIONS[attention], **facts)
+    attended: Attended = run(
+        *(q, k, v), dropout=dropout, with_lse=with_lse, lengths=lengths, statistics=statistics
+    )
+    return attended

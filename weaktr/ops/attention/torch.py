@@ -1,0 +1,65 @@
+"""Attention by PyTorch's own kernels, which is the definition of the op."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from weaktr.ops.attention import Attended, Statistics
+from weaktr.ops.attention.sdpa import attend_by, kernel_of
+
+
+def attention_torch(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    dropout: float,
+    with_lse: bool,
+    lengths: Sequence[int] | None,
+    statistics: Statistics | None = None,
+) -> Attended:
+    """`softmax_attention` by SDPA; statistics never."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Attended:
+        kernel = kernel_of(q, k, v, dropout) if with_lse else ""
+        if not kernel:
+            return Attended(F.scaled_dot_product_attention(q, k, v, dropout_p=dropout), None)
+        return Attended(*attend_by(kernel, q, k, v))
+
+    return attend(q, k, v) if lengths is None else by_length(attend, q, k, v, lengths)
+
+
+def by_length(
+    attend: Callable[[Tensor, Tensor, Tensor], Attended],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lengths: Sequence[int],
+) -> Attended:
+    """Attention of packed images by `attend`, to which neighbours of one length are a batch."""
+    outs, sums = [], []
+    for start, count, length in runs(lengths):
+        tokens = slice(start, start + count * length)
+        queries, keys, values = (
+            x[0, :, tokens].unflatten(1, (count, length)).transpose(0, 1) for x in (q, k, v)
+        )
+        out, lse, _ = attend(queries, keys, values)
+        outs.append(out.transpose(0, 1).flatten(1, 2))
+        sums.append(None if lse is None else lse.transpose(0, 1).flatten(1, 2))
+    known = [lse for lse in sums if lse is not None]
+    together = torch.cat(known, 1)[None] if len(known) == len(sums) else None
+    return Attended(torch.cat(outs, 1)[None], together)
+
+
+def runs(lengths: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """(first token, images, tokens of each) of neighbours that are equally long."""
+    start = 0
+    for length, group in groupby(lengths):
+        count = len(list(group))
+        yield start, count, length
+        start += count * length

@@ -1,0 +1,110 @@
+"""`clipped_cross_entropy`: the stage-2 loss, cross-entropy with gradient clipping.
+
+Pseudo labels are wrong in places, and wrong pixels keep a large loss. Once training has settled,
+pixels whose loss is far above that of their neighbourhood are held at a threshold, which stops
+their gradient:
+
+    ce[b, y, x]   = -log softmax(bilinear(logits))[labels], 0 where ignored
+    mean          = mean of ce over the batch and all its pixels
+    tile[y, x]    = mean of ce over the batch and the patch_size × patch_size tile of (y, x)
+    threshold     = max(tile, mean), without gradient
+    loss          = mean(min(ce, threshold))      if mean <= start_value, else mean(ce)
+
+All means include the ignored pixels. Where the tile does not divide the image, the last tile of an
+axis is smaller and its mean is over its own pixels.
+
+Source: arXiv 2304.01184, section 3.3 (gradient clipping decoder).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from weaktr.ops.registry import pick
+
+
+class ClippedLoss(NamedTuple):
+    """What `clipped_cross_entropy` returns; only `loss` carries a gradient."""
+
+    loss: Tensor  #: scalar, what to minimise
+    mean_loss: Tensor  #: scalar, mean cross-entropy before clipping
+    loss_map: Tensor  #: [B, H, W] cross-entropy of every pixel before clipping, 0 where ignored
+    clipped: Tensor  #: scalar bool, whether clipping was active in this step
+
+
+def clipped_cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    patch_size: int = 120,
+    start_value: float = 1.2,
+    ignore_index: int = 255,
+    backend: str = "auto",
+) -> ClippedLoss:
+    """Cross-entropy whose outliers within a tile are clipped (formula above).
+
+    Args:
+        logits: [B, L, h, w] floating point; enlarged bilinearly (align_corners=False) to H × W
+            where h × w differs. Half precision is computed in float32.
+        labels: [B, H, W] uint8 or int64, 0..L-1 or `ignore_index`.
+        patch_size: side of a tile in pixels of the labels, >= 1.
+        start_value: clipping is active while the mean loss is at most this (nats).
+        ignore_index: label without loss.
+        backend: see `weaktr.ops.registry.pick`.
+
+    Returns:
+        `ClippedLoss` in float32 (float64 for float64 logits). NaN logits give a NaN loss.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit; on the CPU also labels out of range
+            (elsewhere that check would stall the device, whose own assertion reports them).
+        BackendUnavailable: `backend` was named and cannot run, or takes no such inputs.
+    """
+    _check(logits, labels, patch_size, ignore_index)
+    run = pick(
+        "clipped_cross_entropy",
+        logits.device,
+        backend,
+        num_labels=logits.shape[1],
+        enlarging=labels.shape[2] / logits.shape[3],
+    )
+    result: ClippedLoss = run(
+        logits,
+        labels,
+        patch_size=patch_size,
+        start_value=start_value,
+        ignore_index=ignore_index,
+    )
+    return result
+
+
+def _check(logits: Tensor, labels: Tensor, patch_size: int, ignore_index: int) -> None:
+    if logits.ndim != 4 or not logits.is_floating_point() or 0 in logits.shape:
+        raise ValueError(
+            "logits: expected floating point [B, L, h, w], none of them 0, "
+            f"got {logits.dtype} {tuple(logits.shape)}"
+        )
+    if labels.ndim != 3 or labels.dtype not in (torch.uint8, torch.int64) or 0 in labels.shape:
+        raise ValueError(
+            "labels: expected uint8 or int64 [B, H, W], none of them 0, "
+            f"got {labels.dtype} {tuple(labels.shape)}"
+        )
+    if labels.shape[0] != logits.shape[0] or labels.device != logits.device:
+        raise ValueError(
+            f"labels: expected a batch of {logits.shape[0]} on {logits.device} like logits, "
+            f"got {labels.shape[0]} on {labels.device}"
+        )
+    if patch_size < 1:
+        raise ValueError(f"patch_size: expected at least 1 pixel, got {patch_size}")
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+        num_labels = logits.shape[1]
+        lowest, highest = labels.masked_fill(labels == ignore_index, 0).aminmax()
+        if lowest < 0 or highest >= num_labels:
+            wrong = ((labels < 0) | (labels >= num_labels)) & (labels != ignore_index)
+            raise ValueError(
+                f"labels: expected 0..{num_labels - 1} or {ignore_index} (ignore), "
+                f"got {labels[wrong].unique()[:10].tolist()}"
+            )

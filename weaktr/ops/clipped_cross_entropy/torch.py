@@ -1,0 +1,56 @@
+"""The definition of `clipped_cross_entropy` in PyTorch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from weaktr.ops.attention_inputs import full_precision
+from weaktr.ops.clipped_cross_entropy import ClippedLoss
+from weaktr.ops.clipped_cross_entropy.tiles import TiledCrossEntropy, worth_tiling
+
+
+def clipped_cross_entropy_torch(
+    logits: Tensor, labels: Tensor, *, patch_size: int, start_value: float, ignore_index: int
+) -> ClippedLoss:
+    """The formula in PyTorch; on the CPU tile by tile where that is faster, same results."""
+    logits = full_precision(logits)
+    tiled = logits.device.type == "cpu" and not torch.compiler.is_compiling()
+    if tiled and worth_tiling(logits, labels):
+        losses: Tensor = TiledCrossEntropy.apply(logits, labels, ignore_index)
+    else:
+        losses = pixel_losses(logits, labels, ignore_index)
+    return clip_losses(losses, patch_size, start_value)
+
+
+def pixel_losses(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
+    """The definition of ce: [B, L, h, w] and [B, H, W] -> [B, H, W]."""
+    if logits.shape[2:] != labels.shape[1:]:
+        logits = F.interpolate(logits, labels.shape[1:], mode="bilinear", align_corners=False)
+    return F.cross_entropy(logits, labels.long(), ignore_index=ignore_index, reduction="none")
+
+
+def clip_losses(losses: Tensor, patch_size: int, start_value: float) -> ClippedLoss:
+    """The definition of the rest: ce [B, H, W], with gradient, -> result.
+
+    Nothing waits for the device.
+    """
+    loss_map = losses.detach()
+    mean_loss = loss_map.mean()
+    clipped = mean_loss <= start_value
+    threshold = clip_threshold(loss_map, patch_size)
+    # not torch.minimum: where loss == threshold that would halve the gradient
+    loss = torch.where(clipped & (losses > threshold), threshold, losses).mean()
+    return ClippedLoss(loss, mean_loss, loss_map, clipped)
+
+
+def clip_threshold(loss_map: Tensor, patch_size: int) -> Tensor:
+    """Largest loss that keeps its gradient: [B, H, W] -> [H, W], max(tile mean, batch mean)."""
+    image = loss_map.mean(0)
+    height, width = image.shape
+    kernel = (min(patch_size, height), min(patch_size, width))
+    tiles = F.avg_pool2d(image[None], kernel, ceil_mode=True)[0]
+    rows = torch.arange(height, device=image.device) // patch_size
+    columns = torch.arange(width, device=image.device) // patch_size
+    return torch.maximum(tiles[rows[:, None], columns], loss_map.mean())

@@ -1,0 +1,178 @@
+"""Dense CRF with settings that are kept, among them those of the published WeakTr results."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weaktr.ops.dense_crf import dense_crf, dense_crf_labels, release_memory
+from weaktr.ops.dense_crf.checks import checked_iterations, shared_kernels
+from weaktr.ops.dense_crf.problem import Images, Kernels, Maps, Normalization
+from weaktr.ops.dense_crf.unaries import unary_from_probabilities
+
+__all__ = ["PRESETS", "DenseCRF", "release_memory"]
+
+
+@dataclass(frozen=True)
+class DenseCRF:
+    """`weaktr.ops.dense_crf` with its settings.
+
+    Every method takes one image [H, W, 3], a list of images of any sizes, or a batch of one size
+    [B, H, W, 3], and gives back the same: one array, a list, or a batch.
+
+        crf = DenseCRF(gaussian=(4, 3), bilateral=(83, 5, 3))     # or DenseCRF.preset("voc_cam")
+        marginals = crf(image, unary)
+        labels = crf.refine_labels(image, labels, n_labels=4)
+
+    Args:
+        gaussian, bilateral, iterations, normalization: see `weaktr.ops.dense_crf`.
+
+    Raises:
+        ValueError: an argument of the wrong form or out of its range.
+    """
+
+    gaussian: Kernels = None
+    bilateral: Kernels = None
+    iterations: int = 10
+    normalization: Normalization = "symmetric"
+
+    def __post_init__(self) -> None:
+        shared_kernels(self.gaussian, self.bilateral, self.normalization)
+        checked_iterations(self.iterations)
+
+    @classmethod
+    def preset(cls, name: str) -> DenseCRF:
+        """One of `PRESETS` by name.
+
+        Raises:
+            ValueError: there is none of that name.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"crf: expected one of {', '.join(sorted(PRESETS))}; got {name!r}")
+        return PRESETS[name]
+
+    def __call__(
+        self, image: Images, unary: Maps, *, num_threads: int | None = None, backend: str = "auto"
+    ) -> Maps:
+        """Label marginals.
+
+        Args:
+            image: uint8 [H, W, 3], RGB; a list; or [B, H, W, 3].
+            unary: floating point [L, H, W], energies in nats; a list; or [B, L, H, W].
+            num_threads, backend: see `weaktr.ops.dense_crf`.
+
+        Returns:
+            Q float32 like `unary`, sums to 1 over L.
+
+        Raises:
+            ValueError: an argument of the wrong shape, dtype or range.
+        """
+        batch = _is_batch(image)
+        marginals: Any = dense_crf(
+            _listed(image, batch),
+            _listed(unary, batch),
+            **self._settings(),
+            num_threads=num_threads,
+            backend=backend,
+        )
+        return _stacked(marginals) if batch else marginals  # type: ignore[no-any-return]
+
+    def refine_probabilities(
+        self, image: Images, probs: Maps, *, num_threads: int | None = None, backend: str = "auto"
+    ) -> Maps:
+        """Marginals under label probabilities.
+
+        Args:
+            image: uint8 [H, W, 3], RGB; a list; or [B, H, W, 3].
+            probs: floating point [L, H, W]; a list; or [B, L, H, W]. Clipped to [1e-5, 1], need
+                not sum to 1.
+            num_threads, backend: see `weaktr.ops.dense_crf`.
+
+        Returns:
+            Q float32 like `probs`, sums to 1 over L.
+
+        Raises:
+            ValueError: an argument of the wrong shape, dtype or range.
+        """
+        if isinstance(probs, list):
+            unary: Any = [unary_from_probabilities(one) for one in probs]
+        else:
+            unary = unary_from_probabilities(probs)
+        return self(image, unary, num_threads=num_threads, backend=backend)
+
+    def refine_labels(
+        self,
+        image: Images,
+        labels: Maps,
+        n_labels: int | list[int],
+        *,
+        gt_prob: float = 0.7,
+        zero_unsure: bool = False,
+        confidence: bool = False,
+        num_threads: int | None = None,
+        backend: str = "auto",
+    ) -> Any:
+        """Redraw a label map along the edges of its image.
+
+        Args:
+            image: uint8 [H, W, 3], RGB; a list; or [B, H, W, 3].
+            labels: integers [H, W], 0..L-1; a list; or [B, H, W]. Compact, so that only labels of
+                this image occur.
+            n_labels: L = 1..255; for several images also a list.
+            gt_prob, zero_unsure, confidence, num_threads, backend: see
+                `weaktr.ops.dense_crf_labels`.
+
+        Returns:
+            The most probable labels, uint8 like `labels`; with `confidence` and their marginals.
+
+        Raises:
+            ValueError: an argument of the wrong shape, dtype or range.
+        """
+        batch = _is_batch(image)
+        found: Any = dense_crf_labels(
+            _listed(image, batch),
+            _listed(labels, batch),
+            n_labels,
+            gt_prob=gt_prob,
+            zero_unsure=zero_unsure,
+            confidence=confidence,  # type: ignore[call-overload]
+            **self._settings(),
+            num_threads=num_threads,
+            backend=backend,
+        )
+        if not batch:
+            return found
+        return tuple(map(_stacked, found)) if confidence else _stacked(found)
+
+    def _settings(self) -> dict[str, Any]:
+        names = ("gaussian", "bilateral", "iterations", "normalization")
+        return {name: getattr(self, name) for name in names}
+
+
+def _is_batch(image: Any) -> bool:
+    return isinstance(image, (np.ndarray, Tensor)) and image.ndim == 4
+
+
+def _listed(maps: Any, batch: bool) -> Any:
+    """The images of a batch one by one."""
+    if batch and len(maps) == 0:
+        raise ValueError("image: expected a batch of at least one image, got none")
+    return list(maps) if batch else maps
+
+
+def _stacked(maps: list[Any]) -> Any:
+    return np.stack(maps) if isinstance(maps[0], np.ndarray) else torch.stack(maps)
+
+
+#: data set and use -> settings. "cam": on labels from CAMs; "seg": on stage-2 probabilities.
+#: Source: the published code, hustvl/WeakTr 3457ad3 (tool/imutils.py, segm/eval/densecrf.py).
+PRESETS = {
+    "voc_cam": DenseCRF(gaussian=(4, 3), bilateral=(83, 5, 3)),
+    "coco_cam": DenseCRF(gaussian=(3, 3), bilateral=(50, 5, 10)),
+    "voc_seg": DenseCRF(gaussian=(3, 3), bilateral=(83, 5, 3)),
+    "coco_seg": DenseCRF(gaussian=(1, 3), bilateral=(67, 3, 4)),
+}

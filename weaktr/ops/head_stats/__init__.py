@@ -1,0 +1,152 @@
+"""`head_stats`: the two small statistics of every attention map that stage 1 needs.
+
+For one head with queries q and keys k over N tokens, A = softmax(q kᵀ · scale). The first C tokens
+are class tokens, the last P are patches; tokens between them (registers) only share the softmax.
+
+    class_rows[c, j]   = A[c, N - P + j]                      class -> patch
+    column_means[j]    = 1/P Σ_i A[N - P + i, N - P + j]      mean over patch queries
+
+Because the fine logit averages the refined CAM over its pixels, these two are all that training
+needs of a map: no [N, N] array outlives the call.
+
+Source: arXiv 2304.01184, section 3.2 (cross attention and patch attention).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from weaktr.ops.attention_inputs import check_attention_inputs, check_packing, check_same_kind
+from weaktr.ops.registry import pick
+
+
+class HeadStats(NamedTuple):
+    """What `head_stats` returns, in the dtype of q (float32 for half-precision lse)."""
+
+    class_rows: Tensor  #: [B, H, C, P]
+    column_means: Tensor | None  #: [B, H, P]; None where not asked for
+    lse: Tensor  #: [B, H, N] log Σ_j exp(q_i·k_j · scale), float32 or wider
+
+
+def head_stats(
+    q: Tensor,
+    k: Tensor,
+    *,
+    num_classes: int,
+    num_patches: int,
+    scale: float | None = None,
+    lse: Tensor | None = None,
+    column_means: bool = True,
+    backend: str = "auto",
+) -> HeadStats:
+    """Class rows and patch column means of softmax attention, without gradient.
+
+    Args:
+        q: [B, H, N, d] queries after position encoding, floating point.
+        k: [B, H, N, d] keys, same shape, dtype and device as q.
+        num_classes: C >= 1, the class tokens at the front.
+        num_patches: P >= 1, the patch tokens at the end; C + P <= N.
+        scale: factor on q·k; 1/sqrt(d) where None.
+        lse: [B, H, N] row log-sum-exp where it is known already.
+        column_means: False skips them (inference needs only the class rows).
+        backend: see `weaktr.ops.registry.pick`.
+
+    Returns:
+        `HeadStats`, detached.
+
+    Raises:
+        ValueError: shapes that do not fit together.
+        BackendUnavailable: `backend` was named and cannot run, or takes no such inputs.
+    """
+    check_attention_inputs(q, k, num_patches)
+    if num_classes < 1 or num_classes + num_patches > q.shape[2]:
+        raise ValueError(
+            f"num_classes: expected 1 <= C and C + P <= N = {q.shape[2]}, "
+            f"got C = {num_classes}, P = {num_patches}"
+        )
+    if lse is not None and lse.shape != q.shape[:3]:
+        raise ValueError(f"lse: expected shape {tuple(q.shape[:3])}, got {tuple(lse.shape)}")
+    settings = (scale, column_means, backend)
+    return _run(q, k, lse, *settings, num_classes=num_classes, num_patches=num_patches)
+
+
+def head_stats_ragged(
+    q: Tensor,
+    k: Tensor,
+    *,
+    num_classes: int,
+    tokens: Sequence[int],
+    patches: Sequence[int],
+    scale: float | None = None,
+    lse: Tensor | None = None,
+    column_means: bool = True,
+    backend: str = "auto",
+) -> HeadStats:
+    """`head_stats` of images of different sizes, packed one behind the other; B may be 0.
+
+    Args:
+        q: [H, ΣN, d] queries of all maps and images, floating point.
+        k: [H, ΣN, d] keys, same shape, dtype and device.
+        num_classes: C >= 1, the class tokens at the front of each image.
+        tokens: N of each image, in order.
+        patches: P of each image, its last tokens; C + P <= N.
+        scale: factor on q·k; 1/sqrt(d) where None.
+        lse: [H, ΣN] row log-sum-exp over the keys of the row's own image, where it is known.
+        column_means: False skips them.
+        backend: see `weaktr.ops.registry.pick`.
+
+    Returns:
+        `HeadStats` of [H, C, ΣP], [H, ΣP] and [H, ΣN], detached.
+
+    Raises:
+        ValueError: shapes that do not fit together.
+        BackendUnavailable: `backend` was named and cannot run, or takes no such inputs.
+    """
+    check_packing(q, tokens, patches)
+    check_same_kind(q, k)
+    if num_classes < 1 or any(
+        num_classes + count > total for count, total in zip(patches, tokens, strict=True)
+    ):
+        raise ValueError(
+            "num_classes: expected 1 <= C and C + P <= N for each image, "
+            f"got C = {num_classes}, P = {list(patches)}, N = {list(tokens)}"
+        )
+    if lse is not None and lse.shape != q.shape[:2]:
+        raise ValueError(f"lse: expected shape {tuple(q.shape[:2])}, got {tuple(lse.shape)}")
+    packed = (q[None], k[None], None if lse is None else lse[None])
+    stats = _run(
+        *(*packed, scale, column_means, backend),
+        num_classes=num_classes,
+        num_patches=sum(patches),
+        tokens=tokens,
+        patches=patches,
+    )
+    means = None if stats.column_means is None else stats.column_means[0]
+    return HeadStats(stats.class_rows[0], means, stats.lse[0])
+
+
+def _run(
+    q: Tensor,
+    k: Tensor,
+    lse: Tensor | None,
+    scale: float | None,
+    column_means: bool,
+    backend: str,
+    **sizes: Any,
+) -> HeadStats:
+    dtypes = (q.dtype,) if lse is None else (q.dtype, lse.dtype)
+    run = pick("head_stats", q.device, backend, dtypes=dtypes, head_dim=q.shape[-1])
+    with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
+        result: HeadStats = run(
+            q.detach(),
+            k.detach(),
+            scale=q.shape[-1] ** -0.5 if scale is None else scale,
+            lse=lse,
+            column_means=column_means,
+            **sizes,
+        )
+    return result

@@ -1,0 +1,75 @@
+"""A folder of results: what it was made from, and whether it may be continued.
+
+FOLDER/inputs.json     fingerprint and settings of what the results are made from; written first
+FOLDER/finished.json   the same fingerprint; written last
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from weaktr.files import read_json, write_json
+
+INPUTS, FINISHED = "inputs.json", "finished.json"
+
+
+def fingerprint(*parts: Any) -> str:
+    """32 hexadecimal digits of the JSON of `parts` (key order does not matter)."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def begin(
+    folder: Path, made_from: str, *, replace: bool = False, force: bool = False, **facts: Any
+) -> None:
+    """Make `folder` ready for results: what is in it is kept if it comes from the same inputs.
+
+    Args:
+        folder: made where it is missing.
+        made_from: fingerprint of the inputs.
+        replace: delete results of other inputs, instead of refusing to mix them with new ones.
+        force: delete results of the same inputs too.
+        facts: written beside the fingerprint, for whoever looks at the results.
+
+    Raises:
+        ValueError: the folder holds files but no ``inputs.json``, so weaktr did not make them; or
+            results of other inputs where `replace` is False.
+    """
+    note = folder / INPUTS
+    if note.is_file():
+        same = made_from_of(note) == made_from
+        if not same and not replace:
+            raise ValueError(
+                f"{folder}: holds masks made by another checkpoint or with other settings; "
+                "choose another --out"
+            )
+        if force or not same:
+            shutil.rmtree(folder)
+    elif folder.exists() and any(folder.iterdir()):
+        raise ValueError(
+            f"{folder}: expected an empty folder or one that weaktr made, but it holds files and "
+            f"no {INPUTS}; choose another --out, or move them away"
+        )
+    write_json(note, {"made_from": made_from, **facts})
+
+
+def mark_finished(folder: Path, made_from: str) -> None:
+    """Note that the results in `folder` are complete, made from inputs of this fingerprint."""
+    write_json(folder / FINISHED, {"made_from": made_from})
+
+
+def is_finished(folder: Path, made_from: str) -> bool:
+    """Whether the results in `folder` are complete and were made from exactly these inputs."""
+    return made_from_of(folder / FINISHED) == made_from
+
+
+def made_from_of(note: Path) -> str | None:
+    """The fingerprint in an ``inputs.json`` or ``finished.json``; None where there is no file."""
+    if not note.is_file():
+        return None
+    made_from: str | None = read_json(note).get("made_from")
+    return made_from

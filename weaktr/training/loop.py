@@ -1,0 +1,305 @@
+"""What both trainings share: the order of the data, autocast, steps, checkpoints, resuming.
+
+`TrainingLoop` keeps the position (epoch, batch, step) and everything random, so that a run killed
+at any moment and started again passes through the same losses as an unbroken one.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
+
+from weaktr.config import Amp, Recipe
+from weaktr.data import CamDataset, EpochSampler, SegDataset
+from weaktr.models.precision import amp_type, autocast
+from weaktr.progress import Meter, TensorBoard
+from weaktr.training.metrics import MetricsLog
+from weaktr.training.state import load_state, random_state, restore_random_state, save_state
+
+log = logging.getLogger("weaktr")
+M = TypeVar("M", bound=nn.Module)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+STATE = "state.pt"
+METRICS = "metrics.jsonl"
+
+
+class StepSettings(Protocol):
+    """What `TrainingLoop` reads of `TrainCamConfig` and `TrainSegConfig`."""
+
+    @property
+    def epochs(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def accumulate(self) -> int: ...
+    @property
+    def amp(self) -> Amp: ...
+    @property
+    def clip_grad(self) -> float | None: ...
+    @property
+    def ema_decay(self) -> float | None: ...
+
+
+def compiled(losses: Callable[P, R], wanted: bool) -> Callable[P, R]:
+    """`losses`, run as one compiled graph where `wanted`; the model in it keeps its names.
+
+    Args:
+        losses: computes the losses of a batch; all batches have one shape.
+        wanted: `TrainCamConfig.compile` or `TrainSegConfig.compile`.
+    """
+    if not wanted:
+        return losses
+    log.info("torch.compile: the first step takes long, then steps are faster")
+    return cast(Callable[P, R], torch.compile(losses, fullgraph=True, dynamic=False))
+
+
+# ---------------------------------------------------------------- order of the data
+
+
+class EpochLoader:
+    """Shuffled batches of an epoch, the same from any batch on and with any number of workers.
+
+    The last, smaller batch is left out.
+
+    Args:
+        dataset: what to load, seeded.
+        batch_size: items a batch.
+        seed: of the order.
+        num_workers: loading processes.
+
+    Raises:
+        ValueError: fewer items than `batch_size`.
+    """
+
+    def __init__(
+        self, dataset: CamDataset | SegDataset, batch_size: int, seed: int, num_workers: int = 0
+    ) -> None:
+        self._dataset = dataset
+        self._sampler = EpochSampler(len(dataset), batch_size, seed=seed)
+        self._loader = DataLoader(
+            dataset,
+            batch_sampler=self._sampler,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator().manual_seed(seed),  # leaves the model's generator alone
+        )
+
+    def __len__(self) -> int:
+        return self._sampler.batches_per_epoch
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Any]:
+        """The batches of `epoch` from batch `start` on."""
+        self._dataset.set_epoch(epoch)
+        self._sampler.set_epoch(epoch, start)
+        return iter(self._loader)
+
+
+# ---------------------------------------------------------------- steps and checkpoints
+
+
+class TrainingLoop(Generic[M]):
+    """Epochs, batches and steps with checkpoints in between.
+
+    Use::
+
+        loop = TrainingLoop(...)
+        for epoch in loop.epochs():
+            for batch in loop.batches():
+                with loop.autocast():
+                    losses = {...}
+                loop.backward(losses)
+        model = loop.finish()
+
+    Args:
+        folder: of the stage; holds state.pt and metrics.jsonl.
+        model: on its device.
+        optimizer: of the model's parameters.
+        loader: the batches.
+        settings: epochs, accumulation, autocast, clipping, moving average.
+        recipe: how often to log and to save.
+        set_lr: sets the learning values for a fractional position: called with (epoch, step)
+            before each step.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        model: M,
+        optimizer: torch.optim.Optimizer,
+        loader: EpochLoader,
+        settings: StepSettings,
+        recipe: Recipe,
+        set_lr: Callable[[int, int], None],
+    ) -> None:
+        self.folder, self.model, self.optimizer, self.loader = folder, model, optimizer, loader
+        self.settings, self.recipe, self.set_lr = settings, recipe, set_lr
+        self.device = next(model.parameters()).device
+        self.epoch = self.batch = self.step = 0
+        self.steps_per_epoch = max(1, len(loader) // settings.accumulate)
+        if len(loader) < settings.accumulate:
+            raise ValueError(
+                f"accumulate: expected at most the {len(loader)} batches of an epoch, "
+                f"got {settings.accumulate}"
+            )
+        dtype = amp_type(settings.amp, self.device)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype is torch.float16)
+        self.average: AveragedModel | None = None
+        if settings.ema_decay is not None:
+            average = get_ema_multi_avg_fn(settings.ema_decay)
+            self.average = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+        self.metrics = MetricsLog(folder / METRICS)
+        self.board = TensorBoard(folder / "tensorboard")
+        self._pending: list[tuple[int, float, dict[str, Tensor]]] = []
+        self._sums: dict[str, Tensor] = {}
+        self._note = ""
+        self._saved_at = time.monotonic()
+        self._resume()
+
+    def autocast(self) -> torch.autocast:
+        """The context of the forward pass."""
+        return autocast(self.settings.amp, self.device)
+
+    def epochs(self) -> Iterator[int]:
+        """The epochs that are left; saves after each."""
+        while self.epoch < self.settings.epochs:
+            yield self.epoch
+            self.epoch, self.batch = self.epoch + 1, 0
+            self.save()
+
+    def batches(self) -> Iterator[list[Tensor]]:
+        """The batches that are left of this epoch, on the model's device."""
+        settings = self.settings
+        total = self.steps_per_epoch * settings.accumulate
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        title = f"{self.folder.name} epoch {self.epoch + 1}/{settings.epochs}"
+        size = settings.batch_size
+        with Meter(title, total * size, done=self.batch * size) as meter:
+            for batch in self.loader.epoch(self.epoch, self.batch):
+                if self.batch == total:
+                    break
+                yield [part.to(self.device, non_blocking=True) for part in batch]
+                meter.advance(size, self._note)
+
+    def backward(self, losses: Mapping[str, Tensor]) -> None:
+        """Add the gradients of the sum of `losses`; step once a step's batches are through.
+
+        Raises:
+            ValueError: a loss was not finite (found at the next look, see `Recipe.log_steps`).
+        """
+        accumulate = self.settings.accumulate
+        total = torch.stack(list(losses.values())).sum()
+        self.scaler.scale(total / accumulate).backward()
+        for name, loss in {"loss": total, **losses}.items():
+            share = loss.detach() / accumulate
+            self._sums[name] = self._sums[name] + share if name in self._sums else share
+        self.batch += 1
+        if self.batch % accumulate == 0:
+            self._step()
+
+    def log_scores(self, scores: Mapping[str, float]) -> None:
+        """Note scores of this moment in metrics.jsonl and TensorBoard."""
+        self._look()
+        self.metrics.write([{"epoch": self.epoch, "step": self.step, **scores}])
+        self.board.scalars(scores, self.step)
+
+    def trained_model(self) -> M:
+        """The model to use now: the moving average where one is kept."""
+        return self.model if self.average is None else cast(M, self.average.module)
+
+    def finish(self) -> M:
+        """Close the logs and return the model to save, in eval mode."""
+        self._look()
+        self.metrics.close()
+        self.board.close()
+        return self.trained_model().eval()
+
+    def save(self) -> None:
+        """Write a checkpoint from which `TrainingLoop` goes on."""
+        self._look()
+        state = {
+            "position": [self.epoch, self.batch, self.step, self.metrics.position()],
+            "model": self.model.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "random": random_state(),
+        }
+        save_state(self.folder / STATE, state)
+        self._saved_at = time.monotonic()
+
+    def _resume(self) -> None:
+        state = load_state(self.folder / STATE)
+        if state is None:
+            self.metrics.cut(0)
+            return
+        self.model.load_state_dict(state["model"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.epoch, self.batch, self.step, written = state["position"]
+        self.metrics.cut(written)
+        restore_random_state(state["random"])
+        log.info("%s: going on from epoch %d, step %d", self.folder.name, self.epoch, self.step)
+
+    def _step(self) -> None:
+        self.set_lr(self.epoch, self.step)
+        self.scaler.unscale_(self.optimizer)
+        if self.settings.clip_grad is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_grad)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        self.step += 1
+        lr = max(group["lr"] for group in self.optimizer.param_groups)
+        self._pending.append((self.step, lr, self._sums))
+        self._sums = {}
+        if len(self._pending) >= self.recipe.log_steps:
+            self._look()
+        self._save_in_between()
+
+    def _save_in_between(self) -> None:
+        every = self.recipe.checkpoint_steps
+        due = every is not None and self.step % every == 0
+        if due or time.monotonic() - self._saved_at > self.recipe.checkpoint_seconds:
+            self.save()
+
+    def _look(self) -> None:
+        """Bring the losses since the last look off the device, check and log them."""
+        if not self._pending:
+            return
+        names = list(self._pending[0][2])
+        values = torch.stack([torch.stack([sums[n] for n in names]) for *_, sums in self._pending])
+        rows = []
+        for (step, lr, _), losses in zip(self._pending, values.double().tolist(), strict=True):
+            row = dict(zip(names, losses, strict=True))
+            if not all(map(math.isfinite, row.values())):
+                raise ValueError(_not_finite(self.folder, self.epoch, step, row))
+            rows.append({"epoch": self.epoch, "step": step, "lr": lr, **row})
+        self.metrics.write(rows)
+        self.board.scalars({name: rows[-1][name] for name in ("lr", *names)}, self.step)
+        self._note = f"loss {rows[-1]['loss']:.3f}"
+        self._pending = []
+
+
+def _not_finite(folder: Path, epoch: int, step: int, losses: Mapping[str, float]) -> str:
+    listed = ", ".join(f"{name} {value:.3g}" for name, value in losses.items())
+    return (
+        f"{folder.name}: loss not finite at epoch {epoch}, step {step} ({listed}). Try a lower lr, "
+        "a longer warm-up, clip_grad=1, or amp=bf16 / amp=none; the last checkpoint is whole"
+    )
