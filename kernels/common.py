@@ -1,6 +1,6 @@
 """What the kernels on attention maps share: tiles of attention, inputs they take, block sizes.
 
-A ragged batch is packed along the tokens; a table (`packing_table`) tells where each image lies.
+A packed batch is packed along the tokens; a table (`packing_table`) tells where each image lies.
 """
 
 from __future__ import annotations
@@ -106,9 +106,9 @@ def softmax_step(logits, valid, largest, total):
 
 
 @triton.jit
-def place(table, image, tokens, patches, RAGGED: tl.constexpr):
+def place(table, image, tokens, patches, PACKED: tl.constexpr):
     """Of an image: its first token, its tokens, its patches, the patches of images before it."""
-    if RAGGED:
+    if PACKED:
         first = tl.load(table + 4 * image).to(tl.int32)
         tokens = tl.load(table + 4 * image + 1).to(tl.int32)
         patches = tl.load(table + 4 * image + 2).to(tl.int32)

@@ -155,7 +155,7 @@ class _Layout(NamedTuple):
 
     images: int
     most_patches: int  #: of one image
-    table: Tensor | None  #: of a ragged batch
+    table: Tensor | None  #: of a packed batch
 
 
 def _layout(
@@ -201,7 +201,7 @@ def _spread(
             *(x, x.stride(), y, y.stride(), lse, lse.stride(), weights, weights.stride()),
             *(values, values.stride(), parts, layout.table),
             *(maps, x.shape[2], layout.most_patches, channels, dim, scale, splits, batch * rows),
-            RAGGED=layout.table is not None,
+            PACKED=layout.table is not None,
             TRANSPOSED=transposed,
             BLOCK_D=block_of(dim),
             BLOCK_C=block_c,
@@ -237,7 +237,7 @@ def _weights_gradient(
             *(q, q.stride(), k, k.stride(), lse, lse.stride(), gradient, gradient.stride()),
             *(values, values.stride(), parts, layout.table),
             *(maps, q.shape[2], layout.most_patches, channels, dim, scale),
-            RAGGED=layout.table is not None,
+            PACKED=layout.table is not None,
             BLOCK_D=block_of(dim),
             BLOCK_C=block_of(channels, MOST_CHANNELS),
             PRECISION=dot_precision(),

@@ -51,7 +51,7 @@ def spread_kernel(
     scale,
     splits,
     part_rows,
-    RAGGED: tl.constexpr,
+    PACKED: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     BLOCK_I: tl.constexpr,
     BLOCK_J: tl.constexpr,
@@ -68,10 +68,10 @@ def spread_kernel(
     channel = program // (row_blocks * splits) % channel_blocks * BLOCK_C
     image = (program // (row_blocks * splits * channel_blocks)).to(tl.int64)
 
-    begin, own, patches, before = place(table, image, tokens, most_patches, RAGGED)
+    begin, own, patches, before = place(table, image, tokens, most_patches, PACKED)
     first = begin + own - patches
     weights += image * weights_strides[0]
-    if RAGGED:
+    if PACKED:
         values += before * values_strides[1]
     else:
         x += image * x_strides[0]
@@ -127,7 +127,7 @@ def weights_kernel(
     channels,
     dim,
     scale,
-    RAGGED: tl.constexpr,
+    PACKED: tl.constexpr,
     BLOCK_I: tl.constexpr,
     BLOCK_J: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -141,9 +141,9 @@ def weights_kernel(
     m = (program // row_blocks % maps).to(tl.int64)
     image = (program // row_blocks // maps).to(tl.int64)
 
-    begin, own, patches, before = place(table, image, tokens, most_patches, RAGGED)
+    begin, own, patches, before = place(table, image, tokens, most_patches, PACKED)
     first = begin + own - patches
-    if RAGGED:
+    if PACKED:
         gradient += before * gradient_strides[1]
         values += before * values_strides[1]
     else:

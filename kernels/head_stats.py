@@ -2,7 +2,7 @@
 
 Two launches. The first finds the log-sum-exp of every row, keys passing block by block. In the
 second a program holds a block of keys (columns of the map), writes their entries in the class rows,
-then sums them over the queries of all patches. Sums are in float32 and in a fixed order. A ragged
+then sums them over the queries of all patches. Sums are in float32 and in a fixed order. A packed
 batch takes the same launches, with as many blocks for each image as its largest one has.
 """
 
@@ -62,7 +62,7 @@ def head_stats_triton(
 def attention_lse(q: Tensor, k: Tensor, scale: float, tokens: list[int] | None = None) -> Tensor:
     """log Σ_j exp(q_i·k_j · scale) over an image's keys: q, k [B, H, N, d] -> float32 [B, H, N].
 
-    `tokens` counts those of each image of a ragged batch: q, k [1, H, ΣN, d] -> [1, H, ΣN].
+    `tokens` counts those of each image of a packed batch: q, k [1, H, ΣN, d] -> [1, H, ΣN].
     """
     batch, heads, count, dim = q.shape
     lse = torch.empty(batch, heads, count, dtype=torch.float32, device=q.device)
@@ -76,7 +76,7 @@ def attention_lse(q: Tensor, k: Tensor, scale: float, tokens: list[int] | None =
         grid = (triton.cdiv(most, config["BLOCK_I"]) * images * heads,)
         _lse_kernel[grid](
             *(q, q.stride(), k, k.stride(), lse, table, heads, count, most, dim, scale),
-            RAGGED=table is not None,
+            PACKED=table is not None,
             BLOCK_D=block_of(dim),
             PRECISION=dot_precision(),
             **config,
@@ -107,7 +107,7 @@ def attention_stats(
 ) -> tuple[Tensor, Tensor]:
     """Class rows [B, H, C, P] and column means [B, H, P] (none: [B, H, 0]), both float32.
 
-    `tokens` and `patches` count those of each image of a ragged batch, whose B is 1 and whose P,
+    `tokens` and `patches` count those of each image of a packed batch, whose B is 1 and whose P,
     `num_patches`, is their sum.
     """
     batch, heads, count, dim = q.shape
@@ -125,7 +125,7 @@ def attention_stats(
         _stats_kernel[grid](
             *(q, q.stride(), k, k.stride(), lse, lse.stride(), rows, means, table),
             *(heads, count, num_patches, most, dim, num_classes, scale),
-            RAGGED=table is not None,
+            PACKED=table is not None,
             MEANS=column_means,
             BLOCK_D=block_of(dim),
             PRECISION=dot_precision(),
@@ -156,10 +156,10 @@ def _(
 
 
 @triton.jit
-def _image_of(x, strides, image, head, first, RAGGED: tl.constexpr):
-    """Where the tokens of one image and head begin in x [B, H, N, d] or, ragged, [1, H, ΣN, d]."""
+def _image_of(x, strides, image, head, first, PACKED: tl.constexpr):
+    """Where the tokens of one image and head begin in x [B, H, N, d] or, packed, [1, H, ΣN, d]."""
     x += head * strides[1]
-    if RAGGED:
+    if PACKED:
         x += first.to(tl.int64) * strides[2]
     else:
         x += image * strides[0]
@@ -179,7 +179,7 @@ def _lse_kernel(
     most_tokens,
     dim,
     scale,
-    RAGGED: tl.constexpr,
+    PACKED: tl.constexpr,
     BLOCK_I: tl.constexpr,
     BLOCK_J: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -189,10 +189,10 @@ def _lse_kernel(
     blocks = tl.cdiv(most_tokens, BLOCK_I)
     index = (tl.program_id(0) // blocks).to(tl.int64)
     image, head = index // heads, index % heads
-    first, own, _, _ = place(table, image, tokens, tokens, RAGGED)
-    q = _image_of(q, q_strides, image, head, first, RAGGED)
-    k = _image_of(k, k_strides, image, head, first, RAGGED)
-    if RAGGED:
+    first, own, _, _ = place(table, image, tokens, tokens, PACKED)
+    q = _image_of(q, q_strides, image, head, first, PACKED)
+    k = _image_of(k, k_strides, image, head, first, PACKED)
+    if PACKED:
         lse += head * tokens + first
     else:
         lse += index * tokens
@@ -230,7 +230,7 @@ def _stats_kernel(
     dim,
     num_classes,
     scale,
-    RAGGED: tl.constexpr,
+    PACKED: tl.constexpr,
     MEANS: tl.constexpr,
     BLOCK_I: tl.constexpr,
     BLOCK_J: tl.constexpr,
@@ -241,11 +241,11 @@ def _stats_kernel(
     blocks = tl.cdiv(most_patches, BLOCK_J)
     index = (tl.program_id(0) // blocks).to(tl.int64)
     image, head = index // heads, index % heads
-    first, own, patches, before = place(table, image, tokens, num_patches, RAGGED)
-    q = _image_of(q, q_strides, image, head, first, RAGGED)
-    k = _image_of(k, k_strides, image, head, first, RAGGED)
-    lse = _image_of(lse, lse_strides, image, head, first, RAGGED)
-    if RAGGED:
+    first, own, patches, before = place(table, image, tokens, num_patches, PACKED)
+    q = _image_of(q, q_strides, image, head, first, PACKED)
+    k = _image_of(k, k_strides, image, head, first, PACKED)
+    lse = _image_of(lse, lse_strides, image, head, first, PACKED)
+    if PACKED:
         class_rows += head * num_classes * num_patches + before
         means += head * num_patches + before
     else:

@@ -54,13 +54,13 @@ def attention_kernels(dtype: torch.dtype, dim: int) -> None:
     q, k, v = torch.zeros(3, 1, 2, 40, dim, dtype=dtype)
     attention.in_one_launch(q, k, v, 3, 37, common.configs_of(q)[0])
     sizes = {"num_classes": 3, "num_patches": 37, "scale": 0.1}
-    packed = {"tokens": [40], "patches": [37]}
-    for column_means, ragged in product((True, False), ({}, packed)):
-        head_stats.head_stats_triton(q, k, lse=None, column_means=column_means, **sizes, **ragged)
+    layouts = ({}, {"tokens": [40], "patches": [37]})
+    for column_means, layout in product((True, False), layouts):
+        head_stats.head_stats_triton(q, k, lse=None, column_means=column_means, **sizes, **layout)
     lse, weights, values = torch.zeros(1, 2, 40), torch.zeros(1, 2), torch.zeros(1, 37, 5)
-    for ragged in ({}, packed):
+    for layout in layouts:
         tensors = [t.requires_grad_() for t in (weights, values)]
-        fine = fuse_heads.fuse_heads_triton(q, k, lse, *tensors, scale=0.1, **ragged)
+        fine = fuse_heads.fuse_heads_triton(q, k, lse, *tensors, scale=0.1, **layout)
         fine.sum().backward()
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from tests.tolerances import assert_close
 from weaktr.models import Segmenter
-from weaktr.models.onednn import PackedLinear, can_pack, packed
+from weaktr.models.onednn import OneDnnLinear, can_pack, with_onednn_layers
 
 BACKBONES = {
     "vit_tiny_patch16_224": {"embed_dim": 48, "depth": 2, "num_heads": 3},
@@ -32,11 +32,11 @@ def test_the_same_logits_and_the_model_as_it_was(backbone):
     expected = model.patch_outputs(images)
     if not can_pack(model):
         pytest.skip("this torch has no oneDNN")
-    twin = packed(model, rows=12)
-    layers = [m for m in twin.modules() if isinstance(m, nn.Linear | PackedLinear)]
-    assert layers and all(isinstance(layer, PackedLinear) for layer in layers)
+    twin = with_onednn_layers(model, rows=12)
+    layers = [m for m in twin.modules() if isinstance(m, nn.Linear | OneDnnLinear)]
+    assert layers and all(isinstance(layer, OneDnnLinear) for layer in layers)
     assert_close(twin.patch_outputs(images), expected, "golden")
-    assert not any(isinstance(m, PackedLinear) for m in model.modules())
+    assert not any(isinstance(m, OneDnnLinear) for m in model.modules())
     after = model.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -50,7 +50,7 @@ def test_only_the_exact_gelu_is_joined(approximate):
     for block in model.vit.blocks:
         block.mlp.act = nn.GELU(approximate)
     images = torch.randn(1, 3, 48, 48)
-    assert_close(packed(model, 9).patch_outputs(images), model.patch_outputs(images), "golden")
+    assert_close(with_onednn_layers(model, 9).patch_outputs(images), model.patch_outputs(images), "golden")
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -64,7 +64,7 @@ def test_bfloat16_errs_at_most_twice_as_much_as_autocast(backbone):
         pytest.skip("this torch has no oneDNN")
     with torch.autocast("cpu", torch.bfloat16):
         theirs = model.patch_outputs(images)
-        ours = packed(model, 12, torch.bfloat16).patch_outputs(images)
+        ours = with_onednn_layers(model, 12, torch.bfloat16).patch_outputs(images)
     assert ours.dtype == theirs.dtype
     assert (ours - exact).abs().mean() <= 2 * (theirs - exact).abs().mean()
 
@@ -72,4 +72,4 @@ def test_bfloat16_errs_at_most_twice_as_much_as_autocast(backbone):
 def test_half_precision_is_left_alone():
     model = segmenter("vit_tiny_patch16_224").bfloat16()
     assert not can_pack(model)
-    assert packed(model, 9) is model
+    assert with_onednn_layers(model, 9) is model

@@ -8,7 +8,7 @@ import torch
 from tests.models.test_families import CAM, FAMILIES
 from tests.tolerances import assert_golden
 from weaktr.models import CamModel
-from weaktr.models.packing import cams_ragged
+from weaktr.models.packing import cams_packed
 from weaktr.ops import registry as backends
 
 CLASSES = [(0, 3), (2,), (), (1, 0, 2), (3,)]
@@ -39,7 +39,7 @@ def alone(model, images, classes, **settings):
 def test_images_together_give_what_each_gives_alone(family):
     model = CamModel(family, 4, patch_norm="dino" in family, **CAM).eval()
     images = images_for(model, (3, 4), (3, 4), (2, 2), (5, 3), (1, 1))
-    together = cams_ragged(model, images, CLASSES)
+    together = cams_packed(model, images, CLASSES)
     assert_all_golden(together, alone(model, images, CLASSES))
 
 
@@ -49,7 +49,7 @@ def test_every_kind_of_cam(attention_type, refine):
     model = CamModel("deit_small_patch16_224", 4, pool="avg", **CAM).eval()
     images = images_for(model, (3, 4), (2, 2), (5, 3), (5, 3), (1, 4))
     settings = {"attention_type": attention_type, "refine": refine}
-    together = cams_ragged(model, images, CLASSES, **settings)
+    together = cams_packed(model, images, CLASSES, **settings)
     assert_all_golden(together, alone(model, images, CLASSES, **settings))
 
 
@@ -58,9 +58,9 @@ def test_triton_gives_the_same(monkeypatch):
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = CamModel("deit_small_patch16_224", 4, **CAM).eval()
     images = images_for(model, (3, 4), (2, 2), (5, 3), (5, 3), (1, 4))
-    expected = cams_ragged(model, images, CLASSES)
+    expected = cams_packed(model, images, CLASSES)
     monkeypatch.setenv(backends.ENVIRONMENT_VARIABLE, "triton")
-    found = cams_ragged(model.to(device), [image.to(device) for image in images], CLASSES)
+    found = cams_packed(model.to(device), [image.to(device) for image in images], CLASSES)
     assert_all_golden([cams.cpu() for cams in found], expected)
 
 
@@ -68,9 +68,9 @@ def test_triton_gives_the_same(monkeypatch):
 def test_autocast(dtype):
     model = CamModel("deit_small_patch16_224", 4, **CAM).eval()
     images = images_for(model, (3, 4), (2, 2))
-    exact = cams_ragged(model, images, CLASSES[:2])
+    exact = cams_packed(model, images, CLASSES[:2])
     with torch.autocast("cpu", dtype=dtype):
-        cams = cams_ragged(model, images, CLASSES[:2])
+        cams = cams_packed(model, images, CLASSES[:2])
     for half, one in zip(cams, exact, strict=True):
         assert half.dtype == torch.float32
         assert (half - one).abs().max() < 0.05 * one.abs().max()
@@ -78,11 +78,11 @@ def test_autocast(dtype):
 
 def test_no_image_and_wrong_arguments():
     model = CamModel("deit_small_patch16_224", 4, **CAM).eval()
-    assert cams_ragged(model, [], []) == []
+    assert cams_packed(model, [], []) == []
     images = images_for(model, (2, 2))
     with pytest.raises(ValueError, match=r"classes: expected one list per image \(1\), got 2"):
-        cams_ragged(model, images, [(0,), (1,)])
+        cams_packed(model, images, [(0,), (1,)])
     with pytest.raises(ValueError, match=r"attention_type: expected one of"):
-        cams_ragged(model, images, [(0,)], attention_type="plain")
+        cams_packed(model, images, [(0,)], attention_type="plain")
     with pytest.raises(ValueError, match=r"H, W >= 16 \(one patch\)"):
-        cams_ragged(model, [torch.zeros(3, 15, 40)], [(0,)])
+        cams_packed(model, [torch.zeros(3, 15, 40)], [(0,)])

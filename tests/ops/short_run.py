@@ -14,7 +14,7 @@ import torch
 from weaktr.kernels import attention, clipped_cross_entropy, common, head_stats
 from weaktr.ops.clipped_cross_entropy import clipped_cross_entropy as loss_of
 from weaktr.ops.fuse_heads import fuse_heads as fused
-from weaktr.ops.fuse_heads import fuse_heads_ragged
+from weaktr.ops.fuse_heads import fuse_heads_packed
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CLASSES, PATCHES, WIDTH = 5, 71, 24
@@ -22,7 +22,7 @@ PACKED = {"tokens": [9, 70, 5], "patches": [7, 65, 0]}
 
 
 def attention_kernels(dtype: torch.dtype) -> list[torch.Tensor]:
-    """Attention, statistics and fusion, dense and ragged, with gradients."""
+    """Attention, statistics and fusion, dense and packed, with gradients."""
     q, k, v = torch.randn(3, 2, 3, CLASSES + PATCHES, WIDTH, dtype=dtype, device=DEVICE)
     attended = attention.in_one_launch(q, k, v, CLASSES, PATCHES, common.configs_of(q)[0])
     weights = torch.rand(2, 3, device=DEVICE, requires_grad=True)
@@ -48,7 +48,7 @@ def attention_kernels(dtype: torch.dtype) -> list[torch.Tensor]:
     )
     weights_of = torch.rand(3, 3, device=DEVICE, requires_grad=True)
     values_of = torch.rand(patches, 2, device=DEVICE, requires_grad=True)
-    fine_of = fuse_heads_ragged(
+    fine_of = fuse_heads_packed(
         q, k, packed.lse[0], weights_of, values_of, backend="triton", **PACKED
     )
     (fine.sum() + fine_of.sum()).backward()

@@ -1,4 +1,4 @@
-"""`fuse_heads`, every backend, against the literal softmax; values, gradients, ragged batches."""
+"""`fuse_heads`, every backend, against the literal softmax; values, gradients, packed batches."""
 
 from importlib import import_module
 
@@ -18,7 +18,7 @@ from tests.ops.attention import (
     tolerance_row,
 )
 from tests.tolerances import assert_close
-from weaktr.ops import fuse_heads, fuse_heads_ragged, head_stats
+from weaktr.ops import fuse_heads, fuse_heads_packed, head_stats
 from weaktr.ops.registry import BackendUnavailable, pick
 
 OP = "fuse_heads"
@@ -122,7 +122,7 @@ def test_half_precision_is_computed_in_float32(dtype, backend):
     assert [gradient.dtype for gradient in gradients] == [dtype, dtype]
 
 
-def ragged_inputs(backend, tokens, patches, maps=4, dim=16, channels=3):
+def packed_inputs(backend, tokens, patches, maps=4, dim=16, channels=3):
     generator = torch.Generator().manual_seed(1)
     options = {"dtype": exact_dtype(backend), "device": home(backend)}
     shapes = [(maps, sum(tokens), dim)] * 2 + [(len(tokens), maps), (sum(patches), channels)]
@@ -136,12 +136,12 @@ def ragged_inputs(backend, tokens, patches, maps=4, dim=16, channels=3):
     ("tokens", "patches"),
     [([9, 50, 6], [7, 41, 6]), ([5, 3, 40], [5, 0, 33]), ([1], [1])],
 )
-def test_ragged_batch_equals_its_images(tokens, patches, backend):
-    q, k, lse, weights, values = ragged_inputs(backend, tokens, patches)
+def test_packed_batch_equals_its_images(tokens, patches, backend):
+    q, k, lse, weights, values = packed_inputs(backend, tokens, patches)
 
     def packed(w, v):
         sizes = {"tokens": tokens, "patches": patches}
-        return fuse_heads_ragged(q, k, lse, w, v, **sizes, backend=backend)
+        return fuse_heads_packed(q, k, lse, w, v, **sizes, backend=backend)
 
     def one_by_one(w, v):
         images = zip(q.split(tokens, 1), k.split(tokens, 1), w, v.split(patches), strict=True)
@@ -158,8 +158,8 @@ def test_ragged_batch_equals_its_images(tokens, patches, backend):
 
 
 def test_no_image(backend):
-    tensors = ragged_inputs(backend, [], [])
-    assert fuse_heads_ragged(*tensors, tokens=[], patches=[], backend=backend).shape == (0, 3)
+    tensors = packed_inputs(backend, [], [])
+    assert fuse_heads_packed(*tensors, tokens=[], patches=[], backend=backend).shape == (0, 3)
     dense = fuse_heads(*(x[:0] for x in inputs(1, 2, 1, 5, 8, 3, backend)), backend=backend)
     assert dense.shape == (0, 5, 3)
 
@@ -240,9 +240,9 @@ def test_wrong_shapes_are_named():
 )
 def test_wrong_packing_is_named(changes, message):
     sizes = {"tokens": [9, 50, 6], "patches": [7, 41, 6]}
-    tensors = ragged_inputs("torch", **sizes)
+    tensors = packed_inputs("torch", **sizes)
     with pytest.raises(ValueError, match=message):
-        fuse_heads_ragged(*tensors, **(sizes | changes))
+        fuse_heads_packed(*tensors, **(sizes | changes))
 
 
 # ---- Triton alone -------------------------------------------------------------------------------
@@ -265,11 +265,11 @@ def test_every_configuration_gives_the_same(kernels, dtype, config, monkeypatch)
     assert_all_close(actual, expected, "float32")
 
 
-@pytest.mark.parametrize("ragged", [False, True])
-def test_operators_are_registered_as_torch_wants_them(kernels, ragged):
-    if ragged:
+@pytest.mark.parametrize("packed", [False, True])
+def test_operators_are_registered_as_torch_wants_them(kernels, packed):
+    if packed:
         sizes = [[9, 5], [7, 5]]
-        q, k, lse, weights, values = ragged_inputs("triton", *sizes)
+        q, k, lse, weights, values = packed_inputs("triton", *sizes)
         maps, values = [q[None], k[None], lse[None]], values[None]
     else:
         sizes = [None, None]

@@ -18,7 +18,7 @@ from tests.ops.attention import (
     tolerance_row,
 )
 from tests.tolerances import assert_close
-from weaktr.ops import head_stats, head_stats_ragged
+from weaktr.ops import head_stats, head_stats_packed
 from weaktr.ops.registry import BackendUnavailable
 
 OP = "head_stats"
@@ -98,23 +98,23 @@ def test_no_image(backend):
 @pytest.mark.parametrize(
     ("tokens", "patches"), [([12, 50, 7], [7, 41, 4]), ([5, 3, 40], [2, 0, 33]), ([4], [1])]
 )
-def test_ragged_batch_equals_its_images(tokens, patches, known, backend):
+def test_packed_batch_equals_its_images(tokens, patches, known, backend):
     q, k = (x[0] for x in attention_inputs(1, 4, 0, sum(tokens), 16, backend=backend))
     images = list(zip(q[None].split(tokens, 2), k[None].split(tokens, 2), patches, strict=True))
     lse = torch.cat([literal_lse(a, b)[0] for a, b, _ in images], 1).to(q.dtype) if known else None
     sizes = {"num_classes": 3, "tokens": tokens, "patches": patches, "backend": backend}
-    stats = head_stats_ragged(q, k, lse=None if lse is None else strided(lse), **sizes)
+    stats = head_stats_packed(q, k, lse=None if lse is None else strided(lse), **sizes)
     alone = [expected_stats(a, b, 3, count) for a, b, count in images]
     for actual, *expected in zip(stats, *alone, strict=True):
         assert_close(actual, torch.cat(expected, -1)[0], tolerance_row(backend))
-    rows = head_stats_ragged(q, k, column_means=False, **sizes)
+    rows = head_stats_packed(q, k, column_means=False, **sizes)
     assert_close(rows.class_rows, stats.class_rows, tolerance_row(backend))
     assert rows.column_means is None
 
 
-def test_ragged_batch_of_no_image(backend):
+def test_packed_batch_of_no_image(backend):
     q = torch.zeros(4, 0, 16, device=home(backend))
-    stats = head_stats_ragged(q, q, num_classes=3, tokens=[], patches=[], backend=backend)
+    stats = head_stats_packed(q, q, num_classes=3, tokens=[], patches=[], backend=backend)
     assert [part.shape for part in stats] == [(4, 3, 0), (4, 0), (4, 0)]
 
 
@@ -175,7 +175,7 @@ def test_wrong_packing_is_named(changes, message):
     sizes = {"num_classes": 2, "tokens": [9, 50, 6], "patches": [7, 41, 4]}
     q = torch.zeros(2, 65, 8)
     with pytest.raises(ValueError, match=message):
-        head_stats_ragged(q, q, **(sizes | changes))
+        head_stats_packed(q, q, **(sizes | changes))
 
 
 # ---- Triton alone -------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ ENSEMBLES = {"plain": (0.0, 1.0), "published": (0.8, 1.0)}
 
 
 def for_prediction(model: Segmenter, settings: PredictConfig) -> Segmenter:
-    """The same weights, ready for `probabilities`: the ensemble's decoder, packed on a CPU.
+    """The same weights, ready for `probabilities`: the ensemble's decoder, oneDNN's layers on CPUs.
 
     Args:
         model: in eval mode, on its device; left as it is.

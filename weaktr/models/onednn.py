@@ -16,7 +16,7 @@ from torch import Tensor, nn
 Model = TypeVar("Model", bound=nn.Module)
 
 
-class PackedLinear(nn.Module):
+class OneDnnLinear(nn.Module):
     """``activation(x Wᵀ + b)`` for inference on the CPU.
 
     Args:
@@ -69,8 +69,8 @@ def shared_copy(model: Model) -> Model:
 
 
 @torch.no_grad()
-def packed(model: Model, rows: int, dtype: torch.dtype = torch.float32) -> Model:
-    """A twin of a model for inference, with packed linear layers; everything else is shared.
+def with_onednn_layers(model: Model, rows: int, dtype: torch.dtype = torch.float32) -> Model:
+    """A twin of a model for inference, with oneDNN's linear layers; everything else is shared.
 
     Args:
         model: in eval mode; left as it is.
@@ -87,14 +87,14 @@ def packed(model: Model, rows: int, dtype: torch.dtype = torch.float32) -> Model
     for module in list(twin.modules()):
         if getattr(module, "q_bias", None) is not None:  # EVA-02: a bias of parts
             bias = torch.cat([module.q_bias, module.k_bias, module.v_bias])
-            module.qkv = PackedLinear(module.qkv, rows, dtype, bias=bias)
+            module.qkv = OneDnnLinear(module.qkv, rows, dtype, bias=bias)
             module.q_bias = module.v_bias = None
         if _has_exact_gelu(module):
-            module.fc1 = PackedLinear(module.fc1, rows, dtype, "gelu")
+            module.fc1 = OneDnnLinear(module.fc1, rows, dtype, "gelu")
             module.act = nn.Identity()
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Linear):
-                setattr(module, name, PackedLinear(child, rows, dtype))
+                setattr(module, name, OneDnnLinear(child, rows, dtype))
     return twin
 
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from weaktr.models.cam import ATTENTION_TYPES, CamModel, MapsOfLayers, by_layer
 from weaktr.models.vit import ViT
-from weaktr.ops import fuse_heads_ragged, head_stats_ragged
+from weaktr.ops import fuse_heads_packed, head_stats_packed
 
 
 class PackedTokens(NamedTuple):
@@ -33,7 +33,7 @@ class PackedTokens(NamedTuple):
         return [height * width for height, width in self.grids]
 
 
-def embed_ragged(vit: ViT, images: Sequence[Tensor]) -> PackedTokens:
+def embed_packed(vit: ViT, images: Sequence[Tensor]) -> PackedTokens:
     """Images [3, H, W] of any sizes, normalised, at least one; neighbours of one size go together.
 
     Raises:
@@ -52,7 +52,7 @@ def embed_ragged(vit: ViT, images: Sequence[Tensor]) -> PackedTokens:
 
 
 @torch.no_grad()
-def cams_ragged(
+def cams_packed(
     model: CamModel,
     images: Sequence[Tensor],
     classes: Sequence[Sequence[int]],
@@ -84,7 +84,7 @@ def cams_ragged(
         )
     if not images:
         return []
-    packed = embed_ragged(model.vit, images)
+    packed = embed_packed(model.vit, images)
     with_maps = refine or attention_type != "coarse"
     maps = MapsOfLayers(len(model.vit.blocks)) if with_maps else None
     tokens, features = _run_blocks(model, packed, maps)
@@ -148,7 +148,7 @@ def _with_attention(
     q, k, lse = (None if part is None else part[0] for part in maps.stacked())
     assert q is not None and k is not None
     sizes: dict[str, Any] = {"tokens": packed.lengths, "patches": packed.patches}
-    stats = head_stats_ragged(
+    stats = head_stats_packed(
         q, k, num_classes=model.num_classes, lse=lse, column_means=False, **sizes
     )
     values = coarse
@@ -165,7 +165,7 @@ def _with_attention(
             target[:, : len(own)] = torch.einsum("m,mcj->jc", share, rows[:, list(own)].float())
         if attention_type == "fused":
             values = values * coarse
-    return fuse_heads_ragged(q, k, stats.lse, weights, values, **sizes) if refine else values
+    return fuse_heads_packed(q, k, stats.lse, weights, values, **sizes) if refine else values
 
 
 def _of_one_size(images: Sequence[Tensor]) -> Iterator[list[Tensor]]:

@@ -4,8 +4,8 @@ from weaktr.ops.clipped_cross_entropy import ClippedLoss, clipped_cross_entropy
 from weaktr.ops.confusion import confusion
 from weaktr.ops.dense_crf import dense_crf, dense_crf_labels
 from weaktr.ops.dense_crf.unaries import unary_from_labels, unary_from_probabilities
-from weaktr.ops.fuse_heads import fuse_heads, fuse_heads_ragged
-from weaktr.ops.head_stats import HeadStats, head_stats, head_stats_ragged
+from weaktr.ops.fuse_heads import fuse_heads, fuse_heads_packed
+from weaktr.ops.head_stats import HeadStats, head_stats, head_stats_packed
 
 __all__ = [
     "ClippedLoss",
@@ -15,9 +15,9 @@ __all__ = [
     "dense_crf",
     "dense_crf_labels",
     "fuse_heads",
-    "fuse_heads_ragged",
+    "fuse_heads_packed",
     "head_stats",
-    "head_stats_ragged",
+    "head_stats_packed",
     "unary_from_labels",
     "unary_from_probabilities",
 ]

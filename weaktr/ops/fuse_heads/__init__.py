@@ -64,7 +64,7 @@ def fuse_heads(
     return _run(q, k, lse, weights, values, scale, backend)
 
 
-def fuse_heads_ragged(
+def fuse_heads_packed(
     q: Tensor,
     k: Tensor,
     lse: Tensor,

@@ -33,7 +33,7 @@ def fuse_heads_torch(
 ) -> Tensor:
     """The definition, image by image.
 
-    A ragged batch has a batch dimension of 1 before packed tokens and patches, which `tokens` and
+    A packed batch has a batch dimension of 1 before packed tokens and patches, which `tokens` and
     `patches` count; `weights` are [B, M] all the same.
     """
     tensors = (q, k, lse, weights, values)

@@ -74,7 +74,7 @@ def head_stats(
     return _run(q, k, lse, *settings, num_classes=num_classes, num_patches=num_patches)
 
 
-def head_stats_ragged(
+def head_stats_packed(
     q: Tensor,
     k: Tensor,
     *,

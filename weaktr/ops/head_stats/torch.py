@@ -26,9 +26,9 @@ def head_stats_torch(
     tokens: Sequence[int] | None = None,
     patches: Sequence[int] | None = None,
 ) -> HeadStats:
-    """The definition, image by image if ragged.
+    """The definition, image by image if packed.
 
-    A ragged batch has a batch dimension of 1 before packed tokens and patches, which `tokens` and
+    A packed batch has a batch dimension of 1 before packed tokens and patches, which `tokens` and
     `patches` count; `num_patches` is the sum of these.
     """
     stats = partial(_stats_of_maps, num_classes=num_classes, scale=scale, column_means=column_means)
