@@ -8,7 +8,7 @@ import torch
 from floor import floor_seconds, loss_work
 
 from weaktr.ops import clipped_cross_entropy
-from weaktr.ops.clipped_cross_entropy.torch import clip_losses, pixel_losses
+from weaktr.ops.clipped_cross_entropy.definition import clip_losses, pixel_losses
 from weaktr.ops.registry import REGISTRY, report
 
 #: batch, labels, side of the logits, side of the labels

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from weaktr.ops import unary_from_probabilities
+from weaktr.ops.dense_crf.definition import dense_crf_torch
 from weaktr.ops.dense_crf.permutohedral import build_lattice
 from weaktr.ops.dense_crf.presets import PRESETS
 from weaktr.ops.dense_crf.problem import Pairwise, Problem, divided, grid_positions, image_features
-from weaktr.ops.dense_crf.torch import dense_crf_torch
 from weaktr.ops.registry import report
 
 #: preset, labels, images

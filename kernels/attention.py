@@ -37,8 +37,8 @@ from weaktr.kernels.common import (
 from weaktr.kernels.head_stats import attention_stats
 from weaktr.kernels.tuning import Config, best_config, bucket
 from weaktr.ops.attention import Attended, Statistics
+from weaktr.ops.attention.definition import attention_torch
 from weaktr.ops.attention.sdpa import attend_by, gradients_by, kernel_of
-from weaktr.ops.attention.torch import attention_torch
 from weaktr.ops.head_stats import HeadStats
 
 LIMITS = f"with statistics: {LIMITS_OF_ATTENTION}; all else is left to PyTorch"
@@ -63,7 +63,7 @@ def attention_triton(
     lengths: Sequence[int] | None,
     statistics: Statistics | None,
 ) -> Attended:
-    """Like `weaktr.ops.attention.torch.attention_torch`, with statistics of unpacked images."""
+    """Like `weaktr.ops.attention.definition.attention_torch`, with statistics of unpacked images."""
     taken = statistics is not None and q.dtype in DTYPES and q.shape[-1] <= MOST_HEAD_DIM
     kernel = kernel_of(q, k, v, dropout) if taken and lengths is None else ""
     if statistics is None or not kernel:

@@ -21,7 +21,7 @@ from weaktr.kernels import INTERPRETED
 from weaktr.kernels.clipped_cross_entropy_kernels import gradient_kernel, losses_kernel
 from weaktr.kernels.tuning import Config, best_config, bucket
 from weaktr.ops.clipped_cross_entropy import ClippedLoss
-from weaktr.ops.clipped_cross_entropy.torch import clip_losses
+from weaktr.ops.clipped_cross_entropy.definition import clip_losses
 
 MOST_LABELS = 256
 MOST_ENLARGING = 64
@@ -69,7 +69,7 @@ def refusal(device_type: str, num_labels: int, enlarging: float) -> str:
 def clipped_cross_entropy_triton(
     logits: Tensor, labels: Tensor, *, patch_size: int, start_value: float, ignore_index: int
 ) -> ClippedLoss:
-    """Like `weaktr.ops.clipped_cross_entropy.torch.clipped_cross_entropy_torch`, for any strides.
+    """Like `weaktr.ops.clipped_cross_entropy.definition.clipped_cross_entropy_torch`, for any strides.
 
     A label out of range gives its pixel, and thereby the loss, NaN.
     """

@@ -48,7 +48,7 @@ def fuse_heads_triton(
     tokens: Sequence[int] | None = None,
     patches: Sequence[int] | None = None,
 ) -> Tensor:
-    """Like `weaktr.ops.fuse_heads.torch.fuse_heads_torch`; all tensors of any strides."""
+    """Like `weaktr.ops.fuse_heads.definition.fuse_heads_torch`; all tensors of any strides."""
     counts = [None if given is None else list(given) for given in (tokens, patches)]
     fine: Tensor = fuse_op(q, k, lse, weights, values, scale, *counts)
     return fine

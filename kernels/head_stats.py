@@ -48,7 +48,7 @@ def head_stats_triton(
     tokens: Sequence[int] | None = None,
     patches: Sequence[int] | None = None,
 ) -> HeadStats:
-    """Like `weaktr.ops.head_stats.torch.head_stats_torch`; q and k of any strides."""
+    """Like `weaktr.ops.head_stats.definition.head_stats_torch`; q and k of any strides."""
     counts = [None if given is None else list(given) for given in (tokens, patches)]
     if lse is None:
         lse = attention_lse(q, k, scale, counts[0])

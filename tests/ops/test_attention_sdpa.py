@@ -14,8 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tests.ops.attention import literal_lse, strided
 from tests.tolerances import assert_close, assert_golden
+from weaktr.ops.attention import definition as attention_module
 from weaktr.ops.attention import sdpa, softmax_attention
-from weaktr.ops.attention import torch as attention_module
 
 BACKENDS = {
     "flash": SDPBackend.FLASH_ATTENTION,

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from tests.tolerances import assert_close
 from weaktr.ops import clipped_cross_entropy
 from weaktr.ops.clipped_cross_entropy import tiles as cpu
-from weaktr.ops.clipped_cross_entropy.torch import clip_losses, clip_threshold, pixel_losses
+from weaktr.ops.clipped_cross_entropy.definition import clip_losses, clip_threshold, pixel_losses
 
 OP = "clipped_cross_entropy"
 #: case -> (mean loss, final loss where clipping is active) of the published code

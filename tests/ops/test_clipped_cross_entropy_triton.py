@@ -9,7 +9,7 @@ import torch
 from tests.ops.test_clipped_cross_entropy import example
 from tests.tolerances import assert_close
 from weaktr.ops import clipped_cross_entropy
-from weaktr.ops.clipped_cross_entropy.torch import pixel_losses
+from weaktr.ops.clipped_cross_entropy.definition import pixel_losses
 from weaktr.ops.registry import BackendUnavailable
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -11,8 +11,8 @@ from PIL import Image
 
 from tests.ops.crf_reference import random_problem
 from weaktr.ops import dense_crf, dense_crf_labels, unary_from_labels
+from weaktr.ops.dense_crf.definition import position_lattice
 from weaktr.ops.dense_crf.presets import PRESETS, DenseCRF, release_memory
-from weaktr.ops.dense_crf.torch import position_lattice
 from weaktr.refine.crf import choose_crf
 
 DOCS = Path(__file__).parents[2] / "docs"

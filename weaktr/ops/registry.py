@@ -31,27 +31,27 @@ ENVIRONMENT_VARIABLE = "WEAKTR_BACKEND"
 REGISTRY: dict[str, dict[str, str]] = {
     "head_stats": {
         "triton": "weaktr.kernels.head_stats:head_stats_triton",
-        "torch": "weaktr.ops.head_stats.torch:head_stats_torch",
+        "torch": "weaktr.ops.head_stats.definition:head_stats_torch",
     },
     "fuse_heads": {
         "triton": "weaktr.kernels.fuse_heads:fuse_heads_triton",
         "cpu": "weaktr.ops.fuse_heads.cpu:fuse_heads_cpu",
-        "torch": "weaktr.ops.fuse_heads.torch:fuse_heads_torch",
+        "torch": "weaktr.ops.fuse_heads.definition:fuse_heads_torch",
     },
     "clipped_cross_entropy": {
         "triton": "weaktr.kernels.clipped_cross_entropy:clipped_cross_entropy_triton",
-        "torch": "weaktr.ops.clipped_cross_entropy.torch:clipped_cross_entropy_torch",
+        "torch": "weaktr.ops.clipped_cross_entropy.definition:clipped_cross_entropy_torch",
     },
     "dense_crf": {
         "cuda": "weaktr.ops.dense_crf.cuda:dense_crf_cuda",
         "cpu": "weaktr.ops.dense_crf.cpu:dense_crf_cpu",
-        "torch": "weaktr.ops.dense_crf.torch:dense_crf_torch",
+        "torch": "weaktr.ops.dense_crf.definition:dense_crf_torch",
     },
     "attention": {
         "triton": "weaktr.kernels.attention:attention_triton",
         "xformers": "weaktr.ops.attention.xformers:attention_xformers",
         "cpu": "weaktr.ops.attention.cpu:attention_cpu",
-        "torch": "weaktr.ops.attention.torch:attention_torch",
+        "torch": "weaktr.ops.attention.definition:attention_torch",
     },
     "confusion": {"torch": "weaktr.ops.confusion:confusion_torch"},
 }

@@ -27,6 +27,7 @@ from weaktr.ops.dense_crf.checks import (
     kernel_settings,
     pairwise,
 )
+from weaktr.ops.dense_crf.definition import initial_scores, kernel_message, softmax_
 from weaktr.ops.dense_crf.problem import (
     MOST_LABELS,
     Normalization,
@@ -34,7 +35,6 @@ from weaktr.ops.dense_crf.problem import (
     Problem,
     image_features,
 )
-from weaktr.ops.dense_crf.torch import initial_scores, kernel_message, softmax_
 from weaktr.ops.registry import pick
 from weaktr.pydensecrf.eigen import Float32, float32
 

@@ -16,8 +16,8 @@ from weaktr._native import attention_cpu as native_attention
 from weaktr._native import attention_cpu_bfloat16 as native_bfloat16
 from weaktr._native import has_bfloat16
 from weaktr.ops.attention import Attended, Statistics
+from weaktr.ops.attention.definition import by_length
 from weaktr.ops.attention.sdpa import gradients_by
-from weaktr.ops.attention.torch import by_length
 from weaktr.ops.head_stats import HeadStats
 from weaktr.ops.native import with_whole_rows
 
@@ -49,7 +49,7 @@ def attention_cpu(
     lengths: Sequence[int] | None,
     statistics: Statistics | None,
 ) -> Attended:
-    """Like `weaktr.ops.attention.torch.attention_torch`, with statistics of unpacked images.
+    """Like `weaktr.ops.attention.definition.attention_torch`, with statistics of unpacked images.
 
     With torch's threads; neither their number nor the batch changes the result.
     """

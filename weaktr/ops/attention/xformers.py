@@ -33,7 +33,7 @@ def attention_xformers(
     lengths: Sequence[int] | None,
     statistics: Statistics | None,
 ) -> Attended:
-    """Like `weaktr.ops.attention.torch.attention_torch`; packed images in one launch, lse never."""
+    """Like `weaktr.ops.attention.definition.attention_torch`; packed images in one launch, lse never."""
     mask: Any = None if lengths is None else BlockDiagonalMask.from_seqlens(list(lengths))
     by_token = (x.transpose(1, 2) for x in (q, k, v))  # [B, N, H, d]
     out: Tensor = memory_efficient_attention(*by_token, attn_bias=mask, p=dropout)

@@ -195,7 +195,7 @@ def dense_crf_labels(
 
 def release_memory() -> None:
     """Free what is kept from call to call: position lattices, work space of the cpu backend."""
-    from weaktr.ops.dense_crf import torch as definition
+    from weaktr.ops.dense_crf import definition
 
     definition.position_lattice.cache_clear()
     try:

@@ -1,7 +1,7 @@
 """What `weaktr.ops.dense_crf` hands to its backends: images, energies and kernels.
 
 Backends are functions ``(problems, *, iterations, num_threads, output)``; the definition is
-`weaktr.ops.dense_crf.torch.dense_crf_torch`.
+`weaktr.ops.dense_crf.definition.dense_crf_torch`.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from torch import Tensor
 from weaktr._native import fuse_heads_cpu as native_fuse_heads
 from weaktr._native import fuse_heads_cpu_bfloat16 as native_bfloat16
 from weaktr._native import has_bfloat16
-from weaktr.ops.fuse_heads.torch import image_by_image
+from weaktr.ops.fuse_heads.definition import image_by_image
 from weaktr.ops.native import with_whole_rows
 
 LIMITS = "float16, bfloat16, float32"
@@ -39,7 +39,7 @@ def fuse_heads_cpu(
     tokens: Sequence[int] | None = None,
     patches: Sequence[int] | None = None,
 ) -> Tensor:
-    """Like `weaktr.ops.fuse_heads.torch.fuse_heads_torch`; summed in float32, with torch's threads.
+    """Like `weaktr.ops.fuse_heads.definition.fuse_heads_torch`; summed in float32, with torch's threads.
 
     Queries and keys of bfloat16 are multiplied as they are where the processor can. A thread holds
     64 rows of the mean of all maps; the result does not depend on their number. The gradient is the
