@@ -160,7 +160,7 @@ class LabelConfig:
             needs about 0.12 MB a patch. None = 2048 on the CPU, 32768 elsewhere.
         amp: autocast while CAMs are made; "auto" = fp16 on CUDA.
 
-    Source: reference.md 23-28, 32.
+    Source: reference.md 12, 23-28, 32.
     """
 
     attention_type: Literal["coarse", "fused", "transcam"] = "fused"
