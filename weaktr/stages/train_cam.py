@@ -46,7 +46,7 @@ def train_cam(
     """
     settings = recipe.train_cam
     set_seeds(recipe.seed)
-    model = build_cam_model(recipe, len(manifest.classes)).to(choose_device(recipe.device))
+    model = CamModel(recipe.cam_model, len(manifest.classes)).to(choose_device(recipe.device))
     transform = data.cam_train_transform(
         recipe.cam_model.image_size,
         normalization=cast(data.Normalization, model.normalization),
@@ -84,28 +84,6 @@ def train_cam(
             _look(loop, recipe, watch)
     classes = {"names": manifest.classes.names, "ids": manifest.classes.ids}
     return checkpoints.save(loop.finish(), folder / "model.safetensors", classes=classes)
-
-
-def build_cam_model(recipe: Recipe, num_classes: int) -> CamModel:
-    """The stage-1 model of a recipe, with its starting weights."""
-    settings = recipe.cam_model
-    return CamModel(
-        settings.backbone,
-        num_classes,
-        image_size=settings.image_size,
-        patch_size=settings.patch_size,
-        pool=settings.pool,
-        reduction=settings.reduction,
-        feat_reduction=settings.feat_reduction,
-        drop_path=settings.drop_path,
-        patch_norm=settings.patch_norm,
-        position=settings.position,
-        norm_eps=settings.norm_eps,
-        weights=settings.weights,
-        resize=settings.resize,
-        backbone_args=settings.backbone_args,
-        attention=settings.attention,
-    )
 
 
 def cam_losses(output: CamOutput, targets: Tensor) -> dict[str, Tensor]:

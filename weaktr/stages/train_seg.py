@@ -16,7 +16,7 @@ from typing import cast
 from torch import Tensor
 
 from weaktr import data
-from weaktr.config import Recipe, TrainSegConfig
+from weaktr.config import Recipe, SegModelConfig, TrainSegConfig
 from weaktr.data import Manifest, Sample
 from weaktr.data.masks import MaskFolder
 from weaktr.evaluation.models import score_segmenter
@@ -54,8 +54,8 @@ def train_seg(
     """
     settings = recipe.train_seg
     set_seeds(recipe.seed)
-    model = build_segmenter(recipe, manifest.classes.num_labels, stage1)
-    model = model.to(choose_device(recipe.device))
+    config = starting_config(recipe.seg_model, stage1)
+    model = Segmenter(config, manifest.classes.num_labels).to(choose_device(recipe.device))
     labelled = supervision(settings, manifest, pseudo_labels)
     loader = _loader(recipe, labelled, cast(data.Normalization, model.normalization))
     optimizer = segmenter_optimizer(
@@ -95,37 +95,19 @@ def train_seg(
     return checkpoints.save(loop.finish(), folder / "model.safetensors", classes=classes)
 
 
-def build_segmenter(recipe: Recipe, num_labels: int, stage1: Path | None) -> Segmenter:
-    """The stage-2 model of a recipe, with its starting weights.
+def starting_config(config: SegModelConfig, stage1: Path | None) -> SegModelConfig:
+    """The configuration with ``weights: stage1`` replaced by the file.
 
     Raises:
         ValueError: ``weights: stage1`` without a stage-1 checkpoint.
     """
-    settings = recipe.seg_model
-    weights: str | Path | None = settings.weights
-    if weights == "stage1":
-        if stage1 is None or not stage1.is_file():
-            raise ValueError(
-                f"seg_model.weights: 'stage1' needs train_cam's checkpoint, {stage1} is missing"
-            )
-        weights = stage1
-    return Segmenter(
-        settings.backbone,
-        num_labels,
-        decoder=settings.decoder,
-        decoder_layers=settings.decoder_layers,
-        decoder_heads=settings.decoder_heads,
-        image_size=settings.image_size,
-        patch_size=settings.patch_size,
-        drop_path=settings.drop_path,
-        dropout=settings.dropout,
-        position=settings.position,
-        norm_eps=settings.norm_eps,
-        weights=weights,
-        resize=settings.resize,
-        backbone_args=settings.backbone_args,
-        attention=settings.attention,
-    )
+    if config.weights != "stage1":
+        return config
+    if stage1 is None or not stage1.is_file():
+        raise ValueError(
+            f"seg_model.weights: 'stage1' needs train_cam's checkpoint, {stage1} is missing"
+        )
+    return replace(config, weights=str(stage1))
 
 
 def _loader(recipe: Recipe, labelled: Manifest, normalization: data.Normalization) -> EpochLoader:
