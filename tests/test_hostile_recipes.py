@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
+from weaktr.stages.evaluate_folders import written_conditions
 
 from weaktr.config import LabelConfig, PredictConfig, Recipe
 from weaktr.recipes import apply_setting, load_recipe
-from weaktr.stages.evaluate_folders import written_conditions
 
 PROBE = "a_module_that_no_recipe_may_import"
 TARGET = f"{PROBE}.Payload"

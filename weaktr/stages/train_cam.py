@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import cast
 
 import torch.nn.functional as F
+from timm.scheduler import CosineLRScheduler
 from torch import Tensor
 
 from weaktr import data
@@ -23,7 +24,7 @@ from weaktr.evaluation.models import cam_curve
 from weaktr.models import CamModel, CamOutput, checkpoints
 from weaktr.models.precision import choose_device
 from weaktr.training.loop import EpochLoader, TrainingLoop, compiled
-from weaktr.training.optimizers import CosineSchedule, cam_optimizer
+from weaktr.training.optimizers import cam_optimizer
 from weaktr.training.state import set_seeds
 
 log = logging.getLogger("weaktr")
@@ -57,18 +58,21 @@ def train_cam(
     optimizer = cam_optimizer(
         model, settings.lr, settings.weight_decay, backbone_lr=settings.backbone_lr
     )
-    schedule = CosineSchedule(
-        lr=settings.lr,
-        total=settings.epochs,
-        min_lr=settings.min_lr,
-        warmup_lr=settings.warmup_lr,
-        warmup=settings.warmup_epochs,
-        lag=1 if settings.lag_one_epoch else 0,
+    batches = len(loader)
+    schedule = CosineLRScheduler(
+        optimizer,
+        t_initial=max(1, settings.epochs * batches),  # timm refuses 0
+        lr_min=settings.min_lr,
+        warmup_t=settings.warmup_epochs * batches,  # type: ignore[arg-type] # need not be whole
+        warmup_lr_init=settings.warmup_lr,
+        t_in_epochs=False,
     )
 
     def set_lr(epoch: int, step: int) -> None:
-        smooth = step * settings.accumulate / len(loader)
-        schedule.apply(optimizer, epoch if settings.lag_one_epoch else smooth)
+        one_epoch_late = max(0, epoch - 1) * batches
+        schedule.step_update(
+            one_epoch_late if settings.lag_one_epoch else step * settings.accumulate
+        )
 
     def losses(images: Tensor, targets: Tensor) -> dict[str, Tensor]:
         return cam_losses(model(images), targets)

@@ -68,15 +68,16 @@ def train_seg(
         kind=settings.optimizer,
     )
     schedule = PolynomialSchedule(
-        lr=settings.lr,
-        total=settings.epochs * (len(loader) // settings.accumulate),
-        min_lr=settings.min_lr,
+        optimizer,
+        t_initial=max(1, settings.epochs * (len(loader) // settings.accumulate)),  # timm refuses 0
+        lr_min=settings.min_lr,
         power=settings.power,
-        warmup=settings.warmup_steps,
+        warmup_t=settings.warmup_steps,
+        t_in_epochs=False,
     )
 
     def set_lr(_: int, step: int) -> None:
-        schedule.apply(optimizer, step)
+        schedule.step_update(step)
 
     def losses(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         start, tile = settings.clip_start, settings.clip_patch
