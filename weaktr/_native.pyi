@@ -1,4 +1,4 @@
-"""The compiled extension (csrc/bindings*.cpp). Its wrappers are `weaktr.native` and `native_*`."""
+"""The compiled extension (csrc/module.cpp). Its wrappers are `weaktr.native` and `native_*`."""
 
 from collections.abc import Callable
 from typing import Any

@@ -243,7 +243,7 @@ def test_no_races(tmp_path):
     )
     if linked.returncode:
         pytest.skip(f"{compiler} has no ThreadSanitizer")
-    sources = ["tests/ops/native/check_blocks.cpp", "csrc/dense_crf_emulation.cpp"]
+    sources = ["tests/native/sanitizers/check_blocks.cpp", "csrc/dense_crf/cuda/emulation.cpp"]
     program = tmp_path / "check_blocks"
     subprocess.run(
         [compiler, *options, "-Icsrc", *sources, "-o", str(program)], cwd=ROOT, check=True

@@ -1,0 +1,31 @@
+#include "common/threads.hpp"
+
+#include <system_error>
+#include <thread>
+#include <vector>
+
+namespace weaktr {
+namespace {
+
+// Part of the interface between GCC and its OpenMP runtime, which other runtimes offer too.
+typedef void (*GompParallel)(void (*)(void*), void*, unsigned threads, unsigned flags);
+std::atomic<GompParallel> openmp{nullptr};
+
+}  // namespace
+
+void use_openmp(uintptr_t gomp_parallel) { openmp = reinterpret_cast<GompParallel>(gomp_parallel); }
+
+void run_on_threads(void (*job)(void*), void* context, unsigned threads) {
+  if (threads <= 1) return job(context);
+  if (const GompParallel parallel = openmp) return parallel(job, context, threads, 0);
+  std::vector<std::thread> helpers;
+  helpers.reserve(threads);
+  try {
+    for (unsigned helper = 1; helper < threads; ++helper) helpers.emplace_back(job, context);
+  } catch (const std::system_error&) {  // no more threads to be had: those there are do the work
+  }
+  job(context);
+  for (std::thread& helper : helpers) helper.join();
+}
+
+}  // namespace weaktr
