@@ -8,7 +8,7 @@
 #include "common/isa.hpp"
 #include "common/threads.hpp"
 #include "dense_crf/check.hpp"
-#include "dense_crf/problem.hpp"
+#include "dense_crf/cpu/driver.hpp"
 
 namespace py = pybind11;
 

@@ -3,9 +3,9 @@
 #include <vector>
 
 #include "attention/attention.hpp"
+#include "common/check.hpp"
 #include "common/isa.hpp"
 #include "common/threads.hpp"
-#include "dense_crf/check.hpp"
 
 namespace weaktr {
 namespace {

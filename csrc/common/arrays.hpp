@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "dense_crf/check.hpp"
+#include "common/check.hpp"
 
 namespace weaktr {
 

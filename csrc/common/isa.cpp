@@ -1,6 +1,6 @@
 #include "common/isa.hpp"
 
-#include "dense_crf/check.hpp"
+#include "common/check.hpp"
 
 namespace weaktr {
 

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "dense_crf/permutohedral.hpp"
+#include "common/compiler.hpp"
 
 namespace weaktr {
 

@@ -1,9 +1,5 @@
 #include "common/threads.hpp"
 
-#include <system_error>
-#include <thread>
-#include <vector>
-
 namespace weaktr {
 namespace {
 
@@ -19,11 +15,7 @@ void run_on_threads(void (*job)(void*), void* context, unsigned threads) {
   if (threads <= 1) return job(context);
   if (const GompParallel parallel = openmp) return parallel(job, context, threads, 0);
   std::vector<std::thread> helpers;
-  helpers.reserve(threads);
-  try {
-    for (unsigned helper = 1; helper < threads; ++helper) helpers.emplace_back(job, context);
-  } catch (const std::system_error&) {  // no more threads to be had: those there are do the work
-  }
+  start_threads(helpers, static_cast<int>(threads) - 1, [=](int) { job(context); });
   job(context);
   for (std::thread& helper : helpers) helper.join();
 }

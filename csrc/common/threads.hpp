@@ -4,8 +4,21 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <system_error>
+#include <thread>
+#include <vector>
 
 namespace weaktr {
+
+// Starts job(0) ... job(count - 1), or as many of them as the system has threads for.
+template <class Job>
+void start_threads(std::vector<std::thread>& threads, int count, const Job& job) {
+  threads.reserve(static_cast<size_t>(count));
+  try {
+    for (int number = 0; number < count; ++number) threads.emplace_back(job, number);
+  } catch (const std::system_error&) {
+  }
+}
 
 // From now on uses the threads of an OpenMP runtime, by the address of its GOMP_parallel: while
 // they wait for work they keep the cores busy, and threads of our own would wait for them. 0: our

@@ -1,21 +1,13 @@
-// Argument checks of the extension: what was expected, what came.
+// What a problem of the dense CRF has to be.
 #pragma once
 
 #include <cmath>
-#include <stdexcept>
 #include <string>
 
+#include "common/check.hpp"
 #include "dense_crf/problem.hpp"
 
 namespace weaktr {
-
-[[noreturn]] inline void refuse(const std::string& message) {
-  throw std::invalid_argument(message);
-}
-
-inline void check(bool holds, const std::string& message) {
-  if (!holds) refuse(message);
-}
 
 // The number of values that are NaN or infinite.
 inline int64_t count_not_finite(const float* values, int64_t count) {

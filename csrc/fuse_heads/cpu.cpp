@@ -1,9 +1,9 @@
 // fuse_heads on the CPU: instruction set, threads, work space.
 #include <memory>
 
+#include "common/check.hpp"
 #include "common/isa.hpp"
 #include "common/threads.hpp"
-#include "dense_crf/check.hpp"
 #include "fuse_heads/fuse_heads.hpp"
 
 namespace weaktr {

@@ -6,8 +6,9 @@
 // an axis. `schedule` cuts the axes into rounds that follow each other closely instead.
 #pragma once
 
-#include "common/vectors.hpp"
 #include "dense_crf/cpu/memory.hpp"
+#include "dense_crf/cpu/rows.hpp"
+#include "dense_crf/cpu/team.hpp"
 
 namespace weaktr {
 namespace WEAKTR_ISA {

@@ -4,6 +4,8 @@
 // This object must not define symbols that others could pick up (an inline function of the standard
 // library, say, compiled for AVX-512): everything lives in the namespace of its instruction set.
 
+#include "dense_crf/cpu/isa.hpp"
+
 #include "dense_crf/cpu/mean_field.hpp"
 
 namespace weaktr {

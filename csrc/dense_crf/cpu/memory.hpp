@@ -1,5 +1,4 @@
-// Memory that outlives an image, and the lattice as plain arrays: what the driver and the code for
-// the different instruction sets share.
+// Memory that outlives an image, and the lattice as plain arrays.
 #pragma once
 
 #include <cstddef>
@@ -9,7 +8,7 @@
 
 namespace weaktr {
 
-// A block of memory that only grows. Aligned to 64 bytes, with room for 64 bytes of overrun.
+// A piece of memory that only grows. Aligned to 64 bytes, with room for 64 bytes of overrun.
 class Buffer {
  public:
   Buffer() = default;
@@ -88,23 +87,6 @@ struct LatticeMemory {
   int lanes = 0;  // instruction sets round differently
 };
 
-// Threads that work on one image together.
-class Team {
- public:
-  explicit Team(int size);
-  ~Team();
-  Team(const Team&) = delete;
-  Team& operator=(const Team&) = delete;
-  int size() const { return size_; }
-  // Calls job(context, part) for part = 0 ... size - 1, each on its own thread; waits for all.
-  void run(void (*job)(const void* context, int part), const void* context);
-
- private:
-  struct Threads;
-  int size_;
-  Threads* threads_ = nullptr;  // none where size is 1
-};
-
 struct Pixel {
   uint32_t x, y;
 };
@@ -121,26 +103,8 @@ struct Workspace {
   Workspace& operator=(const Workspace&) = delete;
   ~Workspace() { delete[] kernels; }
   void need_kernels(int count);
-  size_t bytes() const;
+  // Whether it is small beside the memory that the system has left.
+  bool worth_keeping() const;
 };
-
-// The errors of the hot code; kept out of it.
-[[noreturn]] void fail_range(int kernel);
-[[noreturn]] void fail_vertices(int kernel);
-
-// The hot code, once for each instruction set.
-#define WEAKTR_DECLARE(isa)                                                            \
-  namespace isa {                                                                      \
-  void solve(const Problem& problem, const Kernel* kernels, int count, int iterations, \
-             Workspace& workspace, Team& team);                                        \
-  }
-WEAKTR_DECLARE(scalar)
-#if defined(__x86_64__)
-WEAKTR_DECLARE(avx2)
-WEAKTR_DECLARE(avx512)
-#elif defined(__aarch64__)
-WEAKTR_DECLARE(neon)
-#endif
-#undef WEAKTR_DECLARE
 
 }  // namespace weaktr

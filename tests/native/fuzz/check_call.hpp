@@ -6,6 +6,7 @@
 #include <sstream>
 #include <stdexcept>
 
+#include "dense_crf/cpu/driver.hpp"
 #include "random_case.hpp"
 
 namespace fuzz {

@@ -1,4 +1,4 @@
-// Random calls of `weaktr::dense_crf_cpu`, to be compiled with sanitizers (see build.py).
+// Random calls of `weaktr::dense_crf_cpu`, to be compiled with sanitizers (see run.py).
 //
 // fuzz_dense_crf SEED FIRST CASES ISA...: cases FIRST, FIRST + 1, ... of a seed on these
 // instruction sets. Prints what came of them; stops with status 1 at the first failure and says how

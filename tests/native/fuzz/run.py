@@ -32,7 +32,7 @@ CHECKS = ("-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-D_GLIBCXX_AS
 #: What stands for an instruction set that is left out: nobody asks for it.
 LEFT_OUT = """
 #include <cstdlib>
-#include "dense_crf/cpu/memory.hpp"
+#include "dense_crf/cpu/isa.hpp"
 namespace weaktr {
 namespace WEAKTR_ISA {
 void solve(const Problem&, const Kernel*, int, int, Workspace&, Team&) { std::abort(); }
@@ -71,8 +71,11 @@ def build(
     csrc = ROOT / "csrc"
     jobs: list[tuple[Path, str, tuple[str, ...]]]
     jobs = [(Path(__file__).parent / "fuzz_dense_crf.cpp", "fuzz_dense_crf", ())]
-    jobs += [(csrc / "dense_crf" / "cpu" / "driver.cpp", "driver", ())]
     jobs += [(csrc / "common" / "isa.cpp", "isa", ())]
+    jobs += [
+        (csrc / "dense_crf" / "cpu" / f"{name}.cpp", name, ())
+        for name in ("driver", "memory", "team")
+    ]
     for name, flags in LEVELS.items():
         source = csrc / "dense_crf" / "cpu" / "isa.cpp" if name in levels else left_out
         jobs.append((source, name, (*flags, f"-DWEAKTR_ISA={name}")))
