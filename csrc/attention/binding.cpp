@@ -1,10 +1,11 @@
 // Python binding of attention: NumPy arrays of float32, or of bfloat16 as uint16, read where they
 // lie.
+#include "common/binding.hpp"
+
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
 #include "attention/attention.hpp"
-#include "common/arrays.hpp"
 
 namespace py = pybind11;
 

@@ -1,9 +1,10 @@
 // Python binding of fuse_heads: NumPy arrays of float32, q and k also of bfloat16 as uint16, read
 // where they lie.
+#include "common/binding.hpp"
+
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
-#include "common/arrays.hpp"
 #include "common/isa.hpp"
 #include "fuse_heads/fuse_heads.hpp"
 

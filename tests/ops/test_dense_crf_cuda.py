@@ -187,8 +187,8 @@ IMAGE, UNARY = random_problem()
         ({"shape": (54,)}, r"shape: CUDA takes images \(H, W\).*got \(54,\).*backend 'torch'"),
         ({"shape": (0, 9)}, r"shape: .*at least one pixel, got \(0, 9\)"),
         ({"unary": None}, r"unary: expected unary, or labels and a table"),
-        ({"unary": UNARY[:, :5]}, r"unary: expected a C-contiguous array of float32"),
-        ({"unary": UNARY.astype(float)}, r"unary: expected a C-contiguous array of float32"),
+        ({"unary": UNARY[:, :5]}, r"unary: expected an aligned C-contiguous array"),
+        ({"unary": UNARY.astype(float)}, r"unary: expected an aligned C-contiguous array"),
         ({"unary": UNARY[:, 1:].copy()}, r"unary: expected shape \(3, 6, 9\), got \(3, 5, 9\)"),
         ({"unary": np.zeros((256, 6, 9), np.float32)}, r"labels: expected 1 to 255, got 256"),
         ({"image": IMAGE[:5].copy()}, r"image: expected shape \(6, 9, 3\), got \(5, 9, 3\)"),
@@ -374,6 +374,7 @@ def test_gpu_works_on_the_current_stream(on_gpu):
 
 
 def test_gpu_refuses_the_hosts_memory(on_gpu):
-    given = {"shape": (6, 9), "image": IMAGE, "unary": UNARY, "kernels": []}
+    unary = (UNARY.ctypes.data, UNARY.shape)
+    given = {"shape": (6, 9), "image": None, "unary": unary, "kernels": []}
     with pytest.raises(ValueError, match="unary: expected memory of a CUDA device"):
         _native.dense_crf_cuda_bytes([given], True)
