@@ -19,7 +19,7 @@ from types import ModuleType
 
 import pytest
 
-from tests.conftest import REQUIRED_BACKENDS
+from tests.conftest import unavailable
 from tests.tolerances import TOLERANCES
 
 ROOT = Path(__file__).parents[1]
@@ -248,11 +248,10 @@ def test_import_runs_no_code_of_newer_instruction_sets(build_folder: Path, isa: 
 
 def installed_here() -> ModuleType:
     """weaktr._native of the environment that runs the tests."""
-    required = "cpu" in os.environ.get(REQUIRED_BACKENDS, "").split(",")
     try:
         return importlib.import_module("weaktr._native")
     except ImportError as error:
-        (pytest.fail if required else pytest.skip)(f"weaktr._native: {error}")
+        unavailable("cpu", f"weaktr._native: {error}")
 
 
 def test_cuda_is_compiled_where_nvcc_is() -> None:

@@ -3,7 +3,6 @@
 #include <pybind11/functional.h>
 
 #include "dense_crf/cpu/driver.hpp"
-#include "dense_crf/cuda/emulation.hpp"
 #include "dense_crf/parse.hpp"
 #if defined(WEAKTR_WITH_CUDA)
 #include "dense_crf/cuda/launch.hpp"
@@ -37,36 +36,6 @@ py::list solve(const py::list& given, int iterations, int threads, const std::st
   for (Parsed& each : parsed) results.append(make_results(each, output));
   const py::gil_scoped_release release;
   dense_crf_cpu(problems_of(parsed), iterations, threads, isa);
-  return results;
-}
-
-// Of the host: arrays, or (address, shape) as CUDA takes them.
-struct EmulatedMemory {
-  static constexpr bool images_only = true;
-
-  template <class T>
-  static Memory<T> take(const char* name, const py::object& value) {
-    if (py::isinstance<py::tuple>(value)) return DeviceMemory::take<T>(name, value);
-    return NumpyArrays::take<T>(name, value);
-  }
-};
-
-// Fills the arrays marginals, argmax and confidence of the dicts, where they are. Returns the
-// marginals of each, None where there was an array for them.
-py::list emulate(const py::list& given, int iterations, bool deterministic, uint32_t seed) {
-  std::vector<Parsed> parsed = parse_list(given, parse_problem_with_outputs<EmulatedMemory>);
-  py::list results;
-  for (Parsed& each : parsed) {
-    if (each.problem.marginals) {
-      results.append(py::none());
-      continue;
-    }
-    py::array_t<float> marginals(maps_shape(each));
-    each.problem.marginals = marginals.mutable_data();
-    results.append(marginals);
-  }
-  const py::gil_scoped_release release;
-  dense_crf_emulated(problems_of(parsed), iterations, deterministic, Schedule{seed, 1});
   return results;
 }
 
@@ -116,9 +85,6 @@ void bind_dense_crf(py::module_& module) {
              "Mean-field inference of a list of problems; see weaktr.ops.dense_crf.");
   module.def("release_memory", &release_memory,
              "Free the work space that is kept from call to call.");
-  module.def("dense_crf_emulated", &emulate, py::arg("problems"), py::arg("iterations"),
-             py::arg("deterministic"), py::arg("seed") = 0,
-             "The CUDA code on the CPU, thread by thread: marginals of a list of problems.");
   bind_cuda(module);
 }
 

@@ -1,6 +1,6 @@
 // What a block of 256 threads does together: sort, add up, look up vertices, group the entries of a
-// tile. Written once: CUDA runs it on the GPU, `emulation.cpp` on the CPU, where tests
-// cover everything but the launch itself.
+// tile. Written once: CUDA runs it on the GPU, tests/native/emulation on the CPU, where
+// tests cover everything but the launch itself.
 //
 // A block works in phases: `block.each([&](int thread) { ... })` runs the phase once per thread and
 // waits until all are done. Within a phase threads write to different places, or use the `atomic_`

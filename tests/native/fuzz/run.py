@@ -14,11 +14,10 @@ import platform
 import subprocess
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-ROOT = Path(__file__).parents[3]
-FOLDER = ROOT / "build" / "fuzz"
+from tests.native import compiler
+
 #: Instruction set -> compiler flags; like CMakeLists.txt.
 AVX2 = ("-mavx2", "-mfma", "-mbmi2")
 AVX512 = (*AVX2, "-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl")
@@ -27,37 +26,19 @@ if platform.machine() in ("x86_64", "AMD64"):
     LEVELS |= {"avx2": AVX2, "avx512": AVX512}
 elif platform.machine() in ("aarch64", "arm64"):
     LEVELS |= {"neon": ()}
-FLAGS = ("-std=c++17", "-g1", "-pthread", "-ffp-contract=off", "-fno-math-errno")
 CHECKS = ("-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-D_GLIBCXX_ASSERTIONS")
-#: What stands for an instruction set that is left out: nobody asks for it.
-LEFT_OUT = """
-#include <cstdlib>
-#include "dense_crf/cpu/isa.hpp"
-namespace weaktr {
-namespace WEAKTR_ISA {
-void solve(const Problem&, const Kernel*, int, int, Workspace&, Team&) { std::abort(); }
-}
-}
-"""
+SANITIZERS = "address,undefined"
+FOLDER = Path(__file__).parent
+CPU = compiler.CSRC / "dense_crf" / "cpu"
 
 
-def compiler() -> str:
-    return os.environ.get("CXX", "g++")
-
-
-def build(
-    levels: Sequence[str],
-    sanitizers: str = "address,undefined",
-    optimize: str = "-O1",
-    folder: Path = FOLDER,
-) -> Path:
+def build(levels: Sequence[str], sanitizers: str = SANITIZERS, optimize: str = "-O1") -> Path:
     """Compile the driver.
 
     Args:
         levels: instruction sets to compile; the others cannot be fuzzed then.
         sanitizers: of the compiler, comma-separated.
         optimize: the compiler's flag; "-O0" compiles fastest.
-        folder: for the objects and the program.
 
     Returns:
         The program.
@@ -65,33 +46,16 @@ def build(
     Raises:
         subprocess.CalledProcessError: something does not compile; the compiler has said what.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    left_out = folder / "left_out.cpp"
-    left_out.write_text(LEFT_OUT)
-    csrc = ROOT / "csrc"
-    jobs: list[tuple[Path, str, tuple[str, ...]]]
-    jobs = [(Path(__file__).parent / "fuzz_dense_crf.cpp", "fuzz_dense_crf", ())]
-    jobs += [(csrc / "common" / "isa.cpp", "isa", ())]
-    jobs += [
-        (csrc / "dense_crf" / "cpu" / f"{name}.cpp", name, ())
-        for name in ("driver", "memory", "team")
+    sources = [
+        compiler.Source(FOLDER / "fuzz_dense_crf.cpp"),
+        compiler.Source(compiler.CSRC / "common" / "isa.cpp"),
+        *(compiler.Source(CPU / f"{name}.cpp") for name in ("driver", "memory", "team")),
     ]
     for name, flags in LEVELS.items():
-        source = csrc / "dense_crf" / "cpu" / "isa.cpp" if name in levels else left_out
-        jobs.append((source, name, (*flags, f"-DWEAKTR_ISA={name}")))
-    common = [compiler(), *FLAGS, f"-I{csrc}", optimize, f"-fsanitize={sanitizers}", *CHECKS]
-
-    def compile_one(job: tuple[Path, str, tuple[str, ...]]) -> str:
-        source, name, flags = job
-        target = str(folder / f"{name}.o")
-        subprocess.run([*common, *flags, "-c", str(source), "-o", target], check=True)
-        return target
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(compile_one, jobs))
-    program = folder / "fuzz_dense_crf"
-    subprocess.run([*common, *objects, "-o", str(program)], check=True)
-    return program
+        code = CPU / "isa.cpp" if name in levels else FOLDER / "left_out.cpp"
+        sources.append(compiler.Source(code, (*flags, f"-DWEAKTR_ISA={name}")))
+    flags = (optimize, f"-fsanitize={sanitizers}", *CHECKS)
+    return compiler.build("fuzz_dense_crf", sources, flags)
 
 
 def usable_levels() -> list[str]:
@@ -115,7 +79,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--cases", type=int, default=20000)
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--sanitizers", default="address,undefined", help='or "thread"')
+    parser.add_argument("--sanitizers", default=SANITIZERS, help='or "thread"')
     parser.add_argument("--isa", nargs="+", default=usable_levels(), choices=list(LEVELS))
     options = parser.parse_args(arguments)
     program = build(options.isa, options.sanitizers)

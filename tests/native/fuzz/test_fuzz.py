@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import REQUIRED_BACKENDS
+from tests.conftest import unavailable
+from tests.native import compiler
 from tests.native.fuzz import run as fuzzer
 
 CASES = 400
@@ -18,30 +17,13 @@ CASES = 400
 LEVELS = fuzzer.usable_levels()[:1]
 
 
-def unavailable(reason: str) -> None:
-    """Skip, or fail where the C++ code is required."""
-    required = os.environ.get(REQUIRED_BACKENDS, "").split(",")
-    (pytest.fail if "cpu" in required else pytest.skip)(reason)
-
-
 @pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def program() -> Path:
     """The driver with AddressSanitizer and UBSan."""
-    folder = tmp_path_factory.mktemp("fuzz")
-    if not shutil.which(fuzzer.compiler()):
-        unavailable(f"no C++ compiler: {fuzzer.compiler()} (see CXX)")
-    empty = folder / "empty.cpp"
-    empty.write_text("int main() {}\n")
-    command = [
-        fuzzer.compiler(),
-        "-fsanitize=address,undefined",
-        str(empty),
-        "-o",
-        str(folder / "empty"),
-    ]
-    if subprocess.run(command, capture_output=True, check=False).returncode:
-        unavailable(f"{fuzzer.compiler()} has no sanitizers")
-    return fuzzer.build(LEVELS, optimize="-O0", folder=folder)
+    problem = compiler.problem() or compiler.problem(f"-fsanitize={fuzzer.SANITIZERS}")
+    if problem:
+        unavailable("cpu", problem)
+    return fuzzer.build(LEVELS, optimize="-O0")
 
 
 def run(program: Path, levels: list[str], first: int, cases: int) -> subprocess.CompletedProcess:

@@ -1,14 +1,14 @@
 // Solves a mixed batch with the code for GPUs; the exit status says whether all is well.
 //
-//   emulated:  g++ -std=c++17 -O1 -g -fsanitize=thread -ffp-contract=off -Icsrc
-//              tests/native/sanitizers/check_blocks.cpp csrc/dense_crf/cuda/emulation.cpp -pthread
-//              Two blocks at a time, each on several of the CPU's threads: ThreadSanitizer reports
-//              what would be a race on a GPU.
+//   emulated:  g++ -std=c++17 -O1 -fsanitize=thread -ffp-contract=off -Icsrc -Itests/native
+//              tests/native/sanitizers/check_blocks.cpp tests/native/emulation/emulation.cpp
+//              -pthread Two blocks at a time, each on several of the CPU's threads: ThreadSanitizer
+//              reports what would be a race on a GPU (test_no_races.py).
 //   on a GPU:  nvcc -std=c++17 -O3 -arch=native -fmad=false -DWEAKTR_WITH_CUDA -Icsrc
-//              tests/native/sanitizers/check_blocks.cpp csrc/dense_crf/cuda/launch.cu
-//              csrc/dense_crf/cuda/emulation.cpp
+//              -Itests/native tests/native/sanitizers/check_blocks.cpp
+//              tests/native/emulation/emulation.cpp csrc/dense_crf/cuda/launch.cu
 //              Compares with the emulation, and two runs with each other. Small, and without torch,
-//              so that it runs under compute-sanitizer.
+//              so that it runs under compute-sanitizer (bench/gpu.sh).
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -16,7 +16,7 @@
 #include <random>
 #include <stdexcept>
 
-#include "dense_crf/cuda/emulation.hpp"
+#include "emulation/emulation.hpp"
 #if defined(WEAKTR_WITH_CUDA)
 #include <cuda_runtime.h>
 

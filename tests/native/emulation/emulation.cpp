@@ -1,4 +1,4 @@
-#include "dense_crf/cuda/emulation.hpp"
+#include "emulation/emulation.hpp"
 
 #include <condition_variable>
 #include <cstring>
