@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
-from weaktr.stages.evaluate_folders import written_conditions
 
 from weaktr.config import LabelConfig, PredictConfig, Recipe
+from weaktr.evaluation.folders import written_conditions
 from weaktr.recipes import apply_setting, load_recipe
 
 PROBE = "a_module_that_no_recipe_may_import"

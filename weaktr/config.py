@@ -6,13 +6,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Amp = Literal["auto", "none", "bf16", "fp16"]
 AttentionName = Literal["auto", "cpu", "triton", "sdpa", "xformers"]
-#: In the order in which the data pass through them.
-STAGES = ("train_cam", "label", "train_seg", "predict", "evaluate")
-Stage = Literal["train_cam", "label", "train_seg", "predict", "evaluate"]
+#: Names of the stages (`weaktr.stages.pipeline.STAGES`), in their order.
+StageName = Literal["train_cam", "label", "train_seg", "predict", "evaluate"]
 Resize = Literal["timm", "bicubic", "bilinear"]
 Position = Literal["timm", "published_cam", "published_seg"]
 Pool = Literal["avg", "max"]
@@ -189,7 +188,10 @@ class LabelConfig:
         flip: add the horizontally flipped image at each scale.
         threshold: background score in [0, 1]; a pixel whose CAMs are all at most this is
             background.
-        crf: a preset of `weaktr.DenseCRF` by name, explicit settings, or None for no CRF.
+        refiners: what redraws the labels along the image, in its order (`weaktr.refine`): names, or
+            {name: its settings}.
+        crf: of the refiner "crf": a preset of `weaktr.DenseCRF` by name, explicit settings, or None
+            for no CRF.
         gt_prob: confidence in the label before the CRF, in (0, 1).
         unlabelled: what to do with images of no class: "skip", or an all-"background" mask.
         batch_size: most images, of any sizes, a forward pass.
@@ -205,6 +207,7 @@ class LabelConfig:
     scales: tuple[float, ...] = (1.0, 1.2)
     flip: bool = True
     threshold: float = 0.43
+    refiners: tuple[str | dict[str, Any], ...] = later(("crf",))
     crf: str | dict[str, Any] | None = "voc_cam"
     gt_prob: float = 0.7
     unlabelled: Literal["skip", "background"] = "skip"
@@ -322,7 +325,7 @@ class PredictConfig:
         window_batch: windows a forward pass.
         ensemble: "plain" = the decoder's output; "published" = 0.8 * the output before the
             decoder's last block + its output.
-        crf: a preset of `weaktr.DenseCRF` by name, explicit settings, or None for no CRF.
+        refiners, crf: as in `LabelConfig`; they start from the probabilities.
         amp: autocast.
 
     Source: reference.md 48-52.
@@ -335,6 +338,7 @@ class PredictConfig:
     stride: int = 320
     window_batch: int = 8
     ensemble: Literal["plain", "published"] = "published"
+    refiners: tuple[str | dict[str, Any], ...] = later(("crf",))
     crf: str | dict[str, Any] | None = "voc_seg"
     amp: Amp = "none"
 
@@ -369,7 +373,7 @@ class Recipe:
     """
 
     name: str = "voc12_deit_s"
-    stages: tuple[Stage, ...] = ("train_cam", "label", "train_seg", "predict", "evaluate")
+    stages: tuple[StageName, ...] = get_args(StageName)
     seed: int = 0
     device: str = "auto"
     num_workers: int = 4

@@ -125,6 +125,20 @@ def as_tree(settings: Any) -> dict[str, Any]:
     return tree
 
 
+def identity(settings: Any) -> Any:
+    """The plain values of settings that results depend on, for fingerprints.
+
+    Settings that came later (`weaktr.config.later`) are left out while they are at their default.
+    """
+    if not dataclasses.is_dataclass(settings):
+        return settings
+    tree = as_tree(settings)
+    for field in dataclasses.fields(settings):
+        if field.metadata.get("later") and getattr(settings, field.name) == field.default:
+            del tree[field.name]
+    return tree
+
+
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe with every default written out, as YAML (JSON values, one key a line)."""
     lines: list[str] = []

@@ -19,11 +19,13 @@ from safetensors.torch import load_file
 
 from tests.stages import tiny
 from weaktr.cli.show import _folders
-from weaktr.config import STAGES
+from weaktr.config import Recipe
 from weaktr.data.masks import MaskFolder
 from weaktr.outputs import begin
 from weaktr.recipes import dump_recipe
-from weaktr.stages.pipeline import Pipeline, run_recipe
+from weaktr.stages import pipeline
+from weaktr.stages.pipeline import inputs_of, run_recipe
+from weaktr.stages.run import Run
 from weaktr.training.metrics import read_metrics
 from weaktr.training.state import save_state, set_seeds
 
@@ -44,7 +46,7 @@ def finished(root, tmp_path_factory):
 
 
 def stamps(run: Path) -> dict[str, int]:
-    return {stage: (run / stage / "finished.json").stat().st_mtime_ns for stage in STAGES}
+    return {stage: (run / stage / "finished.json").stat().st_mtime_ns for stage in Recipe.stages}
 
 
 def test_a_run_leaves_what_it_should(finished):
@@ -95,17 +97,21 @@ def test_changed_inputs_run_a_stage_and_those_after_it_again(root, tmp_path):
     before = stamps(tmp_path)
     run_recipe(tiny.recipe(root, label={"threshold": 0.6}), tmp_path)
     after = stamps(tmp_path)
-    assert [stage for stage in STAGES if after[stage] == before[stage]] == ["train_cam"]
+    assert [stage for stage in Recipe.stages if after[stage] == before[stage]] == ["train_cam"]
     run_recipe(tiny.recipe(root, label={"threshold": 0.6}), tmp_path, only="evaluate", force=True)
     forced = stamps(tmp_path)
-    assert [stage for stage in STAGES if forced[stage] != after[stage]] == ["evaluate"]
+    assert [stage for stage in Recipe.stages if forced[stage] != after[stage]] == ["evaluate"]
 
 
 def test_settings_that_change_no_result_run_nothing_again(finished):
     recipe, run = finished
-    pipeline = Pipeline(recipe, run)
-    other = Pipeline(replace(recipe, num_workers=3, checkpoint_seconds=1.0, log_steps=7), run)
-    assert [pipeline.made_from(s) for s in STAGES] == [other.made_from(s) for s in STAGES]
+    other = replace(recipe, num_workers=3, checkpoint_seconds=1.0, log_steps=7)
+    for stage in pipeline.STAGES:
+        assert inputs_of(stage, Run(recipe, run)) == inputs_of(stage, Run(other, run))
+
+
+def test_recipes_name_the_stages_in_their_order():
+    assert tuple(stage.name for stage in pipeline.STAGES) == Recipe.stages
 
 
 def test_a_stage_without_its_inputs_says_so(root, tmp_path):
@@ -121,7 +127,7 @@ def test_training_never_opens_a_mask(tmp_path):
     for mask in (root / "masks").iterdir():
         mask.write_bytes(b"no picture")
     run = tmp_path / "run"
-    for stage in STAGES[:-1]:
+    for stage in Recipe.stages[:-1]:
         run_recipe(tiny.recipe(root), run, only=stage)
     with pytest.raises(ValueError, match="cannot be read as an image"):
         run_recipe(tiny.recipe(root), run, only="evaluate")

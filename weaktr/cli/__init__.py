@@ -20,7 +20,7 @@ from weaktr.cli import checkpoints as cli_checkpoints
 from weaktr.cli import eval as cli_eval
 from weaktr.cli import tools as cli_tools
 from weaktr.cli.memory import keep_freed_memory
-from weaktr.config import STAGES, LabelConfig, PredictConfig
+from weaktr.config import LabelConfig, PredictConfig, Recipe
 from weaktr.data.masks import MaskFolder
 from weaktr.ops.registry import BackendUnavailable
 from weaktr.progress import console, log, set_up_logging
@@ -38,7 +38,7 @@ Arguments = argparse.Namespace
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
 
 _TRAIN_HELP = f"""\
-Train from image-level labels to masks: {" -> ".join(STAGES)}.
+Train from image-level labels to masks: {" -> ".join(Recipe.stages)}.
 
 A finished stage is not run again unless its inputs have changed; a run that was
 interrupted or killed goes on from its last checkpoint when started again.
@@ -70,7 +70,7 @@ code): another threshold or CRF then takes no model and no labels.csv.
 _PREDICT_HELP = """\
 Masks for plain images: sliding windows over scales and flips, then the CRF.
 
-Writes OUT/masks, and OUT/before_crf with the masks before the CRF; `weaktr eval OUT TRUTH`
+Writes OUT/masks, and OUT/before_refinement with the masks before the CRF; `weaktr eval OUT TRUTH`
 scores both. Started again, it goes on with the images that are left.
 
 For a test set without masks, --archive writes what the PASCAL VOC server takes
@@ -156,8 +156,10 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     _add_set(parser, "recipe's settings, such as train_cam.epochs=5")
     parser.add_argument("--data-root", metavar="DIR", help="short for --set data.root=DIR")
     parser.add_argument("--out", type=Path, metavar="RUN", help="folder (default runs/RECIPE)")
-    parser.add_argument("--from", dest="start", choices=STAGES, help="take earlier stages as is")
-    parser.add_argument("--only", choices=STAGES, help="run this stage alone")
+    parser.add_argument(
+        "--from", dest="start", choices=Recipe.stages, help="take earlier stages as is"
+    )
+    parser.add_argument("--only", choices=Recipe.stages, help="run this stage alone")
     parser.add_argument("--force", action="store_true", help="run finished stages again")
     parser.add_argument("--print", action="store_true", help="print the whole recipe and stop")
 

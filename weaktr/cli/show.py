@@ -12,11 +12,11 @@ import numpy as np
 from weaktr import data
 from weaktr.config import Recipe
 from weaktr.data import Manifest, Sample
-from weaktr.data.masks import MaskFolder
+from weaktr.data.masks import MaskFolder, before_refinement
 from weaktr.evaluation.pictures import Panel, Row, draw
 from weaktr.inference.cams import image_cams
 from weaktr.models import CamModel
-from weaktr.stages.pipeline import MODEL, Pipeline
+from weaktr.stages.run import MODEL, Run
 
 #: Most classes of one image whose CAMs are drawn.
 MAX_CLASSES = 2
@@ -28,11 +28,11 @@ KINDS: dict[str, tuple[Literal["coarse", "fused"], bool]] = {
 }
 
 
-def show_run(pipeline: Pipeline, *, count: int = 5, names: Sequence[str] = ()) -> list[Path]:
+def show_run(run: Run, *, count: int = 5, names: Sequence[str] = ()) -> list[Path]:
     """Draw pictures of a run into its ``pictures`` folder, one PNG for each split.
 
     Args:
-        pipeline: the run; what it has not made yet is left out.
+        run: what it has not made yet is left out.
         count: images of each split, spread evenly.
         names: draw these samples instead.
 
@@ -42,10 +42,10 @@ def show_run(pipeline: Pipeline, *, count: int = 5, names: Sequence[str] = ()) -
     Raises:
         ValueError: a name that no split has.
     """
-    recipe, run = pipeline.recipe, pipeline.run
-    found = [m for m in (pipeline.score, pipeline.predicted) if m is not None]
+    recipe = run.recipe
+    found = [m for m in (run.score, run.predicted) if m is not None]
     manifests = list({m.split: m for m in found}.values())
-    cam_model = pipeline.cam_model() if (run / "train_cam" / MODEL).is_file() else None
+    cam_model = run.cam_model() if (run.of("train_cam") / MODEL).is_file() else None
     known = {sample.name for manifest in manifests for sample in manifest.samples}
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"names: expected samples of the run's splits, got {unknown}")
@@ -54,11 +54,11 @@ def show_run(pipeline: Pipeline, *, count: int = 5, names: Sequence[str] = ()) -
         chosen = _choose(manifest.samples, count, names)
         if not chosen:
             continue
-        folders = _folders(recipe, run, manifest.split)
+        folders = _folders(run, manifest.split)
         rows = [
             row for sample in chosen for row in _rows(sample, manifest, recipe, cam_model, folders)
         ]
-        path = run / "pictures" / f"{manifest.split}.png"
+        path = run.folder / "pictures" / f"{manifest.split}.png"
         title = f"{recipe.name}: {manifest.name} {manifest.split}"
         draw(rows, manifest.classes.label_names, path, title)
         paths.append(path)
@@ -74,14 +74,14 @@ def _choose(samples: Sequence[Sample], count: int, names: Sequence[str]) -> list
     return list(samples[::step][:count])
 
 
-def _folders(recipe: Recipe, run: Path, split: str) -> dict[str, MaskFolder]:
+def _folders(run: Run, split: str) -> dict[str, MaskFolder]:
     """The masks that belong to a split (samples of two splits may share names)."""
     found: dict[str, Path] = {}
-    if split in (recipe.data.train_split, recipe.data.score_split):
-        found["pseudo label before CRF"] = run / "label" / "before_crf"
-        found["pseudo label"] = run / "label"
-    if split == recipe.data.val_split:
-        found["prediction"] = run / "predict"
+    if split in (run.recipe.data.train_split, run.recipe.data.score_split):
+        found["pseudo label before CRF"] = before_refinement(run.of("label"))
+        found["pseudo label"] = run.of("label")
+    if split == run.recipe.data.val_split:
+        found["prediction"] = run.of("predict")
     folders = {title: MaskFolder(folder) for title, folder in found.items()}
     return {title: masks for title, masks in folders.items() if len(masks)}
 

@@ -55,14 +55,14 @@ def add_show(parser: argparse.ArgumentParser) -> None:
 
 def show_command(arguments: Arguments) -> int:
     from weaktr.cli.show import show_run
-    from weaktr.stages.pipeline import Pipeline
+    from weaktr.stages.run import Run
 
     file = arguments.run / "recipe.yaml"
     if not file.is_file():
         raise ValueError(f"{arguments.run}: expected the folder of a run, {file} is missing")
     recipe = replace(load_recipe(file), device=arguments.device)
-    pipeline = Pipeline(recipe, arguments.run)
-    for path in show_run(pipeline, count=arguments.count, names=arguments.names):
+    run = Run(recipe, arguments.run)
+    for path in show_run(run, count=arguments.count, names=arguments.names):
         log.info("picture: %s", path)
     return 0
 

@@ -155,6 +155,12 @@ def _read_index(path: Path) -> list[MaskEntry]:
     return entries
 
 
+def before_refinement(folder: Path) -> Path:
+    """Where the masks of a folder are as they were before refinement (``before_crf`` once)."""
+    former = folder / "before_crf"
+    return former if former.is_dir() else folder / "before_refinement"
+
+
 def names_in(folder: Path, *suffixes: str) -> tuple[list[str], str]:
     """Names of the files of a folder with the first of these suffixes that occurs, and which.
 

@@ -13,14 +13,16 @@ from weaktr.evaluation.report import Conditions
 def label_conditions(used: LabelConfig, split: str) -> Conditions:
     """How pseudo labels of a split were made with these settings."""
     return Conditions(
-        split, listed(used.scales), yes(used.flip), crf_name(used.crf), "-",
+        split, listed(used.scales), yes(used.flip), refinement_name(used), "-",
         f"threshold {used.threshold:g} of the recipe",
     )  # fmt: skip
 
 
 def prediction_conditions(used: PredictConfig, split: str) -> Conditions:
     """How masks of a split were made with these settings."""
-    return Conditions(split, listed(used.ratios), yes(used.flip), crf_name(used.crf), used.ensemble)
+    return Conditions(
+        split, listed(used.ratios), yes(used.flip), refinement_name(used), used.ensemble
+    )
 
 
 def cam_name(settings: LabelConfig) -> str:
@@ -28,9 +30,17 @@ def cam_name(settings: LabelConfig) -> str:
     return f"{settings.attention_type}{', refined' if settings.refine else ''}"
 
 
-def crf_name(setting: str | dict[str, Any] | None) -> str:
-    """The CRF in words."""
-    return "none" if setting is None else setting if isinstance(setting, str) else "explicit"
+def refinement_name(used: LabelConfig | PredictConfig) -> str:
+    """The refinement in words: the CRF's name, or the refiners one after the other."""
+    crf = "none" if used.crf is None else used.crf if isinstance(used.crf, str) else "explicit"
+    names = [crf if entry == "crf" else _in_words(entry) for entry in used.refiners]
+    return " + ".join(name for name in names if name != "none") or "none"
+
+
+def _in_words(entry: str | dict[str, Any]) -> str:
+    if isinstance(entry, str):
+        return entry
+    return ", ".join(f"{name} {settings}" for name, settings in entry.items())
 
 
 def listed(values: Sequence[float]) -> str:

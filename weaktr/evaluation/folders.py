@@ -13,7 +13,7 @@ import numpy as np
 from weaktr.config import LabelConfig, PredictConfig
 from weaktr.data import Classes, read_labels
 from weaktr.data.io import require_same_size
-from weaktr.data.masks import names_in
+from weaktr.data.masks import before_refinement, names_in
 from weaktr.data.stored_maps import read_cams
 from weaktr.evaluation.bootstrap import LEVEL
 from weaktr.evaluation.boundary import TOLERANCE
@@ -80,7 +80,7 @@ def mask_sources(masks: Path, made: Conditions, without_crf: Path | None) -> lis
     """
     home = home_of(masks)
     folder = home / "masks" if (home / "masks").is_dir() else masks
-    before = without_crf or home / "before_crf" / "masks"
+    before = without_crf or before_refinement(home) / "masks"
     found = [Source("with CRF", folder, made)]
     if without_crf is not None or (before.is_dir() and made.crf != "none"):
         found.insert(0, Source("without CRF", before, replace(made, crf="none")))

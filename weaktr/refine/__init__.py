@@ -1,0 +1,64 @@
+"""Steps between the scores of an image and its mask, such as the dense CRF.
+
+A recipe lists them for labelling and for prediction, in their order::
+
+    label:
+      refiners: [crf]            # settings of the stage itself: label.crf, label.gt_prob
+      refiners: [{crf: voc_cam}] # or given here
+
+To add one: a file here with a `Refiner`, and its line in `REFINERS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from weaktr.config import LabelConfig, PredictConfig
+from weaktr.refine.crf import crf_refiner
+from weaktr.refine.maps import Maps, Refiner
+
+__all__ = ["REFINERS", "Maps", "Refiner", "choose_refiners", "refine"]
+
+#: Name in a recipe -> what makes the refiner from its settings in the list (None: not given) and
+#: the settings of its stage. None is no refinement.
+REFINERS: dict[str, Callable[[Any, LabelConfig | PredictConfig], Refiner | None]] = {
+    "crf": crf_refiner,
+}
+
+
+def choose_refiners(stage: LabelConfig | PredictConfig) -> list[Refiner]:
+    """The refiners that a stage's settings ask for, in their order.
+
+    Raises:
+        ValueError: an unknown refiner, or settings that it does not take.
+    """
+    chosen = []
+    for entry in stage.refiners:
+        named = {entry: None} if isinstance(entry, str) else entry
+        if len(named) != 1 or not set(named) <= set(REFINERS):
+            raise ValueError(
+                f"refiners: expected each to be one of {', '.join(REFINERS)}, or "
+                f"{{NAME: its settings}}; got {entry!r}"
+            )
+        ((name, settings),) = named.items()
+        refiner = REFINERS[name](settings, stage)
+        if refiner is not None:
+            chosen.append(refiner)
+    return chosen
+
+
+def refine(
+    refiners: Sequence[Refiner],
+    images: Sequence[Tensor],
+    maps: Sequence[Maps],
+    *,
+    num_threads: int | None = None,
+) -> list[Maps]:
+    """One refiner after the other; arguments and result as those of a `Refiner`."""
+    refined = list(maps)
+    for refiner in refiners:
+        refined = refiner(images, refined, num_threads=num_threads)
+    return refined

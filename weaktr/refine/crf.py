@@ -1,13 +1,81 @@
-"""The CRF that a recipe asks for."""
+"""The dense CRF as a refinement."""
 
 from __future__ import annotations
 
-from dataclasses import fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from weaktr.config import LabelConfig, PredictConfig
 from weaktr.ops.dense_crf.presets import PRESETS, DenseCRF
+from weaktr.refine.maps import Maps
 
 FIELDS = tuple(field.name for field in fields(DenseCRF))
+
+
+@dataclass(frozen=True)
+class CrfRefiner:
+    """A dense CRF over the labels in question; images with one label stay as they are.
+
+    Args:
+        crf: its settings.
+        gt_prob: trust in the labels, in (0, 1): the CRF starts from them. None: it starts from the
+            scores, taken as probabilities.
+
+    Source: reference.md 32 (from labels), 51 (from probabilities).
+    """
+
+    crf: DenseCRF
+    gt_prob: float | None = None
+
+    def __call__(
+        self, images: Sequence[Tensor], maps: Sequence[Maps], *, num_threads: int | None = None
+    ) -> list[Maps]:
+        """See `weaktr.refine.maps.Refiner`.
+
+        Raises:
+            ValueError: no scores where `gt_prob` is None.
+        """
+        refined = list(maps)
+        places = [place for place, one in enumerate(maps) if one.num_labels > 1]
+        if not places:
+            return refined
+        pictures = [images[place] for place in places]
+        chosen = [maps[place] for place in places]
+        if self.gt_prob is not None:
+            labels = self.crf.refine_labels(
+                pictures,
+                [one.labels for one in chosen],
+                [one.num_labels for one in chosen],
+                gt_prob=self.gt_prob,
+                num_threads=num_threads,
+            )
+            redrawn = [Maps(new, one.num_labels) for new, one in zip(labels, chosen, strict=True)]
+        else:
+            scores = [one.scores for one in chosen if one.scores is not None]
+            if len(scores) < len(chosen):
+                raise ValueError("maps: expected scores for a CRF without gt_prob, got none")
+            marginals = self.crf.refine_probabilities(pictures, scores, num_threads=num_threads)
+            redrawn = [Maps(q.argmax(0).to(torch.uint8), len(q), q) for q in marginals]
+        for place, new in zip(places, redrawn, strict=True):
+            refined[place] = new
+        return refined
+
+
+def crf_refiner(settings: Any, stage: LabelConfig | PredictConfig) -> CrfRefiner | None:
+    """The CRF of a stage: from labels in labelling, from probabilities in prediction.
+
+    Args:
+        settings: see `choose_crf`; those of the stage (`crf`) where None.
+        stage: settings of the stage.
+    """
+    crf = choose_crf(stage.crf if settings is None else settings)
+    if crf is None:
+        return None
+    return CrfRefiner(crf, stage.gt_prob if isinstance(stage, LabelConfig) else None)
 
 
 def choose_crf(setting: str | dict[str, Any] | None) -> DenseCRF | None:
@@ -30,6 +98,8 @@ def choose_crf(setting: str | dict[str, Any] | None) -> DenseCRF | None:
                 f"got {setting!r}"
             )
         return DenseCRF.preset(setting)
+    if not isinstance(setting, dict):
+        raise ValueError(f"crf: expected a preset's name or settings, got {setting!r}")
     unknown = sorted(setting.keys() - set(FIELDS))
     if unknown:
         raise ValueError(f"crf: unknown key {unknown[0]!r}; known here: {', '.join(FIELDS)}")

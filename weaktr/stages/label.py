@@ -1,4 +1,4 @@
-"""CAMs -> threshold -> CRF -> pseudo-label masks and their index.
+"""CAMs -> threshold -> refinement -> pseudo-label masks and their index.
 
 The CAMs come from a checkpoint, image by image, or from files that were made before.
 
@@ -13,24 +13,25 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from weaktr.config import LabelConfig
 from weaktr.data import Problem, Sample
 from weaktr.data.io import size_message
-from weaktr.data.masks import MaskFolder
+from weaktr.data.masks import MaskFolder, before_refinement
 from weaktr.data.parallel import ordered_map, read_images
 from weaktr.data.stored_maps import read_cams, write_cams
 from weaktr.inference.cams import for_labelling, image_cams
-from weaktr.inference.labels import labels_from_cams
+from weaktr.inference.labels import scores_from_cams
 from weaktr.models import CamModel
-from weaktr.ops.dense_crf.presets import DenseCRF
 from weaktr.progress import Meter
-from weaktr.refine.crf import choose_crf
+from weaktr.refine import Maps, Refiner, choose_refiners, refine
+from weaktr.stages.run import Stage
 
 log = logging.getLogger("weaktr")
 
 #: The fields of `LabelConfig` that concern what is done with CAMs, not how they are made.
-AFTER_CAMS = ("threshold", "crf", "gt_prob", "unlabelled")
+AFTER_CAMS = ("threshold", "refiners", "crf", "gt_prob", "unlabelled")
 #: A sample, its image uint8 [H, W, 3], and CAMs [K, H, W] in the order of its K labels.
 Item = tuple[Sample, np.ndarray, np.ndarray]
 
@@ -63,7 +64,7 @@ def label(
     Args:
         model: in eval mode, on its device.
         samples: images and image-level labels; masks are not looked at.
-        folder: gets ``masks/``, ``index.jsonl`` and, with a CRF, ``before_crf/``.
+        folder: gets ``masks/``, ``index.jsonl`` and, with refiners, ``before_refinement/``.
         settings: see `LabelConfig`.
         dump_cams: also write ``cams/NAME.npz`` (large).
 
@@ -132,8 +133,8 @@ def _label(
 ) -> LabelReport:
     """The masks of all samples but for those that are there; `no_class`: names of such samples."""
     masks = MaskFolder(folder, verify=True)
-    before = MaskFolder(folder / "before_crf", verify=True)
-    crf = choose_crf(settings.crf)
+    before = MaskFolder(before_refinement(folder), verify=True)
+    refiners = choose_refiners(settings)
     report = LabelReport()
     if settings.unlabelled == "skip":
         report.unlabelled = no_class
@@ -142,20 +143,20 @@ def _label(
     todo = [
         sample
         for sample in chosen
-        if sample.name not in masks or (crf is not None and sample.name not in before)
+        if sample.name not in masks or (refiners and sample.name not in before)
     ]
 
-    def finish(item: Item) -> tuple[Sample, list[np.ndarray]]:
+    def finish(item: Item) -> tuple[Sample, tuple[np.ndarray, np.ndarray]]:
         sample, image, cams = item
         if dump_cams:
             write_cams(folder / "cams" / f"{sample.name}.npz", cams, sample.labels or ())
-        return sample, _pseudo_labels(image, cams, sample.labels or (), settings, crf)
+        return sample, pseudo_labels(image, cams, sample.labels or (), settings, refiners)
 
     with Meter("pseudo labels", len(chosen), done=len(chosen) - len(todo)) as meter:
-        for sample, made in ordered_map(finish, cams_of(todo, report.unreadable)):
-            if crf is not None:
-                before.add(sample.name, made[0])
-            masks.add(sample.name, made[-1])
+        for sample, (plain, refined) in ordered_map(finish, cams_of(todo, report.unreadable)):
+            if refiners:
+                before.add(sample.name, plain)
+            masks.add(sample.name, refined)
             meter.advance()
     masks.flush()
     before.flush()
@@ -164,24 +165,31 @@ def _label(
     return report
 
 
-def _pseudo_labels(
+def pseudo_labels(
     image: np.ndarray,
     cams: np.ndarray,
     classes: Sequence[int],
     settings: LabelConfig,
-    crf: DenseCRF | None,
-) -> list[np.ndarray]:
-    """Labels before and, where there is a CRF, after it; uint8 [H, W] each."""
+    refiners: Sequence[Refiner],
+) -> tuple[np.ndarray, np.ndarray]:
+    """The labels of one image before and after refinement.
+
+    Args:
+        image: uint8 [H, W, 3] RGB.
+        cams: float32 [K, H, W] in [0, 1].
+        classes: the K class indices.
+        settings: its threshold is used.
+        refiners: from `choose_refiners`.
+
+    Returns:
+        Two uint8 [H, W]: 0 = background, k + 1 = class index k.
+    """
+    scores = scores_from_cams(cams, settings.threshold)
+    plain = scores.argmax(0).astype(np.uint8)
+    maps = Maps(torch.from_numpy(plain), len(scores), torch.from_numpy(scores))
+    (refined,) = refine(refiners, [torch.from_numpy(image)], [maps], num_threads=1)
     values = np.array([0, *(index + 1 for index in classes)], np.uint8)
-    compact = labels_from_cams(cams, settings.threshold)
-    if crf is None:
-        return [values[compact]]
-    refined = compact
-    if classes:
-        refined = crf.refine_labels(
-            image, compact, len(values), gt_prob=settings.gt_prob, num_threads=1
-        )
-    return [values[compact], values[refined]]
+    return values[plain], values[refined.labels.numpy()]
 
 
 def _tell(report: LabelReport) -> None:
@@ -193,3 +201,14 @@ def _tell(report: LabelReport) -> None:
         )  # fmt: skip
     for problem in report.unreadable:
         log.warning("left out: %s", problem)
+
+
+LABEL = Stage(
+    "label",
+    settings=("label",),
+    images=lambda run: [run.train_images],
+    work=lambda run: label(
+        run.cam_model(), run.train_images.samples, run.of("label"), run.recipe.label
+    ),
+    after=("train_cam",),
+)

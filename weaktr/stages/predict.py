@@ -1,4 +1,4 @@
-"""Checkpoint and images -> masks: sliding windows over scales and flips, then the CRF.
+"""Checkpoint and images -> masks: sliding windows over scales and flips, then refinement.
 
 Source: reference.md 48-52 (the published inference).
 """
@@ -8,31 +8,22 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from weaktr.config import PredictConfig
 from weaktr.data import Problem, Sample
-from weaktr.data.masks import MaskFolder
+from weaktr.data.masks import MaskFolder, before_refinement
 from weaktr.data.parallel import ordered_map, read_images
 from weaktr.data.stored_maps import write_scores
 from weaktr.inference.probabilities import for_prediction, probabilities
 from weaktr.models import Segmenter
-from weaktr.ops.dense_crf.presets import DenseCRF
 from weaktr.progress import Meter
-from weaktr.refine.crf import choose_crf
+from weaktr.refine import Maps, Refiner, choose_refiners, refine
+from weaktr.stages.run import Stage, without_masks
 
 log = logging.getLogger("weaktr")
-
-
-class Prediction(NamedTuple):
-    """What is written of one image."""
-
-    name: str
-    mask: np.ndarray  #: uint8 [H, W] after the CRF
-    before: np.ndarray  #: uint8 [H, W] without it
-    scores: np.ndarray  #: float32 [L, H, W]
 
 
 def predict(
@@ -48,7 +39,7 @@ def predict(
     Args:
         model: in eval mode, on its device.
         samples: the images; labels and masks are not looked at.
-        folder: gets ``masks/``, ``index.jsonl`` and, with a CRF, ``before_crf/``.
+        folder: gets ``masks/``, ``index.jsonl`` and, with refiners, ``before_refinement/``.
         settings: see `PredictConfig`.
         dump_scores: also write ``scores/NAME.npz`` (large), see `write_scores`.
 
@@ -56,32 +47,35 @@ def predict(
         Images that could not be read (also logged).
     """
     model = for_prediction(model, settings)
-    masks, before = (MaskFolder(each, verify=True) for each in (folder, folder / "before_crf"))
-    crf = choose_crf(settings.crf)
+    masks = MaskFolder(folder, verify=True)
+    before = MaskFolder(before_refinement(folder), verify=True)
+    refiners = choose_refiners(settings)
 
-    def is_done(name: str) -> bool:
-        dumped = not dump_scores or _scores_path(folder, name).is_file()
-        return name in masks and (crf is None or name in before) and dumped
+    def scores_path(name: str) -> Path:
+        return folder / "scores" / f"{name}.npz"
 
-    todo = [sample for sample in samples if not is_done(sample.name)]
+    def is_there(name: str) -> bool:
+        dumped = not dump_scores or scores_path(name).is_file()
+        return name in masks and (not refiners or name in before) and dumped
+
+    todo = [sample for sample in samples if not is_there(sample.name)]
     unreadable: list[Problem] = []
 
     def scored() -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
         for sample, image in read_images(todo, unreadable):
             yield sample.name, image, probabilities(model, image, settings)
 
-    def finish(item: tuple[str, np.ndarray, np.ndarray]) -> Prediction:
+    def finish(item: tuple[str, np.ndarray, np.ndarray]) -> tuple[str, np.ndarray, np.ndarray]:
         name, image, scores = item
-        plain = scores.argmax(0).astype(np.uint8)
-        return Prediction(name, mask_from_probabilities(image, scores, crf), plain, scores)
+        if dump_scores:
+            write_scores(scores_path(name), scores)
+        return name, *masks_from_probabilities(image, scores, refiners)
 
     with Meter("predictions", len(samples), done=len(samples) - len(todo)) as meter:
-        for made in ordered_map(finish, scored()):
-            if dump_scores:
-                write_scores(_scores_path(folder, made.name), made.scores)
-            if crf is not None:
-                before.add(made.name, made.before)
-            masks.add(made.name, made.mask)
+        for name, plain, refined in ordered_map(finish, scored()):
+            if refiners:
+                before.add(name, plain)
+            masks.add(name, refined)
             meter.advance()
     masks.flush()
     before.flush()
@@ -90,28 +84,39 @@ def predict(
     return unreadable
 
 
-def _scores_path(folder: Path, name: str) -> Path:
-    return folder / "scores" / f"{name}.npz"
+def masks_from_probabilities(
+    image: np.ndarray, scores: np.ndarray, refiners: Sequence[Refiner]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The most probable label of each pixel, before and after refinement.
 
-
-def mask_from_probabilities(
-    image: np.ndarray, scores: np.ndarray, crf: DenseCRF | None
-) -> np.ndarray:
-    """The most probable label of each pixel, after the CRF among the labels that occur.
+    Refinement is among the labels that occur.
 
     Args:
         image: uint8 [H, W, 3] RGB.
         scores: float32 [L, H, W] from `probabilities`.
-        crf: None = no CRF.
+        refiners: from `choose_refiners`.
 
     Returns:
-        uint8 [H, W].
+        Two uint8 [H, W].
 
     Source: reference.md 51.
     """
-    plain = scores.argmax(0)
+    plain = scores.argmax(0).astype(np.uint8)
     present = np.unique(plain)
-    if crf is None or len(present) < 2:
-        return plain.astype(np.uint8)
-    refined = crf.refine_probabilities(image, scores[present], num_threads=1)
-    return present[refined.argmax(0)].astype(np.uint8)
+    place = np.zeros(256, np.uint8)
+    place[present] = np.arange(len(present))
+    labels = torch.from_numpy(place[plain])
+    maps = Maps(labels, len(present), torch.from_numpy(scores[present]))
+    (refined,) = refine(refiners, [torch.from_numpy(image)], [maps], num_threads=1)
+    return plain, present[refined.labels.numpy()]
+
+
+PREDICT = Stage(
+    "predict",
+    settings=("predict",),
+    images=lambda run: [without_masks(run.val)],
+    work=lambda run: predict(
+        run.segmenter(), without_masks(run.val).samples, run.of("predict"), run.recipe.predict
+    ),
+    after=("train_seg",),
+)

@@ -8,7 +8,6 @@ Source: reference.md 15-22.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import cast
@@ -18,11 +17,9 @@ from timm.scheduler import CosineLRScheduler
 from torch import Tensor
 
 from weaktr import data
-from weaktr.config import Recipe
-from weaktr.data import Manifest, Sample
 from weaktr.evaluation.models import cam_curve
 from weaktr.models import CamModel, CamOutput, checkpoints
-from weaktr.models.precision import choose_device
+from weaktr.stages.run import MODEL, Run, Stage
 from weaktr.training.loop import EpochLoader, TrainingLoop, compiled
 from weaktr.training.optimizers import cam_optimizer
 from weaktr.training.state import set_seeds
@@ -30,30 +27,26 @@ from weaktr.training.state import set_seeds
 log = logging.getLogger("weaktr")
 
 
-def train_cam(
-    recipe: Recipe, manifest: Manifest, folder: Path, watch: Sequence[Sample] = ()
-) -> Path:
-    """Train the CAM model; goes on from the last checkpoint in `folder`.
+def train_cam(run: Run) -> Path:
+    """Train the CAM model; goes on from the last checkpoint in its folder.
 
     Args:
-        recipe: `Recipe.cam_model` and `Recipe.train_cam` are used.
-        manifest: images and image-level labels; `weaktr.data.CamDataset` opens no mask.
-        folder: gets checkpoints, ``metrics.jsonl`` and ``model.safetensors``.
-        watch: samples with masks to look at every ``validate_every`` epochs. Nothing is chosen
-            by them.
+        run: `Recipe.cam_model` and `Recipe.train_cam` are used; the folder ``train_cam`` gets
+            checkpoints, ``metrics.jsonl`` and ``model.safetensors``.
 
     Returns:
         The trained model's file.
     """
-    settings = recipe.train_cam
+    recipe, settings, folder = run.recipe, run.recipe.train_cam, run.of("train_cam")
+    classes = run.train_images.classes
     set_seeds(recipe.seed)
-    model = CamModel(recipe.cam_model, len(manifest.classes)).to(choose_device(recipe.device))
+    model = CamModel(recipe.cam_model, len(classes)).to(run.device)
     transform = data.cam_train_transform(
         recipe.cam_model.image_size,
         normalization=cast(data.Normalization, model.normalization),
         **asdict(settings.augment),
     )
-    dataset = data.CamDataset(manifest, transform, seed=recipe.seed)
+    dataset = data.CamDataset(run.train_images, transform, seed=recipe.seed)
     loader = EpochLoader(dataset, settings.batch_size, recipe.seed, recipe.num_workers)
     optimizer = cam_optimizer(
         model, settings.lr, settings.weight_decay, backbone_lr=settings.backbone_lr
@@ -77,17 +70,19 @@ def train_cam(
     def losses(images: Tensor, targets: Tensor) -> dict[str, Tensor]:
         return cam_losses(model(images), targets)
 
-    losses_of = compiled(losses, settings.compile)
+    def validate(model: CamModel) -> dict[str, float]:
+        curve = cam_curve(model, run.score.samples, recipe.label, recipe.evaluate)
+        threshold, scores = curve.best()
+        log.info(
+            "CAM mIoU %.1f (%d images, scales %s, threshold %.2f); nothing is chosen by it",
+            scores.miou, scores.images, recipe.label.scales, threshold,
+        )  # fmt: skip
+        return {"cam_miou": scores.miou, "cam_threshold": threshold}
+
     loop = TrainingLoop(folder, model, optimizer, loader, settings, recipe, set_lr)
-    for epoch in loop.epochs():
-        for images, targets in loop.batches():
-            with loop.autocast():
-                found = losses_of(images, targets)
-            loop.backward(found)
-        if watch and settings.validate_every and (epoch + 1) % settings.validate_every == 0:
-            _look(loop, recipe, watch)
-    classes = {"names": manifest.classes.names, "ids": manifest.classes.ids}
-    return checkpoints.save(loop.finish(), folder / "model.safetensors", classes=classes)
+    trained = loop.train(compiled(losses, settings.compile), validate)
+    named = {"names": classes.names, "ids": classes.ids}
+    return checkpoints.save(trained, folder / MODEL, classes=named)
 
 
 def cam_losses(output: CamOutput, targets: Tensor) -> dict[str, Tensor]:
@@ -109,12 +104,9 @@ def cam_losses(output: CamOutput, targets: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _look(loop: TrainingLoop[CamModel], recipe: Recipe, watch: Sequence[Sample]) -> None:
-    """Log the CAM mIoU at the recipe's scales, for the eye only."""
-    model = loop.trained_model().eval()
-    threshold, found = cam_curve(model, watch, recipe.label, recipe.evaluate).best()
-    log.info(
-        "CAM mIoU %.1f (%d watched images, scales %s, threshold %.2f); nothing is chosen by it",
-        found.miou, found.images, recipe.label.scales, threshold,
-    )  # fmt: skip
-    loop.log_scores({"cam_miou": found.miou, "cam_threshold": threshold})
+TRAIN_CAM = Stage(
+    "train_cam",
+    settings=("seed", "cam_model", "train_cam"),
+    images=lambda run: [run.train_images],
+    work=train_cam,
+)

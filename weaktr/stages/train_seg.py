@@ -8,7 +8,6 @@ Source: reference.md 41-46.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import cast
@@ -16,12 +15,12 @@ from typing import cast
 from torch import Tensor
 
 from weaktr import data
-from weaktr.config import Recipe, SegModelConfig, TrainSegConfig
-from weaktr.data import Manifest, Sample
+from weaktr.config import SegModelConfig
+from weaktr.data import Manifest
 from weaktr.data.masks import MaskFolder
 from weaktr.evaluation.models import score_segmenter
 from weaktr.models import Segmenter, checkpoints
-from weaktr.models.precision import choose_device
+from weaktr.stages.run import MODEL, Run, Stage
 from weaktr.training.loop import EpochLoader, TrainingLoop, compiled
 from weaktr.training.optimizers import PolynomialSchedule, segmenter_optimizer
 from weaktr.training.state import set_seeds
@@ -29,35 +28,27 @@ from weaktr.training.state import set_seeds
 log = logging.getLogger("weaktr")
 
 
-def train_seg(
-    recipe: Recipe,
-    manifest: Manifest,
-    pseudo_labels: Path,
-    folder: Path,
-    *,
-    stage1: Path | None = None,
-    watch: Sequence[Sample] = (),
-) -> Path:
-    """Train the segmenter; goes on from the last checkpoint in `folder`.
+def train_seg(run: Run) -> Path:
+    """Train the segmenter; goes on from the last checkpoint in its folder.
 
     Args:
-        recipe: `Recipe.seg_model` and `Recipe.train_seg` are used.
-        manifest: the images (with masks only where ``train_seg.masks`` is "truth").
-        pseudo_labels: folder of the label stage.
-        folder: gets checkpoints, ``metrics.jsonl`` and ``model.safetensors``.
-        stage1: the stage-1 checkpoint, for ``seg_model.weights: stage1``.
-        watch: samples with masks to look at every ``validate_every`` epochs. Nothing is chosen
-            by them.
+        run: `Recipe.seg_model` and `Recipe.train_seg` are used; the folder ``train_seg`` gets
+            checkpoints, ``metrics.jsonl`` and ``model.safetensors``.
 
     Returns:
         The trained model's file.
     """
-    settings = recipe.train_seg
+    recipe, settings, folder = run.recipe, run.recipe.train_seg, run.of("train_seg")
+    classes = run.train.classes
     set_seeds(recipe.seed)
-    config = starting_config(recipe.seg_model, stage1)
-    model = Segmenter(config, manifest.classes.num_labels).to(choose_device(recipe.device))
-    labelled = supervision(settings, manifest, pseudo_labels)
-    loader = _loader(recipe, labelled, cast(data.Normalization, model.normalization))
+    model = Segmenter(starting_config(run), classes.num_labels).to(run.device)
+    transform = data.seg_train_transform(
+        settings.crop,
+        normalization=cast(data.Normalization, model.normalization),
+        **asdict(settings.augment),
+    )
+    dataset = data.SegDataset(supervision(run), transform, seed=recipe.seed)
+    loader = EpochLoader(dataset, settings.batch_size, recipe.seed, recipe.num_workers)
     optimizer = segmenter_optimizer(
         model,
         settings.lr,
@@ -83,61 +74,51 @@ def train_seg(
         start, tile = settings.clip_start, settings.clip_patch
         return {"clipped": model.loss(images, labels, start_value=start, tile=tile).loss}
 
-    losses_of = compiled(losses, settings.compile)
+    def validate(model: Segmenter) -> dict[str, float]:
+        scores = score_segmenter(model, run.val.samples, recipe.predict)
+        log.info(
+            "mIoU %.1f (%d images, single scale, no flip, no CRF); nothing is chosen by it",
+            scores.miou, scores.images,
+        )  # fmt: skip
+        return {"watched_miou": scores.miou}
+
     loop = TrainingLoop(folder, model, optimizer, loader, settings, recipe, set_lr)
-    for epoch in loop.epochs():
-        for images, labels in loop.batches():
-            with loop.autocast():
-                found = losses_of(images, labels)
-            loop.backward(found)
-        if watch and settings.validate_every and (epoch + 1) % settings.validate_every == 0:
-            _look(loop, recipe, watch)
-    classes = {"names": manifest.classes.names, "ids": manifest.classes.ids}
-    return checkpoints.save(loop.finish(), folder / "model.safetensors", classes=classes)
+    trained = loop.train(compiled(losses, settings.compile), validate)
+    named = {"names": classes.names, "ids": classes.ids}
+    return checkpoints.save(trained, folder / MODEL, classes=named)
 
 
-def starting_config(config: SegModelConfig, stage1: Path | None) -> SegModelConfig:
-    """The configuration with ``weights: stage1`` replaced by the file.
+def starting_config(run: Run) -> SegModelConfig:
+    """`Recipe.seg_model` with ``weights: stage1`` replaced by the run's stage-1 checkpoint.
 
     Raises:
-        ValueError: ``weights: stage1`` without a stage-1 checkpoint.
+        ValueError: there is none.
     """
+    config = run.recipe.seg_model
     if config.weights != "stage1":
         return config
-    if stage1 is None or not stage1.is_file():
+    stage1 = run.of("train_cam") / MODEL
+    if not stage1.is_file():
         raise ValueError(
             f"seg_model.weights: 'stage1' needs train_cam's checkpoint, {stage1} is missing"
         )
     return replace(config, weights=str(stage1))
 
 
-def _loader(recipe: Recipe, labelled: Manifest, normalization: data.Normalization) -> EpochLoader:
-    settings = recipe.train_seg
-    transform = data.seg_train_transform(
-        settings.crop, normalization=normalization, **asdict(settings.augment)
-    )
-    dataset = data.SegDataset(labelled, transform, seed=recipe.seed)
-    return EpochLoader(dataset, settings.batch_size, recipe.seed, recipe.num_workers)
-
-
-def supervision(settings: TrainSegConfig, manifest: Manifest, pseudo_labels: Path) -> Manifest:
+def supervision(run: Run) -> Manifest:
     """The training images with the masks to train on: pseudo labels in all but the upper bound.
-
-    Args:
-        settings: `TrainSegConfig.masks` decides.
-        manifest: the images.
-        pseudo_labels: folder of the label stage.
 
     Raises:
         ValueError: no training image has such a mask.
     """
-    if settings.masks == "truth":
+    manifest = run.train
+    if run.recipe.train_seg.masks == "truth":
         log.warning("train_seg.masks=truth: an upper bound, trained on true masks")
         samples = tuple(sample for sample in manifest.samples if sample.mask is not None)
         if not samples:
             raise ValueError(f"train_seg.masks=truth: {manifest.name} {manifest.split} has no mask")
         return replace(manifest, samples=samples)
-    masks = MaskFolder(pseudo_labels)
+    masks = MaskFolder(run.of("label"))
     samples = tuple(
         replace(sample, mask=masks.path(sample.name), mask_ids=None)
         for sample in manifest.samples
@@ -148,12 +129,10 @@ def supervision(settings: TrainSegConfig, manifest: Manifest, pseudo_labels: Pat
     return replace(manifest, samples=samples)
 
 
-def _look(loop: TrainingLoop[Segmenter], recipe: Recipe, watch: Sequence[Sample]) -> None:
-    """Log the single-scale mIoU of the watched images, for the eye only."""
-    model = loop.trained_model().eval()
-    found = score_segmenter(model, watch, recipe.predict)
-    log.info(
-        "mIoU %.1f (%d watched images, single scale, no flip, no CRF); nothing is chosen by it",
-        found.miou, found.images,
-    )  # fmt: skip
-    loop.log_scores({"watched_miou": found.miou})
+TRAIN_SEG = Stage(
+    "train_seg",
+    settings=("seed", "seg_model", "train_seg"),
+    images=lambda run: [run.train],
+    work=train_seg,
+    after=("label",),
+)

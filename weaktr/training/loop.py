@@ -23,14 +23,13 @@ from weaktr.data import CamDataset, EpochSampler, SegDataset
 from weaktr.models.precision import amp_type, autocast
 from weaktr.progress import Meter, TensorBoard
 from weaktr.training.metrics import MetricsLog
-from weaktr.training.state import load_state, random_state, restore_random_state, save_state
+from weaktr.training.state import STATE, load_state, random_state, restore_random_state, save_state
 
 log = logging.getLogger("weaktr")
 M = TypeVar("M", bound=nn.Module)
 P = ParamSpec("P")
 R = TypeVar("R")
 
-STATE = "state.pt"
 METRICS = "metrics.jsonl"
 
 
@@ -49,6 +48,8 @@ class StepSettings(Protocol):
     def clip_grad(self) -> float | None: ...
     @property
     def ema_decay(self) -> float | None: ...
+    @property
+    def validate_every(self) -> int: ...
 
 
 def compiled(losses: Callable[P, R], wanted: bool) -> Callable[P, R]:
@@ -112,16 +113,6 @@ class EpochLoader:
 class TrainingLoop(Generic[M]):
     """Epochs, batches and steps with checkpoints in between.
 
-    Use::
-
-        loop = TrainingLoop(...)
-        for epoch in loop.epochs():
-            for batch in loop.batches():
-                with loop.autocast():
-                    losses = {...}
-                loop.backward(losses)
-        model = loop.finish()
-
     Args:
         folder: of the stage; holds state.pt and metrics.jsonl.
         model: on its device.
@@ -167,9 +158,33 @@ class TrainingLoop(Generic[M]):
         self._saved_at = time.monotonic()
         self._resume()
 
-    def autocast(self) -> torch.autocast:
-        """The context of the forward pass."""
-        return autocast(self.settings.amp, self.device)
+    def train(
+        self,
+        losses_of: Callable[..., Mapping[str, Tensor]],
+        validate: Callable[[M], Mapping[str, float]],
+    ) -> M:
+        """All epochs that are left.
+
+        Args:
+            losses_of: the losses of a batch, whose sum is minimised.
+            validate: scores of a model in eval mode, logged every ``validate_every`` epochs;
+                nothing is chosen by them.
+
+        Returns:
+            The trained model in eval mode: the moving average where one is kept.
+        """
+        every = self.settings.validate_every
+        for epoch in self.epochs():
+            for batch in self.batches():
+                with autocast(self.settings.amp, self.device):
+                    losses = losses_of(*batch)
+                self.backward(losses)
+            if every and (epoch + 1) % every == 0:
+                self.log_scores(validate(self.trained_model().eval()))
+        self._log_losses()
+        self.metrics.close()
+        self.board.close()
+        return self.trained_model().eval()
 
     def epochs(self) -> Iterator[int]:
         """The epochs that are left; saves after each."""
@@ -197,7 +212,7 @@ class TrainingLoop(Generic[M]):
         """Add the gradients of the sum of `losses`; step once a step's batches are through.
 
         Raises:
-            ValueError: a loss was not finite (found at the next look, see `Recipe.log_steps`).
+            ValueError: a loss was not finite (seen when losses are logged, see `Recipe.log_steps`).
         """
         accumulate = self.settings.accumulate
         total = torch.stack(list(losses.values())).sum()
@@ -211,7 +226,7 @@ class TrainingLoop(Generic[M]):
 
     def log_scores(self, scores: Mapping[str, float]) -> None:
         """Note scores of this moment in metrics.jsonl and TensorBoard."""
-        self._look()
+        self._log_losses()
         self.metrics.write([{"epoch": self.epoch, "step": self.step, **scores}])
         self.board.scalars(scores, self.step)
 
@@ -219,16 +234,9 @@ class TrainingLoop(Generic[M]):
         """The model to use now: the moving average where one is kept."""
         return self.model if self.average is None else cast(M, self.average.module)
 
-    def finish(self) -> M:
-        """Close the logs and return the model to save, in eval mode."""
-        self._look()
-        self.metrics.close()
-        self.board.close()
-        return self.trained_model().eval()
-
     def save(self) -> None:
         """Write a checkpoint from which `TrainingLoop` goes on."""
-        self._look()
+        self._log_losses()
         state = {
             "position": [self.epoch, self.batch, self.step, self.metrics.position()],
             "model": self.model.state_dict(),
@@ -270,7 +278,7 @@ class TrainingLoop(Generic[M]):
         self._pending.append((self.step, lr, self._sums))
         self._sums = {}
         if len(self._pending) >= self.recipe.log_steps:
-            self._look()
+            self._log_losses()
         self._save_in_between()
 
     def _save_in_between(self) -> None:
@@ -279,8 +287,8 @@ class TrainingLoop(Generic[M]):
         if due or time.monotonic() - self._saved_at > self.recipe.checkpoint_seconds:
             self.save()
 
-    def _look(self) -> None:
-        """Bring the losses since the last look off the device, check and log them."""
+    def _log_losses(self) -> None:
+        """Bring the losses since the last time off the device, check and log them."""
         if not self._pending:
             return
         names = list(self._pending[0][2])

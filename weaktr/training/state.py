@@ -11,6 +11,9 @@ import torch
 
 from weaktr.files import whole_file
 
+#: What a training is resumed from, in the folder of its stage.
+STATE = "state.pt"
+
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write a training state (tensors and plain values only)."""

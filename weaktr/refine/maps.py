@@ -1,0 +1,37 @@
+"""What a refinement takes and returns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+
+class Maps(NamedTuple):
+    """Which of the labels in question each pixel of an image has.
+
+    The labels are numbered 0..K-1 for this image alone; whoever refines does not know their names.
+    """
+
+    labels: Tensor  #: uint8 [H, W], 0..K-1: the likeliest
+    num_labels: int  #: K
+    scores: Tensor | None = None  #: float32 [K, H, W] behind the labels, where they are known
+
+
+class Refiner(Protocol):
+    """Redraws maps along the edges of their images."""
+
+    def __call__(
+        self, images: Sequence[Tensor], maps: Sequence[Maps], *, num_threads: int | None = None
+    ) -> list[Maps]:
+        """Refine a batch on the device where it is.
+
+        Args:
+            images: uint8 [H, W, 3] RGB each, of any sizes, on one device.
+            maps: of each image, on the same device.
+            num_threads: CPU threads to use; None = those of torch.
+
+        Returns:
+            New maps of the same numbers of labels, on that device.
+        """

@@ -1,0 +1,116 @@
+"""A run: a recipe, the folder of its results and its data; and what a stage of it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from weaktr.config import DataConfig, Recipe
+from weaktr.data import Manifest, load_manifest
+from weaktr.models import CamModel, Segmenter, checkpoints
+from weaktr.models.precision import choose_device
+
+MODEL = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A recipe and the folder of its results.
+
+    Args:
+        recipe: what to do.
+        folder: of the results; each stage writes into a folder of its own name in it.
+    """
+
+    recipe: Recipe
+    folder: Path
+
+    @cached_property
+    def train(self) -> Manifest:
+        """Training images; with true masks only where stage 2 learns from these, an upper bound."""
+        manifest = load_split(self.recipe.data, self.recipe.data.train_split)
+        return manifest if self.recipe.train_seg.masks == "truth" else without_masks(manifest)
+
+    @cached_property
+    def train_images(self) -> Manifest:
+        """Training images with image-level labels only."""
+        return without_masks(self.train)
+
+    @cached_property
+    def score(self) -> Manifest:
+        """Images whose masks score CAMs and pseudo labels."""
+        settings = self.recipe.data
+        return load_split(settings, settings.score_split or settings.train_split)
+
+    @cached_property
+    def val(self) -> Manifest:
+        """Held-out images."""
+        return load_split(self.recipe.data, self.recipe.data.val_split)
+
+    @property
+    def predicted(self) -> Manifest | None:
+        """The images that get predictions, or None in a recipe without stage 2."""
+        return self.val if "predict" in self.recipe.stages else None
+
+    @property
+    def device(self) -> torch.device:
+        """Where models run."""
+        return choose_device(self.recipe.device)
+
+    def of(self, stage: str) -> Path:
+        """The folder of a stage."""
+        return self.folder / stage
+
+    def cam_model(self) -> CamModel:
+        """The trained stage-1 model."""
+        model, _ = checkpoints.load(self.of("train_cam") / MODEL, self.device)
+        assert isinstance(model, CamModel)
+        return model
+
+    def segmenter(self) -> Segmenter:
+        """The trained stage-2 model."""
+        model, _ = checkpoints.load(self.of("train_seg") / MODEL, self.device)
+        assert isinstance(model, Segmenter)
+        return model
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: what it is called, what its results depend on, and what it runs.
+
+    Args:
+        name: of the stage, of its folder and of its settings in the recipe.
+        settings: fields of `Recipe` that its results depend on.
+        images: the manifests that its results depend on.
+        after: stages whose results it starts from.
+        optional: whether it starts from those of `after` alone that belong to the recipe.
+        work: does it.
+    """
+
+    name: str
+    settings: tuple[str, ...]
+    images: Callable[[Run], list[Manifest | None]]
+    work: Callable[[Run], object]
+    after: tuple[str, ...] = ()
+    optional: bool = False
+
+
+def load_split(settings: DataConfig, split: str) -> Manifest:
+    """The manifest of one split of a recipe's data."""
+    root = Path(settings.root)
+    if settings.source == "manifest":
+        return Manifest.load(root / f"{split}.json")
+    options = dict(settings.options)
+    if split == settings.val_split:
+        options |= settings.val_options
+    return load_manifest(settings.source, root, split, **options)
+
+
+def without_masks(manifest: Manifest) -> Manifest:
+    """The manifest with image-level labels only: what training gets to see."""
+    samples = tuple(replace(s, mask=None, mask_ids=None) for s in manifest.samples)
+    return replace(manifest, samples=samples)
