@@ -7,7 +7,7 @@ CASES ?= 20000
 
 BIN := .venv/bin
 CSRC := $(shell find csrc -type f)
-CPP := $(CSRC) $(shell find tests/native -name '*.[ch]pp')
+CPP := $(shell find csrc $(wildcard tests/native) -name '*.[ch]pp' -o -name '*.cu*')
 PINNED := -c constraints.txt --build-constraint constraints.txt
 # Threads that wait asleep: spinning ones starve the data loader on a machine of few cores.
 export OMP_WAIT_POLICY := PASSIVE

@@ -17,7 +17,6 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is imported
 os.environ.setdefault("WEAKTR_TUNE", "0")  # on a GPU, every shape of every test would be measured
 
-from tests.native import compiler
 from tests.native import emulation as native_emulation
 from weaktr.ops.registry import ENVIRONMENT_VARIABLE, REGISTRY, report
 
@@ -53,7 +52,7 @@ def backend(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def emulation() -> ModuleType:
     """The CUDA code of the dense CRF on the CPU; compiled once, by what asks for it first."""
-    problem = compiler.problem()
+    problem = native_emulation.problem()
     if problem:
         unavailable("cpu", problem)
     return native_emulation.load()

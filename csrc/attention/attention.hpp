@@ -44,7 +44,7 @@ constexpr int64_t kGroupQueries = 4 * kQueries;
 // Floats of work space that a thread needs.
 template <class Number>
 WEAKTR_INLINE int64_t attention_workspace(const Attention<Number>& maps) {
-  const int64_t keys = blocks_of(kKeys, maps.tokens) * kKeys;
+  const int64_t keys = divide_up(maps.tokens, kKeys) * kKeys;
   return kQueries * (2 * maps.width + keys + 3) + 2 * keys * maps.width;
 }
 

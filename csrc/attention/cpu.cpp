@@ -13,7 +13,7 @@ namespace {
 template <class Number, class Attend>
 void run(Attention<Number> maps, float* column_means, int threads, Attend attend) {
   check(threads >= 1, "num_threads: expected at least 1, got " + std::to_string(threads));
-  const int64_t groups = blocks_of(kGroupQueries, maps.tokens), count = maps.images * maps.heads;
+  const int64_t groups = divide_up(maps.tokens, kGroupQueries), count = maps.images * maps.heads;
   const int64_t items = count * groups, workers = count_workers(items, threads);
   const int64_t size = attention_workspace(maps);
   const std::unique_ptr<float[]> workspace(new float[static_cast<size_t>(size * workers)]);

@@ -32,7 +32,7 @@ struct Map {
 
 Map find_map(const Attention<Number>& maps, int64_t map, int64_t group) {
   const int64_t image = map / maps.heads, head = map % maps.heads;
-  const int64_t groups = blocks_of(kGroupQueries, maps.tokens);
+  const int64_t groups = divide_up(maps.tokens, kGroupQueries);
   auto first = [&](const auto& rows) { return rows.data + image * rows.image + head * rows.head; };
   float* lse = maps.lse + map * maps.tokens;
   Map found{first(maps.q), first(maps.k), first(maps.v), first(maps.out), lse};
@@ -53,7 +53,7 @@ struct Space {
   float* packed_values;            // [keys / kPair, d]
 
   Space(const Attention<Number>& maps, float* memory) {
-    steps = maps.width / kPair, keys = blocks_of(kKeys, maps.tokens) * kKeys;
+    steps = maps.width / kPair, keys = divide_up(maps.tokens, kKeys) * kKeys;
     queries = memory;
     scores = queries + kQueries * steps;
     result = scores + kQueries * keys;
@@ -163,7 +163,7 @@ WEAKTR_INLINE void mix(const Attention<Number>& maps, const Space& space, int64_
   for (int c = 0; c < Channels; ++c) values[c] = space.packed_values + channel + c;
   for (int64_t i = 0; i < kQueries; i += kGroup) {
     Wide sums[Channels][kVectors] = {};
-    add_products(values, maps.width, space.scores + i, kQueries, blocks_of(kPair, maps.tokens),
+    add_products(values, maps.width, space.scores + i, kQueries, divide_up(maps.tokens, kPair),
                  sums);
     for (int v = 0; v < kVectors; ++v) {
       const int64_t at = i + v * kLanes;

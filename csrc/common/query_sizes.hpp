@@ -14,7 +14,7 @@ constexpr int64_t kQueries = 64;
 // Keys of a tile.
 constexpr int64_t kKeys = 6;
 
-// Blocks of `size` that hold `count`.
-WEAKTR_INLINE int64_t blocks_of(int64_t size, int64_t count) { return (count + size - 1) / size; }
+// count / size, rounded up.
+WEAKTR_INLINE int64_t divide_up(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
 }  // namespace weaktr

@@ -16,7 +16,7 @@ constexpr int kVectors = 4;
 constexpr int kVectors = 2;
 #endif
 constexpr int kGroup = kVectors * kLanes;  // queries of a tile
-static_assert(kQueries % kGroup == 0, "a block of queries is a whole number of tiles");
+static_assert(kQueries % kGroup == 0, "64 queries are a whole number of tiles");
 
 constexpr float kLog2E = 1.44269504088896341f;
 

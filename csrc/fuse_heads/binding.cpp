@@ -17,8 +17,8 @@ typedef py::array_t<float> Array;
 typedef py::array_t<float, py::array::c_style> Dense;
 
 template <class Number>
-Rows<Number> rows_of(const char* name, const py::array_t<Number>& array) {
-  const Rows<Number> rows{array.data(), step(name, array, 0), step(name, array, 1)};
+MapRows<Number> rows_of(const char* name, const py::array_t<Number>& array) {
+  const MapRows<Number> rows{array.data(), step(name, array, 0), step(name, array, 1)};
   if (array.ndim() == 3 && array.size() && array.shape(2) > 1 && step(name, array, 2) != 1)
     refuse(std::string(name) + ": expected the numbers of a row side by side");
   if (sizeof(Number) == 2 &&

@@ -13,12 +13,11 @@ namespace {
 template <class Number, class FuseRows>
 void run(const FusedMaps<Number>& maps, int threads, FuseRows fuse_rows) {
   check(threads >= 1, "num_threads: expected at least 1, got " + std::to_string(threads));
-  const int64_t blocks = blocks_of(kQueries, maps.patches),
-                workers = count_workers(blocks, threads);
+  const int64_t items = divide_up(maps.patches, kQueries), workers = count_workers(items, threads);
   const int64_t size = fuse_workspace(maps);
   const std::unique_ptr<float[]> workspace(new float[static_cast<size_t>(size * workers)]);
-  share_out(blocks, workers, [&](int64_t block, int64_t worker) {
-    fuse_rows(maps, block * kQueries, workspace.get() + worker * size);
+  share_out(items, workers, [&](int64_t item, int64_t worker) {
+    fuse_rows(maps, item * kQueries, workspace.get() + worker * size);
   });
 }
 

@@ -17,10 +17,10 @@
 
 namespace weaktr {
 
-// Rows of numbers that lie side by side; maps and rows at any distance. Those of bfloat16 begin at
+// Rows of a map, numbers side by side; maps and rows at any distance. Those of bfloat16 begin at
 // multiples of four bytes.
 template <class Number>
-struct Rows {
+struct MapRows {
   const Number* data = nullptr;
   int64_t map_stride = 0, row_stride = 0;  // in numbers
 };
@@ -28,8 +28,8 @@ struct Rows {
 // The maps of one image, of its P patch tokens.
 template <class Number>
 struct FusedMaps {
-  Rows<Number> q, k;               // [M, P, d]
-  Rows<float> lse;                 // [M, P]: row_stride from number to number
+  MapRows<Number> q, k;            // [M, P, d]
+  MapRows<float> lse;              // [M, P]: row_stride from number to number
   const float* weights = nullptr;  // [M]
   const float* values = nullptr;   // [P, C']
   float* fine = nullptr;           // [P, C'], the result
@@ -40,7 +40,7 @@ struct FusedMaps {
 // Floats of work space that a thread needs.
 template <class Number>
 WEAKTR_INLINE int64_t fuse_workspace(const FusedMaps<Number>& maps) {
-  const int64_t keys = blocks_of(kKeys, maps.patches) * kKeys;
+  const int64_t keys = divide_up(maps.patches, kKeys) * kKeys;
   return kQueries * (maps.width + keys + 1);
 }
 

@@ -35,7 +35,7 @@ void hilbert(int64_t side, int64_t i, int64_t& x, int64_t& y) {
 
 // Pixels of a grid tile by tile, tiles along a Hilbert curve: what is close in the image is close
 // in memory, on every scale from the registers to the last cache. The tile in the corner comes
-// last, whose pixels may not be a multiple of `kBlock`: all other blocks start where a row of a
+// last, whose pixels may not be a multiple of `kStrip`: all other strips start where a row of a
 // tile does.
 const Pixel* tile_order(const Problem& problem, Workspace& workspace) {
   if (!problem.height) return nullptr;
@@ -81,7 +81,7 @@ void blur_ones(LatticeMemory& memory) {
 
 // Builds with keys of 64 bits if they suffice, else of 128. `width`: floats in a row.
 template <int D, class Points>
-void build_sparse(LatticeMemory& memory, const Points& points, int64_t pixels, int number,
+void build_hashed(LatticeMemory& memory, const Points& points, int64_t pixels, int number,
                   const float (&low)[D], const float (&high)[D], int width, Team& team) {
   const double most = static_cast<double>(pixels + kPadding) * (D + 1);
   if (most >= 4294967295.0) fail_vertices(number);
@@ -97,13 +97,13 @@ void build_sparse(LatticeMemory& memory, const Points& points, int64_t pixels, i
     if (worth_scheduling(builder.vertices, width, team.size())) builder.schedule_by_sum();
   };
   if (narrow.bits + index_bits < 64) {
-    SparseBuilder<D, uint64_t> builder{memory, narrow, {}};
+    HashedBuilder<D, uint64_t> builder{memory, narrow, {}};
     return make(builder);
   }
   KeyPacking<unsigned __int128> broad;
   make_packing<D>(low, high, broad);
   if (broad.bits + index_bits >= 128) fail_range(number);
-  SparseBuilder<D, unsigned __int128> builder{memory, broad, {}};
+  HashedBuilder<D, unsigned __int128> builder{memory, broad, {}};
   make(builder);
 }
 
@@ -128,7 +128,7 @@ void build_position(const Problem& problem, const Kernel& kernel, int number, co
       position[1][lane] = ys[order[first + lane].y];
     }
   };
-  build_sparse<2>(memory, points, problem.pixels, number, low, high, width, team);
+  build_hashed<2>(memory, points, problem.pixels, number, low, high, width, team);
 }
 
 void build_colour(const Problem& problem, const Kernel& kernel, int number, const Pixel* order,
@@ -152,7 +152,7 @@ void build_colour(const Problem& problem, const Kernel& kernel, int number, cons
       for (int c = 0; c < 3; ++c) position[2 + c][lane] = colours[256 * c + rgb[c]];
     }
   };
-  build_sparse<5>(memory, points, problem.pixels, number, low, high, width, team);
+  build_hashed<5>(memory, points, problem.pixels, number, low, high, width, team);
 }
 
 template <int D>
@@ -178,7 +178,7 @@ void build_features(const Problem& problem, const Kernel& kernel, int number, co
         position[i][lane] = kernel.features[i * problem.pixels + p] * scale[i];
     }
   };
-  build_sparse<D>(memory, points, problem.pixels, number, low, high, width, team);
+  build_hashed<D>(memory, points, problem.pixels, number, low, high, width, team);
 }
 
 void build_any_features(const Problem& problem, const Kernel& kernel, int number,
@@ -268,21 +268,21 @@ void write_scores(const float* energies, const MeanField& field, float* row) {
   for (int i = used; i < field.width; ++i) row[i] = kNever;
 }
 
-// Starts fetching the energies of a block of pixels, most often side by side.
+// Starts fetching the energies of a strip of pixels, most often side by side.
 WEAKTR_INLINE void fetch_unary(const Problem& problem, int64_t first, int64_t last) {
   for (int l = 0; l < problem.labels; ++l) {
     const float* energies = problem.unary + l * problem.pixels;
-    for (int64_t p = first; p < first + kBlock && p < last; p += 16)
+    for (int64_t p = first; p < first + kStrip && p < last; p += 16)
       __builtin_prefetch(energies + p);
     __builtin_prefetch(energies + last);
   }
 }
 
-// Energies of kLanes labels and a whole block of pixels -> scores. `zero`: what they are taken
+// Energies of kLanes labels and a whole strip of pixels -> scores. `zero`: what they are taken
 // from.
 void load_square(const float* energies, int64_t pixels, const float* zero, float* scores,
                  int width) {
-  for (int p = 0; p < kBlock; p += kLanes) {
+  for (int p = 0; p < kStrip; p += kLanes) {
     Wide rows[kLanes];
     for (int lane = 0; lane < kLanes; ++lane)
       rows[lane] = bounded(load<Wide>(zero + p) - load<Wide>(energies + lane * pixels + p));
@@ -291,17 +291,17 @@ void load_square(const float* energies, int64_t pixels, const float* zero, float
   }
 }
 
-// [L, N] -> [N, width], some labels of a block of pixels at a time.
+// [L, N] -> [N, width], some labels of a strip of pixels at a time.
 void load_unary(Workspace& workspace, MeanField& field) {
   const Problem& problem = field.problem;
   const int width = field.width, differences = field.channels == Channels::differences;
-  float* scores = workspace.scores.reserve<float>((problem.pixels + kBlock) * width);
+  float* scores = workspace.scores.reserve<float>((problem.pixels + kStrip) * width);
   field.scores = scores;
-  alignas(64) float zero[kBlock] = {}, energy[kBlock] = {};
-  for (int64_t at = 0; at < problem.pixels; at += kBlock, scores += kBlock * width) {
-    const BlockPlace place = field.place_of(at);
-    if (at + 2 * kBlock <= problem.pixels)
-      fetch_unary(problem, field.index_of(at + kBlock), field.index_of(at + 2 * kBlock - 1));
+  alignas(64) float zero[kStrip] = {}, energy[kStrip] = {};
+  for (int64_t at = 0; at < problem.pixels; at += kStrip, scores += kStrip * width) {
+    const StripPlace place = field.place_of(at);
+    if (at + 2 * kStrip <= problem.pixels)
+      fetch_unary(problem, field.index_of(at + kStrip), field.index_of(at + 2 * kStrip - 1));
     if (differences) place.read(problem.unary, zero);
     int i = 0;
     if (place.whole())
@@ -310,7 +310,7 @@ void load_unary(Workspace& workspace, MeanField& field) {
                     problem.pixels, zero, scores + i, width);
     for (; i < problem.labels - differences; ++i) {
       place.read(problem.unary + (i + differences) * problem.pixels, energy);
-      for (int p = 0; p < kBlock; ++p) energy[p] = bounded(zero[p] - energy[p]);
+      for (int p = 0; p < kStrip; ++p) energy[p] = bounded(zero[p] - energy[p]);
       for (int p = 0; p < place.count; ++p) scores[p * width + i] = energy[p];
     }
     for (; i < width; ++i)
@@ -338,16 +338,16 @@ const float* spread_compat(const Kernel& kernel, int labels, int width, float* t
   return to;
 }
 
-BlockRows* make_blocks(const MeanField& field, Workspace& workspace) {
+StripRows* make_strips(const MeanField& field, Workspace& workspace) {
   const int parts = field.team.size();
-  const int64_t rows = int64_t{kBlock} * field.width, share = 3 * rows + kBlock;
-  float* memory = workspace.block.reserve<float>(share * parts);
-  BlockRows* blocks = workspace.parts.reserve<BlockRows>(parts);
+  const int64_t rows = int64_t{kStrip} * field.width, share = 3 * rows + kStrip;
+  float* memory = workspace.strips.reserve<float>(share * parts);
+  StripRows* strips = workspace.parts.reserve<StripRows>(parts);
   for (int part = 0; part < parts; ++part, memory += share) {
-    blocks[part] = BlockRows{memory, memory + rows, memory + 2 * rows, memory + 3 * rows};
+    strips[part] = StripRows{memory, memory + rows, memory + 2 * rows, memory + 3 * rows};
     for (int64_t i = 0; i < rows; ++i) memory[i] = kNever;
   }
-  return blocks;
+  return strips;
 }
 
 void only_one_label(const Problem& problem) {
@@ -375,7 +375,7 @@ void solve(const Problem& problem, const Kernel* kernels, int count, int iterati
   field.vectors.lay_out(field.width);
   field.order = tile_order(problem, workspace);
 
-  field.blocks = make_blocks(field, workspace);
+  field.strips = make_strips(field, workspace);
   if (team.size() > 1)
     field.marginals = workspace.marginals.reserve<float>(problem.pixels * field.width);
   const int64_t compat_size = int64_t{problem.labels} * field.width;

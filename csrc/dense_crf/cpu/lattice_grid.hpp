@@ -53,7 +53,7 @@ struct GridBuilder {
       const int64_t base = grid_base(row - kRowMargin);
       start[row] = row * shape.columns - floor_div(base, 3);
     }
-    uint32_t* records = memory.records.reserve<uint32_t>((pixels + kBlock) * 6);
+    uint32_t* records = memory.records.reserve<uint32_t>((pixels + kStrip) * 6);
     for (int64_t p = 0; p < pixels; p += kLanes) {
       const int count = static_cast<int>(pixels - p < kLanes ? pixels - p : kLanes);
       add_pixels(xs, ys, order + p, count, start, records + p * 6, touched, ones);

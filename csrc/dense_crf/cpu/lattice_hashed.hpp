@@ -9,7 +9,6 @@
 namespace weaktr {
 namespace WEAKTR_ISA {
 
-constexpr int kBlock = 64;  // pixels that are worked on together
 constexpr int kBucket = 8;  // table entries that are compared at once
 constexpr uint32_t kNone = ~uint32_t{0};
 
@@ -112,7 +111,7 @@ struct VertexTable {
 WEAKTR_INLINE void store_ints(int* to, WideInt value) { std::memcpy(to, &value, sizeof value); }
 
 template <int D, class Entry>
-struct SparseBuilder {
+struct HashedBuilder {
   LatticeMemory& memory;
   const KeyPacking<Entry>& packing;
   VertexTable<Entry> table;
@@ -128,17 +127,17 @@ struct SparseBuilder {
     uint64_t buckets = 16;
     while (buckets * kBucket < static_cast<uint64_t>(pixels)) buckets *= 2;
     table.clear(memory.table, buckets);
-    uint32_t* records = memory.records.reserve<uint32_t>((pixels + kBlock) * 2 * kCorners);
-    uint32_t* first_touch = memory.first_touch.reserve<uint32_t>(pixels / kBlock + 2);
+    uint32_t* records = memory.records.reserve<uint32_t>((pixels + kStrip) * 2 * kCorners);
+    uint32_t* first_touch = memory.first_touch.reserve<uint32_t>(pixels / kStrip + 2);
     Group groups[2];  // one is placed while the next one's buckets are on their way
     prepare(points, 0, pixels, groups[0]);
     for (int64_t p = 0, turn = 0; p < pixels; p += kLanes, turn ^= 1) {
-      if (p % kBlock == 0) first_touch[p / kBlock] = static_cast<uint32_t>(vertices);
+      if (p % kStrip == 0) first_touch[p / kStrip] = static_cast<uint32_t>(vertices);
       if (p + kLanes < pixels) prepare(points, p + kLanes, pixels, groups[turn ^ 1]);
       make_room(kLanes * kCorners, p < pixels / 2 ? 4 : 2);
       place(groups[turn], records + p * 2 * kCorners);
     }
-    first_touch[(pixels + kBlock - 1) / kBlock] = static_cast<uint32_t>(vertices);
+    first_touch[(pixels + kStrip - 1) / kStrip] = static_cast<uint32_t>(vertices);
     if (pixels % kPadding) touch_padding();
     memory.lattice.records = records;
     memory.lattice.first_touch = first_touch;

@@ -20,12 +20,12 @@ struct Message {
   float strength;  // what both weights are multiplied with
 };
 
-// What a thread needs for a block of pixels: rows of `width` floats.
-struct BlockRows {
+// What a thread needs for a strip of pixels: rows of `width` floats.
+struct StripRows {
   float* z;         // scores
   float* q;         // probabilities, or their differences
   float* received;  // a message or, where these are folded, scores by label
-  float* first;     // [kBlock] label 0's probability
+  float* first;     // [kStrip] label 0's probability
 };
 
 struct MeanField {
@@ -34,23 +34,23 @@ struct MeanField {
   bool folded = true;
   Channels channels = Channels::all;
   int width = 0;  // floats in a row
-  RowsInVectors vectors;
+  RowsInVectors vectors = {};
   Message* messages = nullptr;
   int message_count = 0;
   const Pixel* order = nullptr;         // nullptr: as given
   const float* scores = nullptr;        // [N, width], or:
   const uint8_t* labels = nullptr;      // [N] in order, with
   const float* label_scores = nullptr;  // [V, width]
-  BlockRows* blocks = nullptr;          // [team]
+  StripRows* strips = nullptr;          // [team]
   float* marginals = nullptr;           // [N, width] q of all pixels, where several threads work
 
   int64_t index_of(int64_t p) const { return order ? order[p].y * problem.width + order[p].x : p; }
-  // Pixels in the block that starts at `at`.
+  // Pixels in the strip that starts at `at`.
   int count_at(int64_t at) const {
-    return static_cast<int>(problem.pixels - at < kBlock ? problem.pixels - at : kBlock);
+    return static_cast<int>(problem.pixels - at < kStrip ? problem.pixels - at : kStrip);
   }
-  BlockPlace place_of(int64_t at) const {
-    BlockPlace place;
+  StripPlace place_of(int64_t at) const {
+    StripPlace place;
     place.count = count_at(at);
     for (int p = 0; p < place.count; ++p) place.index[p] = index_of(at + p);
     place.run = place.index[place.count - 1] - place.index[0] == place.count - 1;
@@ -105,39 +105,39 @@ struct MeanField {
   // Slices what was blurred (unless `opening`), takes the softmax, and splats it onto the rows of
   // `side` or, `closing`, hands it out.
   void pass(bool opening, bool closing, int side) {
-    const int64_t count = (problem.pixels + kBlock - 1) / kBlock;
+    const int64_t count = (problem.pixels + kStrip - 1) / kStrip;
     if (team.size() == 1) {
       for (int m = 0; m < message_count && !closing; ++m) clear_dense(*messages[m].memory, side);
-      for (int64_t block = 0; block < count; ++block)
-        work(block * kBlock, opening, closing, side, blocks[0]);
+      for (int64_t strip = 0; strip < count; ++strip)
+        work(strip * kStrip, opening, closing, side, strips[0]);
       for (int m = 0; m < message_count && !closing; ++m) clear_rest(*messages[m].memory, side);
     } else {
       in_parallel(team, [&](int part) {
         const int64_t end = count * (part + 1) / team.size();
-        for (int64_t block = count * part / team.size(); block < end; ++block)
-          work(block * kBlock, opening, closing, side, blocks[part]);
+        for (int64_t strip = count * part / team.size(); strip < end; ++strip)
+          work(strip * kStrip, opening, closing, side, strips[part]);
       });
       for (int m = 0; m < message_count && !closing; ++m) gather_all(messages[m], side);
     }
     for (int m = 0; m < message_count; ++m) messages[m].memory->lattice.folded = true;
   }
 
-  // One block of a pass.
-  void work(int64_t at, bool opening, bool closing, int side, const BlockRows& block) {
+  // One strip of a pass.
+  void work(int64_t at, bool opening, bool closing, int side, const StripRows& strip) {
     const int count = count_at(at);
     const bool splatting = !closing && team.size() == 1;
-    fetch_ahead(at + kBlock);
+    fetch_ahead(at + kStrip);
     for (int m = 0; m < message_count; ++m) {
       if (opening) fold(messages[m], at, count);
       if (splatting) clear_touched(*messages[m].memory, at, side);
     }
-    receive(opening ? 0 : message_count, at, count, 1 - side, block);
-    softmax(count, closing ? 0.0f : 1.0f, block);
-    if (closing) return hand_out(at, count, block);
+    receive(opening ? 0 : message_count, at, count, 1 - side, strip);
+    softmax(count, closing ? 0.0f : 1.0f, strip);
+    if (closing) return hand_out(at, count, strip);
     if (splatting)
-      for (int m = 0; m < message_count; ++m) splat_block(messages[m], at, count, side, block);
+      for (int m = 0; m < message_count; ++m) splat_strip(messages[m], at, count, side, strip);
     else
-      copy_rows(block.q, count, marginals + at * width);
+      copy_rows(strip.q, count, marginals + at * width);
   }
 
   void copy_rows(const float* from, int count, float* to) const {
@@ -148,10 +148,10 @@ struct MeanField {
 
   // Lists the pixels of every vertex, in their order, with folded weights.
   void sort_by_vertex() {
-    const int64_t blocks_of_all = (problem.pixels + kBlock - 1) / kBlock;
+    const int64_t strips = (problem.pixels + kStrip - 1) / kStrip;
     for (int m = 0; m < message_count; ++m) {
-      for (int64_t block = 0; block < blocks_of_all; ++block) {
-        const int64_t at = block * kBlock;
+      for (int64_t strip = 0; strip < strips; ++strip) {
+        const int64_t at = strip * kStrip;
         fold(messages[m], at, count_at(at));
       }
       messages[m].memory->lattice.folded = true;
@@ -172,13 +172,13 @@ struct MeanField {
     });
   }
 
-  // Starts fetching what streams through the pass, so that it does so while the block is computed.
+  // Starts fetching what streams through the pass, so that it does so while the strip is computed.
   void fetch_ahead(int64_t at) const {
-    if (at + kBlock > problem.pixels) return;
-    if (!labels) fetch(scores + at * width, kBlock * width);
+    if (at + kStrip > problem.pixels) return;
+    if (!labels) fetch(scores + at * width, kStrip * width);
     for (int m = 0; m < message_count; ++m) {
       const int64_t words = 2 * messages[m].memory->lattice.corners;
-      fetch(messages[m].memory->lattice.records + at * words, kBlock * words);
+      fetch(messages[m].memory->lattice.records + at * words, kStrip * words);
     }
   }
   static void fetch(const void* from, int64_t words) {
@@ -186,7 +186,7 @@ struct MeanField {
       __builtin_prefetch(static_cast<const uint32_t*>(from) + i);
   }
 
-  // -U of a block's pixels.
+  // -U of a strip's pixels.
   void load_scores(int64_t at, int count, float* to) const {
     if (!labels) return copy_rows(scores + at * width, count, to);
     for (int p = 0; p < count; ++p)
@@ -203,14 +203,14 @@ struct MeanField {
   void clear_touched(LatticeMemory& memory, int64_t at, int side) const {
     const Lattice& lattice = memory.lattice;
     if (lattice.dense) return;
-    const uint32_t* touched = lattice.first_touch + at / kBlock;
+    const uint32_t* touched = lattice.first_touch + at / kStrip;
     if (touched[1] > touched[0]) clear_rows(memory, touched[0], touched[1], side);
   }
   void clear_rest(LatticeMemory& memory, int side) const {  // vertices of the padding
     const Lattice& lattice = memory.lattice;
     if (lattice.dense) return;
-    const int64_t blocks = (problem.pixels + kBlock - 1) / kBlock;
-    clear_rows(memory, lattice.first_touch[blocks], lattice.vertices, side);
+    const int64_t strips = (problem.pixels + kStrip - 1) / kStrip;
+    clear_rows(memory, lattice.first_touch[strips], lattice.vertices, side);
   }
   void clear_dense(LatticeMemory& memory, int side) const {
     if (memory.lattice.dense) clear_rows(memory, 0, memory.lattice.vertices, side);
@@ -224,7 +224,7 @@ struct MeanField {
     const float alpha = 1.0f / (1.0f + 1.0f / static_cast<float>(1 << (corners - 1)));
     const uint32_t unit = offset_unit(width);
     uint32_t* records = memory.lattice.records + at * 2 * corners;
-    alignas(64) float norm[kBlock] = {}, scale[kBlock];
+    alignas(64) float norm[kStrip] = {}, scale[kStrip];
     const float* ones = memory.lattice.ones;
     if (corners == 6)
       sum_ones<6>(records, corners, count, ones, norm);
@@ -233,7 +233,7 @@ struct MeanField {
     else
       sum_ones<0>(records, corners, count, ones, norm);
     const bool symmetric = message.normalization == Normalization::symmetric;
-    for (int p = 0; p < kBlock; ++p) {
+    for (int p = 0; p < kStrip; ++p) {
       norm[p] = norm[p] * alpha + 1e-20f;
       scale[p] = symmetric ? message.strength / __builtin_sqrtf(norm[p]) : message.strength;
     }
@@ -259,23 +259,23 @@ struct MeanField {
   }
 
   // z = -U - sum over some messages of compat(K~ Q)
-  void receive(int received, int64_t at, int count, int side, const BlockRows& block) const {
-    if (folded && received) return add_messages(at, count, side, block);
-    load_scores(at, count, block.z);
-    for (int m = 0; m < received; ++m) subtract_message(messages[m], at, count, side, block);
+  void receive(int received, int64_t at, int count, int side, const StripRows& strip) const {
+    if (folded && received) return add_messages(at, count, side, strip);
+    load_scores(at, count, strip.z);
+    for (int m = 0; m < received; ++m) subtract_message(messages[m], at, count, side, strip);
   }
 
   // The same where messages are folded. They meet the scores last: these are larger as a rule, so
   // that each sum with them loses digits.
-  void add_messages(int64_t at, int count, int side, const BlockRows& block) const {
-    if (labels) load_scores(at, count, block.received);
-    const float* minus_unary = labels ? block.received : scores + at * width;
+  void add_messages(int64_t at, int count, int side, const StripRows& strip) const {
+    if (labels) load_scores(at, count, strip.received);
+    const float* minus_unary = labels ? strip.received : scores + at * width;
     for (int m = 0; m < message_count; ++m)
-      slice_block(messages[m], at, count, side, m ? block.z : nullptr,
-                  m + 1 == message_count ? minus_unary : nullptr, block.z);
+      slice_strip(messages[m], at, count, side, m ? strip.z : nullptr,
+                  m + 1 == message_count ? minus_unary : nullptr, strip.z);
   }
 
-  void slice_block(const Message& message, int64_t at, int count, int side, const float* before,
+  void slice_strip(const Message& message, int64_t at, int count, int side, const float* before,
                    const float* after, float* to) const {
     LatticeMemory& memory = *message.memory;
     const int corners = memory.lattice.corners;
@@ -289,18 +289,18 @@ struct MeanField {
     }
   }
 
-  void splat_block(const Message& message, int64_t at, int count, int side,
-                   const BlockRows& block) const {
+  void splat_strip(const Message& message, int64_t at, int count, int side,
+                   const StripRows& strip) const {
     LatticeMemory& memory = *message.memory;
     const int corners = memory.lattice.corners;
     const uint32_t* records = memory.lattice.records + at * 2 * corners;
-    const float* value = block.q;
+    const float* value = strip.q;
     if (message.normalization == Normalization::before) {
       const float* before = memory.before.as<float>() + at;
       for (int p = 0; p < count; ++p)
         for (int i = 0; i < width; ++i)
-          block.received[p * width + i] = block.q[p * width + i] * before[p];
-      value = block.received;
+          strip.received[p * width + i] = strip.q[p * width + i] * before[p];
+      value = strip.received;
     }
     for (int column = 0; column < width;) {
       const Columns& columns = columns_for(width - column);
@@ -312,17 +312,17 @@ struct MeanField {
 
   // z -= compat(K~ Q)
   void subtract_message(const Message& message, int64_t at, int count, int side,
-                        const BlockRows& block) const {
+                        const StripRows& strip) const {
     LatticeMemory& memory = *message.memory;
-    float* received = block.received;
-    slice_block(message, at, count, side, nullptr, nullptr, received);
+    float* received = strip.received;
+    slice_strip(message, at, count, side, nullptr, nullptr, received);
     if (message.normalization == Normalization::after) {
       const float* after = memory.after.as<float>() + at;
       for (int p = 0; p < count; ++p)
         for (int i = 0; i < width; ++i) received[p * width + i] *= after[p];
     }
     for (int p = 0; p < count; ++p) {
-      float* to = block.z + p * width;
+      float* to = strip.z + p * width;
       const float* in = received + p * width;
       if (!message.matrix) {
         for (int l = 0; l < problem.labels; ++l) to[l] -= message.compat[l] * in[l];
@@ -335,9 +335,9 @@ struct MeanField {
     }
   }
 
-  // [kBlock, width] -> [kLanes, pixels], of kLanes channels.
+  // [kStrip, width] -> [kLanes, pixels], of kLanes channels.
   void write_square(const float* q, float* to) const {
-    for (int p = 0; p < kBlock; p += kLanes) {
+    for (int p = 0; p < kStrip; p += kLanes) {
       Wide rows[kLanes];
       for (int lane = 0; lane < kLanes; ++lane) rows[lane] = load<Wide>(q + (p + lane) * width);
       transpose(rows);
@@ -345,8 +345,8 @@ struct MeanField {
     }
   }
 
-  void softmax(int count, float minus, const BlockRows& block) const {
-    const auto [z, q, received, first] = block;
+  void softmax(int count, float minus, const StripRows& strip) const {
+    const auto [z, q, received, first] = strip;
     if (channels == Channels::all) minus = 0;
     if (width == 1)
       softmax_ones(z, q, first, count, minus);
@@ -356,22 +356,22 @@ struct MeanField {
       softmax_rows(z, q, first, count, vectors, channels, minus);
   }
 
-  // Writes a block's probabilities, most probable labels and their probabilities.
-  void hand_out(int64_t at, int count, const BlockRows& block) const {
+  // Writes a strip's probabilities, most probable labels and their probabilities.
+  void hand_out(int64_t at, int count, const StripRows& strip) const {
     const int skip = channels == Channels::differences;
-    const BlockPlace place = place_of(at);
+    const StripPlace place = place_of(at);
     if (problem.marginals) {
       int l = 0;
-      for (; l < skip; ++l) place.write(block.first, 1, problem.marginals);
+      for (; l < skip; ++l) place.write(strip.first, 1, problem.marginals);
       if (place.whole())
         for (; l + kLanes <= problem.labels; l += kLanes)
-          write_square(block.q + l - skip, problem.marginals + l * problem.pixels + place.index[0]);
+          write_square(strip.q + l - skip, problem.marginals + l * problem.pixels + place.index[0]);
       for (; l < problem.labels; ++l)
-        place.write(block.q + l - skip, width, problem.marginals + l * problem.pixels);
+        place.write(strip.q + l - skip, width, problem.marginals + l * problem.pixels);
     }
     if (!problem.argmax && !problem.confidence) return;
     auto probability = [&](int p, int label) {
-      return label < skip ? block.first[p] : block.q[p * width + label - skip];
+      return label < skip ? strip.first[p] : strip.q[p * width + label - skip];
     };
     for (int p = 0; p < count; ++p) {
       int best = 0;

@@ -41,6 +41,8 @@ class Buffer {
   size_t bytes_ = 0;
 };
 
+constexpr int kStrip = 64;  // pixels that are worked on together
+
 // Chains of vertices along one axis, to be blurred in place.
 struct Chains {
   const uint32_t* entries = nullptr;  // [count], and a few more to look ahead to
@@ -62,7 +64,7 @@ struct Lattice {
   int corners = 0;  // d + 1
   int64_t vertices = 0;
   uint32_t* records = nullptr;  // per pixel `corners` offsets, then `corners` weights (float)
-  const uint32_t* first_touch = nullptr;  // [blocks + 1] vertices touched before each block
+  const uint32_t* first_touch = nullptr;  // [strips + 1] vertices touched before each strip
   const Chains* rounds = nullptr;         // of a blur, one after the other
   int round_count = 0;
   bool dense = false;  // a grid instead of chains
@@ -93,7 +95,7 @@ struct Pixel {
 
 // Everything one image needs.
 struct Workspace {
-  Buffer order, scores, labels, block, compat, messages, marginals, parts;
+  Buffer order, scores, labels, strips, compat, messages, marginals, parts;
   int64_t order_height = 0, order_width = 0;
   LatticeMemory* kernels = nullptr;  // [kernel_count]
   int kernel_count = 0;

@@ -1,4 +1,5 @@
-// Slice, softmax and splat for a block of pixels. Included once per instruction set.
+// Slice, softmax and splat for a strip of pixels, those that are worked on together. Included once
+// per instruction set.
 //
 // z, q: rows of `width` floats, one row a pixel. A record holds a pixel's offsets into the rows of
 // a lattice (vertices times `offset_unit`) and the weights.
@@ -12,16 +13,16 @@ namespace WEAKTR_ISA {
 constexpr float kNever = -1e30f;  // the score of channels that only fill up a row
 constexpr float kSurest = 1e29f;  // the largest score of the others
 
-// Where a block's pixels are in the arrays that were given; `run`: side by side.
-struct BlockPlace {
+// Where a strip's pixels are in the arrays that were given; `run`: side by side.
+struct StripPlace {
   int count;
   bool run;
-  int64_t index[kBlock];
+  int64_t index[kStrip];
 
-  bool whole() const { return run && count == kBlock; }
+  bool whole() const { return run && count == kStrip; }
   void read(const float* from, float* to) const {
     if (whole())
-      for (int p = 0; p < kBlock; p += kLanes) store(to + p, load<Wide>(from + index[0] + p));
+      for (int p = 0; p < kStrip; p += kLanes) store(to + p, load<Wide>(from + index[0] + p));
     else
       for (int p = 0; p < count; ++p) to[p] = from[index[p]];
   }

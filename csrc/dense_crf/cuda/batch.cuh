@@ -1,4 +1,4 @@
-// A batch on its way through a device: checks, memory, the order of kernels. The host never waits:
+// A batch on its way through a device: checks, memory, the order of programs. The host never waits:
 // how many vertices there are is known to the device alone, so memory is laid out for the most that
 // there can be, d + 1 per pixel (fewer where the lattice itself has fewer).
 //
@@ -42,7 +42,7 @@ class Batch {
   // what the CUDA code does not take.
   Batch(const std::vector<Problem>& problems, int iterations, bool deterministic, uint32_t blocks);
 
-  // Of the workspace: device memory aligned to 256 bytes, contents of no account.
+  // Of the workspace: device memory aligned to 256 bytes, whatever it holds.
   size_t bytes() const { return bytes_; }
 
   template <class Device>
@@ -238,7 +238,7 @@ inline void Batch::lay_out_lattice(Arena& arena, size_t number) {
   lattice.tile_pieces = arena.take<uint16_t>(tiles);
   lattice.tile_vertices = arena.take<uint32_t>(tiles + 1);
   lattice.neighbours = arena.take<Neighbours>(lattice.axes() * vertices);
-  for (Global<Quad>& rows : lattice.rows) rows = arena.take<Quad>(vertices * lattice.quads);
+  for (Global<Quad>& values : lattice.values) values = arena.take<Quad>(vertices * lattice.quads);
   lattice.compat = compats_place_ + compat_offsets_[number];
 }
 
@@ -258,7 +258,7 @@ inline std::vector<uint8_t> Batch::description() const {
   return bytes;
 }
 
-// ---- the order of kernels
+// ---- the order of programs
 
 template <class Device>
 void Batch::solve(Device& device, void* workspace) {
@@ -288,10 +288,10 @@ void Batch::build(Device& device) {
 template <class Device>
 void Batch::blur(Device& device, Round round) {
   const uint32_t blocks = static_cast<uint32_t>(std::min<uint64_t>(blocks_, most_chunks_));
-  if (deterministic_) device.launch(Rows<Settle>{view_, round, 0}, blocks);
+  if (deterministic_) device.launch(ForEachQuad<Settle>{view_, round, 0}, blocks);
   for (int step = 0; step <= axes_; ++step) {
-    if (step < axes_) device.launch(Rows<Blur>{view_, round, step}, blocks);
-    if (!round.ones && mixes_[step]) device.launch(Rows<Mix>{view_, round, step}, blocks);
+    if (step < axes_) device.launch(ForEachQuad<Blur>{view_, round, step}, blocks);
+    if (!round.ones && mixes_[step]) device.launch(ForEachQuad<Mix>{view_, round, step}, blocks);
   }
 }
 
@@ -299,7 +299,7 @@ template <class Sums, class Device>
 void Batch::iterate(Device& device) {
   const auto clear = [&](Round round) {
     const uint32_t blocks = static_cast<uint32_t>(std::min<uint64_t>(blocks_, most_chunks_));
-    if (!deterministic_) device.launch(Rows<Clear>{view_, round, 0}, blocks);
+    if (!deterministic_) device.launch(ForEachQuad<Clear>{view_, round, 0}, blocks);
   };
   if (!lattices_.empty()) {
     build(device);

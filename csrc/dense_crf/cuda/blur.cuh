@@ -1,6 +1,6 @@
-// Kernels around the blur: programs for blocks.
+// Programs around the blur.
 //
-//   Rows<...>   one step for every row of values: Clear, Settle, Blur or Mix
+//   ForEachQuad<...>   one step for every quad of values: Clear, Settle, Blur or Mix
 //   SplatOnes, Normalize   n = K 1 into the weights of splat and slice
 #pragma once
 
@@ -9,20 +9,22 @@
 namespace weaktr {
 namespace blocks {
 
-// ---- rows of values
+// ---- values of vertices
 
 // One quad of labels of one vertex.
-struct Row {
+struct VertexQuad {
   uint32_t vertex, quad, quads;
 
   WEAKTR_MEMBER size_t index() const { return static_cast<size_t>(vertex) * quads + quad; }
-  WEAKTR_MEMBER Row of(int32_t other) const { return {static_cast<uint32_t>(other), quad, quads}; }
+  WEAKTR_MEMBER VertexQuad of(int32_t other) const {
+    return {static_cast<uint32_t>(other), quad, quads};
+  }
 };
 
 // Any number of blocks. `Operation(lattice, round, step)` is applied to every quad of every lattice
 // that has this step.
 template <class Operation>
-struct Rows {
+struct ForEachQuad {
   using Shared = Nothing;
   BatchView batch;
   Round round;
@@ -47,7 +49,7 @@ struct Rows {
         for (uint32_t i = 0; i < kQuadsPerThread; ++i) {
           const uint32_t offset = i * kThreads + thread;
           if (offset < left)
-            operation(Row{vertex + (quad + offset) / quads, (quad + offset) % quads, quads});
+            operation(VertexQuad{vertex + (quad + offset) / quads, (quad + offset) % quads, quads});
         }
       });
     }
@@ -56,11 +58,11 @@ struct Rows {
 
 // Nothing is splatted yet.
 struct Clear {
-  Quad* rows;
+  Quad* values;
 
   WEAKTR_MEMBER Clear(const LatticeView& lattice, Round round, int)
-      : rows(lattice.rows[round.splat_rows(lattice)]) {}
-  WEAKTR_MEMBER void operator()(Row row) const { rows[row.index()] = Quad{}; }
+      : values(lattice.values[round.splat_side(lattice)]) {}
+  WEAKTR_MEMBER void operator()(VertexQuad at) const { values[at.index()] = Quad{}; }
 };
 
 // One step along a blur axis: V'[v] = V[v] + (V[before v] + V[after v]) / 2.
@@ -70,20 +72,20 @@ struct Blur {
   const Neighbours* neighbours;  // nullptr: this step is another
 
   WEAKTR_MEMBER Blur(const LatticeView& lattice, Round round, int step)
-      : from(lattice.rows[round.rows_before(lattice, step)]),
-        to(lattice.rows[round.rows_before(lattice, step + 1)]),
+      : from(lattice.values[round.side_before(lattice, step)]),
+        to(lattice.values[round.side_before(lattice, step + 1)]),
         neighbours(step < lattice.axes()
                        ? lattice.neighbours + static_cast<size_t>(step) * lattice.most_vertices
                        : nullptr) {}
-  WEAKTR_MEMBER void operator()(Row row) const {
+  WEAKTR_MEMBER void operator()(VertexQuad at) const {
     if (!neighbours) return;
-    const Neighbours next = neighbours[row.vertex];
-    Quad sum = from[row.index()];
+    const Neighbours next = neighbours[at.vertex];
+    Quad sum = from[at.index()];
     Quad around = {};
-    if (next.before >= 0) around = from[row.of(next.before).index()];
-    if (next.after >= 0) multiply_add(around, 1.0f, from[row.of(next.after).index()]);
+    if (next.before >= 0) around = from[at.of(next.before).index()];
+    if (next.after >= 0) multiply_add(around, 1.0f, from[at.of(next.after).index()]);
     multiply_add(sum, 0.5f, around);
-    to[row.index()] = sum;
+    to[at.index()] = sum;
   }
 };
 
@@ -94,19 +96,19 @@ struct Mix {
   const Quad* compat;  // nullptr: this step is another
 
   WEAKTR_MEMBER Mix(const LatticeView& lattice, Round round, int step)
-      : from(lattice.rows[round.rows_before(lattice, step)]),
-        to(lattice.rows[round.rows_before(lattice, step + 1)]),
+      : from(lattice.values[round.side_before(lattice, step)]),
+        to(lattice.values[round.side_before(lattice, step + 1)]),
         compat(step == lattice.axes() ? lattice.compat : nullptr) {}
-  WEAKTR_MEMBER void operator()(Row row) const {
+  WEAKTR_MEMBER void operator()(VertexQuad at) const {
     if (!compat) return;
     Quad sum = {};
-    for (uint32_t quad = 0; quad < row.quads; ++quad) {
-      const Quad value = from[Row{row.vertex, quad, row.quads}.index()];
+    for (uint32_t quad = 0; quad < at.quads; ++quad) {
+      const Quad value = from[VertexQuad{at.vertex, quad, at.quads}.index()];
       WEAKTR_UNROLL
       for (int i = 0; i < 4; ++i)
-        multiply_add(sum, value.lane[i], compat[(4 * quad + i) * row.quads + row.quad]);
+        multiply_add(sum, value.lane[i], compat[(4 * quad + i) * at.quads + at.quad]);
     }
-    to[row.index()] = sum;
+    to[at.index()] = sum;
   }
 };
 
@@ -114,9 +116,9 @@ struct Mix {
 
 // Values add up in the order in which the device comes to them: the last digits vary.
 struct FloatSums {
-  WEAKTR_MEMBER static void add(const LatticeView& lattice, Round round, Row row,
+  WEAKTR_MEMBER static void add(const LatticeView& lattice, Round round, VertexQuad at,
                                 const Quad& value) {
-    atomic_add(&lattice.rows[round.splat_rows(lattice)][row.index()], value);
+    atomic_add(&lattice.values[round.splat_side(lattice)][at.index()], value);
   }
 };
 
@@ -125,10 +127,11 @@ struct FloatSums {
 // scale.
 struct ExactSums {
   static constexpr float kScale = 4294967296.0f;
-  WEAKTR_MEMBER static void add(const LatticeView& lattice, Round, Row row, const Quad& value) {
+  WEAKTR_MEMBER static void add(const LatticeView& lattice, Round, VertexQuad at,
+                                const Quad& value) {
     WEAKTR_UNROLL
     for (int i = 0; i < 4; ++i)
-      atomic_add(&lattice.sums[4 * row.index() + i],
+      atomic_add(&lattice.sums[4 * at.index() + i],
                  static_cast<int64_t>(llrintf(value.lane[i] * kScale)));
   }
 };
@@ -136,18 +139,18 @@ struct ExactSums {
 // Takes over what `ExactSums` has, and clears it for the next round.
 struct Settle {
   int64_t* sums;
-  Quad* rows;
+  Quad* values;
 
   WEAKTR_MEMBER Settle(const LatticeView& lattice, Round round, int)
-      : sums(lattice.sums), rows(lattice.rows[round.splat_rows(lattice)]) {}
-  WEAKTR_MEMBER void operator()(Row row) const {
+      : sums(lattice.sums), values(lattice.values[round.splat_side(lattice)]) {}
+  WEAKTR_MEMBER void operator()(VertexQuad at) const {
     Quad value;
     WEAKTR_UNROLL
     for (int i = 0; i < 4; ++i) {
-      value.lane[i] = static_cast<float>(sums[4 * row.index() + i]) / ExactSums::kScale;
-      sums[4 * row.index() + i] = 0;
+      value.lane[i] = static_cast<float>(sums[4 * at.index() + i]) / ExactSums::kScale;
+      sums[4 * at.index() + i] = 0;
     }
-    rows[row.index()] = value;
+    values[at.index()] = value;
   }
 };
 
@@ -176,7 +179,8 @@ struct SplatOnes {
     block.each([&](int thread) {
       for (int piece = thread; piece < pieces; piece += kThreads) {
         const Quad sum = piece_sum(tile, piece, [](int) { return Quad{{1.0f, 0.0f, 0.0f, 0.0f}}; });
-        Sums::add(tile.lattice, Round{true, 0}, Row{tile.piece_vertices()[piece], 0, 1}, sum);
+        Sums::add(tile.lattice, Round{true, 0}, VertexQuad{tile.piece_vertices()[piece], 0, 1},
+                  sum);
       }
     });
   }

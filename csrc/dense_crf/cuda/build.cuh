@@ -1,4 +1,4 @@
-// Kernels that build the lattices of a batch: programs for blocks, in the order in which they run.
+// Programs that build the lattices of a batch, in the order in which they run.
 //
 //   BuildTiles      simplices of a tile's pixels, its entries grouped; its vertices into the table
 //   CountVertices   vertices that each tile touches first
@@ -248,8 +248,8 @@ struct LinkVertices {
   }
 };
 
-// One block. Rows are worked on in chunks of `kChunk` quads of one lattice; for each kind of round
-// (mean field, ones) and step: chunks of the lattices before.
+// One block. Values are worked on in chunks of `kChunk` quads of one lattice; for each kind of
+// round (mean field, ones) and step: chunks of the lattices before.
 struct PlanChunks {
   using Shared = Nothing;
   BatchView batch;

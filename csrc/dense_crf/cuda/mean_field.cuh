@@ -1,4 +1,4 @@
-// The kernel of the mean field: a program for blocks.
+// The program of the mean field.
 //
 //   Pass   slice, softmax and splat of a tile: one iteration less the blur
 #pragma once
@@ -55,7 +55,7 @@ struct PixelState {
 template <int Quads, class Sums>
 struct Pass {
   struct Shared {
-    Quad rows[kMaxEntries];  // a quad of every piece's vertex
+    Quad blurred[kMaxEntries];  // a quad of every piece's vertex
     Quad marginals[kThreads];
   };
   template <class Block>
@@ -112,7 +112,7 @@ struct Pass {
   WEAKTR_MEMBER void slice(const Block& block, Shared& shared, const LatticeTile& tile,
                            States<Block>& states, const ForQuads& for_quads) const {
     const LatticeView& lattice = tile.lattice;
-    const Quad* const rows = Round{false, iteration - 1}.result(lattice);
+    const Quad* const result = Round{false, iteration - 1}.result(lattice);
     const Quad* const compat = lattice.mixes ? nullptr : lattice.compat;
     const uint32_t* const vertices = tile.piece_vertices();
     const uint32_t quads = lattice.quads;
@@ -129,7 +129,7 @@ struct Pass {
     for_quads([&](uint32_t quad) {
       block.each([&](int thread) {
         for (int piece = thread; piece < pieces; piece += kThreads)
-          shared.rows[piece] = rows[Row{vertices[piece], quad, quads}.index()];
+          shared.blurred[piece] = result[VertexQuad{vertices[piece], quad, quads}.index()];
       });
       block.each([&](int thread) {
         PixelState<Quads>& state = states[thread];
@@ -137,7 +137,7 @@ struct Pass {
         Quad message = {};
         WEAKTR_UNROLL
         for (int i = 0; i < kMaxCorners; ++i)
-          if (i < corners) multiply_add(message, state.weights[i], shared.rows[state.pieces[i]]);
+          if (i < corners) multiply_add(message, state.weights[i], shared.blurred[state.pieces[i]]);
         const Quad factor = compat ? compat[quad] : Quad{{1.0f, 1.0f, 1.0f, 1.0f}};
         WEAKTR_UNROLL
         for (int i = 0; i < 4; ++i) state.values[quad].lane[i] -= factor.lane[i] * message.lane[i];
@@ -209,7 +209,8 @@ struct Pass {
     const int pieces = tile.pieces();
     for (int piece = thread; piece < pieces; piece += kThreads) {
       const Quad sum = piece_sum(tile, piece, [&](int pixel) { return shared.marginals[pixel]; });
-      Sums::add(tile.lattice, Round{false, iteration}, Row{vertices[piece], quad, quads}, sum);
+      Sums::add(tile.lattice, Round{false, iteration}, VertexQuad{vertices[piece], quad, quads},
+                sum);
     }
   }
 };

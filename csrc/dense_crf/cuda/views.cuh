@@ -74,7 +74,7 @@ struct LatticeView {
 
   int32_t most_vertices;          // that there can be
   Global<Neighbours> neighbours;  // [axes][most_vertices]
-  Global<Quad> rows[2];  // [most_vertices][quads] values, read from one and written to the other
+  Global<Quad> values[2];  // [most_vertices][quads] values, read from one and written to the other
   Global<int64_t> sums;  // [most_vertices][quads][4] fixed-point, for results that do not depend on
                          // the order of additions; nullptr otherwise
   Global<const Quad> compat;  // [quads], or [4 * quads][quads] where it mixes
@@ -107,16 +107,16 @@ struct Round {
     return lattice.axes() + (lattice.mixes && !ones);
   }
   WEAKTR_MEMBER int quads(const LatticeView& lattice) const { return ones ? 1 : lattice.quads; }
-  // Which of `rows` the splat adds to. The slice of the round before reads the other one.
-  WEAKTR_MEMBER int splat_rows(const LatticeView& lattice) const {
+  // Which of `values` the splat adds to. The slice of the round before reads the other one.
+  WEAKTR_MEMBER int splat_side(const LatticeView& lattice) const {
     return steps(lattice) % 2 == 0 ? iteration % 2 : 0;
   }
-  // Which of `rows` holds the values before step `step`; after the last one they are sliced.
-  WEAKTR_MEMBER int rows_before(const LatticeView& lattice, int step) const {
-    return (splat_rows(lattice) + step) % 2;
+  // Which of `values` is current before step `step`; after the last one they are sliced.
+  WEAKTR_MEMBER int side_before(const LatticeView& lattice, int step) const {
+    return (splat_side(lattice) + step) % 2;
   }
   WEAKTR_MEMBER const Quad* result(const LatticeView& lattice) const {
-    return lattice.rows[rows_before(lattice, steps(lattice))];
+    return lattice.values[side_before(lattice, steps(lattice))];
   }
 };
 

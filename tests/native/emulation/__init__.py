@@ -21,6 +21,13 @@ FOLDER = Path(__file__).parent
 FLAGS = ("-O1", "-fPIC", "-shared", "-fvisibility=hidden")
 
 
+def problem() -> str | None:
+    """Why it cannot be compiled here; None: it can."""
+    if importlib.util.find_spec("pybind11") is None:
+        return "pybind11 is not installed (extra test)"
+    return compiler.problem()
+
+
 @cache
 def load() -> ModuleType:
     """The extension module, compiled where that has not been done before.

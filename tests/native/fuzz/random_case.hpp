@@ -77,7 +77,7 @@ inline int draw_label_count(Random& random) {
   return static_cast<int>(random.size(2, 40));
 }
 
-// Most images are small, one in some hundreds is larger than a tile, a block and a huge page.
+// Most images are small, one in some hundreds is larger than a tile, a strip and a huge page.
 inline int64_t most_pixels(Random& random, int labels) {
   if (random.once_in(400)) return 100000 / labels;
   const int64_t most = 10000 / labels;
