@@ -33,6 +33,12 @@ from weaktr.kernels.tuning import Config, best_config, bucket
 from weaktr.ops.head_stats import HeadStats, HeadStatsInputs
 from weaktr.ops.registry import takes
 
+#: `HeadStatsInputs`, with `lse` known, as torch writes it.
+SCHEMA = (
+    "Tensor q, Tensor k, Tensor lse, SymInt num_classes, SymInt num_patches, float scale, "
+    "bool column_means, SymInt[]? tokens=None, SymInt[]? patches=None"
+)
+
 
 @takes(LIMITS_OF_ATTENTION, refusal_of_attention)
 def head_stats_triton(inputs: HeadStatsInputs) -> HeadStats:
@@ -79,22 +85,14 @@ def _(q: Tensor, *_: Any) -> Tensor:
     return q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
-@torch.library.custom_op("weaktr::attention_stats", mutates_args=())
-def attention_stats(
-    q: Tensor,
-    k: Tensor,
-    lse: Tensor,
-    num_classes: int,
-    num_patches: int,
-    scale: float,
-    column_means: bool,
-    tokens: list[int] | None = None,
-    patches: list[int] | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Class rows [B, H, C, P] and column means [B, H, P] (none: [B, H, 0]), both float32.
-
-    The arguments are the fields of `HeadStatsInputs`, with `lse` known.
-    """
+@torch.library.custom_op(
+    "weaktr::attention_stats", mutates_args=(), schema=f"({SCHEMA}) -> (Tensor, Tensor)"
+)
+def attention_stats(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """Class rows [B, H, C, P] and column means [B, H, P] (none: [B, H, 0]), both float32."""
+    inputs = HeadStatsInputs(*arguments)
+    q, k, lse, num_classes, num_patches, scale, column_means, tokens, patches = inputs
+    assert lse is not None
     batch, heads, count, dim = q.shape
     rows = torch.empty(batch, heads, num_classes, num_patches, dtype=torch.float32, device=q.device)
     means = rows.new_empty(batch, heads, num_patches if column_means else 0)
