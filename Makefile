@@ -6,6 +6,8 @@ RUN ?= runs/demo
 CASES ?= 20000
 
 BIN := .venv/bin
+CSRC := $(shell find csrc -type f)
+CPP := $(CSRC) $(shell find tests/native -name '*.[ch]pp')
 PINNED := -c constraints.txt --build-constraint constraints.txt
 # Threads that wait asleep: spinning ones starve the data loader on a machine of few cores.
 export OMP_WAIT_POLICY := PASSIVE
@@ -28,7 +30,7 @@ test: lint
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $(wildcard csrc/*)
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
 
 bench: .venv/installed-bench
 	$(BIN)/python -m pytest -q tests/ops
@@ -37,12 +39,12 @@ bench: .venv/installed-bench
 
 # Random calls of the C++ code under sanitizers; needs a compiler, but nothing of .venv.
 fuzz:
-	$(PYTHON) -m tests.fuzz.run --cases $(CASES)
+	$(PYTHON) -m tests.native.fuzz.run --cases $(CASES)
 
 clean:
 	rm -rf .venv build *.egg-info weaktr/_native*.so .pytest_cache .ruff_cache .mypy_cache
 
-.venv/installed: pyproject.toml setup.py constraints.txt CMakeLists.txt $(wildcard csrc/*)
+.venv/installed: pyproject.toml setup.py constraints.txt CMakeLists.txt $(CSRC)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet $(PINNED) -e '.[test]'

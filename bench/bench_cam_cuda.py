@@ -10,6 +10,7 @@ import torch
 from floor import floor_seconds, fusion_work, training_work
 from torch.nn.functional import multilabel_soft_margin_loss
 
+from weaktr.config import CamModelConfig
 from weaktr.models import CamModel
 from weaktr.ops import fuse_heads, head_stats
 from weaktr.ops.attention_maps import full_precision
@@ -105,7 +106,8 @@ def bench_fusion(measure, row, dtype):
 
 def model_and_batch(batch=64, side=224):
     torch.manual_seed(0)
-    model = CamModel(BACKBONE, CLASSES).cuda().train()
+    config = CamModelConfig(BACKBONE, weights=None, drop_path=0.0)
+    model = CamModel(config, CLASSES).cuda().train()
     labels = torch.zeros(batch, CLASSES, device="cuda")
     labels[:, [3, 14]] = 1
     return model, torch.randn(batch, 3, side, side, device="cuda"), labels
@@ -167,7 +169,7 @@ def parts(model, images, labels):
     layer = model.vit.run_block(0, tokens, rope)
     attended, q, k = (x.detach() for x in (layer.attended, layer.q, layer.k))
     patches = tokens.shape[1] - CLASSES
-    features = torch.randn(len(images), DEPTH * HEADS, WIDTH, device="cuda")
+    features = torch.randn(len(images), DEPTH, HEADS, WIDTH, device="cuda")
 
     def backbone():
         model.zero_grad(set_to_none=True)
@@ -178,14 +180,13 @@ def parts(model, images, labels):
             head_stats(q, k, num_classes=CLASSES, num_patches=patches)
 
     def pooling():
-        pooled = torch.stack([model.pooled(attended) for _ in range(DEPTH)], 1)
-        return pooled.transpose(1, 2).flatten(1, 2)
+        return torch.stack([model.pooled(attended) for _ in range(DEPTH)], 1)
 
     return {
         "whole step": lambda: losses(model, images, labels).backward(),
         "backbone, forward and backward": backbone,
         "head_stats of all layers": statistics,
-        "pooling and regrouping of features": pooling,
+        "pooling of features": pooling,
         "fusion weights": lambda: model.fusion(features).sum().backward(),
     }
 

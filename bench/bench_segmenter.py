@@ -12,7 +12,7 @@ import torch
 from conftest import largest_difference, peak_mib
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from weaktr.config import PredictConfig
+from weaktr.config import PredictConfig, SegModelConfig
 from weaktr.inference.probabilities import for_prediction, probabilities
 from weaktr.models import Segmenter
 
@@ -25,7 +25,8 @@ PREDICT = PredictConfig(ensemble="plain", crf=None)
 def bench_segmenter_training(measure, device, row, batch=2, side=480):
     torch.manual_seed(0)
     # without dropout, so that both ways see the same network
-    model = Segmenter(BACKBONE, LABELS, image_size=side, drop_path=0.0, dropout=0.0).to(device)
+    config = SegModelConfig(BACKBONE, weights=None, image_size=side, drop_path=0.0, dropout=0.0)
+    model = Segmenter(config, LABELS).to(device)
     images = torch.randn(batch, 3, side, side, device=device)
     labels = torch.randint(LABELS, (batch, side, side), device=device)
 
@@ -67,7 +68,7 @@ class Pass:
 def predictions(picture: Path, device: str) -> dict[str, Pass]:
     """All ways in turns, scale by scale, so that a busy moment of the machine meets them all."""
     torch.manual_seed(0)
-    model = Segmenter(BACKBONE, LABELS).to(device).eval()
+    model = Segmenter(SegModelConfig(BACKBONE, weights=None), LABELS).to(device).eval()
     image = np.load(picture)["image"]
     ready = for_prediction(model, PREDICT)
     half = for_prediction(model, replace(PREDICT, amp="bf16"))

@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn.functional import multilabel_soft_margin_loss
 
 from weaktr.cli.memory import keep_freed_memory
+from weaktr.config import CamModelConfig
 from weaktr.models import CamModel
 from weaktr.models.precision import autocast
 from weaktr.ops.registry import ENVIRONMENT_VARIABLE
@@ -64,7 +65,8 @@ def model_and_images(
     device: str, batch: int, height: int, width: int
 ) -> tuple[CamModel, Tensor, Tensor]:
     torch.manual_seed(0)
-    model = CamModel(BACKBONE, CLASSES).to(device)
+    config = CamModelConfig(BACKBONE, weights=None, drop_path=0.0)
+    model = CamModel(config, CLASSES).to(device)
     images = torch.randn(batch, 3, height, width, device=device)
     labels = torch.zeros(batch, CLASSES, device=device)
     labels[:, [3, 14]] = 1

@@ -63,8 +63,8 @@ bench_of() {
 
 blocks() { # the CUDA code's block-level checks, and their sanitizers
   step check_blocks_build 120 "$CUDACXX" -std=c++17 -O3 -arch=native -lineinfo -fmad=false \
-    -DWEAKTR_WITH_CUDA -Icsrc tests/ops/native/check_blocks.cpp csrc/dense_crf_cuda.cu \
-    csrc/dense_crf_emulation.cpp -o "$scratch/check_blocks"
+    -DWEAKTR_WITH_CUDA -Icsrc -Itests/native tests/native/sanitizers/check_blocks.cpp \
+    tests/native/emulation/emulation.cpp csrc/dense_crf/cuda/launch.cu -o "$scratch/check_blocks"
   step check_blocks 30 "$scratch/check_blocks"
   for tool in memcheck racecheck initcheck synccheck; do
     step "check_blocks_$tool" 60 compute-sanitizer --tool "$tool" --error-exitcode 9 \

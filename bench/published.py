@@ -35,7 +35,7 @@ def block_with_map(vit: ViT, index: int, tokens: Tensor) -> tuple[Tensor, Tensor
 
 def encode(vit: ViT, images: Tensor) -> tuple[Tensor, tuple[int, int], list[Tensor], list[Tensor]]:
     """(tokens, grid, maps of every layer, attention branches of every layer)."""
-    tokens, grid, _ = vit.embed(images)
+    tokens, (grid,), *_ = vit.embed(images)
     maps, branches = [], []
     for index in range(len(vit.blocks)):
         tokens, weights, branch = block_with_map(vit, index, tokens)
@@ -54,8 +54,9 @@ def fused_attention(
     features = torch.stack(branches).detach().clone()  # [K, B, N, D]
     features = features.unflatten(-1, (-1, heads)).permute(1, 4, 0, 2, 3).contiguous()
     features = features.flatten(1, 2)  # [B, H·K, N, d]
-    pooled = features.amax(2) if model.pool == "max" else features.mean(2)
-    weights = model.fusion(pooled)[:, :, None, None]
+    pooled = features.amax(2) if model.config.pool == "max" else features.mean(2)
+    pooled = pooled.unflatten(1, (heads, -1)).transpose(1, 2)  # [B, K, H, d]
+    weights = model.fusion(pooled).transpose(1, 2).flatten(1)[:, :, None, None]
     cross = (stacked * weights).mean(1)[:, :classes, classes:]
     patch = (stacked * weights).mean(1)[:, classes:, classes:]
     return cross, patch

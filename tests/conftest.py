@@ -6,7 +6,8 @@ import os
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is imported
 os.environ.setdefault("WEAKTR_TUNE", "0")  # on a GPU, every shape of every test would be measured
 
+from tests.native import compiler
+from tests.native import emulation as native_emulation
 from weaktr.ops.registry import ENVIRONMENT_VARIABLE, OPS, report
 
 #: Comma-separated backends whose absence is a failure instead of a skip (set in CI).
@@ -32,15 +35,29 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("device", devices)
 
 
+def unavailable(backend: str, reason: str) -> NoReturn:
+    """Skip the test, or fail it where the backend is required."""
+    required = os.environ.get(REQUIRED_BACKENDS, "").split(",")
+    (pytest.fail if backend in required else pytest.skip)(reason)
+
+
 @pytest.fixture
 def backend(request: pytest.FixtureRequest) -> str:
     """One backend's name; the test is skipped, or fails where required, if it cannot run."""
     name: str = request.param
     (status,) = (s for s in report() if (s.op, s.backend) == (request.module.OP, name))
     if not status.available:
-        required = os.environ.get(REQUIRED_BACKENDS, "").split(",")
-        (pytest.fail if name in required else pytest.skip)(f"{name}: {status.reason}")
+        unavailable(name, f"{name}: {status.reason}")
     return name
+
+
+@pytest.fixture(scope="session")
+def emulation() -> ModuleType:
+    """The CUDA code of the dense CRF on the CPU; compiled once, by what asks for it first."""
+    problem = compiler.problem()
+    if problem:
+        unavailable("cpu", problem)
+    return native_emulation.load()
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from tests import photographs
 from tests.pretrained_files import KEYS, RELEASES, write_release
 from weaktr.cli import train_main
-from weaktr.config import Recipe
+from weaktr.config import BackboneConfig, Recipe
 from weaktr.models import checkpoints
 from weaktr.models.pretrained import load_backbone, read_state
 from weaktr.recipes import RECIPES, load_recipe, recipe_names
@@ -164,7 +164,7 @@ def test_weights_that_cannot_be_downloaded(monkeypatch):
 
     monkeypatch.setattr(timm, "create_model", offline)
     with pytest.raises(ValueError, match=r"deit_x could not be downloaded.*model\.weights=FILE"):
-        load_backbone(torch.nn.Module(), "timm", backbone="deit_x")
+        load_backbone(torch.nn.Module(), BackboneConfig("deit_x"))
 
 
 # ---------------------------------------------------------------- pretrained weights

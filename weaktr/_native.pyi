@@ -1,4 +1,4 @@
-"""The compiled extension (csrc). Its wrappers are the files cpu.py and cuda.py of the ops."""
+"""The compiled extension (csrc/module.cpp). Its wrappers are the files cpu.py and cuda.py of the ops."""
 
 from collections.abc import Callable
 from typing import Any
@@ -63,7 +63,4 @@ def dense_crf_cuda(
     deterministic: bool,
 ) -> None: ...
 def dense_crf_cuda_bytes(problems: list[dict[str, Any]], deterministic: bool) -> int: ...
-def dense_crf_emulated(
-    problems: list[dict[str, Any]], iterations: int, deterministic: bool, seed: int = 0
-) -> list[Any]: ...
 def release_memory() -> None: ...

@@ -15,6 +15,17 @@ STAGES = ("train_cam", "label", "train_seg", "predict", "evaluate")
 Stage = Literal["train_cam", "label", "train_seg", "predict", "evaluate"]
 Resize = Literal["timm", "bicubic", "bilinear"]
 Position = Literal["timm", "published_cam", "published_seg"]
+Pool = Literal["avg", "max"]
+Decoder = Literal["mask_transformer", "multi_mask_transformer", "linear"]
+
+
+def later(default: Any) -> Any:
+    """A setting that runs made before did not have.
+
+    While it is at its default it does not count as a change of their settings
+    (`weaktr.recipes.identity`), so that what they finished is not made again.
+    """
+    return field(default=default, metadata={"later": True})
 
 
 @dataclass(frozen=True)
@@ -42,20 +53,30 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class CamModelConfig:
-    """Arguments of `weaktr.models.CamModel`. Source: reference.md 1-14, 21.
+class BackboneConfig:
+    """The plain ViT of a model, and where its weights come from (`weaktr.models.ViT`).
+
+    A setting for the backbones of both stages belongs here; `weaktr.models.vit` reads it.
 
     Args:
+        backbone: timm name, such as ``deit_small_patch16_224`` (pretrained tag allowed).
         weights: None = random, "timm" = pretrained, else a file: weights in timm's or the original
             release's naming, a native checkpoint, or one of the published code.
         resize: how the weights' position grid (and patch kernel) are brought to this model's.
         position: how positions follow images of other sizes; "published_cam" and "published_seg"
             do what the published code does.
         norm_eps: epsilon of the backbone's LayerNorms; its own where None.
+        image_size: of the training images in pixels, one number or (H, W); sets the position grid
+            that is stored.
+        patch_size: in pixels; the backbone's own where None.
+        drop_path: stochastic depth rate of the last block, linear from 0 at the first.
+        backbone_args: further arguments of the timm model (embed_dim, depth, ...).
         attention: "auto" (the C++ code "cpu" on a CPU, "triton" on CUDA, else "sdpa", PyTorch's),
             one of these, or "xformers" where that is installed, on CUDA alone; None = the
             environment variable ``WEAKTR_ATTENTION``, else "auto". "triton" is PyTorch's too
             wherever that is faster.
+
+    Source: reference.md 1-3, 33-36.
     """
 
     backbone: str = "deit_small_patch16_224.fb_in1k"
@@ -63,15 +84,31 @@ class CamModelConfig:
     resize: Resize = "timm"
     position: Position = "timm"
     norm_eps: float | None = None
-    image_size: int = 224
+    image_size: int | tuple[int, int] = 224
     patch_size: int | None = None
-    pool: Literal["avg", "max"] = "max"
-    reduction: float = 8.0
-    feat_reduction: float = 8.0
     drop_path: float = 0.1
-    patch_norm: bool = False
     backbone_args: dict[str, Any] = field(default_factory=dict)
     attention: AttentionName | None = None
+
+
+@dataclass(frozen=True)
+class CamModelConfig(BackboneConfig):
+    """Stage 1's model (`weaktr.models.CamModel`).
+
+    Args:
+        pool: "avg" or "max" over tokens of the attention output that feeds the fusion.
+        reduction: the fusion's map MLP has int(depth * heads / reduction) hidden units.
+        feat_reduction: its feature MLP has int(head width / feat_reduction).
+        patch_norm: apply the backbone's final norm to the patches before the head. The published
+            model does not; backbones that were pretrained with it (DINOv2, DINOv3) gain by it.
+
+    Source: reference.md 1-14, 21.
+    """
+
+    pool: Pool = "max"
+    reduction: float = 8.0
+    feat_reduction: float = 8.0
+    patch_norm: bool = False
 
 
 @dataclass(frozen=True)
@@ -160,7 +197,7 @@ class LabelConfig:
             needs about 0.12 MB a patch. None = 2048 on the CPU, 32768 elsewhere.
         amp: autocast while CAMs are made; "auto" = fp16 on CUDA.
 
-    Source: reference.md 23-28, 32.
+    Source: reference.md 12, 23-28, 32.
     """
 
     attention_type: Literal["coarse", "fused", "transcam"] = "fused"
@@ -177,28 +214,27 @@ class LabelConfig:
 
 
 @dataclass(frozen=True)
-class SegModelConfig:
-    """Arguments of `weaktr.models.Segmenter`. Source: reference.md 33-40.
+class SegModelConfig(BackboneConfig):
+    """Stage 2's model (`weaktr.models.Segmenter`); `weights` may also be "stage1", which stands for
+    this run's stage-1 checkpoint.
 
     Args:
-        weights: as in `CamModelConfig`, or "stage1" = this run's stage-1 checkpoint.
-        resize, position, norm_eps, attention: as in `CamModelConfig`.
+        decoder: "mask_transformer", "multi_mask_transformer" (also gives the logits before its last
+            block), or "linear".
+        decoder_layers: blocks of a mask transformer.
+        decoder_heads: its heads; model width / 64 (at least 1) where None.
+        dropout: the mask transformer's dropout during training.
+        class_tokens: tokens before the patches; the backbone's own number where None.
+
+    Source: reference.md 33-40.
     """
 
-    backbone: str = "deit_small_patch16_224.fb_in1k"
-    weights: str | None = "timm"
-    resize: Resize = "timm"
-    position: Position = "timm"
-    norm_eps: float | None = None
-    image_size: int = 480
-    patch_size: int | None = None
-    decoder: Literal["mask_transformer", "multi_mask_transformer", "linear"] = "mask_transformer"
+    image_size: int | tuple[int, int] = 480
+    decoder: Decoder = "mask_transformer"
     decoder_layers: int = 2
     decoder_heads: int | None = None
-    drop_path: float = 0.1
     dropout: float = 0.1
-    backbone_args: dict[str, Any] = field(default_factory=dict)
-    attention: AttentionName | None = None
+    class_tokens: int | None = later(None)
 
 
 @dataclass(frozen=True)

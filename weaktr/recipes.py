@@ -2,7 +2,7 @@
 
 A recipe file states only what differs from the defaults, or, with ``base: OTHER``, from another
 recipe (from several, of which the later ones win, with a list). An unknown key is an error that
-names the nearest known one.
+names the nearest known one. What is read are JSON's values: nothing in a file is imported or run.
 """
 
 from __future__ import annotations
@@ -10,14 +10,18 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-from argparse import ArgumentError
-from collections.abc import Iterable, Mapping, Sequence
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from jsonargparse import ArgumentParser, get_loader
+import yaml
+from pydantic import TypeAdapter, ValidationError
 
-from weaktr.config import CamModelConfig, Recipe, SegModelConfig
+from weaktr.config import Recipe
 
 T = TypeVar("T")
 
@@ -25,6 +29,14 @@ T = TypeVar("T")
 RECIPES = Path(__file__).parent / "configs"
 #: In ``--set``, short for the weights of every model that has the recipe's backbone.
 MODEL_WEIGHTS = "model.weights"
+#: A type of a setting -> what a message calls its values.
+WORDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    NoneType: "null",
+}
 
 
 def recipe_names() -> list[str]:
@@ -57,38 +69,54 @@ def load_recipe(name: str | Path, settings: Iterable[str] = ()) -> Recipe:
             all there is.
 
     Raises:
-        ValueError: no such recipe, not YAML, an unknown key, or a value of the wrong type.
+        ValueError: no such recipe, not YAML, an unknown key, or values of the wrong type.
     """
     path = find_recipe(name)
     tree = _read_tree(path)
     tree.setdefault("name", path.stem)
     for setting in settings:
-        key, _, value = setting.partition("=")
-        models = _models_of_the_backbone(tree) if key.strip() == MODEL_WEIGHTS else ()
-        for one in [f"{model}.weights={value}" for model in models] or [setting]:
-            apply_setting(tree, one)
+        if setting.partition("=")[0].strip() == MODEL_WEIGHTS:
+            for model in _models_of_the_backbone(make(Recipe, tree, origin=str(path))):
+                apply_setting(tree, setting.replace("model", model, 1))
+        else:
+            apply_setting(tree, setting)
     return make(Recipe, tree, origin=str(path))
 
 
 def make(kind: type[T], tree: Mapping[str, Any], origin: str = "") -> T:
     """Build a settings dataclass from a tree of plain values, checking keys and types.
 
+    Types are taken strictly: a list becomes a tuple and a whole number will do for a float, but
+    ``"5"`` and ``true`` are no numbers, and no number is NaN or infinite.
+
     Args:
         kind: `Recipe` or one of its parts.
-        tree: nested mapping; missing keys keep their defaults.
+        tree: nested mapping of JSON's types; missing keys keep their defaults.
         origin: where the tree comes from, for messages.
 
     Raises:
-        ValueError: an unknown key (the nearest known one is named) or a value of the wrong type.
+        ValueError: an unknown key (the nearest known one is named), or values of the wrong type,
+            one line each.
     """
-    _check_keys(kind, tree, "", origin)
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(kind, None)
+    where = f"{origin}: " if origin else ""
+    _check_keys(kind, tree, "", where)
+    problems: dict[str, str] = {}
+    settings: T | None = None
     try:
-        values = parser.parse_object(dict(tree)).as_dict()
-    except ArgumentError as error:
-        raise ValueError(f"{origin}: {error}" if origin else str(error)) from error
-    return _build(kind, values)
+        validator: TypeAdapter[T] = _validator(kind)  # type: ignore[arg-type] # a class is hashable
+        settings = validator.validate_json(json.dumps(tree), strict=True)
+        tree = as_tree(settings)
+    except ValidationError as error:
+        for wrong in error.errors(include_url=False):
+            name, hint, value = _setting_at(wrong["loc"], kind, tree)
+            if not name:  # not a value, the whole: nested too deep, half a surrogate pair
+                raise ValueError(f"{where}{wrong['msg']}") from error
+            problems[name] = f"expected {_expected(hint)}, got {value!r}"
+    for name, number in _not_finite(tree):
+        problems.setdefault(name, f"expected a finite number, got {number}")
+    if settings is None or problems:
+        raise ValueError("\n".join(f"{where}{name}: {said}" for name, said in problems.items()))
+    return settings
 
 
 def as_tree(settings: Any) -> dict[str, Any]:
@@ -110,14 +138,22 @@ def dump_recipe(recipe: Recipe) -> str:
 
 def _read_tree(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The plain values of a recipe file, over those of its bases; `above` are based on it."""
-    tree = _parse_yaml(path.read_text(encoding="utf-8"), str(path)) or {}
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected UTF-8, got: {error}") from error
+    tree = _parse_yaml(text, str(path))
     if not isinstance(tree, dict):
-        raise ValueError(f"{path}: expected a YAML mapping, got {type(tree).__name__}")
+        got = "nothing" if tree is None else type(tree).__name__
+        raise ValueError(f"{path}: expected a YAML mapping, got {got}")
     bases = tree.pop("base", [])
-    _check_keys(Recipe, tree, "", str(path))
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ValueError(f"{path}: base: expected a recipe or a list of recipes, got {bases!r}")
+    _check_keys(Recipe, tree, "", f"{path}: ")
     under: dict[str, Any] = {}
     family = (*above, path.resolve())
-    for base in [bases] if isinstance(bases, str) else bases:
+    for base in bases:
         beside = path.parent / f"{base}.yaml"
         file = beside if beside.is_file() else find_recipe(base)
         if file.resolve() in family:
@@ -137,26 +173,86 @@ def _over(kind: type, under: Mapping[str, Any], tree: Mapping[str, Any]) -> dict
     return merged
 
 
-def _models_of_the_backbone(tree: Mapping[str, Any]) -> list[str]:
+def _models_of_the_backbone(recipe: Recipe) -> list[str]:
     """The models that `MODEL_WEIGHTS` is short for."""
-    backbones = {
-        "cam_model": tree.get("cam_model", {}).get("backbone", CamModelConfig.backbone),
-        "seg_model": tree.get("seg_model", {}).get("backbone", SegModelConfig.backbone),
-    }
-    last = "seg_model" if "train_seg" in tree.get("stages", Recipe.stages) else "cam_model"
+    backbones = {name: getattr(recipe, name).backbone for name in ("cam_model", "seg_model")}
+    last = "seg_model" if "train_seg" in recipe.stages else "cam_model"
     return [model for model, backbone in backbones.items() if backbone == backbones[last]]
 
 
-def _parse_yaml(text: str, origin: str) -> Any:
-    from yaml import YAMLError
+#: What YAML is allowed to hold.
+_TAGS = {
+    f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map")
+}
 
+
+class _Loader(yaml.SafeLoader):
+    """YAML of JSON's types: ``1e-4`` is a number, a date is text; a key is text and stands once."""
+
+    yaml_constructors: ClassVar[dict[Any, Any]] = {
+        tag: construct
+        for tag, construct in yaml.SafeLoader.yaml_constructors.items()
+        if tag is None or tag in _TAGS
+    }
+    yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {
+        first: [
+            (tag, pattern)
+            for tag, pattern in resolvers
+            if not tag.endswith((":timestamp", ":float"))
+        ]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        keys: set[str] = set()
+        for key, _ in node.value:
+            kind = key.tag.rpartition(":")[2]
+            problem = ""
+            if kind not in ("str", "merge"):
+                problem = f"a key of type {kind}, which has to be text (in quotes)"
+            elif key.value in keys:
+                problem = f"the key {key.value!r} a second time"
+            if problem:
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            keys.add(key.value)
+        return node
+
+
+# 1.5, 1., .5, 1e-4, 1_000.5, 1:30.5 (base 60), -.inf, .nan. YAML 1.1 wants a point in all of them.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"""^(?:
+        [-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?
+        |[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+
+        |\.[0-9_]+(?:[eE][-+][0-9]+)?
+        |[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+\.[0-9_]*
+        |[-+]?\.(?:inf|Inf|INF)
+        |\.(?:nan|NaN|NAN))$""",
+        re.VERBOSE,
+    ),
+    list("-+0123456789."),
+)
+
+
+def _parse_yaml(text: str, origin: str) -> Any:
     try:
-        return get_loader("yaml")(text)
-    except YAMLError as error:
-        raise ValueError(f"{origin}: expected YAML, got: {error}") from error
+        # Through JSON, so that what stands behind two aliases is not one and the same object.
+        return json.loads(json.dumps(yaml.load(text, _Loader)))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f"line {mark.line + 1}: " if mark else ""
+        problem = " ".join(str(getattr(error, "problem", error)).split())
+        raise ValueError(f"{origin}: {line}expected YAML, got: {problem}") from error
 
 
 def apply_setting(tree: dict[str, Any], setting: str) -> None:
+    """Put ``key=value`` into a tree of plain values.
+
+    Raises:
+        ValueError: no ``key=``, a value that is not YAML, or a key below a plain value.
+    """
     key, separator, value = setting.partition("=")
     if not separator or not key.strip():
         raise ValueError(f"--set: expected key=value such as train_cam.epochs=5, got {setting!r}")
@@ -169,21 +265,63 @@ def apply_setting(tree: dict[str, Any], setting: str) -> None:
     tree[leaf] = _parse_yaml(value, f"--set {setting}")
 
 
-def _check_keys(kind: type, tree: Mapping[str, Any], prefix: str, origin: str) -> None:
+@cache
+def _validator(kind: Any) -> TypeAdapter[Any]:
+    """What checks a kind of settings; takes longer to build than to use."""
+    return TypeAdapter(kind)
+
+
+def _check_keys(kind: type, tree: Any, prefix: str, where: str) -> None:
+    """`prefix` begins every key of the tree, `where` the messages."""
     hints = get_type_hints(kind)
+    if not isinstance(tree, Mapping):
+        name = f"{prefix.removesuffix('.')}: " if prefix else ""
+        raise ValueError(f"{where}{name}expected a mapping of {', '.join(hints)}; got {tree!r}")
     for key, value in tree.items():
         if key not in hints:
-            where = f"{origin}: " if origin else ""
             raise ValueError(
                 f"{where}unknown key {prefix + str(key)!r}{_did_you_mean(str(key), hints, prefix)}"
             )
         if dataclasses.is_dataclass(hints[key]):
-            if not isinstance(value, Mapping):
-                raise ValueError(
-                    f"{origin}: {prefix + key}: expected a mapping of "
-                    f"{', '.join(get_type_hints(hints[key]))}; got {value!r}"
-                )
-            _check_keys(hints[key], value, f"{prefix}{key}.", origin)
+            _check_keys(hints[key], value, f"{prefix}{key}.", where)
+
+
+def _setting_at(place: Iterable[str | int], kind: type, tree: Any) -> tuple[str, Any, Any]:
+    """Name, type and value of the setting which a place in the tree belongs to."""
+    names, hint, value = [], kind, tree
+    for name in place:
+        if not dataclasses.is_dataclass(hint):
+            break
+        names.append(str(name))
+        hint, value = get_type_hints(hint)[str(name)], value.get(name)
+    return ".".join(names), hint, value
+
+
+def _expected(hint: Any) -> str:
+    """A setting's type in words."""
+    parts = get_args(hint)
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, parts))}"
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(map(_expected, parts))
+    if get_origin(hint) is tuple:
+        if parts[-1] is ...:
+            return f"a list, each item {_expected(parts[0])}"
+        return f"a list of {len(parts)} ({', '.join(map(_expected, parts))})"
+    return WORDS.get(hint, "a mapping")
+
+
+def _not_finite(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    """Names and values of all numbers that are NaN or infinite."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield name, value
+    below: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, Mapping):
+        below = value.items()
+    elif isinstance(value, list | tuple):
+        below = enumerate(value)
+    for key, part in below:
+        yield from _not_finite(part, f"{name}.{key}" if name else str(key))
 
 
 def _did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
@@ -193,17 +331,3 @@ def _did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
     if near:
         return f" - did you mean {' or '.join(repr(prefix + name) for name in near)}?"
     return f"; known here: {', '.join(names)}" if names else ""
-
-
-def _build(kind: type[T], values: Mapping[str, Any]) -> T:
-    hints = get_type_hints(kind)
-    arguments: dict[str, Any] = {}
-    for key, value in values.items():
-        hint = hints[key]
-        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-            arguments[key] = _build(hint, value)
-        elif isinstance(value, list) and get_origin(hint) is tuple:
-            arguments[key] = tuple(value)
-        else:
-            arguments[key] = value
-    return kind(**arguments)

@@ -30,7 +30,7 @@ QUICK = (*SIZES, "--set", "ratios=[1.0]", "--set", "flip=false", "--set", "crf=n
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     shapes = FACTS["E_inference"]["state_dict"].items()
-    model = checkpoints.segmenter_from_reference(
+    model = checkpoints.segmenter_from_published(
         {key: recipe_weight(key, shape, 201) for key, shape in shapes},
         encoder_heads=6, decoder_heads=2, decoder="mask_transformer", patch_size=16, image_size=48,
     )  # fmt: skip

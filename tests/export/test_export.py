@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed
 
+from tests.models import small
 from tests.tolerances import assert_close
 from weaktr import cli, export
-from weaktr.models import CamModel, Segmenter, checkpoints, vit
+from weaktr.models import CamModel, checkpoints, vit
 from weaktr.models.positions import resized_position, upsampling_matrix
 from weaktr.models.released.state_dicts import CLIP
 
@@ -24,12 +25,12 @@ GRIDS = [(4, 4), (14, 14), (1, 1), (3, 9), (2, 8), (7, 28), (30, 17)]
 
 def segmenter(backbone="deit_small_patch16_224", **changes):
     arguments = {"image_size": 64, "decoder_layers": 1, "backbone_args": TINY} | changes
-    return Segmenter(backbone, 4, **arguments).eval()
+    return small.segmenter(backbone, 4, **arguments).eval()
 
 
 def cam_model(backbone="deit_small_patch16_224", **changes):
     arguments = {"image_size": 64, "reduction": 1.0, "backbone_args": TINY} | changes
-    return CamModel(backbone, 3, **arguments).eval()
+    return small.cam_model(backbone, 3, **arguments).eval()
 
 
 def needs_onnx():

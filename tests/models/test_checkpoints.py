@@ -9,7 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from weaktr.models import CamModel, Segmenter, checkpoints
+from tests.models import small
+from weaktr.config import BackboneConfig
+from weaktr.models import checkpoints
 from weaktr.models.pretrained import load_backbone
 
 TINY = {"embed_dim": 48, "depth": 2, "num_heads": 3}
@@ -17,7 +19,7 @@ TINY = {"embed_dim": 48, "depth": 2, "num_heads": 3}
 
 def cam_model(**changes):
     arguments = {"image_size": 64, "reduction": 2.0, "backbone_args": TINY} | changes
-    return CamModel("vit_small_patch14_reg4_dinov2", 3, **arguments)
+    return small.cam_model("vit_small_patch14_reg4_dinov2", 3, **arguments)
 
 
 @pytest.mark.parametrize("stage", ["cam", "segmenter"])
@@ -25,7 +27,7 @@ def test_a_checkpoint_rebuilds_its_model(tmp_path, stage):
     model = (
         cam_model()
         if stage == "cam"
-        else Segmenter("eva02_small_patch14_224", 4, image_size=64, backbone_args=TINY)
+        else small.segmenter("eva02_small_patch14_224", 4, image_size=64, backbone_args=TINY)
     ).eval()
     model.vit.normalization = ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     path = checkpoints.save(model, tmp_path / "model", classes=["cat", "dog", "emu"])
@@ -81,7 +83,7 @@ def test_stage_2_starts_from_a_stage_1_checkpoint(tmp_path):
     source = cam_model()
     path = checkpoints.save(source, tmp_path / "model")
     arguments = {"image_size": 98, "backbone_args": TINY, "weights": path}
-    target = Segmenter("vit_small_patch14_reg4_dinov2", 4, **arguments)
+    target = small.segmenter("vit_small_patch14_reg4_dinov2", 4, **arguments)
     theirs, ours = source.vit.state_dict(), target.vit.state_dict()
     torch.testing.assert_close(ours["blocks.1.mlp.fc1.weight"], theirs["blocks.1.mlp.fc1.weight"])
     torch.testing.assert_close(ours["cls_token"], theirs["cls_token"].mean(1, keepdim=True))
@@ -89,10 +91,12 @@ def test_stage_2_starts_from_a_stage_1_checkpoint(tmp_path):
 
 
 def test_class_tokens_with_positions_are_averaged_too(tmp_path):
-    source = CamModel("deit_small_patch16_224", 5, image_size=64, reduction=2.0, backbone_args=TINY)
+    source = small.cam_model(
+        "deit_small_patch16_224", 5, image_size=64, reduction=2.0, backbone_args=TINY
+    )
     path = checkpoints.save(source, tmp_path / "model")
-    target = Segmenter("deit_small_patch16_224", 4, image_size=64, backbone_args=TINY)
-    load_backbone(target.vit, path)
+    target = small.segmenter("deit_small_patch16_224", 4, image_size=64, backbone_args=TINY)
+    load_backbone(target.vit, BackboneConfig(weights=str(path)))
     position = source.vit.pos_embed
     torch.testing.assert_close(target.vit.pos_embed[:, :1], position[:, :5].mean(1, keepdim=True))
     torch.testing.assert_close(target.vit.pos_embed[:, 1:], position[:, 5:])

@@ -6,8 +6,10 @@ import pytest
 import timm
 import torch
 
+from tests.models import small
 from tests.tolerances import assert_golden
-from weaktr.models import CamModel, Segmenter, ViT
+from weaktr.config import BackboneConfig
+from weaktr.models import ViT
 
 TINY = {"embed_dim": 48, "depth": 2, "num_heads": 3}
 CAM = {"image_size": 64, "reduction": 2.0, "backbone_args": TINY}
@@ -34,7 +36,7 @@ def test_tokens_equal_timms_own_forward(family):
     theirs = timm.create_model(
         family, num_classes=0, global_pool="", img_size=64, dynamic_img_size=True, **TINY
     ).eval()
-    ours = ViT(family, image_size=64, backbone_args=TINY).eval()
+    ours = ViT(BackboneConfig(family, image_size=64, backbone_args=TINY)).eval()
     missing, unexpected = ours.load_state_dict(theirs.state_dict(), strict=False)
     assert not missing and not unexpected
     patch = ours.patch_size
@@ -46,7 +48,7 @@ def test_tokens_equal_timms_own_forward(family):
 @pytest.mark.parametrize("size", [(64, 64), (50, 91)])
 def test_both_stages(family, size):
     images = torch.randn(2, 3, *size)
-    cam = CamModel(family, 4, **CAM)
+    cam = small.cam_model(family, 4, **CAM)
     grid = (size[0] // cam.patch_size, size[1] // cam.patch_size)
     output = cam(images)
     assert all(logits.shape == (2, 4) for logits in output)
@@ -57,7 +59,7 @@ def test_both_stages(family, size):
     assert cams.shape == (2, 4, *grid) and cams.isfinite().all() and (cams >= 0).all()
     assert cams[0, 3].any() and not cams[:, 1:3].any() and not cams[1, 0].any()
 
-    segmenter = Segmenter(family, 5, image_size=64, backbone_args=TINY)
+    segmenter = small.segmenter(family, 5, image_size=64, backbone_args=TINY)
     assert segmenter.vit.num_prefix_tokens == FAMILIES[family]
     logits = segmenter(images)
     assert logits.shape == (2, 5, *size)
@@ -68,7 +70,7 @@ def test_both_stages(family, size):
 
 def test_fine_logits_are_the_mean_of_the_refined_cams(family):
     """The cheap formula of training and the explicit refinement of inference agree."""
-    model = CamModel(family, 3, **CAM).eval()
+    model = small.cam_model(family, 3, **CAM).eval()
     images = torch.randn(2, 3, 64, 80)
     with torch.no_grad():
         assert_golden(model(images).fine_logits, model.cams(images).mean((2, 3)))
@@ -77,7 +79,7 @@ def test_fine_logits_are_the_mean_of_the_refined_cams(family):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast(family, dtype):
     torch.manual_seed(0)
-    model = CamModel(family, 3, **CAM).eval()
+    model = small.cam_model(family, 3, **CAM).eval()
     images = torch.randn(2, 3, 64, 64)
     exact = model.cams(images)
     with torch.autocast("cpu", dtype=dtype):
@@ -88,7 +90,7 @@ def test_autocast(family, dtype):
 
 
 def test_whole_labels_equal_present_classes_only():
-    model = CamModel("deit_small_patch16_224", 4, **CAM).eval()
+    model = small.cam_model("deit_small_patch16_224", 4, **CAM).eval()
     images, labels = torch.randn(2, 3, 64, 64), torch.tensor([[1, 0, 1, 0], [0, 0, 1, 0]])
     for kind in ("fused", "coarse", "transcam"):
         for refine in (True, False):
@@ -98,7 +100,7 @@ def test_whole_labels_equal_present_classes_only():
 
 
 def test_image_without_labels_has_empty_cams():
-    model = CamModel("deit_small_patch16_224", 4, **CAM).eval()
+    model = small.cam_model("deit_small_patch16_224", 4, **CAM).eval()
     assert not model.cams(torch.randn(1, 3, 64, 64), torch.zeros(1, 4)).any()
 
 
@@ -116,10 +118,10 @@ def test_image_without_labels_has_empty_cams():
 def test_bad_arguments_are_named(arguments, message):
     given = {"backbone": "deit_small_patch16_224", "num_classes": 3} | CAM
     with pytest.raises(ValueError, match=message):
-        CamModel(**(given | arguments))
+        small.cam_model(**(given | arguments))
 
 
 def test_image_below_one_patch_is_refused():
-    model = CamModel("deit_small_patch16_224", 4, **CAM)
+    model = small.cam_model("deit_small_patch16_224", 4, **CAM)
     with pytest.raises(ValueError, match=r"H, W >= 16 \(one patch\)"):
         model(torch.zeros(1, 3, 15, 64))

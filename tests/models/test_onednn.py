@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from tests.models import small
 from tests.tolerances import assert_close
-from weaktr.models import Segmenter
 from weaktr.models.onednn import OneDnnLinear, can_pack, with_onednn_layers
 
 BACKBONES = {
@@ -20,7 +20,7 @@ BACKBONES = {
 
 def segmenter(backbone):
     sizes = {"image_size": 48, "patch_size": 16, "backbone_args": BACKBONES[backbone]}
-    return Segmenter(backbone, 5, **sizes).eval()
+    return small.segmenter(backbone, 5, **sizes).eval()
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.models import small
 from tests.models.test_families import CAM, FAMILIES
 from tests.tolerances import assert_golden
-from weaktr.models import CamModel
-from weaktr.models.packing import cams_packed
 from weaktr.ops import registry as backends
 
 CLASSES = [(0, 3), (2,), (), (1, 0, 2), (3,)]
@@ -37,52 +36,52 @@ def alone(model, images, classes, **settings):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_images_together_give_what_each_gives_alone(family):
-    model = CamModel(family, 4, patch_norm="dino" in family, **CAM).eval()
+    model = small.cam_model(family, 4, patch_norm="dino" in family, **CAM).eval()
     images = images_for(model, (3, 4), (3, 4), (2, 2), (5, 3), (1, 1))
-    together = cams_packed(model, images, CLASSES)
+    together = model.cams_of_sizes(images, CLASSES)
     assert_all_golden(together, alone(model, images, CLASSES))
 
 
 @pytest.mark.parametrize("attention_type", ["fused", "coarse", "transcam"])
 @pytest.mark.parametrize("refine", [True, False])
 def test_every_kind_of_cam(attention_type, refine):
-    model = CamModel("deit_small_patch16_224", 4, pool="avg", **CAM).eval()
+    model = small.cam_model("deit_small_patch16_224", 4, pool="avg", **CAM).eval()
     images = images_for(model, (3, 4), (2, 2), (5, 3), (5, 3), (1, 4))
     settings = {"attention_type": attention_type, "refine": refine}
-    together = cams_packed(model, images, CLASSES, **settings)
+    together = model.cams_of_sizes(images, CLASSES, **settings)
     assert_all_golden(together, alone(model, images, CLASSES, **settings))
 
 
 def test_triton_gives_the_same(monkeypatch):
     pytest.importorskip("weaktr.kernels", exc_type=ImportError)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = CamModel("deit_small_patch16_224", 4, **CAM).eval()
+    model = small.cam_model("deit_small_patch16_224", 4, **CAM).eval()
     images = images_for(model, (3, 4), (2, 2), (5, 3), (5, 3), (1, 4))
-    expected = cams_packed(model, images, CLASSES)
+    expected = model.cams_of_sizes(images, CLASSES)
     monkeypatch.setenv(backends.ENVIRONMENT_VARIABLE, "triton")
-    found = cams_packed(model.to(device), [image.to(device) for image in images], CLASSES)
+    found = model.to(device).cams_of_sizes([image.to(device) for image in images], CLASSES)
     assert_all_golden([cams.cpu() for cams in found], expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast(dtype):
-    model = CamModel("deit_small_patch16_224", 4, **CAM).eval()
+    model = small.cam_model("deit_small_patch16_224", 4, **CAM).eval()
     images = images_for(model, (3, 4), (2, 2))
-    exact = cams_packed(model, images, CLASSES[:2])
+    exact = model.cams_of_sizes(images, CLASSES[:2])
     with torch.autocast("cpu", dtype=dtype):
-        cams = cams_packed(model, images, CLASSES[:2])
+        cams = model.cams_of_sizes(images, CLASSES[:2])
     for half, one in zip(cams, exact, strict=True):
         assert half.dtype == torch.float32
         assert (half - one).abs().max() < 0.05 * one.abs().max()
 
 
 def test_no_image_and_wrong_arguments():
-    model = CamModel("deit_small_patch16_224", 4, **CAM).eval()
-    assert cams_packed(model, [], []) == []
+    model = small.cam_model("deit_small_patch16_224", 4, **CAM).eval()
+    assert model.cams_of_sizes([], []) == []
     images = images_for(model, (2, 2))
     with pytest.raises(ValueError, match=r"classes: expected one list per image \(1\), got 2"):
-        cams_packed(model, images, [(0,), (1,)])
+        model.cams_of_sizes(images, [(0,), (1,)])
     with pytest.raises(ValueError, match=r"attention_type: expected one of"):
-        cams_packed(model, images, [(0,)], attention_type="plain")
+        model.cams_of_sizes(images, [(0,)], attention_type="plain")
     with pytest.raises(ValueError, match=r"H, W >= 16 \(one patch\)"):
-        cams_packed(model, [torch.zeros(3, 15, 40)], [(0,)])
+        model.cams_of_sizes([torch.zeros(3, 15, 40)], [(0,)])

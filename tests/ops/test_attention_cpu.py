@@ -7,9 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.models import small
 from tests.models.test_families import CAM
 from tests.tolerances import assert_close, assert_golden
-from weaktr.models import CamModel
 from weaktr.models import cam as cam_module
 from weaktr.ops import head_stats
 from weaktr.ops.attention import softmax_attention
@@ -166,7 +166,7 @@ def test_statistics_are_those_of_head_stats():
 
 
 def test_training_takes_them_from_attention(monkeypatch):
-    model = CamModel("deit_small_patch16_224", 3, **CAM)
+    model = small.cam_model("deit_small_patch16_224", 3, **CAM)
     images = torch.randn(2, 3, 64, 64)
     model.vit.attention = "sdpa"
     expected = model(images)

@@ -11,9 +11,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.models import small
 from tests.models.test_families import CAM, TINY
 from tests.tolerances import assert_close, assert_golden
-from weaktr.models import CamModel, Segmenter
 from weaktr.ops import registry as backends
 from weaktr.ops.attention import OP, chosen_attention, softmax_attention
 from weaktr.ops.registry import OPS, Backend, BackendUnavailable
@@ -91,10 +91,12 @@ def test_xformers_takes_packed_images_at_once(xformers):
 @pytest.mark.parametrize("family", ["deit_small_patch16_224", "eva02_small_patch14_224"])
 def test_both_models_use_it(family, xformers):
     images = torch.randn(2, 3, 64, 64)
-    cam = CamModel(family, 3, attention="xformers", **CAM).eval()
+    cam = small.cam_model(family, 3, attention="xformers", **CAM).eval()
     found = cam(images)
     assert len(xformers) == TINY["depth"]
-    segmenter = Segmenter(family, 4, attention="xformers", image_size=64, backbone_args=TINY).eval()
+    segmenter = small.segmenter(
+        family, 4, attention="xformers", image_size=64, backbone_args=TINY
+    ).eval()
     logits = segmenter(images)
     assert len(xformers) == 2 * TINY["depth"]
     cam.vit.attention = segmenter.vit.attention = "sdpa"
@@ -108,12 +110,12 @@ def test_environment_variable_is_heeded(monkeypatch):
     monkeypatch.setenv("WEAKTR_ATTENTION", "xformers")
     assert chosen_attention() == "xformers"
     assert chosen_attention("sdpa") == "sdpa"
-    assert CamModel("deit_small_patch16_224", 3, **CAM).vit.attention == "xformers"
+    assert small.cam_model("deit_small_patch16_224", 3, **CAM).vit.attention == "xformers"
 
 
 def test_unknown_attention_is_refused():
     with pytest.raises(ValueError, match=r"attention .*: expected one of \['auto', 'cpu', "):
-        CamModel("deit_small_patch16_224", 3, attention="flash", **CAM)
+        small.cam_model("deit_small_patch16_224", 3, attention="flash", **CAM)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("xformers") is not None, reason="xformers is here")

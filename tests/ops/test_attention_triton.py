@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.kernels.tuning import clocked
+from tests.models import small
 from tests.models.test_families import CAM
 from tests.ops.attention import (
     SHAPES,
@@ -21,7 +22,6 @@ from tests.ops.attention import (
     strided,
 )
 from tests.tolerances import GOLDEN_RELATIVE, assert_golden
-from weaktr.models import CamModel
 from weaktr.models import cam as cam_module
 from weaktr.ops.attention import OP, empty_results, softmax_attention
 from weaktr.ops.registry import BackendUnavailable
@@ -218,7 +218,7 @@ def test_where_nothing_is_measured_it_is_sdpa(kernels, monkeypatch):
 
 
 def test_training_takes_statistics_from_attention(way, monkeypatch):
-    model = CamModel("deit_small_patch16_224", 3, attention="sdpa", **CAM).to(home("triton"))
+    model = small.cam_model("deit_small_patch16_224", 3, attention="sdpa", **CAM).to(home("triton"))
     images = torch.randn(2, 3, 64, 64, device=home("triton"))
     expected = model(images)
     model.vit.attention = "triton"

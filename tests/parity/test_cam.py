@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from tests.parity import recipe
 from tests.tolerances import GRADIENT_FLOOR, assert_golden
-from weaktr.models.checkpoints import cam_model_from_reference
+from weaktr.models.checkpoints import cam_model_from_published
 from weaktr.models.released.state_dicts import cam_names
 from weaktr.ops import fuse_heads, head_stats
 
@@ -28,7 +28,7 @@ TYPES = {"fused": "fused", "patchcam": "coarse", "transcam": "transcam"}
 
 def model_of(name):
     config = recipe.config(name)
-    return cam_model_from_reference(
+    return cam_model_from_published(
         recipe.state_dict(name),
         num_heads=config["num_heads"],
         reduction=config["reduction"],
@@ -42,21 +42,21 @@ def full_size_model():
     keys = json.loads((recipe.GOLDEN / "F_checkpoint_keys.json").read_text())
     shapes = keys["stage1.deit_small_WeakTr_voc20"]
     state = {k: recipe.recipe_weight(k, shape, 1) for k, (shape, _) in shapes.items()}
-    return cam_model_from_reference(state, num_heads=6, reduction=8.0, feat_reduction=8, pool="max")
+    return cam_model_from_published(state, num_heads=6, reduction=8.0, feat_reduction=8, pool="max")
 
 
 def fused_patch_attention(model, images):
-    """[B, P, P], from `fuse_heads` spreading the identity; and the fusion weights [B, M]."""
+    """[B, P, P], from `fuse_heads` spreading the identity; and the fusion weights [B, M],
+    head by head as published."""
     with torch.no_grad():
-        encoding = model.encode(images, lambda layer, _: (layer.q, layer.k))
-        weights = model.fusion(encoding.features.transpose(1, 2).flatten(1, 2))
-        _, depth, heads, _ = encoding.features.shape
-        by_layer = weights.unflatten(1, (heads, depth)).transpose(1, 2).flatten(1)
+        encoding = model.encode(model.vit.embed(images), lambda layer: (layer.q, layer.k))
+        weights = model.fusion(encoding.features)
         q, k = (torch.stack(part, 1).flatten(1, 2) for part in zip(*encoding.layers, strict=True))
-        patches = encoding.patch_map.shape[-2:].numel()
+        patches = encoding.patch_maps[0].shape[-2:].numel()
         lse = head_stats(q, k, num_classes=model.num_classes, num_patches=patches).lse
         identity = torch.eye(patches).expand(images.shape[0], -1, -1)
-        return fuse_heads(q, k, lse, by_layer, identity), weights
+        fused = fuse_heads(q, k, lse, weights.flatten(1), identity)
+        return fused, weights.transpose(1, 2).flatten(1)
 
 
 def check_outputs(model, images, golden, prefix):
@@ -102,11 +102,13 @@ def test_what_happens_inside(size):
     images = recipe.rnd(f"stage1.input.{size}", SIZES[size])
     inter = f"out.{size}.inter"
     with torch.no_grad():
-        tokens, grid, rope = model.vit.embed(images)
-        position = model.vit._position(grid, tuple(images.shape[-2:]))
+        batch = model.vit.embed(images)
+        tokens = batch.tokens
+        position = model.vit._position(batch.grids[0], tuple(images.shape[-2:]))
         maps, features = [], []
         for index in range(len(model.vit.blocks)):
-            tokens, attended, q, k, lse, _ = model.vit.run_block(index, tokens, rope, with_lse=True)
+            layer = model.vit.run_block(index, tokens, batch, with_lse=True)
+            tokens, attended, q, k, lse, _ = layer
             maps.append((q @ k.transpose(2, 3) * q.shape[-1] ** -0.5 - lse[..., None]).exp())
             features.append(attended.unflatten(2, (-1, model.vit.num_heads)).permute(0, 3, 1, 2))
     assert_golden(position, golden[f"{inter}.pos_embed_used"])

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from tests.parity import recipe
 from tests.tolerances import GRADIENT_FLOOR, assert_golden
 from weaktr.models import MultiLogits
-from weaktr.models.checkpoints import segmenter_from_reference
+from weaktr.models.checkpoints import segmenter_from_published
 from weaktr.models.released.state_dicts import segmenter_names
 
 SINGLE = ["D_d1_deit_mask", "D_d3_deit_linear", "D_d5_dinov2_mask", "D_d6_eva02_mask"]
@@ -27,7 +27,7 @@ def state_of(name):
 
 def model_of(name):
     config = recipe.config(name)
-    return segmenter_from_reference(
+    return segmenter_from_published(
         state_of(name),
         encoder_heads=config["n_heads"],
         decoder_heads=config["decoder_heads"],
@@ -96,7 +96,7 @@ def test_distilled_deit_is_recognised_and_drops_both_prefix_tokens():
     }
     position = state["encoder.pos_embed"]
     state["encoder.pos_embed"] = torch.cat([position[:, :1], position], 1)
-    model = segmenter_from_reference(
+    model = segmenter_from_published(
         state | dist, encoder_heads=6, decoder_heads=2, image_size=64, patch_size=16
     )
     assert model.vit.num_prefix_tokens == 2
@@ -107,4 +107,4 @@ def test_a_missing_tensor_is_named():
     state = recipe.state_dict("D_d1_deit_mask")
     del state["decoder.proj_patch"]
     with pytest.raises(ValueError, match=r"1 missing: decoder\.proj_patch"):
-        segmenter_from_reference(state, encoder_heads=6, decoder_heads=2)
+        segmenter_from_published(state, encoder_heads=6, decoder_heads=2)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.scheduler import CosineLRScheduler
 
 from tests.parity import recipe
 from tests.parity.test_cam import model_of as cam_model_of
 from tests.parity.test_segmenter import model_of as segmenter_of
 from weaktr.models.released.state_dicts import cam_names, segmenter_names
 from weaktr.training.optimizers import (
-    CosineSchedule,
     PolynomialSchedule,
     cam_optimizer,
     segmenter_groups,
@@ -79,9 +79,9 @@ def test_stage_2_training_steps(start_value):
     golden, facts = recipe.arrays("T_train_steps"), recipe.SHAPES["T_train_steps"][case]
     model = segmenter_of("D_d1_deit_mask")  # eval mode: the golden has no dropout
     optimizer = segmenter_optimizer(model, lr=1e-2, encoder_lr=0.1)
-    schedule = PolynomialSchedule(lr=1e-2, total=6, min_lr=1e-5)
+    schedule = PolynomialSchedule(optimizer, t_initial=6, power=0.9, lr_min=1e-5, t_in_epochs=False)
     for step in range(3):
-        schedule.apply(optimizer, step)
+        schedule.step_update(step)
         images, labels = recipe.rnd(f"train2.x{step}", (2, 3, 64, 64)), golden[f"stage2.gt{step}"]
         result = model.loss(images, labels, start_value=start_value, tile=16)
         optimizer.zero_grad()
@@ -93,17 +93,29 @@ def test_stage_2_training_steps(start_value):
     check_parameters(model, after(case, segmenter_names), sums_of(case, segmenter_names))
 
 
+def rates_of(schedule, positions):
+    """float64 [positions, groups]; visited backwards, for a schedule keeps no state."""
+    rates = []
+    for position in reversed(positions):
+        schedule.step_update(position)
+        rates.insert(0, [group["lr"] for group in schedule.optimizer.param_groups])
+    return torch.tensor(rates, dtype=torch.float64)
+
+
 def test_cosine_schedule_is_one_epoch_late_as_published():
     facts = recipe.SHAPES["D_lr_schedules"]["stage1_cosine"]
-    schedule = CosineSchedule(
-        facts["base_lr"],
-        facts["epochs"],
-        min_lr=facts["min_lr"],
-        warmup_lr=facts["warmup_lr"],
-        warmup=facts["warmup_epochs"],
+    batches = 165  # an epoch; the schedule counts them
+    schedule = CosineLRScheduler(
+        cam_optimizer(cam_model_of("A_a2_voc20_max"), facts["base_lr"]),
+        t_initial=facts["epochs"] * batches,
+        lr_min=facts["min_lr"],
+        warmup_t=facts["warmup_epochs"] * batches,
+        warmup_lr_init=facts["warmup_lr"],
+        t_in_epochs=False,
     )
     expected = recipe.arrays("D_lr_schedules")["stage1_cosine.lr_used_per_epoch"]
-    actual = torch.tensor([schedule.at(e) for e in range(len(expected))], dtype=torch.float64)
+    late = [max(0, epoch - 1) * batches for epoch in range(len(expected))]
+    actual = rates_of(schedule, late).squeeze(1)
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=0)
 
 
@@ -111,28 +123,32 @@ def test_cosine_schedule_is_one_epoch_late_as_published():
 def test_polynomial_schedule_and_layer_groups(case):
     facts = recipe.SHAPES["D_lr_schedules"][case]
     expected = recipe.arrays("D_lr_schedules")[f"{case}.lr_used"]
-    model = segmenter_of("D_d1_deit_mask")
-    groups = segmenter_groups(
-        model, encoder_lr=facts["enc_lr"], layer_decay=facts["layer_decay"], weight_decay=0.0
-    )
-    ours = {name: group["lr_scale"] for group in groups for name in group["names"]}
-    schedule = PolynomialSchedule(
+    optimizer = segmenter_optimizer(
+        segmenter_of("D_d1_deit_mask"),
         facts["lr"],
-        facts["iter_max"],
-        min_lr=facts["min_lr"],
-        power=facts["power"],
-        warmup=facts["iter_warmup"],
+        encoder_lr=facts["enc_lr"],
+        layer_decay=facts["layer_decay"],
     )
-    rates = torch.tensor([schedule.at(step) for step in range(len(expected))], dtype=torch.float64)
+    schedule = PolynomialSchedule(
+        optimizer,
+        t_initial=facts["iter_max"],
+        lr_min=facts["min_lr"],
+        power=facts["power"],
+        warmup_t=facts["iter_warmup"],
+        t_in_epochs=False,
+    )
+    rates = rates_of(schedule, range(len(expected)))
+    group_of = {n: i for i, g in enumerate(optimizer.param_groups) for n in g["names"]}
     first = 1 if facts["iter_warmup"] else 0  # published: the first warm-up step at full rate
     last = facts["iter_max"] + 1  # published: past the end the rate collapses
     for index, published in enumerate(facts["groups"]):
         names = segmenter_names(dict.fromkeys(published["params"], torch.zeros(0)))
-        (scale,) = {ours[name] for name in names} or {published["lr_scale"]}
-        torch.testing.assert_close(
-            (scale * rates)[first:last], expected[first:last, index], rtol=1e-9, atol=0
-        )
-    assert rates[last:].eq(facts["min_lr"]).all()
+        for group in {group_of[name] for name in names}:
+            torch.testing.assert_close(
+                rates[first:last, group], expected[first:last, index], rtol=1e-9, atol=0
+            )
+    scales = torch.tensor([g["lr_scale"] for g in optimizer.param_groups], dtype=torch.float64)
+    assert rates[last:].eq(facts["min_lr"] * scales).all()
 
 
 def test_weight_decay_goes_to_matrices_only():

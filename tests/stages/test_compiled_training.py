@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.models import small
 from tests.stages import tiny
 from tests.tolerances import assert_close, assert_golden
-from weaktr.models import CamModel, Segmenter
 from weaktr.stages.pipeline import run_recipe
 from weaktr.stages.train_cam import cam_losses
 
@@ -56,7 +56,7 @@ def assert_same_step(model, loss_of, *batch):
 
 @pytest.mark.parametrize("family", ["deit_small_patch16_224", "vit_small_patch16_dinov3"])
 def test_stage_1_is_one_graph(family, graphs):
-    model = CamModel(family, 4, reduction=2.0, **SMALL).to(DEVICE).train()
+    model = small.cam_model(family, 4, reduction=2.0, **SMALL).to(DEVICE).train()
     images, targets = torch.randn(2, 3, 32, 40, device=DEVICE), torch.eye(4, device=DEVICE)[[0, 2]]
 
     def loss_of(model, images, targets):
@@ -68,7 +68,7 @@ def test_stage_1_is_one_graph(family, graphs):
 
 @pytest.mark.parametrize("decoder", ["mask_transformer", "linear"])
 def test_stage_2_is_one_graph(decoder, graphs):
-    model = Segmenter(
+    model = small.segmenter(
         "deit_small_patch16_224", 5, decoder=decoder, drop_path=0.0, dropout=0.0, **SMALL
     )
     model = model.to(DEVICE).train()
@@ -84,7 +84,7 @@ def test_stage_2_is_one_graph(decoder, graphs):
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="generating C++ takes minutes; needs a GPU")
 def test_generated_code_computes_the_same():
-    model = CamModel("deit_small_patch16_224", 4, reduction=2.0, **SMALL).to(DEVICE)
+    model = small.cam_model("deit_small_patch16_224", 4, reduction=2.0, **SMALL).to(DEVICE)
     images = torch.randn(2, 3, 32, 40, device=DEVICE)
     compiled = torch.compile(model.__call__, fullgraph=True)
     for actual, expected in zip(compiled(images), model(images), strict=True):

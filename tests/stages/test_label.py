@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.models import small
 from tests.parity.test_cam import TYPES, model_of
 from tests.stages.stored import FACTS, arrays
 from tests.tolerances import assert_golden
@@ -16,7 +17,6 @@ from weaktr.data.masks import MaskFolder, read_mask_file
 from weaktr.inference import cams as stage
 from weaktr.inference.cams import image_cams, multi_scale_cams
 from weaktr.inference.labels import labels_from_cams
-from weaktr.models import CamModel
 from weaktr.stages.label import label
 
 B, C = arrays("B_multiscale_cam"), arrays("C_labels_miou")
@@ -127,7 +127,7 @@ CLASSES = Classes(("red", "blue"))
 @pytest.fixture
 def tiny_model():
     arguments = {"embed_dim": 16, "depth": 1, "num_heads": 2}
-    return CamModel(
+    return small.cam_model(
         "vit_tiny_patch16_224", 2, image_size=32, patch_size=16, reduction=1, feat_reduction=1,
         backbone_args=arguments,
     ).eval()  # fmt: skip

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.numpy import load_file
 
+from tests.models import small
 from tests.parity.recipe import GOLDEN, recipe_weight
 from tests.stages.stored import FACTS, arrays
 from tests.tolerances import assert_close, assert_golden
@@ -20,8 +21,7 @@ from weaktr.data.masks import MaskFolder
 from weaktr.inference.probabilities import for_ensemble, for_prediction, probabilities
 from weaktr.inference.resize import resize_bilinear
 from weaktr.inference.windows import anchors, merge, views
-from weaktr.models import Segmenter
-from weaktr.models.checkpoints import segmenter_from_reference
+from weaktr.models.checkpoints import segmenter_from_published
 from weaktr.ops.dense_crf.presets import PRESETS
 from weaktr.stages.predict import mask_from_probabilities, predict
 
@@ -37,7 +37,7 @@ PUBLISHED = PredictConfig(
 @pytest.fixture(scope="module")
 def model():
     state = {k: recipe_weight(k, shape, 201) for k, shape in FACT["state_dict"].items()}
-    return segmenter_from_reference(
+    return segmenter_from_published(
         state,
         encoder_heads=6,
         decoder_heads=2,
@@ -146,7 +146,7 @@ def test_crf_after_the_ensemble(model, preset, stored):
 
 
 def test_the_ensemble_needs_a_mask_transformer():
-    linear = Segmenter(
+    linear = small.segmenter(
         "vit_tiny_patch16_224", 3, decoder="linear", image_size=32,
         backbone_args={"embed_dim": 16, "depth": 1, "num_heads": 2},
     )  # fmt: skip

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from weaktr.config import CamModelConfig
 from weaktr.data.classes import VOC
 from weaktr.progress import console, log
 
@@ -79,18 +80,18 @@ def import_command(arguments: Arguments) -> int:
 
 def _tell(done: Imported) -> None:
     """What was recognised, and what to do next."""
-    from weaktr.models import CamModel
-
     model, config = done.model, done.model.config
-    sizes = config["backbone_args"]
-    stage1 = isinstance(model, CamModel)
+    sizes = config.backbone_args
+    stage1 = isinstance(config, CamModelConfig)
     names = ", ".join(done.classes.names[:3])
     facts = {
-        "stage": "1, class activation maps" if stage1 else f"2, decoder {config['decoder']}",
+        "stage": "1, class activation maps"
+        if isinstance(config, CamModelConfig)
+        else f"2, decoder {config.decoder}",
         "classes": f"{len(done.classes)} ({names}, ...)",
-        "backbone": f"{config['backbone']}: depth {sizes['depth']}, width {sizes['embed_dim']}, "
+        "backbone": f"{config.backbone}: depth {sizes['depth']}, width {sizes['embed_dim']}, "
         f"{sizes['num_heads']} heads, patch {model.patch_size}",
-        "trained at": f"{config['image_size']} pixels",
+        "trained at": f"{config.image_size} pixels",
         "mean, std": " / ".join(
             ", ".join(f"{value:.3g}" for value in values) for values in model.normalization
         ),
@@ -98,8 +99,8 @@ def _tell(done: Imported) -> None:
         **{key: str(value) for key, value in done.facts.items()},
         "written": str(done.path),
     }
-    if stage1:
-        facts["fusion"] = f"pool {config['pool']}, reduction {config['reduction']:g}"
+    if isinstance(config, CamModelConfig):
+        facts["fusion"] = f"pool {config.pool}, reduction {config.reduction:g}"
     table = Table(title=f"imported {done.facts['file']}", title_justify="left", show_header=False)
     for key, value in facts.items():
         table.add_row(key, value)

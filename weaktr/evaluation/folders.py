@@ -100,9 +100,16 @@ def home_of(files: Path) -> Path:
 
 
 def written_conditions(files: Path, split: str) -> Conditions:
-    """How the masks or CAMs in a stage's folder were made, by its ``inputs.json``."""
+    """How the masks or CAMs in a stage's folder were made, by its ``inputs.json``.
+
+    Raises:
+        ValueError: the file is there, but is none of weaktr's; nothing in it is imported or run.
+    """
     note = home_of(files) / "inputs.json"
-    settings: dict[str, Any] = read_json(note).get("settings", {}) if note.is_file() else {}
+    content = read_json(note) if note.is_file() else {}
+    settings = content.get("settings", {}) if isinstance(content, dict) else None
+    if not isinstance(settings, dict):
+        raise ValueError(f"{note}: expected a mapping that has settings as a mapping")
     if "ratios" in settings:
         return prediction_conditions(make(PredictConfig, settings, origin=str(note)), split)
     if "attention_type" in settings:

@@ -156,7 +156,7 @@ def trace(
     except torch._dynamo.exc.UserError as error:
         if size is not None:
             raise
-        backbone = model.config["backbone"]
+        backbone = model.config.backbone
         raise ValueError(
             f"{backbone} cannot be traced for any image size (its rotary embedding depends on it); "
             "choose one with --size H W"
@@ -230,7 +230,7 @@ def describe(
         "format": "weaktr-export",
         "version": __version__,
         "stage": "cam" if isinstance(model, CamModel) else "segmenter",
-        "backbone": model.config["backbone"],
+        "backbone": model.config.backbone,
         "classes": list(classes),
         "mean": list(mean),
         "std": list(std),

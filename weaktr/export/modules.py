@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weaktr.models.blocks import Layer
-from weaktr.models.cam import CamModel, by_layer
+from weaktr.models.cam import CamModel
 from weaktr.models.positions import upsampling_matrix
 from weaktr.models.segmenter import MaskTransformer, Segmenter
 
@@ -70,13 +70,13 @@ class ExportableCams(nn.Module):
         model = self.model
         layers: list[tuple[Tensor, Tensor]] = []
 
-        def keep(layer: Layer, patches: int) -> None:
+        def keep(layer: Layer) -> None:
             layers.append((layer.q, layer.k))
 
-        encoding = model.encode(images, keep)
-        coarse = F.relu(model.head(encoding.patch_map))
-        weights = model.fusion(encoding.features.transpose(1, 2).flatten(1, 2))
-        share = by_layer(weights, encoding.features.shape) / weights.shape[1]
+        encoding = model.encode(model.vit.embed(images), keep)
+        coarse = F.relu(model.head(encoding.patch_maps[0]))
+        weights = model.fusion(encoding.features)
+        share = weights / (weights.shape[1] * weights.shape[2])
         fused = torch.zeros(())
         for index, (q, k) in enumerate(layers):
             attention = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)

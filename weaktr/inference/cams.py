@@ -18,7 +18,6 @@ from weaktr.config import Amp, LabelConfig
 from weaktr.data import Sample
 from weaktr.models import CamModel
 from weaktr.models.onednn import shared_copy
-from weaktr.models.packing import cams_packed
 from weaktr.models.precision import autocast, ready
 
 #: `LabelConfig.batch_tokens` by type of device. A CPU gains nothing by larger batches.
@@ -81,7 +80,7 @@ def multi_scale_cams(
     Args:
         model: in eval mode, on its device.
         images: uint8 [H, W, 3] RGB, of any sizes; those of one scale and their flips go through
-            the model in one pass (`cams_packed`).
+            the model in one pass (`CamModel.cams_of_sizes`).
         present: for each image the class indices to compute.
         scales: of the images; PIL's bicubic, sides ``round(side * scale)``.
         flip: also the horizontally flipped image.
@@ -107,7 +106,7 @@ def multi_scale_cams(
             inputs += [plain, plain.flip(-1)][:views]
         asked = [classes for classes in present for _ in range(views)]
         with autocast(amp, device):
-            maps = cams_packed(model, inputs, asked, attention_type=attention_type, refine=refine)
+            maps = model.cams_of_sizes(inputs, asked, attention_type=attention_type, refine=refine)
         for index, cams in enumerate(maps):
             total = sums[index // views]
             if len(total):

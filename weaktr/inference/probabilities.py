@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -41,7 +42,7 @@ def for_ensemble(model: Segmenter, ensemble: str) -> Segmenter:
     Raises:
         ValueError: "published" with a decoder that has no blocks to look between.
     """
-    decoder = model.config["decoder"]
+    decoder = model.config.decoder
     if ensemble == "plain" or decoder == "multi_mask_transformer":
         return model
     if decoder != "mask_transformer":
@@ -49,8 +50,7 @@ def for_ensemble(model: Segmenter, ensemble: str) -> Segmenter:
             f"ensemble: 'published' needs a mask transformer, got {decoder!r}; use ensemble=plain"
         )
     twin = shared_copy(model)
-    twin.multi = True
-    twin.config["decoder"] = "multi_mask_transformer"
+    twin.config = replace(model.config, decoder="multi_mask_transformer")
     return twin
 
 

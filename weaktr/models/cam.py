@@ -4,7 +4,7 @@
     patch[i, j] = 1/M Σ_m w_m A_m[C + i, C + j]     patch -> patch attention, fused
     fine[c, i]  = Σ_j patch[i, j] · cross[c, j] · coarse[c, j]
 
-with M = depth × heads attention maps A_m, importance weights w from `AttentionFusion` and coarse
+with M = depth × heads attention maps A_m, importance weights w (`weaktr.models.fusion`) and coarse
 the ReLU of the 3×3 head. Training needs only the mean of fine over i and so never forms a map
 (`weaktr.ops.head_stats`); inference forms fine without keeping one (`weaktr.ops.fuse_heads`).
 
@@ -13,18 +13,23 @@ Source: arXiv 2304.01184, section 3.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from weaktr.config import CamModelConfig
 from weaktr.models.blocks import Layer
+from weaktr.models.fusion import AttentionFusion, MapsOfLayers, cross_attention
+from weaktr.models.packing import TokenBatch, pack
 from weaktr.models.pretrained import load_backbone
-from weaktr.models.vit import ViT
-from weaktr.ops import fuse_heads, head_stats
+from weaktr.models.vit import BackboneModel, ViT
+from weaktr.ops import fuse_heads_packed, head_stats, head_stats_packed
+from weaktr.ops.attention import Statistics
+from weaktr.ops.head_stats import HeadStats
 
 #: What is spread by the patch attention: "fused" cross attention × coarse CAM (the method),
 #: "coarse" the plain CAM alone, "transcam" the cross attention alone.
@@ -40,201 +45,69 @@ class CamOutput(NamedTuple):
     fine_logits: Tensor  #: mean of the refined CAM; its gradient reaches the fusion only
 
 
-class AttentionFusion(nn.Module):
-    """Adaptive attention fusion (AAF): an importance weight in (0, 1) for every attention map.
-
-    Args:
-        maps: M = depth × heads.
-        head_dim: d, width of one head's output.
-        reduction: the map MLP has int(M / reduction) hidden units.
-        feat_reduction: the feature MLP has int(d / feat_reduction) hidden units.
-
-    Raises:
-        ValueError: a reduction that leaves no hidden unit.
-
-    Source: arXiv 2304.01184, section 3.2; layer sizes of the published code.
-    """
-
-    def __init__(self, maps: int, head_dim: int, reduction: float, feat_reduction: float) -> None:
-        super().__init__()
-        map_hidden, feature_hidden = int(maps / reduction), int(head_dim / feat_reduction)
-        if map_hidden < 1:
-            raise ValueError(f"reduction: expected at most {maps} (depth × heads), got {reduction}")
-        if feature_hidden < 1:
-            raise ValueError(
-                f"feat_reduction: expected at most {head_dim} (head width), got {feat_reduction}"
-            )
-        self.feature_hidden = nn.Linear(head_dim, feature_hidden)
-        self.feature_score = nn.Linear(feature_hidden, 1)
-        self.map_hidden = nn.Linear(maps, map_hidden, bias=False)
-        self.map_score = nn.Linear(map_hidden, maps, bias=False)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Pooled attention output [B, M, d] of every map -> weights [B, M]."""
-        scores = self.feature_score(self.feature_hidden(features)).squeeze(-1)
-        weights: Tensor = self.map_score(F.relu(self.map_hidden(scores))).sigmoid()
-        return weights
-
-
 class Encoding(NamedTuple):
     """The backbone's pass over a batch, before any CAM is made."""
 
-    class_tokens: Tensor  #: [B, C, D] of the last block
-    patch_map: Tensor  #: [B, D, h, w] of the last block
-    features: Tensor  #: [B, K, H, d] pooled attention output per layer and head
+    tokens: Tensor  #: of the last block, laid out like those of the batch
+    patch_maps: list[Tensor]  #: the patches of the last block, [b, D, h, w] for each grid
+    features: Tensor  #: [B, K, H, d] pooled attention output of each layer and head
     layers: list[Any]  #: per layer what `collect` returned
 
 
-class MapsOfLayers:
-    """Queries, keys and log-sum-exp of all layers' maps, copied out of each layer as it comes.
-
-    What else the layer computed in the same memory (its values) can then go.
-    """
-
-    def __init__(self, depth: int) -> None:
-        self.depth, self.count = depth, 0
-        self.parts: dict[str, Tensor] = {}
-
-    def add(self, layer: Layer, patches: int) -> None:
-        """Take what is needed of the next layer."""
-        for name in ("q", "k", "lse"):
-            part = getattr(layer, name)
-            if part is None:
-                continue
-            if self.count == 0:
-                shape = (len(part), self.depth, *part.shape[1:])
-                self.parts[name] = part.new_empty(shape)
-            self.parts[name][:, self.count] = part
-        self.count += 1
-
-    def stacked(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """q [B, M, N, d], k [B, M, N, d], lse [B, M, N] where it is known."""
-        parts = {name: part.flatten(1, 2) for name, part in self.parts.items()}
-        return parts["q"], parts["k"], parts.get("lse")
-
-
-class CamModel(nn.Module):
+class CamModel(BackboneModel):
     """Class activation maps from a plain ViT and image-level labels.
 
     Args:
-        backbone: timm name of a plain ViT.
+        config: see `CamModelConfig`.
         num_classes: C >= 1 foreground classes.
-        image_size: training size in pixels; sets the stored position grid.
-        patch_size: pixels; the backbone's own where None.
-        pool: "avg" or "max" over tokens of the attention output that feeds the fusion.
-        reduction, feat_reduction: see `AttentionFusion`.
-        drop_path: stochastic depth rate of the last block.
-        patch_norm: apply the backbone's final norm to the patches before the head. The published
-            model does not; backbones that were pretrained with it (DINOv2, DINOv3) gain by it.
-        position, norm_eps, attention: see `ViT`.
-        weights, resize: None (random), "timm" (timm's pretrained), or a file, and how its positions
-            are resized: see `load_backbone`.
-        backbone_args: further arguments of the timm model.
 
     Raises:
         ValueError: any argument out of range.
     """
 
-    def __init__(
-        self,
-        backbone: str,
-        num_classes: int,
-        *,
-        image_size: int | tuple[int, int] = 224,
-        patch_size: int | None = None,
-        pool: str = "max",
-        reduction: float = 8.0,
-        feat_reduction: float = 8.0,
-        drop_path: float = 0.0,
-        patch_norm: bool = False,
-        position: str = "timm",
-        norm_eps: float | None = None,
-        weights: str | Path | None = None,
-        resize: str = "timm",
-        backbone_args: Mapping[str, Any] | None = None,
-        attention: str | None = None,
-    ) -> None:
-        super().__init__()
+    config: CamModelConfig
+
+    def __init__(self, config: CamModelConfig, num_classes: int) -> None:
         if num_classes < 1:
             raise ValueError(f"num_classes: expected at least 1, got {num_classes}")
-        if pool not in POOLS:
-            raise ValueError(f"pool: expected one of {POOLS}, got {pool!r}")
-        self.config: dict[str, Any] = {
-            "backbone": backbone,
-            "num_classes": num_classes,
-            "image_size": image_size,
-            "patch_size": patch_size,
-            "pool": pool,
-            "reduction": reduction,
-            "feat_reduction": feat_reduction,
-            "drop_path": drop_path,
-            "patch_norm": patch_norm,
-            "position": position,
-            "norm_eps": norm_eps,
-            "backbone_args": dict(backbone_args or {}),
-        }
+        if config.pool not in POOLS:
+            raise ValueError(f"pool: expected one of {POOLS}, got {config.pool!r}")
+        super().__init__(config, ViT(config, class_tokens=num_classes))
         self.num_classes = num_classes
-        self.pool = pool
-        self.patch_norm = patch_norm
-        self.vit = ViT(
-            backbone,
-            class_tokens=num_classes,
-            image_size=image_size,
-            patch_size=patch_size,
-            drop_path=drop_path,
-            position=position,
-            norm_eps=norm_eps,
-            backbone_args=backbone_args,
-            attention=attention,
-        )
-        if not patch_norm:
+        if not config.patch_norm:
             self.vit.norm.requires_grad_(False)
         dim, heads = self.vit.embed_dim, self.vit.num_heads
         self.head = nn.Conv2d(dim, num_classes, kernel_size=3, padding=1)
-        self.fusion = AttentionFusion(
-            len(self.vit.blocks) * heads, dim // heads, reduction, feat_reduction
-        )
-        if weights is not None:
-            load_backbone(
-                self.vit, weights, backbone=backbone, backbone_args=backbone_args, resize=resize
-            )
-
-    @property
-    def patch_size(self) -> int:
-        return self.vit.patch_size
-
-    @property
-    def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """(mean, std) per RGB channel in [0, 1]."""
-        return self.vit.normalization
+        maps, head_dim = len(self.vit.blocks) * heads, dim // heads
+        self.fusion = AttentionFusion(maps, head_dim, config.reduction, config.feat_reduction)
+        load_backbone(self.vit, config)
 
     def forward(self, images: Tensor) -> CamOutput:
         """Normalised images [B, 3, H, W], any size of at least one patch -> `CamOutput`.
 
         No attention map outlives its layer: each leaves its class rows and column means only.
         """
-        classes = self.num_classes
+        batch = self.vit.embed(images)
+        classes, patches = self.num_classes, batch.patches[0]
 
-        def statistics(layer: Layer, patches: int) -> tuple[Tensor, Tensor]:
-            stats = layer.stats or head_stats(
+        def statistics(layer: Layer) -> HeadStats:
+            return layer.stats or head_stats(
                 layer.q, layer.k, num_classes=classes, num_patches=patches, lse=layer.lse
             )
-            assert stats.column_means is not None
-            return stats.class_rows, stats.column_means
 
-        encoding = self.encode(images, statistics, with_stats=True)
-        coarse_map = self.head(encoding.patch_map)
-        weights = self.fusion(encoding.features.transpose(1, 2).flatten(1, 2))
-        share = by_layer(weights, encoding.features.shape) / weights.shape[1]
-        class_rows = torch.stack([rows for rows, _ in encoding.layers], 1)
-        columns = torch.stack([means for _, means in encoding.layers], 1)
-        cross = torch.einsum("bkh,bkhcj->bcj", share, class_rows.to(share.dtype))
+        encoding = self.encode(batch, statistics, with_lse=True, statistics=(classes, patches))
+        coarse_map = self.head(encoding.patch_maps[0])
+        weights = self.fusion(encoding.features)
+        class_rows = torch.stack([stats.class_rows for stats in encoding.layers], 1)
+        columns = torch.stack([stats.column_means for stats in encoding.layers], 1)
+        cross = cross_attention(weights, class_rows)
+        share = weights / (weights.shape[1] * weights.shape[2])
         column = torch.einsum("bkh,bkhj->bj", share, columns.to(share.dtype))
-        coarse = coarse_map.detach().relu().flatten(2)
+        coarse = coarse_map.detach().relu().flatten(2).to(cross.dtype)
         return CamOutput(
-            class_logits=encoding.class_tokens.mean(-1),
+            class_logits=encoding.tokens[:, :classes].mean(-1),
             coarse_logits=coarse_map.mean((2, 3)),
-            fine_logits=torch.einsum("bj,bcj,bcj->bc", column, cross, coarse.to(cross.dtype)),
+            fine_logits=torch.einsum("bj,bcj,bcj->bc", column, cross, coarse),
         )
 
     @torch.no_grad()
@@ -246,15 +119,13 @@ class CamModel(nn.Module):
         attention_type: str = "fused",
         refine: bool = True,
     ) -> Tensor:
-        """Class activation maps at patch resolution.
+        """Class activation maps at patch resolution of images of one size.
 
         Args:
             images: [B, 3, H, W] normalised, at least one patch large.
             labels: [B, C] multi-hot (bool or number); classes that are absent cost nothing and
                 come back as zeros. None computes every class.
-            attention_type: one of `ATTENTION_TYPES`.
-            refine: spread the map by the fused patch attention. From random weights the patch
-                attention is no affinity and this hurts; with pretrained weights it helps.
+            attention_type, refine: see `cams_of_sizes`.
 
         Returns:
             [B, C, h, w] float32 >= 0, not normalised.
@@ -262,98 +133,146 @@ class CamModel(nn.Module):
         Raises:
             ValueError: unknown attention type, labels of another shape.
         """
+        shape = (len(images), self.num_classes)
+        if labels is None:
+            labels = torch.ones(shape)
+        if labels.shape != shape:
+            raise ValueError(f"labels: expected multi-hot {list(shape)}, got {tuple(labels.shape)}")
+        classes = [row.nonzero().flatten().tolist() for row in (labels > 0).cpu()]
+        settings: dict[str, Any] = {"attention_type": attention_type, "refine": refine}
+        cams = self.cams_of_sizes(list(images), classes, **settings)
+        result = cams[0].new_zeros(*shape, *cams[0].shape[1:])
+        for target, own, maps in zip(result, classes, cams, strict=True):
+            target[own] = maps
+        return result
+
+    @torch.no_grad()
+    def cams_of_sizes(
+        self,
+        images: Sequence[Tensor],
+        classes: Sequence[Sequence[int]],
+        *,
+        attention_type: str = "fused",
+        refine: bool = True,
+    ) -> list[Tensor]:
+        """Class activation maps of images of any sizes in one pass, of each image's own classes.
+
+        Args:
+            images: [3, H, W] each, normalised, at least one patch large.
+            classes: for each image the indices of the classes to compute.
+            attention_type: one of `ATTENTION_TYPES`.
+            refine: spread the maps by the fused patch attention. From random weights the patch
+                attention is no affinity and this hurts; with pretrained weights it helps.
+
+        Returns:
+            For each image [K, h, w] float32 >= 0 in the order of its classes, not normalised.
+
+        Raises:
+            ValueError: unknown attention type, or not as many lists of classes as images.
+        """
         if attention_type not in ATTENTION_TYPES:
             raise ValueError(
                 f"attention_type: expected one of {ATTENTION_TYPES}, got {attention_type!r}"
             )
-        present = self._present(labels, images.shape[0])
-        keep_qk = refine or attention_type != "coarse"
-        maps = MapsOfLayers(len(self.vit.blocks))
-        encoding = self.encode(images, maps.add if keep_qk else lambda layer, patches: None)
-        coarse = F.relu(self.head(encoding.patch_map)).float()
-        grid = coarse.shape[-2:]
-        kept = present.any(0).nonzero().flatten()
-        result = torch.zeros_like(coarse)
-        if len(kept):
-            cams = coarse.flatten(2)[:, kept]
-            if keep_qk:
-                cams = self._with_attention(encoding, maps, cams, kept, attention_type, refine)
-            result[:, kept] = cams.unflatten(2, grid)
-        return result * present[:, :, None, None]
+        if len(classes) != len(images):
+            raise ValueError(
+                f"classes: expected one list per image ({len(images)}), got {len(classes)}"
+            )
+        if not images:
+            return []
+        equal = (torch.stack(list(group)) for _, group in groupby(images, lambda x: x.shape))
+        batch = pack([self.vit.embed(group) for group in equal], self.vit.num_prefix_tokens)
+        maps = MapsOfLayers(len(self.vit.blocks)) if refine or attention_type != "coarse" else None
+        collect = maps.add if maps is not None else lambda layer: None
+        encoding = self.encode(batch, collect, with_lse=maps is not None)
+        with torch.autocast(batch.tokens.device.type, enabled=False):
+            values = self._coarse(encoding, classes)
+            if maps is not None:
+                settings = (classes, attention_type, refine)
+                values = self._with_attention(batch, maps, encoding.features, values, *settings)
+        by_image = zip(values.split(batch.patches), classes, batch.grids, strict=True)
+        return [part[:, : len(own)].T.unflatten(1, grid) for part, own, grid in by_image]
+
+    def _coarse(self, encoding: Encoding, classes: Sequence[Sequence[int]]) -> Tensor:
+        """ReLU of the head for each packed image's own classes: [ΣP, C'], 0 past its own."""
+        parts = []
+        most = max(1, *map(len, classes))
+        for patch_map, own in zip(encoding.patch_maps, classes, strict=True):
+            scores = F.relu(self.head(patch_map.to(self.head.weight.dtype)))[0, list(own)]
+            parts.append(F.pad(scores.flatten(1).T, (0, most - len(own))))
+        return torch.cat(parts).float()
 
     def _with_attention(
         self,
-        encoding: Encoding,
+        batch: TokenBatch,
         maps: MapsOfLayers,
+        features: Tensor,
         coarse: Tensor,
-        kept: Tensor,
+        classes: Sequence[Sequence[int]],
         attention_type: str,
         refine: bool,
     ) -> Tensor:
-        """Coarse maps [B, C', P] of the `kept` classes -> maps with attention applied."""
-        weights = self.fusion(encoding.features.transpose(1, 2).flatten(1, 2)).float()
-        weights = by_layer(weights, encoding.features.shape).flatten(1)
-        q, k, lse = maps.stacked()
-        stats = head_stats(
-            q,
-            k,
-            num_classes=self.num_classes,
-            num_patches=coarse.shape[-1],
-            lse=lse,
-            column_means=False,
+        """Coarse maps [ΣP, C'] -> maps with attention applied."""
+        weights = self.fusion(features.float())
+        q, k, lse = (None if part is None else part[0] for part in maps.stacked())
+        assert q is not None and k is not None and batch.lengths is not None
+        sizes: dict[str, Any] = {"tokens": batch.lengths, "patches": batch.patches}
+        stats = head_stats_packed(
+            q, k, num_classes=self.num_classes, lse=lse, column_means=False, **sizes
         )
         values = coarse
         if attention_type != "coarse":
-            rows = stats.class_rows[:, :, kept].float()
-            values = torch.einsum("bm,bmcj->bcj", weights / weights.shape[1], rows)
+            rows_of_layers = stats.class_rows.unflatten(0, weights.shape[1:])
+            parts = []
+            for own, weight, rows in zip(
+                classes, weights, rows_of_layers.split(batch.patches, 3), strict=True
+            ):
+                cross = cross_attention(weight[None], rows[None, :, :, list(own)].float())[0]
+                parts.append(F.pad(cross.T, (0, coarse.shape[1] - len(own))))
+            values = torch.cat(parts)
             if attention_type == "fused":
                 values = values * coarse
-        if refine:
-            values = fuse_heads(q, k, stats.lse, weights, values.transpose(1, 2)).transpose(1, 2)
-        return values.float()
+        if not refine:
+            return values
+        return fuse_heads_packed(q, k, stats.lse, weights.flatten(1), values, **sizes)
 
-    def _present(self, labels: Tensor | None, batch: int) -> Tensor:
-        """[B, C] bool of the classes to compute."""
-        if labels is None:
-            return torch.ones(
-                batch, self.num_classes, dtype=torch.bool, device=self.head.weight.device
-            )
-        if labels.shape != (batch, self.num_classes):
-            raise ValueError(
-                f"labels: expected multi-hot [{batch}, {self.num_classes}], "
-                f"got {tuple(labels.shape)}"
-            )
-        return labels.to(self.head.weight.device) > 0
+    def encode(
+        self,
+        batch: TokenBatch,
+        collect: Callable[[Layer], Any],
+        *,
+        with_lse: bool = False,
+        statistics: Statistics | None = None,
+    ) -> Encoding:
+        """Run the backbone on images of one size or packed ones.
 
-    def encode(self, images: Tensor, collect: Any, *, with_stats: bool = False) -> Encoding:
-        """Run the backbone; `collect(layer, P)` decides what of each layer's attention is kept.
-
-        `with_stats`: whether it has a use for `head_stats` where attention gives them for nothing.
+        Args:
+            batch: embedded images.
+            collect: decides what is kept of each layer's attention.
+            with_lse, statistics: what `collect` can use of attention's by-products, see
+                `weaktr.ops.attention.softmax_attention`.
         """
-        tokens, grid, rope = self.vit.embed(images)
-        patches = grid[0] * grid[1]
-        statistics = (self.num_classes, patches) if with_stats else None
-        features, kept = [], []
+        tokens, features, kept = batch.tokens, [], []
         for index in range(len(self.vit.blocks)):
-            layer = self.vit.run_block(index, tokens, rope, with_lse=True, statistics=statistics)
+            layer = self.vit.run_block(
+                index, tokens, batch, with_lse=with_lse, statistics=statistics
+            )
             tokens = layer.tokens
-            features.append(self.pooled(layer.attended.detach()))
-            kept.append(collect(layer, patches))
-        last = self.vit.norm(tokens) if self.patch_norm else tokens
-        patch_map = last[:, -patches:].transpose(1, 2).unflatten(2, grid)
-        return Encoding(tokens[:, : self.num_classes], patch_map, torch.stack(features, 1), kept)
+            attended = batch.split(layer.attended.detach())
+            features.append(torch.cat([self.pooled(part) for part in attended]))
+            kept.append(collect(layer))
+        last = self.vit.norm(tokens) if self.config.patch_norm else tokens
+        patch_maps = [
+            part[:, part.shape[1] - height * width :].transpose(1, 2).unflatten(2, (height, width))
+            for part, (height, width) in zip(batch.split(last), batch.grids, strict=True)
+        ]
+        return Encoding(tokens, patch_maps, torch.stack(features, 1), kept)
 
     def pooled(self, attended: Tensor) -> Tensor:
         """[B, N, D] -> [B, H, d], pooled over all tokens.
 
         Head j takes the channels j, j + H, j + 2H, ...: the published model splits channels so,
-        and its fusion weights depend on it.
+        and its fusion weights depend on it. Source: reference.md 7.
         """
-        pooled = attended.amax(1) if self.pool == "max" else attended.mean(1)
+        pooled = attended.amax(1) if self.config.pool == "max" else attended.mean(1)
         return pooled.unflatten(1, (-1, self.vit.num_heads)).transpose(1, 2)
-
-
-def by_layer(weights: Tensor, shape: torch.Size) -> Tensor:
-    """Weights [B, M] in the fusion's order (head · depth + layer) -> [B, K, H]."""
-    _, depth, heads, _ = shape
-    return weights.unflatten(1, (heads, depth)).transpose(1, 2)

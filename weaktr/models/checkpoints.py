@@ -16,16 +16,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from weaktr import __version__
+from weaktr.config import CamModelConfig, SegModelConfig
 from weaktr.files import whole_file, write_bytes
 from weaktr.models.cam import CamModel
 from weaktr.models.pretrained import load_strict
-from weaktr.models.released.state_dicts import cam_model_from_reference, segmenter_from_reference
+from weaktr.models.released.state_dicts import cam_model_from_published, segmenter_from_published
 from weaktr.models.segmenter import Segmenter
+from weaktr.recipes import as_tree, make
 
-__all__ = ["cam_model_from_reference", "load", "save", "segmenter_from_reference"]
+__all__ = ["cam_model_from_published", "load", "save", "segmenter_from_published"]
 
 FORMAT = "weaktr-checkpoint"
 MODELS: dict[str, type[CamModel] | type[Segmenter]] = {"cam": CamModel, "segmenter": Segmenter}
+#: Settings of a model that belong to a run: where its weights came from and what computes it.
+OF_THE_RUN = ("weights", "resize", "attention")
 
 
 def save(model: CamModel | Segmenter, path: str | Path, **extra: Any) -> Path:
@@ -49,7 +53,7 @@ def save(model: CamModel | Segmenter, path: str | Path, **extra: Any) -> Path:
         "format": FORMAT,
         "version": __version__,
         "model": next(name for name, kind in MODELS.items() if type(model) is kind),
-        "config": model.config,
+        "config": stored_config(model),
         "normalization": {"mean": list(mean), "std": list(std)},
         **extra,
     }
@@ -89,11 +93,36 @@ def load(
     info = describe(path)
     if info.get("model") not in MODELS:
         raise ValueError(f"{path}: unknown model kind {info.get('model')!r}")
-    model = MODELS[info["model"]](**info["config"])
+    model = build(info, str(path))
     norm = info["normalization"]
     model.vit.normalization = (tuple(norm["mean"]), tuple(norm["std"]))
     load_strict(model, load_file(path), f"checkpoint {path}")
     return model.to(device).eval(), info
+
+
+def stored_config(model: CamModel | Segmenter) -> dict[str, Any]:
+    """What a checkpoint says of a model's architecture: `model.config`, but for what is the run's.
+
+    With it the number of classes (stage 1) or labels (stage 2).
+    """
+    config = {key: value for key, value in as_tree(model.config).items() if key not in OF_THE_RUN}
+    if isinstance(model, CamModel):
+        return config | {"num_classes": model.num_classes}
+    return config | {"num_labels": model.num_labels}
+
+
+def build(info: dict[str, Any], origin: str) -> CamModel | Segmenter:
+    """The model that a checkpoint's description speaks of, with random weights.
+
+    Raises:
+        ValueError: a description with unknown or wrong settings; names `origin`.
+    """
+    config = dict(info["config"])
+    if info["model"] == "cam":
+        classes = config.pop("num_classes")
+        return CamModel(make(CamModelConfig, config | {"weights": None}, origin), classes)
+    labels = config.pop("num_labels")
+    return Segmenter(make(SegModelConfig, config | {"weights": None}, origin), labels)
 
 
 def describe(path: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch import Tensor
 
+from weaktr.config import BackboneConfig
 from weaktr.models.released.torch_file import read_torch_file
 from weaktr.models.vit import ViT
 
@@ -52,36 +53,33 @@ RENAMES = (
 )
 
 
-def load_backbone(
-    vit: ViT,
-    weights: str | Path,
-    *,
-    backbone: str = "",
-    backbone_args: Mapping[str, Any] | None = None,
-    resize: str = "timm",
-) -> None:
-    """Load pretrained weights into `vit` in place.
+def load_backbone(vit: ViT, config: BackboneConfig) -> None:
+    """Load the starting weights of a configuration into `vit` in place.
 
     Args:
         vit: the model to fill.
-        weights: "timm" for the pretrained weights of `backbone` from timm's hub; else a file:
-            safetensors or a torch checkpoint in timm's, DINOv2's or EVA-02's naming, an AugReg
-            ``.npz``, or a checkpoint of ours or of the published code, whose backbone is taken (a
-            stage-1 model gives stage 2 its backbone).
-        backbone, backbone_args: timm's name and arguments, for weights="timm".
-        resize: one of `RESIZE_METHODS`.
+        config: its `weights`: None leaves them random; "timm" for the pretrained weights of
+            `backbone` from timm's hub; else a file: safetensors or a torch checkpoint in timm's,
+            DINOv2's or EVA-02's naming, an AugReg ``.npz``, or a checkpoint of ours or of the
+            published code, whose backbone is taken (a stage-1 model gives stage 2 its backbone).
+            `resize`: one of `RESIZE_METHODS`.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: weights that do not fit; names what is missing or of the wrong shape.
     """
-    from_timm = weights == "timm"
-    state = timm_state(backbone, backbone_args) if from_timm else read_state(Path(weights))
-    fitted = fit_state(timm_names(state), vit, resize)
+    weights = config.weights
+    if weights is None:
+        return
+    if weights == "timm":
+        state = timm_state(config.backbone, config.backbone_args)
+    else:
+        state = read_state(Path(weights))
+    fitted = fit_state(timm_names(state), vit, config.resize)
     load_strict(vit, fitted, f"backbone weights {weights}")
 
 
-def timm_state(backbone: str, backbone_args: Mapping[str, Any] | None = None) -> State:
+def timm_state(backbone: str, backbone_args: Mapping[str, Any]) -> State:
     """timm's pretrained weights, from its cache or from the hub.
 
     Args:
@@ -91,9 +89,7 @@ def timm_state(backbone: str, backbone_args: Mapping[str, Any] | None = None) ->
         ValueError: they are not in the cache and could not be downloaded.
     """
     try:
-        donor = timm.create_model(
-            backbone, pretrained=True, num_classes=0, **dict(backbone_args or {})
-        )
+        donor = timm.create_model(backbone, pretrained=True, num_classes=0, **backbone_args)
     except OSError as error:
         raise ValueError(
             f"weights: {backbone} could not be downloaded ({error}); get the file elsewhere and "

@@ -8,18 +8,17 @@ Source: arXiv 2304.01184, section 4; decoders: Strudel et al., "Segmenter", arXi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from weaktr.config import SegModelConfig
 from weaktr.models.blocks import run_block
 from weaktr.models.pretrained import load_backbone
-from weaktr.models.vit import ViT
+from weaktr.models.vit import BackboneModel, ViT
 from weaktr.ops.clipped_cross_entropy import ClippedLoss, clipped_cross_entropy
 
 DECODERS = ("mask_transformer", "multi_mask_transformer", "linear")
@@ -110,101 +109,40 @@ class MaskTransformer(nn.Module):
         return torch.cat([self.proj_dec(patches), classes], 1)
 
 
-class Segmenter(nn.Module):
+class Segmenter(BackboneModel):
     """A plain ViT with a segmentation decoder.
 
     Args:
-        backbone: timm name of a plain ViT.
-        num_labels: L, background included.
-        decoder: one of `DECODERS`.
-        decoder_layers: blocks of a mask transformer.
-        decoder_heads: its heads; D / 64 (at least 1) where None.
-        image_size: training crop in pixels; sets the stored position grid.
-        patch_size: pixels; the backbone's own where None.
-        drop_path: stochastic depth rate of the encoder's last block.
-        dropout: the mask transformer's dropout during training.
-        position, norm_eps, backbone_args, attention: see `ViT`.
-        class_tokens: tokens before the patches; the backbone's own number where None.
-        weights, resize: None, "timm", or a file, such as a stage-1 checkpoint, and how its
-            positions are resized: see `load_backbone`.
+        config: see `SegModelConfig`.
+        num_labels: L >= 2, background included.
 
     Raises:
         ValueError: any argument out of range.
     """
 
-    def __init__(
-        self,
-        backbone: str,
-        num_labels: int,
-        *,
-        decoder: str = "mask_transformer",
-        decoder_layers: int = 2,
-        decoder_heads: int | None = None,
-        image_size: int | tuple[int, int] = 480,
-        patch_size: int | None = None,
-        drop_path: float = 0.1,
-        dropout: float = 0.1,
-        position: str = "timm",
-        norm_eps: float | None = None,
-        class_tokens: int | None = None,
-        weights: str | Path | None = None,
-        resize: str = "timm",
-        backbone_args: Mapping[str, Any] | None = None,
-        attention: str | None = None,
-    ) -> None:
-        super().__init__()
-        if decoder not in DECODERS:
-            raise ValueError(f"decoder: expected one of {DECODERS}, got {decoder!r}")
+    config: SegModelConfig
+
+    def __init__(self, config: SegModelConfig, num_labels: int) -> None:
+        if config.decoder not in DECODERS:
+            raise ValueError(f"decoder: expected one of {DECODERS}, got {config.decoder!r}")
         if num_labels < 2:
             raise ValueError(f"num_labels: expected at least 2 (with background), got {num_labels}")
-        self.vit = ViT(
-            backbone,
-            class_tokens=class_tokens,
-            image_size=image_size,
-            patch_size=patch_size,
-            drop_path=drop_path,
-            position=position,
-            norm_eps=norm_eps,
-            backbone_args=backbone_args,
-            attention=attention,
-        )
-        dim = self.vit.embed_dim
-        decoder_heads = max(1, dim // 64) if decoder_heads is None else decoder_heads
-        self.config: dict[str, Any] = {
-            "backbone": backbone,
-            "num_labels": num_labels,
-            "decoder": decoder,
-            "decoder_layers": decoder_layers,
-            "decoder_heads": decoder_heads,
-            "image_size": image_size,
-            "patch_size": patch_size,
-            "drop_path": drop_path,
-            "dropout": dropout,
-            "position": position,
-            "norm_eps": norm_eps,
-            "class_tokens": class_tokens,
-            "backbone_args": dict(backbone_args or {}),
-        }
+        super().__init__(config, ViT(config, class_tokens=config.class_tokens))
         self.num_labels = num_labels
-        self.multi = decoder == "multi_mask_transformer"
-        self.decoder: LinearDecoder | MaskTransformer = (
-            LinearDecoder(dim, num_labels)
-            if decoder == "linear"
-            else MaskTransformer(dim, num_labels, decoder_layers, decoder_heads, dropout)
-        )
-        if weights is not None:
-            load_backbone(
-                self.vit, weights, backbone=backbone, backbone_args=backbone_args, resize=resize
-            )
+        dim = self.vit.embed_dim
+        self.decoder: LinearDecoder | MaskTransformer
+        if config.decoder == "linear":
+            self.decoder = LinearDecoder(dim, num_labels)
+        else:
+            heads = config.decoder_heads or max(1, dim // 64)
+            layers, dropout = config.decoder_layers, config.dropout
+            self.decoder = MaskTransformer(dim, num_labels, layers, heads, dropout)
+        load_backbone(self.vit, config)
 
     @property
-    def patch_size(self) -> int:
-        return self.vit.patch_size
-
-    @property
-    def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """(mean, std) per RGB channel in [0, 1]."""
-        return self.vit.normalization
+    def multi(self) -> bool:
+        """Whether the decoder also gives its logits before the last block."""
+        return self.config.decoder == "multi_mask_transformer"
 
     def forward(self, images: Tensor) -> Tensor | MultiLogits:
         """Normalised images [B, 3, H, W] -> logits [B, L, H, W]; two for a multi decoder."""

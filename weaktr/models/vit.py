@@ -8,8 +8,7 @@ the attention branch's output.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import timm
 import torch
@@ -20,7 +19,9 @@ from timm.models.eva import EvaAttention, EvaBlock
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from weaktr.config import BackboneConfig
 from weaktr.models.blocks import Layer, run_block
+from weaktr.models.packing import TokenBatch
 from weaktr.models.positions import resized_position
 from weaktr.ops.attention import Statistics, chosen_attention
 from weaktr.ops.tracing import is_exporting
@@ -31,28 +32,13 @@ from weaktr.ops.tracing import is_exporting
 POSITION_MODES = ("timm", "published_cam", "published_seg")
 
 
-class Tokens(NamedTuple):
-    """Embedded image: tokens in the order class, register, patch."""
-
-    tokens: Tensor  #: [B, N, D]
-    grid: tuple[int, int]  #: (h, w), P = h · w patches at the end
-    rope: Tensor | None  #: rotary embedding of the patches, where the backbone has one
-
-
 class ViT(nn.Module):
-    """A timm plain ViT with a free number of class tokens.
+    """A timm plain ViT with a free number of class tokens and random weights.
 
     Args:
-        backbone: timm name, such as ``deit_small_patch16_224`` (pretrained tag allowed).
+        config: see `BackboneConfig`; its weights are loaded by `weaktr.models.pretrained`.
         class_tokens: T >= 0 tokens at the front (stage 1: one per class); the backbone's own
             number (1, or 0 for SigLIP) where None.
-        image_size: pixels (H, W) or one number; sets the position grid that is stored.
-        patch_size: pixels; the backbone's own where None.
-        drop_path: stochastic depth rate of the last block, linear from 0 at the first.
-        position: one of `POSITION_MODES`.
-        norm_eps: epsilon of every LayerNorm; the backbone's own where None.
-        backbone_args: further arguments of the timm model (embed_dim, depth, ...).
-        attention: see `chosen_attention`; belongs to the run, not to the model, and can be changed.
 
     Raises:
         ValueError: unknown backbone, or one that is not a plain ViT; unknown attention.
@@ -62,25 +48,14 @@ class ViT(nn.Module):
     reg_token: nn.Parameter | None
     pos_embed: nn.Parameter | None
 
-    def __init__(
-        self,
-        backbone: str,
-        *,
-        class_tokens: int | None = None,
-        image_size: int | tuple[int, int] = 224,
-        patch_size: int | None = None,
-        drop_path: float = 0.0,
-        position: str = "timm",
-        norm_eps: float | None = None,
-        backbone_args: Mapping[str, Any] | None = None,
-        attention: str | None = None,
-    ) -> None:
+    def __init__(self, config: BackboneConfig, class_tokens: int | None = None) -> None:
         super().__init__()
-        self.attention = chosen_attention(attention)
-        if position not in POSITION_MODES:
-            raise ValueError(f"position: expected one of {POSITION_MODES}, got {position!r}")
-        model = create_backbone(backbone, image_size, patch_size, drop_path, backbone_args)
-        self.position = position
+        if config.position not in POSITION_MODES:
+            raise ValueError(f"position: expected one of {POSITION_MODES}, got {config.position!r}")
+        #: belongs to the run, not to the model, and can be changed
+        self.attention = chosen_attention(config.attention)
+        self.position = config.position
+        model = create_backbone(config)
         self.patch_embed = model.patch_embed
         self.norm_pre = model.norm_pre
         self.blocks = model.blocks
@@ -92,10 +67,10 @@ class ViT(nn.Module):
         self.patch_size: int = model.patch_embed.patch_size[0]
         self.normalization = _normalization(model)
         self._adopt_prefix(model, class_tokens)
-        if norm_eps is not None:
+        if config.norm_eps is not None:
             for module in self.modules():
                 if isinstance(module, nn.LayerNorm):
-                    module.eps = norm_eps
+                    module.eps = config.norm_eps
 
     def _adopt_prefix(self, model: Any, class_tokens: int | None) -> None:
         """Take over class, register and position parameters, widened to `class_tokens`."""
@@ -136,8 +111,8 @@ class ViT(nn.Module):
         height, width = self.patch_embed.grid_size
         return height, width
 
-    def embed(self, images: Tensor) -> Tokens:
-        """Images [B, 3, H, W], normalised -> `Tokens`; a remainder below one patch is dropped.
+    def embed(self, images: Tensor) -> TokenBatch:
+        """Images [B, 3, H, W], normalised -> `TokenBatch`; less than a patch at the end is cut.
 
         Raises:
             ValueError: not [B, 3, H, W], or smaller than one patch.
@@ -161,40 +136,43 @@ class ViT(nn.Module):
         if position is not None and self.embed_prefix:
             tokens = tokens + position
         rope = None if self.rope is None else self.rope.get_embed(shape=list(grid))
-        return Tokens(self.norm_pre(tokens), grid, rope)
+        return TokenBatch(self.norm_pre(tokens), [grid], rope)
 
     def run_block(
         self,
         index: int,
         tokens: Tensor,
-        rope: Tensor | None,
+        batch: TokenBatch,
         *,
         with_lse: bool = False,
-        lengths: Sequence[int] | None = None,
         statistics: Statistics | None = None,
     ) -> Layer:
-        """Run block `index` on tokens [B, N, D] and return what it computed on the way.
+        """Run block `index` and return what it computed on the way.
 
-        `with_lse`, `lengths`, `statistics`: see `weaktr.ops.attention.softmax_attention`.
-        With `lengths` the tokens are [1, ΣN, D], those of several images packed one behind the
-        other, and `rope` is for all of them (`weaktr.models.packing`).
+        Args:
+            index: of the block.
+            tokens: laid out like those of `batch`: what the block before returned.
+            batch: whose grids, lengths and rotary embedding count.
+            with_lse, statistics: see `weaktr.ops.attention.softmax_attention`.
         """
+        rope = batch.rope
         return run_block(
             self.blocks[index],
             tokens,
             rope[index] if rope is not None and self.rope_per_block else rope,
-            0 if lengths else self.num_prefix_tokens,
+            self.num_prefix_tokens if batch.lengths is None else 0,
             with_lse=with_lse,
-            lengths=lengths,
+            lengths=batch.lengths,
             statistics=statistics,
             attention=self.attention,
         )
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] -> all tokens [B, N, D] after the final norm."""
-        tokens, _, rope = self.embed(images)
+        batch = self.embed(images)
+        tokens = batch.tokens
         for index in range(len(self.blocks)):
-            tokens = self.run_block(index, tokens, rope).tokens
+            tokens = self.run_block(index, tokens, batch).tokens
         out: Tensor = self.norm(tokens)
         return out
 
@@ -217,17 +195,35 @@ class ViT(nn.Module):
         return torch.cat([self.pos_embed[:, :prefix], patches], 1) if prefix else patches
 
 
-def create_backbone(
-    backbone: str,
-    image_size: int | tuple[int, int],
-    patch_size: int | None,
-    drop_path: float,
-    backbone_args: Mapping[str, Any] | None,
-) -> Any:
+class BackboneModel(nn.Module):
+    """What the models of both stages share: a configuration and the backbone made from it.
+
+    Args:
+        config: what the model was made from, stored in its checkpoints.
+        vit: the backbone.
+    """
+
+    def __init__(self, config: BackboneConfig, vit: ViT) -> None:
+        super().__init__()
+        self.config = config
+        self.vit = vit
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a patch in pixels."""
+        return self.vit.patch_size
+
+    @property
+    def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """(mean, std) per RGB channel in [0, 1]."""
+        return self.vit.normalization
+
+
+def create_backbone(config: BackboneConfig) -> Any:
     """`timm.create_model` with random weights, no classifier, checked to be a plain ViT."""
-    arguments: dict[str, Any] = dict(backbone_args or {})
-    if patch_size is not None:
-        arguments["patch_size"] = patch_size
+    backbone, arguments = config.backbone, dict(config.backbone_args)
+    if config.patch_size is not None:
+        arguments["patch_size"] = config.patch_size
     if not timm.is_model(backbone.split(".", maxsplit=1)[0]):
         near = timm.list_models(f"*{backbone.split('_', maxsplit=1)[0]}*")[:8]
         raise ValueError(f"backbone: timm has no model {backbone!r}; some that it has: {near}")
@@ -237,8 +233,8 @@ def create_backbone(
             pretrained=False,
             num_classes=0,
             global_pool="",
-            img_size=image_size,
-            drop_path_rate=drop_path,
+            img_size=config.image_size,
+            drop_path_rate=config.drop_path,
             dynamic_img_size=True,
             **arguments,
         )

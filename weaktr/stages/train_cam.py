@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import cast
 
 import torch.nn.functional as F
+from timm.scheduler import CosineLRScheduler
 from torch import Tensor
 
 from weaktr import data
@@ -23,7 +24,7 @@ from weaktr.evaluation.models import cam_curve
 from weaktr.models import CamModel, CamOutput, checkpoints
 from weaktr.models.precision import choose_device
 from weaktr.training.loop import EpochLoader, TrainingLoop, compiled
-from weaktr.training.optimizers import CosineSchedule, cam_optimizer
+from weaktr.training.optimizers import cam_optimizer
 from weaktr.training.state import set_seeds
 
 log = logging.getLogger("weaktr")
@@ -46,7 +47,7 @@ def train_cam(
     """
     settings = recipe.train_cam
     set_seeds(recipe.seed)
-    model = build_cam_model(recipe, len(manifest.classes)).to(choose_device(recipe.device))
+    model = CamModel(recipe.cam_model, len(manifest.classes)).to(choose_device(recipe.device))
     transform = data.cam_train_transform(
         recipe.cam_model.image_size,
         normalization=cast(data.Normalization, model.normalization),
@@ -57,18 +58,21 @@ def train_cam(
     optimizer = cam_optimizer(
         model, settings.lr, settings.weight_decay, backbone_lr=settings.backbone_lr
     )
-    schedule = CosineSchedule(
-        lr=settings.lr,
-        total=settings.epochs,
-        min_lr=settings.min_lr,
-        warmup_lr=settings.warmup_lr,
-        warmup=settings.warmup_epochs,
-        lag=1 if settings.lag_one_epoch else 0,
+    batches = len(loader)
+    schedule = CosineLRScheduler(
+        optimizer,
+        t_initial=max(1, settings.epochs * batches),  # timm refuses 0
+        lr_min=settings.min_lr,
+        warmup_t=settings.warmup_epochs * batches,  # type: ignore[arg-type] # need not be whole
+        warmup_lr_init=settings.warmup_lr,
+        t_in_epochs=False,
     )
 
     def set_lr(epoch: int, step: int) -> None:
-        smooth = step * settings.accumulate / len(loader)
-        schedule.apply(optimizer, epoch if settings.lag_one_epoch else smooth)
+        one_epoch_late = max(0, epoch - 1) * batches
+        schedule.step_update(
+            one_epoch_late if settings.lag_one_epoch else step * settings.accumulate
+        )
 
     def losses(images: Tensor, targets: Tensor) -> dict[str, Tensor]:
         return cam_losses(model(images), targets)
@@ -84,28 +88,6 @@ def train_cam(
             _look(loop, recipe, watch)
     classes = {"names": manifest.classes.names, "ids": manifest.classes.ids}
     return checkpoints.save(loop.finish(), folder / "model.safetensors", classes=classes)
-
-
-def build_cam_model(recipe: Recipe, num_classes: int) -> CamModel:
-    """The stage-1 model of a recipe, with its starting weights."""
-    settings = recipe.cam_model
-    return CamModel(
-        settings.backbone,
-        num_classes,
-        image_size=settings.image_size,
-        patch_size=settings.patch_size,
-        pool=settings.pool,
-        reduction=settings.reduction,
-        feat_reduction=settings.feat_reduction,
-        drop_path=settings.drop_path,
-        patch_norm=settings.patch_norm,
-        position=settings.position,
-        norm_eps=settings.norm_eps,
-        weights=settings.weights,
-        resize=settings.resize,
-        backbone_args=settings.backbone_args,
-        attention=settings.attention,
-    )
 
 
 def cam_losses(output: CamOutput, targets: Tensor) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from typing import cast
 from torch import Tensor
 
 from weaktr import data
-from weaktr.config import Recipe, TrainSegConfig
+from weaktr.config import Recipe, SegModelConfig, TrainSegConfig
 from weaktr.data import Manifest, Sample
 from weaktr.data.masks import MaskFolder
 from weaktr.evaluation.models import score_segmenter
@@ -54,8 +54,8 @@ def train_seg(
     """
     settings = recipe.train_seg
     set_seeds(recipe.seed)
-    model = build_segmenter(recipe, manifest.classes.num_labels, stage1)
-    model = model.to(choose_device(recipe.device))
+    config = starting_config(recipe.seg_model, stage1)
+    model = Segmenter(config, manifest.classes.num_labels).to(choose_device(recipe.device))
     labelled = supervision(settings, manifest, pseudo_labels)
     loader = _loader(recipe, labelled, cast(data.Normalization, model.normalization))
     optimizer = segmenter_optimizer(
@@ -68,15 +68,16 @@ def train_seg(
         kind=settings.optimizer,
     )
     schedule = PolynomialSchedule(
-        lr=settings.lr,
-        total=settings.epochs * (len(loader) // settings.accumulate),
-        min_lr=settings.min_lr,
+        optimizer,
+        t_initial=max(1, settings.epochs * (len(loader) // settings.accumulate)),  # timm refuses 0
+        lr_min=settings.min_lr,
         power=settings.power,
-        warmup=settings.warmup_steps,
+        warmup_t=settings.warmup_steps,
+        t_in_epochs=False,
     )
 
     def set_lr(_: int, step: int) -> None:
-        schedule.apply(optimizer, step)
+        schedule.step_update(step)
 
     def losses(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         start, tile = settings.clip_start, settings.clip_patch
@@ -95,37 +96,19 @@ def train_seg(
     return checkpoints.save(loop.finish(), folder / "model.safetensors", classes=classes)
 
 
-def build_segmenter(recipe: Recipe, num_labels: int, stage1: Path | None) -> Segmenter:
-    """The stage-2 model of a recipe, with its starting weights.
+def starting_config(config: SegModelConfig, stage1: Path | None) -> SegModelConfig:
+    """The configuration with ``weights: stage1`` replaced by the file.
 
     Raises:
         ValueError: ``weights: stage1`` without a stage-1 checkpoint.
     """
-    settings = recipe.seg_model
-    weights: str | Path | None = settings.weights
-    if weights == "stage1":
-        if stage1 is None or not stage1.is_file():
-            raise ValueError(
-                f"seg_model.weights: 'stage1' needs train_cam's checkpoint, {stage1} is missing"
-            )
-        weights = stage1
-    return Segmenter(
-        settings.backbone,
-        num_labels,
-        decoder=settings.decoder,
-        decoder_layers=settings.decoder_layers,
-        decoder_heads=settings.decoder_heads,
-        image_size=settings.image_size,
-        patch_size=settings.patch_size,
-        drop_path=settings.drop_path,
-        dropout=settings.dropout,
-        position=settings.position,
-        norm_eps=settings.norm_eps,
-        weights=weights,
-        resize=settings.resize,
-        backbone_args=settings.backbone_args,
-        attention=settings.attention,
-    )
+    if config.weights != "stage1":
+        return config
+    if stage1 is None or not stage1.is_file():
+        raise ValueError(
+            f"seg_model.weights: 'stage1' needs train_cam's checkpoint, {stage1} is missing"
+        )
+    return replace(config, weights=str(stage1))
 
 
 def _loader(recipe: Recipe, labelled: Manifest, normalization: data.Normalization) -> EpochLoader:

@@ -1,19 +1,16 @@
-"""Optimisers and learning-rate schedules of both stages, as published.
+"""Optimisers of both stages, and the learning-rate schedule of stage 2, as published.
 
-Schedules are functions of a position (epoch or step) and keep no state, so a resumed run needs
-nothing but its position.
+timm's schedules start from a group's `initial_lr` and multiply by its `lr_scale`. They compute a
+rate from the position alone, so a resumed run needs nothing but its position.
 """
 
 from __future__ import annotations
 
-import math
 import re
-from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
+from timm.scheduler import PolyLRScheduler
 
 from weaktr.models import CamModel, Segmenter
 
@@ -54,7 +51,7 @@ def cam_optimizer(
         else {1.0: trained}
     )
     groups = [
-        {"params": part, "lr": lr * scale, "lr_scale": scale}
+        {"params": part, "lr": lr * scale, "initial_lr": lr, "lr_scale": scale}
         for scale, part in parts.items()
         if part
     ]
@@ -132,7 +129,7 @@ def segmenter_optimizer(
         model, encoder_lr=encoder_lr, layer_decay=layer_decay, weight_decay=weight_decay
     )
     for group in groups:
-        group["lr"] = lr * group["lr_scale"]
+        group.update(lr=lr * group["lr_scale"], initial_lr=lr)
     if kind == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
     if kind == "adamw":
@@ -140,76 +137,22 @@ def segmenter_optimizer(
     raise ValueError(f"kind: expected 'sgd' or 'adamw', got {kind!r}")
 
 
-class Schedule(ABC):
-    """A learning rate as a function of position."""
+class PolynomialSchedule(PolyLRScheduler):
+    """timm's polynomial schedule, whose warm-up ends where the polynomial goes on, as published.
 
-    @abstractmethod
-    def at(self, position: float) -> float:
-        """Learning rate at `position` (epoch or step, from 0), before any group's lr_scale."""
-
-    def apply(self, optimizer: torch.optim.Optimizer, position: float) -> float:
-        """Set every group's rate for `position`; returns the rate before lr_scale."""
-        lr = self.at(position)
-        groups: Iterable[dict[str, Any]] = optimizer.param_groups
-        for group in groups:
-            group["lr"] = lr * group.get("lr_scale", 1.0)
-        return lr
-
-
-@dataclass(frozen=True)
-class CosineSchedule(Schedule):
-    """Linear warm-up, then half a cosine down to `min_lr`.
+    lr(t) = (lr - lr_min) · (1 - t / t_initial)^power + lr_min. Before `warmup_t` it rises linearly
+    from `lr_min` to lr(warmup_t); timm's rises to lr and then jumps down. (The published code runs
+    step 0 of a warm-up at lr, and past the end its rate collapses; here both follow the rule, and
+    past the end the rate stays at `lr_min`.)
 
     Args:
-        lr: peak rate.
-        total: length of the cosine, in epochs or steps, counted from 0 (warm-up included).
-        min_lr, warmup_lr: rate at the end, and at the start of the warm-up.
-        warmup: length of the warm-up.
-        lag: positions by which the schedule is late. The published stage 1 steps its schedule
-            after the epoch, so epochs 0 and 1 both run at the warm-up rate: lag 1.
+        as timm's; `warmup_lr_init` has no effect.
+
+    Source: reference.md 44.
     """
 
-    lr: float
-    total: float
-    min_lr: float = 1e-5
-    warmup_lr: float = 1e-6
-    warmup: float = 5
-    lag: float = 1
-
-    def at(self, position: float) -> float:
-        t = max(position - self.lag, 0)
-        if t < self.warmup:
-            return self.warmup_lr + t * (self.lr - self.warmup_lr) / self.warmup
-        if t >= self.total:
-            return self.min_lr
-        return self.min_lr + 0.5 * (self.lr - self.min_lr) * (
-            1 + math.cos(math.pi * t / self.total)
-        )
-
-
-@dataclass(frozen=True)
-class PolynomialSchedule(Schedule):
-    """lr(t) = (lr - min_lr) · (1 - t / total)^power + min_lr, after an optional linear warm-up.
-
-    Past the end the rate stays at `min_lr` (the published code lets it collapse there).
-
-    Args:
-        lr: rate at t = 0.
-        total: steps.
-        min_lr, power: floor and exponent.
-        warmup: steps of linear warm-up from `min_lr` to the polynomial's rate at its end. (The
-            published code runs step 0 of a warm-up at the full rate; this one does not.)
-    """
-
-    lr: float
-    total: int
-    min_lr: float = 1e-5
-    power: float = 0.9
-    warmup: int = 0
-
-    def at(self, position: float) -> float:
-        rest = max(1 - max(position, self.warmup) / self.total, 0.0)
-        rate = (self.lr - self.min_lr) * rest**self.power + self.min_lr
-        if position < self.warmup:
-            return self.min_lr + (rate - self.min_lr) * position / self.warmup
-        return rate
+    def _get_lr(self, t: int) -> list[float]:
+        rates = super()._get_lr(max(t, self.warmup_t))
+        if t < self.warmup_t:
+            return [self.lr_min + (rate - self.lr_min) * t / self.warmup_t for rate in rates]
+        return rates

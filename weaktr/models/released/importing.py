@@ -12,20 +12,21 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
+from weaktr.config import Decoder, Pool
 from weaktr.data.classes import COCO80, COCO90, VOC, Classes
 from weaktr.models import checkpoints
 from weaktr.models.cam import POOLS, CamModel
 from weaktr.models.released.state_dicts import (
     NORMALIZATIONS,
-    cam_model_from_reference,
+    cam_model_from_published,
     depth_of,
     encoder_kind,
     require,
-    segmenter_from_reference,
+    segmenter_from_published,
 )
 from weaktr.models.released.torch_file import read_torch_file
 from weaktr.models.released.variant import FILE_NAME, Variant, read_variant
@@ -191,7 +192,7 @@ def _cam_model(state: Mapping[str, Tensor], variant: Variant, choices: Choices) 
         raise ValueError(
             f"{FILE_NAME}: reduction {variant.reduction:g} contradicts the tensors ({reduction:g})"
         )
-    return cam_model_from_reference(
+    return cam_model_from_published(
         state,
         num_heads=maps // depth,
         reduction=reduction,
@@ -200,7 +201,7 @@ def _cam_model(state: Mapping[str, Tensor], variant: Variant, choices: Choices) 
     )
 
 
-def _pool(reduction: float, variant: Variant, choices: Choices) -> str:
+def _pool(reduction: float, variant: Variant, choices: Choices) -> Pool:
     pool = choices.pool or variant.pool
     if pool is None and reduction == PUBLISHED_REDUCTION:
         pool = "max"
@@ -212,7 +213,7 @@ def _pool(reduction: float, variant: Variant, choices: Choices) -> str:
         )
     if pool not in POOLS:
         raise ValueError(f"pool: expected one of {POOLS}, got {pool!r}")
-    return pool
+    return cast(Pool, pool)
 
 
 def _segmenter(
@@ -224,12 +225,15 @@ def _segmenter(
     table = state.get("encoder.rope.freqs_cos")
     head_width = HEAD_WIDTH if table is None else table.shape[-1]
     linear = "decoder.head.weight" in state
+    decoder: Decoder = "linear" if linear else "mask_transformer"
+    if not linear and variant.decoder == "multi_mask_transformer":  # the same tensors
+        decoder = "multi_mask_transformer"
     normalization = _normalization(encoder_kind(state), variant, choices)
-    model = segmenter_from_reference(
+    model = segmenter_from_published(
         state,
         encoder_heads=variant.encoder_heads or max(1, dim // head_width),
         decoder_heads=variant.decoder_heads,
-        decoder="linear" if linear else _transformer(variant.decoder),
+        decoder=decoder,
         patch_size=variant.patch_size,
         image_size=variant.image_size,
         normalization=NORMALIZATIONS[normalization],
@@ -248,11 +252,6 @@ def _segmenter(
             + "; ".join(wrong)
         )
     return model
-
-
-def _transformer(name: str | None) -> str:
-    """Both mask transformers have the same tensors; the multi one only where it was trained."""
-    return name if name == "multi_mask_transformer" else "mask_transformer"
 
 
 def _normalization(kind: str, variant: Variant, choices: Choices) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from weaktr.config import CamModelConfig, Decoder, Pool, SegModelConfig
 from weaktr.models.cam import CamModel
 from weaktr.models.pretrained import load_strict, timm_name
 from weaktr.models.segmenter import Segmenter
@@ -42,13 +43,13 @@ BACKBONES = {
 }
 
 
-def cam_model_from_reference(
+def cam_model_from_published(
     state_dict: Mapping[str, Tensor],
     *,
     num_heads: int,
     reduction: float,
     feat_reduction: float,
-    pool: str,
+    pool: Pool,
 ) -> CamModel:
     """A stage-1 model of the published code.
 
@@ -67,11 +68,12 @@ def cam_model_from_reference(
     classes, dim = state_dict["cls_token"].shape[1:]
     side = _square_side(state_dict["pos_embed"].shape[1] - classes, "pos_embed")
     patch = state_dict["patch_embed.proj.weight"].shape[-1]
-    model = CamModel(
+    config = CamModelConfig(
         BACKBONES["deit"],
-        classes,
+        weights=None,
         image_size=side * patch,
         patch_size=patch,
+        drop_path=0.0,
         pool=pool,
         reduction=reduction,
         feat_reduction=feat_reduction,
@@ -79,6 +81,7 @@ def cam_model_from_reference(
         norm_eps=CAM_NORM_EPS,
         backbone_args=_sizes(state_dict, dim, num_heads),
     )
+    model = CamModel(config, classes)
     model.vit.normalization = IMAGENET
     load_strict(model, cam_names(state_dict), "published stage-1 checkpoint")
     return model.eval()
@@ -97,12 +100,12 @@ def cam_names(tensors: Mapping[str, Tensor]) -> State:
     return out
 
 
-def segmenter_from_reference(
+def segmenter_from_published(
     state_dict: Mapping[str, Tensor],
     *,
     encoder_heads: int,
     decoder_heads: int | None = None,
-    decoder: str = "mask_transformer",
+    decoder: Decoder = "mask_transformer",
     patch_size: int | None = None,
     image_size: int | tuple[int, int] | None = None,
     normalization: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
@@ -141,10 +144,9 @@ def segmenter_from_reference(
     }
     labelled = "decoder.head.weight" if decoder == "linear" else "decoder.mask_norm.weight"
     require(state_dict, labelled)
-    num_labels = state_dict[labelled].shape[0]
-    model = Segmenter(
+    config = SegModelConfig(
         BACKBONES[kind],
-        num_labels,
+        weights=None,
         decoder=decoder,
         decoder_layers=depth_of(state_dict, "decoder.blocks."),
         decoder_heads=decoder_heads,
@@ -155,6 +157,7 @@ def segmenter_from_reference(
         class_tokens=prefix,
         backbone_args=_sizes(encoder, dim, encoder_heads),
     )
+    model = Segmenter(config, state_dict[labelled].shape[0])
     default = CLIP if kind == "eva02" else IMAGENET
     model.vit.normalization = default if normalization is None else normalization
     load_strict(model, segmenter_names(state_dict), "published stage-2 checkpoint")

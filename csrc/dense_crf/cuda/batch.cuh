@@ -1,0 +1,341 @@
+// A batch on its way through a device: checks, memory, the order of kernels. The host never waits:
+// how many vertices there are is known to the device alone, so memory is laid out for the most that
+// there can be, d + 1 per pixel (fewer where the lattice itself has fewer).
+//
+// A device (CUDA's, or the emulation's) has
+//   launch(program, blocks)     runs a program of `mean_field.cuh`
+//   upload(to, from, bytes)     copies from the host, which may forget `from` afterwards
+//   fill(to, byte, bytes)
+// and does all of this in order.
+#pragma once
+
+#include <algorithm>
+#include <map>
+#include <vector>
+
+#include "dense_crf/check.hpp"
+#include "dense_crf/cuda/mean_field.cuh"
+
+namespace weaktr {
+namespace blocks {
+
+// Hands out parts of a block of memory, aligned to 256 bytes. Starting at 0 it only counts.
+class Arena {
+ public:
+  explicit Arena(uintptr_t base) : base_(base) {}
+  template <class T>
+  T* take(size_t count) {
+    T* const place = reinterpret_cast<T*>(base_ + used_);
+    used_ += (count * sizeof(T) + 255) / 256 * 256;
+    return place;
+  }
+  size_t used() const { return used_; }
+
+ private:
+  uintptr_t base_;
+  size_t used_ = 0;
+};
+
+class Batch {
+ public:
+  // `blocks`: as many as keep the device busy. Throws std::invalid_argument, with the reason, for
+  // what the CUDA code does not take.
+  Batch(const std::vector<Problem>& problems, int iterations, bool deterministic, uint32_t blocks);
+
+  // Of the workspace: device memory aligned to 256 bytes, contents of no account.
+  size_t bytes() const { return bytes_; }
+
+  template <class Device>
+  void solve(Device& device, void* workspace);
+
+ private:
+  void add_image(const Problem& problem);
+  void add_lattice(const Problem& problem, const Kernel& kernel, size_t number);
+  size_t add_compat(const Problem& problem, const Kernel& kernel);
+  void lay_out(uintptr_t workspace);
+  void lay_out_lattice(Arena& arena, size_t number);
+  std::vector<uint8_t> description() const;
+
+  template <class Device>
+  void build(Device& device);
+  template <class Device>
+  void blur(Device& device, Round round);
+  template <class Sums, class Device>
+  void iterate(Device& device);
+  template <class Sums, class Device>
+  void pass(Device& device, int iteration);
+  template <int Quads, class Sums, class Device>
+  void pass_of(Device& device, int iteration);
+
+  int iterations_;
+  bool deterministic_;
+  uint32_t blocks_;
+  std::vector<ImageView> images_;
+  std::vector<LatticeView> lattices_;
+  std::vector<uint32_t> image_tiles_{0}, lattice_tiles_{0};
+  std::vector<float> compats_;          // different ones, one after the other
+  std::vector<size_t> compat_offsets_;  // per lattice
+  std::map<std::vector<float>, size_t> known_compats_;
+  bool normalizes_ = false, mixes_[kMaxSteps] = {};  // anywhere; [step]
+  int axes_ = 0, most_quads_ = 1;                    // at most
+  uint64_t most_chunks_ = 0;
+  // of the device
+  BatchView view_ = {};
+  Quad *compats_place_ = nullptr, *scratch_ = nullptr;
+  uint8_t *workspace_ = nullptr, *tables_ = nullptr, *sums_ = nullptr;
+  size_t description_bytes_ = 0, tables_bytes_ = 0, sums_bytes_ = 0, bytes_ = 0;
+};
+
+// ---- what is asked
+
+inline Batch::Batch(const std::vector<Problem>& problems, int iterations, bool deterministic,
+                    uint32_t blocks)
+    : iterations_(iterations), deterministic_(deterministic), blocks_(blocks) {
+  check(iterations >= 0, "iterations: expected 0 or more, got " + std::to_string(iterations));
+  for (const Problem& problem : problems) add_image(problem);
+  if (lattices_.empty()) iterations_ = 0;
+  check(std::max(image_tiles_.back(), lattice_tiles_.back()) < uint32_t{1} << 31,
+        "problems: expected fewer than 2^31 tiles of 16 x 16 pixels; solve them in parts");
+  lay_out(0);
+}
+
+inline void Batch::add_image(const Problem& problem) {
+  check(problem.height > 0 && problem.width > 0,
+        "image: CUDA takes images [H, W] with at least one pixel; use backend 'torch' for others");
+  check(problem.labels >= 1 && problem.labels <= kMaxLabels,
+        "labels: expected 1 to 255, got " + std::to_string(problem.labels));
+  check((problem.unary != nullptr) != (problem.label_map != nullptr && problem.table != nullptr),
+        "unary: expected either unary or labels with a table");
+  const int64_t across = (problem.width + kTileSide - 1) / kTileSide;
+  const int64_t tiles = across * ((problem.height + kTileSide - 1) / kTileSide);
+  check(tiles < (int64_t{1} << 31) / kMaxEntries,
+        "image: expected at most 350 million pixels, got " + std::to_string(problem.pixels));
+  ImageView image = {};
+  image.height = static_cast<int>(problem.height);
+  image.width = static_cast<int>(problem.width);
+  image.labels = problem.labels;
+  image.quads = (problem.labels + 3) / 4;
+  image.tiles_across = static_cast<int>(across);
+  image.first_lattice = static_cast<int>(lattices_.size());
+  image.lattices = static_cast<int>(problem.kernels.size());
+  image.colours = problem.image;
+  image.unary = problem.unary;
+  image.label_map = problem.label_map;
+  image.table = problem.table;
+  image.table_rows = problem.table_rows;
+  image.marginals = problem.marginals;
+  image.argmax = problem.argmax;
+  image.confidence = problem.confidence;
+  for (size_t i = 0; i < problem.kernels.size(); ++i) {
+    add_lattice(problem, problem.kernels[i], i);
+    lattice_tiles_.push_back(lattice_tiles_.back() + static_cast<uint32_t>(tiles));
+  }
+  images_.push_back(image);
+  image_tiles_.push_back(image_tiles_.back() + static_cast<uint32_t>(tiles));
+  most_quads_ = std::max(most_quads_, image.quads);
+}
+
+// Scales and keys of a kernel. Throws std::invalid_argument where they do not fit.
+template <int D>
+void lay_out_keys(const Problem& problem, const Kernel& kernel, size_t number,
+                  LatticeView& lattice) {
+  float low[D] = {}, high[D];
+  for (int i = 0; i < D; ++i) {
+    lattice.deviations[i] = kernel.deviations[i];
+    lattice.scales[i] = position_scale<D>(i);
+    const int64_t last = i == 0 ? problem.width - 1 : i == 1 ? problem.height - 1 : 255;
+    high[i] = static_cast<float>(last) / kernel.deviations[i] * lattice.scales[i];
+  }
+  check(make_packing<D>(low, high, lattice.packing) && lattice.packing.bits <= kMaxKeyBits,
+        "kernel " + std::to_string(number) +
+            ": the features spread too wide for CUDA's lattice (2^22 cells or 63 bits keys); use "
+            "larger standard deviations (sxy, srgb) or a smaller image");
+}
+
+inline void Batch::add_lattice(const Problem& problem, const Kernel& kernel, size_t number) {
+  check(!kernel.features, "kernel " + std::to_string(number) +
+                              ": CUDA takes kernels of an image's pixels and colours; use backend "
+                              "'torch' for features");
+  check_kernel(problem, kernel, number);
+  LatticeView lattice = {};
+  lattice.image = static_cast<int>(images_.size());
+  lattice.dimensions = kernel.dimensions;
+  lattice.quads = (problem.labels + 3) / 4;
+  lattice.mixes = problem.labels > 1 && kernel.compat.size() > static_cast<size_t>(problem.labels);
+  lattice.normalization = kernel.normalization;
+  if (kernel.dimensions == 2)
+    lay_out_keys<2>(problem, kernel, number, lattice);
+  else
+    lay_out_keys<5>(problem, kernel, number, lattice);
+  const int64_t padded = (problem.height * problem.width + kPadding - 1) / kPadding * kPadding;
+  int64_t vertices = padded * lattice.axes();
+  if (lattice.packing.bits < 31) vertices = std::min(vertices, int64_t{1} << lattice.packing.bits);
+  lattice.most_vertices = static_cast<int32_t>(vertices);
+  lattice.slots = static_cast<uint32_t>(vertices + vertices / 3 + 1);
+  compat_offsets_.push_back(add_compat(problem, kernel));
+  lattices_.push_back(lattice);
+  normalizes_ |= kernel.normalization != Normalization::none;
+  mixes_[lattice.axes()] |= lattice.mixes;
+  axes_ = std::max(axes_, lattice.axes());
+  most_chunks_ += (static_cast<uint64_t>(vertices) * lattice.quads + kChunk - 1) / kChunk;
+}
+
+// Its place among the different ones, filled up with zeros to whole quads.
+inline size_t Batch::add_compat(const Problem& problem, const Kernel& kernel) {
+  const size_t labels = problem.labels, padded = (labels + 3) / 4 * 4;
+  const size_t rows = kernel.compat.size() / labels;
+  std::vector<float> compat((rows > 1 ? padded : 1) * padded);
+  for (size_t row = 0; row < rows; ++row)
+    std::copy_n(&kernel.compat[row * labels], labels, &compat[row * padded]);
+  const auto found = known_compats_.emplace(compat, compats_.size() / 4);
+  if (found.second) compats_.insert(compats_.end(), compat.begin(), compat.end());
+  return found.first->second;
+}
+
+// ---- memory
+
+inline void Batch::lay_out(uintptr_t workspace) {
+  Arena arena(workspace);
+  workspace_ = arena.take<uint8_t>(0);
+  view_.image_count = static_cast<int>(images_.size());
+  view_.lattice_count = static_cast<int>(lattices_.size());
+  view_.images = arena.take<ImageView>(images_.size());
+  view_.lattices = arena.take<LatticeView>(lattices_.size());
+  view_.image_tiles = arena.take<uint32_t>(image_tiles_.size());
+  view_.lattice_tiles = arena.take<uint32_t>(lattice_tiles_.size());
+  compats_place_ = arena.take<Quad>(compats_.size() / 4);
+  description_bytes_ = arena.used();
+
+  tables_ = arena.take<uint8_t>(0);
+  for (LatticeView& lattice : lattices_) {
+    lattice.keys = arena.take<uint64_t>(lattice.slots);
+    lattice.owners = arena.take<uint32_t>(lattice.slots);
+  }
+  tables_bytes_ = arena.used() - description_bytes_;
+  sums_ = arena.take<uint8_t>(0);
+  for (LatticeView& lattice : lattices_)
+    lattice.sums = deterministic_
+                       ? arena.take<int64_t>(size_t{4} * lattice.most_vertices * lattice.quads)
+                       : nullptr;
+  sums_bytes_ = arena.used() - tables_bytes_ - description_bytes_;
+  for (size_t i = 0; i < lattices_.size(); ++i) lay_out_lattice(arena, i);
+  view_.chunks = arena.take<uint32_t>(2 * kMaxSteps * (lattices_.size() + 1));
+  scratch_ = arena.take<Quad>(most_quads_ > 8 ? size_t{blocks_} * most_quads_ * kThreads : 0);
+  bytes_ = arena.used();
+}
+
+inline void Batch::lay_out_lattice(Arena& arena, size_t number) {
+  LatticeView& lattice = lattices_[number];
+  const size_t tiles = lattice_tiles_[number + 1] - lattice_tiles_[number];
+  const size_t entries = tiles * lattice.entries();
+  const size_t vertices = lattice.most_vertices;
+  lattice.corner_weights = arena.take<float>(entries);
+  lattice.corner_pieces = arena.take<uint16_t>(entries);
+  lattice.piece_vertices = arena.take<uint32_t>(entries);
+  lattice.piece_starts = arena.take<uint16_t>(entries + tiles);
+  lattice.entry_pixels = arena.take<uint8_t>(entries);
+  lattice.entry_weights = arena.take<float>(entries);
+  lattice.tile_pieces = arena.take<uint16_t>(tiles);
+  lattice.tile_vertices = arena.take<uint32_t>(tiles + 1);
+  lattice.neighbours = arena.take<Neighbours>(lattice.axes() * vertices);
+  for (Global<Quad>& rows : lattice.rows) rows = arena.take<Quad>(vertices * lattice.quads);
+  lattice.compat = compats_place_ + compat_offsets_[number];
+}
+
+// What goes to the beginning of the workspace.
+inline std::vector<uint8_t> Batch::description() const {
+  std::vector<uint8_t> bytes(description_bytes_);
+  const auto put = [&](const void* place, const auto& values) {
+    const uint8_t* const from = reinterpret_cast<const uint8_t*>(values.data());
+    const size_t size = values.size() * sizeof(values[0]);
+    std::copy_n(from, size, bytes.data() + (static_cast<const uint8_t*>(place) - workspace_));
+  };
+  put(view_.images, images_);
+  put(view_.lattices, lattices_);
+  put(view_.image_tiles, image_tiles_);
+  put(view_.lattice_tiles, lattice_tiles_);
+  put(compats_place_, compats_);
+  return bytes;
+}
+
+// ---- the order of kernels
+
+template <class Device>
+void Batch::solve(Device& device, void* workspace) {
+  if (images_.empty()) return;
+  lay_out(reinterpret_cast<uintptr_t>(workspace));
+  const std::vector<uint8_t> bytes = description();
+  device.upload(workspace, bytes.data(), bytes.size());
+  if (deterministic_)
+    iterate<ExactSums>(device);
+  else
+    iterate<FloatSums>(device);
+}
+
+template <class Device>
+void Batch::build(Device& device) {
+  const uint32_t tiles = lattice_tiles_.back();
+  device.fill(tables_, 0xff, tables_bytes_);
+  if (deterministic_) device.fill(sums_, 0, sums_bytes_);
+  device.launch(BuildTiles{view_}, tiles);
+  device.launch(CountVertices{view_}, tiles);
+  device.launch(AddUpVertices{view_}, static_cast<uint32_t>(lattices_.size()));
+  device.launch(NumberVertices{view_}, tiles);
+  device.launch(LinkVertices{view_}, tiles);
+  device.launch(PlanChunks{view_}, 1);
+}
+
+template <class Device>
+void Batch::blur(Device& device, Round round) {
+  const uint32_t blocks = static_cast<uint32_t>(std::min<uint64_t>(blocks_, most_chunks_));
+  if (deterministic_) device.launch(Rows<Settle>{view_, round, 0}, blocks);
+  for (int step = 0; step <= axes_; ++step) {
+    if (step < axes_) device.launch(Rows<Blur>{view_, round, step}, blocks);
+    if (!round.ones && mixes_[step]) device.launch(Rows<Mix>{view_, round, step}, blocks);
+  }
+}
+
+template <class Sums, class Device>
+void Batch::iterate(Device& device) {
+  const auto clear = [&](Round round) {
+    const uint32_t blocks = static_cast<uint32_t>(std::min<uint64_t>(blocks_, most_chunks_));
+    if (!deterministic_) device.launch(Rows<Clear>{view_, round, 0}, blocks);
+  };
+  if (!lattices_.empty()) {
+    build(device);
+    const Round ones{true, 0};
+    if (normalizes_) {
+      clear(ones);
+      device.launch(SplatOnes<Sums>{view_}, lattice_tiles_.back());
+      blur(device, ones);
+    }
+    device.launch(Normalize{view_}, lattice_tiles_.back());
+  }
+  for (int iteration = 0; iteration < iterations_; ++iteration) {
+    clear(Round{false, iteration});
+    pass<Sums>(device, iteration);
+    blur(device, Round{false, iteration});
+  }
+  pass<Sums>(device, iterations_);
+}
+
+template <class Sums, class Device>
+void Batch::pass(Device& device, int iteration) {
+  if (most_quads_ <= 1) return pass_of<1, Sums>(device, iteration);
+  if (most_quads_ <= 2) return pass_of<2, Sums>(device, iteration);
+  if (most_quads_ <= 4) return pass_of<4, Sums>(device, iteration);
+  if (most_quads_ <= 6) return pass_of<6, Sums>(device, iteration);
+  if (most_quads_ <= 8) return pass_of<8, Sums>(device, iteration);
+  pass_of<0, Sums>(device, iteration);
+}
+
+template <int Quads, class Sums, class Device>
+void Batch::pass_of(Device& device, int iteration) {
+  const bool last = iteration == iterations_;
+  const uint32_t tiles = image_tiles_.back();
+  device.launch(Pass<Quads, Sums>{view_, iteration, last, scratch_, most_quads_},
+                Quads ? tiles : std::min(tiles, blocks_));
+}
+
+}  // namespace blocks
+}  // namespace weaktr

@@ -1,0 +1,151 @@
+// The programs of `batch.cuh` as CUDA kernels. Compile with -fmad=false
+// (dense_crf/permutohedral.hpp).
+#include <cuda_runtime.h>
+
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "dense_crf/cuda/batch.cuh"
+#include "dense_crf/cuda/launch.hpp"
+
+namespace weaktr {
+namespace {
+
+void check_cuda(cudaError_t status, const std::string& where) {
+  if (status == cudaSuccess) return;
+  cudaGetLastError();  // the next call starts afresh
+  throw std::runtime_error("CUDA: " + where + ": " + cudaGetErrorString(status));
+}
+
+// The running block, as each of its threads sees it.
+struct CudaBlock {
+  uint32_t index, count;
+
+  template <class T>
+  class Private {
+   public:
+    WEAKTR_MEMBER T& operator[](int) { return value_; }
+
+   private:
+    T value_;
+  };
+
+  template <class Phase>
+  WEAKTR_MEMBER void each(const Phase& phase) const {
+#if defined(__CUDA_ARCH__)
+    phase(static_cast<int>(threadIdx.x));
+    __syncthreads();
+#endif
+  }
+};
+
+template <class Program>
+__global__ void __launch_bounds__(blocks::kThreads)
+    run_program(const __grid_constant__ Program program) {
+  __shared__ typename Program::Shared shared;
+  program(CudaBlock{blockIdx.x, gridDim.x}, shared);
+}
+
+// Carries data from the host as a kernel's argument: it is copied when the kernel is launched, so
+// that nobody waits for the stream, and no memory has to outlive the call.
+struct Packet {
+  static constexpr size_t kBytes = 3840;  // arguments may have 4096
+  struct Shared {};
+  uint32_t* to;
+  uint32_t words;
+  uint32_t data[kBytes / sizeof(uint32_t)];
+
+  WEAKTR_MEMBER void operator()(const CudaBlock& block, Shared&) const {
+    block.each([&](int thread) {
+      for (uint32_t i = thread; i < words; i += blocks::kThreads) to[i] = data[i];
+    });
+  }
+};
+
+class CudaDevice {
+ public:
+  explicit CudaDevice(cudaStream_t stream) : stream_(stream) {}
+
+  void upload(void* to, const void* from, size_t bytes) {
+    for (size_t done = 0; done < bytes; done += Packet::kBytes) {
+      Packet packet;
+      const size_t size = std::min(Packet::kBytes, bytes - done);  // a multiple of 256
+      packet.to = static_cast<uint32_t*>(to) + done / sizeof(uint32_t);
+      packet.words = static_cast<uint32_t>(size / sizeof(uint32_t));
+      std::memcpy(packet.data, static_cast<const uint8_t*>(from) + done, size);
+      launch(packet, 1);
+    }
+  }
+
+  void fill(void* to, int byte, size_t bytes) {
+    check_cuda(cudaMemsetAsync(to, byte, bytes, stream_), "clearing memory");
+  }
+
+  template <class Program>
+  void launch(const Program& program, uint32_t count) {
+    run_program<<<count, blocks::kThreads, 0, stream_>>>(program);
+    check_cuda(cudaGetLastError(), "starting a kernel");
+  }
+
+ private:
+  const cudaStream_t stream_;
+};
+
+// Makes the device current that memory belongs to, for as long as it lives.
+class CurrentDevice {
+ public:
+  explicit CurrentDevice(const void* memory) {
+    cudaPointerAttributes attributes;
+    check_cuda(cudaPointerGetAttributes(&attributes, memory), "looking at unary");
+    check(attributes.type == cudaMemoryTypeDevice || attributes.type == cudaMemoryTypeManaged,
+          "unary: expected memory of a CUDA device, got memory of the host");
+    check_cuda(cudaGetDevice(&before_), "asking for the current device");
+    check_cuda(cudaSetDevice(attributes.device), "choosing the device");
+    device_ = attributes.device;
+  }
+  CurrentDevice(const CurrentDevice&) = delete;
+  CurrentDevice& operator=(const CurrentDevice&) = delete;
+  ~CurrentDevice() { cudaSetDevice(before_); }
+
+  int multiprocessors() const {
+    int count = 0;
+    check_cuda(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device_),
+               "counting multiprocessors");
+    return count;
+  }
+
+ private:
+  int before_ = 0, device_ = 0;
+};
+
+constexpr uint32_t kBlocksPerMultiprocessor = 8;
+
+uint32_t busy_blocks(const Problem& problem) {
+  const CurrentDevice device(problem.unary ? static_cast<const void*>(problem.unary)
+                                           : problem.label_map);
+  return kBlocksPerMultiprocessor * static_cast<uint32_t>(device.multiprocessors());
+}
+
+}  // namespace
+
+size_t dense_crf_cuda_bytes(const std::vector<Problem>& problems, bool deterministic) {
+  if (problems.empty()) return 0;
+  return blocks::Batch(problems, 1, deterministic, busy_blocks(problems.front())).bytes();
+}
+
+void dense_crf_cuda(const std::vector<Problem>& problems, int iterations, void* stream,
+                    const std::function<void*(size_t)>& allocate, bool deterministic) {
+  if (problems.empty()) return;
+  const uint32_t blocks = busy_blocks(problems.front());
+  blocks::Batch batch(problems, iterations, deterministic, blocks);
+  void* const workspace = allocate(batch.bytes());
+  check(workspace && reinterpret_cast<uintptr_t>(workspace) % 256 == 0,
+        "allocate: expected device memory aligned to 256 bytes");
+  const Problem& first = problems.front();
+  const CurrentDevice device(first.unary ? static_cast<const void*>(first.unary) : first.label_map);
+  CudaDevice queue(static_cast<cudaStream_t>(stream));
+  batch.solve(queue, workspace);
+}
+
+}  // namespace weaktr

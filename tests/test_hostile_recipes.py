@@ -1,0 +1,162 @@
+"""Recipes and ``inputs.json`` of strangers: whatever they hold, nothing is imported."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from functools import reduce
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+from weaktr.stages.evaluate_folders import written_conditions
+
+from weaktr.config import LabelConfig, PredictConfig, Recipe
+from weaktr.recipes import apply_setting, load_recipe
+
+PROBE = "a_module_that_no_recipe_may_import"
+TARGET = f"{PROBE}.Payload"
+PAYLOADS: list[Any] = [
+    {"class_path": TARGET},
+    {"class_path": TARGET, "init_args": {"x": 1}, "dict_kwargs": {"y": 2}},
+    [{"class_path": TARGET}],
+    {"a": [{"b": {"class_path": TARGET}}]},
+    TARGET,
+]
+TAGS = [
+    f"!!python/name:{TARGET}",
+    f"!!python/module:{PROBE}",
+    f"!!python/object:{TARGET} {{x: 1}}",
+    f"!!python/object/apply:{TARGET} [1]",
+    f"!!python/object/new:{TARGET} [1]",
+]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fails where `PROBE`, which is there to be imported, was."""
+    folder = tmp_path / "modules"
+    folder.mkdir()
+    (folder / f"{PROBE}.py").write_text("class Payload:\n    def __init__(self, *_, **__): ...\n")
+    monkeypatch.syspath_prepend(folder)
+    yield
+    imported = sys.modules.pop(PROBE, None)
+    importlib.import_module(PROBE)  # it could have been
+    del sys.modules[PROBE]
+    assert imported is None
+
+
+def settings_of(kind: type, above: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and type of every setting, groups of settings included."""
+    for name, hint in get_type_hints(kind).items():
+        yield above + name, hint
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            yield from settings_of(hint, f"{above}{name}.")
+
+
+def fits(payload: Any, hint: Any) -> bool:
+    """Whether a setting of this type may hold it: as plain text, or in a mapping of free form."""
+    return (isinstance(payload, str) and "str" in str(hint).replace("dict[str", "")) or (
+        isinstance(payload, dict) and "dict[str" in str(hint)
+    )
+
+
+def with_payload(name: str, payload: Any) -> dict[str, Any]:
+    for key in reversed(name.split(".")):
+        payload = {key: payload}
+    return dict(payload)
+
+
+def value_at(settings: Any, name: str) -> Any:
+    return reduce(getattr, name.split("."), settings)
+
+
+def test_mappings_of_free_form_are_known():
+    """What may hold any mapping, so that a new one is looked at: who reads it, and how?"""
+    free = {name for name, hint in settings_of(Recipe) if "dict[str" in str(hint)}
+    assert free == {
+        "data.options", "data.val_options", "cam_model.backbone_args", "seg_model.backbone_args",
+        "label.crf", "predict.crf",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", dict(settings_of(Recipe)))
+def test_no_setting_of_a_recipe_imports(name, tmp_path):
+    hint, file = dict(settings_of(Recipe))[name], tmp_path / "mine.yaml"
+    for payload in PAYLOADS:
+        file.write_text(json.dumps(with_payload(name, payload)))
+        if fits(payload, hint):
+            assert value_at(load_recipe(file), name) == payload
+        else:
+            with pytest.raises(ValueError, match=r"mine\.yaml: "):
+                load_recipe(file)
+
+
+@pytest.mark.parametrize("name", ["class_path", "base", "train_cam.class_path", "init_args"])
+def test_no_other_key_of_a_recipe_imports(name, tmp_path):
+    for payload in PAYLOADS:
+        (tmp_path / "mine.yaml").write_text(json.dumps(with_payload(name, payload)))
+        with pytest.raises(
+            ValueError, match="recipe" if name == "base" else f"unknown key '{name}"
+        ):
+            load_recipe(tmp_path / "mine.yaml")
+
+
+@pytest.mark.parametrize("name", dict(settings_of(LabelConfig)))
+def test_no_setting_of_the_inputs_of_labels_imports(name, tmp_path):
+    write_and_read_inputs(tmp_path, LabelConfig, name, {"attention_type": "fused"})
+
+
+@pytest.mark.parametrize("name", dict(settings_of(PredictConfig)))
+def test_no_setting_of_the_inputs_of_predictions_imports(name, tmp_path):
+    write_and_read_inputs(tmp_path, PredictConfig, name, {"ratios": [1.0]})
+
+
+def write_and_read_inputs(folder: Path, kind: type, name: str, others: dict[str, Any]) -> None:
+    """``inputs.json`` with every payload in one setting, beside those that tell its kind."""
+    for payload in PAYLOADS:
+        settings = others | {name: payload}
+        (folder / "inputs.json").write_text(json.dumps({"settings": settings}))
+        if fits(payload, get_type_hints(kind)[name]):
+            assert written_conditions(folder, "val").crf in ("explicit", TARGET)
+        else:
+            with pytest.raises(ValueError, match=rf"inputs\.json: {name}: expected "):
+                written_conditions(folder, "val")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"settings": {"ratios": [1.0], "class_path": TARGET}},
+        {"settings": {"attention_type": "fused", "init_args": {"class_path": TARGET}}},
+        {"settings": [{"class_path": TARGET}]},
+        {"settings": TARGET},
+        {"settings": None},
+        [{"class_path": TARGET}],
+        TARGET,
+        {"settings": {"ratios": [float("nan")]}},
+    ],
+)
+def test_inputs_json_of_another_form_is_refused(content, tmp_path):
+    (tmp_path / "inputs.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"inputs\.json: "):
+        written_conditions(tmp_path, "val")
+
+
+@pytest.mark.parametrize("tag", TAGS)
+@pytest.mark.parametrize(
+    "text", ["TAG", "seed: TAG", "data: {options: {x: [TAG]}}", "? TAG\n: 1", "base: TAG"]
+)
+def test_tags_of_yaml_are_refused(text, tag, tmp_path):
+    (tmp_path / "mine.yaml").write_text(text.replace("TAG", tag))
+    with pytest.raises(ValueError, match=r"mine\.yaml: line 1: expected YAML"):
+        load_recipe(tmp_path / "mine.yaml")
+
+
+@pytest.mark.parametrize("tag", TAGS)
+def test_tags_in_set_are_refused(tag):
+    with pytest.raises(ValueError, match=r"--set .*: line 1: expected YAML"):
+        apply_setting({}, f"data.options.x={tag}")
