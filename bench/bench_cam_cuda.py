@@ -13,7 +13,7 @@ from torch.nn.functional import multilabel_soft_margin_loss
 from weaktr.config import CamModelConfig
 from weaktr.models import CamModel
 from weaktr.ops import fuse_heads, head_stats
-from weaktr.ops.attention_inputs import full_precision
+from weaktr.ops.attention_maps import full_precision
 
 BACKBONE = "deit_small_patch16_224"
 CLASSES, PRESENT = 20, 4

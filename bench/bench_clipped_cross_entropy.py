@@ -9,13 +9,14 @@ from floor import floor_seconds, loss_work
 
 from weaktr.ops import clipped_cross_entropy
 from weaktr.ops.clipped_cross_entropy.definition import clip_losses, pixel_losses
-from weaktr.ops.registry import REGISTRY, report
+from weaktr.ops.registry import OPS, report
 
 #: batch, labels, side of the logits, side of the labels
 WORK = [(4, 21, 30, 480), (1, 91, 30, 480)]
 WORK += [(16, 21, 30, 480), (16, 91, 30, 480)] * torch.cuda.is_available()
 #: `eager` is the definition in PyTorch's own operators, `compiled` the same through torch.compile.
-ROWS = [*REGISTRY["clipped_cross_entropy"], "eager", "compiled", "published"]
+BACKENDS = [backend.name for backend in OPS["clipped_cross_entropy"].backends]
+ROWS = [*BACKENDS, "eager", "compiled", "published"]
 PATCH, START = 120, 9.0
 
 

@@ -11,7 +11,6 @@ Source: arXiv 2307.08691, algorithm 1 (the first sweep); 2304.01184, section 3.2
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,44 +29,29 @@ from weaktr.kernels.common import (
     load_rows,
     log2_attention,
     product,
-    refusal_of_attention,
     rounded,
     softmax_step,
 )
 from weaktr.kernels.head_stats import attention_stats
 from weaktr.kernels.tuning import Config, best_config, bucket
-from weaktr.ops.attention import Attended, Statistics
+from weaktr.ops.attention import Attended, AttentionInputs, Results, empty_results
 from weaktr.ops.attention.definition import attention_torch
 from weaktr.ops.attention.sdpa import attend_by, gradients_by, kernel_of
 from weaktr.ops.head_stats import HeadStats
+from weaktr.ops.registry import takes
 
-LIMITS = f"with statistics: {LIMITS_OF_ATTENTION}; all else is left to PyTorch"
 #: The candidate that is no launch of ours: SDPA, then the statistics.
 SEPARATELY: Config = {}
 
-Parts = tuple[Tensor, Tensor, Tensor, Tensor]
 
-
-def refusal(device_type: str, **_: Any) -> str:
-    """Why nothing runs on such a device, "" where it does."""
-    return refusal_of_attention(device_type, ())
-
-
-def attention_triton(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    dropout: float,
-    with_lse: bool,
-    lengths: Sequence[int] | None,
-    statistics: Statistics | None,
-) -> Attended:
-    """Like `weaktr.ops.attention.definition.attention_torch`, with statistics of unpacked images."""
+@takes(f"with statistics: {LIMITS_OF_ATTENTION}; all else is left to PyTorch")
+def attention_triton(inputs: AttentionInputs) -> Attended:
+    """Like `attention_torch`, with statistics of images that are not packed."""
+    q, k, v, dropout, with_lse, lengths, statistics = inputs
     taken = statistics is not None and q.dtype in DTYPES and q.shape[-1] <= MOST_HEAD_DIM
     kernel = kernel_of(q, k, v, dropout) if taken and lengths is None else ""
     if statistics is None or not kernel:
-        return attention_torch(q, k, v, dropout=dropout, with_lse=with_lse, lengths=lengths)
+        return attention_torch(inputs)
     out, lse, rows, means = attend_op(q, k, v, *statistics, kernel)
     return Attended(out, lse if with_lse else None, HeadStats(rows, means, lse))
 
@@ -76,13 +60,13 @@ def attention_triton(
 
 
 @torch.library.custom_op("weaktr::attention_with_stats", mutates_args=())
-def attend_op(q: Tensor, k: Tensor, v: Tensor, classes: int, patches: int, kernel: str) -> Parts:
-    """q, k, v [B, H, N, d] -> out [B, H, N, d], lse [B, H, N], [B, H, C, P], [B, H, P].
+def attend_op(q: Tensor, k: Tensor, v: Tensor, classes: int, patches: int, kernel: str) -> Results:
+    """q, k, v [B, H, N, d] -> `Results`.
 
     The gradient is that of `kernel` (`weaktr.ops.attention.sdpa`), whichever way was taken.
     """
 
-    def run(config: Config) -> Parts:
+    def run(config: Config) -> Results:
         if config == SEPARATELY:
             return separately(q, k, v, classes, patches, kernel)
         return in_one_launch(q, k, v, classes, patches, config)
@@ -93,11 +77,11 @@ def attend_op(q: Tensor, k: Tensor, v: Tensor, classes: int, patches: int, kerne
 
 
 @attend_op.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, classes: int, patches: int, kernel: str) -> Parts:
-    return _empty(q, classes, patches)
+def _(q: Tensor, k: Tensor, v: Tensor, classes: int, patches: int, kernel: str) -> Results:
+    return empty_results(q, classes, patches)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Parts) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Results) -> None:
     *tensors, _, _, ctx.kernel = inputs
     ctx.save_for_backward(*tensors, *output[:2])
     ctx.mark_non_differentiable(*output[1:])
@@ -115,19 +99,10 @@ def candidates(q: Tensor) -> tuple[Config, ...]:
     return SEPARATELY, *configs_of(q)
 
 
-def _empty(q: Tensor, classes: int, patches: int) -> Parts:
-    """Room for the results; the output lies as SDPA's does, heads behind tokens."""
-    batch, heads, tokens, dim = q.shape
-    out = q.new_empty(batch, tokens, heads, dim).transpose(1, 2)
-    sizes = [(tokens,), (classes, patches), (patches,)]
-    lse, rows, means = (q.new_empty(batch, heads, *s, dtype=torch.float32) for s in sizes)
-    return out, lse, rows, means
-
-
 # ---- the two ways -------------------------------------------------------------------------------
 
 
-def separately(q: Tensor, k: Tensor, v: Tensor, classes: int, patches: int, kernel: str) -> Parts:
+def separately(q: Tensor, k: Tensor, v: Tensor, classes: int, patches: int, kernel: str) -> Results:
     """By PyTorch's `kernel`, then `attention_stats`; float32 but for the output."""
     out, lse = attend_by(kernel, q, k, v)
     lse = lse.contiguous()
@@ -137,10 +112,10 @@ def separately(q: Tensor, k: Tensor, v: Tensor, classes: int, patches: int, kern
 
 def in_one_launch(
     q: Tensor, k: Tensor, v: Tensor, classes: int, patches: int, config: Config
-) -> Parts:
+) -> Results:
     """By `_attention_kernel`; float32 but for the output."""
     batch, heads, tokens, dim = q.shape
-    out, lse, rows, _ = _empty(q, classes, patches)
+    out, lse, rows, _ = empty_results(q, classes, patches)
     blocks = triton.cdiv(tokens, config["BLOCK_I"])
     sums = lse.new_empty(batch, heads, blocks, patches)
     _attention_kernel[(batch * heads * blocks,)](

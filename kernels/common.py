@@ -131,25 +131,17 @@ def packing_table(tokens: Sequence[int], patches: Sequence[int], device: torch.d
     return table.to(device, non_blocking=True)
 
 
-def refusal_of_attention(
-    device_type: str, dtypes: tuple[torch.dtype, ...], head_dim: int | None = None
-) -> str:
+def refusal_of_attention(dtypes: Sequence[torch.dtype], head_dim: int) -> str:
     """Why the kernels do not take attention inputs, "" where they do.
 
     Args:
-        device_type: of the tensors.
         dtypes: of all tensors.
         head_dim: d.
     """
-    if device_type != "cuda" and not INTERPRETED:
-        return (
-            f"its kernels run on CUDA tensors, got {device_type}; set TRITON_INTERPRET=1 before "
-            "Python starts to run them on the CPU, slowly"
-        )
     for dtype in dtypes:
         if dtype not in DTYPES:
             return f"its kernels take float16, bfloat16 and float32, got {dtype}"
-    if head_dim is not None and head_dim > MOST_HEAD_DIM:
+    if head_dim > MOST_HEAD_DIM:
         return f"its kernels take a head width d of at most {MOST_HEAD_DIM}, got {head_dim}"
     return ""
 

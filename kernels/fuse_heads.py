@@ -11,11 +11,11 @@ order. The gradient in the values is the same sum with queries and keys exchange
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 
 from weaktr.kernels.common import (
@@ -23,85 +23,63 @@ from weaktr.kernels.common import (
     block_of,
     configs_of,
     dot_precision,
+    load_lse,
+    load_rows,
+    log2_attention,
     packing_table,
+    place,
     processors,
     refusal_of_attention,
 )
-from weaktr.kernels.fuse_heads_kernels import spread_kernel, weights_kernel
 from weaktr.kernels.tuning import Config, best_config, bucket
-
-refusal = refusal_of_attention
-LIMITS = LIMITS_OF_ATTENTION
+from weaktr.ops.fuse_heads import FuseHeadsInputs
+from weaktr.ops.registry import takes
 
 #: Widest block of channels C' that a program holds; more of them form the tile again.
 MOST_CHANNELS = 64
 
 
-def fuse_heads_triton(
-    q: Tensor,
-    k: Tensor,
-    lse: Tensor,
-    weights: Tensor,
-    values: Tensor,
-    *,
-    scale: float,
-    tokens: Sequence[int] | None = None,
-    patches: Sequence[int] | None = None,
-) -> Tensor:
-    """Like `weaktr.ops.fuse_heads.definition.fuse_heads_torch`; all tensors of any strides."""
-    counts = [None if given is None else list(given) for given in (tokens, patches)]
-    fine: Tensor = fuse_op(q, k, lse, weights, values, scale, *counts)
+#: `FuseHeadsInputs` as torch writes it.
+SCHEMA = (
+    "Tensor q, Tensor k, Tensor lse, Tensor weights, Tensor values, float scale, "
+    "SymInt[]? tokens, SymInt[]? patches"
+)
+
+
+@takes(LIMITS_OF_ATTENTION, refusal_of_attention)
+def fuse_heads_triton(inputs: FuseHeadsInputs) -> Tensor:
+    """Like `fuse_heads_torch`."""
+    fine: Tensor = fuse_op(*inputs)
     return fine
 
 
 # ---- operators ----------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("weaktr::fuse_heads", mutates_args=())
-def fuse_op(
-    q: Tensor,
-    k: Tensor,
-    lse: Tensor,
-    weights: Tensor,
-    values: Tensor,
-    scale: float,
-    tokens: list[int] | None,
-    patches: list[int] | None,
-) -> Tensor:
+@torch.library.custom_op("weaktr::fuse_heads", mutates_args=(), schema=f"({SCHEMA}) -> Tensor")
+def fuse_op(*arguments: Any) -> Tensor:
     """`fuse_heads_triton` with a gradient in the weights and in the values."""
-    layout = _layout(q, values, weights, tokens, patches)
-    return _spread(q, k, lse, weights, values, scale, layout, transposed=False)
+    q, k, lse, weights, values, scale, *_ = inputs = FuseHeadsInputs(*arguments)
+    return _spread(q, k, lse, weights, values, scale, _layout(inputs), transposed=False)
 
 
 @fuse_op.register_fake
-def _(
-    q: Tensor,
-    k: Tensor,
-    lse: Tensor,
-    weights: Tensor,
-    values: Tensor,
-    scale: float,
-    tokens: list[int] | None,
-    patches: list[int] | None,
-) -> Tensor:
+def _(*arguments: Any) -> Tensor:
+    values = FuseHeadsInputs(*arguments).values
     return values.new_empty(values.shape, dtype=torch.float32)
 
 
-@torch.library.custom_op("weaktr::fuse_heads_backward", mutates_args=())
+@torch.library.custom_op(
+    "weaktr::fuse_heads_backward",
+    mutates_args=(),
+    schema=f"(Tensor gradient, bool[] needed, {SCHEMA}) -> (Tensor, Tensor)",
+)
 def fuse_backward_op(
-    gradient: Tensor,
-    q: Tensor,
-    k: Tensor,
-    lse: Tensor,
-    weights: Tensor,
-    values: Tensor,
-    scale: float,
-    tokens: list[int] | None,
-    patches: list[int] | None,
-    needed: list[bool],
+    gradient: Tensor, needed: list[bool], *arguments: Any
 ) -> tuple[Tensor, Tensor]:
     """Gradients in the weights and in the values; one that is not needed is empty."""
-    layout = _layout(q, values, weights, tokens, patches)
+    q, k, lse, weights, values, scale, *_ = inputs = FuseHeadsInputs(*arguments)
+    layout = _layout(inputs)
     for_weights, for_values = weights.new_empty(0), values.new_empty(0)
     if needed[0]:
         for_weights = _weights_gradient(gradient, q, k, lse, values, scale, layout)
@@ -113,35 +91,26 @@ def fuse_backward_op(
 
 
 @fuse_backward_op.register_fake
-def _(
-    gradient: Tensor,
-    q: Tensor,
-    k: Tensor,
-    lse: Tensor,
-    weights: Tensor,
-    values: Tensor,
-    scale: float,
-    tokens: list[int] | None,
-    patches: list[int] | None,
-    needed: list[bool],
-) -> tuple[Tensor, Tensor]:
-    for_weights = weights.new_empty(weights.shape if needed[0] else 0)
-    for_values = values.new_empty(values.shape if needed[1] else 0)
+def _(gradient: Tensor, needed: list[bool], *arguments: Any) -> tuple[Tensor, Tensor]:
+    inputs = FuseHeadsInputs(*arguments)
+    tensors = (inputs.weights, inputs.values)
+    for_weights, for_values = (
+        x.new_empty(x.shape if wanted else 0) for x, wanted in zip(tensors, needed, strict=True)
+    )
     return for_weights, for_values
 
 
 def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.scale, ctx.tokens, ctx.patches = inputs
+    *tensors, scale, tokens, patches = inputs
     ctx.save_for_backward(*tensors)
+    ctx.settings = (scale, tokens, patches)
 
 
 def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     needed = [ctx.needs_input_grad[3], ctx.needs_input_grad[4]]
-    for_weights, for_values = fuse_backward_op(
-        gradient, *ctx.saved_tensors, ctx.scale, ctx.tokens, ctx.patches, needed
-    )
-    found = (for_weights if needed[0] else None, for_values if needed[1] else None)
-    return None, None, None, *found, None, None, None
+    gradients = fuse_backward_op(gradient, needed, *ctx.saved_tensors, *ctx.settings)
+    wanted = (x if need else None for x, need in zip(gradients, needed, strict=True))
+    return None, None, None, *wanted, None, None, None
 
 
 fuse_op.register_autograd(_backward, setup_context=_keep_inputs)
@@ -158,16 +127,12 @@ class _Layout(NamedTuple):
     table: Tensor | None  #: of a packed batch
 
 
-def _layout(
-    q: Tensor,
-    values: Tensor,
-    weights: Tensor,
-    tokens: list[int] | None,
-    patches: list[int] | None,
-) -> _Layout:
+def _layout(inputs: FuseHeadsInputs) -> _Layout:
+    tokens, patches = inputs.tokens, inputs.patches
     if tokens is None or patches is None:
-        return _Layout(weights.shape[0], values.shape[1], None)
-    return _Layout(len(tokens), max(patches, default=0), packing_table(tokens, patches, q.device))
+        return _Layout(inputs.weights.shape[0], inputs.values.shape[1], None)
+    table = packing_table(tokens, patches, inputs.q.device)
+    return _Layout(len(tokens), max(patches, default=0), table)
 
 
 def _spread(
@@ -255,3 +220,170 @@ def _key(q: Tensor, values: Tensor, layout: _Layout) -> tuple[int | str, ...]:
     maps, dim = q.shape[1], q.shape[3]
     sizes = (dim, bucket(maps), bucket(layout.images), bucket(layout.most_patches))
     return (str(q.dtype), dot_precision(), *sizes, bucket(values.shape[2]))
+
+
+# ---- kernels: strides are tuples, one entry for each axis ---------------------------------------
+
+
+@triton.jit
+def _tokens_of(x, strides, m, tokens, valid, dim, BLOCK_D: tl.constexpr):
+    """Rows of map m of x [M, N, d]: [len(tokens), BLOCK_D]."""
+    return load_rows(x + m * strides[1], tokens, valid, strides[2], strides[3], dim, BLOCK_D)
+
+
+@triton.jit
+def _lse_of(lse, strides, m, tokens, valid):
+    """log-sum-exp of rows of map m, base 2."""
+    return load_lse(lse + m * strides[1], tokens, valid, strides[2])
+
+
+@triton.jit
+def _channels_of(x, strides, first, rows, valid, channels, BLOCK_C: tl.constexpr):
+    """Channels from `first` on of x [P, C'], float32 [len(rows), BLOCK_C]."""
+    x += first * strides[2]
+    return load_rows(x, rows, valid, strides[1], strides[2], channels - first, BLOCK_C).to(
+        tl.float32
+    )
+
+
+@triton.jit
+def spread_kernel(
+    x,
+    x_strides,
+    y,
+    y_strides,
+    lse,
+    lse_strides,
+    weights,
+    weights_strides,
+    values,
+    values_strides,
+    parts,
+    table,
+    maps,
+    tokens,
+    most_patches,
+    channels,
+    dim,
+    scale,
+    splits,
+    part_rows,
+    PACKED: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    BLOCK_I: tl.constexpr,
+    BLOCK_J: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """A block of rows and of channels of one image, over the blocks of columns of one split."""
+    row_blocks = tl.cdiv(most_patches, BLOCK_I)
+    channel_blocks = tl.cdiv(channels, BLOCK_C)
+    program = tl.program_id(0)
+    block = program % row_blocks
+    split = program // row_blocks % splits
+    channel = program // (row_blocks * splits) % channel_blocks * BLOCK_C
+    image = (program // (row_blocks * splits * channel_blocks)).to(tl.int64)
+
+    begin, own, patches, before = place(table, image, tokens, most_patches, PACKED)
+    first = begin + own - patches
+    weights += image * weights_strides[0]
+    if PACKED:
+        values += before * values_strides[1]
+    else:
+        x += image * x_strides[0]
+        y += image * y_strides[0]
+        lse += image * lse_strides[0]
+        values += image * values_strides[0]
+    rows = block * BLOCK_I + tl.arange(0, BLOCK_I)
+    here = rows < patches
+    result = tl.zeros([BLOCK_I, BLOCK_C], tl.float32)
+    column_blocks = tl.where(block * BLOCK_I < patches, tl.cdiv(patches, BLOCK_J), 0)
+    share = tl.cdiv(column_blocks, splits)
+    for step in range(split * share, tl.minimum((split + 1) * share, column_blocks)):
+        columns = step * BLOCK_J + tl.arange(0, BLOCK_J)
+        there = columns < patches
+        fused = tl.zeros([BLOCK_I, BLOCK_J], tl.float32)
+        for m in range(maps):
+            at = tl.cast(m, tl.int64)
+            left = _tokens_of(x, x_strides, at, first + rows, here, dim, BLOCK_D)
+            right = _tokens_of(y, y_strides, at, first + columns, there, dim, BLOCK_D)
+            logits = log2_attention(left, right, scale, PRECISION)
+            if TRANSPOSED:
+                logits -= _lse_of(lse, lse_strides, at, first + columns, there)[None, :]
+            else:
+                logits -= _lse_of(lse, lse_strides, at, first + rows, here)[:, None]
+            weight = tl.load(weights + at * weights_strides[1]).to(tl.float32)
+            fused += weight * tl.exp2(logits)
+        fused = tl.where(there[None, :], fused, 0.0)
+        value = _channels_of(values, values_strides, channel, columns, there, channels, BLOCK_C)
+        result += tl.dot(fused, value, input_precision=PRECISION)
+    into = channel + tl.arange(0, BLOCK_C)
+    target = parts + (split.to(tl.int64) * part_rows + before + rows[:, None]) * channels
+    valid = here[:, None] & (into < channels)[None, :]
+    tl.store(target + into[None, :], result / maps, mask=valid)
+
+
+@triton.jit
+def weights_kernel(
+    q,
+    q_strides,
+    k,
+    k_strides,
+    lse,
+    lse_strides,
+    gradient,
+    gradient_strides,
+    values,
+    values_strides,
+    parts,
+    table,
+    maps,
+    tokens,
+    most_patches,
+    channels,
+    dim,
+    scale,
+    PACKED: tl.constexpr,
+    BLOCK_I: tl.constexpr,
+    BLOCK_J: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """A block of queries of one map: its part of Σ_ij A[i, j] · (gradient[i]·values[j])."""
+    row_blocks = tl.cdiv(most_patches, BLOCK_I)
+    program = tl.program_id(0)
+    block = program % row_blocks
+    m = (program // row_blocks % maps).to(tl.int64)
+    image = (program // row_blocks // maps).to(tl.int64)
+
+    begin, own, patches, before = place(table, image, tokens, most_patches, PACKED)
+    first = begin + own - patches
+    if PACKED:
+        gradient += before * gradient_strides[1]
+        values += before * values_strides[1]
+    else:
+        q += image * q_strides[0]
+        k += image * k_strides[0]
+        lse += image * lse_strides[0]
+        gradient += image * gradient_strides[0]
+        values += image * values_strides[0]
+    rows = block * BLOCK_I + tl.arange(0, BLOCK_I)
+    here = rows < patches
+    queries = _tokens_of(q, q_strides, m, first + rows, here, dim, BLOCK_D)
+    sums = _lse_of(lse, lse_strides, m, first + rows, here)
+    total = tl.zeros([BLOCK_I], tl.float32)
+    for start in range(0, tl.where(block * BLOCK_I < patches, patches, 0), BLOCK_J):
+        columns = start + tl.arange(0, BLOCK_J)
+        there = columns < patches
+        keys = _tokens_of(k, k_strides, m, first + columns, there, dim, BLOCK_D)
+        attention = tl.exp2(log2_attention(queries, keys, scale, PRECISION) - sums[:, None])
+        both = tl.zeros([BLOCK_I, BLOCK_J], tl.float32)
+        for channel in range(0, channels, BLOCK_C):
+            slope = _channels_of(gradient, gradient_strides, channel, rows, here, channels, BLOCK_C)
+            value = _channels_of(values, values_strides, channel, columns, there, channels, BLOCK_C)
+            both += tl.dot(slope, tl.trans(value), input_precision=PRECISION)
+        inside = here[:, None] & there[None, :]
+        total += tl.sum(tl.where(inside, attention * both, 0.0), 1)
+    tl.store(parts + program, tl.sum(total) / maps)

@@ -8,7 +8,7 @@ batch takes the same launches, with as many blocks for each image as its largest
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -30,32 +30,24 @@ from weaktr.kernels.common import (
     softmax_step,
 )
 from weaktr.kernels.tuning import Config, best_config, bucket
-from weaktr.ops.head_stats import HeadStats
+from weaktr.ops.head_stats import HeadStats, HeadStatsInputs
+from weaktr.ops.registry import takes
 
-refusal = refusal_of_attention
-LIMITS = LIMITS_OF_ATTENTION
+#: `HeadStatsInputs`, with `lse` known, as torch writes it.
+SCHEMA = (
+    "Tensor q, Tensor k, Tensor lse, SymInt num_classes, SymInt num_patches, float scale, "
+    "bool column_means, SymInt[]? tokens=None, SymInt[]? patches=None"
+)
 
 
-def head_stats_triton(
-    q: Tensor,
-    k: Tensor,
-    *,
-    num_classes: int,
-    num_patches: int,
-    scale: float,
-    lse: Tensor | None,
-    column_means: bool,
-    tokens: Sequence[int] | None = None,
-    patches: Sequence[int] | None = None,
-) -> HeadStats:
-    """Like `weaktr.ops.head_stats.definition.head_stats_torch`; q and k of any strides."""
-    counts = [None if given is None else list(given) for given in (tokens, patches)]
+@takes(LIMITS_OF_ATTENTION, refusal_of_attention)
+def head_stats_triton(inputs: HeadStatsInputs) -> HeadStats:
+    """Like `head_stats_torch`."""
+    q, k, lse, *settings = inputs
     if lse is None:
-        lse = attention_lse(q, k, scale, counts[0])
-    class_rows, means = attention_stats(
-        q, k, lse, num_classes, num_patches, scale, column_means, *counts
-    )
-    return HeadStats(class_rows, means if column_means else None, lse)
+        lse = attention_lse(q, k, inputs.scale, inputs.tokens)
+    class_rows, means = attention_stats(q, k, lse, *settings)
+    return HeadStats(class_rows, means if inputs.column_means else None, lse)
 
 
 @torch.library.custom_op("weaktr::attention_lse", mutates_args=())
@@ -89,27 +81,18 @@ def attention_lse(q: Tensor, k: Tensor, scale: float, tokens: list[int] | None =
 
 
 @attention_lse.register_fake
-def _(q: Tensor, k: Tensor, scale: float, tokens: list[int] | None = None) -> Tensor:
+def _(q: Tensor, *_: Any) -> Tensor:
     return q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
-@torch.library.custom_op("weaktr::attention_stats", mutates_args=())
-def attention_stats(
-    q: Tensor,
-    k: Tensor,
-    lse: Tensor,
-    num_classes: int,
-    num_patches: int,
-    scale: float,
-    column_means: bool,
-    tokens: list[int] | None = None,
-    patches: list[int] | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Class rows [B, H, C, P] and column means [B, H, P] (none: [B, H, 0]), both float32.
-
-    `tokens` and `patches` count those of each image of a packed batch, whose B is 1 and whose P,
-    `num_patches`, is their sum.
-    """
+@torch.library.custom_op(
+    "weaktr::attention_stats", mutates_args=(), schema=f"({SCHEMA}) -> (Tensor, Tensor)"
+)
+def attention_stats(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """Class rows [B, H, C, P] and column means [B, H, P] (none: [B, H, 0]), both float32."""
+    inputs = HeadStatsInputs(*arguments)
+    q, k, lse, num_classes, num_patches, scale, column_means, tokens, patches = inputs
+    assert lse is not None
     batch, heads, count, dim = q.shape
     rows = torch.empty(batch, heads, num_classes, num_patches, dtype=torch.float32, device=q.device)
     means = rows.new_empty(batch, heads, num_patches if column_means else 0)
@@ -139,20 +122,11 @@ def attention_stats(
 
 
 @attention_stats.register_fake
-def _(
-    q: Tensor,
-    k: Tensor,
-    lse: Tensor,
-    num_classes: int,
-    num_patches: int,
-    scale: float,
-    column_means: bool,
-    tokens: list[int] | None = None,
-    patches: list[int] | None = None,
-) -> tuple[Tensor, Tensor]:
-    batch, heads = q.shape[:2]
-    rows = q.new_empty(batch, heads, num_classes, num_patches, dtype=torch.float32)
-    return rows, rows.new_empty(batch, heads, num_patches if column_means else 0)
+def _(*arguments: Any) -> tuple[Tensor, Tensor]:
+    inputs = HeadStatsInputs(*arguments)
+    maps, patches = inputs.q.shape[:2], inputs.num_patches
+    rows = inputs.q.new_empty(*maps, inputs.num_classes, patches, dtype=torch.float32)
+    return rows, rows.new_empty(*maps, patches if inputs.column_means else 0)
 
 
 @triton.jit

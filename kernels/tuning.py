@@ -57,13 +57,13 @@ def best_config(
     source = Path(kernel.fn.__code__.co_filename)
     table = _table(table_path(source, torch.cuda.get_device_name(device)))
     key = (kernel.fn.__name__, *key)
-    found = table.get(key, configs)
-    if found is None:
+    best = table.get(key, configs)
+    if best is None:
         if torch.cuda.is_current_stream_capturing():
             return configs[0]
-        found = fastest(configs, lambda config: _milliseconds(lambda: launch(config)))
-        table.put(key, found)
-    return found
+        best = fastest(configs, lambda config: _milliseconds(lambda: launch(config)))
+        table.put(key, best)
+    return best
 
 
 def bucket(size: int) -> int:
@@ -92,18 +92,18 @@ class ConfigTable:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.found: dict[str, Config] = self._read()
+        self.configs: dict[str, Config] = self._read()
 
     def get(self, key: Sequence[int | str], configs: Sequence[Config]) -> Config | None:
         """The stored configuration, if it is still among the candidates."""
-        found = self.found.get(_joined(key))
-        return found if found in configs else None
+        config = self.configs.get(_joined(key))
+        return config if config in configs else None
 
     def put(self, key: Sequence[int | str], config: Config) -> None:
         """Remember, keeping what other processes have stored meanwhile."""
-        self.found = {**self._read(), **self.found, _joined(key): dict(config)}
+        self.configs = {**self._read(), **self.configs, _joined(key): dict(config)}
         try:
-            text = json.dumps(self.found, indent=1, sort_keys=True)
+            text = json.dumps(self.configs, indent=1, sort_keys=True)
             write_bytes(self.path, text.encode(), durable=False)
         except OSError as error:
             _warn_once(f"kernel configurations cannot be kept in {self.path}: {error}")

@@ -18,7 +18,7 @@ if not torch.cuda.is_available():
 os.environ.setdefault("WEAKTR_TUNE", "0")  # on a GPU, every shape of every test would be measured
 
 from tests.native import emulation as native_emulation
-from weaktr.ops.registry import ENVIRONMENT_VARIABLE, REGISTRY, report
+from weaktr.ops.registry import ENVIRONMENT_VARIABLE, OPS, report
 
 #: Comma-separated backends whose absence is a failure instead of a skip (set in CI).
 REQUIRED_BACKENDS = "WEAKTR_TEST_REQUIRE"
@@ -27,7 +27,8 @@ REQUIRED_BACKENDS = "WEAKTR_TEST_REQUIRE"
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """`backend`: every registered backend of the test module's `OP`; `device`: what is here."""
     if "backend" in metafunc.fixturenames:
-        metafunc.parametrize("backend", REGISTRY[metafunc.module.OP], indirect=True)
+        names = [backend.name for backend in OPS[metafunc.module.OP].backends]
+        metafunc.parametrize("backend", names, indirect=True)
     if "device" in metafunc.fixturenames:
         devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
         metafunc.parametrize("device", devices)

@@ -47,20 +47,21 @@ def compile_only(compiled: set[str]) -> None:
 
 def attention_kernels(dtype: torch.dtype, dim: int) -> None:
     """Every variant of the kernels on attention maps, with their first configuration."""
-    from weaktr.kernels import attention, common, fuse_heads, head_stats
+    from weaktr.kernels import attention, common
+    from weaktr.kernels.fuse_heads import FuseHeadsInputs, fuse_heads_triton
+    from weaktr.kernels.head_stats import HeadStatsInputs, head_stats_triton
 
     for name in ("CONFIGS", "EXACT_CONFIGS"):
         setattr(common, name, getattr(common, name)[:1])
     q, k, v = torch.zeros(3, 1, 2, 40, dim, dtype=dtype)
     attention.in_one_launch(q, k, v, 3, 37, common.configs_of(q)[0])
-    sizes = {"num_classes": 3, "num_patches": 37, "scale": 0.1}
-    layouts = ({}, {"tokens": [40], "patches": [37]})
+    layouts = ((), ([40], [37]))
     for column_means, layout in product((True, False), layouts):
-        head_stats.head_stats_triton(q, k, lse=None, column_means=column_means, **sizes, **layout)
+        head_stats_triton(HeadStatsInputs(q, k, None, 3, 37, 0.1, column_means, *layout))
     lse, weights, values = torch.zeros(1, 2, 40), torch.zeros(1, 2), torch.zeros(1, 37, 5)
     for layout in layouts:
         tensors = [t.requires_grad_() for t in (weights, values)]
-        fine = fuse_heads.fuse_heads_triton(q, k, lse, *tensors, scale=0.1, **layout)
+        fine = fuse_heads_triton(FuseHeadsInputs(q, k, lse, *tensors, 0.1, *layout))
         fine.sum().backward()
 
 

@@ -11,10 +11,11 @@ import sys
 
 import torch
 
-from weaktr.kernels import attention, clipped_cross_entropy, common, head_stats
+from weaktr.kernels import attention, clipped_cross_entropy, common
 from weaktr.ops.clipped_cross_entropy import clipped_cross_entropy as loss_of
 from weaktr.ops.fuse_heads import fuse_heads as fused
 from weaktr.ops.fuse_heads import fuse_heads_packed
+from weaktr.ops.head_stats import head_stats, head_stats_packed
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CLASSES, PATCHES, WIDTH = 5, 71, 24
@@ -27,30 +28,16 @@ def attention_kernels(dtype: torch.dtype) -> list[torch.Tensor]:
     attended = attention.in_one_launch(q, k, v, CLASSES, PATCHES, common.configs_of(q)[0])
     weights = torch.rand(2, 3, device=DEVICE, requires_grad=True)
     values = torch.rand(2, PATCHES, 3, device=DEVICE, requires_grad=True)
-    settings = {"num_classes": CLASSES, "num_patches": PATCHES, "scale": 0.2}
-    stats = [
-        head_stats.head_stats_triton(q, k, lse=None, column_means=means, **settings)
-        for means in (True, False)
-    ]
+    settings = {"num_classes": CLASSES, "num_patches": PATCHES, "backend": "triton"}
+    stats = [head_stats(q, k, column_means=means, **settings) for means in (True, False)]
     fine = fused(q, k, stats[0].lse, weights, values, backend="triton")
 
     tokens, patches = (sum(PACKED[name]) for name in ("tokens", "patches"))
     q, k = torch.randn(2, 3, tokens, WIDTH, dtype=dtype, device=DEVICE)
-    packed = head_stats.head_stats_triton(
-        q[None],
-        k[None],
-        lse=None,
-        column_means=True,
-        num_classes=3,
-        num_patches=patches,
-        scale=0.2,
-        **PACKED,
-    )
+    packed = head_stats_packed(q, k, num_classes=2, backend="triton", **PACKED)
     weights_of = torch.rand(3, 3, device=DEVICE, requires_grad=True)
     values_of = torch.rand(patches, 2, device=DEVICE, requires_grad=True)
-    fine_of = fuse_heads_packed(
-        q, k, packed.lse[0], weights_of, values_of, backend="triton", **PACKED
-    )
+    fine_of = fuse_heads_packed(q, k, packed.lse, weights_of, values_of, backend="triton", **PACKED)
     (fine.sum() + fine_of.sum()).backward()
     gradients = [x.grad for x in (weights, values, weights_of, values_of)]
     found = (*attended, *stats[0], *packed, fine, fine_of, *gradients)

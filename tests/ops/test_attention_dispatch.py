@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -14,8 +15,8 @@ from tests.models import small
 from tests.models.test_families import CAM, TINY
 from tests.tolerances import assert_close, assert_golden
 from weaktr.ops import registry as backends
-from weaktr.ops.attention import chosen_attention, softmax_attention
-from weaktr.ops.registry import BackendUnavailable
+from weaktr.ops.attention import OP, chosen_attention, softmax_attention
+from weaktr.ops.registry import OPS, Backend, BackendUnavailable
 
 NAME = "weaktr.ops.attention.xformers"
 LENGTHS = (5, 5, 3, 9, 9, 9, 1)
@@ -54,7 +55,9 @@ def xformers(monkeypatch):
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.delitem(sys.modules, NAME, raising=False)
     backends._missing.cache_clear()
-    monkeypatch.setattr(importlib.import_module(NAME), "refusal", lambda *_, **__: "")
+    others = [backend for backend in OP.backends if backend.name != "xformers"]
+    anywhere = replace(OP, backends=(*others, Backend("xformers", NAME, auto=False)))
+    monkeypatch.setitem(OPS, "attention", anywhere)
     yield calls
     backends._missing.cache_clear()
     sys.modules.pop(NAME, None)
@@ -125,7 +128,8 @@ def test_without_xformers_it_says_so():
 
 
 def test_tensors_elsewhere_are_refused(xformers, monkeypatch):
-    module = importlib.reload(sys.modules[NAME])
-    assert module.refusal("cuda") == ""
-    with pytest.raises(BackendUnavailable, match=r"xformers runs on CUDA tensors, got cpu; leave"):
+    monkeypatch.setitem(OPS, "attention", OP)
+    assert OP.choice("cuda", "xformers", OP.usual)[0].name == "xformers"
+    assert "xformers" not in OP.choice("cuda", "auto", OP.usual)[1]
+    with pytest.raises(BackendUnavailable, match=r"it runs on CUDA tensors, got cpu; leave"):
         softmax_attention(*tensors(4), attention="xformers")

@@ -23,8 +23,7 @@ from tests.ops.attention import (
 )
 from tests.tolerances import GOLDEN_RELATIVE, assert_golden
 from weaktr.models import cam as cam_module
-from weaktr.ops import registry as backends
-from weaktr.ops.attention import softmax_attention
+from weaktr.ops.attention import OP, empty_results, softmax_attention
 from weaktr.ops.registry import BackendUnavailable
 
 WAYS = ("separately", "in_one_launch")
@@ -183,7 +182,7 @@ def clock(kernels, monkeypatch, tmp_path):
     def stub(name):
         def run(q, k, v, classes, patches, *_):
             ran.append(name)
-            return tuple(x.zero_() for x in kernels._empty(q, classes, patches))
+            return tuple(x.zero_() for x in empty_results(q, classes, patches))
 
         return run
 
@@ -257,11 +256,12 @@ def test_all_else_is_left_to_pytorch(dtype, width, asked, kernels, monkeypatch):
 def test_it_is_first_on_cuda_and_nothing_is_passed_over(kernels):
     for dtype, dropout in itertools.product((torch.float16, torch.float64), (False, True)):
         facts = {"dtype": dtype, "head_dim": 136, "dropout": dropout}
-        assert backends._search("attention", "cuda", "auto", facts) == ("triton", {})
+        backend, passed_over = OP.choice("cuda", "auto", facts)
+        assert (backend.name, passed_over) == ("triton", {})
 
 
 def test_cpu_tensors_are_refused_unless_interpreted(kernels, monkeypatch):
-    monkeypatch.setattr(import_module("weaktr.kernels.common"), "INTERPRETED", False)
+    monkeypatch.setattr(import_module("weaktr.kernels"), "INTERPRETED", False)
     q = torch.zeros(1, 2, 12, 16)
     with pytest.raises(BackendUnavailable, match=r"CUDA tensors, got cpu; set TRITON_INTERPRET=1"):
         softmax_attention(q, q, q, attention="triton")

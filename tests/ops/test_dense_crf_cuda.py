@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,8 +15,8 @@ from tests.ops.crf_reference import KERNELS, random_problem
 from tests.ops.test_dense_crf import CASES, stored_case
 from tests.tolerances import CRF_LABEL_AGREEMENT, assert_close
 from weaktr.ops import dense_crf, dense_crf_labels
-from weaktr.ops.dense_crf.problem import NORMALIZATIONS, LabelMap, Pairwise, Problem
-from weaktr.ops.registry import REGISTRY, report
+from weaktr.ops.dense_crf.problem import NORMALIZATIONS, LabelMap, Pairwise, Problem, as_dict
+from weaktr.ops.registry import OPS, Backend, report
 
 _native = pytest.importorskip("weaktr._native", reason="the extension is not built")
 native = importlib.import_module("weaktr.ops.dense_crf.cpu")
@@ -29,7 +30,7 @@ def dense_crf_emulated(
     problems, *, iterations, num_threads=1, output="marginals", deterministic=True, seed=1
 ):
     """A backend of `dense_crf`; `seed`: of the order in which blocks and threads run."""
-    dicts = [native._as_dict(problem) for problem in problems]
+    dicts = [as_dict(problem, native.as_array) for problem in problems]
     for given, problem in zip(dicts, problems, strict=True):
         if output != "marginals":
             given["argmax"] = np.full(problem.shape, 77, dtype=np.uint8)
@@ -47,12 +48,13 @@ def dense_crf_emulated_fast(problems, **arguments):
 
 @pytest.fixture(autouse=True)
 def _emulations(emulation, monkeypatch):
-    for name in ("dense_crf_emulated", "dense_crf_emulated_fast"):
-        monkeypatch.setitem(REGISTRY["dense_crf"], name, f"{__name__}:{name}")
+    op = OPS["dense_crf"]
+    emulations = [Backend(name, __name__, auto=False) for name in ("emulated", "emulated_fast")]
+    monkeypatch.setitem(OPS, "dense_crf", replace(op, backends=(*op.backends, *emulations)))
 
 
 def backend_of(deterministic):
-    return "dense_crf_emulated" if deterministic else "dense_crf_emulated_fast"
+    return "emulated" if deterministic else "emulated_fast"
 
 
 def mixed_batch():
@@ -111,7 +113,7 @@ def test_emulated_padding(size):
     """The vertices of the padding exist where the number of pixels is no multiple of four."""
     image, unary = random_problem(*size)
     kernels = {"gaussian": (0.7, 3), "bilateral": (3, 120, 3)}
-    found = dense_crf(image, unary, **kernels, backend="dense_crf_emulated")
+    found = dense_crf(image, unary, **kernels, backend="emulated")
     expected = dense_crf(image, unary, **kernels, backend="torch")
     assert_close(torch.from_numpy(found), torch.from_numpy(expected), "crf_marginals")
 
@@ -123,7 +125,7 @@ def test_emulated_padding(size):
 )
 def test_emulated_kernels_left_out(kernels):
     image, unary = random_problem()
-    found = dense_crf(image, unary, **kernels, backend="dense_crf_emulated")
+    found = dense_crf(image, unary, **kernels, backend="emulated")
     expected = dense_crf(image, unary, **kernels, backend="torch")
     assert_close(torch.from_numpy(found), torch.from_numpy(expected), "crf_marginals")
 

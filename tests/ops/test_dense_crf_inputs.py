@@ -13,8 +13,7 @@ from tests.ops.crf_reference import (
 )
 from tests.tolerances import assert_close
 from weaktr.ops import dense_crf
-from weaktr.ops.dense_crf.problem import Problem
-from weaktr.ops.registry import BackendUnavailable
+from weaktr.ops.registry import OPS, BackendUnavailable
 
 OP = "dense_crf"
 IMAGE, UNARY = random_problem()
@@ -242,7 +241,6 @@ def test_coordinates_that_float32_does_not_count(backend):
 
 
 def test_cpu_backend_refuses_other_devices():
-    native = pytest.importorskip("weaktr.ops.dense_crf.cpu", exc_type=ImportError)
-    problem = Problem((6, 9), None, torch.zeros(3, 6, 9, device="meta"), [])
+    pytest.importorskip("weaktr.ops.dense_crf.cpu", exc_type=ImportError)
     with pytest.raises(BackendUnavailable, match=r"backend .cpu. of dense_crf .* got meta"):
-        native.dense_crf_cpu([problem], iterations=1, num_threads=1)
+        OPS[OP].pick("meta", "cpu")

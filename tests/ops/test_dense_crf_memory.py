@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from weaktr.ops.registry import BackendUnavailable, pick
+from weaktr.ops.dense_crf import OP
+from weaktr.ops.registry import BackendUnavailable
 
-OP = "dense_crf"
 #: An address space of 3 GiB; first more than that is asked for, then little.
 SCRIPT = """
 import resource
@@ -33,7 +33,7 @@ print("then:", labels(8, 9).shape)
 
 def test_too_large_an_image_is_an_error_and_not_the_end():
     try:
-        pick(OP, "cpu", "cpu")
+        OP.pick("cpu", "cpu")
     except BackendUnavailable as error:
         pytest.skip(str(error))
     command = [sys.executable, "-c", SCRIPT]

@@ -19,7 +19,7 @@ from tests.ops.attention import (
 )
 from tests.tolerances import assert_close
 from weaktr.ops import fuse_heads, fuse_heads_packed, head_stats
-from weaktr.ops.registry import BackendUnavailable, pick
+from weaktr.ops.registry import OPS, BackendUnavailable
 
 OP = "fuse_heads"
 
@@ -194,7 +194,7 @@ def test_definition_has_exact_gradients():
 def test_torch_backend_does_not_depend_on_the_chunk(monkeypatch):
     tensors = inputs(2, 3, 4, 37, 16, 3, "torch")
     whole = fuse_heads(*tensors, backend="torch")
-    monkeypatch.setattr(import_module("weaktr.ops.attention_tiles"), "CHUNK_BYTES", 1)
+    monkeypatch.setattr(import_module("weaktr.ops.attention_maps"), "CHUNK_BYTES", 1)
     assert_close(fuse_heads(*tensors, backend="torch"), whole, "float64")
 
 
@@ -276,9 +276,9 @@ def test_operators_are_registered_as_torch_wants_them(kernels, packed):
         *maps, weights, values = inputs(1, 2, 1, 5, 16, 3, "triton")
     leaves = (weights.requires_grad_(), values.requires_grad_())
     torch.library.opcheck(kernels.fuse_op, (*maps, *leaves, 0.25, *sizes))
-    detached = [x.detach() for x in (values, *maps, *leaves)]
+    gradient, *given = (x.detach() for x in (values, *maps, *leaves))
     for needed in ([True, True], [False, True], [True, False]):
-        torch.library.opcheck(kernels.fuse_backward_op, (*detached, 0.25, *sizes, needed))
+        torch.library.opcheck(kernels.fuse_backward_op, (gradient, needed, *given, 0.25, *sizes))
 
 
 def test_what_kernels_do_not_take_is_refused(kernels):
@@ -288,7 +288,8 @@ def test_what_kernels_do_not_take_is_refused(kernels):
 
 
 def test_auto_takes_triton_for_cuda_tensors_only(kernels):
-    facts = {"dtypes": (torch.float32,), "head_dim": 64}
-    assert pick(OP, "cuda", **facts) is kernels.fuse_heads_triton
-    assert pick(OP, "cpu", **facts) is not kernels.fuse_heads_triton
-    assert pick(OP, "cuda", dtypes=(torch.float64,)).__name__ == "fuse_heads_torch"
+    pick, facts = OPS[OP].pick, {"dtypes": (torch.float32,), "head_dim": 64}
+    assert pick("cuda", **facts) is kernels.fuse_heads_triton
+    assert pick("cpu", **facts) is not kernels.fuse_heads_triton
+    wide = facts | {"dtypes": (torch.float64,)}
+    assert pick("cuda", **wide).__name__ == "fuse_heads_torch"

@@ -147,7 +147,7 @@ def test_torch_compile_takes_it_whole(backend):
 def test_torch_backend_does_not_depend_on_the_chunk(monkeypatch):
     q, k = attention_inputs(2, 3, 4, 37, 16)
     whole = head_stats(q, k, num_classes=4, num_patches=37, backend="torch")
-    monkeypatch.setattr(import_module("weaktr.ops.attention_tiles"), "CHUNK_BYTES", 1)
+    monkeypatch.setattr(import_module("weaktr.ops.attention_maps"), "CHUNK_BYTES", 1)
     small = head_stats(q, k, num_classes=4, num_patches=37, backend="torch")
     assert_close(small.class_rows, whole.class_rows, "float64")
     assert_close(small.column_means, whole.column_means, "float64")
@@ -225,7 +225,7 @@ def test_what_kernels_do_not_take_is_refused(kernels, shape, dtype, reason):
 
 
 def test_cpu_tensors_are_refused_unless_interpreted(kernels, monkeypatch):
-    monkeypatch.setattr(import_module("weaktr.kernels.common"), "INTERPRETED", False)
+    monkeypatch.setattr(import_module("weaktr.kernels"), "INTERPRETED", False)
     q = torch.zeros(1, 2, 12, 16)
     with pytest.raises(BackendUnavailable, match=r"CUDA tensors, got cpu; set TRITON_INTERPRET=1"):
         head_stats(q, q, num_classes=3, num_patches=9, backend="triton")

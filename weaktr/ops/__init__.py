@@ -1,5 +1,6 @@
 """Hot operations: argument checks, dispatch and the plain-PyTorch definition of each."""
 
+from weaktr.ops.attention import softmax_attention
 from weaktr.ops.clipped_cross_entropy import ClippedLoss, clipped_cross_entropy
 from weaktr.ops.confusion import confusion
 from weaktr.ops.dense_crf import dense_crf, dense_crf_labels
@@ -18,6 +19,7 @@ __all__ = [
     "fuse_heads_packed",
     "head_stats",
     "head_stats_packed",
+    "softmax_attention",
     "unary_from_labels",
     "unary_from_probabilities",
 ]

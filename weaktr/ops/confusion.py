@@ -11,7 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from weaktr.ops.registry import pick
+from weaktr.ops.registry import Backend, Op, register
+
+OP = register(Op("confusion", backends=(Backend("torch", "weaktr.ops.confusion"),)))
 
 
 def confusion(
@@ -48,14 +50,13 @@ def confusion(
             f"prediction: expected shape {tuple(truth.shape)} on {truth.device} like truth, "
             f"got {tuple(prediction.shape)} on {prediction.device}"
         )
-    counts: Tensor = pick("confusion", truth.device, backend)(
-        prediction, truth, num_labels, ignore_index=ignore_index
-    )
+    run = OP.pick(truth.device, backend)
+    counts: Tensor = run(prediction, truth, num_labels, ignore_index)
     return counts
 
 
 def confusion_torch(
-    prediction: Tensor, truth: Tensor, num_labels: int, *, ignore_index: int
+    prediction: Tensor, truth: Tensor, num_labels: int, ignore_index: int
 ) -> Tensor:
     """The definition: one `bincount` over truth · L + prediction."""
     counted = truth != ignore_index

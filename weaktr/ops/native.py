@@ -1,8 +1,8 @@
 """Between torch and the compiled ops: its threads and its memory.
 
 PyTorch's OpenMP threads keep their cores busy for a while after each op. A compiled op that came
-next with threads of its own would share the cores with them (on two cores that took twice as long),
-so that importing this makes them run on torch's.
+next with threads of its own would share the cores with them; on two cores it took twice as long.
+Importing this makes compiled ops run on torch's threads.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ def openmp_of_torch() -> int:
     """Address of ``GOMP_parallel`` in the OpenMP runtime that torch is linked with, or 0."""
     for library in Path(torch.__file__).parent.glob("lib/libtorch_cpu.*"):
         try:
-            found = ctypes.CDLL(str(library)).GOMP_parallel  # looks in what it is linked with too
+            parallel = ctypes.CDLL(str(library)).GOMP_parallel  # or of what it is linked with
         except (OSError, AttributeError):
             continue
-        return ctypes.cast(found, ctypes.c_void_p).value or 0
+        return ctypes.cast(parallel, ctypes.c_void_p).value or 0
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What is being done with a model while it runs: computed, compiled or exported."""
+"""Whether a model is run or exported."""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from weaktr.ops.dense_crf import OP
 from weaktr.ops.dense_crf.checks import (
     check_energies,
     checked_iterations,
@@ -35,7 +36,6 @@ from weaktr.ops.dense_crf.problem import (
     Problem,
     image_features,
 )
-from weaktr.ops.registry import pick
 from weaktr.pydensecrf.eigen import Float32, float32
 
 
@@ -203,7 +203,7 @@ class DenseCRF:
 
     def inference(self, niter: int) -> Float32:
         """Marginals after `niter` mean-field steps: float32 [L, N]."""
-        run = pick("dense_crf", "cpu")
+        run = OP.pick("cpu")
         with torch.no_grad():
             ((marginals,),) = run(
                 [self._problem()],

@@ -16,14 +16,35 @@ import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from weaktr.ops.head_stats import HeadStats
-from weaktr.ops.registry import pick
+from weaktr.ops.registry import Backend, Op, Triton, register
 from weaktr.ops.tracing import is_exporting
 
+OP = register(
+    Op(
+        "attention",
+        backends=(
+            Triton("weaktr.kernels.attention"),
+            Backend("cpu", "weaktr.ops.attention.cpu", devices=("cpu",)),
+            Backend("torch", "weaktr.ops.attention.definition"),
+            Backend(
+                "xformers",
+                "weaktr.ops.attention.xformers",
+                devices=("cuda",),
+                auto=False,
+                advice="leave attention at 'auto'",
+            ),
+        ),
+        usual={"dtype": torch.float32, "head_dim": 64, "dropout": False},
+        lenient=True,
+    )
+)
+
 ENVIRONMENT_VARIABLE = "WEAKTR_ATTENTION"
-#: What it is called by a user -> the backend of op "attention" (`weaktr.ops.registry.REGISTRY`).
+#: What it is called by a user -> the backend of `OP`.
 ATTENTIONS = {
     "auto": "auto",
     "cpu": "cpu",
@@ -35,12 +56,29 @@ ATTENTIONS = {
 Statistics = tuple[int, int]
 
 
+class AttentionInputs(NamedTuple):
+    """What the backends take; see `softmax_attention`."""
+
+    q: Tensor  #: [B, H, N, d], of any strides
+    k: Tensor  #: [B, H, N, d]
+    v: Tensor  #: [B, H, N, d]
+    dropout: float  #: probability that a weight is dropped
+    with_lse: bool  #: whether the log-sum-exp of the rows is wanted
+    lengths: Sequence[int] | None  #: tokens of each packed image; B is 1 then
+    statistics: Statistics | None  #: wanted of images that are not packed
+
+
 class Attended(NamedTuple):
     """What `softmax_attention` returns."""
 
     out: Tensor  #: [B, H, N, d]
     lse: Tensor | None  #: [B, H, N] without gradient, float32 or wider
     stats: HeadStats | None = None  #: without gradient
+
+
+#: Of torch's operators: out [B, H, N, d], lse [B, H, N], class rows [B, H, C, P], column means
+#: [B, H, P], all but the first in float32.
+Results = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def chosen_attention(attention: str | None = None) -> str:
@@ -74,10 +112,10 @@ def softmax_attention(
     Args:
         q, k, v: [B, H, N, d], N >= 1.
         dropout: probability that an attention weight is dropped.
-        with_lse: whether the log-sum-exp of the rows is of use.
+        with_lse: whether the log-sum-exp of the rows is wanted.
         lengths: tokens of each of several images, packed into one sequence (B is 1); each attends
             to itself alone.
-        statistics: (C, P) whose `head_stats` are of use; not together with `lengths`.
+        statistics: (C, P) whose `head_stats` are wanted; not together with `lengths`.
         attention: one of `ATTENTIONS`.
 
     Returns:
@@ -90,8 +128,15 @@ def softmax_attention(
     if attention == "auto" and is_exporting():
         attention = "sdpa"  # exporters know the public function alone
     facts = {"dtype": q.dtype, "head_dim": q.shape[-1], "dropout": dropout > 0}
-    run = pick("attention", q.device, ATTENTIONS[attention], **facts)
-    attended: Attended = run(
-        *(q, k, v), dropout=dropout, with_lse=with_lse, lengths=lengths, statistics=statistics
-    )
+    run = OP.pick(q.device, ATTENTIONS[attention], **facts)
+    attended: Attended = run(AttentionInputs(q, k, v, dropout, with_lse, lengths, statistics))
     return attended
+
+
+def empty_results(q: Tensor, classes: int, patches: int) -> Results:
+    """Room for `Results` of q [B, H, N, d]; the output lies as SDPA's does, heads behind tokens."""
+    batch, heads, tokens, dim = q.shape
+    out = q.new_empty(batch, tokens, heads, dim).transpose(1, 2)
+    sizes = [(tokens,), (classes, patches), (patches,)]
+    lse, rows, means = (q.new_empty(batch, heads, *s, dtype=torch.float32) for s in sizes)
+    return out, lse, rows, means

@@ -9,21 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from weaktr.ops.attention import Attended, Statistics
+from weaktr.ops.attention import Attended, AttentionInputs
 from weaktr.ops.attention.sdpa import attend_by, kernel_of
 
 
-def attention_torch(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    dropout: float,
-    with_lse: bool,
-    lengths: Sequence[int] | None,
-    statistics: Statistics | None = None,
-) -> Attended:
+def attention_torch(inputs: AttentionInputs) -> Attended:
     """`softmax_attention` by SDPA; statistics never."""
+    q, k, v, dropout, with_lse, lengths, _ = inputs
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Attended:
         kernel = kernel_of(q, k, v, dropout) if with_lse else ""

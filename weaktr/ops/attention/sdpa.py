@@ -126,23 +126,23 @@ def gradients_by(
     given, tokens = (gradient, q, k, v), q.shape[2]
     if kernel == "cpu":
         backward = aten._scaled_dot_product_flash_attention_for_cpu_backward
-        found = backward(*given, out, lse, 0.0, False)
+        gradients = backward(*given, out, lse, 0.0, False)
     elif kernel == "efficient":
         rows = F.pad(lse, (0, -tokens % ROWS_OF_EFFICIENT), value=math.inf)
         backward = aten._scaled_dot_product_efficient_attention_backward
         needed = [True, True, True, False]
-        found = backward(*given, None, out, rows, *_no_dropout(q), 0.0, needed)
+        gradients = backward(*given, None, out, rows, *_no_dropout(q), 0.0, needed)
     elif kernel == "flash":
         packing = (None, None, tokens, tokens)
         backward = aten._scaled_dot_product_flash_attention_backward
-        found = backward(*given, out, lse, *packing, 0.0, False, *_no_dropout(q))
+        gradients = backward(*given, out, lse, *packing, 0.0, False, *_no_dropout(q))
     else:
         packing = (None, None, tokens, tokens)
         backward = aten._scaled_dot_product_cudnn_attention_backward
-        found = backward(
+        gradients = backward(
             *(*given, out, lse[..., None], *_no_dropout(q), None, *packing, 0.0, False)
         )
-    return found[0], found[1], found[2]
+    return gradients[0], gradients[1], gradients[2]
 
 
 def _no_dropout(q: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,28 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from weaktr.ops.registry import pick
+from weaktr.ops.registry import Backend, Op, Triton, register
+
+OP = register(
+    Op(
+        "clipped_cross_entropy",
+        backends=(
+            Triton("weaktr.kernels.clipped_cross_entropy"),
+            Backend("torch", "weaktr.ops.clipped_cross_entropy.definition"),
+        ),
+        usual={"num_labels": 21, "enlarging": 16.0},
+    )
+)
+
+
+class ClippedLossInputs(NamedTuple):
+    """What the backends take, checked; see `clipped_cross_entropy`."""
+
+    logits: Tensor  #: [B, L, h, w] floating point, of any strides
+    labels: Tensor  #: [B, H, W] uint8 or int64, of any strides
+    patch_size: int  #: side of a tile, pixels of the labels
+    start_value: float  #: largest mean loss with which clipping is active, nats
+    ignore_index: int  #: label without loss
 
 
 class ClippedLoss(NamedTuple):
@@ -64,21 +85,12 @@ def clipped_cross_entropy(
         BackendUnavailable: `backend` was named and cannot run, or takes no such inputs.
     """
     _check(logits, labels, patch_size, ignore_index)
-    run = pick(
-        "clipped_cross_entropy",
-        logits.device,
-        backend,
-        num_labels=logits.shape[1],
-        enlarging=labels.shape[2] / logits.shape[3],
+    facts = {"num_labels": logits.shape[1], "enlarging": labels.shape[2] / logits.shape[3]}
+    run = OP.pick(logits.device, backend, **facts)
+    loss: ClippedLoss = run(
+        ClippedLossInputs(logits, labels, patch_size, start_value, ignore_index)
     )
-    result: ClippedLoss = run(
-        logits,
-        labels,
-        patch_size=patch_size,
-        start_value=start_value,
-        ignore_index=ignore_index,
-    )
-    return result
+    return loss
 
 
 def _check(logits: Tensor, labels: Tensor, patch_size: int, ignore_index: int) -> None:

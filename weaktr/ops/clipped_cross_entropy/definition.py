@@ -6,16 +6,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from weaktr.ops.attention_inputs import full_precision
-from weaktr.ops.clipped_cross_entropy import ClippedLoss
+from weaktr.ops.clipped_cross_entropy import ClippedLoss, ClippedLossInputs
 from weaktr.ops.clipped_cross_entropy.tiles import TiledCrossEntropy, worth_tiling
 
 
-def clipped_cross_entropy_torch(
-    logits: Tensor, labels: Tensor, *, patch_size: int, start_value: float, ignore_index: int
-) -> ClippedLoss:
+def clipped_cross_entropy_torch(inputs: ClippedLossInputs) -> ClippedLoss:
     """The formula in PyTorch; on the CPU tile by tile where that is faster, same results."""
-    logits = full_precision(logits)
+    logits, labels, patch_size, start_value, ignore_index = inputs
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     tiled = logits.device.type == "cpu" and not torch.compiler.is_compiling()
     if tiled and worth_tiling(logits, labels):
         losses: Tensor = TiledCrossEntropy.apply(logits, labels, ignore_index)
@@ -49,8 +47,8 @@ def clip_threshold(loss_map: Tensor, patch_size: int) -> Tensor:
     """Largest loss that keeps its gradient: [B, H, W] -> [H, W], max(tile mean, batch mean)."""
     image = loss_map.mean(0)
     height, width = image.shape
-    kernel = (min(patch_size, height), min(patch_size, width))
-    tiles = F.avg_pool2d(image[None], kernel, ceil_mode=True)[0]
+    tile = (min(patch_size, height), min(patch_size, width))
+    tiles = F.avg_pool2d(image[None], tile, ceil_mode=True)[0]
     rows = torch.arange(height, device=image.device) // patch_size
     columns = torch.arange(width, device=image.device) // patch_size
     return torch.maximum(tiles[rows[:, None], columns], loss_map.mean())

@@ -184,12 +184,12 @@ def bands(source: int, output: int, step: int, dtype: torch.dtype) -> list[Band]
         return [Band(part, part, None) for part in parts]
     basis = torch.eye(source, dtype=dtype)[None]
     weights = F.interpolate(basis, output, mode="linear", align_corners=False)[0].T
-    found = []
+    cut = []
     for part in parts:
         used = weights[part].any(0).nonzero()
         window = slice(int(used[0]), int(used[-1]) + 1)
-        found.append(Band(part, window, weights[part, window].contiguous()))
-    return found
+        cut.append(Band(part, window, weights[part, window].contiguous()))
+    return cut
 
 
 def enlarge(scaled: Tensor, tile: Tile) -> Tensor:

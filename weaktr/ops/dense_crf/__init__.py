@@ -32,31 +32,20 @@ from weaktr.ops.dense_crf.checks import (
     make_problems,
     shared_kernels,
 )
-from weaktr.ops.dense_crf.problem import (
-    Images,
-    Kernels,
-    Maps,
-    Normalization,
-    Output,
-    Problem,
-)
-from weaktr.ops.dense_crf.problem import (
-    LabelMap as LabelMap,
-)
-from weaktr.ops.dense_crf.problem import (
-    Pairwise as Pairwise,
-)
-from weaktr.ops.dense_crf.problem import (
-    divided as divided,
-)
-from weaktr.ops.dense_crf.problem import (
-    grid_positions as grid_positions,
-)
-from weaktr.ops.dense_crf.problem import (
-    image_features as image_features,
-)
+from weaktr.ops.dense_crf.problem import Images, Kernels, Maps, Normalization, Output, Problem
 from weaktr.ops.dense_crf.unaries import label_map
-from weaktr.ops.registry import pick
+from weaktr.ops.registry import Backend, Op, register
+
+OP = register(
+    Op(
+        "dense_crf",
+        backends=(
+            Backend("cuda", "weaktr.ops.dense_crf.cuda", devices=("cuda",)),
+            Backend("cpu", "weaktr.ops.dense_crf.cpu", devices=("cpu",)),
+            Backend("torch", "weaktr.ops.dense_crf.definition"),
+        ),
+    )
+)
 
 
 def dense_crf(
@@ -187,10 +176,10 @@ def dense_crf_labels(
     )
     output: Output = "labels+confidence" if confidence else "labels"
     solved = _solve(problems, labels, output, iterations, num_threads, backend)
-    found: Any = [_like(list(maps), labels) for maps in zip(*solved, strict=True)]
+    results: Any = [_like(list(maps), labels) for maps in zip(*solved, strict=True)]
     if not solved:
-        found = [[], []]
-    return (found[0], found[1]) if confidence else found[0]
+        results = [[], []]
+    return (results[0], results[1]) if confidence else results[0]
 
 
 def release_memory() -> None:
@@ -224,7 +213,7 @@ def _solve(
         if problem.device != device:
             raise ValueError(f"image {index}: expected on {device}, got {problem.device}")
     check_energies([problem.unary for problem in problems], given)
-    run = pick("dense_crf", device, backend)
+    run = OP.pick(device, backend)
     threads = num_threads or torch.get_num_threads()
     with torch.no_grad():
         solved: list[tuple[Tensor, ...]] = run(
@@ -236,8 +225,8 @@ def _solve(
 def _like(maps: list[Tensor], given: object) -> Any:
     """Arrays where arrays were given, a list where a list was given."""
     listed = given if isinstance(given, list) else [given]
-    found = [
+    results = [
         tensor.numpy() if isinstance(one, np.ndarray) else tensor
         for tensor, one in zip(maps, listed, strict=True)
     ]
-    return found if isinstance(given, list) else found[0]
+    return results if isinstance(given, list) else results[0]

@@ -64,8 +64,8 @@ def make_problems(
         image, features, more: one or a list, like `maps`.
     """
     problems = []
-    rows = _rows(maps, image=image, features=features, **more)
-    for index, (given, pixels, own, *rest) in enumerate(rows):
+    images = _by_image(maps, image=image, features=features, **more)
+    for index, (given, pixels, own, *rest) in enumerate(images):
         with _naming(index, maps):
             settings = [*shared, *kernel_settings("features", own, normalization)]
             problems.append(_problem(energies(given, *rest), pixels, settings))
@@ -208,7 +208,7 @@ def wrong_numbers(values: Sequence[Tensor]) -> tuple[int, int] | None:
     return None
 
 
-def _rows(leading: Any, **others: Any) -> list[tuple[Any, ...]]:
+def _by_image(leading: Any, **others: Any) -> list[tuple[Any, ...]]:
     """One tuple for each image: from lists of equal length, or of the only one.
 
     Numbers and None stand for all images.

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from weaktr import _native
 from weaktr._native import has_cuda
-from weaktr.ops.dense_crf.problem import LabelMap, Output, Pairwise, Problem
+from weaktr.ops.dense_crf.problem import Output, Problem, as_dict
 
 if not has_cuda():
     raise ImportError(
@@ -41,7 +40,7 @@ def dense_crf_cuda(
     Args:
         problems: checked, on one GPU: images (H, W) with kernels of positions and colours.
         iterations: mean-field steps.
-        num_threads: of no account here.
+        num_threads: not used.
         output: what to return for each problem.
         deterministic: the same bits in every run; otherwise a little faster, and the last digits
             vary.
@@ -58,7 +57,7 @@ def dense_crf_cuda(
         raise ValueError(f"unary: expected on a GPU, got {device}; use .cuda() or backend 'cpu'")
     outputs = [_empty_outputs(problem, output) for problem in problems]
     _solve(problems, outputs, iterations, deterministic)
-    return [tuple(found.values()) for found in outputs]
+    return [tuple(maps.values()) for maps in outputs]
 
 
 def _solve(
@@ -70,9 +69,15 @@ def _solve(
     """Fill `outputs`. What is freed here is used again only after what is enqueued here."""
     device = problems[0].device
     copies: list[Tensor] = []
+
+    def memory(tensor: Tensor) -> tuple[int, tuple[int, ...]]:
+        """Address and shape; `copies` keeps what had to be made contiguous."""
+        copies.append(tensor.contiguous())
+        return copies[-1].data_ptr(), tuple(tensor.shape)
+
     dicts = [
-        _as_dict(problem, copies) | {name: _memory(part, copies) for name, part in found.items()}
-        for problem, found in zip(problems, outputs, strict=True)
+        as_dict(problem, memory) | {name: memory(part) for name, part in maps.items()}
+        for problem, maps in zip(problems, outputs, strict=True)
     ]
     with torch.cuda.device(device):
         stream = torch.cuda.current_stream(device).cuda_stream
@@ -106,37 +111,7 @@ def _empty_outputs(problem: Problem, output: Output) -> dict[str, Tensor]:
     shape, device = problem.shape, problem.device
     if output == "marginals":
         return {"marginals": torch.empty(problem.num_labels, *shape, device=device)}
-    found = {"argmax": torch.empty(shape, dtype=torch.uint8, device=device)}
+    maps = {"argmax": torch.empty(shape, dtype=torch.uint8, device=device)}
     if output == "labels+confidence":
-        found["confidence"] = torch.empty(shape, device=device)
-    return found
-
-
-def _as_dict(problem: Problem, copies: list[Tensor]) -> dict[str, Any]:
-    unary = problem.unary
-    label_map = unary if isinstance(unary, LabelMap) else None
-    return {
-        "shape": problem.shape,
-        "image": _memory(problem.image, copies),
-        "unary": None if isinstance(unary, LabelMap) else _memory(unary, copies),
-        "labels": _memory(label_map.labels, copies) if label_map else None,
-        "table": _memory(label_map.table, copies) if label_map else None,
-        "kernels": [_kernel_dict(kernel, copies) for kernel in problem.kernels],
-    }
-
-
-def _kernel_dict(kernel: Pairwise, copies: list[Tensor]) -> dict[str, Any]:
-    return {
-        "deviations": kernel.deviations,
-        "features": _memory(kernel.features, copies),
-        "compat": kernel.compat.cpu().contiguous().numpy(),
-        "normalization": kernel.normalization,
-    }
-
-
-def _memory(tensor: Tensor | None, copies: list[Tensor]) -> tuple[int, tuple[int, ...]] | None:
-    """Address and shape; a copy, where one is needed, is put into `copies`."""
-    if tensor is None:
-        return None
-    copies.append(tensor.contiguous())
-    return copies[-1].data_ptr(), tuple(tensor.shape)
+        maps["confidence"] = torch.empty(shape, device=device)
+    return maps

@@ -29,7 +29,7 @@ def dense_crf_torch(
     Args:
         problems: checked, on one device.
         iterations: mean-field steps.
-        num_threads: not looked at; torch's own number is what runs.
+        num_threads: not used; torch's own number is what runs.
         output: what to return for each problem.
 
     Returns:

@@ -267,9 +267,9 @@ def _neighbours(keys: Tensor, steps: list[int]) -> tuple[Tensor, Tensor]:
     weights[..., 0] = 1.0
     for axis, step in enumerate(steps):
         wanted = keys + step
-        found = torch.searchsorted(keys, wanted).clamp_(max=len(keys) - 1)
-        present = keys[found] == wanted
-        source, target = own[present], found[present]
+        nearest = torch.searchsorted(keys, wanted).clamp_(max=len(keys) - 1)
+        present = keys[nearest] == wanted
+        source, target = own[present], nearest[present]
         vertices[axis, source, 1] = target
         vertices[axis, target, 2] = source
         weights[axis, source, 1] = 0.5

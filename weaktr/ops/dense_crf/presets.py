@@ -133,7 +133,7 @@ class DenseCRF:
             ValueError: an argument of the wrong shape, dtype or range.
         """
         batch = _is_batch(image)
-        found: Any = dense_crf_labels(
+        refined: Any = dense_crf_labels(
             _listed(image, batch),
             _listed(labels, batch),
             n_labels,
@@ -145,8 +145,8 @@ class DenseCRF:
             backend=backend,
         )
         if not batch:
-            return found
-        return tuple(map(_stacked, found)) if confidence else _stacked(found)
+            return refined
+        return tuple(map(_stacked, refined)) if confidence else _stacked(refined)
 
     def _settings(self) -> dict[str, Any]:
         names = ("gaussian", "bilateral", "iterations", "normalization")

@@ -6,7 +6,7 @@ Backends are functions ``(problems, *, iterations, num_threads, output)``; the d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -71,6 +71,36 @@ class Problem(NamedTuple):
     @property
     def device(self) -> torch.device:
         return (self.unary.labels if isinstance(self.unary, LabelMap) else self.unary).device
+
+
+def as_dict(problem: Problem, memory: Callable[[Tensor], Any]) -> dict[str, Any]:
+    """What `weaktr._native` takes for a problem.
+
+    Args:
+        problem: checked.
+        memory: how a tensor on the problem's device is handed over: as an array, or as an address
+            and a shape. It sees to it that the memory is contiguous.
+
+    Returns:
+        ``shape``, ``image``, ``unary`` or else ``labels`` and ``table``, and ``kernels``; None for
+        what is not there. The compat of a kernel is an array in any case.
+    """
+    tensors = {"image": problem.image, "unary": None, "labels": None, "table": None}
+    if isinstance(problem.unary, LabelMap):
+        tensors |= problem.unary._asdict()
+    else:
+        tensors["unary"] = problem.unary
+    kernels = [
+        {
+            "deviations": kernel.deviations,
+            "features": None if kernel.features is None else memory(kernel.features),
+            "compat": kernel.compat.cpu().contiguous().numpy(),
+            "normalization": kernel.normalization,
+        }
+        for kernel in problem.kernels
+    ]
+    handed = {name: None if x is None else memory(x) for name, x in tensors.items()}
+    return {"shape": problem.shape, **handed, "kernels": kernels}
 
 
 def as_tensor(name: str, value: Array) -> Tensor:

@@ -13,19 +13,42 @@ Source: arXiv 2304.01184, section 3.2, equations of the adaptive attention fusio
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from weaktr.ops.attention_inputs import (
-    check_attention_inputs,
-    check_packing,
-    check_same_kind,
+from weaktr.ops.attention_maps import check_attention_inputs, check_packing, check_same_kind
+from weaktr.ops.registry import Backend, Op, Triton, register
+
+OP = register(
+    Op(
+        "fuse_heads",
+        backends=(
+            Triton("weaktr.kernels.fuse_heads"),
+            Backend("cpu", "weaktr.ops.fuse_heads.cpu", devices=("cpu",)),
+            Backend("torch", "weaktr.ops.fuse_heads.definition"),
+        ),
+        usual={"dtypes": (torch.float32,), "head_dim": 64},
+    )
 )
-from weaktr.ops.attention_inputs import (
-    full_precision as full_precision,
-)
-from weaktr.ops.registry import pick
+
+
+class FuseHeadsInputs(NamedTuple):
+    """What the backends take, checked.
+
+    A packed batch has a batch dimension of 1 before its packed tokens and patches, [1, M, ΣN, d]
+    and [1, ΣP, C']; `tokens` and `patches` say how many are an image's.
+    """
+
+    q: Tensor  #: [B, M, N, d] floating point without gradient; all tensors of any strides
+    k: Tensor  #: [B, M, N, d] without gradient, same dtype and device
+    lse: Tensor  #: [B, M, N] without gradient, row log-sum-exp of q·k · scale
+    weights: Tensor  #: [B, M], of a packed batch too
+    values: Tensor  #: [B, P, C']
+    scale: float  #: factor on q·k
+    tokens: list[int] | None = None  #: N of each packed image
+    patches: list[int] | None = None  #: P of each packed image
 
 
 def fuse_heads(
@@ -61,7 +84,9 @@ def fuse_heads(
         raise ValueError(f"values: expected [{q.shape[0]}, P, C'], got {tuple(values.shape)}")
     check_attention_inputs(q, k, values.shape[1])
     _check_statistics(lse, weights, q.shape[:3], q.shape[:2])
-    return _run(q, k, lse, weights, values, scale, backend)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    maps = (q.detach(), k.detach(), lse.detach())
+    return _run(FuseHeadsInputs(*maps, weights, values, scale), backend)
 
 
 def fuse_heads_packed(
@@ -101,8 +126,10 @@ def fuse_heads_packed(
         raise ValueError(f"values: expected [{sum(patches)}, C'], got {tuple(values.shape)}")
     check_same_kind(q, k)
     _check_statistics(lse, weights, q.shape[:2], (len(tokens), q.shape[0]))
-    batched = (q[None], k[None], lse[None], weights, values[None])
-    return _run(*batched, scale, backend, tokens=tokens, patches=patches)[0]
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    maps = (q.detach()[None], k.detach()[None], lse.detach()[None])
+    sizes = (list(tokens), list(patches))
+    return _run(FuseHeadsInputs(*maps, weights, values[None], scale, *sizes), backend)[0]
 
 
 def _check_statistics(
@@ -113,25 +140,10 @@ def _check_statistics(
             raise ValueError(f"{name}: expected shape {tuple(shape)}, got {tuple(tensor.shape)}")
 
 
-def _run(
-    q: Tensor,
-    k: Tensor,
-    lse: Tensor,
-    weights: Tensor,
-    values: Tensor,
-    scale: float | None,
-    backend: str,
-    *,
-    tokens: Sequence[int] | None = None,
-    patches: Sequence[int] | None = None,
-) -> Tensor:
+def _run(inputs: FuseHeadsInputs, backend: str) -> Tensor:
+    q, _, lse, weights, values, *_ = inputs
     dtypes = (q.dtype, lse.dtype, weights.dtype, values.dtype)
-    run = pick("fuse_heads", q.device, backend, dtypes=dtypes, head_dim=q.shape[-1])
+    run = OP.pick(q.device, backend, dtypes=dtypes, head_dim=q.shape[-1])
     with torch.autocast(q.device.type, enabled=False):
-        fine: Tensor = run(
-            *(q.detach(), k.detach(), lse.detach(), weights, values),
-            scale=q.shape[-1] ** -0.5 if scale is None else scale,
-            tokens=tokens,
-            patches=patches,
-        )
+        fine: Tensor = run(inputs)
     return fine

@@ -11,45 +11,31 @@ from torch import Tensor
 from weaktr._native import fuse_heads_cpu as native_fuse_heads
 from weaktr._native import fuse_heads_cpu_bfloat16 as native_bfloat16
 from weaktr._native import has_bfloat16
+from weaktr.ops.fuse_heads import FuseHeadsInputs
 from weaktr.ops.fuse_heads.definition import image_by_image
 from weaktr.ops.native import with_whole_rows
+from weaktr.ops.registry import takes
 
 LIMITS = "float16, bfloat16, float32"
 #: Types of queries and keys that are multiplied as they are.
 AS_IS = (torch.bfloat16,) if has_bfloat16() else ()
 
 
-def refusal(device_type: str, dtypes: Sequence[torch.dtype], **_: Any) -> str:
-    """Why the C++ code does not take such inputs, "" where it does."""
-    if device_type != "cpu":
-        return f"it runs on CPU tensors, got {device_type}"
-    if torch.float64 in dtypes:
-        return f"it takes {LIMITS}, got float64"
-    return ""
+def refusal(dtypes: Sequence[torch.dtype], **_: Any) -> str:
+    """Why the C++ code does not take inputs of such dtypes, "" where it does."""
+    return f"it takes {LIMITS}, got float64" if torch.float64 in dtypes else ""
 
 
-def fuse_heads_cpu(
-    q: Tensor,
-    k: Tensor,
-    lse: Tensor,
-    weights: Tensor,
-    values: Tensor,
-    *,
-    scale: float,
-    tokens: Sequence[int] | None = None,
-    patches: Sequence[int] | None = None,
-) -> Tensor:
-    """Like `weaktr.ops.fuse_heads.definition.fuse_heads_torch`; summed in float32, with torch's threads.
+@takes(LIMITS, refusal)
+def fuse_heads_cpu(inputs: FuseHeadsInputs) -> Tensor:
+    """Like `fuse_heads_torch`; summed in float32, with torch's threads.
 
     Queries and keys of bfloat16 are multiplied as they are where the processor can. A thread holds
     64 rows of the mean of all maps; the result does not depend on their number. The gradient is the
     definition's.
     """
-    tensors = (q, k, lse, weights, values)
-    as_is = AS_IS if q.shape[-1] % 2 == 0 else ()
-    return image_by_image(
-        fuse_op, *tensors, scale=scale, tokens=tokens, patches=patches, as_is=as_is
-    )
+    as_is = AS_IS if inputs.q.shape[-1] % 2 == 0 else ()
+    return image_by_image(fuse_op, inputs, as_is)
 
 
 @torch.library.custom_op("weaktr::fuse_image_cpu", mutates_args=(), device_types="cpu")
@@ -67,7 +53,7 @@ def fuse_op(
 
 
 @fuse_op.register_fake
-def _(q: Tensor, k: Tensor, lse: Tensor, weights: Tensor, values: Tensor, scale: float) -> Tensor:
+def _(q: Tensor, k: Tensor, lse: Tensor, weights: Tensor, values: Tensor, _: float) -> Tensor:
     return values.new_empty(values.shape)
 
 

@@ -11,60 +11,33 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from weaktr.ops.attention_inputs import (
-    full_precision,
-)
-from weaktr.ops.attention_tiles import attention_logits, tiles
+from weaktr.ops.attention_maps import attention_logits, full_precision, tiles
+from weaktr.ops.fuse_heads import FuseHeadsInputs
 
 #: What computes one image, such as `fuse_image`.
 Fuse = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, float], Tensor]
 
 
-def fuse_heads_torch(
-    q: Tensor,
-    k: Tensor,
-    lse: Tensor,
-    weights: Tensor,
-    values: Tensor,
-    *,
-    scale: float,
-    tokens: Sequence[int] | None = None,
-    patches: Sequence[int] | None = None,
-) -> Tensor:
-    """The definition, image by image.
-
-    A packed batch has a batch dimension of 1 before packed tokens and patches, which `tokens` and
-    `patches` count; `weights` are [B, M] all the same.
-    """
-    tensors = (q, k, lse, weights, values)
-    return image_by_image(fuse_image, *tensors, scale=scale, tokens=tokens, patches=patches)
+def fuse_heads_torch(inputs: FuseHeadsInputs) -> Tensor:
+    """The definition, image by image."""
+    return image_by_image(fuse_image, inputs)
 
 
 def image_by_image(
-    fuse: Fuse,
-    q: Tensor,
-    k: Tensor,
-    lse: Tensor,
-    weights: Tensor,
-    values: Tensor,
-    *,
-    scale: float,
-    tokens: Sequence[int] | None,
-    patches: Sequence[int] | None,
-    as_is: Sequence[torch.dtype] = (),
+    fuse: Fuse, inputs: FuseHeadsInputs, as_is: Sequence[torch.dtype] = ()
 ) -> Tensor:
     """`fuse_heads_torch`, with `fuse` in place of `fuse_image`; q and k are brought to float32 or
     wider, but for the dtypes `as_is`.
     """
+    *maps, weights, values, scale, tokens, patches = inputs
     values = full_precision(values)
     weights = full_precision(weights).to(values.dtype)
     one = partial(_patches_of_image, fuse, scale, as_is)
     if tokens is None or patches is None:
-        dense = list(map(one, q, k, lse, weights, values))
+        dense = list(map(one, *maps, weights, values))
         return torch.stack(dense) if dense else torch.empty_like(values)
-    sizes, counts = list(tokens), list(patches)
-    packed = (x[0].split(sizes, 1) for x in (q, k, lse))
-    parts = map(one, *packed, weights, values[0].split(counts))
+    packed = (x[0].split(tokens, 1) for x in maps)
+    parts = map(one, *packed, weights, values[0].split(patches))
     return torch.cat([values[0, :0], *parts])[None]
 
 
@@ -102,20 +75,11 @@ class _FusedMaps(torch.autograd.Function):
     """`fuse` of one image, patch tokens only; maps are computed again for the gradient."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        fuse: Fuse,
-        q: Tensor,
-        k: Tensor,
-        lse: Tensor,
-        weights: Tensor,
-        values: Tensor,
-        scale: float,
-    ) -> Tensor:
-        """Arguments and result like those of `fuse_image`."""
-        ctx.save_for_backward(q, k, lse, weights, values)
-        ctx.scale = scale
-        return fuse(q, k, lse, weights, values, scale)
+    def forward(ctx: Any, fuse: Fuse, *arguments: Any) -> Tensor:
+        """`arguments` and result like those of `fuse_image`."""
+        *tensors, ctx.scale = arguments
+        ctx.save_for_backward(*tensors)
+        return fuse(*arguments)
 
     @staticmethod
     @once_differentiable  # whose stub loses the signature

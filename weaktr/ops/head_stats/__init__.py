@@ -15,13 +15,42 @@ Source: arXiv 2304.01184, section 3.2 (cross attention and patch attention).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from weaktr.ops.attention_inputs import check_attention_inputs, check_packing, check_same_kind
-from weaktr.ops.registry import pick
+from weaktr.ops.attention_maps import check_attention_inputs, check_packing, check_same_kind
+from weaktr.ops.registry import Backend, Op, Triton, register
+
+OP = register(
+    Op(
+        "head_stats",
+        backends=(
+            Triton("weaktr.kernels.head_stats"),
+            Backend("torch", "weaktr.ops.head_stats.definition"),
+        ),
+        usual={"dtypes": (torch.float32,), "head_dim": 64},
+    )
+)
+
+
+class HeadStatsInputs(NamedTuple):
+    """What the backends take, checked and without gradient.
+
+    A packed batch has a B of 1 before its packed tokens and patches, [1, H, ΣN, d]; `tokens` and
+    `patches` say how many are an image's.
+    """
+
+    q: Tensor  #: [B, H, N, d] floating point, of any strides
+    k: Tensor  #: [B, H, N, d], same dtype and device
+    lse: Tensor | None  #: [B, H, N] row log-sum-exp of q·k · scale, where it is known
+    num_classes: int  #: C, of every image
+    num_patches: int  #: P, of a packed batch ΣP
+    scale: float  #: factor on q·k
+    column_means: bool  #: whether they are wanted
+    tokens: list[int] | None = None  #: N of each packed image
+    patches: list[int] | None = None  #: P of each packed image
 
 
 class HeadStats(NamedTuple):
@@ -70,8 +99,11 @@ def head_stats(
         )
     if lse is not None and lse.shape != q.shape[:3]:
         raise ValueError(f"lse: expected shape {tuple(q.shape[:3])}, got {tuple(lse.shape)}")
-    settings = (scale, column_means, backend)
-    return _run(q, k, lse, *settings, num_classes=num_classes, num_patches=num_patches)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    inputs = HeadStatsInputs(
+        q.detach(), k.detach(), lse, num_classes, num_patches, scale, column_means
+    )
+    return _run(inputs, backend)
 
 
 def head_stats_packed(
@@ -117,36 +149,26 @@ def head_stats_packed(
         )
     if lse is not None and lse.shape != q.shape[:2]:
         raise ValueError(f"lse: expected shape {tuple(q.shape[:2])}, got {tuple(lse.shape)}")
-    packed = (q[None], k[None], None if lse is None else lse[None])
-    stats = _run(
-        *(*packed, scale, column_means, backend),
-        num_classes=num_classes,
-        num_patches=sum(patches),
-        tokens=tokens,
-        patches=patches,
+    inputs = HeadStatsInputs(
+        q.detach()[None],
+        k.detach()[None],
+        None if lse is None else lse[None],
+        num_classes,
+        sum(patches),
+        q.shape[-1] ** -0.5 if scale is None else scale,
+        column_means,
+        list(tokens),
+        list(patches),
     )
+    stats = _run(inputs, backend)
     means = None if stats.column_means is None else stats.column_means[0]
     return HeadStats(stats.class_rows[0], means, stats.lse[0])
 
 
-def _run(
-    q: Tensor,
-    k: Tensor,
-    lse: Tensor | None,
-    scale: float | None,
-    column_means: bool,
-    backend: str,
-    **sizes: Any,
-) -> HeadStats:
+def _run(inputs: HeadStatsInputs, backend: str) -> HeadStats:
+    q, lse = inputs.q, inputs.lse
     dtypes = (q.dtype,) if lse is None else (q.dtype, lse.dtype)
-    run = pick("head_stats", q.device, backend, dtypes=dtypes, head_dim=q.shape[-1])
+    run = OP.pick(q.device, backend, dtypes=dtypes, head_dim=q.shape[-1])
     with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
-        result: HeadStats = run(
-            q.detach(),
-            k.detach(),
-            scale=q.shape[-1] ** -0.5 if scale is None else scale,
-            lse=lse,
-            column_means=column_means,
-            **sizes,
-        )
-    return result
+        stats: HeadStats = run(inputs)
+    return stats

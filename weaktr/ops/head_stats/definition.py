@@ -2,43 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
 from itertools import product
 
 import torch
-from torch import Tensor
 
-from weaktr.ops.attention_inputs import full_precision
-from weaktr.ops.attention_tiles import attention_logits, tiles
-from weaktr.ops.head_stats import HeadStats
+from weaktr.ops.attention_maps import attention_logits, full_precision, tiles
+from weaktr.ops.head_stats import HeadStats, HeadStatsInputs
 
 
-def head_stats_torch(
-    q: Tensor,
-    k: Tensor,
-    *,
-    num_classes: int,
-    num_patches: int,
-    scale: float,
-    lse: Tensor | None,
-    column_means: bool,
-    tokens: Sequence[int] | None = None,
-    patches: Sequence[int] | None = None,
-) -> HeadStats:
-    """The definition, image by image if packed.
-
-    A packed batch has a batch dimension of 1 before packed tokens and patches, which `tokens` and
-    `patches` count; `num_patches` is the sum of these.
-    """
-    stats = partial(_stats_of_maps, num_classes=num_classes, scale=scale, column_means=column_means)
+def head_stats_torch(inputs: HeadStatsInputs) -> HeadStats:
+    """The definition, image by image if packed."""
+    q, k, lse, num_classes, _, scale, column_means, tokens, patches = inputs
     if not tokens or not patches:
-        return stats(q, k, lse, num_patches=num_patches)
-    pieces = [x.split(list(tokens), 2) for x in (q, k)]
-    known = [None] * len(tokens) if lse is None else lse.split(list(tokens), 2)
+        return _stats_of_maps(inputs)
+    known = [None] * len(tokens) if lse is None else lse.split(tokens, 2)
+    images = zip(q.split(tokens, 2), k.split(tokens, 2), known, patches, strict=True)
     parts = [
-        stats(*image, num_patches=count)
-        for *image, count in zip(*pieces, known, patches, strict=True)
+        _stats_of_maps(HeadStatsInputs(queries, keys, own, num_classes, count, scale, column_means))
+        for queries, keys, own, count in images
     ]
     means = [part.column_means for part in parts if part.column_means is not None]
     return HeadStats(
@@ -48,17 +29,9 @@ def head_stats_torch(
     )
 
 
-def _stats_of_maps(
-    q: Tensor,
-    k: Tensor,
-    lse: Tensor | None,
-    *,
-    num_classes: int,
-    num_patches: int,
-    scale: float,
-    column_means: bool,
-) -> HeadStats:
-    """Explicit softmax, a bounded number of maps or query rows at a time."""
+def _stats_of_maps(inputs: HeadStatsInputs) -> HeadStats:
+    """Explicit softmax, a bounded number of maps or query rows at a time; not packed."""
+    q, k, lse, num_classes, num_patches, scale, column_means, *_ = inputs
     batch, heads, tokens, _ = q.shape
     maps, first_patch = batch * heads, tokens - num_patches
     queries, keys = (full_precision(x).flatten(0, 1) for x in (q, k))
