@@ -90,6 +90,8 @@ class Model:
     def cams(self, image: Image, labels: Labels, settings: LabelConfig | None = None) -> np.ndarray:
         """Class activation maps, as ``weaktr label --dump-cams`` writes them.
 
+        The command takes several images at a time, which may round matrix products otherwise.
+
         Args:
             image: uint8 [H, W, 3] RGB, or the path of an image file.
             labels: K names or class indices.
