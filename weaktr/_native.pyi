@@ -1,4 +1,4 @@
-"""The compiled extension (csrc/module.cpp). Its wrappers are the files cpu.py and cuda.py of the ops."""
+"""The compiled extension (csrc/module.cpp); cpu.py and cuda.py of the ops wrap it."""
 
 from collections.abc import Callable
 from typing import Any

@@ -119,6 +119,18 @@ def make(kind: type[T], tree: Mapping[str, Any], origin: str = "") -> T:
     return settings
 
 
+def with_settings(config: T, settings: Iterable[str]) -> T:
+    """`config`, a settings dataclass, with ``key=value`` changes as ``--set`` takes them.
+
+    Raises:
+        ValueError: not ``key=value``, an unknown key, or a value of the wrong type.
+    """
+    tree = as_tree(config)
+    for setting in settings:
+        apply_setting(tree, setting)
+    return make(type(config), tree, origin="--set")
+
+
 def as_tree(settings: Any) -> dict[str, Any]:
     """The plain values of a settings dataclass (JSON types only)."""
     tree: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(settings)))

@@ -87,7 +87,7 @@ def test_the_crf_runs_on_them(tmp_path):
     keys, cams = C["voc.0.keys"], C["voc.0.cam"]
     image = write_npy(tmp_path, "a", keys, cams)
     masks = labelled(tmp_path, *chosen("threshold=0.43", "crf=voc_cam"))
-    before = MaskFolder(tmp_path / "out" / "before_crf").read("a")
+    before = MaskFolder(tmp_path / "out" / "before_refinement").read("a")
     np.testing.assert_array_equal(before, C["voc.0.label_t0.43"])
     values = np.array([0, *(keys + 1)], np.uint8)
     compact = np.searchsorted(values, before).astype(np.uint8)

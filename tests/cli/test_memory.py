@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 import torch
 from weaktr.cli import main
-from weaktr.host_memory import keep_freed_memory
+from weaktr.cli.memory import keep_freed_memory
 
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20

@@ -71,7 +71,7 @@ def test_published_ensemble_and_crf(checkpoint, photos, preset, stored, window_b
     with np.load(out / "scores" / "2008_000001.npz") as scores:
         np.testing.assert_array_equal(scores["keys"], E["process_batch.keys"])
         assert_golden(torch.from_numpy(scores["prob"]), torch.from_numpy(CRF["prob"]))
-    before = MaskFolder(out / "before_crf", verify=True).read("2008_000001")
+    before = MaskFolder(out / "before_refinement", verify=True).read("2008_000001")
     np.testing.assert_array_equal(before, E["process_batch.pred"])
     mask = MaskFolder(out, verify=True).read("2008_000001")
     assert (mask == CRF[f"{stored}.label"]).mean() >= CRF_LABEL_AGREEMENT
@@ -92,7 +92,7 @@ def test_published_probabilities(checkpoint, photos, changes, stored, step):
     with np.load(out / "scores" / "2008_000001.npz") as scores:
         keys, prob = scores["keys"], scores["prob"][:, ::step, ::step]
     assert_golden(torch.from_numpy(prob), torch.from_numpy(E[stored][keys]))
-    assert not (out / "before_crf" / "masks").exists()
+    assert not (out / "before_refinement" / "masks").exists()
 
 
 def test_predict_then_eval(checkpoint, photos):

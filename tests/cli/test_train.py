@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -54,6 +56,18 @@ def test_every_command_explains_itself(command, capsys):
     assert command == "env" or f"weaktr{'-' if command == 'train' else ' '}{command}" in text
 
 
+def test_help_comes_without_torch():
+    code = (
+        "import runpy, sys\n"
+        "try:\n    runpy.run_module('weaktr.cli', run_name='__main__')\n"
+        "except SystemExit as stop:\n    print(stop.code, 'torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, "--help"]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert output.startswith("usage: weaktr ")
+    assert output.splitlines()[-1] == "0 False"
+
+
 def test_train_runs_all_stages(run):
     metrics = json.loads((run / "metrics.json").read_text())
     assert {"cam_miou", "pseudo_label_miou", "val_miou"} <= metrics.keys()
@@ -74,6 +88,23 @@ def test_a_mistake_is_one_line_without_traceback(recipe_file, tmp_path):
 def test_debug_shows_the_traceback(recipe_file):
     with pytest.raises(ValueError, match="did you mean"):
         cli.train_main([str(recipe_file), "--set", "label.treshold=1", "--debug"])
+
+
+def test_a_backend_that_cannot_run_is_told(run, root, tmp_path, monkeypatch):
+    model = run / "train_cam" / "model.safetensors"
+    monkeypatch.setenv("WEAKTR_BACKEND", "nonsense")
+    code, text = said(cli.main, "label", model, root, "--out", tmp_path / "labels")
+    assert code == cli.WRONG_INPUT
+    assert "has no backend 'nonsense'" in text
+
+
+def test_errors_of_our_own_keep_their_traceback(recipe_file, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("weaktr.stages.pipeline.run_recipe", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        cli.train_main([str(recipe_file), "--out", str(tmp_path)])
 
 
 def test_a_data_set_that_is_not_there_is_told(tmp_path):

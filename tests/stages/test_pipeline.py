@@ -52,7 +52,7 @@ def stamps(run: Path) -> dict[str, int]:
 def test_a_run_leaves_what_it_should(finished):
     _, run = finished
     assert len(MaskFolder(run / "label", verify=True)) == 24
-    assert len(MaskFolder(run / "label" / "before_crf", verify=True)) == 24
+    assert len(MaskFolder(run / "label" / "before_refinement", verify=True)) == 24
     assert len(MaskFolder(run / "predict", verify=True)) == 24
     assert not list(run.rglob("*.part"))
     assert not list(run.rglob("state.pt"))
@@ -81,8 +81,8 @@ def test_losses_are_logged_for_every_step(finished):
 def test_pictures_keep_splits_apart(finished):
     """Samples of two splits may share names; their masks must not be mixed up."""
     recipe, run = finished
-    assert list(_folders(recipe, run, "train")) == ["pseudo label before CRF", "pseudo label"]
-    assert list(_folders(recipe, run, "val")) == ["prediction"]
+    assert list(_folders(Run(recipe, run), "train")) == ["pseudo label before CRF", "pseudo label"]
+    assert list(_folders(Run(recipe, run), "val")) == ["prediction"]
 
 
 def test_finished_stages_are_not_run_again(finished):

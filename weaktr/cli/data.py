@@ -1,4 +1,4 @@
-"""What ``weaktr data check | stats | prepare`` do and print."""
+"""``weaktr data ACTION SOURCE``: prepare a data set, look at it, write its manifest or masks."""
 
 from __future__ import annotations
 
@@ -6,20 +6,108 @@ import argparse
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from weaktr.data.check import check
-from weaktr.data.io import image_size
-from weaktr.data.manifest import Manifest
-from weaktr.data.prepare import Prepared, prepare_coco14, prepare_voc12
-from weaktr.data.problems import DataError, Problem
+from weaktr.progress import console, log
+from weaktr.recipes import apply_setting
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from weaktr.data import Manifest, Problem
+    from weaktr.data.prepare import Prepared
+
+HELP = """\
+Prepare a data set, or look at it before training on it.
+
+  check   reads every file and lists all faults at once, with file and line
+  stats   counts images, labels, sizes
+  write   writes the manifest as JSON
+  masks   draws the true masks of a COCO instances JSON
+  prepare downloads (or finds), unpacks and completes VOC 2012 or COCO 2014, and says
+          what is missing; goes on where it was interrupted
+
+examples:
+  weaktr data prepare voc12 --root data --download
+  weaktr data prepare coco14 --root data/coco --archives /mnt/zips --coco-ids 90
+  weaktr data check voc12 VOCdevkit/VOC2012 --split train_aug
+  weaktr data check coco14 MSCOCO --split train --option ids=80
+  weaktr data stats folder photos/
+  weaktr data masks coco14 annotations/instances_val2014.json --out masks/ --option ids=80
+"""
 _STYLES = {"error": "bold red", "warning": "yellow"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", choices=("check", "stats", "write", "masks", "prepare"))
+    parser.add_argument("source", help="voc12, coco14, folder, images, scenes, manifest")
+    parser.add_argument(
+        "folder", type=Path, nargs="?", help="the data set's folder (manifest: the JSON)"
+    )
+    parser.add_argument("--root", type=Path, metavar="DIR", help="the same, by name")
+    parser.add_argument("--split", default="train")
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="further argument of the source, such as ids=80; may be repeated",
+    )
+    parser.add_argument("--out", type=Path, help="write: the JSON; masks: the folder")
+    group = parser.add_argument_group("prepare")
+    group.add_argument(
+        "--download", action="store_true", help="get what is missing from the official addresses"
+    )
+    group.add_argument(
+        "--archives", type=Path, metavar="DIR", help="further folder with downloaded archives"
+    )
+    group.add_argument(
+        "--sbd", type=Path, help="SegmentationClassAug (folder, zip) or SBD (benchmark.tgz, folder)"
+    )
+    group.add_argument(
+        "--cls-labels", type=Path, metavar="FILE", help="cls_labels.npy (default: XML or JSON)"
+    )
+    group.add_argument(
+        "--coco-ids", type=int, choices=(80, 90), help="class numbering of COCO (default 90)"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from weaktr import data
+
+    root = arguments.root or arguments.folder
+    if root is None:
+        raise ValueError(f"--root: data {arguments.action} needs the data set's folder")
+    if arguments.action == "prepare":
+        return _prepare(arguments.source, root, arguments)
+    options: dict[str, Any] = {}
+    for option in arguments.option:
+        apply_setting(options, option)
+    if arguments.action == "masks":
+        if arguments.source != "coco14" or arguments.out is None:
+            raise ValueError("data masks: expected coco14 INSTANCES.json --out FOLDER")
+        written = data.render_masks(root, arguments.out, **options)
+        log.info("%d masks in %s", len(written), arguments.out)
+        return 0
+    problems: list[Problem] = []
+    if arguments.action == "check" and arguments.source != "manifest":
+        options["problems"] = problems
+    manifest = data.load_manifest(arguments.source, root, arguments.split, **options)
+    if arguments.action == "check":
+        return run_check(manifest, console, problems=problems)
+    if arguments.action == "stats":
+        run_stats(manifest, console)
+        return 0
+    if arguments.out is None:
+        raise ValueError("--out: data write needs the JSON file to write")
+    manifest.save(arguments.out)
+    log.info("manifest: %s", arguments.out)
+    return 0
 
 
 def run_check(
@@ -40,9 +128,11 @@ def run_check(
     Returns:
         Exit code: 1 if there is an error, 0 if there are at most warnings.
     """
+    from weaktr.data import check
+
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("checking", total=len(manifest))
-        found = [
+        faults = [
             *problems,
             *check(
                 manifest,
@@ -51,29 +141,19 @@ def run_check(
             ),
         ]
     title = f"{manifest.name} {manifest.split}: {len(manifest)} images"
-    if found:
-        console.print(problem_table(found, title))
-    errors = sum(problem.level == "error" for problem in found)
+    if faults:
+        table = Table(title=title, title_justify="left", show_lines=False)
+        for heading in ("level", "file", "declared at", "problem"):
+            table.add_column(heading, overflow="fold")
+        for fault in sorted(faults, key=lambda fault: fault.level != "error"):
+            level = Text(fault.level, style=_STYLES[fault.level])
+            table.add_row(level, Text(fault.file), Text(fault.where), Text(fault.message))
+        console.print(table)
+    errors = sum(fault.level == "error" for fault in faults)
     style = "bold red" if errors else "bold green"
-    summary = f"{title}, {errors} errors, {len(found) - errors} warnings"
+    summary = f"{title}, {errors} errors, {len(faults) - errors} warnings"
     console.print(Text(summary, style=style))
     return 1 if errors else 0
-
-
-def problem_table(problems: Sequence[Problem], title: str) -> Table:
-    """A row for each problem; errors first, otherwise in the given order."""
-    table = Table(title=title, title_justify="left", show_lines=False)
-    for heading in ("level", "file", "declared at", "problem"):
-        table.add_column(heading, overflow="fold")
-    for problem in sorted(problems, key=lambda problem: problem.level != "error"):
-        style = _STYLES[problem.level]
-        table.add_row(
-            Text(problem.level, style=style),
-            Text(problem.file),
-            Text(problem.where),
-            Text(problem.message),
-        )
-    return table
 
 
 def run_stats(manifest: Manifest, console: Console) -> None:
@@ -101,6 +181,10 @@ def run_stats(manifest: Manifest, console: Console) -> None:
 
 
 def _overview(manifest: Manifest) -> Table:
+    """What there is of a data set."""
+    from weaktr.data import DataError
+    from weaktr.data.io import image_size
+
     sizes, unreadable = [], 0
     for sample in manifest:
         try:
@@ -131,37 +215,11 @@ def _overview(manifest: Manifest) -> Table:
 def _spread(values: list[int]) -> str:
     if not values:
         return "-"
-    return f"{min(values)} … {int(np.median(values))} … {max(values)} (least, median, most)"
+    return f"{min(values)} … {int(median(values))} … {max(values)} (least, median, most)"
 
 
-def add_prepare_options(parser: argparse.ArgumentParser) -> None:
-    """The options that only ``weaktr data prepare`` has."""
-    group = parser.add_argument_group("prepare")
-    group.add_argument(
-        "--download", action="store_true", help="get what is missing from the official addresses"
-    )
-    group.add_argument(
-        "--archives", type=Path, metavar="DIR", help="further folder with downloaded archives"
-    )
-    group.add_argument(
-        "--sbd", type=Path, help="SegmentationClassAug (folder, zip) or SBD (benchmark.tgz, folder)"
-    )
-    group.add_argument(
-        "--cls-labels", type=Path, metavar="FILE", help="cls_labels.npy (default: XML or JSON)"
-    )
-    group.add_argument(
-        "--coco-ids", type=int, choices=(80, 90), help="class numbering of COCO (default 90)"
-    )
-
-
-def run_prepare(source: str, root: Path, options: argparse.Namespace, console: Console) -> int:
+def _prepare(source: str, root: Path, options: argparse.Namespace) -> int:
     """Prepare a data set and print what is there and what is missing.
-
-    Args:
-        source: ``voc12`` or ``coco14``.
-        root: the data set's folder.
-        options: those of `add_prepare_options`.
-        console: where to print.
 
     Returns:
         Exit code: 1 if something is missing that is needed, else 0.
@@ -169,6 +227,8 @@ def run_prepare(source: str, root: Path, options: argparse.Namespace, console: C
     Raises:
         ValueError: an option does not fit the data set, or what the preparation raises.
     """
+    from weaktr.data.prepare import prepare_coco14, prepare_voc12
+
     common = {
         "fetch": options.download,
         "archives": options.archives,
@@ -186,11 +246,11 @@ def run_prepare(source: str, root: Path, options: argparse.Namespace, console: C
             )
     except OSError as error:
         raise ValueError(f"{error}; what is done so far stays, start again to go on") from error
-    _print_prepared(prepared, console)
+    _print_prepared(prepared)
     return 0 if prepared.complete else 1
 
 
-def _print_prepared(prepared: Prepared, console: Console) -> None:
+def _print_prepared(prepared: Prepared) -> None:
     title = f"{prepared.data_set} in {prepared.root}"
     if prepared.splits:
         counts = Table(title=title, title_justify="left")

@@ -1,20 +1,19 @@
-"""The command ``weaktr eval``."""
+"""``weaktr eval MASKS TRUTH``: scores of masks or CAMs."""
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from weaktr.data.classes import COCO80, COCO90, VOC, Classes
 from weaktr.progress import console, log
 
 if TYPE_CHECKING:
     from weaktr.evaluation.folders import Truth
     from weaktr.evaluation.report import Conditions
 
-EVAL_HELP = """\
+HELP = """\
 Score masks against true masks: mIoU with its interval, per class, boundaries, confusions.
 
 MASKS is what `weaktr predict` or `weaktr label` wrote (masks with and without CRF are then
@@ -31,12 +30,13 @@ examples:
   weaktr eval theirs/ truth/ --num-labels 21 --made-with scales=1 flip=no crf=none ensemble=-
   weaktr eval labels/cams truth/ --classes voc12 --thresholds 0.2:0.6:0.01
 """
-#: --classes NAME -> (classes, whether true masks hold their ids)
-KNOWN = {"voc12": (VOC, False), "coco14": (COCO90, False), "coco80": (COCO80, True)}
-_MADE = ("scales", "flip", "crf", "ensemble", "note")
+#: What --classes knows by name.
+KNOWN = ("voc12", "coco14", "coco80")
+#: What --made-with says.
+CONDITIONS = ("scales", "flip", "crf", "ensemble", "note")
 
 
-def add_eval(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("masks", type=Path, metavar="MASKS", help="folder of masks or CAMs")
     parser.add_argument("truth", type=Path, metavar="TRUTH", help="folder of true masks")
     parser.add_argument(
@@ -52,7 +52,7 @@ def add_eval(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="KEY=VALUE",
-        help=f"how the masks were made, where no file tells: {', '.join(_MADE)}",
+        help=f"how the masks were made, where no file tells: {', '.join(CONDITIONS)}",
     )
     parser.add_argument(
         "--thresholds",
@@ -70,7 +70,7 @@ def add_eval(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--chart", choices=("png", "svg"), default="png")
 
 
-def eval_command(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     from weaktr.evaluation import folders
     from weaktr.evaluation.report import UNKNOWN, print_classes, print_confused, print_rows
 
@@ -79,46 +79,44 @@ def eval_command(arguments: argparse.Namespace) -> int:
     labels, tolerance = truth.classes.label_names, arguments.boundary
     if not 0 <= tolerance <= 1:
         raise ValueError(f"--boundary: expected a share of the diagonal, 0 to 1, got {tolerance}")
+    conditions = folders.written_conditions(arguments.masks, split)
+    conditions = _with_changes(conditions, arguments.made_with)
+
+    masks = arguments.masks
+    holds_masks = (masks / "masks").is_dir() or any(masks.rglob("*.png"))
     curve: list[tuple[float, float]] = []
-    made = _made(folders.written_conditions(arguments.masks, split), arguments.made_with)
-    if _holds_cams(arguments.masks):
-        source = folders.Source("CAMs", arguments.masks, replace(made, ensemble="-"))
-        row, curve = folders.score_cams(source, truth, _thresholds(arguments.thresholds), tolerance)
+    if masks.is_dir() and not holds_masks and any(masks.rglob("*.np[yz]")):
+        cams = folders.Source("CAMs", masks, replace(conditions, ensemble="-"))
+        row, curve = folders.score_cams(cams, truth, _thresholds(arguments.thresholds), tolerance)
         rows = [row]
     else:
-        sources = folders.mask_sources(arguments.masks, made, arguments.without_crf)
+        sources = folders.mask_sources(masks, conditions, arguments.without_crf)
         rows = [folders.score_masks(source, truth, tolerance) for source in sources]
-    print_rows(rows, f"{arguments.masks} against {arguments.truth}, in %")
+
+    print_rows(rows, f"{masks} against {arguments.truth}, in %")
     print_classes(rows, labels)
     print_confused(rows[-1], labels)
     if gain := folders.crf_gain(rows):
         console.print("the CRF adds {miou:+.2f} mIoU ({low:+.2f} to {high:+.2f})".format(**gain))
-    if unknown := [k for k in _MADE if getattr(rows[-1].made, k) == UNKNOWN]:
+    if unknown := [key for key in CONDITIONS if getattr(rows[-1].made, key) == UNKNOWN]:
         log.warning(
             "%s: not known; say it with --made-with %s",
             ", ".join(unknown), " ".join(f"{key}=..." for key in unknown),
         )  # fmt: skip
-    folders.write_report(
-        rows, labels, arguments.out, curve, tolerance=tolerance, chart=arguments.chart
-    )
-    log.info("numbers: %s, chart: %s", arguments.out / "metrics.json",
-             arguments.out / f"classes.{arguments.chart}")  # fmt: skip
+    out, chart = arguments.out, arguments.chart
+    folders.write_report(rows, labels, out, curve, tolerance=tolerance, chart=chart)
+    log.info("numbers: %s, chart: %s", out / "metrics.json", out / f"classes.{chart}")
     return 0
 
 
 def _truth(arguments: argparse.Namespace) -> Truth:
-    from weaktr.data import read_names
+    """The true masks that --classes, --num-labels and --names describe."""
+    from weaktr.data import COCO80, COCO90, VOC, Classes, read_names
+    from weaktr.data.layout import read_lines
     from weaktr.evaluation.folders import Truth
 
-    classes, ids = _classes(arguments.classes, arguments.num_labels)
-    names = read_names(arguments.names) if arguments.names else None
-    return Truth(arguments.truth, classes, ids, names)
-
-
-def _classes(given: str | None, num_labels: int | None) -> tuple[Classes, bool]:
-    """Classes, and whether true masks hold ids."""
-    from weaktr.data.layout import read_lines
-
+    known = {"voc12": VOC, "coco14": COCO90, "coco80": COCO80}
+    given, num_labels = arguments.classes, arguments.num_labels
     if (given is None) == (num_labels is None):
         raise ValueError(
             f"--classes: expected {', '.join(KNOWN)} or a file of names, or else --num-labels"
@@ -126,31 +124,26 @@ def _classes(given: str | None, num_labels: int | None) -> tuple[Classes, bool]:
     if num_labels is not None:
         if not 2 <= num_labels <= 255:
             raise ValueError(f"--num-labels: expected 2 to 255 with background, got {num_labels}")
-        return Classes(tuple(f"label {label}" for label in range(1, num_labels))), False
-    assert given is not None
-    if given in KNOWN:
-        return KNOWN[given]
-    if not Path(given).is_file():
+        classes = Classes(tuple(f"label {label}" for label in range(1, num_labels)))
+    elif given in known:
+        classes = known[given]
+    elif Path(given).is_file():
+        classes = Classes(tuple(line for _, line in read_lines(Path(given))))
+    else:
         raise ValueError(f"--classes: expected {', '.join(KNOWN)} or a file, got {given!r}")
-    return Classes(tuple(line for _, line in read_lines(Path(given)))), False
+    names = read_names(arguments.names) if arguments.names else None
+    return Truth(arguments.truth, classes, ids=given == "coco80", names=names)
 
 
-def _holds_cams(folder: Path) -> bool:
-    if not folder.is_dir() or (folder / "masks").is_dir() or any(folder.rglob("*.png")):
-        return False
-    return any(path.suffix in (".npz", ".npy") for path in folder.rglob("*.np[yz]"))
-
-
-def _made(made: Conditions, changes: list[str]) -> Conditions:
-    """`made` with ``KEY=VALUE`` changes."""
-    known = {field.name for field in fields(made)} & set(_MADE)
+def _with_changes(conditions: Conditions, changes: list[str]) -> Conditions:
+    """`conditions` with the ``KEY=VALUE`` of --made-with."""
     given = {}
     for change in changes:
         key, sign, value = change.partition("=")
-        if not sign or key not in known:
-            raise ValueError(f"--made-with: expected {', '.join(_MADE)}=VALUE, got {change!r}")
+        if not sign or key not in CONDITIONS:
+            raise ValueError(f"--made-with: expected {', '.join(CONDITIONS)}=VALUE, got {change!r}")
         given[key] = value
-    return replace(made, **given)
+    return replace(conditions, **given)
 
 
 def _thresholds(text: str) -> list[float]:

@@ -1,23 +1,34 @@
-"""Pictures of a run: image | CAMs plain and refined | pseudo label | prediction | truth."""
+"""``weaktr show RUN``: image | CAMs plain and refined | pseudo label | prediction | truth."""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
+from weaktr.cli.common import add_device
+from weaktr.progress import log
+from weaktr.recipes import load_recipe
 
-from weaktr import data
-from weaktr.config import Recipe
-from weaktr.data import Manifest, Sample
-from weaktr.data.masks import MaskFolder, before_refinement
-from weaktr.evaluation.pictures import Panel, Row, draw
-from weaktr.inference.cams import image_cams
-from weaktr.models import CamModel
-from weaktr.stages.run import MODEL, Run
+if TYPE_CHECKING:
+    import numpy as np
 
+    from weaktr.config import Recipe
+    from weaktr.data import Manifest, Sample
+    from weaktr.data.masks import MaskFolder
+    from weaktr.evaluation.pictures import Panel, Row
+    from weaktr.models import CamModel
+    from weaktr.stages.run import Run
+
+HELP = """\
+Draw image | CAMs plain, fused, refined | pseudo label | prediction | truth of a run.
+
+examples:
+  weaktr show runs/demo
+  weaktr show runs/voc --names 2007_000032 2007_000039
+"""
 #: Most classes of one image whose CAMs are drawn.
 MAX_CLASSES = 2
 #: What is drawn of each class: title -> (attention type, refined).
@@ -26,6 +37,25 @@ KINDS: dict[str, tuple[Literal["coarse", "fused"], bool]] = {
     "fused": ("fused", False),
     "refined": ("fused", True),
 }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
+    parser.add_argument("--count", type=int, default=5, help="images of each split (default 5)")
+    parser.add_argument("--names", nargs="*", default=[], help="draw these samples instead")
+    add_device(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from weaktr.stages.run import Run
+
+    file = arguments.run / "recipe.yaml"
+    if not file.is_file():
+        raise ValueError(f"{arguments.run}: expected the folder of a run, {file} is missing")
+    recipe = replace(load_recipe(file), device=arguments.device)
+    for path in show_run(Run(recipe, arguments.run), count=arguments.count, names=arguments.names):
+        log.info("picture: %s", path)
+    return 0
 
 
 def show_run(run: Run, *, count: int = 5, names: Sequence[str] = ()) -> list[Path]:
@@ -42,22 +72,28 @@ def show_run(run: Run, *, count: int = 5, names: Sequence[str] = ()) -> list[Pat
     Raises:
         ValueError: a name that no split has.
     """
+    from weaktr.evaluation.pictures import draw
+    from weaktr.stages.run import MODEL
+
     recipe = run.recipe
-    found = [m for m in (run.score, run.predicted) if m is not None]
-    manifests = list({m.split: m for m in found}.values())
-    cam_model = run.cam_model() if (run.of("train_cam") / MODEL).is_file() else None
+    splits = [split for split in (run.score, run.predicted) if split is not None]
+    manifests = list({manifest.split: manifest for manifest in splits}.values())
     known = {sample.name for manifest in manifests for sample in manifest.samples}
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"names: expected samples of the run's splits, got {unknown}")
+    model = run.cam_model() if (run.of("train_cam") / MODEL).is_file() else None
+
     paths = []
     for manifest in manifests:
-        chosen = _choose(manifest.samples, count, names)
-        if not chosen:
+        if names:
+            samples = [sample for sample in manifest.samples if sample.name in set(names)]
+        else:
+            step = max(1, len(manifest) // max(1, count))
+            samples = list(manifest.samples[::step][: max(0, count)])
+        if not samples:
             continue
-        folders = _folders(run, manifest.split)
-        rows = [
-            row for sample in chosen for row in _rows(sample, manifest, recipe, cam_model, folders)
-        ]
+        masks = _folders(run, manifest.split)
+        rows = [row for sample in samples for row in _rows(sample, manifest, recipe, model, masks)]
         path = run.folder / "pictures" / f"{manifest.split}.png"
         title = f"{recipe.name}: {manifest.name} {manifest.split}"
         draw(rows, manifest.classes.label_names, path, title)
@@ -65,24 +101,17 @@ def show_run(run: Run, *, count: int = 5, names: Sequence[str] = ()) -> list[Pat
     return paths
 
 
-def _choose(samples: Sequence[Sample], count: int, names: Sequence[str]) -> list[Sample]:
-    if names:
-        return [sample for sample in samples if sample.name in set(names)]
-    if not samples or count < 1:
-        return []
-    step = max(1, len(samples) // count)
-    return list(samples[::step][:count])
-
-
 def _folders(run: Run, split: str) -> dict[str, MaskFolder]:
     """The masks that belong to a split (samples of two splits may share names)."""
-    found: dict[str, Path] = {}
+    from weaktr.data.masks import MaskFolder, before_refinement
+
+    paths: dict[str, Path] = {}
     if split in (run.recipe.data.train_split, run.recipe.data.score_split):
-        found["pseudo label before CRF"] = before_refinement(run.of("label"))
-        found["pseudo label"] = run.of("label")
+        paths["pseudo label before CRF"] = before_refinement(run.of("label"))
+        paths["pseudo label"] = run.of("label")
     if split == run.recipe.data.val_split:
-        found["prediction"] = run.of("predict")
-    folders = {title: MaskFolder(folder) for title, folder in found.items()}
+        paths["prediction"] = run.of("predict")
+    folders = {title: MaskFolder(path) for title, path in paths.items()}
     return {title: masks for title, masks in folders.items() if len(masks)}
 
 
@@ -94,6 +123,9 @@ def _rows(
     folders: dict[str, MaskFolder],
 ) -> list[Row]:
     """A row for each of the sample's first classes; the masks stand in the first."""
+    from weaktr import data
+    from weaktr.evaluation.pictures import Panel, Row
+
     image = data.read_image(sample)
     masks: list[Panel | None] = [
         Panel(title, mask=folder.read(sample.name)) if sample.name in folder else None
@@ -106,8 +138,7 @@ def _rows(
         return [Row(sample.name, image, masks)]
     if not sample.labels:
         return [Row(sample.name, image, [None] * len(KINDS) + masks)]
-    cams = _cam_panels(sample, image, manifest, recipe, cam_model)
-    first, *others = cams
+    first, *others = _cam_panels(sample, image, manifest, recipe, cam_model)
     return [
         Row(sample.name, image, [*first, *masks]),
         *(Row(sample.name, image, panels) for panels in others),
@@ -118,15 +149,18 @@ def _cam_panels(
     sample: Sample, image: np.ndarray, manifest: Manifest, recipe: Recipe, model: CamModel
 ) -> list[list[Panel]]:
     """For each of the sample's first classes its CAM of each kind."""
+    from weaktr.evaluation.pictures import Panel
+    from weaktr.inference.cams import image_cams
+
     classes = (sample.labels or ())[:MAX_CLASSES]
     few = replace(sample, labels=classes)
-    made = {}
+    cams = {}
     for title, (attention_type, refine) in KINDS.items():
         kind = replace(recipe.label, attention_type=attention_type, refine=refine)
-        ((_, _, made[title]),) = image_cams(model, [(few, image)], kind)
+        ((_, _, cams[title]),) = image_cams(model, [(few, image)], kind)
     return [
         [
-            Panel(f"{manifest.classes.names[index]}: {title}", heat=made[title][position])
+            Panel(f"{manifest.classes.names[index]}: {title}", heat=cams[title][position])
             for title in KINDS
         ]
         for position, index in enumerate(classes)

@@ -1,0 +1,218 @@
+"""What ``import weaktr`` offers: trained models for single images, and training by recipe.
+
+The commands ``weaktr label``, ``weaktr predict`` and ``weaktr-train`` do the same for folders.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from weaktr.config import LabelConfig, PredictConfig, Recipe
+from weaktr.data import Sample, read_rgb
+from weaktr.inference.cams import for_labelling, image_cams
+from weaktr.inference.probabilities import for_prediction, probabilities
+from weaktr.models import CamModel, Segmenter, checkpoints
+from weaktr.models.precision import choose_device
+from weaktr.recipes import load_recipe, with_settings
+from weaktr.refine import choose_refiners
+from weaktr.stages.label import pseudo_labels
+from weaktr.stages.pipeline import run_recipe
+from weaktr.stages.predict import masks_from_probabilities
+
+#: uint8 [H, W, 3] RGB, or the path of an image file.
+Image = np.ndarray | str | Path
+#: The classes that an image shows: names, or class indices 0..C-1; a mix of both is fine.
+Labels = Sequence[str | int]
+
+
+def load(path: str | Path, device: str = "auto") -> Model:
+    """Read a checkpoint of either stage.
+
+    Args:
+        path: ``model.safetensors``.
+        device: "auto" = CUDA if there is one, else the CPU; or a name of torch's.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a checkpoint of weaktr, or no such device.
+    """
+    module, description = checkpoints.load(path, choose_device(device))
+    classes = description.get("classes")
+    return Model(module, None if classes is None else classes["names"])
+
+
+def train(
+    recipe: str | Path | Recipe, run: str | Path | None = None, settings: Iterable[str] = ()
+) -> Path:
+    """Run all stages of a recipe, as ``weaktr-train`` does; goes on where a run stopped.
+
+    Progress goes to the logger "weaktr": ``logging.basicConfig(level=logging.INFO)`` shows it.
+
+    Args:
+        recipe: a recipe's name, its YAML file, or the recipe itself.
+        run: folder of the results; None = ``runs/NAME``.
+        settings: changes such as ``"train_cam.epochs=5"``.
+
+    Returns:
+        The run's folder: ``train_cam/model.safetensors``, ``label/masks``,
+        ``train_seg/model.safetensors``, ``predict/masks``, ``metrics.json``.
+
+    Raises:
+        ValueError: no such recipe, an unknown setting, or data that cannot be used.
+    """
+    if isinstance(recipe, Recipe):
+        recipe = with_settings(recipe, settings)
+    else:
+        recipe = load_recipe(recipe, settings)
+    folder = Path("runs") / recipe.name if run is None else Path(run)
+    run_recipe(recipe, folder)
+    return folder
+
+
+class Model:
+    """A trained model, as `load` returns it. Stage 1 makes CAMs and labels, stage 2 predicts.
+
+    Args:
+        module: in eval mode, on its device. Its weights are taken as they are at the first image.
+        classes: C names in class-index order; None = not known.
+    """
+
+    def __init__(self, module: CamModel | Segmenter, classes: Sequence[str] | None = None) -> None:
+        self.module = module
+        self.classes = None if classes is None else tuple(classes)
+        self._labelling: tuple[LabelConfig, CamModel] | None = None
+        self._prediction: tuple[PredictConfig, Segmenter] | None = None
+
+    def cams(self, image: Image, labels: Labels, settings: LabelConfig | None = None) -> np.ndarray:
+        """Class activation maps, as ``weaktr label --dump-cams`` writes them.
+
+        The command takes several images at a time, which may round matrix products otherwise.
+
+        Args:
+            image: uint8 [H, W, 3] RGB, or the path of an image file.
+            labels: K names or class indices.
+            settings: how they are made; None = the defaults of `LabelConfig`.
+
+        Returns:
+            float32 [K, H, W] in [0, 1], in the order of `labels`.
+
+        Raises:
+            ValueError: a model of stage 2, a file that is no image, another kind of array, or an
+                unknown label.
+        """
+        indices = self._class_indices(labels)
+        present, cams = self._cams(_pixels(image), indices, settings or LabelConfig())
+        return cams[[present.index(index) for index in indices]]
+
+    def label(
+        self, image: Image, labels: Labels, settings: LabelConfig | None = None
+    ) -> np.ndarray:
+        """The pseudo label of an image of which is known what it shows, as by ``weaktr label``.
+
+        Args:
+            image: uint8 [H, W, 3] RGB, or the path of an image file.
+            labels: names or class indices; none at all = all background.
+            settings: scales, threshold, CRF and so on; None = the defaults of `LabelConfig`.
+
+        Returns:
+            uint8 [H, W]: 0 = background, k + 1 = class index k.
+
+        Raises:
+            ValueError: as in `cams`.
+        """
+        settings = settings or LabelConfig()
+        pixels = _pixels(image)
+        present, cams = self._cams(pixels, self._class_indices(labels), settings)
+        refiners = choose_refiners(settings)
+        _, refined = pseudo_labels(pixels, cams, present, settings, refiners)
+        return refined
+
+    def predict(self, image: Image, settings: PredictConfig | None = None) -> np.ndarray:
+        """The mask of an image of which nothing is known, as by ``weaktr predict``.
+
+        Args:
+            image: uint8 [H, W, 3] RGB, or the path of an image file.
+            settings: scales, windows, CRF and so on; None = the defaults of `PredictConfig`.
+
+        Returns:
+            uint8 [H, W]: 0 = background, k + 1 = class index k.
+
+        Raises:
+            ValueError: a model of stage 1, a file that is no image, or another kind of array.
+        """
+        settings = settings or PredictConfig()
+        if not isinstance(self.module, Segmenter):
+            raise ValueError("predict: a model of stage 1 must be told what is shown; use label")
+        pixels = _pixels(image)
+        if self._prediction is None or self._prediction[0] != settings:
+            self._prediction = settings, for_prediction(self.module, settings)
+        scores = probabilities(self._prediction[1], pixels, settings)
+        _, refined = masks_from_probabilities(pixels, scores, choose_refiners(settings))
+        return refined
+
+    def _cams(
+        self, pixels: np.ndarray, indices: Sequence[int], settings: LabelConfig
+    ) -> tuple[list[int], np.ndarray]:
+        """The class indices, ascending and each once, and their CAMs [K, H, W]."""
+        assert isinstance(self.module, CamModel)
+        if self._labelling is None or self._labelling[0] != settings:
+            self._labelling = settings, for_labelling(self.module, settings)
+        present = sorted(set(indices))
+        sample = Sample("image", Path(), tuple(present), None, "")
+        ((_, _, cams),) = image_cams(self._labelling[1], [(sample, pixels)], settings)
+        return present, cams
+
+    def _class_indices(self, labels: Labels) -> list[int]:
+        """The class index of each label.
+
+        Raises:
+            ValueError: a model of stage 2, or an unknown label.
+        """
+        if not isinstance(self.module, CamModel):
+            raise ValueError("labels: a model of stage 2 takes none; use predict")
+        if isinstance(labels, str):
+            raise ValueError(f"labels: expected a list of class names or indices, got {labels!r}")
+        names, count = self.classes or (), self.module.num_classes
+        indices = []
+        for label in labels:
+            if isinstance(label, str) and names:
+                if label not in names:
+                    (nearest,) = difflib.get_close_matches(label, names, n=1, cutoff=0.0)
+                    raise ValueError(
+                        f"labels: unknown class {label!r}; did you mean {nearest!r}? "
+                        f"Known here: {', '.join(names)}"
+                    )
+                indices.append(names.index(label))
+            elif (
+                isinstance(label, (int, np.integer))
+                and not isinstance(label, bool)
+                and 0 <= label < count
+            ):
+                indices.append(int(label))
+            else:
+                known = "names or indices" if names else "indices (the checkpoint has no names)"
+                raise ValueError(f"labels: expected {known} 0..{count - 1}, got {label!r}")
+        return indices
+
+
+def _pixels(image: Image) -> np.ndarray:
+    """uint8 [H, W, 3], contiguous.
+
+    Raises:
+        ValueError: a file that is no image, or another kind of array.
+    """
+    if isinstance(image, (str, Path)):
+        return read_rgb(Path(image))
+    if not isinstance(image, np.ndarray):
+        raise ValueError(
+            f"image: expected uint8 [H, W, 3] RGB or a path, got {type(image).__name__}"
+        )
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise ValueError(
+            f"image: expected uint8 [H, W, 3] RGB or a path, got {image.dtype} {image.shape}"
+        )
+    return np.ascontiguousarray(image)

@@ -1,0 +1,67 @@
+"""``weaktr export CHECKPOINT``: a model for other runtimes."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from weaktr.cli.common import class_names
+from weaktr.progress import log
+
+HELP = """\
+Write a checkpoint for other runtimes: ONNX, or a program for torch.export.load.
+
+The file takes any batch and image size, carries class names and normalisation as metadata, and
+is run against the model on random images of several sizes before it is written. Stage 2 gives
+logits per pixel, stage 1 the refined CAMs of all classes per patch.
+
+examples:
+  weaktr export runs/voc/train_seg/model.safetensors --onnx weaktr.onnx
+  weaktr export runs/voc/train_cam/model.safetensors --torch-export cams.pt2
+  weaktr export model.safetensors --onnx fixed.onnx --size 480 480
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=Path, help="model.safetensors of stage 1 or 2")
+    parser.add_argument("--onnx", type=Path, metavar="FILE", help="write ONNX (extra 'export')")
+    parser.add_argument("--torch-export", type=Path, metavar="FILE", help="write a .pt2 program")
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        metavar=("H", "W"),
+        help="one fixed image size, for runtimes that want it (default: any size)",
+    )
+    parser.add_argument(
+        "--ensemble",
+        choices=("plain", "published"),
+        default="plain",
+        help="published: also the decoder's output before its last block, 'early' (stage 2)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from weaktr.export import export_onnx, export_program
+    from weaktr.inference.probabilities import for_ensemble
+    from weaktr.models import Segmenter, checkpoints
+
+    targets = {export_onnx: arguments.onnx, export_program: arguments.torch_export}
+    if not any(targets.values()):
+        raise ValueError("nothing to write; give --onnx FILE, --torch-export FILE, or both")
+    model, description = checkpoints.load(arguments.checkpoint)
+    names = list(class_names(description, arguments.checkpoint))
+    if isinstance(model, Segmenter):
+        model, names = for_ensemble(model, arguments.ensemble), ["background", *names]
+    elif arguments.ensemble != "plain":
+        raise ValueError("--ensemble: only stage 2 has a decoder; leave it out for CAMs")
+    size = None if arguments.size is None else (arguments.size[0], arguments.size[1])
+    for write, path in targets.items():
+        if path is not None:
+            check = write(model, path, names, size=size)
+            shapes = ", ".join("x".join(map(str, shape)) for shape in check.shapes)
+            log.info(
+                "%s: differs from the model by at most %.1e (outputs up to %.1e) on BxHxW %s",
+                path, check.difference, check.magnitude, shapes,
+            )  # fmt: skip
+    return 0

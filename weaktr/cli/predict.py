@@ -1,0 +1,84 @@
+"""``weaktr predict CHECKPOINT IMAGES``: masks of plain images."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from weaktr.cli.common import FAILED, add_device, add_set, begin, keys, load_model
+from weaktr.config import PredictConfig
+from weaktr.progress import log
+from weaktr.recipes import identity, with_settings
+
+HELP = """\
+Masks for plain images: sliding windows over scales and flips, then the CRF.
+
+Writes OUT/masks, and OUT/before_refinement with the masks before the CRF; `weaktr eval OUT TRUTH`
+scores both. Started again, it goes on with the images that are left.
+
+For a test set without masks, --archive writes what the PASCAL VOC server takes
+(results/VOC2012/Segmentation/comp6_test_cls/NAME.png).
+
+examples:
+  weaktr predict runs/voc/train_seg/model.safetensors photos/ --out masks/
+  weaktr predict model.safetensors photos/ --set ratios=[1.0] --set flip=false --set crf=none
+  weaktr predict model.safetensors VOC2012/JPEGImages --names ImageSets/Segmentation/val.txt
+  weaktr predict model.safetensors VOC2012/JPEGImages --names ImageSets/Segmentation/test.txt \\
+      --archive results.tgz --comp comp6
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=Path, help="stage-2 model.safetensors")
+    parser.add_argument("images", type=Path, metavar="IMAGES", help="folder of images")
+    parser.add_argument(
+        "--out", type=Path, default=Path("predictions"), help="default: predictions"
+    )
+    parser.add_argument("--names", type=Path, help="only these images: names, one a line")
+    parser.add_argument(
+        "--ensemble",
+        choices=("plain", "published"),
+        help="decoder's output, or 0.8 times its earlier one added (default: published)",
+    )
+    parser.add_argument(
+        "--archive", type=Path, metavar="FILE", help="also write a .tgz or .tar for the VOC server"
+    )
+    parser.add_argument(
+        "--comp",
+        choices=("comp5", "comp6"),
+        default="comp6",
+        help="of the archive: trained on VOC's data alone, or on more (default: comp6)",
+    )
+    parser.add_argument(
+        "--dump-scores", action="store_true", help="also write scores/NAME.npz (large)"
+    )
+    add_device(parser)
+    add_set(parser, f"settings of prediction ({keys(PredictConfig)})")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from weaktr import data
+    from weaktr.data.masks import MaskFolder
+    from weaktr.evaluation.voc_server import require_suffix, write_voc_archive
+    from weaktr.models import Segmenter
+    from weaktr.stages.predict import predict
+
+    if arguments.archive is not None:
+        require_suffix(arguments.archive)
+    ensemble = [f"ensemble={arguments.ensemble}"] if arguments.ensemble else []
+    settings = with_settings(PredictConfig(), arguments.set + ensemble)
+    model, _ = load_model(arguments.checkpoint, arguments.device)
+    if not isinstance(model, Segmenter):
+        raise ValueError(f"{arguments.checkpoint}: expected a stage-2 checkpoint, got stage 1")
+    samples = data.unlabelled(arguments.images).samples
+    if arguments.names is not None:
+        samples = data.only(samples, data.read_names(arguments.names))
+    out = arguments.out
+    begin(out, arguments.checkpoint, identity(settings))
+    unreadable = predict(model, samples, out, settings, dump_scores=arguments.dump_scores)
+    log.info("masks: %s", out / "masks")
+    if arguments.archive is not None:
+        names = [sample.name for sample in samples]
+        write_voc_archive(arguments.archive, MaskFolder(out), names, arguments.comp)
+        log.info("for the VOC server: %s", arguments.archive)
+    return FAILED if unreadable else 0
