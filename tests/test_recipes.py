@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from tests import photographs
+from tests.models.small import with_weights
 from tests.pretrained_files import KEYS, RELEASES, write_release
 from weaktr.cli import train_main
 from weaktr.config import BackboneConfig, Recipe
@@ -172,7 +173,7 @@ def test_weights_that_cannot_be_downloaded(monkeypatch):
 def test_released_weights_fit_as_published(release, releases):
     """Patch 14 -> 16 bicubic; positions bilinear, but bicubic from npz files; CLIP's mean, ..."""
     recipe = load_recipe(f"voc12_{release}", [f"model.weights={releases[release]}"])
-    model = Segmenter(recipe.seg_model, 21)
+    model = with_weights(Segmenter(recipe.seg_model, 21))
     assert model.normalization == NORMALIZATION[release]
     given, ours = read_state(releases[release]), model.vit.state_dict()
     block = "blocks.11.mlp.w12.weight" if release == "eva02_s" else "blocks.11.mlp.fc1.weight"
@@ -189,11 +190,11 @@ def test_released_weights_fit_as_published(release, releases):
 
 def test_timms_own_resize_can_be_chosen(releases):
     settings = [f"model.weights={releases['deit_s']}"]
-    published = Segmenter(load_recipe("voc12_deit_s", settings).seg_model, 21).vit
+    published = with_weights(Segmenter(load_recipe("voc12_deit_s", settings).seg_model, 21)).vit
     chosen = load_recipe(
         "voc12_deit_s", [*settings, "seg_model.resize=timm", "seg_model.position=timm"]
     )
-    timms = Segmenter(chosen.seg_model, 21).vit
+    timms = with_weights(Segmenter(chosen.seg_model, 21)).vit
     assert not torch.allclose(timms.pos_embed, published.pos_embed)
     donor = timm.create_model("deit_small_patch16_224", img_size=480, num_classes=0)
     state = timm.models.vision_transformer.checkpoint_filter_fn(
@@ -215,9 +216,9 @@ def test_a_published_checkpoint_gives_its_backbone(keys, name, tmp_path):
     recipe = load_recipe(name, [f"model.weights={tmp_path / 'checkpoint.pth'}"])
     prefix = "encoder." if keys.startswith("stage2") else ""
     weight = "blocks.11.attn.qkv.weight"
-    models = [Segmenter(recipe.seg_model, 21)]
+    models = [with_weights(Segmenter(recipe.seg_model, 21))]
     if recipe.cam_model.weights != "timm":
-        models.append(CamModel(recipe.cam_model, 20))
+        models.append(with_weights(CamModel(recipe.cam_model, 20)))
         torch.testing.assert_close(models[1].vit.cls_token.data, state["cls_token"])
     for model in models:
         torch.testing.assert_close(model.vit.state_dict()[weight], state[prefix + weight])

@@ -59,8 +59,9 @@ class BackboneConfig:
 
     Args:
         backbone: timm name, such as ``deit_small_patch16_224`` (pretrained tag allowed).
-        weights: None = random, "timm" = pretrained, else a file: weights in timm's or the original
-            release's naming, a native checkpoint, or one of the published code.
+        weights: what training starts from (`weaktr.models.pretrained.load_backbone`): None =
+            random, "timm" = pretrained, else a file: weights in timm's or the original release's
+            naming, a native checkpoint, or one of the published code.
         resize: how the weights' position grid (and patch kernel) are brought to this model's.
         position: how positions follow images of other sizes; "published_cam" and "published_seg"
             do what the published code does.

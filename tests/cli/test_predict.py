@@ -20,6 +20,7 @@ from weaktr.data.classes import palette
 from weaktr.data.masks import MaskFolder, read_mask_file, write_mask
 from weaktr.evaluation.voc_server import write_voc_archive
 from weaktr.models import checkpoints
+from weaktr.models.released.state_dicts import segmenter_from_published
 
 E = arrays("E_inference")
 CRF = load_file(GOLDEN / "E_crf.safetensors")
@@ -30,7 +31,7 @@ QUICK = (*SIZES, "--set", "ratios=[1.0]", "--set", "flip=false", "--set", "crf=n
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     shapes = FACTS["E_inference"]["state_dict"].items()
-    model = checkpoints.segmenter_from_published(
+    model = segmenter_from_published(
         {key: recipe_weight(key, shape, 201) for key, shape in shapes},
         encoder_heads=6, decoder_heads=2, decoder="mask_transformer", patch_size=16, image_size=48,
     )  # fmt: skip

@@ -1,19 +1,29 @@
-"""Models of both stages with random weights, from the settings that differ from the defaults."""
+"""Models of both stages from the settings that differ from the defaults."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 from weaktr.config import CamModelConfig, SegModelConfig
 from weaktr.models import CamModel, Segmenter
+from weaktr.models.pretrained import load_backbone
+
+Model = TypeVar("Model", CamModel, Segmenter)
 
 
 def cam_model(backbone: str, num_classes: int, **settings: Any) -> CamModel:
     """A stage-1 model without stochastic depth."""
     given = {"weights": None, "drop_path": 0.0} | settings
-    return CamModel(CamModelConfig(backbone, **given), num_classes)
+    return with_weights(CamModel(CamModelConfig(backbone, **given), num_classes))
 
 
 def segmenter(backbone: str, num_labels: int, **settings: Any) -> Segmenter:
     """A stage-2 model."""
-    return Segmenter(SegModelConfig(backbone, **{"weights": None} | settings), num_labels)
+    config = SegModelConfig(backbone, **{"weights": None} | settings)
+    return with_weights(Segmenter(config, num_labels))
+
+
+def with_weights(model: Model) -> Model:
+    """The model with the starting weights that its configuration names, as trainings load them."""
+    load_backbone(model.vit, model.config)
+    return model

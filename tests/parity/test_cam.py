@@ -10,8 +10,7 @@ import torch.nn.functional as F
 
 from tests.parity import recipe
 from tests.tolerances import GRADIENT_FLOOR, assert_golden
-from weaktr.models.checkpoints import cam_model_from_published
-from weaktr.models.released.state_dicts import cam_names
+from weaktr.models.released.state_dicts import cam_model_from_published, cam_names
 from weaktr.ops import fuse_heads, head_stats
 
 TINY = ["A_a1_voc20_avg", "A_a2_voc20_max", "A_a3_coco90_max", "A_a5_hd16_odd"]

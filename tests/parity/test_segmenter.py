@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from tests.parity import recipe
 from tests.tolerances import GRADIENT_FLOOR, assert_golden
 from weaktr.models import MultiLogits
-from weaktr.models.checkpoints import segmenter_from_published
-from weaktr.models.released.state_dicts import segmenter_names
+from weaktr.models.released.state_dicts import segmenter_from_published, segmenter_names
 
 SINGLE = ["D_d1_deit_mask", "D_d3_deit_linear", "D_d5_dinov2_mask", "D_d6_eva02_mask"]
 #: cases that share weights and inputs with another

@@ -21,9 +21,10 @@ from weaktr.data.masks import MaskFolder
 from weaktr.inference.probabilities import for_ensemble, for_prediction, probabilities
 from weaktr.inference.resize import resize_bilinear
 from weaktr.inference.windows import anchors, merge, views
-from weaktr.models.checkpoints import segmenter_from_published
+from weaktr.models.released.state_dicts import segmenter_from_published
 from weaktr.ops.dense_crf.presets import PRESETS
-from weaktr.stages.predict import mask_from_probabilities, predict
+from weaktr.refine.crf import CrfRefiner
+from weaktr.stages.predict import masks_from_probabilities, predict
 
 E = arrays("E_inference")
 CRF = load_file(GOLDEN / "E_crf.safetensors")
@@ -141,8 +142,9 @@ def test_published_ensemble(model):
 def test_crf_after_the_ensemble(model, preset, stored):
     settings = with_(ensemble="published")
     scores = probabilities(for_prediction(model, settings), E["image"], settings)
-    made = mask_from_probabilities(E["image"], scores, PRESETS[preset])
-    assert (made == CRF[f"{stored}.label"]).mean() >= 0.999
+    refiners = [CrfRefiner(PRESETS[preset])]
+    _, refined = masks_from_probabilities(E["image"], scores, refiners)
+    assert (refined == CRF[f"{stored}.label"]).mean() >= 0.999
 
 
 def test_the_ensemble_needs_a_mask_transformer():

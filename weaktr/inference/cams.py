@@ -17,8 +17,8 @@ from torch import Tensor
 from weaktr.config import Amp, LabelConfig
 from weaktr.data import Sample
 from weaktr.models import CamModel
-from weaktr.models.onednn import shared_copy
-from weaktr.models.precision import autocast, ready
+from weaktr.models.onednn import ready, shared_copy
+from weaktr.models.precision import autocast
 
 #: `LabelConfig.batch_tokens` by type of device. A CPU gains nothing by larger batches.
 BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}

@@ -13,8 +13,8 @@ from torch import Tensor
 from weaktr.config import PredictConfig
 from weaktr.inference.windows import View, merge, views, windows
 from weaktr.models import Segmenter
-from weaktr.models.onednn import shared_copy
-from weaktr.models.precision import autocast, ready
+from weaktr.models.onednn import ready, shared_copy
+from weaktr.models.precision import autocast
 
 #: ensemble -> weights of the output before the decoder's last block, and of the decoder's output.
 #: Source: reference.md 50.

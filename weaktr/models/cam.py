@@ -25,7 +25,6 @@ from weaktr.config import CamModelConfig
 from weaktr.models.blocks import Layer
 from weaktr.models.fusion import AttentionFusion, MapsOfLayers, cross_attention
 from weaktr.models.packing import TokenBatch, pack
-from weaktr.models.pretrained import load_backbone
 from weaktr.models.vit import BackboneModel, ViT
 from weaktr.ops import fuse_heads_packed, head_stats, head_stats_packed
 from weaktr.ops.attention import Statistics
@@ -80,7 +79,6 @@ class CamModel(BackboneModel):
         self.head = nn.Conv2d(dim, num_classes, kernel_size=3, padding=1)
         maps, head_dim = len(self.vit.blocks) * heads, dim // heads
         self.fusion = AttentionFusion(maps, head_dim, config.reduction, config.feat_reduction)
-        load_backbone(self.vit, config)
 
     def forward(self, images: Tensor) -> CamOutput:
         """Normalised images [B, 3, H, W], any size of at least one patch -> `CamOutput`.

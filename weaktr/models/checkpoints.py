@@ -1,4 +1,4 @@
-"""Model files: the native format, and readers for what the published code writes.
+"""Model files in the native format.
 
 A native checkpoint is two files side by side: ``NAME.safetensors`` with the weights and
 ``NAME.json`` which describes them (stage, architecture, classes, normalisation), so that loading
@@ -19,12 +19,9 @@ from weaktr import __version__
 from weaktr.config import CamModelConfig, SegModelConfig
 from weaktr.files import whole_file, write_bytes
 from weaktr.models.cam import CamModel
-from weaktr.models.pretrained import load_strict
-from weaktr.models.released.state_dicts import cam_model_from_published, segmenter_from_published
 from weaktr.models.segmenter import Segmenter
+from weaktr.models.vit import load_strict
 from weaktr.recipes import as_tree, make
-
-__all__ = ["cam_model_from_published", "load", "save", "segmenter_from_published"]
 
 FORMAT = "weaktr-checkpoint"
 MODELS: dict[str, type[CamModel] | type[Segmenter]] = {"cam": CamModel, "segmenter": Segmenter}

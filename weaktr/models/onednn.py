@@ -13,6 +13,9 @@ import torch
 from timm.layers import GELU, Mlp
 from torch import Tensor, nn
 
+from weaktr.config import Amp
+from weaktr.models.precision import amp_type
+
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -49,6 +52,18 @@ class OneDnnLinear(nn.Module):
             x.to(self.dtype), self.packed, self.bias, self.activation, [], "none"
         )
         return out
+
+
+def ready(model: Model, amp: Amp, tokens: int) -> Model:
+    """The same weights for inference: on a CPU in oneDNN's layout, where that is possible.
+
+    Args:
+        model: in eval mode, on its device; left as it is.
+        amp: of the forward passes.
+        tokens: of a forward pass.
+    """
+    dtype = amp_type(amp, next(model.parameters()).device) or torch.float32
+    return model if dtype == torch.float16 else with_onednn_layers(model, tokens, dtype)
 
 
 def can_pack(model: nn.Module) -> bool:

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from weaktr.config import Amp
-from weaktr.models.onednn import with_onednn_layers
 
 Model = TypeVar("Model", bound=nn.Module)
 _AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -25,18 +24,6 @@ def autocast(amp: Amp, device: torch.device) -> torch.autocast:
     """The autocast context of a setting (see `amp_type`)."""
     dtype = amp_type(amp, device)
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
-
-
-def ready(model: Model, amp: Amp, tokens: int) -> Model:
-    """The same weights for inference: on a CPU in oneDNN's layout, where that is possible.
-
-    Args:
-        model: in eval mode, on its device; left as it is.
-        amp: of the forward passes.
-        tokens: of a forward pass.
-    """
-    dtype = amp_type(amp, next(model.parameters()).device) or torch.float32
-    return model if dtype == torch.float16 else with_onednn_layers(model, tokens, dtype)
 
 
 def choose_device(name: str) -> torch.device:

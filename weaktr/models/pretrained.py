@@ -21,7 +21,7 @@ from torch import Tensor
 
 from weaktr.config import BackboneConfig
 from weaktr.models.released.torch_file import read_torch_file
-from weaktr.models.vit import ViT
+from weaktr.models.vit import ViT, load_strict
 
 State = dict[str, Tensor]
 
@@ -97,28 +97,6 @@ def timm_state(backbone: str, backbone_args: Mapping[str, Any]) -> State:
         ) from error
     state: State = donor.state_dict()
     return state
-
-
-def load_strict(module: torch.nn.Module, state: Mapping[str, Tensor], what: str) -> None:
-    """`load_state_dict` whose error lists every missing, unknown and misshapen tensor.
-
-    Raises:
-        ValueError: with up to five names of each kind.
-    """
-    own = module.state_dict()
-    problems = {
-        "missing": [k for k in own if k not in state],
-        "unknown": [k for k in state if k not in own],
-        "of another shape": [
-            f"{k} (expected {tuple(own[k].shape)}, got {tuple(state[k].shape)})"
-            for k in own
-            if k in state and state[k].shape != own[k].shape
-        ],
-    }
-    found = [f"{len(v)} {kind}: {', '.join(v[:5])}" for kind, v in problems.items() if v]
-    if found:
-        raise ValueError(f"{what} does not fit this model; " + "; ".join(found))
-    module.load_state_dict(dict(state))
 
 
 def read_state(path: Path) -> State:

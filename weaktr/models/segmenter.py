@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from weaktr.config import SegModelConfig
 from weaktr.models.blocks import run_block
-from weaktr.models.pretrained import load_backbone
 from weaktr.models.vit import BackboneModel, ViT
 from weaktr.ops.clipped_cross_entropy import ClippedLoss, clipped_cross_entropy
 
@@ -137,7 +136,6 @@ class Segmenter(BackboneModel):
             heads = config.decoder_heads or max(1, dim // 64)
             layers, dropout = config.decoder_layers, config.dropout
             self.decoder = MaskTransformer(dim, num_labels, layers, heads, dropout)
-        load_backbone(self.vit, config)
 
     @property
     def multi(self) -> bool:

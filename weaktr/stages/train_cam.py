@@ -19,6 +19,7 @@ from torch import Tensor
 from weaktr import data
 from weaktr.evaluation.models import cam_curve
 from weaktr.models import CamModel, CamOutput, checkpoints
+from weaktr.models.pretrained import load_backbone
 from weaktr.stages.run import MODEL, Run, Stage
 from weaktr.training.loop import EpochLoader, TrainingLoop, compiled
 from weaktr.training.optimizers import cam_optimizer
@@ -40,7 +41,9 @@ def train_cam(run: Run) -> Path:
     recipe, settings, folder = run.recipe, run.recipe.train_cam, run.of("train_cam")
     classes = run.train_images.classes
     set_seeds(recipe.seed)
-    model = CamModel(recipe.cam_model, len(classes)).to(run.device)
+    model = CamModel(recipe.cam_model, len(classes))
+    load_backbone(model.vit, recipe.cam_model)
+    model = model.to(run.device)
     transform = data.cam_train_transform(
         recipe.cam_model.image_size,
         normalization=cast(data.Normalization, model.normalization),

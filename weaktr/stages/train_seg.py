@@ -20,6 +20,7 @@ from weaktr.data import Manifest
 from weaktr.data.masks import MaskFolder
 from weaktr.evaluation.models import score_segmenter
 from weaktr.models import Segmenter, checkpoints
+from weaktr.models.pretrained import load_backbone
 from weaktr.stages.run import MODEL, Run, Stage
 from weaktr.training.loop import EpochLoader, TrainingLoop, compiled
 from weaktr.training.optimizers import PolynomialSchedule, segmenter_optimizer
@@ -41,7 +42,10 @@ def train_seg(run: Run) -> Path:
     recipe, settings, folder = run.recipe, run.recipe.train_seg, run.of("train_seg")
     classes = run.train.classes
     set_seeds(recipe.seed)
-    model = Segmenter(starting_config(run), classes.num_labels).to(run.device)
+    config = starting_config(run)
+    model = Segmenter(config, classes.num_labels)
+    load_backbone(model.vit, config)
+    model = model.to(run.device)
     transform = data.seg_train_transform(
         settings.crop,
         normalization=cast(data.Normalization, model.normalization),
