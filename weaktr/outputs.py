@@ -57,6 +57,12 @@ def begin(
     write_json(note, {"made_from": made_from, **facts})
 
 
+def begin_masks(folder: Path, source: Path, settings: dict[str, Any]) -> None:
+    """`begin` for masks that are made from one checkpoint (or folder of CAMs) with settings."""
+    made_from = fingerprint(str(source.resolve()), source.stat().st_size, settings)
+    begin(folder, made_from, checkpoint=str(source), settings=settings)
+
+
 def mark_finished(folder: Path, made_from: str) -> None:
     """Note that the results in `folder` are complete, made from inputs of this fingerprint."""
     write_json(folder / FINISHED, {"made_from": made_from})

@@ -15,7 +15,7 @@ from weaktr.config import LabelConfig
 from weaktr.data import Classes, Sample
 from weaktr.data.masks import MaskFolder, read_mask_file
 from weaktr.inference import cams as stage
-from weaktr.inference.cams import image_cams, multi_scale_cams
+from weaktr.inference.cams import CamsOfModel, image_cams, multi_scale_cams
 from weaktr.inference.labels import labels_from_cams
 from weaktr.stages.label import label
 
@@ -148,7 +148,9 @@ def samples(tmp_path):
 
 def test_unlabelled_and_corrupt_images_are_reported(tiny_model, samples, tmp_path):
     out = tmp_path / "out"
-    report = label(tiny_model, samples, out, LabelConfig(crf=None))
+    report = label(
+        CamsOfModel(tiny_model, LabelConfig(crf=None)), samples, out, LabelConfig(crf=None)
+    )
     assert report.labelled == 2
     assert report.unlabelled == ["deep/2", "deep/3"]
     assert [(p.file, p.where) for p in report.unreadable] == [
@@ -159,14 +161,19 @@ def test_unlabelled_and_corrupt_images_are_reported(tiny_model, samples, tmp_pat
 
 def test_unlabelled_images_can_become_background(tiny_model, samples, tmp_path):
     settings = LabelConfig(unlabelled="background", crf="voc_cam")
-    label(tiny_model, samples[:3], tmp_path / "out", settings)
+    label(CamsOfModel(tiny_model, settings), samples[:3], tmp_path / "out", settings)
     masks = MaskFolder(tmp_path / "out")
     assert not masks.read("deep/2").any()
     assert masks.entries["deep/2"].labels == (0,)
 
 
 def test_only_classes_of_the_image_label_occur(tiny_model, samples, tmp_path):
-    label(tiny_model, samples[:2], tmp_path / "out", LabelConfig(threshold=0.2))
+    label(
+        CamsOfModel(tiny_model, LabelConfig(threshold=0.2)),
+        samples[:2],
+        tmp_path / "out",
+        LabelConfig(threshold=0.2),
+    )
     masks = MaskFolder(tmp_path / "out")
     assert set(np.unique(masks.read("deep/0"))) <= {0, 1}
     assert set(np.unique(masks.read("deep/1"))) <= {0, 1, 2}
@@ -174,26 +181,32 @@ def test_only_classes_of_the_image_label_occur(tiny_model, samples, tmp_path):
 
 def test_finished_masks_are_not_made_again(tiny_model, samples, tmp_path):
     out, settings = tmp_path / "out", LabelConfig(crf=None)
-    label(tiny_model, samples[:1], out, settings)
+    label(CamsOfModel(tiny_model, settings), samples[:1], out, settings)
     kept = MaskFolder(out).path("deep/0")
     before = kept.stat().st_mtime_ns
-    label(tiny_model, samples[:2], out, settings)
+    label(CamsOfModel(tiny_model, settings), samples[:2], out, settings)
     assert kept.stat().st_mtime_ns == before
     assert len(MaskFolder(out)) == 2
 
 
 def test_a_damaged_mask_is_made_again(tiny_model, samples, tmp_path):
     out, settings = tmp_path / "out", LabelConfig(crf=None)
-    label(tiny_model, samples[:1], out, settings)
+    label(CamsOfModel(tiny_model, settings), samples[:1], out, settings)
     path = MaskFolder(out).path("deep/0")
     whole = read_mask_file(path)
     path.write_bytes(path.read_bytes()[:40])
-    label(tiny_model, samples[:1], out, settings)
+    label(CamsOfModel(tiny_model, settings), samples[:1], out, settings)
     np.testing.assert_array_equal(read_mask_file(path), whole)
 
 
 def test_cams_can_be_dumped(tiny_model, samples, tmp_path):
-    label(tiny_model, samples[:2], tmp_path / "out", LabelConfig(crf=None), dump_cams=True)
+    label(
+        CamsOfModel(tiny_model, LabelConfig(crf=None)),
+        samples[:2],
+        tmp_path / "out",
+        LabelConfig(crf=None),
+        dump_cams=True,
+    )
     with np.load(tmp_path / "out" / "cams" / "deep" / "1.npz") as stored:
         assert stored["cams"].shape == (2, 20, 25)
         assert stored["classes"].tolist() == [0, 1]

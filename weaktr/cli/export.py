@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from weaktr.cli.common import class_names
 from weaktr.progress import log
 
 HELP = """\
@@ -50,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not any(targets.values()):
         raise ValueError("nothing to write; give --onnx FILE, --torch-export FILE, or both")
     model, description = checkpoints.load(arguments.checkpoint)
-    names = list(class_names(description, arguments.checkpoint))
+    names = list(checkpoints.class_names(description, arguments.checkpoint))
     if isinstance(model, Segmenter):
         model, names = for_ensemble(model, arguments.ensemble), ["background", *names]
     elif arguments.ensemble != "plain":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from weaktr.cli.common import add_device, add_set, begin, class_names, keys, load_model
+from weaktr.cli.common import add_device, add_set, keys
 from weaktr.config import LabelConfig
 from weaktr.progress import log
 from weaktr.recipes import as_tree, identity, with_settings
@@ -43,45 +43,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    settings = with_settings(LabelConfig(), arguments.set)
-    if arguments.checkpoint.is_dir():
-        _label_stored_cams(arguments, settings)
+    from weaktr import data
+    from weaktr.data.stored_maps import StoredCams
+    from weaktr.inference.cams import CamsOfModel, CamSource
+    from weaktr.models import CamModel, checkpoints
+    from weaktr.models.precision import choose_device
+    from weaktr.outputs import begin_masks
+    from weaktr.stages.label import AFTER_CAMS, label
+
+    settings, source = with_settings(LabelConfig(), arguments.set), arguments.checkpoint
+    counted = identity(settings)
+    cams: CamSource
+    if source.is_dir():
+        default = as_tree(LabelConfig())
+        useless = [
+            key
+            for key, value in as_tree(settings).items()
+            if key not in AFTER_CAMS and value != default[key]
+        ]
+        useless += ["--labels"] * bool(arguments.labels) + ["--dump-cams"] * arguments.dump_cams
+        if useless:
+            raise ValueError(
+                f"{', '.join(useless)}: of no effect on CAMs that are there ({source}); "
+                f"expected {', '.join(AFTER_CAMS)}"
+            )
+        counted = {key: value for key, value in counted.items() if key in AFTER_CAMS}
+        samples = data.unlabelled(arguments.images).samples
+        cams = StoredCams(source, samples)
     else:
-        _label_images(arguments, settings)
+        model, description = checkpoints.load(source, choose_device(arguments.device))
+        if not isinstance(model, CamModel):
+            raise ValueError(f"{source}: expected a stage-1 checkpoint, got stage 2")
+        names = checkpoints.class_names(description, source)
+        samples = data.folder(arguments.images, arguments.labels, classes=names).samples
+        cams = CamsOfModel(model, settings)
+    begin_masks(arguments.out, source, counted)
+    label(cams, samples, arguments.out, settings, dump_cams=arguments.dump_cams)
     log.info("masks: %s", arguments.out / "masks")
     return 0
-
-
-def _label_images(arguments: argparse.Namespace, settings: LabelConfig) -> None:
-    from weaktr import data
-    from weaktr.models import CamModel
-    from weaktr.stages.label import label
-
-    model, description = load_model(arguments.checkpoint, arguments.device)
-    if not isinstance(model, CamModel):
-        raise ValueError(f"{arguments.checkpoint}: expected a stage-1 checkpoint, got stage 2")
-    names = class_names(description, arguments.checkpoint)
-    samples = data.folder(arguments.images, arguments.labels, classes=names).samples
-    begin(arguments.out, arguments.checkpoint, identity(settings))
-    label(model, samples, arguments.out, settings, dump_cams=arguments.dump_cams)
-
-
-def _label_stored_cams(arguments: argparse.Namespace, settings: LabelConfig) -> None:
-    from weaktr import data
-    from weaktr.data.stored_maps import cam_files
-    from weaktr.stages.label import AFTER_CAMS, label_stored
-
-    cams = arguments.checkpoint
-    used, default = as_tree(settings), as_tree(LabelConfig())
-    useless = [key for key in default if key not in AFTER_CAMS and used[key] != default[key]]
-    useless += ["--labels"] * bool(arguments.labels) + ["--dump-cams"] * arguments.dump_cams
-    if useless:
-        raise ValueError(
-            f"{', '.join(useless)}: of no effect on CAMs that are there ({cams}); "
-            f"expected {', '.join(AFTER_CAMS)}"
-        )
-    samples = data.unlabelled(arguments.images).samples
-    files = cam_files(cams, [sample.name for sample in samples])
-    after = {key: value for key, value in identity(settings).items() if key in AFTER_CAMS}
-    begin(arguments.out, cams, after)
-    label_stored(files, samples, arguments.out, settings)

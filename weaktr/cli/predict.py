@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from weaktr.cli.common import FAILED, add_device, add_set, begin, keys, load_model
+from weaktr.cli.common import FAILED, add_device, add_set, keys
 from weaktr.config import PredictConfig
 from weaktr.progress import log
 from weaktr.recipes import identity, with_settings
@@ -60,21 +60,23 @@ def run(arguments: argparse.Namespace) -> int:
     from weaktr import data
     from weaktr.data.masks import MaskFolder
     from weaktr.evaluation.voc_server import require_suffix, write_voc_archive
-    from weaktr.models import Segmenter
+    from weaktr.models import Segmenter, checkpoints
+    from weaktr.models.precision import choose_device
+    from weaktr.outputs import begin_masks
     from weaktr.stages.predict import predict
 
     if arguments.archive is not None:
         require_suffix(arguments.archive)
     ensemble = [f"ensemble={arguments.ensemble}"] if arguments.ensemble else []
     settings = with_settings(PredictConfig(), arguments.set + ensemble)
-    model, _ = load_model(arguments.checkpoint, arguments.device)
+    model, _ = checkpoints.load(arguments.checkpoint, choose_device(arguments.device))
     if not isinstance(model, Segmenter):
         raise ValueError(f"{arguments.checkpoint}: expected a stage-2 checkpoint, got stage 1")
     samples = data.unlabelled(arguments.images).samples
     if arguments.names is not None:
         samples = data.only(samples, data.read_names(arguments.names))
     out = arguments.out
-    begin(out, arguments.checkpoint, identity(settings))
+    begin_masks(out, arguments.checkpoint, identity(settings))
     unreadable = predict(model, samples, out, settings, dump_scores=arguments.dump_scores)
     log.info("masks: %s", out / "masks")
     if arguments.archive is not None:

@@ -139,6 +139,37 @@ class MaskFolder:
         return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == entry.sha256
 
 
+class RefinedMasks:
+    """Masks after refinement and, in a folder of their own, the same ones before it.
+
+    Args:
+        folder: of the masks; what is in it counts where its digest agrees.
+        refined: whether there is a refinement; without one nothing is kept twice.
+    """
+
+    def __init__(self, folder: Path, *, refined: bool) -> None:
+        self.masks = MaskFolder(folder, verify=True)
+        self.before = MaskFolder(before_refinement(folder), verify=True) if refined else None
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.masks and (self.before is None or name in self.before)
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+    def add(self, name: str, plain: np.ndarray, refined: np.ndarray) -> None:
+        """Write one image's masks, uint8 [H, W], before and after refinement."""
+        if self.before is not None:
+            self.before.add(name, plain)
+        self.masks.add(name, refined)
+
+    def flush(self) -> None:
+        """Bring both indices to the disk (call at the end)."""
+        for folder in (self.before, self.masks):
+            if folder is not None:
+                folder.flush()
+
+
 def _read_index(path: Path) -> list[MaskEntry]:
     """The whole lines of an index; cuts off a half-written last one."""
     if not path.exists():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,13 +16,53 @@ from PIL import Image
 from torch import Tensor
 
 from weaktr.config import Amp, LabelConfig
-from weaktr.data import Sample
+from weaktr.data import Problem, Sample
+from weaktr.data.parallel import read_images
 from weaktr.models import CamModel
 from weaktr.models.onednn import ready, shared_copy
 from weaktr.models.precision import autocast
 
 #: `LabelConfig.batch_tokens` by type of device. A CPU gains nothing by larger batches.
 BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
+
+
+class CamSource(Protocol):
+    """Where the CAMs of images come from: a model, or files (`weaktr.data.stored_maps`)."""
+
+    def shows_a_class(self, sample: Sample) -> bool:
+        """Whether an image shows any class, as far as is known without opening it."""
+        ...
+
+    def cams(
+        self, samples: Iterable[Sample], unreadable: list[Problem]
+    ) -> Iterator[tuple[Sample, np.ndarray, np.ndarray]]:
+        """Sample, image uint8 [H, W, 3], CAMs float32 [K, H, W] in the order of its K labels.
+
+        What cannot be read is left out and put into `unreadable`.
+        """
+        ...
+
+
+class CamsOfModel:
+    """CAMs of a stage-1 model for the image-level labels of the samples (`CamSource`).
+
+    Args:
+        model: in eval mode, on its device.
+        settings: how they are made, see `LabelConfig`.
+    """
+
+    def __init__(self, model: CamModel, settings: LabelConfig) -> None:
+        self.model, self.settings = for_labelling(model, settings), settings
+
+    def shows_a_class(self, sample: Sample) -> bool:
+        """Whether the sample has an image-level label."""
+        return bool(sample.labels)
+
+    def cams(
+        self, samples: Iterable[Sample], unreadable: list[Problem]
+    ) -> Iterator[tuple[Sample, np.ndarray, np.ndarray]]:
+        """See `CamSource`."""
+        return image_cams(self.model, read_images(samples, unreadable), self.settings)
 
 
 def image_cams(

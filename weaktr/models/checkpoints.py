@@ -8,23 +8,28 @@ needs nothing else and never runs pickled code.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from weaktr import __version__
-from weaktr.config import CamModelConfig, SegModelConfig
+from weaktr.config import BackboneConfig, CamModelConfig, SegModelConfig
 from weaktr.files import whole_file, write_bytes
 from weaktr.models.cam import CamModel
 from weaktr.models.segmenter import Segmenter
-from weaktr.models.vit import load_strict
 from weaktr.recipes import as_tree, make
 
 FORMAT = "weaktr-checkpoint"
-MODELS: dict[str, type[CamModel] | type[Segmenter]] = {"cam": CamModel, "segmenter": Segmenter}
+#: Name in a description -> the model, its configuration, and what its second argument is called.
+MODELS: dict[str, tuple[Any, type[BackboneConfig], str]] = {
+    "cam": (CamModel, CamModelConfig, "num_classes"),
+    "segmenter": (Segmenter, SegModelConfig, "num_labels"),
+}
 #: Settings of a model that belong to a run: where its weights came from and what computes it.
 OF_THE_RUN = ("weights", "resize", "attention")
 
@@ -46,11 +51,13 @@ def save(model: CamModel | Segmenter, path: str | Path, **extra: Any) -> Path:
     path = Path(path).with_suffix(".safetensors")
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     mean, std = model.normalization
+    name, counted = next((name, row[2]) for name, row in MODELS.items() if type(model) is row[0])
+    config = {key: value for key, value in as_tree(model.config).items() if key not in OF_THE_RUN}
     description = {
         "format": FORMAT,
         "version": __version__,
-        "model": next(name for name, kind in MODELS.items() if type(model) is kind),
-        "config": stored_config(model),
+        "model": name,
+        "config": config | {counted: getattr(model, counted)},
         "normalization": {"mean": list(mean), "std": list(std)},
         **extra,
     }
@@ -90,36 +97,47 @@ def load(
     info = describe(path)
     if info.get("model") not in MODELS:
         raise ValueError(f"{path}: unknown model kind {info.get('model')!r}")
-    model = build(info, str(path))
+    kind, settings, counted = MODELS[info["model"]]
+    config = info["config"] | {"weights": None}
+    count = config.pop(counted)
+    model: CamModel | Segmenter = kind(make(settings, config, str(path)), count)
     norm = info["normalization"]
     model.vit.normalization = (tuple(norm["mean"]), tuple(norm["std"]))
     load_strict(model, load_file(path), f"checkpoint {path}")
     return model.to(device).eval(), info
 
 
-def stored_config(model: CamModel | Segmenter) -> dict[str, Any]:
-    """What a checkpoint says of a model's architecture: `model.config`, but for what is the run's.
-
-    With it the number of classes (stage 1) or labels (stage 2).
-    """
-    config = {key: value for key, value in as_tree(model.config).items() if key not in OF_THE_RUN}
-    if isinstance(model, CamModel):
-        return config | {"num_classes": model.num_classes}
-    return config | {"num_labels": model.num_labels}
-
-
-def build(info: dict[str, Any], origin: str) -> CamModel | Segmenter:
-    """The model that a checkpoint's description speaks of, with random weights.
+def class_names(info: Mapping[str, Any], path: Path) -> tuple[str, ...]:
+    """The classes in the description of the checkpoint `path`.
 
     Raises:
-        ValueError: a description with unknown or wrong settings; names `origin`.
+        ValueError: it does not name them.
     """
-    config = dict(info["config"])
-    if info["model"] == "cam":
-        classes = config.pop("num_classes")
-        return CamModel(make(CamModelConfig, config | {"weights": None}, origin), classes)
-    labels = config.pop("num_labels")
-    return Segmenter(make(SegModelConfig, config | {"weights": None}, origin), labels)
+    if "classes" not in info:
+        raise ValueError(f"{path}: this checkpoint does not name its classes")
+    return tuple(info["classes"]["names"])
+
+
+def load_strict(module: torch.nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+    """`load_state_dict` whose error lists every missing, unknown and misshapen tensor.
+
+    Raises:
+        ValueError: with up to five names of each kind.
+    """
+    own = module.state_dict()
+    problems = {
+        "missing": [k for k in own if k not in state],
+        "unknown": [k for k in state if k not in own],
+        "of another shape": [
+            f"{k} (expected {tuple(own[k].shape)}, got {tuple(state[k].shape)})"
+            for k in own
+            if k in state and state[k].shape != own[k].shape
+        ],
+    }
+    found = [f"{len(v)} {kind}: {', '.join(v[:5])}" for kind, v in problems.items() if v]
+    if found:
+        raise ValueError(f"{what} does not fit this model; " + "; ".join(found))
+    module.load_state_dict(dict(state))
 
 
 def describe(path: Path) -> dict[str, Any]:

@@ -20,8 +20,9 @@ from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch import Tensor
 
 from weaktr.config import BackboneConfig
+from weaktr.models.checkpoints import load_strict
 from weaktr.models.released.torch_file import read_torch_file
-from weaktr.models.vit import ViT, load_strict
+from weaktr.models.vit import ViT
 
 State = dict[str, Tensor]
 

@@ -8,7 +8,6 @@ the attention branch's output.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import timm
@@ -218,28 +217,6 @@ class BackboneModel(nn.Module):
     def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """(mean, std) per RGB channel in [0, 1]."""
         return self.vit.normalization
-
-
-def load_strict(module: torch.nn.Module, state: Mapping[str, Tensor], what: str) -> None:
-    """`load_state_dict` whose error lists every missing, unknown and misshapen tensor.
-
-    Raises:
-        ValueError: with up to five names of each kind.
-    """
-    own = module.state_dict()
-    problems = {
-        "missing": [k for k in own if k not in state],
-        "unknown": [k for k in state if k not in own],
-        "of another shape": [
-            f"{k} (expected {tuple(own[k].shape)}, got {tuple(state[k].shape)})"
-            for k in own
-            if k in state and state[k].shape != own[k].shape
-        ],
-    }
-    found = [f"{len(v)} {kind}: {', '.join(v[:5])}" for kind, v in problems.items() if v]
-    if found:
-        raise ValueError(f"{what} does not fit this model; " + "; ".join(found))
-    module.load_state_dict(dict(state))
 
 
 def create_backbone(config: BackboneConfig) -> Any:

@@ -14,7 +14,7 @@ import torch
 
 from weaktr.config import PredictConfig
 from weaktr.data import Problem, Sample
-from weaktr.data.masks import MaskFolder, before_refinement
+from weaktr.data.masks import RefinedMasks
 from weaktr.data.parallel import ordered_map, read_images
 from weaktr.data.stored_maps import write_scores
 from weaktr.inference.probabilities import for_prediction, probabilities
@@ -47,16 +47,14 @@ def predict(
         Images that could not be read (also logged).
     """
     model = for_prediction(model, settings)
-    masks = MaskFolder(folder, verify=True)
-    before = MaskFolder(before_refinement(folder), verify=True)
     refiners = choose_refiners(settings)
+    masks = RefinedMasks(folder, refined=bool(refiners))
 
     def scores_path(name: str) -> Path:
         return folder / "scores" / f"{name}.npz"
 
     def is_there(name: str) -> bool:
-        dumped = not dump_scores or scores_path(name).is_file()
-        return name in masks and (not refiners or name in before) and dumped
+        return name in masks and (not dump_scores or scores_path(name).is_file())
 
     todo = [sample for sample in samples if not is_there(sample.name)]
     unreadable: list[Problem] = []
@@ -72,13 +70,10 @@ def predict(
         return name, *masks_from_probabilities(image, scores, refiners)
 
     with Meter("predictions", len(samples), done=len(samples) - len(todo)) as meter:
-        for name, plain, refined in ordered_map(finish, scored()):
-            if refiners:
-                before.add(name, plain)
-            masks.add(name, refined)
+        for row in ordered_map(finish, scored()):
+            masks.add(*row)
             meter.advance()
     masks.flush()
-    before.flush()
     for problem in unreadable:
         log.warning("left out: %s", problem)
     return unreadable

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from weaktr.config import CamModelConfig, Decoder, Pool, SegModelConfig
 from weaktr.models.cam import CamModel
+from weaktr.models.checkpoints import load_strict
 from weaktr.models.pretrained import timm_name
 from weaktr.models.segmenter import Segmenter
-from weaktr.models.vit import load_strict
 
 State = dict[str, Tensor]
 
