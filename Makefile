@@ -44,12 +44,18 @@ fuzz:
 clean:
 	rm -rf .venv build *.egg-info weaktr/_native*.so .pytest_cache .ruff_cache .mypy_cache
 
+# $(call aloud,WORDS,COMMAND): run a command that is silent for minutes, with a line a minute.
+aloud = @echo "$(1)"; (while sleep 60 >/dev/null 2>&1; do echo "  still at it, $$(date +%H:%M)"; done) & \
+	clock=$$!; trap "kill $$clock" EXIT; $(2)
+
+# setuptools warns of every editable installation that its folder comes first in imports.
+.venv/installed: export PYTHONWARNINGS := ignore:Editable installation
 .venv/installed: pyproject.toml setup.py constraints.txt CMakeLists.txt $(CSRC)
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet $(PINNED) -e '.[test]'
-	touch $@
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --upgrade pip
+	$(call aloud,Installing weaktr and what it needs into .venv (some minutes):,$(BIN)/python -m pip install --quiet $(PINNED) -e '.[test]')
+	@touch $@
 
 .venv/installed-bench: .venv/installed
-	$(BIN)/python -m pip install --quiet $(PINNED) -e '.[bench]'
-	touch $@
+	$(call aloud,Installing what the benchmarks need:,$(BIN)/python -m pip install --quiet $(PINNED) -e '.[bench]')
+	@touch $@
