@@ -93,7 +93,7 @@ step environment 60 "$PYTHON" -m weaktr.cli env
 build_and_crf &
 blocks &
 sanitized &
-for op in attention head_stats fuse_heads clipped_cross_entropy clipped_cross_entropy_triton \
+for op in attention_triton head_stats fuse_heads clipped_cross_entropy clipped_cross_entropy_triton \
   large_shapes; do
   pytest_of "${op}_tests" 300 "tests/ops/test_$op.py" &
 done

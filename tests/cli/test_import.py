@@ -119,7 +119,7 @@ def test_every_released_model_is_recognised(scratch, name):
     given = next((v for k, v in kinds.items() if k in name and "stage2" in name), None)
     done = import_checkpoint(file, scratch / "out", Choices(normalization=given))
     config = done.model.config
-    assert (config["image_size"], done.model.patch_size) == (image_size, patch)
+    assert (config.image_size, done.model.patch_size) == (image_size, patch)
     assert len(done.model.vit.blocks) == 12
     assert done.model.vit.num_heads == (3 if "tiny" in name else 6)
     assert done.classes == (COCO90 if "coco" in name else VOC)
@@ -209,7 +209,7 @@ def test_a_pool_that_no_tensor_tells_is_asked_for(tmp_path):
     with pytest.raises(ValueError, match="--pool max or"):
         import_checkpoint(file, tmp_path / "out")
     done = import_checkpoint(file, tmp_path / "out", Choices(pool="avg"))
-    assert done.model.config["pool"] == "avg" and done.model.config["reduction"] == 4.5
+    assert done.model.config.pool == "avg" and done.model.config.reduction == 4.5
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,100 @@
+"""Refinement: a batch in, a batch out, in the order of the recipe."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from weaktr import refine as package
+from weaktr.config import LabelConfig, PredictConfig
+from weaktr.ops.dense_crf.presets import PRESETS, DenseCRF
+from weaktr.refine import Maps, choose_refiners, refine
+from weaktr.refine.crf import CrfRefiner
+
+CRF = DenseCRF(gaussian=(3, 3), bilateral=(20, 10, 5), iterations=3)
+SIZES = ((20, 30, 3), (31, 17, 2), (8, 8, 1), (12, 25, 4))
+
+
+def batch():
+    """Images of different sizes, their maps of 3, 2, 1 and 4 labels."""
+    generator = torch.Generator().manual_seed(0)
+    images, maps = [], []
+    for height, width, labels in SIZES:
+        shape = (height, width, 3)
+        images.append(torch.randint(256, shape, generator=generator, dtype=torch.uint8))
+        scores = torch.rand(labels, height, width, generator=generator).softmax(0)
+        maps.append(Maps(scores.argmax(0).to(torch.uint8), labels, scores))
+    return images, maps
+
+
+def test_crf_from_labels_is_that_of_each_image():
+    images, maps = batch()
+    for image, one, new in zip(images, maps, CrfRefiner(CRF, 0.7)(images, maps), strict=True):
+        alone = one.labels
+        if one.num_labels > 1:
+            alone = CRF.refine_labels(image, one.labels, one.num_labels, gt_prob=0.7)
+        assert torch.equal(new.labels, alone)
+        assert new.labels.dtype == torch.uint8 and new.num_labels == one.num_labels
+
+
+def test_crf_from_scores_gives_marginals():
+    images, maps = batch()
+    for image, one, new in zip(images, maps, CrfRefiner(CRF)(images, maps), strict=True):
+        marginals = one.scores
+        if one.num_labels > 1:
+            marginals = CRF.refine_probabilities(image, one.scores)
+        assert torch.equal(new.scores, marginals)
+        assert torch.equal(new.labels.long(), marginals.argmax(0))
+
+
+def test_crf_from_scores_that_are_not_there():
+    image = torch.zeros(4, 4, 3, dtype=torch.uint8)
+    maps = [Maps(torch.zeros(4, 4, dtype=torch.uint8), 2)]
+    with pytest.raises(ValueError, match="maps: expected scores"):
+        CrfRefiner(CRF)([image], maps)
+
+
+def test_recipes_choose_the_crf():
+    assert choose_refiners(LabelConfig()) == [CrfRefiner(PRESETS["voc_cam"], 0.7)]
+    assert choose_refiners(PredictConfig()) == [CrfRefiner(PRESETS["voc_seg"], None)]
+    assert choose_refiners(LabelConfig(crf=None)) == choose_refiners(LabelConfig(crf="none")) == []
+    assert choose_refiners(PredictConfig(refiners=())) == []
+    given = LabelConfig(refiners=({"crf": {"bilateral": [20, 10, 5]}}, "crf"), gt_prob=0.6)
+    first, second = choose_refiners(given)
+    assert first == CrfRefiner(DenseCRF(bilateral=(20, 10, 5)), 0.6)
+    assert second == CrfRefiner(PRESETS["voc_cam"], 0.6)
+
+
+@pytest.mark.parametrize(
+    "entry", ["walk", {"class_path": "os.system"}, {"crf": None, "walk": None}, {}, {"crf": 3}]
+)
+def test_what_is_no_refiner_is_refused(entry):
+    with pytest.raises(ValueError, match=r"refiners: expected each to be one of crf|crf: expected"):
+        choose_refiners(LabelConfig(refiners=(entry,)))
+
+
+def test_a_further_refiner_is_a_line_in_the_table(monkeypatch):
+    """Settings reach it, the order is that of the recipe, maps pass from one to the next."""
+
+    def shifted(settings, stage):
+        def shift(images, maps, *, num_threads=None):
+            assert isinstance(stage, LabelConfig)
+            return [m._replace(labels=torch.roll(m.labels, settings["by"], 1)) for m in maps]
+
+        return shift
+
+    monkeypatch.setitem(package.REFINERS, "shift", shifted)
+    images, maps = batch()
+    stage = replace(
+        LabelConfig(), refiners=({"shift": {"by": 2}}, "crf"), crf={"bilateral": [9, 9, 1]}
+    )
+    expected = CrfRefiner(DenseCRF(bilateral=(9, 9, 1)), 0.7)(
+        images, [m._replace(labels=torch.roll(m.labels, 2, 1)) for m in maps]
+    )
+    refined = refine(choose_refiners(stage), images, maps)
+    for one, other in zip(refined, expected, strict=True):
+        assert torch.equal(one.labels, other.labels)
+    assert not np.array_equal(refined[0].labels, CrfRefiner(CRF, 0.7)(images, maps)[0].labels)
