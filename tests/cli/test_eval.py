@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.cli.test_train import said
-from tests.stages.stored import FACTS, arrays
+from tests.stored import FACTS, arrays
 from weaktr import cli
 from weaktr.config import PredictConfig
 from weaktr.data.classes import COCO80

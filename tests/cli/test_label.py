@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.cli.test_train import said
-from tests.stages.stored import arrays
+from tests.stored import arrays
 from weaktr import cli
 from weaktr.data.masks import MaskFolder
 from weaktr.data.stored_maps import write_cams

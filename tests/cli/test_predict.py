@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from tests.cli.test_train import said
 from tests.parity.recipe import GOLDEN, recipe_weight
-from tests.stages.stored import FACTS, arrays
+from tests.stored import FACTS, arrays
 from tests.tolerances import CRF_LABEL_AGREEMENT, assert_golden
 from weaktr import cli
 from weaktr.data.classes import palette

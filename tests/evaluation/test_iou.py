@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.stages.stored import FACTS, arrays
+from tests.stored import FACTS, arrays
 from weaktr.evaluation.iou import ConfusionSum, ThresholdCurve, score_pairs, scores
 
 C = arrays("C_labels_miou")

@@ -1,0 +1,29 @@
+"""Labels from CAMs against the published code."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.stored import arrays
+from weaktr.inference.labels import labels_from_cams
+
+C = arrays("C_labels_miou")
+THRESHOLDS = (0.3, 0.42, 0.43, 0.45, 0.6)
+SAMPLES = range(6)
+
+
+@pytest.mark.parametrize("threshold", THRESHOLDS)
+@pytest.mark.parametrize("dataset", ["voc", "coco"])
+def test_labels_are_the_published_ones(dataset, threshold):
+    for index in SAMPLES:
+        key = f"{dataset}.{index}"
+        values = np.array([0, *(C[f"{key}.keys"] + 1)], np.uint8)
+        made = values[labels_from_cams(C[f"{key}.cam"], threshold)]
+        np.testing.assert_array_equal(made, C[f"{key}.label_t{threshold}"])
+
+
+def test_softmax_ties_go_to_the_background():
+    made = labels_from_cams(C["tie.cam"], 0.43)
+    np.testing.assert_array_equal(made, C["tie.label"])
+    assert (made != C["tie.raw_argmax"]).any()

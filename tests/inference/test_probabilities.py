@@ -1,0 +1,93 @@
+"""Sliding-window inference against the published code (mmseg, OpenCV)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from tests.models import small
+from tests.parity.recipe import GOLDEN, recipe_weight
+from tests.stored import FACTS, arrays
+from tests.tolerances import assert_golden
+from weaktr.config import PredictConfig
+from weaktr.inference.probabilities import for_ensemble, for_prediction, probabilities
+from weaktr.models.released.state_dicts import segmenter_from_published
+
+E = arrays("E_inference")
+CRF = load_file(GOLDEN / "E_crf.safetensors")
+FACT = FACTS["E_inference"]
+RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+PUBLISHED = PredictConfig(
+    short_side=52, ratios=RATIOS, window=48, stride=32, ensemble="plain", crf=None
+)
+
+
+@pytest.fixture(scope="module")
+def model():
+    state = {k: recipe_weight(k, shape, 201) for k, shape in FACT["state_dict"].items()}
+    return segmenter_from_published(
+        state,
+        encoder_heads=6,
+        decoder_heads=2,
+        decoder="mask_transformer",
+        patch_size=16,
+        image_size=48,
+    ).eval()
+
+
+def with_(settings=PUBLISHED, **changes):
+    return replace(settings, **changes)
+
+
+@pytest.mark.parametrize("window_batch", [1, 2, 7])
+def test_multi_scale_probabilities(model, window_batch):
+    settings = with_(window_batch=window_batch)
+    made = probabilities(for_prediction(model, settings), E["image"], settings)
+    assert_golden(torch.from_numpy(made), torch.from_numpy(E["prob.multi_scale"]))
+
+
+@pytest.mark.parametrize("ensemble", ["plain", "published"])
+def test_any_batch_of_windows_gives_the_same(model, ensemble):
+    """Windows of several scales and flips in one forward pass.
+
+    To a few roundings: several threads cut larger batches into other pieces.
+    """
+    one, *others = (
+        probabilities(for_prediction(model, settings), E["image"], settings)
+        for settings in (with_(window_batch=count, ensemble=ensemble) for count in (1, 2, 7, 64))
+    )
+    for other in others:
+        np.testing.assert_allclose(other, one, rtol=0, atol=1e-6)
+        np.testing.assert_array_equal(other.argmax(0), one.argmax(0))
+
+
+def test_single_scale_probabilities(model):
+    made = probabilities(model, E["image"], with_(ratios=(1.0,), flip=False))
+    expected = torch.from_numpy(E["prob.single_scale"])
+    assert_golden(torch.from_numpy(made)[:, ::2, ::2], expected)
+
+
+def test_published_ensemble(model):
+    settings = with_(ensemble="published", window_batch=2)
+    made = probabilities(for_prediction(model, settings), E["image"], settings)
+    early = (made - E["prob.multi_scale"]) / 0.8
+    assert_golden(
+        torch.from_numpy(early)[:, ::2, ::2],
+        torch.from_numpy(E["prob.multi_scale_multimask_p1"]),
+    )
+    assert_golden(torch.from_numpy(made[E["process_batch.keys"]]), torch.from_numpy(CRF["prob"]))
+    np.testing.assert_array_equal(made.argmax(0), E["process_batch.pred"])
+    np.testing.assert_array_equal(np.unique(made.argmax(0)), E["process_batch.keys"])
+
+
+def test_the_ensemble_needs_a_mask_transformer():
+    linear = small.segmenter(
+        "vit_tiny_patch16_224", 3, decoder="linear", image_size=32,
+        backbone_args={"embed_dim": 16, "depth": 1, "num_heads": 2},
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="needs a mask transformer, got 'linear'"):
+        for_ensemble(linear, "published")
