@@ -7,10 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.models import small
-from tests.models.test_families import CAM
+from tests.ops.attention import check_that_training_takes_statistics
 from tests.tolerances import assert_close, assert_golden
-from weaktr.models import cam as cam_module
 from weaktr.ops import head_stats
 from weaktr.ops.attention import softmax_attention
 from weaktr.ops.registry import BackendUnavailable
@@ -166,14 +164,7 @@ def test_statistics_are_those_of_head_stats():
 
 
 def test_training_takes_them_from_attention(monkeypatch):
-    model = small.cam_model("deit_small_patch16_224", 3, **CAM)
-    images = torch.randn(2, 3, 64, 64)
-    model.vit.attention = "sdpa"
-    expected = model(images)
-    model.vit.attention = "auto"
-    monkeypatch.setattr(cam_module, "head_stats", None)
-    for a, b in zip(model(images), expected, strict=True):
-        assert_golden(a, b)
+    check_that_training_takes_statistics("auto", torch.device("cpu"), monkeypatch)
 
 
 @pytest.mark.parametrize(
