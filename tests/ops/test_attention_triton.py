@@ -73,9 +73,9 @@ def assert_within_twice(actual, plain, exact):
 def test_equals_the_formula(shape, registers, dtype, way):
     sizes = shape[2:4]
     given = inputs(*shape, extra=registers, dtype=dtype)
-    found = attention(*given, *sizes)
-    assert [x.dtype for x in found] == [dtype] + 3 * [torch.float32]
-    ways = (found, plainly(*given, *sizes), exactly(*given, *sizes))
+    results = attention(*given, *sizes)
+    assert [x.dtype for x in results] == [dtype] + 3 * [torch.float32]
+    ways = (results, plainly(*given, *sizes), exactly(*given, *sizes))
     for actual, plain, exact in zip(*ways, strict=True):
         assert_within_twice(actual, plain, exact)
 
@@ -118,7 +118,7 @@ def test_twice_is_the_same_bits(way):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_gradients_are_those_of_pytorch(dtype, way):
-    found = []
+    results = []
     given = inputs(2, 3, 4, 37, 16, dtype=dtype)
     weight = torch.randn(given[0].shape, dtype=torch.float64).to(given[0])
 
@@ -136,8 +136,8 @@ def test_gradients_are_those_of_pytorch(dtype, way):
         (of_maps, torch.float64),
     ):
         leaves = [x.to(precision).requires_grad_() for x in given]
-        found.append(torch.autograd.grad(run(*leaves), leaves, weight.to(precision)))
-    for actual, plain, exact in zip(*found, strict=True):
+        results.append(torch.autograd.grad(run(*leaves), leaves, weight.to(precision)))
+    for actual, plain, exact in zip(*results, strict=True):
         assert actual.dtype == dtype
         assert_within_twice(actual, plain, exact)
 
@@ -229,11 +229,11 @@ def test_training_takes_statistics_from_attention(way, monkeypatch):
 def test_all_else_is_left_to_pytorch(dtype, width, asked, kernels, monkeypatch):
     monkeypatch.setattr(kernels, "attend_op", None)
     given = inputs(1, 3, 4, 37, width, dtype=dtype)
-    found = []
+    results = []
     for name in ("triton", "sdpa"):
         torch.manual_seed(1)
-        found.append(softmax_attention(*given, attention=name, **asked))
-    ours, theirs = found
+        results.append(softmax_attention(*given, attention=name, **asked))
+    ours, theirs = results
     assert torch.equal(ours.out, theirs.out)
     assert ours.stats is None
     assert (ours.lse is None) == ("with_lse" not in asked)
