@@ -19,8 +19,8 @@ CAM_ROWS = ["torch", "weaktr", "published", "published" + KEPT]
 SIZES = [(375, 500), (500, 600)]
 
 
-class Found(NamedTuple):
-    """What was seen of a row."""
+class Measured(NamedTuple):
+    """What was measured of a row."""
 
     seconds: list[float]
     peak: float | None
@@ -28,7 +28,7 @@ class Found(NamedTuple):
     scale: float  #: largest number of the right result
 
 
-def in_turns(rows: list[str], work: str, *sizes: object) -> dict[str, Found]:
+def in_turns(rows: list[str], work: str, *sizes: object) -> dict[str, Measured]:
     """Run every row in turns; their results are compared with that of the first."""
     processes = {row: Process(work, row, *sizes) for row in rows}
     first = {row: process.ask("first") for row, process in processes.items()}
@@ -41,7 +41,7 @@ def in_turns(rows: list[str], work: str, *sizes: object) -> dict[str, Found]:
         process.end()
     right = results[rows[0]]
     return {
-        row: Found(
+        row: Measured(
             seconds[row],
             first[row]["peak"],
             largest_difference(results[row], right),
@@ -51,6 +51,19 @@ def in_turns(rows: list[str], work: str, *sizes: object) -> dict[str, Found]:
     }
 
 
+def hand_in(record, row, measured, **facts):
+    """`record` a row of a group that is compared with the published way."""
+    record(
+        measured.seconds,
+        row=row,
+        baseline=row == "published",
+        error=measured.error,
+        peak=measured.peak,
+        dtype="bfloat16" if row == "weaktr bf16" else "float32",
+        **facts,
+    )
+
+
 @cache
 def training_steps(device, batch, side):
     return in_turns(TRAINING_ROWS, "training", device, batch, side, side)
@@ -58,17 +71,13 @@ def training_steps(device, batch, side):
 
 @pytest.mark.parametrize("row", TRAINING_ROWS)
 def bench_cam_training(record, device, row, batch=8, side=224):
-    found = training_steps(device, batch, side)[row]
-    record(
-        found.seconds,
+    hand_in(
+        record,
+        row,
+        training_steps(device, batch, side)[row],
         group=f"stage 1 training, DeiT-S, batch {batch}, {side}x{side}",
-        row=row,
-        baseline=row == "published",
-        error=found.error,
         within=1e-3 if row == "weaktr bf16" else 1e-5,
-        peak=found.peak,
         items=batch,
-        dtype="bfloat16" if row == "weaktr bf16" else "float32",
     )
 
 
@@ -80,14 +89,6 @@ def cams(device, height, width):
 @pytest.mark.parametrize(("height", "width"), SIZES)
 @pytest.mark.parametrize("row", CAM_ROWS)
 def bench_cams(record, device, row, height, width):
-    found = cams(device, height, width)[row]
-    record(
-        found.seconds,
-        group=f"CAMs, DeiT-S, {width}x{height}, 2 of {CLASSES} classes",
-        row=row,
-        baseline=row == "published",
-        error=found.error,
-        within=1e-5 * found.scale,
-        peak=found.peak,
-        dtype="float32",
-    )
+    measured = cams(device, height, width)[row]
+    group = f"CAMs, DeiT-S, {width}x{height}, 2 of {CLASSES} classes"
+    hand_in(record, row, measured, group=group, within=1e-5 * measured.scale)

@@ -111,91 +111,86 @@ class Replay:
         self.time += next(self.coming)
 
 
+def describe(
+    benchmark: Any,
+    *,
+    group: str,
+    row: str,
+    error: float,
+    within: float,
+    peak: float | None = None,
+    baseline: bool = False,
+    items: int = 1,
+    **facts: Any,
+) -> None:
+    """Check a row, and note what its times are of.
+
+    Args:
+        benchmark: the fixture of pytest-benchmark.
+        group: the work, with its shape; implementations of a group are compared.
+        row: the implementation: a backend, a package, or "published".
+        error: largest difference from the result of the definition.
+        within: largest `error` with which a time is still worth reporting.
+        peak: MiB needed, where known.
+        baseline: what the group's other rows are compared with.
+        items: images per call.
+        facts: shape, dtype and whatever else explains the number.
+    """
+    assert error <= within, f"{row} differs from the definition by {error:.3g} > {within:.3g}"
+    benchmark.group = group
+    benchmark.extra_info.update(
+        row=row,
+        baseline=baseline,
+        items=items,
+        error=error,
+        peak_mib=peak,
+        threads=torch.get_num_threads(),
+    )
+    benchmark.extra_info.update(facts)
+
+
 @pytest.fixture
 def record(request: pytest.FixtureRequest) -> Callable[..., None]:
     """``record(seconds, group=..., row=..., ...)``: see the inner function."""
 
-    def run(
-        seconds: Sequence[float],
-        *,
-        group: str,
-        row: str,
-        error: float,
-        within: float,
-        peak: float | None = None,
-        baseline: bool = False,
-        items: int = 1,
-        **facts: Any,
-    ) -> None:
+    def run(seconds: Sequence[float], **description: Any) -> None:
         """Hand in times that were taken in turns with the group's other rows.
 
         Args:
             seconds: of each round.
-            error: largest difference from the definition.
-            peak: MiB needed, where known.
-            group, row, within, baseline, items, facts: see `measure`.
+            description: see `describe`.
         """
-        assert error <= within, f"{row} differs from the definition by {error:.3g} > {within:.3g}"
         clock = Replay(seconds)
         request.node.add_marker(pytest.mark.benchmark(timer=clock.now))
         benchmark = request.getfixturevalue("benchmark")
-        benchmark.group = group
-        benchmark.extra_info.update(
-            row=row,
-            baseline=baseline,
-            items=items,
-            error=error,
-            peak_mib=peak,
-            threads=torch.get_num_threads(),
-        )
-        benchmark.extra_info.update(facts)
+        describe(benchmark, **description)
         benchmark.pedantic(clock.next_round, rounds=len(seconds))
 
     return run
 
 
 @pytest.fixture
-def measure(benchmark: Any) -> Callable[..., Any]:
+def measure(benchmark: Any) -> Callable[..., None]:
     """``measure(call, group=..., row=..., ...)``: see the inner function."""
 
     def run(
         call: Call,
         *,
-        group: str,
-        row: str,
         expected: Tensor | Sequence[Tensor],
-        within: float,
         floor: float | None = None,
-        baseline: bool = False,
-        items: int = 1,
-        **facts: Any,
+        **description: Any,
     ) -> None:
         """Check, then time.
 
         Args:
             call: one piece of work; returns what is compared with `expected`.
-            group: the work, with its shape; implementations of a group are compared.
-            row: the implementation: a backend, a package, or "published".
             expected: the result of the definition.
-            within: largest difference from it with which a time is still worth reporting.
             floor: seconds that the work takes at least (see `floor.py`), where known.
-            baseline: what the group's other rows are compared with.
-            items: images per call.
-            facts: shape, dtype and whatever else explains the number.
+            description: see `describe`; `error` and `peak` are measured here.
         """
         result, peak = peak_mib(call)
         error = largest_difference(result, expected)
-        assert error <= within, f"{row} differs from the definition by {error:.3g} > {within:.3g}"
-        benchmark.group = group
-        benchmark.extra_info.update(
-            row=row,
-            baseline=baseline,
-            items=items,
-            error=error,
-            peak_mib=peak,
-            threads=torch.get_num_threads(),
-            **facts,
-        )
+        describe(benchmark, error=error, peak=peak, **description)
 
         def timed() -> None:
             call()

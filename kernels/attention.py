@@ -23,6 +23,7 @@ from weaktr.kernels.common import (
     LIMITS_OF_ATTENTION,
     MOST_HEAD_DIM,
     block_of,
+    block_of_map,
     configs_of,
     dot_precision,
     key_of_attention,
@@ -153,14 +154,11 @@ def _attention_kernel(
     PRECISION: tl.constexpr,
 ):
     """One block of queries of one map: output and log-sum-exp, then its part of the statistics."""
-    blocks = tl.cdiv(tokens, BLOCK_I)
-    index = (tl.program_id(0) // blocks).to(tl.int64)
-    image, head = index // heads, index % heads
+    block, index, image, head = block_of_map(tokens, heads, BLOCK_I)
     q += image * q_strides[0] + head * q_strides[1]
     k += image * k_strides[0] + head * k_strides[1]
     v += image * v_strides[0] + head * v_strides[1]
     out += image * out_strides[0] + head * out_strides[1]
-    block = tl.program_id(0) % blocks
     rows = block * BLOCK_I + tl.arange(0, BLOCK_I)
     here = rows < tokens
     queries = load_rows(q, rows, here, q_strides[2], q_strides[3], dim, BLOCK_D)
@@ -186,7 +184,7 @@ def _attention_kernel(
     tl.store(lse + index * tokens + rows, log_total * 0.6931471805599453, mask=here)
 
     class_rows += index * num_classes * num_patches
-    sums += (index * blocks + block) * num_patches
+    sums += tl.program_id(0).to(tl.int64) * num_patches
     ahead = tokens - num_patches  # class and register tokens
     of_classes = (rows < num_classes)[:, None]
     of_patches = ((rows >= ahead) & here)[:, None]

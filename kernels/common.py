@@ -106,6 +106,17 @@ def softmax_step(logits, valid, largest, total):
 
 
 @triton.jit
+def block_of_map(length, heads, BLOCK: tl.constexpr):
+    """What is this program's, of all blocks of all maps: its block, and its map, image and head.
+
+    Every map has cdiv(length, BLOCK) blocks; maps are counted image by image, int64.
+    """
+    blocks = tl.cdiv(length, BLOCK)
+    index = (tl.program_id(0) // blocks).to(tl.int64)
+    return tl.program_id(0) % blocks, index, index // heads, index % heads
+
+
+@triton.jit
 def place(table, image, tokens, patches, PACKED: tl.constexpr):
     """Of an image: its first token, its tokens, its patches, the patches of images before it."""
     if PACKED:

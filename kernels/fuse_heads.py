@@ -21,6 +21,7 @@ from torch import Tensor
 from weaktr.kernels.common import (
     LIMITS_OF_ATTENTION,
     block_of,
+    block_of_map,
     configs_of,
     dot_precision,
     load_lse,
@@ -352,12 +353,7 @@ def weights_kernel(
     PRECISION: tl.constexpr,
 ):
     """A block of queries of one map: its part of Σ_ij A[i, j] · (gradient[i]·values[j])."""
-    row_blocks = tl.cdiv(most_patches, BLOCK_I)
-    program = tl.program_id(0)
-    block = program % row_blocks
-    m = (program // row_blocks % maps).to(tl.int64)
-    image = (program // row_blocks // maps).to(tl.int64)
-
+    block, _, image, m = block_of_map(most_patches, maps, BLOCK_I)
     begin, own, patches, before = place(table, image, tokens, most_patches, PACKED)
     first = begin + own - patches
     if PACKED:
@@ -386,4 +382,4 @@ def weights_kernel(
             both += tl.dot(slope, tl.trans(value), input_precision=PRECISION)
         inside = here[:, None] & there[None, :]
         total += tl.sum(tl.where(inside, attention * both, 0.0), 1)
-    tl.store(parts + program, tl.sum(total) / maps)
+    tl.store(parts + tl.program_id(0), tl.sum(total) / maps)

@@ -18,6 +18,7 @@ from torch import Tensor
 from weaktr.kernels.common import (
     LIMITS_OF_ATTENTION,
     block_of,
+    block_of_map,
     configs_of,
     dot_precision,
     key_of_attention,
@@ -160,9 +161,7 @@ def _lse_kernel(
     PRECISION: tl.constexpr,
 ):
     """One block of queries of one map: maximum and sum of exponentials, updated key by key."""
-    blocks = tl.cdiv(most_tokens, BLOCK_I)
-    index = (tl.program_id(0) // blocks).to(tl.int64)
-    image, head = index // heads, index % heads
+    block, index, image, head = block_of_map(most_tokens, heads, BLOCK_I)
     first, own, _, _ = place(table, image, tokens, tokens, PACKED)
     q = _image_of(q, q_strides, image, head, first, PACKED)
     k = _image_of(k, k_strides, image, head, first, PACKED)
@@ -170,10 +169,9 @@ def _lse_kernel(
         lse += head * tokens + first
     else:
         lse += index * tokens
-    block = (tl.program_id(0) % blocks) * BLOCK_I
-    if block >= own:  # the image is smaller than the largest
+    if block * BLOCK_I >= own:  # the image is smaller than the largest
         return
-    rows = block + tl.arange(0, BLOCK_I)
+    rows = block * BLOCK_I + tl.arange(0, BLOCK_I)
     queries = load_rows(q, rows, rows < own, q_strides[2], q_strides[3], dim, BLOCK_D)
     largest = tl.full([BLOCK_I], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_I], tl.float32)
@@ -212,9 +210,7 @@ def _stats_kernel(
     PRECISION: tl.constexpr,
 ):
     """One block of keys of one map: its entries in the class rows, its sum over patch queries."""
-    blocks = tl.cdiv(most_patches, BLOCK_J)
-    index = (tl.program_id(0) // blocks).to(tl.int64)
-    image, head = index // heads, index % heads
+    block, index, image, head = block_of_map(most_patches, heads, BLOCK_J)
     first, own, patches, before = place(table, image, tokens, num_patches, PACKED)
     q = _image_of(q, q_strides, image, head, first, PACKED)
     k = _image_of(k, k_strides, image, head, first, PACKED)
@@ -225,10 +221,9 @@ def _stats_kernel(
     else:
         class_rows += index * num_classes * num_patches
         means += index * num_patches
-    block = (tl.program_id(0) % blocks) * BLOCK_J
-    if block >= patches:  # the image is smaller than the largest
+    if block * BLOCK_J >= patches:  # the image is smaller than the largest
         return
-    columns = block + tl.arange(0, BLOCK_J)
+    columns = block * BLOCK_J + tl.arange(0, BLOCK_J)
     inside = columns < patches
     ahead = own - patches  # class and register tokens
     keys = load_rows(k, ahead + columns, inside, k_strides[2], k_strides[3], dim, BLOCK_D)

@@ -50,6 +50,15 @@ def backend(request: pytest.FixtureRequest) -> str:
     return name
 
 
+@pytest.fixture
+def kernels(request: pytest.FixtureRequest) -> ModuleType:
+    """The kernels of the test module's `OP`; the test is skipped, with the reason, without them."""
+    module: ModuleType = pytest.importorskip(
+        f"weaktr.kernels.{request.module.OP}", exc_type=ImportError
+    )
+    return module
+
+
 @pytest.fixture(scope="session")
 def emulation() -> ModuleType:
     """The CUDA code of the dense CRF on the CPU; compiled once, by what asks for it first."""

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
+
+from tests.models import small
+from tests.models.test_families import CAM
+from tests.tolerances import assert_golden
+from weaktr.models import cam
 
 #: B, H, C, P, d. Odd on purpose: one patch, more classes than patches, widths of no power of two.
 SHAPES = [(1, 1, 1, 1, 8), (2, 3, 4, 37, 16), (1, 2, 70, 5, 24), (3, 2, 20, 49, 72)]
@@ -60,7 +66,7 @@ def strided(x: Tensor) -> Tensor:
     return view.copy_(x)
 
 
-def configs_of_dtypes() -> list[tuple[torch.dtype, dict[str, int]]]:
+def _configs_of_dtypes() -> list[tuple[torch.dtype, dict[str, int]]]:
     """Every launch configuration of the kernels, with a dtype that may get it."""
     try:
         from weaktr.kernels.common import CONFIGS, EXACT_CONFIGS
@@ -69,6 +75,23 @@ def configs_of_dtypes() -> list[tuple[torch.dtype, dict[str, int]]]:
     return [(torch.bfloat16, c) for c in CONFIGS] + [(torch.float32, c) for c in EXACT_CONFIGS]
 
 
-def config_name(value: object) -> str:
+def _config_name(value: object) -> str:
     """Of a configuration or a dtype, for the names of tests."""
     return "-".join(map(str, value.values())) if isinstance(value, dict) else str(value)
+
+
+#: Parametrizes a test by `dtype` and `config`.
+every_config = pytest.mark.parametrize(("dtype", "config"), _configs_of_dtypes(), ids=_config_name)
+
+
+def check_that_training_takes_statistics(
+    attention: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CAM model gives the same with `attention`, and has no need of `head_stats` then."""
+    model = small.cam_model("deit_small_patch16_224", 3, attention="sdpa", **CAM).to(device)
+    images = torch.randn(2, 3, 64, 64, device=device)
+    expected = model(images)
+    model.vit.attention = attention
+    monkeypatch.setattr(cam, "head_stats", None)
+    for actual, wanted in zip(model(images), expected, strict=True):
+        assert_golden(actual, wanted)

@@ -7,10 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.models import small
-from tests.models.test_families import CAM
+from tests.ops.attention import check_that_training_takes_statistics
 from tests.tolerances import assert_close, assert_golden
-from weaktr.models import cam as cam_module
 from weaktr.ops import head_stats
 from weaktr.ops.attention import softmax_attention
 from weaktr.ops.registry import BackendUnavailable
@@ -61,8 +59,8 @@ def run(q, k, v, classes=0, patches=0, threads=1, isa="auto"):
     return out.transpose(1, 2), *others
 
 
-def check_statistics(made, maps, lse, classes, patches):
-    _, own_lse, rows, means = made
+def check_statistics(results, maps, lse, classes, patches):
+    _, own_lse, rows, means = results
     first = maps.shape[-1] - patches
     assert_close(own_lse, lse, "float32")
     assert_close(rows, maps[:, :, :classes, first:], "float32")
@@ -75,9 +73,9 @@ def test_equals_the_formula(shape, isa):
     *sizes, classes, patches = shape
     q, k, v = inputs(*sizes)
     out, lse, maps = exactly(q, k, v)
-    made = run(q, k, v, classes, patches, isa=isa)
-    assert_close(made[0], out, "float32")
-    check_statistics(made, maps, lse, classes, patches)
+    results = run(q, k, v, classes, patches, isa=isa)
+    assert_close(results[0], out, "float32")
+    check_statistics(results, maps, lse, classes, patches)
 
 
 @HALF
@@ -86,10 +84,10 @@ def test_bfloat16_errs_at_most_twice_as_much_as_pytorch(shape):
     *sizes, classes, patches = shape
     q, k, v = inputs(*sizes, dtype=torch.bfloat16)
     out, lse, maps = exactly(q, k, v)
-    made = run(q, k, v, classes, patches)
+    results = run(q, k, v, classes, patches)
     theirs = F.scaled_dot_product_attention(q, k, v)
-    assert (made[0] - out).abs().max() <= 2 * (theirs - out).abs().max()
-    check_statistics(made, maps, lse, classes, patches)  # computed in float32
+    assert (results[0] - out).abs().max() <= 2 * (theirs - out).abs().max()
+    check_statistics(results, maps, lse, classes, patches)  # computed in float32
 
 
 def test_statistics_are_left_out_where_not_asked_for():
@@ -113,10 +111,10 @@ def test_neither_threads_nor_the_batch_change_a_bit(dtype):
 def test_large_and_small_logits():
     q, k, v = inputs(1, 2, 70, 8)
     out, lse, _ = exactly(100 * q, k, v)
-    made = run(100 * q, k, v, 3, 60)
-    assert_golden(made[0], out, floor=1e-4)  # the logits' own rounding
-    assert_golden(made[1], lse)
-    assert (made[2].sum(-1) <= 1.0001).all()
+    results = run(100 * q, k, v, 3, 60)
+    assert_golden(results[0], out, floor=1e-4)  # the logits' own rounding
+    assert_golden(results[1], lse)
+    assert (results[2].sum(-1) <= 1.0001).all()
     zero = run(0 * q, k, v)
     assert_close(zero[0], v.mean(2, keepdim=True).expand_as(v), "float32")
 
@@ -134,11 +132,11 @@ def test_nan_is_passed_on(isa):
 def test_gradients_are_those_of_pytorch():
     ours = [x.clone().requires_grad_() for x in inputs(2, 3, 37, 16)]
     theirs = [x.detach().clone().requires_grad_() for x in ours]
-    made = softmax_attention(*ours, with_lse=True, statistics=(4, 30), attention="auto")
-    assert made.stats is not None
-    assert not made.lse.requires_grad and not made.stats.class_rows.requires_grad
+    attended = softmax_attention(*ours, with_lse=True, statistics=(4, 30), attention="auto")
+    assert attended.stats is not None
+    assert not attended.lse.requires_grad and not attended.stats.class_rows.requires_grad
     weight = torch.randn(2, 3, 37, 16)
-    (made.out * weight).sum().backward()
+    (attended.out * weight).sum().backward()
     (F.scaled_dot_product_attention(*theirs) * weight).sum().backward()
     for a, b in zip(ours, theirs, strict=True):
         assert_close(a.grad, b.grad, "float32")
@@ -166,14 +164,7 @@ def test_statistics_are_those_of_head_stats():
 
 
 def test_training_takes_them_from_attention(monkeypatch):
-    model = small.cam_model("deit_small_patch16_224", 3, **CAM)
-    images = torch.randn(2, 3, 64, 64)
-    model.vit.attention = "sdpa"
-    expected = model(images)
-    model.vit.attention = "auto"
-    monkeypatch.setattr(cam_module, "head_stats", None)
-    for a, b in zip(model(images), expected, strict=True):
-        assert_golden(a, b)
+    check_that_training_takes_statistics("auto", torch.device("cpu"), monkeypatch)
 
 
 @pytest.mark.parametrize(

@@ -10,29 +10,21 @@ import torch
 import torch.nn.functional as F
 
 from tests.kernels.tuning import clocked
-from tests.models import small
-from tests.models.test_families import CAM
 from tests.ops.attention import (
     SHAPES,
     attention_inputs,
-    config_name,
-    configs_of_dtypes,
+    check_that_training_takes_statistics,
+    every_config,
     home,
     literal,
     strided,
 )
 from tests.tolerances import GOLDEN_RELATIVE, assert_golden
-from weaktr.models import cam as cam_module
-from weaktr.ops.attention import OP, empty_results, softmax_attention
-from weaktr.ops.registry import BackendUnavailable
+from weaktr.ops.attention import empty_results, softmax_attention
+from weaktr.ops.registry import OPS, BackendUnavailable
 
+OP = "attention"
 WAYS = ("separately", "in_one_launch")
-
-
-@pytest.fixture
-def kernels():
-    """The module of kernels; the test is skipped, with the reason, where it cannot run."""
-    return pytest.importorskip("weaktr.kernels.attention", exc_type=ImportError)
 
 
 @pytest.fixture(params=WAYS)
@@ -81,14 +73,14 @@ def assert_within_twice(actual, plain, exact):
 def test_equals_the_formula(shape, registers, dtype, way):
     sizes = shape[2:4]
     given = inputs(*shape, extra=registers, dtype=dtype)
-    found = attention(*given, *sizes)
-    assert [x.dtype for x in found] == [dtype] + 3 * [torch.float32]
-    ways = (found, plainly(*given, *sizes), exactly(*given, *sizes))
+    results = attention(*given, *sizes)
+    assert [x.dtype for x in results] == [dtype] + 3 * [torch.float32]
+    ways = (results, plainly(*given, *sizes), exactly(*given, *sizes))
     for actual, plain, exact in zip(*ways, strict=True):
         assert_within_twice(actual, plain, exact)
 
 
-@pytest.mark.parametrize(("dtype", "config"), configs_of_dtypes(), ids=config_name)
+@every_config
 def test_every_configuration_gives_the_same(kernels, dtype, config):
     given = inputs(1, 2, 3, 71, 24, extra=2, dtype=dtype)
     out, *others = kernels.in_one_launch(*given, 3, 71, config)
@@ -126,7 +118,7 @@ def test_twice_is_the_same_bits(way):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_gradients_are_those_of_pytorch(dtype, way):
-    found = []
+    results = []
     given = inputs(2, 3, 4, 37, 16, dtype=dtype)
     weight = torch.randn(given[0].shape, dtype=torch.float64).to(given[0])
 
@@ -144,8 +136,8 @@ def test_gradients_are_those_of_pytorch(dtype, way):
         (of_maps, torch.float64),
     ):
         leaves = [x.to(precision).requires_grad_() for x in given]
-        found.append(torch.autograd.grad(run(*leaves), leaves, weight.to(precision)))
-    for actual, plain, exact in zip(*found, strict=True):
+        results.append(torch.autograd.grad(run(*leaves), leaves, weight.to(precision)))
+    for actual, plain, exact in zip(*results, strict=True):
         assert actual.dtype == dtype
         assert_within_twice(actual, plain, exact)
 
@@ -218,13 +210,7 @@ def test_where_nothing_is_measured_it_is_sdpa(kernels, monkeypatch):
 
 
 def test_training_takes_statistics_from_attention(way, monkeypatch):
-    model = small.cam_model("deit_small_patch16_224", 3, attention="sdpa", **CAM).to(home("triton"))
-    images = torch.randn(2, 3, 64, 64, device=home("triton"))
-    expected = model(images)
-    model.vit.attention = "triton"
-    monkeypatch.setattr(cam_module, "head_stats", None)
-    for actual, wanted in zip(model(images), expected, strict=True):
-        assert_golden(actual, wanted)
+    check_that_training_takes_statistics("triton", home("triton"), monkeypatch)
 
 
 # ---- what is left to PyTorch --------------------------------------------------------------------
@@ -243,11 +229,11 @@ def test_training_takes_statistics_from_attention(way, monkeypatch):
 def test_all_else_is_left_to_pytorch(dtype, width, asked, kernels, monkeypatch):
     monkeypatch.setattr(kernels, "attend_op", None)
     given = inputs(1, 3, 4, 37, width, dtype=dtype)
-    found = []
+    results = []
     for name in ("triton", "sdpa"):
         torch.manual_seed(1)
-        found.append(softmax_attention(*given, attention=name, **asked))
-    ours, theirs = found
+        results.append(softmax_attention(*given, attention=name, **asked))
+    ours, theirs = results
     assert torch.equal(ours.out, theirs.out)
     assert ours.stats is None
     assert (ours.lse is None) == ("with_lse" not in asked)
@@ -256,7 +242,7 @@ def test_all_else_is_left_to_pytorch(dtype, width, asked, kernels, monkeypatch):
 def test_it_is_first_on_cuda_and_nothing_is_passed_over(kernels):
     for dtype, dropout in itertools.product((torch.float16, torch.float64), (False, True)):
         facts = {"dtype": dtype, "head_dim": 136, "dropout": dropout}
-        backend, passed_over = OP.choice("cuda", "auto", facts)
+        backend, passed_over = OPS[OP].choice("cuda", "auto", facts)
         assert (backend.name, passed_over) == ("triton", {})
 
 

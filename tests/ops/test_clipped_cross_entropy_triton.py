@@ -14,14 +14,9 @@ from weaktr.ops import clipped_cross_entropy
 from weaktr.ops.clipped_cross_entropy.definition import pixel_losses
 from weaktr.ops.registry import BackendUnavailable
 
+OP = "clipped_cross_entropy"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SMALL = (2, 5, 2, 3, 5, 8)
-
-
-@pytest.fixture
-def kernels():
-    """The module of kernels; the test is skipped, with the reason, where it cannot run."""
-    return pytest.importorskip("weaktr.kernels.clipped_cross_entropy", exc_type=ImportError)
 
 
 def inputs(shape, dtype=torch.float32):

@@ -8,8 +8,7 @@ import torch
 from tests.ops.attention import (
     SHAPES,
     attention_inputs,
-    config_name,
-    configs_of_dtypes,
+    every_config,
     exact_dtype,
     home,
     literal,
@@ -56,6 +55,15 @@ def assert_all_close(actual, expected, row):
         assert_close(one, other, row)
 
 
+def assert_equals_literal(q, k, lse, weights, values, backend):
+    """Result and gradients of a backend are those of the literal maps."""
+    actual = with_gradients(
+        lambda w, v: fuse_heads(q, k, lse, w, v, backend=backend), weights, values
+    )
+    expected = with_gradients(lambda w, v: literal_fusion(q, k, w, v), weights, values)
+    assert_all_close(actual, expected, tolerance_row(backend))
+
+
 @pytest.mark.parametrize(
     ("shape", "registers", "channels"), list(zip(SHAPES, (4, 0, 0, 4), (1, 5, 1, 3), strict=True))
 )
@@ -64,20 +72,12 @@ def test_equals_weighted_attention(shape, registers, channels, backend):
     q, k, lse, weights, values = inputs(
         batch, maps, classes, patches, dim, channels, backend, extra=registers
     )
-    actual = with_gradients(
-        lambda w, v: fuse_heads(q, k, lse, w, v, backend=backend), weights, values
-    )
-    expected = with_gradients(lambda w, v: literal_fusion(q, k, w, v), weights, values)
-    assert_all_close(actual, expected, tolerance_row(backend))
+    assert_equals_literal(q, k, lse, weights, values, backend)
 
 
 def test_more_channels_than_a_block_holds(backend):
     q, k, lse, weights, values = inputs(1, 2, 1, 33, 16, 70, backend)
-    actual = with_gradients(
-        lambda w, v: fuse_heads(q, k, lse, w, v, backend=backend), weights, values
-    )
-    expected = with_gradients(lambda w, v: literal_fusion(q, k, w, v), weights, values)
-    assert_all_close(actual, expected, tolerance_row(backend))
+    assert_equals_literal(q, k, lse, weights, values, backend)
 
 
 def test_scale_is_heeded(backend):
@@ -248,21 +248,11 @@ def test_wrong_packing_is_named(changes, message):
 # ---- Triton alone -------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def kernels():
-    """The module of kernels; the test is skipped, with the reason, where it cannot run."""
-    return pytest.importorskip("weaktr.kernels.fuse_heads", exc_type=ImportError)
-
-
-@pytest.mark.parametrize(("dtype", "config"), configs_of_dtypes(), ids=config_name)
+@every_config
 def test_every_configuration_gives_the_same(kernels, dtype, config, monkeypatch):
     monkeypatch.setattr(kernels, "configs_of", lambda x: (config,))
     q, k, lse, weights, values = inputs(1, 2, 1, 71, 24, 3, "triton", dtype=dtype)
-    actual = with_gradients(
-        lambda w, v: fuse_heads(q, k, lse, w, v, backend="triton"), weights, values
-    )
-    expected = with_gradients(lambda w, v: literal_fusion(q, k, w, v), weights, values)
-    assert_all_close(actual, expected, "float32")
+    assert_equals_literal(q, k, lse, weights, values, "triton")
 
 
 @pytest.mark.parametrize("packed", [False, True])

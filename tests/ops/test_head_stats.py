@@ -9,8 +9,7 @@ import torch
 from tests.ops.attention import (
     SHAPES,
     attention_inputs,
-    config_name,
-    configs_of_dtypes,
+    every_config,
     home,
     literal,
     literal_lse,
@@ -181,13 +180,7 @@ def test_wrong_packing_is_named(changes, message):
 # ---- Triton alone -------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def kernels():
-    """The module of kernels; the test is skipped, with the reason, where it cannot run."""
-    return pytest.importorskip("weaktr.kernels.head_stats", exc_type=ImportError)
-
-
-@pytest.mark.parametrize(("dtype", "config"), configs_of_dtypes(), ids=config_name)
+@every_config
 def test_every_configuration_gives_the_same(kernels, dtype, config, monkeypatch):
     monkeypatch.setattr(kernels, "configs_of", lambda x: (config,))
     q, k = attention_inputs(1, 2, 3, 71, 24, backend="triton", dtype=dtype)

@@ -1,20 +1,10 @@
 """The ops and their backends as they declare themselves, and which backend runs.
 
-An op declares itself where it is defined (`weaktr/ops/<op>/`), the fastest backend first:
-
-    OP = register(
-        Op(
-            "head_stats",
-            backends=(
-                Triton("weaktr.kernels.head_stats"),
-                Backend("torch", "weaktr.ops.head_stats.definition"),
-            ),
-        )
-    )
-
-The function of a backend is ``<op>_<backend>`` in its module, here `head_stats_triton`. What it
-does not take it declares itself (`takes`). Modules are imported on first use, so importing weaktr
-needs neither Triton nor a compiler. Backend ``torch`` exists for every op and is its definition.
+An op declares itself where it is defined (`weaktr/ops/<op>/`), its fastest backend first; the
+`OP` of `weaktr.ops.head_stats` is a short example. The function of a backend is ``<op>_<backend>``
+in its module, there `head_stats_triton` and `head_stats_torch`. What it does not take it declares
+itself (`takes`). Modules are imported on first use, so importing weaktr needs neither Triton nor a
+compiler. Backend ``torch`` exists for every op and is its definition.
 """
 
 from __future__ import annotations

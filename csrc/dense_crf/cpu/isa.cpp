@@ -181,26 +181,14 @@ void build_features(const Problem& problem, const Kernel& kernel, int number, co
   build_hashed<D>(memory, points, problem.pixels, number, low, high, width, team);
 }
 
+// `build_features` for as many dimensions as the kernel has, at least D.
+template <int D = 1>
 void build_any_features(const Problem& problem, const Kernel& kernel, int number,
                         const Pixel* order, int width, LatticeMemory& memory, Team& team) {
-  switch (kernel.dimensions) {
-    case 1:
-      return build_features<1>(problem, kernel, number, order, width, memory, team);
-    case 2:
-      return build_features<2>(problem, kernel, number, order, width, memory, team);
-    case 3:
-      return build_features<3>(problem, kernel, number, order, width, memory, team);
-    case 4:
-      return build_features<4>(problem, kernel, number, order, width, memory, team);
-    case 5:
-      return build_features<5>(problem, kernel, number, order, width, memory, team);
-    case 6:
-      return build_features<6>(problem, kernel, number, order, width, memory, team);
-    case 7:
-      return build_features<7>(problem, kernel, number, order, width, memory, team);
-    case 8:
-      return build_features<8>(problem, kernel, number, order, width, memory, team);
-  }
+  if (kernel.dimensions == D)
+    build_features<D>(problem, kernel, number, order, width, memory, team);
+  else if constexpr (D < kMaxDimensions)
+    build_any_features<D + 1>(problem, kernel, number, order, width, memory, team);
 }
 
 // Whether `memory` still holds this very lattice of positions.

@@ -65,15 +65,22 @@ struct Clear {
   WEAKTR_MEMBER void operator()(VertexQuad at) const { values[at.index()] = Quad{}; }
 };
 
-// One step along a blur axis: V'[v] = V[v] + (V[before v] + V[after v]) / 2.
-struct Blur {
+// What a step reads and writes: the vertices' values before and after it.
+struct Sides {
   const Quad* from;
   Quad* to;
+
+  WEAKTR_MEMBER Sides(const LatticeView& lattice, Round round, int step)
+      : from(lattice.values[round.side_before(lattice, step)]),
+        to(lattice.values[round.side_before(lattice, step + 1)]) {}
+};
+
+// One step along a blur axis: V'[v] = V[v] + (V[before v] + V[after v]) / 2.
+struct Blur : Sides {
   const Neighbours* neighbours;  // nullptr: this step is another
 
   WEAKTR_MEMBER Blur(const LatticeView& lattice, Round round, int step)
-      : from(lattice.values[round.side_before(lattice, step)]),
-        to(lattice.values[round.side_before(lattice, step + 1)]),
+      : Sides(lattice, round, step),
         neighbours(step < lattice.axes()
                        ? lattice.neighbours + static_cast<size_t>(step) * lattice.most_vertices
                        : nullptr) {}
@@ -90,15 +97,11 @@ struct Blur {
 };
 
 // The label compatibility, applied to vertices, as they are fewer than pixels: V'[v] = V[v] compat.
-struct Mix {
-  const Quad* from;
-  Quad* to;
+struct Mix : Sides {
   const Quad* compat;  // nullptr: this step is another
 
   WEAKTR_MEMBER Mix(const LatticeView& lattice, Round round, int step)
-      : from(lattice.values[round.side_before(lattice, step)]),
-        to(lattice.values[round.side_before(lattice, step + 1)]),
-        compat(step == lattice.axes() ? lattice.compat : nullptr) {}
+      : Sides(lattice, round, step), compat(step == lattice.axes() ? lattice.compat : nullptr) {}
   WEAKTR_MEMBER void operator()(VertexQuad at) const {
     if (!compat) return;
     Quad sum = {};

@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.data.prepare import official_archives as little
 from tests.data.prepare.loopback import Site, serving
-from tests.data.prepare.test_voc12 import QUICK, counts, snapshot
+from tests.data.prepare.test_voc12 import QUICK, check_second_run, counts, snapshot
 from weaktr import cli
 from weaktr.data import load_manifest, read_mask
 from weaktr.data.prepare import Archive, CocoFacts, coco_masks, official, prepare_coco14
@@ -98,12 +98,8 @@ def test_eighty_classes(tmp_path: Path) -> None:
 
 
 def test_second_run_changes_nothing(site: Site, facts: CocoFacts, tmp_path: Path) -> None:
-    prepare_coco14(tmp_path, fetch=True, facts=facts, patience=QUICK)
-    before, asked = snapshot(tmp_path), len(site.asked)
-    again = prepare_coco14(tmp_path, fetch=True, facts=facts, patience=QUICK)
-    assert again.complete and not again.changed
-    assert snapshot(tmp_path) == before
-    assert len(site.asked) == asked == 3
+    check_second_run(prepare_coco14, site, facts, tmp_path)
+    assert len(site.asked) == 3
 
 
 def test_goes_on_after_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,16 @@ from tests.data.prepare.loopback import Site, serving
 from tests.data.trees import write_list
 from weaktr import cli
 from weaktr.data import DataError, load_manifest
-from weaktr.data.prepare import Archive, ArchiveError, Patience, VocFacts, official, prepare_voc12
+from weaktr.data.prepare import (
+    Archive,
+    ArchiveError,
+    CocoFacts,
+    Patience,
+    Prepared,
+    VocFacts,
+    official,
+    prepare_voc12,
+)
 from weaktr.data.prepare.matlab import read_mat
 from weaktr.data.prepare.unpack import Member
 from weaktr.progress import console
@@ -56,6 +65,18 @@ def counts(root: Path) -> dict[str, tuple[int, int, int, int]]:
     return {split["name"]: tuple(split[key] for key in keys) for split in content["splits"]}
 
 
+def check_second_run(
+    prepare: Callable[..., Prepared], site: Site, facts: VocFacts | CocoFacts, root: Path
+) -> None:
+    """A second run writes nothing and asks the site for nothing."""
+    prepare(root, fetch=True, facts=facts, patience=QUICK)
+    before, asked = snapshot(root), len(site.asked)
+    again = prepare(root, fetch=True, facts=facts, patience=QUICK)
+    assert again.complete and not again.changed
+    assert snapshot(root) == before
+    assert len(site.asked) == asked
+
+
 COMPLETE = {"train": (2, 2, 2, 2), "train_aug": (4, 4, 4, 4), "val": (1, 1, 1, 1)}
 
 
@@ -77,12 +98,7 @@ def test_from_nothing(site: Site, facts: VocFacts, tmp_path: Path) -> None:
 
 
 def test_second_run_changes_nothing(site: Site, facts: VocFacts, tmp_path: Path) -> None:
-    prepare_voc12(tmp_path, fetch=True, facts=facts, patience=QUICK)
-    before, asked = snapshot(tmp_path), len(site.asked)
-    again = prepare_voc12(tmp_path, fetch=True, facts=facts, patience=QUICK)
-    assert again.complete and not again.changed
-    assert snapshot(tmp_path) == before
-    assert len(site.asked) == asked
+    check_second_run(prepare_voc12, site, facts, tmp_path)
     for name in (DATA, SBD):  # nothing depends on the archives any more
         (tmp_path / "downloads" / name).unlink()
     assert not prepare_voc12(tmp_path, fetch=True, facts=facts, patience=QUICK).changed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,15 +72,10 @@ class DenseCRF:
         Raises:
             ValueError: an argument of the wrong shape, dtype or range.
         """
-        batch = _is_batch(image)
-        marginals: Any = dense_crf(
-            _listed(image, batch),
-            _listed(unary, batch),
-            **self._settings(),
-            num_threads=num_threads,
-            backend=backend,
+        marginals: Maps = self._run(
+            dense_crf, image, unary, num_threads=num_threads, backend=backend
         )
-        return _stacked(marginals) if batch else marginals  # type: ignore[no-any-return]
+        return marginals
 
     def refine_probabilities(
         self, image: Images, probs: Maps, *, num_threads: int | None = None, backend: str = "auto"
@@ -132,36 +128,28 @@ class DenseCRF:
         Raises:
             ValueError: an argument of the wrong shape, dtype or range.
         """
-        batch = _is_batch(image)
-        refined: Any = dense_crf_labels(
-            _listed(image, batch),
-            _listed(labels, batch),
-            n_labels,
+        return self._run(
+            dense_crf_labels,
+            image,
+            labels,
+            n_labels=n_labels,
             gt_prob=gt_prob,
             zero_unsure=zero_unsure,
-            confidence=confidence,  # type: ignore[call-overload]
-            **self._settings(),
+            confidence=confidence,
             num_threads=num_threads,
             backend=backend,
         )
-        if not batch:
-            return refined
-        return tuple(map(_stacked, refined)) if confidence else _stacked(refined)
 
-    def _settings(self) -> dict[str, Any]:
+    def _run(self, op: Callable[..., Any], image: Images, maps: Maps, **asked: Any) -> Any:
+        """`op` with these settings; the images of a batch are handed over one by one."""
         names = ("gaussian", "bilateral", "iterations", "normalization")
-        return {name: getattr(self, name) for name in names}
-
-
-def _is_batch(image: Any) -> bool:
-    return isinstance(image, (np.ndarray, Tensor)) and image.ndim == 4
-
-
-def _listed(maps: Any, batch: bool) -> Any:
-    """The images of a batch one by one."""
-    if batch and len(maps) == 0:
-        raise ValueError("image: expected a batch of at least one image, got none")
-    return list(maps) if batch else maps
+        settings = {name: getattr(self, name) for name in names} | asked
+        if not isinstance(image, (np.ndarray, Tensor)) or image.ndim != 4:
+            return op(image, maps, **settings)
+        if min(len(image), len(maps)) == 0:
+            raise ValueError("image: expected a batch of at least one image, got none")
+        results = op(list(image), list(maps), **settings)
+        return tuple(map(_stacked, results)) if isinstance(results, tuple) else _stacked(results)
 
 
 def _stacked(maps: list[Any]) -> Any:
