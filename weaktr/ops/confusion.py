@@ -31,7 +31,7 @@ def confusion(
         truth: integer tensor, same shape and device, labels 0..L-1 or `ignore_index`.
         num_labels: L >= 1, background included.
         ignore_index: pixels with this truth are not counted; their prediction must be in range too.
-        backend: see `weaktr.ops.registry.pick`.
+        backend: see `weaktr.ops.registry.Op.pick`.
 
     Returns:
         int64 [L, L], rows = truth, columns = prediction, on the device of the inputs.

@@ -74,7 +74,7 @@ def clipped_cross_entropy(
         patch_size: side of a tile in pixels of the labels, >= 1.
         start_value: clipping is active while the mean loss is at most this (nats).
         ignore_index: label without loss.
-        backend: see `weaktr.ops.registry.pick`.
+        backend: see `weaktr.ops.registry.Op.pick`.
 
     Returns:
         `ClippedLoss` in float32 (float64 for float64 logits). NaN logits give a NaN loss.

@@ -86,7 +86,7 @@ def dense_crf(
             on one, "none" nowhere.
         num_threads: CPU threads of backend "cpu"; None = `torch.get_num_threads()`, which is what
             backend "torch" runs on in any case. Results do not depend on it.
-        backend: see `weaktr.ops.registry.pick`.
+        backend: see `weaktr.ops.registry.Op.pick`.
 
     Returns:
         Q float32, of the shape of `unary`, sums to 1 over L. NumPy array or tensor like `unary`,

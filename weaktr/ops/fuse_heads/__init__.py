@@ -70,7 +70,7 @@ def fuse_heads(
         weights: [B, M] importance of each map, usually in (0, 1).
         values: [B, P, C'] what is spread, usually cross attention × coarse CAM; P <= N.
         scale: factor on q·k; 1/sqrt(d) where None.
-        backend: see `weaktr.ops.registry.pick`.
+        backend: see `weaktr.ops.registry.Op.pick`.
 
     Returns:
         [B, P, C'] float32 (float64 for float64 values), differentiable in `weights` and `values`;
@@ -112,7 +112,7 @@ def fuse_heads_packed(
         tokens: N of each image, in order.
         patches: P of each image, at most its N; its last P tokens are the patches.
         scale: factor on q·k; 1/sqrt(d) where None.
-        backend: see `weaktr.ops.registry.pick`.
+        backend: see `weaktr.ops.registry.Op.pick`.
 
     Returns:
         [ΣP, C'] like `fuse_heads`.

@@ -82,7 +82,7 @@ def head_stats(
         scale: factor on q·k; 1/sqrt(d) where None.
         lse: [B, H, N] row log-sum-exp where it is known already.
         column_means: False skips them (inference needs only the class rows).
-        backend: see `weaktr.ops.registry.pick`.
+        backend: see `weaktr.ops.registry.Op.pick`.
 
     Returns:
         `HeadStats`, detached.
@@ -129,7 +129,7 @@ def head_stats_packed(
         scale: factor on q·k; 1/sqrt(d) where None.
         lse: [H, ΣN] row log-sum-exp over the keys of the row's own image, where it is known.
         column_means: False skips them.
-        backend: see `weaktr.ops.registry.pick`.
+        backend: see `weaktr.ops.registry.Op.pick`.
 
     Returns:
         `HeadStats` of [H, C, ΣP], [H, ΣP] and [H, ΣN], detached.
