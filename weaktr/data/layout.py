@@ -92,7 +92,7 @@ def collect_or_raise(
         manifest: the data set, as far as it could be read.
         faults: met while reading it.
         problems: None = any fault, or any missing file, is an error; a list = the faults are added
-            to it and the caller goes on (missing files are then left to `weaktr.data.check`).
+            to it and the manifest is returned (missing files are then left to `weaktr.data.check`).
 
     Returns:
         `manifest`.

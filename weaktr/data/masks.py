@@ -196,7 +196,7 @@ def names_in(folder: Path, *suffixes: str) -> tuple[list[str], str]:
     """Names of the files of a folder with the first of these suffixes that occurs; that suffix.
 
     Raises:
-        ValueError: none; says what was looked for.
+        ValueError: there are none; says which suffixes were expected.
     """
     for suffix in suffixes:
         paths = folder.rglob(f"*{suffix}") if folder.is_dir() else ()

@@ -49,7 +49,7 @@ def coco14(
     cls_labels: str | Path | None = None,
     problems: list[Problem] | None = None,
 ) -> Manifest:
-    """COCO: instances JSON, image folder and, where they are there, masks.
+    """COCO: instances JSON, image folder and, if there are any, masks.
 
     Args:
         root: the data set's folder, see above for what may be in it.
@@ -57,13 +57,13 @@ def coco14(
             that list (``val_5000`` is a list of ``val``).
         ids: 90 = the published numbering, 91 labels, ten of which never occur; 80 = the used
             classes, 81 labels; "json" = the JSON's own categories in the order of their ids.
-        mask_ids: numbering of the mask files when `ids` is 80: COCO ids 1..90 (what is passed
-            around) or labels 1..80.
-        instances: the JSON file, where it is elsewhere, or what `read_instances` returned
+        mask_ids: numbering of the mask files when `ids` is 80: COCO ids 1..90 (as in the
+            widely used masks) or labels 1..80.
+        instances: the JSON file, if it is elsewhere, or what `read_instances` returned
             for it with the same `ids` and `mask_ids`.
-        images: the image folder, where it is elsewhere.
-        masks: the mask folder, where it is elsewhere.
-        names: a list of image names, one a line, where it is elsewhere.
+        images: the image folder, if it is elsewhere.
+        masks: the mask folder, if it is elsewhere.
+        names: a list of image names, one a line, if it is elsewhere.
         cls_labels: ``cls_labels.npy`` to take the labels from instead of the JSON; needs a list.
         problems: None = faults are errors; a list collects them instead.
 
@@ -83,10 +83,13 @@ def coco14(
         )
     base = split.split("_", maxsplit=1)[0]
     parts = (f"{base}2014", base, f"{base}2017")
-    files = _Files(
-        Path(images) if images else _require_images(root, parts),
-        Path(masks) if masks else mask_folder(root, parts),
-    )
+    folder = Path(images) if images else image_folder(root, parts)
+    if folder is None:
+        raise ValueError(
+            f"root: expected an image folder such as JPEGImages/{parts[1]}, {parts[0]} or images "
+            f"below {root}, found none"
+        )
+    files = _Files(folder, Path(masks) if masks else mask_folder(root, parts))
     list_file = Path(names) if names else first_file([root / f"voc_format/{split}.txt"])
     if list_file is None and base != split:
         raise ValueError(f"split: {split!r} needs the list {root}/voc_format/{split}.txt")
@@ -96,11 +99,11 @@ def coco14(
         samples = _from_instances(declared, files, list_file)
     else:
         numbering, faults = numbering_of([], ids, mask_ids), []
-        label_folders = (root, root / "voc_format", root / "annotations")
+        label_places = (root, root / "voc_format", root / "annotations")
         label_file = (
             Path(cls_labels)
             if cls_labels
-            else first_file(folder / "cls_labels.npy" for folder in label_folders)
+            else first_file(place / "cls_labels.npy" for place in label_places)
         )
         samples = _from_cls_labels(root, label_file, list_file, files, numbering, faults)
     name = "coco14" if ids != "json" else "coco"
@@ -137,16 +140,6 @@ def image_folder(root: Path, parts: tuple[str, ...]) -> Path | None:
             root / "JPEGImages",
         ]
     )
-
-
-def _require_images(root: Path, parts: tuple[str, ...]) -> Path:
-    folder = image_folder(root, parts)
-    if folder is None:
-        raise ValueError(
-            f"root: expected an image folder such as JPEGImages/{parts[1]}, {parts[0]} or images "
-            f"below {root}, found none"
-        )
-    return folder
 
 
 def mask_folder(root: Path, parts: tuple[str, ...]) -> Path | None:

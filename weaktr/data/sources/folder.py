@@ -127,7 +127,7 @@ def unlabelled(root: str | Path, classes: Sequence[str] = (), *, split: str = "a
 
     Raises:
         ValueError: no such folder, or no image in it.
-        DataError: two images differ only in suffix, so results could not be told apart.
+        DataError: two images differ only in suffix, so their results would have the same name.
     """
     root = require_folder(root)
     files = sorted(f for f in root.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
