@@ -6,7 +6,7 @@ To add a source:
    further arguments are the options of `load_manifest`.
 2. Give each sample its file and line as `Sample.source`; collect faults in a list of `Problem`.
 3. End with ``return collect_or_raise(manifest, faults, problems)``.
-4. Add a line to `SOURCES`; ``weaktr data check NAME ROOT`` then reads the data set.
+4. Import it below, add a line to `SOURCES`; ``weaktr data check NAME ROOT`` then reads the data.
 5. Test it in ``tests/data/sources/test_NAME.py``.
 """
 
