@@ -122,7 +122,7 @@ def run_check(
     Args:
         manifest: the data set.
         console: where to print.
-        problems: faults already met while the manifest was made (`load_manifest(problems=...)`).
+        problems: faults already met while building the manifest (`load_manifest(problems=...)`).
         workers: threads that decode, see `check`.
 
     Returns:
@@ -137,7 +137,7 @@ def run_check(
             *check(
                 manifest,
                 workers=workers,
-                progress=lambda done, total: progress.update(task, completed=done, total=total),
+                progress=lambda count, total: progress.update(task, completed=count, total=total),
             ),
         ]
     title = f"{manifest.name} {manifest.split}: {len(manifest)} images"
@@ -181,7 +181,7 @@ def run_stats(manifest: Manifest, console: Console) -> None:
 
 
 def _overview(manifest: Manifest) -> Table:
-    """What there is of a data set."""
+    """The number of images, labels and masks of a data set, and their sizes."""
     from weaktr.data import DataError
     from weaktr.data.io import image_size
 

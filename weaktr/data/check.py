@@ -40,7 +40,7 @@ def check(
     Args:
         manifest: the data set.
         workers: threads that decode; None = the number of CPU cores, at most 8.
-        progress: called with (samples done, samples in all) after each sample.
+        progress: called with (samples checked, samples in all) after each sample.
 
     Returns:
         The faults in the order of the manifest, those of the whole set last.
@@ -54,39 +54,33 @@ def check(
         raise ValueError(f"workers: expected >= 1, got {workers}")
     problems: list[Problem] = []
     with ThreadPoolExecutor(workers) as pool:
-        found = pool.map(lambda sample: _check_sample(sample, manifest.classes), manifest.samples)
-        for done, of_sample in enumerate(found, start=1):
+        faults = pool.map(lambda sample: _check_sample(sample, manifest.classes), manifest.samples)
+        for number, of_sample in enumerate(faults, start=1):
             problems += of_sample
             if progress is not None:
-                progress(done, len(manifest))
-    return problems + _repeated_names(manifest) + _whole_set(manifest)
+                progress(number, len(manifest))
+    return problems + _check_whole_set(manifest)
 
 
 def _check_sample(sample: Sample, classes: Classes) -> list[Problem]:
-    found: list[Problem] = []
+    problems: list[Problem] = []
     size = None
     try:
         size = read_rgb(sample.image, sample.source).shape[:2]
         if is_turned(sample.image, sample.source):
             message = "EXIF asks viewers to turn the image; it is used as stored, unturned"
-            found.append(_warning(sample, message))
+            problems.append(_warning(sample, message))
     except DataError as error:
-        found += error.problems
-    found += _check_labels(sample, classes)
-    if sample.mask is not None:
-        found += _check_mask(sample, classes, size)
-    return found
-
-
-def _check_labels(sample: Sample, classes: Classes) -> list[Problem]:
-    if sample.labels is None:
-        return []
-    if not sample.labels:
-        return [_warning(sample, "has no label: it shows none of the classes, or was forgotten")]
-    if outside := [label for label in sample.labels if not 0 <= label < len(classes)]:
+        problems += error.problems
+    if sample.labels is not None and not sample.labels:
+        message = "has no label: it shows none of the classes, or was forgotten"
+        problems.append(_warning(sample, message))
+    if outside := [label for label in sample.labels or () if not 0 <= label < len(classes)]:
         message = f"labels outside the class list: expected 0..{len(classes) - 1}, got {outside}"
-        return [Problem(str(sample.image), sample.source, message)]
-    return []
+        problems.append(Problem(str(sample.image), sample.source, message))
+    if sample.mask is not None:
+        problems += _check_mask(sample, classes, size)
+    return problems
 
 
 def _check_mask(sample: Sample, classes: Classes, size: tuple[int, ...] | None) -> list[Problem]:
@@ -95,39 +89,35 @@ def _check_mask(sample: Sample, classes: Classes, size: tuple[int, ...] | None) 
         stored = read_stored_labels(sample.mask, sample.source)
     except DataError as error:
         return list(error.problems)
-    found = []
+    problems = []
     if size is not None and stored.shape != size:
         message = size_message(stored.shape, (size[0], size[1]))
-        found.append(Problem(str(sample.mask), sample.source, message))
+        problems.append(Problem(str(sample.mask), sample.source, message))
     labels, outside = to_labels(stored, classes.num_labels, sample.mask_ids)
     if outside:
         message = outside_message(outside, classes.num_labels, sample.mask_ids)
-        found.append(Problem(str(sample.mask), sample.source, message))
+        problems.append(Problem(str(sample.mask), sample.source, message))
     if sample.labels is not None:
         drawn = {int(label) - 1 for label in np.unique(labels) if label not in (0, IGNORE)}
         if extra := sorted(drawn - set(sample.labels)):
             names = ", ".join(classes.names[index] for index in extra)
             message = f"mask shows {names}, which the image's labels do not have"
-            found.append(Problem(str(sample.mask), sample.source, message, "warning"))
-    return found
+            problems.append(Problem(str(sample.mask), sample.source, message, "warning"))
+    return problems
 
 
-def _repeated_names(manifest: Manifest) -> list[Problem]:
-    first: dict[str, Sample] = {}
-    found = []
-    for sample in manifest:
-        earlier = first.setdefault(sample.name, sample)
-        if earlier is not sample:
-            message = f"name {sample.name!r} was already declared at {earlier.source}"
-            found.append(Problem(str(sample.image), sample.source, message))
-    return found
-
-
-def _whole_set(manifest: Manifest) -> list[Problem]:
+def _check_whole_set(manifest: Manifest) -> list[Problem]:
     """Faults that only show over all samples."""
     where, total = f"split {manifest.split}", len(manifest)
     if total == 0:
         return [Problem(manifest.name, where, "holds no images")]
+    problems = []
+    first: dict[str, Sample] = {}
+    for sample in manifest:
+        earlier = first.setdefault(sample.name, sample)
+        if earlier is not sample:
+            message = f"name {sample.name!r} was already declared at {earlier.source}"
+            problems.append(Problem(str(sample.image), sample.source, message))
     messages = []
     labelled = [sample.labels for sample in manifest if sample.labels is not None]
     if 0 < len(labelled) < total:
@@ -135,16 +125,16 @@ def _whole_set(manifest: Manifest) -> list[Problem]:
     masks = sum(sample.mask is not None for sample in manifest)
     if 0 < masks < total:
         messages.append(f"only {masks} of {total} images have a mask; scores cover just these")
-    seen = Counter(label for labels in labelled for label in labels)
+    counts = Counter(label for labels in labelled for label in labels)
     never = COCO_UNUSED if manifest.classes == COCO90 else ()
     unseen = [
         name
         for index, name in enumerate(manifest.classes.names)
-        if not seen[index] and name not in never
+        if not counts[index] and name not in never
     ]
     if labelled and unseen:
         messages.append(f"{len(unseen)} classes have no image: {', '.join(unseen)}")
-    return [Problem(manifest.name, where, message, "warning") for message in messages]
+    return problems + [Problem(manifest.name, where, text, "warning") for text in messages]
 
 
 def _warning(sample: Sample, message: str) -> Problem:

@@ -1,6 +1,6 @@
 """Class lists and colours: PASCAL VOC 2012, COCO in its 90 and its 80 numbering.
 
-Three numberings meet here; every other file speaks only of the last two.
+There are three numberings; all other files use only the last two.
 
 * *id*: the data set's own number of a class (VOC 1..20, COCO 1..90 with holes).
 * *class index* C: 0-based position in `Classes.names`; image labels and logits use it.
@@ -88,8 +88,8 @@ def _repeated(values: Iterable[object]) -> list[object]:
 def palette(num_labels: int = 256) -> np.ndarray:
     """The VOC colour of each label.
 
-    The bits of a label are dealt to red, green and blue in turn, the lowest bits to the highest
-    bits of the channels: red = bit 0 -> 7, bit 3 -> 6, bit 6 -> 5; green and blue likewise from
+    The bits of a label go to red, green and blue in turn, the lowest bits to the highest bits of
+    the channels: red = bit 0 -> 7, bit 3 -> 6, bit 6 -> 5; green and blue likewise from
     bits 1, 4, 7 and 2, 5.
 
     Args:

@@ -1,7 +1,7 @@
-"""Reader of ``cls_labels.npy``, the image labels that published code passes around.
+"""Reader of ``cls_labels.npy``, the image labels that published code uses.
 
 The file is a pickled dict, and a pickle can run any program. This reader rebuilds strings,
-numbers, dicts and NumPy arrays and refuses everything else before it is looked at.
+numbers, dicts and NumPy arrays and refuses everything else before it is built.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def read_pickled_arrays(path: Path) -> dict[Any, Any]:
     """
     try:
         with open(path, "rb") as file:
-            content = _read(file)
+            content = _read_object(file)
     except (pickle.UnpicklingError, EOFError, TypeError, LookupError) as error:
         raise ValueError(str(error)) from error
     if not isinstance(content, dict):
@@ -74,7 +74,8 @@ def read_pickled_arrays(path: Path) -> dict[Any, Any]:
     return content
 
 
-def _read(file: BinaryIO) -> Any:
+def _read_object(file: BinaryIO) -> Any:
+    """The one Python object that an npy file with an object array of shape () holds."""
     version = np.lib.format.read_magic(file)
     readers = {
         (1, 0): np.lib.format.read_array_header_1_0,
@@ -92,6 +93,7 @@ def _read(file: BinaryIO) -> Any:
 
 
 def _validated(content: dict[Any, Any]) -> dict[str, np.ndarray]:
+    """The dict with names as text and labels as bool [C]; ValueError where it holds others."""
     labels: dict[str, np.ndarray] = {}
     lengths = set()
     for name, values in content.items():

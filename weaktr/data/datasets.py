@@ -1,4 +1,4 @@
-"""torch data sets of both stages, and a sampler that can start anywhere.
+"""torch data sets of both stages, and a sampler that can start at any batch.
 
 What sample i looks like in epoch e depends on (seed, e, i) alone: not on the number of workers,
 the order of reading or what was read before. So a killed and resumed run sees the same pixels.
@@ -24,7 +24,7 @@ Transform = Callable[..., Any]
 
 
 def mixed_seed(*numbers: int) -> int:
-    """One seed 0..2^63-1 from several integers, equal for equal numbers and unlike otherwise."""
+    """One seed 0..2^63-1 from several integers, equal for equal numbers, else different."""
     packed = struct.pack(f"<{len(numbers)}q", *numbers)
     return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little") >> 1
 
@@ -167,7 +167,7 @@ class EpochSampler(Sampler[list[int]]):
         drop_last: leave out a last batch that is not full.
 
     Raises:
-        ValueError: `length` or `batch_size` < 1, or not one batch can be made.
+        ValueError: `length` or `batch_size` < 1, or `drop_last` leaves no batch.
     """
 
     def __init__(

@@ -31,21 +31,21 @@ class Numbering:
 
 @dataclass
 class Instances:
-    """What an instances JSON says, checked.
+    """The content of an instances JSON, checked.
 
     Args:
         path: the JSON file.
         numbering: its classes.
         images: the entries of ``"images"``.
         annotations: the entries of ``"annotations"`` of each image id.
-        found: faults met.
+        problems: faults met while reading it.
     """
 
     path: Path
     numbering: Numbering
     images: list[dict[str, Any]]
     annotations: dict[Any, list[dict[str, Any]]]
-    found: list[Problem] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
 
     def labels(self, image_id: object) -> tuple[int, ...]:
         """Ascending class indices of an image; groups of objects (crowds) count as well."""
@@ -71,14 +71,14 @@ def read_instances(path: Path, *, ids: Ids = 90, mask_ids: Literal[90, 80] = 90)
     numbering = numbering_of(categories, ids, mask_ids)
     result = Instances(path, numbering, images, {entry["id"]: [] for entry in images})
     if ids != "json":
-        result.found += _foreign_categories(path, categories)
+        result.problems += _foreign_categories(path, categories)
     for row, (image_id, category, entry) in enumerate(rows):
         where = f"annotations[{row}]"
         if image_id not in result.annotations:
-            result.found.append(Problem(str(path), where, f"image_id {image_id!r} is no image"))
+            result.problems.append(Problem(str(path), where, f"image_id {image_id!r} is no image"))
         elif category not in numbering.index_of_category:
             message = f"category_id {category!r} is outside the class list"
-            result.found.append(Problem(str(path), where, message))
+            result.problems.append(Problem(str(path), where, message))
         else:
             result.annotations[image_id].append(entry)
     return result

@@ -1,6 +1,6 @@
-"""Reading photographs and masks: whole, 8-bit and of the right size, or an error that says where.
+"""Read photographs and masks: whole, 8-bit and of the right size, or an error that says where.
 
-Source of every error text: the file itself and the line that declared it (`Sample.source`).
+Every error names the file and the line that declared it (`Sample.source`).
 """
 
 from __future__ import annotations
@@ -72,7 +72,15 @@ def read_mask(sample: Sample, num_labels: int) -> np.ndarray:
 
 def read_rgb(path: Path, source: str = "") -> np.ndarray:
     """uint8 [H, W, 3] of an image file; `source` is named in errors. See `read_image`."""
-    return _open(path, source, lambda image: _to_rgb(image, path, source))
+
+    def decode(image: Image.Image) -> np.ndarray:
+        if image.mode not in _IMAGE_MODES:
+            expected = "expected an image of 8 bits a channel"
+            message = f"{expected}, got mode {image.mode}: convert it first"
+            raise DataError(Problem(str(path), source, message))
+        return np.array(image.convert("RGB"))
+
+    return _open(path, source, decode)
 
 
 def read_labels(
@@ -100,7 +108,7 @@ def read_labels(
 
 
 def read_stored_labels(path: Path, source: str = "") -> np.ndarray:
-    """The numbers in a mask file as they stand, [H, W] of an integer type; see `read_labels`."""
+    """The numbers in a mask file as stored, [H, W] of an integer type; see `read_labels`."""
 
     def decode(image: Image.Image) -> np.ndarray:
         if image.mode not in _MASK_MODES:
@@ -143,7 +151,7 @@ def to_labels(
 
 
 def outside_message(outside: list[int], num_labels: int, mask_ids: tuple[int, ...] | None) -> str:
-    """What to say about the mask values that `to_labels` did not know."""
+    """The message about mask values that are no labels, see `to_labels`."""
     expected = f"0..{num_labels - 1}" if mask_ids is None else f"0 and the {len(mask_ids)} ids"
     shown = ", ".join(map(str, outside[:10])) + (", ..." if len(outside) > 10 else "")
     return f"mask values outside the classes: expected {expected} or {IGNORE}, got {shown}"
@@ -168,23 +176,11 @@ def require_same_size(
 
 
 def size_message(mask: tuple[int, ...], image: tuple[int, int]) -> str:
-    """What to say about a mask whose [H, W] is not the image's."""
+    """The message about a mask whose [H, W] is not the image's."""
     return (
         f"mask and image differ in size: expected {image[1]}x{image[0]} (width x height), "
         f"got {mask[1]}x{mask[0]}"
     )
-
-
-def _to_rgb(image: Image.Image, path: Path, source: str) -> np.ndarray:
-    if image.mode not in _IMAGE_MODES:
-        raise DataError(
-            Problem(
-                str(path),
-                source,
-                f"expected an image of 8 bits a channel, got mode {image.mode}: convert it first",
-            )
-        )
-    return np.array(image.convert("RGB"))
 
 
 def _open(path: Path, source: str, use: Callable[[Image.Image], Any]) -> Any:

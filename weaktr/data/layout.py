@@ -1,4 +1,4 @@
-"""Helpers of the sources: finding files on disk, reading lists, settling problems."""
+"""Helpers of the sources: find files on disk, read lists, collect or raise faults."""
 
 from __future__ import annotations
 
@@ -67,14 +67,14 @@ def by_number(folder: Path | None, suffixes: Sequence[str]) -> dict[int, Path]:
     """
     if folder is None:
         return {}
-    found: dict[int, Path] = {}
+    files: dict[int, Path] = {}
     with os.scandir(folder) as entries:
         for entry in entries:
             stem, suffix = os.path.splitext(entry.name)
             number = trailing_number(stem)
             if number is not None and suffix.lower() in suffixes:
-                found[number] = folder / entry.name
-    return found
+                files[number] = folder / entry.name
+    return files
 
 
 def trailing_number(stem: str) -> int | None:
@@ -83,14 +83,16 @@ def trailing_number(stem: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def settle(manifest: Manifest, found: list[Problem], problems: list[Problem] | None) -> Manifest:
-    """What every source does at its end.
+def collect_or_raise(
+    manifest: Manifest, faults: list[Problem], problems: list[Problem] | None
+) -> Manifest:
+    """Collect the faults of a data set in a list, or raise them; the last step of every source.
 
     Args:
-        manifest: what could be made of the data set.
-        found: the faults met while making it.
+        manifest: the data set, as far as it could be read.
+        faults: met while reading it.
         problems: None = any fault, or any missing file, is an error; a list = the faults are added
-            to it and the caller goes on (missing files are then left to `weaktr.data.check`).
+            to it and the manifest is returned (missing files are then left to `weaktr.data.check`).
 
     Returns:
         `manifest`.
@@ -99,9 +101,9 @@ def settle(manifest: Manifest, found: list[Problem], problems: list[Problem] | N
         DataError: `problems` is None and there are faults; names all of them.
     """
     if problems is not None:
-        problems.extend(found)
+        problems.extend(faults)
         return manifest
-    if everything := found + missing_files(manifest):
+    if everything := faults + missing_files(manifest):
         raise DataError(everything)
     return manifest
 

@@ -28,7 +28,7 @@ class Sample:
 
     Args:
         name: unique in its manifest; a relative path without suffix and without ``..``
-            (``"2007_000032"``, ``"cats/0001"``). Results are filed under it.
+            (``"2007_000032"``, ``"cats/0001"``). Results are stored under it.
         image: the photograph.
         labels: ascending 0-based class indices that the image shows; ``()`` = none of them,
             None = not known.
@@ -55,7 +55,7 @@ class Manifest:
         name: the data set (``"voc12"``, ``"coco14"``, ...).
         split: the part of it (``"train"``, ``"val"``, ...).
         classes: what the class indices of `Sample.labels` mean.
-        samples: at least none; `Sample.mask_ids` is the same in all of them.
+        samples: may be empty; `Sample.mask_ids` is the same in all of them.
 
     Raises:
         ValueError: a sample's name leads out of a folder, or `mask_ids` differ.
@@ -97,7 +97,7 @@ class Manifest:
         moved; others absolutely.
 
         Args:
-            path: the JSON file; its folder is made where it is missing.
+            path: the JSON file; its folder is created if missing.
         """
         path = Path(os.path.abspath(path))
         write_bytes(path, self.to_json(path.parent))

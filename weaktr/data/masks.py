@@ -78,7 +78,7 @@ class MaskEntry:
 class MaskFolder:
     """A folder of masks with an index that survives a kill at any moment.
 
-    A mask counts once its line stands in the index and its digest agrees. A line is written after
+    A mask is valid once its line is in the index and its digest agrees. A line is written after
     the mask; a half-written last line is cut off when the folder is opened again.
 
     Args:
@@ -143,8 +143,8 @@ class RefinedMasks:
     """Masks after refinement and, in a folder of their own, the same ones before it.
 
     Args:
-        folder: of the masks; what is in it counts where its digest agrees.
-        refined: whether there is a refinement; without one nothing is kept twice.
+        folder: of the masks; a mask already in it is kept if its digest agrees.
+        refined: whether there is a refinement; without one each mask is stored once.
     """
 
     def __init__(self, folder: Path, *, refined: bool) -> None:
@@ -187,16 +187,16 @@ def _read_index(path: Path) -> list[MaskEntry]:
 
 
 def before_refinement(folder: Path) -> Path:
-    """Where the masks of a folder are as they were before refinement (``before_crf`` once)."""
+    """The folder of the masks before refinement (``before_crf`` in older results)."""
     former = folder / "before_crf"
     return former if former.is_dir() else folder / "before_refinement"
 
 
 def names_in(folder: Path, *suffixes: str) -> tuple[list[str], str]:
-    """Names of the files of a folder with the first of these suffixes that occurs, and which.
+    """Names of the files of a folder with the first of these suffixes that occurs; that suffix.
 
     Raises:
-        ValueError: none; says what was looked for.
+        ValueError: there are none; says which suffixes were expected.
     """
     for suffix in suffixes:
         paths = folder.rglob(f"*{suffix}") if folder.is_dir() else ()

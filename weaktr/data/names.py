@@ -17,21 +17,21 @@ def read_names(path: Path) -> list[str]:
         FileNotFoundError: there is no such file.
         DataError: no line, a name twice, or one that leads out of a folder.
     """
-    found: dict[str, int] = {}
+    line_of: dict[str, int] = {}
     for number, line in read_lines(path):
         name = line.split()[0]
         source = f"{path}:{number}"
         if not is_inside(name):
             message = f"expected a name without suffix and '..', got {name!r}"
             raise DataError(Problem(str(path), source, message))
-        if name in found:
+        if name in line_of:
             raise DataError(
-                Problem(str(path), source, f"{name!r} stands in line {found[name]} too")
+                Problem(str(path), source, f"{name!r} stands in line {line_of[name]} too")
             )
-        found[name] = number
-    if not found:
+        line_of[name] = number
+    if not line_of:
         raise DataError(Problem(str(path), "", "expected a name a line, found none"))
-    return list(found)
+    return list(line_of)
 
 
 def only(samples: Sequence[Sample], names: Sequence[str]) -> tuple[Sample, ...]:

@@ -1,4 +1,4 @@
-"""Work on images in threads: results in order, memory bounded, unreadable files set aside."""
+"""Work on images in threads: results in order, memory bounded, unreadable files listed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from weaktr.data import DataError, Problem, Sample, read_image
+from weaktr.data.io import read_image
+from weaktr.data.manifest import Sample
+from weaktr.data.problems import DataError, Problem
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -22,7 +24,7 @@ THREADS = max(2, min(16, os.cpu_count() or 2))
 def ordered_map(
     function: Callable[[T], R], items: Iterable[T], threads: int = THREADS
 ) -> Iterator[R]:
-    """``map(function, items)`` in threads, a few items ahead; errors are raised in their turn."""
+    """``map(function, items)`` in threads, a few items ahead; errors are raised in order."""
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque[Future[R]] = deque()
         for item in items:

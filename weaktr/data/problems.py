@@ -1,4 +1,4 @@
-"""What can be wrong with a data set, and how it is told."""
+"""Faults of a data set, and the error that reports them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-#: How many problems one error message lists before it only counts.
+#: How many problems one error message lists; of the others it gives the number.
 LISTED = 20
 
 
@@ -18,7 +18,7 @@ class Problem:
         file: the file at fault, as a path.
         where: where that file was declared, ``"list.txt:12"`` or ``'labels.json["a.jpg"]'``.
         message: what was expected and what is there.
-        level: ``"error"`` breaks or falsifies a run; ``"warning"`` is worth a look.
+        level: ``"error"`` breaks or falsifies a run; ``"warning"`` should be looked at.
     """
 
     file: str
@@ -35,7 +35,7 @@ class DataError(ValueError):
     """A data set cannot be used as it is; names the file and where it was declared.
 
     Args:
-        problems: every fault found, at least one; or a finished message, which is how a data
+        problems: all faults, at least one; or a finished message, which is how a data
             loader passes on a worker's error.
     """
 

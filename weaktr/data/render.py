@@ -25,7 +25,7 @@ def render_masks(instances_json: str | Path, out_dir: str | Path, *, ids: Ids = 
 
     Args:
         instances_json: COCO's annotations; needs the extra ``coco`` (pycocotools).
-        out_dir: where ``<file_name without suffix>.png`` are written; made where it is missing.
+        out_dir: where ``<file_name without suffix>.png`` are written; created if missing.
         ids: 90 draws COCO ids, 80 labels 1..80, "json" labels 1..C of the JSON's own categories.
 
     Returns:
@@ -41,9 +41,9 @@ def render_masks(instances_json: str | Path, out_dir: str | Path, *, ids: Ids = 
     for row, entry in enumerate(declared.images):
         if not is_inside(str(entry["file_name"])):
             message = f"file_name leads out of the folder: {entry['file_name']!r}"
-            declared.found.append(Problem(str(declared.path), f"images[{row}]", message))
-    if declared.found:
-        raise DataError(declared.found)
+            declared.problems.append(Problem(str(declared.path), f"images[{row}]", message))
+    if declared.problems:
+        raise DataError(declared.problems)
     written = []
     for entry in declared.images:
         if not all(row.get("segmentation") for row in declared.annotations[entry["id"]]):

@@ -21,10 +21,10 @@ from weaktr.files import write_bytes
 
 
 class StoredCams:
-    """CAMs that were made before, as a source for labelling (`weaktr.inference.cams.CamSource`).
+    """CAMs of an earlier run, as a source for labelling (`weaktr.inference.cams.CamSource`).
 
-    The image-level labels of the samples are not looked at, the CAMs name their classes. An image
-    without CAMs is one of no class.
+    The image-level labels of the samples are ignored: the CAMs say which classes an image has. An
+    image without CAMs has none.
 
     Args:
         folder: of NAME.npz (`write_cams`) or NAME.npy (the published code), at any depth.
@@ -111,9 +111,9 @@ def read_cams(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """
     try:
         if path.suffix == ".npy":
-            found = read_pickled_arrays(path)
-            classes = np.array(list(found), np.int64)
-            cams = np.stack(list(found.values()))
+            maps = read_pickled_arrays(path)
+            classes = np.array(list(maps), np.int64)
+            cams = np.stack(list(maps.values()))
         else:
             with np.load(path, allow_pickle=False) as stored:
                 cams, classes = stored["cams"], stored["classes"]

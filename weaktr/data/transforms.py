@@ -106,7 +106,7 @@ def seg_train_transform(
     Args:
         crop: output H = W, or (H, W), in pixels.
         short_side: short side of the image after resizing at ratio 1.
-        ratio: factor on `short_side`, drawn evenly from, to.
+        ratio: factor on `short_side`, drawn uniformly between the two.
         max_ratio: the long side stays below `max_ratio` times the wanted short side.
         cat_max_ratio: see `RandomLabelCrop`.
         flip: probability of mirroring left and right.
@@ -146,8 +146,8 @@ class RandAugment(v2.Transform):
     """timm's ``rand-m9-mstd0.5-inc1``, the published one, on uint8 images; masks stay as they are.
 
     Two of 15 operations are drawn, each is applied with probability ½ at strength Normal(9, 0.5)
-    of 10. timm draws from Python's and numpy's random numbers: they are seeded from torch's for
-    each image and go on afterwards as if nobody had drawn.
+    of 10. timm draws from Python's and NumPy's generators: for each image they are seeded from
+    torch's, and afterwards their former state is restored.
 
     Args:
         fill: RGB 0..255 for pixels that come from outside the image.
@@ -231,7 +231,7 @@ class RandomLabelCrop(v2.Transform):
 
     A crop is kept if its mask holds more than one label and the largest has a share below
     `cat_max_ratio` of the labelled pixels (255 counts for neither). After ten such tries an
-    eleventh crop is taken as it comes. Images smaller than the crop are left whole (see `PadTo`).
+    eleventh crop is used without a test. Images smaller than the crop are left whole (see `PadTo`).
 
     Args:
         size: (H, W) of the crop in pixels.
@@ -287,8 +287,8 @@ class PhotometricDistortion(v2.Transform):
     """Change brightness, contrast, saturation and hue, each with probability ½.
 
     Brightness: + U(-b, b)/255. Contrast: · U(contrast). Saturation: S · U(saturation) and hue:
-    H + 2k° with k drawn evenly from the whole numbers -h <= k < h, both in HSV. Contrast comes,
-    by the toss of a coin, before saturation and hue or after them. Values are clipped to the range
+    H + 2k° with k drawn uniformly from the integers -h <= k < h, both in HSV. Contrast comes
+    before saturation and hue with probability ½, else after them. Values are clipped to the range
     of 8 bits after each step.
 
     torchvision's `v2.RandomPhotometricDistort` is another transform (brightness multiplies,

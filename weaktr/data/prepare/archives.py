@@ -1,4 +1,4 @@
-"""Archives on the disk: found, verified, and remembered as verified and as unpacked."""
+"""Archives on the disk: find them, verify them, note which are verified and unpacked."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _CHUNK = 1 << 22
 
 
 class ArchiveError(ValueError):
-    """An archive cannot be had, is not what it should be, or is not safe to unpack."""
+    """An archive is not available, not what it should be, or not safe to unpack."""
 
 
 def verify(path: Path, archive: Archive) -> None:
@@ -36,10 +36,10 @@ def verify(path: Path, archive: Archive) -> None:
         )
     if archive.md5 is None:
         return
-    found = _md5(path)
-    if found != archive.md5:
+    md5 = _md5(path)
+    if md5 != archive.md5:
         raise ArchiveError(
-            f"{path}: expected MD5 {archive.md5}, got {found}; the file is damaged or another one: "
+            f"{path}: expected MD5 {archive.md5}, got {md5}; the file is damaged or another one: "
             "delete it and get it again"
         )
 
@@ -48,11 +48,11 @@ def _md5(path: Path) -> str:
     digest = hashlib.md5(usedforsecurity=False)
     with (
         open(path, "rb") as file,
-        megabytes(f"verifying {path.name}", path.stat().st_size) as reach,
+        megabytes(f"verifying {path.name}", path.stat().st_size) as advance_to,
     ):
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
-            reach(file.tell())
+            advance_to(file.tell())
     return digest.hexdigest()
 
 
@@ -62,10 +62,10 @@ def find(name: str, folders: Sequence[Path]) -> Path | None:
 
 
 class Ledger:
-    """What was done with which archive, so that a second run need not do it again.
+    """Which steps each archive has passed, so that a second run need not repeat them.
 
-    Lines live in ``ROOT/.prepared/NAME.json`` and hold for an archive as long as its size and its
-    time of change stay the same.
+    Notes are in ``ROOT/.prepared/NAME.json``; they are valid as long as size and modification time
+    of the archive stay the same.
 
     Args:
         root: the data set's folder.
@@ -75,27 +75,28 @@ class Ledger:
         self.folder = root / ".prepared"
 
     def verified(self, path: Path, archive: Archive) -> Path:
-        """`path`, after `verify`, which is done once."""
+        """`path`, after `verify`, which runs once for an archive."""
         if not self.has(path, "verified", archive.md5):
             verify(path, archive)
             self.add(path, "verified", archive.md5)
         return path
 
-    def has(self, path: Path, deed: str, what: str | None = None) -> bool:
+    def has(self, path: Path, step: str, detail: str | None = None) -> bool:
         """Whether `add` was called with the same arguments and the file is unchanged."""
         file = self._file(path)
-        return file.is_file() and read_json(file).get(deed) == [_stamp(path), what]
+        return file.is_file() and read_json(file).get(step) == [_stamp(path), detail]
 
-    def add(self, path: Path, deed: str, what: str | None = None) -> None:
-        """Note that `deed` is done with the file at `path`."""
+    def add(self, path: Path, step: str, detail: str | None = None) -> None:
+        """Note that the file at `path` has passed `step`."""
         file = self._file(path)
-        deeds = read_json(file) if file.is_file() else {}
-        write_json(file, {**deeds, deed: [_stamp(path), what]})
+        steps = read_json(file) if file.is_file() else {}
+        write_json(file, {**steps, step: [_stamp(path), detail]})
 
     def _file(self, path: Path) -> Path:
         return self.folder / f"{path.name}.json"
 
 
 def _stamp(path: Path) -> list[int]:
+    """Size in bytes and modification time in nanoseconds."""
     status = path.stat()
     return [status.st_size, status.st_mtime_ns]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from weaktr.data.classes import COCO80, COCO90
-from weaktr.data.instances import Instances, numbering_of, read_instances
+from weaktr.data.instances import numbering_of, read_instances
 from weaktr.data.layout import IMAGE_SUFFIXES, by_number, read_lines, trailing_number
 from weaktr.data.prepare import official
 from weaktr.data.prepare.coco_masks import can_draw, draw_masks
@@ -33,12 +33,12 @@ def prepare_coco14(
     facts: official.CocoFacts | None = None,
     patience: Patience | None = None,
 ) -> Prepared:
-    """Make COCO 2014 ready for training and scoring, as far as what is there allows.
+    """Make COCO 2014 ready for training and scoring, as far as the data at hand allow.
 
     Args:
         root: where the data are or will be, in any layout of `weaktr.data.sources.coco14`.
         fetch: download what is missing into ``root/downloads``.
-        archives: a further folder where archives may lie, beside `root` and ``root/downloads``.
+        archives: a further folder with archives, beside `root` and ``root/downloads``.
         cls_labels: ``cls_labels.npy`` with the image labels. None = the JSON's.
         coco_ids: numbering of the classes in the manifests: 90 as published, or the 80 that occur.
             Masks hold COCO ids in both cases and are mapped while being read.
@@ -61,7 +61,7 @@ def prepare_coco14(
     result.changed |= sources.unpack(facts.annotations, root, _place_json, wanted=absent) > 0
     for name in facts.counts:
         split = _Split(root, name, sources, facts, result)
-        split.take_images()
+        split.unpack_images()
         split.write_list()
         split.draw()
         split.count(cls_labels, coco_ids)
@@ -84,7 +84,7 @@ def _place_json(name: str) -> str | None:
 
 
 class _Split:
-    """One split on its way; the steps are called in the order in which they stand here."""
+    """One split during preparation; call the methods in the order in which they are written."""
 
     def __init__(
         self, root: Path, name: str, sources: Sources, facts: official.CocoFacts, result: Prepared
@@ -96,8 +96,8 @@ class _Split:
         self.list_file = root / f"voc_format/{name}.txt"
         self.images = self._image_folder()
 
-    def take_images(self) -> None:
-        """Unpack the images where one is missing."""
+    def unpack_images(self) -> None:
+        """Unpack the images if one is missing."""
         folder = self.images or self.root / self.parts[0]
 
         def place(name: str) -> str | None:
@@ -137,7 +137,7 @@ class _Split:
         self.result.changed |= drawn > 0
 
     def count(self, cls_labels: str | Path | None, coco_ids: Literal[90, 80]) -> None:
-        """Make and count the split, and say what it misses."""
+        """Write the manifest of the split, count its images, and note what is missing."""
         missing, remedy = self.result.missing, self.sources.remedy
         if self.declared is None and not self.list_file.is_file():
             what = f"{self.name}: no annotations/instances_{self.parts[0]}.json"
@@ -147,12 +147,15 @@ class _Split:
         if self.images is None:
             missing.append(Missing(f"{self.name}: no images at all", remedy(archive)))
             return
+        instances = self.declared
+        if instances is not None:
+            instances = replace(instances, numbering=numbering_of([], coco_ids, 90))
         problems: list[Problem] = []
         manifest = coco14(
             self.root,
             self.name,
             ids=coco_ids,
-            instances=self._numbered(coco_ids),
+            instances=instances,
             images=self.images,
             masks=self._mask_folder(),
             cls_labels=cls_labels,
@@ -168,18 +171,13 @@ class _Split:
             missing.append(Missing(what, "masks are drawn from the JSON: " + _MASK_REMEDY))
 
     def _image_folder(self) -> Path | None:
-        """Where this split's images are; a folder that only holds the other split's is none."""
+        """The folder of this split's images; one that only has subfolders does not count."""
         folder = image_folder(self.root, self.parts)
         return folder if by_number(folder, IMAGE_SUFFIXES) else None
 
     def _mask_folder(self) -> Path | None:
         folder = mask_folder(self.root, self.parts)
         return folder if by_number(folder, (".png",)) else None
-
-    def _numbered(self, coco_ids: Literal[90, 80]) -> Instances | None:
-        if self.declared is None:
-            return None
-        return replace(self.declared, numbering=numbering_of([], coco_ids, 90))
 
     def _annotated(self) -> list[str]:
         """File names of the images with at least one annotation."""
@@ -189,7 +187,7 @@ class _Split:
         return [str(e["file_name"]) for e in self.declared.images if rows[e["id"]]]
 
     def _has_images(self) -> bool:
-        """Whether every image of the split that is known of is there and not empty."""
+        """Whether every known image of the split is there and not empty."""
         if self.images is None:
             return False
         if self.declared is None and not self.list_file.is_file():

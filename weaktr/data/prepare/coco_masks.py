@@ -1,4 +1,4 @@
-"""Class masks of a COCO split, drawn over as many runs as it takes."""
+"""Class masks of a COCO split, drawn in one run or in several."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def draw_masks(declared: Instances, folder: Path, *, workers: int | None = None)
 
     Args:
         declared: the split's annotations.
-        folder: where ``<file_name without suffix>.png`` are written; made where it is missing.
+        folder: where ``<file_name without suffix>.png`` are written; created if missing.
         workers: threads; None = the number of CPU cores, at most 8.
 
     Returns:
@@ -41,12 +41,15 @@ def draw_masks(declared: Instances, folder: Path, *, workers: int | None = None)
         ImportError: pycocotools is not installed and a mask is to be drawn.
         DataError: an outline cannot be drawn.
     """
-    to_draw = [
-        (entry, path)
-        for entry in declared.images
-        if _is_drawable(declared, entry)
-        and not is_whole_png(path := _target(folder, entry), (entry["height"], entry["width"]))
-    ]
+    to_draw = []
+    for entry in declared.images:
+        name, objects = str(entry["file_name"]), declared.annotations[entry["id"]]
+        outlined = bool(objects) and all(row.get("segmentation") for row in objects)
+        if not outlined or not is_inside(name):
+            continue
+        path = (folder / name).with_suffix(".png")
+        if not is_whole_png(path, (entry["height"], entry["width"])):
+            to_draw.append((entry, path))
 
     def draw(job: tuple[dict[str, Any], Path]) -> None:
         entry, path = job
@@ -61,13 +64,3 @@ def draw_masks(declared: Instances, folder: Path, *, workers: int | None = None)
     finally:
         pool.shutdown(cancel_futures=True)
     return len(to_draw)
-
-
-def _is_drawable(declared: Instances, entry: dict[str, Any]) -> bool:
-    rows = declared.annotations[entry["id"]]
-    outlined = bool(rows) and all(row.get("segmentation") for row in rows)
-    return outlined and is_inside(str(entry["file_name"]))
-
-
-def _target(folder: Path, entry: dict[str, Any]) -> Path:
-    return (folder / str(entry["file_name"])).with_suffix(".png")

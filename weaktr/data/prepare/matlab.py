@@ -25,7 +25,7 @@ _CLASSES = {
 }  # fmt: skip
 _MATRIX, _COMPRESSED, _STRUCT = 14, 15, 2
 _HEADER = 128
-#: No SBD file is near this; a file that claims more is refused.
+#: SBD files are far smaller; a file that claims more is refused.
 MOST_BYTES = 1 << 28
 
 
@@ -57,19 +57,16 @@ def read_mat(content: bytes) -> dict[str, Any]:
 
 
 def _inflated(elements: Iterator[tuple[int, bytes]], order: str) -> Iterator[tuple[int, bytes]]:
+    """The elements, each compressed one replaced by those that it contains."""
     for kind, data in elements:
-        if kind == _COMPRESSED:
-            yield from _elements(_inflate(data), order)
-        else:
+        if kind != _COMPRESSED:
             yield kind, data
-
-
-def _inflate(data: bytes) -> bytes:
-    inflater = zlib.decompressobj()
-    content = inflater.decompress(data, MOST_BYTES)
-    if not inflater.eof:
-        raise ValueError(f"the MATLAB file is cut off, or holds more than {MOST_BYTES} bytes")
-    return content
+            continue
+        inflater = zlib.decompressobj()
+        content = inflater.decompress(data, MOST_BYTES)
+        if not inflater.eof:
+            raise ValueError(f"the MATLAB file is cut off, or holds more than {MOST_BYTES} bytes")
+        yield from _elements(content, order)
 
 
 def _elements(data: bytes, order: str) -> Iterator[tuple[int, bytes]]:
@@ -109,6 +106,7 @@ def _matrix(data: bytes, order: str) -> tuple[str, Any]:
 
 
 def _struct(parts: Iterator[tuple[int, bytes]], count: int, order: str) -> Any:
+    """A struct array of `count` elements: a dict for one element, else a list of dicts."""
     width = int(_numbers(*next(parts), order)[0])
     if width < 1:
         raise ValueError("the MATLAB file is damaged: field names of no length")
@@ -122,6 +120,7 @@ def _struct(parts: Iterator[tuple[int, bytes]], count: int, order: str) -> Any:
 
 
 def _numbers(kind: int, data: bytes, order: str) -> np.ndarray:
+    """The numbers of a data element, one dimension."""
     if kind not in _NUMBERS:
         raise ValueError(f"the MATLAB file is damaged: {kind} is no type of number")
     dtype = np.dtype(order + _NUMBERS[kind])

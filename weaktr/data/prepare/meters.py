@@ -11,24 +11,24 @@ MEGABYTE = 1_000_000
 
 
 @contextmanager
-def megabytes(title: str, total: int, done: int = 0) -> Iterator[Callable[[int], None]]:
+def megabytes(title: str, total: int, start: int = 0) -> Iterator[Callable[[int], None]]:
     """A meter of bytes.
 
     Args:
-        title: what is being done.
+        title: of the work.
         total: bytes in all.
-        done: bytes that were done before.
+        start: bytes that an earlier run has processed.
 
     Yields:
-        A function that takes the number of bytes done by now; smaller numbers than before are
-        ignored.
+        A function to call with the number of bytes processed so far; a smaller number than before
+        is ignored.
     """
     units = max(1, -(-total // MEGABYTE))
-    with Meter(title, units, done=done // MEGABYTE, unit="MB") as meter:
+    with Meter(title, units, done=start // MEGABYTE, unit="MB") as meter:
 
-        def reach(position: int) -> None:
+        def advance_to(position: int) -> None:
             now = units if position >= total else position // MEGABYTE
             if now > meter.done:
                 meter.advance(now - meter.done)
 
-        yield reach
+        yield advance_to

@@ -1,7 +1,7 @@
 """What is published where: addresses, sizes and checksums of the archives, sizes of the splits.
 
-The checksums are MD5, the only kind that is known from several independent places for these
-archives. They show damage, not malice, so `weaktr.data.prepare.unpack` trusts no archive.
+The checksums are MD5, the only checksums of these archives that several independent places
+publish. They detect damage, not attacks, so `weaktr.data.prepare.unpack` trusts no archive.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _SBD_PATH = "Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tg
 
 
 def _coco(path: str, size: int, md5: str) -> Archive:
-    """An archive of COCO's bucket: under the project's name, and under the storage's own."""
+    """An archive in COCO's bucket, at the project's address and at the storage provider's."""
     hosts = ("http://images.cocodataset.org", "https://s3.amazonaws.com/images.cocodataset.org")
     urls = tuple(f"{host}/{path}" for host in hosts)
     return Archive(path.rsplit("/", maxsplit=1)[-1], urls, size, md5)

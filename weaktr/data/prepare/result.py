@@ -1,4 +1,4 @@
-"""What a preparation ends with: one manifest that says what is there and what is missing."""
+"""The result of a preparation: one manifest that says what is there and what is missing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from weaktr.data.classes import Classes
-from weaktr.data.manifest import Manifest, Sample
+from weaktr.data.manifest import Manifest
 from weaktr.files import write_bytes
 
 FORMAT = "weaktr-prepared-1"
@@ -53,7 +53,7 @@ class SplitCount:
 
 @dataclass
 class Prepared:
-    """The outcome of a preparation; written as ``ROOT/manifest.json``.
+    """The result of a preparation; written as ``ROOT/manifest.json``.
 
     Args:
         data_set: ``voc12`` or ``coco14``.
@@ -89,7 +89,10 @@ class Prepared:
         Returns:
             The manifest as written.
         """
-        samples = tuple(_without_missing_mask(sample) for sample in manifest.samples)
+        samples = tuple(
+            sample if sample.mask is None or is_whole(sample.mask) else replace(sample, mask=None)
+            for sample in manifest.samples
+        )
         manifest = replace(manifest, samples=samples)
         split, file = manifest.split, f"manifests/{manifest.split}.json"
         if len(samples) != expected:
@@ -114,7 +117,8 @@ class Prepared:
                 file,
             )
         )
-        self.changed |= _save_if_changed(manifest, self.root / file)
+        path = self.root / file
+        self.changed |= _write_if_changed(path, manifest.to_json(path.parent))
         return manifest
 
     def write(self) -> Path:
@@ -130,9 +134,7 @@ class Prepared:
         }
         path = self.root / "manifest.json"
         text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-        if not path.is_file() or path.read_bytes() != text.encode():
-            write_bytes(path, text.encode())
-            self.changed = True
+        self.changed |= _write_if_changed(path, text.encode())
         return path
 
 
@@ -150,15 +152,8 @@ def is_whole(path: Path) -> bool:
         return False
 
 
-def _without_missing_mask(sample: Sample) -> Sample:
-    if sample.mask is None or is_whole(sample.mask):
-        return sample
-    return replace(sample, mask=None)
-
-
-def _save_if_changed(manifest: Manifest, path: Path) -> bool:
-    """Write a manifest unless the very same is there; whether it was written."""
-    content = manifest.to_json(path.parent)
+def _write_if_changed(path: Path, content: bytes) -> bool:
+    """Write a file unless it has this content already; whether it was written."""
     if path.is_file() and path.read_bytes() == content:
         return False
     write_bytes(path, content)

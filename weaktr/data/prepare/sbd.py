@@ -1,8 +1,8 @@
 """``SegmentationClassAug``: masks of 10582 + 1449 images, from VOC and the SBD additions.
 
-Two sources are known: the folder (or zip) of that name that is passed around, and SBD itself,
+Two sources are known: the widely used folder (or zip) of that name, and SBD itself,
 whose ``dataset/cls/NAME.mat`` hold ``GTcls.Segmentation``. From SBD, VOC's own masks come first
-where both exist, as in the folder that is passed around: they mark object borders as 255, SBD's
+where both exist, as in the widely used folder: they mark object borders as 255, SBD's
 do not.
 
 Source: Hariharan et al., "Semantic contours from inverse detectors", ICCV 2011.
@@ -25,11 +25,13 @@ from weaktr.data.prepare.matlab import read_mat
 from weaktr.data.prepare.meters import megabytes
 from weaktr.data.prepare.pngs import is_whole_png
 from weaktr.data.prepare.result import is_whole
-from weaktr.data.prepare.unpack import Member, extent, members
+from weaktr.data.prepare.unpack import Member, members, total_bytes
 from weaktr.files import whole_file
 
 FOLDER = "SegmentationClassAug"
 _NAME = re.compile(r"\d{4}_\d{6}")
+#: suffix of a mask -> names of the folders that it may be in; "" is the top.
+_MASK_FOLDERS = {".mat": ("cls", ""), ".png": (FOLDER, "")}
 
 
 def voc_names(voc: Path, split: str) -> list[str]:
@@ -52,7 +54,7 @@ def is_complete(voc: Path) -> bool:
 
 
 def build(source: Path, voc: Path) -> int:
-    """Fill ``VOC2012/SegmentationClassAug``; goes on where an earlier run stopped.
+    """Write the masks of ``VOC2012/SegmentationClassAug`` that are missing.
 
     Args:
         source: a folder, zip or tar with ``SegmentationClassAug/*.png`` (or the PNGs at its top),
@@ -70,21 +72,27 @@ def build(source: Path, voc: Path) -> int:
     target = voc / FOLDER
     target.mkdir(exist_ok=True)
     own = {*voc_names(voc, "train"), *voc_names(voc, "val")}
-    found = written = 0
-    with megabytes(f"reading {source.name}", extent(source)) as reach:
+    available = written = 0
+    with megabytes(f"reading {source.name}", total_bytes(source)) as advance_to:
         for member in members(source):
-            reach(member.position)
+            advance_to(member.position)
             path = PurePosixPath(member.name)
-            if not _NAME.fullmatch(path.stem) or not _is_mask(path):
+            is_mask = path.parent.name in _MASK_FOLDERS.get(path.suffix, ())
+            if not is_mask or not _NAME.fullmatch(path.stem):
                 continue
-            found += 1
+            available += 1
             file = target / f"{path.stem}.png"
             if (path.suffix == ".mat" and path.stem in own) or is_whole_png(file):
                 continue
-            (_from_mat if path.suffix == ".mat" else _from_png)(member, file, source)
+            if path.suffix == ".mat":
+                _write_from_mat(member, file, source)
+            else:
+                with whole_file(file, durable=False) as temporary:
+                    member.copy_to(temporary)
+                    read_labels(temporary, VOC.num_labels, f"{source}: {member.name}")
             written += 1
-        reach(extent(source))
-    if not found:
+        advance_to(total_bytes(source))
+    if not available:
         raise ArchiveError(
             f"{source}: expected {FOLDER}/*.png or SBD's cls/*.mat in it, found neither"
         )
@@ -92,7 +100,11 @@ def build(source: Path, voc: Path) -> int:
 
 
 def add_own(voc: Path) -> int:
-    """Copy VOC's masks of train and val where ``SegmentationClassAug`` has none; how many."""
+    """Copy VOC's masks of train and val that ``SegmentationClassAug`` lacks.
+
+    Returns:
+        The number of masks copied.
+    """
     copied = 0
     for name in (*voc_names(voc, "train"), *voc_names(voc, "val")):
         own, file = voc / f"SegmentationClass/{name}.png", voc / FOLDER / f"{name}.png"
@@ -104,7 +116,7 @@ def add_own(voc: Path) -> int:
 
 
 def train_aug_names(voc: Path) -> list[str]:
-    """The names of train_aug as they follow from the masks: all of them but those of val, sorted.
+    """The names of train_aug, sorted: all that have a mask, without those of val.
 
     SBD annotates 11355 images; with VOC's 1464 of train and without VOC's 1449 of val these are
     10582.
@@ -114,20 +126,8 @@ def train_aug_names(voc: Path) -> list[str]:
     return sorted(stems - held_out)
 
 
-def _is_mask(path: PurePosixPath) -> bool:
-    if path.suffix == ".mat":
-        return path.parent.name in ("cls", "")
-    return path.suffix == ".png" and path.parent.name in (FOLDER, "")
-
-
-def _from_png(member: Member, file: Path, source: Path) -> None:
-    """Copy a mask as it is, once it is known to hold labels."""
-    with whole_file(file, durable=False) as temporary:
-        member.copy_to(temporary)
-        read_labels(temporary, VOC.num_labels, f"{source}: {member.name}")
-
-
-def _from_mat(member: Member, file: Path, source: Path) -> None:
+def _write_from_mat(member: Member, file: Path, source: Path) -> None:
+    """Write the labels of an SBD annotation as a mask."""
     temporary = file.with_name(f".{file.name}.mat")
     member.copy_to(temporary)
     try:

@@ -1,4 +1,4 @@
-"""Where a preparation takes its archives from, and what it remembers from run to run."""
+"""Where a preparation takes its archives from, and what it notes for the next run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from weaktr.data.prepare.official import Archive
 from weaktr.data.prepare.unpack import unpack
 from weaktr.files import read_json, write_json
 
-#: What `Sources.origin` says of things that were there before the first run.
+#: What `Sources.origin` returns for what was there before the first run.
 AS_FOUND = "as it was found"
 
 
@@ -19,9 +19,9 @@ class Sources:
     """The archives of one data set.
 
     Args:
-        root: the data set's folder; made where it is missing and `fetch` is set.
+        root: the data set's folder; created if missing and `fetch` is set.
         fetch: whether to download what is not there, into ``root/downloads``.
-        archives: a further folder to look into.
+        archives: a further folder with archives.
         patience: how hard to try to download.
 
     Raises:
@@ -53,7 +53,7 @@ class Sources:
         return next((path for path in candidates if path.exists() and path.resolve() != own), None)
 
     def archive(self, archive: Archive) -> Path | None:
-        """An archive that is there, else a downloaded one, else None; verified.
+        """The path of an archive on disk, else downloaded if allowed, else None; verified.
 
         Raises:
             ArchiveError: it is damaged, or cannot be downloaded.
@@ -70,7 +70,7 @@ class Sources:
     def unpack(
         self, archive: Archive, folder: Path, place: Callable[[str], str | None], *, wanted: bool
     ) -> int:
-        """Unpack an archive if something of it is wanted, or an earlier run was interrupted in it.
+        """Unpack an archive if files of it are missing, or an earlier run was interrupted in it.
 
         Args:
             archive: see `archive`.
@@ -80,7 +80,7 @@ class Sources:
         Returns:
             The number of files written.
         """
-        if not wanted and not self._interrupted(archive):
+        if not wanted and not self._is_interrupted(archive):
             return 0
         path = self.archive(archive)
         if path is None:
@@ -91,7 +91,7 @@ class Sources:
         return written
 
     def origin(self, what: str, text: str | None = None) -> str:
-        """Note where something comes from (with `text`), or say what was noted."""
+        """Note where something comes from (with `text`), or return what was noted."""
         noted = read_json(self._origins) if self._origins.is_file() else {}
         if text is None:
             return str(noted.get(what, AS_FOUND))
@@ -104,7 +104,8 @@ class Sources:
         urls = " and ".join(archive.urls[0] for archive in archives)
         return f"add --download, or put {urls} into {self.root / 'downloads'}"
 
-    def _interrupted(self, archive: Archive) -> bool:
+    def _is_interrupted(self, archive: Archive) -> bool:
+        """Whether an earlier run began to unpack an archive and did not finish."""
         path = find(archive.name, self.folders)
         return (
             path is not None

@@ -1,7 +1,7 @@
-"""Archives and folders read alike, and unpacked so that nothing gets outside one folder.
+"""Read archives and folders in the same way, and unpack them without writing outside one folder.
 
-Archives are not trusted: absolute names, ``..``, links of both kinds and devices are refused, and
-so is a way out through a link that is already on the disk.
+Archives are not trusted: absolute names, ``..``, symbolic and hard links and devices are refused,
+and so is a path that leaves the folder through a link already on the disk.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from weaktr.data.prepare.archives import ArchiveError
 from weaktr.data.prepare.meters import megabytes
 from weaktr.files import whole_file
 
-#: What zipfile, tarfile and the decompressors raise on archives that are not whole.
+#: What zipfile, tarfile and the decompressors raise on damaged archives.
 _DAMAGE = (
     zipfile.BadZipFile,
     tarfile.TarError,
@@ -39,7 +39,7 @@ class Member:
     """A file in an archive or folder.
 
     Args:
-        name: its relative path, parted by ``/``, without ``..``.
+        name: its relative path with ``/``, without ``..``.
         size: bytes.
         position: bytes of the archive that come before it, for progress.
         origin: the archive or folder.
@@ -91,23 +91,23 @@ def members(path: Path) -> Iterator[Member]:
         raise ArchiveError(f"{message}; delete it and get it again") from error
 
 
-def extent(path: Path) -> int:
-    """Bytes of an archive, or of all files in a folder: the end of `Member.position`."""
+def total_bytes(path: Path) -> int:
+    """Bytes of an archive, or of all files in a folder: the upper end of `Member.position`."""
     if path.is_dir():
         return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     return path.stat().st_size
 
 
 def unpack(path: Path, folder: Path, place: Callable[[str], str | None]) -> int:
-    """Write the members of an archive into a folder; goes on where an earlier run stopped.
+    """Write the members of an archive into a folder, except those that an earlier run has written.
 
-    A file appears under its name only when it is whole; one that is there with the right size is
-    left alone.
+    A file appears under its name only when it is whole; one of the right size is not written
+    again.
 
     Args:
         path: the archive.
-        folder: nothing is written outside it; made where it is missing.
-        place: from a member's name to its place below `folder`, or None to leave it out.
+        folder: nothing is written outside it; created if missing.
+        place: from a member's name to its path below `folder`, or None to leave it out.
 
     Returns:
         The number of files written.
@@ -117,26 +117,22 @@ def unpack(path: Path, folder: Path, place: Callable[[str], str | None]) -> int:
     """
     folder.mkdir(parents=True, exist_ok=True)
     base, written = folder.resolve(), 0
-    with megabytes(f"unpacking {path.name}", extent(path)) as reach:
+    with megabytes(f"unpacking {path.name}", total_bytes(path)) as advance_to:
         for member in members(path):
-            reach(member.position)
+            advance_to(member.position)
             relative = place(member.name)
             if relative is None:
                 continue
-            written += _write(member, base, _safe(relative, path), path)
-        reach(extent(path))
+            target = base / _safe(relative, path)
+            if not target.parent.resolve().is_relative_to(base):
+                raise ArchiveError(f"{path}: {member.name!r} would be written outside {base}")
+            if target.is_file() and target.stat().st_size == member.size:
+                continue
+            with whole_file(target, durable=False) as temporary:
+                member.copy_to(temporary)
+            written += 1
+        advance_to(total_bytes(path))
     return written
-
-
-def _write(member: Member, base: Path, relative: str, archive: Path) -> bool:
-    target = base / relative
-    if not target.parent.resolve().is_relative_to(base):
-        raise ArchiveError(f"{archive}: {member.name!r} would be written outside {base}")
-    if target.is_file() and target.stat().st_size == member.size:
-        return False
-    with whole_file(target, durable=False) as temporary:
-        member.copy_to(temporary)
-    return True
 
 
 def _safe(name: str, archive: Path) -> str:
@@ -152,6 +148,7 @@ def _safe(name: str, archive: Path) -> str:
 
 
 def _is_clutter(name: str) -> bool:
+    """Whether a file is one that macOS adds to archives and folders."""
     *folders, last = name.split("/")
     return "__MACOSX" in folders or last.startswith("._") or last == ".DS_Store"
 

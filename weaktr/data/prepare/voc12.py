@@ -17,7 +17,7 @@ from weaktr.files import write_bytes
 from weaktr.progress import log
 
 _SPLITS = ("train", "train_aug", "val")
-#: Names under which masks of train_aug are found, best first.
+#: Names of folders and archives with masks of train_aug, best first.
 _MASK_SOURCES = (sbd.FOLDER, f"{sbd.FOLDER}.zip", "benchmark_RELEASE")
 
 
@@ -31,15 +31,15 @@ def prepare_voc12(
     facts: official.VocFacts | None = None,
     patience: Patience | None = None,
 ) -> Prepared:
-    """Make VOC 2012 ready for training and scoring, as far as what is there allows.
+    """Make VOC 2012 ready for training and scoring, as far as the data at hand allow.
 
     Args:
         root: where the data are or will be: ``VOCdevkit``, ``VOC2012`` in it, or the folder that
             holds (or will hold) ``VOCdevkit``.
         fetch: download what is missing into ``root/downloads``.
-        archives: a further folder where archives may lie, beside `root` and ``root/downloads``.
+        archives: a further folder with archives, beside `root` and ``root/downloads``.
         sbd_masks: ``SegmentationClassAug`` as folder or zip, or SBD (``benchmark.tgz`` or the
-            folder in it). None = looked for beside the archives.
+            folder in it). None = the one beside the archives, if any.
         cls_labels: ``cls_labels.npy`` with the image labels. None = see `sources.voc12`.
         facts: archives and counts. None = the official ones.
         patience: how hard to try to download.
@@ -55,7 +55,13 @@ def prepare_voc12(
         raise ValueError(f"sbd: {sbd_masks} does not exist; give a folder, zip or tar")
     sources = Sources(root, fetch=fetch, archives=archives, patience=patience)
     result = Prepared("voc12", root, VOC)
-    voc = _voc2012(root)
+    default = root / "VOCdevkit/VOC2012"
+    part = first_folder(
+        folder / part
+        for folder in (root, root / "VOC2012", default)
+        for part in ("JPEGImages", "ImageSets")
+    )
+    voc = default if part is None else part.parent
     labelled = find_cls_labels(voc, root, cls_labels)
     wanted = _has_gaps(voc, xml=labelled is None)
     result.changed |= sources.unpack(facts.data, voc, _place, wanted=wanted) > 0
@@ -71,17 +77,6 @@ def prepare_voc12(
     return result
 
 
-def _voc2012(root: Path) -> Path:
-    """``VOC2012``: the one that is there, or where it will be."""
-    default = root / "VOCdevkit/VOC2012"
-    found = first_folder(
-        folder / part
-        for folder in (root, root / "VOC2012", default)
-        for part in ("JPEGImages", "ImageSets")
-    )
-    return default if found is None else found.parent
-
-
 def _place(name: str) -> str | None:
     """From ``VOCdevkit/VOC2012/X`` to ``X``."""
     _, mark, rest = name.partition("VOC2012/")
@@ -89,7 +84,7 @@ def _place(name: str) -> str | None:
 
 
 def _has_gaps(voc: Path, *, xml: bool) -> bool:
-    """Whether a file that the devkit's archive holds, and that is needed, is not there."""
+    """Whether a file is missing that is needed and that the devkit's archive holds."""
     lists = [sbd.voc_names(voc, split) for split in ("train", "val")]
     if not all(lists):
         return True
@@ -111,7 +106,11 @@ def _augment(
     """Complete ``SegmentationClassAug`` and the list train_aug; whether anything was written."""
     changed = _write_list(voc, facts)
     if not sbd.is_complete(voc):
-        source = _mask_source(voc, sources, facts, given)
+        source = (
+            Path(given)
+            if given is not None
+            else sources.find(_MASK_SOURCES, voc / sbd.FOLDER) or sources.archive(facts.sbd)
+        )
         if source is not None:
             sources.origin(sbd.FOLDER, source.name)
             written = sbd.build(source, voc)
@@ -122,16 +121,8 @@ def _augment(
     return _write_list(voc, facts) or changed
 
 
-def _mask_source(
-    voc: Path, sources: Sources, facts: official.VocFacts, given: str | Path | None
-) -> Path | None:
-    if given is not None:
-        return Path(given)
-    return sources.find(_MASK_SOURCES, voc / sbd.FOLDER) or sources.archive(facts.sbd)
-
-
 def _write_list(voc: Path, facts: official.VocFacts) -> bool:
-    """Write ``train_aug.txt`` where there is none and the masks say what is in it."""
+    """Write ``train_aug.txt`` if it is missing and all its masks exist; whether it was written."""
     names = sbd.train_aug_names(voc)
     if sbd.voc_names(voc, "train_aug") or len(names) != facts.counts["train_aug"]:
         return False
@@ -147,13 +138,13 @@ def _count(
     facts: official.VocFacts,
     result: Prepared,
 ) -> None:
-    """Make and count the splits, and say what they miss."""
+    """Write the manifests of the splits, count their images, and note what is missing."""
     for split in _SPLITS:
         if not sbd.voc_names(voc, split):
-            found = len(sbd.train_aug_names(voc))
+            masks = len(sbd.train_aug_names(voc))
             what = (
                 f"train_aug: no list ImageSets/Segmentation/train_aug.txt, and {sbd.FOLDER} has "
-                f"{found} masks outside val, expected {facts.counts[split]}"
+                f"{masks} masks outside val, expected {facts.counts[split]}"
             )
             result.missing.append(Missing(what, _sbd_remedy(sources, facts)))
             continue

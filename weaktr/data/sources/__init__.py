@@ -1,0 +1,86 @@
+"""Data sets of several kinds, each described as a `Manifest`.
+
+To add a source:
+
+1. In ``NAME.py`` here, write ``NAME(root, split="train", *, problems=None, ...) -> Manifest``; its
+   further arguments are the options of `load_manifest`.
+2. Give each sample its file and line as `Sample.source`; collect faults in a list of `Problem`.
+3. End with ``return collect_or_raise(manifest, faults, problems)``.
+4. Import it below, add a line to `SOURCES`; ``weaktr data check NAME ROOT`` then reads the data.
+5. Test it in ``tests/data/sources/test_NAME.py``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from weaktr.data.manifest import Manifest
+from weaktr.data.problems import Problem
+from weaktr.data.sources import coco14, folder, scenes, voc12
+
+__all__ = ["SOURCES", "load_manifest"]
+
+
+def _images(
+    root: str | Path,
+    *,
+    split: str,
+    classes: Sequence[str] = (),
+    problems: list[Problem] | None = None,  # stays empty: nothing is declared
+) -> Manifest:
+    return folder.unlabelled(root, classes, split=split)
+
+
+def _scenes(
+    root: str | Path,
+    *,
+    split: str,
+    count: int,
+    size: int = 64,
+    seed: int = 0,
+    masks: bool = True,
+    problems: list[Problem] | None = None,  # stays empty: scenes are drawn, not declared
+) -> Manifest:
+    return scenes.scenes(root, count, size=size, seed=seed, split=split, masks=masks)
+
+
+#: source -> function of (root, split=..., **options), for `load_manifest`.
+SOURCES: dict[str, Callable[..., Manifest]] = {
+    "voc12": voc12.voc12,
+    "coco14": coco14.coco14,
+    "folder": folder.folder,
+    "images": _images,
+    "scenes": _scenes,
+}
+
+
+def load_manifest(source: str, root: str | Path, split: str = "train", **options: Any) -> Manifest:
+    """Describe a split of a data set.
+
+    Args:
+        source: ``voc12``, ``coco14``, ``folder``, ``images`` (no labels), ``scenes`` (drawn);
+            or ``manifest``: `root` is a JSON written by `Manifest.save`.
+        root: the data set's folder.
+        split: the part of it.
+        options: further arguments of the source's function of the same name; for ``scenes`` also
+            ``count``. ``problems=[]`` collects faults instead of raising them.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        ValueError: unknown source or option, or what the source raises.
+    """
+    if source == "manifest":
+        return Manifest.load(root)
+    if source not in SOURCES:
+        raise ValueError(f"source: expected one of {[*SOURCES, 'manifest']}, got {source!r}")
+    describe = SOURCES[source]
+    try:
+        inspect.signature(describe).bind(root, split=split, **options)
+    except TypeError as error:
+        raise ValueError(f"options of source {source!r}: {error}") from error
+    return describe(root, split=split, **options)

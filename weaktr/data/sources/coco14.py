@@ -1,4 +1,4 @@
-"""COCO 2014 (and any data in COCO's JSON format) in the directory layouts found in the field.
+"""COCO 2014 (and any data in COCO's JSON format) in the common directory layouts.
 
 Recognised below the root, with S = ``train``/``val`` and Y = ``train2014``/``val2014`` (2017
 likewise)::
@@ -25,11 +25,11 @@ from weaktr.data.instances import Ids, Instances, Numbering, numbering_of, read_
 from weaktr.data.layout import (
     IMAGE_SUFFIXES,
     by_number,
+    collect_or_raise,
     first_file,
     first_folder,
     read_lines,
     require_folder,
-    settle,
     trailing_number,
 )
 from weaktr.data.manifest import Manifest, Sample, is_inside
@@ -49,7 +49,7 @@ def coco14(
     cls_labels: str | Path | None = None,
     problems: list[Problem] | None = None,
 ) -> Manifest:
-    """COCO: instances JSON, image folder and, where they are there, masks.
+    """COCO: instances JSON, image folder and, if there are any, masks.
 
     Args:
         root: the data set's folder, see above for what may be in it.
@@ -57,13 +57,13 @@ def coco14(
             that list (``val_5000`` is a list of ``val``).
         ids: 90 = the published numbering, 91 labels, ten of which never occur; 80 = the used
             classes, 81 labels; "json" = the JSON's own categories in the order of their ids.
-        mask_ids: numbering of the mask files when `ids` is 80: COCO ids 1..90 (what is passed
-            around) or labels 1..80.
-        instances: the JSON file, where it is elsewhere, or what `read_instances` made
-            of it with the same `ids` and `mask_ids`.
-        images: the image folder, where it is elsewhere.
-        masks: the mask folder, where it is elsewhere.
-        names: a list of image names, one a line, where it is elsewhere.
+        mask_ids: numbering of the mask files when `ids` is 80: COCO ids 1..90 (as in the
+            widely used masks) or labels 1..80.
+        instances: the JSON file, if it is elsewhere, or what `read_instances` returned
+            for it with the same `ids` and `mask_ids`.
+        images: the image folder, if it is elsewhere.
+        masks: the mask folder, if it is elsewhere.
+        names: a list of image names, one a line, if it is elsewhere.
         cls_labels: ``cls_labels.npy`` to take the labels from instead of the JSON; needs a list.
         problems: None = faults are errors; a list collects them instead.
 
@@ -76,34 +76,39 @@ def coco14(
         DataError: unknown categories, missing images and the like, listed all at once.
     """
     root = require_folder(root)
-    _check_numberings(ids, mask_ids)
-    base = split.split("_", maxsplit=1)[0]
-    parts = (f"{base}2014", base, f"{base}2017")
-    files = _Files(
-        Path(images) if images else _require_images(root, parts),
-        Path(masks) if masks else mask_folder(root, parts),
-    )
-    list_file = Path(names) if names else first_file([root / f"voc_format/{split}.txt"])
-    if list_file is None and base != split:
-        raise ValueError(f"split: {split!r} needs the list {root}/voc_format/{split}.txt")
-    declared = None if cls_labels else _declared(root, parts, instances, ids, mask_ids)
-    if declared is not None:
-        numbering, found = declared.numbering, declared.found
-        samples = _from_instances(declared, files, list_file)
-    else:
-        numbering, found = numbering_of([], ids, mask_ids), []
-        label_file = Path(cls_labels) if cls_labels else _label_file(root)
-        samples = _from_cls_labels(root, label_file, list_file, files, numbering, found)
-    name = "coco14" if ids != "json" else "coco"
-    return settle(Manifest(name, split, numbering.classes, tuple(samples)), found, problems)
-
-
-def _check_numberings(ids: object, mask_ids: object) -> None:
     if ids not in (90, 80, "json") or mask_ids not in (90, 80) or (ids != 80 and mask_ids == 80):
         raise ValueError(
             f"ids, mask_ids: expected 90, 80 or 'json', and 90 or (with ids=80) 80; "
             f"got {ids!r}, {mask_ids!r}"
         )
+    base = split.split("_", maxsplit=1)[0]
+    parts = (f"{base}2014", base, f"{base}2017")
+    folder = Path(images) if images else image_folder(root, parts)
+    if folder is None:
+        raise ValueError(
+            f"root: expected an image folder such as JPEGImages/{parts[1]}, {parts[0]} or images "
+            f"below {root}, found none"
+        )
+    files = _Files(folder, Path(masks) if masks else mask_folder(root, parts))
+    list_file = Path(names) if names else first_file([root / f"voc_format/{split}.txt"])
+    if list_file is None and base != split:
+        raise ValueError(f"split: {split!r} needs the list {root}/voc_format/{split}.txt")
+    declared = None if cls_labels else _declared(root, parts, instances, ids, mask_ids)
+    if declared is not None:
+        numbering, faults = declared.numbering, declared.problems
+        samples = _from_instances(declared, files, list_file)
+    else:
+        numbering, faults = numbering_of([], ids, mask_ids), []
+        label_places = (root, root / "voc_format", root / "annotations")
+        label_file = (
+            Path(cls_labels)
+            if cls_labels
+            else first_file(place / "cls_labels.npy" for place in label_places)
+        )
+        samples = _from_cls_labels(root, label_file, list_file, files, numbering, faults)
+    name = "coco14" if ids != "json" else "coco"
+    manifest = Manifest(name, split, numbering.classes, tuple(samples))
+    return collect_or_raise(manifest, faults, problems)
 
 
 def _declared(
@@ -113,6 +118,7 @@ def _declared(
     ids: Ids,
     mask_ids: Literal[90, 80],
 ) -> Instances | None:
+    """`instances`, read if it is a path; None = the split's own JSON below `root`, if any."""
     if isinstance(instances, Instances):
         return instances
     json_file = Path(instances) if instances else instances_file(root, parts)
@@ -136,16 +142,6 @@ def image_folder(root: Path, parts: tuple[str, ...]) -> Path | None:
     )
 
 
-def _require_images(root: Path, parts: tuple[str, ...]) -> Path:
-    found = image_folder(root, parts)
-    if found is None:
-        raise ValueError(
-            f"root: expected an image folder such as JPEGImages/{parts[1]}, {parts[0]} or images "
-            f"below {root}, found none"
-        )
-    return found
-
-
 def mask_folder(root: Path, parts: tuple[str, ...]) -> Path | None:
     """The mask folder of a split below `root`, or None; `parts` as in `instances_file`."""
     folders = ("SegmentationClass", "voc_format/class_labels", "masks")
@@ -156,7 +152,7 @@ def mask_folder(root: Path, parts: tuple[str, ...]) -> Path | None:
 
 
 class _Files:
-    """The images and masks of a split, found by name or by number."""
+    """The images and masks of a split, looked up by name or by number."""
 
     def __init__(self, images: Path, masks: Path | None) -> None:
         self.images, self.masks = images, masks
@@ -188,19 +184,20 @@ class _Files:
 
 
 def _key(name: str) -> str | int:
-    """What two spellings of one image have in common."""
+    """The number at the end of an image's name, else its stem; the same for every spelling."""
     stem = PurePosixPath(name).stem if name.lower().endswith(IMAGE_SUFFIXES) else name
     number = trailing_number(stem)
     return stem if number is None else number
 
 
 def _from_instances(declared: Instances, files: _Files, list_file: Path | None) -> list[Sample]:
+    """The JSON's images, or only those of the list, in its order."""
     samples = []
     for row, entry in enumerate(declared.images):
         source = f"{declared.path}: images[{row}]"
         if not is_inside(entry["file_name"]):
             message = f"file_name leads out of the image folder: {entry['file_name']!r}"
-            declared.found.append(Problem(str(declared.path), f"images[{row}]", message))
+            declared.problems.append(Problem(str(declared.path), f"images[{row}]", message))
             continue
         labels = declared.labels(entry["id"])
         samples.append(files.sample(entry["file_name"], labels, source, declared.numbering))
@@ -214,12 +211,8 @@ def _from_instances(declared: Instances, files: _Files, list_file: Path | None) 
             chosen.append(by_key[_key(name)])
         else:
             where = f"{list_file}:{number}"
-            declared.found.append(Problem(str(declared.path), where, f"has no image {name}"))
+            declared.problems.append(Problem(str(declared.path), where, f"has no image {name}"))
     return chosen
-
-
-def _label_file(root: Path) -> Path | None:
-    return first_file(root / f / "cls_labels.npy" for f in ("", "voc_format", "annotations"))
 
 
 def _from_cls_labels(
@@ -228,8 +221,9 @@ def _from_cls_labels(
     list_file: Path | None,
     files: _Files,
     numbering: Numbering,
-    found: list[Problem],
+    faults: list[Problem],
 ) -> list[Sample]:
+    """The images of the list, with the labels of a ``cls_labels.npy``."""
     if label_file is None or list_file is None or len(numbering.classes) == 0:
         raise ValueError(
             f"root: expected annotations/instances_*.json, or (with ids 90 or 80) cls_labels.npy "
@@ -242,14 +236,14 @@ def _from_cls_labels(
         vector = labels.get(_key(name))
         if vector is None or len(vector) not in (80, 90):
             held = "no labels" if vector is None else f"{len(vector)} numbers, expected 80 or 90,"
-            found.append(Problem(str(label_file), source, f"holds {held} for {name}"))
+            faults.append(Problem(str(label_file), source, f"holds {held} for {name}"))
             continue
         stored = COCO80 if len(vector) == 80 else COCO90
         present = [stored.ids[index] for index in np.flatnonzero(vector)]
         index_of = numbering.index_of_category
         if unused := [identity for identity in present if identity not in index_of]:
             message = f"has the unused COCO ids {unused} for {name}"
-            found.append(Problem(str(label_file), source, message))
+            faults.append(Problem(str(label_file), source, message))
         indices = tuple(sorted(index_of[identity] for identity in present if identity in index_of))
         suffix = "" if name.lower().endswith(IMAGE_SUFFIXES) else ".jpg"
         samples.append(files.sample(name + suffix, indices, source, numbering))

@@ -1,8 +1,8 @@
-"""People's own photographs: a folder of images and a CSV or JSON that says what they show.
+"""Photographs of your own: a folder of images and a CSV or JSON that says what they show.
 
 Label files:
 
-* CSV ``image,labels`` with a header; several labels are parted by ``;`` or ``|``::
+* CSV ``image,labels`` with a header; several labels are separated by ``;`` or ``|``::
 
       image,labels
       cats/001.jpg,cat;sofa
@@ -16,6 +16,7 @@ from __future__ import annotations
 import csv
 import difflib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -24,23 +25,23 @@ from typing import Any
 from weaktr.data.classes import Classes
 from weaktr.data.layout import (
     IMAGE_SUFFIXES,
+    collect_or_raise,
     first_file,
     read_lines,
     read_text,
     require_folder,
-    settle,
 )
 from weaktr.data.manifest import Manifest, Sample, is_inside
 from weaktr.data.problems import DataError, Problem
 
-_SEPARATORS = (";", "|")
+_SEPARATOR = re.compile("[;|]")
 _YES = {"1", "1.0", "true", "yes"}
 _NO = {"", "0", "0.0", "false", "no"}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One image of a label file: its path as written, its class names, where it stands."""
+    """One image of a label file: its path as written, its class names, its file and line."""
 
     image: str
     labels: tuple[str, ...]
@@ -69,7 +70,7 @@ def folder(
             the label file, sorted. Names in the files of other splits (``train``, ``val``,
             ``test``) in `root` count as well, so that all splits have the same classes.
         images: where the image paths of the label file start. None = ``root/images``, and `root`
-            itself for paths not found there.
+            itself for paths that are not there.
         masks: folder of true masks (for evaluation only): ``<image path without suffix>.png``,
             pixel 0 = background, ``k + 1`` = class index k, 255 = ignore. None = ``root/masks``.
         problems: None = faults are errors; a list collects them instead.
@@ -96,17 +97,21 @@ def folder(
             f"labels_file: expected {split}.csv, {split}.json, labels.csv or labels.json in "
             f"{root}, found none; for images without labels use unlabelled()"
         )
-    found: list[Problem] = []
-    rows, columns = _read(path, found)
+    faults: list[Problem] = []
+    rows, columns = _read(path, faults)
     others = [] if labels_file else _other_splits(root, path)
     known = _classes(classes, root, columns, [*rows, *others])
     image_root = Path(images) if images else root / "images"
     mask_root = Path(masks) if masks else root / "masks"
     samples = []
-    for row in _unrepeated(rows, path, found):
-        labels = _indices(row, known, path, found)
-        samples.append(_sample(row, labels, (image_root, root), mask_root))
-    return settle(Manifest("folder", split, known, tuple(samples)), found, problems)
+    for row in _unrepeated(rows, path, faults):
+        name, relative = _name(row.image), row.image.replace("\\", "/")
+        candidates = [image_root / relative, root / relative]
+        image = first_file(candidates) or candidates[0 if image_root.is_dir() else 1]
+        mask = mask_root / f"{name}.png"
+        labels = _indices(row, known, path, faults)
+        samples.append(Sample(name, image, labels, mask if mask.is_file() else None, row.source))
+    return collect_or_raise(Manifest("folder", split, known, tuple(samples)), faults, problems)
 
 
 def unlabelled(root: str | Path, classes: Sequence[str] = (), *, split: str = "all") -> Manifest:
@@ -122,31 +127,32 @@ def unlabelled(root: str | Path, classes: Sequence[str] = (), *, split: str = "a
 
     Raises:
         ValueError: no such folder, or no image in it.
-        DataError: two images differ only in suffix, so results could not be told apart.
+        DataError: two images differ only in suffix, so their results would have the same name.
     """
     root = require_folder(root)
     files = sorted(f for f in root.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
         raise ValueError(f"root: expected images below {root}, found none")
     rows = [Row(file.relative_to(root).as_posix(), (), str(root)) for file in files]
-    found: list[Problem] = []
+    faults: list[Problem] = []
     samples = tuple(
         Sample(_name(row.image), root / row.image, None, None, row.source)
-        for row in _unrepeated(rows, root, found)
+        for row in _unrepeated(rows, root, faults)
     )
-    return settle(Manifest("images", split, Classes(tuple(classes)), samples), found, None)
+    manifest = Manifest("images", split, Classes(tuple(classes)), samples)
+    return collect_or_raise(manifest, faults, None)
 
 
-def _read(path: Path, found: list[Problem]) -> tuple[list[Row], tuple[str, ...] | None]:
+def _read(path: Path, faults: list[Problem]) -> tuple[list[Row], tuple[str, ...] | None]:
     """Rows of a label file, and the class names of its header where it has a column for each."""
     if path.suffix.lower() == ".csv":
-        return _read_csv(path, found)
+        return _read_csv(path, faults)
     if path.suffix.lower() == ".json":
-        return _read_json(path, found), None
+        return _read_json(path, faults), None
     raise ValueError(f"labels_file: expected a .csv or .json, got {str(path)!r}")
 
 
-def _read_csv(path: Path, found: list[Problem]) -> tuple[list[Row], tuple[str, ...] | None]:
+def _read_csv(path: Path, faults: list[Problem]) -> tuple[list[Row], tuple[str, ...] | None]:
     reader = csv.reader(read_text(path).splitlines(keepends=True), skipinitialspace=True)
     header = [cell.strip() for cell in next(reader, [])]
     if header[:1] != ["image"] or len(header) < 2 or ("labels" in header and len(header) != 2):
@@ -165,36 +171,25 @@ def _read_csv(path: Path, found: list[Problem]) -> tuple[list[Row], tuple[str, .
             message = f"expected {len(header)} columns, got {len(values)}"
             if columns is None and len(values) > 2:
                 message += "; part several labels by ; or |"
-            found.append(Problem(str(path), source, message))
+            faults.append(Problem(str(path), source, message))
         elif columns is None:
-            rows.append(Row(values[0], _split(values[1]), source))
+            labels = (label.strip() for label in _SEPARATOR.split(values[1]))
+            rows.append(Row(values[0], tuple(filter(None, labels)), source))
         else:
-            rows.append(Row(values[0], _hot(values[1:], columns, path, source, found), source))
+            if wrong := [value for value in values[1:] if value.lower() not in _YES | _NO]:
+                message = f"expected 0 or 1 in the class columns, got {wrong[0]!r}"
+                faults.append(Problem(str(path), source, message))
+            pairs = zip(columns, values[1:], strict=True)
+            shown = tuple(name for name, value in pairs if value.lower() in _YES)
+            rows.append(Row(values[0], shown, source))
     return rows, columns
 
 
-def _split(cell: str) -> tuple[str, ...]:
-    for separator in _SEPARATORS[1:]:
-        cell = cell.replace(separator, _SEPARATORS[0])
-    return tuple(part.strip() for part in cell.split(_SEPARATORS[0]) if part.strip())
-
-
-def _hot(
-    values: list[str], columns: tuple[str, ...], path: Path, source: str, found: list[Problem]
-) -> tuple[str, ...]:
-    """Names of the columns that hold 1."""
-    if wrong := [value for value in values if value.lower() not in _YES | _NO]:
-        message = f"expected 0 or 1 in the class columns, got {wrong[0]!r}"
-        found.append(Problem(str(path), source, message))
-    pairs = zip(columns, values, strict=True)
-    return tuple(name for name, value in pairs if value.lower() in _YES)
-
-
-def _read_json(path: Path, found: list[Problem]) -> list[Row]:
+def _read_json(path: Path, faults: list[Problem]) -> list[Row]:
     pairs: list[tuple[str, Any]] = []
 
     def outermost(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        pairs[:] = items  # called last for the outermost object; keeps keys that stand twice
+        pairs[:] = items  # called last for the outermost object; keeps keys that occur twice
         return dict(items)
 
     try:
@@ -209,14 +204,14 @@ def _read_json(path: Path, found: list[Problem]) -> list[Row]:
         source = f"{path}[{json.dumps(image, ensure_ascii=False)}]"
         if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
             message = f"expected a list of class names, got {labels!r:.60}"
-            found.append(Problem(str(path), source, message))
+            faults.append(Problem(str(path), source, message))
         else:
             rows.append(Row(image, tuple(labels), source))
     return rows
 
 
 def _other_splits(root: Path, path: Path) -> list[Row]:
-    """What the label files of the other splits beside `path` declare, faults left aside."""
+    """The rows of the label files of the other splits beside `path`; their faults are ignored."""
     files = [
         root / f"{stem}{suffix}"
         for stem in ("train", "val", "test")
@@ -231,6 +226,7 @@ def _classes(
     columns: tuple[str, ...] | None,
     rows: list[Row],
 ) -> Classes:
+    """The classes, see `folder`."""
     if given is None:
         file = first_file([root / "classes.txt"])
     elif isinstance(given, str | Path):
@@ -242,13 +238,13 @@ def _classes(
     return Classes(columns or tuple(sorted({label for row in rows for label in row.labels})))
 
 
-def _unrepeated(rows: list[Row], path: Path, found: list[Problem]) -> list[Row]:
+def _unrepeated(rows: list[Row], path: Path, faults: list[Problem]) -> list[Row]:
     """The rows whose image stays in its folder and whose name is new."""
     first: dict[str, Row] = {}
     for row in rows:
         if not is_inside(row.image):
             message = f"expected an image path below the image folder, got {row.image!r}"
-            found.append(Problem(str(path), row.source, message))
+            faults.append(Problem(str(path), row.source, message))
             continue
         earlier = first.setdefault(_name(row.image), row)
         if earlier is row:
@@ -256,11 +252,12 @@ def _unrepeated(rows: list[Row], path: Path, found: list[Problem]) -> list[Row]:
         message = f"{row.image!r} was already declared as {earlier.image!r} at {earlier.source}"
         if row.image != earlier.image:
             message += "; paths must differ before the suffix"
-        found.append(Problem(str(path), row.source, message))
+        faults.append(Problem(str(path), row.source, message))
     return list(first.values())
 
 
-def _indices(row: Row, classes: Classes, path: Path, found: list[Problem]) -> tuple[int, ...]:
+def _indices(row: Row, classes: Classes, path: Path, faults: list[Problem]) -> tuple[int, ...]:
+    """Ascending class indices of a row's labels; each unknown label is a fault."""
     indices = set()
     for label in row.labels:
         if label in classes.index_of_name:
@@ -269,19 +266,10 @@ def _indices(row: Row, classes: Classes, path: Path, found: list[Problem]) -> tu
         message = f"label {label!r} of {row.image} is none of the {len(classes)} classes"
         if close := difflib.get_close_matches(label, classes.names, n=1):
             message += f"; did you mean {close[0]!r}?"
-        found.append(Problem(str(path), row.source, message))
+        faults.append(Problem(str(path), row.source, message))
     return tuple(sorted(indices))
 
 
 def _name(image: str) -> str:
+    """The sample's name: the image path without suffix."""
     return PurePosixPath(image.replace("\\", "/")).with_suffix("").as_posix()
-
-
-def _sample(
-    row: Row, labels: tuple[int, ...], image_roots: tuple[Path, Path], mask_root: Path
-) -> Sample:
-    relative = row.image.replace("\\", "/")
-    candidates = [base / relative for base in image_roots]
-    image = first_file(candidates) or candidates[0 if image_roots[0].is_dir() else 1]
-    mask = mask_root / f"{_name(row.image)}.png"
-    return Sample(_name(row.image), image, labels, mask if mask.is_file() else None, row.source)

@@ -2,9 +2,9 @@
 
 Every scene shows one to three objects. A class is a silhouette together with its own kind of
 texture (a disc with stripes is a drum, a triangle with checks a sail ...), in random colours, so
-that no colour tells a class. Objects are tilted, stretched, shaded, noisy and partly hidden; the
-background is made of gradients, multi-scale noise, blobs, lines and flat silhouettes of the very
-same families, so that an outline without its texture is background. Masks are exact.
+that colour does not identify a class. Objects are tilted, stretched, shaded, noisy and partly
+hidden; the background consists of gradients, multi-scale noise, blobs, lines and flat silhouettes
+of the same classes, so that an outline without its texture is background. Masks are exact.
 
 A scene depends on (seed, split, index) alone, not on how many scenes are drawn.
 """
@@ -125,7 +125,7 @@ CLASSES: tuple[tuple[Shape, Texture], ...] = (
     (_square, _bricks),
 )
 
-# ------------------------------------------------------------------------------------ ingredients
+# ---------------------------------------------------------------------------------------- helpers
 
 
 def _noise(rng: Rng, shape: tuple[int, ...], cells: int) -> Array:
@@ -135,7 +135,7 @@ def _noise(rng: Rng, shape: tuple[int, ...], cells: int) -> Array:
 
 
 def _colour(rng: Rng) -> Array:
-    """A random RGB colour in [0, 1], neither black nor burnt out."""
+    """A random RGB colour in [0, 1], neither black nor white."""
     return rng.uniform(0.06, 0.94, 3).astype(np.float32)
 
 

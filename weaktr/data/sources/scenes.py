@@ -3,7 +3,7 @@
 ROOT/SPLIT/images/000000.png   the scenes (see `weaktr.data.sources.scene_drawing`)
 ROOT/SPLIT/masks/000000.png    the label of every pixel, VOC palette
 ROOT/SPLIT/labels.csv          name, labels: the image-level labels
-ROOT/SPLIT/scenes.json         what was drawn; written last
+ROOT/SPLIT/scenes.json         the arguments of the drawing; written last
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from weaktr.data.classes import Classes, palette
@@ -76,13 +75,13 @@ def _stamp(folder: Path) -> dict[str, Any] | None:
 
 
 def _draw(folder: Path, wanted: dict[str, Any]) -> None:
-    """Draw into a temporary folder beside `folder`, then put it in its place whole."""
+    """Draw into a temporary folder beside `folder`, then rename it to `folder`."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
-        made = Path(temporary) / "made"
-        (made / "images").mkdir(parents=True)
-        (made / "masks").mkdir()
-        with open(made / "labels.csv", "w", encoding="utf-8", newline="") as file:
+        drawn = Path(temporary) / "drawn"
+        (drawn / "images").mkdir(parents=True)
+        (drawn / "masks").mkdir()
+        with open(drawn / "labels.csv", "w", encoding="utf-8", newline="") as file:
             rows = csv.writer(file, lineterminator="\n")
             rows.writerow(("name", "labels"))
             for index in range(wanted["count"]):
@@ -90,23 +89,19 @@ def _draw(folder: Path, wanted: dict[str, Any]) -> None:
                 image, mask, labels = render_scene(
                     index, size=wanted["size"], seed=wanted["seed"], split=wanted["split"]
                 )
-                Image.fromarray(image).save(made / "images" / name, compress_level=1)
-                _save_mask(mask, made / "masks" / name)
+                Image.fromarray(image).save(drawn / "images" / name, compress_level=1)
+                picture = Image.fromarray(mask)
+                picture.putpalette(palette().tobytes())
+                picture.save(drawn / "masks" / name, compress_level=1)
                 rows.writerow((name, " ".join(NAMES[label] for label in labels)))
-        (made / STAMP).write_text(json.dumps(wanted), encoding="utf-8")
+        (drawn / STAMP).write_text(json.dumps(wanted), encoding="utf-8")
         if folder.exists():
             folder.rename(Path(temporary) / "replaced")
-        made.rename(folder)
-
-
-def _save_mask(mask: np.ndarray, path: Path) -> None:
-    picture = Image.fromarray(mask)
-    picture.putpalette(palette().tobytes())
-    picture.save(path, compress_level=1)
+        drawn.rename(folder)
 
 
 def _manifest(folder: Path, split: str, masks: bool) -> Manifest:
-    """What ``labels.csv`` lists."""
+    """The samples that ``labels.csv`` lists."""
     index = {name: number for number, name in enumerate(NAMES)}
     table = folder / "labels.csv"
     with open(table, encoding="utf-8", newline="") as file:

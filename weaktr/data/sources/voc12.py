@@ -10,12 +10,18 @@ import numpy as np
 
 from weaktr.data.classes import VOC
 from weaktr.data.cls_labels import read_cls_labels
-from weaktr.data.layout import first_file, first_folder, read_lines, require_folder, settle
+from weaktr.data.layout import (
+    collect_or_raise,
+    first_file,
+    first_folder,
+    read_lines,
+    require_folder,
+)
 from weaktr.data.manifest import Manifest, Sample
 from weaktr.data.problems import DataError, Problem
 
 _ALIASES = {"train_aug": "trainaug", "trainaug": "train_aug"}
-#: Image labels of one name, declared at `source`: indices, or None where nothing is known.
+#: (name, source) -> class indices of an image, or None where nothing is known.
 Labeller = Callable[[str, str], tuple[int, ...] | None]
 
 
@@ -51,12 +57,20 @@ def voc12(
         ValueError: `root` holds no VOC 2012, or there is no such split.
         DataError: unknown classes, unreadable XML, missing images or labels, listed all at once.
     """
-    voc = _voc2012(require_folder(root))
-    list_file = _list_file(voc, Path(root), split)
-    found: list[Problem] = []
-    label_file = find_cls_labels(voc, Path(root), cls_labels)
-    xml = _xml_labeller(voc / "Annotations", difficult, found)
-    labels_of = xml if label_file is None else _npy_labeller(label_file, xml, found)
+    root = require_folder(root)
+    candidates = [root, root / "VOC2012", root / "VOCdevkit/VOC2012"]
+    images = first_folder(folder / "JPEGImages" for folder in candidates)
+    if images is None:
+        raise ValueError(
+            f"root: expected JPEGImages in one of {', '.join(map(str, candidates))}; "
+            "found in none of them"
+        )
+    voc = images.parent
+    list_file = _list_file(voc, root, split)
+    faults: list[Problem] = []
+    label_file = find_cls_labels(voc, root, cls_labels)
+    xml = _xml_labeller(voc / "Annotations", difficult, faults)
+    labels_of = xml if label_file is None else _npy_labeller(label_file, xml, faults)
     mask_folder = (
         Path(masks)
         if masks
@@ -65,58 +79,50 @@ def voc12(
     samples = []
     for number, line in read_lines(list_file):
         source = f"{list_file}:{number}"
-        name, image, mask = _paths(line, voc, mask_folder)
+        name, mask = _name_and_mask(line, voc, mask_folder)
+        image = images / f"{name}.jpg"
         samples.append(Sample(name, image, labels_of(name, source), mask, source))
-    return settle(Manifest("voc12", list_file.stem, VOC, tuple(samples)), found, problems)
+    manifest = Manifest("voc12", list_file.stem, VOC, tuple(samples))
+    return collect_or_raise(manifest, faults, problems)
 
 
 def find_cls_labels(voc: Path, root: Path, given: str | Path | None = None) -> Path | None:
-    """The ``cls_labels.npy`` that labels come from: `given`, else one that is there, else None."""
+    """The ``cls_labels.npy`` to take labels from: `given`, else one that exists, else None."""
     if given:
         return Path(given)
     folders = (voc, voc / "ImageSets/Segmentation", root)
     return first_file(folder / "cls_labels.npy" for folder in folders)
 
 
-def _voc2012(root: Path) -> Path:
-    candidates = [root, root / "VOC2012", root / "VOCdevkit/VOC2012"]
-    found = first_folder(folder / "JPEGImages" for folder in candidates)
-    if found is None:
-        raise ValueError(
-            f"root: expected JPEGImages in one of {', '.join(map(str, candidates))}; "
-            "found in none of them"
-        )
-    return found.parent
-
-
 def _list_file(voc: Path, root: Path, split: str) -> Path:
+    """The list of a split; see `voc12`."""
     lists = voc / "ImageSets/Segmentation"
     if split.endswith(".txt"):
         candidates = [Path(split), root / split, lists / split]
     else:
         candidates = [lists / f"{name}.txt" for name in (split, _ALIASES.get(split, split))]
-    found = first_file(candidates)
-    if found is None:
+    list_file = first_file(candidates)
+    if list_file is None:
         known = sorted(file.stem for file in lists.glob("*.txt"))
         raise ValueError(
             f"split: expected one of {known} of {lists} or the path of a list, got {split!r}"
             + ("; weaktr data prepare voc12 makes that list" if split in _ALIASES else "")
         )
-    return found
+    return list_file
 
 
-def _paths(line: str, voc: Path, masks: Path | None) -> tuple[str, Path, Path | None]:
-    """Name, image and mask of a line ``name`` or ``image-path [mask-path]``."""
+def _name_and_mask(line: str, voc: Path, masks: Path | None) -> tuple[str, Path | None]:
+    """Name and mask of a line ``name`` or ``image-path [mask-path]``."""
     first, *rest = line.split()
     name = Path(first).stem if first.endswith(".jpg") else first
-    image = voc / "JPEGImages" / f"{name}.jpg"
     if rest and rest[0].endswith(".png"):
-        return name, image, voc / rest[0].lstrip("/")
+        return name, voc / rest[0].lstrip("/")
     mask = None if masks is None else masks / f"{name}.png"
-    return name, image, mask if mask is not None and mask.is_file() else None
+    return name, mask if mask is not None and mask.is_file() else None
 
 
-def _npy_labeller(path: Path, otherwise: Labeller, found: list[Problem]) -> Labeller:
+def _npy_labeller(path: Path, otherwise: Labeller, faults: list[Problem]) -> Labeller:
+    """Labels from a ``cls_labels.npy``; for names that it does not hold, from `otherwise`."""
     labels = read_cls_labels(path)
     for vector in labels.values():
         if len(vector) != len(VOC):
@@ -128,13 +134,15 @@ def _npy_labeller(path: Path, otherwise: Labeller, found: list[Problem]) -> Labe
             return tuple(np.flatnonzero(labels[name]).tolist())
         known = otherwise(name, source)
         if known is None:
-            found.append(Problem(str(path), source, f"holds no labels for {name}"))
+            faults.append(Problem(str(path), source, f"holds no labels for {name}"))
         return known
 
     return label
 
 
-def _xml_labeller(folder: Path, difficult: bool, found: list[Problem]) -> Labeller:
+def _xml_labeller(folder: Path, difficult: bool, faults: list[Problem]) -> Labeller:
+    """Labels from the XML files of ``Annotations``."""
+
     def label(name: str, source: str) -> tuple[int, ...] | None:
         path = folder / f"{name}.xml"
         if not path.is_file():
@@ -142,14 +150,14 @@ def _xml_labeller(folder: Path, difficult: bool, found: list[Problem]) -> Labell
         try:
             objects = ElementTree.parse(path).getroot().findall("object")
         except ElementTree.ParseError as error:
-            found.append(Problem(str(path), source, f"expected XML, got: {error}"))
+            faults.append(Problem(str(path), source, f"expected XML, got: {error}"))
             return ()
         indices = set()
         for entry in objects:
             class_name = (entry.findtext("name") or "").strip()
             if class_name not in VOC.index_of_name:
                 message = f"object {class_name!r} is none of the {len(VOC)} VOC classes"
-                found.append(Problem(str(path), source, message))
+                faults.append(Problem(str(path), source, message))
             elif difficult or (entry.findtext("difficult") or "0").strip() != "1":
                 indices.add(VOC.index_of_name[class_name])
         return tuple(sorted(indices))
