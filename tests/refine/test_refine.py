@@ -11,7 +11,7 @@ import torch
 from weaktr import refine as package
 from weaktr.config import LabelConfig, PredictConfig
 from weaktr.ops.dense_crf.presets import PRESETS, DenseCRF
-from weaktr.refine import Maps, choose_refiners, refine
+from weaktr.refine import REFINERS, Maps, choose_refiners, refine
 from weaktr.refine.crf import CrfRefiner
 
 CRF = DenseCRF(gaussian=(3, 3), bilateral=(20, 10, 5), iterations=3)
@@ -28,6 +28,24 @@ def batch():
         scores = torch.rand(labels, height, width, generator=generator).softmax(0)
         maps.append(Maps(scores.argmax(0).to(torch.uint8), labels, scores))
     return images, maps
+
+
+@pytest.mark.parametrize("stage", [LabelConfig(), PredictConfig()], ids=["label", "predict"])
+@pytest.mark.parametrize("name", REFINERS)
+def test_every_refiner_keeps_sizes_devices_and_what_it_was_given(name, stage, device):
+    images, maps = batch()
+    given = [image.to(device) for image in images]
+    on_device = [Maps(m.labels.to(device), m.num_labels, m.scores.to(device)) for m in maps]
+    refined = REFINERS[name](None, stage)(given, on_device, num_threads=1)
+    for new, one in zip(refined, maps, strict=True):
+        assert new.labels.dtype == torch.uint8 and new.labels.device.type == device
+        assert new.labels.shape == one.labels.shape
+        assert new.num_labels == one.num_labels and new.labels.max() < one.num_labels
+        assert new.scores is None or new.scores.shape == one.scores.shape
+    assert all(map(torch.equal, images, (image.cpu() for image in given)))
+    for one, before in zip(on_device, maps, strict=True):
+        assert torch.equal(one.labels.cpu(), before.labels)
+        assert torch.equal(one.scores.cpu(), before.scores)
 
 
 def test_crf_from_labels_is_that_of_each_image():
