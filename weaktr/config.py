@@ -32,7 +32,7 @@ class DataConfig:
     """Which images, labels and masks.
 
     Args:
-        source: where manifests come from, see `weaktr.data.load_manifest`.
+        source: one of `weaktr.data.sources.SOURCES`, or "manifest"; see `load_manifest`.
         root: the data set's folder; of "manifest" the folder with ``<split>.json``.
         options: further arguments of the source (``count`` of scenes, ``ids`` of COCO, ...).
         val_options: what differs for `val_split`.
@@ -42,7 +42,7 @@ class DataConfig:
         val_split: held-out images for predictions.
     """
 
-    source: Literal["voc12", "coco14", "folder", "scenes", "manifest"] = "voc12"
+    source: str = "voc12"
     root: str = "data/VOCdevkit/VOC2012"
     options: dict[str, Any] = field(default_factory=dict)
     val_options: dict[str, Any] = field(default_factory=dict)
