@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from weaktr.data.sources.scene_drawing import NAMES, render_scene
-from weaktr.evaluation.pictures import Panel, Row, draw
+from weaktr.evaluation.pictures import Panel, Strip, draw
 from weaktr.ops.dense_crf.presets import DenseCRF
 
 SCENE, SIZE, CELL = 13, 160, 16
@@ -46,15 +46,15 @@ def main(path: Path) -> None:
     image, mask, _ = render_scene(SCENE, size=SIZE)
     labels = coarse_labels(mask)
     values, compact = np.unique(labels, return_inverse=True)
-    rows = []
+    strips = []
     for name, columns in ROWS.items():
         panels = [Panel(f"given: {(labels == mask).mean():.0%} right", labels)]
         for title, settings in columns:
             refined = DenseCRF(**settings).refine_labels(image, compact, len(values))
             right = (values[refined] == mask).mean()
             panels.append(Panel(f"{title}: {right:.0%}", values[refined]))
-        rows.append(Row(name, image, panels))
-    draw(rows, ["background", *NAMES], path, "One setting at a time, each kernel by itself")
+        strips.append(Strip(name, image, panels))
+    draw(strips, ["background", *NAMES], path, "One setting at a time, each kernel by itself")
     picture = Image.open(path).convert("RGB")
     small = picture.resize((WIDTH, round(WIDTH * picture.height / picture.width)))
     small.quantize(COLOURS).save(path, optimize=True)

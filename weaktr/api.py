@@ -25,7 +25,7 @@ from weaktr.stages.predict import masks_from_probabilities
 
 #: uint8 [H, W, 3] RGB, or the path of an image file.
 Image = np.ndarray | str | Path
-#: The classes that an image shows: names, or class indices 0..C-1; a mix of both is fine.
+#: The classes that an image shows: names, or class indices 0..C-1; both may be mixed.
 Labels = Sequence[str | int]
 
 
@@ -48,7 +48,7 @@ def load(path: str | Path, device: str = "auto") -> Model:
 def train(
     recipe: str | Path | Recipe, run: str | Path | None = None, settings: Iterable[str] = ()
 ) -> Path:
-    """Run all stages of a recipe, as ``weaktr-train`` does; goes on where a run stopped.
+    """Run all stages of a recipe, as ``weaktr-train`` does; continues where a run stopped.
 
     Progress goes to the logger "weaktr": ``logging.basicConfig(level=logging.INFO)`` shows it.
 
@@ -74,10 +74,11 @@ def train(
 
 
 class Model:
-    """A trained model, as `load` returns it. Stage 1 makes CAMs and labels, stage 2 predicts.
+    """A trained model, as `load` returns it. Stage 1 gives CAMs and labels, stage 2 predictions.
 
     Args:
-        module: in eval mode, on its device. Its weights are taken as they are at the first image.
+        module: in eval mode, on its device. Changes of its weights after the first image may have
+            no effect.
         classes: C names in class-index order; None = not known.
     """
 
@@ -90,12 +91,12 @@ class Model:
     def cams(self, image: Image, labels: Labels, settings: LabelConfig | None = None) -> np.ndarray:
         """Class activation maps, as ``weaktr label --dump-cams`` writes them.
 
-        The command takes several images at a time, which may round matrix products otherwise.
+        The command takes several images at a time, which may round matrix products differently.
 
         Args:
             image: uint8 [H, W, 3] RGB, or the path of an image file.
             labels: K names or class indices.
-            settings: how they are made; None = the defaults of `LabelConfig`.
+            settings: how they are computed; None = the defaults of `LabelConfig`.
 
         Returns:
             float32 [K, H, W] in [0, 1], in the order of `labels`.
@@ -111,11 +112,11 @@ class Model:
     def label(
         self, image: Image, labels: Labels, settings: LabelConfig | None = None
     ) -> np.ndarray:
-        """The pseudo label of an image of which is known what it shows, as by ``weaktr label``.
+        """The pseudo label of an image whose classes are known, as by ``weaktr label``.
 
         Args:
             image: uint8 [H, W, 3] RGB, or the path of an image file.
-            labels: names or class indices; none at all = all background.
+            labels: names or class indices; an empty list = all background.
             settings: scales, threshold, CRF and so on; None = the defaults of `LabelConfig`.
 
         Returns:
@@ -132,7 +133,7 @@ class Model:
         return refined
 
     def predict(self, image: Image, settings: PredictConfig | None = None) -> np.ndarray:
-        """The mask of an image of which nothing is known, as by ``weaktr predict``.
+        """The mask of an image whose classes are not known, as by ``weaktr predict``.
 
         Args:
             image: uint8 [H, W, 3] RGB, or the path of an image file.

@@ -19,10 +19,10 @@ Decoder = Literal["mask_transformer", "multi_mask_transformer", "linear"]
 
 
 def later(default: Any) -> Any:
-    """A setting that runs made before did not have.
+    """A setting that older versions did not have.
 
-    While it is at its default it does not count as a change of their settings
-    (`weaktr.recipes.identity`), so that what they finished is not made again.
+    At its default it is left out of a stage's fingerprint (`weaktr.recipes.identity`), so that
+    stages which an older version finished do not run again.
     """
     return field(default=default, metadata={"later": True})
 
@@ -65,16 +65,16 @@ class BackboneConfig:
         resize: how the weights' position grid (and patch kernel) are brought to this model's.
         position: how positions follow images of other sizes; "published_cam" and "published_seg"
             do what the published code does.
-        norm_eps: epsilon of the backbone's LayerNorms; its own where None.
+        norm_eps: epsilon of the backbone's LayerNorms; None = the backbone's own.
         image_size: of the training images in pixels, one number or (H, W); sets the position grid
             that is stored.
-        patch_size: in pixels; the backbone's own where None.
+        patch_size: in pixels; None = the backbone's own.
         drop_path: stochastic depth rate of the last block, linear from 0 at the first.
         backbone_args: further arguments of the timm model (embed_dim, depth, ...).
         attention: "auto" (the C++ code "cpu" on a CPU, "triton" on CUDA, else "sdpa", PyTorch's),
-            one of these, or "xformers" where that is installed, on CUDA alone; None = the
-            environment variable ``WEAKTR_ATTENTION``, else "auto". "triton" is PyTorch's too
-            wherever that is faster.
+            one of these three, or "xformers" where it is installed, only on CUDA; None = the
+            environment variable ``WEAKTR_ATTENTION``, else "auto". "triton" also uses PyTorch's
+            attention wherever that is faster.
 
     Source: reference.md 1-3, 33-36.
     """
@@ -100,7 +100,7 @@ class CamModelConfig(BackboneConfig):
         reduction: the fusion's map MLP has int(depth * heads / reduction) hidden units.
         feat_reduction: its feature MLP has int(head width / feat_reduction).
         patch_norm: apply the backbone's final norm to the patches before the head. The published
-            model does not; backbones that were pretrained with it (DINOv2, DINOv3) gain by it.
+            model does not; backbones that were pretrained with it (DINOv2, DINOv3) gain from it.
 
     Source: reference.md 1-14, 21.
     """
@@ -136,8 +136,8 @@ class TrainCamConfig:
 
     Args:
         epochs: passes over the training images.
-        batch_size: images a forward pass.
-        accumulate: forward passes an optimiser step.
+        batch_size: images in a forward pass.
+        accumulate: forward passes for an optimiser step.
         lr: peak learning rate of a step of ``batch_size * accumulate`` images.
         backbone_lr: factor on `lr` for the pretrained backbone; 0 freezes all of it but the class
             tokens, which suits strong backbones (DINOv2) and few images.
@@ -148,12 +148,13 @@ class TrainCamConfig:
         lag_one_epoch: the published schedule: constant within an epoch and one epoch late (epochs
             0 and 1 run at `warmup_lr`). False: smooth, changing with every step.
         amp: autocast; "auto" = fp16 on CUDA (as published), none elsewhere.
-        compile: run forward pass and losses through torch.compile, as one graph: a minute or more
-            at the start, faster steps after it, most on CUDA. Dropout draws other random numbers.
+        compile: run forward pass and losses through torch.compile, as one graph. It takes a minute
+            or more at the start; later steps are faster, most of all on CUDA. Dropout draws other
+            random numbers.
         clip_grad: largest gradient norm, or None.
         ema_decay: keep an exponential moving average of the weights and save that, or None.
-        validate_every: epochs between looks at the CAM mIoU of the score split (0 = never). For
-            the eye only: nothing is chosen by it.
+        validate_every: epochs between measurements of the CAM mIoU on the score split (0 = never).
+            They are only logged; training and the saved model do not depend on them.
         augment: see `CamAugment`.
 
     Source: reference.md 15-22 (lr 6e-4 * batch 64 / 512).
@@ -189,16 +190,17 @@ class LabelConfig:
         flip: add the horizontally flipped image at each scale.
         threshold: background score in [0, 1]; a pixel whose CAMs are all at most this is
             background.
-        refiners: what redraws the labels along the image, in its order (`weaktr.refine`): names, or
-            {name: its settings}.
+        refiners: what refines the labels with the image, in this order (`weaktr.refine`): names,
+            or {name: its settings}.
         crf: of the refiner "crf": a preset of `weaktr.DenseCRF` by name, explicit settings, or None
             for no CRF.
         gt_prob: confidence in the label before the CRF, in (0, 1).
-        unlabelled: what to do with images of no class: "skip", or an all-"background" mask.
-        batch_size: most images, of any sizes, a forward pass.
-        batch_tokens: most patches a forward pass, flips included; one image always goes. DeiT-S
-            needs about 0.12 MB a patch. None = 2048 on the CPU, 32768 elsewhere.
-        amp: autocast while CAMs are made; "auto" = fp16 on CUDA.
+        unlabelled: what to do with images without a class: "skip" them, or write a mask that is
+            all "background".
+        batch_size: most images, of any sizes, in a forward pass.
+        batch_tokens: most patches in a forward pass, flips included; a single image may have more.
+            DeiT-S needs about 0.12 MB for a patch. None = 2048 on the CPU, 32768 elsewhere.
+        amp: autocast while CAMs are computed; "auto" = fp16 on CUDA.
 
     Source: reference.md 12, 23-28, 32.
     """
@@ -226,9 +228,9 @@ class SegModelConfig(BackboneConfig):
         decoder: "mask_transformer", "multi_mask_transformer" (also gives the logits before its last
             block), or "linear".
         decoder_layers: blocks of a mask transformer.
-        decoder_heads: its heads; model width / 64 (at least 1) where None.
+        decoder_heads: its heads; None = model width / 64, at least 1.
         dropout: the mask transformer's dropout during training.
-        class_tokens: tokens before the patches; the backbone's own number where None.
+        class_tokens: tokens before the patches; None = the backbone's own number.
 
     Source: reference.md 33-40.
     """
@@ -270,13 +272,13 @@ class TrainSegConfig:
         masks: "pseudo" (the label stage's), or "truth" for an upper bound that is no longer
             weakly supervised.
         epochs: passes over the pseudo-labelled images.
-        batch_size: crops a forward pass.
-        accumulate: forward passes an optimiser step.
+        batch_size: crops in a forward pass.
+        accumulate: forward passes for an optimiser step.
         crop: side of the training crop, in pixels.
         optimizer: "sgd" (nesterov, as published) or "adamw".
         lr: learning rate of the decoder.
         encoder_lr: factor on `lr` for the backbone.
-        layer_decay: further factor a layer, from the top down.
+        layer_decay: further factor for each layer, from the last to the first.
         momentum: of SGD.
         weight_decay: on matrices only.
         power: exponent of the polynomial schedule.
@@ -323,7 +325,7 @@ class PredictConfig:
         flip: add the flipped image at each ratio.
         window: side of the square window, in pixels.
         stride: step between windows, in pixels.
-        window_batch: windows a forward pass.
+        window_batch: windows in a forward pass.
         ensemble: "plain" = the decoder's output; "published" = 0.8 * the output before the
             decoder's last block + its output.
         refiners, crf: as in `LabelConfig`; they start from the probabilities.
@@ -346,11 +348,11 @@ class PredictConfig:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Scores against the true masks, which nothing but this stage reads.
+    """Scores against the true masks, which only this stage reads.
 
     Args:
-        cam_images: images of the score split whose CAMs are made again for the threshold curve
-            (0 = no curve, None = all).
+        cam_images: images of the score split whose CAMs are computed again for the threshold
+            curve (0 = no curve, None = all).
         thresholds: the curve's first, last and step.
     """
 
@@ -370,7 +372,7 @@ class Recipe:
         num_workers: processes that load images; changes no result.
         checkpoint_seconds: time between training checkpoints; changes no result.
         checkpoint_steps: optimiser steps between training checkpoints, or None.
-        log_steps: optimiser steps between looks at the loss.
+        log_steps: optimiser steps between log entries, which read the losses from the device.
     """
 
     name: str = "voc12_deit_s"

@@ -16,13 +16,13 @@ def whole_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Write a file whole or not at all: whatever happens, `path` is the old file or the new one.
 
     Args:
-        path: the file; its folder is made where it is missing.
-        durable: flush file and folder to the disk. Without it a power cut (not a kill) may lose
-            the file; whoever reads must then check a digest.
+        path: the file; its folder is created if missing.
+        durable: flush file and folder to the disk. Without it a power failure (not a killed
+            process) may lose the file, and its readers must check a digest.
 
     Yields:
-        A path in the same folder to write to. It becomes `path` at the end of the block, and is
-        deleted where the block raises.
+        A path in the same folder to write to. It becomes `path` at the end of the ``with``
+        statement, and is deleted if that raises.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{uuid.uuid4().hex}.part")
@@ -64,7 +64,7 @@ def read_json(path: Path) -> Any:
 
 
 def _flush(path: Path) -> None:
-    """Bring a file's content, or the names in a folder, to the disk."""
+    """Flush a file's content, or the names in a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

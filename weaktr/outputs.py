@@ -1,6 +1,6 @@
-"""A folder of results: what it was made from, and whether it may be continued.
+"""A folder of results: from which inputs they come, and whether they may be continued.
 
-FOLDER/inputs.json     fingerprint and settings of what the results are made from; written first
+FOLDER/inputs.json     fingerprint ("made_from") and settings of the inputs; written first
 FOLDER/finished.json   the same fingerprint; written last
 """
 
@@ -26,22 +26,22 @@ def fingerprint(*parts: Any) -> str:
 def begin(
     folder: Path, made_from: str, *, replace: bool = False, force: bool = False, **facts: Any
 ) -> None:
-    """Make `folder` ready for results: what is in it is kept if it comes from the same inputs.
+    """Prepare `folder` for results; those in it are kept if they come from the same inputs.
 
     Args:
-        folder: made where it is missing.
+        folder: created if missing.
         made_from: fingerprint of the inputs.
         replace: delete results of other inputs, instead of refusing to mix them with new ones.
         force: delete results of the same inputs too.
-        facts: written beside the fingerprint, for whoever looks at the results.
+        facts: written beside the fingerprint, for the reader of the results.
 
     Raises:
-        ValueError: the folder holds files but no ``inputs.json``, so weaktr did not make them; or
+        ValueError: the folder holds files but no ``inputs.json``, so weaktr did not write them; or
             results of other inputs where `replace` is False.
     """
-    note = folder / INPUTS
-    if note.is_file():
-        same = made_from_of(note) == made_from
+    file = folder / INPUTS
+    if file.is_file():
+        same = stored_fingerprint(file) == made_from
         if not same and not replace:
             raise ValueError(
                 f"{folder}: holds masks made by another checkpoint or with other settings; "
@@ -54,28 +54,28 @@ def begin(
             f"{folder}: expected an empty folder or one that weaktr made, but it holds files and "
             f"no {INPUTS}; choose another --out, or move them away"
         )
-    write_json(note, {"made_from": made_from, **facts})
+    write_json(file, {"made_from": made_from, **facts})
 
 
 def begin_masks(folder: Path, source: Path, settings: dict[str, Any]) -> None:
-    """`begin` for masks that are made from one checkpoint (or folder of CAMs) with settings."""
+    """`begin` for masks that come from one checkpoint (or folder of CAMs) and settings."""
     made_from = fingerprint(str(source.resolve()), source.stat().st_size, settings)
     begin(folder, made_from, checkpoint=str(source), settings=settings)
 
 
 def mark_finished(folder: Path, made_from: str) -> None:
-    """Note that the results in `folder` are complete, made from inputs of this fingerprint."""
+    """Store that the results in `folder` are complete and come from inputs of this fingerprint."""
     write_json(folder / FINISHED, {"made_from": made_from})
 
 
 def is_finished(folder: Path, made_from: str) -> bool:
-    """Whether the results in `folder` are complete and were made from exactly these inputs."""
-    return made_from_of(folder / FINISHED) == made_from
+    """Whether the results in `folder` are complete and come from exactly these inputs."""
+    return stored_fingerprint(folder / FINISHED) == made_from
 
 
-def made_from_of(note: Path) -> str | None:
+def stored_fingerprint(file: Path) -> str | None:
     """The fingerprint in an ``inputs.json`` or ``finished.json``; None where there is no file."""
-    if not note.is_file():
+    if not file.is_file():
         return None
-    made_from: str | None = read_json(note).get("made_from")
+    made_from: str | None = read_json(file).get("made_from")
     return made_from

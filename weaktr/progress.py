@@ -46,12 +46,12 @@ def set_up_logging(level: int = logging.INFO) -> None:
 
 
 class Meter:
-    """A counted piece of work: a bar with speed, ETA and notes, or a line now and then.
+    """Progress of counted work: a bar with speed, ETA and a note, or a line every `LINE_SECONDS`.
 
     Args:
-        title: what is being done.
-        total: how many units.
-        done: how many were done before (a resumed run).
+        title: of the work.
+        total: number of units.
+        done: number of units that a resumed run starts with.
         unit: what is counted, for the speed.
     """
 
@@ -59,7 +59,7 @@ class Meter:
         self.title, self.total, self.done, self.unit = title, total, done, unit
         self._started, self._start_done = time.monotonic(), done
         self._last_line = self._started
-        self._told = done
+        self._logged = done
         self._bar: Progress | None = None
         self._task: TaskID | None = None
 
@@ -85,11 +85,11 @@ class Meter:
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif self.done > self._told:
+        elif self.done > self._logged:
             self._line("")
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        """Count `count` units as done; `note` (the loss, say) stands beside the bar."""
+        """Count `count` more units; `note`, such as the loss, stands beside the bar."""
         self.done += count
         if self._bar is not None and self._task is not None:
             speed = f"{self.speed():.1f} {self.unit}/s"
@@ -105,7 +105,8 @@ class Meter:
         return (self.done - self._start_done) / max(time.monotonic() - self._started, 1e-9)
 
     def _line(self, note: str) -> None:
-        self._told = self.done
+        """Log the progress as a line."""
+        self._logged = self.done
         left = (self.total - self.done) / max(self.speed(), 1e-9)
         eta = f", {left:.0f} s left" if self.done < self.total else ""
         log.info(
@@ -147,7 +148,7 @@ class TensorBoard:
 
 @contextmanager
 def timed(what: str) -> Iterator[None]:
-    """Log how long a block took."""
+    """Log how long the body of a ``with`` statement took."""
     start = time.monotonic()
     yield
     log.info("%s took %.0f s", what, time.monotonic() - start)

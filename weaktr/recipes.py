@@ -1,8 +1,9 @@
 """Recipes: YAML and ``--set key=value`` -> `weaktr.config.Recipe`.
 
 A recipe file states only what differs from the defaults, or, with ``base: OTHER``, from another
-recipe (from several, of which the later ones win, with a list). An unknown key is an error that
-names the nearest known one. What is read are JSON's values: nothing in a file is imported or run.
+recipe. ``base`` may be a list of recipes, of which later ones override earlier ones. An unknown key
+is an error that names the nearest known one. Files hold JSON's values only: nothing in them is
+imported or run.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from weaktr.config import Recipe
 
 T = TypeVar("T")
 
-#: Where recipes that are asked for by name live (shipped with the package).
+#: The folder of the recipes that have a name (part of the package).
 RECIPES = Path(__file__).parent / "configs"
 #: In ``--set``, short for the weights of every model that has the recipe's backbone.
 MODEL_WEIGHTS = "model.weights"
@@ -40,7 +41,7 @@ WORDS = {
 
 
 def recipe_names() -> list[str]:
-    """The recipes that can be asked for by name."""
+    """The names of the recipes in `RECIPES`."""
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
@@ -64,9 +65,9 @@ def load_recipe(name: str | Path, settings: Iterable[str] = ()) -> Recipe:
 
     Args:
         name: a recipe's name or YAML file.
-        settings: such as ``"train_cam.epochs=5"``; values are YAML. ``model.weights=FILE`` is for
-            the recipe's backbone: of stage 2, and of stage 1 where that has the same one or is
-            all there is.
+        settings: such as ``"train_cam.epochs=5"``; values are YAML. ``model.weights=FILE`` gives
+            weights to the backbone of stage 2, and to that of stage 1 if it is the same; in a
+            recipe without stage 2, to that of stage 1.
 
     Raises:
         ValueError: no such recipe, not YAML, an unknown key, or values of the wrong type.
@@ -115,7 +116,7 @@ def make(kind: type[T], tree: Mapping[str, Any], origin: str = "") -> T:
     for name, number in _not_finite(tree):
         problems.setdefault(name, f"expected a finite number, got {number}")
     if settings is None or problems:
-        raise ValueError("\n".join(f"{where}{name}: {said}" for name, said in problems.items()))
+        raise ValueError("\n".join(f"{where}{name}: {text}" for name, text in problems.items()))
     return settings
 
 
@@ -163,7 +164,10 @@ def dump_recipe(recipe: Recipe) -> str:
 
 
 def _read_tree(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The plain values of a recipe file, over those of its bases; `above` are based on it."""
+    """The plain values of a recipe file, over those of its bases.
+
+    `above`: the files that are based on this one, to find a circle.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -200,20 +204,20 @@ def _over(kind: type, under: Mapping[str, Any], tree: Mapping[str, Any]) -> dict
 
 
 def _models_of_the_backbone(recipe: Recipe) -> list[str]:
-    """The models that `MODEL_WEIGHTS` is short for."""
+    """The models that `MODEL_WEIGHTS` stands for."""
     backbones = {name: getattr(recipe, name).backbone for name in ("cam_model", "seg_model")}
     last = "seg_model" if "train_seg" in recipe.stages else "cam_model"
     return [model for model, backbone in backbones.items() if backbone == backbones[last]]
 
 
-#: What YAML is allowed to hold.
+#: The types that YAML may hold.
 _TAGS = {
     f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map")
 }
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML of JSON's types: ``1e-4`` is a number, a date is text; a key is text and stands once."""
+    """YAML with JSON's types: ``1e-4`` is a number, a date is text, keys are text and unique."""
 
     yaml_constructors: ClassVar[dict[Any, Any]] = {
         tag: construct
@@ -245,7 +249,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-# 1.5, 1., .5, 1e-4, 1_000.5, 1:30.5 (base 60), -.inf, .nan. YAML 1.1 wants a point in all of them.
+# 1.5, 1., .5, 1e-4, 1_000.5, 1:30.5 (base 60), -.inf, .nan. YAML 1.1 requires a point in all.
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(
@@ -264,7 +268,7 @@ _Loader.add_implicit_resolver(
 
 def _parse_yaml(text: str, origin: str) -> Any:
     try:
-        # Through JSON, so that what stands behind two aliases is not one and the same object.
+        # Through JSON, so that two aliases of one value become two objects.
         return json.loads(json.dumps(yaml.load(text, _Loader)))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
@@ -293,12 +297,12 @@ def apply_setting(tree: dict[str, Any], setting: str) -> None:
 
 @cache
 def _validator(kind: Any) -> TypeAdapter[Any]:
-    """What checks a kind of settings; takes longer to build than to use."""
+    """The validator of a kind of settings, kept because it takes long to build."""
     return TypeAdapter(kind)
 
 
 def _check_keys(kind: type, tree: Any, prefix: str, where: str) -> None:
-    """`prefix` begins every key of the tree, `where` the messages."""
+    """Raise ValueError for an unknown key; messages begin with `where`, keys with `prefix`."""
     hints = get_type_hints(kind)
     if not isinstance(tree, Mapping):
         name = f"{prefix.removesuffix('.')}: " if prefix else ""
@@ -313,7 +317,7 @@ def _check_keys(kind: type, tree: Any, prefix: str, where: str) -> None:
 
 
 def _setting_at(place: Iterable[str | int], kind: type, tree: Any) -> tuple[str, Any, Any]:
-    """Name, type and value of the setting which a place in the tree belongs to."""
+    """Name, type and value of the setting that a place in the tree belongs to."""
     names, hint, value = [], kind, tree
     for name in place:
         if not dataclasses.is_dataclass(hint):
@@ -352,8 +356,8 @@ def _not_finite(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
 
 def _did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
     names: Sequence[str] = list(known)
-    begun = [name for name in names if name.startswith(word)]
-    near = begun or difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    longer = [name for name in names if name.startswith(word)]
+    near = longer or difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     if near:
         return f" - did you mean {' or '.join(repr(prefix + name) for name in near)}?"
     return f"; known here: {', '.join(names)}" if names else ""

@@ -17,7 +17,7 @@ from tests.tolerances import assert_golden
 from weaktr import cli
 from weaktr.data.classes import COCO80, COCO90, VOC
 from weaktr.models import checkpoints
-from weaktr.models.released.importing import Choices, import_checkpoint, read_published
+from weaktr.models.released.import_checkpoint import Choices, import_checkpoint, read_published
 from weaktr.models.released.state_dicts import CLIP, IMAGENET, NORMALIZATIONS
 from weaktr.models.released.torch_file import read_torch_file
 from weaktr.progress import console

@@ -8,7 +8,7 @@ from torch import nn
 
 from tests.models import small
 from tests.tolerances import assert_close
-from weaktr.models.onednn import OneDnnLinear, can_pack, with_onednn_layers
+from weaktr.models.onednn import OneDnnLinear, has_onednn, with_onednn_layers
 
 BACKBONES = {
     "vit_tiny_patch16_224": {"embed_dim": 48, "depth": 2, "num_heads": 3},
@@ -30,9 +30,9 @@ def test_the_same_logits_and_the_model_as_it_was(backbone):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     images = torch.randn(2, 3, 48, 64)
     expected = model.patch_outputs(images)
-    if not can_pack(model):
+    if not has_onednn(model):
         pytest.skip("this torch has no oneDNN")
-    twin = with_onednn_layers(model, rows=12)
+    twin = with_onednn_layers(model, tokens=12)
     layers = [m for m in twin.modules() if isinstance(m, nn.Linear | OneDnnLinear)]
     assert layers and all(isinstance(layer, OneDnnLinear) for layer in layers)
     assert_close(twin.patch_outputs(images), expected, "golden")
@@ -61,7 +61,7 @@ def test_bfloat16_errs_at_most_twice_as_much_as_autocast(backbone):
     images = torch.randn(2, 3, 48, 64)
     exact = model.double().patch_outputs(images.double())
     model.float()
-    if not can_pack(model):
+    if not has_onednn(model):
         pytest.skip("this torch has no oneDNN")
     with torch.autocast("cpu", torch.bfloat16):
         theirs = model.patch_outputs(images)
@@ -72,5 +72,5 @@ def test_bfloat16_errs_at_most_twice_as_much_as_autocast(backbone):
 
 def test_half_precision_is_left_alone():
     model = segmenter("vit_tiny_patch16_224").bfloat16()
-    assert not can_pack(model)
+    assert not has_onednn(model)
     assert with_onednn_layers(model, 9) is model

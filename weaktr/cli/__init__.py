@@ -1,8 +1,8 @@
 """The commands ``weaktr`` and ``weaktr-train``.
 
-A command is a module with `HELP`, `add_arguments` and `run`; it imports torch where it needs it, so
-that help comes at once. A mistake in the input ends in one line that says what to do, not in a
-traceback (``--debug`` shows it).
+A command is a module with `HELP`, `add_arguments` and `run`. It imports torch inside its functions,
+so that ``--help`` is fast. For a mistake in the input, a command prints one line that says what to
+do instead of a traceback (``--debug`` shows that).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["FAILED", "INTERRUPTED", "WRONG_INPUT", "main", "train_main"]
 
 
 class Command(Protocol):
-    """What the module of a command holds."""
+    """What the module of a command contains."""
 
     HELP: str  #: of ``--help``; its first line also stands in the list of commands
 
@@ -31,7 +31,7 @@ class Command(Protocol):
         """Declare the command's arguments."""
 
     def run(self, arguments: argparse.Namespace, /) -> int:
-        """Do its work and return the exit code."""
+        """Run the command and return the exit code."""
         ...
 
 
@@ -85,7 +85,7 @@ def _add_debug(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(command: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
-    """Run a command; what is wrong with its input becomes a line and an exit code."""
+    """Run a command; an error in its input becomes one line and an exit code."""
     set_up_logging(logging.DEBUG if arguments.debug else logging.INFO)
     keep_freed_memory()
     try:
@@ -104,6 +104,6 @@ def _is_wrong_input(error: Exception) -> bool:
     """Whether the message of an error is all that the user needs."""
     if not isinstance(error, RuntimeError):
         return isinstance(error, (ValueError, FileNotFoundError))
-    from weaktr.ops.registry import BackendUnavailable  # with torch, which raised it
+    from weaktr.ops.registry import BackendUnavailable  # imports torch, which is loaded by now
 
     return isinstance(error, BackendUnavailable)

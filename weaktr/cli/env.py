@@ -1,4 +1,4 @@
-"""``weaktr env``: what runs here, and why something does not."""
+"""``weaktr env``: which backends run on this machine, and why others do not."""
 
 from __future__ import annotations
 

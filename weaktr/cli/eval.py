@@ -30,9 +30,9 @@ examples:
   weaktr eval theirs/ truth/ --num-labels 21 --made-with scales=1 flip=no crf=none ensemble=-
   weaktr eval labels/cams truth/ --classes voc12 --thresholds 0.2:0.6:0.01
 """
-#: What --classes knows by name.
+#: The names that --classes takes.
 KNOWN = ("voc12", "coco14", "coco80")
-#: What --made-with says.
+#: The keys that --made-with takes.
 CONDITIONS = ("scales", "flip", "crf", "ensemble", "note")
 
 
@@ -98,7 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
     print_confused(rows[-1], labels)
     if gain := folders.crf_gain(rows):
         console.print("the CRF adds {miou:+.2f} mIoU ({low:+.2f} to {high:+.2f})".format(**gain))
-    if unknown := [key for key in CONDITIONS if getattr(rows[-1].made, key) == UNKNOWN]:
+    if unknown := [key for key in CONDITIONS if getattr(rows[-1].conditions, key) == UNKNOWN]:
         log.warning(
             "%s: not known; say it with --made-with %s",
             ", ".join(unknown), " ".join(f"{key}=..." for key in unknown),

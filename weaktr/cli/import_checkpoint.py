@@ -13,7 +13,7 @@ from weaktr.config import CamModelConfig, SegModelConfig
 from weaktr.progress import console
 
 if TYPE_CHECKING:
-    from weaktr.models.released.importing import Imported
+    from weaktr.models.released.import_checkpoint import Imported
 
 HELP = """\
 Turn a released WeakTr checkpoint (.pth, stage 1 or 2) into one that weaktr works with.
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from weaktr.models import CamModel
-    from weaktr.models.released.importing import Choices, import_checkpoint
+    from weaktr.models.released.import_checkpoint import Choices, import_checkpoint
 
     names = None
     if arguments.classes is not None:
@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _facts(imported: Imported) -> dict[str, str]:
-    """What was recognised."""
+    """The facts that were recognised, for the table."""
     model, config = imported.model, imported.model.config
     sizes = config.backbone_args
     names = ", ".join(imported.classes.names[:3])
@@ -103,7 +103,7 @@ def _facts(imported: Imported) -> dict[str, str]:
 
 
 def _settings(imported: Imported, stage: int) -> dict[str, object]:
-    """Settings for this model that are not the defaults (VOC's, 480 pixel windows)."""
+    """The settings for this model that differ from the defaults (VOC's, windows of 480 pixels)."""
     from weaktr.data import VOC
 
     settings: dict[str, object] = {}
@@ -111,5 +111,5 @@ def _settings(imported: Imported, stage: int) -> dict[str, object]:
         settings["crf"] = "coco_cam" if stage == 1 else "coco_seg"
         if stage == 1:
             settings |= {"scales": "[1.0,0.8,1.2]", "threshold": 0.42}
-    given = {"window": imported.variant.window, "stride": imported.variant.stride}
-    return settings | {key: value for key, value in given.items() if value is not None}
+    windows = {"window": imported.variant.window, "stride": imported.variant.stride}
+    return settings | {key: value for key, value in windows.items() if value is not None}

@@ -52,22 +52,23 @@ def run(arguments: argparse.Namespace) -> int:
     from weaktr.stages.label import AFTER_CAMS, label
 
     settings, source = with_settings(LabelConfig(), arguments.set), arguments.checkpoint
-    counted = identity(settings)
+    inputs = identity(settings)
     cams: CamSource
     if source.is_dir():
         default = as_tree(LabelConfig())
-        useless = [
+        ineffective = [
             key
             for key, value in as_tree(settings).items()
             if key not in AFTER_CAMS and value != default[key]
         ]
-        useless += ["--labels"] * bool(arguments.labels) + ["--dump-cams"] * arguments.dump_cams
-        if useless:
+        ineffective += ["--labels"] * bool(arguments.labels)
+        ineffective += ["--dump-cams"] * arguments.dump_cams
+        if ineffective:
             raise ValueError(
-                f"{', '.join(useless)}: of no effect on CAMs that are there ({source}); "
+                f"{', '.join(ineffective)}: of no effect on CAMs that are there ({source}); "
                 f"expected {', '.join(AFTER_CAMS)}"
             )
-        counted = {key: value for key, value in counted.items() if key in AFTER_CAMS}
+        inputs = {key: value for key, value in inputs.items() if key in AFTER_CAMS}
         samples = data.unlabelled(arguments.images).samples
         cams = StoredCams(source, samples)
     else:
@@ -77,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
         names = checkpoints.class_names(description, source)
         samples = data.folder(arguments.images, arguments.labels, classes=names).samples
         cams = CamsOfModel(model, settings)
-    begin_masks(arguments.out, source, counted)
+    begin_masks(arguments.out, source, inputs)
     label(cams, samples, arguments.out, settings, dump_cams=arguments.dump_cams)
     log.info("masks: %s", arguments.out / "masks")
     return 0

@@ -1,4 +1,4 @@
-"""Main memory of a process: whether what was freed goes back to the system."""
+"""Main memory of a process: whether freed memory is returned to the system."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ TRIM_THRESHOLD, MMAP_THRESHOLD, LARGEST = -1, -3, 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Let the C library keep what tensors free, for the tensors to come.
+    """Let the C library keep the memory that tensors free, for the next tensors.
 
-    By default glibc gives large blocks back to the system at once, and every large tensor starts
-    with pages that the system has to clear and map again: a tenth of the time of CAMs and of
-    training on a CPU, more where that is slow. The process then holds its largest need until it
-    ends, which suits a command and may not suit a program that does other things as well.
+    By default glibc returns large pieces of memory to the system at once. Every large tensor then
+    starts with pages that the system has to clear and map again, which takes a tenth of the time of
+    CAMs and of training on a CPU, more where mapping is slow. With the memory kept, the process
+    holds the most that it ever needed until it ends: right for a command, but maybe not for a
+    program that does other work too.
 
     Returns:
         Whether the C library took the settings: glibc does.

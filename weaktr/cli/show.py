@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from weaktr.config import Recipe
     from weaktr.data import Manifest, Sample
     from weaktr.data.masks import MaskFolder
-    from weaktr.evaluation.pictures import Panel, Row
+    from weaktr.evaluation.pictures import Panel, Strip
     from weaktr.models import CamModel
     from weaktr.stages.run import Run
 
@@ -29,7 +29,7 @@ examples:
   weaktr show runs/demo
   weaktr show runs/voc --names 2007_000032 2007_000039
 """
-#: Most classes of one image whose CAMs are drawn.
+#: How many classes of an image have their CAMs drawn, at most.
 MAX_CLASSES = 2
 #: What is drawn of each class: title -> (attention type, refined).
 KINDS: dict[str, tuple[Literal["coarse", "fused"], bool]] = {
@@ -62,7 +62,7 @@ def show_run(run: Run, *, count: int = 5, names: Sequence[str] = ()) -> list[Pat
     """Draw pictures of a run into its ``pictures`` folder, one PNG for each split.
 
     Args:
-        run: what it has not made yet is left out.
+        run: results that it does not have yet are left out.
         count: images of each split, spread evenly.
         names: draw these samples instead.
 
@@ -93,10 +93,12 @@ def show_run(run: Run, *, count: int = 5, names: Sequence[str] = ()) -> list[Pat
         if not samples:
             continue
         masks = _folders(run, manifest.split)
-        rows = [row for sample in samples for row in _rows(sample, manifest, recipe, model, masks)]
+        strips: list[Strip] = []
+        for sample in samples:
+            strips += _strips(sample, manifest, recipe, model, masks)
         path = run.folder / "pictures" / f"{manifest.split}.png"
         title = f"{recipe.name}: {manifest.name} {manifest.split}"
-        draw(rows, manifest.classes.label_names, path, title)
+        draw(strips, manifest.classes.label_names, path, title)
         paths.append(path)
     return paths
 
@@ -115,16 +117,16 @@ def _folders(run: Run, split: str) -> dict[str, MaskFolder]:
     return {title: masks for title, masks in folders.items() if len(masks)}
 
 
-def _rows(
+def _strips(
     sample: Sample,
     manifest: Manifest,
     recipe: Recipe,
     cam_model: CamModel | None,
     folders: dict[str, MaskFolder],
-) -> list[Row]:
-    """A row for each of the sample's first classes; the masks stand in the first."""
+) -> list[Strip]:
+    """A strip for each of the sample's first classes; the first one also shows the masks."""
     from weaktr import data
-    from weaktr.evaluation.pictures import Panel, Row
+    from weaktr.evaluation.pictures import Panel, Strip
 
     image = data.read_image(sample)
     masks: list[Panel | None] = [
@@ -135,13 +137,13 @@ def _rows(
         truth = data.read_mask(sample, manifest.classes.num_labels)
         masks.append(Panel("truth", mask=truth))
     if cam_model is None:
-        return [Row(sample.name, image, masks)]
+        return [Strip(sample.name, image, masks)]
     if not sample.labels:
-        return [Row(sample.name, image, [None] * len(KINDS) + masks)]
+        return [Strip(sample.name, image, [None] * len(KINDS) + masks)]
     first, *others = _cam_panels(sample, image, manifest, recipe, cam_model)
     return [
-        Row(sample.name, image, [*first, *masks]),
-        *(Row(sample.name, image, panels) for panels in others),
+        Strip(sample.name, image, [*first, *masks]),
+        *(Strip(sample.name, image, panels) for panels in others),
     ]
 
 

@@ -1,7 +1,7 @@
-"""How much a mIoU would differ had other images been drawn: the bootstrap over images.
+"""How much a mIoU depends on the choice of images: the bootstrap over images.
 
 Each resample draws as many images as there are, with replacement, and scores them. The interval
-says how far the number depends on the choice of images; it says nothing about another training.
+covers the choice of images only, not how much a second training would differ.
 
 Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13 (percentiles).
 """
@@ -29,8 +29,8 @@ def resampled_miou(per_image: np.ndarray, resamples: int = RESAMPLES, seed: int 
     """mIoU in percent of resampled sets of images.
 
     Args:
-        per_image: integers [N, 3, L]: pixels of each label that are right, in the truth, and in
-            the prediction.
+        per_image: integers [N, 3, L]: the pixels of each label in both truth and prediction, in
+            the truth, and in the prediction.
         resamples: how many.
         seed: with the same seed and N, the same images are drawn, so that two ways of predicting
             can be compared resample by resample.
@@ -41,7 +41,7 @@ def resampled_miou(per_image: np.ndarray, resamples: int = RESAMPLES, seed: int 
     count, _, labels = per_image.shape
     rng = np.random.default_rng(seed)
     flat = per_image.reshape(count, -1).astype(np.float64)
-    found = []
+    mious = []
     for start in range(0, resamples, _CHUNK):
         size = min(_CHUNK, resamples - start)
         drawn = rng.multinomial(count, np.full(count, 1 / count), size=size).astype(np.float64)
@@ -50,8 +50,8 @@ def resampled_miou(per_image: np.ndarray, resamples: int = RESAMPLES, seed: int 
         occurs = union > 0
         iou = np.divide(hit, union, out=np.zeros_like(hit), where=occurs)
         with np.errstate(invalid="ignore"):
-            found.append(100 * iou.sum(1) / occurs.sum(1))
-    return np.concatenate(found)
+            mious.append(100 * iou.sum(1) / occurs.sum(1))
+    return np.concatenate(mious)
 
 
 def interval(values: np.ndarray) -> Interval:

@@ -1,4 +1,4 @@
-"""Boundary F-score: how well the outlines of a prediction lie on the true ones.
+"""Boundary F-score: how well the outlines of a prediction agree with the true ones.
 
 For one label of one image, with B the boundary pixels of its region (those with a 4-neighbour
 outside the region; the image's own edge is no boundary) and d the tolerance:
@@ -28,9 +28,9 @@ def boundary_f(
 ) -> np.ndarray:
     """Boundary F-score of each label in one image.
 
-    Around objects, VOC truth has a band of ignored pixels in which the outline lies somewhere. A
-    predicted boundary pixel in an ignored place counts where it matches a true boundary and is
-    left out where it does not.
+    Around objects, VOC truth has a band of ignored pixels, and the outline is somewhere in it. A
+    predicted boundary pixel in that band is counted if it matches a true boundary, and is left out
+    if it does not.
 
     Args:
         prediction: uint8 [H, W] labels.
@@ -41,21 +41,21 @@ def boundary_f(
     Returns:
         float64 [L] in [0, 1]; NaN = no boundary of that label in truth and prediction.
     """
-    found = np.full(num_labels, np.nan)
+    scores = np.full(num_labels, np.nan)
     distance = tolerance * math.hypot(*truth.shape)
     present = np.unique(np.concatenate([np.unique(prediction), np.unique(truth)]))
     for label in present[present < num_labels]:
-        mine, true = boundary(prediction == label), boundary(truth == label)
-        matched = mine & dilate(true, distance)
-        counted = matched | (mine & (truth != IGNORE))
+        predicted, true = boundary(prediction == label), boundary(truth == label)
+        matched = predicted & dilate(true, distance)
+        counted = matched | (predicted & (truth != IGNORE))
         if not (counted.any() or true.any()):
             continue
-        recalled = true & dilate(mine, distance)
+        recalled = true & dilate(predicted, distance)
         # F = 2PR / (P + R) is 0 where nothing matches, also where either has no boundary at all
         precision, recall = _share(matched, counted), _share(recalled, true)
         both = precision + recall
-        found[label] = 2 * precision * recall / both if both else 0.0
-    return found
+        scores[label] = 2 * precision * recall / both if both else 0.0
+    return scores
 
 
 def boundary(region: np.ndarray) -> np.ndarray:
@@ -92,4 +92,5 @@ def dilate(pixels: np.ndarray, distance: float) -> np.ndarray:
 
 
 def _share(part: np.ndarray, whole: np.ndarray) -> float:
+    """Pixels of `part` over pixels of `whole`, 0 where `whole` has none."""
     return float(part.sum() / whole.sum()) if whole.any() else 0.0

@@ -1,28 +1,28 @@
-"""How masks or CAMs were made, in words that stand beside their scores."""
+"""How masks or CAMs were produced, in words that stand beside their scores."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from weaktr.config import LabelConfig, PredictConfig
 from weaktr.data import Manifest
 from weaktr.evaluation.report import Conditions
 
 
-def label_conditions(used: LabelConfig, split: str) -> Conditions:
-    """How pseudo labels of a split were made with these settings."""
+def label_conditions(settings: LabelConfig, split: str) -> Conditions:
+    """The conditions of pseudo labels of a split that were produced with these settings."""
     return Conditions(
-        split, listed(used.scales), yes(used.flip), refinement_name(used), "-",
-        f"threshold {used.threshold:g} of the recipe",
+        split, listed(settings.scales), yes_or_no(settings.flip), refinement_name(settings), "-",
+        f"threshold {settings.threshold:g} of the recipe",
     )  # fmt: skip
 
 
-def prediction_conditions(used: PredictConfig, split: str) -> Conditions:
-    """How masks of a split were made with these settings."""
+def prediction_conditions(settings: PredictConfig, split: str) -> Conditions:
+    """The conditions of predictions for a split that were produced with these settings."""
     return Conditions(
-        split, listed(used.ratios), yes(used.flip), refinement_name(used), used.ensemble
-    )
+        split, listed(settings.ratios), yes_or_no(settings.flip), refinement_name(settings),
+        settings.ensemble,
+    )  # fmt: skip
 
 
 def cam_name(settings: LabelConfig) -> str:
@@ -30,17 +30,18 @@ def cam_name(settings: LabelConfig) -> str:
     return f"{settings.attention_type}{', refined' if settings.refine else ''}"
 
 
-def refinement_name(used: LabelConfig | PredictConfig) -> str:
+def refinement_name(settings: LabelConfig | PredictConfig) -> str:
     """The refinement in words: the CRF's name, or the refiners one after the other."""
-    crf = "none" if used.crf is None else used.crf if isinstance(used.crf, str) else "explicit"
-    names = [crf if entry == "crf" else _in_words(entry) for entry in used.refiners]
+    crf = "none" if settings.crf is None else settings.crf
+    names = []
+    for entry in settings.refiners:
+        if isinstance(entry, dict):
+            names.append(", ".join(f"{name} {options}" for name, options in entry.items()))
+        elif entry == "crf":
+            names.append(crf if isinstance(crf, str) else "explicit")
+        else:
+            names.append(entry)
     return " + ".join(name for name in names if name != "none") or "none"
-
-
-def _in_words(entry: str | dict[str, Any]) -> str:
-    if isinstance(entry, str):
-        return entry
-    return ", ".join(f"{name} {settings}" for name, settings in entry.items())
 
 
 def listed(values: Sequence[float]) -> str:
@@ -53,5 +54,6 @@ def split_name(manifest: Manifest) -> str:
     return f"{manifest.name} {manifest.split}"
 
 
-def yes(value: bool) -> str:
+def yes_or_no(value: bool) -> str:
+    """A flag in words."""
     return "yes" if value else "no"

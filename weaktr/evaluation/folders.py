@@ -37,7 +37,7 @@ class Truth:
         folder: PNGs, ``NAME.png``.
         classes: names; their ids where the pixels are ids.
         ids: whether pixels hold the classes' own ids (COCO 1..90 of 80 classes) instead of labels.
-        names: which images; None = every one that was predicted.
+        names: which images; None = all that were predicted.
     """
 
     folder: Path
@@ -57,42 +57,43 @@ class Source:
     """Masks (or CAMs) to score.
 
     Args:
-        what: for people.
+        what: what they are, in words.
         folder: of the files.
-        made: how they were made.
+        conditions: how they were produced.
     """
 
     what: str
     folder: Path
-    made: Conditions
+    conditions: Conditions
 
 
-def mask_sources(masks: Path, made: Conditions, without_crf: Path | None) -> list[Source]:
+def mask_sources(masks: Path, conditions: Conditions, without_crf: Path | None) -> list[Source]:
     """The masks of a folder, and those before the CRF.
 
     Args:
         masks: what `predict` or `label` wrote, or its ``masks``, or any folder of PNGs.
-        made: how.
-        without_crf: masks made without the CRF, where they are elsewhere.
+        conditions: how the masks were produced.
+        without_crf: masks from before the CRF, where they are in another place.
 
     Raises:
         ValueError: no such folder, or no PNG in it.
     """
-    home = home_of(masks)
+    home = stage_folder(masks)
     folder = home / "masks" if (home / "masks").is_dir() else masks
     before = without_crf or before_refinement(home) / "masks"
-    found = [Source("with CRF", folder, made)]
-    if without_crf is not None or (before.is_dir() and made.crf != "none"):
-        found.insert(0, Source("without CRF", before, replace(made, crf="none")))
-    elif made.crf in ("none", UNKNOWN):
-        found = [Source("without CRF" if made.crf == "none" else "masks", folder, made)]
-    for source in found:
+    sources = [Source("with CRF", folder, conditions)]
+    if without_crf is not None or (before.is_dir() and conditions.crf != "none"):
+        sources.insert(0, Source("without CRF", before, replace(conditions, crf="none")))
+    elif conditions.crf in ("none", UNKNOWN):
+        what = "without CRF" if conditions.crf == "none" else "masks"
+        sources = [Source(what, folder, conditions)]
+    for source in sources:
         names_in(source.folder, ".png")
-    return found
+    return sources
 
 
-def home_of(files: Path) -> Path:
-    """The folder of a stage, given it (whatever its name) or its folder of masks or CAMs."""
+def stage_folder(files: Path) -> Path:
+    """The folder of a stage, from that folder itself or its ``masks`` or ``cams``."""
     parts = ("masks", "cams")
     if files.name not in parts or any((files / part).is_dir() for part in parts):
         return files
@@ -100,20 +101,20 @@ def home_of(files: Path) -> Path:
 
 
 def written_conditions(files: Path, split: str) -> Conditions:
-    """How the masks or CAMs in a stage's folder were made, by its ``inputs.json``.
+    """How the masks or CAMs in a stage's folder were produced, by its ``inputs.json``.
 
     Raises:
-        ValueError: the file is there, but is none of weaktr's; nothing in it is imported or run.
+        ValueError: weaktr did not write that file; nothing in it is imported or run.
     """
-    note = home_of(files) / "inputs.json"
-    content = read_json(note) if note.is_file() else {}
+    file = stage_folder(files) / "inputs.json"
+    content = read_json(file) if file.is_file() else {}
     settings = content.get("settings", {}) if isinstance(content, dict) else None
     if not isinstance(settings, dict):
-        raise ValueError(f"{note}: expected a mapping that has settings as a mapping")
+        raise ValueError(f"{file}: expected a mapping that has settings as a mapping")
     if "ratios" in settings:
-        return prediction_conditions(make(PredictConfig, settings, origin=str(note)), split)
+        return prediction_conditions(make(PredictConfig, settings, origin=str(file)), split)
     if "attention_type" in settings:
-        return label_conditions(make(LabelConfig, settings, origin=str(note)), split)
+        return label_conditions(make(LabelConfig, settings, origin=str(file)), split)
     return Conditions(split)
 
 
@@ -145,7 +146,7 @@ def score_cams(
     Args:
         source: CAMs as `weaktr label --dump-cams` or the published code writes them.
         truth: the true masks.
-        thresholds: background scores, ascending; one alone is used as it is.
+        thresholds: background scores, ascending; a single one is used without a search.
         tolerance: of the boundary F-score.
     """
     names = chosen_names(source.folder, (".npz", ".npy"), truth)
@@ -165,29 +166,29 @@ def score_cams(
     for name in track(names, "thresholds", len(names)):
         curve.add(*cams_of(name))
     threshold, _ = curve.best()
-    how = "given" if len(thresholds) == 1 else "best, chosen with these masks"
+    origin = "given" if len(thresholds) == 1 else "best, chosen with these masks"
 
     def pair(name: str) -> Pair:
         cams, classes, true = cams_of(name)
         labels = np.array([0, *(index + 1 for index in classes)], np.uint8)
         return labels[labels_from_cams(cams, threshold)], true
 
-    made = replace(source.made, crf="none", note=f"threshold {threshold:g}, {how}")
-    row = _row(replace(source, made=made), names, pair, truth, tolerance)
-    points = [found.miou for found in curve.scores()]
+    note = f"threshold {threshold:g}, {origin}"
+    conditions = replace(source.conditions, crf="none", note=note)
+    row = _row(replace(source, conditions=conditions), names, pair, truth, tolerance)
+    points = [scores.miou for scores in curve.scores()]
     return row, list(zip(map(float, thresholds), points, strict=True))
 
 
 def chosen_names(folder: Path, suffixes: Sequence[str], truth: Truth) -> list[str]:
-    """Which images to score: those that were asked for, else all that were predicted.
+    """Which images to score: those in `Truth.names`, else all that were predicted.
 
     Raises:
-        ValueError: nothing in `folder`, or images that were asked for are missing in it or in the
-            truth.
+        ValueError: nothing in `folder`, or images to score are missing in it or in the truth.
     """
-    there, _ = names_in(folder, *suffixes)
-    names = there if truth.names is None else sorted(truth.names)
-    _require(names, set(there), folder, "was not predicted")
+    predicted, _ = names_in(folder, *suffixes)
+    names = predicted if truth.names is None else sorted(truth.names)
+    _require(names, set(predicted), folder, "was not predicted")
     true, _ = names_in(truth.folder, ".png")
     hint = "" if truth.names is not None else "; --names FILE scores the images of a list"
     _require(names, set(true), truth.folder, "has no true mask", hint)
@@ -245,9 +246,10 @@ def crf_gain(rows: Sequence[Row]) -> dict[str, float] | None:
 
 
 def _require(
-    names: Sequence[str], there: set[str], folder: Path, what: str, hint: str = ""
+    names: Sequence[str], available: set[str], folder: Path, what: str, hint: str = ""
 ) -> None:
-    missing = [name for name in names if name not in there]
+    """Raise ValueError that counts the names which are not available and lists the first ones."""
+    missing = [name for name in names if name not in available]
     if missing:
         few = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         raise ValueError(f"{folder}: {len(missing)} of {len(names)} images: {what}: {few}{hint}")
@@ -260,6 +262,7 @@ def _row(
     truth: Truth,
     tolerance: float,
 ) -> Row:
-    counted = track(names, f"scoring {source.what}", len(names))
-    found = evaluate_pairs(counted, pair, truth.classes.num_labels, tolerance=tolerance)
-    return Row("miou", source.what, source.made, found.scores, found)
+    """The scores of all images of a source, with a progress bar."""
+    progress = track(names, f"scoring {source.what}", len(names))
+    evaluation = evaluate_pairs(progress, pair, truth.classes.num_labels, tolerance=tolerance)
+    return Row("miou", source.what, source.conditions, evaluation.scores, evaluation)

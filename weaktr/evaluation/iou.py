@@ -48,7 +48,7 @@ def decided(prediction: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Scores:
-    """Everything in percent; arrays are [L] with NaN where a label has nothing to divide by.
+    """Everything in percent; arrays are [L] with NaN where the divisor of a label is 0.
 
     T, P, TP: pixels of a label in the truth, in the prediction, in both; union = T + P - TP.
 
@@ -97,13 +97,13 @@ class Scores:
         return float(np.nanmean(self.recalls))
 
 
-def scores(counted: ConfusionSum) -> Scores:
+def scores(total: ConfusionSum) -> Scores:
     """Scores of a summed confusion matrix.
 
     Raises:
         ValueError: nothing was counted.
     """
-    matrix = counted.matrix.astype(np.float64)
+    matrix = total.matrix.astype(np.float64)
     if not matrix.sum():
         raise ValueError("scores: expected at least one pixel with a known true label, got none")
     hit, truth, predicted = np.diag(matrix), matrix.sum(1), matrix.sum(0)
@@ -116,7 +116,7 @@ def scores(counted: ConfusionSum) -> Scores:
             precisions=100 * hit / predicted,
             recalls=100 * hit / truth,
             pixel_accuracy=float(100 * hit.sum() / matrix.sum()),
-            images=counted.images,
+            images=total.images,
         )
 
 
@@ -140,16 +140,16 @@ def confused_pairs(matrix: np.ndarray, count: int) -> list[Confused]:
 
     Args:
         matrix: int64 [L, L], rows = truth.
-        count: most pairs; fewer where fewer were confused.
+        count: how many pairs at most.
     """
     wrong = matrix.copy()
     np.fill_diagonal(wrong, 0)
     order = np.argsort(-wrong, axis=None, kind="stable")[:count]
     pairs = [divmod(int(index), len(matrix)) for index in order]
     return [
-        Confused(truth, got, int(wrong[truth, got]), float(100 * wrong[truth, got] / row))
-        for truth, got in pairs
-        if wrong[truth, got] and (row := matrix[truth].sum())
+        Confused(truth, label, int(wrong[truth, label]), float(100 * wrong[truth, label] / pixels))
+        for truth, label in pairs
+        if wrong[truth, label] and (pixels := matrix[truth].sum())
     ]
 
 
@@ -165,7 +165,7 @@ class ThresholdCurve:
     """mIoU of labels from CAMs at many background thresholds at once.
 
     One histogram over (threshold level, truth, best class) holds every threshold's confusion
-    matrix: a pixel is its best class below its level and background from there on.
+    matrix: at thresholds below its level a pixel has its best class, at the others background.
 
     Args:
         thresholds: ascending background scores.
@@ -200,14 +200,14 @@ class ThresholdCurve:
     def scores(self) -> list[Scores]:
         """The scores at each threshold."""
         below = self._counts.cumsum(0)
-        found = []
+        curve = []
         for index in range(len(self.thresholds)):
             total = ConfusionSum(self.num_labels)
             total.matrix = below[-1] - below[index]
             total.matrix[:, 0] += below[index].sum(1)
             total.images = self._images
-            found.append(scores(total))
-        return found
+            curve.append(scores(total))
+        return curve
 
     def best(self) -> tuple[float, Scores]:
         """The best threshold over the whole curve (no early stop) and its scores.
@@ -215,6 +215,6 @@ class ThresholdCurve:
         Raises:
             ValueError: nothing was counted.
         """
-        found = self.scores()
-        index = int(np.argmax([entry.miou for entry in found]))
-        return round(float(self.thresholds[index]), 6), found[index]
+        curve = self.scores()
+        index = int(np.argmax([point.miou for point in curve]))
+        return round(float(self.thresholds[index]), 6), curve[index]

@@ -25,7 +25,7 @@ def cam_curve(
 
     Args:
         model: in eval mode.
-        samples: those without mask or image-level label are passed over.
+        samples: those without mask or image-level label are skipped.
         label: scales, flip, attention type and refinement of the CAMs.
         settings: thresholds and how many images.
     """
@@ -35,20 +35,20 @@ def cam_curve(
     first, last, step = settings.thresholds
     count = round((last - first) / step) + 1
     curve = ThresholdCurve(first + step * np.arange(count), num_labels)
-    made = image_cams(for_labelling(model, label), read_images(chosen, []), label)
-    for sample, _, cams in track(made, "scoring CAMs", len(chosen)):
+    all_cams = image_cams(for_labelling(model, label), read_images(chosen, []), label)
+    for sample, _, cams in track(all_cams, "scoring CAMs", len(chosen)):
         curve.add(cams, sample.labels or (), data.read_mask(sample, num_labels))
     return curve
 
 
 def score_segmenter(model: Segmenter, samples: Sequence[Sample], settings: PredictConfig) -> Scores:
-    """Scores of single-scale predictions without flip, ensemble and CRF (a quick look)."""
+    """Scores of single-scale predictions without flip, ensemble and CRF, which are fast."""
     quick = replace(settings, ratios=(1.0,), flip=False, ensemble="plain", crf=None)
     plain = for_prediction(model, quick)
 
     def pairs() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for sample, image in read_images([s for s in samples if s.mask is not None], []):
-            scored = probabilities(plain, image, quick)
-            yield scored.argmax(0).astype(np.uint8), data.read_mask(sample, model.num_labels)
+            mask = probabilities(plain, image, quick).argmax(0).astype(np.uint8)
+            yield mask, data.read_mask(sample, model.num_labels)
 
     return score_pairs(pairs(), model.num_labels)

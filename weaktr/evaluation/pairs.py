@@ -16,12 +16,12 @@ from weaktr.evaluation.iou import Confused, ConfusionSum, Scores, confused_pairs
 T = TypeVar("T")
 #: (prediction, truth), uint8 [H, W] each.
 Pair = tuple[np.ndarray, np.ndarray]
-#: Most pairs in the list of confused labels.
+#: Length of the list of confused pairs of labels, at most.
 CONFUSED = 20
 
 
 class ImageCounts(NamedTuple):
-    """What one image adds."""
+    """The counts of one image."""
 
     matrix: np.ndarray  #: int64 [L, L] confusion, rows = truth
     boundary: np.ndarray  #: float64 [L] boundary F-score in [0, 1], NaN where there is none
@@ -66,7 +66,7 @@ def evaluate_pairs(
     """Read and score pairs of masks in threads.
 
     Args:
-        items: what to read; in the same order for masks that are to be compared.
+        items: what to read, in the same order for sets of masks that are to be compared.
         read: item -> (prediction, truth) of one size.
         num_labels: L, background included.
         options: ``tolerance`` of `boundary_f`.
@@ -87,10 +87,9 @@ def evaluate_pairs(
         per_image.append(np.stack([np.diag(matrix), matrix.sum(1), matrix.sum(0)]))
         sums += np.nan_to_num(boundary)
         counts += ~np.isnan(boundary)
-    found = scores(total)
     boundaries = np.divide(100 * sums, counts, out=np.full(num_labels, np.nan), where=counts > 0)
     pairs = confused_pairs(total.matrix, CONFUSED)
-    return Evaluation(found, boundaries, pairs, resampled_miou(np.stack(per_image)))
+    return Evaluation(scores(total), boundaries, pairs, resampled_miou(np.stack(per_image)))
 
 
 def count_image(

@@ -28,7 +28,7 @@ BACKDROP = "#fbfaf7"
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture of a row.
+    """One picture of a strip.
 
     Args:
         title: stands above it.
@@ -42,8 +42,8 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One image with everything known about it.
+class Strip:
+    """One image and, beside it, pictures of everything known about it.
 
     Args:
         name: stands at its left.
@@ -56,24 +56,24 @@ class Row:
     panels: Sequence[Panel | None]
 
 
-def draw(rows: Sequence[Row], label_names: Sequence[str], path: Path, title: str = "") -> None:
-    """Draw rows of panels with a legend of the labels that occur, as a PNG.
+def draw(strips: Sequence[Strip], label_names: Sequence[str], path: Path, title: str = "") -> None:
+    """Draw strips below each other, with a legend of the labels that occur, as a PNG.
 
     Args:
-        rows: at least one; rows may have different numbers of panels.
+        strips: at least one; they may have different numbers of panels.
         label_names: L names, background first.
-        path: the PNG; its folder is made where it is missing.
+        path: the PNG; its folder is created if missing.
         title: stands above everything.
 
     Raises:
-        ValueError: no rows.
+        ValueError: no strips.
     """
-    if not rows:
-        raise ValueError("rows: expected at least one image to draw, got none")
-    columns = 1 + max(len(row.panels) for row in rows)
-    heights = [_CELL * row.image.shape[0] / row.image.shape[1] + 0.28 for row in rows]
+    if not strips:
+        raise ValueError("strips: expected at least one image to draw, got none")
+    columns = 1 + max(len(strip.panels) for strip in strips)
+    heights = [_CELL * strip.image.shape[0] / strip.image.shape[1] + 0.28 for strip in strips]
     figure, axes = plt.subplots(
-        len(rows),
+        len(strips),
         columns,
         figsize=(_CELL * columns, sum(heights) + 0.9),
         squeeze=False,
@@ -81,11 +81,13 @@ def draw(rows: Sequence[Row], label_names: Sequence[str], path: Path, title: str
         layout="constrained",
         facecolor=BACKDROP,
     )
-    for row, line in zip(rows, axes, strict=True):
-        _draw_row(row, line)
+    for strip, line in zip(strips, axes, strict=True):
+        _draw_strip(strip, line)
     if title:
         figure.suptitle(title, fontsize=12, fontweight="bold", x=0.01, ha="left")
-    present = _labels_in(rows)
+    panels = [panel for strip in strips for panel in strip.panels if panel is not None]
+    masks = [panel.mask for panel in panels if panel.mask is not None]
+    present = sorted({int(label) for mask in masks for label in np.unique(mask)} - {0})
     figure.legend(
         handles=[_swatch(label, label_names) for label in present],
         loc="outside lower center",
@@ -148,31 +150,26 @@ def heat_overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
     return (0.35 * grey + 0.65 * colours).round().clip(0, 255).astype(np.uint8)
 
 
-def _draw_row(row: Row, axes: Sequence[Axes]) -> None:
+def _draw_strip(strip: Strip, axes: Sequence[Axes]) -> None:
+    """Draw one strip into a line of axes, which may be longer."""
     for axis in axes:
         axis.set_axis_off()
-    axes[0].imshow(row.image)
-    axes[0].set_title(row.name, fontsize=8, color="#555555")
-    for axis, panel in zip(axes[1:], row.panels, strict=False):
+    axes[0].imshow(strip.image)
+    axes[0].set_title(strip.name, fontsize=8, color="#555555")
+    for axis, panel in zip(axes[1:], strip.panels, strict=False):
         if panel is None:
             continue
-        picture = row.image
+        picture = strip.image
         if panel.mask is not None:
-            picture = overlay(row.image, panel.mask)
+            picture = overlay(strip.image, panel.mask)
         elif panel.heat is not None:
-            picture = heat_overlay(row.image, panel.heat)
+            picture = heat_overlay(strip.image, panel.heat)
         axis.imshow(picture)
         axis.set_title(panel.title, fontsize=8)
 
 
-def _labels_in(rows: Sequence[Row]) -> list[int]:
-    panels = [panel for row in rows for panel in row.panels if panel is not None]
-    masks = [panel.mask for panel in panels if panel.mask is not None]
-    found = {int(label) for mask in masks for label in np.unique(mask)}
-    return sorted(found - {0})
-
-
 def _swatch(label: int, names: Sequence[str]) -> Patch:
+    """The legend's entry of a label."""
     colour = palette()[label] / 255 if label != IGNORE else (1.0, 1.0, 1.0)
     name = "ignored" if label == IGNORE else names[label]
     return Patch(facecolor=colour, edgecolor="#333333", linewidth=0.5, label=name)

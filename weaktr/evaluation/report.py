@@ -1,4 +1,4 @@
-"""Scores with the conditions they were made under: as JSON, as tables, as a bar chart."""
+"""Scores with the conditions they were produced under: as JSON, as tables, as a bar chart."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from weaktr.evaluation.iou import Confused, Scores
 from weaktr.evaluation.pairs import Evaluation
 from weaktr.progress import console
 
-#: Something that was not said.
+#: Stands for a condition that is not known.
 UNKNOWN = "not known"
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """How masks were made: without these, a number means nothing. "-" = does not apply.
+    """How masks were produced; a score is meaningless without it. "-" = does not apply.
 
     Args:
         split: data set and split.
         scales, flip: of the images.
         crf: the CRF's preset, "none" or "explicit".
         ensemble: of the decoder's outputs.
-        note: threshold and where it comes from, and the like.
+        note: further conditions, such as the threshold and where it comes from.
     """
 
     split: str
@@ -47,75 +47,75 @@ class Row:
 
     Args:
         key: its name in metrics.json (``..._miou``).
-        what: what was scored, for people.
-        made: how.
+        what: what was scored, in words.
+        conditions: how it was produced.
         scores: the numbers, in percent.
-        evaluation: everything else that was counted along with `scores`; None = only those.
+        evaluation: `scores` and everything else that was counted; None = only `scores` are known.
     """
 
     key: str
     what: str
-    made: Conditions
+    conditions: Conditions
     scores: Scores
     evaluation: Evaluation | None = None
 
 
 def caption(row: Row) -> str:
     """What a number of this row is, in one line."""
-    return f"{row.what}; {conditions(row)}"
+    return f"{row.what}; {conditions_line(row)}"
 
 
-def conditions(row: Row) -> str:
-    """What a row was made with, in one line."""
-    made = row.made
+def conditions_line(row: Row) -> str:
+    """The conditions of a row, in one line."""
+    conditions = row.conditions
     parts = [
-        f"{made.split}, {row.scores.images} images",
-        f"scales {made.scales}",
-        f"flip {made.flip}",
-        f"CRF {made.crf}",
-        f"ensemble {made.ensemble}",
-        made.note,
+        f"{conditions.split}, {row.scores.images} images",
+        f"scales {conditions.scales}",
+        f"flip {conditions.flip}",
+        f"CRF {conditions.crf}",
+        f"ensemble {conditions.ensemble}",
+        conditions.note,
     ]
     return "; ".join(part for part in parts if part)
 
 
 def row_json(row: Row, names: Sequence[str]) -> dict[str, Any]:
     """Everything about a row, for metrics.json; numbers unrounded, null = undefined."""
-    found, more = row.scores, row.evaluation
+    scores, evaluation = row.scores, row.evaluation
     summary: dict[str, Any] = {
-        "miou": found.miou,
-        "false_positive": found.false_positive,
-        "false_negative": found.false_negative,
-        "precision": found.precision,
-        "recall": found.recall,
-        "pixel_accuracy": found.pixel_accuracy,
+        "miou": scores.miou,
+        "false_positive": scores.false_positive,
+        "false_negative": scores.false_negative,
+        "precision": scores.precision,
+        "recall": scores.recall,
+        "pixel_accuracy": scores.pixel_accuracy,
     }
     per_label = {
-        "iou": found.iou,
-        "false_positive": found.false_positives,
-        "false_negative": found.false_negatives,
-        "precision": found.precisions,
-        "recall": found.recalls,
+        "iou": scores.iou,
+        "false_positive": scores.false_positives,
+        "false_negative": scores.false_negatives,
+        "precision": scores.precisions,
+        "recall": scores.recalls,
     }
-    if more is not None:
-        summary["boundary_f"] = _number(more.boundary_f)
-        summary["miou_interval"] = more.interval and {
+    if evaluation is not None:
+        summary["boundary_f"] = _number(evaluation.boundary_f)
+        summary["miou_interval"] = evaluation.interval and {
             "percent": LEVEL,
-            "low": more.interval.low,
-            "high": more.interval.high,
-            "resamples": len(more.resampled),
+            "low": evaluation.interval.low,
+            "high": evaluation.interval.high,
+            "resamples": len(evaluation.resampled),
         }
-        per_label["boundary_f"] = more.boundary
-        summary["confused"] = [_confused_json(pair, names) for pair in more.confused]
+        per_label["boundary_f"] = evaluation.boundary
+        summary["confused"] = [_confused_json(pair, names) for pair in evaluation.confused]
     summary["classes"] = {
         name: {what: _number(values[label]) for what, values in per_label.items()}
         for label, name in enumerate(names)
     }
-    made = {name: value for name, value in row.made.__dict__.items() if value}
+    conditions = {name: value for name, value in row.conditions.__dict__.items() if value}
     return {
         "key": row.key,
         "what": row.what,
-        "conditions": {**made, "images": found.images},
+        "conditions": {**conditions, "images": scores.images},
         "caption": caption(row),
         "scores": summary,
     }
@@ -131,23 +131,23 @@ def print_rows(rows: Sequence[Row], title: str) -> None:
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("made with")
     for row in rows:
-        found, more = row.scores, row.evaluation
-        bounds = more and more.interval
+        scores, evaluation = row.scores, row.evaluation
+        bounds = evaluation and evaluation.interval
         table.add_row(
             row.what,
-            f"{found.miou:.2f}",
+            f"{scores.miou:.2f}",
             f"{bounds.low:.1f}-{bounds.high:.1f}" if bounds else "",
-            *(_shown(value) for value in (
-                found.false_positive, found.false_negative, found.precision, found.recall,
-                more.boundary_f if more else math.nan,
+            *(_text(value) for value in (
+                scores.false_positive, scores.false_negative, scores.precision, scores.recall,
+                evaluation.boundary_f if evaluation else math.nan,
             )),
-            conditions(row),
+            conditions_line(row),
         )  # fmt: skip
     console.print(table)
 
 
 def print_classes(rows: Sequence[Row], names: Sequence[str]) -> None:
-    """Print IoU of each class and row, and the last row's other numbers, with its conditions."""
+    """Print the IoU of each class in each row, and the other numbers of the last row."""
     last = rows[-1]
     table = Table(
         title="per class, in %", caption=caption(last), title_justify="left", caption_justify="left"
@@ -157,15 +157,15 @@ def print_classes(rows: Sequence[Row], names: Sequence[str]) -> None:
         table.add_column(f"IoU, {row.what}", justify="right")
     for column in (f"IoU, {last.what}", "FP", "FN", "precision", "recall", "boundary F"):
         table.add_column(column, justify="right")
-    found, more = last.scores, last.evaluation
+    scores, evaluation = last.scores, last.evaluation
     columns = [row.scores.iou for row in rows] + [
-        found.false_positives, found.false_negatives, found.precisions, found.recalls,
-        more.boundary if more else np.full(len(found.iou), np.nan),
+        scores.false_positives, scores.false_negatives, scores.precisions, scores.recalls,
+        evaluation.boundary if evaluation else np.full(len(scores.iou), np.nan),
     ]  # fmt: skip
     for label, name in enumerate(names):
         values = [column[label] for column in columns]
         if not all(math.isnan(value) for value in values):
-            table.add_row(name, *map(_shown, values))
+            table.add_row(name, *map(_text, values))
     console.print(table)
 
 
@@ -181,8 +181,8 @@ def print_confused(row: Row, names: Sequence[str], count: int = 8) -> None:
     for column in ("pixels", "% of the truth"):
         table.add_column(column, justify="right")
     for pair in row.evaluation.confused[:count]:
-        shown = (f"{pair.pixels}", f"{pair.share:.1f}")
-        table.add_row(names[pair.truth], names[pair.predicted], *shown)
+        numbers = (f"{pair.pixels}", f"{pair.share:.1f}")
+        table.add_row(names[pair.truth], names[pair.predicted], *numbers)
     console.print(table)
 
 
@@ -202,8 +202,10 @@ def _confused_json(pair: Confused, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _number(value: float) -> float | None:
+    """A number for JSON, which has no NaN."""
     return None if math.isnan(value) else float(value)
 
 
-def _shown(value: float) -> str:
+def _text(value: float) -> str:
+    """A number for a table."""
     return "-" if math.isnan(value) else f"{value:.1f}"

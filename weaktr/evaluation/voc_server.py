@@ -35,10 +35,10 @@ def require_suffix(path: Path) -> None:
 def write_voc_archive(
     path: Path, masks: MaskFolder, names: Sequence[str], competition: str = "comp6"
 ) -> None:
-    """Write the archive, whole or not at all; the same masks make the same bytes.
+    """Write the archive, whole or not at all; the same masks give the same bytes.
 
     Args:
-        path: ends in one of `SUFFIXES`; with gz it is compressed.
+        path: ends in one of `SUFFIXES`; all but ``.tar`` are compressed.
         masks: the predictions.
         names: every image of the test set.
         competition: one of `COMPETITIONS`.
@@ -51,7 +51,7 @@ def write_voc_archive(
     if competition not in COMPETITIONS:
         raise ValueError(f"competition: expected one of {COMPETITIONS}, got {competition!r}")
     for name in names:
-        _require_fits(name, masks)
+        _check(name, masks)
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         for name in sorted(names):
@@ -60,12 +60,11 @@ def write_voc_archive(
             entry = tarfile.TarInfo(member)
             entry.size, entry.mode = len(content), 0o644
             archive.addfile(entry, io.BytesIO(content))
-    packed = path.suffix != ".tar"
     content = buffer.getvalue()
-    write_bytes(path, gzip.compress(content, mtime=0) if packed else content)
+    write_bytes(path, content if path.suffix == ".tar" else gzip.compress(content, mtime=0))
 
 
-def _require_fits(name: str, masks: MaskFolder) -> None:
+def _check(name: str, masks: MaskFolder) -> None:
     """Raise ValueError for a mask that the server would refuse."""
     if name not in masks:
         raise ValueError(f"archive: expected a mask of every image, {name!r} has none")

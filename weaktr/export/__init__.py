@@ -1,7 +1,7 @@
 """Models for other runtimes: ONNX and `torch.export`, each checked against the eager model.
 
-Batch, height and width stay free. What is written carries its class names, the normalisation of
-its input and the check's result, so that the file alone is enough to use it.
+Batch, height and width stay free. The file holds the class names, the normalisation of its input
+and the result of the check, so that it can be used without anything else.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -63,10 +63,10 @@ def export_onnx(
             all classes, not normalised.
         path: the file.
         classes: names of the output's channels, background included for a segmenter.
-        size: (H, W) where one fixed image size is enough; any size of at least two patches else.
+        size: (H, W) of a model for one image size; None: any size of at least two patches.
 
     Returns:
-        The check, already passed.
+        The check, which has passed.
 
     Raises:
         ValueError: onnx, onnxscript or onnxruntime is missing; the backbone takes no free size; the
@@ -102,7 +102,8 @@ def export_onnx(
 
     check = compare(model, run, shapes)
     facts = describe(model, classes, size, check)
-    onnx.helper.set_model_props(proto, {k: _text(v) for k, v in facts.items()})
+    texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}
+    onnx.helper.set_model_props(proto, texts)
     write_bytes(path, proto.SerializeToString())
     return check
 
@@ -133,7 +134,7 @@ def export_program(
 
 
 def exportable(model: CamModel | Segmenter) -> ExportableCams | ExportableSegmenter:
-    """The module that is traced in the model's place."""
+    """The module that is traced instead of the model."""
     return ExportableCams(model) if isinstance(model, CamModel) else ExportableSegmenter(model)
 
 
@@ -166,7 +167,7 @@ def trace(
 def check_shapes(
     model: CamModel | Segmenter, size: tuple[int, int] | None
 ) -> tuple[tuple[int, int, int], ...]:
-    """(B, H, W) to check: the training size, others, sides that are no whole patches."""
+    """(B, H, W) to check: the training size, other sizes, sides that are no multiple of a patch."""
     if size is not None:
         return ((1, *size), (2, *size))
     stored, patch = model.vit.position_grid, model.patch_size
@@ -192,7 +193,7 @@ def compare(
     generator = torch.Generator().manual_seed(0)
     for batch, height, width in shapes:
         images = torch.randn(batch, 3, height, width, generator=generator)
-        for eager, exported in zip(_eager(model, images), run(images), strict=True):
+        for eager, exported in zip(_eager_outputs(model, images), run(images), strict=True):
             if eager.shape != exported.shape:
                 raise ValueError(
                     f"the exported model gives {tuple(exported.shape)} where the model gives "
@@ -210,7 +211,8 @@ def compare(
     return Check(shapes, difference, magnitude)
 
 
-def _eager(model: CamModel | Segmenter, images: Tensor) -> Sequence[Tensor]:
+def _eager_outputs(model: CamModel | Segmenter, images: Tensor) -> Sequence[Tensor]:
+    """What the exported model has to give."""
     if isinstance(model, CamModel):
         return [model.cams(images)]
     logits = model(images)
@@ -223,7 +225,7 @@ def describe(
     size: tuple[int, int] | None,
     check: Check,
 ) -> dict[str, Any]:
-    """What travels inside the file."""
+    """The facts that are stored inside the file."""
     mean, std = model.normalization
     smallest = 2 * model.patch_size
     return {
@@ -242,20 +244,13 @@ def describe(
 
 
 def name_axes(proto: Any, model: CamModel | Segmenter) -> None:
-    """Give the free axes of an ONNX graph names that people understand."""
-    spatial = ("rows", "columns") if isinstance(model, CamModel) else ("height", "width")
-    for values, names in ((proto.graph.input, ("height", "width")), (proto.graph.output, spatial)):
-        for dims, axis, name in _free_axes(values, ("batch", "", *names)):
-            dims[axis].dim_param = name
-
-
-def _free_axes(values: Any, names: Sequence[str]) -> Iterator[tuple[Any, int, str]]:
-    for value in values:
+    """Give readable names to the free axes of an ONNX graph."""
+    size = ("height", "width")
+    output_size = ("rows", "columns") if isinstance(model, CamModel) else size
+    named = [(value, size) for value in proto.graph.input]
+    named += [(value, output_size) for value in proto.graph.output]
+    for value, spatial in named:
         dims = value.type.tensor_type.shape.dim
-        for axis, name in enumerate(names):
-            if name and dims[axis].dim_param:
-                yield dims, axis, name
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+        for axis, name in ((0, "batch"), (2, spatial[0]), (3, spatial[1])):
+            if dims[axis].dim_param:
+                dims[axis].dim_param = name

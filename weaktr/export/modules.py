@@ -34,7 +34,7 @@ class ExportableSegmenter(nn.Module):
         model, patch = self.model, self.model.patch_size
         size = (images.shape[-2], images.shape[-1])
         grid = ((size[0] - 1) // patch + 1, (size[1] - 1) // patch + 1)
-        # One patch less a pixel on every image: what is beyond a whole patch is dropped again.
+        # Padding by a patch less one pixel: `vit` drops what does not fill a whole patch.
         tokens = model.vit(F.pad(images, (0, patch - 1, 0, patch - 1)))
         patches = tokens[:, model.vit.num_prefix_tokens :]
         logits: tuple[Tensor, ...]

@@ -1,0 +1,1 @@
+"""What trained models give for images: CAMs, label maps and label probabilities, in memory."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from weaktr.config import Amp, LabelConfig
 from weaktr.data import Problem, Sample
 from weaktr.data.parallel import read_images
 from weaktr.models import CamModel
-from weaktr.models.onednn import ready, shared_copy
+from weaktr.models.onednn import for_inference, shared_copy
 from weaktr.models.precision import autocast
 
 #: `LabelConfig.batch_tokens` by type of device. A CPU gains nothing by larger batches.
@@ -30,7 +30,7 @@ class CamSource(Protocol):
     """Where the CAMs of images come from: a model, or files (`weaktr.data.stored_maps`)."""
 
     def shows_a_class(self, sample: Sample) -> bool:
-        """Whether an image shows any class, as far as is known without opening it."""
+        """Whether an image shows any class, as far as is known without reading it."""
         ...
 
     def cams(
@@ -38,7 +38,7 @@ class CamSource(Protocol):
     ) -> Iterator[tuple[Sample, np.ndarray, np.ndarray]]:
         """Sample, image uint8 [H, W, 3], CAMs float32 [K, H, W] in the order of its K labels.
 
-        What cannot be read is left out and put into `unreadable`.
+        Images or CAMs that cannot be read are left out and added to `unreadable`.
         """
         ...
 
@@ -48,7 +48,7 @@ class CamsOfModel:
 
     Args:
         model: in eval mode, on its device.
-        settings: how they are made, see `LabelConfig`.
+        settings: how the CAMs are computed, see `LabelConfig`.
     """
 
     def __init__(self, model: CamModel, settings: LabelConfig) -> None:
@@ -96,9 +96,9 @@ def image_cams(
 
 
 def for_labelling(model: CamModel, settings: LabelConfig) -> CamModel:
-    """The same weights with a backbone made `ready`; head and fusion stay in float32."""
+    """The same weights, the backbone's by `for_inference`; head and fusion stay in float32."""
     twin = shared_copy(model)
-    twin.vit = ready(model.vit, settings.amp, BATCH_TOKENS["cpu"])
+    twin.vit = for_inference(model.vit, settings.amp, BATCH_TOKENS["cpu"])
     return twin
 
 
@@ -114,7 +114,7 @@ def multi_scale_cams(
     refine: bool = True,
     amp: Amp = "none",
 ) -> list[np.ndarray]:
-    """CAMs summed over scales and flips, then brought to [0, 1] class by class.
+    """CAMs summed over scales and flips, then scaled to [0, 1] class by class.
 
         cam = Σ_scales Σ_flips upsample(cams(resize(image)));  (cam - min) / (max - min + 1e-8)
 
@@ -125,7 +125,7 @@ def multi_scale_cams(
         present: for each image the class indices to compute.
         scales: of the images; PIL's bicubic, sides ``round(side * scale)``.
         flip: also the horizontally flipped image.
-        attention_type, refine: see `CamModel.cams`.
+        attention_type, refine: see `CamModel.cams_of_sizes`.
         amp: autocast of the forward passes.
 
     Returns:
@@ -136,8 +136,8 @@ def multi_scale_cams(
     device = next(model.parameters()).device
     views = 2 if flip else 1
     sums = [
-        torch.zeros(len(classes), *image.shape[:2], device=device)
-        for image, classes in zip(images, present, strict=True)
+        torch.zeros(len(indices), *image.shape[:2], device=device)
+        for image, indices in zip(images, present, strict=True)
     ]
     mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in model.normalization)
     for scale in scales:
@@ -145,13 +145,15 @@ def multi_scale_cams(
         for image in images:
             plain = _network_input(image, scale, mean, std)
             inputs += [plain, plain.flip(-1)][:views]
-        asked = [classes for classes in present for _ in range(views)]
+        classes = [indices for indices in present for _ in range(views)]
+        settings: dict[str, Any] = {"attention_type": attention_type, "refine": refine}
         with autocast(amp, device):
-            maps = model.cams_of_sizes(inputs, asked, attention_type=attention_type, refine=refine)
+            maps = model.cams_of_sizes(inputs, classes, **settings)
         for index, cams in enumerate(maps):
             total = sums[index // views]
             if len(total):
-                large = _upsample(cams, (total.shape[1], total.shape[2]))
+                size = (total.shape[1], total.shape[2])
+                large = F.interpolate(cams[None], size, mode="bilinear", align_corners=False)[0]
                 total.add_(large.flip(-1) if index % views else large)
     return [_normalise(total).cpu().numpy() for total in sums]
 
@@ -166,11 +168,8 @@ def _network_input(image: np.ndarray, scale: float, mean: Tensor, std: Tensor) -
     return (pixels.float() / 255 - mean) / std
 
 
-def _upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0]
-
-
 def _normalise(maps: Tensor) -> Tensor:
+    """Each map [H, W] of [K, H, W] scaled to [0, 1]."""
     if not len(maps):
         return maps
     low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)

@@ -10,8 +10,8 @@ def scores_from_cams(cams: np.ndarray, threshold: float) -> np.ndarray:
 
         scores = softmax([threshold, cam_1, ..., cam_K])
 
-    The softmax changes no order but rounds: a CAM one unit in the last place above the threshold
-    ties with it, and then the first (background) wins, as in the published labels.
+    The softmax keeps the order but rounds: a CAM that exceeds the threshold by one unit in the last
+    place becomes equal to it, and then the first (background) wins, as in the published labels.
 
     Args:
         cams: float32 [K, H, W] in [0, 1].

@@ -13,7 +13,7 @@ from torch import Tensor
 from weaktr.config import PredictConfig
 from weaktr.inference.windows import View, merge, views, windows
 from weaktr.models import Segmenter
-from weaktr.models.onednn import ready, shared_copy
+from weaktr.models.onednn import for_inference, shared_copy
 from weaktr.models.precision import autocast
 
 #: ensemble -> weights of the output before the decoder's last block, and of the decoder's output.
@@ -25,22 +25,22 @@ def for_prediction(model: Segmenter, settings: PredictConfig) -> Segmenter:
     """The same weights, ready for `probabilities`: the ensemble's decoder, oneDNN's layers on CPUs.
 
     Args:
-        model: in eval mode, on its device; left as it is.
+        model: in eval mode, on its device; not changed.
         settings: ensemble, window and amp.
 
     Raises:
-        ValueError: the published ensemble of a decoder that has no blocks to look between.
+        ValueError: the published ensemble with a decoder that has no blocks.
     """
     model = for_ensemble(model, settings.ensemble)
     side = -(-settings.window // model.patch_size)
-    return ready(model, settings.amp, side**2 * settings.window_batch)
+    return for_inference(model, settings.amp, side**2 * settings.window_batch)
 
 
 def for_ensemble(model: Segmenter, ensemble: str) -> Segmenter:
     """The same weights with the decoder that an ensemble needs.
 
     Raises:
-        ValueError: "published" with a decoder that has no blocks to look between.
+        ValueError: "published" with a decoder that has no blocks.
     """
     decoder = model.config.decoder
     if ensemble == "plain" or decoder == "multi_mask_transformer":
@@ -60,8 +60,8 @@ def probabilities(model: Segmenter, image: np.ndarray, settings: PredictConfig) 
 
         mean over views of softmax(unflip(upsample(mean over windows of logits)))
 
-    Windows of different ratios and flips share a forward pass. Only one set of results is kept, on
-    the model's device.
+    Windows of different ratios and flips share a forward pass. Only the sum of the views is kept,
+    on the model's device.
 
     Args:
         model: from `for_prediction` (or any in eval mode whose decoder suits the ensemble).
@@ -75,28 +75,28 @@ def probabilities(model: Segmenter, image: np.ndarray, settings: PredictConfig) 
     """
     device = next(model.parameters()).device
     size = (image.shape[0], image.shape[1])
-    chosen = views(image, model.normalization, settings, device)
-    outputs = _window_logits(model, chosen, settings)
+    image_views = views(image, model.normalization, settings, device)
+    outputs = _window_logits(model, image_views, settings)
     weights = ENSEMBLES[settings.ensemble][-2 if model.multi else -1 :]
     total: Tensor | None = None
-    for view in chosen:
+    for view in image_views:
         count = len(view.tops) * len(view.lefts)
         logits = torch.stack(list(itertools.islice(outputs, count)))
         merged = merge(view, logits, model.patch_size, settings.window, size)
         for weight, output in zip(weights, merged, strict=True):
             if weight:
-                share = output.softmax(0).mul_(weight / len(chosen))
+                share = output.softmax(0).mul_(weight / len(image_views))
                 total = share if total is None else total.add_(share)
     assert total is not None
     return total.cpu().numpy()
 
 
 def _window_logits(
-    model: Segmenter, chosen: Sequence[View], settings: PredictConfig
+    model: Segmenter, image_views: Sequence[View], settings: PredictConfig
 ) -> Iterator[Tensor]:
     """Patch logits [E, L, h, w] of every window of every view, E = outputs of the decoder."""
-    coming = windows(chosen, settings.window)
-    while batch := list(itertools.islice(coming, settings.window_batch)):
+    crops = windows(image_views, settings.window)
+    while batch := list(itertools.islice(crops, settings.window_batch)):
         with autocast(settings.amp, batch[0].device):
             output = model.patch_outputs(torch.stack(batch))
         yield from output.float()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-#: Weights are integers of this unit.
+#: Weights are integers; this one stands for 1.
 _ONE = 2048
 
 

@@ -1,9 +1,9 @@
-"""Sliding windows over the scales and flips of an image, and the way back to its pixels.
+"""Sliding windows over the scales and flips of an image, and from their logits back to its pixels.
 
-What happens to the logits of one view's windows on their way to the image, upsampling each window
-to its pixels, the mean over overlapping windows, and resizing to the image, is linear and the same
-for every row and for every column. So it is two small matrices, and no window or view is ever laid
-out at full size:
+Three steps lead from the logits of a view's windows to the image: each window is upsampled to its
+pixels, overlapping windows are averaged, and the view is resized to the image. All three are
+linear, and the same for every row and for every column. So together they are two small matrices,
+and no window or view is ever held at full size:
 
     out[l] = Rᵀ P[l] C        P [h·T, w·U]: patch logits of T x U windows, side by side
                               R [h·T, H], C [w·U, W]: weights of patches in rows, columns
@@ -59,21 +59,21 @@ def views(
         torch.tensor(np.round(255 * np.array(values), 2), device=device).float().view(3, 1, 1)
         for values in normalization
     )
-    found = []
+    image_views = []
     for ratio in settings.ratios:
         height, width = scaled_size(image.shape[:2], int(settings.short_side * ratio))
         scaled = torch.from_numpy(resize_bilinear(image, height, width)).to(device)
         pixels = (scaled.permute(2, 0, 1).float() - mean) / std
         for flipped in (False, True) if settings.flip else (False,):
-            view = _at_least(pixels.flip(-1) if flipped else pixels, settings.window)
+            view = _enlarge(pixels.flip(-1) if flipped else pixels, settings.window)
             tops, lefts = (anchors(n, settings.window, settings.stride) for n in view.shape[1:])
-            found.append(View(view, flipped, tops, lefts))
-    return found
+            image_views.append(View(view, flipped, tops, lefts))
+    return image_views
 
 
-def windows(chosen: Sequence[View], window: int) -> Iterator[Tensor]:
+def windows(image_views: Sequence[View], window: int) -> Iterator[Tensor]:
     """The windows [3, window, window] of all views, in order."""
-    for view in chosen:
+    for view in image_views:
         for top in view.tops:
             for left in view.lefts:
                 yield view.pixels[:, top : top + window, left : left + window]
@@ -146,8 +146,8 @@ def anchors(length: int, window: int, stride: int) -> list[int]:
     return [*range(0, length - window, stride), length - window]
 
 
-def _at_least(pixels: Tensor, window: int) -> Tensor:
-    """[3, H, W] brought up to a short side of `window` where it is smaller."""
+def _enlarge(pixels: Tensor, window: int) -> Tensor:
+    """[3, H, W], enlarged to a short side of `window` where it is smaller."""
     height, width = pixels.shape[1:]
     short = min(height, width)
     if short >= window:

@@ -1,4 +1,4 @@
-"""timm's transformer blocks, opened up: their output, and what they compute on the way.
+"""timm's transformer blocks, with the intermediate values that the method needs.
 
 The blocks of the backbones (`weaktr.models.vit`) and of stage 2's decoder run here, with timm's
 modules and parameter names.
@@ -21,14 +21,14 @@ from weaktr.ops.head_stats import HeadStats
 
 
 class Layer(NamedTuple):
-    """What one transformer block yields."""
+    """Output and intermediate values of one transformer block."""
 
     tokens: Tensor  #: [B, N, D] the block's output
     attended: Tensor  #: [B, N, D] attention branch after its projection, before layer scale
     q: Tensor  #: [B, H, N, d] queries as they enter the softmax
     k: Tensor  #: [B, H, N, d] keys
-    lse: Tensor | None  #: [B, H, N] log-sum-exp of the softmax, where it was asked for and is known
-    stats: HeadStats | None  #: where they were asked for and cost nothing
+    lse: Tensor | None  #: [B, H, N] log-sum-exp of the softmax, where requested and known
+    stats: HeadStats | None  #: where requested and free of cost
 
 
 def run_block(
@@ -38,21 +38,21 @@ def run_block(
     prefix: int = 0,
     **attention: Any,
 ) -> Layer:
-    """timm's transformer block on tokens [B, N, D], and what it computed on the way.
+    """Run timm's transformer block; returns its output and its intermediate values.
 
     Args:
         block: timm's Block or EvaBlock.
         tokens: [B, N, D].
         rope, prefix, attention: see `attend`.
     """
-    attended, q, k, found = attend(block.attn, block.norm1(tokens), rope, prefix, **attention)
+    attended, q, k, by_products = attend(block.attn, block.norm1(tokens), rope, prefix, **attention)
     if isinstance(block, EvaBlock):
         scale1, scale2 = (_gamma(block.gamma_1), _gamma(block.gamma_2))
     else:
         scale1, scale2 = block.ls1, block.ls2
     tokens = tokens + block.drop_path1(scale1(attended))
     tokens = tokens + block.drop_path2(scale2(mlp_of_norm(block.mlp, block.norm2, tokens)))
-    return Layer(tokens, attended, q, k, found.lse, found.stats)
+    return Layer(tokens, attended, q, k, by_products.lse, by_products.stats)
 
 
 def attend(

@@ -45,7 +45,7 @@ class CamOutput(NamedTuple):
 
 
 class Encoding(NamedTuple):
-    """The backbone's pass over a batch, before any CAM is made."""
+    """The backbone's pass over a batch, before any CAM is computed."""
 
     tokens: Tensor  #: of the last block, laid out like those of the batch
     patch_maps: list[Tensor]  #: the patches of the last block, [b, D, h, w] for each grid
@@ -121,8 +121,8 @@ class CamModel(BackboneModel):
 
         Args:
             images: [B, 3, H, W] normalised, at least one patch large.
-            labels: [B, C] multi-hot (bool or number); classes that are absent cost nothing and
-                come back as zeros. None computes every class.
+            labels: [B, C] multi-hot (bool or number); absent classes are not computed, their maps
+                are zeros. None computes every class.
             attention_type, refine: see `cams_of_sizes`.
 
         Returns:
@@ -159,8 +159,8 @@ class CamModel(BackboneModel):
             images: [3, H, W] each, normalised, at least one patch large.
             classes: for each image the indices of the classes to compute.
             attention_type: one of `ATTENTION_TYPES`.
-            refine: spread the maps by the fused patch attention. From random weights the patch
-                attention is no affinity and this hurts; with pretrained weights it helps.
+            refine: spread the maps by the fused patch attention. This helps with pretrained
+                weights; with random weights the patch attention is no affinity, and it hurts.
 
         Returns:
             For each image [K, h, w] float32 >= 0 in the order of its classes, not normalised.
@@ -194,10 +194,10 @@ class CamModel(BackboneModel):
     def _coarse(self, encoding: Encoding, classes: Sequence[Sequence[int]]) -> Tensor:
         """ReLU of the head for each packed image's own classes: [ΣP, C'], 0 past its own."""
         parts = []
-        most = max(1, *map(len, classes))
+        width = max(1, *map(len, classes))
         for patch_map, own in zip(encoding.patch_maps, classes, strict=True):
             scores = F.relu(self.head(patch_map.to(self.head.weight.dtype)))[0, list(own)]
-            parts.append(F.pad(scores.flatten(1).T, (0, most - len(own))))
+            parts.append(F.pad(scores.flatten(1).T, (0, width - len(own))))
         return torch.cat(parts).float()
 
     def _with_attention(
@@ -246,8 +246,8 @@ class CamModel(BackboneModel):
 
         Args:
             batch: embedded images.
-            collect: decides what is kept of each layer's attention.
-            with_lse, statistics: what `collect` can use of attention's by-products, see
+            collect: returns what to keep of each layer's attention.
+            with_lse, statistics: by-products of attention that `collect` uses, see
                 `weaktr.ops.attention.softmax_attention`.
         """
         tokens, features, kept = batch.tokens, [], []
@@ -269,8 +269,8 @@ class CamModel(BackboneModel):
     def pooled(self, attended: Tensor) -> Tensor:
         """[B, N, D] -> [B, H, d], pooled over all tokens.
 
-        Head j takes the channels j, j + H, j + 2H, ...: the published model splits channels so,
-        and its fusion weights depend on it. Source: reference.md 7.
+        Head j takes the channels j, j + H, j + 2H, ..., as in the published model: its fusion
+        weights depend on this order. Source: reference.md 7.
         """
         pooled = attended.amax(1) if self.config.pool == "max" else attended.mean(1)
         return pooled.unflatten(1, (-1, self.vit.num_heads)).transpose(1, 2)

@@ -35,12 +35,12 @@ OF_THE_RUN = ("weights", "resize", "attention")
 
 
 def save(model: CamModel | Segmenter, path: str | Path, **extra: Any) -> Path:
-    """Write a model so that a crash at any moment leaves the old files or the new ones.
+    """Write a model; a crash at any moment leaves the old files or the new ones.
 
     Args:
         model: what to save.
         path: target; the suffix is replaced by ``.safetensors`` and ``.json``.
-        extra: JSON-able facts to travel along, such as ``classes=[...]``.
+        extra: facts to store with it, as JSON, such as ``classes=[...]``.
 
     Returns:
         The path of the ``.safetensors`` file.
@@ -51,19 +51,19 @@ def save(model: CamModel | Segmenter, path: str | Path, **extra: Any) -> Path:
     path = Path(path).with_suffix(".safetensors")
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     mean, std = model.normalization
-    name, counted = next((name, row[2]) for name, row in MODELS.items() if type(model) is row[0])
+    name, count_name = next((k, entry[2]) for k, entry in MODELS.items() if type(model) is entry[0])
     config = {key: value for key, value in as_tree(model.config).items() if key not in OF_THE_RUN}
     description = {
         "format": FORMAT,
         "version": __version__,
         "model": name,
-        "config": config | {counted: getattr(model, counted)},
+        "config": config | {count_name: getattr(model, count_name)},
         "normalization": {"mean": list(mean), "std": list(std)},
         **extra,
     }
     text = json.dumps(description, indent=1)
-    # The description also travels inside the weights file: the pair is consistent even where a
-    # crash fell between the two renames, since loading reads the inner copy.
+    # The description is also stored inside the weights file, and loading reads that copy: weights
+    # and description belong together even after a crash between the two renames.
     with whole_file(path) as temporary:
         save_file(state, temporary, metadata={"weaktr": text})
     write_bytes(path.with_suffix(".json"), f"{text}\n".encode())
@@ -84,7 +84,7 @@ def load(
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a checkpoint of ours, cut off, or tensors missing or of another shape.
+        ValueError: not a checkpoint of weaktr, cut off, or tensors missing or of another shape.
     """
     given, path = Path(path), Path(path).with_suffix(".safetensors")
     if not path.is_file():
@@ -97,9 +97,9 @@ def load(
     info = describe(path)
     if info.get("model") not in MODELS:
         raise ValueError(f"{path}: unknown model kind {info.get('model')!r}")
-    kind, settings, counted = MODELS[info["model"]]
+    kind, settings, count_name = MODELS[info["model"]]
     config = info["config"] | {"weights": None}
-    count = config.pop(counted)
+    count = config.pop(count_name)
     model: CamModel | Segmenter = kind(make(settings, config, str(path)), count)
     norm = info["normalization"]
     model.vit.normalization = (tuple(norm["mean"]), tuple(norm["std"]))
@@ -134,9 +134,9 @@ def load_strict(module: torch.nn.Module, state: Mapping[str, Tensor], what: str)
             if k in state and state[k].shape != own[k].shape
         ],
     }
-    found = [f"{len(v)} {kind}: {', '.join(v[:5])}" for kind, v in problems.items() if v]
-    if found:
-        raise ValueError(f"{what} does not fit this model; " + "; ".join(found))
+    parts = [f"{len(v)} {kind}: {', '.join(v[:5])}" for kind, v in problems.items() if v]
+    if parts:
+        raise ValueError(f"{what} does not fit this model; " + "; ".join(parts))
     module.load_state_dict(dict(state))
 
 
@@ -144,7 +144,7 @@ def describe(path: Path) -> dict[str, Any]:
     """The description stored in a checkpoint, without its weights.
 
     Raises:
-        ValueError: not a checkpoint of ours, or cut off.
+        ValueError: not a checkpoint of weaktr, or cut off.
     """
     try:
         with safe_open(path, framework="pt") as file:

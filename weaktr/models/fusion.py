@@ -1,4 +1,4 @@
-"""Adaptive attention fusion: how much each attention map counts, and what the maps say together.
+"""Adaptive attention fusion: the importance of each attention map, and the maps' weighted mean.
 
     cross[c, j] = 1/M Σ_m w_m A_m[c, C + j]         class -> patch attention, fused
 
@@ -72,12 +72,12 @@ def cross_attention(weights: Tensor, class_rows: Tensor) -> Tensor:
 
 
 class MapsOfLayers:
-    """Queries, keys and log-sum-exp of all layers' maps, copied out of each layer as it comes.
+    """Queries, keys and log-sum-exp of all layers' maps, copied from each layer after it ran.
 
-    What else the layer computed in the same memory (its values) can then go.
+    The memory that a layer's queries and keys share with its values can then be freed.
 
     Args:
-        depth: K, number of layers to come.
+        depth: K, number of layers.
     """
 
     def __init__(self, depth: int) -> None:
@@ -85,7 +85,7 @@ class MapsOfLayers:
         self.parts: dict[str, Tensor] = {}
 
     def add(self, layer: Layer) -> None:
-        """Take what is needed of the next layer."""
+        """Copy what is needed of the next layer."""
         for name in ("q", "k", "lse"):
             part = getattr(layer, name)
             if part is None:

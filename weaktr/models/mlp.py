@@ -1,9 +1,9 @@
 """The MLP of a transformer block, trained with a quarter less memory on the CPU.
 
-What the layer norm and the activation return is as large as what they take and cheap to compute
-again, so only what they take is kept for the gradient: of N tokens of width D, D + 4D numbers
-instead of 2D + 8D. Where fresh memory is slow that pays for computing twice: a training step of
-DeiT-S took the same time either way on two cores of a virtual machine.
+The outputs of the layer norm and of the activation are as large as their inputs and cheap to
+compute again, so only the inputs are kept for the gradient: for each token of width D, D + 4D
+numbers instead of 2D + 8D. Where new memory is slow, this makes up for the second computation: a
+training step of DeiT-S took the same time with and without it on two cores of a virtual machine.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ def mlp_of_norm(mlp: Any, norm: nn.Module, tokens: Tensor) -> Tensor:
     """``mlp(norm(tokens))``: [B, N, D] -> [B, N, D].
 
     Args:
-        mlp: timm's `Mlp`, or any other module, which is then called as it is.
+        mlp: timm's `Mlp`, or any other module, which is then simply called.
         norm: its layer norm.
         tokens: [B, N, D].
     """
-    if not _keeps_less(mlp, tokens):
+    if not _saves_memory(mlp, tokens):
         out: Tensor = mlp(norm(tokens))
         return out
     hidden = linear_of(norm, mlp.fc1, tokens)
@@ -46,12 +46,12 @@ def linear_of(cheap: nn.Module, linear: Any, x: Tensor) -> Tensor:
     return out
 
 
-def _keeps_less(mlp: Any, tokens: Tensor) -> bool:
+def _saves_memory(mlp: Any, tokens: Tensor) -> bool:
     """Whether this is the plain MLP in float32 or float64 on a CPU, about to be trained."""
     return (
         torch.is_grad_enabled()
         and tokens.device.type == "cpu"
-        and not torch.compiler.is_compiling()  # whose own choice of what to keep is better
+        and not torch.compiler.is_compiling()  # the compiler chooses better what to keep
         and not torch.is_autocast_enabled("cpu")
         and type(mlp) is Mlp
         and type(mlp.fc1) is type(mlp.fc2) is nn.Linear
@@ -79,7 +79,7 @@ class _LinearOf(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         gradient = gradients[0].flatten(0, -2)
         leaves = [x.detach().requires_grad_(ctx.needs_input_grad[1]), *ctx.cheap.parameters()]
-        wanted = [leaf for leaf in leaves if leaf.requires_grad]
+        differentiable = [leaf for leaf in leaves if leaf.requires_grad]
         with torch.enable_grad():
             inputs = ctx.cheap(leaves[0])
         of_weight = of_bias = None
@@ -87,8 +87,8 @@ class _LinearOf(torch.autograd.Function):
             of_weight = gradient.T @ inputs.detach().flatten(0, -2)
         if ctx.needs_input_grad[3]:
             of_bias = gradient.sum(0)
-        found: Iterator[Tensor] = iter(())
-        if wanted:
-            found = iter(torch.autograd.grad(inputs, wanted, gradients[0] @ weight))
-        of_leaves = [next(found) if leaf.requires_grad else None for leaf in leaves]
+        computed: Iterator[Tensor] = iter(())
+        if differentiable:
+            computed = iter(torch.autograd.grad(inputs, differentiable, gradients[0] @ weight))
+        of_leaves = [next(computed) if leaf.requires_grad else None for leaf in leaves]
         return None, of_leaves[0], of_weight, of_bias, *of_leaves[1:]

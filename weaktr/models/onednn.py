@@ -1,7 +1,7 @@
 """A model's linear layers in oneDNN's own weight layout: the same sums, faster on CPUs.
 
-MKL multiplies from the plain layout and packs the weight at every call; oneDNN packs it once. The
-GELU of an MLP is computed on each block of results while it is still in the cache.
+MKL takes the plain layout and rearranges the weight at every call; oneDNN rearranges it once. The
+GELU of an MLP is computed on each tile of results while it is still in the cache.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class OneDnnLinear(nn.Module):
     """``activation(x Wᵀ + b)`` for inference on the CPU.
 
     Args:
-        linear: whose weights are used; they are shared where oneDNN keeps them as they are.
-        rows: rows of `x` that the layout is made for; any other number works too.
-        dtype: to compute in, float32 or bfloat16; what comes is brought to it, as by autocast.
+        linear: whose weights are used; they are shared where oneDNN does not rearrange them.
+        tokens: of a forward pass, which the layout is chosen for; any other number works too.
+        dtype: to compute in, float32 or bfloat16; inputs are converted to it, as by autocast.
         activation: "none", or "gelu" (the exact one, with erf).
         bias: [out] in place of the layer's own.
     """
@@ -33,7 +33,7 @@ class OneDnnLinear(nn.Module):
     def __init__(
         self,
         linear: nn.Linear,
-        rows: int,
+        tokens: int,
         dtype: torch.dtype = torch.float32,
         activation: str = "none",
         bias: Tensor | None = None,
@@ -41,7 +41,7 @@ class OneDnnLinear(nn.Module):
         super().__init__()
         self.dtype = dtype
         weight = linear.weight.detach().to(dtype)
-        self.packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+        self.rearranged: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, tokens)
         bias = linear.bias if bias is None else bias
         self.bias = None if bias is None else bias.detach().to(dtype)
         self.activation = activation
@@ -49,16 +49,16 @@ class OneDnnLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
         out: Tensor = torch.ops.mkldnn._linear_pointwise(
-            x.to(self.dtype), self.packed, self.bias, self.activation, [], "none"
+            x.to(self.dtype), self.rearranged, self.bias, self.activation, [], "none"
         )
         return out
 
 
-def ready(model: Model, amp: Amp, tokens: int) -> Model:
+def for_inference(model: Model, amp: Amp, tokens: int) -> Model:
     """The same weights for inference: on a CPU in oneDNN's layout, where that is possible.
 
     Args:
-        model: in eval mode, on its device; left as it is.
+        model: in eval mode, on its device; not changed.
         amp: of the forward passes.
         tokens: of a forward pass.
     """
@@ -66,7 +66,7 @@ def ready(model: Model, amp: Amp, tokens: int) -> Model:
     return model if dtype == torch.float16 else with_onednn_layers(model, tokens, dtype)
 
 
-def can_pack(model: nn.Module) -> bool:
+def has_onednn(model: nn.Module) -> bool:
     """Whether this torch has oneDNN's layers and the model is float32 on the CPU."""
     return (
         torch.backends.mkldnn.is_available()
@@ -84,32 +84,32 @@ def shared_copy(model: Model) -> Model:
 
 
 @torch.no_grad()
-def with_onednn_layers(model: Model, rows: int, dtype: torch.dtype = torch.float32) -> Model:
+def with_onednn_layers(model: Model, tokens: int, dtype: torch.dtype = torch.float32) -> Model:
     """A twin of a model for inference, with oneDNN's linear layers; everything else is shared.
 
     Args:
-        model: in eval mode; left as it is.
-        rows: tokens of a forward pass.
-        dtype: of its linear layers; bfloat16 belongs under autocast, which sees to the rest.
+        model: in eval mode; not changed.
+        tokens: of a forward pass.
+        dtype: of its linear layers; use bfloat16 under autocast, which handles the other layers.
 
     Returns:
-        The twin, or `model` itself where `can_pack` is false.
+        The twin, or `model` itself where `has_onednn` is false.
     """
-    if not can_pack(model):
+    if not has_onednn(model):
         return model
     twin = shared_copy(model)
     module: Any
     for module in list(twin.modules()):
-        if getattr(module, "q_bias", None) is not None:  # EVA-02: a bias of parts
+        if getattr(module, "q_bias", None) is not None:  # EVA-02: the bias is stored in parts
             bias = torch.cat([module.q_bias, module.k_bias, module.v_bias])
-            module.qkv = OneDnnLinear(module.qkv, rows, dtype, bias=bias)
+            module.qkv = OneDnnLinear(module.qkv, tokens, dtype, bias=bias)
             module.q_bias = module.v_bias = None
         if _has_exact_gelu(module):
-            module.fc1 = OneDnnLinear(module.fc1, rows, dtype, "gelu")
+            module.fc1 = OneDnnLinear(module.fc1, tokens, dtype, "gelu")
             module.act = nn.Identity()
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Linear):
-                setattr(module, name, OneDnnLinear(child, rows, dtype))
+                setattr(module, name, OneDnnLinear(child, tokens, dtype))
     return twin
 
 

@@ -1,8 +1,8 @@
 """Embedded images as one batch of tokens: of one size side by side, or of any sizes packed.
 
-Everything but attention, pooling and the fusion treats tokens alone. Images of different sizes are
-therefore packed one behind the other, so that linear layers, norms and MLPs see one long sequence
-[1, ΣN, D]; what concerns an image as a whole is done on its part of the sequence (`split`).
+Everything but attention, pooling and the fusion treats each token by itself. Images of different
+sizes are therefore packed one behind the other, so that linear layers, norms and MLPs see one long
+sequence [1, ΣN, D]; operations on a whole image take its part of the sequence (`split`).
 """
 
 from __future__ import annotations

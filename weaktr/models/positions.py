@@ -1,11 +1,11 @@
-"""Position embeddings at a grid that is not known yet, for exported models.
+"""For export only: position embeddings for a grid that is not known when the model is traced.
 
-A tracer turns `if` into a constant and some exporters translate resizing inexactly. Here every
+A tracer turns `if` into a constant, and some exporters translate resizing inexactly. Here every
 resize is two small matrices, computed from the grid in the graph itself:
 
     resized[i, j] = Σ_y Σ_x rows[i, y] · columns[j, x] · stored[y, x]
 
-`ViT` uses this while it is exported; eager models call torch's own resizing.
+`ViT` and `weaktr.export.modules` use this; models that are not exported call torch's own resizing.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ def resized_position(
         as_is = same_count & (torch.scalar_tensor(size[0]) == torch.scalar_tensor(size[1]))
         image = stored[0].unflatten(0, (side, side))
     else:
-        make = antialias_matrix if mode == "timm" else linear_matrix
+        matrix = antialias_matrix if mode == "timm" else linear_matrix
         rows, columns = (
-            make(length, before) for length, before in zip(grid, stored_grid, strict=True)
+            matrix(length, before) for length, before in zip(grid, stored_grid, strict=True)
         )
         same_height = torch.scalar_tensor(grid[0]) == stored_grid[0]
         as_is = same_count & same_height if mode == "timm" else same_count
@@ -118,5 +118,5 @@ def _centres(length: int) -> Tensor:
 
 
 def _one_hot(index: Tensor, before: int) -> Tensor:
-    """[n] positions, brought into the grid -> [n, before], 1 at each."""
+    """[n] positions, clamped to the grid -> [n, before], 1 at each."""
     return (index.clamp(0, before - 1)[:, None] == torch.arange(before)[None]).float()

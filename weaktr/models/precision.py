@@ -1,15 +1,11 @@
-"""In which precision a model runs, and what is made ready for that."""
+"""The precision and the device that a model runs in and on."""
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 import torch
-from torch import nn
 
 from weaktr.config import Amp
 
-Model = TypeVar("Model", bound=nn.Module)
 _AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 

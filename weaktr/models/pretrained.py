@@ -1,7 +1,7 @@
-"""Pretrained backbone weights: read any of the usual files, fit them to a `ViT`.
+"""Pretrained backbone weights: read the common file formats, fit the tensors to a `ViT`.
 
 Positions and patch kernels are resized to the model's grid and patch size, one class token is
-repeated for every class, and whatever is missing or left over is named.
+repeated for every class, and an error names the tensors that are missing or left over.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def fit_state(state: State, vit: ViT, resize: str = "timm") -> State:
     """Resize and repeat the tensors of `state` (timm's names) until they fit `vit`.
 
     Raises:
-        ValueError: unknown `resize`, or a position embedding that cannot be understood.
+        ValueError: unknown `resize`, or a position embedding that is no grid.
     """
     if resize not in RESIZE_METHODS:
         raise ValueError(f"resize: expected one of {RESIZE_METHODS}, got {resize!r}")
@@ -162,12 +162,17 @@ def fit_state(state: State, vit: ViT, resize: str = "timm") -> State:
         state["cls_token"] = vit.cls_token.detach()
     kernel = state.get("patch_embed.proj.weight")
     if kernel is not None and kernel.shape[-1] != vit.patch_size:
-        state["patch_embed.proj.weight"] = _resize_kernel(kernel, vit.patch_size, resize)
+        size = [vit.patch_size, vit.patch_size]
+        if resize == "timm":
+            kernel = resample_patch_embed(kernel, size)
+        else:
+            kernel = F.interpolate(kernel.float(), size=size, mode="bicubic", align_corners=False)
+        state["patch_embed.proj.weight"] = kernel
     return state
 
 
 def repeat_token(token: Tensor, count: int) -> Tensor:
-    """[1, T, D] -> [1, count, D]: as is where T = count, else the mean token repeated."""
+    """[1, T, D] -> [1, count, D]: unchanged where T = count, else the mean token repeated."""
     if token.shape[1] == count:
         return token
     return token.mean(1, keepdim=True).repeat(1, count, 1)
@@ -178,7 +183,15 @@ def _fit_position(state: State, prefix: list[Tensor], vit: ViT, resize: str) -> 
     stored = state["pos_embed"]
     counts = [t.shape[1] for t in prefix]
     likely = (sum(counts), 1, 0) if vit.embed_prefix else (0, 1, sum(counts))
-    entries = _prefix_entries(stored.shape[1], likely, math.prod(vit.position_grid))
+    for entries in likely:  # of prefix tokens: the others must fit `vit` or be a square grid
+        rest = stored.shape[1] - entries
+        if rest == math.prod(vit.position_grid) or (rest > 0 and math.isqrt(rest) ** 2 == rest):
+            break
+    else:
+        raise ValueError(
+            f"pos_embed: {stored.shape[1]} entries are no square grid with any of {likely} prefix "
+            "tokens"
+        )
     patches = _resize_position(stored[:, entries:], vit.position_grid, resize)
     if not vit.embed_prefix:
         if entries and "cls_token" in state:  # fold the class token's position into the token
@@ -192,20 +205,6 @@ def _fit_position(state: State, prefix: list[Tensor], vit: ViT, resize: str) -> 
     return torch.cat([classes, stored[:, entries - registers : entries], patches], 1)
 
 
-def _prefix_entries(total: int, likely: tuple[int, ...], patches: int) -> int:
-    """How many of `total` position entries belong to prefix tokens; `likely` ones are tried first.
-
-    What is left must be `patches` entries or a square grid.
-    """
-    for entries in likely:
-        rest = total - entries
-        if rest == patches or (rest > 0 and math.isqrt(rest) ** 2 == rest):
-            return entries
-    raise ValueError(
-        f"pos_embed: {total} entries are no square grid with any of {likely} prefix tokens"
-    )
-
-
 def _resize_position(stored: Tensor, grid: tuple[int, int], resize: str) -> Tensor:
     """[1, P0, D] of a square grid -> [1, h · w, D]."""
     if stored.shape[1] == grid[0] * grid[1]:
@@ -216,15 +215,6 @@ def _resize_position(stored: Tensor, grid: tuple[int, int], resize: str) -> Tens
     image = stored.unflatten(1, (side, side)).permute(0, 3, 1, 2).float()
     resized = F.interpolate(image, size=grid, mode=resize, align_corners=False)
     return resized.flatten(2).transpose(1, 2).to(stored.dtype)
-
-
-def _resize_kernel(kernel: Tensor, patch_size: int, resize: str) -> Tensor:
-    """Patch embedding kernel [D, 3, p0, p0] -> [D, 3, p, p]."""
-    size = [patch_size, patch_size]
-    if resize == "timm":
-        resized: Tensor = resample_patch_embed(kernel, size)
-        return resized
-    return F.interpolate(kernel.float(), size=size, mode="bicubic", align_corners=False)
 
 
 def augreg_names(path: Path) -> State:

@@ -1,8 +1,8 @@
-"""Plain vision transformers from timm, opened up so that the method can look inside.
+"""Plain vision transformers from timm, with the intermediate values that the method needs.
 
 `ViT` keeps timm's parts under timm's parameter names and runs them itself, because stage 1 needs
-what timm's forward hides: any number of class tokens, and of every layer the queries, the keys and
-the attention branch's output.
+what timm's forward does not offer: any number of class tokens, and of every layer the queries, the
+keys and the attention branch's output.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class ViT(nn.Module):
         super().__init__()
         if config.position not in POSITION_MODES:
             raise ValueError(f"position: expected one of {POSITION_MODES}, got {config.position!r}")
-        #: belongs to the run, not to the model, and can be changed
+        #: a setting of the run, not of the model; may be changed later
         self.attention = chosen_attention(config.attention)
         self.position = config.position
         model = create_backbone(config)
@@ -65,7 +65,9 @@ class ViT(nn.Module):
         self.embed_dim: int = model.embed_dim
         self.num_heads: int = model.blocks[0].attn.num_heads
         self.patch_size: int = model.patch_embed.patch_size[0]
-        self.normalization = _normalization(model)
+        mean, std = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
+        #: (mean, std) per RGB channel in [0, 1] that the backbone was pretrained with
+        self.normalization: tuple[tuple[float, ...], tuple[float, ...]] = (tuple(mean), tuple(std))
         self._adopt_prefix(model, class_tokens)
         if config.norm_eps is not None:
             for module in self.modules():
@@ -147,12 +149,12 @@ class ViT(nn.Module):
         with_lse: bool = False,
         statistics: Statistics | None = None,
     ) -> Layer:
-        """Run block `index` and return what it computed on the way.
+        """Run block `index`; returns its output and its intermediate values.
 
         Args:
             index: of the block.
-            tokens: laid out like those of `batch`: what the block before returned.
-            batch: whose grids, lengths and rotary embedding count.
+            tokens: laid out like those of `batch`: the output of the block before.
+            batch: whose lengths and rotary embedding are used.
             with_lse, statistics: see `weaktr.ops.attention.softmax_attention`.
         """
         rope = batch.rope
@@ -196,10 +198,10 @@ class ViT(nn.Module):
 
 
 class BackboneModel(nn.Module):
-    """What the models of both stages share: a configuration and the backbone made from it.
+    """What the models of both stages share: a configuration and the backbone built from it.
 
     Args:
-        config: what the model was made from, stored in its checkpoints.
+        config: what the model was built from, stored in its checkpoints.
         vit: the backbone.
     """
 
@@ -252,19 +254,16 @@ def create_backbone(config: BackboneConfig) -> Any:
     return model
 
 
-def _normalization(model: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(mean, std) per RGB channel in [0, 1] that the backbone was pretrained with."""
-    config = model.pretrained_cfg
-    return tuple(config["mean"]), tuple(config["std"])
-
-
 def _as_image(position: Tensor, height: int) -> Tensor:
     """[1, P, D] -> [1, D, h, w]."""
     return position.unflatten(1, (height, -1)).permute(0, 3, 1, 2)
 
 
 def _published_cam_position(stored: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """Stage 1 of the published code: bicubic with scale (h + 0.1) / √P0, square images as is."""
+    """Stage 1 of the published code: bicubic with scale (h + 0.1) / √P0.
+
+    A square image with as many patches as are stored takes the stored positions unchanged.
+    """
     count = stored.shape[1]
     if grid[0] * grid[1] == count and size[0] == size[1]:
         return stored

@@ -1,4 +1,4 @@
-"""`pydensecrf.densecrf`: models that are put together call by call.
+"""`pydensecrf.densecrf`: models that are built call by call.
 
     d = DenseCRF2D(width, height, nlabels)
     d.setUnaryEnergy(U)                                   # float32 [L, H · W]
@@ -40,7 +40,7 @@ from weaktr.pydensecrf.eigen import Float32, float32
 
 
 class NormalizationType(IntEnum):
-    """Where 1/n goes, see `weaktr.ops.dense_crf`."""
+    """Where a kernel is divided by its norm n, see `weaktr.ops.dense_crf`."""
 
     NO_NORMALIZATION = 0
     NORMALIZE_BEFORE = 1
@@ -49,7 +49,7 @@ class NormalizationType(IntEnum):
 
 
 class KernelType(IntEnum):
-    """Which parameters of a kernel could be learned; they start as the identity and stay so."""
+    """Which parameters of a kernel could be learned; nothing is, they stay the identity."""
 
     CONST_KERNEL = 0
     DIAG_KERNEL = 1
@@ -117,15 +117,15 @@ class DenseCRF:
     # ---- the model --------------------------------------------------------------------------
 
     def setUnary(self, u: Unary) -> None:
-        """The energies of every point, instead of those set before.
+        """Set the energies of every point; they replace those set before.
 
         Raises:
             ValueError: not for this many labels and points, or NaN or infinity.
         """
-        wanted = (self._num_labels, self._num_points)
-        if u.energies.shape != wanted:
+        needed = (self._num_labels, self._num_points)
+        if u.energies.shape != needed:
             raise ValueError(
-                f"Bad shape for unary energy (Need {wanted}, got {u.energies.shape}): labels come "
+                f"Bad shape for unary energy (Need {needed}, got {u.energies.shape}): labels come "
                 "first, then the points in one axis, row by row: U.reshape(nlabels, -1)"
             )
         energies = torch.from_numpy(u.energies).view(-1, *self._shape)
@@ -133,7 +133,7 @@ class DenseCRF:
         self._energies = energies
 
     def setUnaryEnergy(self, u: Any, f: Any = None) -> None:
-        """Energies float32 [L, N], or with features f [F, N] their weights [L, F].
+        """Set energies float32 [L, N]; with features f [F, N], `u` is their weights [L, F].
 
         Raises:
             ValueError: see `setUnary`, or another dtype than float32.
@@ -147,25 +147,25 @@ class DenseCRF:
         kernel: int = DIAG_KERNEL,
         normalization: int = NORMALIZE_SYMMETRIC,
     ) -> None:
-        """A kernel over features of one's own.
+        """Add a kernel over given features.
 
         Args:
             features: float32 [d, N], d = 1..8, divided by their standard deviations.
             compat: a number w (Potts, attracts where positive), or float32 [L] or [L, L] (attracts
                 where negative).
-            kernel: one of CONST_KERNEL, DIAG_KERNEL, FULL_KERNEL, which all give the same: only
-                the learning that pydensecrf never offered would tell them apart.
+            kernel: one of CONST_KERNEL, DIAG_KERNEL, FULL_KERNEL, which all give the same: they
+                would differ only in learning, which pydensecrf does not offer either.
             normalization: one of NO_NORMALIZATION, NORMALIZE_BEFORE, ...
 
         Raises:
             ValueError: an argument of the wrong shape, dtype or range.
         """
-        checked = float32("features", features, 2)
-        if checked.shape[1] != self._num_points:
+        points = float32("features", features, 2)
+        if points.shape[1] != self._num_points:
             raise ValueError(
-                f"Bad shape for pairwise energy (Need (?, {self._num_points}), got {checked.shape})"
+                f"Bad shape for pairwise energy (Need (?, {self._num_points}), got {points.shape})"
             )
-        points = checked.reshape(-1, *self._shape)
+        points = points.reshape(-1, *self._shape)
         self._add("features", (points, _compat(compat)), kernel, normalization)
 
     def _add(
@@ -176,8 +176,8 @@ class DenseCRF:
         normalization: int,
         image: Tensor | None = None,
     ) -> None:
-        """Add a kernel; `image`: its colours."""
-        KernelType(kernel)  # a ValueError where it is none
+        """Add a kernel; `image` gives its colours."""
+        KernelType(kernel)  # raises ValueError for an unknown one
         where = NORMALIZATIONS[NormalizationType(normalization)]
         (settings,) = kernel_settings(kind, (*parts, where), where)
         added = pairwise(settings, self._problem()._replace(image=image))
@@ -214,9 +214,9 @@ class DenseCRF:
         return marginals.numpy().reshape(self._num_labels, -1)
 
     def startInference(self) -> tuple[Float32, Float32, Float32]:
-        """Marginals before the first step, float32 [L, N]; the other two are left empty.
+        """Marginals before the first step, float32 [L, N]; the other two arrays are empty.
 
-        Without energies they are zeros, as pydensecrf has it.
+        Without energies the marginals are zeros, as in pydensecrf.
         """
         marginals = np.zeros((self._num_labels, self._num_points), np.float32)
         if self._energies is not None:
@@ -224,36 +224,36 @@ class DenseCRF:
         return marginals, np.empty((0, 0), np.float32), np.empty((0, 0), np.float32)
 
     def stepInference(self, Q: Float32, tmp1: Float32, tmp2: Float32) -> None:
-        """One mean-field step, in place on `Q`; `tmp1` and `tmp2` are not looked at."""
+        """One mean-field step, in place on `Q`; `tmp1` and `tmp2` are not used."""
         logits = initial_scores(self._problem())
-        marginals = self._rows(Q)
-        for message in self._kept_messages():
+        marginals = self._by_point(Q)
+        for message in self._kernel_messages():
             logits -= message(marginals)
         Q[:] = softmax_(logits).T.numpy()
 
     def klDivergence(self, Q: Any) -> float:
-        """Divergence of `Q` from the CRF's distribution, but for a constant.
+        """Divergence of `Q` from the CRF's distribution, up to a constant.
 
         Σ Q log max(Q, 1e-20) + Σ U Q + Σ_kernels Σ Q compat(K̃ Q)
         """
-        marginals = self._rows(Q)
+        marginals = self._by_point(Q)
         scores = initial_scores(self._problem())
         total = (marginals * marginals.clamp(min=1e-20).log()).sum(dtype=torch.float64)
         total -= (scores * marginals).sum(dtype=torch.float64)
-        for message in self._kept_messages():
+        for message in self._kernel_messages():
             total += (marginals * message(marginals)).sum(dtype=torch.float64)
         return float(total)
 
-    def _rows(self, Q: Any) -> Tensor:
-        """[L, N] -> [N, L]"""
+    def _by_point(self, Q: Any) -> Tensor:
+        """Marginals [L, N] -> [N, L]."""
         marginals = float32("Q", Q, 2)
-        wanted = (self._num_labels, self._num_points)
-        if marginals.shape != wanted:
-            raise ValueError(f"Q: expected {wanted}, got {marginals.shape}")
+        expected = (self._num_labels, self._num_points)
+        if marginals.shape != expected:
+            raise ValueError(f"Q: expected {expected}, got {marginals.shape}")
         return torch.from_numpy(marginals.T.copy())
 
-    def _kept_messages(self) -> Sequence[Callable[[Tensor], Tensor]]:
-        """One function a kernel, its lattice built once."""
+    def _kernel_messages(self) -> Sequence[Callable[[Tensor], Tensor]]:
+        """One function for each kernel, whose lattice is built once."""
         problem = self._problem()
         for kernel in self._kernels[len(self._messages) :]:
             self._messages.append(kernel_message(problem, kernel))
@@ -274,7 +274,7 @@ class DenseCRF2D(DenseCRF):
         kernel: int = DIAG_KERNEL,
         normalization: int = NORMALIZE_SYMMETRIC,
     ) -> None:
-        """The kernel of positions.
+        """Add the kernel of positions.
 
         Args:
             sxy: standard deviation in pixels, one number or (x, y).
@@ -294,7 +294,7 @@ class DenseCRF2D(DenseCRF):
         kernel: int = DIAG_KERNEL,
         normalization: int = NORMALIZE_SYMMETRIC,
     ) -> None:
-        """The kernel of positions and colours.
+        """Add the kernel of positions and colours.
 
         Args:
             sxy: standard deviation in pixels, one number or (x, y).
@@ -306,15 +306,15 @@ class DenseCRF2D(DenseCRF):
             ValueError: an argument of the wrong shape, dtype or range.
         """
         pixels = np.array(rgbim, order="C")
-        wanted = (*self._shape, 3)
+        needed = (*self._shape, 3)
         if pixels.ndim == 3 and pixels.shape[2] != 3:
             raise ValueError(
                 f"rgbim: expected three channels, got {pixels.shape[2]}; for others build features "
                 "with utils.create_pairwise_bilateral and add them with addPairwiseEnergy"
             )
-        if pixels.shape != wanted or pixels.dtype != np.uint8:
+        if pixels.shape != needed or pixels.dtype != np.uint8:
             raise ValueError(
-                f"Bad shape for pairwise bilateral (Need {wanted} uint8, got {pixels.shape} "
+                f"Bad shape for pairwise bilateral (Need {needed} uint8, got {pixels.shape} "
                 f"{pixels.dtype}): DenseCRF2D takes the width first, images have the height first"
             )
         image = torch.from_numpy(pixels)

@@ -1,4 +1,4 @@
-"""`pydensecrf.eigen`: matrices in and out, which here are NumPy arrays."""
+"""`pydensecrf.eigen`: its vectors and matrices, which here are NumPy arrays."""
 
 from __future__ import annotations
 

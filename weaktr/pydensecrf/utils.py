@@ -27,7 +27,7 @@ def unary_from_labels(
         labels: integers of any shape. With `zero_unsure` 0 = unknown and 1..L, else 0..L-1.
         n_labels: L, without the unknown.
         gt_prob: in (0, 1).
-        zero_unsure: note that it is on here, and off in `weaktr.ops.unary_from_labels`.
+        zero_unsure: on by default here, off in `weaktr.ops.unary_from_labels`.
 
     Returns:
         float32 [L, N].
@@ -40,7 +40,7 @@ def unary_from_labels(
 
 
 def compute_unary(labels: NDArray[Any], M: int, GT_PROB: float = 0.5) -> Float32:
-    """`unary_from_labels`, as it was called once."""
+    """`unary_from_labels` under its old name."""
     log.warning("compute_unary is deprecated, use unary_from_labels instead")
     return unary_from_labels(labels, M, GT_PROB)
 
@@ -52,9 +52,9 @@ def unary_from_softmax(
 
     Args:
         sm: probabilities [L, ...].
-        scale: trust in them, in (0, 1]: p becomes scale · p + (1 - scale) / L.
-        clip: what smaller probabilities are raised to; None for none, and then 0 gives infinity,
-            which `DenseCRF.setUnaryEnergy` refuses.
+        scale: confidence in them, in (0, 1]: p becomes scale · p + (1 - scale) / L.
+        clip: smaller probabilities are raised to this. None: they are not, and then 0 gives
+            infinity, which `DenseCRF.setUnaryEnergy` refuses.
 
     Returns:
         float32 [L, N].
@@ -75,7 +75,7 @@ def unary_from_softmax(
 
 
 def softmax_to_unary(sm: NDArray[Any], GT_PROB: float = 1) -> Float32:
-    """`unary_from_softmax` without clipping, as it was called once."""
+    """`unary_from_softmax` without clipping, under its old name."""
     log.warning("softmax_to_unary is deprecated, use unary_from_softmax instead")
     return unary_from_softmax(sm, None if GT_PROB == 1 else GT_PROB, clip=None)
 
@@ -105,7 +105,7 @@ def create_pairwise_bilateral(
         sdims: standard deviation along each spatial axis in pixels, in the order of `img`.
         schan: standard deviation of the channels, one number or one each.
         img: numbers of any kind, any number of axes.
-        chdim: which axis of `img` is that of the channels; -1: there is none, one channel.
+        chdim: which axis of `img` holds the channels; -1: none does, there is one channel.
 
     Returns:
         float32 [d + channels, N].
@@ -135,5 +135,5 @@ def _positions(sdims: Sequence[float], shape: Sequence[int]) -> Float32:
 
 
 def _column(numbers: Sequence[float] | Float32, axes: int) -> Float32:
-    """float32 [d, 1, 1, ...] with so many axes."""
+    """Numbers [d] as float32 [d, 1, 1, ...] with `axes` axes."""
     return np.asarray(numbers, np.float32).reshape(-1, *[1] * (axes - 1))

@@ -22,8 +22,8 @@ from weaktr.refine.maps import Maps, Refiner
 
 __all__ = ["REFINERS", "Maps", "Refiner", "choose_refiners", "refine"]
 
-#: Name in a recipe -> what makes the refiner from its settings in the list (None: not given) and
-#: the settings of its stage. None is no refinement.
+#: Name in a recipe -> function that builds the refiner from its settings in the list (None = not
+#: given) and from the settings of its stage. It returns None for no refinement.
 REFINERS: dict[str, Callable[[Any, LabelConfig | PredictConfig], Refiner | None]] = {
     "crf": crf_refiner,
 }
@@ -37,7 +37,7 @@ def choose_refiners(stage: LabelConfig | PredictConfig) -> list[Refiner]:
     """
     chosen = []
     for entry in stage.refiners:
-        named = {entry: None} if isinstance(entry, str) else entry
+        named: dict[str, Any] = {entry: None} if isinstance(entry, str) else entry
         if len(named) != 1 or not set(named) <= set(REFINERS):
             raise ValueError(
                 f"refiners: expected each to be one of {', '.join(REFINERS)}, or "
@@ -57,7 +57,7 @@ def refine(
     *,
     num_threads: int | None = None,
 ) -> list[Maps]:
-    """One refiner after the other; arguments and result as those of a `Refiner`."""
+    """Apply the refiners one after the other; arguments and result as those of a `Refiner`."""
     refined = list(maps)
     for refiner in refiners:
         refined = refiner(images, refined, num_threads=num_threads)

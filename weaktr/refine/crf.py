@@ -18,12 +18,12 @@ FIELDS = tuple(field.name for field in fields(DenseCRF))
 
 @dataclass(frozen=True)
 class CrfRefiner:
-    """A dense CRF over the labels in question; images with one label stay as they are.
+    """A dense CRF over the labels of each image; images with one label are not changed.
 
     Args:
         crf: its settings.
-        gt_prob: trust in the labels, in (0, 1): the CRF starts from them. None: it starts from the
-            scores, taken as probabilities.
+        gt_prob: confidence in the labels, in (0, 1), from which the CRF then starts. None: it
+            starts from the scores, as probabilities.
 
     Source: reference.md 32 (from labels), 51 (from probabilities).
     """
@@ -40,28 +40,29 @@ class CrfRefiner:
             ValueError: no scores where `gt_prob` is None.
         """
         refined = list(maps)
-        places = [place for place, one in enumerate(maps) if one.num_labels > 1]
-        if not places:
+        indices = [index for index, own in enumerate(maps) if own.num_labels > 1]
+        if not indices:
             return refined
-        pictures = [images[place] for place in places]
-        chosen = [maps[place] for place in places]
+        own_images = [images[index] for index in indices]
+        own_maps = [maps[index] for index in indices]
+        counts = [own.num_labels for own in own_maps]
         if self.gt_prob is not None:
             labels = self.crf.refine_labels(
-                pictures,
-                [one.labels for one in chosen],
-                [one.num_labels for one in chosen],
+                own_images,
+                [own.labels for own in own_maps],
+                counts,
                 gt_prob=self.gt_prob,
                 num_threads=num_threads,
             )
-            redrawn = [Maps(new, one.num_labels) for new, one in zip(labels, chosen, strict=True)]
+            results = [Maps(*pair) for pair in zip(labels, counts, strict=True)]
         else:
-            scores = [one.scores for one in chosen if one.scores is not None]
-            if len(scores) < len(chosen):
+            scores = [own.scores for own in own_maps if own.scores is not None]
+            if len(scores) < len(own_maps):
                 raise ValueError("maps: expected scores for a CRF without gt_prob, got none")
-            marginals = self.crf.refine_probabilities(pictures, scores, num_threads=num_threads)
-            redrawn = [Maps(q.argmax(0).to(torch.uint8), len(q), q) for q in marginals]
-        for place, new in zip(places, redrawn, strict=True):
-            refined[place] = new
+            marginals = self.crf.refine_probabilities(own_images, scores, num_threads=num_threads)
+            results = [Maps(q.argmax(0).to(torch.uint8), len(q), q) for q in marginals]
+        for index, result in zip(indices, results, strict=True):
+            refined[index] = result
         return refined
 
 
@@ -103,10 +104,10 @@ def choose_crf(setting: str | dict[str, Any] | None) -> DenseCRF | None:
     unknown = sorted(setting.keys() - set(FIELDS))
     if unknown:
         raise ValueError(f"crf: unknown key {unknown[0]!r}; known here: {', '.join(FIELDS)}")
-    given: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in setting.items()
     }
     try:
-        return DenseCRF(**given)
+        return DenseCRF(**arguments)
     except ValueError as error:
         raise ValueError(f"crf: {error}") from error

@@ -1,4 +1,4 @@
-"""What a refinement takes and returns."""
+"""The arguments and the result of a refinement."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 class Maps(NamedTuple):
-    """Which of the labels in question each pixel of an image has.
+    """The label of each pixel of an image, and the scores behind it.
 
-    The labels are numbered 0..K-1 for this image alone; whoever refines does not know their names.
+    The labels are numbered 0..K-1 for this image alone; a refiner does not know their names.
     """
 
-    labels: Tensor  #: uint8 [H, W], 0..K-1: the likeliest
+    labels: Tensor  #: uint8 [H, W], 0..K-1: the most likely label
     num_labels: int  #: K
     scores: Tensor | None = None  #: float32 [K, H, W] behind the labels, where they are known
 

@@ -1,6 +1,6 @@
 """Masks and truth -> metrics.json. The only stage that reads true masks.
 
-Every number carries the split, the scales, the flip and the CRF it was made with.
+Every number is stored with its conditions: split, scales, flip and CRF.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from weaktr.evaluation.conditions import (
     listed,
     prediction_conditions,
     split_name,
-    yes,
+    yes_or_no,
 )
 from weaktr.evaluation.models import cam_curve
 from weaktr.evaluation.pairs import Evaluation, Pair, evaluate_pairs
@@ -33,11 +33,11 @@ log = logging.getLogger("weaktr")
 
 
 def evaluate(run: Run) -> list[Row]:
-    """Score what is there of a run.
+    """Score all results that a run has.
 
     Args:
         run: its ``label`` and ``predict`` are read, ``evaluate/`` and ``metrics.json`` written. The
-            CAMs of a recipe with stage 1 are made again.
+            CAMs of a recipe with stage 1 are computed again.
 
     Returns:
         The rows, also printed as a table.
@@ -46,12 +46,12 @@ def evaluate(run: Run) -> list[Row]:
     rows: list[Row] = []
     if "train_cam" in recipe.stages:
         rows += _cam_rows(recipe, score, run.cam_model())
-    made_with = label_conditions(recipe.label, split_name(score))
-    rows += folder_rows("pseudo_label", "pseudo labels", made_with, run.of("label"), score)
+    conditions = label_conditions(recipe.label, split_name(score))
+    rows += folder_rows("pseudo_label", "pseudo labels", conditions, run.of("label"), score)
     if run.predicted is not None:
-        made_with = prediction_conditions(recipe.predict, split_name(run.predicted))
+        conditions = prediction_conditions(recipe.predict, split_name(run.predicted))
         folder = run.of("predict")
-        rows += folder_rows("val", "stage-2 predictions", made_with, folder, run.predicted)
+        rows += folder_rows("val", "stage-2 predictions", conditions, folder, run.predicted)
     names = score.classes.label_names
     supervision = "true masks" if recipe.train_seg.masks == "truth" else "image-level labels"
     details = [row_json(row, names) | {"supervision": supervision} for row in rows]
@@ -71,35 +71,34 @@ def _cam_rows(recipe: Recipe, score: Manifest, model: CamModel) -> list[Row]:
     """The plain CAM and the recipe's CAM, each at its best threshold."""
     if recipe.evaluate.cam_images == 0 or all(s.mask is None for s in score.samples):
         return []
-    used = recipe.label
-    coarse = replace(used, attention_type="coarse", refine=False)
+    coarse = replace(recipe.label, attention_type="coarse", refine=False)
     kinds = {"cam_coarse_miou": coarse}
-    if used != coarse:
-        kinds["cam_miou"] = used
+    if recipe.label != coarse:
+        kinds["cam_miou"] = recipe.label
     rows = []
     for key, kind in kinds.items():
         threshold, scores = cam_curve(model, score.samples, kind, recipe.evaluate).best()
-        made = Conditions(
-            split_name(score), listed(kind.scales), yes(kind.flip), "none", "-",
+        conditions = Conditions(
+            split_name(score), listed(kind.scales), yes_or_no(kind.flip), "none", "-",
             f"best threshold {threshold:g}, chosen with these masks",
         )  # fmt: skip
-        rows.append(Row(key, f"CAM, {cam_name(kind)}", made, scores))
+        rows.append(Row(key, f"CAM, {cam_name(kind)}", conditions, scores))
     return rows
 
 
-def folder_rows(key: str, what: str, made: Conditions, folder: Path, truth: Manifest) -> list[Row]:
+def folder_rows(
+    key: str, what: str, conditions: Conditions, folder: Path, truth: Manifest
+) -> list[Row]:
     """A stage's masks without and, where it was used, with the CRF."""
-    parts = [(f"{key}_miou", what, folder, made)]
-    if made.crf != "none":
-        before = replace(made, crf="none")
-        parts.insert(
-            0, (f"{key}_before_crf_miou", f"{what} before CRF", before_refinement(folder), before)
-        )
+    sources = [(f"{key}_miou", what, folder, conditions)]
+    if conditions.crf != "none":
+        before, plain = before_refinement(folder), replace(conditions, crf="none")
+        sources.insert(0, (f"{key}_before_crf_miou", f"{what} before CRF", before, plain))
     rows = []
-    for name, title, masks, how in parts:
+    for name, title, masks, kind in sources:
         evaluation = score_folder(MaskFolder(masks), truth)
         if evaluation is not None:
-            rows.append(Row(name, title, how, evaluation.scores, evaluation))
+            rows.append(Row(name, title, kind, evaluation.scores, evaluation))
     return rows
 
 

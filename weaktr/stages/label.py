@@ -1,6 +1,6 @@
 """CAMs -> threshold -> refinement -> pseudo-label masks and their index.
 
-The CAMs come from a checkpoint, image by image, or from files that were made before.
+The CAMs come from a stage-1 model, or from files that were written before.
 
 Source: reference.md 28 and 32 (the published generation of labels).
 """
@@ -28,17 +28,17 @@ from weaktr.stages.run import Stage
 
 log = logging.getLogger("weaktr")
 
-#: The fields of `LabelConfig` that concern what is done with CAMs, not how they are made.
+#: The fields of `LabelConfig` that take effect after the CAMs, not in computing them.
 AFTER_CAMS = ("threshold", "crf", "gt_prob", "unlabelled", "refiners")
 
 
 @dataclass
 class LabelReport:
-    """What became of the images.
+    """What was labelled and what was left out.
 
     Args:
-        labelled: masks now in the folder.
-        unlabelled: names of images of no class that got no mask.
+        labelled: number of masks that are now in the folder.
+        unlabelled: names of images without a class, which got no mask.
         unreadable: images that could not be read.
     """
 
@@ -47,7 +47,7 @@ class LabelReport:
     unreadable: list[Problem] = field(default_factory=list)
 
     def log(self) -> None:
-        """Say it."""
+        """Log the report."""
         log.info("pseudo labels: %d masks", self.labelled)
         if self.unlabelled:
             log.warning(
@@ -67,17 +67,17 @@ def label(
     *,
     dump_cams: bool = False,
 ) -> LabelReport:
-    """Write a pseudo label for every image that shows a class; goes on where it stopped.
+    """Write a pseudo label for every image that shows a class; continues where it stopped.
 
     Args:
         source: of the CAMs.
-        samples: the images; masks are not looked at.
+        samples: the images; their true masks are not read.
         folder: gets ``masks/``, ``index.jsonl`` and, with refiners, ``before_refinement/``.
-        settings: see `LabelConfig`; of `AFTER_CAMS` alone where CAMs were stored.
+        settings: see `LabelConfig`; for stored CAMs only those of `AFTER_CAMS` count.
         dump_cams: also write ``cams/NAME.npz`` (large).
 
     Returns:
-        What was done and what was left out, which is also logged.
+        What was labelled and what was left out, which is also logged.
     """
     refiners = choose_refiners(settings)
     masks = RefinedMasks(folder, refined=bool(refiners))
@@ -96,8 +96,8 @@ def label(
         return sample.name, plain, refined
 
     with Meter("pseudo labels", len(chosen), done=len(chosen) - len(todo)) as meter:
-        for row in ordered_map(finish, source.cams(todo, report.unreadable)):
-            masks.add(*row)
+        for result in ordered_map(finish, source.cams(todo, report.unreadable)):
+            masks.add(*result)
             meter.advance()
     masks.flush()
     report.labelled = len(masks)

@@ -1,4 +1,4 @@
-"""All stages in order: skips what is finished, goes on where a run stopped.
+"""All stages in order: skips finished stages, continues where a run stopped.
 
     RUN/recipe.yaml       the recipe with every default written out
     RUN/train_cam/        state.pt while training, model.safetensors + model.json, metrics.jsonl
@@ -6,12 +6,12 @@
     RUN/train_seg/        as train_cam
     RUN/predict/          as label
     RUN/evaluate/         metrics.json with every number and where it comes from, charts
-    RUN/STAGE/finished.json   the fingerprint of what the stage was made from
+    RUN/STAGE/finished.json   the fingerprint of the stage's inputs
     RUN/metrics.json      the scores in one flat table
-    RUN/pictures/         what `weaktr show` drew
+    RUN/pictures/         the pictures of `weaktr show`
 
-A stage is done again only if what it is made from has changed: its settings, the seed, its images
-and labels, or the stage before it.
+A stage runs again only if its inputs have changed: its settings, the seed, its images and labels,
+or the stage before it.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from weaktr.outputs import (
     begin,
     fingerprint,
     is_finished,
-    made_from_of,
     mark_finished,
+    stored_fingerprint,
 )
 from weaktr.progress import timed
 from weaktr.recipes import as_tree, dump_recipe, identity
@@ -59,12 +59,12 @@ def run_recipe(
     Args:
         recipe: what to do.
         run: folder of the results.
-        start: first stage to look at; earlier results are taken as they are.
-        only: the one stage to look at.
+        start: first stage to run; the results of earlier stages are used without a check.
+        only: the one stage to run.
         force: run the chosen stages from their beginning even if they are finished.
 
     Raises:
-        ValueError: unknown stage, one that the recipe has not, or an earlier stage is not
+        ValueError: unknown stage, one that is not in the recipe, or an earlier stage is not
             finished; settings of a refiner that it does not take.
     """
     names = [stage.name for stage in STAGES]
@@ -76,13 +76,13 @@ def run_recipe(
             f"--only: {recipe.name} has no {only}; its stages are {', '.join(recipe.stages)}"
         )
     for settings in (recipe.label, recipe.predict):
-        choose_refiners(settings)  # a mistake there shall not wait for the trainings
+        choose_refiners(settings)  # raises for a mistake before the trainings, not after them
     later = (only,) if only else names[names.index(start or names[0]) :]
     write_bytes(run / "recipe.yaml", dump_recipe(recipe).encode())
-    whole = Run(recipe, run)
+    recipe_run = Run(recipe, run)
     for stage in STAGES:
         if stage.name in later and stage.name in recipe.stages:
-            run_stage(stage, whole, force=force)
+            run_stage(stage, recipe_run, force=force)
 
 
 def run_stage(stage: Stage, run: Run, *, force: bool = False) -> None:
@@ -109,7 +109,7 @@ def run_stage(stage: Stage, run: Run, *, force: bool = False) -> None:
 
 
 def inputs_of(stage: Stage, run: Run) -> str:
-    """The fingerprint of what a stage's results are made from: settings, data, earlier stages.
+    """The fingerprint of a stage's inputs: settings, data, earlier stages.
 
     Raises:
         ValueError: an earlier stage that this one needs is not finished.
@@ -119,7 +119,7 @@ def inputs_of(stage: Stage, run: Run) -> str:
     for name in stage.after:
         if stage.optional and name not in run.recipe.stages:
             continue
-        made_from = made_from_of(run.of(name) / FINISHED)
+        made_from = stored_fingerprint(run.of(name) / FINISHED)
         if made_from is None:
             raise ValueError(f"{run.folder}: {name} is not finished; run without --from and --only")
         earlier.append(made_from)

@@ -34,11 +34,11 @@ def predict(
     *,
     dump_scores: bool = False,
 ) -> list[Problem]:
-    """Write a mask for every image; goes on where it stopped.
+    """Write a mask for every image; continues where it stopped.
 
     Args:
         model: in eval mode, on its device.
-        samples: the images; labels and masks are not looked at.
+        samples: the images; their labels and true masks are not read.
         folder: gets ``masks/``, ``index.jsonl`` and, with refiners, ``before_refinement/``.
         settings: see `PredictConfig`.
         dump_scores: also write ``scores/NAME.npz`` (large), see `write_scores`.
@@ -53,13 +53,13 @@ def predict(
     def scores_path(name: str) -> Path:
         return folder / "scores" / f"{name}.npz"
 
-    def is_there(name: str) -> bool:
+    def is_complete(name: str) -> bool:
         return name in masks and (not dump_scores or scores_path(name).is_file())
 
-    todo = [sample for sample in samples if not is_there(sample.name)]
+    todo = [sample for sample in samples if not is_complete(sample.name)]
     unreadable: list[Problem] = []
 
-    def scored() -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    def predictions() -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
         for sample, image in read_images(todo, unreadable):
             yield sample.name, image, probabilities(model, image, settings)
 
@@ -70,8 +70,8 @@ def predict(
         return name, *masks_from_probabilities(image, scores, refiners)
 
     with Meter("predictions", len(samples), done=len(samples) - len(todo)) as meter:
-        for row in ordered_map(finish, scored()):
-            masks.add(*row)
+        for result in ordered_map(finish, predictions()):
+            masks.add(*result)
             meter.advance()
     masks.flush()
     for problem in unreadable:
@@ -84,7 +84,7 @@ def masks_from_probabilities(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The most probable label of each pixel, before and after refinement.
 
-    Refinement is among the labels that occur.
+    Refinement chooses among the labels that occur before it.
 
     Args:
         image: uint8 [H, W, 3] RGB.

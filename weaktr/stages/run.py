@@ -31,7 +31,7 @@ class Run:
 
     @cached_property
     def train(self) -> Manifest:
-        """Training images; with true masks only where stage 2 learns from these, an upper bound."""
+        """Training images; with true masks only if stage 2 learns from them (an upper bound)."""
         manifest = load_split(self.recipe.data, self.recipe.data.train_split)
         return manifest if self.recipe.train_seg.masks == "truth" else without_masks(manifest)
 
@@ -87,8 +87,8 @@ class Stage:
         settings: fields of `Recipe` that its results depend on.
         images: the manifests that its results depend on.
         after: stages whose results it starts from.
-        optional: whether it starts from those of `after` alone that belong to the recipe.
-        work: does it.
+        optional: whether stages of `after` that are not in the recipe are left out.
+        work: runs the stage.
     """
 
     name: str
@@ -111,6 +111,6 @@ def load_split(settings: DataConfig, split: str) -> Manifest:
 
 
 def without_masks(manifest: Manifest) -> Manifest:
-    """The manifest with image-level labels only: what training gets to see."""
+    """The manifest with image-level labels only, which is all that training may read."""
     samples = tuple(replace(s, mask=None, mask_ids=None) for s in manifest.samples)
     return replace(manifest, samples=samples)

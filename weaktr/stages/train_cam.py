@@ -29,7 +29,7 @@ log = logging.getLogger("weaktr")
 
 
 def train_cam(run: Run) -> Path:
-    """Train the CAM model; goes on from the last checkpoint in its folder.
+    """Train the CAM model; continues from the last checkpoint in its folder.
 
     Args:
         run: `Recipe.cam_model` and `Recipe.train_cam` are used; the folder ``train_cam`` gets
@@ -59,7 +59,7 @@ def train_cam(run: Run) -> Path:
         optimizer,
         t_initial=max(1, settings.epochs * batches),  # timm refuses 0
         lr_min=settings.min_lr,
-        warmup_t=settings.warmup_epochs * batches,  # type: ignore[arg-type] # need not be whole
+        warmup_t=settings.warmup_epochs * batches,  # type: ignore[arg-type] # a float is fine
         warmup_lr_init=settings.warmup_lr,
         t_in_epochs=False,
     )
@@ -77,15 +77,15 @@ def train_cam(run: Run) -> Path:
         curve = cam_curve(model, run.score.samples, recipe.label, recipe.evaluate)
         threshold, scores = curve.best()
         log.info(
-            "CAM mIoU %.1f (%d images, scales %s, threshold %.2f); nothing is chosen by it",
+            "CAM mIoU %.1f (%d images, scales %s, threshold %.2f); does not affect the training",
             scores.miou, scores.images, recipe.label.scales, threshold,
         )  # fmt: skip
         return {"cam_miou": scores.miou, "cam_threshold": threshold}
 
     loop = TrainingLoop(folder, model, optimizer, loader, settings, recipe, set_lr)
     trained = loop.train(compiled(losses, settings.compile), validate)
-    named = {"names": classes.names, "ids": classes.ids}
-    return checkpoints.save(trained, folder / MODEL, classes=named)
+    class_list = {"names": classes.names, "ids": classes.ids}
+    return checkpoints.save(trained, folder / MODEL, classes=class_list)
 
 
 def cam_losses(output: CamOutput, targets: Tensor) -> dict[str, Tensor]:

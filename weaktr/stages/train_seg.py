@@ -30,7 +30,7 @@ log = logging.getLogger("weaktr")
 
 
 def train_seg(run: Run) -> Path:
-    """Train the segmenter; goes on from the last checkpoint in its folder.
+    """Train the segmenter; continues from the last checkpoint in its folder.
 
     Args:
         run: `Recipe.seg_model` and `Recipe.train_seg` are used; the folder ``train_seg`` gets
@@ -81,15 +81,15 @@ def train_seg(run: Run) -> Path:
     def validate(model: Segmenter) -> dict[str, float]:
         scores = score_segmenter(model, run.val.samples, recipe.predict)
         log.info(
-            "mIoU %.1f (%d images, single scale, no flip, no CRF); nothing is chosen by it",
+            "mIoU %.1f (%d images, single scale, no flip, no CRF); does not affect the training",
             scores.miou, scores.images,
         )  # fmt: skip
         return {"watched_miou": scores.miou}
 
     loop = TrainingLoop(folder, model, optimizer, loader, settings, recipe, set_lr)
     trained = loop.train(compiled(losses, settings.compile), validate)
-    named = {"names": classes.names, "ids": classes.ids}
-    return checkpoints.save(trained, folder / MODEL, classes=named)
+    class_list = {"names": classes.names, "ids": classes.ids}
+    return checkpoints.save(trained, folder / MODEL, classes=class_list)
 
 
 def starting_config(run: Run) -> SegModelConfig:
@@ -110,7 +110,7 @@ def starting_config(run: Run) -> SegModelConfig:
 
 
 def supervision(run: Run) -> Manifest:
-    """The training images with the masks to train on: pseudo labels in all but the upper bound.
+    """The training images with the masks to train on: pseudo labels, or for an upper bound truth.
 
     Raises:
         ValueError: no training image has such a mask.

@@ -1,7 +1,7 @@
 """What both trainings share: the order of the data, autocast, steps, checkpoints, resuming.
 
-`TrainingLoop` keeps the position (epoch, batch, step) and everything random, so that a run killed
-at any moment and started again passes through the same losses as an unbroken one.
+`TrainingLoop` saves the position (epoch, batch, step) and the state of all random numbers, so that
+a run that was killed and started again has the same losses as one that was not interrupted.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ class StepSettings(Protocol):
     def validate_every(self) -> int: ...
 
 
-def compiled(losses: Callable[P, R], wanted: bool) -> Callable[P, R]:
-    """`losses`, run as one compiled graph where `wanted`; the model in it keeps its names.
+def compiled(losses: Callable[P, R], enabled: bool) -> Callable[P, R]:
+    """`losses`, run as one compiled graph where `enabled`; the model in it keeps its names.
 
     Args:
         losses: computes the losses of a batch; all batches have one shape.
-        wanted: `TrainCamConfig.compile` or `TrainSegConfig.compile`.
+        enabled: `TrainCamConfig.compile` or `TrainSegConfig.compile`.
     """
-    if not wanted:
+    if not enabled:
         return losses
     log.info("torch.compile: the first step takes long, then steps are faster")
     return cast(Callable[P, R], torch.compile(losses, fullgraph=True, dynamic=False))
@@ -69,13 +69,14 @@ def compiled(losses: Callable[P, R], wanted: bool) -> Callable[P, R]:
 
 
 class EpochLoader:
-    """Shuffled batches of an epoch, the same from any batch on and with any number of workers.
+    """Shuffled batches of an epoch.
 
-    The last, smaller batch is left out.
+    They are the same for any number of workers, and when an epoch starts in its middle. The last,
+    smaller batch is left out.
 
     Args:
         dataset: what to load, seeded.
-        batch_size: items a batch.
+        batch_size: items in a batch.
         seed: of the order.
         num_workers: loading processes.
 
@@ -94,7 +95,7 @@ class EpochLoader:
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator().manual_seed(seed),  # leaves the model's generator alone
+            generator=torch.Generator().manual_seed(seed),  # not the model's generator
         )
 
     def __len__(self) -> int:
@@ -120,8 +121,7 @@ class TrainingLoop(Generic[M]):
         loader: the batches.
         settings: epochs, accumulation, autocast, clipping, moving average.
         recipe: how often to log and to save.
-        set_lr: sets the learning values for a fractional position: called with (epoch, step)
-            before each step.
+        set_lr: sets the learning rates; called with (epoch, step) before each step.
     """
 
     def __init__(
@@ -163,12 +163,12 @@ class TrainingLoop(Generic[M]):
         losses_of: Callable[..., Mapping[str, Tensor]],
         validate: Callable[[M], Mapping[str, float]],
     ) -> M:
-        """All epochs that are left.
+        """Run all epochs that are left.
 
         Args:
             losses_of: the losses of a batch, whose sum is minimised.
-            validate: scores of a model in eval mode, logged every ``validate_every`` epochs;
-                nothing is chosen by them.
+            validate: scores of a model in eval mode, logged every ``validate_every`` epochs. They
+                have no influence on the training or on the model that is saved.
 
         Returns:
             The trained model in eval mode: the moving average where one is kept.
@@ -209,10 +209,11 @@ class TrainingLoop(Generic[M]):
                 meter.advance(size, self._note)
 
     def backward(self, losses: Mapping[str, Tensor]) -> None:
-        """Add the gradients of the sum of `losses`; step once a step's batches are through.
+        """Add the gradients of the sum of `losses`; update the weights after a step's last batch.
 
         Raises:
-            ValueError: a loss was not finite (seen when losses are logged, see `Recipe.log_steps`).
+            ValueError: a loss was not finite (checked when losses are logged, see
+                `Recipe.log_steps`).
         """
         accumulate = self.settings.accumulate
         total = torch.stack(list(losses.values())).sum()
@@ -225,7 +226,7 @@ class TrainingLoop(Generic[M]):
             self._step()
 
     def log_scores(self, scores: Mapping[str, float]) -> None:
-        """Note scores of this moment in metrics.jsonl and TensorBoard."""
+        """Write the scores of the present epoch and step to metrics.jsonl and TensorBoard."""
         self._log_losses()
         self.metrics.write([{"epoch": self.epoch, "step": self.step, **scores}])
         self.board.scalars(scores, self.step)
@@ -235,7 +236,7 @@ class TrainingLoop(Generic[M]):
         return self.model if self.average is None else cast(M, self.average.module)
 
     def save(self) -> None:
-        """Write a checkpoint from which `TrainingLoop` goes on."""
+        """Write a checkpoint from which `TrainingLoop` continues."""
         self._log_losses()
         state = {
             "position": [self.epoch, self.batch, self.step, self.metrics.position()],
@@ -249,6 +250,7 @@ class TrainingLoop(Generic[M]):
         self._saved_at = time.monotonic()
 
     def _resume(self) -> None:
+        """Continue from the checkpoint, where there is one."""
         state = load_state(self.folder / STATE)
         if state is None:
             self.metrics.cut(0)
@@ -264,6 +266,7 @@ class TrainingLoop(Generic[M]):
         log.info("%s: going on from epoch %d, step %d", self.folder.name, self.epoch, self.step)
 
     def _step(self) -> None:
+        """Update the weights; log and save when due."""
         self.set_lr(self.epoch, self.step)
         self.scaler.unscale_(self.optimizer)
         if self.settings.clip_grad is not None:
@@ -279,35 +282,29 @@ class TrainingLoop(Generic[M]):
         self._sums = {}
         if len(self._pending) >= self.recipe.log_steps:
             self._log_losses()
-        self._save_in_between()
-
-    def _save_in_between(self) -> None:
         every = self.recipe.checkpoint_steps
         due = every is not None and self.step % every == 0
         if due or time.monotonic() - self._saved_at > self.recipe.checkpoint_seconds:
             self.save()
 
     def _log_losses(self) -> None:
-        """Bring the losses since the last time off the device, check and log them."""
+        """Copy the losses since the last call from the device, check and log them."""
         if not self._pending:
             return
         names = list(self._pending[0][2])
         values = torch.stack([torch.stack([sums[n] for n in names]) for *_, sums in self._pending])
-        rows = []
-        for (step, lr, _), losses in zip(self._pending, values.double().tolist(), strict=True):
-            row = dict(zip(names, losses, strict=True))
-            if not all(map(math.isfinite, row.values())):
-                raise ValueError(_not_finite(self.folder, self.epoch, step, row))
-            rows.append({"epoch": self.epoch, "step": step, "lr": lr, **row})
-        self.metrics.write(rows)
-        self.board.scalars({name: rows[-1][name] for name in ("lr", *names)}, self.step)
-        self._note = f"loss {rows[-1]['loss']:.3f}"
+        entries = []
+        for (step, lr, _), numbers in zip(self._pending, values.double().tolist(), strict=True):
+            losses = dict(zip(names, numbers, strict=True))
+            if not all(map(math.isfinite, numbers)):
+                shown = ", ".join(f"{name} {value:.3g}" for name, value in losses.items())
+                raise ValueError(
+                    f"{self.folder.name}: loss not finite at epoch {self.epoch}, step {step} "
+                    f"({shown}). Try a lower lr, a longer warm-up, clip_grad=1, or amp=bf16 / "
+                    "amp=none; the last checkpoint is whole"
+                )
+            entries.append({"epoch": self.epoch, "step": step, "lr": lr, **losses})
+        self.metrics.write(entries)
+        self.board.scalars({name: entries[-1][name] for name in ("lr", *names)}, self.step)
+        self._note = f"loss {entries[-1]['loss']:.3f}"
         self._pending = []
-
-
-def _not_finite(folder: Path, epoch: int, step: int, losses: Mapping[str, float]) -> str:
-    listed = ", ".join(f"{name} {value:.3g}" for name, value in losses.items())
-    return (
-        f"{folder.name}: loss not finite at epoch {epoch}, step {step} ({listed}). Try a lower lr, "
-        "a longer warm-up, clip_grad=1, or amp=bf16 / amp=none; the last checkpoint is whole"
-    )

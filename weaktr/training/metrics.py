@@ -17,19 +17,19 @@ class MetricsLog:
         self.path = path
         self._file: IO[str] = open(path, "a", encoding="utf-8")  # noqa: SIM115 - held open
 
-    def write(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Append rows."""
-        self._file.writelines(json.dumps(row) + "\n" for row in rows)
+    def write(self, entries: Iterable[dict[str, Any]]) -> None:
+        """Append a line for each entry."""
+        self._file.writelines(json.dumps(entry) + "\n" for entry in entries)
         self._file.flush()
 
     def position(self) -> int:
-        """Bytes on the disk, flushed: what a checkpoint remembers."""
+        """Flush, and return the size of the file in bytes, for a checkpoint."""
         self._file.flush()
         os.fsync(self._file.fileno())
         return self.path.stat().st_size
 
     def cut(self, position: int) -> None:
-        """Forget everything after `position`."""
+        """Delete everything after `position`."""
         self._file.flush()
         os.truncate(self.path, position)
 
@@ -39,6 +39,6 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All whole rows of a metrics.jsonl."""
+    """The entries of a metrics.jsonl; a last line that was cut off is left out."""
     text = path.read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]

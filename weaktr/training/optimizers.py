@@ -21,15 +21,15 @@ NO_DECAY = {"pos_embed", "cls_token", "reg_token", "cls_emb"}
 def cam_optimizer(
     model: CamModel, lr: float, weight_decay: float = 0.03, *, backbone_lr: float = 1.0
 ) -> torch.optim.AdamW:
-    """AdamW for stage 1; with `backbone_lr` 1 one group, as published: every parameter decays.
+    """AdamW for stage 1. With `backbone_lr` 1 it has one group, as published: all weights decay.
 
     Args:
         model: a `CamModel`.
-        lr: learning rate for the batch as it is (published: 6e-4 · batch / 512).
+        lr: learning rate, not scaled by the batch size (published: 6e-4 · batch / 512).
         weight_decay: of all parameters.
         backbone_lr: factor on `lr` for the pretrained part of the backbone, which is all of it
-            but the class tokens. 0 freezes that part: right for a strong backbone (DINOv2) and
-            few images, and cheaper.
+            but the class tokens. 0 freezes that part, which is cheaper and suits a strong backbone
+            (DINOv2) with few images.
 
     Raises:
         ValueError: `backbone_lr` is negative.
@@ -138,15 +138,14 @@ def segmenter_optimizer(
 
 
 class PolynomialSchedule(PolyLRScheduler):
-    """timm's polynomial schedule, whose warm-up ends where the polynomial goes on, as published.
+    """timm's polynomial schedule with the published warm-up, which ends on the polynomial.
 
     lr(t) = (lr - lr_min) · (1 - t / t_initial)^power + lr_min. Before `warmup_t` it rises linearly
-    from `lr_min` to lr(warmup_t); timm's rises to lr and then jumps down. (The published code runs
-    step 0 of a warm-up at lr, and past the end its rate collapses; here both follow the rule, and
-    past the end the rate stays at `lr_min`.)
+    from `lr_min` to lr(warmup_t); timm's rises to lr and then jumps down. (The published code
+    differs in two places: step 0 of a warm-up runs at lr, and after the end the rate collapses.
+    Here step 0 follows the rule, and after the end the rate stays at `lr_min`.)
 
-    Args:
-        as timm's; `warmup_lr_init` has no effect.
+    The arguments are those of timm's schedule; `warmup_lr_init` has no effect.
 
     Source: reference.md 44.
     """

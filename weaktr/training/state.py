@@ -1,4 +1,4 @@
-"""What a training needs to be resumed: its state on disk and the states of all random numbers."""
+"""What a training is resumed from: its state on disk and the state of all random numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from weaktr.files import whole_file
 
-#: What a training is resumed from, in the folder of its stage.
+#: The file with the state, in the folder of the stage.
 STATE = "state.pt"
 
 
@@ -22,7 +22,7 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any] | None:
-    """Read what `save_state` wrote, or None where there is nothing."""
+    """Read what `save_state` wrote; None where there is no file."""
     if not path.is_file():
         return None
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
@@ -41,7 +41,7 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
-    """Set what `random_state` noted."""
+    """Set the states that `random_state` returned."""
     keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached))
     random.setstate(state["python"])

@@ -1,0 +1,1 @@
+"""Checkpoints that the published code wrote: how they are read and imported."""

@@ -1,7 +1,7 @@
-"""The published code's checkpoints <-> ours, names and arithmetic.
+"""Tensors of the published code's checkpoints -> our models.
 
-Models made here follow the published code to the letter: its position interpolation, LayerNorm
-epsilons and the missing final norm of stage 1.
+Models built here compute exactly what the published code computes: its position interpolation, its
+LayerNorm epsilons, and no final norm in stage 1.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def cam_model_from_published(
 
     Args:
         state_dict: tensors under the published names.
-        num_heads: attention heads of the backbone (no tensor tells).
+        num_heads: attention heads of the backbone (the tensors do not show it).
         reduction, feat_reduction, pool: of the fusion, as trained.
 
     Returns:
@@ -113,13 +113,13 @@ def segmenter_from_published(
 ) -> Segmenter:
     """A stage-2 model of the published code.
 
-    DeiT, distilled DeiT, AugReg, DINOv2 and EVA-02 encoders are told apart by their keys; DeiT and
+    DeiT, distilled DeiT, AugReg, DINOv2 and EVA-02 encoders are recognised by their keys; DeiT and
     AugReg have the same keys and arithmetic and differ only in `normalization`.
 
     Args:
         state_dict: tensors under the published names (``encoder.``, ``decoder.``).
-        encoder_heads, decoder_heads: attention heads (no tensor tells); the decoder's default is
-            D / 64, at least 1.
+        encoder_heads, decoder_heads: attention heads (the tensors do not show them); the decoder's
+            default is D / 64, at least 1.
         decoder: one of `weaktr.models.segmenter.DECODERS`.
         patch_size: checked against the patch kernel where given.
         image_size: training crop in pixels; from a square position grid where None.
@@ -214,8 +214,8 @@ def depth_of(tensors: Mapping[str, Tensor], prefix: str) -> int:
     Raises:
         ValueError: a block between others is missing.
     """
-    found = (re.match(re.escape(prefix) + r"(\d+)\.", key) for key in tensors)
-    indices = {int(match[1]) for match in found if match}
+    matches = (re.match(re.escape(prefix) + r"(\d+)\.", key) for key in tensors)
+    indices = {int(match[1]) for match in matches if match}
     depth = max(indices, default=-1) + 1
     if gaps := sorted(set(range(depth)) - indices):
         raise ValueError(f"state_dict: missing {prefix}{gaps[0]} of {depth} blocks")

@@ -1,4 +1,4 @@
-"""A reader of ``.pth`` files that runs nothing they bring along.
+"""A reader of ``.pth`` files that runs no code from them.
 
 torch's `weights_only` unpickler builds tensors, plain containers, numbers and strings. Training
 scripts also leave their command line (`argparse.Namespace`) and numpy numbers (a score) beside the
@@ -62,7 +62,7 @@ def read_torch_file(path: Path) -> Any:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a torch file, cut off, or one that names code; nothing of it was run.
+        ValueError: not a torch file, cut off, or one that asks for code; none of it was run.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
@@ -74,7 +74,7 @@ def read_torch_file(path: Path) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """torch's complaint in a line."""
+    """torch's message in one line."""
     text = str(error)
     if named := re.search(r"GLOBAL (\S+)", text):
         return (

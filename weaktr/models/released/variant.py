@@ -15,7 +15,7 @@ FILE_NAME = "variant.yml"
 
 @dataclass(frozen=True)
 class Variant:
-    """What a ``variant.yml`` says; None where it says nothing.
+    """The settings in a ``variant.yml``; None for those that it does not hold.
 
     Args:
         stage: "cam" (stage 1) or "segmenter" (stage 2).
@@ -49,7 +49,7 @@ def read_variant(path: Path) -> Variant:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no YAML, one that asks for code, or one of something else.
+        ValueError: not YAML, YAML that asks for code, or no settings of a training.
     """
     if not path.is_file():
         raise FileNotFoundError(f"variant: no file {path}")
@@ -72,6 +72,7 @@ def read_variant(path: Path) -> Variant:
 
 
 def _stage2(tree: Mapping[str, Any]) -> Variant:
+    """The settings of stage 2, from the parsed file."""
     net = tree["net_kwargs"]
     decoder, inference = net.get("decoder") or {}, tree.get("inference_kwargs") or {}
     normalization = net.get("normalization") or tree.get("dataset_kwargs", {}).get("normalization")

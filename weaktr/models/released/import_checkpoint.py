@@ -1,9 +1,10 @@
 """Released checkpoints of the published code -> native ones.
 
-Stage, classes, depth, heads, backbone family, patch size, training size and decoder are read off
-the tensors' names and shapes. Two things no tensor tells: how stage 1 pooled (avg or max) and,
-since DeiT and AugReg look alike, the normalisation of the images. They come from the caller, from
-the ``variant.yml`` beside the checkpoint, or from the published commands where only one value fits.
+Stage, classes, depth, heads, backbone family, patch size, training size and decoder follow from
+the names and shapes of the tensors. Two facts do not: how stage 1 pooled (avg or max) and, since
+DeiT and AugReg have the same tensors, the normalisation of the images. They come from the caller,
+from the ``variant.yml`` beside the checkpoint, or from the published commands where only one value
+fits.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ FAMILY_NORMALIZATION = {"deit_distilled": "deit", "dinov2": "deit", "eva02": "ev
 
 @dataclass(frozen=True)
 class Choices:
-    """What the caller may decide where tensors and ``variant.yml`` do not.
+    """What the caller may set where tensors and ``variant.yml`` do not.
 
     Args:
         variant: path of a ``variant.yml``; the one beside the checkpoint where None.
@@ -65,14 +66,14 @@ class Choices:
 
 @dataclass(frozen=True)
 class Imported:
-    """A native checkpoint made from a published one.
+    """A native checkpoint and facts about the published one that it comes from.
 
     Args:
         path: its ``model.safetensors``.
         model: what is in it, in eval mode.
         classes: the foreground classes.
         facts: of the published file: name, SHA-256, epoch and mIoU where they were stored.
-        variant: what ``variant.yml`` said.
+        variant: the settings in ``variant.yml``.
         source: that file; None = there was none.
     """
 
@@ -98,7 +99,7 @@ def import_checkpoint(path: Path, out: Path, choices: Choices | None = None) -> 
     Raises:
         FileNotFoundError: no such file.
         ValueError: not such a checkpoint; tensors missing, unknown or misshapen; a variant.yml that
-            contradicts them; something that no tensor tells and nobody said.
+            contradicts them; a fact that is neither in the tensors nor given.
     """
     choices = choices or Choices()
     state, facts = read_published(path)
@@ -118,10 +119,13 @@ def import_checkpoint(path: Path, out: Path, choices: Choices | None = None) -> 
     else:
         model = _segmenter(state, variant, choices, facts)
         classes = _classes(model.num_labels - 1, choices.classes)
-    facts = {"file": path.name, "sha256": _sha256(path), **facts}
-    named = {"names": classes.names, "ids": classes.ids}
-    saved = checkpoints.save(model, out / "model.safetensors", classes=named, published=facts)
-    return Imported(saved, model, classes, facts, variant, source)
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    facts = {"file": path.name, "sha256": sha256, **facts}
+    class_list = {"names": classes.names, "ids": classes.ids}
+    target = out / "model.safetensors"
+    target = checkpoints.save(model, target, classes=class_list, published=facts)
+    return Imported(target, model, classes, facts, variant, source)
 
 
 def read_published(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -153,10 +157,10 @@ def read_published(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def stage_of(state: Mapping[str, Tensor]) -> str:
-    """ "cam" (stage 1) or "segmenter" (stage 2), by the tensors' names.
+    """The stage by the tensors' names: "cam" (stage 1) or "segmenter" (stage 2).
 
     Raises:
-        ValueError: neither; says what it looks like.
+        ValueError: neither; the message says what the file seems to be.
     """
     if any(key.startswith("adaptive_attention_fusion.") for key in state):
         return "cam"
@@ -175,7 +179,7 @@ def stage_of(state: Mapping[str, Tensor]) -> str:
 
 
 def _cam_model(state: Mapping[str, Tensor], variant: Variant, choices: Choices) -> CamModel:
-    """Stage 1; the fusion's layer sizes tell heads and both reductions."""
+    """Stage 1; heads and both reductions follow from the sizes of the fusion's layers."""
     fusion = "adaptive_attention_fusion."
     hidden, feature = f"{fusion}attn_head_ffn.0.weight", f"{fusion}attn_feat_ffn.0.weight"
     require(state, "cls_token", "blocks.0.attn.qkv.weight", hidden, feature)
@@ -202,6 +206,7 @@ def _cam_model(state: Mapping[str, Tensor], variant: Variant, choices: Choices) 
 
 
 def _pool(reduction: float, variant: Variant, choices: Choices) -> Pool:
+    """How stage 1 pooled: as given, as in variant.yml, or as the published commands do."""
     pool = choices.pool or variant.pool
     if pool is None and reduction == PUBLISHED_REDUCTION:
         pool = "max"
@@ -219,7 +224,7 @@ def _pool(reduction: float, variant: Variant, choices: Choices) -> Pool:
 def _segmenter(
     state: Mapping[str, Tensor], variant: Variant, choices: Choices, facts: Mapping[str, Any]
 ) -> Segmenter:
-    """Stage 2, held against what variant.yml and the file say."""
+    """Stage 2, checked against the settings in variant.yml and the facts in the file."""
     require(state, "encoder.cls_token", "encoder.blocks.0.attn.qkv.weight")
     dim = state["encoder.cls_token"].shape[-1]
     table = state.get("encoder.rope.freqs_cos")
@@ -238,14 +243,14 @@ def _segmenter(
         image_size=variant.image_size,
         normalization=NORMALIZATIONS[normalization],
     )
-    told = {
+    claims = {  # what variant.yml or the file says, and what the tensors show
         "n_layers": (variant.depth, len(model.vit.blocks)),
         "d_model": (variant.width, dim),
         "n_cls": (variant.labels, model.num_labels),
         "n_cls of the checkpoint": (facts.get("n_cls"), model.num_labels),
         "decoder": (variant.decoder and "linear" in variant.decoder, variant.decoder and linear),
     }
-    wrong = [f"{k} {a} (tensors: {b})" for k, (a, b) in told.items() if a is not None and a != b]
+    wrong = [f"{k} {a} (tensors: {b})" for k, (a, b) in claims.items() if a is not None and a != b]
     if wrong:
         raise ValueError(
             f"{FILE_NAME} belongs to another checkpoint, it contradicts the tensors: "
@@ -269,6 +274,7 @@ def _normalization(kind: str, variant: Variant, choices: Choices) -> str:
 
 
 def _classes(count: int, names: Sequence[str] | None) -> Classes:
+    """The classes by their given names, or those of VOC or COCO by their number."""
     if names is not None:
         if len(names) != count:
             raise ValueError(f"classes: expected {count} names for this model, got {len(names)}")
@@ -285,8 +291,3 @@ def _ratio(whole: int, part: int) -> float:
     """A number r with int(whole / r) == part: whole / part where rounding allows."""
     ratio = whole / part
     return ratio if int(whole / ratio) == part else whole / (part + 0.5)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
