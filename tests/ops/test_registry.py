@@ -174,6 +174,25 @@ def test_torch_compile_sees_through_the_choice(op):
     assert compiled(torch.ones(3)).tolist() == [2, 2, 2]
 
 
+def test_torch_compile_imports_backends_while_it_traces(tmp_path, monkeypatch):
+    """Two ops in one graph whose backends nobody has imported before."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    ops_of_names = []
+    for name in ("first_op", "second_op"):
+        (tmp_path / f"lazy_{name}.py").write_text(f"def {name}_cpu(x):\n    return x * 2\n")
+        op = Op(name, (Backend("cpu", f"lazy_{name}"),))
+        monkeypatch.setitem(OPS, name, op)
+        ops_of_names.append(op)
+
+    def both(x):
+        for op in ops_of_names:
+            x = op.pick(x.device)(x)
+        return x
+
+    compiled = torch.compile(both, fullgraph=True, backend="eager")
+    assert compiled(torch.ones(3)).tolist() == [4, 4, 4]
+
+
 def test_every_op_has_a_torch_definition():
     statuses = {(row.op, row.backend): row for row in report()}
     names = {"attention", "clipped_cross_entropy", "confusion", "dense_crf", "fuse_heads"}

@@ -127,9 +127,8 @@ class Op:
         """
         if backend == "auto":
             backend = self.asked_for()
-        target = _choose(self.name, torch.device(device).type, backend, tuple(facts.items()))
-        module, name = target.split(":")
-        function: Callable[..., Any] = getattr(sys.modules[module], name)
+        chosen = _choose(self.name, torch.device(device).type, backend, tuple(facts.items()))
+        function: Callable[..., Any] = getattr(_FUNCTIONS, chosen)
         return function
 
     def asked_for(self) -> str:
@@ -162,10 +161,25 @@ class Op:
 
     def limits(self, backend: Backend) -> Limits:
         """What a backend, whose module has been imported, takes."""
-        function = getattr(sys.modules[backend.module], f"{self.name}_{backend.name}")
-        return _LIMITS.get(function, Limits())
+        return _LIMITS.get(self.function(backend), Limits())
+
+    def function(self, backend: Backend) -> Callable[..., Any]:
+        """The function of a backend, whose module has been imported."""
+        function: Callable[..., Any] = getattr(
+            sys.modules[backend.module], f"{self.name}_{backend.name}"
+        )
+        return function
 
 
+class _Functions:
+    """The functions of backends that were chosen, as attributes.
+
+    torch.compile looks an attribute up whenever it is read; of a dictionary, such as `sys.modules`, it
+    may have an older state, without a module that was imported while it traced.
+    """
+
+
+_FUNCTIONS = _Functions()
 #: What `register` has collected.
 OPS: dict[str, Op] = {}
 #: What `takes` has collected.
@@ -209,7 +223,7 @@ def _missing(module: str) -> str:
 
 @torch.compiler.assume_constant_result  # torch.compile asks once, for the graph that it makes
 def _choose(name: str, device_type: str, wanted: str, facts: tuple[tuple[str, Any], ...]) -> str:
-    """``"module:function"`` of the backend of an op that runs, imported."""
+    """The function of the backend of an op that runs, as the name of an attribute of `_FUNCTIONS`."""
     backend, passed_over = OPS[name].choice(device_type, wanted, dict(facts))
     reasons = tuple(f"{other}: {reason}" for other, reason in passed_over.items())
     if backend is None:
@@ -219,7 +233,9 @@ def _choose(name: str, device_type: str, wanted: str, facts: tuple[tuple[str, An
         raise BackendUnavailable(f"no backend of {name} can run on {device_type}: {reasons}")
     if wanted == "auto":
         _log_choice(name, device_type, backend.name, reasons)
-    return f"{backend.module}:{name}_{backend.name}"
+    chosen = f"{name}_{backend.name}"
+    setattr(_FUNCTIONS, chosen, OPS[name].function(backend))
+    return chosen
 
 
 @cache
