@@ -174,8 +174,8 @@ class Op:
 class _Functions:
     """The functions of backends that were chosen, as attributes.
 
-    torch.compile looks an attribute up whenever it is read; of a dictionary, such as `sys.modules`, it
-    may have an older state, without a module that was imported while it traced.
+    torch.compile looks an attribute up whenever it is read; of a dictionary, such as `sys.modules`,
+    it may have an older state, without a module that was imported while it traced.
     """
 
 
@@ -223,7 +223,7 @@ def _missing(module: str) -> str:
 
 @torch.compiler.assume_constant_result  # torch.compile asks once, for the graph that it makes
 def _choose(name: str, device_type: str, wanted: str, facts: tuple[tuple[str, Any], ...]) -> str:
-    """The function of the backend of an op that runs, as the name of an attribute of `_FUNCTIONS`."""
+    """The backend of an op that runs: the name of its function, an attribute of `_FUNCTIONS`."""
     backend, passed_over = OPS[name].choice(device_type, wanted, dict(facts))
     reasons = tuple(f"{other}: {reason}" for other, reason in passed_over.items())
     if backend is None:
