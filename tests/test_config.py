@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import dataclass
 
 import pytest
 
-from weaktr.config import LabelConfig, Recipe
+from weaktr.config import LabelConfig, Recipe, later
 from weaktr.recipes import (
     RECIPES,
     apply_setting,
     as_tree,
     dump_recipe,
     find_recipe,
+    identity,
     load_recipe,
     make,
     recipe_names,
@@ -213,3 +215,19 @@ def test_an_unknown_recipe_lists_the_known_ones():
 def test_parts_can_be_made_alone():
     assert make(LabelConfig, {"threshold": 0.2}) == LabelConfig(threshold=0.2)
     assert make(Recipe, as_tree(Recipe())) == Recipe()
+
+
+def test_later_settings_at_their_default_leave_the_identity_as_it_was():
+    @dataclass(frozen=True)
+    class Group:
+        old: int = 1
+        new: int = later(2)
+
+    @dataclass(frozen=True)
+    class Settings:
+        group: Group = Group()
+        own: int = later(3)
+
+    assert identity(Settings()) == {"group": {"old": 1}}
+    changed = Settings(Group(new=4), own=5)
+    assert identity(changed) == {"group": {"old": 1, "new": 4}, "own": 5}

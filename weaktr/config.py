@@ -21,8 +21,9 @@ Decoder = Literal["mask_transformer", "multi_mask_transformer", "linear"]
 def later(default: Any) -> Any:
     """A setting that older versions did not have.
 
-    At its default it is left out of a stage's fingerprint (`weaktr.recipes.identity`), so that
-    stages which an older version finished do not run again.
+    At its default it is left out of a stage's fingerprint (`weaktr.recipes.identity`), also in a
+    group of settings inside another, so that stages which an older version finished do not run
+    again.
     """
     return field(default=default, metadata={"later": True})
 
@@ -185,7 +186,8 @@ class LabelConfig:
     Args:
         attention_type: "coarse" (plain CAM), "fused" (times class-to-patch attention) or
             "transcam" (the attention alone).
-        refine: multiply by the patch-to-patch attention.
+        refine: multiply the CAMs by the patch-to-patch attention. This has nothing to do with
+            `refiners`, which come after the threshold.
         scales: image scales whose CAMs are summed; each side is ``round(side * scale)``.
         flip: add the horizontally flipped image at each scale.
         threshold: background score in [0, 1]; a pixel whose CAMs are all at most this is
@@ -198,8 +200,9 @@ class LabelConfig:
         unlabelled: what to do with images without a class: "skip" them, or write a mask that is
             all "background".
         batch_size: most images, of any sizes, in a forward pass.
-        batch_tokens: most patches in a forward pass, flips included; a single image may have more.
-            DeiT-S needs about 0.12 MB for a patch. None = 2048 on the CPU, 32768 elsewhere.
+        batch_tokens: most patches in a forward pass, flips included (patches alone, although the
+            name says tokens); a single image may have more. DeiT-S needs about 0.12 MB for a patch.
+            None = 2048 on the CPU, 32768 elsewhere.
         amp: autocast while CAMs are computed; "auto" = fp16 on CUDA.
 
     Source: reference.md 12, 23-28, 32.
@@ -348,7 +351,7 @@ class PredictConfig:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Scores against the true masks, which only this stage reads.
+    """Scores against the true masks.
 
     Args:
         cam_images: images of the score split whose CAMs are computed again for the threshold

@@ -141,14 +141,18 @@ def as_tree(settings: Any) -> dict[str, Any]:
 def identity(settings: Any) -> Any:
     """The plain values of settings that results depend on, for fingerprints.
 
-    Settings that came later (`weaktr.config.later`) are left out while they are at their default.
+    Settings that came later (`weaktr.config.later`) are left out while they are at their default,
+    at any depth.
     """
     if not dataclasses.is_dataclass(settings):
         return settings
     tree = as_tree(settings)
     for field in dataclasses.fields(settings):
-        if field.metadata.get("later") and getattr(settings, field.name) == field.default:
+        value = getattr(settings, field.name)
+        if field.metadata.get("later") and value == field.default:
             del tree[field.name]
+        elif dataclasses.is_dataclass(value):
+            tree[field.name] = identity(value)
     return tree
 
 

@@ -130,7 +130,7 @@ def test_images_without_cams(root, caplog):
     ("content", "told"),
     [
         (b"nothing", "expected CAMs"),
-        ({0: np.zeros((3, 3), np.float32)}, "differ in size"),
+        ({0: np.zeros((3, 3), np.float32)}, "CAMs and image differ in size"),
         ({254: None}, "classes 0 to 253"),
         ({0: float("nan")}, "NaN"),
     ],

@@ -91,7 +91,7 @@ def _check_mask(sample: Sample, classes: Classes, size: tuple[int, ...] | None) 
         return list(error.problems)
     problems = []
     if size is not None and stored.shape != size:
-        message = size_message(stored.shape, (size[0], size[1]))
+        message = size_message("mask", stored.shape, (size[0], size[1]))
         problems.append(Problem(str(sample.mask), sample.source, message))
     labels, outside = to_labels(stored, classes.num_labels, sample.mask_ids)
     if outside:

@@ -172,14 +172,14 @@ def require_same_size(
 ) -> None:
     """Raise `DataError` unless a mask [H, W] has the image's (H, W)."""
     if mask.shape != size:
-        raise DataError(Problem(str(path), source, size_message(mask.shape, size)))
+        raise DataError(Problem(str(path), source, size_message("mask", mask.shape, size)))
 
 
-def size_message(mask: tuple[int, ...], image: tuple[int, int]) -> str:
-    """The message about a mask whose [H, W] is not the image's."""
+def size_message(what: str, own: tuple[int, ...], image: tuple[int, int]) -> str:
+    """The message about a mask, or CAMs, whose [H, W] `own` is not the image's."""
     return (
-        f"mask and image differ in size: expected {image[1]}x{image[0]} (width x height), "
-        f"got {mask[1]}x{mask[0]}"
+        f"{what} and image differ in size: expected {image[1]}x{image[0]} (width x height), "
+        f"got {own[1]}x{own[0]}"
     )
 
 

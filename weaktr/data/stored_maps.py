@@ -67,7 +67,8 @@ class StoredCams:
         except ValueError as error:
             return Problem(str(path), sample.source, str(error).removeprefix(f"{path}: "))
         if cams.shape[1:] != image.shape[:2]:
-            return Problem(str(path), sample.source, size_message(cams.shape[1:], image.shape[:2]))
+            message = size_message("CAMs", cams.shape[1:], image.shape[:2])
+            return Problem(str(path), sample.source, message)
         return replace(sample, labels=tuple(classes.tolist())), image, cams
 
 

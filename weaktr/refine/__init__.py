@@ -3,8 +3,7 @@
 A recipe lists them for labelling and for prediction, in their order::
 
     label:
-      refiners: [crf]            # settings of the stage itself: label.crf, label.gt_prob
-      refiners: [{crf: voc_cam}] # or given here
+      refiners: [crf]  # with label.crf; [{crf: voc_cam}] gives the CRF here instead
 
 To add one: a file here with a `Refiner`, and its line in `REFINERS`.
 """

@@ -1,4 +1,6 @@
-"""Masks and truth -> metrics.json. The only stage that reads true masks.
+"""Masks and truth -> metrics.json.
+
+The trainings read true masks only with `validate_every` or with ``train_seg.masks: truth``.
 
 Every number is stored with its conditions: split, scales, flip and CRF.
 """
@@ -103,7 +105,7 @@ def folder_rows(
 
 
 def score_folder(masks: MaskFolder, truth: Manifest) -> Evaluation | None:
-    """Scores of the masks of those samples that have a true mask; None (logged) where none has.
+    """Scores of the masks of those samples that have a true mask; None (logged) where none is left.
 
     Raises:
         ValueError: a mask has another size than its truth.
@@ -111,7 +113,10 @@ def score_folder(masks: MaskFolder, truth: Manifest) -> Evaluation | None:
     true = [sample for sample in truth.samples if sample.mask is not None]
     both = [sample for sample in true if sample.name in masks]
     if not both:
-        log.info("%s: not scored, no true mask in %s", masks.folder, split_name(truth))
+        log.info(
+            "%s: not scored: no image has both a mask here and a true mask in %s",
+            masks.folder, split_name(truth),
+        )  # fmt: skip
         return None
     if len(both) < len(true):
         log.warning("%s: %d of %d images have a mask", masks.folder, len(both), len(true))

@@ -6,7 +6,8 @@
     RUN/train_seg/        as train_cam
     RUN/predict/          as label
     RUN/evaluate/         metrics.json with every number and where it comes from, charts
-    RUN/STAGE/finished.json   the fingerprint of the stage's inputs
+    RUN/STAGE/inputs.json     the fingerprint of the stage's inputs, and its settings; written first
+    RUN/STAGE/finished.json   the same fingerprint; written last
     RUN/metrics.json      the scores in one flat table
     RUN/pictures/         the pictures of `weaktr show`
 
@@ -48,7 +49,7 @@ STAGES = (TRAIN_CAM, LABEL, TRAIN_SEG, PREDICT, EVALUATE)
 
 def run_recipe(
     recipe: Recipe,
-    run: Path,
+    folder: Path,
     *,
     start: str | None = None,
     only: str | None = None,
@@ -58,8 +59,9 @@ def run_recipe(
 
     Args:
         recipe: what to do.
-        run: folder of the results.
-        start: first stage to run; the results of earlier stages are used without a check.
+        folder: of the results.
+        start: first stage to run; the results of earlier stages are used without checking whether
+            they are up to date; they must be finished.
         only: the one stage to run.
         force: run the chosen stages from their beginning even if they are finished.
 
@@ -77,12 +79,12 @@ def run_recipe(
         )
     for settings in (recipe.label, recipe.predict):
         choose_refiners(settings)  # raises for a mistake before the trainings, not after them
-    later = (only,) if only else names[names.index(start or names[0]) :]
-    write_bytes(run / "recipe.yaml", dump_recipe(recipe).encode())
-    recipe_run = Run(recipe, run)
+    chosen = (only,) if only else names[names.index(start or names[0]) :]
+    write_bytes(folder / "recipe.yaml", dump_recipe(recipe).encode())
+    run = Run(recipe, folder)
     for stage in STAGES:
-        if stage.name in later and stage.name in recipe.stages:
-            run_stage(stage, recipe_run, force=force)
+        if stage.name in chosen and stage.name in recipe.stages:
+            run_stage(stage, run, force=force)
 
 
 def run_stage(stage: Stage, run: Run, *, force: bool = False) -> None:

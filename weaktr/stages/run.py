@@ -86,9 +86,9 @@ class Stage:
         name: of the stage, of its folder and of its settings in the recipe.
         settings: fields of `Recipe` that its results depend on.
         images: the manifests that its results depend on.
+        work: runs the stage.
         after: stages whose results it starts from.
         optional: whether stages of `after` that are not in the recipe are left out.
-        work: runs the stage.
     """
 
     name: str
@@ -111,6 +111,6 @@ def load_split(settings: DataConfig, split: str) -> Manifest:
 
 
 def without_masks(manifest: Manifest) -> Manifest:
-    """The manifest with image-level labels only, which is all that training may read."""
+    """The manifest with image-level labels only: all that weakly supervised training may read."""
     samples = tuple(replace(s, mask=None, mask_ids=None) for s in manifest.samples)
     return replace(manifest, samples=samples)
