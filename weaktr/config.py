@@ -15,6 +15,7 @@ StageName = Literal["train_cam", "label", "train_seg", "predict", "evaluate"]
 Resize = Literal["timm", "bicubic", "bilinear"]
 Position = Literal["timm", "published_cam", "published_seg"]
 Pool = Literal["avg", "max"]
+AttentionType = Literal["coarse", "fused", "transcam"]
 Decoder = Literal["mask_transformer", "multi_mask_transformer", "linear"]
 
 
@@ -208,7 +209,7 @@ class LabelConfig:
     Source: reference.md 12, 23-28, 32.
     """
 
-    attention_type: Literal["coarse", "fused", "transcam"] = "fused"
+    attention_type: AttentionType = "fused"
     refine: bool = True
     scales: tuple[float, ...] = (1.0, 1.2)
     flip: bool = True

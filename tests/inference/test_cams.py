@@ -28,9 +28,11 @@ def published_cams(case, copies=1):
         model,
         images,
         [tuple(B[f"{case}.keys"].tolist())] * copies,
-        scales=facts["scales"],
-        attention_type=TYPES[facts["attention_type"]],
-        refine=facts["patch_attn_refine"],
+        LabelConfig(
+            scales=facts["scales"],
+            attention_type=TYPES[facts["attention_type"]],
+            refine=facts["patch_attn_refine"],
+        ),
     )
 
 
@@ -61,8 +63,9 @@ def test_a_batch_gives_what_single_images_give():
 def test_each_image_of_a_batch_has_its_own_classes():
     model = model_of("A_a2_voc20_max").eval()
     images = np.stack([B["image.flower"], B["image.flower"][:, ::-1]])
-    together = multi_scale_cams(model, images, [(0, 5), ()], scales=(1.0,))
-    (alone,) = multi_scale_cams(model, images[:1], [(0, 5)], scales=(1.0,))
+    settings = LabelConfig(scales=(1.0,))
+    together = multi_scale_cams(model, images, [(0, 5), ()], settings)
+    (alone,) = multi_scale_cams(model, images[:1], [(0, 5)], settings)
     assert together[1].shape == (0, 75, 100)
     np.testing.assert_allclose(together[0], alone, atol=1e-5)
 
@@ -86,16 +89,17 @@ def test_images_of_any_sizes_are_labelled_together(settings, sizes, tiny_model, 
     ]
     seen = []
 
-    def noting(model, batch, present, **arguments):
+    def noting(model, batch, *arguments):
         seen.append(len(batch))
-        return multi_scale_cams(model, batch, present, **arguments)
+        return multi_scale_cams(model, batch, *arguments)
 
     monkeypatch.setattr(stage, "multi_scale_cams", noting)
     monkeypatch.setattr(stage, "_normalise", lambda maps: maps)  # it enlarges rounding
-    found = list(image_cams(tiny_model, images, LabelConfig(scales=(1.0, 0.5), **settings)))
+    label = LabelConfig(scales=(1.0, 0.5), **settings)
+    found = list(image_cams(tiny_model, images, label))
     assert seen == sizes
     for (sample, image), (same, _, cams) in zip(images, found, strict=True):
-        (alone,) = multi_scale_cams(tiny_model, [image], [sample.labels], scales=(1.0, 0.5))
+        (alone,) = multi_scale_cams(tiny_model, [image], [sample.labels], label)
         assert same is sample
         assert_golden(torch.from_numpy(cams), torch.from_numpy(alone))
 

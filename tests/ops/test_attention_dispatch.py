@@ -25,7 +25,7 @@ LENGTHS = (5, 5, 3, 9, 9, 9, 1)
 
 
 def literally(q, k, v, lengths):
-    """Each image's output and log-sum-exp, one behind the other."""
+    """Each image's output and log-sum-exp, one after another."""
     outs, sums = [], []
     for a, b, c in zip(*(x.split(list(lengths), 2) for x in (q, k, v)), strict=True):
         logits = a @ b.transpose(2, 3) * a.shape[-1] ** -0.5

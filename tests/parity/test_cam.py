@@ -50,7 +50,9 @@ def fused_patch_attention(model, images):
     with torch.no_grad():
         encoding = model.encode(model.vit.embed(images), lambda layer: (layer.q, layer.k))
         weights = model.fusion(encoding.features)
-        q, k = (torch.stack(part, 1).flatten(1, 2) for part in zip(*encoding.layers, strict=True))
+        q, k = (
+            torch.stack(part, 1).flatten(1, 2) for part in zip(*encoding.collected, strict=True)
+        )
         patches = encoding.patch_maps[0].shape[-2:].numel()
         lse = head_stats(q, k, num_classes=model.num_classes, num_patches=patches).lse
         identity = torch.eye(patches).expand(images.shape[0], -1, -1)

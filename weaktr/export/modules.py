@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from weaktr.models.blocks import Layer
 from weaktr.models.cam import CamModel
+from weaktr.models.fusion import share_of
 from weaktr.models.positions import upsampling_matrix
 from weaktr.models.segmenter import MaskTransformer, Segmenter
 
@@ -76,7 +77,7 @@ class ExportableCams(nn.Module):
         encoding = model.encode(model.vit.embed(images), keep)
         coarse = F.relu(model.head(encoding.patch_maps[0]))
         weights = model.fusion(encoding.features)
-        share = weights / (weights.shape[1] * weights.shape[2])
+        share = share_of(weights)
         fused = torch.zeros(())
         for index, (q, k) in enumerate(layers):
             attention = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)

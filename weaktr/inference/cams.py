@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from weaktr.config import Amp, LabelConfig
+from weaktr.config import LabelConfig
 from weaktr.data import Problem, Sample
 from weaktr.data.parallel import read_images
 from weaktr.models import CamModel
@@ -85,18 +85,17 @@ def image_cams(
             model,
             [image for _, image in batch],
             [sample.labels or () for sample, _ in batch],
-            scales=settings.scales,
-            flip=settings.flip,
-            attention_type=settings.attention_type,
-            refine=settings.refine,
-            amp=settings.amp,
+            settings,
         )
-        for (sample, image), maps in zip(batch, cams, strict=True):
-            yield sample, image, maps
+        for (sample, image), own_cams in zip(batch, cams, strict=True):
+            yield sample, image, own_cams
 
 
 def for_labelling(model: CamModel, settings: LabelConfig) -> CamModel:
-    """The same weights, the backbone's by `for_inference`; head and fusion stay in float32."""
+    """A copy for inference that shares the model's weights.
+
+    Its backbone is prepared by `for_inference`; head and fusion stay in float32.
+    """
     twin = shared_copy(model)
     twin.vit = for_inference(model.vit, settings.amp, BATCH_TOKENS["cpu"])
     return twin
@@ -106,50 +105,47 @@ def for_labelling(model: CamModel, settings: LabelConfig) -> CamModel:
 def multi_scale_cams(
     model: CamModel,
     images: Sequence[np.ndarray],
-    present: Sequence[Sequence[int]],
-    *,
-    scales: Sequence[float] = (1.0, 1.2),
-    flip: bool = True,
-    attention_type: str = "fused",
-    refine: bool = True,
-    amp: Amp = "none",
+    classes: Sequence[Sequence[int]],
+    settings: LabelConfig,
 ) -> list[np.ndarray]:
     """CAMs summed over scales and flips, then scaled to [0, 1] class by class.
 
-        cam = Σ_scales Σ_flips upsample(cams(resize(image)));  (cam - min) / (max - min + 1e-8)
+        cam = Σ_scales Σ_flips unflip(upsample(cams(resize(image))))
+        (cam - min) / (max - min + 1e-8)
 
     Args:
         model: in eval mode, on its device.
         images: uint8 [H, W, 3] RGB, of any sizes; those of one scale and their flips go through
             the model in one pass (`CamModel.cams_of_sizes`).
-        present: for each image the class indices to compute.
-        scales: of the images; PIL's bicubic, sides ``round(side * scale)``.
-        flip: also the horizontally flipped image.
-        attention_type, refine: see `CamModel.cams_of_sizes`.
-        amp: autocast of the forward passes.
+        classes: for each image the class indices to compute.
+        settings: see `LabelConfig`. Images are scaled by PIL's bicubic.
 
     Returns:
-        For each image float32 [K, H, W] in the order of `present`.
+        For each image float32 [K, H, W] in the order of its classes.
 
     Source: reference.md 23.
     """
     device = next(model.parameters()).device
-    views = 2 if flip else 1
+    views = 2 if settings.flip else 1
     sums = [
-        torch.zeros(len(indices), *image.shape[:2], device=device)
-        for image, indices in zip(images, present, strict=True)
+        torch.zeros(len(own), *image.shape[:2], device=device)
+        for image, own in zip(images, classes, strict=True)
     ]
+    classes_of_views = [own for own in classes for _ in range(views)]
     mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in model.normalization)
-    for scale in scales:
+    for scale in settings.scales:
         inputs = []
         for image in images:
             plain = _network_input(image, scale, mean, std)
             inputs += [plain, plain.flip(-1)][:views]
-        classes = [indices for indices in present for _ in range(views)]
-        settings: dict[str, Any] = {"attention_type": attention_type, "refine": refine}
-        with autocast(amp, device):
-            maps = model.cams_of_sizes(inputs, classes, **settings)
-        for index, cams in enumerate(maps):
+        with autocast(settings.amp, device):
+            small = model.cams_of_sizes(
+                inputs,
+                classes_of_views,
+                attention_type=settings.attention_type,
+                refine=settings.refine,
+            )
+        for index, cams in enumerate(small):
             total = sums[index // views]
             if len(total):
                 size = (total.shape[1], total.shape[2])
@@ -182,14 +178,14 @@ def _batches(
     """Neighbouring images in batches of at most `batch_size` images and `most` patches."""
     views = 2 if settings.flip else 1
     batch: list[tuple[Sample, np.ndarray]] = []
-    tokens = 0
+    patches = 0
     for item in images:
         pixels = item[1].shape[0] * item[1].shape[1] * max(settings.scales) ** 2
         own = math.ceil(views * pixels / patch_size**2)
-        if batch and (len(batch) == settings.batch_size or tokens + own > most):
+        if batch and (len(batch) == settings.batch_size or patches + own > most):
             yield batch
-            batch, tokens = [], 0
+            batch, patches = [], 0
         batch.append(item)
-        tokens += own
+        patches += own
     if batch:
         yield batch

@@ -1,12 +1,13 @@
 """Stage 1: a ViT with one class token per class that yields class activation maps (CAMs).
 
-    cross[c, j] = 1/M Σ_m w_m A_m[c, C + j]         class -> patch attention, fused
-    patch[i, j] = 1/M Σ_m w_m A_m[C + i, C + j]     patch -> patch attention, fused
+    cross[c, j] = 1/M Σ_m w_m A_m[c, N - P + j]            class -> patch attention, fused
+    patch[i, j] = 1/M Σ_m w_m A_m[N - P + i, N - P + j]    patch -> patch attention, fused
     fine[c, i]  = Σ_j patch[i, j] · cross[c, j] · coarse[c, j]
 
-with M = depth × heads attention maps A_m, importance weights w (`weaktr.models.fusion`) and coarse
-the ReLU of the 3×3 head. Training needs only the mean of fine over i and so never forms a map
-(`weaktr.ops.head_stats`); inference forms fine without keeping one (`weaktr.ops.fuse_heads`).
+with M = depth × heads attention maps A_m over N tokens, of which the last P are patches, importance
+weights w (`weaktr.models.fusion`) and coarse the ReLU of the 3×3 head. Training needs only the mean
+of fine over i and so never forms a map (`weaktr.ops.head_stats`); inference forms fine without
+keeping one (`weaktr.ops.fuse_heads`).
 
 Source: arXiv 2304.01184, section 3.
 """
@@ -15,15 +16,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from weaktr.config import CamModelConfig
+from weaktr.config import AttentionType, CamModelConfig, Pool
 from weaktr.models.blocks import Layer
-from weaktr.models.fusion import AttentionFusion, MapsOfLayers, cross_attention
+from weaktr.models.fusion import AttentionFusion, StackedLayers, cross_attention, share_of
 from weaktr.models.packing import TokenBatch, pack
 from weaktr.models.vit import BackboneModel, ViT
 from weaktr.ops import fuse_heads_packed, head_stats, head_stats_packed
@@ -32,8 +33,8 @@ from weaktr.ops.head_stats import HeadStats
 
 #: What is spread by the patch attention: "fused" cross attention × coarse CAM (the method),
 #: "coarse" the plain CAM alone, "transcam" the cross attention alone.
-ATTENTION_TYPES = ("fused", "coarse", "transcam")
-POOLS = ("avg", "max")
+ATTENTION_TYPES = get_args(AttentionType)
+POOLS = get_args(Pool)
 
 
 class CamOutput(NamedTuple):
@@ -50,7 +51,7 @@ class Encoding(NamedTuple):
     tokens: Tensor  #: of the last block, laid out like those of the batch
     patch_maps: list[Tensor]  #: the patches of the last block, [b, D, h, w] for each grid
     features: Tensor  #: [B, K, H, d] pooled attention output of each layer and head
-    layers: list[Any]  #: per layer what `collect` returned
+    collected: list[Any]  #: what `collect` returned for each layer
 
 
 class CamModel(BackboneModel):
@@ -77,8 +78,8 @@ class CamModel(BackboneModel):
             self.vit.norm.requires_grad_(False)
         dim, heads = self.vit.embed_dim, self.vit.num_heads
         self.head = nn.Conv2d(dim, num_classes, kernel_size=3, padding=1)
-        maps, head_dim = len(self.vit.blocks) * heads, dim // heads
-        self.fusion = AttentionFusion(maps, head_dim, config.reduction, config.feat_reduction)
+        num_maps, head_dim = len(self.vit.blocks) * heads, dim // heads
+        self.fusion = AttentionFusion(num_maps, head_dim, config.reduction, config.feat_reduction)
 
     def forward(self, images: Tensor) -> CamOutput:
         """Normalised images [B, 3, H, W], any size of at least one patch -> `CamOutput`.
@@ -88,18 +89,20 @@ class CamModel(BackboneModel):
         batch = self.vit.embed(images)
         classes, patches = self.num_classes, batch.patches[0]
 
-        def statistics(layer: Layer) -> HeadStats:
-            return layer.stats or head_stats(
+        def stats_of(layer: Layer) -> HeadStats:
+            if layer.stats is not None:
+                return layer.stats
+            return head_stats(
                 layer.q, layer.k, num_classes=classes, num_patches=patches, lse=layer.lse
             )
 
-        encoding = self.encode(batch, statistics, with_lse=True, statistics=(classes, patches))
+        encoding = self.encode(batch, stats_of, with_lse=True, statistics=(classes, patches))
         coarse_map = self.head(encoding.patch_maps[0])
         weights = self.fusion(encoding.features)
-        class_rows = torch.stack([stats.class_rows for stats in encoding.layers], 1)
-        columns = torch.stack([stats.column_means for stats in encoding.layers], 1)
+        class_rows = torch.stack([stats.class_rows for stats in encoding.collected], 1)
+        columns = torch.stack([stats.column_means for stats in encoding.collected], 1)
         cross = cross_attention(weights, class_rows)
-        share = weights / (weights.shape[1] * weights.shape[2])
+        share = share_of(weights)
         column = torch.einsum("bkh,bkhj->bj", share, columns.to(share.dtype))
         coarse = coarse_map.detach().relu().flatten(2).to(cross.dtype)
         return CamOutput(
@@ -114,7 +117,7 @@ class CamModel(BackboneModel):
         images: Tensor,
         labels: Tensor | None = None,
         *,
-        attention_type: str = "fused",
+        attention_type: AttentionType = "fused",
         refine: bool = True,
     ) -> Tensor:
         """Class activation maps at patch resolution of images of one size.
@@ -137,11 +140,12 @@ class CamModel(BackboneModel):
         if labels.shape != shape:
             raise ValueError(f"labels: expected multi-hot {list(shape)}, got {tuple(labels.shape)}")
         classes = [row.nonzero().flatten().tolist() for row in (labels > 0).cpu()]
-        settings: dict[str, Any] = {"attention_type": attention_type, "refine": refine}
-        cams = self.cams_of_sizes(list(images), classes, **settings)
+        cams = self.cams_of_sizes(
+            list(images), classes, attention_type=attention_type, refine=refine
+        )
         result = cams[0].new_zeros(*shape, *cams[0].shape[1:])
-        for target, own, maps in zip(result, classes, cams, strict=True):
-            target[own] = maps
+        for target, own_classes, own_cams in zip(result, classes, cams, strict=True):
+            target[own_classes] = own_cams
         return result
 
     @torch.no_grad()
@@ -150,7 +154,7 @@ class CamModel(BackboneModel):
         images: Sequence[Tensor],
         classes: Sequence[Sequence[int]],
         *,
-        attention_type: str = "fused",
+        attention_type: AttentionType = "fused",
         refine: bool = True,
     ) -> list[Tensor]:
         """Class activation maps of images of any sizes in one pass, of each image's own classes.
@@ -180,19 +184,26 @@ class CamModel(BackboneModel):
             return []
         equal = (torch.stack(list(group)) for _, group in groupby(images, lambda x: x.shape))
         batch = pack([self.vit.embed(group) for group in equal], self.vit.num_prefix_tokens)
-        maps = MapsOfLayers(len(self.vit.blocks)) if refine or attention_type != "coarse" else None
-        collect = maps.add if maps is not None else lambda layer: None
-        encoding = self.encode(batch, collect, with_lse=maps is not None)
+        uses_attention = refine or attention_type != "coarse"
+        layers = StackedLayers(len(self.vit.blocks)) if uses_attention else None
+        collect = layers.add if layers is not None else lambda layer: None
+        encoding = self.encode(batch, collect, with_lse=uses_attention)
         with torch.autocast(batch.tokens.device.type, enabled=False):
             values = self._coarse(encoding, classes)
-            if maps is not None:
-                settings = (classes, attention_type, refine)
-                values = self._with_attention(batch, maps, encoding.features, values, *settings)
+            if layers is not None:
+                values = self._with_attention(
+                    batch, layers, encoding.features, values, classes, attention_type, refine
+                )
         by_image = zip(values.split(batch.patches), classes, batch.grids, strict=True)
         return [part[:, : len(own)].T.unflatten(1, grid) for part, own, grid in by_image]
 
     def _coarse(self, encoding: Encoding, classes: Sequence[Sequence[int]]) -> Tensor:
-        """ReLU of the head for each packed image's own classes: [ΣP, C'], 0 past its own."""
+        """ReLU of the head for each packed image's own classes.
+
+        Returns:
+            [ΣP, C'], C' the largest number of classes of an image; columns beyond an image's own
+            classes are 0.
+        """
         parts = []
         width = max(1, *map(len, classes))
         for patch_map, own in zip(encoding.patch_maps, classes, strict=True):
@@ -203,27 +214,28 @@ class CamModel(BackboneModel):
     def _with_attention(
         self,
         batch: TokenBatch,
-        maps: MapsOfLayers,
+        layers: StackedLayers,
         features: Tensor,
         coarse: Tensor,
         classes: Sequence[Sequence[int]],
-        attention_type: str,
+        attention_type: AttentionType,
         refine: bool,
     ) -> Tensor:
-        """Coarse maps [ΣP, C'] -> maps with attention applied."""
+        """Coarse CAMs [ΣP, C'] -> CAMs with attention applied."""
         weights = self.fusion(features.float())
-        q, k, lse = (None if part is None else part[0] for part in maps.stacked())
+        q, k, lse = (None if part is None else part[0] for part in layers.stacked())
         assert q is not None and k is not None and batch.lengths is not None
-        sizes: dict[str, Any] = {"tokens": batch.lengths, "patches": batch.patches}
+        lengths, patches = batch.lengths, batch.patches
         stats = head_stats_packed(
-            q, k, num_classes=self.num_classes, lse=lse, column_means=False, **sizes
-        )
+            q, k, num_classes=self.num_classes, tokens=lengths, patches=patches, lse=lse,
+            column_means=False,
+        )  # fmt: skip
         values = coarse
         if attention_type != "coarse":
             rows_of_layers = stats.class_rows.unflatten(0, weights.shape[1:])
             parts = []
             for own, weight, rows in zip(
-                classes, weights, rows_of_layers.split(batch.patches, 3), strict=True
+                classes, weights, rows_of_layers.split(patches, 3), strict=True
             ):
                 cross = cross_attention(weight[None], rows[None, :, :, list(own)].float())[0]
                 parts.append(F.pad(cross.T, (0, coarse.shape[1] - len(own))))
@@ -232,7 +244,9 @@ class CamModel(BackboneModel):
                 values = values * coarse
         if not refine:
             return values
-        return fuse_heads_packed(q, k, stats.lse, weights.flatten(1), values, **sizes)
+        return fuse_heads_packed(
+            q, k, stats.lse, weights.flatten(1), values, tokens=lengths, patches=patches
+        )
 
     def encode(
         self,

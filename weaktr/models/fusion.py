@@ -1,8 +1,7 @@
 """Adaptive attention fusion: the importance of each attention map, and the maps' weighted mean.
 
-    cross[c, j] = 1/M Σ_m w_m A_m[c, C + j]         class -> patch attention, fused
-
-with M = depth × heads attention maps A_m and their importance weights w.
+For the formulas see `weaktr.models.cam`. The MLP over the maps counts them head by head
+(head · K + layer) as the published layers do, all other code layer by layer (layer · H + head).
 
 Source: arXiv 2304.01184, section 3.2.
 """
@@ -20,7 +19,7 @@ class AttentionFusion(nn.Module):
     """An importance weight in (0, 1) for every attention map (AAF).
 
     Args:
-        maps: M = depth × heads.
+        num_maps: M = depth × heads.
         head_dim: d, width of one head's output.
         reduction: the map MLP has int(M / reduction) hidden units.
         feat_reduction: the feature MLP has int(d / feat_reduction) hidden units.
@@ -31,34 +30,43 @@ class AttentionFusion(nn.Module):
     Source: arXiv 2304.01184, section 3.2; layer sizes: reference.md 8.
     """
 
-    def __init__(self, maps: int, head_dim: int, reduction: float, feat_reduction: float) -> None:
+    def __init__(
+        self, num_maps: int, head_dim: int, reduction: float, feat_reduction: float
+    ) -> None:
         super().__init__()
-        map_hidden, feature_hidden = int(maps / reduction), int(head_dim / feat_reduction)
-        if map_hidden < 1:
-            raise ValueError(f"reduction: expected at most {maps} (depth × heads), got {reduction}")
-        if feature_hidden < 1:
+        map_units, feature_units = int(num_maps / reduction), int(head_dim / feat_reduction)
+        if map_units < 1:
+            raise ValueError(
+                f"reduction: expected at most {num_maps} (depth × heads), got {reduction}"
+            )
+        if feature_units < 1:
             raise ValueError(
                 f"feat_reduction: expected at most {head_dim} (head width), got {feat_reduction}"
             )
-        self.feature_hidden = nn.Linear(head_dim, feature_hidden)
-        self.feature_score = nn.Linear(feature_hidden, 1)
-        self.map_hidden = nn.Linear(maps, map_hidden, bias=False)
-        self.map_score = nn.Linear(map_hidden, maps, bias=False)
+        self.feature_hidden = nn.Linear(head_dim, feature_units)
+        self.feature_score = nn.Linear(feature_units, 1)
+        self.map_hidden = nn.Linear(num_maps, map_units, bias=False)
+        self.map_score = nn.Linear(map_units, num_maps, bias=False)
 
     def forward(self, features: Tensor) -> Tensor:
         """Pooled attention output [B, K, H, d] of every layer and head -> weights [B, K, H].
 
-        The published layers count the maps head by head, m = head · K + layer: reference.md 7, 8.
+        Source: the order of the maps: reference.md 7, 8.
         """
         _, depth, heads, _ = features.shape
-        maps = features.transpose(1, 2).flatten(1, 2)
-        scores = self.feature_score(self.feature_hidden(maps)).squeeze(-1)
+        by_head = features.transpose(1, 2).flatten(1, 2)
+        scores = self.feature_score(self.feature_hidden(by_head)).squeeze(-1)
         weights: Tensor = self.map_score(F.relu(self.map_hidden(scores))).sigmoid()
         return weights.unflatten(1, (heads, depth)).transpose(1, 2)
 
 
+def share_of(weights: Tensor) -> Tensor:
+    """Each map's share of the weighted mean, w_m / M: [B, K, H] -> [B, K, H]."""
+    return weights / (weights.shape[1] * weights.shape[2])
+
+
 def cross_attention(weights: Tensor, class_rows: Tensor) -> Tensor:
-    """The fused class -> patch attention (formula above).
+    """The fused class -> patch attention, cross in `weaktr.models.cam`.
 
     Args:
         weights: [B, K, H] importance of each layer's and head's map.
@@ -67,12 +75,12 @@ def cross_attention(weights: Tensor, class_rows: Tensor) -> Tensor:
     Returns:
         [B, C, P] in the dtype of `weights`.
     """
-    share = weights / (weights.shape[1] * weights.shape[2])
+    share = share_of(weights)
     return torch.einsum("bkh,bkhcj->bcj", share, class_rows.to(share.dtype))
 
 
-class MapsOfLayers:
-    """Queries, keys and log-sum-exp of all layers' maps, copied from each layer after it ran.
+class StackedLayers:
+    """Queries, keys and log-sum-exp of all layers, copied from each layer after it ran.
 
     The memory that a layer's queries and keys share with its values can then be freed.
 
@@ -97,6 +105,6 @@ class MapsOfLayers:
         self.count += 1
 
     def stacked(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """q [B, M, N, d], k [B, M, N, d], lse [B, M, N] where it is known; m = layer · H + head."""
+        """q [B, M, N, d], k [B, M, N, d], lse [B, M, N] where it is known; layer by layer."""
         parts = {name: part.flatten(1, 2) for name, part in self.parts.items()}
         return parts["q"], parts["k"], parts.get("lse")

@@ -1,7 +1,7 @@
-"""Embedded images as one batch of tokens: of one size side by side, or of any sizes packed.
+"""The tokens of several images as one batch: stacked if all have one size, else one after another.
 
 Everything but attention, pooling and the fusion treats each token by itself. Images of different
-sizes are therefore packed one behind the other, so that linear layers, norms and MLPs see one long
+sizes are therefore packed one after another, so that linear layers, norms and MLPs see one long
 sequence [1, ΣN, D]; operations on a whole image take its part of the sequence (`split`).
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 class TokenBatch(NamedTuple):
-    """Embedded images: of each the tokens in the order class, register, patch."""
+    """Embedded images: of each image class, register, patch tokens, in this order."""
 
     tokens: Tensor  #: [B, N, D]; packed [1, ΣN, D]
     grids: list[tuple[int, int]]  #: (h, w) in patches of each packed image; one for all of one size
@@ -33,7 +33,7 @@ class TokenBatch(NamedTuple):
 
 
 def pack(batches: Sequence[TokenBatch], prefix: int) -> TokenBatch:
-    """Batches of one size each, at least one, packed one behind the other.
+    """Batches of one size each, at least one, packed one after another.
 
     Args:
         batches: of unpacked images.

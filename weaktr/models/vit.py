@@ -8,7 +8,7 @@ keys and the attention branch's output.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, get_args
 
 import timm
 import torch
@@ -19,7 +19,7 @@ from timm.models.eva import EvaAttention, EvaBlock
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from weaktr.config import BackboneConfig
+from weaktr.config import BackboneConfig, Position
 from weaktr.models.blocks import Layer, run_block
 from weaktr.models.packing import TokenBatch
 from weaktr.models.positions import resized_position
@@ -29,7 +29,7 @@ from weaktr.ops.tracing import is_exporting
 #: How the patch part of the position embedding follows a grid other than its own:
 #: "timm" (bicubic, antialiased), "published_cam" and "published_seg" (what the published code does
 #: in stage 1 and stage 2; kept for its checkpoints).
-POSITION_MODES = ("timm", "published_cam", "published_seg")
+POSITION_MODES = get_args(Position)
 
 
 class ViT(nn.Module):

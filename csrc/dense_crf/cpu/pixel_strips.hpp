@@ -210,7 +210,7 @@ enum class Channels {
   differences  // channel l is label l + 1 minus label 0, whose score is 0
 };
 
-// How kLanes rows of `width` floats, one behind the other, lie in vectors.
+// How kLanes rows of `width` floats, one after another, lie in vectors.
 struct RowsInVectors {
   int width = 0;
   bool whole = true;                           // no vector holds floats of two rows; else

@@ -183,24 +183,24 @@ def _cam_model(state: Mapping[str, Tensor], variant: Variant, choices: Choices) 
     fusion = "adaptive_attention_fusion."
     hidden, feature = f"{fusion}attn_head_ffn.0.weight", f"{fusion}attn_feat_ffn.0.weight"
     require(state, "cls_token", "blocks.0.attn.qkv.weight", hidden, feature)
-    map_hidden, maps = state[hidden].shape
-    feature_hidden, head_dim = state[feature].shape
+    map_units, num_maps = state[hidden].shape
+    feature_units, head_dim = state[feature].shape
     depth, dim = depth_of(state, "blocks."), state["cls_token"].shape[-1]
-    if maps % depth or maps // depth * head_dim != dim:
+    if num_maps % depth or num_maps // depth * head_dim != dim:
         raise ValueError(
-            f"{hidden}: {maps} attention maps of width {head_dim} do not come from {depth} blocks "
-            f"of width {dim}; blocks are missing or left over"
+            f"{hidden}: {num_maps} attention maps of width {head_dim} do not come from {depth} "
+            f"blocks of width {dim}; blocks are missing or left over"
         )
-    reduction = _ratio(maps, map_hidden)
-    if variant.reduction is not None and int(maps / variant.reduction) != map_hidden:
+    reduction = _ratio(num_maps, map_units)
+    if variant.reduction is not None and int(num_maps / variant.reduction) != map_units:
         raise ValueError(
             f"{FILE_NAME}: reduction {variant.reduction:g} contradicts the tensors ({reduction:g})"
         )
     return cam_model_from_published(
         state,
-        num_heads=maps // depth,
+        num_heads=num_maps // depth,
         reduction=reduction,
-        feat_reduction=_ratio(head_dim, feature_hidden),
+        feat_reduction=_ratio(head_dim, feature_units),
         pool=_pool(reduction, variant, choices),
     )
 

@@ -101,7 +101,7 @@ def fuse_heads_packed(
     scale: float | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """`fuse_heads` of images of different sizes, packed one behind the other; B may be 0.
+    """`fuse_heads` of images of different sizes, packed one after another; B may be 0.
 
     Args:
         q: [M, ΣN, d] queries of all maps and images, floating point.

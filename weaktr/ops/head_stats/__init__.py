@@ -118,7 +118,7 @@ def head_stats_packed(
     column_means: bool = True,
     backend: str = "auto",
 ) -> HeadStats:
-    """`head_stats` of images of different sizes, packed one behind the other; B may be 0.
+    """`head_stats` of images of different sizes, packed one after another; B may be 0.
 
     Args:
         q: [H, ΣN, d] queries of all maps and images, floating point.
