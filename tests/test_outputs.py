@@ -33,7 +33,7 @@ def test_results_of_other_inputs_are_refused_or_replaced(tmp_path):
     begin(folder, "one", settings={"flip": True})
     assert read_json(folder / "inputs.json") == {"made_from": "one", "settings": {"flip": True}}
     (folder / "half").write_text("done")
-    with pytest.raises(ValueError, match="made by another checkpoint or with other settings"):
+    with pytest.raises(ValueError, match="made from other inputs or with other settings"):
         begin(folder, "two")
     assert (folder / "half").exists()
     begin(folder, "one", replace=True, force=True)

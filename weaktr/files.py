@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and the names of those in a folder."""
 
 from __future__ import annotations
 
@@ -61,6 +61,27 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path}: no such file") from error
     except ValueError as error:
         raise ValueError(f"{path}: expected JSON, got: {error}") from error
+
+
+def names_in(folder: Path, *suffixes: str) -> tuple[list[str], str]:
+    """The names of all files with the first suffix of `suffixes` that any file has; that suffix.
+
+    Args:
+        folder: searched at any depth.
+        suffixes: such as ".npz", in the order in which they are tried.
+
+    Returns:
+        Paths relative to the folder, without suffix, ascending; and the suffix.
+
+    Raises:
+        ValueError: there are none; says which suffixes were expected.
+    """
+    for suffix in suffixes:
+        paths = folder.rglob(f"*{suffix}") if folder.is_dir() else ()
+        if names := [p.relative_to(folder).with_suffix("").as_posix() for p in paths]:
+            return sorted(names), suffix
+    wanted = " or ".join(suffix.removeprefix(".").upper() for suffix in suffixes)
+    raise ValueError(f"no {wanted} in {folder}")
 
 
 def _flush(path: Path) -> None:

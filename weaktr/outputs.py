@@ -2,6 +2,8 @@
 
 FOLDER/inputs.json     fingerprint ("made_from") and settings of the inputs; written first
 FOLDER/finished.json   the same fingerprint; written last
+
+Trainings continue by `weaktr.training.state` in addition.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ def begin(
         same = stored_fingerprint(file) == made_from
         if not same and not replace:
             raise ValueError(
-                f"{folder}: holds masks made by another checkpoint or with other settings; "
+                f"{folder}: holds results made from other inputs or with other settings; "
                 "choose another --out"
             )
         if force or not same:

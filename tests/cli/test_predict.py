@@ -17,7 +17,8 @@ from tests.stored import FACTS, arrays
 from tests.tolerances import CRF_LABEL_AGREEMENT, assert_golden
 from weaktr import cli
 from weaktr.data.classes import palette
-from weaktr.data.masks import MaskFolder, read_mask_file, write_mask
+from weaktr.data.io import read_stored_labels
+from weaktr.data.masks import MaskFolder, write_mask
 from weaktr.evaluation.voc_server import write_voc_archive
 from weaktr.models import checkpoints
 from weaktr.models.released.state_dicts import segmenter_from_published
@@ -128,7 +129,7 @@ def test_archive_for_the_voc_server(checkpoint, photos, comp, name):
             assert picture.size == photo.size
             colours = np.array(picture.getpalette()).reshape(-1, 3)
             np.testing.assert_array_equal(colours, palette()[: len(colours)])
-        np.testing.assert_array_equal(read_mask_file(unpacked), MaskFolder(out).read(image))
+        np.testing.assert_array_equal(read_stored_labels(unpacked), MaskFolder(out).read(image))
     assert not list(photos.parent.rglob("*.part"))
     first = archive.read_bytes()
     predicted(checkpoint, photos, *QUICK, "--archive", archive, "--comp", comp)

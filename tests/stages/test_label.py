@@ -9,7 +9,8 @@ from PIL import Image
 from tests.models import small
 from weaktr.config import LabelConfig
 from weaktr.data import Sample
-from weaktr.data.masks import MaskFolder, read_mask_file
+from weaktr.data.io import read_stored_labels
+from weaktr.data.masks import MaskFolder
 from weaktr.inference.cams import CamsOfModel
 from weaktr.stages.label import label
 
@@ -83,10 +84,10 @@ def test_a_damaged_mask_is_made_again(tiny_model, samples, tmp_path):
     out, settings = tmp_path / "out", LabelConfig(crf=None)
     label(CamsOfModel(tiny_model, settings), samples[:1], out, settings)
     path = MaskFolder(out).path("deep/0")
-    whole = read_mask_file(path)
+    whole = read_stored_labels(path)
     path.write_bytes(path.read_bytes()[:40])
     label(CamsOfModel(tiny_model, settings), samples[:1], out, settings)
-    np.testing.assert_array_equal(read_mask_file(path), whole)
+    np.testing.assert_array_equal(read_stored_labels(path), whole)
 
 
 def test_cams_can_be_dumped(tiny_model, samples, tmp_path):
@@ -102,3 +103,16 @@ def test_cams_can_be_dumped(tiny_model, samples, tmp_path):
         assert stored["classes"].tolist() == [0, 1]
         assert stored["cams"].min() >= 0
         assert stored["cams"].max() <= 1
+
+
+def test_cams_of_finished_masks_can_be_dumped(tiny_model, samples, tmp_path):
+    out, settings = tmp_path / "out", LabelConfig(crf=None)
+    label(CamsOfModel(tiny_model, settings), samples[:2], out, settings)
+    masks = MaskFolder(out).entries
+    (out / "cams" / "deep").mkdir(parents=True)
+    (out / "cams" / "deep" / "0.npz").write_text("dumped before")
+    label(CamsOfModel(tiny_model, settings), samples[:2], out, settings, dump_cams=True)
+    assert (out / "cams" / "deep" / "0.npz").read_text() == "dumped before"
+    with np.load(out / "cams" / "deep" / "1.npz") as stored:
+        assert stored["classes"].tolist() == [0, 1]
+    assert MaskFolder(out).entries == masks

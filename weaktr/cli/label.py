@@ -13,7 +13,7 @@ from weaktr.recipes import as_tree, identity, with_settings
 HELP = """\
 Pseudo labels for images with image-level labels: CAMs, threshold, CRF, palette PNGs.
 
-IMAGES is a folder with labels.csv (image,labels with labels parted by ;), or one
+IMAGES is a folder with labels.csv (image,labels with labels separated by ;), or one
 with a 0/1 column for each class; class names are those of the checkpoint.
 
 examples:
@@ -61,8 +61,10 @@ def run(arguments: argparse.Namespace) -> int:
             for key, value in as_tree(settings).items()
             if key not in AFTER_CAMS and value != default[key]
         ]
-        ineffective += ["--labels"] * bool(arguments.labels)
-        ineffective += ["--dump-cams"] * arguments.dump_cams
+        if arguments.labels:
+            ineffective.append("--labels")
+        if arguments.dump_cams:
+            ineffective.append("--dump-cams")
         if ineffective:
             raise ValueError(
                 f"{', '.join(ineffective)}: of no effect on CAMs that are there ({source}); "

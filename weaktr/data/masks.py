@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from weaktr.data.classes import palette
+from weaktr.data.io import read_stored_labels
 from weaktr.files import write_bytes
-from weaktr.outputs import fingerprint
 
 
 def write_mask(path: Path, labels: np.ndarray, *, durable: bool = True) -> str:
@@ -39,21 +39,6 @@ def write_mask(path: Path, labels: np.ndarray, *, durable: bool = True) -> str:
     picture.save(buffer, format="PNG")
     write_bytes(path, buffer.getvalue(), durable=durable)
     return hashlib.sha256(buffer.getvalue()).hexdigest()
-
-
-def read_mask_file(path: Path) -> np.ndarray:
-    """Read what `write_mask` wrote: uint8 [H, W].
-
-    Raises:
-        ValueError: missing, corrupt, or not a single-channel 8-bit image; names the file.
-    """
-    try:
-        with Image.open(path) as picture:
-            if picture.mode not in ("P", "L"):
-                raise ValueError(f"{path}: expected an 8-bit palette mask, got mode {picture.mode}")
-            return np.array(picture, dtype=np.uint8)
-    except OSError as error:
-        raise ValueError(f"{path}: cannot read this mask: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -114,19 +99,15 @@ class MaskFolder:
         """The mask of sample `name`, uint8 [H, W].
 
         Raises:
-            ValueError: there is none; names the folder.
+            ValueError: there is none, or it cannot be read; names the index or the file.
         """
         if name not in self.entries:
             raise ValueError(f"{self.index}: no mask of {name!r}")
-        return read_mask_file(self.path(name))
+        return read_stored_labels(self.path(name))
 
     def path(self, name: str) -> Path:
         """Where the mask of sample `name` is."""
         return self.folder / self.entries[name].file
-
-    def fingerprint(self) -> str:
-        """Changes when any mask does."""
-        return fingerprint(sorted((entry.name, entry.sha256) for entry in self.entries.values()))
 
     def flush(self) -> None:
         """Bring the index to the disk (call at the end)."""
@@ -190,18 +171,3 @@ def before_refinement(folder: Path) -> Path:
     """The folder of the masks before refinement (``before_crf`` in older results)."""
     former = folder / "before_crf"
     return former if former.is_dir() else folder / "before_refinement"
-
-
-def names_in(folder: Path, *suffixes: str) -> tuple[list[str], str]:
-    """Names of the files of a folder with the first of these suffixes that occurs; that suffix.
-
-    Raises:
-        ValueError: there are none; says which suffixes were expected.
-    """
-    for suffix in suffixes:
-        paths = folder.rglob(f"*{suffix}") if folder.is_dir() else ()
-        if names := [p.relative_to(folder).with_suffix("").as_posix() for p in paths]:
-            return sorted(names), suffix
-    kinds = {".png": "PNG", ".npz": "NPZ", ".npy": "NPY"}
-    wanted = " or ".join(kinds[suffix] for suffix in suffixes)
-    raise ValueError(f"no {wanted} in {folder}")

@@ -14,10 +14,9 @@ import numpy as np
 from weaktr.data.cls_labels import read_pickled_arrays
 from weaktr.data.io import size_message
 from weaktr.data.manifest import Sample
-from weaktr.data.masks import names_in
 from weaktr.data.parallel import ordered_map, read_images
 from weaktr.data.problems import Problem
-from weaktr.files import write_bytes
+from weaktr.files import names_in, write_bytes
 
 
 class StoredCams:

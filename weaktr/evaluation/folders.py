@@ -13,7 +13,7 @@ import numpy as np
 from weaktr.config import LabelConfig, PredictConfig
 from weaktr.data import Classes, read_labels
 from weaktr.data.io import require_same_size
-from weaktr.data.masks import before_refinement, names_in
+from weaktr.data.masks import before_refinement
 from weaktr.data.stored_maps import read_cams
 from weaktr.evaluation.bootstrap import LEVEL
 from weaktr.evaluation.boundary import TOLERANCE
@@ -21,7 +21,7 @@ from weaktr.evaluation.conditions import label_conditions, prediction_conditions
 from weaktr.evaluation.iou import ThresholdCurve
 from weaktr.evaluation.pairs import Pair, evaluate_pairs
 from weaktr.evaluation.report import UNKNOWN, Conditions, Row, draw_classes, row_json
-from weaktr.files import read_json, write_json
+from weaktr.files import names_in, read_json, write_json
 from weaktr.inference.labels import labels_from_cams
 from weaktr.progress import track
 from weaktr.recipes import make

@@ -1,9 +1,9 @@
 """The ops and their backends as they declare themselves, and which backend runs.
 
 An op declares itself where it is defined (`weaktr/ops/<op>/`), its fastest backend first; the
-`OP` of `weaktr.ops.head_stats` is a short example. The function of a backend is ``<op>_<backend>``
-in its module, there `head_stats_triton` and `head_stats_torch`. What it does not take it declares
-itself (`takes`). Modules are imported on first use, so importing weaktr needs neither Triton nor a
+`OP` of `weaktr.ops.confusion` is the shortest example. The function of a backend is
+``<op>_<backend>`` in its module, there `confusion_torch`. What it does not take it declares itself
+(`takes`). Modules are imported on first use, so importing weaktr needs neither Triton nor a
 compiler. Backend ``torch`` exists for every op and is its definition.
 """
 
@@ -100,8 +100,7 @@ class Op:
         name: unique.
         backends: in the order in which ``backend="auto"`` tries those that are for a device.
         usual: facts (see `pick`) of the usual inputs, for `report`.
-        lenient: the environment variable applies only where it names one of these backends, for an
-            op that is not the method's: what it names for the others need not exist here.
+        lenient: ignore ``WEAKTR_BACKEND`` where it names no backend of this op.
     """
 
     name: str
@@ -172,10 +171,9 @@ class Op:
 
 
 class _Functions:
-    """The functions of backends that were chosen, as attributes.
+    """Holds the chosen functions as attributes.
 
-    torch.compile looks an attribute up whenever it is read; of a dictionary, such as `sys.modules`,
-    it may have an older state, without a module that was imported while it traced.
+    A dictionary would not do, because torch.compile may use an outdated copy of it.
     """
 
 
@@ -196,7 +194,7 @@ def register(op: Op) -> Op:
 def takes(text: str, refusal: Callable[..., str] | None = None) -> Callable[[Function], Function]:
     """Declare at a backend's function that it takes only a part of what its op takes; see `Limits`.
 
-    Without `refusal` it yields less than the definition for other inputs, or leaves them to it.
+    Without `refusal` the text is for `report` only: the backend takes all inputs.
     """
 
     def declare(function: Function) -> Function:

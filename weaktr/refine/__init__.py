@@ -28,14 +28,14 @@ REFINERS: dict[str, Callable[[Any, LabelConfig | PredictConfig], Refiner | None]
 }
 
 
-def choose_refiners(stage: LabelConfig | PredictConfig) -> list[Refiner]:
+def choose_refiners(stage_settings: LabelConfig | PredictConfig) -> list[Refiner]:
     """The refiners that a stage's settings ask for, in their order.
 
     Raises:
         ValueError: an unknown refiner, or settings that it does not take.
     """
     chosen = []
-    for entry in stage.refiners:
+    for entry in stage_settings.refiners:
         named: dict[str, Any] = {entry: None} if isinstance(entry, str) else entry
         if len(named) != 1 or not set(named) <= set(REFINERS):
             raise ValueError(
@@ -43,7 +43,7 @@ def choose_refiners(stage: LabelConfig | PredictConfig) -> list[Refiner]:
                 f"{{NAME: its settings}}; got {entry!r}"
             )
         ((name, settings),) = named.items()
-        refiner = REFINERS[name](settings, stage)
+        refiner = REFINERS[name](settings, stage_settings)
         if refiner is not None:
             chosen.append(refiner)
     return chosen

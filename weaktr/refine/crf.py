@@ -66,17 +66,18 @@ class CrfRefiner:
         return refined
 
 
-def crf_refiner(settings: Any, stage: LabelConfig | PredictConfig) -> CrfRefiner | None:
+def crf_refiner(settings: Any, stage_settings: LabelConfig | PredictConfig) -> CrfRefiner | None:
     """The CRF of a stage: from labels in labelling, from probabilities in prediction.
 
     Args:
-        settings: see `choose_crf`; those of the stage (`crf`) where None.
-        stage: settings of the stage.
+        settings: see `choose_crf`; None = `crf` of the stage.
+        stage_settings: of the stage.
     """
-    crf = choose_crf(stage.crf if settings is None else settings)
+    crf = choose_crf(stage_settings.crf if settings is None else settings)
     if crf is None:
         return None
-    return CrfRefiner(crf, stage.gt_prob if isinstance(stage, LabelConfig) else None)
+    gt_prob = stage_settings.gt_prob if isinstance(stage_settings, LabelConfig) else None
+    return CrfRefiner(crf, gt_prob)
 
 
 def choose_crf(setting: str | dict[str, Any] | None) -> DenseCRF | None:

@@ -16,7 +16,9 @@ class Maps(NamedTuple):
 
     labels: Tensor  #: uint8 [H, W], 0..K-1: the most likely label
     num_labels: int  #: K
-    scores: Tensor | None = None  #: float32 [K, H, W] behind the labels, where they are known
+    #: float32 [K, H, W] behind the labels; None after a refiner that returns labels only (the CRF
+    #: of labelling)
+    scores: Tensor | None = None
 
 
 class Refiner(Protocol):

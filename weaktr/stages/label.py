@@ -74,7 +74,8 @@ def label(
         samples: the images; their true masks are not read.
         folder: gets ``masks/``, ``index.jsonl`` and, with refiners, ``before_refinement/``.
         settings: see `LabelConfig`; for stored CAMs only those of `AFTER_CAMS` count.
-        dump_cams: also write ``cams/NAME.npz`` (large).
+        dump_cams: also write ``cams/NAME.npz`` (large), and again the mask of an image that has no
+            such file.
 
     Returns:
         What was labelled and what was left out, which is also logged.
@@ -86,12 +87,19 @@ def label(
         report.unlabelled = [s.name for s in samples if not source.shows_a_class(s)]
     left_out = set(report.unlabelled)
     chosen = [sample for sample in samples if sample.name not in left_out]
-    todo = [sample for sample in chosen if sample.name not in masks]
+
+    def cams_path(name: str) -> Path:
+        return folder / "cams" / f"{name}.npz"
+
+    def is_complete(name: str) -> bool:
+        return name in masks and (not dump_cams or cams_path(name).is_file())
+
+    todo = [sample for sample in chosen if not is_complete(sample.name)]
 
     def finish(item: tuple[Sample, np.ndarray, np.ndarray]) -> tuple[str, np.ndarray, np.ndarray]:
         sample, image, cams = item
         if dump_cams:
-            write_cams(folder / "cams" / f"{sample.name}.npz", cams, sample.labels or ())
+            write_cams(cams_path(sample.name), cams, sample.labels or ())
         plain, refined = pseudo_labels(image, cams, sample.labels or (), settings, refiners)
         return sample.name, plain, refined
 

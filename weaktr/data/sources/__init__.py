@@ -1,13 +1,6 @@
 """Data sets of several kinds, each described as a `Manifest`.
 
-To add a source:
-
-1. In ``NAME.py`` here, write ``NAME(root, split="train", *, problems=None, ...) -> Manifest``; its
-   further arguments are the options of `load_manifest`.
-2. Give each sample its file and line as `Sample.source`; collect faults in a list of `Problem`.
-3. End with ``return collect_or_raise(manifest, faults, problems)``.
-4. Import it below, add a line to `SOURCES`; ``weaktr data check NAME ROOT`` then reads the data.
-5. Test it in ``tests/data/sources/test_NAME.py``.
+To add one: CONTRIBUTING.md, "A data source".
 """
 
 from __future__ import annotations
