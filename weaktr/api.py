@@ -216,4 +216,4 @@ def _pixels(image: Image) -> np.ndarray:
         raise ValueError(
             f"image: expected uint8 [H, W, 3] RGB or a path, got {image.dtype} {image.shape}"
         )
-    return np.ascontiguousarray(image)
+    return np.require(image, requirements=["C", "W"])  # torch shares the memory

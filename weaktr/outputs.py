@@ -8,9 +8,12 @@ Trainings continue by `weaktr.training.state` in addition.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import shutil
+import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +41,12 @@ def begin(
         facts: written beside the fingerprint, for the reader of the results.
 
     Raises:
-        ValueError: the folder holds files but no ``inputs.json``, so weaktr did not write them; or
-            results of other inputs where `replace` is False.
+        ValueError: the folder holds results of other inputs where `replace` is False; or files but
+            no ``inputs.json``, so weaktr did not write them, where `replace` is True.
     """
     file = folder / INPUTS
+    for rest in _unfinished(folder):  # of a process that was killed
+        shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
     if file.is_file():
         same = stored_fingerprint(file) == made_from
         if not same and not replace:
@@ -50,19 +55,38 @@ def begin(
                 "choose another --out"
             )
         if force or not same:
-            shutil.rmtree(folder)
-    elif folder.exists() and any(folder.iterdir()):
-        raise ValueError(
-            f"{folder}: expected an empty folder or one that weaktr made, but it holds files and "
-            f"no {INPUTS}; choose another --out, or move them away"
-        )
+            removed = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.removed")
+            folder.rename(removed)  # at once: half a folder would look like something else
+            shutil.rmtree(removed)
+    elif replace and folder.exists():
+        _refuse_files_of_others(folder, [p for p in folder.iterdir() if p.name[0] != "."])
     write_json(file, {"made_from": made_from, **facts})
 
 
 def begin_masks(folder: Path, source: Path, settings: dict[str, Any]) -> None:
-    """`begin` for masks that come from one checkpoint (or folder of CAMs) and settings."""
+    """`begin` for masks that come from one checkpoint (or folder of CAMs) and settings.
+
+    Raises:
+        ValueError: as `begin`; or there are masks that weaktr did not write.
+    """
+    if not (folder / INPUTS).is_file():
+        _refuse_files_of_others(folder, [p for p in (folder / "masks",) if p.exists()])
     made_from = fingerprint(str(source.resolve()), source.stat().st_size, settings)
     begin(folder, made_from, checkpoint=str(source), settings=settings)
+
+
+def _unfinished(folder: Path) -> list[Path]:
+    """What a process that was killed may have left of `folder`: half of a file, or of a removal."""
+    removed = folder.parent.glob(f".{glob.escape(folder.name)}.{'[0-9a-f]' * 32}.removed")
+    return [*removed, *folder.glob(f".{'[0-9a-f]' * 32}.part")]
+
+
+def _refuse_files_of_others(folder: Path, files: Sequence[Path]) -> None:
+    if files:
+        raise ValueError(
+            f"{folder}: expected an empty folder or one that weaktr made, but it holds "
+            f"{files[0].name} and no {INPUTS}; choose another --out, or move it away"
+        )
 
 
 def mark_finished(folder: Path, made_from: str) -> None:

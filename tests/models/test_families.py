@@ -99,6 +99,21 @@ def test_whole_labels_equal_present_classes_only():
             assert_golden(model.cams(images, labels, **settings), every)
 
 
+def test_cams_in_double_precision():
+    model = small.cam_model("deit_small_patch16_224", 4, **CAM).eval()
+    images = torch.randn(1, 3, 64, 64)
+    expected = model.cams(images)
+    cams = model.double().cams(images.double())
+    assert cams.dtype == torch.float32
+    assert_golden(cams, expected)
+
+
+def test_cams_of_no_image_are_refused():
+    model = small.cam_model("deit_small_patch16_224", 4, **CAM).eval()
+    with pytest.raises(ValueError, match="images: expected at least one"):
+        model.cams(torch.zeros(0, 3, 64, 64))
+
+
 def test_image_without_labels_has_empty_cams():
     model = small.cam_model("deit_small_patch16_224", 4, **CAM).eval()
     assert not model.cams(torch.randn(1, 3, 64, 64), torch.zeros(1, 4)).any()

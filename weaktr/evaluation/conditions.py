@@ -32,15 +32,14 @@ def cam_name(settings: LabelConfig) -> str:
 
 def refinement_name(settings: LabelConfig | PredictConfig) -> str:
     """The refinement in words: the CRF's name, or the refiners one after the other."""
-    crf = "none" if settings.crf is None else settings.crf
     names = []
     for entry in settings.refiners:
-        if isinstance(entry, dict):
-            names.append(", ".join(f"{name} {options}" for name, options in entry.items()))
-        elif entry == "crf":
-            names.append(crf if isinstance(crf, str) else "explicit")
+        name, options = next(iter(entry.items())) if isinstance(entry, dict) else (entry, None)
+        if name == "crf":
+            crf = settings.crf if options is None else options
+            names.append("explicit" if isinstance(crf, dict) else str(crf or "none"))
         else:
-            names.append(entry)
+            names.append(name if options is None else f"{name} {options}")
     return " + ".join(name for name in names if name != "none") or "none"
 
 

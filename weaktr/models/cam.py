@@ -132,9 +132,11 @@ class CamModel(BackboneModel):
             [B, C, h, w] float32 >= 0, not normalised.
 
         Raises:
-            ValueError: unknown attention type, labels of another shape.
+            ValueError: no images, unknown attention type, labels of another shape.
         """
         shape = (len(images), self.num_classes)
+        if not len(images):
+            raise ValueError("images: expected at least one, got none")
         if labels is None:
             labels = torch.ones(shape)
         if labels.shape != shape:
@@ -222,7 +224,7 @@ class CamModel(BackboneModel):
         refine: bool,
     ) -> Tensor:
         """Coarse CAMs [ΣP, C'] -> CAMs with attention applied."""
-        weights = self.fusion(features.float())
+        weights = self.fusion(features.to(self.head.weight.dtype)).float()
         q, k, lse = (None if part is None else part[0] for part in layers.stacked())
         assert q is not None and k is not None and batch.lengths is not None
         lengths, patches = batch.lengths, batch.patches

@@ -98,6 +98,8 @@ def masks_from_probabilities(
     """
     plain = scores.argmax(0).astype(np.uint8)
     present = np.unique(plain)
+    if not refiners or len(present) < 2:
+        return plain, plain
     place = np.zeros(256, np.uint8)
     place[present] = np.arange(len(present))
     labels = torch.from_numpy(place[plain])

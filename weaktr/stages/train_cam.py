@@ -73,8 +73,10 @@ def train_cam(run: Run) -> Path:
     def losses(images: Tensor, targets: Tensor) -> dict[str, Tensor]:
         return cam_losses(model(images), targets)
 
+    scored = run.score.samples if settings.validate_every else ()
+
     def validate(model: CamModel) -> dict[str, float]:
-        curve = cam_curve(model, run.score.samples, recipe.label, recipe.evaluate)
+        curve = cam_curve(model, scored, recipe.label, recipe.evaluate)
         threshold, scores = curve.best()
         log.info(
             "CAM mIoU %.1f (%d images, scales %s, threshold %.2f); does not affect the training",
@@ -83,7 +85,7 @@ def train_cam(run: Run) -> Path:
         return {"cam_miou": scores.miou, "cam_threshold": threshold}
 
     loop = TrainingLoop(folder, model, optimizer, loader, settings, recipe, set_lr)
-    trained = loop.train(compiled(losses, settings.compile), validate)
+    trained = loop.train(compiled(losses, settings.compile), validate if scored else None)
     class_list = {"names": classes.names, "ids": classes.ids}
     return checkpoints.save(trained, folder / MODEL, classes=class_list)
 

@@ -78,8 +78,10 @@ def train_seg(run: Run) -> Path:
         start, tile = settings.clip_start, settings.clip_patch
         return {"clipped": model.loss(images, labels, start_value=start, tile=tile).loss}
 
+    scored = run.val.samples if settings.validate_every else ()
+
     def validate(model: Segmenter) -> dict[str, float]:
-        scores = score_segmenter(model, run.val.samples, recipe.predict)
+        scores = score_segmenter(model, scored, recipe.predict)
         log.info(
             "mIoU %.1f (%d images, single scale, no flip, no CRF); does not affect the training",
             scores.miou, scores.images,
@@ -87,7 +89,7 @@ def train_seg(run: Run) -> Path:
         return {"watched_miou": scores.miou}
 
     loop = TrainingLoop(folder, model, optimizer, loader, settings, recipe, set_lr)
-    trained = loop.train(compiled(losses, settings.compile), validate)
+    trained = loop.train(compiled(losses, settings.compile), validate if scored else None)
     class_list = {"names": classes.names, "ids": classes.ids}
     return checkpoints.save(trained, folder / MODEL, classes=class_list)
 

@@ -161,7 +161,7 @@ class TrainingLoop(Generic[M]):
     def train(
         self,
         losses_of: Callable[..., Mapping[str, Tensor]],
-        validate: Callable[[M], Mapping[str, float]],
+        validate: Callable[[M], Mapping[str, float]] | None = None,
     ) -> M:
         """Run all epochs that are left.
 
@@ -179,7 +179,7 @@ class TrainingLoop(Generic[M]):
                 with autocast(self.settings.amp, self.device):
                     losses = losses_of(*batch)
                 self.backward(losses)
-            if every and (epoch + 1) % every == 0:
+            if validate and every and (epoch + 1) % every == 0:
                 self.log_scores(validate(self.trained_model().eval()))
         self._log_losses()
         self.metrics.close()
