@@ -106,8 +106,4 @@ def test_images_of_any_sizes_are_labelled_together(settings, sizes, tiny_model, 
 
 @pytest.fixture
 def tiny_model():
-    arguments = {"embed_dim": 16, "depth": 1, "num_heads": 2}
-    return small.cam_model(
-        "vit_tiny_patch16_224", 2, image_size=32, patch_size=16, reduction=1, feat_reduction=1,
-        backbone_args=arguments,
-    ).eval()  # fmt: skip
+    return small.tiny_cam_model()

@@ -2,50 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
 
+from tests.inference.published import E, segmenter, settings_of
 from tests.models import small
-from tests.parity.recipe import GOLDEN, recipe_weight
-from tests.stored import FACTS, arrays
+from tests.parity.recipe import GOLDEN
 from tests.tolerances import assert_golden
-from weaktr.config import PredictConfig
 from weaktr.inference.probabilities import for_ensemble, for_prediction, probabilities
-from weaktr.models.released.state_dicts import segmenter_from_published
 
-E = arrays("E_inference")
 CRF = load_file(GOLDEN / "E_crf.safetensors")
-FACT = FACTS["E_inference"]
-RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
-PUBLISHED = PredictConfig(
-    short_side=52, ratios=RATIOS, window=48, stride=32, ensemble="plain", crf=None
-)
 
 
 @pytest.fixture(scope="module")
 def model():
-    state = {k: recipe_weight(k, shape, 201) for k, shape in FACT["state_dict"].items()}
-    return segmenter_from_published(
-        state,
-        encoder_heads=6,
-        decoder_heads=2,
-        decoder="mask_transformer",
-        patch_size=16,
-        image_size=48,
-    ).eval()
-
-
-def with_(settings=PUBLISHED, **changes):
-    return replace(settings, **changes)
+    return segmenter()
 
 
 @pytest.mark.parametrize("window_batch", [1, 2, 7])
 def test_multi_scale_probabilities(model, window_batch):
-    settings = with_(window_batch=window_batch)
+    settings = settings_of(window_batch=window_batch)
     made = probabilities(for_prediction(model, settings), E["image"], settings)
     assert_golden(torch.from_numpy(made), torch.from_numpy(E["prob.multi_scale"]))
 
@@ -58,7 +36,9 @@ def test_any_batch_of_windows_gives_the_same(model, ensemble):
     """
     one, *others = (
         probabilities(for_prediction(model, settings), E["image"], settings)
-        for settings in (with_(window_batch=count, ensemble=ensemble) for count in (1, 2, 7, 64))
+        for settings in (
+            settings_of(window_batch=count, ensemble=ensemble) for count in (1, 2, 7, 64)
+        )
     )
     for other in others:
         np.testing.assert_allclose(other, one, rtol=0, atol=1e-6)
@@ -66,13 +46,13 @@ def test_any_batch_of_windows_gives_the_same(model, ensemble):
 
 
 def test_single_scale_probabilities(model):
-    made = probabilities(model, E["image"], with_(ratios=(1.0,), flip=False))
+    made = probabilities(model, E["image"], settings_of(ratios=(1.0,), flip=False))
     expected = torch.from_numpy(E["prob.single_scale"])
     assert_golden(torch.from_numpy(made)[:, ::2, ::2], expected)
 
 
 def test_published_ensemble(model):
-    settings = with_(ensemble="published", window_batch=2)
+    settings = settings_of(ensemble="published", window_batch=2)
     made = probabilities(for_prediction(model, settings), E["image"], settings)
     early = (made - E["prob.multi_scale"]) / 0.8
     assert_golden(

@@ -5,11 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.stored import arrays
+from tests.inference.published import RATIOS, E
 from weaktr.inference.resize import resize_bilinear
-
-E = arrays("E_inference")
-RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 
 
 @pytest.mark.parametrize("ratio", RATIOS)

@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.stored import FACTS, arrays
+from tests.inference.published import FACT, RATIOS, E, settings_of
 from tests.tolerances import assert_close
-from weaktr.config import PredictConfig
 from weaktr.inference.windows import anchors, merge, views
-
-E = arrays("E_inference")
-FACT = FACTS["E_inference"]
-RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
-PUBLISHED = PredictConfig(
-    short_side=52, ratios=RATIOS, window=48, stride=32, ensemble="plain", crf=None
-)
-
-
-def with_(settings=PUBLISHED, **changes):
-    return replace(settings, **changes)
 
 
 @pytest.mark.parametrize("ratio", RATIOS)
@@ -38,7 +24,7 @@ def test_merging_is_upsampling_averaging_and_resizing():
     patch, window, size = 8, 20, (33, 47)
     (view, mirrored) = views(
         E["image"], ((0.5,) * 3, (0.5,) * 3),
-        with_(short_side=36, ratios=(1.0,), window=window, stride=7), torch.device("cpu"),
+        settings_of(short_side=36, ratios=(1.0,), window=window, stride=7), torch.device("cpu"),
     )  # fmt: skip
     logits = torch.randn(len(view.tops) * len(view.lefts), 2, 3, 3, 3)
     total = torch.zeros(2, 3, *view.pixels.shape[1:])

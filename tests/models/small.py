@@ -17,6 +17,19 @@ def cam_model(backbone: str, num_classes: int, **settings: Any) -> CamModel:
     return with_weights(CamModel(CamModelConfig(backbone, **given), num_classes))
 
 
+def tiny_cam_model() -> CamModel:
+    """A stage-1 model of two classes, small enough to label images in milliseconds."""
+    return cam_model(
+        "vit_tiny_patch16_224",
+        2,
+        image_size=32,
+        patch_size=16,
+        reduction=1,
+        feat_reduction=1,
+        backbone_args={"embed_dim": 16, "depth": 1, "num_heads": 2},
+    ).eval()
+
+
 def segmenter(backbone: str, num_labels: int, **settings: Any) -> Segmenter:
     """A stage-2 model."""
     config = SegModelConfig(backbone, **{"weights": None} | settings)
