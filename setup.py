@@ -49,10 +49,10 @@ def program(package: str, folder: str) -> str | None:
         folder: the package's attribute that says where the program lies.
     """
     try:
-        found = Path(getattr(importlib.import_module(package), folder), package)
+        path = Path(getattr(importlib.import_module(package), folder), package)
     except (ImportError, AttributeError):
         return shutil.which(package)
-    return str(found) if found.exists() else shutil.which(package)
+    return str(path) if path.exists() else shutil.which(package)
 
 
 class BuildNative(build_ext):
@@ -125,8 +125,8 @@ class BuildNative(build_ext):
         if cmake is None:
             return "CMake is not installed"
         environment = {"CMAKE_BUILD_PARALLEL_LEVEL": "2"} | os.environ
-        done = subprocess.run([cmake, *arguments], env=environment, check=False)
-        return None if done.returncode == 0 else f"CMake failed with status {done.returncode}"
+        process = subprocess.run([cmake, *arguments], env=environment, check=False)
+        return None if process.returncode == 0 else f"CMake failed with status {process.returncode}"
 
 
 class Build(build):

@@ -30,7 +30,7 @@ def attention(q, k, v, name, statistics):
     return out, stats.class_rows, stats.column_means
 
 
-def made(batch, tokens, device):
+def inputs(batch, tokens, device):
     """q, k, v in float32 as a ViT's layer leaves them: views of one projection."""
     torch.manual_seed(0)
     qkv = torch.randn(batch, tokens, 3, HEADS, WIDTH, device=device)
@@ -53,7 +53,7 @@ def bench_attention(measure, device, row, batch, tokens, statistics):
         if half and not native.has_bfloat16():
             pytest.skip("this processor does not multiply bfloat16")
     name = "cpu" if backend == "cpu" else "sdpa"
-    qkv = made(batch, tokens, device)
+    qkv = inputs(batch, tokens, device)
     given = (qkv.bfloat16() if half else qkv).unbind()
     measure(
         lambda: attention(*given, name, statistics),
@@ -76,7 +76,7 @@ def bench_attention_with_statistics(measure, row, batch, tokens):
 
     from weaktr.kernels.tuning import fastest
 
-    qkv = made(batch, tokens, "cuda")
+    qkv = inputs(batch, tokens, "cuda")
     q, k, v = qkv.bfloat16().unbind()
     sizes = (CLASSES, tokens - CLASSES)
     by = kernels.kernel_of(q, k, v)

@@ -52,13 +52,13 @@ class Turns(NamedTuple):
 
 def available(rows: tuple[str, ...]) -> dict[str, Solve]:
     """The implementations that are installed."""
-    found = {}
+    solvers = {}
     for row in rows:
         try:
-            found[row] = solver(row)
+            solvers[row] = solver(row)
         except ImportError:
             continue
-    return found
+    return solvers
 
 
 def timed_turn(solve: Solve, problems: list[Problem], preset: str) -> tuple[float, list]:
@@ -95,12 +95,12 @@ def compare(solved: dict[str, np.ndarray], turns: Turns) -> None:
     outside = solved.get("pydensecrf")
     for row, marginals in solved.items():
         error = np.abs(marginals - solved["torch"])
-        found = {"error": error.max(), "beyond": (error > WITHIN).mean()}
+        differences = {"error": error.max(), "beyond": (error > WITHIN).mean()}
         if outside is not None:
-            found["from_pydensecrf"] = np.abs(marginals - outside).max()
-            found["disagreement"] = (marginals.argmax(0) != outside.argmax(0)).mean()
+            differences["from_pydensecrf"] = np.abs(marginals - outside).max()
+            differences["disagreement"] = (marginals.argmax(0) != outside.argmax(0)).mean()
         facts = turns.facts[row]
-        facts.update({name: max(float(x), facts.get(name, 0.0)) for name, x in found.items()})
+        facts.update({name: max(float(x), facts.get(name, 0.0)) for name, x in differences.items()})
 
 
 @lru_cache(maxsize=3)

@@ -110,14 +110,14 @@ def bench_dense_crf_cuda(measure, benchmark, data, row, preset, num_labels, coun
     solve = importlib.import_module("weaktr.ops.dense_crf.cuda").dense_crf_cuda
     batch = problems(data, preset, num_labels, count)
     arguments = {"iterations": ITERATIONS, "num_threads": 1, "output": "marginals"}
-    expected = [found for (found,) in dense_crf_torch(batch, **arguments)]
+    expected = [marginals for (marginals,) in dense_crf_torch(batch, **arguments)]
 
     def call():
         if row == "torch":
-            found = dense_crf_torch(batch, **arguments)
+            outputs = dense_crf_torch(batch, **arguments)
         else:
-            found = solve(batch, **arguments, deterministic=row == "cuda")
-        return [marginals for (marginals,) in found]
+            outputs = solve(batch, **arguments, deterministic=row == "cuda")
+        return [marginals for (marginals,) in outputs]
 
     floor = sum(map(least_bytes, batch)) / count / bytes_per_second()
     measure(

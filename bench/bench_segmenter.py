@@ -77,34 +77,34 @@ def predictions(picture: Path, device: str) -> dict[str, Pass]:
         "weaktr bf16": lambda settings: probabilities(half, image, replace(settings, amp="bf16")),
         "published": lambda settings: published.probabilities(model, image, settings),
     }
-    found = {row: Pass(0.0, None, np.zeros(())) for row in ways}
+    passes = {row: Pass(0.0, None, np.zeros(())) for row in ways}
     for way in ways.values():
         way(replace(PREDICT, ratios=PREDICT.ratios[:1], flip=False))  # to warm up
     for ratio in PREDICT.ratios:
         for row, way in ways.items():
             start = time.perf_counter()
             scores, peak = peak_mib(partial(way, replace(PREDICT, ratios=(ratio,))))
-            found[row].seconds += time.perf_counter() - start
-            found[row].scores = found[row].scores + scores / len(PREDICT.ratios)
-            found[row].peak = None if peak is None else max(peak, found[row].peak or 0.0)
-    return found
+            passes[row].seconds += time.perf_counter() - start
+            passes[row].scores = passes[row].scores + scores / len(PREDICT.ratios)
+            passes[row].peak = None if peak is None else max(peak, passes[row].peak or 0.0)
+    return passes
 
 
 @pytest.mark.parametrize("row", ["weaktr", "weaktr bf16", "published"])
 def bench_segmenter_prediction(record, data, device, row):
-    found = predictions(data / "crf" / "large_b_coco_cam_L3.npz", device)
-    expected, made = found["weaktr"].scores, found[row].scores
-    height, width = made.shape[1:]
+    passes = predictions(data / "crf" / "large_b_coco_cam_L3.npz", device)
+    expected, actual = passes["weaktr"].scores, passes[row].scores
+    height, width = actual.shape[1:]
     record(
-        [found[row].seconds],
+        [passes[row].seconds],
         group=f"stage 2 prediction, DeiT-S, {width}x{height}, 6 scales and flip, L{LABELS}",
         row=row,
         baseline=row == "published",
-        error=largest_difference(made, expected),
+        error=largest_difference(actual, expected),
         # the decoder's norm over labels enlarges rounding
         within=0.1 if row == "weaktr bf16" else 1e-4,
-        peak=found[row].peak,
+        peak=passes[row].peak,
         dtype="bfloat16" if row == "weaktr bf16" else "float32",
         windows=64,
-        same_labels=float((made.argmax(0) == expected.argmax(0)).mean()),
+        same_labels=float((actual.argmax(0) == expected.argmax(0)).mean()),
     )

@@ -125,8 +125,8 @@ def peaks(name: str, cells: Sequence[tuple[str, int]]) -> list[float | None]:
     """MiB that `solver(name)` needs at its peak for each (preset, labels); None: not known here."""
     arguments = [str(part) for cell in cells for part in cell]
     command = [sys.executable, __file__, name, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return [float(line) if line else None for line in done.stdout.splitlines()]
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
+    return [float(line) if line else None for line in process.stdout.splitlines()]
 
 
 def main(name: str, *arguments: str) -> None:

@@ -76,14 +76,14 @@ def with_means(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for entry in entries:
         name = entry["extra_info"].get("series", entry["group"])
         series.setdefault(name, {}).setdefault(entry["extra_info"]["row"], []).append(entry)
-    found = []
+    merged = []
     for name, rows in series.items():
         groups = [[entry["group"] for entry in row] for row in rows.values()]
         if len(groups[0]) > 1 and all(names == groups[0] for names in groups):
-            found += [mean(f"{name}, {len(groups[0])} settings", row) for row in rows.values()]
+            merged += [mean(f"{name}, {len(groups[0])} settings", row) for row in rows.values()]
         else:
-            found += [entry for row in rows.values() for entry in row]
-    return found
+            merged += [entry for row in rows.values() for entry in row]
+    return merged
 
 
 def mean(group: str, entries: list[dict[str, Any]]) -> dict[str, Any]:

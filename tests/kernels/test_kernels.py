@@ -36,21 +36,21 @@ def python(*arguments, **variables):
 
 
 def test_folder_is_refused_under_its_own_name():
-    done = python("-c", "import kernels")
-    assert "this folder is weaktr.kernels and was imported as kernels" in done.stderr
+    process = python("-c", "import kernels")
+    assert "this folder is weaktr.kernels and was imported as kernels" in process.stderr
 
 
 def test_without_gpu_and_interpreter_the_reason_is_given():
-    done = python("-c", "import weaktr.kernels", CUDA_VISIBLE_DEVICES="")
-    assert "ImportError: Triton finds no GPU; TRITON_INTERPRET=1 runs its kernels" in done.stderr
+    process = python("-c", "import weaktr.kernels", CUDA_VISIBLE_DEVICES="")
+    assert "ImportError: Triton finds no GPU; TRITON_INTERPRET=1 runs its kernels" in process.stderr
 
 
 @pytest.mark.slow
 def test_every_kernel_compiles_without_a_gpu(tmp_path):
     pytest.importorskip("triton")
-    done = python("-m", "tests.kernels.compile_kernels", TRITON_CACHE_DIR=str(tmp_path))
-    assert done.returncode == 0, done.stderr
-    assert set(done.stdout.split()) >= KERNELS
+    process = python("-m", "tests.kernels.compile_kernels", TRITON_CACHE_DIR=str(tmp_path))
+    assert process.returncode == 0, process.stderr
+    assert set(process.stdout.split()) >= KERNELS
 
 
 # ---- launch configurations ----------------------------------------------------------------------

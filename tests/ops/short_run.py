@@ -40,8 +40,8 @@ def attention_kernels(dtype: torch.dtype) -> list[torch.Tensor]:
     fine_of = fuse_heads_packed(q, k, packed.lse, weights_of, values_of, backend="triton", **PACKED)
     (fine.sum() + fine_of.sum()).backward()
     gradients = [x.grad for x in (weights, values, weights_of, values_of)]
-    found = (*attended, *stats[0], *packed, fine, fine_of, *gradients)
-    return [x for x in found if x is not None]
+    outputs = (*attended, *stats[0], *packed, fine, fine_of, *gradients)
+    return [x for x in outputs if x is not None]
 
 
 def loss_kernels(dtype: torch.dtype) -> list[torch.Tensor]:

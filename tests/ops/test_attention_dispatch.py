@@ -94,7 +94,7 @@ def test_xformers_takes_packed_images_at_once(xformers):
 def test_both_models_use_it(family, xformers, tmp_path):
     images = torch.randn(2, 3, 64, 64)
     cam = small.cam_model(family, 3, attention="xformers", **CAM).eval()
-    found = cam(images)
+    output = cam(images)
     assert len(xformers) == TINY["depth"]
     segmenter = small.segmenter(
         family, 4, attention="xformers", image_size=64, backbone_args=TINY
@@ -102,7 +102,7 @@ def test_both_models_use_it(family, xformers, tmp_path):
     logits = segmenter(images)
     assert len(xformers) == 2 * TINY["depth"]
     cam.vit.attention = segmenter.vit.attention = "sdpa"
-    assert_golden(found.fine_logits, cam(images).fine_logits)
+    assert_golden(output.fine_logits, cam(images).fine_logits)
     assert_golden(logits, segmenter(images))
     for model in (cam, segmenter):  # of the run, not of the model
         description = json.loads(save(model, tmp_path / "x").with_suffix(".json").read_text())

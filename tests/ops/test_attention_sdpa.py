@@ -187,8 +187,8 @@ def test_gradients_on_a_gpu(name):
     exact = [x.detach().double().requires_grad_() for x in given]
     logits = exact[0] @ exact[1].mT * exact[0].shape[-1] ** -0.5
     true = torch.autograd.grad(logits.softmax(-1) @ exact[2], exact, weight.double())
-    for found in (through, alone):
-        for actual, theirs, truth in zip(found, expected, true, strict=True):
+    for gradients in (through, alone):
+        for actual, theirs, truth in zip(gradients, expected, true, strict=True):
             bound = 2 * (theirs - truth).abs().max() + 1e-5 * truth.abs().max()
             assert (actual - truth).abs().max() <= bound
 

@@ -35,10 +35,10 @@ def dense_crf_emulated(
         if output != "marginals":
             given["argmax"] = np.full(problem.shape, 77, dtype=np.uint8)
             given["confidence"] = np.full(problem.shape, np.nan, dtype=np.float32)
-    found = native_emulation.load().dense_crf_emulated(dicts, iterations, deterministic, seed)
+    marginals = native_emulation.load().dense_crf_emulated(dicts, iterations, deterministic, seed)
     names = {"marginals": (), "labels": ("argmax",), "labels+confidence": ("argmax", "confidence")}
     if output == "marginals":
-        return [(torch.from_numpy(marginals),) for marginals in found]
+        return [(torch.from_numpy(array),) for array in marginals]
     return [tuple(torch.from_numpy(given[name]) for name in names[output]) for given in dicts]
 
 
@@ -80,8 +80,8 @@ def test_emulation_is_pydensecrfs(name, deterministic):
 @MODES
 def test_emulated_batch_of_mixed_sizes_and_labels(deterministic):
     images, unaries = mixed_batch()
-    found = dense_crf(images, unaries, **KERNELS, backend=backend_of(deterministic))
-    for image, unary, marginals in zip(images, unaries, found, strict=True):
+    batch_marginals = dense_crf(images, unaries, **KERNELS, backend=backend_of(deterministic))
+    for image, unary, marginals in zip(images, unaries, batch_marginals, strict=True):
         expected = torch.from_numpy(dense_crf(image, unary, **KERNELS, backend="torch"))
         assert_close(torch.from_numpy(marginals), expected, "crf_marginals")
 
@@ -103,9 +103,9 @@ def test_emulated_compat_and_normalization(kind, normalization, deterministic):
         "bilateral": [((30, 20), (40, 50, 60), compat), (9, 20, 0.5, "symmetric")],
         "normalization": normalization,
     }
-    found = dense_crf(image, unary, **kernels, backend=backend_of(deterministic))
+    marginals = dense_crf(image, unary, **kernels, backend=backend_of(deterministic))
     expected = dense_crf(image, unary, **kernels, backend="torch")
-    assert_close(torch.from_numpy(found), torch.from_numpy(expected), "crf_marginals")
+    assert_close(torch.from_numpy(marginals), torch.from_numpy(expected), "crf_marginals")
 
 
 @pytest.mark.parametrize("size", [(1, 2), (3, 1), (2, 2), (5, 5), (16, 16), (16, 17), (31, 1)])
@@ -113,9 +113,9 @@ def test_emulated_padding(size):
     """The vertices of the padding exist where the number of pixels is no multiple of four."""
     image, unary = random_problem(*size)
     kernels = {"gaussian": (0.7, 3), "bilateral": (3, 120, 3)}
-    found = dense_crf(image, unary, **kernels, backend="emulated")
+    marginals = dense_crf(image, unary, **kernels, backend="emulated")
     expected = dense_crf(image, unary, **kernels, backend="torch")
-    assert_close(torch.from_numpy(found), torch.from_numpy(expected), "crf_marginals")
+    assert_close(torch.from_numpy(marginals), torch.from_numpy(expected), "crf_marginals")
 
 
 @pytest.mark.parametrize(
@@ -125,9 +125,9 @@ def test_emulated_padding(size):
 )
 def test_emulated_kernels_left_out(kernels):
     image, unary = random_problem()
-    found = dense_crf(image, unary, **kernels, backend="emulated")
+    marginals = dense_crf(image, unary, **kernels, backend="emulated")
     expected = dense_crf(image, unary, **kernels, backend="torch")
-    assert_close(torch.from_numpy(found), torch.from_numpy(expected), "crf_marginals")
+    assert_close(torch.from_numpy(marginals), torch.from_numpy(expected), "crf_marginals")
 
 
 @MODES
@@ -136,11 +136,11 @@ def test_emulated_labels_and_confidence(zero_unsure, deterministic):
     image, _ = random_problem(23, 35)
     labels = np.random.default_rng(5).integers(0, 4, (23, 35), dtype=np.uint8)
     arguments = {"n_labels": 4, "zero_unsure": zero_unsure, "confidence": True, **KERNELS}
-    found = dense_crf_labels(image, labels, **arguments, backend=backend_of(deterministic))
+    actual = dense_crf_labels(image, labels, **arguments, backend=backend_of(deterministic))
     expected = dense_crf_labels(image, labels, **arguments, backend="torch")
-    assert found[0].dtype == np.uint8
-    assert (found[0] == expected[0]).mean() >= CRF_LABEL_AGREEMENT
-    assert_close(torch.from_numpy(found[1]), torch.from_numpy(expected[1]), "crf_marginals")
+    assert actual[0].dtype == np.uint8
+    assert (actual[0] == expected[0]).mean() >= CRF_LABEL_AGREEMENT
+    assert_close(torch.from_numpy(actual[1]), torch.from_numpy(expected[1]), "crf_marginals")
 
 
 def test_emulated_ties_go_to_the_first_label():
@@ -265,8 +265,8 @@ def test_torch_side_packs_and_splits(native_cuda, output):
     module._solve(problems, outputs, 2, True)
     assert calls == [(2, 42, True), (2, 42, True)]  # a quarter of the memory holds two
     expected = dense_crf_emulated(problems, iterations=2, output=output, seed=0)
-    for found, wanted in zip(outputs, expected, strict=True):
-        assert all(torch.equal(*pair) for pair in zip(found.values(), wanted, strict=True))
+    for actual, wanted in zip(outputs, expected, strict=True):
+        assert all(torch.equal(*pair) for pair in zip(actual.values(), wanted, strict=True))
 
 
 def test_torch_side_wants_a_gpu(native_cuda):
@@ -317,8 +317,8 @@ def test_gpu_is_the_emulation(on_gpu, deterministic):
     problems = [as_problem(*random_problem(*size), (30.0, 30.0, 9.0, 9.0, 9.0)) for size in MIXED]
     expected = dense_crf_emulated(problems, iterations=5)
     moved = [to_gpu(problem) for problem in problems]
-    found = on_gpu(moved, iterations=5, deterministic=deterministic)
-    for (marginals,), (wanted,) in zip(found, expected, strict=True):
+    actual = on_gpu(moved, iterations=5, deterministic=deterministic)
+    for (marginals,), (wanted,) in zip(actual, expected, strict=True):
         assert_close(marginals.cpu(), wanted, "crf_marginals")
 
 
@@ -339,10 +339,10 @@ def test_gpu_works_on_the_current_stream(on_gpu):
         for _ in range(2):  # the second time, memory and kernels are there
             stream.synchronize()
             torch.cuda._sleep(10**8)
-            ((found,),) = on_gpu([problem._replace(unary=problem.unary + 0)], iterations=3)
+            ((marginals,),) = on_gpu([problem._replace(unary=problem.unary + 0)], iterations=3)
             waited = stream.query()
         assert not waited
-        assert torch.equal(found, expected)
+        assert torch.equal(marginals, expected)
 
 
 def test_gpu_refuses_the_hosts_memory(on_gpu):

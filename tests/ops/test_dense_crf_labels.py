@@ -44,17 +44,17 @@ def test_labels_and_confidence(backend, device, size, zero_unsure):
     settings = KERNELS | {"zero_unsure": zero_unsure, "gt_prob": 0.6}
     wanted, marginals = expected_labels(image, labels, n_labels, **settings)
     where = torch.from_numpy(labels).to(device)
-    found, confidence = dense_crf_labels(
+    actual, confidence = dense_crf_labels(
         torch.from_numpy(image).to(device), where, n_labels, **settings, confidence=True,
         backend=backend,
     )  # fmt: skip
-    assert found.dtype == torch.uint8
+    assert actual.dtype == torch.uint8
     assert confidence.dtype == torch.float32
-    assert found.device == confidence.device == where.device
-    assert (found.cpu() == wanted).float().mean() >= CRF_LABEL_AGREEMENT
+    assert actual.device == confidence.device == where.device
+    assert (actual.cpu() == wanted).float().mean() >= CRF_LABEL_AGREEMENT
     assert_close(confidence.cpu(), marginals, "crf_marginals")
     only = dense_crf_labels(image, where, n_labels, **settings, backend=backend)
-    assert torch.equal(only, found)
+    assert torch.equal(only, actual)
 
 
 def test_something_was_redrawn(backend):
@@ -71,18 +71,18 @@ def test_integers_of_any_kind_and_stride(backend, dtype):
     expected = dense_crf_labels(image[::-1].copy(), labels[::-1].copy(), 2, **KERNELS)
     given = labels.astype(dtype)
     given.flags.writeable = False
-    found = dense_crf_labels(image[::-1], given[::-1], 2, **KERNELS, backend=backend)
-    assert isinstance(found, np.ndarray)
-    assert found.dtype == np.uint8
-    assert np.array_equal(found, expected)
+    actual = dense_crf_labels(image[::-1], given[::-1], 2, **KERNELS, backend=backend)
+    assert isinstance(actual, np.ndarray)
+    assert actual.dtype == np.uint8
+    assert np.array_equal(actual, expected)
 
 
 def test_of_equal_labels_the_first_wins(backend):
     labels = np.zeros((5, 6), np.uint8)
-    found, confidence = dense_crf_labels(
+    winners, confidence = dense_crf_labels(
         None, labels, 4, zero_unsure=True, confidence=True, backend=backend
     )
-    assert not found.any()
+    assert not winners.any()
     assert_close(torch.from_numpy(confidence), torch.full((5, 6), 0.25), "float32")
 
 
@@ -92,8 +92,8 @@ def test_volumes_and_features(backend):
     features = (rng.normal(size=(2, 4, 5, 6)), 2)
     settings = {"gaussian": (1.5, 3), "features": features}
     wanted, _ = expected_labels(None, labels, 3, **settings)
-    found = dense_crf_labels(None, labels, 3, **settings, backend=backend)
-    assert np.array_equal(found, wanted.numpy())
+    actual = dense_crf_labels(None, labels, 3, **settings, backend=backend)
+    assert np.array_equal(actual, wanted.numpy())
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
@@ -103,14 +103,14 @@ def test_lists_of_mixed_sizes_and_label_counts(backend, device, threads):
     labels = [torch.from_numpy(labels).to(device) for _, labels in problems]
     counts = [count for _, _, count in SIZES]
     settings = KERNELS | {"backend": backend, "num_threads": threads}
-    found, confidences = dense_crf_labels(images, labels, counts, **settings, confidence=True)
-    assert isinstance(found, list)
+    label_maps, confidences = dense_crf_labels(images, labels, counts, **settings, confidence=True)
+    assert isinstance(label_maps, list)
     only = dense_crf_labels(images, labels, counts, **settings)
     for i, count in enumerate(counts):
         alone, sure = dense_crf_labels(
             images[i], labels[i], count, **KERNELS, confidence=True, backend=backend
         )
-        assert torch.equal(found[i], alone)
+        assert torch.equal(label_maps[i], alone)
         assert torch.equal(only[i], alone)
         assert_close(confidences[i], sure, "float32")
 
@@ -123,8 +123,8 @@ def test_one_label_count_for_all(backend):
 
 @pytest.mark.parametrize("confidence", [False, True])
 def test_an_empty_list(backend, confidence):
-    found = dense_crf_labels([], [], 3, confidence=confidence, backend=backend)
-    assert found == (([], []) if confidence else [])
+    actual = dense_crf_labels([], [], 3, confidence=confidence, backend=backend)
+    assert actual == (([], []) if confidence else [])
 
 
 IMAGE, LABELS = label_problem(6, 9, 3)

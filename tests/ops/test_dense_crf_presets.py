@@ -72,8 +72,8 @@ def test_refine_probabilities():
 def test_refine_labels():
     settings = SETTINGS | {"normalization": "before", "gt_prob": 0.6, "confidence": True}
     expected = dense_crf_labels(IMAGE, LABELS, 3, **settings)
-    found = CRF.refine_labels(IMAGE, LABELS, 3, gt_prob=0.6, confidence=True)
-    assert all(np.array_equal(*pair) for pair in zip(found, expected, strict=True))
+    actual = CRF.refine_labels(IMAGE, LABELS, 3, gt_prob=0.6, confidence=True)
+    assert all(np.array_equal(*pair) for pair in zip(actual, expected, strict=True))
     assert np.array_equal(CRF.refine_labels(IMAGE, LABELS, 3, gt_prob=0.6), expected[0])
     (listed,) = CRF.refine_labels([IMAGE], [LABELS], [3], gt_prob=0.6)
     assert np.array_equal(listed, expected[0])

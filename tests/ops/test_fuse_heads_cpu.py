@@ -126,10 +126,10 @@ print(_native.fuse_heads_cpu(q, q, lse, weights, values, -1.0, 2).shape)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's")
 def test_no_map_is_in_memory():
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False
     )
-    assert done.stdout == "(9000, 3)\n", done.stderr
+    assert process.stdout == "(9000, 3)\n", process.stderr
 
 
 def test_registered_as_torch_wants_it():
@@ -159,11 +159,11 @@ def test_bfloat16_equals_the_formula(shape):
     exact = expected(q.double(), k.double(), lse, weights, values)
     arrays = [x.view(torch.uint16).numpy() for x in (q, k)]
     arrays += [x.float().numpy() for x in (lse, weights, values)]
-    made = torch.from_numpy(native.fuse_heads_cpu_bfloat16(*arrays, 1.0, 1))
-    assert_close(made, exact, "float32")  # products of bfloat16 are exact, sums are float32
+    actual = torch.from_numpy(native.fuse_heads_cpu_bfloat16(*arrays, 1.0, 1))
+    assert_close(actual, exact, "float32")  # products of bfloat16 are exact, sums are float32
     for threads in (2, 50):
         again = torch.from_numpy(native.fuse_heads_cpu_bfloat16(*arrays, 1.0, threads))
-        assert torch.equal(again, made)
+        assert torch.equal(again, actual)
 
 
 @HALF
@@ -176,19 +176,19 @@ def test_bfloat16_is_read_where_it_lies(place):
         "columns": lambda: qkv[..., :40, :16].mT.contiguous().mT.chunk(2, -1),
     }[place]()
     lse, weights, values = torch.rand(2, 3, 40), torch.rand(2, 3), torch.rand(2, 35, 4)
-    made = fuse_heads(q, k, lse, weights, values, backend="cpu")
-    assert_close(made, fuse_heads(q, k, lse, weights, values, backend="torch"), "float32")
+    actual = fuse_heads(q, k, lse, weights, values, backend="cpu")
+    assert_close(actual, fuse_heads(q, k, lse, weights, values, backend="torch"), "float32")
 
 
 @HALF
 def test_gradients_of_bfloat16_are_the_definitions():
     q, k = torch.randn(2, 1, 2, 9, 8).bfloat16()
-    found = []
+    gradients = []
     for backend in ("cpu", "torch"):
         weights, values = torch.ones(1, 2, requires_grad=True), torch.ones(1, 7, 3).requires_grad_()
         fuse_heads(q, k, torch.ones(1, 2, 9), weights, values, backend=backend).sum().backward()
-        found.append((weights.grad, values.grad))
-    for a, b in zip(*found, strict=True):
+        gradients.append((weights.grad, values.grad))
+    for a, b in zip(*gradients, strict=True):
         assert_close(a, b, "float32")
 
 

@@ -198,11 +198,11 @@ def test_constants_have_the_same_values(original):
 @pytest.mark.parametrize("shape", [(30,), (5, 6), (2, 3, 5)])
 def test_unary_from_labels(original_utils, shape, zero_unsure):
     labels = np.random.default_rng(0).integers(0, 4 + zero_unsure, shape)
-    found = utils.unary_from_labels(labels, 4, 0.6, zero_unsure)
+    unary = utils.unary_from_labels(labels, 4, 0.6, zero_unsure)
     expected = original_utils.unary_from_labels(labels, 4, 0.6, zero_unsure)
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
-    assert found.shape == (4, 30)
-    assert np.array_equal(utils.unary_from_labels(labels + 1 - zero_unsure, 4, 0.6), found)
+    np.testing.assert_allclose(unary, expected, rtol=1e-6)
+    assert unary.shape == (4, 30)
+    assert np.array_equal(utils.unary_from_labels(labels + 1 - zero_unsure, 4, 0.6), unary)
     np.testing.assert_allclose(
         utils.compute_unary(labels + 1 - zero_unsure, 4),
         original_utils.compute_unary(labels + 1 - zero_unsure, 4), rtol=1e-6,
@@ -215,11 +215,11 @@ def test_unary_from_labels(original_utils, shape, zero_unsure):
 def test_unary_from_softmax(original_utils, clip, scale, dtype):
     probs = np.random.default_rng(0).dirichlet(np.full(3, 0.3), (4, 5)).transpose(2, 0, 1)
     probs = np.maximum(probs, 1e-9).astype(dtype)
-    found = utils.unary_from_softmax(probs, scale, clip)
+    unary = utils.unary_from_softmax(probs, scale, clip)
     expected = original_utils.unary_from_softmax(probs, scale, clip)
-    assert found.shape == (3, 20)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    assert unary.shape == (3, 20)
+    assert unary.dtype == np.float32
+    np.testing.assert_allclose(unary, expected, rtol=1e-5, atol=1e-6)
     trust = 1 if scale is None else scale
     np.testing.assert_allclose(
         utils.softmax_to_unary(probs, trust), original_utils.softmax_to_unary(probs, trust),
@@ -239,9 +239,9 @@ def test_features_are_theirs(original_utils):
         ("create_pairwise_bilateral", ((3, 4), 13, image.transpose(2, 0, 1), 0)),
         ("create_pairwise_bilateral", ((3, 4, 5), 0.1, volume)),
     ]:
-        found = getattr(utils, name)(*arguments)
-        assert found.dtype == np.float32
-        assert np.array_equal(found, getattr(original_utils, name)(*arguments))
+        features = getattr(utils, name)(*arguments)
+        assert features.dtype == np.float32
+        assert np.array_equal(features, getattr(original_utils, name)(*arguments))
 
 
 def test_argmax_of_a_photograph_sized_scene(original):

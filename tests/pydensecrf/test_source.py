@@ -43,9 +43,9 @@ def readme(tmp_path_factory):
     options = ["--no-deps", "--no-binary", ":all:", "--no-build-isolation"]
     quick = ["--quiet", "--retries", "0", "--timeout", "20"]
     command = [sys.executable, "-m", "pip", "download", *options, *quick, "-d", folder, PACKAGE]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        pytest.skip(f"pip download {PACKAGE}: {(done.stderr.splitlines() or ['failed'])[-1]}")
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    if process.returncode != 0:
+        pytest.skip(f"pip download {PACKAGE}: {(process.stderr.splitlines() or ['failed'])[-1]}")
     (archive,) = folder.glob("*.tar.gz")
     with tarfile.open(archive) as files:
         (name,) = (n for n in files.getnames() if n.count("/") == 1 and n.endswith("README.md"))
@@ -130,12 +130,12 @@ def python(folder, *arguments):
 
 
 def test_its_tests(repository, tmp_path):
-    found = [path for path in repository.rglob("test_*.py") if "pydensecrf." in path.read_text()]
-    assert {"test_dcrf.py", "test_eigen.py", "test_utils.py"} <= {path.name for path in found}
-    for path in found:
+    paths = [path for path in repository.rglob("test_*.py") if "pydensecrf." in path.read_text()]
+    assert {"test_dcrf.py", "test_eigen.py", "test_utils.py"} <= {path.name for path in paths}
+    for path in paths:
         (tmp_path / path.name).write_text(on_ours(path.read_text()))
-    done = python(tmp_path, "-m", "pytest", "-q", "--rootdir", tmp_path, tmp_path)
-    assert done.returncode == 0, done.stdout
+    process = python(tmp_path, "-m", "pytest", "-q", "--rootdir", tmp_path, tmp_path)
+    assert process.returncode == 0, process.stdout
 
 
 def test_its_example(repository, tmp_path):
@@ -150,9 +150,9 @@ def test_its_example(repository, tmp_path):
     def run(text, name):
         (tmp_path / f"{name}.py").write_text(text)
         output = tmp_path / f"{name}.png"
-        done = python(tmp_path, f"{name}.py", "image.png", "annotation.png", output)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("KL-divergence") == 5
+        process = python(tmp_path, f"{name}.py", "image.png", "annotation.png", output)
+        assert process.returncode == 0, process.stderr
+        assert process.stdout.count("KL-divergence") == 5
         return np.array(Image.open(output))
 
     ours = run(on_ours(code), "ours")

@@ -33,9 +33,9 @@ def run(program: Path, levels: list[str], first: int, cases: int) -> subprocess.
 
 @pytest.mark.slow
 def test_random_calls(program):
-    done = run(program, LEVELS, first=0, cases=CASES)
-    assert done.returncode == 0, done.stdout + done.stderr
-    solved, refused, too_wide, out_of_memory = map(int, re.findall(r"\d+", done.stdout))
+    process = run(program, LEVELS, first=0, cases=CASES)
+    assert process.returncode == 0, process.stdout + process.stderr
+    solved, refused, too_wide, out_of_memory = map(int, re.findall(r"\d+", process.stdout))
     assert solved + refused + too_wide == CASES
     assert min(solved, refused, too_wide, out_of_memory) > 0
 
@@ -43,7 +43,7 @@ def test_random_calls(program):
 @pytest.mark.slow
 def test_a_case_can_be_repeated(program):
     """The number that a failure names is enough, and a failure is seen."""
-    done = run(program, ["no-such-isa"], first=17, cases=1)
-    assert done.returncode == 1
-    assert "isa: expected auto or one of" in done.stderr
-    assert "case 17 of seed 0" in done.stderr
+    process = run(program, ["no-such-isa"], first=17, cases=1)
+    assert process.returncode == 1
+    assert "isa: expected auto or one of" in process.stderr
+    assert "case 17 of seed 0" in process.stderr

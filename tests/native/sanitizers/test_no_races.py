@@ -22,7 +22,7 @@ def test_no_races() -> None:
         compiler.Source(compiler.NATIVE / "emulation" / "emulation.cpp"),
     ]
     program = compiler.build("check_blocks", sources, FLAGS)
-    done = subprocess.run([program], capture_output=True, text=True, check=False)
-    if "unexpected memory mapping" in done.stderr:
+    process = subprocess.run([program], capture_output=True, text=True, check=False)
+    if "unexpected memory mapping" in process.stderr:
         pytest.skip("ThreadSanitizer does not run on this kernel")
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert process.returncode == 0, process.stdout + process.stderr
