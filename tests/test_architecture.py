@@ -28,8 +28,8 @@ FOR_ALL = {"__version__", "_native"}
 
 def block(page: Path, kind: str) -> list[str]:
     """The lines of the code blocks of a kind (```` ```kind ````)."""
-    found = re.findall(rf"^```{kind}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
-    return [line for text in found for line in text.splitlines()]
+    blocks = re.findall(rf"^```{kind}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    return [line for text in blocks for line in text.splitlines()]
 
 
 def layers() -> dict[str, int]:

@@ -89,9 +89,9 @@ def run_hook(source: Path, kind: str, **variables: str) -> subprocess.CompletedP
 
 def build(source: Path, kind: str, **variables: str) -> Path:
     """`run_hook`, which has to succeed; returns the archive."""
-    done = run_hook(source, kind, **variables)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return source / "out" / done.stdout.splitlines()[-1]
+    process = run_hook(source, kind, **variables)
+    assert process.returncode == 0, process.stdout + process.stderr
+    return source / "out" / process.stdout.splitlines()[-1]
 
 
 def extensions(wheel: Path) -> list[str]:
@@ -161,9 +161,9 @@ def test_wheel_works_outside_the_checkout(installed: Path) -> None:
         "import weaktr, pathlib, weaktr.recipes as r;"
         "print(pathlib.Path(weaktr.__file__).parent, *r.recipe_names())"
     )
-    done = run_from(installed, "-c", code)
-    assert done.returncode == 0, done.stderr
-    where, *recipes = done.stdout.split()
+    process = run_from(installed, "-c", code)
+    assert process.returncode == 0, process.stderr
+    where, *recipes = process.stdout.split()
     assert Path(where) == installed / "weaktr"
     assert set(recipes) == {path.stem for path in (ROOT / "configs").glob("*.yaml")}
     assert (installed / "weaktr" / "py.typed").exists()
@@ -176,9 +176,9 @@ def test_kernels_are_carried_as_files(sdist: Path, installed: Path) -> None:
         assert {path.name for path in folder.glob("*.py")} == sources
     pytest.importorskip("triton")
     code = "from weaktr.kernels import fuse_heads, head_stats; print(fuse_heads.__file__)"
-    done = run_from(installed, "-c", code)
-    assert done.returncode == 0, done.stderr
-    assert Path(done.stdout.strip()).parent == installed / "weaktr" / "kernels"
+    process = run_from(installed, "-c", code)
+    assert process.returncode == 0, process.stderr
+    assert Path(process.stdout.strip()).parent == installed / "weaktr" / "kernels"
 
 
 def test_wheel_carries_no_tests_and_both_commands(wheel: Path) -> None:
@@ -198,9 +198,9 @@ def test_extension_of_the_wheel_runs_a_dense_crf(installed: Path) -> None:
         "q = [dense_crf(None, unary, gaussian=(1, 3), backend=name) for name in ('cpu', 'torch')];"
         "print(_native.__file__, float((q[0] - q[1]).abs().max()))"
     )
-    done = run_from(installed, "-c", code)
-    assert done.returncode == 0, done.stderr
-    where, error = done.stdout.split()
+    process = run_from(installed, "-c", code)
+    assert process.returncode == 0, process.stderr
+    where, error = process.stdout.split()
     assert Path(where).parent == installed / "weaktr"
     assert float(error) <= TOLERANCES["crf_marginals"].atol
 
@@ -285,9 +285,9 @@ def constant(wheel: Path, folder: Path) -> str:
     """`constant` of the stand-in, read from a wheel that is unpacked to `folder`."""
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder)
-    done = run_from(folder / "weaktr", "-c", "import _native; print(_native.constant)")
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    process = run_from(folder / "weaktr", "-c", "import _native; print(_native.constant)")
+    assert process.returncode == 0, process.stderr
+    return process.stdout.strip()
 
 
 def test_repeated_build_is_fresh(stand_in: Path, tmp_path: Path) -> None:
@@ -301,19 +301,19 @@ def test_code_that_does_not_compile_is_an_error(stand_in: Path) -> None:
     with (stand_in / "csrc" / "module.cpp").open("a") as source:
         source.write("this is not C++;\n")
     for mode in ("auto", "require"):
-        done = run_hook(stand_in, "build_wheel", WEAKTR_BUILD=mode)
-        assert done.returncode != 0
-        assert "weaktr._native does not compile" in done.stderr
-        assert "module.cpp" in done.stdout + done.stderr
+        process = run_hook(stand_in, "build_wheel", WEAKTR_BUILD=mode)
+        assert process.returncode != 0
+        assert "weaktr._native does not compile" in process.stderr
+        assert "module.cpp" in process.stdout + process.stderr
     assert extensions(build(stand_in, "build_wheel", WEAKTR_BUILD="skip")) == []
 
 
 def test_without_compiler_auto_warns_and_leaves_nothing_stale(stand_in: Path) -> None:
     assert len(extensions(build(stand_in, "build_wheel"))) == 1
-    done = run_hook(stand_in, "build_wheel", **NO_COMPILER)
-    assert done.returncode == 0, done.stderr
-    assert "weaktr._native cannot be built here" in done.stderr
-    assert extensions(stand_in / "out" / done.stdout.splitlines()[-1]) == []
+    process = run_hook(stand_in, "build_wheel", **NO_COMPILER)
+    assert process.returncode == 0, process.stderr
+    assert "weaktr._native cannot be built here" in process.stderr
+    assert extensions(stand_in / "out" / process.stdout.splitlines()[-1]) == []
 
 
 @pytest.mark.parametrize(
@@ -327,9 +327,9 @@ def test_without_compiler_auto_warns_and_leaves_nothing_stale(stand_in: Path) ->
 def test_what_is_asked_for_and_cannot_be_built_is_an_error(
     stand_in: Path, variables: dict[str, str]
 ) -> None:
-    done = run_hook(stand_in, "build_wheel", **variables)
-    assert done.returncode != 0
-    assert "weaktr._native cannot be built here" in done.stderr
+    process = run_hook(stand_in, "build_wheel", **variables)
+    assert process.returncode != 0
+    assert "weaktr._native cannot be built here" in process.stderr
 
 
 def test_skip_makes_a_wheel_for_every_platform(stand_in: Path) -> None:
@@ -339,9 +339,9 @@ def test_skip_makes_a_wheel_for_every_platform(stand_in: Path) -> None:
 
 
 def test_unknown_mode_is_refused(stand_in: Path) -> None:
-    done = run_hook(stand_in, "build_wheel", WEAKTR_BUILD="sometimes")
-    assert done.returncode != 0
-    assert "WEAKTR_BUILD: expected one of auto, require, skip, got 'sometimes'" in done.stderr
+    process = run_hook(stand_in, "build_wheel", WEAKTR_BUILD="sometimes")
+    assert process.returncode != 0
+    assert "WEAKTR_BUILD: expected one of auto, require, skip, got 'sometimes'" in process.stderr
 
 
 def test_editable_install_puts_the_extension_beside_the_package(stand_in: Path) -> None:

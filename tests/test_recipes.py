@@ -250,8 +250,8 @@ def cam_runs(roots, releases, tmp_path_factory) -> dict[str, Path]:
 @pytest.mark.parametrize("data", CAM)
 def test_cam_recipes_on_photographs(data, cam_runs):
     run = cam_runs[data]
-    found = losses(run, "train_cam")
-    assert len(found) == 2 and all(0 < loss < 5 for loss in found)
+    run_losses = losses(run, "train_cam")
+    assert len(run_losses) == 2 and all(0 < loss < 5 for loss in run_losses)
     model, info = checkpoints.load(run / "train_cam/model.safetensors")
     assert model.num_classes == {"voc12": 20, "coco14": 90}[data]
     assert info["config"]["position"] == "published_cam" and len(model.vit.blocks) == 12
@@ -271,8 +271,8 @@ def test_both_stages_on_photographs(name, roots, cam_runs, releases, tmp_path):
     only = None if name == "voc12_deit_s" else "train_seg"  # what follows is the same for all
     train(name, roots[data], tmp_path / name, *weights, only=only)
     assert (tmp_path / name / "train_cam/finished.json").stat().st_mtime_ns == before
-    found = losses(tmp_path / name, "train_seg")
-    assert len(found) == 2 and all(0 < loss < 10 for loss in found)
+    run_losses = losses(tmp_path / name, "train_seg")
+    assert len(run_losses) == 2 and all(0 < loss < 10 for loss in run_losses)
     model, info = checkpoints.load(tmp_path / name / "train_seg/model.safetensors")
     assert model.num_labels == {"voc12": 21, "coco14": 91}[data]
     assert (info["config"]["patch_size"], len(model.vit.blocks)) == (16, 12)

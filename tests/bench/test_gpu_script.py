@@ -42,10 +42,10 @@ def script(tmp_path):
             "CALLS": str(calls),
             "FAIL": fail,
         }
-        done = subprocess.run(
+        process = subprocess.run(
             ["sh", SCRIPT, *arguments], env=environment, capture_output=True, text=True, check=False
         )
-        return done.returncode, done.stdout + done.stderr, calls.read_text()
+        return process.returncode, process.stdout + process.stderr, calls.read_text()
 
     return run
 

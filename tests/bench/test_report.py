@@ -49,9 +49,9 @@ def test_table(report):
 
 
 def in_series(group, row, median, **facts):
-    found = entry(group, row, median, **facts)
-    found["extra_info"]["series"] = "crf L4"
-    return found
+    benchmark = entry(group, row, median, **facts)
+    benchmark["extra_info"]["series"] = "crf L4"
+    return benchmark
 
 
 SERIES = [

@@ -63,16 +63,16 @@ def test_published_numbers_of_labels(tmp_path, dataset, threshold):
     write_stored(tmp_path, dataset, threshold)
     metrics, _ = evaluated(tmp_path, "--classes", CLASSES[dataset], *MADE)
     (row,) = metrics["rows"]
-    found = row["scores"]
-    iou = [np.nan if c["iou"] is None else c["iou"] for c in found["classes"].values()]
+    scores = row["scores"]
+    iou = [np.nan if c["iou"] is None else c["iou"] for c in scores["classes"].values()]
     np.testing.assert_allclose(iou, C[f"{dataset}.iou_t{threshold}"], rtol=1e-12)
     summary = [
-        found[k] for k in ("miou", "false_positive", "false_negative", "precision", "recall")
+        scores[k] for k in ("miou", "false_positive", "false_negative", "precision", "recall")
     ]
     np.testing.assert_allclose(summary, C[f"{dataset}.summary_t{threshold}"], rtol=1e-12)
     if threshold == 0.43:
         np.testing.assert_allclose(
-            [found[k] for k in ("pixel_accuracy", "recall", "miou")],
+            [scores[k] for k in ("pixel_accuracy", "recall", "miou")],
             C[f"{dataset}.mmseg_paccmacc_miou"],
             atol=0.0101,
         )

@@ -117,14 +117,14 @@ def test_every_released_model_is_recognised(scratch, name):
     patch = 14 if "patch14" in name else 16
     kinds = {"deit_small_patch": "deit", "vit_small": "vit"}
     given = next((v for k, v in kinds.items() if k in name and "stage2" in name), None)
-    done = import_checkpoint(file, scratch / "out", Choices(normalization=given))
-    config = done.model.config
-    assert (config.image_size, done.model.patch_size) == (image_size, patch)
-    assert len(done.model.vit.blocks) == 12
-    assert done.model.vit.num_heads == (3 if "tiny" in name else 6)
-    assert done.classes == (COCO90 if "coco" in name else VOC)
+    imported = import_checkpoint(file, scratch / "out", Choices(normalization=given))
+    config = imported.model.config
+    assert (config.image_size, imported.model.patch_size) == (image_size, patch)
+    assert len(imported.model.vit.blocks) == 12
+    assert imported.model.vit.num_heads == (3 if "tiny" in name else 6)
+    assert imported.classes == (COCO90 if "coco" in name else VOC)
     expected = CLIP if "eva02" in name else NORMALIZATIONS[given] if given else IMAGENET
-    assert done.model.normalization == expected
+    assert imported.model.normalization == expected
 
 
 @pytest.mark.parametrize("name", ["D_d1_deit_mask", "D_d5_dinov2_mask", "D_d6_eva02_mask"])
@@ -142,8 +142,8 @@ def test_an_imported_segmenter_computes_what_the_published_one_does(tmp_path, na
         decoder={"name": "mask_transformer", "n_heads": config["decoder_heads"]},
     )
     names = [f"class {i}" for i in range(config["n_cls"] - 1)]
-    done = import_checkpoint(file, tmp_path / "out", Choices(variant=variant, classes=names))
-    model, info = checkpoints.load(done.path)
+    imported = import_checkpoint(file, tmp_path / "out", Choices(variant=variant, classes=names))
+    model, info = checkpoints.load(imported.path)
     assert info["classes"]["names"] == names and info["published"]["miou"] == 74.02
     with torch.no_grad():
         assert_golden(model(golden["input.sq64"]), golden["out.sq64.masks"])
@@ -156,8 +156,8 @@ def test_an_imported_cam_model_computes_what_the_published_one_does(tmp_path, na
     (tmp_path / "variant.yml").write_text(
         f"pool_type: {config['pool']}\nreduction: {config['reduction']}\n"
     )
-    done = import_checkpoint(file, tmp_path / "out")
-    model, _ = checkpoints.load(done.path)
+    imported = import_checkpoint(file, tmp_path / "out")
+    model, _ = checkpoints.load(imported.path)
     images = recipe.rnd("stage1.input.sq64", (2, 3, 64, 64))
     with torch.no_grad():
         output = model(images)
@@ -177,8 +177,8 @@ NAMES = [f"class {i}" for i in range(4)]
 def test_ddp_prefixes_and_bare_state_dicts(tmp_path):
     state = tiny()
     torch.save({f"module.{k}": v for k, v in state.items()}, tmp_path / "bare.pth")
-    found, facts = read_published(tmp_path / "bare.pth")
-    assert found.keys() == state.keys() and facts == {}
+    tensors, facts = read_published(tmp_path / "bare.pth")
+    assert tensors.keys() == state.keys() and facts == {}
     torch.save({"state_dict": state, "epoch": 3}, tmp_path / "lightning.pth")
     assert read_published(tmp_path / "lightning.pth")[1] == {"epoch": 3}
 
@@ -208,8 +208,8 @@ def test_a_pool_that_no_tensor_tells_is_asked_for(tmp_path):
     file = published.save_stage1(tmp_path / "x.pth", recipe.state_dict("A_a1_voc20_avg"))
     with pytest.raises(ValueError, match="--pool max or"):
         import_checkpoint(file, tmp_path / "out")
-    done = import_checkpoint(file, tmp_path / "out", Choices(pool="avg"))
-    assert done.model.config.pool == "avg" and done.model.config.reduction == 4.5
+    imported = import_checkpoint(file, tmp_path / "out", Choices(pool="avg"))
+    assert imported.model.config.pool == "avg" and imported.model.config.reduction == 4.5
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def change(manifest: Manifest, **changes: object) -> Manifest:
 
 def test_a_whole_data_set_has_no_problems(good: Manifest) -> None:
     seen: list[tuple[int, int]] = []
-    assert check(good, workers=2, progress=lambda done, total: seen.append((done, total))) == []
+    assert check(good, workers=2, progress=lambda count, total: seen.append((count, total))) == []
     assert seen == [(1, 3), (2, 3), (3, 3)]
 
 

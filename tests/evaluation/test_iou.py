@@ -34,10 +34,10 @@ def curve_of(dataset, first, last):
 @pytest.mark.parametrize("dataset", ["voc", "coco"])
 def test_published_summary(dataset, threshold):
     pairs = [(C[f"{dataset}.{i}.label_t{threshold}"], C[f"{dataset}.{i}.gt"]) for i in SAMPLES]
-    found = score_pairs(pairs, LABELS[dataset])
-    np.testing.assert_allclose(found.iou, C[f"{dataset}.iou_t{threshold}"], rtol=1e-12)
+    score = score_pairs(pairs, LABELS[dataset])
+    np.testing.assert_allclose(score.iou, C[f"{dataset}.iou_t{threshold}"], rtol=1e-12)
     summary = [
-        found.miou, found.false_positive, found.false_negative, found.precision, found.recall
+        score.miou, score.false_positive, score.false_negative, score.precision, score.recall
     ]  # fmt: skip
     np.testing.assert_allclose(summary, C[f"{dataset}.summary_t{threshold}"], rtol=1e-12)
 
@@ -45,9 +45,9 @@ def test_published_summary(dataset, threshold):
 @pytest.mark.parametrize("dataset", ["voc", "coco"])
 def test_mmseg_numbers(dataset):
     pairs = [(C[f"{dataset}.{i}.label_t0.43"], C[f"{dataset}.{i}.gt"]) for i in SAMPLES]
-    found = score_pairs(pairs, LABELS[dataset])
-    np.testing.assert_allclose(found.iou / 100, C[f"{dataset}.mmseg_cat_iou"], rtol=1e-6)
-    rounded = [round(v, 2) for v in (found.pixel_accuracy, found.recall, found.miou)]
+    score = score_pairs(pairs, LABELS[dataset])
+    np.testing.assert_allclose(score.iou / 100, C[f"{dataset}.mmseg_cat_iou"], rtol=1e-6)
+    rounded = [round(v, 2) for v in (score.pixel_accuracy, score.recall, score.miou)]
     np.testing.assert_allclose(rounded, C[f"{dataset}.mmseg_paccmacc_miou"], atol=0.0101)
 
 
@@ -57,23 +57,23 @@ def test_mmseg_numbers(dataset):
 )
 def test_threshold_curve(dataset, name):
     expected = C[f"{dataset}.{name}"]
-    found = [s.miou for s in curve_of(dataset, 0, len(expected)).scores()]
-    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    mious = [s.miou for s in curve_of(dataset, 0, len(expected)).scores()]
+    np.testing.assert_allclose(mious, expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize("dataset", LABELS)
 def test_best_threshold_is_the_best_of_all(dataset):
     best, threshold = FACTS["C_labels_miou"]["datasets"][dataset]["exhaustive_best_of_0_60"]
-    found_threshold, found = curve_of(dataset, 0, 60).best()
-    assert found_threshold == threshold
-    assert found.miou == pytest.approx(best, rel=1e-9)
+    best_threshold, best_score = curve_of(dataset, 0, 60).best()
+    assert best_threshold == threshold
+    assert best_score.miou == pytest.approx(best, rel=1e-9)
 
 
 def test_absent_classes_are_left_out_and_false_ones_count_as_zero():
     prediction, truth = np.array([[0, 2]], np.uint8), np.array([[0, 0]], np.uint8)
-    found = score_pairs([(prediction, truth)], 4)
-    np.testing.assert_array_equal(found.iou, [50.0, np.nan, 0.0, np.nan])
-    assert found.miou == 25.0
+    score = score_pairs([(prediction, truth)], 4)
+    np.testing.assert_array_equal(score.iou, [50.0, np.nan, 0.0, np.nan])
+    assert score.miou == 25.0
 
 
 def test_ignored_truth_does_not_count():

@@ -58,11 +58,11 @@ def slow_boundary_f(prediction, truth, label, distance):
 def test_boundary_f_is_its_definition(seed, tolerance):
     prediction, truth = maps(seed)
     prediction[prediction == 255] = 0
-    found = boundary_f(prediction, truth, 6, tolerance)
+    per_class = boundary_f(prediction, truth, 6, tolerance)
     distance = tolerance * math.hypot(13, 17)
     expected = [slow_boundary_f(prediction, truth, label, distance) for label in range(6)]
-    np.testing.assert_allclose(found, expected, rtol=1e-12)
-    assert np.isnan(found[5])
+    np.testing.assert_allclose(per_class, expected, rtol=1e-12)
+    assert np.isnan(per_class[5])
 
 
 @pytest.mark.parametrize("distance", [0.0, 1.0, 1.5, 2.0, 3.7, 50.0])
@@ -88,8 +88,8 @@ def test_boundary_of_right_missed_and_invented_regions():
     wrong = truth.copy()
     wrong[truth == 2] = 3
     assert np.array_equal(boundary_f(truth, truth, 5)[:3], [1, 1, 1])
-    found = boundary_f(wrong, truth, 5)
-    np.testing.assert_array_equal(found[1:], [1, 0, 0, np.nan])
+    per_class = boundary_f(wrong, truth, 5)
+    np.testing.assert_array_equal(per_class[1:], [1, 0, 0, np.nan])
 
 
 def test_boundaries_in_ignored_places():
@@ -118,15 +118,15 @@ def slow_miou(pairs, labels):
 
 
 def many(count=7):
-    found = [maps(seed) for seed in range(count)]
-    for prediction, _ in found:
+    pairs = [maps(seed) for seed in range(count)]
+    for prediction, _ in pairs:
         prediction[prediction == 255] = 0
-    return found
+    return pairs
 
 
 def test_every_summary_is_its_definition():
     pairs, labels = many(), 6
-    found = score_pairs(pairs, labels)
+    score = score_pairs(pairs, labels)
     prediction = np.concatenate([p.ravel() for p, _ in pairs])
     truth = np.concatenate([t.ravel() for _, t in pairs])
     prediction, truth = prediction[truth != 255], truth[truth != 255]
@@ -134,22 +134,22 @@ def test_every_summary_is_its_definition():
         mine, true = prediction == label, truth == label
         hit, either = (mine & true).sum(), (mine | true).sum()
         if not either:
-            assert all(np.isnan(x[label]) for x in (found.iou, found.precisions, found.recalls))
+            assert all(np.isnan(x[label]) for x in (score.iou, score.precisions, score.recalls))
             continue
-        assert found.iou[label] == pytest.approx(100 * hit / either)
-        assert found.false_positives[label] == pytest.approx(100 * (mine & ~true).sum() / either)
-        assert found.false_negatives[label] == pytest.approx(100 * (true & ~mine).sum() / either)
-        assert found.precisions[label] == pytest.approx(100 * hit / mine.sum())
-        assert found.recalls[label] == pytest.approx(100 * hit / true.sum())
-        total = found.iou[label] + found.false_positives[label] + found.false_negatives[label]
+        assert score.iou[label] == pytest.approx(100 * hit / either)
+        assert score.false_positives[label] == pytest.approx(100 * (mine & ~true).sum() / either)
+        assert score.false_negatives[label] == pytest.approx(100 * (true & ~mine).sum() / either)
+        assert score.precisions[label] == pytest.approx(100 * hit / mine.sum())
+        assert score.recalls[label] == pytest.approx(100 * hit / true.sum())
+        total = score.iou[label] + score.false_positives[label] + score.false_negatives[label]
         assert total == pytest.approx(100)
-    assert found.pixel_accuracy == pytest.approx(100 * (prediction == truth).mean())
+    assert score.pixel_accuracy == pytest.approx(100 * (prediction == truth).mean())
     for mean, each in (
-        (found.miou, found.iou),
-        (found.false_positive, found.false_positives),
-        (found.false_negative, found.false_negatives),
-        (found.precision, found.precisions),
-        (found.recall, found.recalls),
+        (score.miou, score.iou),
+        (score.false_positive, score.false_positives),
+        (score.false_negative, score.false_negatives),
+        (score.precision, score.precisions),
+        (score.recall, score.recalls),
     ):
         assert mean == pytest.approx(np.nanmean(each))
 
@@ -163,17 +163,17 @@ def test_confused_pairs():
 
 def test_resamples_are_scores_of_drawn_images():
     pairs = many(5)
-    found = evaluate_pairs(range(5), pairs.__getitem__, 6)
+    evaluation = evaluate_pairs(range(5), pairs.__getitem__, 6)
     rng = np.random.default_rng(0)
     drawn = rng.multinomial(5, np.full(5, 1 / 5), size=50)
-    for counts, miou in zip(drawn, found.resampled[:50], strict=True):
+    for counts, miou in zip(drawn, evaluation.resampled[:50], strict=True):
         chosen = [pairs[i] for i, times in enumerate(counts) for _ in range(times)]
         assert miou == pytest.approx(slow_miou(chosen, 6))
-    assert len(found.resampled) == 1000
-    low, high = found.interval
-    assert low <= np.median(found.resampled) <= high
-    assert 0 < (found.resampled < low).mean() <= 0.025
-    assert 0 < (found.resampled > high).mean() <= 0.025
+    assert len(evaluation.resampled) == 1000
+    low, high = evaluation.interval
+    assert low <= np.median(evaluation.resampled) <= high
+    assert 0 < (evaluation.resampled < low).mean() <= 0.025
+    assert 0 < (evaluation.resampled > high).mean() <= 0.025
 
 
 def test_equal_images_leave_no_doubt():
@@ -193,20 +193,22 @@ def test_resamples_without_a_known_pixel_are_left_out():
 
 def test_evaluation_of_pairs():
     pairs = [maps(seed) for seed in range(6)]
-    found = evaluate_pairs(range(6), pairs.__getitem__, 6)
-    assert found.scores.miou == score_pairs(pairs, 6).miou
-    assert found.scores.images == 6
+    evaluation = evaluate_pairs(range(6), pairs.__getitem__, 6)
+    assert evaluation.scores.miou == score_pairs(pairs, 6).miou
+    assert evaluation.scores.images == 6
     each = [boundary_f(np.where(p == 255, 0, p).astype(np.uint8), t, 6) for p, t in pairs]
     with np.errstate(invalid="ignore"):
         seen = ~np.isnan(each).all(0)
-    np.testing.assert_allclose(found.boundary[seen], 100 * np.nanmean(np.array(each)[:, seen], 0))
-    assert np.isnan(found.boundary[~seen]).all() and not seen.all()
-    assert found.boundary_f == pytest.approx(np.nanmean(found.boundary))
+    np.testing.assert_allclose(
+        evaluation.boundary[seen], 100 * np.nanmean(np.array(each)[:, seen], 0)
+    )
+    assert np.isnan(evaluation.boundary[~seen]).all() and not seen.all()
+    assert evaluation.boundary_f == pytest.approx(np.nanmean(evaluation.boundary))
     total = ConfusionSum(6)
     for prediction, truth in pairs:
         total.add(prediction, truth)
-    assert found.confused == confused_pairs(total.matrix, 20)
-    assert scores(total).miou == found.scores.miou
+    assert evaluation.confused == confused_pairs(total.matrix, 20)
+    assert scores(total).miou == evaluation.scores.miou
 
 
 def test_gain_is_taken_image_by_image():
@@ -226,6 +228,6 @@ def test_one_image_has_no_interval():
 
 def test_a_constant_picture_has_no_boundary():
     flat = np.zeros((5, 5), np.uint8)
-    found = evaluate_pairs([0, 1], lambda _: (flat, flat), 3)
-    assert math.isnan(found.boundary_f)
-    assert found.scores.miou == 100.0
+    evaluation = evaluate_pairs([0, 1], lambda _: (flat, flat), 3)
+    assert math.isnan(evaluation.boundary_f)
+    assert evaluation.scores.miou == 100.0

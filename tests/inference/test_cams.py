@@ -96,9 +96,9 @@ def test_images_of_any_sizes_are_labelled_together(settings, sizes, tiny_model, 
     monkeypatch.setattr(stage, "multi_scale_cams", noting)
     monkeypatch.setattr(stage, "_normalise", lambda maps: maps)  # it enlarges rounding
     label = LabelConfig(scales=(1.0, 0.5), **settings)
-    found = list(image_cams(tiny_model, images, label))
+    triples = list(image_cams(tiny_model, images, label))
     assert seen == sizes
-    for (sample, image), (same, _, cams) in zip(images, found, strict=True):
+    for (sample, image), (same, _, cams) in zip(images, triples, strict=True):
         (alone,) = multi_scale_cams(tiny_model, [image], [sample.labels], label)
         assert same is sample
         assert_golden(torch.from_numpy(cams), torch.from_numpy(alone))

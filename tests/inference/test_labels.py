@@ -19,11 +19,11 @@ def test_labels_are_the_published_ones(dataset, threshold):
     for index in SAMPLES:
         key = f"{dataset}.{index}"
         values = np.array([0, *(C[f"{key}.keys"] + 1)], np.uint8)
-        made = values[labels_from_cams(C[f"{key}.cam"], threshold)]
-        np.testing.assert_array_equal(made, C[f"{key}.label_t{threshold}"])
+        labels = values[labels_from_cams(C[f"{key}.cam"], threshold)]
+        np.testing.assert_array_equal(labels, C[f"{key}.label_t{threshold}"])
 
 
 def test_softmax_ties_go_to_the_background():
-    made = labels_from_cams(C["tie.cam"], 0.43)
-    np.testing.assert_array_equal(made, C["tie.label"])
-    assert (made != C["tie.raw_argmax"]).any()
+    labels = labels_from_cams(C["tie.cam"], 0.43)
+    np.testing.assert_array_equal(labels, C["tie.label"])
+    assert (labels != C["tie.raw_argmax"]).any()

@@ -24,8 +24,8 @@ def model():
 @pytest.mark.parametrize("window_batch", [1, 2, 7])
 def test_multi_scale_probabilities(model, window_batch):
     settings = settings_of(window_batch=window_batch)
-    made = probabilities(for_prediction(model, settings), E["image"], settings)
-    assert_golden(torch.from_numpy(made), torch.from_numpy(E["prob.multi_scale"]))
+    prob = probabilities(for_prediction(model, settings), E["image"], settings)
+    assert_golden(torch.from_numpy(prob), torch.from_numpy(E["prob.multi_scale"]))
 
 
 @pytest.mark.parametrize("ensemble", ["plain", "published"])
@@ -46,22 +46,22 @@ def test_any_batch_of_windows_gives_the_same(model, ensemble):
 
 
 def test_single_scale_probabilities(model):
-    made = probabilities(model, E["image"], settings_of(ratios=(1.0,), flip=False))
+    prob = probabilities(model, E["image"], settings_of(ratios=(1.0,), flip=False))
     expected = torch.from_numpy(E["prob.single_scale"])
-    assert_golden(torch.from_numpy(made)[:, ::2, ::2], expected)
+    assert_golden(torch.from_numpy(prob)[:, ::2, ::2], expected)
 
 
 def test_published_ensemble(model):
     settings = settings_of(ensemble="published", window_batch=2)
-    made = probabilities(for_prediction(model, settings), E["image"], settings)
-    early = (made - E["prob.multi_scale"]) / 0.8
+    prob = probabilities(for_prediction(model, settings), E["image"], settings)
+    early = (prob - E["prob.multi_scale"]) / 0.8
     assert_golden(
         torch.from_numpy(early)[:, ::2, ::2],
         torch.from_numpy(E["prob.multi_scale_multimask_p1"]),
     )
-    assert_golden(torch.from_numpy(made[E["process_batch.keys"]]), torch.from_numpy(CRF["prob"]))
-    np.testing.assert_array_equal(made.argmax(0), E["process_batch.pred"])
-    np.testing.assert_array_equal(np.unique(made.argmax(0)), E["process_batch.keys"])
+    assert_golden(torch.from_numpy(prob[E["process_batch.keys"]]), torch.from_numpy(CRF["prob"]))
+    np.testing.assert_array_equal(prob.argmax(0), E["process_batch.pred"])
+    np.testing.assert_array_equal(np.unique(prob.argmax(0)), E["process_batch.keys"])
 
 
 def test_the_ensemble_needs_a_mask_transformer():

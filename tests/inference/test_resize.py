@@ -12,8 +12,8 @@ from weaktr.inference.resize import resize_bilinear
 @pytest.mark.parametrize("ratio", RATIOS)
 def test_resizing_is_opencvs_to_the_bit(ratio):
     expected = E[f"ms_im_u8.{ratio}"]
-    made = resize_bilinear(E["image"], *expected.shape[:2])
-    np.testing.assert_array_equal(made, expected)
+    image = resize_bilinear(E["image"], *expected.shape[:2])
+    np.testing.assert_array_equal(image, expected)
 
 
 def test_resizing_to_the_same_size_changes_nothing():

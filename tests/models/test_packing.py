@@ -26,12 +26,12 @@ def assert_all_golden(actual, expected):
 
 def alone(model, images, classes, **settings):
     """Each image by itself through `CamModel.cams`."""
-    found = []
+    cams = []
     for image, own in zip(images, classes, strict=True):
         labels = torch.zeros(1, model.num_classes)
         labels[0, list(own)] = 1
-        found.append(model.cams(image[None], labels, **settings)[0, list(own)])
-    return found
+        cams.append(model.cams(image[None], labels, **settings)[0, list(own)])
+    return cams
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -59,8 +59,8 @@ def test_triton_gives_the_same(monkeypatch):
     images = images_for(model, (3, 4), (2, 2), (5, 3), (5, 3), (1, 4))
     expected = model.cams_of_sizes(images, CLASSES)
     monkeypatch.setenv(backends.ENVIRONMENT_VARIABLE, "triton")
-    found = model.to(device).cams_of_sizes([image.to(device) for image in images], CLASSES)
-    assert_all_golden([cams.cpu() for cams in found], expected)
+    together = model.to(device).cams_of_sizes([image.to(device) for image in images], CLASSES)
+    assert_all_golden([cams.cpu() for cams in together], expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -26,14 +26,14 @@ SMALL = {"image_size": 32, "patch_size": 8, "backbone_args": tiny.VIT}
 def graphs(monkeypatch):
     """The graphs that `torch.compile` was handed; nothing is generated from them."""
     torch.compiler.reset()
-    found = []
+    dynamo_graphs = []
 
     def counting(graph, inputs, **settings):
-        found.append(graph)
+        dynamo_graphs.append(graph)
         return torch._dynamo.lookup_backend("aot_eager")(graph, inputs, **settings)
 
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counting))
-    yield found
+    yield dynamo_graphs
     torch.compiler.reset()
 
 
@@ -44,13 +44,13 @@ def gradients(model):
 def assert_same_step(model, loss_of, *batch):
     """Loss and gradients of `loss_of(model, *batch)`, compiled as one graph and not."""
     step = torch.compile(lambda *batch: loss_of(model, *batch), fullgraph=True)
-    found = []
+    results = []
     for run in (step, lambda *batch: loss_of(model, *batch)):
         model.zero_grad(set_to_none=True)
         loss = run(*batch)
         loss.backward()
-        found.append([loss.detach(), *gradients(model)])
-    for actual, expected in zip(*found, strict=True):
+        results.append([loss.detach(), *gradients(model)])
+    for actual, expected in zip(*results, strict=True):
         assert_close(actual, expected, "float32")
 
 
@@ -95,7 +95,7 @@ def test_a_compiled_run_ends_like_another(graphs, tmp_path):
     """Both stages, `compile` set: one graph each, and weights by their own names."""
     root = tiny.squares(tmp_path / "squares", count=8)
     steady = {"drop_path": 0.0}
-    found = {}
+    weights = {}
     for compile in (True, False):
         recipe = tiny.recipe(
             root,
@@ -110,9 +110,9 @@ def test_a_compiled_run_ends_like_another(graphs, tmp_path):
         files = (
             tmp_path / str(compile) / s / "model.safetensors" for s in ("train_cam", "train_seg")
         )
-        found[compile] = [load_file(file) for file in files]
+        weights[compile] = [load_file(file) for file in files]
         assert len(graphs) == 2
-    for compiled, plain in zip(found[True], found[False], strict=True):
+    for compiled, plain in zip(weights[True], weights[False], strict=True):
         assert compiled.keys() == plain.keys()
         for name, weight in plain.items():
             assert_close(compiled[name], weight, "float32")

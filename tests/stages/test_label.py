@@ -22,15 +22,15 @@ def tiny_model():
 
 @pytest.fixture
 def samples(tmp_path):
-    made = []
+    good_samples = []
     for index, labels in enumerate([(0,), (0, 1), (), None]):
         path = tmp_path / f"{index}.png"
         pixels = np.random.default_rng(index).integers(0, 255, (20, 24 + index, 3), np.uint8)
         Image.fromarray(pixels).save(path)
-        made.append(Sample(f"deep/{index}", path, labels, None, f"list.txt:{index + 1}"))
+        good_samples.append(Sample(f"deep/{index}", path, labels, None, f"list.txt:{index + 1}"))
     broken = tmp_path / "broken.png"
     broken.write_bytes((tmp_path / "0.png").read_bytes()[:100])
-    return [*made, Sample("broken", broken, (1,), None, "list.txt:5")]
+    return [*good_samples, Sample("broken", broken, (1,), None, "list.txt:5")]
 
 
 def test_unlabelled_and_corrupt_images_are_reported(tiny_model, samples, tmp_path):

@@ -233,11 +233,11 @@ def test_resumed_stage_2_equals_unbroken(root, tmp_path, monkeypatch):
             run_recipe(recipe, tmp_path / run, only=stage)
     run_recipe(recipe, tmp_path / "unbroken", only="train_seg")
     step = torch.optim.SGD.step
-    done = []
+    steps = []
 
     def stop_at_ninth(self, closure=None):
-        done.append(0)
-        if len(done) == 9:
+        steps.append(0)
+        if len(steps) == 9:
             raise KeyboardInterrupt
         return step(self, closure)
 

@@ -46,6 +46,6 @@ def test_masks_of_plain_images(model, tmp_path):
     assert [problem.file for problem in unreadable] == [str(broken)]
     assert masks.entries["0"].size == (75, 90)
     assert masks.read("1").shape == (75, 89)
-    made = masks.path("0").stat().st_mtime_ns
+    mtime = masks.path("0").stat().st_mtime_ns
     predict(model, samples[:2], tmp_path / "out", settings)
-    assert masks.path("0").stat().st_mtime_ns == made
+    assert masks.path("0").stat().st_mtime_ns == mtime

@@ -100,8 +100,8 @@ def test_passing_errors_are_retried(site: Site, tmp_path: Path) -> None:
 
 def test_wrong_checksum(site: Site, tmp_path: Path) -> None:
     archive = site.archive("a.zip", md5="0" * 32)
-    found = hashlib.md5(CONTENT).hexdigest()
-    with pytest.raises(ArchiveError, match=f"expected MD5 {'0' * 32}, got {found}"):
+    checksum = hashlib.md5(CONTENT).hexdigest()
+    with pytest.raises(ArchiveError, match=f"expected MD5 {'0' * 32}, got {checksum}"):
         download(archive, tmp_path, QUICK)
     assert files(tmp_path) == []
 

@@ -152,8 +152,8 @@ def test_no_archive(tmp_path: Path) -> None:
 
 def test_folders_read_like_archives(tmp_path: Path) -> None:
     unpack(make_zip(tmp_path / "a.zip", CONTENT), tmp_path / "out", same)
-    found = list(members(tmp_path / "out"))
-    assert [member.name for member in found] == ["top/a.txt", "top/sub/b.bin"]
-    assert [member.position for member in found] == [0, 5]
-    found[0].copy_to(tmp_path / "copy")
+    entries = list(members(tmp_path / "out"))
+    assert [member.name for member in entries] == ["top/a.txt", "top/sub/b.bin"]
+    assert [member.position for member in entries] == [0, 5]
+    entries[0].copy_to(tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == b"alpha"
