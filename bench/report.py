@@ -123,9 +123,11 @@ def machine_line(result: dict[str, Any]) -> str:
     info = result["machine_info"]
     device = info.get("gpu") or info["cpu"]["brand_raw"]
     threads = "thread" if info["threads"] == 1 else "threads"
+    commit = result["commit_info"]["id"][:12]
+    edited = " with changes not committed" if result["commit_info"]["dirty"] else ""
     return (
         f"{device}, {info['threads']} {threads}, float32, torch {info['torch']}, "
-        f"weaktr {info['weaktr']}, {result['datetime'][:10]}; medians."
+        f"weaktr {info['weaktr']} at commit {commit}{edited}, {result['datetime'][:10]}; medians."
     )
 
 

@@ -23,6 +23,7 @@ def entry(group, row, median, baseline=False, items=1, peak=12.4):
 
 RESULT = {
     "datetime": "2026-01-02T03:04:05",
+    "commit_info": {"id": "0123456789abcdef", "dirty": False},
     "machine_info": {
         "cpu": {"brand_raw": "A Processor"},
         "threads": 1,
@@ -39,13 +40,19 @@ RESULT = {
 
 def test_table(report):
     assert report.table(RESULT).splitlines() == [
-        "A Processor, 1 thread, float32, torch 2.14, weaktr 0.1.0, 2026-01-02; medians.",
+        "A Processor, 1 thread, float32, torch 2.14, weaktr 0.1.0 at commit 0123456789ab, "
+        "2026-01-02; medians.",
         "",
         *report.HEADER,
         "| crf | torch | 500.0 | 2.00 | 12 | 0.50x | 2e-06 |",
         "|  | pydensecrf | 250.0 | 4.00 | 12 | 1.00x | 2e-06 |",
         "| train | weaktr | 500.0 | 2.00 |  |  | 2e-06 |",
     ]
+
+
+def test_table_says_what_was_not_committed(report):
+    edited = RESULT | {"commit_info": {"id": "unversioned", "dirty": True}}
+    assert "at commit unversioned with changes not committed, " in report.table(edited)
 
 
 def in_series(group, row, median, **facts):
