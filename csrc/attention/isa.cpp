@@ -35,11 +35,11 @@ Map find_map(const Attention<Number>& maps, int64_t map, int64_t group) {
   const int64_t groups = divide_up(maps.tokens, kGroupQueries);
   auto first = [&](const auto& rows) { return rows.data + image * rows.image + head * rows.head; };
   float* lse = maps.lse + map * maps.tokens;
-  Map found{first(maps.q), first(maps.k), first(maps.v), first(maps.out), lse};
-  if (maps.class_rows) found.class_rows = maps.class_rows + map * maps.classes * maps.patches;
+  Map one_map{first(maps.q), first(maps.k), first(maps.v), first(maps.out), lse};
+  if (maps.class_rows) one_map.class_rows = maps.class_rows + map * maps.classes * maps.patches;
   if (maps.column_sums)
-    found.column_sums = maps.column_sums + (map * groups + group) * maps.patches;
-  return found;
+    one_map.column_sums = maps.column_sums + (map * groups + group) * maps.patches;
+  return one_map;
 }
 
 // What 64 queries are worked on in.

@@ -5,27 +5,27 @@
 namespace weaktr {
 
 std::vector<std::string> isa_levels() {
-  std::vector<std::string> found;
+  std::vector<std::string> levels;
 #if defined(__x86_64__)
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                     __builtin_cpu_supports("bmi2");
   if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
-    found.emplace_back("avx512");
-  if (avx2) found.emplace_back("avx2");
+    levels.emplace_back("avx512");
+  if (avx2) levels.emplace_back("avx2");
 #elif defined(__aarch64__)
-  found.emplace_back("neon");
+  levels.emplace_back("neon");
 #endif
-  found.emplace_back("scalar");
-  return found;
+  levels.emplace_back("scalar");
+  return levels;
 }
 
 std::string chosen_isa(const std::string& wanted) {
-  const std::vector<std::string> found = isa_levels();
-  if (wanted == "auto") return found.front();
+  const std::vector<std::string> levels = isa_levels();
+  if (wanted == "auto") return levels.front();
   std::string names;
-  for (const std::string& name : found) {
+  for (const std::string& name : levels) {
     if (wanted == name) return name;
     names += (names.empty() ? "" : ", ") + name;
   }

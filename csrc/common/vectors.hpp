@@ -125,9 +125,9 @@ WEAKTR_INLINE Wide lanes_at(Wide x, const uint8_t* at) {
   const __m128i lanes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(at));
   return (Wide)_mm256_permutevar8x32_ps((__m256)x, _mm256_cvtepu8_epi32(lanes));
 #else
-  Wide found;
-  for (int lane = 0; lane < kLanes; ++lane) found[lane] = x[at[lane]];
-  return found;
+  Wide gathered;
+  for (int lane = 0; lane < kLanes; ++lane) gathered[lane] = x[at[lane]];
+  return gathered;
 #endif
 }
 

@@ -67,16 +67,16 @@ inline void schedule(LatticeMemory& memory, uint8_t* times) {
     time_chains(by_axis[axis], times, at);
   int64_t place[kMostTimes * (kMaxDimensions + 1)] = {};  // of each round: its size, then its end
   for_each_entry([&](uint32_t, int round) { ++place[round]; });
-  Chains* const found = memory.rounds.as<Chains>() + axes;
+  Chains* const chains_of_round = memory.rounds.as<Chains>() + axes;
   int64_t before = 0;
   for (int round = 0; round < rounds; ++round) {
-    found[round] = Chains{merged + before, place[round]};
+    chains_of_round[round] = Chains{merged + before, place[round]};
     place[round] = before;
-    before += found[round].count;
+    before += chains_of_round[round].count;
   }
   for_each_entry([&](uint32_t entry, int round) { merged[place[round]++] = entry; });
   for (int64_t i = 0; i < kLookAhead; ++i) merged[total + i] = 0;
-  lattice.rounds = found;
+  lattice.rounds = chains_of_round;
   lattice.round_count = rounds;
 }
 

@@ -12,7 +12,7 @@ namespace weaktr {
 // The threads of a team wait for a round to begin and report when they have done their part.
 struct Team::Threads {
   std::mutex mutex;
-  std::condition_variable begin, done;
+  std::condition_variable begin, all_finished;
   int64_t round = 0;
   int running = 0;
   bool leaving = false;
@@ -30,7 +30,7 @@ struct Team::Threads {
       lock.unlock();
       job(context, part);
       lock.lock();
-      if (--running == 0) done.notify_one();
+      if (--running == 0) all_finished.notify_one();
     }
   }
 };
@@ -65,7 +65,7 @@ void Team::run(void (*job)(const void*, int), const void* context) {
   threads_->begin.notify_all();
   job(context, 0);
   std::unique_lock<std::mutex> lock(threads_->mutex);
-  threads_->done.wait(lock, [&] { return threads_->running == 0; });
+  threads_->all_finished.wait(lock, [&] { return threads_->running == 0; });
 }
 
 }  // namespace weaktr

@@ -187,9 +187,9 @@ inline size_t Batch::add_compat(const Problem& problem, const Kernel& kernel) {
   std::vector<float> compat((rows > 1 ? padded : 1) * padded);
   for (size_t row = 0; row < rows; ++row)
     std::copy_n(&kernel.compat[row * labels], labels, &compat[row * padded]);
-  const auto found = known_compats_.emplace(compat, compats_.size() / 4);
-  if (found.second) compats_.insert(compats_.end(), compat.begin(), compat.end());
-  return found.first->second;
+  const auto known = known_compats_.emplace(compat, compats_.size() / 4);
+  if (known.second) compats_.insert(compats_.end(), compat.begin(), compat.end());
+  return known.first->second;
 }
 
 // ---- memory

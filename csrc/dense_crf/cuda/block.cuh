@@ -189,8 +189,8 @@ WEAKTR_INLINE uint32_t slot_of(uint64_t key, uint32_t slots) {
 WEAKTR_INLINE uint32_t insert(uint64_t* keys, uint32_t slots, uint64_t key) {
   uint32_t slot = slot_of(key, slots);
   for (;;) {
-    const uint64_t found = atomic_replace(&keys[slot], kEmpty, key);
-    if (found == kEmpty || found == key) return slot;
+    const uint64_t previous = atomic_replace(&keys[slot], kEmpty, key);
+    if (previous == kEmpty || previous == key) return slot;
     slot = slot + 1 == slots ? 0 : slot + 1;
   }
 }

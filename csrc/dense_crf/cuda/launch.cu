@@ -68,12 +68,12 @@ class CudaDevice {
   explicit CudaDevice(cudaStream_t stream) : stream_(stream) {}
 
   void upload(void* to, const void* from, size_t bytes) {
-    for (size_t done = 0; done < bytes; done += Packet::kBytes) {
+    for (size_t sent = 0; sent < bytes; sent += Packet::kBytes) {
       Packet packet;
-      const size_t size = std::min(Packet::kBytes, bytes - done);  // a multiple of 256
-      packet.to = static_cast<uint32_t*>(to) + done / sizeof(uint32_t);
+      const size_t size = std::min(Packet::kBytes, bytes - sent);  // a multiple of 256
+      packet.to = static_cast<uint32_t*>(to) + sent / sizeof(uint32_t);
       packet.words = static_cast<uint32_t>(size / sizeof(uint32_t));
-      std::memcpy(packet.data, static_cast<const uint8_t*>(from) + done, size);
+      std::memcpy(packet.data, static_cast<const uint8_t*>(from) + sent, size);
       launch(packet, 1);
     }
   }
