@@ -75,8 +75,8 @@ struct VertexTable {
   // whether there is one cannot be foreseen.
   WEAKTR_MEMBER uint32_t vertex(const Entry* bucket, unsigned same) const {
     const int at = __builtin_ctz(same | 1u << (kBucket - 1));
-    const uint32_t existing = static_cast<uint32_t>(bucket[at]) & index_mask;
-    return existing | (0u - static_cast<uint32_t>(same == 0));
+    const uint32_t index = static_cast<uint32_t>(bucket[at]) & index_mask;
+    return index | (0u - static_cast<uint32_t>(same == 0));
   }
   // The vertex of a key; kNone if it has none or another bucket than its own.
   WEAKTR_MEMBER uint32_t peek(Entry key) const {
@@ -94,15 +94,15 @@ struct VertexTable {
     return vertex(bucket, same);
   }
   // The vertex of a key; `next` is given to a key that is new. True where it was.
-  WEAKTR_MEMBER bool find_or_add(Entry key, uint32_t next, uint32_t& existing) {
+  WEAKTR_MEMBER bool find_or_add(Entry key, uint32_t next, uint32_t& index) {
     for (Entry* bucket = bucket_of(key);; bucket = bucket_after(bucket)) {
       const unsigned same = holding(bucket, key, index_bits);
-      existing = vertex(bucket, same);
+      index = vertex(bucket, same);
       if (same) return false;
       const unsigned vacant = holding(bucket, ~Entry{0} >> index_bits, index_bits);
       if (!vacant) continue;
       bucket[__builtin_ctz(vacant)] = key << index_bits | next;
-      existing = next;
+      index = next;
       return true;
     }
   }
@@ -250,13 +250,13 @@ struct HashedBuilder {
   }
 
   WEAKTR_MEMBER uint32_t touch(Entry key) {
-    uint32_t existing;
-    if (table.find_or_add(key, static_cast<uint32_t>(vertices), existing)) {
+    uint32_t index;
+    if (table.find_or_add(key, static_cast<uint32_t>(vertices), index)) {
       keys[vertices] = key;
       ones[vertices] = 0;
       ++vertices;
     }
-    return existing;
+    return index;
   }
 
   void touch_padding() {
@@ -280,10 +280,10 @@ struct HashedBuilder {
   __attribute__((noinline)) void enlarge_table(int growth) {
     table.clear(memory.table, table.buckets * static_cast<uint64_t>(growth));
     constexpr int64_t ahead = 32;
-    uint32_t existing;
+    uint32_t index;
     for (int64_t v = 0; v < vertices; ++v) {
       table.prefetch(keys[v + ahead < vertices ? v + ahead : v]);
-      table.find_or_add(keys[v], static_cast<uint32_t>(v), existing);
+      table.find_or_add(keys[v], static_cast<uint32_t>(v), index);
     }
   }
   __attribute__((noinline)) void enlarge_arrays(int64_t more) {
