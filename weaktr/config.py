@@ -64,7 +64,7 @@ class BackboneConfig:
         weights: what training starts from (`weaktr.models.pretrained.load_backbone`): None =
             random, "timm" = pretrained, else a file: weights in timm's or the original release's
             naming, a native checkpoint, or one of the published code.
-        resize: how the weights' position grid (and patch kernel) are brought to this model's.
+        resize: how the weights' position grid (and patch projection) are brought to this model's.
         position: how positions follow images of other sizes; "published_cam" and "published_seg"
             do what the published code does.
         norm_eps: epsilon of the backbone's LayerNorms; None = the backbone's own.

@@ -218,7 +218,7 @@ def test_a_pool_that_no_tensor_tells_is_asked_for(tmp_path):
         ({"n_layers": 4}, r"n_layers 4 \(tensors: 3\)"),
         ({"n_cls": 21}, r"n_cls 21 \(tensors: 5\)"),
         ({"d_model": 64}, r"d_model 64 \(tensors: 48\)"),
-        ({"patch_size": 14}, "patch kernel says 16, got 14"),
+        ({"patch_size": 14}, "patch projection says 16, got 14"),
         ({"decoder": {"name": "linear"}}, "decoder"),
         ({"n_heads": 5}, "divisor of the width 48"),
         ({"normalization": "clip"}, "expected one of"),

@@ -40,6 +40,6 @@ def test_too_large_an_image_is_an_error_and_not_the_end():
     process = subprocess.run(command, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr
     refused, then = process.stdout.splitlines()
-    assert "refused: dense_crf: a block of" in refused
+    assert "refused: dense_crf: a buffer of" in refused
     assert "use a smaller image" in refused
     assert then == "then: (8, 9)"

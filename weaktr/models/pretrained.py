@@ -1,6 +1,6 @@
 """Pretrained backbone weights: read the common file formats, fit the tensors to a `ViT`.
 
-Positions and patch kernels are resized to the model's grid and patch size, one class token is
+Positions and patch projections are resized to the model's grid and patch size, one class token is
 repeated for every class, and an error names the tensors that are missing or left over.
 """
 

@@ -25,7 +25,7 @@ constexpr size_t kShareKept = 8;                   // above 1/8 of free memory: 
 class TooLarge : public std::bad_alloc {
  public:
   TooLarge(size_t wanted, size_t available)
-      : message_("dense_crf: a block of " + std::to_string(wanted >> 20) +
+      : message_("dense_crf: a buffer of " + std::to_string(wanted >> 20) +
                  " MiB does not fit the " + std::to_string(available >> 20) +
                  " MiB of memory that are left; use a smaller image, fewer labels or fewer images "
                  "at once") {}

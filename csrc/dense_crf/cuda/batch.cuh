@@ -19,7 +19,7 @@
 namespace weaktr {
 namespace blocks {
 
-// Hands out parts of a block of memory, aligned to 256 bytes. Starting at 0 it only counts.
+// Hands out parts of a workspace, aligned to 256 bytes. Starting at 0 it only counts.
 class Arena {
  public:
   explicit Arena(uintptr_t base) : base_(base) {}

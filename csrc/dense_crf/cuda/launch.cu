@@ -1,4 +1,4 @@
-// The programs of `batch.cuh` as CUDA kernels. Compile with -fmad=false
+// Launches the programs of `batch.cuh` on a GPU. Compile with -fmad=false
 // (dense_crf/permutohedral.hpp).
 #include <cuda_runtime.h>
 
@@ -47,8 +47,8 @@ __global__ void __launch_bounds__(blocks::kThreads)
   program(CudaBlock{blockIdx.x, gridDim.x}, shared);
 }
 
-// Carries data from the host as a kernel's argument: it is copied when the kernel is launched, so
-// that nobody waits for the stream, and no memory has to outlive the call.
+// Carries data from the host as a program's argument: it is copied at the launch, so that nobody
+// waits for the stream, and no memory has to outlive the call.
 struct Packet {
   static constexpr size_t kBytes = 3840;  // arguments may have 4096
   struct Shared {};
@@ -85,7 +85,7 @@ class CudaDevice {
   template <class Program>
   void launch(const Program& program, uint32_t count) {
     run_program<<<count, blocks::kThreads, 0, stream_>>>(program);
-    check_cuda(cudaGetLastError(), "starting a kernel");
+    check_cuda(cudaGetLastError(), "launching a program");
   }
 
  private:

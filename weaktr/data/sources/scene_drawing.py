@@ -318,12 +318,12 @@ def _finish(
     rng: Rng, image: Array, owners: Array, drawn: list[int], size: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], tuple[int, ...]]:
     """Average down, light the whole scene, add sensor noise; the mask by majority."""
-    blocks = (size, SUPERSAMPLE, size, SUPERSAMPLE)
-    small = image.reshape(*blocks, 3).mean((1, 3))
+    cells = (size, SUPERSAMPLE, size, SUPERSAMPLE)
+    small = image.reshape(*cells, 3).mean((1, 3))
     light = 1 + rng.uniform(0.02, 0.12) * _noise(rng, small.shape, 3)
     noise = rng.uniform(0.01, 0.04) * rng.standard_normal(small.shape, np.float32)
     pixels = np.clip(small * light[..., None] + noise, 0, 1)
-    parts = owners.reshape(-1, *blocks).mean((2, 4))
+    parts = owners.reshape(-1, *cells).mean((2, 4))
     parts = np.concatenate([1 - parts.sum(0, keepdims=True), parts])
     mask = np.array([0, *(kind + 1 for kind in drawn)], np.uint8)[parts.argmax(0)]
     labels = tuple(int(label) - 1 for label in np.unique(mask) if label)

@@ -121,7 +121,7 @@ def segmenter_from_published(
         encoder_heads, decoder_heads: attention heads (the tensors do not show them); the decoder's
             default is D / 64, at least 1.
         decoder: one of `weaktr.models.segmenter.DECODERS`.
-        patch_size: checked against the patch kernel where given.
+        patch_size: checked against the patch projection where given.
         image_size: training crop in pixels; from a square position grid where None.
         normalization: (mean, std); ImageNet's (CLIP's for EVA-02) where None.
 
@@ -135,7 +135,7 @@ def segmenter_from_published(
     require(state_dict, "encoder.cls_token", kernel, position)
     dim, _, _, patch = state_dict[kernel].shape
     if patch_size not in (None, patch):
-        raise ValueError(f"patch_size: the patch kernel says {patch}, got {patch_size}")
+        raise ValueError(f"patch_size: the patch projection says {patch}, got {patch_size}")
     kind = encoder_kind(state_dict)
     prefix = 2 if kind == "deit_distilled" else 1
     if image_size is None:
