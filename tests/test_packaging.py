@@ -128,7 +128,8 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An unpacked sdist, built from a copy of the checkout."""
     folder = tmp_path_factory.mktemp("sdist")
     with tarfile.open(build(copy_checkout(folder / "checkout"), "build_sdist")) as archive:
-        archive.extractall(folder, filter="data")
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)  # since Python 3.11.4
+        archive.extractall(folder)
     (unpacked,) = folder.glob("weaktr-*")
     return unpacked
 

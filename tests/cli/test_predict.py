@@ -121,7 +121,8 @@ def test_archive_for_the_voc_server(checkpoint, photos, comp, name):
     folder = f"results/VOC2012/Segmentation/{comp}_test_cls"
     with tarfile.open(archive) as content:
         assert content.getnames() == [f"{folder}/2008_00000{i}.png" for i in (1, 2)]
-        content.extractall(photos.parent / "there", filter="data")
+        content.extraction_filter = getattr(tarfile, "data_filter", None)  # since Python 3.11.4
+        content.extractall(photos.parent / "there")
     for image in ("2008_000001", "2008_000002"):
         unpacked = photos.parent / "there" / folder / f"{image}.png"
         with Image.open(unpacked) as picture, Image.open(photos / f"{image}.png") as photo:

@@ -188,7 +188,8 @@ def test_augmented_masks_given(tmp_path: Path, form: str) -> None:
 def test_sbd_unpacked(tmp_path: Path) -> None:
     root = little.write(tmp_path, {DATA: little.voc_tar(), SBD: little.sbd_tgz()})
     with tarfile.open(root / SBD) as archive:
-        archive.extractall(root, filter="data")
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)  # since Python 3.11.4
+        archive.extractall(root)
     (root / SBD).unlink()
     assert prepare_voc12(root, facts=FACTS).complete
 
@@ -196,7 +197,8 @@ def test_sbd_unpacked(tmp_path: Path) -> None:
 def test_everything_is_there_already(tmp_path: Path) -> None:
     little.write(tmp_path, {DATA: little.voc_tar()})
     with tarfile.open(tmp_path / DATA) as archive:
-        archive.extractall(tmp_path / "kept", filter="data")
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)  # since Python 3.11.4
+        archive.extractall(tmp_path / "kept")
     voc = tmp_path / "kept/VOCdevkit/VOC2012"
     little.write(voc / "SegmentationClassAug", little.augmented())
     paths = [f"/JPEGImages/{n}.jpg /SegmentationClassAug/{n}.png" for n in little.TRAIN_AUG]
