@@ -13,7 +13,9 @@ from conftest import largest_difference, peak_mib
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from weaktr.config import PredictConfig, SegModelConfig
-from weaktr.inference.probabilities import for_prediction, probabilities
+from weaktr.data import Sample
+from weaktr.data.photographs import reduced
+from weaktr.inference.probabilities import for_prediction, probabilities, seg_inputs
 from weaktr.models import Segmenter
 
 BACKBONE = "deit_small_patch16_224"
@@ -72,9 +74,15 @@ def predictions(picture: Path, device: str) -> dict[str, Pass]:
     image = np.load(picture)["image"]
     ready = for_prediction(model, PREDICT)
     half = for_prediction(model, replace(PREDICT, amp="bf16"))
+    sample = Sample("image", picture, None, None, "")
+
+    def scores(twin: Segmenter, settings: PredictConfig) -> np.ndarray:
+        inputs = seg_inputs(sample, reduced(image, None), settings, torch.device(device))
+        return probabilities(twin, [inputs], settings)[0].numpy(force=True)
+
     ways = {
-        "weaktr": lambda settings: probabilities(ready, image, settings),
-        "weaktr bf16": lambda settings: probabilities(half, image, replace(settings, amp="bf16")),
+        "weaktr": lambda settings: scores(ready, settings),
+        "weaktr bf16": lambda settings: scores(half, replace(settings, amp="bf16")),
         "published": lambda settings: published.probabilities(model, image, settings),
     }
     passes = {row: Pass(0.0, None, np.zeros(())) for row in ways}

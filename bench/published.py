@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from weaktr.config import PredictConfig
-from weaktr.inference.windows import View, views
+from weaktr.inference.windows import View, scaled_images, views
 from weaktr.models import CamModel, CamOutput, Segmenter
 from weaktr.models.vit import ViT
 
@@ -109,7 +109,8 @@ def probabilities(model: Segmenter, image: np.ndarray, settings: PredictConfig) 
     size = (image.shape[0], image.shape[1])
     device = next(model.parameters()).device
     total = torch.zeros(3, model.num_labels, *size, device=device)
-    chosen = views(image, model.normalization, settings, device)
+    scaled = [torch.from_numpy(one) for one in scaled_images(image, settings)]
+    chosen = views(scaled, model.normalization, settings, device)
     for view in chosen:
         logits = merged_windows(model, view, settings.window)
         logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)

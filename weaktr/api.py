@@ -13,15 +13,17 @@ import numpy as np
 
 from weaktr.config import LabelConfig, PredictConfig, Recipe
 from weaktr.data import Sample, read_rgb
-from weaktr.inference.cams import for_labelling, image_cams
-from weaktr.inference.probabilities import for_prediction, probabilities
+from weaktr.data.photographs import reduced
+from weaktr.inference.cams import CamsOfModel
+from weaktr.inference.labels import label_maps
+from weaktr.inference.predictions import Predictor
+from weaktr.inference.probabilities import seg_inputs
+from weaktr.inference.results import LabelMaps
 from weaktr.models import CamModel, Segmenter, checkpoints
 from weaktr.models.precision import choose_device
 from weaktr.recipes import load_recipe, with_settings
 from weaktr.refine import choose_refiners
-from weaktr.stages.label import pseudo_labels
 from weaktr.stages.pipeline import run_recipe
-from weaktr.stages.predict import masks_from_probabilities
 
 #: uint8 [H, W, 3] RGB, or the path of an image file.
 Image = np.ndarray | str | Path
@@ -85,13 +87,13 @@ class Model:
     def __init__(self, module: CamModel | Segmenter, classes: Sequence[str] | None = None) -> None:
         self.module = module
         self.classes = None if classes is None else tuple(classes)
-        self._labelling: tuple[LabelConfig, CamModel] | None = None
-        self._prediction: tuple[PredictConfig, Segmenter] | None = None
+        self._source: CamsOfModel | None = None
+        self._predictor: Predictor | None = None
 
     def cams(self, image: Image, labels: Labels, settings: LabelConfig | None = None) -> np.ndarray:
         """Class activation maps, as ``weaktr label --dump-cams`` writes them.
 
-        The command takes several images at a time, which may round matrix products differently.
+        On a GPU the command takes several images at a time, which may round differently.
 
         Args:
             image: uint8 [H, W, 3] RGB, or the path of an image file.
@@ -99,15 +101,17 @@ class Model:
             settings: how they are computed; None = the defaults of `LabelConfig`.
 
         Returns:
-            float32 [K, H, W] in [0, 1], in the order of `labels`.
+            float32 [K, H, W] in [0, 1], in the order of `labels`; of an image with a longer side
+            than `LabelConfig.max_side` at that size.
 
         Raises:
             ValueError: a model of stage 2, a file that is no image, another kind of array, or an
                 unknown label.
         """
         indices = self._class_indices(labels)
-        present, cams = self._cams(_pixels(image), indices, settings or LabelConfig())
-        return cams[[present.index(index) for index in indices]]
+        result = self._labelled(_pixels(image), indices, settings or LabelConfig())
+        assert result.classes is not None
+        return result.arrays()["cam"][[result.classes.index(index) for index in indices]]
 
     def label(
         self, image: Image, labels: Labels, settings: LabelConfig | None = None
@@ -125,12 +129,8 @@ class Model:
         Raises:
             ValueError: as in `cams`.
         """
-        settings = settings or LabelConfig()
-        pixels = _pixels(image)
-        present, cams = self._cams(pixels, self._class_indices(labels), settings)
-        refiners = choose_refiners(settings)
-        _, refined = pseudo_labels(pixels, cams, present, settings, refiners)
-        return refined
+        indices = self._class_indices(labels)
+        return self._labelled(_pixels(image), indices, settings or LabelConfig()).masks()[1]
 
     def predict(self, image: Image, settings: PredictConfig | None = None) -> np.ndarray:
         """The mask of an image whose classes are not known, as by ``weaktr predict``.
@@ -148,24 +148,26 @@ class Model:
         settings = settings or PredictConfig()
         if not isinstance(self.module, Segmenter):
             raise ValueError("predict: a model of stage 1 must be told what is shown; use label")
-        pixels = _pixels(image)
-        if self._prediction is None or self._prediction[0] != settings:
-            self._prediction = settings, for_prediction(self.module, settings)
-        scores = probabilities(self._prediction[1], pixels, settings)
-        _, refined = masks_from_probabilities(pixels, scores, choose_refiners(settings))
-        return refined
+        if self._predictor is None or self._predictor.settings != settings:
+            self._predictor = Predictor(self.module, settings)
+        photograph = reduced(_pixels(image), settings.max_side)
+        sample = Sample("image", Path(), None, None, "")
+        inputs = seg_inputs(sample, photograph, settings, self._predictor.device)
+        (result,) = self._predictor.label_maps([inputs])
+        return result.masks()[1]
 
-    def _cams(
+    def _labelled(
         self, pixels: np.ndarray, indices: Sequence[int], settings: LabelConfig
-    ) -> tuple[list[int], np.ndarray]:
-        """The class indices, ascending and each once, and their CAMs [K, H, W]."""
+    ) -> LabelMaps:
+        """The pseudo label and the CAMs of an image; its classes ascending and each once."""
         assert isinstance(self.module, CamModel)
-        if self._labelling is None or self._labelling[0] != settings:
-            self._labelling = settings, for_labelling(self.module, settings)
-        present = sorted(set(indices))
-        sample = Sample("image", Path(), tuple(present), None, "")
-        ((_, _, cams),) = image_cams(self._labelling[1], [(sample, pixels)], settings)
-        return present, cams
+        if self._source is None or self._source.settings != settings:
+            self._source = CamsOfModel(self.module, settings)
+        sample = Sample("image", Path(), tuple(sorted(set(indices))), None, "")
+        inputs = self._source.inputs(sample, reduced(pixels, settings.max_side))
+        refiners = choose_refiners(settings)
+        (result,) = label_maps(self._source, [inputs], settings.threshold, refiners, emit=("cam",))
+        return result
 
     def _class_indices(self, labels: Labels) -> list[int]:
         """The class index of each label.

@@ -19,14 +19,29 @@ AttentionType = Literal["coarse", "fused", "transcam"]
 Decoder = Literal["mask_transformer", "multi_mask_transformer", "linear"]
 
 
-def later(default: Any) -> Any:
+def later(default: Any, **former: Any) -> Any:
     """A setting that older versions did not have.
 
-    At its default it is left out of a stage's fingerprint (`weaktr.recipes.identity`), also in a
-    group of settings inside another, so that stages which an older version finished do not run
-    again.
+    At the value that stands for what they did, it is left out of a stage's fingerprint
+    (`weaktr.recipes.identity`), also in a group of settings inside another, so that stages which
+    an older version finished do not run again.
+
+    Args:
+        default: of the setting.
+        former: ``former=VALUE``, where that value is not the default.
     """
-    return field(default=default, metadata={"later": True})
+    return field(default=default, metadata={"later": former.get("former", default)})
+
+
+def without_effect(default: Any, *, is_later: bool = False) -> Any:
+    """A setting on which no result depends; fingerprints have its default.
+
+    Args:
+        default: of the setting.
+        is_later: older versions did not have it.
+    """
+    metadata = {"without_effect": True}
+    return field(default=default, metadata=metadata | ({"later": default} if is_later else {}))
 
 
 @dataclass(frozen=True)
@@ -200,10 +215,16 @@ class LabelConfig:
         gt_prob: confidence in the label before the CRF, in (0, 1).
         unlabelled: what to do with images without a class: "skip" them, or write a mask that is
             all "background".
-        batch_size: most images, of any sizes, in a forward pass.
-        batch_tokens: most patches in a forward pass, flips included (patches alone, although the
-            name says tokens); a single image may have more. DeiT-S needs about 0.12 MB for a patch.
-            None = 2048 on the CPU, 32768 elsewhere.
+        predict_above: images whose classes nobody gave get those that the model finds more probable
+            than this, 0..1; of no effect where image-level labels are given.
+        max_side: an image with a longer side is labelled at this many pixels, to which `scales`
+            are relative, and its mask enlarged; None = every image at its own size.
+        batch_size: most images, of any sizes, in a forward pass on a GPU. A CPU takes one at a
+            time, so that an image's CAMs do not depend on its neighbours.
+        batch_tokens: most patches in a forward pass on a GPU, flips included (patches alone,
+            although the name says tokens); a single image may have more. DeiT-S needs about 0.12 MB
+            for a patch.
+        queue_mb: MiB of images that may wait for the model, and of results for the writers, each.
         amp: autocast while CAMs are computed; "auto" = fp16 on CUDA.
 
     Source: reference.md 12, 23-28, 32.
@@ -218,8 +239,11 @@ class LabelConfig:
     crf: str | dict[str, Any] | None = "voc_cam"
     gt_prob: float = 0.7
     unlabelled: Literal["skip", "background"] = "skip"
-    batch_size: int = 32
-    batch_tokens: int | None = None
+    predict_above: float = later(0.5)
+    max_side: int | None = later(1024, former=None)
+    batch_size: int = without_effect(32)
+    batch_tokens: int | None = without_effect(None)
+    queue_mb: int = without_effect(128, is_later=True)
     amp: Amp = "none"
 
 
@@ -324,15 +348,18 @@ class PredictConfig:
     """Sliding-window inference over scales and flips.
 
     Args:
+        max_side: an image with a longer side is predicted at this many pixels and its mask
+            enlarged. Views of an image are then at most 8 times as long as wide. None = no limits.
         short_side: short side of the image at ratio 1, in pixels.
         ratios: image scales whose probabilities are averaged.
         flip: add the flipped image at each ratio.
         window: side of the square window, in pixels.
         stride: step between windows, in pixels.
-        window_batch: windows in a forward pass.
+        window_batch: windows in a forward pass; on a GPU of several images together.
         ensemble: "plain" = the decoder's output; "published" = 0.8 * the output before the
             decoder's last block + its output.
         refiners, crf: as in `LabelConfig`; they start from the probabilities.
+        queue_mb: as in `LabelConfig`.
         amp: autocast.
 
     Source: reference.md 48-52.
@@ -344,9 +371,11 @@ class PredictConfig:
     window: int = 480
     stride: int = 320
     window_batch: int = 8
+    max_side: int | None = later(1024, former=None)
     ensemble: Literal["plain", "published"] = "published"
     refiners: tuple[str | dict[str, Any], ...] = later(("crf",))
     crf: str | dict[str, Any] | None = "voc_seg"
+    queue_mb: int = without_effect(128, is_later=True)
     amp: Amp = "none"
 
 

@@ -141,16 +141,19 @@ def as_tree(settings: Any) -> dict[str, Any]:
 def identity(settings: Any) -> Any:
     """The plain values of settings that results depend on, for fingerprints.
 
-    Settings that came later (`weaktr.config.later`) are left out while they are at their default,
-    at any depth.
+    Settings that came later (`weaktr.config.later`) are left out where they say what older versions
+    did, and those without effect (`weaktr.config.without_effect`) have their default, at any depth.
     """
     if not dataclasses.is_dataclass(settings):
         return settings
     tree = as_tree(settings)
     for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        if field.metadata.get("later") and value == field.default:
+        is_free = "without_effect" in field.metadata
+        value = field.default if is_free else getattr(settings, field.name)
+        if "later" in field.metadata and value == field.metadata["later"]:
             del tree[field.name]
+        elif is_free:
+            tree[field.name] = value
         elif dataclasses.is_dataclass(value):
             tree[field.name] = identity(value)
     return tree

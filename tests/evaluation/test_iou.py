@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from tests.evaluation.pairs import score_pairs
 from tests.stored import FACTS, arrays
-from weaktr.evaluation.iou import ConfusionSum, ThresholdCurve, score_pairs, scores
+from weaktr.evaluation.iou import ConfusionSum, ThresholdCurve, scores
 
 C = arrays("C_labels_miou")
 LABELS = {"voc": 21, "coco": 91, "vocnoise": 21}

@@ -8,9 +8,10 @@ import math
 import numpy as np
 import pytest
 
+from tests.evaluation.pairs import score_pairs
 from weaktr.evaluation.bootstrap import interval, resampled_miou
 from weaktr.evaluation.boundary import boundary, boundary_f, dilate
-from weaktr.evaluation.iou import ConfusionSum, confused_pairs, score_pairs, scores
+from weaktr.evaluation.iou import ConfusionSum, confused_pairs, scores
 from weaktr.evaluation.pairs import evaluate_pairs
 
 

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import torch
+
 from tests.parity.recipe import recipe_weight
 from tests.stored import FACTS, arrays
 from weaktr.config import PredictConfig
+from weaktr.data import Sample
+from weaktr.data.photographs import reduced
+from weaktr.inference.probabilities import SegInputs, probabilities, seg_inputs
 from weaktr.models import Segmenter
 from weaktr.models.released.state_dicts import segmenter_from_published
 
@@ -35,3 +41,15 @@ def segmenter() -> Segmenter:
         patch_size=16,
         image_size=48,
     ).eval()
+
+
+def inputs_of(image: np.ndarray, settings: PredictConfig) -> SegInputs:
+    """An image in memory, uint8 [H, W, 3], as a pipeline's readers hand it over."""
+    sample = Sample("image", None, None, None, "")
+    return seg_inputs(sample, reduced(image, settings.max_side), settings, torch.device("cpu"))
+
+
+def scores_of(model: Segmenter, image: np.ndarray, settings: PredictConfig) -> np.ndarray:
+    """float32 [L, H, W] of one image."""
+    (scores,) = probabilities(model, [inputs_of(image, settings)], settings)
+    return scores.numpy()

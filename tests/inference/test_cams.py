@@ -13,27 +13,45 @@ from tests.stored import FACTS, arrays
 from tests.tolerances import assert_golden
 from weaktr.config import LabelConfig
 from weaktr.data import Sample
+from weaktr.data.photographs import reduced
 from weaktr.inference import cams as stage
-from weaktr.inference.cams import image_cams, multi_scale_cams
+from weaktr.inference.cams import CamsOfModel, multi_scale_cams
 
 B = arrays("B_multiscale_cam")
 CASES = FACTS["B_multiscale_cam"]["cases"]
 
 
+def cams_of(model, images, classes, settings):
+    """CAMs float32 [K, H, W] of images in memory that go through the model together."""
+    source = CamsOfModel(model, settings)
+    inputs = [
+        source.inputs(Sample(str(index), None, tuple(own), None, ""), reduced(image, None))
+        for index, (image, own) in enumerate(zip(images, classes, strict=True))
+    ]
+    return [cams.maps for cams in together(source, inputs)]
+
+
+def together(source, batch):
+    """The CAMs of a batch in one pass, as on a GPU."""
+    return multi_scale_cams(
+        source.model,
+        [one.parts for one in batch],
+        [one.photograph.size for one in batch],
+        [one.sample.labels for one in batch],
+        source.settings,
+    )
+
+
 def published_cams(case, copies=1):
     facts = CASES[case]
     model = model_of(f"A_{facts['model']}").eval()
-    images = np.stack([B[f"image.{facts['image']}"]] * copies)
-    return multi_scale_cams(
-        model,
-        images,
-        [tuple(B[f"{case}.keys"].tolist())] * copies,
-        LabelConfig(
-            scales=facts["scales"],
-            attention_type=TYPES[facts["attention_type"]],
-            refine=facts["patch_attn_refine"],
-        ),
+    images = [B[f"image.{facts['image']}"]] * copies
+    settings = LabelConfig(
+        scales=facts["scales"],
+        attention_type=TYPES[facts["attention_type"]],
+        refine=facts["patch_attn_refine"],
     )
+    return cams_of(model, images, [B[f"{case}.keys"].tolist()] * copies, settings)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -41,7 +59,7 @@ def test_cams_are_the_published_ones(case):
     (cams,) = published_cams(case)
     expected = torch.from_numpy(B[f"{case}.cam"])
     step = cams.shape[-1] // expected.shape[-1]  # some are stored at every second pixel
-    assert_golden(torch.from_numpy(cams)[..., ::step, ::step], expected)
+    assert_golden(cams[..., ::step, ::step], expected)
 
 
 @pytest.mark.parametrize("name", [key for key in B if key.startswith("resized.")])
@@ -56,18 +74,32 @@ def test_images_are_resized_as_published(name):
 def test_a_batch_gives_what_single_images_give():
     case = "voc_flower_s1.0_1.2_transcam"
     one, two = published_cams(case, copies=2)
-    assert_golden(torch.from_numpy(one), torch.from_numpy(B[f"{case}.cam"]))
+    assert_golden(one, torch.from_numpy(B[f"{case}.cam"]))
     np.testing.assert_allclose(one, two, atol=1e-5)
 
 
 def test_each_image_of_a_batch_has_its_own_classes():
     model = model_of("A_a2_voc20_max").eval()
-    images = np.stack([B["image.flower"], B["image.flower"][:, ::-1]])
+    images = [B["image.flower"], B["image.flower"][:, ::-1].copy()]
     settings = LabelConfig(scales=(1.0,))
-    together = multi_scale_cams(model, images, [(0, 5), ()], settings)
-    (alone,) = multi_scale_cams(model, images[:1], [(0, 5)], settings)
-    assert together[1].shape == (0, 75, 100)
-    np.testing.assert_allclose(together[0], alone, atol=1e-5)
+    both = cams_of(model, images, [(0, 5), ()], settings)
+    (alone,) = cams_of(model, images[:1], [(0, 5)], settings)
+    assert both[1].shape == (0, 75, 100)
+    np.testing.assert_allclose(both[0], alone, atol=1e-5)
+
+
+SIDES = [(80, 112), (80, 112), (200, 112), (80, 48)]
+
+
+def some_inputs(source):
+    rng = np.random.default_rng(0)
+    return [
+        source.inputs(
+            Sample(str(index), None, (index % 2,), None, ""),
+            reduced(rng.integers(0, 255, (*side, 3), np.uint8), None),
+        )
+        for index, side in enumerate(SIDES)
+    ]
 
 
 @pytest.mark.parametrize(("settings", "sizes"), [
@@ -76,32 +108,34 @@ def test_each_image_of_a_batch_has_its_own_classes():
     ({"batch_tokens": 1}, [1, 1, 1, 1]),
     ({"batch_tokens": 2 * 2 * 7 * 5}, [2, 1, 1]),
 ])  # fmt: skip
-def test_images_of_any_sizes_are_labelled_together(settings, sizes, tiny_model, monkeypatch):
-    """Batches as large as the settings say, and the same CAMs as one image at a time."""
-    sides = [(80, 112), (80, 112), (200, 112), (80, 48)]
-    rng = np.random.default_rng(0)
-    images = [
-        (
-            Sample(str(index), None, (index % 2,), None, ""),
-            rng.integers(0, 255, (*side, 3), np.uint8),
-        )
-        for index, side in enumerate(sides)
-    ]
-    seen = []
+def test_batches_on_a_gpu_are_as_large_as_the_settings_say(settings, sizes, tiny_model):
+    source = CamsOfModel(tiny_model, LabelConfig(scales=(1.0, 0.5), **settings))
+    source.device = torch.device("cuda")  # nothing is computed
+    batches = [[]]
+    for one in some_inputs(CamsOfModel(tiny_model, source.settings)):
+        if batches[-1] and not source.fits(batches[-1], one):
+            batches.append([])
+        batches[-1].append(one)
+    assert list(map(len, batches)) == sizes
 
-    def noting(model, batch, *arguments):
-        seen.append(len(batch))
-        return multi_scale_cams(model, batch, *arguments)
 
-    monkeypatch.setattr(stage, "multi_scale_cams", noting)
+def test_images_of_any_sizes_go_through_the_model_together(tiny_model, monkeypatch):
+    """The same CAMs as one image at a time; on a CPU the same bits, whatever the batch."""
+    source = CamsOfModel(tiny_model, LabelConfig(scales=(1.0, 0.5)))
+    batch = some_inputs(source)
+    alone = [cams.maps for one in batch for cams in source.cams([one])]
+    assert all(map(torch.equal, alone, (cams.maps for cams in source.cams(batch))))
     monkeypatch.setattr(stage, "_normalise", lambda maps: maps)  # it enlarges rounding
-    label = LabelConfig(scales=(1.0, 0.5), **settings)
-    triples = list(image_cams(tiny_model, images, label))
-    assert seen == sizes
-    for (sample, image), (same, _, cams) in zip(images, triples, strict=True):
-        (alone,) = multi_scale_cams(tiny_model, [image], [sample.labels], label)
-        assert same is sample
-        assert_golden(torch.from_numpy(cams), torch.from_numpy(alone))
+    alone = [cams.maps for one in batch for cams in source.cams([one])]
+    for one, cams in zip(alone, together(source, batch), strict=True):
+        assert_golden(cams.maps, one)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 40), (70, 2)])
+def test_an_image_smaller_than_a_patch_is_enlarged_to_one(size, tiny_model):
+    (cams,) = cams_of(tiny_model, [np.zeros((*size, 3), np.uint8)], [(0,)], LabelConfig())
+    assert cams.shape == (1, *size)
+    assert torch.isfinite(cams).all()
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from tests.inference.published import E, segmenter, settings_of
+from tests.inference.published import E, scores_of, segmenter, settings_of
 from tests.models import small
 from tests.parity.recipe import GOLDEN
 from tests.tolerances import assert_golden
-from weaktr.inference.probabilities import for_ensemble, for_prediction, probabilities
+from weaktr.inference.probabilities import for_ensemble, for_prediction
 
 CRF = load_file(GOLDEN / "E_crf.safetensors")
 
@@ -22,9 +22,9 @@ def model():
 
 
 @pytest.mark.parametrize("window_batch", [1, 2, 7])
-def test_multi_scale_probabilities(model, window_batch):
+def test_multi_scale_scores_of(model, window_batch):
     settings = settings_of(window_batch=window_batch)
-    prob = probabilities(for_prediction(model, settings), E["image"], settings)
+    prob = scores_of(for_prediction(model, settings), E["image"], settings)
     assert_golden(torch.from_numpy(prob), torch.from_numpy(E["prob.multi_scale"]))
 
 
@@ -35,7 +35,7 @@ def test_any_batch_of_windows_gives_the_same(model, ensemble):
     To a few roundings: several threads cut larger batches into other pieces.
     """
     one, *others = (
-        probabilities(for_prediction(model, settings), E["image"], settings)
+        scores_of(for_prediction(model, settings), E["image"], settings)
         for settings in (
             settings_of(window_batch=count, ensemble=ensemble) for count in (1, 2, 7, 64)
         )
@@ -46,14 +46,14 @@ def test_any_batch_of_windows_gives_the_same(model, ensemble):
 
 
 def test_single_scale_probabilities(model):
-    prob = probabilities(model, E["image"], settings_of(ratios=(1.0,), flip=False))
+    prob = scores_of(model, E["image"], settings_of(ratios=(1.0,), flip=False))
     expected = torch.from_numpy(E["prob.single_scale"])
     assert_golden(torch.from_numpy(prob)[:, ::2, ::2], expected)
 
 
 def test_published_ensemble(model):
     settings = settings_of(ensemble="published", window_batch=2)
-    prob = probabilities(for_prediction(model, settings), E["image"], settings)
+    prob = scores_of(for_prediction(model, settings), E["image"], settings)
     early = (prob - E["prob.multi_scale"]) / 0.8
     assert_golden(
         torch.from_numpy(early)[:, ::2, ::2],

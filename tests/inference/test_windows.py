@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from tests.inference.published import FACT, RATIOS, E, settings_of
 from tests.tolerances import assert_close
-from weaktr.inference.windows import anchors, merge, views
+from weaktr.inference.windows import anchors, merge, scaled_images, views
 
 
 @pytest.mark.parametrize("ratio", RATIOS)
@@ -22,10 +22,9 @@ def test_windows_stand_where_published(ratio):
 def test_merging_is_upsampling_averaging_and_resizing():
     """`merge` against the steps that it joins, on a window that cuts its last patches."""
     patch, window, size = 8, 20, (33, 47)
-    (view, mirrored) = views(
-        E["image"], ((0.5,) * 3, (0.5,) * 3),
-        settings_of(short_side=36, ratios=(1.0,), window=window, stride=7), torch.device("cpu"),
-    )  # fmt: skip
+    settings = settings_of(short_side=36, ratios=(1.0,), window=window, stride=7)
+    scaled = [torch.from_numpy(one) for one in scaled_images(E["image"], settings)]
+    view, mirrored = views(scaled, ((0.5,) * 3, (0.5,) * 3), settings, torch.device("cpu"))
     logits = torch.randn(len(view.tops) * len(view.lefts), 2, 3, 3, 3)
     total = torch.zeros(2, 3, *view.pixels.shape[1:])
     count = torch.zeros(view.pixels.shape[1:])

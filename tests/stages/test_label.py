@@ -38,9 +38,9 @@ def test_unlabelled_and_corrupt_images_are_reported(tiny_model, samples, tmp_pat
     report = label(
         CamsOfModel(tiny_model, LabelConfig(crf=None)), samples, out, LabelConfig(crf=None)
     )
-    assert report.labelled == 2
+    assert report.masks == 2
     assert report.unlabelled == ["deep/2", "deep/3"]
-    assert [(p.file, p.where) for p in report.unreadable] == [
+    assert [(p.file, p.where) for p in report.left_out] == [
         (str(tmp_path / "broken.png"), "list.txt:5")
     ]
     assert set(MaskFolder(out).entries) == {"deep/0", "deep/1"}
@@ -92,7 +92,7 @@ def test_cams_can_be_dumped(tiny_model, samples, tmp_path):
         samples[:2],
         tmp_path / "out",
         LabelConfig(crf=None),
-        dump_cams=True,
+        emit=["cam"],
     )
     with np.load(tmp_path / "out" / "cams" / "deep" / "1.npz") as stored:
         assert stored["cams"].shape == (2, 20, 25)
@@ -107,7 +107,7 @@ def test_cams_of_finished_masks_can_be_dumped(tiny_model, samples, tmp_path):
     masks = MaskFolder(out).entries
     (out / "cams" / "deep").mkdir(parents=True)
     (out / "cams" / "deep" / "0.npz").write_text("dumped before")
-    label(CamsOfModel(tiny_model, settings), samples[:2], out, settings, dump_cams=True)
+    label(CamsOfModel(tiny_model, settings), samples[:2], out, settings, emit=["cam"])
     assert (out / "cams" / "deep" / "0.npz").read_text() == "dumped before"
     with np.load(out / "cams" / "deep" / "1.npz") as stored:
         assert stored["classes"].tolist() == [0, 1]

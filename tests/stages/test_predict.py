@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from tests.inference.published import E, segmenter, settings_of
+from tests.inference.published import E, inputs_of, segmenter, settings_of
 from tests.parity.recipe import GOLDEN
 from weaktr.data import Sample
 from weaktr.data.masks import MaskFolder
-from weaktr.inference.probabilities import for_prediction, probabilities
-from weaktr.ops.dense_crf.presets import PRESETS
-from weaktr.refine.crf import CrfRefiner
-from weaktr.stages.predict import masks_from_probabilities, predict
+from weaktr.inference.predictions import Predictor
+from weaktr.stages.predict import predict
 
 CRF = load_file(GOLDEN / "E_crf.safetensors")
 
@@ -26,10 +26,9 @@ def model():
 @pytest.mark.parametrize(("preset", "stored"), [("voc_seg", "voc12"), ("coco_seg", "coco")])
 def test_crf_after_the_ensemble(model, preset, stored):
     settings = settings_of(ensemble="published")
-    scores = probabilities(for_prediction(model, settings), E["image"], settings)
-    refiners = [CrfRefiner(PRESETS[preset])]
-    _, refined = masks_from_probabilities(E["image"], scores, refiners)
-    assert (refined == CRF[f"{stored}.label"]).mean() >= 0.999
+    predictor = Predictor(model, replace(settings, crf=preset))
+    (result,) = predictor.label_maps([inputs_of(E["image"], settings)])
+    assert (result.masks()[1] == CRF[f"{stored}.label"]).mean() >= 0.999
 
 
 def test_masks_of_plain_images(model, tmp_path):
@@ -41,9 +40,9 @@ def test_masks_of_plain_images(model, tmp_path):
     broken.write_bytes(b"not a picture")
     samples = [Sample(p.stem, p, None, None, str(tmp_path)) for p in (*paths, broken)]
     settings = settings_of(ratios=(1.0,), ensemble="published", crf="voc_seg")
-    unreadable = predict(model, samples, tmp_path / "out", settings)
+    report = predict(model, samples, tmp_path / "out", settings)
     masks = MaskFolder(tmp_path / "out")
-    assert [problem.file for problem in unreadable] == [str(broken)]
+    assert [problem.file for problem in report.left_out] == [str(broken)]
     assert masks.entries["0"].size == (75, 90)
     assert masks.read("1").shape == (75, 89)
     mtime = masks.path("0").stat().st_mtime_ns

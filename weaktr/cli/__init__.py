@@ -94,16 +94,20 @@ def _run(command: Callable[[argparse.Namespace], int], arguments: argparse.Names
         log.warning("interrupted; start the same command again to go on")
         return INTERRUPTED
     except Exception as error:
-        if arguments.debug or not _is_wrong_input(error):
+        code = None if arguments.debug else _exit_code(error)
+        if code is None:
             raise
         console.print(Text(str(error), style="bold red"))
-        return WRONG_INPUT
+        return code
 
 
-def _is_wrong_input(error: Exception) -> bool:
-    """Whether the message of an error is all that the user needs."""
+def _exit_code(error: BaseException) -> int | None:
+    """The exit code where the message of an error is all that the user needs, else None."""
     if not isinstance(error, RuntimeError):
-        return isinstance(error, (ValueError, FileNotFoundError))
-    from weaktr.ops.registry import BackendUnavailable  # imports torch, which is loaded by now
+        return WRONG_INPUT if isinstance(error, (ValueError, FileNotFoundError)) else None
+    from weaktr.inference.pipeline import PipelineError  # imports torch, which is loaded by now
+    from weaktr.ops.registry import BackendUnavailable
 
-    return isinstance(error, BackendUnavailable)
+    if isinstance(error, PipelineError) and error.__cause__ is not None:
+        return FAILED if isinstance(error.__cause__, OSError) else _exit_code(error.__cause__)
+    return WRONG_INPUT if isinstance(error, BackendUnavailable) else None

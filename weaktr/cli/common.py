@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -27,6 +28,17 @@ def add_set(parser: argparse.ArgumentParser, what: str) -> None:
 def add_device(parser: argparse.ArgumentParser) -> None:
     """``--device``, a name for `choose_device`."""
     parser.add_argument("--device", default="auto")
+
+
+def add_profile(parser: argparse.ArgumentParser) -> None:
+    """``--profile FILE``."""
+    parser.add_argument(
+        "--profile",
+        type=Path,
+        metavar="FILE",
+        help="write what readers, model and writers did when, for chrome://tracing or "
+        "ui.perfetto.dev",
+    )
 
 
 def keys(settings: type[LabelConfig | PredictConfig]) -> str:

@@ -1,14 +1,20 @@
-"""``weaktr label CHECKPOINT IMAGES``: pseudo labels of own images."""
+"""``weaktr label MODEL IMAGES``: pseudo labels of own images."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from weaktr.cli.common import add_device, add_set, keys
-from weaktr.config import LabelConfig
+from weaktr.cli.common import FAILED, add_device, add_profile, add_set, keys
+from weaktr.config import LabelConfig, PredictConfig
 from weaktr.progress import log
 from weaktr.recipes import as_tree, identity, with_settings
+
+if TYPE_CHECKING:
+    from weaktr.data import Sample
+    from weaktr.stages.masks import MaskReport
 
 HELP = """\
 Pseudo labels for images with image-level labels: CAMs, threshold, CRF, palette PNGs.
@@ -19,68 +25,145 @@ with a 0/1 column for each class; class names are those of the checkpoint.
 examples:
   weaktr label runs/voc/train_cam/model.safetensors photos/ --out labels/
   weaktr label model.safetensors photos/ --labels shop.csv --set crf=none --set threshold=0.3
+  weaktr label model.safetensors photos/ --emit confidence,cam
 
-Instead of a checkpoint, a folder of CAMs (cams/ of --dump-cams, or NAME.npy of the published
-code): another threshold or CRF then takes no model and no labels.csv.
+Without labels.csv the model predicts the classes of each image (those above predict_above,
+default 0.5); index.jsonl says which they were.
+
+MODEL may also be a stage-2 checkpoint: then labels.csv, if there is one, limits the classes that
+an image can have, and --set changes the settings of prediction.
+
+Or a folder of CAMs (cams/ of --emit cam, or NAME.npy of the published code): another threshold
+or CRF then takes no model and no labels.csv.
 
   weaktr label labels/cams photos/ --set threshold=0.35 --out labels_35/
+
+Started again, it goes on with the images that are left. An image with a side above max_side
+(default 1024) is labelled at that size and its mask enlarged. An image that cannot be read, or
+does not fit the memory, is named and left out; the exit code is then 1.
 """
+#: What ``--emit`` takes.
+EMITTED = ("mask", "confidence", "cam")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "checkpoint",
         type=Path,
-        metavar="CHECKPOINT",
-        help="stage-1 model.safetensors, or a folder of CAMs",
+        metavar="MODEL",
+        help="model.safetensors of either stage, or a folder of CAMs",
     )
     parser.add_argument("images", type=Path, metavar="IMAGES", help="folder of images")
     parser.add_argument("--labels", type=Path, help="CSV or JSON (default IMAGES/labels.csv)")
     parser.add_argument("--out", type=Path, default=Path("labels"), help="default: labels")
-    parser.add_argument("--dump-cams", action="store_true", help="also write cams/NAME.npz (large)")
+    parser.add_argument(
+        "--emit",
+        default="mask",
+        metavar="LIST",
+        help="what to write beside the masks: confidence (confidence/NAME.png, 0..255), "
+        "cam (cams/NAME.npz, large); separated by commas",
+    )
+    parser.add_argument("--dump-cams", action="store_true", help="the same as --emit cam")
+    add_profile(parser)
     add_device(parser)
     add_set(parser, f"settings of labelling ({keys(LabelConfig)})")
 
 
 def run(arguments: argparse.Namespace) -> int:
+    emit = emitted(arguments)
+    if arguments.checkpoint.is_dir():
+        report = _label_stored_cams(arguments, emit)
+    else:
+        report = _label_by_model(arguments, emit)
+    log.info("masks: %s", arguments.out / "masks")
+    return FAILED if report.left_out else 0
+
+
+def emitted(arguments: argparse.Namespace) -> list[str]:
+    """What ``--emit`` and ``--dump-cams`` ask for, without the masks, which are always written.
+
+    Raises:
+        ValueError: ``--emit`` names something else.
+    """
+    names = [name.strip() for name in arguments.emit.split(",") if name.strip()]
+    for name in names:
+        if name not in EMITTED:
+            raise ValueError(f"--emit: expected some of {', '.join(EMITTED)}; got {name!r}")
+    names += ["cam"] if arguments.dump_cams else []
+    return sorted(set(names) - {"mask"})
+
+
+def _label_stored_cams(arguments: argparse.Namespace, emit: list[str]) -> MaskReport:
+    """Threshold and refine CAMs that are there."""
     from weaktr import data
-    from weaktr.data.stored_maps import StoredCams
-    from weaktr.inference.cams import CamsOfModel, CamSource
-    from weaktr.models import CamModel, checkpoints
+    from weaktr.inference.stored_cams import StoredCams
     from weaktr.models.precision import choose_device
     from weaktr.outputs import begin_masks
     from weaktr.stages.label import AFTER_CAMS, label
 
-    settings, source = with_settings(LabelConfig(), arguments.set), arguments.checkpoint
-    inputs = identity(settings)
-    cams: CamSource
-    if source.is_dir():
-        default = as_tree(LabelConfig())
-        ineffective = [
-            key
-            for key, value in as_tree(settings).items()
-            if key not in AFTER_CAMS and value != default[key]
-        ]
-        if arguments.labels:
-            ineffective.append("--labels")
-        if arguments.dump_cams:
-            ineffective.append("--dump-cams")
-        if ineffective:
+    settings, folder = with_settings(LabelConfig(), arguments.set), arguments.checkpoint
+    default = as_tree(LabelConfig())
+    ineffective = [
+        key
+        for key, value in as_tree(settings).items()
+        if key not in AFTER_CAMS and value != default[key]
+    ]
+    ineffective += ["--labels"] if arguments.labels else []
+    if "cam" in emit:
+        ineffective.append("--dump-cams" if arguments.dump_cams else "--emit cam")
+    if ineffective:
+        raise ValueError(
+            f"{', '.join(ineffective)}: of no effect on CAMs that are there ({folder}); "
+            f"expected {', '.join(AFTER_CAMS)}"
+        )
+    inputs = {key: value for key, value in identity(settings).items() if key in AFTER_CAMS}
+    samples = data.unlabelled(arguments.images).samples
+    cams = StoredCams(folder, samples, choose_device(arguments.device))
+    begin_masks(arguments.out, folder, inputs)
+    return label(cams, samples, arguments.out, settings, emit=emit, profile=arguments.profile)
+
+
+def _samples(arguments: argparse.Namespace, names: Sequence[str] | None) -> tuple[Sample, ...]:
+    """The images: with image-level labels where there is a file of them, else without."""
+    from weaktr import data
+
+    if arguments.labels is None and not (arguments.images / "labels.csv").is_file():
+        log.warning(
+            "%s: no labels.csv and no --labels, so the model predicts what each image shows",
+            arguments.images,
+        )
+        return data.unlabelled(arguments.images).samples
+    if names is None:
+        raise ValueError(f"{arguments.checkpoint}: this checkpoint does not name its classes")
+    return data.folder(arguments.images, arguments.labels, classes=names).samples
+
+
+def _label_by_model(arguments: argparse.Namespace, emit: list[str]) -> MaskReport:
+    """By a stage-1 model: CAMs of the image-level labels, or of the classes that it predicts.
+
+    By a stage-2 model: predictions among the image-level labels, where there are any.
+    """
+    from weaktr.inference.cams import CamsOfModel
+    from weaktr.models import Segmenter, checkpoints
+    from weaktr.models.precision import choose_device
+    from weaktr.outputs import begin_masks
+    from weaktr.stages.label import label
+    from weaktr.stages.predict import predict
+
+    out, profile = arguments.out, arguments.profile
+    model, description = checkpoints.load(arguments.checkpoint, choose_device(arguments.device))
+    samples = _samples(arguments, description.get("classes", {}).get("names"))
+    if isinstance(model, Segmenter):
+        if emit:
             raise ValueError(
-                f"{', '.join(ineffective)}: of no effect on CAMs that are there ({source}); "
-                f"expected {', '.join(AFTER_CAMS)}"
+                f"--emit {','.join(emit)}: expected mask alone for a stage-2 checkpoint "
+                f"({arguments.checkpoint})"
             )
-        inputs = {key: value for key, value in inputs.items() if key in AFTER_CAMS}
-        samples = data.unlabelled(arguments.images).samples
-        cams = StoredCams(source, samples)
-    else:
-        model, description = checkpoints.load(source, choose_device(arguments.device))
-        if not isinstance(model, CamModel):
-            raise ValueError(f"{source}: expected a stage-1 checkpoint, got stage 2")
-        names = checkpoints.class_names(description, source)
-        samples = data.folder(arguments.images, arguments.labels, classes=names).samples
-        cams = CamsOfModel(model, settings)
-    begin_masks(arguments.out, source, inputs)
-    label(cams, samples, arguments.out, settings, dump_cams=arguments.dump_cams)
-    log.info("masks: %s", arguments.out / "masks")
-    return 0
+        choices = with_settings(PredictConfig(), arguments.set)
+        begin_masks(out, arguments.checkpoint, identity(choices))
+        return predict(model, samples, out, choices, given_classes=True, profile=profile)
+    settings = with_settings(LabelConfig(), arguments.set)
+    source = CamsOfModel(model, settings, settings.predict_above)
+    del model  # on a CPU the source has its own copy of most weights
+    begin_masks(out, arguments.checkpoint, identity(settings))
+    return label(source, samples, out, settings, emit=emit, profile=profile)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from weaktr.cli.common import FAILED, add_device, add_set, keys
+from weaktr.cli.common import FAILED, add_device, add_profile, add_set, keys
 from weaktr.config import PredictConfig
 from weaktr.progress import log
 from weaktr.recipes import identity, with_settings
@@ -14,7 +14,9 @@ HELP = """\
 Masks for plain images: sliding windows over scales and flips, then the CRF.
 
 Writes OUT/masks, and OUT/before_refinement with the masks before the CRF; `weaktr eval OUT TRUTH`
-scores both. Started again, it goes on with the images that are left.
+scores both. Started again, it goes on with the images that are left. An image with a side above
+max_side (default 1024) is predicted at that size and its mask enlarged. An image that cannot be
+read, or does not fit the memory, is named and left out; the exit code is then 1.
 
 For a test set without masks, --archive writes what the PASCAL VOC server takes
 (results/VOC2012/Segmentation/comp6_test_cls/NAME.png).
@@ -52,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dump-scores", action="store_true", help="also write scores/NAME.npz (large)"
     )
+    add_profile(parser)
     add_device(parser)
     add_set(parser, f"settings of prediction ({keys(PredictConfig)})")
 
@@ -77,10 +80,11 @@ def run(arguments: argparse.Namespace) -> int:
         samples = data.only(samples, data.read_names(arguments.names))
     out = arguments.out
     begin_masks(out, arguments.checkpoint, identity(settings))
-    unreadable = predict(model, samples, out, settings, dump_scores=arguments.dump_scores)
+    emit = ["scores"] if arguments.dump_scores else []
+    report = predict(model, samples, out, settings, emit=emit, profile=arguments.profile)
     log.info("masks: %s", out / "masks")
     if arguments.archive is not None:
         names = [sample.name for sample in samples]
         write_voc_archive(arguments.archive, MaskFolder(out), names, arguments.comp)
         log.info("for the VOC server: %s", arguments.archive)
-    return FAILED if unreadable else 0
+    return FAILED if report.left_out else 0

@@ -151,15 +151,18 @@ def _cam_panels(
     sample: Sample, image: np.ndarray, manifest: Manifest, recipe: Recipe, model: CamModel
 ) -> list[list[Panel]]:
     """For each of the sample's first classes its CAM of each kind."""
+    from weaktr.data.photographs import reduced
     from weaktr.evaluation.pictures import Panel
-    from weaktr.inference.cams import image_cams
+    from weaktr.inference.cams import CamsOfModel
 
     classes = (sample.labels or ())[:MAX_CLASSES]
     few = replace(sample, labels=classes)
     cams = {}
     for title, (attention_type, refine) in KINDS.items():
         kind = replace(recipe.label, attention_type=attention_type, refine=refine)
-        ((_, _, cams[title]),) = image_cams(model, [(few, image)], kind)
+        source, photograph = CamsOfModel(model, kind), reduced(image, kind.max_side)
+        (own,) = source.cams([source.inputs(few, photograph)])
+        cams[title] = photograph.maps_at_file_size(own.maps.numpy(force=True))
     return [
         [
             Panel(f"{manifest.classes.names[index]}: {title}", heat=cams[title][position])

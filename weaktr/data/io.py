@@ -9,7 +9,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageFile
@@ -17,6 +17,8 @@ from PIL import Image, ImageFile
 from weaktr.data.classes import IGNORE
 from weaktr.data.manifest import Sample
 from weaktr.data.problems import DataError, Problem
+
+T = TypeVar("T")
 
 #: What Pillow's decoders raise on files that are not whole.
 _DECODE_ERRORS = (
@@ -74,13 +76,18 @@ def read_rgb(path: Path, source: str = "") -> np.ndarray:
     """uint8 [H, W, 3] of an image file; `source` is named in errors. See `read_image`."""
 
     def decode(image: Image.Image) -> np.ndarray:
-        if image.mode not in _IMAGE_MODES:
-            expected = "expected an image of 8 bits a channel"
-            message = f"{expected}, got mode {image.mode}: convert it first"
-            raise DataError(Problem(str(path), source, message))
+        check_is_8_bit(image, path, source)
         return np.array(image.convert("RGB"))
 
-    return _open(path, source, decode)
+    return open_image(path, source, decode)
+
+
+def check_is_8_bit(image: Image.Image, path: Path, source: str) -> None:
+    """Raise `DataError` for an image of more than 8 bits a channel."""
+    if image.mode not in _IMAGE_MODES:
+        expected = "expected an image of 8 bits a channel"
+        message = f"{expected}, got mode {image.mode}: convert it first"
+        raise DataError(Problem(str(path), source, message))
 
 
 def read_labels(
@@ -122,7 +129,7 @@ def read_stored_labels(path: Path, source: str = "") -> np.ndarray:
             )
         return np.array(image).astype(np.int32 if image.mode.startswith("I") else np.uint8)
 
-    return _open(path, source, decode)
+    return open_image(path, source, decode)
 
 
 def to_labels(
@@ -159,12 +166,12 @@ def outside_message(outside: list[int], num_labels: int, mask_ids: tuple[int, ..
 
 def image_size(path: Path, source: str = "") -> tuple[int, int]:
     """(H, W) of an image file, from its header only."""
-    return _open(path, source, lambda image: (image.height, image.width))
+    return open_image(path, source, lambda image: (image.height, image.width))
 
 
 def is_turned(path: Path, source: str = "") -> bool:
     """Whether EXIF asks viewers to turn or mirror the stored image."""
-    return _open(path, source, lambda image: image.getexif().get(_EXIF_ORIENTATION, 1) > 1)
+    return open_image(path, source, lambda image: image.getexif().get(_EXIF_ORIENTATION, 1) > 1)
 
 
 def require_same_size(
@@ -183,7 +190,7 @@ def size_message(what: str, own: tuple[int, ...], image: tuple[int, int]) -> str
     )
 
 
-def _open(path: Path, source: str, use: Callable[[Image.Image], Any]) -> Any:
+def open_image(path: Path, source: str, use: Callable[[Image.Image], T]) -> T:
     """Open an image file, hand it to `use`, and name file and declaration in every failure."""
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise RuntimeError(

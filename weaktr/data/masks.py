@@ -6,8 +6,10 @@ import hashlib
 import io
 import json
 import os
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -51,6 +53,8 @@ class MaskEntry:
         sha256: of that file.
         size: height and width in pixels.
         labels: the values that occur, ascending.
+        working_size: height and width at which it was made, where that is not `size`.
+        predicted: label -> probability, where no image-level labels were given.
     """
 
     name: str
@@ -58,6 +62,13 @@ class MaskEntry:
     sha256: str
     size: tuple[int, int]
     labels: tuple[int, ...]
+    working_size: tuple[int, int] | None = None
+    predicted: dict[int, float] | None = None
+
+    def line(self) -> str:
+        """As JSON, without what is None."""
+        row = {key: value for key, value in self.__dict__.items() if value is not None}
+        return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 class MaskFolder:
@@ -86,14 +97,27 @@ class MaskFolder:
 
     def add(self, name: str, labels: np.ndarray) -> None:
         """Write one mask (uint8 [H, W]) and its line."""
+        self.record(self.write(name, labels))
+
+    def write(self, name: str, labels: np.ndarray, **facts: Any) -> MaskEntry:
+        """Write one mask (uint8 [H, W]) without its line; may be called in several threads.
+
+        Args:
+            name: of the sample.
+            labels: the mask.
+            facts: further fields of its `MaskEntry`.
+        """
         file = f"masks/{name}.png"
         digest = write_mask(self.folder / file, labels, durable=False)
         height, width = labels.shape
-        present = tuple(int(label) for label in np.unique(labels))
-        entry = MaskEntry(name, file, digest, (height, width), present)
+        present = tuple(np.flatnonzero(np.bincount(labels.ravel(), minlength=256)).tolist())
+        return MaskEntry(name, file, digest, (height, width), present, **facts)
+
+    def record(self, entry: MaskEntry) -> None:
+        """Add the line of a mask that was written."""
         with open(self.index, "a", encoding="utf-8") as index:
-            index.write(json.dumps(entry.__dict__, ensure_ascii=False) + "\n")
-        self.entries[name] = entry
+            index.write(entry.line())
+        self.entries[entry.name] = entry
 
     def read(self, name: str) -> np.ndarray:
         """The mask of sample `name`, uint8 [H, W].
@@ -138,11 +162,26 @@ class RefinedMasks:
     def __len__(self) -> int:
         return len(self.masks)
 
-    def add(self, name: str, plain: np.ndarray, refined: np.ndarray) -> None:
-        """Write one image's masks, uint8 [H, W], before and after refinement."""
-        if self.before is not None:
-            self.before.add(name, plain)
-        self.masks.add(name, refined)
+    @property
+    def entries(self) -> Collection[MaskEntry]:
+        """The masks after refinement."""
+        return self.masks.entries.values()
+
+    def write(
+        self, name: str, plain: np.ndarray, refined: np.ndarray, **facts: Any
+    ) -> list[MaskEntry]:
+        """Write one image's masks, uint8 [H, W], before and after refinement, without their lines.
+
+        May be called in several threads; arguments as of `MaskFolder.write`.
+        """
+        before = [] if self.before is None else [self.before.write(name, plain, **facts)]
+        return [*before, self.masks.write(name, refined, **facts)]
+
+    def record(self, entries: Sequence[MaskEntry]) -> None:
+        """Add the lines of an image whose masks were written."""
+        folders = [self.masks] if self.before is None else [self.before, self.masks]
+        for folder, entry in zip(folders, entries, strict=True):
+            folder.record(entry)
 
     def flush(self) -> None:
         """Bring both indices to the disk (call at the end)."""
@@ -162,7 +201,11 @@ def _read_index(path: Path) -> list[MaskEntry]:
     entries = []
     for line in content[:whole].decode("utf-8").splitlines():
         row = json.loads(line)
-        row["size"], row["labels"] = tuple(row["size"]), tuple(row["labels"])
+        for key in ("size", "labels", "working_size"):
+            if key in row:
+                row[key] = tuple(row[key])
+        if "predicted" in row:  # JSON's keys are strings
+            row["predicted"] = {int(label): share for label, share in row["predicted"].items()}
         entries.append(MaskEntry(**row))
     return entries
 

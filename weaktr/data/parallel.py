@@ -1,4 +1,4 @@
-"""Work on images in threads: results in order, memory bounded, unreadable files listed."""
+"""Work on images in threads: results in order, memory bounded."""
 
 from __future__ import annotations
 
@@ -7,12 +7,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
-
-import numpy as np
-
-from weaktr.data.io import read_image
-from weaktr.data.manifest import Sample
-from weaktr.data.problems import DataError, Problem
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -33,21 +27,3 @@ def ordered_map(
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-
-
-def read_images(
-    samples: Iterable[Sample], unreadable: list[Problem]
-) -> Iterator[tuple[Sample, np.ndarray]]:
-    """Each sample with its image, uint8 [H, W, 3]; files that cannot be read go to `unreadable`."""
-
-    def read(sample: Sample) -> tuple[Sample, np.ndarray | DataError]:
-        try:
-            return sample, read_image(sample)
-        except DataError as error:
-            return sample, error
-
-    for sample, image in ordered_map(read, samples):
-        if isinstance(image, DataError):
-            unreadable.extend(image.problems)
-        else:
-            yield sample, image

@@ -5,70 +5,13 @@ from __future__ import annotations
 import io
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from weaktr.data.cls_labels import read_pickled_arrays
-from weaktr.data.io import size_message
-from weaktr.data.manifest import Sample
-from weaktr.data.parallel import ordered_map, read_images
-from weaktr.data.problems import Problem
-from weaktr.files import names_in, write_bytes
-
-
-class StoredCams:
-    """CAMs of an earlier run, as a source for labelling (`weaktr.inference.cams.CamSource`).
-
-    The image-level labels of the samples are ignored: the CAMs say which classes an image has. An
-    image without CAMs has none.
-
-    Args:
-        folder: of NAME.npz (`write_cams`) or NAME.npy (the published code), at any depth.
-        samples: the images.
-
-    Raises:
-        ValueError: there are no CAMs in the folder, or none of these images.
-    """
-
-    def __init__(self, folder: Path, samples: Sequence[Sample]) -> None:
-        names, suffix = names_in(folder, ".npz", ".npy")
-        known = set(names)
-        self.files = {s.name: folder / f"{s.name}{suffix}" for s in samples if s.name in known}
-        if not self.files:
-            raise ValueError(f"{folder}: none of its {len(names)} CAMs has the name of an image")
-
-    def shows_a_class(self, sample: Sample) -> bool:
-        """Whether there are CAMs of the image."""
-        return sample.name in self.files
-
-    def cams(
-        self, samples: Iterable[Sample], unreadable: list[Problem]
-    ) -> Iterator[tuple[Sample, np.ndarray, np.ndarray]]:
-        """See `CamSource`; the samples that come back have the labels of their CAMs."""
-        for item in ordered_map(self._with_cams, read_images(samples, unreadable)):
-            if isinstance(item, Problem):
-                unreadable.append(item)
-            else:
-                yield item
-
-    def _with_cams(
-        self, item: tuple[Sample, np.ndarray]
-    ) -> tuple[Sample, np.ndarray, np.ndarray] | Problem:
-        sample, image = item
-        path = self.files.get(sample.name)
-        if path is None:
-            return sample, image, np.zeros((0, *image.shape[:2]), np.float32)
-        try:
-            cams, classes = read_cams(path)
-        except ValueError as error:
-            return Problem(str(path), sample.source, str(error).removeprefix(f"{path}: "))
-        if cams.shape[1:] != image.shape[:2]:
-            message = size_message("CAMs", cams.shape[1:], image.shape[:2])
-            return Problem(str(path), sample.source, message)
-        return replace(sample, labels=tuple(classes.tolist())), image, cams
+from weaktr.files import write_bytes
 
 
 def write_cams(path: Path, cams: np.ndarray, classes: Sequence[int]) -> None:

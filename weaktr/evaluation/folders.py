@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from weaktr.config import LabelConfig, PredictConfig
 from weaktr.data import Classes, read_labels
@@ -171,7 +172,8 @@ def score_cams(
     def pair(name: str) -> Pair:
         cams, classes, true = cams_of(name)
         labels = np.array([0, *(index + 1 for index in classes)], np.uint8)
-        return labels[labels_from_cams(cams, threshold)], true
+        best = labels_from_cams(torch.from_numpy(cams.astype(np.float32, copy=False)), threshold)
+        return labels[best.numpy()], true
 
     note = f"threshold {threshold:g}, {origin}"
     conditions = replace(source.conditions, crf="none", note=note)

@@ -5,7 +5,7 @@ Source: reference.md 29 and 53; PASCAL VOC (Everingham et al. 2010), section 4.2
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -151,14 +151,6 @@ def confused_pairs(matrix: np.ndarray, count: int) -> list[Confused]:
         for truth, label in pairs
         if wrong[truth, label] and (pixels := matrix[truth].sum())
     ]
-
-
-def score_pairs(pairs: Iterable[tuple[np.ndarray, np.ndarray]], num_labels: int) -> Scores:
-    """Scores of (prediction, truth) pairs, uint8 [H, W] each."""
-    total = ConfusionSum(num_labels)
-    for prediction, truth in pairs:
-        total.add(prediction, truth)
-    return scores(total)
 
 
 class ThresholdCurve:

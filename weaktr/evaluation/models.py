@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from weaktr import data
 from weaktr.config import EvaluateConfig, LabelConfig, PredictConfig
-from weaktr.data import Sample
-from weaktr.data.parallel import read_images
-from weaktr.evaluation.iou import Scores, ThresholdCurve, score_pairs
-from weaktr.inference.cams import for_labelling, image_cams
-from weaktr.inference.probabilities import for_prediction, probabilities
+from weaktr.data import Problem, Sample
+from weaktr.evaluation.iou import ConfusionSum, Scores, ThresholdCurve, scores
+from weaktr.evaluation.pairs import Pair
+from weaktr.inference.cams import CamInputs, CamsOfModel
+from weaktr.inference.pipeline import Parts, limits_for, run_pipeline
+from weaktr.inference.predictions import Predictor
+from weaktr.inference.results import LabelMaps, hand_over
 from weaktr.models import CamModel, Segmenter
-from weaktr.progress import track
+from weaktr.progress import Meter
 
 
 def cam_curve(
@@ -35,20 +37,52 @@ def cam_curve(
     first, last, step = settings.thresholds
     count = round((last - first) / step) + 1
     curve = ThresholdCurve(first + step * np.arange(count), num_labels)
-    all_cams = image_cams(for_labelling(model, label), read_images(chosen, []), label)
-    for sample, _, cams in track(all_cams, "scoring CAMs", len(chosen)):
-        curve.add(cams, sample.labels or (), data.read_mask(sample, num_labels))
+    source = CamsOfModel(model, label)
+
+    def compute(batch: Sequence[CamInputs]) -> list[LabelMaps]:
+        rows, maps = [], []
+        for one, cams in zip(batch, source.cams(batch), strict=True):
+            rows.append((one.sample, one.photograph, cams.classes, None))
+            maps.append({"cam": cams.maps})
+        return hand_over(rows, maps)
+
+    def write(result: LabelMaps) -> tuple[np.ndarray, Sequence[int], np.ndarray]:
+        cams = result.photograph.maps_at_file_size(result.arrays()["cam"])
+        return cams, result.classes or (), data.read_mask(result.sample, num_labels)
+
+    with Meter("scoring CAMs", len(chosen)) as meter:
+
+        def record(
+            _: Sample, written: tuple[np.ndarray, Sequence[int], np.ndarray] | Problem
+        ) -> None:
+            if not isinstance(written, Problem):  # an image that cannot be read is not scored
+                curve.add(*written)
+            meter.advance()
+
+        run_pipeline(
+            chosen,
+            Parts(source.read, source.fits, compute, write, record),
+            limits_for(source.device, label.queue_mb),
+        )
     return curve
 
 
 def score_segmenter(model: Segmenter, samples: Sequence[Sample], settings: PredictConfig) -> Scores:
     """Scores of single-scale predictions without flip, ensemble and CRF, which are fast."""
     quick = replace(settings, ratios=(1.0,), flip=False, ensemble="plain", crf=None)
-    plain = for_prediction(model, quick)
+    predictor = Predictor(model, quick)
+    total = ConfusionSum(model.num_labels)
 
-    def pairs() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for sample, image in read_images([s for s in samples if s.mask is not None], []):
-            mask = probabilities(plain, image, quick).argmax(0).astype(np.uint8)
-            yield mask, data.read_mask(sample, model.num_labels)
+    def write(result: LabelMaps) -> Pair:
+        return result.masks()[1], data.read_mask(result.sample, model.num_labels)
 
-    return score_pairs(pairs(), model.num_labels)
+    def record(_: Sample, written: Pair | Problem) -> None:
+        if not isinstance(written, Problem):  # an image that cannot be read is not scored
+            total.add(*written)
+
+    run_pipeline(
+        [sample for sample in samples if sample.mask is not None],
+        Parts(predictor.read, predictor.fits, predictor.label_maps, write, record),
+        limits_for(predictor.device, quick.queue_mb),
+    )
+    return scores(total)

@@ -1,4 +1,4 @@
-"""Checkpoint and images -> CAMs of every image, over scales and flips, in memory.
+"""Checkpoint and photographs -> CAMs over scales and flips, in memory.
 
 Source: reference.md 23-27 (the published generation of CAMs).
 """
@@ -6,8 +6,8 @@ Source: reference.md 23-27 (the published generation of CAMs).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -16,79 +16,127 @@ from PIL import Image
 from torch import Tensor
 
 from weaktr.config import LabelConfig
-from weaktr.data import Problem, Sample
-from weaktr.data.parallel import read_images
+from weaktr.data import Sample
+from weaktr.data.photographs import Photograph, read_photograph
+from weaktr.inference.transfer import pinned, upload
 from weaktr.models import CamModel
+from weaktr.models.cam import EncodedImages
 from weaktr.models.onednn import for_inference, shared_copy
 from weaktr.models.precision import autocast
 
-#: `LabelConfig.batch_tokens` by type of device. A CPU gains nothing by larger batches.
-BATCH_TOKENS = {"cpu": 2048, "cuda": 32768}
+#: Patches of a forward pass: what oneDNN's layout is chosen for on a CPU, and the default of
+#: `LabelConfig.batch_tokens` on a GPU.
+CPU_TOKENS, GPU_TOKENS = 2048, 32768
+#: Images that are refined together on a CPU, where each has a forward pass of its own.
+CPU_BATCH = 4
+
+
+class CamInputs(NamedTuple):
+    """A photograph as a source of CAMs has read it."""
+
+    sample: Sample
+    photograph: Photograph
+    parts: list[Tensor]  #: what the source needs; a model: uint8 [h, w, 3] at each scale
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all pixels."""
+        return self.photograph.pixels.nbytes + sum(part.nbytes for part in self.parts)
+
+
+class Cams(NamedTuple):
+    """The CAMs of one photograph."""
+
+    classes: tuple[int, ...]  #: the K class indices
+    maps: Tensor  #: float32 [K, h, w] in [0, 1] at the working size, on the source's device
+    #: of each class, where they were predicted from the photograph
+    probabilities: tuple[float, ...] | None = None
 
 
 class CamSource(Protocol):
-    """Where the CAMs of images come from: a model, or files (`weaktr.data.stored_maps`)."""
+    """Where the CAMs of images come from: a model, or files (`weaktr.inference.stored_cams`)."""
+
+    device: torch.device
 
     def shows_a_class(self, sample: Sample) -> bool:
-        """Whether an image shows any class, as far as is known without reading it."""
+        """Whether an image may show a class, as far as is known without reading it."""
         ...
 
-    def cams(
-        self, samples: Iterable[Sample], unreadable: list[Problem]
-    ) -> Iterator[tuple[Sample, np.ndarray, np.ndarray]]:
-        """Sample, image uint8 [H, W, 3], CAMs float32 [K, H, W] in the order of its K labels.
+    def read(self, sample: Sample) -> CamInputs:
+        """Read a photograph; called in several threads.
 
-        Images or CAMs that cannot be read are left out and added to `unreadable`.
+        Raises:
+            DataError: it, or its CAMs, cannot be read.
         """
+        ...
+
+    def fits(self, batch: Sequence[CamInputs], further: CamInputs) -> bool:
+        """Whether a further photograph may join a batch."""
+        ...
+
+    def cams(self, batch: Sequence[CamInputs]) -> list[Cams]:
+        """The CAMs of each photograph of a batch."""
         ...
 
 
 class CamsOfModel:
-    """CAMs of a stage-1 model for the image-level labels of the samples (`CamSource`).
+    """CAMs of a stage-1 model (`CamSource`).
 
     Args:
         model: in eval mode, on its device.
         settings: how the CAMs are computed, see `LabelConfig`.
+        predict_above: images without image-level labels get the classes whose probability is above
+            this; None = they have no class.
     """
 
-    def __init__(self, model: CamModel, settings: LabelConfig) -> None:
+    def __init__(
+        self, model: CamModel, settings: LabelConfig, predict_above: float | None = None
+    ) -> None:
         self.model, self.settings = for_labelling(model, settings), settings
+        self.predict_above = predict_above
+        self.device = next(model.parameters()).device
 
     def shows_a_class(self, sample: Sample) -> bool:
-        """Whether the sample has an image-level label."""
-        return bool(sample.labels)
+        """Whether the sample has an image-level label, or may get one."""
+        return bool(sample.labels) or (sample.labels is None and self.predict_above is not None)
 
-    def cams(
-        self, samples: Iterable[Sample], unreadable: list[Problem]
-    ) -> Iterator[tuple[Sample, np.ndarray, np.ndarray]]:
+    def read(self, sample: Sample) -> CamInputs:
         """See `CamSource`."""
-        return image_cams(self.model, read_images(samples, unreadable), self.settings)
+        return self.inputs(sample, read_photograph(sample, self.settings.max_side))
 
+    def inputs(self, sample: Sample, photograph: Photograph) -> CamInputs:
+        """The inputs of a photograph that has been read."""
+        parts = [
+            pinned(scaled_pixels(photograph.pixels, scale, self.model.patch_size), self.device)
+            for scale in self.settings.scales
+        ]
+        return CamInputs(sample, photograph, parts)
 
-def image_cams(
-    model: CamModel, images: Iterable[tuple[Sample, np.ndarray]], settings: LabelConfig
-) -> Iterator[tuple[Sample, np.ndarray, np.ndarray]]:
-    """The multi-scale CAMs of every image, for the classes of its image-level label.
+    def fits(self, batch: Sequence[CamInputs], further: CamInputs) -> bool:
+        """See `CamSource`: by `batch_size`, and on a GPU by the patches at the largest scale."""
+        if self.device.type == "cpu":
+            return len(batch) < min(CPU_BATCH, self.settings.batch_size)
+        patches = sum(self._patches(one) for one in (*batch, further))
+        most = self.settings.batch_tokens or GPU_TOKENS
+        return len(batch) < self.settings.batch_size and patches <= most
 
-    Args:
-        model: from `for_labelling`, or any in eval mode, on its device.
-        images: samples with their pixels, uint8 [H, W, 3]; neighbours of any sizes share a batch.
-        settings: see `LabelConfig`.
+    def _patches(self, inputs: CamInputs) -> int:
+        height, width, _ = max((part.shape for part in inputs.parts), key=math.prod)
+        views = 2 if self.settings.flip else 1
+        return math.ceil(views * height * width / self.model.patch_size**2)
 
-    Yields:
-        Sample, image, CAMs float32 [K, H, W] in [0, 1] in the order of `Sample.labels`.
-    """
-    device = next(model.parameters()).device
-    most = settings.batch_tokens or BATCH_TOKENS.get(device.type, BATCH_TOKENS["cuda"])
-    for batch in _batches(images, settings, most, model.patch_size):
-        cams = multi_scale_cams(
-            model,
-            [image for _, image in batch],
-            [sample.labels or () for sample, _ in batch],
-            settings,
+    def cams(self, batch: Sequence[CamInputs]) -> list[Cams]:
+        """See `CamSource`. On a CPU each photograph has a forward pass of its own."""
+        if self.device.type == "cpu" and len(batch) > 1:
+            return [cams for one in batch for cams in self.cams([one])]
+        return multi_scale_cams(
+            self.model,
+            [one.parts for one in batch],
+            [one.photograph.pixels.shape[:2] for one in batch],
+            [None if one.sample.labels is None else one.sample.labels for one in batch],
+            self.settings,
+            self.predict_above,
         )
-        for (sample, image), own_cams in zip(batch, cams, strict=True):
-            yield sample, image, own_cams
 
 
 def for_labelling(model: CamModel, settings: LabelConfig) -> CamModel:
@@ -97,17 +145,19 @@ def for_labelling(model: CamModel, settings: LabelConfig) -> CamModel:
     Its backbone is prepared by `for_inference`; head and fusion stay in float32.
     """
     twin = shared_copy(model)
-    twin.vit = for_inference(model.vit, settings.amp, BATCH_TOKENS["cpu"])
+    twin.vit = for_inference(model.vit, settings.amp, CPU_TOKENS)
     return twin
 
 
 @torch.inference_mode()
 def multi_scale_cams(
     model: CamModel,
-    images: Sequence[np.ndarray],
-    classes: Sequence[Sequence[int]],
+    scaled: Sequence[Sequence[Tensor]],
+    sizes: Sequence[tuple[int, int]],
+    labels: Sequence[Sequence[int] | None],
     settings: LabelConfig,
-) -> list[np.ndarray]:
+    predict_above: float | None = None,
+) -> list[Cams]:
     """CAMs summed over scales and flips, then scaled to [0, 1] class by class.
 
         cam = Σ_scales Σ_flips unflip(upsample(cams(resize(image))))
@@ -115,53 +165,81 @@ def multi_scale_cams(
 
     Args:
         model: in eval mode, on its device.
-        images: uint8 [H, W, 3] RGB, of any sizes; those of one scale and their flips go through
-            the model in one pass (`CamModel.cams_of_sizes`).
-        classes: for each image the class indices to compute.
-        settings: see `LabelConfig`. Images are scaled by PIL's bicubic.
-
-    Returns:
-        For each image float32 [K, H, W] in the order of its classes.
+        scaled: of each image its `scaled_pixels` at each scale; those of one scale and their flips
+            go through the model in one pass.
+        sizes: (h, w) of the CAMs of each image.
+        labels: for each image the class indices to compute; None = those that the model predicts
+            at the first scale.
+        settings: see `LabelConfig`.
+        predict_above: see `CamsOfModel`.
 
     Source: reference.md 23.
     """
     device = next(model.parameters()).device
     views = 2 if settings.flip else 1
-    sums = [
-        torch.zeros(len(own), *image.shape[:2], device=device)
-        for image, own in zip(images, classes, strict=True)
-    ]
-    classes_of_views = [own for own in classes for _ in range(views)]
     mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in model.normalization)
-    for scale in settings.scales:
+    with_attention = settings.refine or settings.attention_type != "coarse"
+    classes: list[tuple[int, ...]] = []
+    predicted: list[tuple[float, ...] | None] = []
+    sums: list[Tensor] = []
+    for number in range(len(settings.scales)):
         inputs = []
-        for image in images:
-            plain = _network_input(image, scale, mean, std)
+        for parts in scaled:
+            pixels = upload(parts[number], device).permute(2, 0, 1)
+            plain = (pixels.float() / 255 - mean) / std
             inputs += [plain, plain.flip(-1)][:views]
         with autocast(settings.amp, device):
-            small = model.cams_of_sizes(
-                inputs,
-                classes_of_views,
+            encoded = model.encode_sizes(inputs, with_attention=with_attention)
+            if not sums:
+                classes, predicted = _classes(model, encoded, labels, views, predict_above)
+                sums = [
+                    torch.zeros(len(own), *size, device=device)
+                    for own, size in zip(classes, sizes, strict=True)
+                ]
+            small = model.cams_of_encoded(
+                encoded,
+                [own for own in classes for _ in range(views)],
                 attention_type=settings.attention_type,
                 refine=settings.refine,
             )
+        del encoded  # or its queries and keys stay while the next scale is encoded
         for index, cams in enumerate(small):
             total = sums[index // views]
             if len(total):
                 size = (total.shape[1], total.shape[2])
                 large = F.interpolate(cams[None], size, mode="bilinear", align_corners=False)[0]
                 total.add_(large.flip(-1) if index % views else large)
-    return [_normalise(total).cpu().numpy() for total in sums]
+    return [
+        Cams(own, _normalise(total), probabilities)
+        for own, total, probabilities in zip(classes, sums, predicted, strict=True)
+    ]
 
 
-def _network_input(image: np.ndarray, scale: float, mean: Tensor, std: Tensor) -> Tensor:
-    """uint8 [H, W, 3] -> normalised [3, H', W'] where mean and std [3, 1, 1] are."""
-    height, width = image.shape[:2]
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    if size != (width, height):
-        image = np.array(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
-    pixels = torch.from_numpy(image).to(mean.device).permute(2, 0, 1)
-    return (pixels.float() / 255 - mean) / std
+def _classes(
+    model: CamModel,
+    encoded: EncodedImages,
+    labels: Sequence[Sequence[int] | None],
+    views: int,
+    predict_above: float | None,
+) -> tuple[list[tuple[int, ...]], list[tuple[float, ...] | None]]:
+    """The classes of each image, and the probabilities of those that are predicted."""
+    if predict_above is None or all(own is not None for own in labels):
+        return [tuple(own or ()) for own in labels], [None] * len(labels)
+    means = model.class_probabilities(encoded).unflatten(0, (-1, views)).mean(1).tolist()
+    classes, predicted = [], []
+    for own, row in zip(labels, means, strict=True):
+        likely = tuple(index for index, share in enumerate(row) if share > predict_above)
+        classes.append(likely if own is None else tuple(own))
+        predicted.append(tuple(row[index] for index in likely) if own is None else None)
+    return classes, predicted
+
+
+def scaled_pixels(pixels: np.ndarray, scale: float, least: int) -> np.ndarray:
+    """uint8 [h, w, 3], each side times `scale` and at least `least`, by PIL's bicubic."""
+    height, width = (max(least, round(side * scale)) for side in pixels.shape[:2])
+    if (height, width) == pixels.shape[:2]:
+        return pixels
+    return np.array(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def _normalise(maps: Tensor) -> Tensor:
@@ -170,22 +248,3 @@ def _normalise(maps: Tensor) -> Tensor:
         return maps
     low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
     return (maps - low) / (high - low + 1e-8)
-
-
-def _batches(
-    images: Iterable[tuple[Sample, np.ndarray]], settings: LabelConfig, most: int, patch_size: int
-) -> Iterator[list[tuple[Sample, np.ndarray]]]:
-    """Neighbouring images in batches of at most `batch_size` images and `most` patches."""
-    views = 2 if settings.flip else 1
-    batch: list[tuple[Sample, np.ndarray]] = []
-    patches = 0
-    for item in images:
-        pixels = item[1].shape[0] * item[1].shape[1] * max(settings.scales) ** 2
-        own = math.ceil(views * pixels / patch_size**2)
-        if batch and (len(batch) == settings.batch_size or patches + own > most):
-            yield batch
-            batch, patches = [], 0
-        batch.append(item)
-        patches += own
-    if batch:
-        yield batch

@@ -1,11 +1,20 @@
-"""CAMs -> label maps by a background threshold."""
+"""CAMs -> label maps by a background threshold, refined; where the CAMs are."""
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Collection, Sequence
+
+import torch
+from torch import Tensor
+
+from weaktr.inference.cams import CamInputs, CamSource
+from weaktr.inference.results import LabelMaps, hand_over
+from weaktr.inference.timeline import Steps, Timeline
+from weaktr.inference.transfer import pinned, upload
+from weaktr.refine import Maps, Refiner, refine
 
 
-def scores_from_cams(cams: np.ndarray, threshold: float) -> np.ndarray:
+def scores_from_cams(cams: Tensor, threshold: float) -> Tensor:
     """Scores of background and classes.
 
         scores = softmax([threshold, cam_1, ..., cam_K])
@@ -22,13 +31,13 @@ def scores_from_cams(cams: np.ndarray, threshold: float) -> np.ndarray:
 
     Source: reference.md 28.
     """
-    background = np.full((1, *cams.shape[1:]), threshold, np.float32)
-    scores = np.concatenate([background, cams.astype(np.float32, copy=False)])
-    scores = np.exp(scores - scores.max(0))
-    return scores / scores.sum(0)
+    background = cams.new_full((1, *cams.shape[1:]), threshold)
+    scores = torch.cat([background, cams])
+    scores = scores.sub_(scores.amax(0)).exp_()
+    return scores.div_(scores.sum(0))
 
 
-def labels_from_cams(cams: np.ndarray, threshold: float) -> np.ndarray:
+def labels_from_cams(cams: Tensor, threshold: float) -> Tensor:
     """The best class of each pixel, or background where no CAM exceeds the threshold.
 
     Args:
@@ -37,4 +46,60 @@ def labels_from_cams(cams: np.ndarray, threshold: float) -> np.ndarray:
     Returns:
         uint8 [H, W]: 0 = background, i + 1 = the i-th CAM.
     """
-    return scores_from_cams(cams, threshold).argmax(0).astype(np.uint8)
+    return scores_from_cams(cams, threshold).argmax(0).to(torch.uint8)  # the first of equal ones
+
+
+@torch.inference_mode()
+def label_maps(
+    source: CamSource,
+    batch: Sequence[CamInputs],
+    threshold: float,
+    refiners: Sequence[Refiner],
+    *,
+    emit: Collection[str] = (),
+    timeline: Timeline | None = None,
+) -> list[LabelMaps]:
+    """Pseudo labels of a batch: CAMs, threshold and refinement on the source's device.
+
+    Args:
+        source: of the CAMs.
+        batch: photographs that it has read.
+        threshold: see `scores_from_cams`.
+        refiners: from `choose_refiners`; each takes the whole batch in one call.
+        emit: "confidence": also float32 [h, w], how likely each pixel's label is, by the last
+            refiner, or by the softmax of the scores where there is none. "cam": also the CAMs.
+        timeline: gets the seconds of the steps.
+
+    Returns:
+        Maps "plain" and "refined", uint8 [h, w]: 0 = background, i + 1 = the i-th of `classes`.
+    """
+    steps = Steps(source.device, timeline)
+    with steps.step("CAMs"):
+        all_cams = source.cams(batch)
+    with steps.step("threshold"):
+        plain = []
+        for cams in all_cams:
+            scores = scores_from_cams(cams.maps, threshold)
+            confidence = scores.amax(0) if "confidence" in emit else None
+            labels = scores.argmax(0).to(torch.uint8)  # of equal scores the first
+            plain.append(Maps(labels, len(scores), scores, confidence))
+    with steps.step("refinement"):
+        refined = plain
+        if refiners:
+            images = [
+                upload(pinned(one.photograph.pixels, source.device), source.device) for one in batch
+            ]
+            refined = refine(refiners, images, plain, confidence="confidence" in emit)
+    rows = [
+        (one.sample, one.photograph, cams.classes, cams.probabilities)
+        for one, cams in zip(batch, all_cams, strict=True)
+    ]
+    maps = []
+    for cams, before, after in zip(all_cams, plain, refined, strict=True):
+        own = {"plain": before.labels, "refined": after.labels}
+        if after.confidence is not None:
+            own["confidence"] = after.confidence
+        if "cam" in emit:
+            own["cam"] = cams.maps
+        maps.append(own)
+    return hand_over(rows, maps)

@@ -1,17 +1,20 @@
-"""Segmenter and image -> label probabilities: sliding windows over scales and flips."""
+"""Segmenter and photographs -> label probabilities: sliding windows over scales and flips."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from weaktr.config import PredictConfig
-from weaktr.inference.windows import View, merge, views, windows
+from weaktr.data import Sample
+from weaktr.data.photographs import Photograph
+from weaktr.inference.transfer import pinned
+from weaktr.inference.windows import View, merge, scaled_images, views, windows
 from weaktr.models import Segmenter
 from weaktr.models.onednn import for_inference, shared_copy
 from weaktr.models.precision import autocast
@@ -54,41 +57,68 @@ def for_ensemble(model: Segmenter, ensemble: str) -> Segmenter:
     return twin
 
 
+class SegInputs(NamedTuple):
+    """A photograph that has been read for prediction."""
+
+    sample: Sample
+    photograph: Photograph
+    scaled: list[Tensor]  #: its `scaled_images`
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all pixels."""
+        return self.photograph.pixels.nbytes + sum(image.nbytes for image in self.scaled)
+
+
+def seg_inputs(
+    sample: Sample, photograph: Photograph, settings: PredictConfig, device: torch.device
+) -> SegInputs:
+    """The inputs of a photograph that has been read."""
+    images = scaled_images(photograph.pixels, settings)
+    return SegInputs(sample, photograph, [pinned(image, device) for image in images])
+
+
 @torch.inference_mode()
-def probabilities(model: Segmenter, image: np.ndarray, settings: PredictConfig) -> np.ndarray:
-    """Label scores of one image, averaged over ratios and flips.
+def probabilities(
+    model: Segmenter, batch: Sequence[SegInputs], settings: PredictConfig
+) -> list[Tensor]:
+    """Label scores of images, averaged over ratios and flips.
 
         mean over views of softmax(unflip(upsample(mean over windows of logits)))
 
-    Windows of different ratios and flips share a forward pass. Only the sum of the views is kept,
-    on the model's device.
+    Windows of different ratios, flips and images share a forward pass. Only the sum of an image's
+    views is kept, on the model's device.
 
     Args:
         model: from `for_prediction` (or any in eval mode whose decoder suits the ensemble).
-        image: uint8 [H, W, 3] RGB.
+        batch: from `seg_inputs`.
         settings: see `PredictConfig`.
 
     Returns:
-        float32 [L, H, W]; sums to 1 over L, with the published ensemble to 1.8.
+        Of each image float32 [L, h, w] at its working size; sums to 1 over L, with the published
+        ensemble to 1.8.
 
     Source: reference.md 48, 50.
     """
     device = next(model.parameters()).device
-    size = (image.shape[0], image.shape[1])
-    image_views = views(image, model.normalization, settings, device)
-    outputs = _window_logits(model, image_views, settings)
+    views_of = [views(one.scaled, model.normalization, settings, device) for one in batch]
+    outputs = _window_logits(model, [view for own in views_of for view in own], settings)
     weights = ENSEMBLES[settings.ensemble][-2 if model.multi else -1 :]
-    total: Tensor | None = None
-    for view in image_views:
-        count = len(view.tops) * len(view.lefts)
-        logits = torch.stack(list(itertools.islice(outputs, count)))
-        merged = merge(view, logits, model.patch_size, settings.window, size)
-        for weight, output in zip(weights, merged, strict=True):
-            if weight:
-                share = output.softmax(0).mul_(weight / len(image_views))
-                total = share if total is None else total.add_(share)
-    assert total is not None
-    return total.cpu().numpy()
+    totals = []
+    for one, image_views in zip(batch, views_of, strict=True):
+        size = (one.photograph.pixels.shape[0], one.photograph.pixels.shape[1])
+        total: Tensor | None = None
+        for view in image_views:
+            count = len(view.tops) * len(view.lefts)
+            logits = torch.stack(list(itertools.islice(outputs, count)))
+            merged = merge(view, logits, model.patch_size, settings.window, size)
+            for weight, output in zip(weights, merged, strict=True):
+                if weight:
+                    share = output.softmax(0).mul_(weight / len(image_views))
+                    total = share if total is None else total.add_(share)
+        assert total is not None
+        totals.append(total)
+    return totals
 
 
 def _window_logits(

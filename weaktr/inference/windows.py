@@ -24,6 +24,10 @@ from torch import Tensor
 
 from weaktr.config import PredictConfig
 from weaktr.inference.resize import resize_bilinear
+from weaktr.inference.transfer import upload
+
+#: With `PredictConfig.max_side`: how many times as long as wide a scaled image may be.
+MOST_ASPECT = 8
 
 
 class View(NamedTuple):
@@ -41,8 +45,20 @@ class View(NamedTuple):
     lefts: list[int]
 
 
+def scaled_images(image: np.ndarray, settings: PredictConfig) -> list[np.ndarray]:
+    """An image uint8 [H, W, 3] RGB at every ratio, uint8 [h, w, 3]."""
+    scaled = []
+    for ratio in settings.ratios:
+        height, width = scaled_size(image.shape[:2], int(settings.short_side * ratio))
+        if settings.max_side is not None:
+            most = MOST_ASPECT * min(height, width)
+            height, width = min(height, most), min(width, most)
+        scaled.append(resize_bilinear(image, height, width))
+    return scaled
+
+
 def views(
-    image: np.ndarray,
+    scaled: Sequence[Tensor],
     normalization: tuple[Sequence[float], Sequence[float]],
     settings: PredictConfig,
     device: torch.device,
@@ -50,9 +66,9 @@ def views(
     """Every scale and flip of an image.
 
     Args:
-        image: uint8 [H, W, 3] RGB.
+        scaled: its `scaled_images`.
         normalization: (mean, std) per channel in [0, 1].
-        settings: ratios, flip, window and stride.
+        settings: flip, window and stride.
         device: where the pixels go.
     """
     mean, std = (
@@ -60,10 +76,8 @@ def views(
         for values in normalization
     )
     image_views = []
-    for ratio in settings.ratios:
-        height, width = scaled_size(image.shape[:2], int(settings.short_side * ratio))
-        scaled = torch.from_numpy(resize_bilinear(image, height, width)).to(device)
-        pixels = (scaled.permute(2, 0, 1).float() - mean) / std
+    for image in scaled:
+        pixels = (upload(image, device).permute(2, 0, 1).float() - mean) / std
         for flipped in (False, True) if settings.flip else (False,):
             view = _enlarge(pixels.flip(-1) if flipped else pixels, settings.window)
             tops, lefts = (anchors(n, settings.window, settings.stride) for n in view.shape[1:])

@@ -54,6 +54,14 @@ class Encoding(NamedTuple):
     collected: list[Any]  #: what `collect` returned for each layer
 
 
+class EncodedImages(NamedTuple):
+    """Images of any sizes after the backbone, ready for the CAMs of any classes."""
+
+    batch: TokenBatch
+    encoding: Encoding
+    layers: StackedLayers | None  #: queries and keys, where attention is used
+
+
 class CamModel(BackboneModel):
     """Class activation maps from a plain ViT and image-level labels.
 
@@ -184,12 +192,55 @@ class CamModel(BackboneModel):
             )
         if not images:
             return []
+        encoded = self.encode_sizes(images, with_attention=refine or attention_type != "coarse")
+        return self.cams_of_encoded(encoded, classes, attention_type=attention_type, refine=refine)
+
+    @torch.no_grad()
+    def encode_sizes(self, images: Sequence[Tensor], *, with_attention: bool) -> EncodedImages:
+        """Run the backbone on images of any sizes, at least one, in one pass.
+
+        Args:
+            images: [3, H, W] each, normalised, at least one patch large.
+            with_attention: keep queries and keys, which all CAMs but plain coarse ones need.
+        """
         equal = (torch.stack(list(group)) for _, group in groupby(images, lambda x: x.shape))
         batch = pack([self.vit.embed(group) for group in equal], self.vit.num_prefix_tokens)
-        uses_attention = refine or attention_type != "coarse"
-        layers = StackedLayers(len(self.vit.blocks)) if uses_attention else None
+        layers = StackedLayers(len(self.vit.blocks)) if with_attention else None
         collect = layers.add if layers is not None else lambda layer: None
-        encoding = self.encode(batch, collect, with_lse=uses_attention)
+        return EncodedImages(batch, self.encode(batch, collect, with_lse=with_attention), layers)
+
+    @torch.no_grad()
+    def class_probabilities(self, encoded: EncodedImages) -> Tensor:
+        """How likely each class is in each image: [images, C] float32.
+
+        The mean of both predictions that are trained on the image-level labels with a gradient to
+        the backbone: sigmoid of the class token's and of the coarse CAM's mean.
+        """
+        parts = zip(
+            encoded.batch.split(encoded.encoding.tokens), encoded.encoding.patch_maps, strict=True
+        )
+        with torch.autocast(encoded.batch.tokens.device.type, enabled=False):
+            rows = [
+                (
+                    tokens[0, : self.num_classes].float().mean(-1).sigmoid()
+                    + self._class_map(patch_map)[0].float().mean((1, 2)).sigmoid()
+                )
+                / 2
+                for tokens, patch_map in parts
+            ]
+        return torch.stack(rows)
+
+    @torch.no_grad()
+    def cams_of_encoded(
+        self,
+        encoded: EncodedImages,
+        classes: Sequence[Sequence[int]],
+        *,
+        attention_type: AttentionType = "fused",
+        refine: bool = True,
+    ) -> list[Tensor]:
+        """See `cams_of_sizes`; `encoded` was made with attention where these CAMs need it."""
+        batch, encoding, layers = encoded
         with torch.autocast(batch.tokens.device.type, enabled=False):
             values = self._coarse(encoding, classes)
             if layers is not None:
@@ -198,6 +249,11 @@ class CamModel(BackboneModel):
                 )
         by_image = zip(values.split(batch.patches), classes, batch.grids, strict=True)
         return [part[:, : len(own)].T.unflatten(1, grid) for part, own, grid in by_image]
+
+    def _class_map(self, patch_map: Tensor) -> Tensor:
+        """The head's map [b, C, h, w] of patches [b, D, h, w]."""
+        scores: Tensor = self.head(patch_map.to(self.head.weight.dtype))
+        return scores
 
     def _coarse(self, encoding: Encoding, classes: Sequence[Sequence[int]]) -> Tensor:
         """ReLU of the head for each packed image's own classes.
@@ -208,8 +264,9 @@ class CamModel(BackboneModel):
         """
         parts = []
         width = max(1, *map(len, classes))
-        for patch_map, own in zip(encoding.patch_maps, classes, strict=True):
-            scores = F.relu(self.head(patch_map.to(self.head.weight.dtype)))[0, list(own)]
+        indices = _indices(classes, encoding.tokens.device)
+        for patch_map, own in zip(encoding.patch_maps, indices, strict=True):
+            scores = F.relu(self._class_map(patch_map)[0].index_select(0, own))
             parts.append(F.pad(scores.flatten(1).T, (0, width - len(own))))
         return torch.cat(parts).float()
 
@@ -237,9 +294,9 @@ class CamModel(BackboneModel):
             rows_of_layers = stats.class_rows.unflatten(0, weights.shape[1:])
             parts = []
             for own, weight, rows in zip(
-                classes, weights, rows_of_layers.split(patches, 3), strict=True
+                _indices(classes, q.device), weights, rows_of_layers.split(patches, 3), strict=True
             ):
-                cross = cross_attention(weight[None], rows[None, :, :, list(own)].float())[0]
+                cross = cross_attention(weight[None], rows[None].index_select(3, own).float())[0]
                 parts.append(F.pad(cross.T, (0, coarse.shape[1] - len(own))))
             values = torch.cat(parts)
             if attention_type == "fused":
@@ -290,3 +347,11 @@ class CamModel(BackboneModel):
         """
         pooled = attended.amax(1) if self.config.pool == "max" else attended.mean(1)
         return pooled.unflatten(1, (-1, self.vit.num_heads)).transpose(1, 2)
+
+
+def _indices(classes: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, ...]:
+    """Each image's classes as a tensor on the device: all of them go there in one copy."""
+    listed = torch.tensor([index for own in classes for index in own], dtype=torch.int64)
+    if device.type == "cuda":
+        listed = listed.pin_memory().to(device, non_blocking=True)
+    return listed.split([len(own) for own in classes])

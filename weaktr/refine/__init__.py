@@ -55,9 +55,11 @@ def refine(
     maps: Sequence[Maps],
     *,
     num_threads: int | None = None,
+    confidence: bool = False,
 ) -> list[Maps]:
     """Apply the refiners one after the other; arguments and result as those of a `Refiner`."""
     refined = list(maps)
+    options = {"confidence": True} if confidence else {}  # else refiners need not know of it
     for refiner in refiners:
-        refined = refiner(images, refined, num_threads=num_threads)
+        refined = refiner(images, refined, num_threads=num_threads, **options)
     return refined

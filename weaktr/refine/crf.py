@@ -32,7 +32,12 @@ class CrfRefiner:
     gt_prob: float | None = None
 
     def __call__(
-        self, images: Sequence[Tensor], maps: Sequence[Maps], *, num_threads: int | None = None
+        self,
+        images: Sequence[Tensor],
+        maps: Sequence[Maps],
+        *,
+        num_threads: int | None = None,
+        confidence: bool = False,
     ) -> list[Maps]:
         """See `weaktr.refine.maps.Refiner`.
 
@@ -47,20 +52,30 @@ class CrfRefiner:
         own_maps = [maps[index] for index in indices]
         counts = [own.num_labels for own in own_maps]
         if self.gt_prob is not None:
-            labels = self.crf.refine_labels(
+            refined_labels = self.crf.refine_labels(
                 own_images,
                 [own.labels for own in own_maps],
                 counts,
                 gt_prob=self.gt_prob,
+                confidence=confidence,
                 num_threads=num_threads,
             )
-            results = [Maps(*pair) for pair in zip(labels, counts, strict=True)]
+            labels, shares = (
+                refined_labels if confidence else (refined_labels, [None] * len(counts))
+            )
+            results = [
+                Maps(*one[:2], confidence=one[2])
+                for one in zip(labels, counts, shares, strict=True)
+            ]
         else:
             scores = [own.scores for own in own_maps if own.scores is not None]
             if len(scores) < len(own_maps):
                 raise ValueError("maps: expected scores for a CRF without gt_prob, got none")
             marginals = self.crf.refine_probabilities(own_images, scores, num_threads=num_threads)
-            results = [Maps(q.argmax(0).to(torch.uint8), len(q), q) for q in marginals]
+            results = [
+                Maps(q.argmax(0).to(torch.uint8), len(q), q, q.amax(0) if confidence else None)
+                for q in marginals
+            ]
         for index, result in zip(indices, results, strict=True):
             refined[index] = result
         return refined

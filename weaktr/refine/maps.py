@@ -19,13 +19,20 @@ class Maps(NamedTuple):
     #: float32 [K, H, W] behind the labels; None after a refiner that returns labels only (the CRF
     #: of labelling)
     scores: Tensor | None = None
+    #: float32 [H, W] in [0, 1]: how likely the label of each pixel is, where that was asked for
+    confidence: Tensor | None = None
 
 
 class Refiner(Protocol):
     """Redraws maps along the edges of their images."""
 
     def __call__(
-        self, images: Sequence[Tensor], maps: Sequence[Maps], *, num_threads: int | None = None
+        self,
+        images: Sequence[Tensor],
+        maps: Sequence[Maps],
+        *,
+        num_threads: int | None = None,
+        confidence: bool = False,
     ) -> list[Maps]:
         """Refine a batch on the device where it is.
 
@@ -33,6 +40,7 @@ class Refiner(Protocol):
             images: uint8 [H, W, 3] RGB each, of any sizes, on one device.
             maps: of each image, on the same device.
             num_threads: CPU threads to use; None = those of torch.
+            confidence: fill in the new maps' confidence, too.
 
         Returns:
             New maps of the same numbers of labels, on that device.

@@ -7,56 +7,21 @@ Source: reference.md 28 and 32 (the published generation of labels).
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
-import numpy as np
-import torch
-
 from weaktr.config import LabelConfig
-from weaktr.data import Problem, Sample
-from weaktr.data.masks import RefinedMasks
-from weaktr.data.parallel import ordered_map
-from weaktr.data.stored_maps import write_cams
-from weaktr.inference.cams import CamsOfModel, CamSource
-from weaktr.inference.labels import scores_from_cams
-from weaktr.progress import Meter
-from weaktr.refine import Maps, Refiner, choose_refiners, refine
+from weaktr.data import Sample
+from weaktr.inference.cams import CamInputs, CamsOfModel, CamSource
+from weaktr.inference.labels import label_maps
+from weaktr.inference.results import LabelMaps
+from weaktr.inference.timeline import Timeline
+from weaktr.refine import choose_refiners
+from weaktr.stages.masks import MaskReport, make_masks
 from weaktr.stages.run import Stage
 
-log = logging.getLogger("weaktr")
-
 #: The fields of `LabelConfig` that take effect after the CAMs, not in computing them.
-AFTER_CAMS = ("threshold", "crf", "gt_prob", "unlabelled", "refiners")
-
-
-@dataclass
-class LabelReport:
-    """What was labelled and what was left out.
-
-    Args:
-        labelled: number of masks that are now in the folder.
-        unlabelled: names of images without a class, which got no mask.
-        unreadable: images that could not be read.
-    """
-
-    labelled: int = 0
-    unlabelled: list[str] = field(default_factory=list)
-    unreadable: list[Problem] = field(default_factory=list)
-
-    def log(self) -> None:
-        """Log the report."""
-        log.info("pseudo labels: %d masks", self.labelled)
-        if self.unlabelled:
-            log.warning(
-                "%d images show no class and were left out (%s, ...); unlabelled=background keeps "
-                "them",
-                len(self.unlabelled), ", ".join(self.unlabelled[:3]),
-            )  # fmt: skip
-        for problem in self.unreadable:
-            log.warning("left out: %s", problem)
+AFTER_CAMS = ("threshold", "crf", "gt_prob", "unlabelled", "refiners", "queue_mb")
 
 
 def label(
@@ -65,8 +30,9 @@ def label(
     folder: Path,
     settings: LabelConfig,
     *,
-    dump_cams: bool = False,
-) -> LabelReport:
+    emit: Collection[str] = (),
+    profile: Path | None = None,
+) -> MaskReport:
     """Write a pseudo label for every image that shows a class; continues where it stopped.
 
     Args:
@@ -74,70 +40,40 @@ def label(
         samples: the images; their true masks are not read.
         folder: gets ``masks/``, ``index.jsonl`` and, with refiners, ``before_refinement/``.
         settings: see `LabelConfig`; for stored CAMs only those of `AFTER_CAMS` count.
-        dump_cams: also write ``cams/NAME.npz`` (large), and again the mask of an image that has no
-            such file.
+        emit: "confidence": also ``confidence/NAME.png``; "cam": also ``cams/NAME.npz`` (large). The
+            mask of an image that has no such file is made again.
+        profile: see `make_masks`.
 
     Returns:
         What was labelled and what was left out, which is also logged.
+
+    Raises:
+        PipelineError: see `weaktr.inference.pipeline.run_pipeline`.
     """
     refiners = choose_refiners(settings)
-    masks = RefinedMasks(folder, refined=bool(refiners))
-    report = LabelReport()
+    without_class: list[str] = []
     if settings.unlabelled == "skip":
-        report.unlabelled = [s.name for s in samples if not source.shows_a_class(s)]
-    left_out = set(report.unlabelled)
-    chosen = [sample for sample in samples if sample.name not in left_out]
+        without_class = [s.name for s in samples if not source.shows_a_class(s)]
+    skipped = set(without_class)
 
-    def cams_path(name: str) -> Path:
-        return folder / "cams" / f"{name}.npz"
+    def compute(batch: Sequence[CamInputs], timeline: Timeline) -> list[LabelMaps]:
+        return label_maps(source, batch, settings.threshold, refiners, emit=emit, timeline=timeline)
 
-    def is_complete(name: str) -> bool:
-        return name in masks and (not dump_cams or cams_path(name).is_file())
-
-    todo = [sample for sample in chosen if not is_complete(sample.name)]
-
-    def finish(item: tuple[Sample, np.ndarray, np.ndarray]) -> tuple[str, np.ndarray, np.ndarray]:
-        sample, image, cams = item
-        if dump_cams:
-            write_cams(cams_path(sample.name), cams, sample.labels or ())
-        plain, refined = pseudo_labels(image, cams, sample.labels or (), settings, refiners)
-        return sample.name, plain, refined
-
-    with Meter("pseudo labels", len(chosen), done=len(chosen) - len(todo)) as meter:
-        for result in ordered_map(finish, source.cams(todo, report.unreadable)):
-            masks.add(*result)
-            meter.advance()
-    masks.flush()
-    report.labelled = len(masks)
-    report.log()
+    report = make_masks(
+        "pseudo labels",
+        [sample for sample in samples if sample.name not in skipped],
+        folder,
+        (source.read, source.fits, compute),
+        device=source.device,
+        queue_mb=settings.queue_mb,
+        refined=bool(refiners),
+        keep_unlabelled=settings.unlabelled == "background",
+        emit=emit,
+        profile=profile,
+    )
+    report.unlabelled[:0] = without_class
+    report.log("pseudo labels", settings.max_side)
     return report
-
-
-def pseudo_labels(
-    image: np.ndarray,
-    cams: np.ndarray,
-    classes: Sequence[int],
-    settings: LabelConfig,
-    refiners: Sequence[Refiner],
-) -> tuple[np.ndarray, np.ndarray]:
-    """The labels of one image before and after refinement.
-
-    Args:
-        image: uint8 [H, W, 3] RGB.
-        cams: float32 [K, H, W] in [0, 1].
-        classes: the K class indices.
-        settings: its threshold is used.
-        refiners: from `choose_refiners`.
-
-    Returns:
-        Two uint8 [H, W]: 0 = background, k + 1 = class index k.
-    """
-    scores = scores_from_cams(cams, settings.threshold)
-    plain = scores.argmax(0).astype(np.uint8)
-    maps = Maps(torch.from_numpy(plain), len(scores), torch.from_numpy(scores))
-    (refined,) = refine(refiners, [torch.from_numpy(image)], [maps], num_threads=1)
-    values = np.array([0, *(index + 1 for index in classes)], np.uint8)
-    return values[plain], values[refined.labels.numpy()]
 
 
 LABEL = Stage(

@@ -1,0 +1,127 @@
+"""Photographs at the size that they are worked on at, and label maps back at the size of the file.
+
+A photograph of a camera has 12 to 48 megapixels; backbones were trained on 0.05 to 0.3. Above
+`max_side` an image is therefore made smaller as a whole, and its labels are enlarged at the end.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from weaktr.data.io import check_is_8_bit, open_image
+from weaktr.data.manifest import Sample
+
+#: Bytes that images which are being decoded may take together; a larger one is decoded alone.
+DECODING_BYTES = 256 * 2**20
+
+
+class Photograph(NamedTuple):
+    """An image as it is worked on."""
+
+    pixels: np.ndarray  #: uint8 [h, w, 3] RGB at the working size
+    size: tuple[int, int]  #: height and width of the file
+
+    @property
+    def is_reduced(self) -> bool:
+        """Whether the working size is not that of the file."""
+        return self.pixels.shape[:2] != self.size
+
+    def at_file_size(self, labels: np.ndarray) -> np.ndarray:
+        """Labels uint8 [h, w] at the working size -> [H, W], each pixel that of the nearest."""
+        if labels.shape == self.size:
+            return labels
+        height, width = self.size
+        return np.asarray(Image.fromarray(labels).resize((width, height), Image.Resampling.NEAREST))
+
+    def maps_at_file_size(self, maps: np.ndarray) -> np.ndarray:
+        """Maps [K, h, w] at the working size -> [K, H, W], each pixel that of the nearest."""
+        if not self.is_reduced:
+            return maps
+        rows, columns = (
+            ((np.arange(large) + 0.5) * small / large).astype(np.int64)
+            for large, small in zip(self.size, maps.shape[1:], strict=True)
+        )
+        return maps[:, rows[:, None], columns]
+
+
+def working_size(size: tuple[int, int], max_side: int | None) -> tuple[int, int]:
+    """Height and width in the same proportion with neither above `max_side`, each at least 1.
+
+    Args:
+        size: (H, W) of the file.
+        max_side: None = no limit.
+    """
+    if max_side is None or max(size) <= max_side:
+        return size
+    scale = max_side / max(size)
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def read_photograph(sample: Sample, max_side: int | None) -> Photograph:
+    """Read the photograph of a sample at its working size.
+
+    An image above `max_side` is reduced by Pillow's bicubic filter, antialiased. A JPEG is then
+    already decoded at a half, a quarter or an eighth of its size, the smallest that is twice
+    the working size, which is several times faster and takes less memory.
+
+    Args:
+        sample: its `weaktr.data.io.read_image` says how pixels are read.
+        max_side: see `working_size`.
+
+    Raises:
+        DataError: see `read_image`.
+    """
+    return open_image(sample.image, sample.source, lambda image: _decode(image, sample, max_side))
+
+
+def reduced(pixels: np.ndarray, max_side: int | None) -> Photograph:
+    """The photograph of pixels in memory, uint8 [H, W, 3]."""
+    size = (pixels.shape[0], pixels.shape[1])
+    height, width = working_size(size, max_side)
+    if (height, width) != size:
+        small = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+        pixels = np.array(small)
+    return Photograph(pixels, size)
+
+
+def _decode(image: Image.Image, sample: Sample, max_side: int | None) -> Photograph:
+    check_is_8_bit(image, sample.image, sample.source)
+    size = (image.height, image.width)
+    height, width = working_size(size, max_side)
+    if (height, width) != size:
+        image.draft(None, (2 * width, 2 * height))  # does nothing unless it is a JPEG
+    with _decoding.room(3 * image.height * image.width):
+        pixels = image.convert("RGB")
+        if (height, width) != size:
+            pixels = pixels.resize((width, height), Image.Resampling.BICUBIC)
+        return Photograph(np.array(pixels), size)
+
+
+class _MemoryBudget:
+    """Bytes that several threads share; who wants more than there are waits to be alone."""
+
+    def __init__(self, total: int) -> None:
+        self._total, self._taken = total, 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def room(self, size: int) -> Iterator[None]:
+        """Have `size` bytes for the body of a ``with`` statement."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._taken or self._taken + size <= self._total)
+            self._taken += size
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= size
+                self._changed.notify_all()
+
+
+_decoding = _MemoryBudget(DECODING_BYTES)

@@ -1,0 +1,384 @@
+"""Photographs through three parts that work at the same time, joined by bounded queues.
+
+    samples ─▶ readers ──▶ [ready] ──▶ model ──▶ [results] ──▶ writers ──▶ [written] ──▶ index
+               threads                 the calling             threads                   one thread
+                                       thread
+
+Every sample passes every queue, in the order of the samples; one that cannot be labelled passes as
+a `Problem`. What comes out does not depend on the number of threads or the size of the queues.
+
+An error in a part, or Ctrl-C, ends all of them: readers and model at once, the writers after what
+the model has handed over.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+import torch
+
+from weaktr.data import DataError, Problem, Sample
+from weaktr.inference.timeline import Timeline
+
+READERS, MODEL, WRITERS = "readers", "model", "writers"
+#: Seconds that an interrupted pipeline gives its threads to end.
+PATIENCE = 1.5
+MIB = 2**20
+
+
+class Sized(Protocol):
+    """What waits in a queue: it says how much memory it takes."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays and tensors."""
+        ...
+
+
+T = TypeVar("T")
+Read = TypeVar("Read", bound=Sized)
+Result = TypeVar("Result", bound=Sized)
+Written = TypeVar("Written")
+
+
+class PipelineError(RuntimeError):
+    """A part failed; names the image."""
+
+
+@dataclass(frozen=True)
+class Parts(Generic[Read, Result, Written]):
+    """The work of each part.
+
+    Args:
+        read: sample -> what the model takes; in several threads. `DataError` leaves the sample out.
+        fits: whether a further image may join a batch; decides on the batches.
+        compute: a batch -> a result for each; in the calling thread.
+        write: writes a result; in several threads.
+        record: notes what was written, or why nothing was; in the order of the samples, in one
+            thread.
+    """
+
+    read: Callable[[Sample], Read]
+    fits: Callable[[Sequence[Read], Read], bool]
+    compute: Callable[[Sequence[Read]], Sequence[Result]]
+    write: Callable[[Result], Written]
+    record: Callable[[Sample, Written | Problem], None]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How many threads the parts have, and how much may wait between them.
+
+    Args:
+        readers, writers: threads.
+        queue_bytes: of the images before the model, and of the results after it, each.
+    """
+
+    readers: int = 2
+    writers: int = 2
+    queue_bytes: int = 64 * MIB
+
+
+def limits_for(device: torch.device, queue_mb: int) -> Limits:
+    """Threads of readers and writers: a few beside a GPU; on a CPU the model needs the cores."""
+    cores = os.cpu_count() or 2
+    if device.type == "cpu":
+        return Limits(1, 1, queue_mb * MIB)
+    return Limits(max(2, min(12, cores - 2)), max(2, min(8, cores // 2)), queue_mb * MIB)
+
+
+def run_pipeline(
+    samples: Sequence[Sample],
+    parts: Parts[Read, Result, Written],
+    limits: Limits,
+    timeline: Timeline | None = None,
+) -> None:
+    """Run all samples through the parts; returns when everything is written and recorded.
+
+    Raises:
+        PipelineError: a part failed (its cause is the error); what was written before is recorded.
+        DataError: likewise, where a file other than the photograph is at fault.
+        KeyboardInterrupt: likewise, within about `PATIENCE` seconds.
+    """
+    Pipeline(samples, parts, limits, timeline or Timeline()).run()
+
+
+@dataclass
+class _State:
+    """What the parts share: one lock, and whether they are to stop."""
+
+    changed: threading.Condition = field(default_factory=threading.Condition)
+    stopping: bool = False
+    error: Exception | None = None
+
+    def stop(self, error: Exception | None = None) -> None:
+        """Let readers and model end; the first error is kept."""
+        with self.changed:
+            self.stopping = True
+            self.error = self.error or error
+            self.changed.notify_all()
+
+
+class _Stopped(Exception):
+    """Ends a part that waits in a pipeline that stops."""
+
+
+class OrderedQueue(Generic[T]):
+    """Numbered values, handed out by number: a value waits until all smaller numbers have passed.
+
+    A value is refused for as long as the queue would hold more than its limit, unless it is the
+    next to be handed out, on which the others wait.
+
+    Args:
+        state: of the pipeline.
+        total: how many values pass; their numbers are 0..total-1.
+        limit: bytes that it may hold.
+    """
+
+    def __init__(self, state: _State, total: int, limit: int) -> None:
+        self._state, self._total, self._limit = state, total, limit
+        self._values: dict[int, tuple[T, int]] = {}
+        self._held, self._next, self._is_closed = 0, 0, False
+
+    def put(self, number: int, value: T, size: int = 0) -> None:
+        """Hand in a value of `size` bytes; waits for room.
+
+        Raises:
+            _Stopped: the pipeline stops.
+        """
+        with self._state.changed:
+            while (
+                self._held + size > self._limit
+                and self._held
+                and size
+                and number != self._next
+                and not self._state.stopping
+            ):
+                self._state.changed.wait()
+            if self._state.stopping:
+                raise _Stopped
+            self._insert(number, value, size)
+
+    def keep(self, number: int, value: T) -> None:
+        """Hand in a small value, also while the pipeline stops."""
+        with self._state.changed:
+            self._insert(number, value, 0)
+
+    def _insert(self, number: int, value: T, size: int) -> None:
+        self._values[number] = (value, size)
+        self._held += size
+        self._state.changed.notify_all()
+
+    def close(self) -> None:
+        """No more values come: what is held is handed out, gaps are passed over."""
+        with self._state.changed:
+            self._is_closed = True
+            self._state.changed.notify_all()
+
+    def get(self, *, ends_when_stopping: bool) -> tuple[int, T] | None:
+        """The next value and its number, None at the end; waits for it.
+
+        Raises:
+            _Stopped: the pipeline stops, where `ends_when_stopping`.
+        """
+        with self._state.changed:
+            while True:
+                if ends_when_stopping and self._state.stopping:
+                    raise _Stopped
+                if self._is_closed and self._values:
+                    self._next = min(self._values)
+                if self._next in self._values:
+                    break
+                if self._is_closed or self._next >= self._total:
+                    return None
+                self._state.changed.wait()
+            number = self._next
+            value, size = self._values.pop(number)
+            self._held -= size
+            self._next += 1
+            self._state.changed.notify_all()
+            return number, value
+
+
+class Pipeline(Generic[Read, Result, Written]):
+    """See `run_pipeline`, whose arguments these are. One run only."""
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        parts: Parts[Read, Result, Written],
+        limits: Limits,
+        timeline: Timeline,
+    ) -> None:
+        self.samples, self.parts, self.limits, self.timeline = samples, parts, limits, timeline
+        self.state = _State()
+        arguments = self.state, len(samples), limits.queue_bytes
+        self.ready: OrderedQueue[Read | Problem] = OrderedQueue(*arguments)
+        self.results: OrderedQueue[Result | Problem] = OrderedQueue(*arguments)
+        self.written: OrderedQueue[Written | Problem] = OrderedQueue(*arguments)
+        self._numbers = iter(range(len(samples)))
+
+    def run(self) -> None:
+        """Run all parts, the model in this thread."""
+        threads = {READERS: self.limits.readers, MODEL: 1, WRITERS: self.limits.writers}
+        self.timeline.begin(threads)
+        _start("reader", self.limits.readers, self._read_all)
+        writers = _start("writer", self.limits.writers, self._write_all)
+        (index,) = _start("index", 1, self._record_all)
+        deadline = None
+        try:
+            self._compute_all()
+        except _Stopped:
+            pass
+        except BaseException:  # Ctrl-C
+            self.state.stop()
+            deadline = time.monotonic() + PATIENCE
+            raise
+        finally:
+            self.results.close()
+            _join(writers, deadline)
+            self.written.close()
+            _join([index], deadline)
+            self.timeline.end()
+        if self.state.error is not None:
+            raise self.state.error
+
+    # ---- readers
+
+    def _read_all(self) -> None:
+        while (number := self._next_number()) is not None:
+            sample = self.samples[number]
+            with self._failing("reading", sample.name):
+                try:
+                    with self.timeline.working(READERS, "read"):
+                        value: Read | Problem = self.parts.read(sample)
+                except DataError as error:
+                    value = error.problems[0]
+                except MemoryError as error:
+                    value = too_large(sample, error)
+            size = 0 if isinstance(value, Problem) else value.nbytes
+            with self.timeline.waiting(READERS, "room"):
+                self.ready.put(number, value, size)
+
+    def _next_number(self) -> int | None:
+        with self.state.changed:
+            return None if self.state.stopping else next(self._numbers, None)
+
+    # ---- model
+
+    def _compute_all(self) -> None:
+        batch: list[tuple[int, Read]] = []
+        while True:
+            with self.timeline.waiting(MODEL, "images"):
+                item = self.ready.get(ends_when_stopping=True)
+            if item is None:
+                break
+            number, value = item
+            if isinstance(value, Problem):
+                self.results.put(number, value)
+                continue
+            if batch and not self.parts.fits([one for _, one in batch], value):
+                self._compute(batch)
+                batch = []
+            batch.append((number, value))
+        if batch:
+            self._compute(batch)
+
+    def _compute(self, batch: Sequence[tuple[int, Read]]) -> None:
+        names = ", ".join(self.samples[number].name for number, _ in batch)
+        with self._failing("computing", names), self.timeline.working(MODEL, "compute"):
+            results = self._results_of(batch)
+        with self.timeline.waiting(MODEL, "writers"):
+            for (number, _), result in zip(batch, results, strict=True):
+                size = 0 if isinstance(result, Problem) else result.nbytes
+                self.results.put(number, result, size)
+
+    def _results_of(self, batch: Sequence[tuple[int, Read]]) -> list[Result | Problem]:
+        """Of one batch; where the memory is too small for it, of its images one by one."""
+        try:
+            return list(self.parts.compute([value for _, value in batch]))
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(batch) == 1:
+                return [too_large(self.samples[batch[0][0]], error)]
+        return [result for one in batch for result in self._results_of([one])]
+
+    # ---- writers
+
+    def _write_all(self) -> None:
+        while True:
+            with self.timeline.waiting(WRITERS, "results"):
+                item = self.results.get(ends_when_stopping=False)
+            if item is None:
+                return
+            number, result = item
+            value: Written | Problem
+            if isinstance(result, Problem):
+                value = result
+            else:
+                with (
+                    self._failing("writing", self.samples[number].name),
+                    self.timeline.working(WRITERS, "write"),
+                ):
+                    value = self.parts.write(result)
+            self.written.keep(number, value)
+
+    def _record_all(self) -> None:
+        while (item := self.written.get(ends_when_stopping=False)) is not None:
+            number, value = item
+            sample = self.samples[number]
+            with self._failing("recording", sample.name):
+                self.parts.record(sample, value)
+
+    @contextmanager
+    def _failing(self, work: str, names: str) -> Iterator[None]:
+        """Turn an error of the body of a ``with`` statement into one that names the images."""
+        try:
+            yield
+        except DataError as error:  # it names its file
+            self.state.stop(error)
+            raise _Stopped from error
+        except Exception as error:
+            failure = PipelineError(f"{names}: {work} failed: {error or type(error).__name__}")
+            failure.__cause__ = error
+            self.state.stop(failure)
+            raise _Stopped from error
+
+
+def _start(name: str, count: int, work: Callable[[], None]) -> list[threading.Thread]:
+    def run() -> None:
+        with suppress(_Stopped):  # by another part, or by `Pipeline._failing`
+            work()
+
+    threads = [
+        threading.Thread(target=run, name=f"{name} {i + 1}" if count > 1 else name, daemon=True)
+        for i in range(count)
+    ]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+def _join(threads: Sequence[threading.Thread], deadline: float | None) -> None:
+    for thread in threads:
+        thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there was not enough memory, on the CPU or a GPU."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def too_large(sample: Sample, error: BaseException) -> Problem:
+    """The problem of an image for which there is not enough memory."""
+    message = f"does not fit the memory; set max_side to a smaller number of pixels ({error})"
+    return Problem(str(sample.image), sample.source, message)

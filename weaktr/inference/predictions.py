@@ -1,0 +1,155 @@
+"""Label probabilities -> masks, refined; on the model's device.
+
+Source: reference.md 51.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import torch
+from torch import Tensor
+
+from weaktr.config import PredictConfig
+from weaktr.data import Sample
+from weaktr.data.photographs import read_photograph
+from weaktr.inference.pipeline import MIB
+from weaktr.inference.probabilities import SegInputs, for_prediction, probabilities, seg_inputs
+from weaktr.inference.results import LabelMaps, hand_over
+from weaktr.inference.timeline import Steps, Timeline
+from weaktr.inference.transfer import pinned, upload
+from weaktr.models import Segmenter
+from weaktr.refine import Maps, Refiner, choose_refiners, refine
+
+#: Bytes of the probabilities of the photographs of a batch, and how many they are at most.
+BATCH_BYTES, MOST_IMAGES = 256 * MIB, {"cpu": 4, "cuda": 16}
+
+
+class Predictor:
+    """Masks by a stage-2 model: what a pipeline of photographs needs.
+
+    Args:
+        model: in eval mode, on its device.
+        settings: see `PredictConfig`.
+        given_classes: only background and the classes of a sample's image-level labels are
+            possible, where it has such labels.
+
+    Raises:
+        ValueError: settings that do not fit the model, see `for_prediction`.
+    """
+
+    def __init__(
+        self, model: Segmenter, settings: PredictConfig, *, given_classes: bool = False
+    ) -> None:
+        self.model, self.settings = for_prediction(model, settings), settings
+        self.given_classes = given_classes
+        self.refiners = choose_refiners(settings)
+        self.device = next(model.parameters()).device
+
+    def read(self, sample: Sample) -> SegInputs:
+        """Read a photograph and scale it; called in several threads.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        photograph = read_photograph(sample, self.settings.max_side)
+        return seg_inputs(sample, photograph, self.settings, self.device)
+
+    def fits(self, batch: Sequence[SegInputs], further: SegInputs) -> bool:
+        """Whether a further photograph may join a batch."""
+        pixels = sum(one.photograph.pixels[..., 0].size for one in (*batch, further))
+        most = MOST_IMAGES.get(self.device.type, MOST_IMAGES["cuda"])
+        return len(batch) < most and 4 * self.model.num_labels * pixels <= BATCH_BYTES
+
+    def probabilities(self, batch: Sequence[SegInputs]) -> list[Tensor]:
+        """See `weaktr.inference.probabilities`. On a CPU each photograph goes by itself, so that
+        its result does not depend on its neighbours."""
+        if self.device.type == "cpu":
+            return [
+                scores
+                for one in batch
+                for scores in probabilities(self.model, [one], self.settings)
+            ]
+        return probabilities(self.model, batch, self.settings)
+
+    def label_maps(
+        self,
+        batch: Sequence[SegInputs],
+        *,
+        emit: Collection[str] = (),
+        timeline: Timeline | None = None,
+    ) -> list[LabelMaps]:
+        """Masks of a batch.
+
+        Args:
+            batch: photographs from `read`.
+            emit: "scores": also the probabilities before refinement, float32 [L, h, w].
+            timeline: gets the seconds of the steps.
+
+        Returns:
+            Maps "plain" and "refined", uint8 [h, w] labels.
+        """
+        steps = Steps(self.device, timeline)
+        with steps.step("windows"):
+            scores = self.probabilities(batch)
+            for one, own in zip(batch, scores, strict=True):
+                if self.given_classes and one.sample.labels is not None:
+                    possible = {0, *(index + 1 for index in one.sample.labels)}
+                    own[[label for label in range(len(own)) if label not in possible]] = 0
+            plain = [one.argmax(0).to(torch.uint8) for one in scores]
+        with steps.step("refinement"):
+            refined = plain
+            if self.refiners:
+                images = [
+                    upload(pinned(one.photograph.pixels, self.device), self.device) for one in batch
+                ]
+                refined = refined_labels(self.refiners, images, plain, scores)
+        maps = [
+            {"plain": before, "refined": after}
+            for before, after in zip(plain, refined, strict=True)
+        ]
+        if "scores" in emit:
+            maps = [own | {"scores": one} for own, one in zip(maps, scores, strict=True)]
+        rows = [(one.sample, one.photograph, None, None) for one in batch]
+        return hand_over(rows, maps)
+
+
+@torch.inference_mode()
+def refined_labels(
+    refiners: Sequence[Refiner],
+    images: Sequence[Tensor],
+    plain: Sequence[Tensor],
+    scores: Sequence[Tensor],
+) -> list[Tensor]:
+    """Refine among the labels that occur in each image before it.
+
+    Args:
+        refiners: from `choose_refiners`.
+        images: uint8 [h, w, 3] each, on one device.
+        plain: uint8 [h, w] labels of each.
+        scores: float32 [L, h, w] of each.
+
+    Returns:
+        uint8 [h, w] of each.
+    """
+    occurs = torch.stack([_occurring(one, len(scores[0])) for one in plain]).tolist()
+    given = []
+    present = [[label for label, there in enumerate(row) if there] for row in occurs]
+    for labels, own, one in zip(plain, present, scores, strict=True):
+        place = torch.zeros(256, dtype=torch.uint8)
+        place[own] = torch.arange(len(own), dtype=torch.uint8)
+        chosen = torch.tensor(own, device=one.device)
+        given.append(
+            Maps(place.to(one.device)[labels.long()], len(own), one.index_select(0, chosen))
+        )
+    refined = refine(refiners, images, given)
+    return [
+        torch.tensor(own, dtype=torch.uint8, device=new.labels.device)[new.labels.long()]
+        for own, new in zip(present, refined, strict=True)
+    ]
+
+
+def _occurring(labels: Tensor, num_labels: int) -> Tensor:
+    """Which labels occur: uint8 [L] of 0 and 1, found without waiting for the device."""
+    occurs = torch.zeros(num_labels, dtype=torch.uint8, device=labels.device)
+    return occurs.index_fill_(0, labels.flatten().long(), 1)

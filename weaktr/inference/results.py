@@ -1,0 +1,64 @@
+"""The label maps of a photograph between the model, which computes them, and the writers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from weaktr.data import Sample
+from weaktr.data.photographs import Photograph
+from weaktr.inference.transfer import Download
+
+
+class LabelMaps(NamedTuple):
+    """What a photograph's files are written from; all maps have its working size."""
+
+    sample: Sample
+    photograph: Photograph
+    classes: tuple[int, ...] | None  #: class indices that were possible; None = all
+    probabilities: tuple[float, ...] | None  #: of these classes, where they were predicted
+    download: Download  #: of the maps of a batch
+    names: tuple[str, ...]  #: "plain", "refined", then what else was asked for
+    first: int  #: where its maps begin in `download`
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its maps and pixels."""
+        return self.photograph.pixels.nbytes + self.download.nbytes_of(self.first, len(self.names))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Its maps by name; waits until they are on the host."""
+        own = self.download.arrays()[self.first : self.first + len(self.names)]
+        return dict(zip(self.names, own, strict=True))
+
+    def masks(self) -> tuple[np.ndarray, np.ndarray]:
+        """Labels uint8 [H, W] of the file before and after refinement: k + 1 = class index k."""
+        maps = self.arrays()
+        values = np.arange(256, dtype=np.uint8)
+        if self.classes is not None:
+            values[1 : len(self.classes) + 1] = np.array(self.classes, np.uint8) + 1
+        plain, refined = (
+            self.photograph.at_file_size(values[maps[kind]]) for kind in ("plain", "refined")
+        )
+        return plain, refined
+
+
+def hand_over(
+    rows: Sequence[tuple[Sample, Photograph, tuple[int, ...] | None, tuple[float, ...] | None]],
+    maps: Sequence[dict[str, Tensor]],
+) -> list[LabelMaps]:
+    """Start one copy of all maps to the host.
+
+    Args:
+        rows: of each photograph the first four fields of its `LabelMaps`.
+        maps: of each photograph its maps by name, on one device.
+    """
+    download = Download([one for own in maps for one in own.values()])
+    results, first = [], 0
+    for row, own in zip(rows, maps, strict=True):
+        results.append(LabelMaps(*row, download, tuple(own), first))
+        first += len(own)
+    return results

@@ -1,0 +1,207 @@
+"""Photographs -> masks in a folder: what `label` and `predict` share around their models."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from weaktr.data import Problem, Sample
+from weaktr.data.masks import MaskEntry, RefinedMasks
+from weaktr.data.stored_maps import write_cams, write_scores
+from weaktr.files import whole_file
+from weaktr.inference.pipeline import MODEL, READERS, WRITERS, Parts, limits_for, run_pipeline
+from weaktr.inference.results import LabelMaps
+from weaktr.inference.timeline import GPU, Timeline
+from weaktr.progress import Meter
+
+log = logging.getLogger("weaktr")
+
+PARTS = (READERS, MODEL, WRITERS)
+#: The steps of a batch, as `weaktr.inference` names them.
+STEPS = ("CAMs", "windows", "threshold", "refinement")
+#: What can be written beside the masks: name -> its folder and the suffix of its files.
+EXTRAS = {
+    "confidence": ("confidence", ".png"),
+    "cam": ("cams", ".npz"),
+    "scores": ("scores", ".npz"),
+}
+
+
+@dataclass
+class MaskReport:
+    """What was made and what was left out.
+
+    Args:
+        masks: number of masks that are now in the folder.
+        images_of: label -> number of masks in which it occurs.
+        unlabelled: names of images without a class, which got no mask.
+        left_out: images that could not be read, or do not fit the memory.
+        reduced: number of images that were worked on at a smaller size.
+    """
+
+    masks: int = 0
+    images_of: Counter[int] = field(default_factory=Counter)
+    unlabelled: list[str] = field(default_factory=list)
+    left_out: list[Problem] = field(default_factory=list)
+    reduced: int = 0
+
+    def log(self, title: str, max_side: int | None) -> None:
+        """Log the report."""
+        log.info("%s: %d masks", title, self.masks)
+        if self.reduced:
+            log.info(
+                "%d images are above max_side=%d: worked on at that size, their masks enlarged",
+                self.reduced, max_side,
+            )  # fmt: skip
+        if self.unlabelled:
+            log.warning(
+                "%d images show no class and were left out (%s, ...); unlabelled=background keeps "
+                "them",
+                len(self.unlabelled), ", ".join(self.unlabelled[:3]),
+            )  # fmt: skip
+        for problem in self.left_out:
+            log.warning("left out: %s", problem)
+
+
+def make_masks(
+    title: str,
+    samples: Sequence[Sample],
+    folder: Path,
+    parts: tuple[Any, Any, Any],
+    *,
+    device: torch.device,
+    queue_mb: int,
+    refined: bool,
+    keep_unlabelled: bool = True,
+    emit: Collection[str] = (),
+    profile: Path | None = None,
+) -> MaskReport:
+    """Write a mask for every image that has none yet.
+
+    Args:
+        title: of the work, for the progress.
+        samples: the images.
+        folder: gets ``masks/``, ``index.jsonl``, with refiners ``before_refinement/``, and the
+            folders of `emit`.
+        parts: `read`, `fits` and `compute` of `weaktr.inference.pipeline.Parts`; the results are
+            `LabelMaps`.
+        device: of the model.
+        queue_mb: see `LabelConfig`.
+        refined: whether there are refiners.
+        keep_unlabelled: whether images in which no class is possible get a mask, all background.
+        emit: names of `EXTRAS`; an image whose file is missing is made again.
+        profile: a file for a trace of what each part did when (`Timeline.write_trace`).
+
+    Returns:
+        What was made and what was left out.
+
+    Raises:
+        PipelineError: see `run_pipeline`.
+    """
+    masks = RefinedMasks(folder, refined=refined)
+    extras = {name: EXTRAS[name] for name in emit if name in EXTRAS}
+
+    def extra_path(kind: str, name: str) -> Path:
+        subfolder, suffix = extras[kind]
+        return folder / subfolder / f"{name}{suffix}"
+
+    def is_complete(name: str) -> bool:
+        return name in masks and all(extra_path(kind, name).is_file() for kind in extras)
+
+    def write(result: LabelMaps) -> list[MaskEntry] | None:
+        """Write the files of one image; None: it shows no class, and images without are skipped."""
+        if result.classes == () and not keep_unlabelled:
+            return None
+        maps, sample = result.arrays(), result.sample
+        if "cam" in extras:
+            write_cams(extra_path("cam", sample.name), maps["cam"], result.classes or ())
+        if "scores" in extras:
+            write_scores(extra_path("scores", sample.name), maps["scores"])
+        if "confidence" in extras:
+            write_confidence(extra_path("confidence", sample.name), result, maps["confidence"])
+        return masks.write(sample.name, *result.masks(), **facts_of(result))
+
+    def record(sample: Sample, written: list[MaskEntry] | Problem | None) -> None:
+        if isinstance(written, Problem):
+            report.left_out.append(written)
+        elif written is None:
+            report.unlabelled.append(sample.name)
+        else:
+            masks.record(written)
+        meter.advance(note=note())
+
+    def note() -> str:
+        bad = f"{len(report.left_out)} left out, " if report.left_out else ""
+        return bad + waits_in_words(timeline)
+
+    report = MaskReport()
+    read, fits, compute = parts
+    todo = [sample for sample in samples if not is_complete(sample.name)]
+    timeline = Timeline(keep_spans=profile is not None)
+    try:
+        with Meter(title, len(samples), done=len(samples) - len(todo)) as meter:
+            run_pipeline(
+                todo,
+                Parts(read, fits, lambda batch: compute(batch, timeline), write, record),
+                limits_for(device, queue_mb),
+                timeline,
+            )
+    finally:
+        masks.flush()
+        timeline.settle()
+        if profile is not None:
+            timeline.write_trace(profile)
+            log.info("trace for chrome://tracing or ui.perfetto.dev: %s", profile)
+    if todo:
+        log.info("%s; %s", waits_in_words(timeline), bottleneck_in_words(timeline))
+    report.masks = len(masks)
+    report.images_of.update(label for entry in masks.entries for label in entry.labels)
+    report.reduced = sum(entry.working_size is not None for entry in masks.entries)
+    return report
+
+
+def facts_of(result: LabelMaps) -> dict[str, Any]:
+    """What an index says of an image besides its mask."""
+    facts: dict[str, Any] = {}
+    if result.photograph.is_reduced:
+        height, width = result.photograph.pixels.shape[:2]
+        facts["working_size"] = (height, width)
+    if result.probabilities is not None and result.classes is not None:
+        rounded = [round(share, 4) for share in result.probabilities]
+        facts["predicted"] = dict(zip((k + 1 for k in result.classes), rounded, strict=True))
+    return facts
+
+
+def write_confidence(path: Path, result: LabelMaps, confidence: np.ndarray) -> None:
+    """Write how likely each pixel's label is, as a grey PNG: 0 = 0, 255 = 1."""
+    grey = np.round(255 * confidence.clip(0, 1)).astype(np.uint8)
+    with whole_file(path, durable=False) as temporary:
+        Image.fromarray(result.photograph.at_file_size(grey)).save(temporary, format="PNG")
+
+
+def waits_in_words(timeline: Timeline) -> str:
+    """The share of its time in which each part waited for the others."""
+    shares = ", ".join(f"{part} {1 - timeline.busy(part):.0%}" for part in PARTS)
+    busy = f"; GPU busy {timeline.busy(GPU):.0%}" if timeline.work(GPU) else ""
+    return f"waiting: {shares}{busy}"
+
+
+def bottleneck_in_words(timeline: Timeline) -> str:
+    """Which part the others waited for; of the model, what its time went into."""
+    slowest = max(PARTS, key=timeline.busy)
+    steps = timeline.work(GPU) or {
+        name: sum(timeline.work(name).values()) for name in STEPS if timeline.work(name)
+    }
+    total = sum(steps.values())
+    if slowest != MODEL or not total:
+        return f"the bottleneck: {slowest}"
+    shares = ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in steps.items())
+    return f"the bottleneck: {slowest} ({shares})"
