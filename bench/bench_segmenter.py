@@ -76,13 +76,13 @@ def predictions(picture: Path, device: str) -> dict[str, Pass]:
     half = for_prediction(model, replace(PREDICT, amp="bf16"))
     sample = Sample("image", picture, None, None, "")
 
-    def scores(twin: Segmenter, settings: PredictConfig) -> np.ndarray:
+    def scores_of(twin: Segmenter, settings: PredictConfig) -> np.ndarray:
         inputs = seg_inputs(sample, reduced(image, None), settings, torch.device(device))
         return probabilities(twin, [inputs], settings)[0].numpy(force=True)
 
     ways = {
-        "weaktr": lambda settings: scores(ready, settings),
-        "weaktr bf16": lambda settings: scores(half, replace(settings, amp="bf16")),
+        "weaktr": lambda settings: scores_of(ready, settings),
+        "weaktr bf16": lambda settings: scores_of(half, replace(settings, amp="bf16")),
         "published": lambda settings: published.probabilities(model, image, settings),
     }
     passes = {row: Pass(0.0, None, np.zeros(())) for row in ways}

@@ -1,5 +1,6 @@
 // fuse_heads on the CPU: instruction set, threads, work space.
 #include <memory>
+#include <vector>
 
 #include "common/check.hpp"
 #include "common/isa.hpp"
@@ -10,8 +11,23 @@ namespace weaktr {
 
 namespace {
 
+// The keys whose values are not all zero: CAMs are ReLUs, so that many are.
+template <class Number>
+std::vector<int32_t> used_keys(const FusedMaps<Number>& maps) {
+  std::vector<int32_t> used;
+  for (int64_t j = 0; j < maps.patches; ++j) {
+    const float* const values = maps.values + j * maps.channels;
+    bool any = false;
+    for (int64_t c = 0; c < maps.channels; ++c) any |= values[c] != 0;  // NaN is not 0
+    if (any) used.push_back(static_cast<int32_t>(j));
+  }
+  return used;
+}
+
 template <class Number, class FuseRows>
-void run(const FusedMaps<Number>& maps, int threads, FuseRows fuse_rows) {
+void run(FusedMaps<Number> maps, int threads, FuseRows fuse_rows) {
+  const std::vector<int32_t> used = used_keys(maps);
+  maps.used = used.data(), maps.keys = static_cast<int64_t>(used.size());
   check(threads >= 1, "num_threads: expected at least 1, got " + std::to_string(threads));
   const int64_t items = divide_up(maps.patches, kQueries), workers = count_workers(items, threads);
   const int64_t size = fuse_workspace(maps);

@@ -33,14 +33,16 @@ struct FusedMaps {
   const float* weights = nullptr;  // [M]
   const float* values = nullptr;   // [P, C']
   float* fine = nullptr;           // [P, C'], the result
+  const int32_t* used = nullptr;   // the keys j whose values are not all zero; others add nothing
   int64_t maps = 0, patches = 0, width = 0, channels = 0;  // M, P, d, C'
+  int64_t keys = 0;                                        // how many are used
   float scale = 0;
 };
 
 // Floats of work space that a thread needs.
 template <class Number>
 WEAKTR_INLINE int64_t fuse_workspace(const FusedMaps<Number>& maps) {
-  const int64_t keys = divide_up(maps.patches, kKeys) * kKeys;
+  const int64_t keys = divide_up(maps.keys, kKeys) * kKeys;
   return kQueries * (maps.width + keys + 1);
 }
 

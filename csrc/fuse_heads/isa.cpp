@@ -38,31 +38,32 @@ WEAKTR_INLINE void add_tile(const float* queries, const float* offsets,
     }
 }
 
-// total[j][i] += w_m A_m[i, j] for 64 queries and all keys of map m.
+// total[j][i] += w_m A_m[i, used[j]] for 64 queries and all used keys of map m.
 void add_map(const Maps& maps, int64_t m, const float* queries, const float* offsets,
              float* total) {
   const int64_t steps = steps_of(maps);
   const float weight = maps.weights[m] / static_cast<float>(maps.maps);
   const float factor = maps.scale * kLog2E;
-  for (int64_t j = 0; j < maps.patches; j += kKeys) {
+  for (int64_t j = 0; j < maps.keys; j += kKeys) {
     const float* keys[kKeys];  // in steps of four bytes
-    for (int64_t i = 0; i < kKeys; ++i)
-      keys[i] =
-          reinterpret_cast<const float*>(maps.k.data + m * maps.k.map_stride +
-                                         smaller(j + i, maps.patches - 1) * maps.k.row_stride);
+    for (int64_t i = 0; i < kKeys; ++i) {
+      const int64_t key = maps.used[smaller(j + i, maps.keys - 1)];
+      keys[i] = reinterpret_cast<const float*>(maps.k.data + m * maps.k.map_stride +
+                                               key * maps.k.row_stride);
+    }
     for (int64_t i = 0; i < kQueries; i += kGroup)
       add_tile(queries + i * steps, offsets + i, keys, steps, factor, weight,
                total + j * kQueries + i);
   }
 }
 
-// fine[first + i, c] = sum over j of total[j][i] values[j, c]
+// fine[first + i, c] = sum over j of total[j][i] values[used[j], c]
 void spread(const Maps& maps, int64_t first, const float* total) {
   const int64_t count = smaller(kQueries, maps.patches - first);
   for (int64_t c = 0; c < maps.channels; ++c) {
     Wide sums[kQueries / kLanes] = {};
-    for (int64_t j = 0; j < maps.patches; ++j) {
-      const Wide value = filled<Wide>(maps.values[j * maps.channels + c]);
+    for (int64_t j = 0; j < maps.keys; ++j) {
+      const Wide value = filled<Wide>(maps.values[maps.used[j] * maps.channels + c]);
       for (int v = 0; v < kQueries / kLanes; ++v)
         sums[v] = fused(value, load<Wide>(total + j * kQueries + v * kLanes), sums[v]);
     }

@@ -72,6 +72,7 @@ class Predictor:
             ]
         return probabilities(self.model, batch, self.settings)
 
+    @torch.inference_mode()
     def label_maps(
         self,
         batch: Sequence[SegInputs],

@@ -1,0 +1,193 @@
+"""The work of `bench_label.py`: JPEG files -> PNG files, in every way, and its parts one by one.
+
+As a program: one way in a process of its own. It answers each line of standard input with JSON.
+
+    python bench/label_work.py cams weaktr cpu 2 PHOTOS
+    first      label one photograph to warm up: {}
+    again      label all of them: {"seconds": ..., "peak": MiB of the process, "masks": FOLDER}
+
+PHOTOS has images and a labels.csv. The published way computes CAMs of one photograph after the
+other with every attention map kept, writes them as files, and then thresholds them and runs
+pydensecrf in as many processes as there are threads.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import multiprocessing
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import published
+import torch
+import torch.nn.functional as F
+from cam_work import BACKBONE, CLASSES
+from crf_work import Problem, solver
+from PIL import Image
+from torch import Tensor
+
+from weaktr.cli.memory import keep_freed_memory
+from weaktr.config import CamModelConfig, LabelConfig, PredictConfig, SegModelConfig
+from weaktr.data import Sample
+from weaktr.data.classes import palette
+from weaktr.inference.cams import CamsOfModel
+from weaktr.models import CamModel, Segmenter
+from weaktr.ops import unary_from_labels, unary_from_probabilities
+from weaktr.stages.label import label
+from weaktr.stages.predict import predict
+
+#: What the rows of a group share. Prediction is long, so it has two of the six published scales.
+LABEL = LabelConfig(max_side=None)
+PREDICT = PredictConfig(max_side=None, ensemble="plain", ratios=(0.75, 1.0))
+
+
+def read_samples(photos: Path) -> list[Sample]:
+    """The images of a folder with their class indices."""
+    with open(photos / "labels.csv", encoding="utf-8") as file:
+        return [
+            Sample(Path(name).stem, photos / name, tuple(map(int, labels.split(";"))), None, "")
+            for name, labels in csv.reader(file)
+        ]
+
+
+def cam_model(device: str) -> CamModel:
+    torch.manual_seed(0)
+    config = CamModelConfig(BACKBONE, weights=None, drop_path=0.0)
+    return CamModel(config, CLASSES).to(device).eval()
+
+
+def segmenter(device: str) -> Segmenter:
+    torch.manual_seed(0)
+    return Segmenter(SegModelConfig(BACKBONE, weights=None), CLASSES + 1).to(device).eval()
+
+
+def weaktr_way(work: str, amp: Any, crf: bool, device: str) -> Callable[[list[Sample], Path], None]:
+    """``weaktr label`` or ``weaktr predict``."""
+    changes: dict[str, Any] = {"amp": amp} | ({} if crf else {"crf": None})
+    if work == "predict":
+        model = segmenter(device)
+        chosen = PredictConfig(**(vars(PREDICT) | changes))
+        return lambda samples, out: void(predict(model, samples, out, chosen))
+    settings = LabelConfig(**(vars(LABEL) | changes))
+    source = CamsOfModel(cam_model(device), settings)
+    return lambda samples, out: void(label(source, samples, out, settings))
+
+
+def void(_: object) -> None:
+    """Nothing."""
+
+
+@torch.no_grad()
+def published_cams(model: CamModel, image: Image.Image, classes: Sequence[int]) -> np.ndarray:
+    """CAMs float32 [K, H, W] in [0, 1] of one photograph, one view after the other."""
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in model.normalization)
+    device = next(model.parameters()).device
+    labels = torch.zeros(1, CLASSES, device=device)
+    labels[0, list(classes)] = 1
+    total: Tensor | None = None
+    for scale in LABEL.scales:
+        size = (round(image.width * scale), round(image.height * scale))
+        pixels = np.array(image.resize(size, Image.Resampling.BICUBIC))
+        plain = ((torch.from_numpy(pixels).permute(2, 0, 1).float() / 255 - mean) / std)[None]
+        for view in (plain, plain.flip(-1)):
+            cams = published.cams(model, view.to(device), labels)
+            size = (image.height, image.width)
+            large = F.interpolate(cams, size, mode="bilinear", align_corners=False)[0]
+            large = large.flip(-1) if view is not plain else large
+            total = large if total is None else total + large
+    assert total is not None
+    low, high = total.amin((1, 2), keepdim=True), total.amax((1, 2), keepdim=True)
+    return ((total - low) / (high - low + 1e-8))[list(classes)].cpu().numpy()
+
+
+def published_label(sample: Sample, out: Path, crf: bool) -> None:
+    """Stored CAMs -> mask: softmax with the threshold, pydensecrf, PNG."""
+    cams = np.load(out / "cams" / f"{sample.name}.npy")
+    image = np.array(Image.open(sample.image).convert("RGB"))
+    background = np.full((1, *cams.shape[1:]), LABEL.threshold, np.float32)
+    scores = torch.from_numpy(np.concatenate([background, cams])).softmax(0).numpy()
+    labels = scores.argmax(0).astype(np.uint8)
+    if crf:
+        unary = unary_from_labels(labels, len(scores), gt_prob=LABEL.gt_prob)
+        (marginals,) = solver("pydensecrf")([Problem(image, unary)], "voc_cam")
+        labels = marginals.argmax(0)
+    write_published(sample, out, np.array([0, *(k + 1 for k in sample.labels)])[labels])
+
+
+def write_published(sample: Sample, out: Path, labels: np.ndarray) -> None:
+    picture = Image.fromarray(labels.astype(np.uint8))
+    picture.putpalette(palette().tobytes())
+    picture.save(out / "masks" / f"{sample.name}.png")
+
+
+def published_prediction(sample: Sample, out: Path, crf: bool) -> None:
+    """Stored probabilities -> mask: pydensecrf, PNG."""
+    scores = np.load(out / "cams" / f"{sample.name}.npy")
+    image = np.array(Image.open(sample.image).convert("RGB"))
+    present = np.unique(scores.argmax(0))
+    labels = present[scores[present].argmax(0)]
+    if crf:
+        unary = unary_from_probabilities(scores[present])
+        (marginals,) = solver("pydensecrf")([Problem(image, unary)], "voc_seg")
+        labels = present[marginals.argmax(0)]
+    write_published(sample, out, labels)
+
+
+def published_way(work: str, crf: bool, device: str, processes: int) -> Callable[..., None]:
+    """All CAMs or probabilities one after the other into files, then all masks in processes."""
+    model: Any = segmenter(device) if work == "predict" else cam_model(device)
+    finish = published_prediction if work == "predict" else published_label
+    pool = multiprocessing.get_context("spawn").Pool(processes)  # their start is not timed
+
+    def run(samples: list[Sample], out: Path) -> None:
+        for folder in ("cams", "masks"):
+            (out / folder).mkdir(parents=True)
+        for sample in samples:
+            image = Image.open(sample.image).convert("RGB")
+            if work == "predict":
+                maps = published.probabilities(model, np.array(image), PREDICT)
+            else:
+                maps = published_cams(model, image, sample.labels or ())
+            np.save(out / "cams" / f"{sample.name}.npy", maps)
+        pool.map(partial(finish, out=out, crf=crf), samples, chunksize=1)
+
+    return run
+
+
+def main(work: str, way: str, device: str, threads: str, photos: str) -> None:
+    torch.set_num_threads(int(threads))
+    logging.getLogger("weaktr").setLevel(logging.ERROR)
+    crf = not way.endswith("no CRF")
+    if way.startswith("published"):
+        run = published_way(work, crf, device, int(threads))
+    else:
+        keep_freed_memory()
+        run = weaktr_way(work, "bf16" if "bf16" in way else "none", crf, device)
+    samples = read_samples(Path(photos))
+    for line in sys.stdin:
+        chosen = samples[:1] if line.strip() == "first" else samples
+        out = Path(tempfile.mkdtemp())
+        start = time.perf_counter()
+        run(chosen, out)
+        seconds = time.perf_counter() - start
+        if chosen is not samples:
+            shutil.rmtree(out)
+            print("{}", flush=True)
+            continue
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        answer = {"seconds": seconds, "peak": peak, "masks": str(out)}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,321 @@
+"""``weaktr label`` and ``weaktr predict`` on photographs as cameras and people leave them."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.cli.test_train import said
+from tests.models import small
+from weaktr import cli
+from weaktr.data.masks import MaskFolder
+from weaktr.files import whole_file
+from weaktr.models import checkpoints
+
+#: Sizes (width, height) that nobody trains on.
+STRANGE = [(1, 1), (3, 2000), (2000, 3), (4000, 16), (1, 100_000), (100_000, 1)]
+NAMES = ["cat", "dog"]
+VIT = {"image_size": 32, "patch_size": 16}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    segmenter = small.segmenter(
+        "vit_tiny_patch16_224", 3, decoder="linear", **VIT,
+        backbone_args={"embed_dim": 16, "depth": 1, "num_heads": 2},
+    ).eval()  # fmt: skip
+    known = {"classes": {"names": NAMES}}
+    return {
+        "label": checkpoints.save(small.tiny_cam_model(), folder / "cam.safetensors", **known),
+        "predict": checkpoints.save(segmenter, folder / "seg.safetensors", **known),
+    }
+
+
+SETTINGS = {
+    "label": ["scales=[1.0]", "flip=false"],
+    "predict": [
+        "short_side=32", "window=32", "stride=32", "ratios=[1.0]", "flip=false", "ensemble=plain",
+    ],
+}  # fmt: skip
+COMMANDS = ["label", "predict"]
+
+
+def arguments(command, models, photos, out, *more):
+    settings = [part for setting in SETTINGS[command] for part in ("--set", setting)]
+    return [command, models[command], photos, "--out", out, *settings, *more]
+
+
+def photo(path, width, height, seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).integers(0, 255, (min(height, 64), min(width, 64), 3))
+    Image.fromarray(noise.astype(np.uint8)).resize((width, height)).save(path, compress_level=1)
+    return path
+
+
+def with_labels(photos, labels="cat"):
+    rows = [["image", "labels"], *([path.name, labels] for path in sorted(photos.iterdir()))]
+    with open(photos / "labels.csv", "w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return photos
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_strange_sizes_neither_stop_nor_fail(command, models, tmp_path):
+    photos = tmp_path / "photos"
+    for number, size in enumerate([(40, 30), *STRANGE]):
+        photo(photos / f"{number}.png", *size)
+    out = tmp_path / "out"
+    code, text = said(cli.main, *arguments(command, models, with_labels(photos), out))
+    assert code == 0, text
+    masks = MaskFolder(out, verify=True)
+    for number, (width, height) in enumerate([(40, 30), *STRANGE]):
+        entry = masks.entries[str(number)]
+        assert entry.size == (height, width)
+        assert masks.read(str(number)).shape == (height, width)
+        longest = max(width, height)
+        assert (entry.working_size is None) == (longest <= 1024)
+        assert entry.working_size is None or max(entry.working_size) == 1024
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_large_photograph_is_worked_on_at_a_stated_size(command, models, tmp_path, caplog):
+    photos = tmp_path / "photos"
+    photo(photos / "large.jpg", 1500, 1000)
+    photo(photos / "small.jpg", 300, 200)
+    out = tmp_path / "out"
+    code, _ = said(cli.main, *arguments(command, models, with_labels(photos), out))
+    assert code == 0
+    assert "1 images are above max_side=1024: worked on at that size" in caplog.text
+    lines = [json.loads(line) for line in (out / "index.jsonl").read_text().splitlines()]
+    large, smaller = sorted(lines, key=lambda line: line["name"])
+    assert large["size"] == [1000, 1500] and large["working_size"] == [683, 1024]
+    assert "working_size" not in smaller
+    own = tmp_path / "own"
+    more = ("--set", "max_side=null")
+    assert said(cli.main, *arguments(command, models, photos, own, *more))[0] == 0
+    assert MaskFolder(own).entries["large"].working_size is None
+    with Image.open(own / "masks" / "small.png") as one, Image.open(out / "masks/small.png") as two:
+        np.testing.assert_array_equal(np.asarray(one), np.asarray(two))
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_memory_of_a_large_photograph_is_bounded(models, tmp_path, suffix):
+    """In one process after a small one: 24 megapixels are 69 MB as a whole."""
+    small_photo, large_photo = tmp_path / "small", tmp_path / "large"
+    photo(small_photo / f"a.{suffix}", 1024, 768)
+    photo(large_photo / f"a.{suffix}", 6000, 4000)
+    calls = [
+        [str(part) for part in arguments(command, models, photos, tmp_path / command / photos.name)]
+        for photos in map(with_labels, (small_photo, large_photo))
+        for command in COMMANDS
+    ]
+    code = (
+        "import json, resource, sys; from weaktr import cli\n"
+        "for call in json.loads(sys.argv[1]):\n"
+        "    assert cli.main(call) == 0\n"
+        "    print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(calls)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith("peak")]
+    peaks = [float(line.split()[1]) for line in lines]
+    # decoded as a whole and then converted; a JPEG is decoded at a half
+    whole = 6000 * 4000 * 3 / 2**20
+    assert len(peaks) == 4
+    assert peaks[3] - peaks[1] < (2.8 if suffix == "png" else 1.2) * whole
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_cannot_be_labelled_is_named_and_tried_again(command, models, tmp_path, caplog):
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photo(photos / "good.png", 40, 30)
+    whole = photo(photos / "bad.png", 40, 30, seed=1).read_bytes()
+    (photos / "bad.png").write_bytes(whole[:60])
+    (photos / "empty.jpg").write_bytes(b"")
+    call = arguments(command, models, with_labels(photos), out)
+    assert said(cli.main, *call)[0] == cli.FAILED
+    assert "left out: " in caplog.text and "bad.png" in caplog.text and "empty.jpg" in caplog.text
+    assert set(MaskFolder(out).entries) == {"good"}
+    (photos / "bad.png").write_bytes(whole)
+    assert said(cli.main, *call)[0] == cli.FAILED
+    assert set(MaskFolder(out).entries) == {"good", "bad"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_interruption_ends_soon_and_is_gone_on_with(command, models, tmp_path):
+    photos = tmp_path / "photos"
+    for number in range(150):
+        photo(photos / f"{number:03}.png", 200 + number % 7, 150, seed=number)
+    call = [str(part) for part in arguments(command, models, with_labels(photos), tmp_path / "out")]
+    command_line = [sys.executable, "-m", "weaktr.cli", *call]
+    process = subprocess.Popen(command_line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    index = tmp_path / "out" / "index.jsonl"
+    deadline = time.monotonic() + 60
+    while not (index.is_file() and index.read_text().count("\n") > 4):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    asked = time.monotonic()
+    output, _ = process.communicate(timeout=30)
+    assert time.monotonic() - asked < 4  # two seconds, and the interpreter's own end
+    assert process.returncode == cli.INTERRUPTED, output
+    assert b"Traceback" not in output
+    kept = MaskFolder(tmp_path / "out", verify=True)
+    assert 4 < len(kept) < 150
+    times = {name: kept.path(name).stat().st_mtime_ns for name in kept.entries}
+    assert said(cli.main, *call)[0] == 0
+    masks = MaskFolder(tmp_path / "out", verify=True)
+    assert len(masks) == 150
+    assert all(masks.path(name).stat().st_mtime_ns == then for name, then in times.items())
+    assert list(masks.entries) == sorted(masks.entries)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_full_disk_is_one_line(command, models, tmp_path, monkeypatch):
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    for number in range(3):
+        photo(photos / f"{number}.png", 300, 200, seed=number)
+
+    def write(path, content, *, durable=True):
+        with whole_file(path, durable=durable) as temporary:
+            temporary.write_bytes(content[:10])
+            if path.stem == "1":
+                raise OSError(errno.ENOSPC, "No space left on device")
+            temporary.write_bytes(content)
+
+    call = arguments(command, models, with_labels(photos), out)
+    with monkeypatch.context() as patched:
+        patched.setattr("weaktr.data.masks.write_bytes", write)
+        code, text = said(cli.main, *call)
+    assert code == cli.FAILED
+    assert "1: writing failed: [Errno 28] No space left on device" in " ".join(text.split())
+    assert set(MaskFolder(out, verify=True).entries) == {"0"}
+    assert not list(out.rglob("*.part"))
+    assert said(cli.main, *call)[0] == 0
+    assert len(MaskFolder(out, verify=True)) == 3
+
+
+def test_masks_do_not_depend_on_queues_or_threads(models, tmp_path, monkeypatch):
+    from weaktr.inference import pipeline
+
+    photos = tmp_path / "photos"
+    for number in range(9):
+        photo(photos / f"{number}.png", 60 + 9 * number, 50, seed=number)
+    with_labels(photos, "cat;dog")
+    contents = []
+    for number, (readers, writers) in enumerate([(1, 1), (4, 3)]):
+        limits = pipeline.Limits(readers, writers, 1 + 10**6 * number)
+        for module in ("weaktr.stages.masks", "weaktr.evaluation.models"):
+            monkeypatch.setattr(f"{module}.limits_for", lambda *_, own=limits: own)
+        out = tmp_path / f"out{number}"
+        call = arguments("label", models, photos, out, "--emit", "confidence,cam")
+        assert said(cli.main, *call)[0] == 0
+        files = [path for path in out.rglob("*") if path.is_file() and path.name != "inputs.json"]
+        contents.append({path.relative_to(out): path.read_bytes() for path in files})
+    assert contents[0] == contents[1]
+    assert len(contents[0]) == 9 * 4 + 2
+
+
+def test_confidence_and_cams_are_written_where_asked(models, tmp_path):
+    photos = tmp_path / "photos"
+    photo(photos / "a.png", 80, 60)
+    photo(photos / "b.png", 2000, 100)
+    out = tmp_path / "out"
+    call = arguments("label", models, with_labels(photos, "dog"), out, "--emit", "confidence, cam")
+    assert said(cli.main, *call)[0] == 0
+    with Image.open(out / "confidence" / "b.png") as picture:
+        assert picture.mode == "L" and picture.size == (2000, 100)
+        assert np.asarray(picture).max() <= 255 and np.asarray(picture).min() >= 127
+    with np.load(out / "cams" / "b.npz") as stored:
+        assert stored["cams"].shape == (1, 51, 1024)
+        assert stored["classes"].tolist() == [1]
+    again = arguments("label", models, photos, out, "--emit", "masks")
+    assert said(cli.main, *again)[0] == cli.WRONG_INPUT
+    stored = tmp_path / "stored"
+    assert said(
+        cli.main, "label", out / "cams", photos, "--out", stored, "--set", "threshold=0.43"
+    )[0] == 0  # fmt: skip
+    ours, theirs = MaskFolder(out), MaskFolder(stored)
+    for name in ("a", "b"):
+        np.testing.assert_array_equal(ours.read(name), theirs.read(name))
+        assert ours.entries[name].working_size == theirs.entries[name].working_size
+
+
+def test_classes_are_predicted_where_nobody_gave_any(models, tmp_path, caplog):
+    photos = tmp_path / "photos"
+    for number in range(4):
+        photo(photos / f"{number}.png", 60, 50, seed=number)
+    out = tmp_path / "out"
+    more = ("--set", "predict_above=0.0", "--emit", "cam")
+    assert said(cli.main, *arguments("label", models, photos, out, *more))[0] == 0
+    assert "the model predicts what each image shows" in caplog.text
+    masks = MaskFolder(out)
+    for entry in masks.entries.values():
+        assert set(entry.predicted) == {1, 2}
+        assert all(0 < share < 1 for share in entry.predicted.values())
+    none = tmp_path / "none"
+    more = ("--set", "predict_above=1.0")
+    assert said(cli.main, *arguments("label", models, photos, none, *more))[0] == 0
+    assert len(MaskFolder(none)) == 0
+    assert "4 images show no class and were left out" in caplog.text
+    kept = tmp_path / "kept"
+    call = arguments("label", models, photos, kept, *more, "--set", "unlabelled=background")
+    assert said(cli.main, *call)[0] == 0
+    assert all(entry.labels == (0,) for entry in MaskFolder(kept).entries.values())
+
+
+def test_given_labels_are_not_predicted(models, tmp_path):
+    """With labels, the probabilities of the model have no say."""
+    photos = tmp_path / "photos"
+    photo(photos / "a.png", 60, 50)
+    out = tmp_path / "out"
+    call = arguments("label", models, with_labels(photos, "dog"), out, "--set", "predict_above=0")
+    assert said(cli.main, *call)[0] == 0
+    entry = MaskFolder(out).entries["a"]
+    assert entry.predicted is None and set(entry.labels) <= {0, 2}
+
+
+def test_a_stage_2_model_labels_among_the_given_classes(models, tmp_path):
+    photos = tmp_path / "photos"
+    for number in range(4):
+        photo(photos / f"{number}.png", 60, 50, seed=number)
+    free, bound = tmp_path / "free", tmp_path / "bound"
+    changes = [part for setting in SETTINGS["predict"] for part in ("--set", setting)]
+    changes += ["--set", "crf=none"]
+    call = ["label", models["predict"], photos, "--out"]
+    assert said(cli.main, *call, free, *changes)[0] == 0
+    with_labels(photos, "dog")
+    assert said(cli.main, *call, bound, *changes)[0] == 0
+    possible = {label for e in MaskFolder(free).entries.values() for label in e.labels}
+    assert possible == {0, 1, 2} or 1 in possible
+    for name, entry in MaskFolder(bound).entries.items():
+        assert set(entry.labels) <= {0, 2}
+        one, two = MaskFolder(free).read(name), MaskFolder(bound).read(name)
+        np.testing.assert_array_equal(one[one != 1], two[one != 1])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_trace_is_written_where_asked(command, models, tmp_path):
+    photos = tmp_path / "photos"
+    for number in range(3):
+        photo(photos / f"{number}.png", 60, 50, seed=number)
+    trace = tmp_path / "trace.json"
+    call = arguments(command, models, with_labels(photos), tmp_path / "out", "--profile", trace)
+    assert said(cli.main, *call)[0] == 0
+    events = json.loads(trace.read_text())["traceEvents"]
+    assert {e["cat"] for e in events if e["ph"] == "X"} >= {"readers", "model", "writers"}
