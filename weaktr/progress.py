@@ -39,7 +39,7 @@ def set_up_logging(level: int = logging.INFO) -> None:
         )
         if not console.is_terminal:
             handler = logging.StreamHandler()
-            handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+            handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         log.addHandler(handler)
         log.propagate = False
     log.setLevel(level)

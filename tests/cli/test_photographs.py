@@ -228,7 +228,7 @@ def test_masks_do_not_depend_on_queues_or_threads(models, tmp_path, monkeypatch)
         files = [path for path in out.rglob("*") if path.is_file() and path.name != "inputs.json"]
         contents.append({path.relative_to(out): path.read_bytes() for path in files})
     assert contents[0] == contents[1]
-    assert len(contents[0]) == 9 * 4 + 2
+    assert len(contents[0]) == 9 * 4 + 3
 
 
 def test_confidence_and_cams_are_written_where_asked(models, tmp_path):
@@ -277,6 +277,18 @@ def test_classes_are_predicted_where_nobody_gave_any(models, tmp_path, caplog):
     call = arguments("label", models, photos, kept, *more, "--set", "unlabelled=background")
     assert said(cli.main, *call)[0] == 0
     assert all(entry.labels == (0,) for entry in MaskFolder(kept).entries.values())
+
+
+def test_labels_of_another_name_are_not_passed_over(models, tmp_path):
+    photos = tmp_path / "photos"
+    photo(photos / "a.png", 60, 50)
+    with_labels(photos).joinpath("labels.csv").rename(photos / "lables.csv")
+    code, text = said(cli.main, *arguments("label", models, photos, tmp_path / "out"))
+    assert code == cli.WRONG_INPUT
+    assert "found lables.csv: give it by --labels" in " ".join(text.split())
+    (photos / "lables.csv").rename(photos / "train.csv")
+    assert said(cli.main, *arguments("label", models, photos, tmp_path / "out"))[0] == 0
+    assert MaskFolder(tmp_path / "out").entries["a"].predicted is None
 
 
 def test_given_labels_are_not_predicted(models, tmp_path):

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from weaktr.progress import log
+
 if TYPE_CHECKING:
     from weaktr.config import LabelConfig, PredictConfig
+    from weaktr.data import Sample
+    from weaktr.stages.masks import MaskReport
 
 #: Exit codes beside 0.
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
@@ -39,6 +44,29 @@ def add_profile(parser: argparse.ArgumentParser) -> None:
         help="write what readers, model and writers did when, for chrome://tracing or "
         "ui.perfetto.dev",
     )
+
+
+def show_masks(
+    report: MaskReport, out: Path, samples: Sequence[Sample], names: Sequence[str] | None
+) -> int:
+    """Say what is in a folder of masks, in a table and a picture; returns the exit code.
+
+    Args:
+        report: of the command that made them.
+        out: the folder.
+        samples: its images.
+        names: of the classes; None = not known.
+    """
+    from weaktr.evaluation.overview import draw_contact_sheet, print_labels
+
+    last = max(report.images_of, default=0)
+    classes = names or [f"class {index}" for index in range(last)]
+    labels = ["background", *classes]
+    print_labels(report.images_of, labels, report.masks)
+    log.info("masks: %s", out / "masks")
+    if picture := draw_contact_sheet(out, samples, labels):
+        log.info("contact sheet: %s", picture)
+    return FAILED if report.left_out else 0
 
 
 def keys(settings: type[LabelConfig | PredictConfig]) -> str:

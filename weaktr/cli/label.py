@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from weaktr.cli.common import FAILED, add_device, add_profile, add_set, keys
+from weaktr.cli.common import add_device, add_profile, add_set, keys, show_masks
 from weaktr.config import LabelConfig, PredictConfig
 from weaktr.progress import log
 from weaktr.recipes import as_tree, identity, with_settings
 
 if TYPE_CHECKING:
     from weaktr.data import Sample
-    from weaktr.stages.masks import MaskReport
 
 HELP = """\
 Pseudo labels for images with image-level labels: CAMs, threshold, CRF, palette PNGs.
@@ -38,9 +37,11 @@ or CRF then takes no model and no labels.csv.
 
   weaktr label labels/cams photos/ --set threshold=0.35 --out labels_35/
 
-Started again, it goes on with the images that are left. An image with a side above max_side
-(default 1024) is labelled at that size and its mask enlarged. An image that cannot be read, or
-does not fit the memory, is named and left out; the exit code is then 1.
+OUT gets masks/, before_refinement/ with the masks before the CRF, index.jsonl, and
+contact_sheet.png with some of the results. Started again, it goes on with the images that are
+left. An image with a side above max_side (default 1024) is labelled at that size and its mask
+enlarged. An image that cannot be read, or does not fit the memory, is named and left out; the exit
+code is then 1.
 """
 #: What ``--emit`` takes.
 EMITTED = ("mask", "confidence", "cam")
@@ -72,11 +73,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     emit = emitted(arguments)
     if arguments.checkpoint.is_dir():
-        report = _label_stored_cams(arguments, emit)
-    else:
-        report = _label_by_model(arguments, emit)
-    log.info("masks: %s", arguments.out / "masks")
-    return FAILED if report.left_out else 0
+        return _label_stored_cams(arguments, emit)
+    return _label_by_model(arguments, emit)
 
 
 def emitted(arguments: argparse.Namespace) -> list[str]:
@@ -93,7 +91,7 @@ def emitted(arguments: argparse.Namespace) -> list[str]:
     return sorted(set(names) - {"mask"})
 
 
-def _label_stored_cams(arguments: argparse.Namespace, emit: list[str]) -> MaskReport:
+def _label_stored_cams(arguments: argparse.Namespace, emit: list[str]) -> int:
     """Threshold and refine CAMs that are there."""
     from weaktr import data
     from weaktr.inference.stored_cams import StoredCams
@@ -120,25 +118,36 @@ def _label_stored_cams(arguments: argparse.Namespace, emit: list[str]) -> MaskRe
     samples = data.unlabelled(arguments.images).samples
     cams = StoredCams(folder, samples, choose_device(arguments.device))
     begin_masks(arguments.out, folder, inputs)
-    return label(cams, samples, arguments.out, settings, emit=emit, profile=arguments.profile)
+    report = label(cams, samples, arguments.out, settings, emit=emit, profile=arguments.profile)
+    return show_masks(report, arguments.out, samples, None)
 
 
 def _samples(arguments: argparse.Namespace, names: Sequence[str] | None) -> tuple[Sample, ...]:
-    """The images: with image-level labels where there is a file of them, else without."""
-    from weaktr import data
+    """The images: with image-level labels where there is a file of them, else without.
 
-    if arguments.labels is None and not (arguments.images / "labels.csv").is_file():
+    Raises:
+        ValueError: a file that may be meant as the labels, but has another name.
+    """
+    from weaktr import data
+    from weaktr.data.sources.folder import label_file
+
+    images = arguments.images
+    if arguments.labels is None and label_file(images) is None:
+        if others := sorted(f.name for kind in ("csv", "json") for f in images.glob(f"*.{kind}")):
+            raise ValueError(
+                f"{images}: expected labels.csv for image-level labels, found {others[0]}: give it "
+                "by --labels, or move it away to let the model predict what each image shows"
+            )
         log.warning(
-            "%s: no labels.csv and no --labels, so the model predicts what each image shows",
-            arguments.images,
+            "%s: no labels.csv and no --labels, so the model predicts what each image shows", images
         )
-        return data.unlabelled(arguments.images).samples
+        return data.unlabelled(images).samples
     if names is None:
         raise ValueError(f"{arguments.checkpoint}: this checkpoint does not name its classes")
     return data.folder(arguments.images, arguments.labels, classes=names).samples
 
 
-def _label_by_model(arguments: argparse.Namespace, emit: list[str]) -> MaskReport:
+def _label_by_model(arguments: argparse.Namespace, emit: list[str]) -> int:
     """By a stage-1 model: CAMs of the image-level labels, or of the classes that it predicts.
 
     By a stage-2 model: predictions among the image-level labels, where there are any.
@@ -152,7 +161,8 @@ def _label_by_model(arguments: argparse.Namespace, emit: list[str]) -> MaskRepor
 
     out, profile = arguments.out, arguments.profile
     model, description = checkpoints.load(arguments.checkpoint, choose_device(arguments.device))
-    samples = _samples(arguments, description.get("classes", {}).get("names"))
+    names = description.get("classes", {}).get("names")
+    samples = _samples(arguments, names)
     if isinstance(model, Segmenter):
         if emit:
             raise ValueError(
@@ -161,9 +171,11 @@ def _label_by_model(arguments: argparse.Namespace, emit: list[str]) -> MaskRepor
             )
         choices = with_settings(PredictConfig(), arguments.set)
         begin_masks(out, arguments.checkpoint, identity(choices))
-        return predict(model, samples, out, choices, given_classes=True, profile=profile)
+        report = predict(model, samples, out, choices, given_classes=True, profile=profile)
+        return show_masks(report, out, samples, names)
     settings = with_settings(LabelConfig(), arguments.set)
     source = CamsOfModel(model, settings, settings.predict_above)
     del model  # on a CPU the source has its own copy of most weights
     begin_masks(out, arguments.checkpoint, identity(settings))
-    return label(source, samples, out, settings, emit=emit, profile=profile)
+    report = label(source, samples, out, settings, emit=emit, profile=profile)
+    return show_masks(report, out, samples, names)

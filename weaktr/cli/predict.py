@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from weaktr.cli.common import FAILED, add_device, add_profile, add_set, keys
+from weaktr.cli.common import add_device, add_profile, add_set, keys, show_masks
 from weaktr.config import PredictConfig
 from weaktr.progress import log
 from weaktr.recipes import identity, with_settings
@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
         require_suffix(arguments.archive)
     ensemble = [f"ensemble={arguments.ensemble}"] if arguments.ensemble else []
     settings = with_settings(PredictConfig(), arguments.set + ensemble)
-    model, _ = checkpoints.load(arguments.checkpoint, choose_device(arguments.device))
+    model, description = checkpoints.load(arguments.checkpoint, choose_device(arguments.device))
     if not isinstance(model, Segmenter):
         raise ValueError(f"{arguments.checkpoint}: expected a stage-2 checkpoint, got stage 1")
     samples = data.unlabelled(arguments.images).samples
@@ -82,9 +82,9 @@ def run(arguments: argparse.Namespace) -> int:
     begin_masks(out, arguments.checkpoint, identity(settings))
     emit = ["scores"] if arguments.dump_scores else []
     report = predict(model, samples, out, settings, emit=emit, profile=arguments.profile)
-    log.info("masks: %s", out / "masks")
+    code = show_masks(report, out, samples, description.get("classes", {}).get("names"))
     if arguments.archive is not None:
         names = [sample.name for sample in samples]
         write_voc_archive(arguments.archive, MaskFolder(out), names, arguments.comp)
         log.info("for the VOC server: %s", arguments.archive)
-    return FAILED if report.left_out else 0
+    return code

@@ -18,10 +18,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from weaktr.data.classes import IGNORE, palette
+from weaktr.evaluation.overlay import overlay
 from weaktr.files import write_bytes
 
-#: Opacity of masks and CAMs over the image.
-_OPACITY = 0.7
 _CELL = 2.3  # inches
 BACKDROP = "#fbfaf7"
 
@@ -112,27 +111,6 @@ def figure_bytes(figure: Figure, suffix: str) -> bytes:
         figure.savefig(buffer, format=suffix[1:], dpi=130, facecolor=BACKDROP, metadata=metadata)
     plt.close(figure)
     return buffer.getvalue()
-
-
-def overlay(image: np.ndarray, mask: np.ndarray, opacity: float = _OPACITY) -> np.ndarray:
-    """Labels in the VOC colours over the greyed image.
-
-    Args:
-        image: uint8 [H, W, 3] RGB.
-        mask: uint8 [H, W] labels; 255 is drawn white.
-        opacity: of the colours, 0..1.
-
-    Returns:
-        uint8 [H, W, 3].
-    """
-    colours = palette().astype(np.float32)
-    colours[IGNORE] = 255
-    grey = image.mean(2, keepdims=True)
-    background = 0.3 * grey + 0.25 * image
-    blended = np.where(
-        mask[..., None] == 0, background, (1 - opacity) * grey + opacity * colours[mask]
-    )
-    return blended.round().clip(0, 255).astype(np.uint8)
 
 
 def heat_overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:

@@ -85,13 +85,7 @@ def folder(
             image and malformed row, all at once.
     """
     root = require_folder(root)
-    path = (
-        Path(labels_file)
-        if labels_file
-        else first_file(
-            root / f"{stem}{suffix}" for stem in (split, "labels") for suffix in (".csv", ".json")
-        )
-    )
+    path = Path(labels_file) if labels_file else label_file(root, split)
     if path is None:
         raise ValueError(
             f"labels_file: expected {split}.csv, {split}.json, labels.csv or labels.json in "
@@ -112,6 +106,13 @@ def folder(
         labels = _indices(row, known, path, faults)
         samples.append(Sample(name, image, labels, mask if mask.is_file() else None, row.source))
     return collect_or_raise(Manifest("folder", split, known, tuple(samples)), faults, problems)
+
+
+def label_file(root: str | Path, split: str = "train") -> Path | None:
+    """The file that says what the images of a folder show, see `folder`; None = there is none."""
+    return first_file(
+        Path(root) / f"{stem}{suffix}" for stem in (split, "labels") for suffix in (".csv", ".json")
+    )
 
 
 def unlabelled(root: str | Path, classes: Sequence[str] = (), *, split: str = "all") -> Manifest:
