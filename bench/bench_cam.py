@@ -7,6 +7,7 @@ busy moment of the machine meets all of them.
 from functools import cache
 from typing import NamedTuple
 
+import cam_work
 import pytest
 from cam_work import CLASSES, KEPT, Process, taken
 from conftest import largest_difference
@@ -30,7 +31,7 @@ class Measured(NamedTuple):
 
 def in_turns(rows: list[str], work: str, *sizes: object) -> dict[str, Measured]:
     """Run every row in turns; their results are compared with that of the first."""
-    processes = {row: Process(work, row, *sizes) for row in rows}
+    processes = {row: Process(cam_work.__file__, work, row, *sizes) for row in rows}
     first = {row: process.ask("first") for row, process in processes.items()}
     results = {row: taken(answer) for row, answer in first.items()}
     seconds: dict[str, list[float]] = {row: [] for row in rows}

@@ -40,16 +40,21 @@ KEPT = ", memory kept"
 
 
 class Process:
-    """One way in a process of its own, which waits until it is asked."""
+    """One way in a process of its own, which waits until it is asked.
 
-    def __init__(self, *arguments: object) -> None:
-        command = [sys.executable, __file__, *map(str, arguments)]
+    Args:
+        program: such as this file.
+        arguments: of its `main`.
+    """
+
+    def __init__(self, program: str, *arguments: object) -> None:
+        command = [sys.executable, program, *map(str, arguments)]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
     def ask(self, question: str) -> dict[str, Any]:
-        """The answer to "first" or "again"."""
+        """The program's answer to a line, such as "first" or "again"."""
         assert self._process.stdin and self._process.stdout
         self._process.stdin.write(question + "\n")
         self._process.stdin.flush()

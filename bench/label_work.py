@@ -22,7 +22,8 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,13 @@ from weaktr.cli.memory import keep_freed_memory
 from weaktr.config import CamModelConfig, LabelConfig, PredictConfig, SegModelConfig
 from weaktr.data import Sample
 from weaktr.data.classes import palette
-from weaktr.inference.cams import CamsOfModel
+from weaktr.data.masks import RefinedMasks
+from weaktr.inference.cams import CPU_BATCH, CamsOfModel
+from weaktr.inference.labels import scores_from_cams
 from weaktr.models import CamModel, Segmenter
 from weaktr.ops import unary_from_labels, unary_from_probabilities
+from weaktr.refine import Maps, choose_refiners, refine
+from weaktr.refine.maps import best_labels
 from weaktr.stages.label import label
 from weaktr.stages.predict import predict
 
@@ -85,6 +90,48 @@ def weaktr_way(work: str, amp: Any, crf: bool, device: str) -> Callable[[list[Sa
 
 def void(_: object) -> None:
     """Nothing."""
+
+
+#: What `parts_of_weaktr` times.
+PARTS = ("read and resize", "CAMs", "threshold", "CRF", "PNG and digest")
+
+
+def parts_of_weaktr(samples: list[Sample], out: Path, source: CamsOfModel) -> dict[str, float]:
+    """Seconds of each part, one after the other; the CRF in batches, as it is used."""
+    seconds = dict.fromkeys(PARTS, 0.0)
+    refiners = choose_refiners(LABEL)
+    device = source.device
+    masks = RefinedMasks(out, refined=True)
+    for first in range(0, len(samples), CPU_BATCH):
+        chosen = samples[first : first + CPU_BATCH]
+        with timed(seconds, "read and resize", device):
+            batch = [source.read(sample) for sample in chosen]
+        with timed(seconds, "CAMs", device):
+            all_cams = source.cams(batch)
+        with timed(seconds, "threshold", device):
+            scores = [scores_from_cams(cams.maps, LABEL.threshold) for cams in all_cams]
+            plain = [Maps(best_labels(one), len(one), one) for one in scores]
+        with timed(seconds, "CRF", device):
+            images = [torch.from_numpy(one.photograph.pixels).to(device) for one in batch]
+            refined = refine(refiners, images, plain)
+        with timed(seconds, "PNG and digest", device):
+            for sample, one, two in zip(chosen, plain, refined, strict=True):
+                masks.record(
+                    masks.write(
+                        sample.name, one.labels.numpy(force=True), two.labels.numpy(force=True)
+                    )
+                )
+    return seconds
+
+
+@contextmanager
+def timed(seconds: dict[str, float], part: str, device: torch.device) -> Iterator[None]:
+    """Add the time of the body of a ``with`` statement."""
+    start = time.perf_counter()
+    yield
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    seconds[part] += time.perf_counter() - start
 
 
 @torch.no_grad()
@@ -168,24 +215,28 @@ def main(work: str, way: str, device: str, threads: str, photos: str) -> None:
     torch.set_num_threads(int(threads))
     logging.getLogger("weaktr").setLevel(logging.ERROR)
     crf = not way.endswith("no CRF")
+    run: Callable[..., Any]
     if way.startswith("published"):
         run = published_way(work, crf, device, int(threads))
     else:
         keep_freed_memory()
         run = weaktr_way(work, "bf16" if "bf16" in way else "none", crf, device)
     samples = read_samples(Path(photos))
+    if work == "parts":
+        source = CamsOfModel(cam_model(device), LABEL)
+        run = partial(parts_of_weaktr, source=source)
     for line in sys.stdin:
         chosen = samples[:1] if line.strip() == "first" else samples
         out = Path(tempfile.mkdtemp())
         start = time.perf_counter()
-        run(chosen, out)
+        parts = run(chosen, out)
         seconds = time.perf_counter() - start
         if chosen is not samples:
             shutil.rmtree(out)
             print("{}", flush=True)
             continue
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        answer = {"seconds": seconds, "peak": peak, "masks": str(out)}
+        answer = {"seconds": seconds, "peak": peak, "masks": str(out), "parts": parts}
         print(json.dumps(answer), flush=True)
 
 

@@ -37,7 +37,7 @@ from weaktr.ops.registry import takes
 #: `HeadStatsInputs`, with `lse` known, as torch writes it.
 SCHEMA = (
     "Tensor q, Tensor k, Tensor lse, SymInt num_classes, SymInt num_patches, float scale, "
-    "bool column_means, SymInt[]? tokens=None, SymInt[]? patches=None"
+    "bool column_means, SymInt[]? tokens=None, SymInt[]? patches=None, Tensor? rows=None"
 )
 
 
@@ -90,12 +90,13 @@ def _(q: Tensor, *_: Any) -> Tensor:
     "weaktr::attention_stats", mutates_args=(), schema=f"({SCHEMA}) -> (Tensor, Tensor)"
 )
 def attention_stats(*arguments: Any) -> tuple[Tensor, Tensor]:
-    """Class rows [B, H, C, P] and column means [B, H, P] (none: [B, H, 0]), both float32."""
+    """Class rows [B, H, R, P] and column means [B, H, P] (none: [B, H, 0]), both float32."""
     inputs = HeadStatsInputs(*arguments)
-    q, k, lse, num_classes, num_patches, scale, column_means, tokens, patches = inputs
+    q, k, lse, _, num_patches, scale, column_means, tokens, patches, chosen = inputs
+    num_rows = inputs.num_rows
     assert lse is not None
     batch, heads, count, dim = q.shape
-    rows = torch.empty(batch, heads, num_classes, num_patches, dtype=torch.float32, device=q.device)
+    rows = torch.empty(batch, heads, num_rows, num_patches, dtype=torch.float32, device=q.device)
     means = rows.new_empty(batch, heads, num_patches if column_means else 0)
     if rows.numel() == 0:
         return rows, means
@@ -107,16 +108,17 @@ def attention_stats(*arguments: Any) -> tuple[Tensor, Tensor]:
     def launch(config: Config) -> None:
         grid = (triton.cdiv(most, config["BLOCK_J"]) * images * heads,)
         _stats_kernel[grid](
-            *(q, q.stride(), k, k.stride(), lse, lse.stride(), rows, means, table),
-            *(heads, count, num_patches, most, dim, num_classes, scale),
+            *(q, q.stride(), k, k.stride(), lse, lse.stride(), rows, means, table, chosen),
+            *(heads, count, num_patches, most, dim, num_rows, scale),
             PACKED=table is not None,
+            CHOSEN=chosen is not None,
             MEANS=column_means,
             BLOCK_D=block_of(dim),
             PRECISION=dot_precision(),
             **config,
         )
 
-    key = (*key_of_attention(q, most_tokens, images), bucket(num_classes), int(column_means))
+    key = (*key_of_attention(q, most_tokens, images), bucket(num_rows), int(column_means))
     with torch.cuda.device_of(q):
         launch(best_config(_stats_kernel, key, configs_of(q), launch, q.device))
     return rows, means
@@ -126,7 +128,7 @@ def attention_stats(*arguments: Any) -> tuple[Tensor, Tensor]:
 def _(*arguments: Any) -> tuple[Tensor, Tensor]:
     inputs = HeadStatsInputs(*arguments)
     maps, patches = inputs.q.shape[:2], inputs.num_patches
-    rows = inputs.q.new_empty(*maps, inputs.num_classes, patches, dtype=torch.float32)
+    rows = inputs.q.new_empty(*maps, inputs.num_rows, patches, dtype=torch.float32)
     return rows, rows.new_empty(*maps, patches if inputs.column_means else 0)
 
 
@@ -195,14 +197,16 @@ def _stats_kernel(
     class_rows,
     means,
     table,
+    chosen,
     heads,
     tokens,
     num_patches,
     most_patches,
     dim,
-    num_classes,
+    num_rows,
     scale,
     PACKED: tl.constexpr,
+    CHOSEN: tl.constexpr,
     MEANS: tl.constexpr,
     BLOCK_I: tl.constexpr,
     BLOCK_J: tl.constexpr,
@@ -216,10 +220,10 @@ def _stats_kernel(
     k = _image_of(k, k_strides, image, head, first, PACKED)
     lse = _image_of(lse, lse_strides, image, head, first, PACKED)
     if PACKED:
-        class_rows += head * num_classes * num_patches + before
+        class_rows += head * num_rows * num_patches + before
         means += head * num_patches + before
     else:
-        class_rows += index * num_classes * num_patches
+        class_rows += index * num_rows * num_patches
         means += index * num_patches
     if block * BLOCK_J >= patches:  # the image is smaller than the largest
         return
@@ -227,12 +231,15 @@ def _stats_kernel(
     inside = columns < patches
     ahead = own - patches  # class and register tokens
     keys = load_rows(k, ahead + columns, inside, k_strides[2], k_strides[3], dim, BLOCK_D)
-    for start in range(0, num_classes, BLOCK_I):
+    for start in range(0, num_rows, BLOCK_I):
         rows = start + tl.arange(0, BLOCK_I)
-        valid = rows < num_classes
-        queries = load_rows(q, rows, valid, q_strides[2], q_strides[3], dim, BLOCK_D)
+        valid = rows < num_rows
+        classes = rows
+        if CHOSEN:
+            classes = tl.load(chosen + image * num_rows + rows, mask=valid, other=0)
+        queries = load_rows(q, classes, valid, q_strides[2], q_strides[3], dim, BLOCK_D)
         logits = log2_attention(queries, keys, scale, PRECISION)
-        attention = tl.exp2(logits - load_lse(lse, rows, valid, lse_strides[2])[:, None])
+        attention = tl.exp2(logits - load_lse(lse, classes, valid, lse_strides[2])[:, None])
         target = class_rows + rows.to(tl.int64)[:, None] * num_patches + columns[None, :]
         tl.store(target, attention, mask=valid[:, None] & inside[None, :])
     if MEANS:

@@ -58,6 +58,8 @@ def attention_kernels(dtype: torch.dtype, dim: int) -> None:
     layouts = ((), ([40], [37]))
     for column_means, layout in product((True, False), layouts):
         head_stats_triton(HeadStatsInputs(q, k, None, 3, 37, 0.1, column_means, *layout))
+    rows = torch.zeros(1, 2, dtype=torch.int64)
+    head_stats_triton(HeadStatsInputs(q, k, None, 3, 37, 0.1, False, *layouts[1], rows))
     lse, weights, values = torch.zeros(1, 2, 40), torch.zeros(1, 2), torch.zeros(1, 37, 5)
     for layout in layouts:
         tensors = [t.requires_grad_() for t in (weights, values)]

@@ -111,6 +111,29 @@ def test_packed_batch_equals_its_images(tokens, patches, known, backend):
     assert rows.column_means is None
 
 
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("column_means", [False, True])
+@pytest.mark.parametrize("classes", [[[2], [0, 2], []], [[], [], []], [[0, 1, 2], [2, 1], [1]]])
+def test_rows_of_each_images_own_classes(classes, column_means, known, backend):
+    tokens, patches = [12, 50, 7], [7, 41, 4]
+    q, k = (x[0] for x in attention_inputs(1, 4, 0, sum(tokens), 16, backend=backend))
+    sizes = {"num_classes": 3, "tokens": tokens, "patches": patches, "backend": backend}
+    everything = head_stats_packed(q, k, **sizes)
+    lse = everything.lse.to(q.dtype) if known else None
+    chosen = head_stats_packed(q, k, lse=lse, column_means=column_means, classes=classes, **sizes)
+    assert chosen.class_rows.shape == (4, max(1, *map(len, classes)), sum(patches))
+    parts = zip(
+        chosen.class_rows.split(patches, 2), everything.class_rows.split(patches, 2), classes,
+        strict=True,
+    )  # fmt: skip
+    for own, every_row, indices in parts:
+        assert_close(own[:, : len(indices)], every_row[:, indices], tolerance_row(backend))
+        assert torch.isfinite(own).all()
+    if column_means:
+        assert_close(chosen.column_means, everything.column_means, tolerance_row(backend))
+    assert_close(chosen.lse, everything.lse, tolerance_row(backend))
+
+
 def test_packed_batch_of_no_image(backend):
     q = torch.zeros(4, 0, 16, device=home(backend))
     stats = head_stats_packed(q, q, num_classes=3, tokens=[], patches=[], backend=backend)
@@ -168,6 +191,8 @@ def test_wrong_shapes_are_named():
         ({"tokens": [9, 50]}, r"patches: expected one number per image.* \[9, 50\], got"),
         ({"tokens": [9, 50, 7]}, r"tokens: expected a sum of ΣN = 65, got 66"),
         ({"num_classes": 3}, r"C \+ P <= N for each image, got C = 3, P = \[7, 41, 4\]"),
+        ({"classes": [[0], [1]]}, r"classes: expected a list of indices 0..1 for each of the 3"),
+        ({"classes": [[0], [2], []]}, r"classes: expected a list of indices 0..1 .* got"),
     ],
 )
 def test_wrong_packing_is_named(changes, message):

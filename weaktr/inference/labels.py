@@ -12,6 +12,7 @@ from weaktr.inference.results import LabelMaps, hand_over
 from weaktr.inference.timeline import Steps, Timeline
 from weaktr.inference.transfer import pinned, upload
 from weaktr.refine import Maps, Refiner, refine
+from weaktr.refine.maps import best_labels
 
 
 def scores_from_cams(cams: Tensor, threshold: float) -> Tensor:
@@ -46,7 +47,7 @@ def labels_from_cams(cams: Tensor, threshold: float) -> Tensor:
     Returns:
         uint8 [H, W]: 0 = background, i + 1 = the i-th CAM.
     """
-    return scores_from_cams(cams, threshold).argmax(0).to(torch.uint8)  # the first of equal ones
+    return best_labels(scores_from_cams(cams, threshold))
 
 
 @torch.inference_mode()
@@ -81,8 +82,7 @@ def label_maps(
         for cams in all_cams:
             scores = scores_from_cams(cams.maps, threshold)
             confidence = scores.amax(0) if "confidence" in emit else None
-            labels = scores.argmax(0).to(torch.uint8)  # of equal scores the first
-            plain.append(Maps(labels, len(scores), scores, confidence))
+            plain.append(Maps(best_labels(scores), len(scores), scores, confidence))
     with steps.step("refinement"):
         refined = plain
         if refiners:

@@ -20,6 +20,7 @@ from weaktr.inference.timeline import Steps, Timeline
 from weaktr.inference.transfer import pinned, upload
 from weaktr.models import Segmenter
 from weaktr.refine import Maps, Refiner, choose_refiners, refine
+from weaktr.refine.maps import best_labels
 
 #: Bytes of the probabilities of the photographs of a batch, and how many they are at most.
 BATCH_BYTES, MOST_IMAGES = 256 * MIB, {"cpu": 4, "cuda": 16}
@@ -97,7 +98,7 @@ class Predictor:
                 if self.given_classes and one.sample.labels is not None:
                     possible = {0, *(index + 1 for index in one.sample.labels)}
                     own[[label for label in range(len(own)) if label not in possible]] = 0
-            plain = [one.argmax(0).to(torch.uint8) for one in scores]
+            plain = [best_labels(one) for one in scores]
         with steps.step("refinement"):
             refined = plain
             if self.refiners:

@@ -250,10 +250,13 @@ class CamModel(BackboneModel):
         by_image = zip(values.split(batch.patches), classes, batch.grids, strict=True)
         return [part[:, : len(own)].T.unflatten(1, grid) for part, own, grid in by_image]
 
-    def _class_map(self, patch_map: Tensor) -> Tensor:
-        """The head's map [b, C, h, w] of patches [b, D, h, w]."""
-        scores: Tensor = self.head(patch_map.to(self.head.weight.dtype))
-        return scores
+    def _class_map(self, patch_map: Tensor, classes: Tensor | None = None) -> Tensor:
+        """The head's map of patches [b, D, h, w]: [b, C, h, w], or of K chosen classes alone."""
+        weight, bias = self.head.weight, self.head.bias
+        if classes is not None:
+            weight = weight.index_select(0, classes)
+            bias = None if bias is None else bias.index_select(0, classes)
+        return F.conv2d(patch_map.to(weight.dtype), weight, bias, padding=1)
 
     def _coarse(self, encoding: Encoding, classes: Sequence[Sequence[int]]) -> Tensor:
         """ReLU of the head for each packed image's own classes.
@@ -266,7 +269,9 @@ class CamModel(BackboneModel):
         width = max(1, *map(len, classes))
         indices = _indices(classes, encoding.tokens.device)
         for patch_map, own in zip(encoding.patch_maps, indices, strict=True):
-            scores = F.relu(self._class_map(patch_map)[0].index_select(0, own))
+            scores = patch_map.new_zeros(0, *patch_map.shape[2:])
+            if len(own):
+                scores = F.relu(self._class_map(patch_map, own)[0])
             parts.append(F.pad(scores.flatten(1).T, (0, width - len(own))))
         return torch.cat(parts).float()
 
@@ -287,16 +292,16 @@ class CamModel(BackboneModel):
         lengths, patches = batch.lengths, batch.patches
         stats = head_stats_packed(
             q, k, num_classes=self.num_classes, tokens=lengths, patches=patches, lse=lse,
-            column_means=False,
+            column_means=False, classes=classes,
         )  # fmt: skip
         values = coarse
         if attention_type != "coarse":
             rows_of_layers = stats.class_rows.unflatten(0, weights.shape[1:])
             parts = []
             for own, weight, rows in zip(
-                _indices(classes, q.device), weights, rows_of_layers.split(patches, 3), strict=True
+                classes, weights, rows_of_layers.split(patches, 3), strict=True
             ):
-                cross = cross_attention(weight[None], rows[None].index_select(3, own).float())[0]
+                cross = cross_attention(weight[None], rows[None, :, :, : len(own)].float())[0]
                 parts.append(F.pad(cross.T, (0, coarse.shape[1] - len(own))))
             values = torch.cat(parts)
             if attention_type == "fused":

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from weaktr.config import LabelConfig, PredictConfig
 from weaktr.ops.dense_crf.presets import PRESETS, DenseCRF
-from weaktr.refine.maps import Maps
+from weaktr.refine.maps import Maps, best_labels
 
 FIELDS = tuple(field.name for field in fields(DenseCRF))
 
@@ -73,7 +72,7 @@ class CrfRefiner:
                 raise ValueError("maps: expected scores for a CRF without gt_prob, got none")
             marginals = self.crf.refine_probabilities(own_images, scores, num_threads=num_threads)
             results = [
-                Maps(q.argmax(0).to(torch.uint8), len(q), q, q.amax(0) if confidence else None)
+                Maps(best_labels(q), len(q), q, q.amax(0) if confidence else None)
                 for q in marginals
             ]
         for index, result in zip(indices, results, strict=True):

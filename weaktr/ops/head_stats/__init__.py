@@ -51,6 +51,14 @@ class HeadStatsInputs(NamedTuple):
     column_means: bool  #: whether they are wanted
     tokens: list[int] | None = None  #: N of each packed image
     patches: list[int] | None = None  #: P of each packed image
+    #: int64 [images, R] in 0..C-1, on the device of q: the class tokens whose rows are wanted of
+    #: each packed image; None = all C
+    rows: Tensor | None = None
+
+    @property
+    def num_rows(self) -> int:
+        """How many class rows an image gets."""
+        return self.num_classes if self.rows is None else self.rows.shape[1]
 
 
 class HeadStats(NamedTuple):
@@ -116,6 +124,7 @@ def head_stats_packed(
     scale: float | None = None,
     lse: Tensor | None = None,
     column_means: bool = True,
+    classes: Sequence[Sequence[int]] | None = None,
     backend: str = "auto",
 ) -> HeadStats:
     """`head_stats` of images of different sizes, packed one after another; B may be 0.
@@ -129,10 +138,14 @@ def head_stats_packed(
         scale: factor on q·k; 1/sqrt(d) where None.
         lse: [H, ΣN] row log-sum-exp over the keys of the row's own image, where it is known.
         column_means: False skips them.
+        classes: for each image the class tokens whose rows are wanted; None = all of them, which
+            for many classes is much work and memory.
         backend: see `weaktr.ops.registry.Op.pick`.
 
     Returns:
-        `HeadStats` of [H, C, ΣP], [H, ΣP] and [H, ΣN], detached.
+        `HeadStats` of [H, C, ΣP], [H, ΣP] and [H, ΣN], detached. With `classes` the class rows are
+        [H, R, ΣP], R the largest number of classes of an image, at least 1; those beyond an image's
+        own classes mean nothing.
 
     Raises:
         ValueError: shapes that do not fit together.
@@ -149,6 +162,14 @@ def head_stats_packed(
         )
     if lse is not None and lse.shape != q.shape[:2]:
         raise ValueError(f"lse: expected shape {tuple(q.shape[:2])}, got {tuple(lse.shape)}")
+    if classes is not None and (
+        len(classes) != len(tokens)
+        or any(not 0 <= index < num_classes for own in classes for index in own)
+    ):
+        raise ValueError(
+            f"classes: expected a list of indices 0..{num_classes - 1} for each of the "
+            f"{len(tokens)} images, got {[list(own) for own in classes]}"
+        )
     inputs = HeadStatsInputs(
         q.detach()[None],
         k.detach()[None],
@@ -159,10 +180,21 @@ def head_stats_packed(
         column_means,
         list(tokens),
         list(patches),
+        None if classes is None else _table(classes, q.device),
     )
     stats = _run(inputs, backend)
     means = None if stats.column_means is None else stats.column_means[0]
     return HeadStats(stats.class_rows[0], means, stats.lse[0])
+
+
+def _table(classes: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """int64 [images, R]: the classes of each image, then zeros."""
+    width = max(1, *map(len, classes)) if classes else 1
+    table = torch.tensor([[*own, *[0] * (width - len(own))] for own in classes], dtype=torch.int64)
+    table = table.view(len(classes), width)
+    if device.type == "cuda":
+        table = table.pin_memory()
+    return table.to(device, non_blocking=True)
 
 
 def _run(inputs: HeadStatsInputs, backend: str) -> HeadStats:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import product
 
 import torch
+from torch import Tensor
 
 from weaktr.ops.attention_maps import attention_logits, full_precision, tiles
 from weaktr.ops.head_stats import HeadStats, HeadStatsInputs
@@ -12,9 +13,11 @@ from weaktr.ops.head_stats import HeadStats, HeadStatsInputs
 
 def head_stats_torch(inputs: HeadStatsInputs) -> HeadStats:
     """The definition, image by image if packed."""
-    q, k, lse, num_classes, _, scale, column_means, tokens, patches = inputs
+    q, k, lse, num_classes, _, scale, column_means, tokens, patches, rows = inputs
     if not tokens or not patches:
         return _stats_of_maps(inputs)
+    if rows is not None and lse is not None and not column_means:
+        return HeadStats(_chosen_rows(inputs), None, full_precision(lse))
     known = [None] * len(tokens) if lse is None else lse.split(tokens, 2)
     images = zip(q.split(tokens, 2), k.split(tokens, 2), known, patches, strict=True)
     parts = [
@@ -22,11 +25,28 @@ def head_stats_torch(inputs: HeadStatsInputs) -> HeadStats:
         for queries, keys, own, count in images
     ]
     means = [part.column_means for part in parts if part.column_means is not None]
+    class_rows = [part.class_rows for part in parts]
+    if rows is not None:
+        class_rows = [all_rows[:, :, own] for all_rows, own in zip(class_rows, rows, strict=True)]
     return HeadStats(
-        torch.cat([part.class_rows for part in parts], -1),
+        torch.cat(class_rows, -1),
         torch.cat(means, -1) if column_means else None,
         torch.cat([part.lse for part in parts], -1),
     )
+
+
+def _chosen_rows(inputs: HeadStatsInputs) -> Tensor:
+    """[1, H, R, ΣP], the rows of some class tokens of packed images, of known log-sum-exp."""
+    q, k, lse, *_, tokens, patches, rows = inputs
+    assert lse is not None and tokens is not None and patches is not None and rows is not None
+    parts = []
+    images = zip(*(x[0].split(tokens, 1) for x in (q, k, lse)), patches, rows, strict=True)
+    for queries, keys, own_lse, count, own in images:
+        first_patch = keys.shape[1] - count
+        chosen, columns = (full_precision(x) for x in (queries[:, own], keys[:, first_patch:]))
+        logits = attention_logits(chosen, columns, inputs.scale, own_lse[:, own].to(columns.dtype))
+        parts.append(logits.exp_())
+    return torch.cat(parts, -1)[None]
 
 
 def _stats_of_maps(inputs: HeadStatsInputs) -> HeadStats:
