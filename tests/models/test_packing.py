@@ -7,7 +7,7 @@ import torch
 
 from tests.models import small
 from tests.models.test_families import CAM, FAMILIES
-from tests.tolerances import assert_golden
+from tests.tolerances import assert_close, assert_golden
 from weaktr.ops import registry as backends
 
 CLASSES = [(0, 3), (2,), (), (1, 0, 2), (3,)]
@@ -85,3 +85,20 @@ def test_no_image_and_wrong_arguments():
         model.cams_of_sizes(images, [(0,)], attention_type="plain")
     with pytest.raises(ValueError, match=r"H, W >= 16 \(one patch\)"):
         model.cams_of_sizes([torch.zeros(3, 15, 40)], [(0,)])
+
+
+@pytest.mark.parametrize(
+    ("pool", "dtype"), [("max", torch.float32), ("max", torch.bfloat16), ("avg", torch.float32)]
+)
+def test_pooling_in_one_launch_is_pooling_image_by_image(pool, dtype):
+    """With the lengths as a tensor, as on a GPU."""
+    model = small.cam_model(
+        "vit_tiny_patch16_224", 3, image_size=32, pool=pool, reduction=1, feat_reduction=1,
+        backbone_args={"embed_dim": 16, "depth": 1, "num_heads": 2},
+    )  # fmt: skip
+    lengths = [10, 5, 15]
+    attended = torch.randn(1, sum(lengths), 16).to(dtype)
+    expected = model.pooled(attended, lengths)
+    actual = model.pooled(attended, torch.tensor(lengths))
+    assert actual.shape == (3, 2, 8) and actual.dtype == dtype
+    assert_close(actual, expected, "float32")

@@ -10,6 +10,7 @@ import torch
 
 from weaktr import refine as package
 from weaktr.config import LabelConfig, PredictConfig
+from weaktr.ops.dense_crf import device_of_crf
 from weaktr.ops.dense_crf.presets import PRESETS, DenseCRF
 from weaktr.refine import REFINERS, Maps, choose_refiners, refine
 from weaktr.refine.crf import CrfRefiner
@@ -116,3 +117,30 @@ def test_a_further_refiner_is_a_line_in_the_table(monkeypatch):
     for one, other in zip(refined, expected, strict=True):
         assert torch.equal(one.labels, other.labels)
     assert not np.array_equal(refined[0].labels, CrfRefiner(CRF, 0.7)(images, maps)[0].labels)
+
+
+def test_without_cuda_code_the_crf_of_a_gpu_runs_on_the_host(caplog, monkeypatch):
+    """The definition on the GPU would be slower than C++."""
+    pytest.importorskip("weaktr._native", exc_type=ImportError)
+    if torch.cuda.is_available():
+        pytest.skip("the CUDA code may run here")
+    monkeypatch.delenv("WEAKTR_BACKEND", raising=False)
+    assert device_of_crf(torch.device("cuda")) == torch.device("cpu")
+    assert device_of_crf(torch.device("cpu")) == torch.device("cpu")
+    monkeypatch.setenv("WEAKTR_BACKEND", "torch")
+    assert device_of_crf(torch.device("cuda")) == torch.device("cuda")
+
+
+def test_confidence_is_that_of_the_refined_labels():
+    images, maps = batch()
+    for refiner in (CrfRefiner(CRF, 0.7), CrfRefiner(CRF)):
+        for new, one in zip(refiner(images, maps, confidence=True), maps, strict=True):
+            if one.num_labels == 1:
+                assert new is one
+                continue
+            assert new.confidence.shape == one.labels.shape
+            assert 1 / one.num_labels - 1e-6 <= new.confidence.min() <= new.confidence.max() <= 1
+        plain = refiner(images, maps)
+        with_confidence = refiner(images, maps, confidence=True)
+        pairs = zip(plain, with_confidence, strict=True)
+        assert all(torch.equal(a.labels, b.labels) for a, b in pairs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,7 +46,7 @@ class Timeline:
         self._worked: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
         self._rows: dict[tuple[str, str], int] = {}
         self._spans: list[dict[str, Any]] = []
-        self._gpu_spans: list[GpuSpan] = []
+        self._gpu_spans: deque[GpuSpan] = deque()
         self._gpu_start: tuple[torch.cuda.Event, float] | None = None
 
     @contextmanager
@@ -115,10 +115,11 @@ class Timeline:
             self._gpu_spans += spans
 
     def settle(self) -> None:
-        """Count the expected spans that have run."""
+        """Count the expected spans that have run, in the order in which they were expected."""
+        ended = []
         with self._lock:
-            ended = [span for span in self._gpu_spans if span.end.query()]
-            self._gpu_spans = [span for span in self._gpu_spans if span not in ended]
+            while self._gpu_spans and self._gpu_spans[0].end.query():
+                ended.append(self._gpu_spans.popleft())
         for name, begin, end in ended:
             assert self._gpu_start is not None
             event, start = self._gpu_start

@@ -329,13 +329,13 @@ class CamModel(BackboneModel):
                 `weaktr.ops.attention.softmax_attention`.
         """
         tokens, features, kept = batch.tokens, [], []
+        lengths = self._lengths(batch)
         for index in range(len(self.vit.blocks)):
             layer = self.vit.run_block(
                 index, tokens, batch, with_lse=with_lse, statistics=statistics
             )
             tokens = layer.tokens
-            attended = batch.split(layer.attended.detach())
-            features.append(torch.cat([self.pooled(part) for part in attended]))
+            features.append(self.pooled(layer.attended.detach(), lengths))
             kept.append(collect(layer))
         last = self.vit.norm(tokens) if self.config.patch_norm else tokens
         patch_maps = [
@@ -344,14 +344,33 @@ class CamModel(BackboneModel):
         ]
         return Encoding(tokens, patch_maps, torch.stack(features, 1), kept)
 
-    def pooled(self, attended: Tensor) -> Tensor:
+    def pooled(self, attended: Tensor, lengths: list[int] | Tensor | None = None) -> Tensor:
         """[B, N, D] -> [B, H, d], pooled over all tokens.
 
         Head j takes the channels j, j + H, j + 2H, ..., as in the published model: its fusion
         weights depend on this order. Source: reference.md 7.
+
+        Args:
+            attended: of images of one size, or packed [1, ΣN, D].
+            lengths: N of each packed image; a tensor on the device has them pooled in one launch.
         """
-        pooled = attended.amax(1) if self.config.pool == "max" else attended.mean(1)
+        is_max = self.config.pool == "max"
+        if isinstance(lengths, Tensor):
+            values = attended[0] if is_max else attended[0].float()
+            pooled = torch.segment_reduce(  # unsafe: the lengths are not read back to be checked
+                values, "max" if is_max else "mean", lengths=lengths, axis=0, unsafe=True
+            ).to(attended.dtype)
+        else:
+            parts = [attended] if lengths is None else attended.split(lengths, 1)
+            pooled = torch.cat([part.amax(1) if is_max else part.mean(1) for part in parts])
         return pooled.unflatten(1, (-1, self.vit.num_heads)).transpose(1, 2)
+
+    def _lengths(self, batch: TokenBatch) -> list[int] | Tensor | None:
+        """Of packed images, as `pooled` takes them: on a GPU as a tensor there."""
+        if batch.lengths is None or not batch.tokens.is_cuda:
+            return batch.lengths
+        lengths = torch.tensor(batch.lengths).pin_memory()
+        return lengths.to(batch.tokens.device, non_blocking=True)
 
 
 def _indices(classes: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from weaktr.config import LabelConfig, PredictConfig
+from weaktr.ops.dense_crf import device_of_crf
 from weaktr.ops.dense_crf.presets import PRESETS, DenseCRF
 from weaktr.refine.maps import Maps, best_labels
 
@@ -47,8 +48,9 @@ class CrfRefiner:
         indices = [index for index, own in enumerate(maps) if own.num_labels > 1]
         if not indices:
             return refined
-        own_images = [images[index] for index in indices]
-        own_maps = [maps[index] for index in indices]
+        device = device_of_crf(images[0].device)
+        own_images = [images[index].to(device) for index in indices]
+        own_maps = [maps[index].to(device) for index in indices]
         counts = [own.num_labels for own in own_maps]
         if self.gt_prob is not None:
             refined_labels = self.crf.refine_labels(
@@ -76,7 +78,7 @@ class CrfRefiner:
                 for q in marginals
             ]
         for index, result in zip(indices, results, strict=True):
-            refined[index] = result
+            refined[index] = result.to(images[0].device)
         return refined
 
 

@@ -23,6 +23,11 @@ class Maps(NamedTuple):
     #: float32 [H, W] in [0, 1]: how likely the label of each pixel is, where that was asked for
     confidence: Tensor | None = None
 
+    def to(self, device: torch.device) -> Maps:
+        """The same maps on a device."""
+        moved = (None if x is None else x.to(device) for x in (self.scores, self.confidence))
+        return Maps(self.labels.to(device), self.num_labels, *moved)
+
 
 def best_labels(scores: Tensor) -> Tensor:
     """The label with the highest score, of equal ones the first: [K, H, W] -> uint8 [H, W].

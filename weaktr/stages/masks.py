@@ -136,6 +136,7 @@ def make_masks(
             report.unlabelled.append(sample.name)
         else:
             masks.record(written)
+        timeline.settle()
         meter.advance(note=note())
 
     def note() -> str:

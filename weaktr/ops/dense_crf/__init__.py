@@ -17,8 +17,9 @@ Potentials", NeurIPS 2011, algorithm 1.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -36,6 +37,8 @@ from weaktr.ops.dense_crf.problem import Images, Kernels, Maps, Normalization, O
 from weaktr.ops.dense_crf.unaries import label_map
 from weaktr.ops.registry import Backend, Op, register
 
+log = logging.getLogger("weaktr")
+
 OP = register(
     Op(
         "dense_crf",
@@ -46,6 +49,26 @@ OP = register(
         ),
     )
 )
+
+
+def device_of_crf(device: torch.device) -> torch.device:
+    """Where to solve images that are on a device: there if compiled code runs there, else on a CPU.
+
+    On a GPU without the CUDA code the definition would be slower than C++ on the host.
+    """
+    if device.type == "cpu" or OP.asked_for() != "auto":
+        return device
+    here, reasons = OP.choice(device.type, "auto", {})
+    host, _ = OP.choice("cpu", "auto", {})
+    if here is None or here.name != "torch" or host is None or host.name == "torch":
+        return device
+    _log_host(device.type, "; ".join(f"{name}: {reason}" for name, reason in reasons.items()))
+    return torch.device("cpu")
+
+
+@cache
+def _log_host(device: str, reasons: str) -> None:
+    log.warning("dense_crf of images on %s runs on the CPU in C++ (%s)", device, reasons)
 
 
 def dense_crf(
