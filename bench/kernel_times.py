@@ -1,6 +1,6 @@
 """Where the time of `dense_crf` on a GPU goes: kernels of one batch, the slowest first.
 
-python bench/kernel_times.py [PRESET LABELS IMAGES]
+python bench/kernel_times.py [PRESET LABELS IMAGES [textured]]
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from weaktr.ops.dense_crf.cuda import dense_crf_cuda
 DATA = Path(__file__).parents[1] / "tests" / "golden"
 
 
-def main(preset: str = "voc_cam", num_labels: str = "4", count: str = "64") -> None:
-    batch = problems(DATA, preset, int(num_labels), int(count))
+def main(
+    preset: str = "voc_cam", num_labels: str = "4", count: str = "64", texture: str = ""
+) -> None:
+    batch = problems(DATA, preset, int(num_labels), int(count), bool(texture))
     for deterministic in (True, False):
         dense_crf_cuda(batch, iterations=ITERATIONS, deterministic=deterministic)
         torch.cuda.synchronize()
