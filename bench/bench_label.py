@@ -39,6 +39,8 @@ class Measured(NamedTuple):
     seconds: list[float]
     peak: float  #: MiB, of the whole process
     error: float  #: share of pixels with another label than in the first row
+    #: on a CPU, of its CAMs: 10⁹ operations a photograph, and a second of a bare product
+    products: dict[str, float]
 
 
 def write_photographs(folder: Path, count: int) -> str:
@@ -77,6 +79,12 @@ def in_turns(work: str, device: str, photos: Path, rounds: int) -> dict[str, Mea
     for _ in range(rounds):
         for row, process in processes.items():
             answers[row].append(process.ask("again"))
+    products = {
+        row: process.ask("products")
+        if kind == "cams" and device == "cpu" and "weaktr" in row
+        else {}
+        for row, process in processes.items()
+    }
     for process in processes.values():
         process.end()
     folders = {row: [Path(a["masks"]) for a in own] for row, own in answers.items()}
@@ -87,6 +95,7 @@ def in_turns(work: str, device: str, photos: Path, rounds: int) -> dict[str, Mea
             [a["seconds"] for a in own],
             max(a["peak"] for a in own),
             float(np.mean([(x != y).mean() for x, y in zip(masks[row][0], right, strict=True)])),
+            products[row],
         )
         for row, own in answers.items()
     }
@@ -106,6 +115,10 @@ def bench_label(record, request, device, photos, work, row):
     if work != "cams" and not everything:
         pytest.skip("with --all-cells")
     measured = in_turns(work, device, photos, 3 if everything else 2)[row]
+    count, facts = len(list(photos.glob("*.jpg"))), dict(measured.products)
+    if facts:
+        least = facts["gigaflops"] / facts["rate"]
+        facts["share_of_products"] = least * count / float(np.median(measured.seconds))
     record(
         measured.seconds,
         group=WORK[work],
@@ -114,9 +127,10 @@ def bench_label(record, request, device, photos, work, row):
         error=measured.error,
         within=ROWS[row][1],
         peak=measured.peak,
-        items=len(list(photos.glob("*.jpg"))),
+        items=count,
         dtype="bfloat16" if "bf16" in row else "float32",
         pictures=photographs(1)[0],
+        **facts,
     )
 
 

@@ -5,6 +5,7 @@ As a program: one way in a process of its own. It answers each line of standard 
     python bench/label_work.py cams weaktr cpu 2 PHOTOS
     first      label one photograph to warm up: {}
     again      label all of them: {"seconds": ..., "peak": MiB of the process, "masks": FOLDER}
+    products   {"gigaflops": of a photograph, "rate": 10⁹ operations a second of a bare product}
 
 PHOTOS has images and a labels.csv. The published way computes CAMs of one photograph after the
 other with every attention map kept, writes them as files, and then thresholds them and runs
@@ -26,6 +27,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -122,6 +124,37 @@ def parts_of_weaktr(samples: list[Sample], out: Path, source: CamsOfModel) -> di
                     )
                 )
     return seconds
+
+
+def gigaflops(model: CamModel, height: int, width: int) -> float:
+    """Of all matrix products of one photograph's CAMs, 2 classes present, in 10⁹ operations."""
+    vit, total = model.vit, 0.0
+    dim, layers = vit.embed_dim, len(vit.blocks)
+    for scale in LABEL.scales:
+        image = torch.zeros(1, 3, round(height * scale), round(width * scale))
+        (patches,) = vit.embed(image.to(next(model.parameters()).device)).patches
+        tokens = patches + CLASSES
+        linear = 12 * dim**2 * tokens  # q, k, v, projection and both layers of the MLP
+        attention = 2 * dim * tokens**2
+        fusion = (dim + 2) * patches**2  # of all heads of a layer
+        total += layers * (linear + attention + fusion) + 3 * vit.patch_size**2 * dim * patches
+    views = 2 if LABEL.flip else 1
+    return 2 * views * total / 1e9
+
+
+def product_rate(model: CamModel, amp: Any) -> float:
+    """10⁹ operations a second of a bare product like those of an MLP, in its layout on a CPU."""
+    twin = CamsOfModel(model, LabelConfig(**(vars(LABEL) | {"amp": amp}))).model
+    layer = twin.vit.blocks[0].mlp.fc2
+    dtype = torch.bfloat16 if amp == "bf16" else torch.float32
+    x = torch.randn(2112, 4 * model.vit.embed_dim, dtype=dtype)
+    seconds = []
+    with torch.inference_mode():
+        for _ in range(50):
+            start = time.perf_counter()
+            layer(x)
+            seconds.append(time.perf_counter() - start)
+    return 2 * x.numel() * model.vit.embed_dim / median(seconds) / 1e9
 
 
 @contextmanager
@@ -226,6 +259,12 @@ def main(work: str, way: str, device: str, threads: str, photos: str) -> None:
         source = CamsOfModel(cam_model(device), LABEL)
         run = partial(parts_of_weaktr, source=source)
     for line in sys.stdin:
+        if line.strip() == "products":
+            amp = "bf16" if "bf16" in way else "none"
+            model = cam_model(device)
+            answer = {"gigaflops": gigaflops(model, 375, 500), "rate": product_rate(model, amp)}
+            print(json.dumps(answer), flush=True)
+            continue
         chosen = samples[:1] if line.strip() == "first" else samples
         out = Path(tempfile.mkdtemp())
         start = time.perf_counter()

@@ -151,7 +151,7 @@ def _cam_panels(
     sample: Sample, image: np.ndarray, manifest: Manifest, recipe: Recipe, model: CamModel
 ) -> list[list[Panel]]:
     """For each of the sample's first classes its CAM of each kind."""
-    from weaktr.data.photographs import reduced
+    from weaktr.data.photographs import enlarged, reduced
     from weaktr.evaluation.pictures import Panel
     from weaktr.inference.cams import CamsOfModel
 
@@ -162,7 +162,7 @@ def _cam_panels(
         kind = replace(recipe.label, attention_type=attention_type, refine=refine)
         source, photograph = CamsOfModel(model, kind), reduced(image, kind.max_side)
         (own,) = source.cams([source.inputs(few, photograph)])
-        cams[title] = photograph.maps_at_file_size(own.maps.numpy(force=True))
+        cams[title] = enlarged(own.maps.numpy(force=True), photograph.size)
     return [
         [
             Panel(f"{manifest.classes.names[index]}: {title}", heat=cams[title][position])

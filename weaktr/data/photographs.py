@@ -32,22 +32,16 @@ class Photograph(NamedTuple):
         """Whether the working size is not that of the file."""
         return self.pixels.shape[:2] != self.size
 
-    def at_file_size(self, labels: np.ndarray) -> np.ndarray:
-        """Labels uint8 [h, w] at the working size -> [H, W], each pixel that of the nearest."""
-        if labels.shape == self.size:
-            return labels
-        height, width = self.size
-        return np.asarray(Image.fromarray(labels).resize((width, height), Image.Resampling.NEAREST))
 
-    def maps_at_file_size(self, maps: np.ndarray) -> np.ndarray:
-        """Maps [K, h, w] at the working size -> [K, H, W], each pixel that of the nearest."""
-        if not self.is_reduced:
-            return maps
-        rows, columns = (
-            ((np.arange(large) + 0.5) * small / large).astype(np.int64)
-            for large, small in zip(self.size, maps.shape[1:], strict=True)
-        )
-        return maps[:, rows[:, None], columns]
+def enlarged(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Maps [..., h, w] at the working size -> [..., H, W] of the file, each pixel the nearest's."""
+    if maps.shape[-2:] == size:
+        return maps
+    rows, columns = (
+        ((np.arange(large) + 0.5) * small / large).astype(np.int64)
+        for large, small in zip(size, maps.shape[-2:], strict=True)
+    )
+    return maps[..., rows[:, None], columns]
 
 
 def working_size(size: tuple[int, int], max_side: int | None) -> tuple[int, int]:

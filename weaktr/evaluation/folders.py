@@ -15,6 +15,7 @@ from weaktr.config import LabelConfig, PredictConfig
 from weaktr.data import Classes, read_labels
 from weaktr.data.io import require_same_size
 from weaktr.data.masks import before_refinement
+from weaktr.data.photographs import enlarged, working_size
 from weaktr.data.stored_maps import read_cams
 from weaktr.evaluation.bootstrap import LEVEL
 from weaktr.evaluation.boundary import TOLERANCE
@@ -157,7 +158,10 @@ def score_cams(
         path = source.folder / f"{name}{suffix}"
         cams, classes = read_cams(path)
         true = truth.read(name)
-        require_same_size(cams[0], (true.shape[0], true.shape[1]), path)
+        size = (true.shape[0], true.shape[1])
+        if cams.shape[1:] == working_size(size, max(cams.shape[1:])):
+            cams = enlarged(cams, size)  # of a photograph above max_side
+        require_same_size(cams[0], size, path)
         if outside := [k for k in classes.tolist() if not 0 <= k < len(truth.classes)]:
             last = len(truth.classes) - 1
             raise ValueError(f"{path}: expected class indices 0 to {last}, got {outside}")

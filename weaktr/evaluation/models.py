@@ -10,6 +10,7 @@ import numpy as np
 from weaktr import data
 from weaktr.config import EvaluateConfig, LabelConfig, PredictConfig
 from weaktr.data import Problem, Sample
+from weaktr.data.photographs import enlarged
 from weaktr.evaluation.iou import ConfusionSum, Scores, ThresholdCurve, scores
 from weaktr.evaluation.pairs import Pair
 from weaktr.inference.cams import CamInputs, CamsOfModel
@@ -47,7 +48,7 @@ def cam_curve(
         return hand_over(rows, maps)
 
     def write(result: LabelMaps) -> tuple[np.ndarray, Sequence[int], np.ndarray]:
-        cams = result.photograph.maps_at_file_size(result.arrays()["cam"])
+        cams = enlarged(result.arrays()["cam"], result.photograph.size)
         return cams, result.classes or (), data.read_mask(result.sample, num_labels)
 
     with Meter("scoring CAMs", len(chosen)) as meter:

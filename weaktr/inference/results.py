@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from weaktr.data import Sample
-from weaktr.data.photographs import Photograph
+from weaktr.data.photographs import Photograph, enlarged
 from weaktr.inference.transfer import Download
 
 
@@ -41,7 +41,7 @@ class LabelMaps(NamedTuple):
         if self.classes is not None:
             values[1 : len(self.classes) + 1] = np.array(self.classes, np.uint8) + 1
         plain, refined = (
-            self.photograph.at_file_size(values[maps[kind]]) for kind in ("plain", "refined")
+            enlarged(values[maps[kind]], self.photograph.size) for kind in ("plain", "refined")
         )
         return plain, refined
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from weaktr.data import Problem, Sample
 from weaktr.data.masks import MaskEntry, RefinedMasks
+from weaktr.data.photographs import enlarged
 from weaktr.data.stored_maps import write_cams, write_scores
 from weaktr.files import whole_file
 from weaktr.inference.pipeline import MODEL, READERS, WRITERS, Parts, limits_for, run_pipeline
@@ -185,7 +186,7 @@ def write_confidence(path: Path, result: LabelMaps, confidence: np.ndarray) -> N
     """Write how likely each pixel's label is, as a grey PNG: 0 = 0, 255 = 1."""
     grey = np.round(255 * confidence.clip(0, 1)).astype(np.uint8)
     with whole_file(path, durable=False) as temporary:
-        Image.fromarray(result.photograph.at_file_size(grey)).save(temporary, format="PNG")
+        Image.fromarray(enlarged(grey, result.photograph.size)).save(temporary, format="PNG")
 
 
 def waits_in_words(timeline: Timeline) -> str:

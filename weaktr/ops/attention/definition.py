@@ -41,11 +41,16 @@ def by_length(
             x[0, :, tokens].unflatten(1, (count, length)).transpose(0, 1) for x in (q, k, v)
         )
         out, lse, _ = attend(queries, keys, values)
-        outs.append(out.transpose(0, 1).flatten(1, 2))
+        outs.append(out.transpose(1, 2).flatten(0, 1))  # heads behind tokens, as they lie
         sums.append(None if lse is None else lse.transpose(0, 1).flatten(1, 2))
     known = [lse for lse in sums if lse is not None]
-    together = torch.cat(known, 1)[None] if len(known) == len(sums) else None
-    return Attended(torch.cat(outs, 1)[None], together)
+    together = _joined(known, 1)[None] if len(known) == len(sums) else None
+    return Attended(_joined(outs, 0).transpose(0, 1)[None], together)
+
+
+def _joined(parts: list[Tensor], dim: int) -> Tensor:
+    """`torch.cat` that does not copy a single part."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
 def runs(lengths: Sequence[int]) -> Iterator[tuple[int, int, int]]:
