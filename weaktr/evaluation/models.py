@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -19,6 +20,8 @@ from weaktr.inference.predictions import Predictor
 from weaktr.inference.results import LabelMaps, hand_over
 from weaktr.models import CamModel, Segmenter
 from weaktr.progress import Meter
+
+log = logging.getLogger("weaktr")
 
 
 def cam_curve(
@@ -56,7 +59,9 @@ def cam_curve(
         def record(
             _: Sample, written: tuple[np.ndarray, Sequence[int], np.ndarray] | Problem
         ) -> None:
-            if not isinstance(written, Problem):  # an image that cannot be read is not scored
+            if isinstance(written, Problem):
+                log.warning("not scored: %s", written)
+            else:
                 curve.add(*written)
             meter.advance()
 
@@ -78,7 +83,9 @@ def score_segmenter(model: Segmenter, samples: Sequence[Sample], settings: Predi
         return result.masks()[1], data.read_mask(result.sample, model.num_labels)
 
     def record(_: Sample, written: Pair | Problem) -> None:
-        if not isinstance(written, Problem):  # an image that cannot be read is not scored
+        if isinstance(written, Problem):
+            log.warning("not scored: %s", written)
+        else:
             total.add(*written)
 
     run_pipeline(

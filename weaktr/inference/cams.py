@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import product
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -166,7 +167,7 @@ def multi_scale_cams(
     Args:
         model: in eval mode, on its device.
         scaled: of each image its `scaled_pixels` at each scale; those of one scale and their flips
-            go through the model in one pass.
+            go through the model in one pass, as do several scales of small images.
         sizes: (h, w) of the CAMs of each image.
         labels: for each image the class indices to compute; None = those that the model predicts
             at the first scale.
@@ -177,14 +178,15 @@ def multi_scale_cams(
     """
     device = next(model.parameters()).device
     views = 2 if settings.flip else 1
+    most_patches = CPU_TOKENS if device.type == "cpu" else settings.batch_tokens or GPU_TOKENS
     mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in model.normalization)
     with_attention = settings.refine or settings.attention_type != "coarse"
     classes: list[tuple[int, ...]] = []
     predicted: list[tuple[float, ...] | None] = []
     sums: list[Tensor] = []
-    for number in range(len(settings.scales)):
+    for numbers in _passes(scaled, most_patches // views, model.patch_size):
         inputs = []
-        for parts in scaled:
+        for number, parts in product(numbers, scaled):
             pixels = upload(parts[number], device).permute(2, 0, 1)
             plain = (pixels.float() / 255 - mean) / std
             inputs += [plain, plain.flip(-1)][:views]
@@ -198,13 +200,13 @@ def multi_scale_cams(
                 ]
             small = model.cams_of_encoded(
                 encoded,
-                [own for own in classes for _ in range(views)],
+                [own for _ in numbers for own in classes for _ in range(views)],
                 attention_type=settings.attention_type,
                 refine=settings.refine,
             )
         del encoded  # or its queries and keys stay while the next scale is encoded
         for index, cams in enumerate(small):
-            total = sums[index // views]
+            total = sums[index // views % len(scaled)]
             if len(total):
                 size = (total.shape[1], total.shape[2])
                 large = F.interpolate(cams[None], size, mode="bilinear", align_corners=False)[0]
@@ -213,6 +215,20 @@ def multi_scale_cams(
         Cams(own, _normalise(total), probabilities)
         for own, total, probabilities in zip(classes, sums, predicted, strict=True)
     ]
+
+
+def _passes(scaled: Sequence[Sequence[Tensor]], most: int, patch_size: int) -> list[list[int]]:
+    """Which scales go through the model together: as many as have at most `most` patches."""
+    passes: list[list[int]] = []
+    patches = 0
+    for number, images in enumerate(zip(*scaled, strict=True)):
+        own = sum(math.prod(image.shape[:2]) for image in images) // patch_size**2
+        if not passes or patches + own > most:
+            passes.append([])
+            patches = 0
+        passes[-1].append(number)
+        patches += own
+    return passes
 
 
 def _classes(
@@ -225,7 +241,8 @@ def _classes(
     """The classes of each image, and the probabilities of those that are predicted."""
     if predict_above is None or all(own is not None for own in labels):
         return [tuple(own or ()) for own in labels], [None] * len(labels)
-    means = model.class_probabilities(encoded).unflatten(0, (-1, views)).mean(1).tolist()
+    rows = model.class_probabilities(encoded)[: views * len(labels)]  # those of the first scale
+    means = rows.unflatten(0, (-1, views)).mean(1).tolist()
     classes, predicted = [], []
     for own, row in zip(labels, means, strict=True):
         likely = tuple(index for index, share in enumerate(row) if share > predict_above)
