@@ -202,12 +202,15 @@ def test_a_batch_that_does_not_fit_goes_one_by_one(error):
     assert "does not fit the memory" in run.left_out["photo4"]
 
 
-def test_reading_without_memory_leaves_the_image_out():
-    def read(number):
+@pytest.mark.parametrize("part", ["read", "write"])
+def test_without_memory_to_read_or_write_it_an_image_is_left_out(part):
+    def fail(number):
         if number == 4:
             raise MemoryError
 
-    assert list(Run(read=read).go().left_out) == ["photo4"]
+    run = Run(**{part: fail}).go()
+    assert list(run.left_out) == ["photo4"]
+    assert run.recorded == [n for n in range(COUNT) if n != 4]
 
 
 @pytest.mark.parametrize("part", ["read", "compute", "write", "record"])

@@ -37,12 +37,13 @@ class CamInputs(NamedTuple):
 
     sample: Sample
     photograph: Photograph
+    image: Tensor  #: its pixels, ready for the device
     parts: list[Tensor]  #: what the source needs; a model: uint8 [h, w, 3] at each scale
 
     @property
     def nbytes(self) -> int:
         """Bytes of all pixels."""
-        return self.photograph.pixels.nbytes + sum(part.nbytes for part in self.parts)
+        return self.image.nbytes + sum(part.nbytes for part in self.parts)
 
 
 class Cams(NamedTuple):
@@ -107,11 +108,13 @@ class CamsOfModel:
 
     def inputs(self, sample: Sample, photograph: Photograph) -> CamInputs:
         """The inputs of a photograph that has been read."""
-        parts = [
-            pinned(scaled_pixels(photograph.pixels, scale, self.model.patch_size), self.device)
-            for scale in self.settings.scales
-        ]
-        return CamInputs(sample, photograph, parts)
+        image = pinned(photograph.pixels, self.device)
+        parts = []
+        for scale in self.settings.scales:
+            pixels = scaled_pixels(photograph.pixels, scale, self.model.patch_size)
+            same = pixels is photograph.pixels
+            parts.append(image if same else pinned(pixels, self.device))
+        return CamInputs(sample, photograph, image, parts)
 
     def fits(self, batch: Sequence[CamInputs], further: CamInputs) -> bool:
         """See `CamSource`: by `batch_size`, and on a GPU by the patches at the largest scale."""

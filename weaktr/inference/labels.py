@@ -10,7 +10,7 @@ from torch import Tensor
 from weaktr.inference.cams import CamInputs, CamSource
 from weaktr.inference.results import LabelMaps, hand_over
 from weaktr.inference.timeline import Steps, Timeline
-from weaktr.inference.transfer import pinned, upload
+from weaktr.inference.transfer import upload
 from weaktr.refine import Maps, Refiner, refine
 from weaktr.refine.maps import best_labels
 
@@ -86,9 +86,7 @@ def label_maps(
     with steps.step("refinement"):
         refined = plain
         if refiners:
-            images = [
-                upload(pinned(one.photograph.pixels, source.device), source.device) for one in batch
-            ]
+            images = [upload(one.image, source.device) for one in batch]
             refined = refine(refiners, images, plain, confidence="confidence" in emit)
     rows = [
         (one.sample, one.photograph, cams.classes, cams.probabilities)

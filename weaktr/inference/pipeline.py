@@ -323,11 +323,15 @@ class Pipeline(Generic[Read, Result, Written]):
             if isinstance(result, Problem):
                 value = result
             else:
+                sample = self.samples[number]
                 with (
-                    self._failing("writing", self.samples[number].name),
+                    self._failing("writing", sample.name),
                     self.timeline.working(WRITERS, "write"),
                 ):
-                    value = self.parts.write(result)
+                    try:
+                        value = self.parts.write(result)
+                    except MemoryError as error:
+                        value = too_large(sample, error)
             self.written.keep(number, value)
 
     def _record_all(self) -> None:

@@ -17,7 +17,7 @@ from weaktr.inference.pipeline import MIB
 from weaktr.inference.probabilities import SegInputs, for_prediction, probabilities, seg_inputs
 from weaktr.inference.results import LabelMaps, hand_over
 from weaktr.inference.timeline import Steps, Timeline
-from weaktr.inference.transfer import pinned, upload
+from weaktr.inference.transfer import upload
 from weaktr.models import Segmenter
 from weaktr.refine import Maps, Refiner, choose_refiners, refine
 from weaktr.refine.maps import best_labels
@@ -102,9 +102,7 @@ class Predictor:
         with steps.step("refinement"):
             refined = plain
             if self.refiners:
-                images = [
-                    upload(pinned(one.photograph.pixels, self.device), self.device) for one in batch
-                ]
+                images = [upload(one.image, self.device) for one in batch]
                 refined = refined_labels(self.refiners, images, plain, scores)
         maps = [
             {"plain": before, "refined": after}

@@ -62,12 +62,13 @@ class SegInputs(NamedTuple):
 
     sample: Sample
     photograph: Photograph
+    image: Tensor  #: its pixels, ready for the device
     scaled: list[Tensor]  #: its `scaled_images`
 
     @property
     def nbytes(self) -> int:
         """Bytes of all pixels."""
-        return self.photograph.pixels.nbytes + sum(image.nbytes for image in self.scaled)
+        return self.image.nbytes + sum(image.nbytes for image in self.scaled)
 
 
 def seg_inputs(
@@ -75,7 +76,8 @@ def seg_inputs(
 ) -> SegInputs:
     """The inputs of a photograph that has been read."""
     images = scaled_images(photograph.pixels, settings)
-    return SegInputs(sample, photograph, [pinned(image, device) for image in images])
+    image = pinned(photograph.pixels, device)
+    return SegInputs(sample, photograph, image, [pinned(one, device) for one in images])
 
 
 @torch.inference_mode()

@@ -11,7 +11,7 @@ import torch
 
 from weaktr.data import DataError, Problem, Sample
 from weaktr.data.io import size_message
-from weaktr.data.photographs import read_photograph
+from weaktr.data.photographs import Photograph, read_photograph
 from weaktr.data.stored_maps import read_cams
 from weaktr.files import names_in
 from weaktr.inference.cams import CamInputs, Cams
@@ -59,7 +59,7 @@ class StoredCams:
         if path is None:
             photograph = read_photograph(sample, None)
             cams = np.zeros((0, *photograph.pixels.shape[:2]), np.float32)
-            return CamInputs(replace(sample, labels=()), photograph, [torch.from_numpy(cams)])
+            return self._inputs(replace(sample, labels=()), photograph, cams)
         try:
             cams, classes = read_cams(path)
         except ValueError as error:
@@ -70,7 +70,11 @@ class StoredCams:
             message = size_message("CAMs", cams.shape[1:], photograph.size)
             raise DataError(Problem(str(path), sample.source, message))
         own = replace(sample, labels=tuple(classes.tolist()))
-        return CamInputs(own, photograph, [pinned(cams.astype(np.float32), self.device)])
+        return self._inputs(own, photograph, cams.astype(np.float32))
+
+    def _inputs(self, sample: Sample, photograph: Photograph, cams: np.ndarray) -> CamInputs:
+        image, maps = (pinned(array, self.device) for array in (photograph.pixels, cams))
+        return CamInputs(sample, photograph, image, [maps])
 
     def fits(self, batch: Sequence[CamInputs], further: CamInputs) -> bool:
         """See `CamSource`."""
