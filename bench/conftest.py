@@ -75,13 +75,13 @@ def peak_mib(call: Call) -> tuple[Any, float | None]:
     if hasattr(libc, "malloc_trim"):  # glibc: give freed memory back, or it hides what comes
         libc.malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     result = call()
-    return result, (_resident("VmHWM") - before) / MIB
+    return result, (resident("VmHWM") - before) / MIB
 
 
-def _resident(field: str) -> int:
-    """Bytes in a field of this process's status."""
+def resident(field: str) -> int:
+    """Bytes in a field of this process's status; "VmHWM": the most so far, on Linux."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field):
             return int(line.split()[1]) * 1024

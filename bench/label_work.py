@@ -18,7 +18,6 @@ import csv
 import json
 import logging
 import multiprocessing
-import resource
 import shutil
 import sys
 import tempfile
@@ -35,6 +34,7 @@ import published
 import torch
 import torch.nn.functional as F
 from cam_work import BACKBONE, CLASSES
+from conftest import MIB, resident
 from crf_work import Problem, solver
 from PIL import Image
 from torch import Tensor
@@ -274,7 +274,7 @@ def main(work: str, way: str, device: str, threads: str, photos: str) -> None:
             shutil.rmtree(out)
             print("{}", flush=True)
             continue
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        peak = resident("VmHWM") / MIB if sys.platform == "linux" else None
         answer = {"seconds": seconds, "peak": peak, "masks": str(out), "parts": parts}
         print(json.dumps(answer), flush=True)
 
