@@ -142,7 +142,7 @@ def gigaflops(model: CamModel, height: int, width: int) -> float:
 
 
 def product_rate(model: CamModel, amp: Any) -> float:
-    """The most 10⁹ operations a second of a bare product like those of an MLP, in its layout on a CPU."""
+    """The most 10⁹ operations a second of a bare product like those of an MLP, in its layout."""
     twin = CamsOfModel(model, LabelConfig(**(vars(LABEL) | {"amp": amp}))).model
     layer = twin.vit.blocks[0].mlp.fc2
     dtype = torch.bfloat16 if amp == "bf16" else torch.float32
