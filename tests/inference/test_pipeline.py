@@ -139,7 +139,7 @@ def test_a_trace_shows_that_the_parts_overlap(tmp_path):
     timeline.write_trace(tmp_path / "trace.json")
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     rows = {e["args"]["name"] for e in events if e["ph"] == "M"}
-    assert {"reader", "writer"} <= rows
+    assert {"reader", "model", "writer"} <= rows
     spans = {
         part: [(e["ts"], e["ts"] + e["dur"]) for e in events if e.get("name") == work]
         for part, work in ((READERS, "read"), (MODEL, "compute"), (WRITERS, "write"))

@@ -149,8 +149,14 @@ class Timeline:
         """Write the spans in the trace format of Chrome and Perfetto, a row for each thread."""
         with self._lock:
             names = [
-                {"name": "thread_name", "ph": "M", "pid": 0, "tid": number, "args": {"name": row}}
-                for (_, row), number in self._rows.items()
+                {
+                    "name": "thread_name",
+                    "ph": "M",
+                    "pid": 0,
+                    "tid": number,
+                    "args": {"name": part if row == threading.main_thread().name else row},
+                }
+                for (part, row), number in self._rows.items()
             ]
             content = json.dumps({"traceEvents": names + self._spans})
         write_bytes(path, content.encode(), durable=False)

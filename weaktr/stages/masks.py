@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,15 @@ from weaktr.data.masks import MaskEntry, RefinedMasks
 from weaktr.data.photographs import enlarged
 from weaktr.data.stored_maps import write_cams, write_scores
 from weaktr.files import whole_file
-from weaktr.inference.pipeline import MODEL, READERS, WRITERS, Parts, limits_for, run_pipeline
+from weaktr.inference.pipeline import (
+    MODEL,
+    READERS,
+    WRITERS,
+    Parts,
+    Read,
+    limits_for,
+    run_pipeline,
+)
 from weaktr.inference.results import LabelMaps
 from weaktr.inference.timeline import GPU, Timeline
 from weaktr.progress import Meter
@@ -76,8 +84,10 @@ def make_masks(
     title: str,
     samples: Sequence[Sample],
     folder: Path,
-    parts: tuple[Any, Any, Any],
     *,
+    read: Callable[[Sample], Read],
+    fits: Callable[[Sequence[Read], Read], bool],
+    compute: Callable[[Sequence[Read], Timeline], Sequence[LabelMaps]],
     device: torch.device,
     queue_mb: int,
     refined: bool,
@@ -92,8 +102,8 @@ def make_masks(
         samples: the images.
         folder: gets ``masks/``, ``index.jsonl``, with refiners ``before_refinement/``, and the
             folders of `emit`.
-        parts: `read`, `fits` and `compute` of `weaktr.inference.pipeline.Parts`; the results are
-            `LabelMaps`.
+        read, fits: see `weaktr.inference.pipeline.Parts`.
+        compute: likewise; also gets the timeline, for its steps.
         device: of the model.
         queue_mb: see `LabelConfig`.
         refined: whether there are refiners.
@@ -145,7 +155,6 @@ def make_masks(
         return bad + waits_in_words(timeline)
 
     report = MaskReport()
-    read, fits, compute = parts
     todo = [sample for sample in samples if not is_complete(sample.name)]
     timeline = Timeline(keep_spans=profile is not None)
     try:
