@@ -111,17 +111,15 @@ def parts_of_weaktr(samples: list[Sample], out: Path, source: CamsOfModel) -> di
             all_cams = source.cams(batch)
         with timed(seconds, "threshold", device):
             scores = [scores_from_cams(cams.maps, LABEL.threshold) for cams in all_cams]
-            plain = [Maps(best_labels(one), len(one), one) for one in scores]
+            plain = [Maps(best_labels(one)[0], len(one), one) for one in scores]
         with timed(seconds, "CRF", device):
             images = [torch.from_numpy(one.photograph.pixels).to(device) for one in batch]
             refined = refine(refiners, images, plain)
         with timed(seconds, "PNG and digest", device):
             for sample, one, two in zip(chosen, plain, refined, strict=True):
-                masks.record(
-                    masks.write(
-                        sample.name, one.labels.numpy(force=True), two.labels.numpy(force=True)
-                    )
-                )
+                maps = {"plain": one.labels, "refined": two.labels}
+                pair = {kind: own.numpy(force=True) for kind, own in maps.items()}
+                masks.record(masks.write(sample.name, pair.__getitem__))
     return seconds
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from weaktr.config import PredictConfig
-from weaktr.inference.windows import View, scaled_images, views
+from weaktr.inference.windows import View, pixels_of, scaled_images, views
 from weaktr.models import CamModel, CamOutput, Segmenter
 from weaktr.models.vit import ViT
 
@@ -110,9 +110,10 @@ def probabilities(model: Segmenter, image: np.ndarray, settings: PredictConfig) 
     device = next(model.parameters()).device
     total = torch.zeros(3, model.num_labels, *size, device=device)
     scaled = [torch.from_numpy(one) for one in scaled_images(image, settings)]
-    chosen = views(scaled, model.normalization, settings, device)
+    chosen = views(scaled, settings)
     for view in chosen:
-        logits = merged_windows(model, view, settings.window)
+        pixels = pixels_of(view, model.normalization, device)
+        logits = merged_windows(model, view, pixels, settings.window)
         logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
         if view.flipped:
             logits = logits.flip(-1)
@@ -120,16 +121,15 @@ def probabilities(model: Segmenter, image: np.ndarray, settings: PredictConfig) 
     return (total / len(chosen))[0].cpu().numpy()
 
 
-def merged_windows(model: Segmenter, view: View, window: int) -> Tensor:
+def merged_windows(model: Segmenter, view: View, pixels: Tensor, window: int) -> Tensor:
     """Mean over overlapping windows of each output's logits: [3, L, H, W]."""
-    height, width = view.pixels.shape[1:]
-    merged = view.pixels.new_zeros(3, model.num_labels, height, width)
-    count = view.pixels.new_zeros(height, width)
+    merged = pixels.new_zeros(3, model.num_labels, *view.size)
+    count = pixels.new_zeros(view.size)
     for top in view.tops:
         for left in view.lefts:
             place = (..., slice(top, top + window), slice(left, left + window))
             with sdpa_kernel(SDPBackend.MATH):  # explicit softmax attention
-                logits = model(view.pixels[None][place])
+                logits = model(pixels[None][place])
             merged[place] += torch.cat([logits, torch.zeros_like(logits), torch.zeros_like(logits)])
             count[place] += 1
     return merged / count

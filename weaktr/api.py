@@ -130,7 +130,7 @@ class Model:
             ValueError: as in `cams`.
         """
         indices = self._class_indices(labels)
-        return self._labelled(_pixels(image), indices, settings or LabelConfig()).masks()[1]
+        return self._labelled(_pixels(image), indices, settings or LabelConfig()).mask()
 
     def predict(self, image: Image, settings: PredictConfig | None = None) -> np.ndarray:
         """The mask of an image whose classes are not known, as by ``weaktr predict``.
@@ -154,7 +154,7 @@ class Model:
         sample = Sample("image", Path(), None, None, "")
         inputs = seg_inputs(sample, photograph, settings, self._predictor.device)
         (result,) = self._predictor.label_maps([inputs])
-        return result.masks()[1]
+        return result.mask()
 
     def _labelled(
         self, pixels: np.ndarray, indices: Sequence[int], settings: LabelConfig

@@ -19,6 +19,8 @@ from tests.models import small
 from weaktr import cli
 from weaktr.data.masks import MaskFolder
 from weaktr.files import whole_file
+from weaktr.inference.cams import CamsOfModel
+from weaktr.inference.predictions import Predictor
 from weaktr.models import checkpoints
 
 #: Sizes (width, height) that nobody trains on.
@@ -156,6 +158,43 @@ def test_what_cannot_be_labelled_is_named_and_tried_again(command, models, tmp_p
     assert set(MaskFolder(out).entries) == {"good", "bad"}
 
 
+@pytest.mark.parametrize("crf", ["none", "voc_cam"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_scores_that_are_no_numbers_give_no_mask(
+    command, value, crf, models, tmp_path, monkeypatch, caplog
+):
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    for name in ("a", "b", "c"):
+        photo(photos / f"{name}.png", 40, 30)
+    cams, probabilities = CamsOfModel.cams, Predictor.probabilities
+
+    def broken_cams(self, batch):
+        found = cams(self, batch)
+        for one, own in zip(batch, found, strict=True):
+            if one.sample.name == "b":
+                own.maps[0, 3, 4] = value
+        return found
+
+    def broken_probabilities(self, batch):
+        found = probabilities(self, batch)
+        for one, own in zip(batch, found, strict=True):
+            if one.sample.name == "b":
+                own[1, 3, 4] = value
+        return found
+
+    call = arguments(command, models, with_labels(photos), out, "--set", f"crf={crf}")
+    with monkeypatch.context() as patched:
+        patched.setattr(CamsOfModel, "cams", broken_cams)
+        patched.setattr(Predictor, "probabilities", broken_probabilities)
+        assert said(cli.main, *call)[0] == cli.FAILED
+    (line,) = [line for line in caplog.text.splitlines() if "left out: " in line]
+    assert "b.png" in line and ("NaN" in line or "infin" in line)
+    assert set(MaskFolder(out).entries) == {"a", "c"}
+    assert said(cli.main, *call)[0] == 0
+    assert set(MaskFolder(out).entries) == {"a", "b", "c"}
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_an_interruption_ends_soon_and_is_gone_on_with(command, models, tmp_path):
     photos = tmp_path / "photos"
@@ -261,7 +300,7 @@ def test_confidence_and_cams_are_written_where_asked(models, tmp_path):
         assert ours.entries[name].working_size == theirs.entries[name].working_size
 
 
-def test_classes_are_predicted_where_nobody_gave_any(models, tmp_path, caplog):
+def test_classes_are_predicted_where_nobody_gave_any(models, tmp_path, caplog, monkeypatch):
     photos = tmp_path / "photos"
     for number in range(4):
         photo(photos / f"{number}.png", 60, 50, seed=number)
@@ -278,6 +317,16 @@ def test_classes_are_predicted_where_nobody_gave_any(models, tmp_path, caplog):
     assert said(cli.main, *arguments("label", models, photos, none, *more))[0] == 0
     assert len(MaskFolder(none)) == 0
     assert "4 images show no class and were left out" in caplog.text
+    lines = (none / "index.jsonl").read_text()
+    assert json.loads(lines.splitlines()[0]) == {
+        "name": "0", "size": [50, 60], "labels": [], "predicted": {},
+    }  # fmt: skip
+    with monkeypatch.context() as patched:  # the next start knows it
+        patched.setattr(CamsOfModel, "cams", None)
+        caplog.clear()
+        assert said(cli.main, *arguments("label", models, photos, none, *more))[0] == 0
+    assert "4 images show no class and were left out" in caplog.text
+    assert (none / "index.jsonl").read_text() == lines
     kept = tmp_path / "kept"
     call = arguments("label", models, photos, kept, *more, "--set", "unlabelled=background")
     assert said(cli.main, *call)[0] == 0

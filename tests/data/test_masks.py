@@ -8,7 +8,7 @@ from PIL import Image
 
 from weaktr.data.classes import palette
 from weaktr.data.io import read_stored_labels
-from weaktr.data.masks import MaskFolder, write_mask
+from weaktr.data.masks import MaskEntry, MaskFolder, write_mask
 
 MASK = np.array([[0, 1, 20], [255, 5, 0]], np.uint8)
 
@@ -66,3 +66,12 @@ def test_mask_folder_drops_what_its_digest_denies(tmp_path):
     assert len(MaskFolder(tmp_path, verify=True)) == 0
     with pytest.raises(ValueError, match="no mask of 'x'"):
         masks.read("x")
+
+
+def test_an_image_without_a_class_has_a_line_and_no_mask(tmp_path):
+    masks = MaskFolder(tmp_path)
+    masks.record(MaskEntry("none", None, None, (3, 2), ()))
+    masks.add("a", MASK)
+    again = MaskFolder(tmp_path, verify=True)
+    assert list(again.entries) == ["a"] and again.without == masks.without == {"none"}
+    assert "none" not in again

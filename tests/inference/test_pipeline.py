@@ -202,6 +202,21 @@ def test_a_batch_that_does_not_fit_goes_one_by_one(error):
     assert "does not fit the memory" in run.left_out["photo4"]
 
 
+def test_an_image_that_the_model_refuses_is_left_out_by_name():
+    """By itself: its neighbours in the batch are computed again without it."""
+
+    def compute(number):
+        if number == 4:
+            raise ValueError("no numbers")
+        if number == 9:
+            raise DataError(Problem("photo9.jpg", "", "is broken"))
+
+    run = Run(compute=compute).go()
+    assert run.left_out == {"photo4": "cannot be worked on: no numbers", "photo9": "is broken"}
+    assert run.recorded == [n for n in range(COUNT) if n not in (4, 9)]
+    assert run.batches == [[0, 1, 2], [3], [5], [6, 7, 8], [10], [11]]
+
+
 @pytest.mark.parametrize("part", ["read", "write"])
 def test_without_memory_to_read_or_write_it_an_image_is_left_out(part):
     def fail(number):

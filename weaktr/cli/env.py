@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import os
 import platform
 
 from rich.table import Table
@@ -22,6 +21,7 @@ def add_arguments(_: argparse.ArgumentParser) -> None:
 def run(_: argparse.Namespace) -> int:
     import torch
 
+    from weaktr.data.parallel import usable_cores
     from weaktr.ops.registry import report
 
     try:
@@ -34,7 +34,7 @@ def run(_: argparse.Namespace) -> int:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     facts = {
         "Python": f"{platform.python_version()} on {platform.platform()}",
-        "CPU": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        "CPU": f"{usable_cores()} cores, {torch.get_num_threads()} threads",
         "C++ code": native,
         "GPU": ", ".join(gpus) or "none",
     }

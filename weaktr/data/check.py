@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from weaktr.data.io import (
     to_labels,
 )
 from weaktr.data.manifest import Manifest, Sample
+from weaktr.data.parallel import usable_cores
 from weaktr.data.problems import DataError, Problem
 
 __all__ = ["Problem", "check"]
@@ -49,7 +49,7 @@ def check(
         ValueError: `workers` < 1.
     """
     if workers is None:
-        workers = min(8, os.cpu_count() or 1)
+        workers = min(8, usable_cores())
     if workers < 1:
         raise ValueError(f"workers: expected >= 1, got {workers}")
     problems: list[Problem] = []

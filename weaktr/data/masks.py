@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,8 @@ class MaskEntry:
 
     Args:
         name: of the sample.
-        file: the mask, relative to the folder of the index.
+        file: the mask, relative to the folder of the index; None = the image shows no class, and
+            therefore has no mask.
         sha256: of that file.
         size: height and width in pixels.
         labels: the values that occur, ascending.
@@ -58,8 +59,8 @@ class MaskEntry:
     """
 
     name: str
-    file: str
-    sha256: str
+    file: str | None
+    sha256: str | None
     size: tuple[int, int]
     labels: tuple[int, ...]
     working_size: tuple[int, int] | None = None
@@ -80,12 +81,18 @@ class MaskFolder:
     Args:
         folder: holds ``masks/`` and ``index.jsonl``.
         verify: check digests when opening (entries that disagree are dropped).
+
+    Attributes:
+        entries: name -> the entry of its mask.
+        without: names of the images that show no class, so that they have no mask.
     """
 
     def __init__(self, folder: Path, *, verify: bool = False) -> None:
         self.folder = folder
         self.index = folder / "index.jsonl"
-        self.entries = {entry.name: entry for entry in _read_index(self.index)}
+        lines = {entry.name: entry for entry in _read_index(self.index)}
+        self.entries = {name: entry for name, entry in lines.items() if entry.file is not None}
+        self.without = lines.keys() - self.entries
         if verify:
             self.entries = {n: e for n, e in self.entries.items() if self._is_whole(e)}
 
@@ -114,10 +121,13 @@ class MaskFolder:
         return MaskEntry(name, file, digest, (height, width), present, **facts)
 
     def record(self, entry: MaskEntry) -> None:
-        """Add the line of a mask that was written."""
+        """Add the line of a mask that was written, or of an image that has none."""
         with open(self.index, "a", encoding="utf-8") as index:
             index.write(entry.line())
-        self.entries[entry.name] = entry
+        if entry.file is None:
+            self.without.add(entry.name)
+        else:
+            self.entries[entry.name] = entry
 
     def read(self, name: str) -> np.ndarray:
         """The mask of sample `name`, uint8 [H, W].
@@ -131,7 +141,9 @@ class MaskFolder:
 
     def path(self, name: str) -> Path:
         """Where the mask of sample `name` is."""
-        return self.folder / self.entries[name].file
+        file = self.entries[name].file
+        assert file is not None
+        return self.folder / file
 
     def flush(self) -> None:
         """Bring the index to the disk (call at the end)."""
@@ -140,7 +152,7 @@ class MaskFolder:
                 os.fsync(index.fileno())
 
     def _is_whole(self, entry: MaskEntry) -> bool:
-        path = self.folder / entry.file
+        path = self.path(entry.name)
         return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == entry.sha256
 
 
@@ -157,10 +169,16 @@ class RefinedMasks:
         self.before = MaskFolder(before_refinement(folder), verify=True) if refined else None
 
     def __contains__(self, name: str) -> bool:
-        return name in self.masks and (self.before is None or name in self.before)
+        """Whether there is nothing left to do for an image."""
+        is_there = name in self.masks and (self.before is None or name in self.before)
+        return is_there or name in self.masks.without
 
     def __len__(self) -> int:
         return len(self.masks)
+
+    def without(self, name: str) -> bool:
+        """Whether an image is known to show no class."""
+        return name in self.masks.without
 
     @property
     def entries(self) -> Collection[MaskEntry]:
@@ -168,20 +186,26 @@ class RefinedMasks:
         return self.masks.entries.values()
 
     def write(
-        self, name: str, plain: np.ndarray, refined: np.ndarray, **facts: Any
+        self, name: str, mask_of: Callable[[str], np.ndarray], **facts: Any
     ) -> list[MaskEntry]:
-        """Write one image's masks, uint8 [H, W], before and after refinement, without their lines.
+        """Write one image's masks without their lines; may be called in several threads.
 
-        May be called in several threads; arguments as of `MaskFolder.write`.
+        Args:
+            name: of the sample.
+            mask_of: gives the masks before ("plain") and after refinement ("refined"), uint8
+                [H, W]; asked only for those that are stored.
+            facts: further fields of their `MaskEntry`.
         """
-        before = [] if self.before is None else [self.before.write(name, plain, **facts)]
-        return [*before, self.masks.write(name, refined, **facts)]
+        before = [] if self.before is None else [self.before.write(name, mask_of("plain"), **facts)]
+        return [*before, self.masks.write(name, mask_of("refined"), **facts)]
 
     def record(self, entries: Sequence[MaskEntry]) -> None:
-        """Add the lines of an image whose masks were written."""
-        folders = [self.masks] if self.before is None else [self.before, self.masks]
-        for folder, entry in zip(folders, entries, strict=True):
-            folder.record(entry)
+        """Add an image's lines: of its masks in the order of `write`, or that it has none."""
+        *before, last = entries
+        if self.before is not None:
+            for entry in before:
+                self.before.record(entry)
+        self.masks.record(last)
 
     def flush(self) -> None:
         """Bring both indices to the disk (call at the end)."""
@@ -200,7 +224,7 @@ def _read_index(path: Path) -> list[MaskEntry]:
         os.truncate(path, whole)
     entries = []
     for line in content[:whole].decode("utf-8").splitlines():
-        row = json.loads(line)
+        row = {"file": None, "sha256": None} | json.loads(line)
         for key in ("size", "labels", "working_size"):
             if key in row:
                 row[key] = tuple(row[key])

@@ -11,8 +11,16 @@ from typing import TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 
+
+def usable_cores() -> int:
+    """CPU cores that this process may use: a batch system or ``taskset`` may have kept some."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 2
+
+
 #: Threads for image files and the CRF.
-THREADS = max(2, min(16, os.cpu_count() or 2))
+THREADS = max(2, min(16, usable_cores()))
 
 
 def ordered_map(

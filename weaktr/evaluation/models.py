@@ -17,7 +17,7 @@ from weaktr.evaluation.pairs import Pair
 from weaktr.inference.cams import CamInputs, CamsOfModel
 from weaktr.inference.pipeline import Parts, limits_for, run_pipeline
 from weaktr.inference.predictions import Predictor
-from weaktr.inference.results import LabelMaps, hand_over
+from weaktr.inference.results import FINITE, LabelMaps, hand_over, is_finite
 from weaktr.models import CamModel, Segmenter
 from weaktr.progress import Meter
 
@@ -47,7 +47,7 @@ def cam_curve(
         rows, maps = [], []
         for one, cams in zip(batch, source.cams(batch), strict=True):
             rows.append((one.sample, one.photograph, cams.classes, None))
-            maps.append({"cam": cams.maps})
+            maps.append({"cam": cams.maps, FINITE: is_finite(cams.maps)})
         return hand_over(rows, maps)
 
     def write(result: LabelMaps) -> tuple[np.ndarray, Sequence[int], np.ndarray]:
@@ -80,7 +80,7 @@ def score_segmenter(model: Segmenter, samples: Sequence[Sample], settings: Predi
     total = ConfusionSum(model.num_labels)
 
     def write(result: LabelMaps) -> Pair:
-        return result.masks()[1], data.read_mask(result.sample, model.num_labels)
+        return result.mask(), data.read_mask(result.sample, model.num_labels)
 
     def record(_: Sample, written: Pair | Problem) -> None:
         if isinstance(written, Problem):

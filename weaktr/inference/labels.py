@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from weaktr.inference.cams import CamInputs, CamSource
-from weaktr.inference.results import LabelMaps, hand_over
+from weaktr.inference.results import FINITE, LabelMaps, hand_over, is_finite
 from weaktr.inference.timeline import Steps, Timeline
 from weaktr.inference.transfer import upload
 from weaktr.refine import Maps, Refiner, refine
@@ -47,7 +47,7 @@ def labels_from_cams(cams: Tensor, threshold: float) -> Tensor:
     Returns:
         uint8 [H, W]: 0 = background, i + 1 = the i-th CAM.
     """
-    return best_labels(scores_from_cams(cams, threshold))
+    return best_labels(scores_from_cams(cams, threshold))[0]
 
 
 @torch.inference_mode()
@@ -78,11 +78,12 @@ def label_maps(
     with steps.step("CAMs"):
         all_cams = source.cams(batch)
     with steps.step("threshold"):
-        plain = []
+        plain, finite = [], []
         for cams in all_cams:
             scores = scores_from_cams(cams.maps, threshold)
-            confidence = scores.amax(0) if "confidence" in emit else None
-            plain.append(Maps(best_labels(scores), len(scores), scores, confidence))
+            labels, best = best_labels(scores)
+            plain.append(Maps(labels, len(scores), scores, best if "confidence" in emit else None))
+            finite.append(is_finite(best))
     with steps.step("refinement"):
         refined = plain
         if refiners:
@@ -93,8 +94,8 @@ def label_maps(
         for one, cams in zip(batch, all_cams, strict=True)
     ]
     maps = []
-    for cams, before, after in zip(all_cams, plain, refined, strict=True):
-        own = {"plain": before.labels, "refined": after.labels}
+    for cams, before, after, sound in zip(all_cams, plain, refined, finite, strict=True):
+        own = {"plain": before.labels, "refined": after.labels, FINITE: sound}
         if after.confidence is not None:
             own["confidence"] = after.confidence
         if "cam" in emit:

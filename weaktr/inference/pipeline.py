@@ -13,7 +13,6 @@ the model has handed over.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +23,7 @@ from typing import Generic, Protocol, TypeVar
 import torch
 
 from weaktr.data import DataError, Problem, Sample
+from weaktr.data.parallel import usable_cores
 from weaktr.inference.timeline import Timeline
 
 READERS, MODEL, WRITERS = "readers", "model", "writers"
@@ -58,7 +58,8 @@ class Parts(Generic[Read, Result, Written]):
     Args:
         read: sample -> what the model takes; in several threads. `DataError` leaves the sample out.
         fits: whether a further image may join a batch; decides on the batches.
-        compute: a batch -> a result for each; in the calling thread.
+        compute: a batch -> a result for each; in the calling thread. `ValueError`, or too little
+            memory, leaves an image out that fails by itself.
         write: writes a result; in several threads.
         record: notes what was written, or why nothing was; in the order of the samples, in one
             thread.
@@ -87,7 +88,7 @@ class Limits:
 
 def limits_for(device: torch.device, queue_mb: int) -> Limits:
     """Threads of readers and writers: a few beside a GPU; on a CPU the model needs the cores."""
-    cores = os.cpu_count() or 2
+    cores = usable_cores()
     if device.type == "cpu":
         return Limits(1, 1, queue_mb * MIB)
     return Limits(max(2, min(12, cores - 2)), max(2, min(8, cores // 2)), queue_mb * MIB)
@@ -261,7 +262,7 @@ class Pipeline(Generic[Read, Result, Written]):
                 except DataError as error:
                     value = error.problems[0]
                 except MemoryError as error:
-                    value = too_large(sample, error)
+                    value = problem_of(sample, error)
             size = 0 if isinstance(value, Problem) else value.nbytes
             with self.timeline.waiting(READERS, "room"):
                 self.ready.put(number, value, size)
@@ -300,14 +301,14 @@ class Pipeline(Generic[Read, Result, Written]):
                 self.results.put(number, result, size)
 
     def _results_of(self, batch: Sequence[tuple[int, Read]]) -> list[Result | Problem]:
-        """Of one batch; where the memory is too small for it, of its images one by one."""
+        """Of one batch; where it fails by its images or the memory, of its images one by one."""
         try:
             return list(self.parts.compute([value for _, value in batch]))
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
+        except (MemoryError, RuntimeError, ValueError) as error:
+            if not (isinstance(error, ValueError) or is_out_of_memory(error)):
                 raise
             if len(batch) == 1:
-                return [too_large(self.samples[batch[0][0]], error)]
+                return [problem_of(self.samples[batch[0][0]], error)]
         return [result for one in batch for result in self._results_of([one])]
 
     # ---- writers
@@ -331,7 +332,7 @@ class Pipeline(Generic[Read, Result, Written]):
                     try:
                         value = self.parts.write(result)
                     except MemoryError as error:
-                        value = too_large(sample, error)
+                        value = problem_of(sample, error)
             self.written.keep(number, value)
 
     def _record_all(self) -> None:
@@ -382,7 +383,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
-def too_large(sample: Sample, error: BaseException) -> Problem:
-    """The problem of an image for which there is not enough memory."""
-    message = f"does not fit the memory; set max_side to a smaller number of pixels ({error})"
+def problem_of(sample: Sample, error: BaseException) -> Problem:
+    """What is wrong with an image whose values the model refuses, or which does not fit."""
+    if isinstance(error, DataError) and error.problems:
+        return error.problems[0]
+    message = f"cannot be worked on: {error}"
+    if is_out_of_memory(error):
+        message = f"does not fit the memory; set max_side to a smaller number of pixels ({error})"
     return Problem(str(sample.image), sample.source, message)

@@ -15,7 +15,7 @@ from weaktr.data import Sample
 from weaktr.data.photographs import read_photograph
 from weaktr.inference.pipeline import MIB
 from weaktr.inference.probabilities import SegInputs, for_prediction, probabilities, seg_inputs
-from weaktr.inference.results import LabelMaps, hand_over
+from weaktr.inference.results import FINITE, LabelMaps, hand_over, is_finite
 from weaktr.inference.timeline import Steps, Timeline
 from weaktr.inference.transfer import upload
 from weaktr.models import Segmenter
@@ -98,15 +98,15 @@ class Predictor:
                 if self.given_classes and one.sample.labels is not None:
                     possible = {0, *(index + 1 for index in one.sample.labels)}
                     own[[label for label in range(len(own)) if label not in possible]] = 0
-            plain = [best_labels(one) for one in scores]
+            plain, best = zip(*map(best_labels, scores), strict=True)
         with steps.step("refinement"):
-            refined = plain
+            refined = list(plain)
             if self.refiners:
                 images = [upload(one.image, self.device) for one in batch]
                 refined = refined_labels(self.refiners, images, plain, scores)
         maps = [
-            {"plain": before, "refined": after}
-            for before, after in zip(plain, refined, strict=True)
+            {"plain": before, "refined": after, FINITE: is_finite(highest)}
+            for before, after, highest in zip(plain, refined, best, strict=True)
         ]
         if "scores" in emit:
             maps = [own | {"scores": one} for own, one in zip(maps, scores, strict=True)]

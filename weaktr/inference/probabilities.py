@@ -103,8 +103,8 @@ def probabilities(
     Source: reference.md 48, 50.
     """
     device = next(model.parameters()).device
-    views_of = [views(one.scaled, model.normalization, settings, device) for one in batch]
-    outputs = _window_logits(model, [view for own in views_of for view in own], settings)
+    views_of = [views(one.scaled, settings) for one in batch]
+    outputs = _window_logits(model, [view for own in views_of for view in own], settings, device)
     weights = ENSEMBLES[settings.ensemble][-2 if model.multi else -1 :]
     totals = []
     for one, image_views in zip(batch, views_of, strict=True):
@@ -124,11 +124,11 @@ def probabilities(
 
 
 def _window_logits(
-    model: Segmenter, image_views: Sequence[View], settings: PredictConfig
+    model: Segmenter, image_views: Sequence[View], settings: PredictConfig, device: torch.device
 ) -> Iterator[Tensor]:
     """Patch logits [E, L, h, w] of every window of every view, E = outputs of the decoder."""
-    crops = windows(image_views, settings.window)
+    crops = windows(image_views, model.normalization, settings.window, device)
     while batch := list(itertools.islice(crops, settings.window_batch)):
-        with autocast(settings.amp, batch[0].device):
+        with autocast(settings.amp, device):
             output = model.patch_outputs(torch.stack(batch))
         yield from output.float()

@@ -6,11 +6,15 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from weaktr.data import Sample
+from weaktr.data import DataError, Problem, Sample
 from weaktr.data.photographs import Photograph, enlarged
 from weaktr.inference.transfer import Download
+
+#: The map that says whether all scores behind the others are numbers (`is_finite`).
+FINITE = "finite"
 
 
 class LabelMaps(NamedTuple):
@@ -21,7 +25,7 @@ class LabelMaps(NamedTuple):
     classes: tuple[int, ...] | None  #: class indices that were possible; None = all
     probabilities: tuple[float, ...] | None  #: of these classes, where they were predicted
     download: Download  #: of the maps of a batch
-    names: tuple[str, ...]  #: "plain", "refined", then what else was asked for
+    names: tuple[str, ...]  #: "plain", "refined", `FINITE`, then what else was asked for
     first: int  #: where its maps begin in `download`
 
     @property
@@ -30,20 +34,33 @@ class LabelMaps(NamedTuple):
         return self.photograph.pixels.nbytes + self.download.nbytes_of(self.first, len(self.names))
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Its maps by name; waits until they are on the host."""
-        own = self.download.arrays()[self.first : self.first + len(self.names)]
-        return dict(zip(self.names, own, strict=True))
+        """Its maps by name; waits until they are on the host.
 
-    def masks(self) -> tuple[np.ndarray, np.ndarray]:
-        """Labels uint8 [H, W] of the file before and after refinement: k + 1 = class index k."""
-        maps = self.arrays()
+        Raises:
+            DataError: the model gave NaN or infinity, so that no map means anything.
+        """
+        own = self.download.arrays()[self.first : self.first + len(self.names)]
+        maps = dict(zip(self.names, own, strict=True))
+        if not maps[FINITE]:
+            message = "the model's scores of it are NaN or infinite; try amp=none"
+            raise DataError(Problem(str(self.sample.image), self.sample.source, message))
+        return maps
+
+    def mask(self, kind: str = "refined") -> np.ndarray:
+        """Labels uint8 [H, W] of the file, k + 1 = class index k; `kind` may also be "plain".
+
+        Raises:
+            DataError: see `arrays`.
+        """
         values = np.arange(256, dtype=np.uint8)
         if self.classes is not None:
             values[1 : len(self.classes) + 1] = np.array(self.classes, np.uint8) + 1
-        plain, refined = (
-            enlarged(values[maps[kind]], self.photograph.size) for kind in ("plain", "refined")
-        )
-        return plain, refined
+        return enlarged(values[self.arrays()[kind]], self.photograph.size)
+
+
+def is_finite(scores: Tensor) -> Tensor:
+    """Whether all are numbers, as uint8 [] on their device, which the host does not wait for."""
+    return scores.isfinite().all().to(torch.uint8)
 
 
 def hand_over(

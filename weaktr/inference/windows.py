@@ -31,16 +31,18 @@ MOST_ASPECT = 8
 
 
 class View(NamedTuple):
-    """One scale and flip of an image.
+    """One scale and flip of an image; `pixels_of` gives its pixels.
 
     Args:
-        pixels: [3, H, W] normalised, both sides at least the window.
+        scaled: uint8 [h, w, 3], one of the image's `scaled_images`.
         flipped: whether it is mirrored.
+        size: height and width of its pixels, both at least the window.
         tops, lefts: where its windows begin; there is one at every pair, row by row.
     """
 
-    pixels: Tensor
+    scaled: Tensor
     flipped: bool
+    size: tuple[int, int]
     tops: list[int]
     lefts: list[int]
 
@@ -57,40 +59,59 @@ def scaled_images(image: np.ndarray, settings: PredictConfig) -> list[np.ndarray
     return scaled
 
 
-def views(
-    scaled: Sequence[Tensor],
-    normalization: tuple[Sequence[float], Sequence[float]],
-    settings: PredictConfig,
-    device: torch.device,
-) -> list[View]:
+def views(scaled: Sequence[Tensor], settings: PredictConfig) -> list[View]:
     """Every scale and flip of an image.
 
     Args:
         scaled: its `scaled_images`.
-        normalization: (mean, std) per channel in [0, 1].
         settings: flip, window and stride.
+    """
+    image_views = []
+    for image in scaled:
+        size = _enlarged_size((image.shape[0], image.shape[1]), settings.window)
+        tops, lefts = (anchors(side, settings.window, settings.stride) for side in size)
+        for flipped in (False, True) if settings.flip else (False,):
+            image_views.append(View(image, flipped, size, tops, lefts))
+    return image_views
+
+
+def pixels_of(
+    view: View, normalization: tuple[Sequence[float], Sequence[float]], device: torch.device
+) -> Tensor:
+    """The normalised pixels of a view.
+
+    Args:
+        view: of `views`.
+        normalization: (mean, std) per channel in [0, 1].
         device: where the pixels go.
+
+    Returns:
+        float32 [3, H, W]; enlarged where a side of the scaled image is below the window.
     """
     mean, std = (
         torch.tensor(np.round(255 * np.array(values), 2), device=device).float().view(3, 1, 1)
         for values in normalization
     )
-    image_views = []
-    for image in scaled:
-        pixels = (upload(image, device).permute(2, 0, 1).float() - mean) / std
-        for flipped in (False, True) if settings.flip else (False,):
-            view = _enlarge(pixels.flip(-1) if flipped else pixels, settings.window)
-            tops, lefts = (anchors(n, settings.window, settings.stride) for n in view.shape[1:])
-            image_views.append(View(view, flipped, tops, lefts))
-    return image_views
+    pixels = upload(view.scaled, device).permute(2, 0, 1).float().sub_(mean).div_(std)
+    if view.flipped:
+        pixels = pixels.flip(-1)
+    if pixels.shape[1:] == view.size:
+        return pixels
+    return F.interpolate(pixels[None], size=view.size, mode="bilinear", align_corners=False)[0]
 
 
-def windows(image_views: Sequence[View], window: int) -> Iterator[Tensor]:
-    """The windows [3, window, window] of all views, in order."""
+def windows(
+    image_views: Sequence[View],
+    normalization: tuple[Sequence[float], Sequence[float]],
+    window: int,
+    device: torch.device,
+) -> Iterator[Tensor]:
+    """The windows [3, window, window] of all views, in order; one view's pixels at a time."""
     for view in image_views:
+        pixels = pixels_of(view, normalization, device)
         for top in view.tops:
             for left in view.lefts:
-                yield view.pixels[:, top : top + window, left : left + window]
+                yield pixels[:, top : top + window, left : left + window]
 
 
 def merge(view: View, logits: Tensor, patch: int, window: int, size: tuple[int, int]) -> Tensor:
@@ -107,7 +128,7 @@ def merge(view: View, logits: Tensor, patch: int, window: int, size: tuple[int, 
         [E, L, H, W], not mirrored.
     """
     grid = (logits.shape[-2], logits.shape[-1])
-    height, width = view.pixels.shape[1:]
+    height, width = view.size
     rows = axis_weights(tuple(view.tops), window, grid[0], patch, height, size[0]).to(logits)
     columns = axis_weights(tuple(view.lefts), window, grid[1], patch, width, size[1]).to(logits)
     if view.flipped:
@@ -160,11 +181,10 @@ def anchors(length: int, window: int, stride: int) -> list[int]:
     return [*range(0, length - window, stride), length - window]
 
 
-def _enlarge(pixels: Tensor, window: int) -> Tensor:
-    """[3, H, W], enlarged to a short side of `window` where it is smaller."""
-    height, width = pixels.shape[1:]
-    short = min(height, width)
+def _enlarged_size(size: tuple[int, int], window: int) -> tuple[int, int]:
+    """Height and width, enlarged to a short side of `window` where it is smaller."""
+    short = min(size)
     if short >= window:
-        return pixels
-    size = [window if side == short else int(side * (window / short)) for side in (height, width)]
-    return F.interpolate(pixels[None], size=size, mode="bilinear", align_corners=False)[0]
+        return size
+    height, width = (window if n == short else int(n * (window / short)) for n in size)
+    return height, width

@@ -73,10 +73,10 @@ class CrfRefiner:
             if len(scores) < len(own_maps):
                 raise ValueError("maps: expected scores for a CRF without gt_prob, got none")
             marginals = self.crf.refine_probabilities(own_images, scores, num_threads=num_threads)
-            results = [
-                Maps(best_labels(q), len(q), q, q.amax(0) if confidence else None)
-                for q in marginals
-            ]
+            results = []
+            for q in marginals:
+                labels, shares = best_labels(q)
+                results.append(Maps(labels, len(q), q, shares if confidence else None))
         for index, result in zip(indices, results, strict=True):
             refined[index] = result.to(images[0].device)
         return refined

@@ -29,13 +29,20 @@ class Maps(NamedTuple):
         return Maps(self.labels.to(device), self.num_labels, *moved)
 
 
-def best_labels(scores: Tensor) -> Tensor:
-    """The label with the highest score, of equal ones the first: [K, H, W] -> uint8 [H, W].
+def best_labels(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """The label with the highest score, of equal ones the first, and that score.
 
-    `Tensor.max`, whose search along the first axis is ten times as fast as that of `argmax` on a
+    By `Tensor.max`, whose search along the first axis is ten times as fast as that of `argmax` on a
     CPU.
+
+    Args:
+        scores: [K, H, W].
+
+    Returns:
+        uint8 [H, W], and of the scores' dtype [H, W]: NaN where a score is.
     """
-    return scores.max(0).indices.to(torch.uint8)
+    best = scores.max(0)
+    return best.indices.to(torch.uint8), best.values
 
 
 class Refiner(Protocol):

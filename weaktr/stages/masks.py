@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from weaktr.data import Problem, Sample
+from weaktr.data import DataError, Problem, Sample
 from weaktr.data.masks import MaskEntry, RefinedMasks
 from weaktr.data.photographs import enlarged
 from weaktr.data.stored_maps import write_cams, write_scores
@@ -127,24 +127,26 @@ def make_masks(
     def is_complete(name: str) -> bool:
         return name in masks and all(extra_path(kind, name).is_file() for kind in extras)
 
-    def write(result: LabelMaps) -> list[MaskEntry] | None:
-        """Write the files of one image; None: it shows no class, and images without are skipped."""
+    def write(result: LabelMaps) -> list[MaskEntry] | Problem:
+        """Write the files of one image: none where it shows no class and such are skipped."""
+        try:
+            maps, sample = result.arrays(), result.sample
+        except DataError as error:
+            return error.problems[0]
         if result.classes == () and not keep_unlabelled:
-            return None
-        maps, sample = result.arrays(), result.sample
+            size = result.photograph.size
+            return [MaskEntry(sample.name, None, None, size, (), **facts_of(result))]
         if "cam" in extras:
             write_cams(extra_path("cam", sample.name), maps["cam"], result.classes or ())
         if "scores" in extras:
             write_scores(extra_path("scores", sample.name), maps["scores"])
         if "confidence" in extras:
             write_confidence(extra_path("confidence", sample.name), result, maps["confidence"])
-        return masks.write(sample.name, *result.masks(), **facts_of(result))
+        return masks.write(sample.name, result.mask, **facts_of(result))
 
-    def record(sample: Sample, written: list[MaskEntry] | Problem | None) -> None:
+    def record(sample: Sample, written: list[MaskEntry] | Problem) -> None:
         if isinstance(written, Problem):
             report.left_out.append(written)
-        elif written is None:
-            report.unlabelled.append(sample.name)
         else:
             masks.record(written)
         timeline.settle()
@@ -174,6 +176,7 @@ def make_masks(
     if todo:
         log.info("%s; %s", waits_in_words(timeline), bottleneck_in_words(timeline))
     report.masks = len(masks)
+    report.unlabelled = [sample.name for sample in samples if masks.without(sample.name)]
     report.images_of.update(label for entry in masks.entries for label in entry.labels)
     report.reduced = sum(entry.working_size is not None for entry in masks.entries)
     return report

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from weaktr.data.instances import Instances
 from weaktr.data.manifest import is_inside
 from weaktr.data.masks import write_mask
+from weaktr.data.parallel import usable_cores
 from weaktr.data.prepare.pngs import is_whole_png
 from weaktr.data.render import draw_mask
 from weaktr.progress import track
@@ -57,7 +57,7 @@ def draw_masks(declared: Instances, folder: Path, *, workers: int | None = None)
 
     if not to_draw:
         return 0
-    pool = ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1))
+    pool = ThreadPoolExecutor(workers or min(8, usable_cores()))
     try:
         for _ in track(pool.map(draw, to_draw), "drawing masks", len(to_draw)):
             pass
