@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,6 +44,7 @@ def set_up_logging(level: int = logging.INFO) -> None:
         log.addHandler(handler)
         log.propagate = False
     log.setLevel(level)
+    warnings.filterwarnings("ignore", module="PIL.TiffImagePlugin")  # of damaged EXIF, amid a bar
 
 
 class Meter:

@@ -196,6 +196,30 @@ def test_scores_that_are_no_numbers_give_no_mask(
 
 
 @pytest.mark.parametrize("command", COMMANDS)
+def test_masks_are_turned_with_their_photographs(command, models, tmp_path, caplog):
+    photos = tmp_path / "photos"
+    photo(photos / "plain.jpg", 60, 40)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    with Image.open(photo(photos / "turned.jpg", 60, 40)) as image:
+        image.save(photos / "turned.jpg", exif=turned)
+    call = arguments(command, models, with_labels(photos), tmp_path / "stored")
+    assert said(cli.main, *call)[0] == 0
+    assert "1 images are turned by viewers (EXIF), their masks are not" in caplog.text
+    stored = MaskFolder(tmp_path / "stored")
+    assert stored.entries["turned"].size == (40, 60)
+    assert stored.entries["turned"].exif == "ignored" and stored.entries["plain"].exif is None
+    call = arguments(command, models, photos, tmp_path / "upright", "--exif", "apply")
+    assert said(cli.main, *call)[0] == 0
+    assert "1 images were turned as their EXIF says" in caplog.text
+    upright = MaskFolder(tmp_path / "upright")
+    assert upright.entries["turned"].size == upright.read("turned").shape == (60, 40)
+    np.testing.assert_array_equal(upright.read("plain"), stored.read("plain"))
+    mixed = arguments(command, models, photos, tmp_path / "stored", "--exif", "apply")
+    assert said(cli.main, *mixed)[0] == cli.WRONG_INPUT
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_an_interruption_ends_soon_and_is_gone_on_with(command, models, tmp_path):
     photos = tmp_path / "photos"
     for number in range(150):

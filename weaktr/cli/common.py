@@ -35,6 +35,22 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto")
 
 
+def add_exif(parser: argparse.ArgumentParser) -> None:
+    """``--exif``, see `Sample.exif`."""
+    parser.add_argument(
+        "--exif",
+        choices=("ignore", "apply"),
+        default="ignore",
+        help="apply: turn photographs as viewers do, and their masks with them (default: ignore, "
+        "the pixels as stored)",
+    )
+
+
+def exif_of(arguments: argparse.Namespace) -> dict[str, str]:
+    """``--exif`` as one of the settings that masks depend on."""
+    return {} if arguments.exif == "ignore" else {"exif": arguments.exif}
+
+
 def add_profile(parser: argparse.ArgumentParser) -> None:
     """``--profile FILE``."""
     parser.add_argument(

@@ -188,7 +188,7 @@ def _overview(manifest: Manifest) -> Table:
     sizes, unreadable = [], 0
     for sample in manifest:
         try:
-            sizes.append(image_size(sample.image, sample.source))
+            sizes.append(image_size(sample.image, sample.source, sample.exif))
         except DataError:
             unreadable += 1
     labelled = [sample.labels for sample in manifest if sample.labels is not None]

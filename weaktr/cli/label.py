@@ -7,7 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from weaktr.cli.common import add_device, add_profile, add_set, keys, show_masks
+from weaktr.cli.common import (
+    add_device,
+    add_exif,
+    add_profile,
+    add_set,
+    exif_of,
+    keys,
+    show_masks,
+)
 from weaktr.config import LabelConfig, PredictConfig
 from weaktr.progress import log
 from weaktr.recipes import as_tree, identity, with_settings
@@ -65,6 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "cam (cams/NAME.npz, large); separated by commas",
     )
     parser.add_argument("--dump-cams", action="store_true", help="the same as --emit cam")
+    add_exif(parser)
     add_profile(parser)
     add_device(parser)
     add_set(parser, f"settings of labelling ({keys(LabelConfig)})")
@@ -115,9 +124,9 @@ def _label_stored_cams(arguments: argparse.Namespace, emit: list[str]) -> int:
             f"expected {', '.join(AFTER_CAMS)}"
         )
     inputs = {key: value for key, value in identity(settings).items() if key in AFTER_CAMS}
-    samples = data.unlabelled(arguments.images).samples
+    samples = data.unlabelled(arguments.images, exif=arguments.exif).samples
     cams = StoredCams(folder, samples, choose_device(arguments.device))
-    begin_masks(arguments.out, folder, inputs)
+    begin_masks(arguments.out, folder, inputs | exif_of(arguments))
     report = label(cams, samples, arguments.out, settings, emit=emit, profile=arguments.profile)
     return show_masks(report, arguments.out, samples, None)
 
@@ -141,10 +150,10 @@ def _samples(arguments: argparse.Namespace, names: Sequence[str] | None) -> tupl
         log.warning(
             "%s: no labels.csv and no --labels, so the model predicts what each image shows", images
         )
-        return data.unlabelled(images).samples
+        return data.unlabelled(images, exif=arguments.exif).samples
     if names is None:
         raise ValueError(f"{arguments.checkpoint}: this checkpoint does not name its classes")
-    return data.folder(arguments.images, arguments.labels, classes=names).samples
+    return data.folder(images, arguments.labels, classes=names, exif=arguments.exif).samples
 
 
 def _label_by_model(arguments: argparse.Namespace, emit: list[str]) -> int:
@@ -170,12 +179,12 @@ def _label_by_model(arguments: argparse.Namespace, emit: list[str]) -> int:
                 f"({arguments.checkpoint})"
             )
         choices = with_settings(PredictConfig(), arguments.set)
-        begin_masks(out, arguments.checkpoint, identity(choices))
+        begin_masks(out, arguments.checkpoint, identity(choices) | exif_of(arguments))
         report = predict(model, samples, out, choices, given_classes=True, profile=profile)
         return show_masks(report, out, samples, names)
     settings = with_settings(LabelConfig(), arguments.set)
     source = CamsOfModel(model, settings, settings.predict_above)
     del model  # on a CPU the source has its own copy of most weights
-    begin_masks(out, arguments.checkpoint, identity(settings))
+    begin_masks(out, arguments.checkpoint, identity(settings) | exif_of(arguments))
     report = label(source, samples, out, settings, emit=emit, profile=profile)
     return show_masks(report, out, samples, names)

@@ -5,7 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from weaktr.cli.common import add_device, add_profile, add_set, keys, show_masks
+from weaktr.cli.common import (
+    add_device,
+    add_exif,
+    add_profile,
+    add_set,
+    exif_of,
+    keys,
+    show_masks,
+)
 from weaktr.config import PredictConfig
 from weaktr.progress import log
 from weaktr.recipes import identity, with_settings
@@ -54,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dump-scores", action="store_true", help="also write scores/NAME.npz (large)"
     )
+    add_exif(parser)
     add_profile(parser)
     add_device(parser)
     add_set(parser, f"settings of prediction ({keys(PredictConfig)})")
@@ -75,11 +84,11 @@ def run(arguments: argparse.Namespace) -> int:
     model, description = checkpoints.load(arguments.checkpoint, choose_device(arguments.device))
     if not isinstance(model, Segmenter):
         raise ValueError(f"{arguments.checkpoint}: expected a stage-2 checkpoint, got stage 1")
-    samples = data.unlabelled(arguments.images).samples
+    samples = data.unlabelled(arguments.images, exif=arguments.exif).samples
     if arguments.names is not None:
         samples = data.only(samples, data.read_names(arguments.names))
     out = arguments.out
-    begin_masks(out, arguments.checkpoint, identity(settings))
+    begin_masks(out, arguments.checkpoint, identity(settings) | exif_of(arguments))
     emit = ["scores"] if arguments.dump_scores else []
     report = predict(model, samples, out, settings, emit=emit, profile=arguments.profile)
     code = show_masks(report, out, samples, description.get("classes", {}).get("names"))

@@ -66,9 +66,12 @@ def _check_sample(sample: Sample, classes: Classes) -> list[Problem]:
     problems: list[Problem] = []
     size = None
     try:
-        size = read_rgb(sample.image, sample.source).shape[:2]
-        if is_turned(sample.image, sample.source):
-            message = "EXIF asks viewers to turn the image; it is used as stored, unturned"
+        size = read_rgb(sample.image, sample.source, sample.exif).shape[:2]
+        if sample.exif == "ignore" and is_turned(sample.image, sample.source):
+            message = (
+                "EXIF asks viewers to turn the image; it is used as stored, unturned "
+                "(exif=apply turns it)"
+            )
             problems.append(_warning(sample, message))
     except DataError as error:
         problems += error.problems

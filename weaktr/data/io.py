@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from weaktr.data.classes import IGNORE
-from weaktr.data.manifest import Sample
+from weaktr.data.manifest import Exif, Sample
 from weaktr.data.problems import DataError, Problem
 
 T = TypeVar("T")
@@ -33,13 +33,26 @@ _DECODE_ERRORS = (
 _IMAGE_MODES = ("RGB", "L", "P", "RGBA", "LA", "PA", "CMYK", "YCbCr", "1", "RGBX", "LAB", "HSV")
 _MASK_MODES = ("L", "P", "1", "I", "I;16")
 _EXIF_ORIENTATION = 0x0112
+#: Orientation in EXIF -> how viewers turn and mirror the stored image.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+#: Those that make height of width.
+ACROSS = (5, 6, 7, 8)
 
 
 def read_image(sample: Sample) -> np.ndarray:
     """The photograph of a sample.
 
-    Pixels come as stored: an EXIF orientation is not applied, since masks and published lists
-    are in stored orientation. Transparency is dropped, grey becomes RGB.
+    Pixels come as stored, since masks and lists of published data sets are in stored orientation;
+    with ``Sample.exif == "apply"`` as viewers show them. TIFFs are always read as viewers show
+    them, which is Pillow's doing. Transparency is dropped, grey becomes RGB.
 
     Returns:
         uint8 [H, W, 3] RGB.
@@ -48,7 +61,7 @@ def read_image(sample: Sample) -> np.ndarray:
         DataError: the file is missing, not an image, truncated, corrupt, or has more than 8 bits
             a channel.
     """
-    return read_rgb(sample.image, sample.source)
+    return read_rgb(sample.image, sample.source, sample.exif)
 
 
 def read_mask(sample: Sample, num_labels: int) -> np.ndarray:
@@ -68,18 +81,39 @@ def read_mask(sample: Sample, num_labels: int) -> np.ndarray:
     if sample.mask is None:
         raise DataError(Problem(str(sample.image), sample.source, "has no mask"))
     mask = read_labels(sample.mask, num_labels, sample.source, mask_ids=sample.mask_ids)
-    require_same_size(mask, image_size(sample.image, sample.source), sample.mask, sample.source)
+    size = image_size(sample.image, sample.source, sample.exif)
+    require_same_size(mask, size, sample.mask, sample.source)
     return mask
 
 
-def read_rgb(path: Path, source: str = "") -> np.ndarray:
+def read_rgb(path: Path, source: str = "", exif: Exif = "ignore") -> np.ndarray:
     """uint8 [H, W, 3] of an image file; `source` is named in errors. See `read_image`."""
 
     def decode(image: Image.Image) -> np.ndarray:
         check_is_8_bit(image, path, source)
-        return np.array(image.convert("RGB"))
+        pixels = image.convert("RGB")
+        return np.array(turned(pixels, orientation(image)) if exif == "apply" else pixels)
 
     return open_image(path, source, decode)
+
+
+def orientation(image: Image.Image) -> int:
+    """How EXIF asks viewers to turn or mirror an open image: 2..8, or 1 = not at all.
+
+    An entry that means nothing counts as 1, as in viewers. A PNG is decoded for it.
+    """
+    if image.format == "TIFF":  # Pillow turns those when it decodes them
+        return 1
+    try:
+        value = image.getexif().get(_EXIF_ORIENTATION)
+    except Exception:  # of any kind, from bytes that anybody wrote: not worth the photograph
+        return 1
+    return value if isinstance(value, int) and value in _TURNS else 1
+
+
+def turned(image: Image.Image, how: int) -> Image.Image:
+    """An image as viewers show it; `how`: see `orientation`."""
+    return image if how == 1 else image.transpose(_TURNS[how])
 
 
 def check_is_8_bit(image: Image.Image, path: Path, source: str) -> None:
@@ -164,14 +198,19 @@ def outside_message(outside: list[int], num_labels: int, mask_ids: tuple[int, ..
     return f"mask values outside the classes: expected {expected} or {IGNORE}, got {shown}"
 
 
-def image_size(path: Path, source: str = "") -> tuple[int, int]:
-    """(H, W) of an image file, from its header only."""
-    return open_image(path, source, lambda image: (image.height, image.width))
+def image_size(path: Path, source: str = "", exif: Exif = "ignore") -> tuple[int, int]:
+    """(H, W) of an image file, from its header only; with "apply" as viewers show it."""
+
+    def size(image: Image.Image) -> tuple[int, int]:
+        across = exif == "apply" and orientation(image) in ACROSS
+        return (image.width, image.height) if across else (image.height, image.width)
+
+    return open_image(path, source, size)
 
 
 def is_turned(path: Path, source: str = "") -> bool:
     """Whether EXIF asks viewers to turn or mirror the stored image."""
-    return open_image(path, source, lambda image: image.getexif().get(_EXIF_ORIENTATION, 1) > 1)
+    return open_image(path, source, lambda image: orientation(image) != 1)
 
 
 def require_same_size(

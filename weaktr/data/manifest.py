@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal, cast, get_args
 
 from weaktr.data.classes import Classes
 from weaktr.data.problems import DataError, Problem
@@ -20,6 +20,7 @@ from weaktr.files import write_bytes
 __all__ = ["Classes", "Manifest", "Sample"]
 
 FORMAT = "weaktr-manifest-1"
+Exif = Literal["ignore", "apply"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Sample:
         source: where this sample was declared, ``"file:line"``.
         mask_ids: the pixel value of class index k in the file `mask`, for each of the C classes;
             None = ``k + 1``. COCO masks keep their 1..90 ids while 80 classes are used.
+        exif: "apply" = the photograph is turned and mirrored as its EXIF asks viewers to, and
+            `mask` is of the turned one; "ignore" = pixels as stored.
     """
 
     name: str
@@ -45,6 +48,7 @@ class Sample:
     mask: Path | None
     source: str
     mask_ids: tuple[int, ...] | None = None
+    exif: Exif = "ignore"
 
 
 @dataclass(frozen=True)
@@ -160,6 +164,7 @@ class Manifest:
         digest.update(json.dumps(head).encode())
         for sample in sorted(self.samples, key=lambda sample: sample.name):
             row = [sample.name, sample.labels, _stamp(sample.image), _stamp(sample.mask)]
+            row += [sample.exif] if sample.exif != "ignore" else []
             digest.update(json.dumps(row).encode())
         return digest.hexdigest()[:32]
 
@@ -182,7 +187,8 @@ def _stamp(path: Path | None) -> tuple[str, int] | None:
 
 
 def _sample_to_json(sample: Sample, folder: Path) -> dict[str, Any]:
-    return {
+    exif = {} if sample.exif == "ignore" else {"exif": sample.exif}
+    return exif | {
         "name": sample.name,
         "image": _relative(sample.image, folder),
         "labels": sample.labels,
@@ -202,7 +208,15 @@ def _sample_from_json(
         mask=None if mask is None else folder / mask,
         source=entry["source"],
         mask_ids=mask_ids,
+        exif=require_exif(entry.get("exif", "ignore")),
     )
+
+
+def require_exif(value: str) -> Exif:
+    """Raise `ValueError` unless `value` is one of `Sample.exif`."""
+    if value not in get_args(Exif):
+        raise ValueError(f"exif: expected one of {', '.join(get_args(Exif))}; got {value!r}")
+    return cast(Exif, value)
 
 
 def _relative(path: Path, folder: Path) -> str:

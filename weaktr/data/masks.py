@@ -56,6 +56,7 @@ class MaskEntry:
         labels: the values that occur, ascending.
         working_size: height and width at which it was made, where that is not `size`.
         predicted: label -> probability, where no image-level labels were given.
+        exif: see `Photograph`.
     """
 
     name: str
@@ -65,6 +66,7 @@ class MaskEntry:
     labels: tuple[int, ...]
     working_size: tuple[int, int] | None = None
     predicted: dict[int, float] | None = None
+    exif: str | None = None
 
     def line(self) -> str:
         """As JSON, without what is None."""

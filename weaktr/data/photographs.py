@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from weaktr.data.io import check_is_8_bit, open_image
+from weaktr.data.io import ACROSS, check_is_8_bit, open_image, orientation, turned
 from weaktr.data.manifest import Sample
 
 #: Bytes that images which are being decoded may take together; a larger one is decoded alone.
@@ -25,7 +25,9 @@ class Photograph(NamedTuple):
     """An image as it is worked on."""
 
     pixels: np.ndarray  #: uint8 [h, w, 3] RGB at the working size
-    size: tuple[int, int]  #: height and width of the file
+    size: tuple[int, int]  #: height and width of the file, turned where `pixels` are
+    #: what became of the orientation in its EXIF: "applied", "ignored"; None = it has none
+    exif: str | None = None
 
     @property
     def is_reduced(self) -> bool:
@@ -94,7 +96,13 @@ def _decode(image: Image.Image, sample: Sample, max_side: int | None) -> Photogr
         pixels = image.convert("RGB")
         if (height, width) != size:
             pixels = pixels.resize((width, height), Image.Resampling.BICUBIC)
-        return Photograph(np.array(pixels), size)
+        how = orientation(image)
+        if how == 1:
+            return Photograph(np.array(pixels), size)
+        if sample.exif == "ignore":
+            return Photograph(np.array(pixels), size, "ignored")
+        upright = turned(pixels, how)
+        return Photograph(np.array(upright), size[::-1] if how in ACROSS else size, "applied")
 
 
 class _MemoryBudget:

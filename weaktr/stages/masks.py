@@ -54,6 +54,7 @@ class MaskReport:
         unlabelled: names of images without a class, which got no mask.
         left_out: images that could not be read, or do not fit the memory.
         reduced: number of images that were worked on at a smaller size.
+        turned: numbers of images whose EXIF asks viewers to turn them: "applied", "ignored".
     """
 
     masks: int = 0
@@ -61,6 +62,7 @@ class MaskReport:
     unlabelled: list[str] = field(default_factory=list)
     left_out: list[Problem] = field(default_factory=list)
     reduced: int = 0
+    turned: Counter[str] = field(default_factory=Counter)
 
     def log(self, title: str, max_side: int | None) -> None:
         """Log the report."""
@@ -69,6 +71,13 @@ class MaskReport:
             log.info(
                 "%d images are above max_side=%d: worked on at that size, their masks enlarged",
                 self.reduced, max_side,
+            )  # fmt: skip
+        if count := self.turned["applied"]:
+            log.info("%d images were turned as their EXIF says, and so are their masks", count)
+        if count := self.turned["ignored"]:
+            log.warning(
+                "%d images are turned by viewers (EXIF), their masks are not: these are of the "
+                "pixels as stored; --exif apply (data.options.exif in a recipe) turns both", count,
             )  # fmt: skip
         if self.unlabelled:
             log.warning(
@@ -178,13 +187,14 @@ def make_masks(
     report.masks = len(masks)
     report.unlabelled = [sample.name for sample in samples if masks.without(sample.name)]
     report.images_of.update(label for entry in masks.entries for label in entry.labels)
+    report.turned.update(entry.exif for entry in masks.entries if entry.exif is not None)
     report.reduced = sum(entry.working_size is not None for entry in masks.entries)
     return report
 
 
 def facts_of(result: LabelMaps) -> dict[str, Any]:
     """What an index says of an image besides its mask."""
-    facts: dict[str, Any] = {}
+    facts: dict[str, Any] = {"exif": result.photograph.exif}
     if result.photograph.is_reduced:
         height, width = result.photograph.pixels.shape[:2]
         facts["working_size"] = (height, width)

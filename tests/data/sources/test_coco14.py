@@ -19,13 +19,13 @@ from tests.data.trees import (
     write_list,
     write_mask,
 )
+from tests.photographs import COCO128
 from weaktr.data.io import read_mask
 from weaktr.data.problems import DataError, Problem
 from weaktr.data.render import render_masks
 from weaktr.data.sources.coco14 import coco14
 
 IMAGES = [f"COCO_train2014_{number:012d}" for number in COCO_LABELS]
-COCO128 = Path(__file__).parents[3] / "shared/data/coco128"
 
 
 def msc(root: Path) -> None:

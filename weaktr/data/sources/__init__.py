@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from weaktr.data.manifest import Manifest
+from weaktr.data.manifest import Exif, Manifest
 from weaktr.data.problems import Problem
 from weaktr.data.sources import coco14, folder, scenes, voc12
 
@@ -22,9 +22,10 @@ def _images(
     *,
     split: str,
     classes: Sequence[str] = (),
+    exif: Exif = "ignore",
     problems: list[Problem] | None = None,  # stays empty: nothing is declared
 ) -> Manifest:
-    return folder.unlabelled(root, classes, split=split)
+    return folder.unlabelled(root, classes, split=split, exif=exif)
 
 
 def _scenes(

@@ -31,7 +31,7 @@ from weaktr.data.layout import (
     read_text,
     require_folder,
 )
-from weaktr.data.manifest import Manifest, Sample, is_inside
+from weaktr.data.manifest import Exif, Manifest, Sample, is_inside, require_exif
 from weaktr.data.problems import DataError, Problem
 
 _SEPARATOR = re.compile("[;|]")
@@ -56,6 +56,7 @@ def folder(
     classes: Sequence[str] | str | Path | None = None,
     images: str | Path | None = None,
     masks: str | Path | None = None,
+    exif: Exif = "ignore",
     problems: list[Problem] | None = None,
 ) -> Manifest:
     """Own images with image-level labels.
@@ -73,6 +74,7 @@ def folder(
             itself for paths that are not there.
         masks: folder of true masks (for evaluation only): ``<image path without suffix>.png``,
             pixel 0 = background, ``k + 1`` = class index k, 255 = ignore. None = ``root/masks``.
+        exif: "apply" = turn photographs as their EXIF asks viewers to, see `Sample`.
         problems: None = faults are errors; a list collects them instead.
 
     Returns:
@@ -80,11 +82,11 @@ def folder(
         have None.
 
     Raises:
-        ValueError: no label file.
+        ValueError: no label file, or an unknown `exif`.
         DataError: with file and line (JSON: key) of each unknown class, repeated or missing
             image and malformed row, all at once.
     """
-    root = require_folder(root)
+    root, exif = require_folder(root), require_exif(exif)
     path = Path(labels_file) if labels_file else label_file(root, split)
     if path is None:
         raise ValueError(
@@ -102,9 +104,9 @@ def folder(
         name, relative = _name(row.image), row.image.replace("\\", "/")
         candidates = [image_root / relative, root / relative]
         image = first_file(candidates) or candidates[0 if image_root.is_dir() else 1]
-        mask = mask_root / f"{name}.png"
+        mask = first_file([mask_root / f"{name}.png"])
         labels = _indices(row, known, path, faults)
-        samples.append(Sample(name, image, labels, mask if mask.is_file() else None, row.source))
+        samples.append(Sample(name, image, labels, mask, row.source, exif=exif))
     return collect_or_raise(Manifest("folder", split, known, tuple(samples)), faults, problems)
 
 
@@ -115,29 +117,36 @@ def label_file(root: str | Path, split: str = "train") -> Path | None:
     )
 
 
-def unlabelled(root: str | Path, classes: Sequence[str] = (), *, split: str = "all") -> Manifest:
+def unlabelled(
+    root: str | Path,
+    classes: Sequence[str] = (),
+    *,
+    split: str = "all",
+    exif: Exif = "ignore",
+) -> Manifest:
     """All images below a folder, without labels: for prediction.
 
     Args:
         root: searched at every depth for jpg, jpeg, png, bmp, webp, tif, tiff.
         classes: names of the model's classes, if the manifest is to carry them.
         split: name of the part.
+        exif: see `folder`.
 
     Returns:
         A manifest with labels and masks None, sorted by path.
 
     Raises:
-        ValueError: no such folder, or no image in it.
+        ValueError: no such folder, no image in it, or an unknown `exif`.
         DataError: two images differ only in suffix, so their results would have the same name.
     """
-    root = require_folder(root)
+    root, exif = require_folder(root), require_exif(exif)
     files = sorted(f for f in root.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
         raise ValueError(f"root: expected images below {root}, found none")
     rows = [Row(file.relative_to(root).as_posix(), (), str(root)) for file in files]
     faults: list[Problem] = []
     samples = tuple(
-        Sample(_name(row.image), root / row.image, None, None, row.source)
+        Sample(_name(row.image), root / row.image, None, None, row.source, exif=exif)
         for row in _unrepeated(rows, root, faults)
     )
     manifest = Manifest("images", split, Classes(tuple(classes)), samples)
