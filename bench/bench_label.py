@@ -6,6 +6,8 @@ last group times the parts of `weaktr label` one by one, so that their sum expla
 
 import csv
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -18,10 +20,12 @@ from cam_work import Process
 from crf_work import photographs
 from PIL import Image
 
-#: row -> threads (0 = all), and the largest share of pixels that may differ from the first row's.
+from weaktr.data.parallel import usable_cores
+
+#: row -> CPU cores (0 = all), and the largest share of pixels that may differ from the first row's.
 ROWS = {
     "weaktr": (0, 0.0),
-    "weaktr, one thread": (1, 1e-3),
+    "weaktr, one core": (1, 1e-3),
     "weaktr bf16": (0, 0.05),
     "published": (0, 1e-3),
 }
@@ -70,8 +74,8 @@ def in_turns(work: str, device: str, photos: Path, rounds: int) -> dict[str, Mea
     """Run every row in turns."""
     kind, _, rest = work.partition(" ")
     processes = {}
-    for row, (threads, _) in ROWS.items():
-        arguments = (kind, f"{row} {rest}", device, threads or torch.get_num_threads(), photos)
+    for row, (cores, _) in ROWS.items():
+        arguments = (kind, f"{row} {rest}", device, cores or torch.get_num_threads(), photos)
         processes[row] = Process(label_work.__file__, *arguments)
     for process in processes.values():
         process.ask("first")
@@ -131,6 +135,33 @@ def bench_label(record, request, device, photos, work, row):
         dtype="bfloat16" if "bf16" in row else "float32",
         pictures=photographs(1)[0],
         **facts,
+    )
+
+
+#: row -> threads.
+READING = {"one thread": 1, "a thread a core": usable_cores()}
+
+
+@pytest.mark.parametrize("row", READING)
+def bench_label_reading(record, device, photos, row):
+    """Whether threads are enough: Pillow decodes and resizes without Python's lock."""
+    samples, source = 8 * label_work.read_samples(photos), label_work.cam_source(device)
+    seconds = []
+    for _ in range(4):
+        start = time.perf_counter()
+        with ThreadPoolExecutor(READING[row]) as pool:
+            list(pool.map(source.read, samples))
+        seconds.append(time.perf_counter() - start)
+    record(
+        seconds[1:],
+        group="labelling, read and resize alone",
+        row=row,
+        baseline=row == "one thread",
+        error=0.0,
+        within=0.0,
+        items=len(samples),
+        dtype="float32",
+        pictures=photographs(1)[0],
     )
 
 

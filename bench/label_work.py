@@ -9,7 +9,7 @@ As a program: one way in a process of its own. It answers each line of standard 
 
 PHOTOS has images and a labels.csv. The published way computes CAMs of one photograph after the
 other with every attention map kept, writes them as files, and then thresholds them and runs
-pydensecrf in as many processes as there are threads.
+pydensecrf in as many processes as there are cores.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import csv
 import json
 import logging
 import multiprocessing
+import os
 import shutil
 import sys
 import tempfile
@@ -70,6 +71,10 @@ def cam_model(device: str) -> CamModel:
     torch.manual_seed(0)
     config = CamModelConfig(BACKBONE, weights=None, drop_path=0.0)
     return CamModel(config, CLASSES).to(device).eval()
+
+
+def cam_source(device: str) -> CamsOfModel:
+    return CamsOfModel(cam_model(device), LABEL)
 
 
 def segmenter(device: str) -> Segmenter:
@@ -241,20 +246,21 @@ def published_way(work: str, crf: bool, device: str, processes: int) -> Callable
     return run
 
 
-def main(work: str, way: str, device: str, threads: str, photos: str) -> None:
-    torch.set_num_threads(int(threads))
+def main(work: str, way: str, device: str, cores: str, photos: str) -> None:
+    torch.set_num_threads(int(cores))
+    if cores == "1" and device == "cpu" and sys.platform == "linux":
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # its readers and writers, too
     logging.getLogger("weaktr").setLevel(logging.ERROR)
     crf = not way.endswith("no CRF")
     run: Callable[..., Any]
     if way.startswith("published"):
-        run = published_way(work, crf, device, int(threads))
+        run = published_way(work, crf, device, int(cores))
     else:
         keep_freed_memory()
         run = weaktr_way(work, "bf16" if "bf16" in way else "none", crf, device)
     samples = read_samples(Path(photos))
     if work == "parts":
-        source = CamsOfModel(cam_model(device), LABEL)
-        run = partial(parts_of_weaktr, source=source)
+        run = partial(parts_of_weaktr, source=cam_source(device))
     for line in sys.stdin:
         if line.strip() == "products":
             amp = "bf16" if "bf16" in way else "none"
