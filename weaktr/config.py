@@ -355,7 +355,7 @@ class PredictConfig:
         flip: add the flipped image at each ratio.
         window: side of the square window, in pixels.
         stride: step between windows, in pixels.
-        window_batch: windows in a forward pass; on a GPU of several images together.
+        window_batch: most windows in a forward pass; on a GPU of several images together.
         ensemble: "plain" = the decoder's output; "published" = 0.8 * the output before the
             decoder's last block + its output.
         refiners, crf: as in `LabelConfig`; they start from the probabilities.

@@ -23,7 +23,7 @@ from weaktr.refine import Maps, Refiner, choose_refiners, refine
 from weaktr.refine.maps import best_labels
 
 #: Bytes of the probabilities of the photographs of a batch, and how many they are at most.
-BATCH_BYTES, MOST_IMAGES = 256 * MIB, {"cpu": 4, "cuda": 16}
+BATCH_BYTES, MOST_IMAGES = 256 * MIB, 16
 
 
 class Predictor:
@@ -57,10 +57,11 @@ class Predictor:
         return seg_inputs(sample, photograph, self.settings, self.device)
 
     def fits(self, batch: Sequence[SegInputs], further: SegInputs) -> bool:
-        """Whether a further photograph may join a batch."""
+        """Whether a further photograph may join a batch; on a CPU each goes by itself."""
+        if self.device.type == "cpu":
+            return False
         pixels = sum(one.photograph.pixels[..., 0].size for one in (*batch, further))
-        most = MOST_IMAGES.get(self.device.type, MOST_IMAGES["cuda"])
-        return len(batch) < most and 4 * self.model.num_labels * pixels <= BATCH_BYTES
+        return len(batch) < MOST_IMAGES and 4 * self.model.num_labels * pixels <= BATCH_BYTES
 
     def probabilities(self, batch: Sequence[SegInputs]) -> list[Tensor]:
         """See `weaktr.inference.probabilities`. On a CPU each photograph goes by itself, so that

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from torch import Tensor
 from weaktr.config import PredictConfig
 from weaktr.data import Sample
 from weaktr.data.photographs import Photograph
+from weaktr.inference.cams import CPU_TOKENS
 from weaktr.inference.transfer import pinned
 from weaktr.inference.windows import View, merge, scaled_images, views, windows
 from weaktr.models import Segmenter
@@ -35,8 +37,8 @@ def for_prediction(model: Segmenter, settings: PredictConfig) -> Segmenter:
         ValueError: the published ensemble with a decoder that has no blocks.
     """
     model = for_ensemble(model, settings.ensemble)
-    side = -(-settings.window // model.patch_size)
-    return for_inference(model, settings.amp, side**2 * settings.window_batch)
+    tokens = math.ceil(settings.window / model.patch_size) ** 2
+    return for_inference(model, settings.amp, tokens * _windows_in_a_pass(model, settings))
 
 
 def for_ensemble(model: Segmenter, ensemble: str) -> Segmenter:
@@ -128,7 +130,16 @@ def _window_logits(
 ) -> Iterator[Tensor]:
     """Patch logits [E, L, h, w] of every window of every view, E = outputs of the decoder."""
     crops = windows(image_views, model.normalization, settings.window, device)
-    while batch := list(itertools.islice(crops, settings.window_batch)):
+    count = _windows_in_a_pass(model, settings)
+    while batch := list(itertools.islice(crops, count)):
         with autocast(settings.amp, device):
             output = model.patch_outputs(torch.stack(batch))
         yield from output.float()
+
+
+def _windows_in_a_pass(model: Segmenter, settings: PredictConfig) -> int:
+    """`window_batch`; on a CPU, where more is not faster, so many as have `CPU_TOKENS` patches."""
+    if next(model.parameters()).device.type != "cpu":
+        return settings.window_batch
+    patches = math.ceil(settings.window / model.patch_size) ** 2
+    return min(settings.window_batch, max(1, CPU_TOKENS // patches))

@@ -12,7 +12,10 @@ from torch import Tensor
 def pinned(pixels: np.ndarray, device: torch.device) -> Tensor:
     """A tensor of these pixels; for a GPU in pinned memory, so that `upload` need not wait."""
     tensor = torch.from_numpy(pixels)
-    return tensor.pin_memory() if device.type == "cuda" else tensor
+    if device.type != "cuda":
+        return tensor
+    with torch.cuda.device(device):  # a reader's current one may be another
+        return tensor.pin_memory()
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:

@@ -25,6 +25,9 @@ def autocast(amp: Amp, device: torch.device) -> torch.autocast:
 def choose_device(name: str) -> torch.device:
     """The device called `name`; "auto" = CUDA if there is one, else the CPU.
 
+    A GPU with a number becomes this thread's current one: kernels are launched on it and events
+    recorded on it by default, whatever tensors they belong to.
+
     Raises:
         ValueError: there is no such device here.
     """
@@ -35,4 +38,6 @@ def choose_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device: {name!r} cannot be used here: {error}") from error
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
     return device
