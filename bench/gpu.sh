@@ -59,7 +59,7 @@ step() {
   if [ "$limit" -gt "$left" ]; then limit=$left; fi
   code=124
   if [ "$limit" -gt 0 ]; then
-    timeout "$limit" "$@" > "$results/$name.log" 2>&1
+    timeout -s INT -k 5 "$limit" "$@" > "$results/$name.log" 2>&1
     code=$?
   else
     echo "no time left" > "$results/$name.log"

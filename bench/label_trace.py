@@ -33,7 +33,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         what = write_photographs(Path(folder), options.count)
         samples = read_samples(Path(folder))
-        label(source, samples[:16], Path(folder) / "warm", settings)
+        label(source, samples, Path(folder) / "warm", settings)  # batches of the same sizes
         start = time.perf_counter()
         label(source, samples, Path(folder) / "out", settings, profile=options.trace)
         seconds = time.perf_counter() - start

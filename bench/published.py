@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from weaktr.config import PredictConfig
-from weaktr.inference.windows import View, pixels_of, scaled_images, views
+from weaktr.inference.windows import View, on_device, pixels_of, scaled_images, views
 from weaktr.models import CamModel, CamOutput, Segmenter
 from weaktr.models.vit import ViT
 
@@ -112,7 +112,7 @@ def probabilities(model: Segmenter, image: np.ndarray, settings: PredictConfig) 
     scaled = [torch.from_numpy(one) for one in scaled_images(image, settings)]
     chosen = views(scaled, settings)
     for view in chosen:
-        pixels = pixels_of(view, model.normalization, device)
+        pixels = pixels_of(view, on_device(model.normalization, device))
         logits = merged_windows(model, view, pixels, settings.window)
         logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
         if view.flipped:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from weaktr.kernels import INTERPRETED
 from weaktr.kernels.tuning import Config, bucket
+from weaktr.ops.upload import upload
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 #: Triton's interpreter multiplies the bits of bfloat16, not the numbers.
@@ -139,7 +140,7 @@ def packing_table(tokens: Sequence[int], patches: Sequence[int], device: torch.d
         )
     ]
     table = torch.tensor(rows, dtype=torch.int64).view(len(rows), 4)
-    return table.to(device, non_blocking=True)
+    return upload(table, device)
 
 
 def refusal_of_attention(dtypes: Sequence[torch.dtype], head_dim: int) -> str:

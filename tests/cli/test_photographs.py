@@ -348,7 +348,8 @@ def test_classes_are_predicted_where_nobody_gave_any(models, tmp_path, caplog, m
     with monkeypatch.context() as patched:  # the next start knows it
         patched.setattr(CamsOfModel, "cams", None)
         caplog.clear()
-        assert said(cli.main, *arguments("label", models, photos, none, *more))[0] == 0
+        again = arguments("label", models, photos, none, *more, "--emit", "confidence")
+        assert said(cli.main, *again)[0] == 0
     assert "4 images show no class and were left out" in caplog.text
     assert (none / "index.jsonl").read_text() == lines
     kept = tmp_path / "kept"

@@ -17,6 +17,7 @@ from weaktr.inference.pipeline import (
     PATIENCE,
     READERS,
     WRITERS,
+    WRITTEN_A_WRITER,
     Limits,
     Parts,
     PipelineError,
@@ -278,5 +279,62 @@ def test_an_interruption_ends_all_parts_soon(hangs):
     start = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         run.go(2, 1)
-    assert time.monotonic() - start < PATIENCE + 1
+    assert time.monotonic() - start < sum(PATIENCE) + 1
     assert run.recorded == ([0, 1, 2] if hangs == "read" else [0, 1])
+
+
+def test_what_is_written_is_recorded_although_one_writer_hangs():
+    """After an interruption: all but the image that hangs, and those after it in its batch."""
+
+    def compute(number):
+        if number == 30:
+            time.sleep(0.3)
+            raise KeyboardInterrupt
+
+    def hang(number):
+        if number == 8:
+            time.sleep(30)
+
+    run = Run(count=40, batch=1, compute=compute, write=hang)
+    with pytest.raises(KeyboardInterrupt):
+        run.go(2, 3)
+    assert set(run.recorded) >= set(range(8))
+    assert 8 not in run.recorded
+    assert len(run.recorded) >= 15  # those that passed before `written` was full
+
+
+def test_few_written_images_wait_to_be_recorded():
+    """Where recording is slow (scores), the writers wait for it."""
+    most, waiting, lock = 0, 0, threading.Lock()
+
+    def write(number):
+        nonlocal most, waiting
+        with lock:
+            waiting += 1
+            most = max(most, waiting)
+
+    def record(number):
+        nonlocal waiting
+        time.sleep(0.005)
+        with lock:
+            waiting -= 1
+
+    run = Run(count=60, write=write, record=record).go(readers=2, writers=2)
+    assert run.recorded == list(range(60))
+    assert most <= 2 * (WRITTEN_A_WRITER + 1) + 2
+
+
+def test_a_fault_of_the_pipeline_itself_ends_it():
+    class Odd(Item):
+        @property
+        def nbytes(self):
+            raise TypeError("no size")
+
+        @nbytes.setter
+        def nbytes(self, value):
+            pass
+
+    run = Run()
+    run.read = lambda sample: Odd(number_of(sample))
+    with pytest.raises(PipelineError, match=r"reader.*no size"):
+        run.go(1, 1)

@@ -11,7 +11,15 @@ import torch.nn.functional as F
 from tests.inference.published import FACT, RATIOS, E, settings_of
 from tests.tolerances import assert_close
 from weaktr.inference import windows as module
-from weaktr.inference.windows import anchors, merge, pixels_of, scaled_images, views, windows
+from weaktr.inference.windows import (
+    anchors,
+    merge,
+    on_device,
+    pixels_of,
+    scaled_images,
+    views,
+    windows,
+)
 
 
 @pytest.mark.parametrize("ratio", RATIOS)
@@ -53,9 +61,9 @@ def test_one_view_is_held_at_a_time(monkeypatch):
     monkeypatch.setattr(module, "pixels_of", noted)
     settings = settings_of(short_side=36, ratios=(1.0, 1.5), window=20, stride=7)
     chosen = views([torch.from_numpy(one) for one in scaled_images(E["image"], settings)], settings)
-    half = ((0.5,) * 3, (0.5,) * 3)
+    half = on_device(((0.5,) * 3, (0.5,) * 3), torch.device("cpu"))
     shapes = set()
-    for crop in windows(chosen, half, settings.window, torch.device("cpu")):
+    for crop in windows(chosen, half, settings.window):
         shapes.add(tuple(crop.shape))
         assert sum(one() is not None for one in made) <= 2  # the crop's, and the next
     assert len(made) == len(chosen) == 4

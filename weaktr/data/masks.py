@@ -124,6 +124,7 @@ class MaskFolder:
 
     def record(self, entry: MaskEntry) -> None:
         """Add the line of a mask that was written, or of an image that has none."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.index, "a", encoding="utf-8") as index:
             index.write(entry.line())
         if entry.file is None:

@@ -50,7 +50,9 @@ def cam_curve(
             maps.append({"cam": cams.maps, FINITE: is_finite(cams.maps)})
         return hand_over(rows, maps)
 
-    def write(result: LabelMaps) -> tuple[np.ndarray, Sequence[int], np.ndarray]:
+    def write(result: LabelMaps) -> tuple[np.ndarray, Sequence[int], np.ndarray] | Problem:
+        if (problem := result.problem()) is not None:
+            return problem
         cams = enlarged(result.arrays()["cam"], result.photograph.size)
         return cams, result.classes or (), data.read_mask(result.sample, num_labels)
 
@@ -75,11 +77,13 @@ def cam_curve(
 
 def score_segmenter(model: Segmenter, samples: Sequence[Sample], settings: PredictConfig) -> Scores:
     """Scores of single-scale predictions without flip, ensemble and CRF, which are fast."""
-    quick = replace(settings, ratios=(1.0,), flip=False, ensemble="plain", crf=None)
+    quick = replace(settings, ratios=(1.0,), flip=False, ensemble="plain", refiners=())
     predictor = Predictor(model, quick)
     total = ConfusionSum(model.num_labels)
 
-    def write(result: LabelMaps) -> Pair:
+    def write(result: LabelMaps) -> Pair | Problem:
+        if (problem := result.problem()) is not None:
+            return problem
         return result.mask(), data.read_mask(result.sample, model.num_labels)
 
     def record(_: Sample, written: Pair | Problem) -> None:

@@ -19,11 +19,12 @@ from torch import Tensor
 from weaktr.config import LabelConfig
 from weaktr.data import Sample
 from weaktr.data.photographs import Photograph, read_photograph
-from weaktr.inference.transfer import pinned, upload
+from weaktr.inference.transfer import pinned
 from weaktr.models import CamModel
 from weaktr.models.cam import EncodedImages
 from weaktr.models.onednn import for_inference, shared_copy
 from weaktr.models.precision import autocast
+from weaktr.ops.upload import upload
 
 #: Patches of a forward pass: what oneDNN's layout is chosen for on a CPU, and the default of
 #: `LabelConfig.batch_tokens` on a GPU.
@@ -182,7 +183,7 @@ def multi_scale_cams(
     device = next(model.parameters()).device
     views = 2 if settings.flip else 1
     most_patches = CPU_TOKENS if device.type == "cpu" else settings.batch_tokens or GPU_TOKENS
-    mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in model.normalization)
+    mean, std = (upload(torch.tensor(v), device).view(3, 1, 1) for v in model.normalization)
     with_attention = settings.refine or settings.attention_type != "coarse"
     classes: list[tuple[int, ...]] = []
     predicted: list[tuple[float, ...] | None] = []

@@ -10,7 +10,7 @@ from torch import Tensor
 from weaktr.inference.cams import CamInputs, CamSource
 from weaktr.inference.results import FINITE, LabelMaps, hand_over, is_finite
 from weaktr.inference.timeline import Steps, Timeline
-from weaktr.inference.transfer import upload
+from weaktr.ops.upload import upload
 from weaktr.refine import Maps, Refiner, refine
 from weaktr.refine.maps import best_labels
 

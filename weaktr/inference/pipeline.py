@@ -27,8 +27,10 @@ from weaktr.data.parallel import usable_cores
 from weaktr.inference.timeline import Timeline
 
 READERS, MODEL, WRITERS = "readers", "model", "writers"
-#: Seconds that an interrupted pipeline gives its threads to end.
-PATIENCE = 1.5
+#: Seconds that an interrupted pipeline gives its writers to end, and then the index.
+PATIENCE = 1.2, 0.5
+#: How many written images may wait to be recorded, for each writer.
+WRITTEN_A_WRITER = 4
 MIB = 2**20
 
 
@@ -105,7 +107,7 @@ def run_pipeline(
     Raises:
         PipelineError: a part failed (its cause is the error); what was written before is recorded.
         DataError: likewise, where a file other than the photograph is at fault.
-        KeyboardInterrupt: likewise, within about `PATIENCE` seconds.
+        KeyboardInterrupt: likewise, within the seconds of `PATIENCE`.
     """
     Pipeline(samples, parts, limits, timeline or Timeline()).run()
 
@@ -167,9 +169,16 @@ class OrderedQueue(Generic[T]):
             self._insert(number, value, size)
 
     def keep(self, number: int, value: T) -> None:
-        """Hand in a small value, also while the pipeline stops."""
+        """Hand in a value that counts as one byte; waits for room unless the pipeline stops."""
         with self._state.changed:
-            self._insert(number, value, 0)
+            while (
+                self._held >= self._limit
+                and number != self._next
+                and not self._state.stopping
+                and not self._is_closed
+            ):
+                self._state.changed.wait()
+            self._insert(number, value, 1)
 
     def _insert(self, number: int, value: T, size: int) -> None:
         self._values[number] = (value, size)
@@ -222,30 +231,33 @@ class Pipeline(Generic[Read, Result, Written]):
         arguments = self.state, len(samples), limits.queue_bytes
         self.ready: OrderedQueue[Read | Problem] = OrderedQueue(*arguments)
         self.results: OrderedQueue[Result | Problem] = OrderedQueue(*arguments)
-        self.written: OrderedQueue[Written | Problem] = OrderedQueue(*arguments)
+        self.written: OrderedQueue[Written | Problem] = OrderedQueue(
+            self.state, len(samples), WRITTEN_A_WRITER * limits.writers
+        )
         self._numbers = iter(range(len(samples)))
 
     def run(self) -> None:
         """Run all parts, the model in this thread."""
         threads = {READERS: self.limits.readers, MODEL: 1, WRITERS: self.limits.writers}
         self.timeline.begin(threads)
-        _start("reader", self.limits.readers, self._read_all)
-        writers = _start("writer", self.limits.writers, self._write_all)
-        (index,) = _start("index", 1, self._record_all)
-        deadline = None
+        _start("reader", self.limits.readers, self._read_all, self.state)
+        writers = _start("writer", self.limits.writers, self._write_all, self.state)
+        (index,) = _start("index", 1, self._record_all, self.state)
         try:
-            self._compute_all()
-        except _Stopped:
-            pass
+            with suppress(_Stopped):
+                self._compute_all()
+            self.results.close()
+            _join(writers)
+            self.written.close()
+            _join([index])
         except BaseException:  # Ctrl-C
             self.state.stop()
-            deadline = time.monotonic() + PATIENCE
+            self.results.close()
+            _join(writers, PATIENCE[0])
+            self.written.close()
+            _join([index], PATIENCE[1])
             raise
         finally:
-            self.results.close()
-            _join(writers, deadline)
-            self.written.close()
-            _join([index], deadline)
             self.timeline.end()
         if self.state.error is not None:
             raise self.state.error
@@ -261,7 +273,9 @@ class Pipeline(Generic[Read, Result, Written]):
                         value: Read | Problem = self.parts.read(sample)
                 except DataError as error:
                     value = error.problems[0]
-                except MemoryError as error:
+                except (MemoryError, RuntimeError) as error:
+                    if not is_out_of_memory(error):
+                        raise
                     value = problem_of(sample, error)
             size = 0 if isinstance(value, Problem) else value.nbytes
             with self.timeline.waiting(READERS, "room"):
@@ -357,10 +371,18 @@ class Pipeline(Generic[Read, Result, Written]):
             raise _Stopped from error
 
 
-def _start(name: str, count: int, work: Callable[[], None]) -> list[threading.Thread]:
+def _start(
+    name: str, count: int, work: Callable[[], None], state: _State
+) -> list[threading.Thread]:
     def run() -> None:
-        with suppress(_Stopped):  # by another part, or by `Pipeline._failing`
+        try:
             work()
+        except _Stopped:  # by another part, or by `Pipeline._failing`
+            pass
+        except BaseException as error:
+            failure = PipelineError(f"{name} failed: {error or type(error).__name__}")
+            failure.__cause__ = error
+            state.stop(failure)
 
     threads = [
         threading.Thread(target=run, name=f"{name} {i + 1}" if count > 1 else name, daemon=True)
@@ -371,16 +393,22 @@ def _start(name: str, count: int, work: Callable[[], None]) -> list[threading.Th
     return threads
 
 
-def _join(threads: Sequence[threading.Thread], deadline: float | None) -> None:
+def _join(threads: Sequence[threading.Thread], seconds: float | None = None) -> None:
+    """Wait for threads, no longer than so many seconds for all of them."""
+    deadline = None if seconds is None else time.monotonic() + seconds
     for thread in threads:
         thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
+
+
+#: What torch says in a plain RuntimeError: of the CPU's allocator, of pinning, of cuBLAS.
+NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that there was not enough memory, on the CPU or a GPU."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in NO_MEMORY)
 
 
 def problem_of(sample: Sample, error: BaseException) -> Problem:

@@ -17,8 +17,8 @@ from weaktr.inference.pipeline import MIB
 from weaktr.inference.probabilities import SegInputs, for_prediction, probabilities, seg_inputs
 from weaktr.inference.results import FINITE, LabelMaps, hand_over, is_finite
 from weaktr.inference.timeline import Steps, Timeline
-from weaktr.inference.transfer import upload
 from weaktr.models import Segmenter
+from weaktr.ops.upload import upload
 from weaktr.refine import Maps, Refiner, choose_refiners, refine
 from weaktr.refine.maps import best_labels
 
@@ -98,7 +98,8 @@ class Predictor:
             for one, own in zip(batch, scores, strict=True):
                 if self.given_classes and one.sample.labels is not None:
                     possible = {0, *(index + 1 for index in one.sample.labels)}
-                    own[[label for label in range(len(own)) if label not in possible]] = 0
+                    others = [label for label in range(len(own)) if label not in possible]
+                    own.index_fill_(0, upload(torch.tensor(others).long(), self.device), 0)
             plain, best = zip(*map(best_labels, scores), strict=True)
         with steps.step("refinement"):
             refined = list(plain)
@@ -139,13 +140,12 @@ def refined_labels(
     for labels, own, one in zip(plain, present, scores, strict=True):
         place = torch.zeros(256, dtype=torch.uint8)
         place[own] = torch.arange(len(own), dtype=torch.uint8)
-        chosen = torch.tensor(own, device=one.device)
-        given.append(
-            Maps(place.to(one.device)[labels.long()], len(own), one.index_select(0, chosen))
-        )
+        compact = upload(place, one.device)[labels.long()]
+        chosen = one.index_select(0, upload(torch.tensor(own), one.device))
+        given.append(Maps(compact, len(own), chosen))
     refined = refine(refiners, images, given)
     return [
-        torch.tensor(own, dtype=torch.uint8, device=new.labels.device)[new.labels.long()]
+        upload(torch.tensor(own, dtype=torch.uint8), new.labels.device)[new.labels.long()]
         for own, new in zip(present, refined, strict=True)
     ]
 

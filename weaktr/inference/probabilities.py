@@ -16,7 +16,7 @@ from weaktr.data import Sample
 from weaktr.data.photographs import Photograph
 from weaktr.inference.cams import CPU_TOKENS
 from weaktr.inference.transfer import pinned
-from weaktr.inference.windows import View, merge, scaled_images, views, windows
+from weaktr.inference.windows import View, merge, on_device, scaled_images, views, windows
 from weaktr.models import Segmenter
 from weaktr.models.onednn import for_inference, shared_copy
 from weaktr.models.precision import autocast
@@ -129,7 +129,7 @@ def _window_logits(
     model: Segmenter, image_views: Sequence[View], settings: PredictConfig, device: torch.device
 ) -> Iterator[Tensor]:
     """Patch logits [E, L, h, w] of every window of every view, E = outputs of the decoder."""
-    crops = windows(image_views, model.normalization, settings.window, device)
+    crops = windows(image_views, on_device(model.normalization, device), settings.window)
     count = _windows_in_a_pass(model, settings)
     while batch := list(itertools.islice(crops, count)):
         with autocast(settings.amp, device):

@@ -37,14 +37,22 @@ class LabelMaps(NamedTuple):
         """Its maps by name; waits until they are on the host.
 
         Raises:
-            DataError: the model gave NaN or infinity, so that no map means anything.
+            DataError: see `problem`.
         """
+        if (problem := self.problem()) is not None:
+            raise DataError(problem)
+        return self._maps()
+
+    def problem(self) -> Problem | None:
+        """Of an image whose scores are NaN or infinite, so that no map means anything."""
+        if self._maps()[FINITE]:
+            return None
+        message = "the model's scores of it are NaN or infinite; try amp=none"
+        return Problem(str(self.sample.image), self.sample.source, message)
+
+    def _maps(self) -> dict[str, np.ndarray]:
         own = self.download.arrays()[self.first : self.first + len(self.names)]
-        maps = dict(zip(self.names, own, strict=True))
-        if not maps[FINITE]:
-            message = "the model's scores of it are NaN or infinite; try amp=none"
-            raise DataError(Problem(str(self.sample.image), self.sample.source, message))
-        return maps
+        return dict(zip(self.names, own, strict=True))
 
     def mask(self, kind: str = "refined") -> np.ndarray:
         """Labels uint8 [H, W] of the file, k + 1 = class index k; `kind` may also be "plain".

@@ -15,10 +15,12 @@ from weaktr.data.photographs import Photograph, read_photograph
 from weaktr.data.stored_maps import read_cams
 from weaktr.files import names_in
 from weaktr.inference.cams import CamInputs, Cams
-from weaktr.inference.transfer import pinned, upload
+from weaktr.inference.pipeline import MIB
+from weaktr.inference.transfer import pinned
+from weaktr.ops.upload import upload
 
-#: Photographs that are thresholded and refined together.
-BATCH = 16
+#: Photographs that are thresholded and refined together, and the most bytes that they have.
+BATCH, BATCH_BYTES = 16, 256 * MIB
 
 
 class StoredCams:
@@ -78,7 +80,8 @@ class StoredCams:
 
     def fits(self, batch: Sequence[CamInputs], further: CamInputs) -> bool:
         """See `CamSource`."""
-        return len(batch) < BATCH
+        size = sum(one.nbytes for one in (*batch, further))
+        return len(batch) < BATCH and size <= BATCH_BYTES
 
     def cams(self, batch: Sequence[CamInputs]) -> list[Cams]:
         """See `CamSource`."""

@@ -18,11 +18,6 @@ def pinned(pixels: np.ndarray, device: torch.device) -> Tensor:
         return tensor.pin_memory()
 
 
-def upload(tensor: Tensor, device: torch.device) -> Tensor:
-    """A copy on the device; from pinned memory the host does not wait for it."""
-    return tensor.to(device, non_blocking=True)
-
-
 class Download:
     """Maps on their way from the device, those of a dtype in one copy; `arrays` waits for them.
 
@@ -36,8 +31,8 @@ class Download:
         if any(one.is_cuda for one in maps):
             for dtype in {one.dtype for one in maps}:
                 self._copy([i for i, one in enumerate(maps) if one.dtype == dtype])
-            self._event = torch.cuda.Event()
-            self._event.record()
+            self._event = torch.cuda.Event(blocking=True)  # else who waits keeps a core busy
+            self._event.record(torch.cuda.current_stream(maps[0].device))
 
     def _copy(self, indices: Sequence[int]) -> None:
         """Start the copy of some maps of one dtype."""

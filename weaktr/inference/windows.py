@@ -24,7 +24,7 @@ from torch import Tensor
 
 from weaktr.config import PredictConfig
 from weaktr.inference.resize import resize_bilinear
-from weaktr.inference.transfer import upload
+from weaktr.ops.upload import upload
 
 #: With `PredictConfig.max_side`: how many times as long as wide a scaled image may be.
 MOST_ASPECT = 8
@@ -75,24 +75,29 @@ def views(scaled: Sequence[Tensor], settings: PredictConfig) -> list[View]:
     return image_views
 
 
-def pixels_of(
-    view: View, normalization: tuple[Sequence[float], Sequence[float]], device: torch.device
-) -> Tensor:
+def on_device(
+    normalization: tuple[Sequence[float], Sequence[float]], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """(mean, std) per channel in [0, 1] as float32 [3, 1, 1], of pixels in 0..255."""
+    mean, std = (
+        upload(torch.tensor(np.round(255 * np.array(values), 2)).float().view(3, 1, 1), device)
+        for values in normalization
+    )
+    return mean, std
+
+
+def pixels_of(view: View, normalization: tuple[Tensor, Tensor]) -> Tensor:
     """The normalised pixels of a view.
 
     Args:
         view: of `views`.
-        normalization: (mean, std) per channel in [0, 1].
-        device: where the pixels go.
+        normalization: from `on_device`, where the pixels go.
 
     Returns:
         float32 [3, H, W]; enlarged where a side of the scaled image is below the window.
     """
-    mean, std = (
-        torch.tensor(np.round(255 * np.array(values), 2), device=device).float().view(3, 1, 1)
-        for values in normalization
-    )
-    pixels = upload(view.scaled, device).permute(2, 0, 1).float().sub_(mean).div_(std)
+    mean, std = normalization
+    pixels = upload(view.scaled, mean.device).permute(2, 0, 1).float().sub_(mean).div_(std)
     if view.flipped:
         pixels = pixels.flip(-1)
     if pixels.shape[1:] == view.size:
@@ -101,14 +106,17 @@ def pixels_of(
 
 
 def windows(
-    image_views: Sequence[View],
-    normalization: tuple[Sequence[float], Sequence[float]],
-    window: int,
-    device: torch.device,
+    image_views: Sequence[View], normalization: tuple[Tensor, Tensor], window: int
 ) -> Iterator[Tensor]:
-    """The windows [3, window, window] of all views, in order; one view's pixels at a time."""
+    """The windows [3, window, window] of all views, in order; one view's pixels at a time.
+
+    Args:
+        image_views: of `views`.
+        normalization: from `on_device`.
+        window: side of a window, in pixels.
+    """
     for view in image_views:
-        pixels = pixels_of(view, normalization, device)
+        pixels = pixels_of(view, normalization)
         for top in view.tops:
             for left in view.lefts:
                 yield pixels[:, top : top + window, left : left + window]
@@ -129,8 +137,9 @@ def merge(view: View, logits: Tensor, patch: int, window: int, size: tuple[int, 
     """
     grid = (logits.shape[-2], logits.shape[-1])
     height, width = view.size
-    rows = axis_weights(tuple(view.tops), window, grid[0], patch, height, size[0]).to(logits)
-    columns = axis_weights(tuple(view.lefts), window, grid[1], patch, width, size[1]).to(logits)
+    device = logits.device
+    rows = axis_weights(tuple(view.tops), window, grid[0], patch, height, size[0], device)
+    columns = axis_weights(tuple(view.lefts), window, grid[1], patch, width, size[1], device)
     if view.flipped:
         columns = columns.flip(1)
     patches = logits.unflatten(0, (len(view.tops), len(view.lefts)))
@@ -141,7 +150,13 @@ def merge(view: View, logits: Tensor, patch: int, window: int, size: tuple[int, 
 
 @lru_cache(maxsize=64)  # a view and its mirror image, and images of one size, share them
 def axis_weights(
-    starts: tuple[int, ...], window: int, grid: int, patch: int, length: int, size: int
+    starts: tuple[int, ...],
+    window: int,
+    grid: int,
+    patch: int,
+    length: int,
+    size: int,
+    device: torch.device,
 ) -> Tensor:
     """What each patch of each window adds to each pixel, along one axis.
 
@@ -155,9 +170,10 @@ def axis_weights(
         patch: side of a patch, in pixels.
         length: of the scaled image, in pixels.
         size: of the image, in pixels.
+        device: where the weights go.
 
     Returns:
-        [windows · grid, size] float32 on the CPU, shared: not to be written to.
+        [windows · grid, size] float32, shared: not to be written to.
     """
     upsampled = F.interpolate(torch.eye(grid)[None], size=grid * patch, mode="linear")[
         0, :, :window
@@ -167,7 +183,7 @@ def axis_weights(
     for index, start in enumerate(starts):
         placed[index, :, start : start + window] = upsampled
         count[start : start + window] += 1
-    return F.interpolate(placed / count, size=size, mode="linear").flatten(0, 1)
+    return upload(F.interpolate(placed / count, size=size, mode="linear").flatten(0, 1), device)
 
 
 def scaled_size(size: Sequence[int], short_side: int) -> tuple[int, int]:

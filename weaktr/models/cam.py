@@ -30,6 +30,7 @@ from weaktr.models.vit import BackboneModel, ViT
 from weaktr.ops import fuse_heads_packed, head_stats, head_stats_packed
 from weaktr.ops.attention import Statistics
 from weaktr.ops.head_stats import HeadStats
+from weaktr.ops.upload import upload
 
 #: What is spread by the patch attention: "fused" cross attention × coarse CAM (the method),
 #: "coarse" the plain CAM alone, "transcam" the cross attention alone.
@@ -369,13 +370,10 @@ class CamModel(BackboneModel):
         """Of packed images, as `pooled` takes them: on a GPU as a tensor there."""
         if batch.lengths is None or not batch.tokens.is_cuda:
             return batch.lengths
-        lengths = torch.tensor(batch.lengths).pin_memory()
-        return lengths.to(batch.tokens.device, non_blocking=True)
+        return upload(torch.tensor(batch.lengths), batch.tokens.device)
 
 
 def _indices(classes: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, ...]:
     """Each image's classes as a tensor on the device: all of them go there in one copy."""
     listed = torch.tensor([index for own in classes for index in own], dtype=torch.int64)
-    if device.type == "cuda":
-        listed = listed.pin_memory().to(device, non_blocking=True)
-    return listed.split([len(own) for own in classes])
+    return upload(listed, device).split([len(own) for own in classes])

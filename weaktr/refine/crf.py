@@ -50,7 +50,7 @@ class CrfRefiner:
             return refined
         device = device_of_crf(images[0].device)
         own_images = [images[index].to(device) for index in indices]
-        own_maps = [maps[index].to(device) for index in indices]
+        own_maps = [self._used(maps[index]).to(device) for index in indices]
         counts = [own.num_labels for own in own_maps]
         if self.gt_prob is not None:
             refined_labels = self.crf.refine_labels(
@@ -80,6 +80,10 @@ class CrfRefiner:
         for index, result in zip(indices, results, strict=True):
             refined[index] = result.to(images[0].device)
         return refined
+
+    def _used(self, maps: Maps) -> Maps:
+        """What the CRF starts from: not the scores where it starts from the labels."""
+        return Maps(maps.labels, maps.num_labels, None if self.gt_prob else maps.scores)
 
 
 def crf_refiner(settings: Any, stage_settings: LabelConfig | PredictConfig) -> CrfRefiner | None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from weaktr.data import DataError, Problem, Sample
+from weaktr.data import Problem, Sample
 from weaktr.data.masks import MaskEntry, RefinedMasks
 from weaktr.data.photographs import enlarged
 from weaktr.data.stored_maps import write_cams, write_scores
@@ -134,14 +134,15 @@ def make_masks(
         return folder / subfolder / f"{name}{suffix}"
 
     def is_complete(name: str) -> bool:
+        if masks.without(name):
+            return True
         return name in masks and all(extra_path(kind, name).is_file() for kind in extras)
 
     def write(result: LabelMaps) -> list[MaskEntry] | Problem:
         """Write the files of one image: none where it shows no class and such are skipped."""
-        try:
-            maps, sample = result.arrays(), result.sample
-        except DataError as error:
-            return error.problems[0]
+        if (problem := result.problem()) is not None:
+            return problem
+        maps, sample = result.arrays(), result.sample
         if result.classes == () and not keep_unlabelled:
             size = result.photograph.size
             return [MaskEntry(sample.name, None, None, size, (), **facts_of(result))]
@@ -214,7 +215,7 @@ def write_confidence(path: Path, result: LabelMaps, confidence: np.ndarray) -> N
 def waits_in_words(timeline: Timeline) -> str:
     """The share of its time in which each part waited for the others."""
     shares = ", ".join(f"{part} {1 - timeline.busy(part):.0%}" for part in PARTS)
-    busy = f"; GPU busy {timeline.busy(GPU):.0%}" if timeline.work(GPU) else ""
+    busy = f"; GPU busy at most {timeline.busy(GPU):.0%}" if timeline.work(GPU) else ""
     return f"waiting: {shares}{busy}"
 
 

@@ -27,6 +27,7 @@ from weaktr.ops.dense_crf.problem import (
     divided,
     grid_positions,
 )
+from weaktr.ops.dense_crf.unaries import require_range
 
 #: Parts of a kernel's tuple before its normalization.
 PARTS = {
@@ -180,7 +181,22 @@ def checked_unary(value: Array) -> Tensor:
 
 
 def check_energies(unaries: Sequence[Tensor | LabelMap], given: object) -> None:
-    """Refuse energies that are not finite; `given`: the caller's, one or a list."""
+    """Refuse labels out of range and energies that are not finite; waits for the device twice.
+
+    Args:
+        unaries: of all images.
+        given: the caller's energies or labels, one or a list.
+
+    Raises:
+        ValueError: names the image.
+    """
+    maps = [(i, unary) for i, unary in enumerate(unaries) if isinstance(unary, LabelMap)]
+    highest = torch.stack([own.labels.amax() for _, own in maps]).tolist() if maps else []
+    for (index, own), high in zip(maps, highest, strict=True):
+        values, labels = own.table.shape
+        if high >= values:
+            with _naming(index, given):
+                require_range(own.labels, values, zero_unsure=values > labels)
     stored = [(i, unary) for i, unary in enumerate(unaries) if isinstance(unary, Tensor)]
     wrong = wrong_numbers([unary for _, unary in stored])
     if wrong is not None:

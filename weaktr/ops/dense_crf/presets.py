@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from weaktr.ops.dense_crf import dense_crf, dense_crf_labels, release_memory
-from weaktr.ops.dense_crf.checks import checked_iterations, shared_kernels
+from weaktr.ops.dense_crf.checks import checked_iterations, shared_kernels, wrong_numbers
 from weaktr.ops.dense_crf.problem import Images, Kernels, Maps, Normalization
-from weaktr.ops.dense_crf.unaries import unary_from_probabilities
+from weaktr.ops.dense_crf.unaries import energies_of, unary_from_probabilities
 
 __all__ = ["PRESETS", "DenseCRF", "release_memory"]
 
@@ -95,7 +95,7 @@ class DenseCRF:
             ValueError: an argument of the wrong shape, dtype or range.
         """
         if isinstance(probs, list):
-            unary: Any = [unary_from_probabilities(one) for one in probs]
+            unary: Any = _energies(probs)
         else:
             unary = unary_from_probabilities(probs)
         return self(image, unary, num_threads=num_threads, backend=backend)
@@ -164,3 +164,15 @@ PRESETS = {
     "voc_seg": DenseCRF(gaussian=(3, 3), bilateral=(83, 5, 3)),
     "coco_seg": DenseCRF(gaussian=(1, 3), bilateral=(67, 3, 4)),
 }
+
+
+def _energies(probs: Sequence[Any]) -> list[Any]:
+    """`unary_from_probabilities` of each image; on a GPU the host waits once for all of them."""
+    tensors = [
+        one
+        for one in probs
+        if isinstance(one, Tensor) and one.is_floating_point() and one.ndim >= 2
+    ]
+    if len(tensors) == len(probs) and wrong_numbers(tensors) is None:
+        return [energies_of(one) for one in tensors]
+    return [unary_from_probabilities(one) for one in probs]

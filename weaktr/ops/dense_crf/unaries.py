@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from weaktr.ops.dense_crf.problem import MOST_LABELS, Array, ArrayOrTensor, LabelMap, as_tensor
+from weaktr.ops.upload import upload
 
 #: Keeps the logarithm of a probability of 0 finite.
 SMALLEST_PROBABILITY = 1e-5
@@ -67,8 +68,13 @@ def unary_from_probabilities(probs: ArrayOrTensor) -> ArrayOrTensor:
         )
     if values.isnan().any():
         raise ValueError(f"probs: expected numbers, got NaN in {int(values.isnan().sum())} places")
-    energies = values.float().clamp(SMALLEST_PROBABILITY, 1.0).log_().neg_()
+    energies = energies_of(values)
     return energies.numpy() if isinstance(probs, np.ndarray) else energies
+
+
+def energies_of(probs: Tensor) -> Tensor:
+    """`unary_from_probabilities` without its checks; NaN stays NaN."""
+    return probs.float().clamp(SMALLEST_PROBABILITY, 1.0).log_().neg_()
 
 
 def label_table(n_labels: int, gt_prob: float, zero_unsure: bool) -> Tensor:
@@ -105,7 +111,13 @@ def checked_labels(labels: Array, values: int, zero_unsure: bool) -> Tensor:
         )
     if tensor.dtype in UNSIGNED:
         tensor = tensor.long()
-    low, high = (int(bound) for bound in tensor.aminmax()) if tensor.numel() else (0, 0)
+    require_range(tensor, values, zero_unsure)
+    return tensor
+
+
+def require_range(labels: Tensor, values: int, zero_unsure: bool) -> None:
+    """Raise `ValueError` unless all labels are 0 ... `values` - 1; waits for their device."""
+    low, high = (int(bound) for bound in labels.aminmax()) if labels.numel() else (0, 0)
     if low < 0 or high >= values:
         advice = (
             ""
@@ -115,11 +127,12 @@ def checked_labels(labels: Array, values: int, zero_unsure: bool) -> Tensor:
         raise ValueError(
             f"labels: expected 0..{values - 1}, got values from {low} to {high}{advice}"
         )
-    return tensor
 
 
 def label_map(labels: Array, n_labels: int, gt_prob: float, zero_unsure: bool) -> LabelMap:
     """A label map and the table of its energies, on its device.
+
+    The range of uint8 labels is left to `check_energies`, which looks at all images at once.
 
     Raises:
         ValueError: an argument of the wrong shape, dtype or range, or an empty map.
@@ -127,7 +140,9 @@ def label_map(labels: Array, n_labels: int, gt_prob: float, zero_unsure: bool) -
     if isinstance(n_labels, (int, np.integer)) and n_labels > MOST_LABELS:
         raise ValueError(f"n_labels: expected 1..{MOST_LABELS}, got {n_labels}")
     table = label_table(n_labels, gt_prob, zero_unsure)
-    checked = checked_labels(labels, len(table), zero_unsure)
+    checked = as_tensor("labels", labels)
+    if checked.dtype != torch.uint8 or checked.ndim == 0:
+        checked = checked_labels(checked, len(table), zero_unsure).to(torch.uint8)
     if checked.numel() == 0:
         raise ValueError(f"labels: expected at least one pixel, got {tuple(checked.shape)}")
-    return LabelMap(checked.to(torch.uint8), table.to(checked.device))
+    return LabelMap(checked, upload(table, checked.device))

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from weaktr.ops.attention_maps import check_attention_inputs, check_packing, check_same_kind
 from weaktr.ops.registry import Backend, Op, Triton, register
+from weaktr.ops.upload import upload
 
 OP = register(
     Op(
@@ -191,10 +192,7 @@ def _table(classes: Sequence[Sequence[int]], device: torch.device) -> Tensor:
     """int64 [images, R]: the classes of each image, then zeros."""
     width = max(1, *map(len, classes)) if classes else 1
     table = torch.tensor([[*own, *[0] * (width - len(own))] for own in classes], dtype=torch.int64)
-    table = table.view(len(classes), width)
-    if device.type == "cuda":
-        table = table.pin_memory()
-    return table.to(device, non_blocking=True)
+    return upload(table.view(len(classes), width), device)
 
 
 def _run(inputs: HeadStatsInputs, backend: str) -> HeadStats:
