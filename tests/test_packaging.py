@@ -188,8 +188,8 @@ def test_wheel_carries_no_tests_and_both_commands(wheel: Path) -> None:
         (entry_points,) = (n for n in names if n.endswith("entry_points.txt"))
         commands = archive.read(entry_points).decode()
     assert {name.split("/")[0] for name in names} == {"weaktr", names[-1].split("/")[0]}
-    assert "weaktr = weaktr.cli:main" in commands
-    assert "weaktr-train = weaktr.cli:train_main" in commands
+    assert "weaktr = weaktr.cli:program" in commands
+    assert "weaktr-train = weaktr.cli:train_program" in commands
 
 
 def test_extension_of_the_wheel_runs_a_dense_crf(installed: Path) -> None:

@@ -177,7 +177,7 @@ def test_workers_change_no_result(root, tmp_path, workers, finished):
 
 
 def start(recipe_file: Path, run: Path) -> subprocess.Popen[bytes]:
-    code = "import sys; from weaktr.cli import train_main; sys.exit(train_main(sys.argv[1:]))"
+    code = "from weaktr.cli import train_program; train_program()"
     environment = os.environ | {
         "PYTHONPATH": str(Path(__file__).parents[2]),
         "OMP_NUM_THREADS": "1",

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+import sys
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from rich.text import Text
 
@@ -19,7 +21,15 @@ from weaktr.cli.common import FAILED, INTERRUPTED, WRONG_INPUT
 from weaktr.cli.memory import keep_freed_memory
 from weaktr.progress import console, log, set_up_logging
 
-__all__ = ["FAILED", "INTERRUPTED", "WRONG_INPUT", "main", "train_main"]
+__all__ = [
+    "FAILED",
+    "INTERRUPTED",
+    "WRONG_INPUT",
+    "main",
+    "program",
+    "train_main",
+    "train_program",
+]
 
 
 class Command(Protocol):
@@ -46,6 +56,25 @@ COMMANDS: dict[str, Command] = {
     "env": env,
     "show": show,
 }
+
+
+def program() -> NoReturn:
+    """The program ``weaktr``."""
+    _leave(main())
+
+
+def train_program() -> NoReturn:
+    """The program ``weaktr-train``."""
+    _leave(train_main())
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process; after Ctrl-C without waiting for compiled code that is still at work."""
+    if code == INTERRUPTED:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -103,6 +132,8 @@ def _run(command: Callable[[argparse.Namespace], int], arguments: argparse.Names
 
 def _exit_code(error: BaseException) -> int | None:
     """The exit code where the message of an error is all that the user needs, else None."""
+    if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+        return FAILED  # a full disk, a file that may not be written
     if not isinstance(error, RuntimeError):
         return WRONG_INPUT if isinstance(error, (ValueError, FileNotFoundError)) else None
     from weaktr.inference.pipeline import PipelineError  # imports torch, which is loaded by now

@@ -1,7 +1,5 @@
 """``python -m weaktr.cli COMMAND ...``."""
 
-import sys
+from weaktr.cli import program
 
-from weaktr.cli import main
-
-sys.exit(main())
+program()

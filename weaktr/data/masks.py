@@ -18,6 +18,9 @@ from weaktr.data.classes import palette
 from weaktr.data.io import read_stored_labels
 from weaktr.files import write_bytes
 
+#: Pixels that are counted together.
+PIECE = 2**20
+
 
 def write_mask(path: Path, labels: np.ndarray, *, durable: bool = True) -> str:
     """Write labels as an 8-bit PNG in the VOC palette.
@@ -71,7 +74,11 @@ class MaskEntry:
     def line(self) -> str:
         """As JSON, without what is None."""
         row = {key: value for key, value in self.__dict__.items() if value is not None}
-        return json.dumps(row, ensure_ascii=False) + "\n"
+        try:
+            (line := json.dumps(row, ensure_ascii=False)).encode()
+        except UnicodeEncodeError:  # the name of a file that is not in UTF-8
+            line = json.dumps(row)
+        return line + "\n"
 
 
 class MaskFolder:
@@ -119,8 +126,7 @@ class MaskFolder:
         file = f"masks/{name}.png"
         digest = write_mask(self.folder / file, labels, durable=False)
         height, width = labels.shape
-        present = tuple(np.flatnonzero(np.bincount(labels.ravel(), minlength=256)).tolist())
-        return MaskEntry(name, file, digest, (height, width), present, **facts)
+        return MaskEntry(name, file, digest, (height, width), _occurring(labels), **facts)
 
     def record(self, entry: MaskEntry) -> None:
         """Add the line of a mask that was written, or of an image that has none."""
@@ -217,6 +223,14 @@ class RefinedMasks:
                 folder.flush()
 
 
+def _occurring(labels: np.ndarray) -> tuple[int, ...]:
+    """The values in uint8 [H, W], ascending; in pieces, since NumPy counts in 64 bits."""
+    values, count = labels.ravel(), np.zeros(256, np.int64)
+    for first in range(0, len(values), PIECE):
+        count += np.bincount(values[first : first + PIECE], minlength=256)
+    return tuple(np.flatnonzero(count).tolist())
+
+
 def _read_index(path: Path) -> list[MaskEntry]:
     """The whole lines of an index; cuts off a half-written last one."""
     if not path.exists():
@@ -226,7 +240,7 @@ def _read_index(path: Path) -> list[MaskEntry]:
     if whole < len(content):
         os.truncate(path, whole)
     entries = []
-    for line in content[:whole].decode("utf-8").splitlines():
+    for line in content[:whole].splitlines():  # of bytes: at line feeds alone
         row = {"file": None, "sha256": None} | json.loads(line)
         for key in ("size", "labels", "working_size"):
             if key in row:

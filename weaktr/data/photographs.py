@@ -92,8 +92,9 @@ def _decode(image: Image.Image, sample: Sample, max_side: int | None) -> Photogr
     height, width = working_size(size, max_side)
     if (height, width) != size:
         image.draft(None, (2 * width, 2 * height))  # does nothing unless it is a JPEG
-    with _decoding.room(3 * image.height * image.width):
-        pixels = image.convert("RGB")
+    is_rgb = image.mode == "RGB"
+    with _decoding.room((4 if is_rgb else 8) * image.height * image.width):  # Pillow's RGB has 4
+        pixels = image if is_rgb else image.convert("RGB")
         if (height, width) != size:
             pixels = pixels.resize((width, height), Image.Resampling.BICUBIC)
         how = orientation(image)

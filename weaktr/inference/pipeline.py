@@ -1,14 +1,16 @@
 """Photographs through three parts that work at the same time, joined by bounded queues.
 
     samples ─▶ readers ──▶ [ready] ──▶ model ──▶ [results] ──▶ writers ──▶ [written] ──▶ index
-               threads                 the calling             threads                   one thread
-                                       thread
+               threads                 one thread              threads                   one thread
+
+The calling thread waits for them, so that Ctrl-C is heard at once: compiled code that takes seconds
+cannot be interrupted.
 
 Every sample passes every queue, in the order of the samples; one that cannot be labelled passes as
 a `Problem`. What comes out does not depend on the number of threads or the size of the queues.
 
-An error in a part, or Ctrl-C, ends all of them: readers and model at once, the writers after what
-the model has handed over.
+An error in a part, or Ctrl-C, ends all of them: readers at once, the model after its batch, the
+writers after what the model has handed over.
 """
 
 from __future__ import annotations
@@ -16,8 +18,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 import torch
@@ -60,7 +63,7 @@ class Parts(Generic[Read, Result, Written]):
     Args:
         read: sample -> what the model takes; in several threads. `DataError` leaves the sample out.
         fits: whether a further image may join a batch; decides on the batches.
-        compute: a batch -> a result for each; in the calling thread. `ValueError`, or too little
+        compute: a batch -> a result for each; in one thread. `ValueError`, or too little
             memory, leaves an image out that fails by itself.
         write: writes a result; in several threads.
         record: notes what was written, or why nothing was; in the order of the samples, in one
@@ -118,9 +121,9 @@ class _State:
 
     changed: threading.Condition = field(default_factory=threading.Condition)
     stopping: bool = False
-    error: Exception | None = None
+    error: BaseException | None = None
 
-    def stop(self, error: Exception | None = None) -> None:
+    def stop(self, error: BaseException | None = None) -> None:
         """Let readers and model end; the first error is kept."""
         with self.changed:
             self.stopping = True
@@ -237,15 +240,17 @@ class Pipeline(Generic[Read, Result, Written]):
         self._numbers = iter(range(len(samples)))
 
     def run(self) -> None:
-        """Run all parts, the model in this thread."""
+        """Run all parts, and wait for them."""
         threads = {READERS: self.limits.readers, MODEL: 1, WRITERS: self.limits.writers}
         self.timeline.begin(threads)
         _start("reader", self.limits.readers, self._read_all, self.state)
         writers = _start("writer", self.limits.writers, self._write_all, self.state)
         (index,) = _start("index", 1, self._record_all, self.state)
+        model = _start("model", 1, partial(self._compute_all, _current_gpu()), self.state)
         try:
-            with suppress(_Stopped):
-                self._compute_all()
+            _join(model)
+            if isinstance(self.state.error, KeyboardInterrupt):
+                raise self.state.error
             self.results.close()
             _join(writers)
             self.written.close()
@@ -287,7 +292,9 @@ class Pipeline(Generic[Read, Result, Written]):
 
     # ---- model
 
-    def _compute_all(self) -> None:
+    def _compute_all(self, gpu: int | None) -> None:
+        if gpu is not None:
+            torch.cuda.set_device(gpu)  # every thread has a current one of its own
         batch: list[tuple[int, Read]] = []
         while True:
             with self.timeline.waiting(MODEL, "images"):
@@ -379,10 +386,12 @@ def _start(
             work()
         except _Stopped:  # by another part, or by `Pipeline._failing`
             pass
-        except BaseException as error:
+        except Exception as error:
             failure = PipelineError(f"{name} failed: {error or type(error).__name__}")
             failure.__cause__ = error
             state.stop(failure)
+        except BaseException as error:
+            state.stop(error)
 
     threads = [
         threading.Thread(target=run, name=f"{name} {i + 1}" if count > 1 else name, daemon=True)
@@ -391,6 +400,11 @@ def _start(
     for thread in threads:
         thread.start()
     return threads
+
+
+def _current_gpu() -> int | None:
+    """The calling thread's, where a GPU is in use."""
+    return torch.cuda.current_device() if torch.cuda.is_initialized() else None
 
 
 def _join(threads: Sequence[threading.Thread], seconds: float | None = None) -> None:

@@ -157,7 +157,7 @@ class Timeline:
                     "ph": "M",
                     "pid": 0,
                     "tid": number,
-                    "args": {"name": part if row == threading.main_thread().name else row},
+                    "args": {"name": part if row == "model" else row},
                 }
                 for (part, row), number in self._rows.items()
             ]

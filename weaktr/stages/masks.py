@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from weaktr.data import Problem, Sample
 from weaktr.data.masks import MaskEntry, RefinedMasks
 from weaktr.data.photographs import enlarged
 from weaktr.data.stored_maps import write_cams, write_scores
-from weaktr.files import whole_file
+from weaktr.files import whole_file, write_bytes
 from weaktr.inference.pipeline import (
     MODEL,
     READERS,
@@ -63,6 +64,14 @@ class MaskReport:
     left_out: list[Problem] = field(default_factory=list)
     reduced: int = 0
     turned: Counter[str] = field(default_factory=Counter)
+
+    def count(self, masks: RefinedMasks, samples: Sequence[Sample]) -> None:
+        """Count what is in the folder now, earlier runs included."""
+        self.masks = len(masks)
+        self.unlabelled = [sample.name for sample in samples if masks.without(sample.name)]
+        self.images_of.update(label for entry in masks.entries for label in entry.labels)
+        self.turned.update(entry.exif for entry in masks.entries if entry.exif is not None)
+        self.reduced = sum(entry.working_size is not None for entry in masks.entries)
 
     def log(self, title: str, max_side: int | None) -> None:
         """Log the report."""
@@ -166,6 +175,8 @@ def make_masks(
         bad = f"{len(report.left_out)} left out, " if report.left_out else ""
         return bad + waits_in_words(timeline)
 
+    if profile is not None:
+        write_bytes(profile, b"[]", durable=False)  # a place that cannot be written is said now
     report = MaskReport()
     todo = [sample for sample in samples if not is_complete(sample.name)]
     timeline = Timeline(keep_spans=profile is not None)
@@ -181,15 +192,12 @@ def make_masks(
         masks.flush()
         timeline.settle()
         if profile is not None:
-            timeline.write_trace(profile)
+            with suppress(OSError):  # of a disk that is full, of which the error itself tells
+                timeline.write_trace(profile)
             log.info("trace for chrome://tracing or ui.perfetto.dev: %s", profile)
     if todo:
         log.info("%s; %s", waits_in_words(timeline), bottleneck_in_words(timeline))
-    report.masks = len(masks)
-    report.unlabelled = [sample.name for sample in samples if masks.without(sample.name)]
-    report.images_of.update(label for entry in masks.entries for label in entry.labels)
-    report.turned.update(entry.exif for entry in masks.entries if entry.exif is not None)
-    report.reduced = sum(entry.working_size is not None for entry in masks.entries)
+    report.count(masks, samples)
     return report
 
 

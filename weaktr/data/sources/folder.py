@@ -133,14 +133,20 @@ def unlabelled(
         exif: see `folder`.
 
     Returns:
-        A manifest with labels and masks None, sorted by path.
+        A manifest with labels and masks None, sorted by path. A link to a file that is not there
+        is among them: who reads it says so.
 
     Raises:
         ValueError: no such folder, no image in it, or an unknown `exif`.
         DataError: two images differ only in suffix, so their results would have the same name.
     """
     root, exif = require_folder(root), require_exif(exif)
-    files = sorted(f for f in root.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
+    files = sorted(
+        file
+        for file in root.rglob("*")
+        if file.suffix.lower() in IMAGE_SUFFIXES
+        and (file.is_file() or (file.is_symlink() and not file.is_dir()))
+    )
     if not files:
         raise ValueError(f"root: expected images below {root}, found none")
     rows = [Row(file.relative_to(root).as_posix(), (), str(root)) for file in files]
@@ -149,8 +155,9 @@ def unlabelled(
         Sample(_name(row.image), root / row.image, None, None, row.source, exif=exif)
         for row in _unrepeated(rows, root, faults)
     )
-    manifest = Manifest("images", split, Classes(tuple(classes)), samples)
-    return collect_or_raise(manifest, faults, None)
+    if faults:
+        raise DataError(faults)
+    return Manifest("images", split, Classes(tuple(classes)), samples)
 
 
 def _read(path: Path, faults: list[Problem]) -> tuple[list[Row], tuple[str, ...] | None]:
