@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import errno
 import json
+import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -13,6 +15,7 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from tests.cli.test_train import said
 from tests.models import small
@@ -50,6 +53,8 @@ SETTINGS = {
     ],
 }  # fmt: skip
 COMMANDS = ["label", "predict"]
+#: Settings for photographs without labels.csv.
+CAT_ALONE = {"label": ["--set", "predict_above=0"], "predict": []}
 
 
 def arguments(command, models, photos, out, *more):
@@ -193,6 +198,73 @@ def test_scores_that_are_no_numbers_give_no_mask(
     assert set(MaskFolder(out).entries) == {"a", "c"}
     assert said(cli.main, *call)[0] == 0
     assert set(MaskFolder(out).entries) == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_is_no_photograph_leaves_the_others_alone(command, models, tmp_path, caplog):
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photo(photos / "good.png", 40, 30)
+    photo(photos / "folder.jpg" / "inside.png", 40, 30)
+    os.mkfifo(photos / "pipe.png")
+    (photos / "gone.jpg").symlink_to("nowhere.jpg")
+    (photos / "itself.jpg").symlink_to("itself.jpg")
+    call = arguments(command, models, photos, out, *CAT_ALONE[command])
+    assert said(cli.main, *call)[0] == cli.FAILED
+    left_out = [line for line in caplog.text.splitlines() if "left out: " in line]
+    assert len(left_out) == 2 and "gone.jpg" in left_out[0] and "itself.jpg" in left_out[1]
+    assert set(MaskFolder(out).entries) == {"good", "folder.jpg/inside"}
+
+
+@pytest.mark.parametrize("error", [RuntimeError, NotImplementedError, KeyError, struct.error])
+def test_decoders_may_fail_in_any_way(error, models, tmp_path, monkeypatch, caplog):
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    for name in ("a", "b"):
+        photo(photos / f"{name}.png", 40, 30)
+    whole = PngImageFile.load
+
+    def load(image):
+        if str(getattr(image, "filename", "")).endswith("b.png"):
+            raise error("of a kind of its own")
+        return whole(image)
+
+    monkeypatch.setattr(PngImageFile, "load", load)
+    call = arguments("predict", models, photos, out)
+    assert said(cli.main, *call)[0] == cli.FAILED
+    assert "b.png" in caplog.text and "cannot be read as an image" in caplog.text
+    assert set(MaskFolder(out).entries) == {"a"}
+
+
+def test_an_eps_is_no_photograph(models, tmp_path):
+    """Pillow would start Ghostscript for it."""
+    photos = tmp_path / "photos"
+    photo(photos / "a.png", 40, 30)
+    Image.new("RGB", (20, 20)).save(photos / "b.jpg", format="EPS")
+    call = arguments("predict", models, photos, tmp_path / "out")
+    assert said(cli.main, *call)[0] == cli.FAILED
+    assert set(MaskFolder(tmp_path / "out").entries) == {"a"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are bytes on Linux alone")
+def test_names_of_any_kind(models, tmp_path):
+    names = ["a\u2028b", "a\x85b", "a b", "a\nb", "ä🐕", "100%s", "b\udcff"]
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    for name in names:
+        photo(photos / f"{name}.png", 40, 30)
+    call = arguments("predict", models, photos, out)
+    for _ in range(2):
+        assert said(cli.main, *call)[0] == 0
+        assert set(MaskFolder(out, verify=True).entries) == set(names)
+    assert (out / "index.jsonl").read_bytes().count(b"\n") == len(names)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_trace_that_cannot_be_written_is_said_at_once(command, models, tmp_path):
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photo(photos / "a.png", 40, 30)
+    call = arguments(command, models, with_labels(photos), out, "--profile", photos)
+    code, text = said(cli.main, *call)
+    assert code == cli.FAILED and "photos" in text
+    assert not (out / "masks").exists()
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -75,3 +75,12 @@ def test_an_image_without_a_class_has_a_line_and_no_mask(tmp_path):
     again = MaskFolder(tmp_path, verify=True)
     assert list(again.entries) == ["a"] and again.without == masks.without == {"none"}
     assert "none" not in again
+
+
+def test_labels_of_a_large_mask_are_counted_in_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr("weaktr.data.masks.PIECE", 4)
+    masks = MaskFolder(tmp_path)
+    masks.add("a", MASK)
+    masks.add("b", np.full((3, 5), 7, np.uint8))
+    assert masks.entries["a"].labels == (0, 1, 5, 20, 255)
+    assert masks.entries["b"].labels == (7,)

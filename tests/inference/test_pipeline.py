@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import json
 import threading
 import time
@@ -338,3 +339,14 @@ def test_a_fault_of_the_pipeline_itself_ends_it():
     run.read = lambda sample: Odd(number_of(sample))
     with pytest.raises(PipelineError, match=r"reader.*no size"):
         run.go(1, 1)
+
+
+def test_an_interruption_is_heard_while_compiled_code_runs():
+    """Which Python cannot interrupt: the model's part has a thread of its own."""
+    run = Run(batch=1, compute=lambda number: time.sleep(5 if number == 2 else 0))
+    threading.Timer(0.3, _thread.interrupt_main).start()
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run.go(1, 1)
+    assert time.monotonic() - start < 0.3 + 2
+    assert run.recorded == [0, 1]

@@ -15,6 +15,7 @@ writers after what the model has handed over.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -409,9 +410,10 @@ def _current_gpu() -> int | None:
 
 def _join(threads: Sequence[threading.Thread], seconds: float | None = None) -> None:
     """Wait for threads, no longer than so many seconds for all of them."""
-    deadline = None if seconds is None else time.monotonic() + seconds
+    deadline = math.inf if seconds is None else time.monotonic() + seconds
     for thread in threads:
-        thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        while thread.is_alive() and (left := deadline - time.monotonic()) > 0:
+            thread.join(min(left, 0.1))  # in turns, since not every system wakes it for Ctrl-C
 
 
 #: What torch says in a plain RuntimeError: of the CPU's allocator, of pinning, of cuBLAS.
