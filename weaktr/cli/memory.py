@@ -6,7 +6,7 @@ import ctypes
 import sys
 
 #: Parameters of glibc's mallopt (malloc.h), and the largest number it takes.
-TRIM_THRESHOLD, MMAP_THRESHOLD, LARGEST = -1, -3, 2**31 - 1
+TRIM_THRESHOLD, MMAP_THRESHOLD, ARENA_MAX, LARGEST = -1, -3, -8, 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
@@ -16,7 +16,7 @@ def keep_freed_memory() -> bool:
     starts with pages that the system has to clear and map again, which takes a tenth of the time of
     CAMs and of training on a CPU, more where mapping is slow. With the memory kept, the process
     holds the most that it ever needed until it ends: right for a command, but maybe not for a
-    program that does other work too.
+    program that does other work too. All threads share it, or each would keep its own.
 
     Returns:
         Whether the C library took the settings: glibc does.
@@ -26,4 +26,5 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    return bool(mallopt(TRIM_THRESHOLD, LARGEST)) and bool(mallopt(MMAP_THRESHOLD, LARGEST))
+    settings = {TRIM_THRESHOLD: LARGEST, MMAP_THRESHOLD: LARGEST, ARENA_MAX: 1}
+    return all([bool(mallopt(parameter, value)) for parameter, value in settings.items()])
