@@ -83,7 +83,8 @@ class CrfRefiner:
 
     def _used(self, maps: Maps) -> Maps:
         """What the CRF starts from: not the scores where it starts from the labels."""
-        return Maps(maps.labels, maps.num_labels, None if self.gt_prob else maps.scores)
+        scores = maps.scores if self.gt_prob is None else None
+        return Maps(maps.labels, maps.num_labels, scores)
 
 
 def crf_refiner(settings: Any, stage_settings: LabelConfig | PredictConfig) -> CrfRefiner | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -192,9 +191,11 @@ def make_masks(
         masks.flush()
         timeline.settle()
         if profile is not None:
-            with suppress(OSError):  # of a disk that is full, of which the error itself tells
+            try:
                 timeline.write_trace(profile)
-            log.info("trace for chrome://tracing or ui.perfetto.dev: %s", profile)
+                log.info("trace for chrome://tracing or ui.perfetto.dev: %s", profile)
+            except OSError as error:  # must not hide the error of the run, nor end a finished one
+                log.warning("no trace: %s", error)
     if todo:
         log.info("%s; %s", waits_in_words(timeline), bottleneck_in_words(timeline))
     report.count(masks, samples)
