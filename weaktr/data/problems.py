@@ -19,16 +19,29 @@ class Problem:
         where: where that file was declared, ``"list.txt:12"`` or ``'labels.json["a.jpg"]'``.
         message: what was expected and what is there.
         level: ``"error"`` breaks or falsifies a run; ``"warning"`` should be looked at.
+        kind: what it is counted under where there are many; "" = `message` up to its first colon.
     """
 
     file: str
     where: str
     message: str
     level: Literal["error", "warning"] = "error"
+    kind: str = ""
 
     def __str__(self) -> str:
         declared = f" ({self.where})" if self.where else ""
-        return f"{self.file}{declared}: {self.message}"
+        return printable(f"{self.file}{declared}: {self.message}")
+
+
+def printable(text: str) -> str:
+    """Text in which everything that is not to be seen stands as an escape, such as ``\\n``.
+
+    Names of files may hold line breaks, escape sequences of terminals, and bytes that are not
+    UTF-8.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class DataError(ValueError):
