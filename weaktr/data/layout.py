@@ -27,12 +27,12 @@ def require_folder(root: str | Path) -> Path:
 
 def first_folder(candidates: Iterable[Path]) -> Path | None:
     """The first of `candidates` that is a folder, or None."""
-    return next((folder for folder in candidates if folder.is_dir()), None)
+    return next((folder for folder in candidates if os.path.isdir(folder)), None)
 
 
 def first_file(candidates: Iterable[Path]) -> Path | None:
     """The first of `candidates` that is a file, or None."""
-    return next((file for file in candidates if file.is_file()), None)
+    return next((file for file in candidates if os.path.isfile(file)), None)
 
 
 def read_text(path: Path) -> str:
@@ -51,9 +51,21 @@ def read_text(path: Path) -> str:
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:
-    """(line number from 1, stripped text) of every line that is not blank."""
-    numbered = enumerate(read_text(path).splitlines(), start=1)
-    return [(number, line.strip()) for number, line in numbered if line.strip()]
+    """(line number from 1, text without blanks around it) of every line that is not blank.
+
+    Line feeds and carriage returns end a line; other characters that do so elsewhere, such as
+    U+2028, may be part of a name.
+    """
+    numbered = enumerate(read_text(path).split("\n"), start=1)
+    return [(number, line.strip(" \t")) for number, line in numbered if line.strip()]
+
+
+def flag(text: str) -> bool | None:
+    """Whether a text says yes or no (an empty one says no); None = neither."""
+    word = text.strip().lower()
+    if word in ("1", "1.0", "true", "yes"):
+        return True
+    return False if word in ("", "0", "0.0", "false", "no") else None
 
 
 def by_number(folder: Path | None, suffixes: Sequence[str]) -> dict[int, Path]:
@@ -103,7 +115,7 @@ def collect_or_raise(
     if problems is not None:
         problems.extend(faults)
         return manifest
-    if everything := faults + missing_files(manifest):
+    if everything := [*faults, *manifest.repeated_names(), *missing_files(manifest)]:
         raise DataError(everything)
     return manifest
 
@@ -114,5 +126,5 @@ def missing_files(manifest: Manifest) -> list[Problem]:
         Problem(str(path), sample.source, "file is missing")
         for sample in manifest
         for path in (sample.image, sample.mask)
-        if path is not None and not path.is_file()
+        if path is not None and not os.path.isfile(path)
     ]

@@ -44,6 +44,12 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def few(names: Sequence[object]) -> str:
+    """The first five of some names, for a message: ``a, b, c, d, e and 7 more``."""
+    more = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
+    return printable(", ".join(map(str, names[:5]))) + more
+
+
 class DataError(ValueError):
     """A data set cannot be used as it is; names the file and where it was declared.
 
