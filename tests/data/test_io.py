@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from tests.data.trees import SIZE, write_image, write_mask, write_png
-from weaktr.data.io import is_turned, read_image, read_labels, read_mask
+from weaktr.data.io import open_image, orientation, read_image, read_labels, read_mask
 from weaktr.data.manifest import Sample
 from weaktr.data.masks import MaskEntry, MaskFolder
 from weaktr.data.problems import DataError
@@ -35,8 +35,8 @@ def test_image_as_stored(tmp_path: Path) -> None:
     turned[0x0112] = 6
     Image.fromarray(pixels).save(tmp_path / "turned.png", exif=turned)
     np.testing.assert_array_equal(read_image(sample(tmp_path / "turned.png")), pixels)
-    assert is_turned(tmp_path / "turned.png")
-    assert not is_turned(path)
+    assert open_image(tmp_path / "turned.png", "", orientation) == 6
+    assert open_image(path, "", orientation) == 1
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1", "CMYK"])

@@ -19,13 +19,15 @@ from weaktr.recipes import apply_setting
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from weaktr.data import Manifest, Problem
+    from weaktr.data import Manifest
     from weaktr.data.prepare import Prepared
+    from weaktr.data.problems import Findings
 
 HELP = """\
 Prepare a data set, or look at it before training on it.
 
-  check   reads every file and lists all faults at once, with file and line
+  check   reads every file and lists all faults at once, with file and line (of one kind the
+          first 20 and the number of all)
   stats   counts images, labels, sizes
   write   writes the manifest as JSON
   masks   draws the true masks of a COCO instances JSON
@@ -41,6 +43,8 @@ examples:
   weaktr data masks coco14 annotations/instances_val2014.json --out masks/ --option ids=80
 """
 _STYLES = {"error": "bold red", "warning": "yellow"}
+#: Splits that a data set may have; `check` compares them.
+SPLITS = ("train", "val", "test")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -94,12 +98,9 @@ def run(arguments: argparse.Namespace) -> int:
         written = data.render_masks(root, arguments.out, **options)
         log.info("%d masks in %s", len(written), arguments.out)
         return 0
-    problems: list[Problem] = []
-    if arguments.action == "check" and arguments.source != "manifest":
-        options["problems"] = problems
-    manifest = data.load_manifest(arguments.source, root, arguments.split, **options)
     if arguments.action == "check":
-        return run_check(manifest, console, problems=problems)
+        return _check(arguments.source, root, arguments.split, options)
+    manifest = data.load_manifest(arguments.source, root, arguments.split, **options)
     if arguments.action == "stats":
         run_stats(manifest, console)
         return 0
@@ -110,50 +111,87 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _check(source: str, root: Path, split: str, options: dict[str, Any]) -> int:
+    """Check a split of a data set; the splits beside it are looked at for common images."""
+    from weaktr import data
+    from weaktr.data.problems import Findings
+
+    found = Findings()
+    if source == "manifest":
+        manifest = data.Manifest.load(root)
+        beside = [root.with_name(f"{name}.json") for name in SPLITS]
+        others = [data.Manifest.load(file) for file in beside if file.is_file() and file != root]
+        return run_check(manifest, console, problems=found, others=others)
+    manifest = data.load_manifest(source, root, split, problems=found, **options)
+    others = []
+    if source == "folder" and "labels_file" not in options:
+        others = [
+            data.load_manifest(source, root, name, problems=Findings(), **options)
+            for name in SPLITS
+            if name != split and any((root / f"{name}{end}").is_file() for end in (".csv", ".json"))
+        ]
+    return run_check(manifest, console, problems=found, others=others)
+
+
 def run_check(
     manifest: Manifest,
     console: Console,
     *,
-    problems: Sequence[Problem] = (),
+    problems: Findings | None = None,
+    others: Sequence[Manifest] = (),
     workers: int | None = None,
 ) -> int:
-    """Check a data set and print all problems as one table.
+    """Check a data set and print all problems as one table, of each kind the first few.
 
     Args:
         manifest: the data set.
         console: where to print.
         problems: faults already met while building the manifest (`load_manifest(problems=...)`).
+        others: other splits of it, see `check`.
         workers: threads that decode, see `check`.
 
     Returns:
         Exit code: 1 if there is an error, 0 if there are at most warnings.
     """
     from weaktr.data import check
+    from weaktr.data.problems import Findings
 
+    found = Findings() if problems is None else problems
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("checking", total=len(manifest))
-        faults = [
-            *problems,
-            *check(
-                manifest,
-                workers=workers,
-                progress=lambda count, total: progress.update(task, completed=count, total=total),
-            ),
-        ]
+        check(
+            manifest,
+            others=others,
+            workers=workers,
+            progress=lambda count, total: progress.update(task, completed=count, total=total),
+            problems=found,
+        )
     title = f"{manifest.name} {manifest.split}: {len(manifest)} images"
-    if faults:
-        table = Table(title=title, title_justify="left", show_lines=False)
-        for heading in ("level", "file", "declared at", "problem"):
-            table.add_column(heading, overflow="fold")
-        for fault in sorted(faults, key=lambda fault: fault.level != "error"):
-            level = Text(fault.level, style=_STYLES[fault.level])
-            table.add_row(level, Text(fault.file), Text(fault.where), Text(fault.message))
-        console.print(table)
-    errors = sum(fault.level == "error" for fault in faults)
+    if found:
+        console.print(_table_of(found, title))
+    errors, warnings = found.count("error"), found.count("warning")
     style = "bold red" if errors else "bold green"
-    summary = f"{title}, {errors} errors, {len(faults) - errors} warnings"
-    console.print(Text(summary, style=style))
+    console.print(Text(f"{title}, {errors} errors, {warnings} warnings", style=style))
     return 1 if errors else 0
+
+
+def _table_of(found: Findings, title: str) -> Table:
+    """The problems, errors first; of the kinds with more than are listed, how many more."""
+    from weaktr.data.problems import LISTED, printable
+
+    table = Table(title=printable(title), title_justify="left", show_lines=False)
+    for heading in ("level", "file", "declared at", "problem"):
+        table.add_column(heading, overflow="fold")
+    for level in ("error", "warning"):
+        style = _STYLES[level]
+        for fault in (fault for fault in found if fault.level == level):
+            cells = map(printable, (fault.file, fault.where, fault.message))
+            table.add_row(Text(level, style=style), *map(Text, cells))
+        for (of, kind), count in found.counts.items():
+            if of == level and count > LISTED:
+                more = printable(f"{kind}: {count - LISTED:,} more, {count:,} in all")
+                table.add_row(Text(level, style=style), Text("..."), Text(""), Text(more))
+    return table
 
 
 def run_stats(manifest: Manifest, console: Console) -> None:

@@ -100,13 +100,18 @@ def orientation(image: Image.Image) -> int:
 
     An entry that means nothing counts as 1, as in viewers. A PNG is decoded for it.
     """
-    if image.format == "TIFF":  # Pillow turns those when it decodes them
-        return 1
-    try:
-        value = image.getexif().get(_EXIF_ORIENTATION)
-    except Exception:  # of any kind, from bytes that anybody wrote: not worth the photograph
-        return 1
+    value = orientation_entry(image)
     return value if isinstance(value, int) and value in _TURNS else 1
+
+
+def orientation_entry(image: Image.Image) -> object:
+    """The orientation in the EXIF of an open image as it stands there; None = there is none."""
+    if image.format == "TIFF":  # Pillow turns those when it decodes them
+        return None
+    try:
+        return image.getexif().get(_EXIF_ORIENTATION)
+    except Exception:  # of any kind, from bytes that anybody wrote: not worth the photograph
+        return None
 
 
 def turned(image: Image.Image, how: int) -> Image.Image:
@@ -216,11 +221,6 @@ def image_size(path: Path, source: str = "", exif: Exif = "ignore") -> tuple[int
         return (image.width, image.height) if across else (image.height, image.width)
 
     return open_image(path, source, size)
-
-
-def is_turned(path: Path, source: str = "") -> bool:
-    """Whether EXIF asks viewers to turn or mirror the stored image."""
-    return open_image(path, source, lambda image: orientation(image) != 1)
 
 
 def require_same_size(

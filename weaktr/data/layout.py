@@ -104,7 +104,8 @@ def collect_or_raise(
         manifest: the data set, as far as it could be read.
         faults: met while reading it.
         problems: None = any fault, or any missing file, is an error; a list = the faults are added
-            to it and the manifest is returned (missing files are then left to `weaktr.data.check`).
+            to it, unless it is `faults`, and the manifest is returned (missing files are then left
+            to `weaktr.data.check`).
 
     Returns:
         `manifest`.
@@ -113,7 +114,8 @@ def collect_or_raise(
         DataError: `problems` is None and there are faults; names all of them.
     """
     if problems is not None:
-        problems.extend(faults)
+        if faults is not problems:
+            problems.extend(faults)
         return manifest
     if everything := [*faults, *manifest.repeated_names(), *missing_files(manifest)]:
         raise DataError(everything)

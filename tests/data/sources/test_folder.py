@@ -128,7 +128,8 @@ def test_all_faults_at_once(root: Path) -> None:
     problems: list[Problem] = []
     manifest = folder(root, classes=("cat", "dog", "sofa"), problems=problems)
     assert [sample.labels for sample in manifest] == [(0,), (1,), (0,)]
-    assert len(problems) == 5  # the missing file is left to check()
+    errors = [problem for problem in problems if problem.level == "error"]
+    assert len(errors) == 5  # the missing file is left to check()
 
 
 @pytest.mark.parametrize(
@@ -249,6 +250,24 @@ def test_class_names_that_are_none(root: Path, classes: object, told: str) -> No
         load_manifest("folder", root, classes=classes)
 
 
+def test_what_no_line_speaks_of(root: Path) -> None:
+    write_csv(root / "train.csv", [ROWS[0], ["x.jpg", "cat"]])
+    write_csv(root / "val.csv", [ROWS[0], ["cats\\\\1.jpg", "cat"]])
+    for name in ("x", "cats/1", "dogs/1", "gone"):
+        write_mask(root / f"masks/{name}.png", [1])
+    (root / "images/._x.jpg").write_bytes(b"of a Mac")
+    problems: list[Problem] = []
+    folder(root, split="train", problems=problems)
+    assert [(problem.file, problem.message, problem.level) for problem in problems] == [
+        (f"{root}/{file}", f"no line of train.csv, val.csv lists {what}", "warning")
+        for file, what in (
+            ("images/dogs/1.png", "this image"),
+            ("masks/gone.png", "the image of this mask"),
+            ("masks/dogs/1.png", "the image of this mask"),
+        )
+    ]
+
+
 def test_blanks_around_class_names_do_not_count(root: Path) -> None:
     (root / "labels.json").write_text('{"x.jpg": ["cat "]}')
     assert load_manifest("folder", root, classes=[" cat", "dog"]).samples[0].labels == (0,)
@@ -263,7 +282,7 @@ def test_the_nearest_class_is_looked_for_only_so_often(root: Path) -> None:
     problems: list[Problem] = []
     folder(root, classes=["cat"], problems=problems)
     hinted = ["did you mean 'cat'?" in problem.message for problem in problems]
-    assert hinted == [True] * HINTS + [False] * 50 + [True]
+    assert hinted[: HINTS + 51] == [True] * HINTS + [False] * 50 + [True]
 
 
 def test_not_utf8(root: Path) -> None:

@@ -21,7 +21,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -120,7 +120,7 @@ def folder(
             f"labels_file: expected {split}.csv, {split}.json, labels.csv or labels.json in "
             f"{root}, found none; for images without labels use unlabelled()"
         )
-    faults: list[Problem] = []
+    faults: list[Problem] = [] if problems is None else problems
     own = _read(path, faults)
     splits = [own] if labels_file else _splits(root, own)
     known = _classes(classes, root, splits)
@@ -133,6 +133,9 @@ def folder(
         mask = first_file([mask_root / f"{name}.png"])
         labels = _indices(row, known, path, faults, hint)
         samples.append(Sample(name, image, labels, mask, row.source, exif=exif))
+    if problems is not None:
+        images_below = image_root if image_root.is_dir() else root
+        problems.extend(_not_listed(splits, samples, images_below, mask_root))
     return collect_or_raise(Manifest("folder", split, known, tuple(samples)), faults, problems)
 
 
@@ -345,6 +348,35 @@ def _unrepeated(
             path, len(other_spelling), *other_spelling[0],
         )  # fmt: skip
     return [(row, images[name]) for name, row in first.items()]
+
+
+def _not_listed(
+    splits: Sequence[LabelFile], samples: Sequence[Sample], images: Path, masks: Path
+) -> Iterator[Problem]:
+    """A warning for each image below a folder, and each mask, that no label file speaks of."""
+    files = ", ".join(split.path.name for split in splits)
+    listed = {sample.name for sample in samples}
+    for split in splits[1:]:
+        listed.update(_name(row.image.strip().replace("\\", "/")) for row in split.rows)
+    own = {sample.image for sample in samples}
+    for file in _files_below(images, IMAGE_SUFFIXES):
+        name = _name(file.relative_to(images).as_posix())
+        if file not in own and name not in listed and not file.is_relative_to(masks):
+            message = f"no line of {files} lists this image"
+            yield Problem(str(file), "", message, "warning", "image that is not listed")
+    for file in _files_below(masks, (".png",)):
+        if _name(file.relative_to(masks).as_posix()) not in listed:
+            message = f"no line of {files} lists the image of this mask"
+            yield Problem(str(file), "", message, "warning", "mask without its image")
+
+
+def _files_below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
+    """The files of a kind at any depth, in order, without hidden ones."""
+    for top, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if name.lower().endswith(suffixes) and not name.startswith("."):
+                yield Path(top, name)
 
 
 def _indices(

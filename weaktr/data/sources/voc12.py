@@ -75,7 +75,7 @@ def voc12(
         )
     voc = images.parent
     list_file = _list_file(voc, root, split)
-    faults: list[Problem] = []
+    faults: list[Problem] = [] if problems is None else problems
     label_file = find_cls_labels(voc, root, cls_labels)
     mask_folder = (
         Path(masks)
