@@ -128,8 +128,7 @@ def folder(
     mask_root = Path(masks) if masks else root / "masks"
     hint = _hints(known.names)
     samples = []
-    for row, image in _unrepeated(own.rows, [image_root, root], path, faults):
-        name = _name(row.image)
+    for name, row, image in _unrepeated(own.rows, [image_root, root], path, faults):
         mask = first_file([mask_root / f"{name}.png"])
         labels = _indices(row, known, path, faults, hint)
         samples.append(Sample(name, image, labels, mask, row.source, exif=exif))
@@ -181,8 +180,8 @@ def unlabelled(
     rows = [Row(file.relative_to(root).as_posix(), (), str(root)) for file in files]
     faults: list[Problem] = []
     samples = tuple(
-        Sample(_name(row.image), image, None, None, row.source, exif=exif)
-        for row, image in _unrepeated(rows, [root], root, faults)
+        Sample(name, image, None, None, row.source, exif=exif)
+        for name, row, image in _unrepeated(rows, [root], root, faults)
     )
     if faults:
         raise DataError(faults)
@@ -311,8 +310,8 @@ def _classes(
 
 def _unrepeated(
     rows: Iterable[Row], roots: Sequence[Path], path: Path, faults: list[Problem]
-) -> list[tuple[Row, Path]]:
-    """The rows whose image stays in its folder and whose name is new, and their image files.
+) -> list[tuple[str, Row, Path]]:
+    """Name, row and image file of the rows whose image stays in its folder and whose name is new.
 
     The paths of the rows are as their files are called (see `folder`); `roots`: where they start.
     """
@@ -331,12 +330,12 @@ def _unrepeated(
             ((spelling, file) for spelling, file in places if os.path.isfile(file)),
             (bare, likely / bare),
         )
-        if written != bare:
+        if written not in (row.image, bare):
             other_spelling.append((bare, written))
-        found = Row(written, row.labels, row.source)
-        earlier = first.setdefault(_name(written), found)
+        name, found = _name(written), Row(written, row.labels, row.source)
+        earlier = first.setdefault(name, found)
         if earlier is found:
-            images[_name(written)] = image
+            images[name] = image
             continue
         message = f"{written!r} was already declared as {earlier.image!r} at {earlier.source}"
         if written != earlier.image:
@@ -347,7 +346,7 @@ def _unrepeated(
             "%s: %d paths are spelled otherwise than their files, such as %r for %r",
             path, len(other_spelling), *other_spelling[0],
         )  # fmt: skip
-    return [(row, images[name]) for name, row in first.items()]
+    return [(name, row, images[name]) for name, row in first.items()]
 
 
 def _not_listed(
