@@ -268,6 +268,21 @@ def test_what_no_line_speaks_of(root: Path) -> None:
     ]
 
 
+def test_what_is_taken_in_place_of_a_split_is_said(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "weaktr")
+    write_csv(root / "labels.csv", ROWS)
+    folder(root, split="train")
+    assert not caplog.messages
+    folder(root, split="val", masks=root / "nowhere")
+    assert "there is no val.csv, so split val has all images of it" in caplog.messages[0]
+    assert (
+        caplog.messages[1]
+        == f"masks: there is no folder {root / 'nowhere'}, so no image has a mask"
+    )
+
+
 def test_blanks_around_class_names_do_not_count(root: Path) -> None:
     (root / "labels.json").write_text('{"x.jpg": ["cat "]}')
     assert load_manifest("folder", root, classes=[" cat", "dog"]).samples[0].labels == (0,)

@@ -120,12 +120,16 @@ def folder(
             f"labels_file: expected {split}.csv, {split}.json, labels.csv or labels.json in "
             f"{root}, found none; for images without labels use unlabelled()"
         )
+    if path.stem == "labels" and split != "train" and not labels_file:
+        log.info("%s: there is no %s.csv, so split %s has all images of it", path, split, split)
     faults: list[Problem] = [] if problems is None else problems
     own = _read(path, faults)
     splits = [own] if labels_file else _splits(root, own)
     known = _classes(classes, root, splits)
     image_root = Path(images) if images else root / "images"
     mask_root = Path(masks) if masks else root / "masks"
+    if masks and not mask_root.is_dir():
+        log.warning("masks: there is no folder %s, so no image has a mask", mask_root)
     hint = _hints(known.names)
     samples = []
     for name, row, image in _unrepeated(own.rows, [image_root, root], path, faults):
