@@ -6,6 +6,7 @@ from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
@@ -16,7 +17,7 @@ from weaktr import cli
 from weaktr.cli.data import run_check, run_stats
 from weaktr.data import load_manifest
 from weaktr.data.check import check, near_names
-from weaktr.data.classes import COCO90, VOC, Classes
+from weaktr.data.classes import COCO90, VOC, Classes, palette
 from weaktr.data.manifest import Manifest, Sample
 from weaktr.data.problems import KINDS, LISTED, Findings, Problem
 from weaktr.data.sources.folder import folder
@@ -185,6 +186,32 @@ def test_masks_that_show_no_class(good: Manifest) -> None:
         "mask shows none of the image's labels, its values are 0, 255 (255 = ignored; a class has "
         "its number from 1 on)"
     )
+
+
+def test_palettes_that_were_shortened(good: Manifest) -> None:
+    """Label 2 saved as number 1 with the colour of 2; other colours say nothing."""
+    mask = good.samples[0].mask
+    assert mask is not None
+    picture = Image.fromarray(np.ones((24, 32), np.uint8))
+    picture.putpalette([0, 0, 0, *palette()[2].tolist()])
+    picture.save(mask)
+    message = only(check(good), "warning").message
+    assert message.startswith("the pixels 1 have the VOC colour of label 2: the number counts")
+    picture.putpalette([0, 0, 0, 9, 9, 9])
+    picture.save(mask)
+    assert check(good) == []
+    picture.putpalette(palette().tobytes())
+    picture.save(mask)
+    assert check(good) == []
+
+
+def test_images_that_differ_in_suffix_alone_are_listed(tmp_path: Path) -> None:
+    for name in ("a.jpg", "a.png", "b.jpg"):
+        write_image(tmp_path / name)
+    code, text = said(cli.main, "data", "check", "images", tmp_path)
+    assert code == 1
+    assert "'a.png' was already declared as 'a.jpg'" in " ".join(text.split())
+    assert "2 images, 1 errors, 0 warnings" in text
 
 
 @pytest.mark.parametrize(

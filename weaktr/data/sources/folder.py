@@ -155,6 +155,7 @@ def unlabelled(
     *,
     split: str = "all",
     exif: Exif = "ignore",
+    problems: list[Problem] | None = None,
 ) -> Manifest:
     """All images below a folder, without labels: for prediction.
 
@@ -163,6 +164,7 @@ def unlabelled(
         classes: names of the model's classes, if the manifest is to carry them.
         split: name of the part.
         exif: see `folder`.
+        problems: None = faults are errors; a list collects them instead.
 
     Returns:
         A manifest with labels and masks None, sorted by path. A link to a file that is not there
@@ -182,12 +184,12 @@ def unlabelled(
     if not files:
         raise ValueError(f"root: expected images below {root}, found none")
     rows = [Row(file.relative_to(root).as_posix(), (), str(root)) for file in files]
-    faults: list[Problem] = []
+    faults: list[Problem] = [] if problems is None else problems
     samples = tuple(
         Sample(name, image, None, None, row.source, exif=exif)
         for name, row, image in _unrepeated(rows, [root], root, faults)
     )
-    if faults:
+    if faults and problems is None:
         raise DataError(faults)
     return Manifest("images", split, Classes(tuple(classes)), samples)
 
