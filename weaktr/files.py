@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+#: The name of a file that is being written, and of a folder that is being removed.
+UNFINISHED = re.compile(r"\.[0-9a-f]{32}\.(part|removed)")
 
 
 @contextmanager

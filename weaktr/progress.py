@@ -7,7 +7,7 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -55,10 +55,20 @@ class Meter:
         total: number of units.
         done: number of units that a resumed run starts with.
         unit: what is counted, for the speed.
+        is_minor: work that is worth a line only if it takes long.
     """
 
-    def __init__(self, title: str, total: int, *, done: int = 0, unit: str = "images") -> None:
+    def __init__(
+        self,
+        title: str,
+        total: int,
+        *,
+        done: int = 0,
+        unit: str = "images",
+        is_minor: bool = False,
+    ) -> None:
         self.title, self.total, self.done, self.unit = title, total, done, unit
+        self.is_minor = is_minor
         self._started, self._start_done = time.monotonic(), done
         self._last_line = self._started
         self._logged = done
@@ -77,6 +87,7 @@ class Meter:
                 TimeRemainingColumn(),
                 TextColumn("{task.fields[note]}"),
                 console=console,
+                transient=self.is_minor,
             )
             self._bar.start()
             self._task = self._bar.add_task(
@@ -87,7 +98,7 @@ class Meter:
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif self.done > self._logged:
+        elif self.done > self._logged and not self.is_minor:
             self._line("")
 
     def advance(self, count: int = 1, note: str = "") -> None:
@@ -118,12 +129,20 @@ class Meter:
         )  # fmt: skip
 
 
-def track(items: Iterable[T], title: str, total: int, unit: str = "images") -> Iterator[T]:
-    """Yield `items` while counting them."""
-    with Meter(title, total, unit=unit) as meter:
+def track(
+    items: Iterable[T], title: str, total: int, unit: str = "images", *, is_minor: bool = False
+) -> Iterator[T]:
+    """Yield `items` while counting them; arguments as in `Meter`."""
+    with Meter(title, total, unit=unit, is_minor=is_minor) as meter:
         for item in items:
             yield item
             meter.advance()
+
+
+def shortened(names: Sequence[str], most: int = 3) -> str:
+    """The first names of a list, and how many more there are."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 class TensorBoard:

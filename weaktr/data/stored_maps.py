@@ -11,14 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from weaktr.data.cls_labels import read_pickled_arrays
+from weaktr.data.masks import MARK
 from weaktr.files import write_bytes
 
 
 def write_cams(path: Path, cams: np.ndarray, classes: Sequence[int]) -> None:
     """Write one image's CAMs: float32 [K, H, W] in [0, 1] and the K class indices, as npz."""
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, cams=cams, classes=np.asarray(classes, np.int64))
-    write_bytes(path, buffer.getvalue(), durable=False)
+    _write_npz(path, cams=cams, classes=np.asarray(classes, np.int64))
 
 
 def write_scores(path: Path, scores: np.ndarray) -> None:
@@ -30,8 +29,15 @@ def write_scores(path: Path, scores: np.ndarray) -> None:
         scores: float32 [L, H, W].
     """
     keys = np.unique(scores.argmax(0))
+    _write_npz(path, prob=scores[keys], keys=keys)
+
+
+def _write_npz(path: Path, **arrays: np.ndarray) -> None:
+    """Write arrays as an npz that `weaktr.data.masks.is_marked` recognises."""
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, prob=scores[keys], keys=keys)
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type] # numpy's own stub
+    with zipfile.ZipFile(buffer, "a") as archive:
+        archive.comment = MARK
     write_bytes(path, buffer.getvalue(), durable=False)
 
 

@@ -86,7 +86,7 @@ def load(
         FileNotFoundError: no such file.
         ValueError: not a checkpoint of weaktr, cut off, or tensors missing or of another shape.
     """
-    given, path = Path(path), Path(path).with_suffix(".safetensors")
+    given, path = Path(path), weights_file(path)
     if not path.is_file():
         if given.is_file():
             raise ValueError(
@@ -105,6 +105,11 @@ def load(
     model.vit.normalization = (tuple(norm["mean"]), tuple(norm["std"]))
     load_strict(model, load_file(path), f"checkpoint {path}")
     return model.to(device).eval(), info
+
+
+def weights_file(path: str | Path) -> Path:
+    """The file with the weights of a checkpoint that is named with any suffix."""
+    return Path(path).with_suffix(".safetensors")
 
 
 def class_names(info: Mapping[str, Any], path: Path) -> tuple[str, ...]:
