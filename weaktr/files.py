@@ -14,6 +14,9 @@ from typing import Any
 #: The name of a file that is being written, and of a folder that is being removed.
 UNFINISHED = re.compile(r"\.[0-9a-f]{32}\.(part|removed)")
 
+#: Bytes at both ends of a file among which its mark is looked for.
+ENDS = 2**16
+
 
 @contextmanager
 def whole_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
@@ -46,6 +49,29 @@ def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
     """Write a file of this content; arguments as in `whole_file`."""
     with whole_file(path, durable=durable) as temporary:
         temporary.write_bytes(content)
+
+
+def require_replaceable(path: Path, mark: bytes = b"weaktr") -> None:
+    """Refuse to write a file where there is one that weaktr did not write.
+
+    Args:
+        path: the file to be written.
+        mark: stands near the beginning or the end of such a file of weaktr's.
+
+    Raises:
+        ValueError: there is such a file, or something that is no file.
+    """
+    if not os.path.lexists(path):
+        return
+    if path.is_file() and not path.is_symlink():
+        with open(path, "rb") as file:
+            head = file.read(ENDS)
+            file.seek(max(0, file.seek(0, os.SEEK_END) - ENDS))
+            if not head or mark in head or mark in file.read():
+                return
+    raise ValueError(
+        f"{path}: is there already, and weaktr did not write it; choose another name, or delete it"
+    )
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -1,9 +1,14 @@
-"""Progress bars on a terminal, plain lines elsewhere; TensorBoard where it is installed."""
+"""Progress bars on a terminal, plain lines elsewhere; TensorBoard where it is installed.
+
+Names of files may hold anything: control characters in them never reach the terminal.
+"""
 
 from __future__ import annotations
 
 import importlib.util
+import io
 import logging
+import re
 import sys
 import time
 import warnings
@@ -12,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.logging import RichHandler
 from rich.progress import (
     BarColumn,
@@ -23,10 +28,42 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.segment import Segment
 
 T = TypeVar("T")
 log = logging.getLogger("weaktr")
-console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 150)
+#: Control characters but tab and line feed, what turns the direction of writing, and lone halves.
+UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def printable(text: str) -> str:
+    """A text for the terminal: what it would act on, or cannot show, as Python escapes it."""
+    return UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
+class PlainConsole(Console):
+    """A console that prints names of files as `printable` has them."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """See `Console`; texts only, not what the console itself tells the terminal."""
+        for segment in super().render(renderable, options):
+            text, style, control = segment
+            yield segment if control else Segment(printable(text), style)
+
+
+class PlainFormatter(logging.Formatter):
+    """Lines for files and pipes, as `printable` has them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See `logging.Formatter`."""
+        return printable(super().format(record))
+
+
+console = PlainConsole(soft_wrap=True, width=None if sys.stdout.isatty() else 150)
 
 #: Seconds between two lines where there is no terminal.
 LINE_SECONDS = 20.0
@@ -40,11 +77,15 @@ def set_up_logging(level: int = logging.INFO) -> None:
         )
         if not console.is_terminal:
             handler = logging.StreamHandler()
-            handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+            handler.setFormatter(PlainFormatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         log.addHandler(handler)
         log.propagate = False
     log.setLevel(level)
-    warnings.filterwarnings("ignore", module="PIL.TiffImagePlugin")  # of damaged EXIF, amid a bar
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal may not have every letter
+            stream.reconfigure(errors="backslashreplace")
+    for module in (r"PIL\.TiffImagePlugin", r"PIL\.Image", r"PIL\.PngImagePlugin"):
+        warnings.filterwarnings("ignore", module=module)  # of odd files, amid a bar
 
 
 class Meter:

@@ -324,3 +324,59 @@ def test_a_file_in_place_of_the_folder_is_named(command, run, tmp_path, out):
     code, text = run(command, out=tmp_path / out)[:2]
     assert code == cli.WRONG_INPUT
     assert "expected a folder" in text and "is a file" in text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_trace_replaces_a_trace_and_nothing_else(command, run, tmp_path):
+    file = tmp_path / "notes.json"
+    file.write_text("mine")
+    code, text, _ = run(command, "--profile", file)
+    assert code == cli.WRONG_INPUT
+    assert "notes.json: is there already, and weaktr did not write it" in text
+    assert file.read_text() == "mine"
+    for _ in range(2):
+        assert run(command, "--profile", tmp_path / "trace.json")[0] == 0
+
+
+@pytest.mark.parametrize("suffix", [".tgz", ".tar"])
+def test_an_archive_replaces_an_archive_and_nothing_else(run, photos, tmp_path, suffix, caplog):
+    file = tmp_path / f"archive{suffix}"
+    file.write_text("mine")
+    code, text, _ = run("predict", "--archive", file)
+    assert code == cli.WRONG_INPUT and "is there already" in text
+    assert file.read_text() == "mine"
+    file.unlink()
+    for _ in range(2):
+        assert run("predict", "--archive", file)[0] == 0
+    whole = (photos / "b.png").read_bytes()
+    (photos / "b.png").write_bytes(whole[:60])
+    assert run("predict", "--archive", tmp_path / f"other{suffix}")[0] == cli.FAILED
+    assert "not written, it needs a mask of every image" in caplog.text
+
+
+@pytest.mark.parametrize("option", ["--onnx", "--torch-export"])
+def test_an_export_does_not_replace_files_of_others(models, tmp_path, option):  # noqa: F811
+    file = tmp_path / "model.bin"
+    file.write_text("mine")
+    code, text = said(cli.main, "export", models["label"], option, file)
+    assert code == cli.WRONG_INPUT and "is there already" in text
+    assert file.read_text() == "mine"
+
+
+def test_every_error_of_the_system_is_one_line(run, photos, tmp_path, monkeypatch):
+    for error, code in [
+        (PermissionError(13, "Permission denied", "x"), cli.FAILED),
+        (OSError(28, "No space left on device", "x"), cli.FAILED),
+        (IsADirectoryError(21, "Is a directory", "x"), cli.WRONG_INPUT),
+        (MemoryError(), cli.FAILED),
+        (RecursionError("too deep"), cli.FAILED),
+        (ValueError("a\x1b[31mb"), cli.WRONG_INPUT),
+    ]:
+
+        def fail(*_, error=error, **__):
+            raise error
+
+        monkeypatch.setattr(checkpoints, "load", fail)
+        result, text, _ = run("label")
+        assert result == code
+        assert text and "Traceback" not in text and "\x1b" not in text

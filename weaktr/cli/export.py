@@ -42,12 +42,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from weaktr.export import export_onnx, export_program
+    from weaktr.files import require_replaceable
     from weaktr.inference.probabilities import for_ensemble
     from weaktr.models import Segmenter, checkpoints
 
     targets = {export_onnx: arguments.onnx, export_program: arguments.torch_export}
     if not any(targets.values()):
         raise ValueError("nothing to write; give --onnx FILE, --torch-export FILE, or both")
+    for path in targets.values():
+        if path is not None:
+            require_replaceable(path)
     model, description = checkpoints.load(arguments.checkpoint)
     names = list(checkpoints.class_names(description, arguments.checkpoint))
     if isinstance(model, Segmenter):

@@ -72,6 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     from weaktr import data
     from weaktr.data.masks import MaskFolder
     from weaktr.evaluation.voc_server import require_suffix, write_voc_archive
+    from weaktr.files import require_replaceable
     from weaktr.models import Segmenter, checkpoints
     from weaktr.models.precision import choose_device
     from weaktr.outputs import claimed_for_masks
@@ -79,6 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.archive is not None:
         require_suffix(arguments.archive)
+        require_replaceable(arguments.archive)
     ensemble = [f"ensemble={arguments.ensemble}"] if arguments.ensemble else []
     settings = with_settings(PredictConfig(), arguments.set + ensemble)
     model, description = checkpoints.load(arguments.checkpoint, choose_device(arguments.device))

@@ -12,6 +12,7 @@ import torch
 
 from weaktr.data import Problem, Sample
 from weaktr.data.masks import MaskEntry, RefinedMasks
+from weaktr.files import require_replaceable
 from weaktr.inference.pipeline import (
     MODEL,
     READERS,
@@ -140,6 +141,7 @@ def make_masks(
         return bad + waits_in_words(timeline)
 
     if profile is not None:
+        require_replaceable(profile)
         Timeline().write_trace(profile)  # a place that cannot be written is said now
     report = MaskReport()
     todo: list[Sample] = []
