@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
+import socket
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,15 +26,20 @@ def whole_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
 
     Args:
         path: the file; its folder is created if missing.
-        durable: flush file and folder to the disk. Without it a power failure (not a killed
-            process) may lose the file, and its readers must check a digest.
+        durable: flush file and folder to the disk, and clear what killed processes left of this
+            file. Without it a power failure (not a killed process) may lose the file, and its
+            readers must check a digest; leftovers are cleared with the whole folder
+            (`weaktr.outputs.clear_unfinished`).
 
     Yields:
         A path in the same folder to write to. It becomes `path` at the end of the ``with``
         statement, and is deleted if that raises.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid.uuid4().hex}.part")
+    target, writer = _digits(path.name, 10), _digits(socket.gethostname(), 6)
+    if durable:
+        _clear_leftovers(path.parent, target + writer)
+    temporary = path.with_name(f".{target}{writer}{os.getpid():08x}{uuid.uuid4().hex[:8]}.part")
     try:
         yield temporary
         if durable:
@@ -112,6 +119,30 @@ def names_in(folder: Path, *suffixes: str) -> tuple[list[str], str]:
             return sorted(names), suffix
     wanted = " or ".join(suffix.removeprefix(".").upper() for suffix in suffixes)
     raise ValueError(f"no {wanted} in {folder}")
+
+
+def _digits(text: str, count: int) -> str:
+    """Hexadecimal digits that stand for a text."""
+    return hashlib.sha256(os.fsencode(text)).hexdigest()[:count]
+
+
+def _clear_leftovers(folder: Path, prefix: str) -> None:
+    """Remove what processes of this machine that are no more had begun to write."""
+    for path in folder.glob(f".{prefix}{'[0-9a-f]' * 16}.part"):
+        if not _is_running(int(path.name[len(prefix) + 1 :][:8], 16)):
+            path.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    if os.name == "nt":  # where signal 0 would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):  # another user's
+        pass
+    return True
 
 
 def _flush(path: Path) -> None:
