@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,13 +22,18 @@ def whole_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
             process) may lose the file, and its readers must check a digest.
 
     Yields:
-        A path in the same folder to write to. It becomes `path` at the end of the ``with``
-        statement, and is deleted if that raises.
+        The path of an empty file in the same folder, to be written. It becomes `path` at the end
+        of the ``with`` statement, and is deleted if that raises. Its permissions are those of any
+        new file (the umask's), whatever the writer does.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
+        temporary.touch(exist_ok=False)
+        mode = temporary.stat().st_mode
         yield temporary
+        if temporary.stat().st_mode != mode:
+            temporary.chmod(stat.S_IMODE(mode))
         if durable:
             _flush(temporary)
         temporary.replace(path)

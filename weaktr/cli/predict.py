@@ -91,7 +91,8 @@ def run(arguments: argparse.Namespace) -> int:
     begin_masks(out, arguments.checkpoint, identity(settings) | exif_of(arguments))
     emit = ["scores"] if arguments.dump_scores else []
     report = predict(model, samples, out, settings, emit=emit, profile=arguments.profile)
-    code = show_masks(report, out, samples, description.get("classes", {}).get("names"))
+    class_names = checkpoints.class_names(description, arguments.checkpoint)
+    code = show_masks(report, out, samples, class_names)
     if arguments.archive is not None:
         names = [sample.name for sample in samples]
         write_voc_archive(arguments.archive, MaskFolder(out), names, arguments.comp)
