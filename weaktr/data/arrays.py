@@ -9,8 +9,10 @@ scalars.
 
 from __future__ import annotations
 
+import ast
 import io
 import math
+import re
 import zipfile
 import zlib
 from pathlib import Path
@@ -20,6 +22,8 @@ import numpy as np
 
 from weaktr.data.pickles import Built, Maker, Refused, read_pickle
 
+#: The first bytes of an npy file.
+_MAGIC = b"\x93NUMPY"
 #: NumPy's codes of plain numbers, without the byte order.
 NUMBERS = {f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)} | {"f2", "f4", "f8", "b1"}
 #: An archive may hold this many bytes, or `RATIO` times as many as it has itself, if that is more.
@@ -72,10 +76,10 @@ def read_npz(path: Path, *names: str) -> dict[str, np.ndarray]:
 def _array(content: bytes, name: str) -> np.ndarray:
     """The array in an npy file of numbers; messages begin with its name."""
     file = io.BytesIO(content)
-    shape, in_fortran_order, dtype = _header(file)
-    if dtype.str[1:] not in NUMBERS:
-        raise ValueError(f"{name}: an array of {dtype}, expected numbers")
-    size = len(content) - file.tell()
+    shape, in_fortran_order, code = _header(file)
+    if code[1:] not in NUMBERS:
+        raise ValueError(f"{name}: an array of {code!r:.40}, expected numbers")
+    dtype, size = np.dtype(code), len(content) - file.tell()
     if math.prod(shape) * dtype.itemsize != size:
         raise ValueError(f"{name}: {size} bytes for an array {shape} of {dtype}")
     flat = np.frombuffer(content, dtype, offset=file.tell()) if size else np.empty(0, dtype)
@@ -83,26 +87,30 @@ def _array(content: bytes, name: str) -> np.ndarray:
     return array.astype(dtype.newbyteorder("="), order="C")
 
 
-def _header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """(shape, whether in Fortran's order, dtype) of an npy file, which is left behind its header.
+def _header(file: BinaryIO) -> tuple[tuple[int, ...], bool, str]:
+    """(shape, whether in Fortran's order, type) of an npy file, which is left behind its header.
+
+    The type is NumPy's code with the byte order before it, such as ``<f4``.
 
     Raises:
         ValueError: not an npy file of version 1 or 2, or damaged.
     """
-    version = np.lib.format.read_magic(file)
-    readers = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }
-    if version not in readers:
-        raise ValueError(f"an npy file of version {version}")
+    magic = file.read(len(_MAGIC) + 2)
+    version = tuple(magic[len(_MAGIC) :])
+    if not magic.startswith(_MAGIC) or version not in ((1, 0), (2, 0)):
+        raise ValueError(f"no npy file of version 1 or 2, it begins with {magic!r}")
+    size = int.from_bytes(file.read(2 if version == (1, 0) else 4), "little")
+    if size > 10_000:
+        raise ValueError(f"an npy header of {size} bytes")
+    text = file.read(size).decode("latin1")
     try:
-        shape, in_fortran_order, dtype = readers[version](file)
-    except (SyntaxError, TypeError, LookupError, MemoryError, RecursionError) as error:
-        raise ValueError(f"a damaged npy header ({error})") from error
-    if not _is_shape(shape):
-        raise ValueError(f"an array of shape {shape!r:.60}")
-    return shape, in_fortran_order, dtype
+        header = ast.literal_eval(re.sub(r"(\d)L\b", r"\1", text).strip())  # Python 2's numbers
+        shape, order, code = header["shape"], header["fortran_order"], header["descr"]
+    except (ValueError, SyntaxError, TypeError, LookupError, MemoryError, RecursionError) as error:
+        raise ValueError(f"a damaged npy header {text!r:.60}") from error
+    if not _is_shape(shape) or not isinstance(order, bool) or not isinstance(code, str):
+        raise ValueError(f"an array of shape {shape!r:.60} and type {code!r:.60}")
+    return shape, order, code
 
 
 def read_pickled_arrays(path: Path) -> dict[Any, Any]:
@@ -117,9 +125,9 @@ def read_pickled_arrays(path: Path) -> dict[Any, Any]:
     """
     content = path.read_bytes()
     file = io.BytesIO(content)
-    shape, _, dtype = _header(file)
-    if shape != () or dtype.str != "|O":
-        raise ValueError(f"an array of shape {shape} and type {dtype}")
+    shape, _, code = _header(file)
+    if shape != () or code != "|O":
+        raise ValueError(f"an array of shape {shape} and type {code:.60}")
     try:
         outer = read_pickle(file, NUMPY)
     except Refused as error:
@@ -131,6 +139,8 @@ def read_pickled_arrays(path: Path) -> dict[Any, Any]:
     size = 0
     for key, value in inner.items():
         arrays[key] = value.value() if isinstance(value, _PickledArray) else value
+        if isinstance(arrays[key], Built):
+            raise ValueError("a type alone, without an array")
         size += getattr(arrays[key], "nbytes", 0)
         if size > max(MOST_SHARED, len(content)):
             raise ValueError(f"a file of {len(content)} bytes that claims to hold more numbers")
