@@ -155,12 +155,13 @@ def _model_of(
     Raises:
         ValueError: it describes none.
     """
-    if info.get("format") != FORMAT or info.get("model") not in MODELS:
+    name = info.get("model")
+    if info.get("format") != FORMAT or not isinstance(name, str) or name not in MODELS:
         raise ValueError(
             f"expected a description of {FORMAT} with model {' or '.join(MODELS)}, got "
-            f"{info.get('format')!r:.40} with {info.get('model')!r:.40}"
+            f"{info.get('format')!r:.40} with {name!r:.40}"
         )
-    kind, settings, count_name = MODELS[info["model"]]
+    kind, settings, count_name = MODELS[name]
     config, norm = info.get("config"), info.get("normalization")
     if not isinstance(config, dict) or not isinstance(norm, dict):
         raise ValueError("the description lacks config or normalization")
