@@ -26,8 +26,8 @@ _CLASSES = {
 }  # fmt: skip
 _MATRIX, _COMPRESSED, _STRUCT = 14, 15, 2
 _HEADER = 128
-#: SBD files are far smaller; a file that inflates to more is refused.
-MOST_BYTES = 1 << 26
+#: SBD's files have less than 1 MB; one that inflates to more than this is refused.
+MOST_BYTES = 1 << 24
 #: Structs inside structs; SBD's have two.
 MOST_DEPTH = 32
 
@@ -102,16 +102,14 @@ def _matrix(data: memoryview, order: str, depth: int = 0) -> tuple[str, Any]:
     flags = _numbers(*next(parts), order)
     shape = tuple(int(n) for n in _numbers(*next(parts), order))
     name = bytes(next(parts)[1]).decode("ascii")
-    if not all(0 <= side <= len(data) for side in shape):
-        raise ValueError(f"the MATLAB file is damaged: an array of shape {shape[:9]}")
-    count = math.prod(shape)
     array_class = int(flags[0]) & 0xFF
-    if array_class == _STRUCT:
-        if count > len(data):
-            raise ValueError(f"the MATLAB file is damaged: {count} structs")
-        return name, _struct(parts, count, order, depth + 1)
-    if array_class not in _CLASSES:
+    if array_class != _STRUCT and array_class not in _CLASSES:
         return name, None
+    count = math.prod(shape)
+    if min(shape, default=0) < 0 or count > len(data):
+        raise ValueError(f"the MATLAB file is damaged: {len(data)} bytes for shape {shape[:9]}")
+    if array_class == _STRUCT:
+        return name, _struct(parts, count, order, depth + 1)
     values = _numbers(*next(parts), order)
     if values.size != count:
         raise ValueError(f"the MATLAB file is damaged: {values.size} numbers for {shape}")
@@ -131,6 +129,8 @@ def _struct(
         names[start : start + width].split(b"\0")[0].decode("ascii")
         for start in range(0, len(names), width)
     ]
+    if count > 1 and not fields:
+        raise ValueError(f"the MATLAB file is damaged: {count} structs without fields")
     entries = [
         {name: _matrix(next(parts)[1], order, depth)[1] for name in fields} for _ in range(count)
     ]
