@@ -7,6 +7,7 @@ import json
 import os
 import re
 import socket
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,8 +33,9 @@ def whole_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
             (`weaktr.outputs.clear_unfinished`).
 
     Yields:
-        A path in the same folder to write to. It becomes `path` at the end of the ``with``
-        statement, and is deleted if that raises.
+        The path of an empty file in the same folder, to be written. It becomes `path` at the end
+        of the ``with`` statement, and is deleted if that raises. Its permissions are those of any
+        new file (the umask's), whatever the writer does.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     target, writer = _digits(path.name, 10), _digits(socket.gethostname(), 6)
@@ -41,7 +43,11 @@ def whole_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
         _clear_leftovers(path.parent, target + writer)
     temporary = path.with_name(f".{target}{writer}{os.getpid():08x}{uuid.uuid4().hex[:8]}.part")
     try:
+        temporary.touch(exist_ok=False)
+        mode = temporary.stat().st_mode
         yield temporary
+        if temporary.stat().st_mode != mode:
+            temporary.chmod(stat.S_IMODE(mode))
         if durable:
             _flush(temporary)
         temporary.replace(path)
@@ -50,6 +56,17 @@ def whole_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
         raise
     if durable:
         _flush(path.parent)
+
+
+@contextmanager
+def written_by_library(path: Path) -> Iterator[None]:
+    """Let what a library raises while it writes a file be an OSError that names the file."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:  # torch and safetensors have kinds of their own for a full disk
+        raise OSError(f"{path}: cannot be written; is the disk full? ({error!s:.80})") from error
 
 
 def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:

@@ -53,7 +53,9 @@ def run(arguments: argparse.Namespace) -> int:
         if path is not None:
             require_replaceable(path)
     model, description = checkpoints.load(arguments.checkpoint)
-    names = list(checkpoints.class_names(description, arguments.checkpoint))
+    names = list(checkpoints.class_names(description, arguments.checkpoint) or ())
+    if not names:
+        raise ValueError(f"{arguments.checkpoint}: this checkpoint does not name its classes")
     if isinstance(model, Segmenter):
         model, names = for_ensemble(model, arguments.ensemble), ["background", *names]
     elif arguments.ensemble != "plain":

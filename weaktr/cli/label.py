@@ -172,7 +172,7 @@ def _label_by_model(arguments: argparse.Namespace, emit: list[str]) -> int:
 
     out, profile = arguments.out, arguments.profile
     model, description = checkpoints.load(arguments.checkpoint, choose_device(arguments.device))
-    names = description.get("classes", {}).get("names")
+    names = checkpoints.class_names(description, arguments.checkpoint)
     samples = _samples(arguments, names)
 
     def claimed(settings: LabelConfig | PredictConfig) -> AbstractContextManager[None]:

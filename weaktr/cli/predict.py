@@ -95,7 +95,8 @@ def run(arguments: argparse.Namespace) -> int:
     inputs = identity(settings) | exif_of(arguments)
     with claimed_for_masks(out, weights, inputs, names, [arguments.images]):
         report = predict(model, samples, out, settings, emit=emit, profile=arguments.profile)
-        code = show_masks(report, out, samples, description.get("classes", {}).get("names"))
+        class_names = checkpoints.class_names(description, arguments.checkpoint)
+        code = show_masks(report, out, samples, class_names)
         if arguments.archive is not None and report.left_out:
             log.warning("%s: not written, it needs a mask of every image", arguments.archive)
         elif arguments.archive is not None:
