@@ -88,15 +88,29 @@ def read_json(path: Path, *, finite: bool = True) -> Any:
         text = read_text(path)
     except FileNotFoundError as error:
         raise ValueError(f"{path}: no such file") from error
+    return parse_json(text, str(path), finite=finite)
+
+
+def parse_json(text: str, where: str, *, finite: bool = True) -> Any:
+    """The value of a JSON text; see `read_json`.
+
+    Args:
+        text: the JSON.
+        where: what messages begin with: its file, and its line.
+        finite: see `read_json`.
+
+    Raises:
+        ValueError: it is not JSON, or too deep; begins with `where`.
+    """
     checks: dict[str, Any] = {"parse_constant": _finite, "parse_float": _finite} if finite else {}
     try:
         return json.loads(text, object_pairs_hook=_unique, **checks)
     except RecursionError as error:
-        raise ValueError(f"{path}: expected JSON, got one that is nested too deep") from error
+        raise ValueError(f"{where}: expected JSON, got one that is nested too deep") from error
     except MemoryError as error:
-        raise ValueError(f"{path}: the JSON is larger than the memory") from error
+        raise ValueError(f"{where}: the JSON is larger than the memory") from error
     except ValueError as error:
-        raise ValueError(f"{path}: expected JSON, got: {error}") from error
+        raise ValueError(f"{where}: expected JSON, got: {error}") from error
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
