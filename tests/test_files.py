@@ -107,6 +107,7 @@ def test_what_is_no_text_file(tmp_path):
 CLUTTER = (
     "._a.png", ".hidden.png", ".DS_Store", "Thumbs.db", "desktop.ini", "__MACOSX/._a.png",
     "__MACOSX/b.png", ".thumbnails/a.png", "deep/._a.png", "deep/.cache/x/a.png",
+    "@eaDir/a.png", "$RECYCLE.BIN/b.png",
 )  # fmt: skip
 
 

@@ -145,7 +145,8 @@ def is_clutter(relative: str | PurePath) -> bool:
     """Whether a file is one that systems and programs put beside data.
 
     These are hidden files and what is in hidden folders (``._a.jpg``, ``.DS_Store``,
-    ``.thumbnails/a.png``), macOS's ``__MACOSX`` and Windows' ``Thumbs.db`` and ``desktop.ini``.
+    ``.thumbnails/a.png``), macOS's ``__MACOSX``, Windows' ``Thumbs.db``, ``desktop.ini`` and
+    ``$RECYCLE.BIN``, and the thumbnails of network drives in ``@eaDir``.
 
     Args:
         relative: the path below the folder that was named, so that one may be in a hidden folder.
@@ -154,7 +155,7 @@ def is_clutter(relative: str | PurePath) -> bool:
     return any(part.startswith(".") or part.lower() in _CLUTTER for part in parts)
 
 
-_CLUTTER = {"__macosx", "thumbs.db", "desktop.ini"}
+_CLUTTER = {"__macosx", "thumbs.db", "desktop.ini", "$recycle.bin", "@eadir"}
 
 
 def files_below(folder: Path) -> Iterator[Path]:

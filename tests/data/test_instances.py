@@ -167,6 +167,9 @@ def test_sizes_are_compared_with_the_photographs(tmp_path):
     drawn = render_masks(path, tmp_path / "o", images=tmp_path / "images", problems=problems)
     assert [file.stem for file in drawn] == NAMES[1:]
     assert "expected 33x24 (width x height), got 32x24" in problems[0].message
+    found: list[Problem] = []
+    coco14(tmp_path, problems=found)
+    assert found == problems
 
 
 def test_another_numbering_leaves_out_what_it_lacks(tmp_path):

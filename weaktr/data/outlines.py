@@ -112,7 +112,7 @@ def _polygon(part: Any, size: tuple[int, int]) -> np.ndarray:
 
     Corners may lie outside the image, by its own size: objects reach beyond the edge.
     """
-    if not isinstance(part, list) or not all(type(number) in (int, float) for number in part):
+    if not isinstance(part, list) or not {*map(type, part)} <= {int, float}:
         raise ValueError(f"expected polygons [x0, y0, x1, y1, ...] of numbers, got {part!r:.60}")
     if len(part) < 6 or len(part) % 2:
         raise ValueError(
@@ -129,7 +129,8 @@ def _polygon(part: Any, size: tuple[int, int]) -> np.ndarray:
             f"x from {corners[:, 0].min():g} to {corners[:, 0].max():g} and y from "
             f"{corners[:, 1].min():g} to {corners[:, 1].max():g}"
         )
-    steps = np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1).sum() * _STEPS_A_PIXEL
+    edges = np.diff(np.concatenate((corners, corners[:1])), axis=0)
+    steps = np.abs(edges).max(axis=1).sum() * _STEPS_A_PIXEL
     if steps > MOST_STEPS:
         most = MOST_STEPS // _STEPS_A_PIXEL
         raise ValueError(

@@ -101,15 +101,15 @@ def draw_mask(
     return np.ascontiguousarray(columns.T)
 
 
-def drawing_faults(declared: Instances) -> list[Problem]:
-    """The faults for which images with outlines cannot be drawn; nothing is drawn."""
+def drawing_faults(declared: Instances, photographs: str | Path) -> list[Problem]:
+    """The faults for which images with outlines cannot be drawn, see `draw_mask`; none is drawn."""
     images = (image for image in declared.images if declared.annotations[image.id])
     outlined = filter(declared.is_outlined, images)
-    return [fault for image in outlined for fault in _faults(declared, image)]
+    return [fault for image in outlined for fault in _faults(declared, image, photographs)]
 
 
 def _faults(
-    declared: Instances, image: CocoImage, photographs: str | Path | None = None
+    declared: Instances, image: CocoImage, photographs: str | Path | None
 ) -> Iterator[Problem]:
     """Why an image cannot be drawn."""
     json_file = str(declared.path)

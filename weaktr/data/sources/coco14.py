@@ -99,7 +99,7 @@ def coco14(
         numbering, faults = declared.numbering, declared.problems
         samples = _from_instances(declared, files, list_file)
         if problems is not None and not isinstance(instances, Instances):
-            faults += drawing_faults(declared)  # training does not need the outlines
+            faults += drawing_faults(declared, folder)  # training does not need the outlines
     else:
         numbering, faults = numbering_of([], ids, mask_ids), []
         label_places = (root, root / "voc_format", root / "annotations")
