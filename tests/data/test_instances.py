@@ -211,5 +211,12 @@ def test_command_draws_the_others_and_says_so(tmp_path, capsys):
     with Image.open(tmp_path / f"out/{NAMES[1]}.png") as mask:
         assert np.unique(np.array(mask)).tolist() == [0, 90]
     assert not (tmp_path / f"out/{NAMES[0]}.png").exists()
-    wrong = ["data", "masks", "coco14", str(path), "--out", "x", "--option", "ids=91"]
-    assert main(wrong) == 2
+    command = ["data", "masks", "coco14", str(path), "--out", "x", "--option"]
+    for option, message in [
+        ("ids=91", "ids: expected 90, 80 or 'json', got 91"),
+        ("images=[1]", "--option images: expected a folder, got [1]"),
+        ("images=none", "images: expected the folder of the photographs, got 'none'"),
+        ("problems=1", "--option: data masks takes ids and images, got problems"),
+    ]:
+        assert main([*command, option]) == 2
+        assert " ".join(capsys.readouterr().out.split()) == message

@@ -387,8 +387,10 @@ def of_safetensors(rng: Random, content: bytes, others: list[bytes]) -> bytes:
 
 
 def of_npy(rng: Random, content: bytes, others: list[bytes]) -> bytes:
-    """npy with another header of the right length."""
+    """npy with another header of the right length, or with damage to what follows it."""
     size = int.from_bytes(content[8:10], "little")
+    if rng.random() < 0.5:
+        return content[: 10 + size] + of_bytes(rng, content[10 + size :], others)
     header = content[10 : 10 + size].decode("latin-1").rstrip()
     word = rng.choice(re.findall(r"'[^']*'|\d+|True|False|\([^)]*\)", header))
     kinds = ("'|O'", "'<f8'", "'<U4'", "'|V8'", "[('a', '<f4')]", "'<M8[s]'", "'>i2'", "True")
@@ -396,6 +398,16 @@ def of_npy(rng: Random, content: bytes, others: list[bytes]) -> bytes:
     new = rng.choice((*kinds, *shapes, *map(str, EDGES)))
     head = (header.replace(word, new, 1) + "\n").encode("latin-1")
     return content[:8] + struct.pack("<H", len(head)) + head + content[10 + size :]
+
+
+def of_mat(rng: Random, content: bytes, others: list[bytes]) -> bytes:
+    """A MATLAB file with damage to its elements, within the compressed one if it is."""
+    head, rest = content[:128], content[128:]
+    kind, size = struct.unpack_from("<II", rest)
+    if kind != 15:
+        return head + of_bytes(rng, rest, others)
+    packed = zlib.compress(of_bytes(rng, zlib.decompress(rest[8 : 8 + size]), others))
+    return head + struct.pack("<II", kind, len(packed)) + packed + rest[8 + size :]
 
 
 #: What is known of the files of a kind.
@@ -411,4 +423,5 @@ FORMATS: dict[str, Callable[[Random, bytes, list[bytes]], bytes]] = {
     "tar": of_tar,
     "safetensors": of_safetensors,
     "npy": of_npy,
+    "mat": of_mat,
 }

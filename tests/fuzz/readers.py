@@ -443,7 +443,7 @@ def _rows() -> tuple[Reader, ...]:
             others=lambda: [_mask("L"), _mask("I;16")], memory=4 * GIB,
         ),
         Reader(
-            "mat", "a.mat", "bytes", lambda: {"a.mat": mats[0]},
+            "mat", "a.mat", "mat", lambda: {"a.mat": mats[1]},
             lambda root: read_mat((root / "a.mat").read_bytes()), others=lambda: mats,
             names_the_file=False,
         ),

@@ -92,6 +92,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.action == "masks":
         if arguments.source != "coco14" or arguments.out is None:
             raise ValueError("data masks: expected coco14 INSTANCES.json --out FOLDER")
+        if unknown := options.keys() - {"ids", "images"}:
+            raise ValueError(f"--option: data masks takes ids and images, got {min(unknown)}")
+        if not isinstance(options.get("images", ""), str):
+            raise ValueError(f"--option images: expected a folder, got {options['images']!r}")
         written = data.render_masks(root, arguments.out, problems=problems, **options)
         log.info("%d masks in %s", len(written), arguments.out)
         return _print_faults(f"{root}: {len(written)} masks", problems, console)

@@ -147,6 +147,8 @@ def read_instances(path: Path, *, ids: Ids = 90, mask_ids: Literal[90, 80] = 90)
         DataError: missing, not JSON, not of COCO's form, or its categories are not whole. Other
             wrong entries are among the `problems`.
     """
+    if ids not in (90, 80, "json"):
+        raise ValueError(f"ids: expected 90, 80 or 'json', got {ids!r}")
     try:
         content = read_json(path, finite=False)
     except DataError as error:
@@ -273,10 +275,8 @@ def numbering_of(categories: list[tuple[int, str]], ids: Ids, mask_ids: int) -> 
     """How the ids of `categories` (id, name) become class indices; options as in `coco14`.
 
     Raises:
-        ValueError: `ids` is none of 90, 80, "json"; or the categories are no classes.
+        ValueError: the categories are no classes.
     """
-    if ids not in (90, 80, "json"):
-        raise ValueError(f"ids: expected 90, 80 or 'json', got {ids!r}")
     if ids == "json":
         ordered = sorted(categories)
         classes = Classes(tuple(name for _, name in ordered))

@@ -46,9 +46,12 @@ def render_masks(
 
     Raises:
         ImportError: pycocotools is not installed.
+        ValueError: `images` is no folder, or `ids` is none of these.
         DataError: the JSON cannot be read, its categories are not those of `ids`, or `problems` is
             None and there are faults.
     """
+    if images is not None and not Path(images).is_dir():
+        raise ValueError(f"images: expected the folder of the photographs, got {str(images)!r}")
     numbering: Literal[80, 90] = 80 if ids == 80 else 90
     declared = read_instances(Path(instances_json), ids=ids, mask_ids=numbering)
     if declared.foreign:
