@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from weaktr.files import read_json_object, write_json
+from weaktr.files import read_json, write_json
 
 INPUTS, FINISHED = "inputs.json", "finished.json"
 
@@ -103,5 +103,5 @@ def stored_fingerprint(file: Path) -> str | None:
     """The fingerprint in an ``inputs.json`` or ``finished.json``; None where there is no file."""
     if not file.is_file():
         return None
-    made_from: str | None = read_json_object(file).get("made_from")
+    made_from: str | None = read_json(file).get("made_from")
     return made_from
