@@ -8,7 +8,7 @@ from pathlib import Path
 
 from weaktr.data.prepare.meters import megabytes
 from weaktr.data.prepare.official import Archive
-from weaktr.files import read_json_object, write_json
+from weaktr.files import read_json, write_json
 
 _CHUNK = 1 << 22
 
@@ -84,12 +84,12 @@ class Ledger:
     def has(self, path: Path, step: str, detail: str | None = None) -> bool:
         """Whether `add` was called with the same arguments and the file is unchanged."""
         file = self._file(path)
-        return file.is_file() and read_json_object(file).get(step) == [_stamp(path), detail]
+        return file.is_file() and read_json(file).get(step) == [_stamp(path), detail]
 
     def add(self, path: Path, step: str, detail: str | None = None) -> None:
         """Note that the file at `path` has passed `step`."""
         file = self._file(path)
-        steps = read_json_object(file) if file.is_file() else {}
+        steps = read_json(file) if file.is_file() else {}
         write_json(file, {**steps, step: [_stamp(path), detail]})
 
     def _file(self, path: Path) -> Path:
