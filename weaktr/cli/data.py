@@ -88,13 +88,17 @@ def run(arguments: argparse.Namespace) -> int:
     options: dict[str, Any] = {}
     for option in arguments.option:
         apply_setting(options, option)
+    problems: list[Problem] = []
     if arguments.action == "masks":
         if arguments.source != "coco14" or arguments.out is None:
             raise ValueError("data masks: expected coco14 INSTANCES.json --out FOLDER")
-        written = data.render_masks(root, arguments.out, **options)
+        if unknown := options.keys() - {"ids", "images"}:
+            raise ValueError(f"--option: data masks takes ids and images, got {min(unknown)}")
+        if not isinstance(options.get("images", ""), str):
+            raise ValueError(f"--option images: expected a folder, got {options['images']!r}")
+        written = data.render_masks(root, arguments.out, problems=problems, **options)
         log.info("%d masks in %s", len(written), arguments.out)
-        return 0
-    problems: list[Problem] = []
+        return _print_faults(f"{root}: {len(written)} masks", problems, console)
     if arguments.action == "check" and arguments.source != "manifest":
         options["problems"] = problems
     manifest = data.load_manifest(arguments.source, root, arguments.split, **options)
@@ -140,7 +144,13 @@ def run_check(
                 progress=lambda count, total: progress.update(task, completed=count, total=total),
             ),
         ]
-    title = f"{manifest.name} {manifest.split}: {len(manifest)} images"
+    return _print_faults(
+        f"{manifest.name} {manifest.split}: {len(manifest)} images", faults, console
+    )
+
+
+def _print_faults(title: str, faults: Sequence[Problem], console: Console) -> int:
+    """Print faults as a table and their number; returns 1 if there is an error, else 0."""
     if faults:
         table = Table(title=title, title_justify="left", show_lines=False)
         for heading in ("level", "file", "declared at", "problem"):

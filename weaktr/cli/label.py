@@ -144,7 +144,8 @@ def _samples(arguments: argparse.Namespace, names: Sequence[str] | None) -> tupl
 
     images = arguments.images
     if arguments.labels is None and label_file(images) is None:
-        if others := sorted(f.name for kind in ("csv", "json") for f in images.glob(f"*.{kind}")):
+        patterns = ("[!.]*.csv", "[!.]*.json")
+        if others := sorted(file.name for kind in patterns for file in images.glob(kind)):
             raise ValueError(
                 f"{images}: expected labels.csv for image-level labels, found {others[0]}: give it "
                 "by --labels, or move it away to let the model predict what each image shows"

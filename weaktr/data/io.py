@@ -227,6 +227,8 @@ def open_image(path: Path, source: str, use: Callable[[Image.Image], T]) -> T:
             "they were whole: set it back to False"
         )
     try:
+        if path.exists() and not path.is_file():  # to open a pipe would be to wait for its writer
+            raise ValueError("expected a file, got a folder, pipe or device")
         with Image.open(path, formats=FORMATS) as image:
             return use(image)
     except (DataError, MemoryError):

@@ -24,7 +24,7 @@ from typing import IO, Any, NoReturn
 from weaktr.data.manifest import is_inside
 from weaktr.data.prepare.archives import ArchiveError
 from weaktr.data.prepare.meters import megabytes
-from weaktr.files import whole_file
+from weaktr.files import is_clutter, whole_file
 
 #: What zipfile, tarfile and the decompressors raise on damaged archives.
 _DAMAGE = (
@@ -113,7 +113,7 @@ class Member:
 def members(path: Path) -> Iterator[Member]:
     """The files in a ``.zip``, a ``.tar`` (any compression) or a folder.
 
-    macOS's own entries (``__MACOSX``, ``._*``, ``.DS_Store``) and folders are left out.
+    Folders are left out, and hidden files and the like (`weaktr.files.is_clutter`).
 
     Raises:
         ArchiveError: not an archive, damaged, or a member is unsafe; names it.
@@ -210,17 +210,11 @@ def _refuse_bomb(path: Path, claimed: int) -> None:
         )
 
 
-def _is_clutter(name: str) -> bool:
-    """Whether a file is one that macOS adds to archives and folders."""
-    *folders, last = name.split("/")
-    return "__MACOSX" in folders or last.startswith("._") or last == ".DS_Store"
-
-
 def _folder_members(path: Path) -> Iterator[Member]:
     position = 0
     for file in sorted(path.rglob("*")):
         name = file.relative_to(path).as_posix()
-        if not file.is_file() or _is_clutter(name):
+        if not file.is_file() or is_clutter(name):
             continue
         size = file.stat().st_size
         yield Member(name, size, position, path, partial(_open_file, file))
@@ -236,7 +230,7 @@ def _zip_members(path: Path) -> Iterator[Member]:
         _refuse_bomb(path, sum(info.file_size for info in archive.infolist()))
         for info in archive.infolist():
             name = _safe(info.filename, path)
-            if info.is_dir() or _is_clutter(name):
+            if info.is_dir() or is_clutter(name):
                 continue
             kind = stat.S_IFMT(info.external_attr >> 16)
             if kind not in (0, stat.S_IFREG):
@@ -254,7 +248,7 @@ def _tar_members(path: Path) -> Iterator[Member]:
             if info.isdir():
                 continue
             name = _safe(info.name, path)
-            if _is_clutter(name):
+            if is_clutter(name):
                 continue
             if not info.isreg():
                 raise ArchiveError(f"{path}: refused, {name!r} is a link or device")

@@ -32,8 +32,9 @@ from weaktr.data.layout import (
     require_folder,
     trailing_number,
 )
-from weaktr.data.manifest import Manifest, Sample, is_inside
+from weaktr.data.manifest import Manifest, Sample
 from weaktr.data.problems import Problem
+from weaktr.data.render import drawing_faults
 
 
 def coco14(
@@ -97,6 +98,8 @@ def coco14(
     if declared is not None:
         numbering, faults = declared.numbering, declared.problems
         samples = _from_instances(declared, files, list_file)
+        if problems is not None and not isinstance(instances, Instances):
+            faults += drawing_faults(declared, folder)  # training does not need the outlines
     else:
         numbering, faults = numbering_of([], ids, mask_ids), []
         label_places = (root, root / "voc_format", root / "annotations")
@@ -193,14 +196,9 @@ def _key(name: str) -> str | int:
 def _from_instances(declared: Instances, files: _Files, list_file: Path | None) -> list[Sample]:
     """The JSON's images, or only those of the list, in its order."""
     samples = []
-    for row, entry in enumerate(declared.images):
-        source = f"{declared.path}: images[{row}]"
-        if not is_inside(entry["file_name"]):
-            message = f"file_name leads out of the image folder: {entry['file_name']!r}"
-            declared.problems.append(Problem(str(declared.path), f"images[{row}]", message))
-            continue
-        labels = declared.labels(entry["id"])
-        samples.append(files.sample(entry["file_name"], labels, source, declared.numbering))
+    for image in declared.images:
+        source, labels = f"{declared.path}: {image.where}", declared.labels(image.id)
+        samples.append(files.sample(image.file_name, labels, source, declared.numbering))
     if list_file is None:
         return samples
     by_key = {_key(sample.name): sample for sample in samples}
