@@ -6,6 +6,7 @@ repeated for every class, and an error names the tensors that are missing or lef
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,9 +21,11 @@ from torch import Tensor
 from weaktr.config import BackboneConfig
 from weaktr.data.arrays import read_npz
 from weaktr.models.architecture import check_architecture
-from weaktr.models.checkpoints import load_strict, read_safetensors
+from weaktr.models.checkpoints import describe, load_strict, read_safetensors
 from weaktr.models.released.torch_file import read_torch_file, weights_in
 from weaktr.models.vit import ViT
+
+log = logging.getLogger("weaktr")
 
 State = dict[str, Tensor]
 
@@ -71,12 +74,14 @@ def load_backbone(vit: ViT, config: BackboneConfig) -> None:
     weights = config.weights
     if weights is None:
         return
+    grid = None
     if weights == "timm":
         state = timm_state(config.backbone, config.backbone_args)
     else:
         state = read_state(Path(weights))
+        grid = stored_grid(Path(weights), state)
     try:
-        load_strict(vit, fit_state(timm_names(state), vit, config.resize))
+        load_strict(vit, fit_state(timm_names(state), vit, config.resize, grid))
     except (ValueError, IndexError, RuntimeError) as error:
         raise ValueError(f"backbone weights {weights}: {error}") from error
 
@@ -121,6 +126,19 @@ def read_state(path: Path) -> State:
         raise ValueError(f"weights: {path}: {message}") from error
 
 
+def stored_grid(path: Path, state: Mapping[str, Tensor]) -> tuple[int, int] | None:
+    """(h, w) of the positions in a checkpoint of ours, by its description; None for other files."""
+    kernel = state.get("vit.patch_embed.proj.weight")
+    if path.suffix != ".safetensors" or kernel is None:
+        return None
+    try:
+        size = describe(path)["config"]["image_size"]
+    except (ValueError, LookupError):  # weights of others that have the same names
+        return None
+    height, width = (size, size) if isinstance(size, int) else size
+    return height // kernel.shape[-2], width // kernel.shape[-1]
+
+
 def timm_names(state: Mapping[str, Tensor]) -> State:
     """The encoder's tensors under timm's names; heads and buffers dropped."""
     for prefix in ("vit.", "encoder.", "backbone."):
@@ -144,8 +162,17 @@ def timm_name(key: str) -> str:
     return key
 
 
-def fit_state(state: State, vit: ViT, resize: str = "timm") -> State:
+def fit_state(
+    state: State, vit: ViT, resize: str = "timm", grid: tuple[int, int] | None = None
+) -> State:
     """Resize and repeat the tensors of `state` (timm's names) until they fit `vit`.
+
+    Args:
+        state: the tensors.
+        vit: the model that they are to fit.
+        resize: one of `RESIZE_METHODS`.
+        grid: (h, w) of its positions; None = not known: square if their number is a square, else
+            that of `vit`.
 
     Raises:
         ValueError: unknown `resize`, or a position embedding that is no grid.
@@ -157,7 +184,7 @@ def fit_state(state: State, vit: ViT, resize: str = "timm") -> State:
     cls, reg = state.get("cls_token"), state.get("reg_token")
     if "pos_embed" in state and vit.pos_embed is not None:
         prefix = [t for t in (cls, dist, reg) if t is not None]
-        state["pos_embed"] = _fit_position(state, prefix, vit, resize)
+        state["pos_embed"] = _fit_position(state, prefix, vit, resize, grid)
     if vit.cls_token is None:
         state.pop("cls_token", None)
     elif cls is not None and "cls_token" in state:
@@ -182,21 +209,23 @@ def repeat_token(token: Tensor, count: int) -> Tensor:
     return token.mean(1, keepdim=True).repeat(1, count, 1)
 
 
-def _fit_position(state: State, prefix: list[Tensor], vit: ViT, resize: str) -> Tensor:
+def _fit_position(
+    state: State, prefix: list[Tensor], vit: ViT, resize: str, grid: tuple[int, int] | None
+) -> Tensor:
     """Position embedding of a checkpoint -> that of `vit` [1, prefix + P, D]."""
     stored = state["pos_embed"]
     counts = [t.shape[1] for t in prefix]
     likely = (sum(counts), 1, 0) if vit.embed_prefix else (0, 1, sum(counts))
     for entries in likely:  # of prefix tokens: the others must fit `vit` or be a square grid
-        rest = stored.shape[1] - entries
-        if rest == math.prod(vit.position_grid) or (rest > 0 and math.isqrt(rest) ** 2 == rest):
+        own = grid_of(stored.shape[1] - entries, grid, vit.position_grid)
+        if own is not None:
             break
     else:
         raise ValueError(
             f"pos_embed: {stored.shape[1]} entries are no square grid with any of {likely} prefix "
             "tokens"
         )
-    patches = _resize_position(stored[:, entries:], vit.position_grid, resize)
+    patches = _resize_position(stored[:, entries:], own, vit.position_grid, resize)
     if not vit.embed_prefix:
         if entries and "cls_token" in state:  # fold the class token's position into the token
             state["cls_token"] = state["cls_token"] + stored[:, :1]
@@ -209,14 +238,38 @@ def _fit_position(state: State, prefix: list[Tensor], vit: ViT, resize: str) -> 
     return torch.cat([classes, stored[:, entries - registers : entries], patches], 1)
 
 
-def _resize_position(stored: Tensor, grid: tuple[int, int], resize: str) -> Tensor:
-    """[1, P0, D] of a square grid -> [1, h · w, D]."""
-    if stored.shape[1] == grid[0] * grid[1]:
+def grid_of(
+    count: int, known: tuple[int, int] | None, of_model: tuple[int, int]
+) -> tuple[int, int] | None:
+    """(h, w) of `count` positions; None = they are no grid.
+
+    Args:
+        count: P0, of a checkpoint.
+        known: its grid, where the checkpoint tells.
+        of_model: the grid that is wanted.
+    """
+    if known is not None:
+        return known if count == math.prod(known) else None
+    side, fits = math.isqrt(max(count, 0)), count == math.prod(of_model)
+    if side == 0 or side**2 != count:
+        return of_model if fits else None
+    if fits and of_model != (side, side):
+        log.warning(
+            "pos_embed: %d positions are taken as %d x %d, not as %d x %d",
+            count, side, side, *of_model,
+        )  # fmt: skip
+    return side, side
+
+
+def _resize_position(
+    stored: Tensor, own: tuple[int, int], grid: tuple[int, int], resize: str
+) -> Tensor:
+    """[1, P0, D] of the grid `own` -> [1, h · w, D]."""
+    if own == grid:
         return stored
-    side = math.isqrt(stored.shape[1])
     if resize == "timm":
-        return resample_abs_pos_embed(stored, list(grid), [side, side], num_prefix_tokens=0)
-    image = stored.unflatten(1, (side, side)).permute(0, 3, 1, 2).float()
+        return resample_abs_pos_embed(stored, list(grid), list(own), num_prefix_tokens=0)
+    image = stored.unflatten(1, own).permute(0, 3, 1, 2).float()
     resized = F.interpolate(image, size=grid, mode=resize, align_corners=False)
     return resized.flatten(2).transpose(1, 2).to(stored.dtype)
 

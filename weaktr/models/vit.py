@@ -7,7 +7,8 @@ keys and the attention branch's output.
 
 from __future__ import annotations
 
-import math
+import logging
+from functools import cache
 from typing import Any, get_args
 
 import timm
@@ -26,6 +27,8 @@ from weaktr.models.packing import TokenBatch
 from weaktr.models.positions import resized_position
 from weaktr.ops.attention import Statistics, chosen_attention
 from weaktr.ops.tracing import is_exporting
+
+log = logging.getLogger("weaktr")
 
 #: How the patch part of the position embedding follows a grid other than its own:
 #: "timm" (bicubic, antialiased), "published_cam" and "published_seg" (what the published code does
@@ -192,7 +195,7 @@ class ViT(nn.Module):
                 stored, list(grid), list(self.position_grid), num_prefix_tokens=0
             )
         elif self.position == "published_cam":
-            patches = _published_cam_position(stored, grid, size)
+            patches = _published_cam_position(stored, grid, size, self.position_grid)
         else:
             patches = _published_seg_position(stored, grid, self.position_grid)
         return torch.cat([self.pos_embed[:, :prefix], patches], 1) if prefix else patches
@@ -260,23 +263,34 @@ def create_backbone(config: BackboneConfig) -> Any:
     return model
 
 
+@cache
+def _warn_of_mixed_positions(grid: tuple[int, int], stored_grid: tuple[int, int]) -> None:
+    """Say once that positions of one grid are used for another."""
+    log.warning(
+        "position=published_seg takes the positions of %d x %d patches as they are for %d x %d, "
+        "as the published code does; position=timm resizes them", *stored_grid, *grid,
+    )  # fmt: skip
+
+
 def _as_image(position: Tensor, height: int) -> Tensor:
     """[1, P, D] -> [1, D, h, w]."""
     return position.unflatten(1, (height, -1)).permute(0, 3, 1, 2)
 
 
-def _published_cam_position(stored: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """Stage 1 of the published code: bicubic with scale (h + 0.1) / √P0.
+def _published_cam_position(
+    stored: Tensor, grid: tuple[int, int], size: tuple[int, int], stored_grid: tuple[int, int]
+) -> Tensor:
+    """Stage 1 of the published code: bicubic with scale (h + 0.1) / h0, likewise across.
 
-    A square image with as many patches as are stored takes the stored positions unchanged.
+    An image with the stored grid takes the stored positions unchanged; if that grid is square, so
+    must be the image. The published code knows square grids only, where h0 = √P0.
     """
-    count = stored.shape[1]
-    if grid[0] * grid[1] == count and size[0] == size[1]:
+    if grid == stored_grid and (size[0] == size[1] or grid[0] != grid[1]):
         return stored
-    side = math.isqrt(count)
+    height, width = stored_grid
     resized = F.interpolate(
-        _as_image(stored, side),
-        scale_factor=((grid[0] + 0.1) / math.sqrt(count), (grid[1] + 0.1) / math.sqrt(count)),
+        _as_image(stored, height),
+        scale_factor=((grid[0] + 0.1) / height, (grid[1] + 0.1) / width),
         mode="bicubic",
         align_corners=False,
     )
@@ -286,8 +300,14 @@ def _published_cam_position(stored: Tensor, grid: tuple[int, int], size: tuple[i
 def _published_seg_position(
     stored: Tensor, grid: tuple[int, int], stored_grid: tuple[int, int]
 ) -> Tensor:
-    """Stage 2 of the published code: bilinear to the exact grid where the token count differs."""
+    """Stage 2 of the published code: bilinear to the exact grid where the token count differs.
+
+    So a model of 4 × 4 patches takes its positions as they are for 2 × 8 patches, which mixes them
+    up (reference.md 34); a warning says so. Published models never meet such a grid.
+    """
     if grid[0] * grid[1] == stored.shape[1]:
+        if grid != stored_grid:
+            _warn_of_mixed_positions(grid, stored_grid)
         return stored
     resized = F.interpolate(
         _as_image(stored, stored_grid[0]), size=grid, mode="bilinear", align_corners=False

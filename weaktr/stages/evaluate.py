@@ -8,14 +8,16 @@ Every number is stored with its conditions: split, scales, flip and CRF.
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from weaktr.config import Recipe
 from weaktr.data import Manifest, Sample
-from weaktr.data.io import read_mask, require_same_size
+from weaktr.data.io import read_labels, read_mask, require_same_size
 from weaktr.data.masks import MaskFolder, before_refinement
+from weaktr.data.problems import few
 from weaktr.evaluation.conditions import (
     cam_name,
     label_conditions,
@@ -36,6 +38,9 @@ from weaktr.stages.train_cam import TRAIN_CAM
 
 log = logging.getLogger("weaktr")
 
+#: The keys of scores in metrics.json: of images that were held out, of images that were not.
+HELD_OUT, TRAINED_ON = "val", "not_held_out"
+
 
 def evaluate(run: Run, folder: Path) -> int:
     """Score all results that a run has; also printed as a table.
@@ -47,8 +52,14 @@ def evaluate(run: Run, folder: Path) -> int:
 
     Returns:
         How many images could not be scored.
+
+    Raises:
+        ValueError: a mask has another size than its truth; the splits have other classes, or mean
+            different images by one name.
     """
     recipe, score = run.recipe, run.score
+    require_same_classes(run.train_images, score)
+    require_same_images(run.train_images, score)
     rows: list[Row] = []
     not_scored = 0
     if "train_cam" in recipe.stages:
@@ -56,8 +67,10 @@ def evaluate(run: Run, folder: Path) -> int:
     conditions = label_conditions(recipe.label, split_name(score))
     rows += folder_rows(run, "label", "pseudo_label", "pseudo labels", conditions, score)
     if run.predicted is not None:
+        require_same_classes(run.train_images, run.predicted)
         conditions = prediction_conditions(recipe.predict, split_name(run.predicted))
-        rows += folder_rows(run, "predict", "val", "stage-2 predictions", conditions, run.predicted)
+        key, what = held_out(run.train_images, run.predicted)
+        rows += folder_rows(run, "predict", key, what, conditions, run.predicted)
     names = score.classes.label_names
     supervision = "true masks" if recipe.train_seg.masks == "truth" else "image-level labels"
     details = [row_json(row, names) | {"supervision": supervision} for row in rows]
@@ -67,10 +80,56 @@ def evaluate(run: Run, folder: Path) -> int:
     flat["conditions"] = {row.key: caption(row) for row in rows}
     write_json(run.folder / "metrics.json", flat)
     print_rows(rows, f"{recipe.name}: in %, trained from {supervision}")
-    for what in ("pseudo_label", "val"):
+    for what in ("pseudo_label", HELD_OUT, TRAINED_ON):
         if chosen := [row for row in rows if row.key.startswith(what)]:
             draw_classes(chosen, names, folder / f"{what}_classes.png")
     return not_scored
+
+
+def held_out(train: Manifest, predicted: Manifest) -> tuple[str, str]:
+    """What predictions for images are called: in metrics.json, and in words.
+
+    A score on images that the segmenter was trained on is no validation score. A folder without
+    ``val.csv``, for instance, has the images of ``labels.csv`` in every split.
+
+    Args:
+        train: the images of both trainings.
+        predicted: the images that are scored.
+    """
+    trained = {os.path.realpath(sample.image) for sample in train}
+    known = sum(os.path.realpath(sample.image) in trained for sample in predicted)
+    if not known:
+        return HELD_OUT, "stage-2 predictions"
+    share = f"{known} of {len(predicted)} images"
+    log.warning(
+        "%s: %s were trained on, so these scores are called %s, not %s",
+        split_name(predicted), share, TRAINED_ON, HELD_OUT,
+    )  # fmt: skip
+    return TRAINED_ON, f"stage-2 predictions, {share} trained on"
+
+
+def require_same_classes(train: Manifest, other: Manifest) -> None:
+    """Raise `ValueError` unless the labels of both splits mean the same."""
+    if train.classes != other.classes:
+        raise ValueError(
+            f"{split_name(other)}: expected the classes of {split_name(train)}, "
+            f"{few(train.classes.names)}; got {few(other.classes.names)}"
+        )
+
+
+def require_same_images(train: Manifest, score: Manifest) -> None:
+    """Raise `ValueError` where a name means one image in training and another in scoring.
+
+    Pseudo labels are those of the training images, and are scored by name.
+    """
+    image_of = {sample.name: sample.image for sample in train}
+    for sample in score:
+        image = image_of.get(sample.name, sample.image)
+        if os.path.realpath(image) != os.path.realpath(sample.image):
+            raise ValueError(
+                f"data.score_split: expected one image for the name {sample.name!r}, got "
+                f"{sample.image} in {split_name(score)} and {image} in {split_name(train)}"
+            )
 
 
 def _cam_rows(recipe: Recipe, score: Manifest, model: CamModel) -> tuple[list[Row], int]:
@@ -117,7 +176,7 @@ def score_folder(masks: MaskFolder, truth: Manifest) -> Evaluation | None:
     """Scores of the masks of those samples that have a true mask; None (logged) where none is left.
 
     Raises:
-        ValueError: a mask has another size than its truth.
+        ValueError: a mask has another size than its truth, or holds a value that is no label.
     """
     true = [sample for sample in truth.samples if sample.mask is not None]
     both = [sample for sample in true if sample.name in masks]
@@ -132,8 +191,9 @@ def score_folder(masks: MaskFolder, truth: Manifest) -> Evaluation | None:
     num_labels = truth.classes.num_labels
 
     def pair(sample: Sample) -> Pair:
-        mask, true_mask = masks.read(sample.name), read_mask(sample, num_labels)
-        require_same_size(mask, true_mask.shape, masks.path(sample.name), sample.source)
+        path, true_mask = masks.path(sample.name), read_mask(sample, num_labels)
+        mask = read_labels(path, num_labels, sample.source)
+        require_same_size(mask, true_mask.shape, path, sample.source)
         return mask, true_mask
 
     return evaluate_pairs(both, pair, num_labels)
