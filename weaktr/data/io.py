@@ -114,6 +114,16 @@ def check_is_8_bit(image: Image.Image, path: Path, source: str) -> None:
         raise DataError(Problem(str(path), source, message))
 
 
+def check_is_mask(image: Image.Image, path: Path, source: str) -> None:
+    """Raise `DataError` for an image of several channels."""
+    if image.mode not in _MASK_MODES:
+        message = (
+            f"expected a mask of one channel holding label numbers, got mode {image.mode}: store "
+            "it as palette or grey PNG"
+        )
+        raise DataError(Problem(str(path), source, message))
+
+
 def read_labels(
     path: Path, num_labels: int, source: str = "", *, mask_ids: tuple[int, ...] | None = None
 ) -> np.ndarray:
@@ -142,15 +152,7 @@ def read_stored_labels(path: Path, source: str = "") -> np.ndarray:
     """The numbers in a mask file as stored, [H, W] of an integer type; see `read_labels`."""
 
     def decode(image: Image.Image) -> np.ndarray:
-        if image.mode not in _MASK_MODES:
-            raise DataError(
-                Problem(
-                    str(path),
-                    source,
-                    f"expected a mask of one channel holding label numbers, got mode {image.mode}: "
-                    "store it as palette or grey PNG",
-                )
-            )
+        check_is_mask(image, path, source)
         return np.array(image).astype(np.int32 if image.mode.startswith("I") else np.uint8)
 
     return open_image(path, source, decode)
