@@ -50,7 +50,7 @@ TWO_STEPS = [
     "predict.short_side=112", "predict.window=112", "predict.stride=112", "predict.ratios=[1.0]",
 ]  # fmt: skip
 SMALL = ["cam_model.backbone_args={depth: 2}", "seg_model.backbone_args={depth: 2}",
-         "cam_model.image_size=64", "seg_model.image_size=96", "train_seg.crop=64",
+         "cam_model.image_size=112", "seg_model.image_size=96", "train_seg.crop=64",
          "label.scales=[1.0]", "model.weights=null", "cam_model.weights=null"]  # fmt: skip
 
 

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 
@@ -26,7 +27,6 @@ from weaktr.data.headers import Headers
 from weaktr.data.masks import MaskFolder
 from weaktr.models import CamModel, Segmenter
 from weaktr.models.precision import choose_device
-from weaktr.models.vit import BackboneModel
 from weaktr.ops.attention import ATTENTIONS, chosen_attention
 from weaktr.ops.attention import OP as ATTENTION
 from weaktr.ops.registry import OPS, BackendUnavailable
@@ -38,13 +38,16 @@ from weaktr.stages.check_models import (
     checkpoint_of,
     in_short,
     require_hub,
+    require_memory,
     require_stage1,
     require_weights,
+    require_whole_patches,
 )
-from weaktr.stages.run import Run, Stage
+from weaktr.stages.run import Run, Stage, load_split
 from weaktr.stages.train_seg import starting_config
 
 log = logging.getLogger("weaktr")
+M = TypeVar("M", CamModel, Segmenter)
 
 #: How many faults of a part are listed; of the others there is the number.
 LISTED = 20
@@ -120,6 +123,10 @@ def check_run(run: Run, stages: Sequence[Stage]) -> list[Part]:
     check.settings()
     check.models(device)
     check.weights()
+    told: set[str] = set()
+    for part in check.parts:  # a file may be in several splits
+        part.faults = [fault for fault in dict.fromkeys(part.faults) if fault not in told]
+        told.update(part.faults)
     return check.parts
 
 
@@ -200,30 +207,42 @@ class _Check:
         watched = recipe.train_cam.validate_every if "train_cam" in names else 0
         if names & {"train_cam", "label", "train_seg"}:
             part = self.part(f"split {data.train_split}, to learn from")
-            self.train = self._opened(part, "train")
+            self.train = self._opened(part, data.train_split, "train")
             if self.train is not None:
                 truth = "train_seg" in names and recipe.train_seg.masks == "truth"
                 problems = headers.problems(self.train.samples, masks=truth)
                 learns = bool(names & {"train_cam", "train_seg"})  # else it is left out by name
                 (part.faults if learns else part.warnings).extend(map(str, problems))
         if "evaluate" in names or watched:
-            part = self.part(f"split {data.score_split or data.train_split}, to score on")
-            self._score(part, self._opened(part, "score"), headers)
+            split = data.score_split or data.train_split
+            part = self.part(f"split {split}, to score on")
+            self._score(part, self._opened(part, split, "score"), headers)
         watched = recipe.train_seg.validate_every if "train_seg" in names else 0
         if "predict" in names or watched or ("evaluate" in names and self.run.predicted):
             part = self.part(f"split {data.val_split}, to predict")
-            if (val := self._opened(part, "val")) is not None and "predict" in names:
+            if (
+                val := self._opened(part, data.val_split, "val")
+            ) is not None and "predict" in names:
                 with_masks = {s.name for s in val if s.mask is not None and "evaluate" in names}
                 others = [s for s in val if s.name not in with_masks]
                 part.warnings += map(str, headers.problems(others))
             if "evaluate" in names or watched:
                 self._score(part, val, headers)
 
-    def _opened(self, part: Part, which: str) -> Manifest | None:
-        """A split of the run; None where it cannot be opened, which is then a fault."""
+    def _opened(self, part: Part, split: str, of_run: str) -> Manifest | None:
+        """A split of the run; where it has faults, what else can be said of it is still looked at.
+
+        Args:
+            part: gets the faults.
+            split: its name in the data set.
+            of_run: its name in `Run`.
+        """
         manifest: Manifest | None = None
         with part.told():
-            manifest = getattr(self.run, which)
+            manifest = getattr(self.run, of_run)
+        if manifest is None:
+            with suppress(ValueError, OSError):  # told above
+                manifest = load_split(self.recipe.data, split, problems=[])
         if manifest is None:
             return None
         part.found = f"{len(manifest)} images, {len(manifest.classes)} classes"
@@ -337,8 +356,8 @@ class _Check:
         if "train_cam" in names:
             part = self.part("cam_model")
             with part.told("cam_model."):
-                self.cam_model = built_cam_model(recipe.cam_model, count, device)
-                part.found = in_words(self.cam_model)
+                model = built_cam_model(recipe.cam_model, count)
+                self.cam_model = self._sized(part, model, device)
         elif "label" in names or ("evaluate" in names and "train_cam" in recipe.stages):
             with self.part("model of train_cam").told():
                 checkpoint_of(run.of("train_cam"), "cam", self.classes)
@@ -346,8 +365,8 @@ class _Check:
         if "train_seg" in names:
             part = self.part("seg_model")
             with part.told("seg_model."):
-                self.segmenter = built_segmenter(recipe.seg_model, count + 1, device)
-                part.found = in_words(self.segmenter)
+                segmenter = built_segmenter(recipe.seg_model, count + 1)
+                self.segmenter = self._sized(part, segmenter, device)
         elif "predict" in names:
             with self.part("model of train_seg").told():
                 description = checkpoint_of(run.of("train_seg"), "segmenter", self.classes)
@@ -358,11 +377,21 @@ class _Check:
                 "'linear'; use ensemble: plain"
             )
 
+    def _sized(self, part: Part, model: M, device: torch.device | None) -> M | None:
+        """`model`, where it fits the memory and training images are whole patches of it."""
+        millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+        part.found = f"{model.config.backbone}, {millions:.1f} million weights"
+        for require in (require_memory, require_whole_patches):
+            with part.told(f"{part.what}."):
+                require(model, device or torch.device("cpu"))
+        return None if part.faults else model
+
     def weights(self) -> None:
         """The weights that trainings start from are there and fit."""
-        for name, model in (("cam_model", self.cam_model), ("seg_model", self.segmenter)):
-            config = getattr(self.recipe, name)
-            if model is None or config.weights is None:
+        models = {"train_cam": self.cam_model, "train_seg": self.segmenter}
+        for stage, name in (("train_cam", "cam_model"), ("train_seg", "seg_model")):
+            config, model = getattr(self.recipe, name), models[stage]
+            if stage not in self.names or config.weights is None:
                 continue
             part = self.part(f"weights of {name}")
             part.found = config.weights
@@ -372,15 +401,10 @@ class _Check:
                     if any(other.faults for other in self.parts):
                         part.found += ", not fetched: there are faults"
                         continue
-                if not isinstance(model, Segmenter) or config.weights != "stage1":
-                    require_weights(config, model)
-                elif self.cam_model is not None:
-                    require_stage1(self.cam_model, model)
+                if isinstance(model, Segmenter) and config.weights == "stage1":
+                    if "train_cam" not in self.names:
+                        require_weights(starting_config(self.run), model)
+                    elif self.cam_model is not None:
+                        require_stage1(self.cam_model, model)
                 else:
-                    require_weights(starting_config(self.run), model)
-
-
-def in_words(model: BackboneModel) -> str:
-    """The size of a model."""
-    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    return f"{model.config.backbone}, {millions:.1f} million weights"
+                    require_weights(config, model)

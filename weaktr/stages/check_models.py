@@ -7,6 +7,7 @@ does it.
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -31,78 +32,87 @@ PATIENCE = 10
 GIB = 2**30
 
 
-def built_cam_model(config: CamModelConfig, classes: int, device: torch.device | None) -> CamModel:
+def built_cam_model(config: CamModelConfig, classes: int) -> CamModel:
     """Stage 1's model without memory.
 
     Raises:
-        ValueError: there is no such model, or it does not fit the memory.
+        ValueError: there is no such model.
     """
-    model = _built(CamModel, config, classes)
-    _check_sizes(model, config, device)
-    return model
+    return _built(CamModel, config, classes)
 
 
-def built_segmenter(config: SegModelConfig, labels: int, device: torch.device | None) -> Segmenter:
+def built_segmenter(config: SegModelConfig, labels: int) -> Segmenter:
     """Stage 2's model without memory.
 
     Raises:
-        ValueError: there is no such model, or it does not fit the memory.
+        ValueError: there is no such model.
     """
     width = _built(Segmenter, replace(config, decoder="linear"), labels).vit.embed_dim
     heads = config.decoder_heads
     if config.decoder != "linear" and heads is not None and width % heads:
         raise ValueError(f"decoder_heads: expected a divisor of the width {width}, got {heads}")
-    model = _built(Segmenter, config, labels)
-    _check_sizes(model, config, device)
-    return model
+    return _built(Segmenter, config, labels)
 
 
 def _built(kind: type[M], config: BackboneConfig, count: int) -> M:
+    plain = replace(config, attention="sdpa")  # no matter here, and always there
     try:
         with torch.device("meta"):
-            model: M = kind(config, count)  # type: ignore[arg-type] # each has its own
+            model: M = kind(plain, count)  # type: ignore[arg-type] # each has its own
     except (ValueError, OSError):
         raise
     except Exception as error:  # timm's models raise errors of any kind for arguments of a recipe
         told = str(error).splitlines() or [type(error).__name__]
-        raise ValueError(f"{config.backbone}: cannot be built: {told[0]}") from error
+        raise ValueError(f"backbone: {config.backbone} cannot be built: {told[0]}") from error
     return model
 
 
-def _check_sizes(model: BackboneModel, config: BackboneConfig, device: torch.device | None) -> None:
-    """Raise `ValueError` unless images are whole patches and the weights fit the memory."""
-    sides = config.image_size if isinstance(config.image_size, tuple) else (config.image_size,)
-    patch = model.patch_size
-    for side in sides:
+def require_whole_patches(model: BackboneModel, _: torch.device) -> None:
+    """Raise `ValueError` unless training images are whole patches."""
+    size, patch = model.config.image_size, model.patch_size
+    for side in size if isinstance(size, tuple) else (size,):
         if side % patch:
-            near = [n * patch for n in (side // patch, side // patch + 1) if n]
+            near = [str(n * patch) for n in (side // patch, side // patch + 1) if n]
             raise ValueError(
                 f"image_size: expected a multiple of the patch size {patch}, such as "
-                f"{' or '.join(map(str, near))}, got {side}"
+                f"{' or '.join(near)}, got {side}"
             )
-    size = 4 * sum(parameter.numel() for parameter in model.parameters())
-    if device is not None and size > (memory := memory_of(device)):
+
+
+def require_memory(model: BackboneModel, device: torch.device) -> None:
+    """Raise `ValueError` unless a model's weights fit the memory of a device."""
+    needed = 4 * sum(parameter.numel() for parameter in model.parameters())
+    there = memory_of(device)
+    if needed > there:
         raise ValueError(
-            f"{config.backbone}: its weights take {size / GIB:.0f} GiB, {device} has "
-            f"{memory / GIB:.0f}; take a smaller model (backbone_args, image_size)"
+            f"backbone: {model.config.backbone} has {needed / GIB:.2g} GiB of weights, {device} "
+            f"{there / GIB:.2g} GiB of memory; take a smaller model (backbone_args, image_size)"
         )
 
 
 def memory_of(device: torch.device) -> int:
-    """Bytes of a device's memory."""
+    """Bytes of a device's memory, as far as they can be known."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
+    if not hasattr(os, "sysconf"):  # Windows
+        return sys.maxsize
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def require_weights(config: BackboneConfig, model: BackboneModel) -> None:
+def require_weights(config: BackboneConfig, model: BackboneModel | None) -> None:
     """Read the weights that training starts from and fit them to `model`, without memory.
+
+    Without a model, because it cannot be built, a file of them is looked for.
 
     Those of timm's hub are fetched where they are not on this computer yet (see `require_hub`).
 
     Raises:
         ValueError, FileNotFoundError: they are not there, or do not fit.
     """
+    if model is None:
+        if config.weights not in ("timm", "stage1") and not Path(str(config.weights)).is_file():
+            raise FileNotFoundError(f"weights: no file {config.weights}")
+        return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch: copying to a model without memory does nothing
         load_backbone(model.vit, config)
