@@ -187,6 +187,15 @@ def test_a_file_that_is_no_recipe(tmp_path, content, message):
     assert "\n" not in str(caught.value)
 
 
+def test_the_name_of_a_file_has_to_be_a_plain_word(tmp_path):
+    file = tmp_path / "my recipe.yaml"
+    file.write_text("seed: 1\n")
+    with pytest.raises(ValueError, match=r"name: expected one word .*file's\), got 'my recipe'$"):
+        load_recipe(file)
+    file.write_text("name: été-1.b_2\n")
+    assert load_recipe(file).name == "été-1.b_2"
+
+
 def test_wrong_values_are_told_together(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("seed: x\ntrain_cam: {epochs: five, lr: .nan, augment: {flip: [1]}}\n")
@@ -280,6 +289,8 @@ def test_an_unknown_recipe_lists_the_known_ones():
         ("seg_model.backbone=hf-hub:a/b", "seg_model.backbone: expected a name or a file of this "),
         ("cam_model.backbone_args={pretrained_cfg: {url: a}}", "'pretrained_cfg' chooses weights"),
         ("cam_model.backbone_args={x: [{y: 'http://a'}]}", "expected no address such as 'http://a"),
+        ("cam_model.backbone_args={depth: 1000000000}", "expected a depth from 1 to 1000, got"),
+        ("cam_model.backbone_args={depth: 0}", "expected a depth from 1 to 1000, got"),
         ("seg_model.dropout=1", "seg_model.dropout: expected a number of at least 0 and below 1"),
         ("evaluate.thresholds=[0, 1, 1e-9]", "evaluate.thresholds: expected first, last, step"),
         ("num_workers=-1", "num_workers: expected a whole number from 0 to 1024, got -1$"),

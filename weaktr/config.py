@@ -41,6 +41,8 @@ Decoder = Literal["mask_transformer", "multi_mask_transformer", "linear"]
 
 #: What an address looks like, of the web or of a hub.
 ADDRESS = re.compile(r"://|^(hf[-_]hub|https?|ftp|file|local-dir):|^\\\\", re.IGNORECASE)
+#: Blocks of a model, far more than any has.
+MOST_BLOCKS = 1000
 #: Arguments of timm's models by which they would fetch or read weights.
 OF_WEIGHTS = re.compile(r"pretrained|checkpoint|cache_dir|url|hf_hub")
 PLAIN_WORD = re.compile(r"(?!\.)[\w.-]{1,100}")
@@ -49,7 +51,8 @@ PLAIN_WORD = re.compile(r"(?!\.)[\w.-]{1,100}")
 def _plain_word(name: str) -> str:
     if not PLAIN_WORD.fullmatch(name):
         raise ValueError(
-            "expected one word of at most 100 letters, digits, _, - and ., not beginning with a dot"
+            "expected one word of at most 100 letters, digits, _, - and ., not beginning with a "
+            "dot (where a recipe has no name, it is the file's)"
         )
     return name
 
@@ -68,7 +71,7 @@ def _no_address(text: str) -> str:
     return text
 
 
-def _no_weights(arguments: dict[str, Any]) -> dict[str, Any]:
+def _of_form(arguments: dict[str, Any]) -> dict[str, Any]:
     for name in arguments:
         if OF_WEIGHTS.search(name):
             raise ValueError(
@@ -78,6 +81,9 @@ def _no_weights(arguments: dict[str, Any]) -> dict[str, Any]:
     for text in _texts(arguments):
         if ADDRESS.search(text):
             raise ValueError(f"expected no address such as {text!r}")
+    depth = arguments.get("depth")
+    if isinstance(depth, int | float) and not 0 < depth <= MOST_BLOCKS:
+        raise ValueError(f"expected a depth from 1 to {MOST_BLOCKS}")
     return arguments
 
 
@@ -111,7 +117,7 @@ Name = Annotated[str, AfterValidator(_plain_word)]
 Stages = Annotated[tuple[StageName, ...], AfterValidator(_in_order)]
 #: A backbone's name, or a file.
 Local = Annotated[Text, AfterValidator(_no_address)]
-BackboneArgs = Annotated[dict[str, Any], AfterValidator(_no_weights)]
+BackboneArgs = Annotated[dict[str, Any], AfterValidator(_of_form)]
 ImageSize = Pixels | tuple[Pixels, Pixels]
 AreaShares = Annotated[tuple[float, float], AfterValidator(_shares_of_area)]
 Thresholds = Annotated[tuple[float, float, float], AfterValidator(_curve)]
@@ -363,7 +369,7 @@ class SegModelConfig(BackboneConfig):
 
     image_size: ImageSize = 480
     decoder: Decoder = "mask_transformer"
-    decoder_layers: Annotated[int, Field(ge=1, le=1000)] = 2
+    decoder_layers: Annotated[int, Field(ge=1, le=MOST_BLOCKS)] = 2
     decoder_heads: Annotated[int, Field(ge=1, le=1000)] | None = None
     dropout: ShareBelow1 = 0.1
     class_tokens: Annotated[int, Field(ge=0, le=1000)] | None = later(None)
@@ -502,8 +508,8 @@ class Recipe(Settings):
     """Everything a run depends on.
 
     Args:
-        name: of the recipe; the run's folder is ``runs/NAME`` by default.
-        stages: which of the stages belong to it.
+        name: of the recipe, one plain word; the run's folder is ``runs/NAME`` by default.
+        stages: which of the stages belong to it, in their order.
         seed: of all randomness.
         device: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1", ...
         num_workers: processes that load images; changes no result.

@@ -136,6 +136,7 @@ class _Check:
     def __init__(self, run: Run, names: set[str]) -> None:
         self.run, self.recipe, self.names = run, run.recipe, names
         self.parts: list[Part] = []
+        self.headers = Headers()
         self.train: Manifest | None = None
         self.classes: Classes | None = None
         self.cam_model: CamModel | None = None
@@ -202,32 +203,46 @@ class _Check:
 
     def images(self) -> None:
         """Every split that is read can be opened, and its files are what they are to be."""
-        recipe, names, headers = self.recipe, self.names, Headers()
-        data = recipe.data
-        watched = recipe.train_cam.validate_every if "train_cam" in names else 0
+        recipe, names = self.recipe, self.names
         if names & {"train_cam", "label", "train_seg"}:
-            part = self.part(f"split {data.train_split}, to learn from")
-            self.train = self._opened(part, data.train_split, "train")
-            if self.train is not None:
-                truth = "train_seg" in names and recipe.train_seg.masks == "truth"
-                problems = headers.problems(self.train.samples, masks=truth)
-                learns = bool(names & {"train_cam", "train_seg"})  # else it is left out by name
-                (part.faults if learns else part.warnings).extend(map(str, problems))
-        if "evaluate" in names or watched:
-            split = data.score_split or data.train_split
-            part = self.part(f"split {split}, to score on")
-            self._score(part, self._opened(part, split, "score"), headers)
-        watched = recipe.train_seg.validate_every if "train_seg" in names else 0
-        if "predict" in names or watched or ("evaluate" in names and self.run.predicted):
-            part = self.part(f"split {data.val_split}, to predict")
-            if (
-                val := self._opened(part, data.val_split, "val")
-            ) is not None and "predict" in names:
-                with_masks = {s.name for s in val if s.mask is not None and "evaluate" in names}
-                others = [s for s in val if s.name not in with_masks]
-                part.warnings += map(str, headers.problems(others))
-            if "evaluate" in names or watched:
-                self._score(part, val, headers)
+            self._to_learn_from()
+        if "evaluate" in names or ("train_cam" in names and recipe.train_cam.validate_every):
+            self._to_score_on()
+        watched = "train_seg" in names and bool(recipe.train_seg.validate_every)
+        scored = "evaluate" in names and "predict" in recipe.stages
+        if "predict" in names or watched or scored:
+            self._to_predict(with_masks=watched or scored)
+
+    def _to_learn_from(self) -> None:
+        """The training images; what labelling alone cannot read is left out by name."""
+        split, names = self.recipe.data.train_split, self.names
+        part = self.part(f"split {split}, to learn from")
+        self.train = self._opened(part, split, "train")
+        if self.train is None:
+            return
+        truth = "train_seg" in names and self.recipe.train_seg.masks == "truth"
+        problems = self.headers.problems(self.train.samples, masks=truth)
+        stops = bool(names & {"train_cam", "train_seg"})
+        (part.faults if stops else part.warnings).extend(map(str, problems))
+
+    def _to_score_on(self) -> None:
+        """The images whose true masks score CAMs and pseudo labels."""
+        split = self.recipe.data.score_split or self.recipe.data.train_split
+        part = self.part(f"split {split}, to score on")
+        score = self._opened(part, split, "score")
+        masks = self._masks(part, score)
+        if masks and self.train is not None and masks.isdisjoint(s.name for s in self.train):
+            part.warnings.append("none is a training image, so pseudo labels will not be scored")
+
+    def _to_predict(self, *, with_masks: bool) -> None:
+        """The held-out images; what prediction cannot read is left out by name."""
+        split = self.recipe.data.val_split
+        part = self.part(f"split {split}, to predict")
+        val = self._opened(part, split, "val")
+        masks = self._masks(part, val) if with_masks else set()
+        if val is not None and "predict" in self.names:
+            others = [sample for sample in val if sample.name not in masks]
+            part.warnings += map(str, self.headers.problems(others))
 
     def _opened(self, part: Part, split: str, of_run: str) -> Manifest | None:
         """A split of the run; where it has faults, what else can be said of it is still looked at.
@@ -257,11 +272,12 @@ class _Check:
             )
         return manifest
 
-    def _score(self, part: Part, manifest: Manifest | None, headers: Headers) -> None:
-        """The true masks of a split are of the size of their photographs."""
-        samples = [s for s in manifest or () if s.mask is not None]
-        part.faults += map(str, headers.problems(samples, masks=True))
+    def _masks(self, part: Part, manifest: Manifest | None) -> set[str]:
+        """The true masks of a split are of the size of their photographs; returns their names."""
+        samples = [sample for sample in manifest or () if sample.mask is not None]
+        part.faults += map(str, self.headers.problems(samples, masks=True))
         part.found += f", {len(samples)} true masks" if manifest is not None else ""
+        return {sample.name for sample in samples}
 
     def train_cam(self) -> None:
         """The labels, and whether there are steps."""
