@@ -135,6 +135,13 @@ def test_settings_change_values_of_every_kind():
         ("train_cam.clip_grad.x=5", r"(?s)train_cam.clip_grad.*{'x': 5}"),
         ("train_cam.epochs", r"expected key=value"),
         ("label.scales=[1,", r"expected YAML"),
+        (
+            "label.threshold=|\n  two\n  lines",
+            r"label.threshold: expected a number, got 'two\\nlines'",
+        ),
+        ("seed=1" + "0" * 5000, r"^--set seed=10{494}: .*expected YAML, got: Exceeds the limit"),
+        ("seed='" + "x" * 5000 + "'", r"seed: expected a whole number, got 'x{499}\.\.\.$"),
+        ("x" * 5000 + "=1", r"unknown key 'x{499}\.\.\."),
     ],
 )
 def test_mistakes_are_named(setting, message):

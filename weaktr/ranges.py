@@ -126,11 +126,11 @@ class _Rule(NamedTuple):
         if self.validator is None:
             if isinstance(value, self.hint):
                 return value
-            raise SettingsError({"": f"expected {self.hint.__name__}, got {_shown(value)}"})
+            raise SettingsError({"": f"expected {self.hint.__name__}, got {shown(value)}"})
         try:
             text = json.dumps(value, default=_plain)
         except (TypeError, ValueError, RecursionError) as error:  # no data, or endless
-            message = f"expected {in_words(self.hint)}, got {_shown(value)}"
+            message = f"expected {in_words(self.hint)}, got {shown(value)}"
             raise SettingsError({"": message}) from error
         _require_finite(json.loads(text))
         try:
@@ -145,9 +145,9 @@ class _Rule(NamedTuple):
         details = error.errors(include_url=False)
         of_ours = [str(d["ctx"]["error"]) for d in details if d["type"] == "value_error"]
         if of_ours:
-            return f"{of_ours[0]}, got {_shown(value)}"
+            return f"{of_ours[0]}, got {shown(value)}"
         outside = any(detail["type"] in OUTSIDE for detail in details)
-        return f"expected {in_words(self.hint, ranges=outside)}, got {_shown(value)}"
+        return f"expected {in_words(self.hint, ranges=outside)}, got {shown(value)}"
 
 
 def in_words(hint: Any, *, ranges: bool = False) -> str:
@@ -227,8 +227,8 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} is no data")
 
 
-def _shown(value: Any) -> str:
-    """`value` in a message."""
+def shown(value: Any) -> str:
+    """`value` in a message, on one line."""
     try:
         text = repr(value)
     except (RecursionError, ValueError):  # nested too deep; a number of too many digits

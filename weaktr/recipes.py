@@ -19,7 +19,7 @@ from typing import Any, ClassVar, TypeVar, get_type_hints
 import yaml
 
 from weaktr.config import Recipe
-from weaktr.ranges import SettingsError
+from weaktr.ranges import SHOWN, SettingsError, shown
 
 T = TypeVar("T")
 
@@ -176,7 +176,9 @@ def _read_tree(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     bases = tree.pop("base", [])
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
-        raise ValueError(f"{path}: base: expected a recipe or a list of recipes, got {bases!r}")
+        raise ValueError(
+            f"{path}: base: expected a recipe or a list of recipes, got {shown(bases)}"
+        )
     _check_keys(Recipe, tree, "", f"{path}: ")
     under: dict[str, Any] = {}
     family = (*above, path.resolve())
@@ -290,14 +292,17 @@ def apply_setting(tree: dict[str, Any], setting: str) -> None:
     """
     key, separator, value = setting.partition("=")
     if not separator or not key.strip():
-        raise ValueError(f"--set: expected key=value such as train_cam.epochs=5, got {setting!r}")
+        raise ValueError(
+            f"--set: expected key=value such as train_cam.epochs=5, got {shown(setting)}"
+        )
+    origin = "--set " + " ".join(setting.split())[:SHOWN]
     *parents, leaf = key.strip().split(".")
     for parent in parents:
         below = tree.setdefault(parent, {})
         if not isinstance(below, dict):
-            raise ValueError(f"--set {setting}: {parent!r} is a value, it has no {leaf!r}")
+            raise ValueError(f"{origin}: {parent!r} is a value, it has no {leaf!r}")
         tree = below
-    tree[leaf] = _parse_yaml(value, f"--set {setting}")
+    tree[leaf] = _parse_yaml(value, origin)
 
 
 def _check_keys(kind: type, tree: Any, prefix: str, where: str) -> None:
@@ -305,12 +310,13 @@ def _check_keys(kind: type, tree: Any, prefix: str, where: str) -> None:
     hints = get_type_hints(kind)
     if not isinstance(tree, Mapping):
         name = f"{prefix.removesuffix('.')}: " if prefix else ""
-        raise ValueError(f"{where}{name}expected a mapping of {', '.join(hints)}; got {tree!r}")
+        raise ValueError(
+            f"{where}{name}expected a mapping of {', '.join(hints)}; got {shown(tree)}"
+        )
     for key, value in tree.items():
         if key not in hints:
-            raise ValueError(
-                f"{where}unknown key {prefix + str(key)!r}{_did_you_mean(str(key), hints, prefix)}"
-            )
+            near = _did_you_mean(str(key), hints, prefix)
+            raise ValueError(f"{where}unknown key {shown(prefix + str(key))}{near}")
         if dataclasses.is_dataclass(hints[key]):
             _check_keys(hints[key], value, f"{prefix}{key}.", where)
 
