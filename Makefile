@@ -37,9 +37,10 @@ bench: .venv/installed-bench
 	$(BIN)/python -m pytest bench --benchmark-json="$$($(BIN)/python bench/report.py --where)"
 	$(BIN)/python bench/report.py
 
-# Random calls of the C++ code under sanitizers; needs a compiler, but nothing of .venv.
-fuzz:
-	$(PYTHON) -m tests.native.fuzz.run --cases $(CASES)
+# Random calls of the C++ code under sanitizers, and damaged files for every reader.
+fuzz: .venv/installed
+	$(BIN)/python -m tests.native.fuzz.run --cases $(CASES)
+	$(BIN)/python -m tests.fuzz.run --cases $(CASES)
 
 clean:
 	rm -rf .venv build *.egg-info weaktr/_native*.so .pytest_cache .ruff_cache .mypy_cache

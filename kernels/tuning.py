@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import triton
 
-from weaktr.files import write_bytes
+from weaktr.files import read_json_object, write_bytes
 from weaktr.kernels import INTERPRETED
 
 log = logging.getLogger("weaktr")
@@ -110,10 +110,9 @@ class ConfigTable:
 
     def _read(self) -> dict[str, Config]:
         try:
-            stored = json.loads(self.path.read_text())
+            return read_json_object(self.path)
         except (OSError, ValueError):  # none yet, or damaged: measured again and overwritten
             return {}
-        return stored if isinstance(stored, dict) else {}
 
 
 def cache_folder() -> Path:

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 
 import pytest
 
 import weaktr.files
-from weaktr.files import read_json, whole_file, write_json
+from weaktr.files import (
+    files_below,
+    names_in,
+    read_json,
+    read_json_object,
+    read_text,
+    require_replaceable,
+    whole_file,
+    write_json,
+)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
@@ -46,3 +57,112 @@ def test_broken_json_names_the_file(tmp_path):
         read_json(tmp_path / "y.json")
     write_json(tmp_path / "x.json", [1])
     assert json.loads((tmp_path / "x.json").read_text()) == [1]
+
+
+def test_what_a_killed_process_left_of_a_file_is_cleared_when_it_is_written_again(tmp_path):
+    """Not what another process still writes, nor what is left of other files."""
+    path = tmp_path / "a.json"
+    with whole_file(path) as temporary:
+        temporary.write_text("{}")
+        digits = temporary.name[1:-5]
+    start, process, end = digits[:16], digits[16:24], digits[24:]
+    assert int(process, 16) == os.getpid()
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    others = [f".{start}{os.getppid():08x}{end}.part", f".{'0' * 16}{dead.pid:08x}{end}.part"]
+    for name in (f".{start}{dead.pid:08x}{end}.part", *others):
+        (tmp_path / name).write_text("half")
+    write_json(path, [])
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(["a.json", *others])
+
+
+def test_the_name_of_a_file_may_be_as_long_as_the_system_allows(tmp_path):
+    path = tmp_path / ("ä" * 125 + ".json")
+    write_json(path, [1])
+    assert read_json(path) == [1]
+
+
+def test_a_file_that_weaktr_did_not_write_is_not_replaced(tmp_path):
+    require_replaceable(tmp_path / "new")
+    ours, empty, theirs = (tmp_path / name for name in ("ours", "empty", "theirs"))
+    ours.write_bytes(b"x" * 99 + b"weaktr" + b"x" * 10**6)
+    empty.touch()
+    theirs.write_bytes(b"x" * 10**6 + b"weaktr" + b"x" * 10**6)
+    (tmp_path / "link").symlink_to(ours)
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    for path in (ours, empty):
+        require_replaceable(path)
+    for path in (theirs, tmp_path, tmp_path / "link", tmp_path / "gone"):
+        with pytest.raises(ValueError, match="is there already, and weaktr did not write it"):
+            require_replaceable(path)
+
+
+DEEP = 100_000
+WRONG_JSON = {
+    "deep list": (b"[" * DEEP + b"]" * DEEP, "nested too deep"),
+    "deep object": (b'{"a":' * DEEP + b"1" + b"}" * DEEP, "nested too deep"),
+    "long integer": (b"9" * 5000, "limit"),
+    "NaN": (b'{"a": NaN}', "expected finite numbers, got NaN"),
+    "infinite": (b'{"a": [-Infinity]}', "expected finite numbers, got -Infinity"),
+    "beyond floats": (b'{"a": 1e999}', "expected finite numbers, got 1e999"),
+    "key twice": (b'{"a": 1, "b": {"c": 1, "c": 2}}', "the key 'c' stands twice"),
+    "empty": (b"", "Expecting value"),
+    "cut off": (b'{"a": [1, 2', "Expecting ',' delimiter"),
+    "two values": (b"{} {}", "Extra data"),
+    "UTF-16": ('{"a": 1}'.encode("utf-16"), "expected text in UTF-8"),
+    "UTF-16 unmarked": ('{"a": 1}'.encode("utf-16-le"), "got a zero byte in line 1"),
+    "Latin-1": ('{"a": "ä"}'.encode("latin-1"), "expected text in UTF-8"),
+    "binary": (b"{}\n\0\n", "got a zero byte in line 2"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_JSON)
+def test_wrong_json_is_refused_in_one_line(tmp_path, case):
+    content, message = WRONG_JSON[case]
+    path = tmp_path / "x.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError) as caught:
+        read_json(path)
+    text = str(caught.value)
+    assert text.startswith(f"{path}: expected ") and message in text and "\n" not in text
+
+
+def test_json_with_a_byte_order_mark_and_without_limits(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1e308, "b": -0.5, "c": 123456789012345678901234567890}')
+    assert read_json(path) == {"a": 1e308, "b": -0.5, "c": 123456789012345678901234567890}
+    path.write_bytes(b'{"a": [NaN, 1e999]}')
+    assert str(read_json(path, finite=False)) == "{'a': [nan, inf]}"
+
+
+def test_what_is_no_text_file(tmp_path):
+    with pytest.raises(ValueError, match="expected a file, got a folder"):
+        read_json(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        read_text(tmp_path / "none.txt")
+    (tmp_path / "list.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"list\.json: expected a JSON object, got a list"):
+        read_json_object(tmp_path / "list.json")
+
+
+CLUTTER = (
+    "._a.png", ".hidden.png", ".DS_Store", "Thumbs.db", "desktop.ini", "__MACOSX/._a.png",
+    "__MACOSX/b.png", ".thumbnails/a.png", "deep/._a.png", "deep/.cache/x/a.png",
+    "@eaDir/a.png", "$RECYCLE.BIN/b.png",
+)  # fmt: skip
+
+
+def test_what_systems_put_beside_data_is_not_listed(tmp_path):
+    folder = tmp_path / ".results"  # the folder that was named may be hidden
+    for name in ("a.png", "deep/b.v2.png", "c.npy", *CLUTTER):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"")
+    (folder / "d.png").mkdir()
+    assert names_in(folder, ".png") == (["a", "deep/b.v2"], ".png")
+    assert names_in(folder, ".npz", ".npy") == (["c"], ".npy")
+    listed = sorted(path.relative_to(folder).as_posix() for path in files_below(folder))
+    assert listed == ["a.png", "c.npy", "deep/b.v2.png"]
+    with pytest.raises(ValueError, match="no NPZ in"):
+        names_in(folder, ".npz")
+    with pytest.raises(ValueError, match="no PNG in"):
+        names_in(tmp_path / "none", ".png")

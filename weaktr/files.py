@@ -1,14 +1,25 @@
-"""Files that are written whole or not at all, and the names of those in a folder."""
+"""Files that are written whole or not at all, text and JSON, and the names of those in a folder."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
+import re
+import socket
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
+
+#: The name of a file that is being written, and of a folder that is being removed.
+UNFINISHED = re.compile(r"\.[0-9a-f]{32}\.(part|removed)")
+
+#: Bytes at both ends of a file among which its mark is looked for.
+ENDS = 2**16
 
 
 @contextmanager
@@ -17,17 +28,27 @@ def whole_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
 
     Args:
         path: the file; its folder is created if missing.
-        durable: flush file and folder to the disk. Without it a power failure (not a killed
-            process) may lose the file, and its readers must check a digest.
+        durable: flush file and folder to the disk, and clear what killed processes left of this
+            file. Without it a power failure (not a killed process) may lose the file, and its
+            readers must check a digest; leftovers are cleared with the whole folder
+            (`weaktr.outputs.clear_unfinished`).
 
     Yields:
-        A path in the same folder to write to. It becomes `path` at the end of the ``with``
-        statement, and is deleted if that raises.
+        The path of an empty file in the same folder, to be written. It becomes `path` at the end
+        of the ``with`` statement, and is deleted if that raises. Its permissions are those of any
+        new file (the umask's), whatever the writer does.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid.uuid4().hex}.part")
+    target, writer = _digits(path.name, 10), _digits(socket.gethostname(), 6)
+    if durable:
+        _clear_leftovers(path.parent, target + writer)
+    temporary = path.with_name(f".{target}{writer}{os.getpid():08x}{uuid.uuid4().hex[:8]}.part")
     try:
+        temporary.touch(exist_ok=False)
+        mode = temporary.stat().st_mode
         yield temporary
+        if temporary.stat().st_mode != mode:
+            temporary.chmod(stat.S_IMODE(mode))
         if durable:
             _flush(temporary)
         temporary.replace(path)
@@ -38,10 +59,44 @@ def whole_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
         _flush(path.parent)
 
 
+@contextmanager
+def written_by_library(path: Path) -> Iterator[None]:
+    """Let what a library raises while it writes a file be an OSError that names the file."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:  # torch and safetensors have kinds of their own for a full disk
+        raise OSError(f"{path}: cannot be written; is the disk full? ({error!s:.80})") from error
+
+
 def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
     """Write a file of this content; arguments as in `whole_file`."""
     with whole_file(path, durable=durable) as temporary:
         temporary.write_bytes(content)
+
+
+def require_replaceable(path: Path, mark: bytes = b"weaktr") -> None:
+    """Refuse to write a file where there is one that weaktr did not write.
+
+    Args:
+        path: the file to be written.
+        mark: stands near the beginning or the end of such a file of weaktr's.
+
+    Raises:
+        ValueError: there is such a file, or something that is no file.
+    """
+    if not os.path.lexists(path):
+        return
+    if path.is_file() and not path.is_symlink():
+        with open(path, "rb") as file:
+            head = file.read(ENDS)
+            file.seek(max(0, file.seek(0, os.SEEK_END) - ENDS))
+            if not head or mark in head or mark in file.read():
+                return
+    raise ValueError(
+        f"{path}: is there already, and weaktr did not write it; choose another name, or delete it"
+    )
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -49,25 +104,130 @@ def write_json(path: Path, content: Any) -> None:
     write_bytes(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8, with or without a byte order mark.
 
     Raises:
-        ValueError: there is no such file or it is not JSON; names the file.
+        ValueError: it is a folder, or not text in UTF-8; names the file.
+        OSError: there is no such file, or it may not be read.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8-sig")
+    except IsADirectoryError as error:
+        raise ValueError(f"{path}: expected a file, got a folder") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected text in UTF-8: {error}; save it as UTF-8") from error
+    except MemoryError as error:
+        raise ValueError(f"{path}: the file is larger than the memory") from error
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        message = f"expected text in UTF-8, got a zero byte in line {line}; save it as UTF-8"
+        raise ValueError(f"{path}: {message}")
+    return text
+
+
+def read_json(path: Path, *, finite: bool = True) -> Any:
+    """Read a JSON file; an object that has a key twice is refused, since one of them would be lost.
+
+    Args:
+        path: the file.
+        finite: refuse NaN and infinite numbers. False where the caller looks at every number, so
+            that one wrong number is not the end of the file (and large files are read faster).
+
+    Raises:
+        ValueError: there is no such file, it is not JSON, or too deep; names the file.
+        OSError: it may not be read.
+    """
+    try:
+        text = read_text(path)
     except FileNotFoundError as error:
         raise ValueError(f"{path}: no such file") from error
+    return parse_json(text, str(path), finite=finite)
+
+
+def parse_json(text: str, where: str, *, finite: bool = True) -> Any:
+    """The value of a JSON text; see `read_json`.
+
+    Args:
+        text: the JSON.
+        where: what messages begin with: its file, and its line.
+        finite: see `read_json`.
+
+    Raises:
+        ValueError: it is not JSON, or too deep; begins with `where`.
+    """
+    checks: dict[str, Any] = {"parse_constant": _finite, "parse_float": _finite} if finite else {}
+    try:
+        return json.loads(text, object_pairs_hook=_unique, **checks)
+    except RecursionError as error:
+        raise ValueError(f"{where}: expected JSON, got one that is nested too deep") from error
+    except MemoryError as error:
+        raise ValueError(f"{where}: the JSON is larger than the memory") from error
     except ValueError as error:
-        raise ValueError(f"{path}: expected JSON, got: {error}") from error
+        raise ValueError(f"{where}: expected JSON, got: {error}") from error
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds one object.
+
+    Raises:
+        ValueError: see `read_json`; or it holds something else.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a JSON object, got a {type(content).__name__}")
+    return content
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"expected finite numbers, got {text}")
+    return number
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in content if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r:.60} stands twice in an object")
+    return content
+
+
+def is_clutter(relative: str | PurePath) -> bool:
+    """Whether a file is one that systems and programs put beside data.
+
+    These are hidden files and what is in hidden folders (``._a.jpg``, ``.DS_Store``,
+    ``.thumbnails/a.png``), macOS's ``__MACOSX``, Windows' ``Thumbs.db``, ``desktop.ini`` and
+    ``$RECYCLE.BIN``, and the thumbnails of network drives in ``@eaDir``.
+
+    Args:
+        relative: the path below the folder that was named, so that one may be in a hidden folder.
+    """
+    parts = PurePath(relative).parts
+    return any(part.startswith(".") or part.lower() in _CLUTTER for part in parts)
+
+
+_CLUTTER = {"__macosx", "thumbs.db", "desktop.ini", "$recycle.bin", "@eadir"}
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """The files below a folder, at any depth and in any order, without clutter (`is_clutter`).
+
+    A link to a file that is not there is among them: who reads it says so.
+    """
+    for top, folders, files in os.walk(folder):
+        folders[:] = (name for name in folders if not is_clutter(name))
+        paths = (Path(top, name) for name in files if not is_clutter(name))
+        yield from (path for path in paths if path.is_file() or path.is_symlink())
 
 
 def names_in(folder: Path, *suffixes: str) -> tuple[list[str], str]:
     """The names of all files with the first suffix of `suffixes` that any file has; that suffix.
 
     Args:
-        folder: searched at any depth.
+        folder: searched at any depth, see `files_below`.
         suffixes: such as ".npz", in the order in which they are tried.
 
     Returns:
@@ -76,12 +236,36 @@ def names_in(folder: Path, *suffixes: str) -> tuple[list[str], str]:
     Raises:
         ValueError: there are none; says which suffixes were expected.
     """
+    paths = [path.relative_to(folder) for path in files_below(folder)]
     for suffix in suffixes:
-        paths = folder.rglob(f"*{suffix}") if folder.is_dir() else ()
-        if names := [p.relative_to(folder).with_suffix("").as_posix() for p in paths]:
+        if names := [p.with_suffix("").as_posix() for p in paths if p.suffix == suffix]:
             return sorted(names), suffix
     wanted = " or ".join(suffix.removeprefix(".").upper() for suffix in suffixes)
     raise ValueError(f"no {wanted} in {folder}")
+
+
+def _digits(text: str, count: int) -> str:
+    """Hexadecimal digits that stand for a text."""
+    return hashlib.sha256(os.fsencode(text)).hexdigest()[:count]
+
+
+def _clear_leftovers(folder: Path, prefix: str) -> None:
+    """Remove what processes of this machine that are no more had begun to write."""
+    for path in folder.glob(f".{prefix}{'[0-9a-f]' * 16}.part"):
+        if not _is_running(int(path.name[len(prefix) + 1 :][:8], 16)):
+            path.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    if os.name == "nt":  # where signal 0 would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):  # another user's
+        pass
+    return True
 
 
 def _flush(path: Path) -> None:

@@ -134,3 +134,32 @@ def test_memory_for_decoding_is_shared():
 def test_missing_files_are_named(tmp_path):
     with pytest.raises(DataError, match="file is missing"):
         read_photograph(sample(Path(tmp_path / "none.jpg")), 100)
+
+
+def test_hidden_files_and_clutter_are_no_photographs(tmp_path):
+    """In folders of one's own, in COCO's, and in archives."""
+    from tests.data.prepare.official_archives import jpeg, zipped
+    from weaktr.data import unlabelled
+    from weaktr.data.layout import IMAGE_SUFFIXES, by_number
+    from weaktr.data.prepare.unpack import members
+
+    names = ("9.jpg", "._9.jpg", ".hidden9.jpg", ".DS_Store", "Thumbs.db", "__MACOSX/9.jpg")
+    for name in names:
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(jpeg(0) if name == "9.jpg" else b"clutter")
+    (tmp_path / "in.zip").write_bytes(zipped(dict.fromkeys(names, b"x")))
+    assert [sample.name for sample in unlabelled(tmp_path / "in")] == ["9"]
+    assert by_number(tmp_path / "in", IMAGE_SUFFIXES) == {9: tmp_path / "in/9.jpg"}
+    for place in ("in", "in.zip"):
+        assert [member.name for member in members(tmp_path / place)] == ["9.jpg"]
+
+
+def test_pipes_and_folders_are_not_opened(tmp_path):
+    """A pipe without a writer would be waited for without end."""
+    import os
+
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    for name in ("pipe", "folder"):
+        with pytest.raises(DataError, match=rf"{name}\.jpg .*got a folder, pipe or device"):
+            read_photograph(sample(tmp_path / f"{name}.jpg"), None)

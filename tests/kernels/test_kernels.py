@@ -107,10 +107,11 @@ def test_what_is_no_longer_a_candidate_is_measured_again(tuning, gpu):
     assert choose(tuning, gpu, configs=newer) == newer[0]
 
 
-def test_damaged_table_is_measured_again(tuning, gpu, tmp_path):
+@pytest.mark.parametrize("content", ['{"choose torch', "[]", "[" * 100_000, "\0", "9" * 5000])
+def test_damaged_table_is_measured_again(tuning, gpu, tmp_path, content):
     choose(tuning, gpu)
     (table,) = tmp_path.rglob("*.*")
-    table.write_text('{"choose torch')
+    table.write_text(content)
     tuning._table.cache_clear()
     assert choose(tuning, gpu) == CONFIGS[1]
     assert json.loads(table.read_text())

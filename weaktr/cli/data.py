@@ -83,6 +83,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from weaktr import data
+    from weaktr.data.manifest import FORMAT
+    from weaktr.files import require_replaceable
 
     root = arguments.root or arguments.folder
     if root is None:
@@ -93,11 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
     for option in arguments.option:
         apply_setting(options, option)
     if arguments.action == "masks":
-        if arguments.source != "coco14" or arguments.out is None:
-            raise ValueError("data masks: expected coco14 INSTANCES.json --out FOLDER")
-        written = data.render_masks(root, arguments.out, **options)
-        log.info("%d masks in %s", len(written), arguments.out)
-        return 0
+        return _draw(arguments, root, options)
     if arguments.action == "check":
         return _check(arguments.source, root, arguments.split, options)
     manifest = data.load_manifest(arguments.source, root, arguments.split, **options)
@@ -106,9 +104,37 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.out is None:
         raise ValueError("--out: data write needs the JSON file to write")
+    require_replaceable(arguments.out, FORMAT.encode())
     manifest.save(arguments.out)
     log.info("manifest: %s", arguments.out)
     return 0
+
+
+def _draw(arguments: argparse.Namespace, json_file: Path, options: dict[str, Any]) -> int:
+    """Draw the masks of an instances JSON into a folder that holds nothing else."""
+    from weaktr import data, outputs
+    from weaktr.data.masks import files_of_others
+    from weaktr.data.problems import Findings
+
+    out = arguments.out
+    if arguments.source != "coco14" or out is None:
+        raise ValueError("data masks: expected coco14 INSTANCES.json --out FOLDER")
+    if unknown := options.keys() - {"ids", "images"}:
+        raise ValueError(f"--option: data masks takes ids and images, got {min(unknown)}")
+    if not isinstance(options.get("images", ""), str):
+        raise ValueError(f"--option images: expected a folder, got {options['images']!r}")
+    photographs = [Path(options["images"])] if "images" in options else []
+    outputs.require_apart(out, [json_file], photographs)
+    for path in files_of_others(out, ()):
+        raise ValueError(f"{path}: weaktr did not draw it; move it away, or choose another --out")
+    found = Findings()
+    with outputs.claimed(out):
+        outputs.tidy(out)
+        written = data.render_masks(json_file, out, problems=found, **options)
+    log.info("%d masks in %s", len(written), out)
+    if found:
+        console.print(_table_of(found, f"{json_file}: {len(written)} masks"))
+    return 1 if found.count("error") else 0
 
 
 def _check(source: str, root: Path, split: str, options: dict[str, Any]) -> int:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, field
-from pathlib import Path
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from weaktr.data.classes import COCO80, COCO90, Classes
-from weaktr.data.layout import read_text
+from weaktr.data.layout import read_json
+from weaktr.data.manifest import is_inside
+from weaktr.data.outlines import is_whole
 from weaktr.data.problems import DataError, Problem
 
 Ids = Literal[90, 80, "json"]
+#: Of one part of a path, so that a suffix of four fits.
+_MOST_NAME_BYTES = 251
 
 
 @dataclass(frozen=True)
@@ -29,63 +33,250 @@ class Numbering:
     mask_ids: tuple[int, ...] | None
 
 
+@dataclass(frozen=True, slots=True)
+class CocoImage:
+    """An entry of ``"images"``; its size is checked where it is needed, see `outlines`.
+
+    Args:
+        row: its place in the list.
+        id: what annotations call it.
+        file_name: a path below the image folder.
+        height, width: as in the JSON; None where they are missing.
+    """
+
+    row: int
+    id: int | str
+    file_name: str
+    height: Any
+    width: Any
+
+    @property
+    def where(self) -> str:
+        """Its place, for a `Problem`."""
+        return f"images[{self.row}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """An entry of ``"annotations"``; what drawing needs is checked where it is drawn.
+
+    Args:
+        row: its place in the list.
+        id: its number, for messages.
+        image_id: an image.
+        category_id: a category.
+        iscrowd: as in the JSON; 0 where it is missing.
+        segmentation: its outline as in the JSON; None where there is none.
+    """
+
+    row: int
+    id: Any
+    image_id: int | str
+    category_id: int
+    iscrowd: Any
+    segmentation: Any
+
+    @property
+    def where(self) -> str:
+        """Its place, for a `Problem`."""
+        return f"annotations[{self.row}]"
+
+    @property
+    def name(self) -> str:
+        """What people look for in the JSON."""
+        return f"annotation {self.id!r:.40} of image {self.image_id!r:.40}"
+
+
 @dataclass
 class Instances:
-    """The content of an instances JSON, checked.
+    """The content of an instances JSON, checked; wrong entries are left out and named.
 
     Args:
         path: the JSON file.
         numbering: its classes.
-        images: the entries of ``"images"``.
-        annotations: the entries of ``"annotations"`` of each image id.
+        images: the images.
+        annotations: the annotations of each image id.
         problems: faults met while reading it.
+        incomplete: the ids of the images of which an annotation was left out.
+        foreign: whether it has categories that its numbering does not know.
     """
 
     path: Path
     numbering: Numbering
-    images: list[dict[str, Any]]
-    annotations: dict[Any, list[dict[str, Any]]]
+    images: list[CocoImage]
+    annotations: dict[int | str, list[Annotation]]
     problems: list[Problem] = field(default_factory=list)
+    incomplete: set[int | str] = field(default_factory=set)
+    foreign: bool = False
 
-    def labels(self, image_id: object) -> tuple[int, ...]:
+    def labels(self, image_id: int | str) -> tuple[int, ...]:
         """Ascending class indices of an image; groups of objects (crowds) count as well."""
         index_of = self.numbering.index_of_category
-        categories = {entry["category_id"] for entry in self.annotations.get(image_id, ())}
+        categories = {entry.category_id for entry in self.annotations.get(image_id, ())}
         return tuple(sorted(index_of[category] for category in categories))
+
+    def is_outlined(self, image: CocoImage) -> bool:
+        """Whether every object of an image has an outline, and is known."""
+        rows = self.annotations[image.id]
+        return image.id not in self.incomplete and all(row.segmentation is not None for row in rows)
+
+    def numbered(self, ids: Literal[90, 80]) -> Instances:
+        """The same with the classes of another numbering; masks hold COCO ids."""
+        numbering = numbering_of([], ids, 90)
+        result = replace(self, numbering=numbering, annotations={}, incomplete={*self.incomplete})
+        result.problems = [*self.problems]
+        for image_id, entries in self.annotations.items():
+            known = [e for e in entries if e.category_id in numbering.index_of_category]
+            result.annotations[image_id] = known
+            for entry in entries:
+                if entry.category_id not in numbering.index_of_category:
+                    result.leave_out(entry, _outside(entry.category_id))
+        return result
+
+    def leave_out(self, entry: Annotation, why: str) -> None:
+        """Note that an annotation is left out."""
+        self.problems.append(Problem(str(self.path), entry.where, f"{why} ({entry.name})"))
+        self.incomplete.add(entry.image_id)
 
 
 def read_instances(path: Path, *, ids: Ids = 90, mask_ids: Literal[90, 80] = 90) -> Instances:
     """Read and check an instances JSON; see `coco14` for `ids` and `mask_ids`.
 
     Raises:
-        DataError: missing, not JSON, or not of COCO's form.
+        ValueError: `ids` is none of these.
+        DataError: missing, not JSON, not of COCO's form, or its categories are not whole. Other
+            wrong entries are among the `problems`.
     """
+    if ids not in (90, 80, "json"):
+        raise ValueError(f"ids: expected 90, 80 or 'json', got {ids!r}")
     try:
-        content = json.loads(read_text(path))
-        categories = [(int(entry["id"]), str(entry["name"])) for entry in content["categories"]]
-        images = [{"id": e["id"], "file_name": e["file_name"], **e} for e in content["images"]]
-        rows = [(e["image_id"], e["category_id"], e) for e in content["annotations"]]
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        message = f"expected COCO's instances JSON, got: {type(error).__name__} {error}"
+        content = read_json(path, finite=False)
+    except DataError as error:
+        message = f"expected COCO's instances JSON: {error.problems[0].message}"
         raise DataError(Problem(str(path), "", message)) from error
-    numbering = numbering_of(categories, ids, mask_ids)
-    result = Instances(path, numbering, images, {entry["id"]: [] for entry in images})
+    lists = ("images", "annotations", "categories")
+    if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in lists):
+        message = "expected COCO's instances JSON, an object with the lists " + ", ".join(lists)
+        raise DataError(Problem(str(path), "", f"{message}; got {_outline_of(content)}"))
+    categories = _categories(path, content["categories"])
+    try:
+        numbering = numbering_of(categories, ids, mask_ids)
+    except ValueError as error:
+        raise DataError(Problem(str(path), "categories", str(error))) from error
+    result = Instances(path, numbering, [], {})
     if ids != "json":
         result.problems += _foreign_categories(path, categories)
-    for row, (image_id, category, entry) in enumerate(rows):
-        where = f"annotations[{row}]"
-        if image_id not in result.annotations:
-            result.problems.append(Problem(str(path), where, f"image_id {image_id!r} is no image"))
-        elif category not in numbering.index_of_category:
-            message = f"category_id {category!r} is outside the class list"
-            result.problems.append(Problem(str(path), where, message))
-        else:
-            result.annotations[image_id].append(entry)
+        result.foreign = bool(result.problems)
+    names: dict[str, CocoImage] = {}
+    for row, entry in enumerate(content["images"]):
+        _add_image(result, row, entry, names)
+    for row, entry in enumerate(content["annotations"]):
+        _add_annotation(result, row, entry)
     return result
 
 
+def _outline_of(content: Any) -> str:
+    """What a JSON holds instead of COCO's lists, in words."""
+    if not isinstance(content, dict):
+        return f"a {type(content).__name__}"
+    return ", ".join(f"{k!r:.40}: {type(v).__name__}" for k, v in [*content.items()][:5]) or "{}"
+
+
+def _add_image(result: Instances, row: int, entry: Any, names: dict[str, CocoImage]) -> None:
+    """Add an entry of ``"images"``, or a problem; `names`: the images by file name less suffix."""
+    given = entry if isinstance(entry, dict) else {}
+    identity, name = given.get("id"), given.get("file_name")
+    image = CocoImage(row, identity, name, given.get("height"), given.get("width"))  # type: ignore[arg-type]
+    if not _is_id(identity) or not isinstance(name, str):
+        message = f"expected an object with id and file_name, got {entry!r:.60}"
+    elif not is_inside(name):
+        message = f"file_name leads out of the image folder: {name!r}"
+    elif not _is_file_name(name):
+        message = f"expected a file_name that a file can have, got {name!r:.60}"
+    elif identity in result.annotations:
+        message = f"id {identity!r:.40} is that of another image too"
+    elif (stem := PurePosixPath(name).with_suffix("").as_posix()) in names:
+        other = names[stem]
+        message = (
+            f"file_name {name!r} is that of {other.where}, {other.file_name!r}, but for its suffix"
+        )
+    else:
+        names[stem] = image
+        result.images.append(image)
+        result.annotations[image.id] = []
+        return
+    result.problems.append(Problem(str(result.path), image.where, message))
+
+
+def _add_annotation(result: Instances, row: int, entry: Any) -> None:
+    """Add an entry of ``"annotations"``, or a problem."""
+    if not isinstance(entry, dict):
+        message = f"expected an object, got {entry!r:.60}"
+        result.problems.append(Problem(str(result.path), f"annotations[{row}]", message))
+        return
+    annotation = Annotation(
+        row,
+        entry.get("id"),
+        entry.get("image_id"),  # type: ignore[arg-type]
+        entry.get("category_id"),  # type: ignore[arg-type]
+        entry.get("iscrowd", 0),
+        None if entry.get("segmentation") in (None, []) else entry["segmentation"],
+    )
+    if not _is_id(annotation.image_id) or annotation.image_id not in result.annotations:
+        message = f"image_id {annotation.image_id!r:.60} is no image ({annotation.name})"
+        result.problems.append(Problem(str(result.path), annotation.where, message))
+    elif not is_whole(annotation.category_id):
+        result.leave_out(annotation, f"category_id {annotation.category_id!r:.60} is no number")
+    elif annotation.category_id not in result.numbering.index_of_category:
+        result.leave_out(annotation, _outside(annotation.category_id))
+    else:
+        result.annotations[annotation.image_id].append(annotation)
+
+
+def _outside(category_id: int) -> str:
+    return f"category_id {category_id!r:.60} is outside the class list"
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, str) or is_whole(value)
+
+
+def _is_file_name(name: str) -> bool:
+    """Whether a file system takes this relative path, also with the suffix of a mask."""
+    try:
+        parts = [os.fsencode(part) for part in PurePosixPath(name).parts]
+    except UnicodeEncodeError:
+        return False
+    has_controls = any(ord(character) < 32 for character in name)
+    return not has_controls and all(len(part) <= _MOST_NAME_BYTES for part in parts)
+
+
+def _categories(path: Path, entries: list[Any]) -> list[tuple[int, str]]:
+    """(id, name) of the categories; all labels depend on them, so that each has to be right."""
+    categories: dict[int, str] = {}
+    problems = []
+    for row, entry in enumerate(entries):
+        given = entry if isinstance(entry, dict) else {}
+        identity, name = given.get("id"), given.get("name")
+        if not is_whole(identity) or not isinstance(name, str) or not name.strip():
+            message = f"expected an object with id, a whole number, and name; got {entry!r:.60}"
+        elif identity in categories:
+            message = f"id {identity} stands twice"
+        else:
+            categories[int(identity)] = name
+            continue
+        problems.append(Problem(str(path), f"categories[{row}]", message))
+    if problems:
+        raise DataError(problems)
+    return [*categories.items()]
+
+
 def numbering_of(categories: list[tuple[int, str]], ids: Ids, mask_ids: int) -> Numbering:
-    """How the ids of `categories` (id, name) become class indices; options as in `coco14`."""
+    """How the ids of `categories` (id, name) become class indices; options as in `coco14`.
+
+    Raises:
+        ValueError: the categories are no classes.
+    """
     if ids == "json":
         ordered = sorted(categories)
         classes = Classes(tuple(name for _, name in ordered))

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from weaktr import files
 from weaktr.data.manifest import Manifest
 from weaktr.data.problems import DataError, Problem
 
@@ -36,17 +39,26 @@ def first_file(candidates: Iterable[Path]) -> Path | None:
 
 
 def read_text(path: Path) -> str:
-    """The text of a list or label file in UTF-8, with or without a byte order mark.
+    """`weaktr.files.read_text` of a list or label file, with faults as `DataError`."""
+    with _faults_of(path):
+        return files.read_text(path)
 
-    Raises:
-        DataError: missing or not UTF-8.
-    """
+
+def read_json(path: Path, *, finite: bool = True) -> Any:
+    """`weaktr.files.read_json`, with faults as `DataError`."""
+    with _faults_of(path):
+        return files.read_json(path, finite=finite)
+
+
+@contextmanager
+def _faults_of(path: Path) -> Iterator[None]:
+    """Raise errors in reading a file, which name it, as a `DataError` of that file."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        yield
     except FileNotFoundError as error:
         raise DataError(Problem(str(path), "", "file is missing")) from error
-    except UnicodeDecodeError as error:
-        message = f"expected text in UTF-8: {error}; save it as UTF-8"
+    except ValueError as error:
+        message = str(error).removeprefix(f"{path}: ")
         raise DataError(Problem(str(path), "", message)) from error
 
 
@@ -79,20 +91,21 @@ def by_number(folder: Path | None, suffixes: Sequence[str]) -> dict[int, Path]:
     """
     if folder is None:
         return {}
-    files: dict[int, Path] = {}
+    found: dict[int, Path] = {}
     with os.scandir(folder) as entries:
         for entry in entries:
             stem, suffix = os.path.splitext(entry.name)
             number = trailing_number(stem)
-            if number is not None and suffix.lower() in suffixes:
-                files[number] = folder / entry.name
-    return files
+            if number is None or suffix.lower() not in suffixes or files.is_clutter(entry.name):
+                continue
+            found[number] = folder / entry.name
+    return found
 
 
 def trailing_number(stem: str) -> int | None:
-    """The number at the end of a file's stem, or None."""
-    match = re.search(r"(\d+)$", stem)
-    return int(match[1]) if match else None
+    """The number at the end of a file's stem, or None; file names hold no longer ones."""
+    match = re.search(r"(?<!\d)\d{1,255}$", stem)
+    return int(match[0]) if match else None
 
 
 def collect_or_raise(

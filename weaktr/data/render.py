@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from weaktr.data.classes import IGNORE
-from weaktr.data.instances import Ids, Instances, read_instances
-from weaktr.data.manifest import is_inside
+from weaktr.data.instances import CocoImage, Ids, Instances, read_instances
+from weaktr.data.io import image_size, size_message
 from weaktr.data.masks import write_mask
+from weaktr.data.outlines import area, check_outline, paint, require_size, runs_of
 from weaktr.data.problems import DataError, Problem
 
 
-def render_masks(instances_json: str | Path, out_dir: str | Path, *, ids: Ids = 90) -> list[Path]:
+def render_masks(
+    instances_json: str | Path,
+    out_dir: str | Path,
+    *,
+    ids: Ids = 90,
+    images: str | Path | None = None,
+    problems: list[Problem] | None = None,
+) -> list[Path]:
     """Draw the class mask of every annotated image as a palette PNG.
 
     Large objects are drawn first and small ones on top, since where two outlines overlap the
@@ -27,6 +36,9 @@ def render_masks(instances_json: str | Path, out_dir: str | Path, *, ids: Ids = 
         instances_json: COCO's annotations; needs the extra ``coco`` (pycocotools).
         out_dir: where ``<file_name without suffix>.png`` are written; created if missing.
         ids: 90 draws COCO ids, 80 labels 1..80, "json" labels 1..C of the JSON's own categories.
+        images: the folder of the photographs, whose sizes are then compared with the JSON's.
+        problems: None = a fault is an error, raised when all other masks are drawn; a list = the
+            faults are added to it. An image with a faulty annotation gets no mask.
 
     Returns:
         The files written. Images without any annotation get an all-background mask; images with
@@ -34,61 +46,94 @@ def render_masks(instances_json: str | Path, out_dir: str | Path, *, ids: Ids = 
 
     Raises:
         ImportError: pycocotools is not installed.
-        DataError: the JSON is not whole, or an outline cannot be drawn.
+        ValueError: `images` is no folder, or `ids` is none of these.
+        DataError: the JSON cannot be read, its categories are not those of `ids`, or `problems` is
+            None and there are faults.
     """
+    if images is not None and not Path(images).is_dir():
+        raise ValueError(f"images: expected the folder of the photographs, got {str(images)!r}")
     numbering: Literal[80, 90] = 80 if ids == 80 else 90
     declared = read_instances(Path(instances_json), ids=ids, mask_ids=numbering)
-    for row, entry in enumerate(declared.images):
-        if not is_inside(str(entry["file_name"])):
-            message = f"file_name leads out of the folder: {entry['file_name']!r}"
-            declared.problems.append(Problem(str(declared.path), f"images[{row}]", message))
-    if declared.problems:
+    if declared.foreign:
         raise DataError(declared.problems)
-    written = []
-    for entry in declared.images:
-        if not all(row.get("segmentation") for row in declared.annotations[entry["id"]]):
+    faults, written = [*declared.problems], []
+    for image in filter(declared.is_outlined, declared.images):
+        try:
+            mask = draw_mask(declared, image, images)
+        except DataError as error:
+            faults += error.problems
             continue
-        path = (Path(out_dir) / entry["file_name"]).with_suffix(".png")
-        write_mask(path, draw_mask(declared, entry), durable=False)
+        path = mask_path(out_dir, image)
+        write_mask(path, mask, durable=False)
         written.append(path)
+    if faults and problems is None:
+        raise DataError(faults)
+    if problems is not None:
+        problems += faults
     return written
 
 
-def draw_mask(declared: Instances, image: dict[str, Any]) -> np.ndarray:
-    """uint8 [H, W] labels of one entry of ``"images"``, in the numbering of `declared`.
+def mask_path(folder: str | Path, image: CocoImage) -> Path:
+    """Where the mask of an image is, in a folder of masks."""
+    return (Path(folder) / image.file_name).with_suffix(".png")
+
+
+def draw_mask(
+    declared: Instances, image: CocoImage, photographs: str | Path | None = None
+) -> np.ndarray:
+    """uint8 [H, W] labels of an image, in the numbering of `declared`.
+
+    Args:
+        declared: the JSON.
+        image: one of its images.
+        photographs: their folder. Where it holds this one, that must have the size in the JSON.
 
     Raises:
         ImportError: pycocotools is not installed.
-        DataError: an outline cannot be drawn.
+        DataError: the size or an outline is faulty; lists all faults of the image.
     """
-    mask = np.zeros((int(image["height"]), int(image["width"])), np.uint8)
-    objects = [
-        (bool(entry.get("iscrowd", 0)), _outline(declared, entry, mask.shape), entry)
-        for entry in declared.annotations[image["id"]]
-    ]
-    for crowd, inside, entry in sorted(objects, key=lambda o: (not o[0], -int(o[1].sum()))):
-        label = declared.numbering.index_of_category[entry["category_id"]] + 1
-        mask[inside] = IGNORE if crowd else label
-    return mask
+    if faults := [*_faults(declared, image, photographs)]:
+        raise DataError(faults)
+    size = require_size(image.height, image.width)
+    entries = declared.annotations[image.id]
+    objects = [(entry, runs_of(entry.segmentation, size)) for entry in entries]
+    columns = np.zeros(size[::-1], np.uint8)
+    for entry, runs in sorted(objects, key=lambda o: (not o[0].iscrowd, -area(o[1]))):
+        label = declared.numbering.index_of_category[entry.category_id] + 1
+        paint(columns, runs, IGNORE if entry.iscrowd else label)
+    return np.ascontiguousarray(columns.T)
 
 
-def _outline(declared: Instances, entry: dict[str, Any], size: tuple[int, ...]) -> np.ndarray:
-    """bool [H, W] of one annotation: polygons, run lengths or compressed run lengths."""
-    from pycocotools import mask as coco_mask
-
-    drawn = entry["segmentation"]
-    if isinstance(drawn, list) and all(_is_polygon(part) for part in drawn):
-        encoded = coco_mask.merge(coco_mask.frPyObjects(drawn, *size))
-    elif isinstance(drawn, dict) and list(drawn.get("size", [])) == list(size):
-        counts = drawn.get("counts")
-        encoded = coco_mask.frPyObjects(drawn, *size) if isinstance(counts, list) else drawn
-    else:
-        where = f"annotation {entry.get('id')} of image {entry['image_id']}"
-        message = f"expected polygons or run lengths of {size[0]}x{size[1]}, got {drawn!r:.60}"
-        raise DataError(Problem(str(declared.path), where, message))
-    return coco_mask.decode(encoded).astype(bool)
+def drawing_faults(declared: Instances, photographs: str | Path) -> list[Problem]:
+    """The faults for which images with outlines cannot be drawn, see `draw_mask`; none is drawn."""
+    images = (image for image in declared.images if declared.annotations[image.id])
+    outlined = filter(declared.is_outlined, images)
+    return [fault for image in outlined for fault in _faults(declared, image, photographs)]
 
 
-def _is_polygon(part: object) -> bool:
-    """Whether `part` is [x0, y0, x1, y1, ...] of at least three points."""
-    return isinstance(part, list) and len(part) >= 6 and len(part) % 2 == 0
+def _faults(
+    declared: Instances, image: CocoImage, photographs: str | Path | None
+) -> Iterator[Problem]:
+    """Why an image cannot be drawn."""
+    json_file = str(declared.path)
+    try:
+        size = require_size(image.height, image.width)
+    except ValueError as error:
+        yield Problem(json_file, image.where, f"{error} ({image.file_name})")
+        return
+    photograph = None if photographs is None else Path(photographs) / image.file_name
+    if photograph is not None and photograph.is_file():
+        try:
+            real = image_size(photograph, f"{json_file}: {image.where}")
+            if real != size:
+                message = f"{photograph}: {size_message('annotations', size, real)}"
+                yield Problem(json_file, image.where, message)
+        except DataError as error:
+            yield from error.problems
+    for entry in declared.annotations[image.id]:
+        try:
+            if entry.iscrowd not in (0, 1):
+                raise ValueError(f"expected iscrowd to be 0 or 1, got {entry.iscrowd!r:.60}")
+            check_outline(entry.segmentation, size)
+        except ValueError as error:
+            yield Problem(json_file, entry.name, str(error))

@@ -12,17 +12,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch import Tensor
 
 from weaktr.config import BackboneConfig
-from weaktr.models.checkpoints import describe, load_strict
-from weaktr.models.released.torch_file import read_torch_file
+from weaktr.data.arrays import read_npz
+from weaktr.models.architecture import check_architecture
+from weaktr.models.checkpoints import describe, load_strict, read_safetensors
+from weaktr.models.released.torch_file import read_torch_file, weights_in
 from weaktr.models.vit import ViT
 
 log = logging.getLogger("weaktr")
@@ -44,7 +44,6 @@ IGNORED = (
     "fusion",
     "adaptive_attention_fusion",
 )
-WRAPPERS = ("model", "module", "state_dict", "teacher")
 #: Names of the original EVA-02 and DINOv2 releases -> timm's.
 RENAMES = (
     ("mlp.w12.", "mlp.fc1."),
@@ -81,8 +80,10 @@ def load_backbone(vit: ViT, config: BackboneConfig) -> None:
     else:
         state = read_state(Path(weights))
         grid = stored_grid(Path(weights), state)
-    fitted = fit_state(timm_names(state), vit, config.resize, grid)
-    load_strict(vit, fitted, f"backbone weights {weights}")
+    try:
+        load_strict(vit, fit_state(timm_names(state), vit, config.resize, grid))
+    except (ValueError, IndexError, RuntimeError) as error:
+        raise ValueError(f"backbone weights {weights}: {error}") from error
 
 
 def timm_state(backbone: str, backbone_args: Mapping[str, Any]) -> State:
@@ -92,13 +93,14 @@ def timm_state(backbone: str, backbone_args: Mapping[str, Any]) -> State:
         backbone, backbone_args: timm's name and arguments.
 
     Raises:
-        ValueError: they are not in the cache and could not be downloaded.
+        ValueError: they are not in the cache and could not be downloaded, or do not fit.
     """
+    check_architecture(BackboneConfig(backbone, backbone_args=dict(backbone_args)))
     try:
         donor = timm.create_model(backbone, pretrained=True, num_classes=0, **backbone_args)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         raise ValueError(
-            f"weights: {backbone} could not be downloaded ({error}); get the file elsewhere and "
+            f"weights: {backbone} could not be loaded ({error}); get the file elsewhere and "
             "give it with --set cam_model.weights=FILE or --set seg_model.weights=FILE"
         ) from error
     state: State = donor.state_dict()
@@ -106,20 +108,22 @@ def timm_state(backbone: str, backbone_args: Mapping[str, Any]) -> State:
 
 
 def read_state(path: Path) -> State:
-    """Tensors of a safetensors, npz (AugReg) or torch file; no pickled code is ever run."""
+    """Tensors of a safetensors, npz (AugReg) or torch file; no pickled code is ever run.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: damaged, or without a state dict; names the file.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"weights: no file {path}")
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    if path.suffix == ".npz":
-        return augreg_names(path)
-    state = read_torch_file(path)
-    for wrapper in WRAPPERS:
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
-    if not isinstance(state, dict) or not any(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f"weights: {path} holds no state dict of tensors")
-    return {k: v for k, v in state.items() if isinstance(v, Tensor)}
+    try:
+        if path.suffix == ".npz":
+            return augreg_names(path)
+        tree = read_safetensors(path) if path.suffix == ".safetensors" else read_torch_file(path)
+        return {k: v for k, v in weights_in(tree).items() if isinstance(v, Tensor)}
+    except ValueError as error:
+        message = str(error).removeprefix(f"{path}: ")
+        raise ValueError(f"weights: {path}: {message}") from error
 
 
 def stored_grid(path: Path, state: Mapping[str, Tensor]) -> tuple[int, int] | None:
@@ -271,9 +275,21 @@ def _resize_position(
 
 
 def augreg_names(path: Path) -> State:
-    """An AugReg ``.npz`` (Flax names, HWIO kernels) -> timm's names and layouts."""
-    with np.load(path, allow_pickle=False) as file:
-        raw = {key.removeprefix("opt/target/"): torch.from_numpy(file[key]) for key in file.files}
+    """An AugReg ``.npz`` (Flax names, HWIO kernels) -> timm's names and layouts.
+
+    Raises:
+        ValueError: damaged, or another file.
+    """
+    arrays = read_npz(path)
+    raw = {key.removeprefix("opt/target/"): torch.from_numpy(arrays[key]) for key in arrays}
+    try:
+        return _augreg_state(raw)
+    except (LookupError, RuntimeError) as error:
+        raise ValueError(f"expected AugReg's arrays, got others ({error})") from error
+
+
+def _augreg_state(raw: State) -> State:
+    """The tensors of `augreg_names`; KeyError, IndexError or RuntimeError where they are others."""
     out = {
         "cls_token": raw["cls"],
         "pos_embed": raw["Transformer/posembed_input/pos_embedding"],

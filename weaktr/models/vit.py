@@ -21,6 +21,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from weaktr.config import BackboneConfig, Position
+from weaktr.models.architecture import arguments_of, check_architecture
 from weaktr.models.blocks import Layer, run_block
 from weaktr.models.packing import TokenBatch
 from weaktr.models.positions import resized_position
@@ -225,13 +226,13 @@ class BackboneModel(nn.Module):
 
 
 def create_backbone(config: BackboneConfig) -> Any:
-    """`timm.create_model` with random weights, no classifier, checked to be a plain ViT."""
-    backbone, arguments = config.backbone, dict(config.backbone_args)
-    if config.patch_size is not None:
-        arguments["patch_size"] = config.patch_size
-    if not timm.is_model(backbone.split(".", maxsplit=1)[0]):
-        near = timm.list_models(f"*{backbone.split('_', maxsplit=1)[0]}*")[:8]
-        raise ValueError(f"backbone: timm has no model {backbone!r}; some that it has: {near}")
+    """`timm.create_model` with random weights, no classifier, checked to be a plain ViT.
+
+    Raises:
+        ValueError: see `check_architecture`; arguments that timm cannot build, or no plain ViT.
+    """
+    check_architecture(config)
+    backbone = config.backbone
     try:
         model: Any = timm.create_model(
             backbone,
@@ -241,10 +242,15 @@ def create_backbone(config: BackboneConfig) -> Any:
             img_size=config.image_size,
             drop_path_rate=config.drop_path,
             dynamic_img_size=True,
-            **arguments,
+            **arguments_of(config),
         )
     except TypeError as error:  # convolutional and windowed models do not take these arguments
         raise ValueError(f"backbone: {backbone!r} is not a plain ViT ({error})") from error
+    except (AssertionError, ArithmeticError, AttributeError, LookupError, RuntimeError) as error:
+        raise ValueError(
+            f"backbone: {backbone!r} cannot be built with image_size {config.image_size} and "
+            f"backbone_args {config.backbone_args} ({type(error).__name__}: {error})"
+        ) from error
     block: Any = model.blocks[0] if hasattr(model, "blocks") else None
     plain = isinstance(block, Block | EvaBlock) and isinstance(
         block.attn, Attention | AttentionRope | EvaAttention

@@ -31,7 +31,10 @@ from weaktr.evaluation.pairs import Evaluation, Pair, evaluate_pairs
 from weaktr.evaluation.report import Conditions, Row, caption, draw_classes, print_rows, row_json
 from weaktr.files import write_json
 from weaktr.models import CamModel
+from weaktr.stages.label import LABEL
+from weaktr.stages.predict import PREDICT
 from weaktr.stages.run import Run, Stage
+from weaktr.stages.train_cam import TRAIN_CAM
 
 log = logging.getLogger("weaktr")
 
@@ -39,15 +42,16 @@ log = logging.getLogger("weaktr")
 HELD_OUT, TRAINED_ON = "val", "not_held_out"
 
 
-def evaluate(run: Run) -> list[Row]:
-    """Score all results that a run has.
+def evaluate(run: Run, folder: Path) -> int:
+    """Score all results that a run has; also printed as a table.
 
     Args:
-        run: its ``label`` and ``predict`` are read, ``evaluate/`` and ``metrics.json`` written. The
-            CAMs of a recipe with stage 1 are computed again.
+        run: its ``label`` and ``predict`` are read, its ``metrics.json`` is written. The CAMs of a
+            recipe with stage 1 are computed again.
+        folder: gets ``metrics.json`` with all details, and charts.
 
     Returns:
-        The rows, also printed as a table.
+        How many images could not be scored.
 
     Raises:
         ValueError: a mask has another size than its truth; the splits have other classes, or mean
@@ -57,19 +61,20 @@ def evaluate(run: Run) -> list[Row]:
     require_same_classes(run.train_images, score)
     require_same_images(run.train_images, score)
     rows: list[Row] = []
+    not_scored = 0
     if "train_cam" in recipe.stages:
-        rows += _cam_rows(recipe, score, run.cam_model())
+        rows, not_scored = _cam_rows(recipe, score, run.cam_model())
     conditions = label_conditions(recipe.label, split_name(score))
-    rows += folder_rows("pseudo_label", "pseudo labels", conditions, run.of("label"), score)
+    rows += folder_rows(run, "label", "pseudo_label", "pseudo labels", conditions, score)
     if run.predicted is not None:
         require_same_classes(run.train_images, run.predicted)
         conditions = prediction_conditions(recipe.predict, split_name(run.predicted))
         key, what = held_out(run.train_images, run.predicted)
-        rows += folder_rows(key, what, conditions, run.of("predict"), run.predicted)
+        rows += folder_rows(run, "predict", key, what, conditions, run.predicted)
     names = score.classes.label_names
     supervision = "true masks" if recipe.train_seg.masks == "truth" else "image-level labels"
     details = [row_json(row, names) | {"supervision": supervision} for row in rows]
-    write_json(run.of("evaluate") / "metrics.json", details)
+    write_json(folder / "metrics.json", details)
     flat: dict[str, Any] = {"recipe": recipe.name, "seed": recipe.seed}
     flat |= {row.key: round(row.scores.miou, 3) for row in rows}
     flat["conditions"] = {row.key: caption(row) for row in rows}
@@ -77,8 +82,8 @@ def evaluate(run: Run) -> list[Row]:
     print_rows(rows, f"{recipe.name}: in %, trained from {supervision}")
     for what in ("pseudo_label", HELD_OUT, TRAINED_ON):
         if chosen := [row for row in rows if row.key.startswith(what)]:
-            draw_classes(chosen, names, run.of("evaluate") / f"{what}_classes.png")
-    return rows
+            draw_classes(chosen, names, folder / f"{what}_classes.png")
+    return not_scored
 
 
 def held_out(train: Manifest, predicted: Manifest) -> tuple[str, str]:
@@ -127,36 +132,41 @@ def require_same_images(train: Manifest, score: Manifest) -> None:
             )
 
 
-def _cam_rows(recipe: Recipe, score: Manifest, model: CamModel) -> list[Row]:
-    """The plain CAM and the recipe's CAM, each at its best threshold."""
-    if recipe.evaluate.cam_images == 0 or all(s.mask is None for s in score.samples):
-        return []
+def _cam_rows(recipe: Recipe, score: Manifest, model: CamModel) -> tuple[list[Row], int]:
+    """The plain CAM and the recipe's CAM, each at its best threshold; how many images have none."""
+    chosen = [s for s in score.samples if s.mask is not None and s.labels is not None]
+    chosen = chosen[: recipe.evaluate.cam_images]
+    if not chosen:
+        return [], 0
     coarse = replace(recipe.label, attention_type="coarse", refine=False)
     kinds = {"cam_coarse_miou": coarse}
     if recipe.label != coarse:
         kinds["cam_miou"] = recipe.label
-    rows = []
+    rows, not_scored = [], 0
     for key, kind in kinds.items():
-        threshold, scores = cam_curve(model, score.samples, kind, recipe.evaluate).best()
+        threshold, scores = cam_curve(model, chosen, kind, recipe.evaluate).best()
+        not_scored = max(not_scored, len(chosen) - scores.images)
         conditions = Conditions(
             split_name(score), listed(kind.scales), yes_or_no(kind.flip), "none", "-",
             f"best threshold {threshold:g}, chosen with these masks",
         )  # fmt: skip
         rows.append(Row(key, f"CAM, {cam_name(kind)}", conditions, scores))
-    return rows
+    return rows, not_scored
 
 
 def folder_rows(
-    key: str, what: str, conditions: Conditions, folder: Path, truth: Manifest
+    run: Run, stage: str, key: str, what: str, conditions: Conditions, truth: Manifest
 ) -> list[Row]:
     """A stage's masks without and, where it was used, with the CRF."""
+    folder = run.of(stage)
     sources = [(f"{key}_miou", what, folder, conditions)]
     if conditions.crf != "none":
         before, plain = before_refinement(folder), replace(conditions, crf="none")
         sources.insert(0, (f"{key}_before_crf_miou", f"{what} before CRF", before, plain))
     rows = []
     for name, title, masks, kind in sources:
-        evaluation = score_folder(MaskFolder(masks), truth)
+        there = MaskFolder(masks, verify=True, contents=run.contents)
+        evaluation = score_folder(there, truth)
         if evaluation is not None:
             rows.append(Row(name, title, kind, evaluation.scores, evaluation))
     return rows
@@ -194,6 +204,7 @@ EVALUATE = Stage(
     settings=("evaluate",),
     images=lambda run: [run.score, run.predicted],
     work=evaluate,
-    after=("train_cam", "label", "predict"),
+    result=lambda run, folder: run.contents.digest(folder / "metrics.json"),
+    after=(TRAIN_CAM, LABEL, PREDICT),
     optional=True,
 )

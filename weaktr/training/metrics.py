@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
+from weaktr.files import parse_json, read_text
+
 
 class MetricsLog:
     """metrics.jsonl: one JSON object a line, cut back to a checkpoint's position on resume."""
@@ -29,9 +31,9 @@ class MetricsLog:
         return self.path.stat().st_size
 
     def cut(self, position: int) -> None:
-        """Delete everything after `position`."""
+        """Delete everything after `position`, where there is more."""
         self._file.flush()
-        os.truncate(self.path, position)
+        os.truncate(self.path, min(position, self.path.stat().st_size))
 
     def close(self) -> None:
         """Close the file."""
@@ -39,6 +41,15 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The entries of a metrics.jsonl; a last line that was cut off is left out."""
-    text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    """The entries of a metrics.jsonl; a last line that was cut off is left out.
+
+    Raises:
+        ValueError: not such a file; names it and the line.
+    """
+    entries = []
+    for number, line in enumerate(read_text(path).split("\n")[:-1], start=1):
+        entry = parse_json(line, f"{path}:{number}", finite=False)
+        if not isinstance(entry, dict):
+            raise ValueError(f"{path}:{number}: expected a JSON object, got {entry!r:.60}")
+        entries.append(entry)
+    return entries

@@ -26,6 +26,8 @@ class Site:
         etag: version that it states.
         status: an error code for every answer; None = serve.
         errors_first: so many answers with 503 before it serves.
+        sends_to: the address to which it redirects every request; None = serve.
+        tells_size: whether it states how many bytes come.
         asked: the Range of each request, None where there was none.
         port: where it listens.
     """
@@ -38,6 +40,8 @@ class Site:
     etag: str = '"1"'
     status: int | None = None
     errors_first: int = 0
+    sends_to: str | None = None
+    tells_size: bool = True
     asked: list[str | None] = field(default_factory=list)
     port: int = 0
     closing: threading.Event = field(default_factory=threading.Event)
@@ -68,6 +72,11 @@ class _Handler(BaseHTTPRequestHandler):
         if status is not None or content is None:
             self.send_error(status or 404)
             return
+        if site.sends_to is not None:
+            self.send_response(302)
+            self.send_header("Location", site.sends_to)
+            self.end_headers()
+            return
         start = 0
         if wanted and site.ranges and self.headers.get("If-Range", site.etag) == site.etag:
             start = int(wanted.removeprefix("bytes=").removesuffix("-"))
@@ -78,7 +87,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(206 if start else 200)
         if start:
             self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
-        self.send_header("Content-Length", str(total - start))
+        if self.site.tells_size:
+            self.send_header("Content-Length", str(total - start))
         self.send_header("ETag", self.site.etag)
         self.end_headers()
 

@@ -80,6 +80,41 @@ def test_masks(tmp_path: Path) -> None:
     assert Image.open(next((root / "masks/val2014").iterdir())).mode == "P"
 
 
+def test_faulty_annotations_leave_out_their_image(tmp_path: Path) -> None:
+    """The others are drawn; what is wrong is said, and drawn once it is mended."""
+    content = json.loads(little.coco_instances("train"))
+    content["annotations"][2]["segmentation"] = [[1, 1, float("nan"), 4, 4, 4]]  # of image 25
+    changed = archives() | {
+        NAMES[0]: little.zipped(
+            {
+                "annotations/instances_train2014.json": json.dumps(content).encode(),
+                "annotations/instances_val2014.json": little.coco_instances("val"),
+            }
+        )
+    }
+    root = little.write(tmp_path, changed)
+    result = prepare_coco14(root, facts=FACTS)
+    assert counts(root) == COMPLETE | {"train": (2, 2, 2, 1)}
+    assert [m.what for m in result.missing] == [
+        f"masks of train: 1 faults of annotations, the first: {root}/annotations/"
+        "instances_train2014.json (annotation 2500 of image 25): expected polygons in or near an "
+        "image of 32x24 (width x height), got x from nan to nan and y from 1 to 4",
+        "train: 1 masks",
+    ]
+    little.write(root, {"annotations/instances_train2014.json": little.coco_instances("train")})
+    assert prepare_coco14(root, facts=FACTS).complete
+
+
+def test_masks_of_another_size_than_the_photograph_are_not_drawn(tmp_path: Path) -> None:
+    sizes = {9: (25, 32), 25: (24, 32)}
+    names = {number: f"train2014/{little.coco_name('train', number)}.jpg" for number in sizes}
+    photographs = {names[number]: little.jpeg(number, size) for number, size in sizes.items()}
+    root = little.write(tmp_path, archives() | {NAMES[1]: little.zipped(photographs)})
+    result = prepare_coco14(root, facts=FACTS)
+    assert "expected 32x25 (width x height), got 32x24" in result.missing[0].what
+    assert [file.stem for file in (root / "masks/train2014").iterdir()] == [Path(names[25]).stem]
+
+
 def test_eighty_classes(tmp_path: Path) -> None:
     root = little.write(tmp_path, archives())
     prepare_coco14(root, facts=FACTS)

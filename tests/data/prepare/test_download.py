@@ -146,6 +146,66 @@ def test_full_disk(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         download(site.archive("a.zip"), tmp_path, QUICK)
 
 
+@pytest.mark.parametrize(
+    ("site_of_first", "reason"),
+    [
+        ({"a.zip": CONTENT[::-1]}, "expected MD5"),
+        ({"a.zip": CONTENT + b"x"}, "has 200001 bytes, expected 200000"),
+        ({"a.zip": CONTENT[:-1]}, "has 199999 bytes, expected 200000"),
+    ],
+)
+def test_wrong_bytes_lead_to_the_next_address(
+    site: Site, tmp_path: Path, site_of_first: dict[str, bytes], reason: str
+) -> None:
+    with serving(Site(site_of_first)) as first:
+        wrong, right = first.archive("a.zip").urls[0], site.archive("a.zip")
+        both = Archive("a.zip", (wrong, right.urls[0]), right.size, right.md5)
+        assert download(both, tmp_path, QUICK).read_bytes() == CONTENT
+        (tmp_path / "a.zip").unlink()
+        with pytest.raises(ArchiveError, match=reason):
+            download(Archive("a.zip", (wrong,), right.size, right.md5), tmp_path, QUICK)
+    assert files(tmp_path) == []
+
+
+def test_a_part_of_elsewhere_that_does_not_fit_is_fetched_anew(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "a.zip.part").write_bytes(b"x" * 50_000)  # of the right length, of another file
+    assert download(site.archive("a.zip"), tmp_path, QUICK).read_bytes() == CONTENT
+    assert site.asked == ["bytes=50000-", None]
+
+
+@pytest.mark.parametrize("md5", ["right", None])
+def test_no_more_is_taken_than_the_file_has(site: Site, tmp_path: Path, md5: str | None) -> None:
+    archive = site.archive("a.zip", md5=md5)
+    site.tells_size = False
+    assert download(archive, tmp_path, QUICK).read_bytes() == CONTENT
+    (tmp_path / "a.zip").unlink()
+    site.files["a.zip"] = CONTENT + bytes(10_000_000)
+    with pytest.raises(ArchiveError, match="sends more than the expected 200000 bytes"):
+        download(archive, tmp_path, QUICK)
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize("address", ["file:///etc/hostname", "ftp://127.0.0.1:9/a", "data:,a"])
+def test_redirects_are_followed_within_the_web(site: Site, tmp_path: Path, address: str) -> None:
+    archive = site.archive("a.zip")
+    site.sends_to = address
+    with pytest.raises(ArchiveError, match=r"address of http or https|is not allowed"):
+        download(archive, tmp_path, QUICK)
+    assert files(tmp_path) == [] and site.asked == [None]  # not asked twice
+    with serving(Site({"a.zip": CONTENT})) as other:
+        site.sends_to = other.archive("a.zip").urls[0]
+        assert download(archive, tmp_path, QUICK).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("note", ["[]", "{", '{"url": "URL", "version": 7}', "[" * 100_000])
+def test_damaged_notes_are_no_notes(site: Site, tmp_path: Path, note: str) -> None:
+    archive = site.archive("a.zip")
+    (tmp_path / "a.zip.part").write_bytes(CONTENT[:50_000])
+    (tmp_path / "a.zip.part.json").write_text(note.replace("URL", archive.urls[0]))
+    assert download(archive, tmp_path, QUICK).read_bytes() == CONTENT
+    assert site.asked == ["bytes=50000-"]
+
+
 def test_other_schemes_and_nobody_there(tmp_path: Path) -> None:
     with pytest.raises(ArchiveError, match="http or https"):
         download(Archive("a", ("file:///etc/hostname",)), tmp_path, QUICK)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from weaktr.data.classes import COCO80, COCO90
-from weaktr.data.instances import numbering_of, read_instances
+from weaktr.data.instances import read_instances
 from weaktr.data.layout import IMAGE_SUFFIXES, by_number, read_lines, trailing_number
 from weaktr.data.prepare import official
 from weaktr.data.prepare.coco_masks import can_draw, draw_masks
@@ -132,8 +131,14 @@ class _Split:
             remedy = "pip install 'weaktr[coco]' (pycocotools), and start again"
             self.result.missing.append(Missing(f"{what}: outlines cannot be drawn", remedy))
             return
-        drawn = draw_masks(self.declared, folder or self.root / "masks" / self.parts[0])
+        masks = folder or self.root / "masks" / self.parts[0]
+        drawn, faults = draw_masks(self.declared, masks, self.images)
         log.info("%s: %d drawn", what, drawn)
+        if faults:
+            left = f"{what}: {len(faults)} faults of annotations, the first: {faults[0]}"
+            self.result.missing.append(
+                Missing(left, f"mend the JSON ({self._check()}), and start again")
+            )
         self.result.changed |= drawn > 0
 
     def count(self, cls_labels: str | Path | None, coco_ids: Literal[90, 80]) -> None:
@@ -149,7 +154,7 @@ class _Split:
             return
         instances = self.declared
         if instances is not None:
-            instances = replace(instances, numbering=numbering_of([], coco_ids, 90))
+            instances = instances.numbered(coco_ids)
         problems: list[Problem] = []
         manifest = coco14(
             self.root,
@@ -163,12 +168,14 @@ class _Split:
         )
         if problems:
             what = f"{self.name}: {len(problems)} faults, the first: {problems[0]}"
-            check = f"weaktr data check coco14 {self.root} --split {self.name}"
-            missing.append(Missing(what, f"{check} lists all of them"))
+            missing.append(Missing(what, self._check()))
         manifest = self.result.add_split(manifest, self.facts.counts[self.name], remedy(archive))
         if unmasked := sum(sample.mask is None for sample in manifest):
             what = f"{self.name}: {unmasked} masks"
             missing.append(Missing(what, "masks are drawn from the JSON: " + _MASK_REMEDY))
+
+    def _check(self) -> str:
+        return f"weaktr data check coco14 {self.root} --split {self.name} lists all of them"
 
     def _image_folder(self) -> Path | None:
         """The folder of this split's images; one that only has subfolders does not count."""
@@ -184,7 +191,7 @@ class _Split:
         if self.declared is None:
             return [line.split()[0] for _, line in read_lines(self.list_file)]
         rows = self.declared.annotations
-        return [str(e["file_name"]) for e in self.declared.images if rows[e["id"]]]
+        return [image.file_name for image in self.declared.images if rows[image.id]]
 
     def _has_images(self) -> bool:
         """Whether every known image of the split is there and not empty."""

@@ -5,14 +5,13 @@ from __future__ import annotations
 import importlib.util
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-from weaktr.data.instances import Instances
-from weaktr.data.manifest import is_inside
+from weaktr.data.instances import CocoImage, Instances
 from weaktr.data.masks import write_mask
 from weaktr.data.parallel import usable_cores
 from weaktr.data.prepare.pngs import is_whole_png
-from weaktr.data.render import draw_mask
+from weaktr.data.problems import DataError, Problem
+from weaktr.data.render import draw_mask, mask_path
 from weaktr.progress import track
 
 
@@ -21,7 +20,9 @@ def can_draw() -> bool:
     return importlib.util.find_spec("pycocotools") is not None
 
 
-def draw_masks(declared: Instances, folder: Path, *, workers: int | None = None) -> int:
+def draw_masks(
+    declared: Instances, folder: Path, images: Path | None = None, *, workers: int | None = None
+) -> tuple[int, list[Problem]]:
     """Draw the masks that `folder` does not hold yet, as palette PNGs; see `render_masks`.
 
     Objects get their COCO id 1..90 (if `declared` is in that numbering), large ones first and
@@ -31,36 +32,39 @@ def draw_masks(declared: Instances, folder: Path, *, workers: int | None = None)
     Args:
         declared: the split's annotations.
         folder: where ``<file_name without suffix>.png`` are written; created if missing.
+        images: the photographs, whose sizes are compared with the annotations'.
         workers: threads; None = the number of CPU cores, at most 8.
 
     Returns:
-        The number of masks drawn. Images without annotations, and those with an object that has
-        no outline, get none.
+        The number of masks drawn, and the faults for which others were not. Images without
+        annotations, and those with an object that has no outline, get none.
 
     Raises:
         ImportError: pycocotools is not installed and a mask is to be drawn.
-        DataError: an outline cannot be drawn.
     """
-    to_draw = []
-    for entry in declared.images:
-        name, objects = str(entry["file_name"]), declared.annotations[entry["id"]]
-        outlined = bool(objects) and all(row.get("segmentation") for row in objects)
-        if not outlined or not is_inside(name):
-            continue
-        path = (folder / name).with_suffix(".png")
-        if not is_whole_png(path, (entry["height"], entry["width"])):
-            to_draw.append((entry, path))
+    if declared.foreign:
+        return 0, declared.problems
+    annotated = (image for image in declared.images if declared.annotations[image.id])
+    to_draw = [
+        image
+        for image in filter(declared.is_outlined, annotated)
+        if not is_whole_png(mask_path(folder, image), (image.height, image.width))
+    ]
 
-    def draw(job: tuple[dict[str, Any], Path]) -> None:
-        entry, path = job
-        write_mask(path, draw_mask(declared, entry), durable=False)
+    def draw(image: CocoImage) -> list[Problem]:
+        try:
+            mask = draw_mask(declared, image, images)
+        except DataError as error:
+            return list(error.problems)
+        write_mask(mask_path(folder, image), mask, durable=False)
+        return []
 
     if not to_draw:
-        return 0
+        return 0, []
     pool = ThreadPoolExecutor(workers or min(8, usable_cores()))
     try:
-        for _ in track(pool.map(draw, to_draw), "drawing masks", len(to_draw)):
-            pass
+        jobs = track(pool.map(draw, to_draw), "drawing masks", len(to_draw))
+        faults = [faults for faults in jobs if faults]
     finally:
         pool.shutdown(cancel_futures=True)
-    return len(to_draw)
+    return len(to_draw) - len(faults), [fault for of_image in faults for fault in of_image]

@@ -1,8 +1,9 @@
 """Downloads that survive network failures: cuts, stalls, restarts, wrong files.
 
 Bytes go to ``NAME.part``; a later attempt, or a later run, asks the server for the rest with HTTP
-Range, guarded by If-Range so that parts of two different files are never joined. Only a file of
-the right size and checksum gets its name.
+Range, guarded by If-Range so that parts of two different files are never joined. No more bytes
+are taken than the file has. Only a file of the right size and checksum gets its name; after a
+wrong one the next address is asked.
 """
 
 from __future__ import annotations
@@ -12,18 +13,29 @@ import json
 import os
 import re
 import shutil
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
+from urllib.request import (
+    HTTPDefaultErrorHandler,
+    HTTPErrorProcessor,
+    HTTPHandler,
+    HTTPRedirectHandler,
+    HTTPSHandler,
+    OpenerDirector,
+    ProxyHandler,
+    Request,
+    UnknownHandler,
+)
 
 from weaktr.data.prepare.archives import ArchiveError, verify
 from weaktr.data.prepare.meters import megabytes
 from weaktr.data.prepare.official import Archive
-from weaktr.files import write_bytes
+from weaktr.files import read_json_object, write_bytes
 from weaktr.progress import log
 
 _CHUNK = 1 << 20
@@ -64,14 +76,16 @@ def download(archive: Archive, folder: Path, patience: Patience | None = None) -
         ``folder/archive.name``, verified.
 
     Raises:
-        ArchiveError: no address has the file, or what came has another size or checksum (it is
-            then deleted). Says what to do.
+        ArchiveError: no address has the file; what came with another size or checksum is deleted.
+            Says what to do.
         OSError: the disk is full or not writable.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path, part = folder / archive.name, folder / f"{archive.name}.part"
-    reasons = []
-    for url in archive.urls:
+    reasons, waiting = [], list(archive.urls)
+    while waiting:
+        url = waiting.pop(0)
+        was_begun = _size(part) > 0
         try:
             _fetch(url, archive, part, patience or Patience())
         except _DownloadFailed as error:
@@ -79,9 +93,12 @@ def download(archive: Archive, folder: Path, patience: Patience | None = None) -
             continue
         try:
             verify(part, archive)
-        except ArchiveError:
+        except ArchiveError as error:
             _delete(part)
-            raise
+            reasons.append(f"{url}: {error}")
+            if was_begun:  # elsewhere or of an older file: what is here may still be right
+                waiting.insert(0, url)
+            continue
         os.replace(part, path)
         _delete(part)
         return path
@@ -89,6 +106,38 @@ def download(archive: Archive, folder: Path, patience: Patience | None = None) -
         f"cannot download {archive.name}: {'; '.join(reasons)}. Start again to go on, or put the "
         f"file into {folder} yourself"
     )
+
+
+class _WebOnly(HTTPRedirectHandler):
+    """Follows redirects to http and https alone."""
+
+    def redirect_request(
+        self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> Request | None:
+        _require_web(newurl)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _require_web(url: str) -> None:
+    """Raise `_DownloadFailed` unless this is an address of http or https."""
+    if urlsplit(url).scheme not in ("http", "https"):
+        raise _DownloadFailed(f"expected an address of http or https, got {url!r:.200}")
+
+
+def _opener() -> OpenerDirector:
+    """What opens addresses: of http and https, and no others."""
+    opener = OpenerDirector()
+    for handler in (
+        ProxyHandler(),
+        HTTPHandler(),
+        HTTPSHandler(),
+        HTTPDefaultErrorHandler(),
+        _WebOnly(),
+        HTTPErrorProcessor(),
+        UnknownHandler(),
+    ):
+        opener.add_handler(handler)
+    return opener
 
 
 def _fetch(url: str, archive: Archive, part: Path, patience: Patience) -> None:
@@ -132,9 +181,8 @@ def _receive(url: str, archive: Archive, part: Path, timeout: float) -> bool:
             return True
         _delete(part)
         start = 0
-    if urlsplit(url).scheme not in ("http", "https"):
-        raise _DownloadFailed("expected an address of http or https")
-    with urlopen(_request(url, part, start), timeout=timeout) as response:
+    _require_web(url)
+    with _opener().open(_request(url, part, start), timeout=timeout) as response:
         start, total = _span(response, start)
         if archive.size is not None and total not in (None, archive.size):
             raise _DownloadFailed(f"the server's file has {total} bytes, expected {archive.size}")
@@ -148,6 +196,9 @@ def _receive(url: str, archive: Archive, part: Path, timeout: float) -> bool:
             )
         _write_note(part, url, response)
         _append(response, part, start, total, archive.name)
+    if total is not None and _size(part) > total:
+        _delete(part)
+        raise _DownloadFailed(f"the server sends more than the expected {total} bytes")
     if total is None:
         log.warning("%s: the server does not tell its size; taken as whole", archive.name)
     return total is None or _size(part) == total
@@ -161,30 +212,32 @@ def _request(url: str, part: Path, start: int) -> Request:
     if start:
         request.add_header("Range", f"bytes={start}-")
         note = _read_note(part)
-        if note.get("url") == url and note.get("version"):
-            request.add_header("If-Range", note["version"])
+        version = note.get("version")
+        if note.get("url") == url and isinstance(version, str) and version.isprintable():
+            request.add_header("If-Range", version)
     return request
 
 
 def _span(response: Any, start: int) -> tuple[int, int | None]:
     """(first byte that comes, bytes of the whole file or None) of an answer."""
-    length = response.headers.get("Content-Length")
     if response.status != 206:  # the whole file: no Range asked for, not understood, or changed
-        return 0, None if length is None else int(length)
-    match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+        length = re.fullmatch(r"\d{1,18}", response.headers.get("Content-Length", ""), re.ASCII)
+        return 0, None if length is None else int(length[0])
+    span = response.headers.get("Content-Range", "")
+    match = re.fullmatch(r"bytes (\d{1,18})-\d+/(\d{1,18}|\*)", span, re.ASCII)
     if match is None or int(match[1]) != start:
-        span = response.headers["Content-Range"]
-        raise _DownloadFailed(f"asked for bytes from {start}, got {span!r}")
+        raise _DownloadFailed(f"asked for bytes from {start}, got {span!r:.100}")
     return start, None if match[2] == "*" else int(match[2])
 
 
 def _append(response: Any, part: Path, start: int, total: int | None, title: str) -> None:
-    """Write the bytes of an answer to `part`, from `start` on."""
+    """Write the bytes of an answer to `part`, from `start` on; at most one more than `total`."""
     with open(part, "r+b" if part.exists() else "wb") as file:
         file.truncate(start)
         file.seek(start)
+        end = sys.maxsize if total is None else total + 1
         with megabytes(f"downloading {title}", total or start, start) as advance_to:
-            while chunk := response.read1(_CHUNK):
+            while chunk := response.read1(min(_CHUNK, end - file.tell())):
                 file.write(chunk)
                 advance_to(file.tell())
         file.flush()
@@ -202,10 +255,9 @@ def _write_note(part: Path, url: str, response: Any) -> None:
 def _read_note(part: Path) -> dict[str, Any]:
     """What `_write_note` wrote; empty where there is no note."""
     try:
-        content = json.loads(_note_file(part).read_text())
-    except (FileNotFoundError, ValueError):
+        return read_json_object(_note_file(part))
+    except ValueError:
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _note_file(part: Path) -> Path:

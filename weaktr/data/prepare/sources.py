@@ -9,7 +9,7 @@ from weaktr.data.prepare.archives import Ledger, find
 from weaktr.data.prepare.download import Patience, download
 from weaktr.data.prepare.official import Archive
 from weaktr.data.prepare.unpack import unpack
-from weaktr.files import read_json, write_json
+from weaktr.files import read_json_object, write_json
 
 #: What `Sources.origin` returns for what was there before the first run.
 AS_FOUND = "as it was found"
@@ -92,7 +92,7 @@ class Sources:
 
     def origin(self, what: str, text: str | None = None) -> str:
         """Note where something comes from (with `text`), or return what was noted."""
-        noted = read_json(self._origins) if self._origins.is_file() else {}
+        noted = read_json_object(self._origins) if self._origins.is_file() else {}
         if text is None:
             return str(noted.get(what, AS_FOUND))
         if noted.get(what) != text:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from weaktr.data.classes import VOC
-from weaktr.data.layout import first_folder
+from weaktr.data.layout import first_folder, read_lines
 from weaktr.data.prepare import official, sbd
 from weaktr.data.prepare.download import Patience
 from weaktr.data.prepare.result import Missing, Prepared, is_whole
@@ -92,7 +92,7 @@ def _has_gaps(voc: Path, *, xml: bool) -> bool:
     main = voc / "ImageSets/Main/trainval.txt"
     everything = {*annotated, *sbd.voc_names(voc, "train_aug")}
     if main.is_file():
-        everything |= set(main.read_text().split())
+        everything |= {line.split()[0] for _, line in read_lines(main)}
     needed = [voc / f"JPEGImages/{name}.jpg" for name in everything]
     needed += [voc / f"SegmentationClass/{name}.png" for name in annotated]
     if xml:

@@ -35,9 +35,10 @@ from weaktr.data.layout import (
     read_lines,
     require_folder,
 )
-from weaktr.data.manifest import Manifest, Sample, is_inside
+from weaktr.data.manifest import Manifest, Sample
 from weaktr.data.names import readings
 from weaktr.data.problems import Problem, few
+from weaktr.data.render import drawing_faults
 
 log = logging.getLogger("weaktr")
 
@@ -109,6 +110,8 @@ def coco14(
     if declared is not None:
         numbering = declared.numbering
         samples = _from_instances(declared, files, list_file)
+        if problems is not None and not isinstance(instances, Instances):
+            faults += drawing_faults(declared, folder)  # training does not need the outlines
     else:
         numbering = numbering_of([], ids, mask_ids)
         label_places = (root, root / "voc_format", root / "annotations")
@@ -275,20 +278,9 @@ def _from_instances(declared: Instances, files: _Files, list_file: Path | None) 
     """The JSON's images, or only those of the list, in its order."""
     path, faults = str(declared.path), declared.problems
     samples = []
-    first: dict[object, int] = {}
-    for row, entry in enumerate(declared.images):
-        where = f"images[{row}]"
-        if not is_inside(entry["file_name"]):
-            message = f"file_name leads out of the image folder: {entry['file_name']!r}"
-            faults.append(Problem(path, where, message, kind="path outside"))
-            continue
-        if (earlier := first.setdefault(entry["id"], row)) != row:
-            message = f"id {entry['id']!r} is also that of images[{earlier}]"
-            faults.append(Problem(path, where, message, kind="id of two images"))
-            continue
-        labels = declared.labels(entry["id"])
-        source = f"{path}: {where}"
-        samples.append(files.sample(entry["file_name"], labels, source, declared.numbering))
+    for image in declared.images:
+        source, labels = f"{declared.path}: {image.where}", declared.labels(image.id)
+        samples.append(files.sample(image.file_name, labels, source, declared.numbering))
     if list_file is None:
         return samples
     known = _Numbered((sample.name, sample) for sample in samples)

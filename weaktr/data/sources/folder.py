@@ -39,6 +39,7 @@ from weaktr.data.layout import (
 from weaktr.data.manifest import Exif, Manifest, Sample, is_inside, require_exif
 from weaktr.data.names import class_list
 from weaktr.data.problems import DataError, Problem
+from weaktr.files import files_below
 
 log = logging.getLogger("weaktr")
 
@@ -160,7 +161,8 @@ def unlabelled(
     """All images below a folder, without labels: for prediction.
 
     Args:
-        root: searched at every depth for jpg, jpeg, png, bmp, webp, tif, tiff.
+        root: searched at every depth for jpg, jpeg, png, bmp, webp, tif, tiff; hidden files and
+            folders, and what systems put beside data, are left out (`weaktr.files.is_clutter`).
         classes: names of the model's classes, if the manifest is to carry them.
         split: name of the part.
         exif: see `folder`.
@@ -175,12 +177,7 @@ def unlabelled(
         DataError: two images differ only in suffix, so their results would have the same name.
     """
     root, exif = require_folder(root), require_exif(exif)
-    files = sorted(
-        file
-        for file in root.rglob("*")
-        if file.suffix.lower() in IMAGE_SUFFIXES
-        and (file.is_file() or (file.is_symlink() and not file.is_dir()))
-    )
+    files = sorted(file for file in files_below(root) if file.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
         raise ValueError(f"root: expected images below {root}, found none")
     rows = [Row(file.relative_to(root).as_posix(), (), str(root)) for file in files]

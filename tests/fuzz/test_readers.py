@@ -1,0 +1,130 @@
+"""A fixed part of what `make fuzz` runs: damaged files for every reader; and what it finds."""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.fuzz import run
+from tests.fuzz.readers import READERS, Reader
+from tests.fuzz.workers import case_of, run_cases
+
+CASES = 1200
+COUNTS = run.shares(list(READERS.values()), CASES)
+#: Readers with faults that are known and still to be mended; drop a name with its last fault.
+KNOWN = {
+    "labels.csv", "labels.csv columns", "labels.json", "classes.txt", "VOC xml", "VOC list",
+    "manifest", "scenes stamp", "scenes labels", "cls_labels.npy", "mat", "zip", "tar", "tar.gz",
+    "checkpoint", "weights safetensors", "weights npz", "pth", "pth, older", "state.pt",
+    "variant.yml", "variant.yml stage 1", "recipe", "index.jsonl", "inputs.json", "metrics.jsonl",
+    "CAMs npz", "CAMs npy",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_whole_files_are_read(name):
+    reader = READERS[name]
+    result = run_cases(reader, lambda _: reader.whole(), 0, 1)
+    assert (result.read, result.refused, result.findings) == (1, 0, [])
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")
+@pytest.mark.parametrize("name", READERS)
+def test_damaged_files_are_read_or_refused_in_one_line(name, request):
+    if name in KNOWN:
+        request.applymarker(pytest.mark.xfail(reason="has a known fault", strict=False))
+    reader, count = READERS[name], COUNTS[name]
+    result = run_cases(reader, lambda number: case_of(reader, 0, number), 0, count)
+    assert not result.findings, "\n".join(map(run.show, result.findings))
+    assert result.read + result.refused == count
+
+
+# ---- the fuzzer itself --------------------------------------------------------------------------
+
+
+def _crash(_: Path) -> None:
+    ctypes.string_at(0)
+
+
+def _hang(_: Path) -> None:
+    while True:
+        time.sleep(0.01)
+
+
+def _flood(_: Path) -> None:
+    pieces = [bytes(1 << 24)]
+    while True:
+        pieces.append(pieces[-1] + b"x")
+
+
+def _stray(_: Path) -> None:
+    raise KeyError("x")
+
+
+def _unnamed(_: Path) -> None:
+    raise ValueError("wrong")
+
+
+def _lines(root: Path) -> None:
+    raise ValueError(f"{root}/a.txt: wrong\nand why")
+
+
+def _refusal(root: Path) -> None:
+    raise ValueError(f"{root}/a.txt: wrong\n{root}/a.txt: wrong there too")
+
+
+FAULTS = {
+    _crash: ("SIGSEGV", "tests/fuzz/test_readers.py"),
+    _hang: ("hang", ""),
+    _flood: ("stray", "MemoryError tests/fuzz/test_readers.py"),
+    _stray: ("stray", "KeyError tests/fuzz/test_readers.py"),
+    _unnamed: ("unnamed", "ValueError tests/fuzz/test_readers.py"),
+    _lines: ("lines", "ValueError tests/fuzz/test_readers.py"),
+    _refusal: None,
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_each_kind_of_fault_is_found(fault, tmp_path, monkeypatch):
+    """In the case that has it; the others are run, and the kept files show it again."""
+
+    def read(root: Path) -> None:
+        if (root / "a.txt").read_bytes() == b"3":
+            fault(root)
+
+    reader = Reader("faulty", "a.txt", "bytes", lambda: {"a.txt": b"0"}, read, memory=1 << 27)
+    result = run_cases(reader, lambda number: {"a.txt": b"%d" % number}, 0, 6, limit=1.0)
+    if FAULTS[fault] is None:
+        assert (result.read, result.refused, result.findings) == (5, 1, [])
+        return
+    (finding,) = result.findings
+    assert (finding.number, finding.kind) == (3, FAULTS[fault][0])
+    assert finding.where.startswith(FAULTS[fault][1])
+    assert result.read == 5
+    kept = run.save(finding, {"a.txt": b"3"}, tmp_path)
+    monkeypatch.setitem(READERS, "faulty", reader)
+    monkeypatch.setattr(run, "LIMIT", 1.0)
+    (again,) = run.replay(kept)
+    assert (again.kind, again.where) == (finding.kind, finding.where)
+
+
+def test_a_reader_that_hangs_again_and_again_is_given_up(monkeypatch):
+    monkeypatch.setattr("tests.fuzz.workers.MOST_HANGS", 2)
+    reader = Reader("faulty", "a.txt", "bytes", lambda: {"a.txt": b"0"}, _hang)
+    result = run_cases(reader, lambda _: reader.whole(), 0, 100, limit=0.2)
+    assert [finding.number for finding in result.findings] == [0, 1]
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")
+@pytest.mark.parametrize("name", READERS)
+def test_a_case_is_the_same_at_any_time(name, monkeypatch):
+    reader = READERS[name]
+    cases = [case_of(reader, 5, number) for number in range(10)]
+    assert len({case[reader.file] for case in cases}) > 5
+    monkeypatch.setattr(time, "time", lambda: 2e9)
+    if hasattr(reader.whole, "cache_clear"):
+        reader.whole.cache_clear()
+    assert [case_of(reader, 5, number) for number in range(10)] == cases
