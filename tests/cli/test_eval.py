@@ -346,7 +346,7 @@ def test_cams_of_two_kinds(tmp_path):
     write_stored(tmp_path, "voc")
     write_cams(tmp_path / "cams" / "0.npz", stored("voc", 0, "cam"), [0])
     text = refused(tmp_path, "--num-labels", 21, masks="cams")
-    assert "expected CAMs of one kind, got .npz and .npy" in text
+    assert "expected files of one kind, got .npy and .npz" in text
 
 
 def test_cams_that_are_none(tmp_path):

@@ -132,9 +132,7 @@ def _draw(arguments: argparse.Namespace, json_file: Path, options: dict[str, Any
         outputs.tidy(out)
         written = data.render_masks(json_file, out, problems=found, **options)
     log.info("%d masks in %s", len(written), out)
-    if found:
-        console.print(_table_of(found, f"{json_file}: {len(written)} masks"))
-    return 1 if found.count("error") else 0
+    return _show(found, f"{json_file}: {len(written)} masks", console) if found else 0
 
 
 def _check(source: str, root: Path, split: str, options: dict[str, Any]) -> int:
@@ -192,12 +190,18 @@ def run_check(
             progress=lambda count, total: progress.update(task, completed=count, total=total),
             problems=found,
         )
-    title = f"{manifest.name} {manifest.split}: {len(manifest)} images"
+    return _show(found, f"{manifest.name} {manifest.split}: {len(manifest)} images", console)
+
+
+def _show(found: Findings, title: str, console: Console) -> int:
+    """Print problems and their number; returns 1 if there is an error, else 0."""
+    from weaktr.data.problems import printable
+
     if found:
-        console.print(_table_of(found, title))
+        console.print(_table_of(found, printable(title)))
     errors, warnings = found.count("error"), found.count("warning")
-    style = "bold red" if errors else "bold green"
-    console.print(Text(f"{title}, {errors} errors, {warnings} warnings", style=style))
+    summary = printable(f"{title}, {errors} errors, {warnings} warnings")
+    console.print(Text(summary, style="bold red" if errors else "bold green"))
     return 1 if errors else 0
 
 
@@ -205,7 +209,7 @@ def _table_of(found: Findings, title: str) -> Table:
     """The problems, errors first; of the kinds with more than are listed, how many more."""
     from weaktr.data.problems import LISTED, printable
 
-    table = Table(title=printable(title), title_justify="left", show_lines=False)
+    table = Table(title=title, title_justify="left", show_lines=False)
     for heading in ("level", "file", "declared at", "problem"):
         table.add_column(heading, overflow="fold")
     for level in ("error", "warning"):

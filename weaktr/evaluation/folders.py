@@ -154,12 +154,10 @@ def score_cams(
         tolerance: of the boundary F-score.
 
     Raises:
-        ValueError: see `score_masks`; or the folder has CAMs as ``.npz`` and as ``.npy``.
+        ValueError: see `score_masks` and `read_cams`.
     """
     names = chosen_names(source.folder, (".npz", ".npy"), truth)
     suffix = names_in(source.folder, ".npz", ".npy")[1]
-    if suffix == ".npz" and any(source.folder.rglob("*.npy")):
-        raise ValueError(f"{source.folder}: expected CAMs of one kind, got .npz and .npy")
 
     def cams_of(name: str) -> tuple[np.ndarray, list[int], np.ndarray]:
         path = source.folder / f"{name}{suffix}"

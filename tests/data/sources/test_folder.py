@@ -262,8 +262,8 @@ def test_what_no_line_speaks_of(root: Path) -> None:
         (f"{root}/{file}", f"no line of train.csv, val.csv lists {what}", "warning")
         for file, what in (
             ("images/dogs/1.png", "this image"),
-            ("masks/gone.png", "the image of this mask"),
             ("masks/dogs/1.png", "the image of this mask"),
+            ("masks/gone.png", "the image of this mask"),
         )
     ]
 

@@ -361,24 +361,17 @@ def _not_listed(
     for split in splits[1:]:
         listed.update(_name(row.image.strip().replace("\\", "/")) for row in split.rows)
     own = {sample.image for sample in samples}
-    for file in _files_below(images, IMAGE_SUFFIXES):
+    for file in sorted(files_below(images)):
         name = _name(file.relative_to(images).as_posix())
-        if file not in own and name not in listed and not file.is_relative_to(masks):
+        is_image = file.suffix.lower() in IMAGE_SUFFIXES and not file.is_relative_to(masks)
+        if is_image and file not in own and name not in listed:
             message = f"no line of {files} lists this image"
             yield Problem(str(file), "", message, "warning", "image that is not listed")
-    for file in _files_below(masks, (".png",)):
-        if _name(file.relative_to(masks).as_posix()) not in listed:
+    for file in sorted(files_below(masks)):
+        is_mask = file.suffix == ".png"
+        if is_mask and _name(file.relative_to(masks).as_posix()) not in listed:
             message = f"no line of {files} lists the image of this mask"
             yield Problem(str(file), "", message, "warning", "mask without its image")
-
-
-def _files_below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
-    """The files of a kind at any depth, in order, without hidden ones."""
-    for top, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if name.lower().endswith(suffixes) and not name.startswith("."):
-                yield Path(top, name)
 
 
 def _indices(
