@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"{', '.join(KNOWN)} (true masks hold COCO's ids 1..90), or a file with a name a line",
     )
     parser.add_argument("--num-labels", type=int, help="in place of --classes; VOC: 21")
-    parser.add_argument("--names", type=Path, help="the split's images, a name a line")
+    parser.add_argument("--names", type=Path, help="the split's images, a name or path a line")
     parser.add_argument("--split", help="what to call the images (default: from --names, TRUTH)")
     parser.add_argument("--without-crf", type=Path, help="masks without CRF, where they are apart")
     parser.add_argument(
