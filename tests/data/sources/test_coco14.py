@@ -168,7 +168,7 @@ def test_all_faults_at_once(tmp_path: Path) -> None:
     assert f"{path}: images[0]): file is missing" in text
     problems: list[Problem] = []
     assert [s.labels for s in coco14(tmp_path, problems=problems)] == [(0,)]
-    assert len(problems) == 3
+    assert sum(problem.level == "error" for problem in problems) == 3
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"images": []}', '{"categories": [{"id": 1}]}'])
@@ -225,6 +225,16 @@ def test_masks_belong_to_images_by_name_or_by_cocos_own_number(
 ) -> None:
     own_data(tmp_path, images, masks)
     assert masks_of(tmp_path) == expected
+
+
+def test_images_and_masks_that_the_json_does_not_have(tmp_path: Path) -> None:
+    own_data(tmp_path, ["a.jpg"], ["a.png", "b.png"])
+    write_image(tmp_path / "images/c.jpg")
+    problems: list[Problem] = []
+    coco14(tmp_path, ids="json", problems=problems)
+    told = {problem.file: problem for problem in problems if "has no image" in problem.message}
+    assert set(told) == {f"{tmp_path}/images/c.jpg", f"{tmp_path}/masks/b.png"}
+    assert {problem.level for problem in told.values()} == {"warning"}
 
 
 def test_matches_by_number_are_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -306,6 +306,13 @@ def test_not_utf8(root: Path) -> None:
         folder(root)
 
 
+def test_two_label_files_of_one_split(root: Path) -> None:
+    write_csv(root / "labels.csv", ROWS)
+    (root / "labels.json").write_text('{"x.jpg": []}')
+    with pytest.raises(ValueError, match=r"labels\.csv: .* there is labels\.json as well"):
+        folder(root)
+
+
 def test_no_label_file(root: Path) -> None:
     with pytest.raises(ValueError, match=r"labels_file: expected val\.csv"):
         folder(root, split="val")

@@ -144,10 +144,21 @@ def folder(
 
 
 def label_file(root: str | Path, split: str = "train") -> Path | None:
-    """The file that says what the images of a folder show, see `folder`; None = there is none."""
-    return first_file(
-        Path(root) / f"{stem}{suffix}" for stem in (split, "labels") for suffix in (".csv", ".json")
-    )
+    """The file that says what the images of a folder show, see `folder`; None = there is none.
+
+    Raises:
+        ValueError: there are a CSV and a JSON of one name.
+    """
+    for stem in (split, "labels"):
+        files = [Path(root) / f"{stem}{suffix}" for suffix in (".csv", ".json")]
+        found = [file for file in files if os.path.isfile(file)]
+        if len(found) > 1:
+            raise ValueError(
+                f"{found[0]}: expected one label file, there is {found[1].name} as well"
+            )
+        if found:
+            return found[0]
+    return None
 
 
 def unlabelled(
