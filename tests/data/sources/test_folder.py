@@ -300,6 +300,12 @@ def test_the_nearest_class_is_looked_for_only_so_often(root: Path) -> None:
     assert hinted[: HINTS + 51] == [True] * HINTS + [False] * 50 + [True]
 
 
+def test_half_a_byte_order_mark(root: Path) -> None:
+    (root / "labels.csv").write_bytes(b"\xef\xbb")
+    with pytest.raises(DataError, match=r"labels\.csv:1\): expected the header"):
+        folder(root)
+
+
 def test_not_utf8(root: Path) -> None:
     (root / "labels.csv").write_bytes("image,labels\nx.jpg,b\xe4r\n".encode("latin-1"))
     with pytest.raises(DataError, match="UTF-8"):
