@@ -12,7 +12,7 @@ from PIL import Image
 from rich.console import Console
 
 from tests.cli.test_train import said
-from tests.data.trees import write_csv, write_image, write_mask
+from tests.data.trees import voc_tree, write_csv, write_image, write_list, write_mask
 from weaktr import cli
 from weaktr.cli.data import run_check, run_stats
 from weaktr.data import load_manifest
@@ -257,6 +257,24 @@ def test_command_compares_the_splits_of_a_folder(tmp_path: Path) -> None:
     write_csv(tmp_path / "val.csv", [rows[0], ["gone.png", "cat"]])
     code, text = said(cli.main, "data", "check", "folder", tmp_path)
     assert (code, "0 errors, 0 warnings" in text) == (0, True)
+
+
+def test_command_compares_the_splits_of_voc(tmp_path: Path) -> None:
+    voc = voc_tree(tmp_path)
+    write_list(voc / "ImageSets/Segmentation/train_aug.txt", ["2007_000001", "2007_000003"])
+    for split, other in (("val", "train_aug"), ("train_aug", "val")):
+        _, text = said(cli.main, "data", "check", "voc12", tmp_path, "--split", split)
+        assert f"also in split {other}" in " ".join(text.split())
+        assert "1 errors" in text
+
+
+def test_command_compares_manifests_side_by_side(good: Manifest, tmp_path: Path) -> None:
+    good.save(tmp_path / "train.json")
+    replace(good, split="val", samples=good.samples[:1]).save(tmp_path / "val.json")
+    (tmp_path / "test.json").write_text('{"a.jpg": ["cat"]}')
+    code, text = said(cli.main, "data", "check", "manifest", tmp_path / "train.json")
+    assert (code, "1 errors, 0 warnings" in text) == (1, True)
+    assert "also in split val" in " ".join(text.split())
 
 
 def test_many_faults_are_counted_by_kind(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -44,7 +45,7 @@ examples:
 """
 _STYLES = {"error": "bold red", "warning": "yellow"}
 #: Splits that a data set may have; `check` compares them.
-SPLITS = ("train", "val", "test")
+SPLITS = ("train", "train_aug", "val", "test")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -143,18 +144,27 @@ def _check(source: str, root: Path, split: str, options: dict[str, Any]) -> int:
     found = Findings()
     if source == "manifest":
         manifest = data.Manifest.load(root)
-        beside = [root.with_name(f"{name}.json") for name in SPLITS]
-        others = [data.Manifest.load(file) for file in beside if file.is_file() and file != root]
+        others = []
+        for file in (root.with_name(f"{name}.json") for name in SPLITS):
+            with suppress(ValueError):  # another file, or none
+                others += [] if file == root else [data.Manifest.load(file)]
         return run_check(manifest, console, problems=found, others=others)
     manifest = data.load_manifest(source, root, split, problems=found, **options)
-    others = []
-    if source == "folder" and "labels_file" not in options:
-        others = [
-            data.load_manifest(source, root, name, problems=Findings(), **options)
-            for name in SPLITS
-            if name != split and any((root / f"{name}{end}").is_file() for end in (".csv", ".json"))
-        ]
+    others = [
+        data.load_manifest(source, root, name, problems=Findings(), **options)
+        for name in SPLITS
+        if name != split and _has_split(source, root, name, options)
+    ]
     return run_check(manifest, console, problems=found, others=others)
+
+
+def _has_split(source: str, root: Path, split: str, options: dict[str, Any]) -> bool:
+    """Whether a data set of the user's has a file of its own for a split."""
+    if source == "folder" and "labels_file" not in options:
+        return any((root / f"{split}{suffix}").is_file() for suffix in (".csv", ".json"))
+    places = (root, root / "VOC2012", root / "VOCdevkit/VOC2012")
+    lists = (place / f"ImageSets/Segmentation/{split}.txt" for place in places)
+    return source == "voc12" and any(file.is_file() for file in lists)
 
 
 def run_check(

@@ -82,7 +82,7 @@ def class_list(path: Path) -> Classes:
     Raises:
         DataError: missing, no name, one twice, or too many.
     """
-    names = tuple(line for _, line in read_lines(path))
+    names = tuple(line.strip() for _, line in read_lines(path))
     if not names:
         raise DataError(Problem(str(path), "", "expected a name a line, found none"))
     try:
