@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import tracemalloc
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -183,6 +184,27 @@ def test_masks_with_fewer_pixels_than_their_header_says(
         return
     tracemalloc.start()
     with pytest.raises(DataError, match=r"m\.png: cannot be read .* fewer pixels"):
+        read_labels(path, 3)
+    assert tracemalloc.get_traced_memory()[1] < 10e6
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("change", [lambda png: png + b"more" * 9, lambda png: png[:-3]])
+def test_what_follows_the_pixels_does_not_matter(
+    tmp_path: Path, change: Callable[[bytes], bytes]
+) -> None:
+    path = write_png(tmp_path / "m.png", [[1] * 7] * 9, 2)
+    path.write_bytes(change(path.read_bytes()))
+    assert read_labels(path, 3).tolist() == [[1] * 7] * 9
+
+
+def test_a_mask_whose_data_claim_to_be_longer_than_the_file(tmp_path: Path) -> None:
+    path = write_png(tmp_path / "m.png", [[1] * 7] * 9, 2)
+    content = bytearray(path.read_bytes())
+    content[33:37] = struct.pack(">I", 2**31 - 1)
+    path.write_bytes(content)
+    tracemalloc.start()
+    with pytest.raises(DataError, match=r"m\.png: cannot be read as an image"):
         read_labels(path, 3)
     assert tracemalloc.get_traced_memory()[1] < 10e6
     tracemalloc.stop()

@@ -10,7 +10,6 @@ import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 #: Samples a pixel for each colour type: grey, RGB, palette, grey and RGB with transparency.
 _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
@@ -31,30 +30,33 @@ def holds_all_rows(path: Path) -> bool:
 
     Source: W3C, "Portable Network Graphics (PNG) Specification", 2003, sections 5.3, 7.2, 8.
     """
-    with open(path, "rb") as file:
-        file.seek(8)
-        chunks = _chunks(file)
-        try:
-            wanted = _length(next(chunks)[1])
-            unpack = zlib.decompressobj()
-            for kind, content in chunks:
-                if kind != b"IDAT":
-                    continue
-                packed = content
-                while packed and wanted > 0:
-                    wanted -= len(unpack.decompress(packed, _PIECE))
-                    packed = unpack.unconsumed_tail
-        except (zlib.error, struct.error, KeyError, StopIteration):
-            return True
-    return wanted <= 0
+    chunks = _chunks(path.read_bytes())
+    try:
+        wanted = _length(next(chunks)[1])
+        unpack = zlib.decompressobj()
+        for kind, content in chunks:
+            packed = content if kind == b"IDAT" else b""
+            while packed and wanted > 0:
+                wanted -= len(unpack.decompress(packed, _PIECE))
+                packed = unpack.unconsumed_tail
+            if wanted <= 0:  # what follows does not matter
+                return True
+    except (zlib.error, struct.error, KeyError, StopIteration):
+        return True
+    except EOFError:
+        pass
+    return False
 
 
-def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
-    """Type and content of the chunks of a PNG from the first on."""
-    while len(head := file.read(8)) == 8:
-        length, kind = struct.unpack(">I4s", head)
-        yield kind, file.read(length)
-        file.seek(4, 1)
+def _chunks(png: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Type and content of the chunks of a PNG; EOFError where one is longer than the file."""
+    place = 8
+    while place + 8 <= len(png):
+        length, kind = struct.unpack_from(">I4s", png, place)
+        if place + 12 + length > len(png):
+            raise EOFError
+        yield kind, png[place + 8 : place + 8 + length]
+        place += length + 12
 
 
 def _length(header: bytes) -> int:
