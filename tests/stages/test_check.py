@@ -72,6 +72,7 @@ def warnings(recipe: Recipe, run: Path, **options: Any) -> list[str]:
         ({"train_cam": {"amp": "fp16"}}, "train_cam.amp: expected auto, none or bf16 on a CPU"),
         ({"predict": {"amp": "fp16"}}, "predict.amp: expected auto, none or bf16 on a CPU"),
         ({"device": "cuda:99"}, "device: 'cuda:99' cannot be used here"),
+        ({"device": "meta"}, "device: 'meta' computes nothing"),
         ({"device": "nonsense"}, "device: 'nonsense' cannot be used here"),
         ({"cam_model": {"attention": "xformers"}}, "cam_model.attention: "),
         ({"seg_model": {"attention": "xformers"}}, "seg_model.attention: "),
@@ -83,7 +84,11 @@ def warnings(recipe: Recipe, run: Path, **options: Any) -> list[str]:
          " patch size 8, such as 8, got 5"),
         ({"cam_model": {"reduction": 100.0}}, "cam_model.reduction: expected at most 4 (depth"),
         ({"cam_model": {"backbone_args": {"num_heads": 3, "embed_dim": 32}}}, "cam_model."),
-        ({"cam_model": {"backbone_args": {"nonsense": 1}}}, "nonsense"),
+        ({"cam_model": {"backbone_args": {"nonsense": 1}}}, "cam_model.backbone: 'vit_tiny"),
+        ({"cam_model": {"backbone_args": {"norm_layer": "none"}}}, "patch16_224 cannot be built: "),
+        ({"cam_model": {"backbone_args": {"proj_drop_rate": 2}}}, "cam_model: dropout probability"),
+        ({"cam_model": {"backbone_args": {"in_chans": 1}}}, "cam_model.backbone_args: expected a "
+         "model of 3 channels, RGB, got 1"),
         ({"seg_model": {"decoder_heads": 3}}, "seg_model.decoder_heads: expected a divisor of the"
          " width 32, got 3"),
         ({"seg_model": {"decoder": "linear"}, "predict": {"ensemble": "published"}},
@@ -96,9 +101,9 @@ def warnings(recipe: Recipe, run: Path, **options: Any) -> list[str]:
         ({"predict": {"crf": {"sigma": 1}}}, "predict.crf: unknown key 'sigma'"),
         ({"predict": {"crf": {"bilateral": [0, 5, 3]}}}, "predict.crf: bilateral: expected sxy"),
         ({"label": {"refiners": ["walk"]}}, "label.refiners: expected each to be one of crf"),
-        ({"data": {"options": {"colour": 1}}}, "options of source 'folder': got an unexpected"),
-        ({"data": {"source": "folders"}}, "source: expected one of"),
-        ({"data": {"root": "nowhere"}}, "root: expected a folder, got 'nowhere'"),
+        ({"data": {"options": {"colour": 1}}}, "data: options of source 'folder': got"),
+        ({"data": {"source": "folders"}}, "data.source: expected one of"),
+        ({"data": {"root": "nowhere"}}, "data.root: expected a folder, got"),
         ({"data": {"val_options": {"classes": ["red", "blue", "green"]}}}, "folder val: expected "
          "the classes of the other split, 3 (red, green, blue); got 3 (red, blue, green)"),
     ],
@@ -271,9 +276,11 @@ def test_folders_of_others_are_in_the_way(root, tmp_path):
 def test_weights_are_fitted_by_their_headers(root, tmp_path, finished):
     stage1 = str(finished / "train_cam" / "model.safetensors")
     assert faults(tiny.recipe(root, seg_model={"weights": stage1}), tmp_path) == []
+    plain = {"weights": stage1, "backbone_args": tiny.VIT | {"class_token": False}}
+    assert faults(tiny.recipe(root, seg_model=plain), tmp_path) == []
     deeper = {"weights": stage1, "backbone_args": tiny.VIT | {"depth": 3}}
     (told,) = faults(tiny.recipe(root, seg_model=deeper), tmp_path)
-    assert told.startswith(f"seg_model.backbone weights {stage1} does not fit this model; ")
+    assert told.startswith(f"seg_model: backbone weights {stage1} does not fit this model; ")
     broken = tmp_path / "broken.pth"
     torch.save({"model": {"cls_token": torch.zeros(1)}}, broken)
     broken.write_bytes(broken.read_bytes()[:-100])

@@ -14,6 +14,7 @@ training must not see, only the size is read.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ from weaktr.ops.attention import ATTENTIONS, chosen_attention
 from weaktr.ops.attention import OP as ATTENTION
 from weaktr.ops.registry import OPS, BackendUnavailable
 from weaktr.outputs import FINISHED, INPUTS, stored_fingerprint
+from weaktr.ranges import SHOWN
 from weaktr.refine import choose_refiners
 from weaktr.stages.check_models import (
     built_cam_model,
@@ -70,14 +72,21 @@ class Part:
     warnings: list[str] = field(default_factory=list)
 
     @contextmanager
-    def told(self, prefix: str = "") -> Iterator[None]:
-        """Makes errors inside it faults of this part; each line begins with `prefix`."""
+    def told(self, group: str = "") -> Iterator[None]:
+        """Makes errors inside it faults of this part, of settings in `group`."""
         try:
             yield
         except DataError as error:
-            self.faults += [prefix + str(problem) for problem in error.problems or (error,)]
-        except (ValueError, OSError, BackendUnavailable) as error:
-            self.faults += [prefix + line for line in str(error).splitlines()]
+            self.faults += map(str, error.problems or (error,))
+        except Exception as error:  # of timm, torch and Pillow for what is in a recipe or a file
+            log.debug("%s", self.what, exc_info=True)
+            first = (str(error).splitlines() or [""])[0][:SHOWN]
+            if not isinstance(error, (ValueError, OSError, BackendUnavailable)):
+                first = f"{type(error).__name__}: {first}"
+            names_setting = re.match(r"[a-z_]+: ", first)
+            self.faults.append(
+                f"{group}{'.' if names_setting else ': '}{first}" if group else first
+            )
 
 
 def cut(lines: Sequence[str]) -> list[str]:
@@ -180,20 +189,22 @@ class _Check:
         device = None
         with part.told():
             device = choose_device(recipe.device)
-        if device is None:
+            if device.type == "meta":
+                raise ValueError("device: 'meta' computes nothing; expected auto, cpu or cuda")
+        if device is None or part.faults:
             return None
         part.found = str(device)
         for op in OPS.values():
             backend, reasons = op.choice(device.type, op.asked_for(), op.usual)
             if backend is None:
                 part.faults.append(f"{op.name} cannot run on {device.type}: {reasons}")
-        for stage, model in (("train_cam", recipe.cam_model), ("train_seg", recipe.seg_model)):
-            with part.told(f"{'cam' if stage == 'train_cam' else 'seg'}_model.attention: "):
-                name = ATTENTIONS[chosen_attention(model.attention)]
+        for stage, group in (("train_cam", "cam_model"), ("train_seg", "seg_model")):
+            with part.told():
+                name = ATTENTIONS[chosen_attention(getattr(recipe, group).attention)]
                 if stage in self.names and name != "auto":
                     backend, reasons = ATTENTION.choice(device.type, name, ATTENTION.usual)
                     if backend is None:
-                        raise ValueError(f"{reasons.get(name, 'cannot run here')}; got {name!r}")
+                        raise ValueError(f"{group}.attention: {reasons[name]}; got {name!r}")
         for stage in sorted(self.names - {"evaluate"}):
             if getattr(recipe, stage).amp == "fp16" and device.type == "cpu":
                 part.faults.append(
@@ -253,10 +264,10 @@ class _Check:
             of_run: its name in `Run`.
         """
         manifest: Manifest | None = None
-        with part.told():
+        with part.told("data"):
             manifest = getattr(self.run, of_run)
         if manifest is None:
-            with suppress(ValueError, OSError):  # told above
+            with suppress(Exception):  # told above
                 manifest = load_split(self.recipe.data, split, problems=[])
         if manifest is None:
             return None
@@ -361,7 +372,7 @@ class _Check:
         for stage in ("label", "predict"):
             if stage in self.names:
                 part = self.part(stage)
-                with part.told(f"{stage}."):
+                with part.told(stage):
                     refiners = choose_refiners(getattr(self.recipe, stage))
                     part.found = "settings fit" if refiners else "settings fit, no refiner"
 
@@ -371,7 +382,7 @@ class _Check:
         count = 20 if self.classes is None else len(self.classes)
         if "train_cam" in names:
             part = self.part("cam_model")
-            with part.told("cam_model."):
+            with part.told("cam_model"):
                 model = built_cam_model(recipe.cam_model, count)
                 self.cam_model = self._sized(part, model, device)
         elif "label" in names or ("evaluate" in names and "train_cam" in recipe.stages):
@@ -380,7 +391,7 @@ class _Check:
         decoder = recipe.seg_model.decoder
         if "train_seg" in names:
             part = self.part("seg_model")
-            with part.told("seg_model."):
+            with part.told("seg_model"):
                 segmenter = built_segmenter(recipe.seg_model, count + 1)
                 self.segmenter = self._sized(part, segmenter, device)
         elif "predict" in names:
@@ -398,7 +409,7 @@ class _Check:
         millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
         part.found = f"{model.config.backbone}, {millions:.1f} million weights"
         for require in (require_memory, require_whole_patches):
-            with part.told(f"{part.what}."):
+            with part.told(part.what):
                 require(model, device or torch.device("cpu"))
         return None if part.faults else model
 
@@ -411,7 +422,7 @@ class _Check:
                 continue
             part = self.part(f"weights of {name}")
             part.found = config.weights
-            with part.told(f"{name}."):
+            with part.told(name):
                 if config.weights == "timm":
                     require_hub(config.backbone)
                     if any(other.faults for other in self.parts):

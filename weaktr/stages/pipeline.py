@@ -127,7 +127,7 @@ def unfinished(run: Run, stages: Sequence[Stage], *, force: bool) -> list[Stage]
 def _is_up_to_date(stage: Stage, run: Run) -> bool:
     try:
         return is_finished(run.of(stage.name), inputs_of(stage, run))
-    except (ValueError, OSError):  # data or an earlier stage: the check says what is wrong
+    except Exception:  # of data or an earlier stage: the check says what is wrong
         return False
 
 
