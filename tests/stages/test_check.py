@@ -182,10 +182,14 @@ def test_faults_of_a_kind_are_cut(tmp_path):
     root = tiny.squares(tmp_path / "squares", count=LISTED + 5)
     for image in (root / "images").iterdir():
         image.unlink()
+    Image.new("L", (32, 31)).save(root / "masks" / "0.png")
+    tiny.squares(tmp_path / "other", count=1)
+    (tmp_path / "other" / "images" / "0.png").rename(root / "images" / "0.png")
     with pytest.raises(ValueError) as caught:
-        run_recipe(tiny.recipe(root, stages=["train_cam"]), tmp_path / "run")
+        run_recipe(tiny.recipe(root, stages=["train_cam", "label", "evaluate"]), tmp_path / "run")
     lines = str(caught.value).splitlines()
-    assert len(lines) == LISTED + 2 and lines[-1] == "... and 5 more"
+    assert len(lines) == 1 + LISTED + 1 + 1 and lines[-2] == "... and 4 more"
+    assert "masks/0.png" in lines[-1]  # a fault of another kind is not hidden by these
 
 
 def test_labels_of_stage_1(root, tmp_path):
@@ -333,7 +337,7 @@ def test_the_command_checks_and_runs_nothing(root, tmp_path):
     command = [str(file), "--out", str(tmp_path / "run"), "--check"]
     with console.capture() as capture:
         assert cli.train_main(command) == 0
-    assert "split val, to predict: 8 images, 3 classes, 8 true masks" in capture.get()
+    assert "fine  split val, to predict: 8 images, 3 classes\n" in capture.get()
     assert "tiny: no fault" in capture.get()
     with console.capture() as capture:
         assert cli.train_main([*command, "--set", "label.crf=voc"]) == cli.WRONG_INPUT

@@ -167,13 +167,12 @@ class _Check:
                     continue
                 with part.told():
                     if stored_fingerprint(self.run.of(name) / FINISHED) is None:
+                        advice = (
+                            "add it to stages" if is_left_out else "run without --from and --only"
+                        )
                         raise ValueError(
                             f"{self.run.folder}: {name} is not finished, which {stage.name} needs; "
-                            + (
-                                "add it to stages"
-                                if is_left_out
-                                else "run without --from and --only"
-                            )
+                            f"{advice}"
                         )
             folder = self.run.of(stage.name)
             visible = [f for f in folder.glob("*") if f.name[0] != "."] if folder.is_dir() else []
@@ -231,17 +230,18 @@ class _Check:
         self.train = self._opened(part, split, "train")
         if self.train is None:
             return
-        truth = "train_seg" in names and self.recipe.train_seg.masks == "truth"
-        problems = self.headers.problems(self.train.samples, masks=truth)
         stops = bool(names & {"train_cam", "train_seg"})
+        problems = self.headers.problems(self.train.samples)
         (part.faults if stops else part.warnings).extend(map(str, problems))
+        if "train_seg" in names and self.recipe.train_seg.masks == "truth":
+            self._masks(split, self.train)
 
     def _to_score_on(self) -> None:
         """The images whose true masks score CAMs and pseudo labels."""
         split = self.recipe.data.score_split or self.recipe.data.train_split
         part = self.part(f"split {split}, to score on")
         score = self._opened(part, split, "score")
-        masks = self._masks(part, score)
+        masks = self._masks(split, score)
         if masks and self.train is not None and masks.isdisjoint(s.name for s in self.train):
             part.warnings.append("none is a training image, so pseudo labels will not be scored")
 
@@ -250,7 +250,7 @@ class _Check:
         split = self.recipe.data.val_split
         part = self.part(f"split {split}, to predict")
         val = self._opened(part, split, "val")
-        masks = self._masks(part, val) if with_masks else set()
+        masks = self._masks(split, val) if with_masks else set()
         if val is not None and "predict" in self.names:
             others = [sample for sample in val if sample.name not in masks]
             part.warnings += map(str, self.headers.problems(others))
@@ -283,11 +283,12 @@ class _Check:
             )
         return manifest
 
-    def _masks(self, part: Part, manifest: Manifest | None) -> set[str]:
+    def _masks(self, split: str, manifest: Manifest | None) -> set[str]:
         """The true masks of a split are of the size of their photographs; returns their names."""
+        part = self.part(f"true masks of split {split}")
         samples = [sample for sample in manifest or () if sample.mask is not None]
+        part.found = str(len(samples))
         part.faults += map(str, self.headers.problems(samples, masks=True))
-        part.found += f", {len(samples)} true masks" if manifest is not None else ""
         return {sample.name for sample in samples}
 
     def train_cam(self) -> None:
@@ -408,9 +409,11 @@ class _Check:
         """`model`, where it fits the memory and training images are whole patches of it."""
         millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
         part.found = f"{model.config.backbone}, {millions:.1f} million weights"
-        for require in (require_memory, require_whole_patches):
+        with part.told(part.what):
+            require_whole_patches(model)
+        if device is not None:
             with part.told(part.what):
-                require(model, device or torch.device("cpu"))
+                require_memory(model, device)
         return None if part.faults else model
 
     def weights(self) -> None:

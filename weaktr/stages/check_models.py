@@ -69,7 +69,7 @@ def _built(kind: type[M], config: BackboneConfig, count: int) -> M:
     return model
 
 
-def require_whole_patches(model: BackboneModel, _: torch.device) -> None:
+def require_whole_patches(model: BackboneModel) -> None:
     """Raise `ValueError` unless training images are whole patches."""
     size, patch = model.config.image_size, model.patch_size
     for side in size if isinstance(size, tuple) else (size,):
