@@ -73,7 +73,11 @@ class Part:
 
     @contextmanager
     def told(self, group: str = "") -> Iterator[None]:
-        """Makes errors inside it faults of this part, of settings in `group`."""
+        """Makes an error inside it a fault of this part.
+
+        Args:
+            group: of settings in which the error is; "" where its message says so itself.
+        """
         try:
             yield
         except DataError as error:
