@@ -10,6 +10,7 @@ There are three numberings; all other files use only the last two.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ import numpy as np
 
 #: The label of pixels that count neither in a loss nor in a score.
 IGNORE = 255
+#: Characters that move a terminal's cursor or end a line; no name has one.
+CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]")
 #: Labels are stored in 8 bits beside background (0) and ignore (255).
 MAX_CLASSES = 254
 
@@ -33,7 +36,8 @@ class Classes:
             (254 = `MAX_CLASSES`). Empty means 1..C.
 
     Raises:
-        ValueError: names or ids repeat, lengths differ, or there are more than 254 classes.
+        ValueError: names or ids repeat, lengths differ, there are more than 254 classes, or a name
+            is empty or holds a control character.
     """
 
     names: tuple[str, ...]
@@ -43,6 +47,10 @@ class Classes:
         if len(self.names) > MAX_CLASSES:
             raise ValueError(
                 f"names: at most {MAX_CLASSES} classes fit 8-bit masks, got {len(self.names)}"
+            )
+        if wrong := [name for name in self.names if not name or CONTROL.search(name)]:
+            raise ValueError(
+                f"names: expected names without control characters, got {wrong[0]!r:.60}"
             )
         if repeated := _repeated(self.names):
             raise ValueError(f"names: expected each class once, got {repeated} more than once")
