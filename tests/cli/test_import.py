@@ -363,7 +363,7 @@ def test_a_variant_of_something_else_is_refused(tmp_path, text):
         ({"n_heads": "six"}, "encoder_heads: "),
         ({"n_heads": -6}, "encoder_heads: "),
         ({"n_heads": 1.5}, "encoder_heads: "),
-        ({"n_heads": 10**400}, "a number of 401 characters"),
+        ({"n_heads": 10**400}, "encoder_heads: "),
         ({"image_size": (10**9, 3)}, "image_size: "),
         ({"image_size": (3,)}, "image_size: "),
         ({"image_size": "large"}, "image_size: "),

@@ -74,7 +74,9 @@ def read_pickle(
             if code == b".":
                 return machine.pop()
             if code not in _OPCODES:
-                raise ValueError(f"opcode {code!r}" if code else "it is cut off")
+                raise ValueError(
+                    f"no pickle of plain values, opcode {code!r}" if code else "it is cut off"
+                )
             read, act = _OPCODES[code]
             act(machine, None if read is None else read(source))
     except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
