@@ -121,11 +121,13 @@ def check_architecture(config: BackboneConfig) -> None:
 def check_arguments(arguments: Mapping[str, Any]) -> None:
     """Refuse arguments of a timm model that do not describe the network (`BackboneArgs`).
 
+    None is as good as no argument, to timm too.
+
     Raises:
         ValueError: names the argument.
     """
     try:
-        _ARGUMENTS.validate_python(arguments)
+        _ARGUMENTS.validate_python({k: v for k, v in arguments.items() if v is not None})
     except ValidationError as error:
         wrong = error.errors(include_url=False)[0]
         name = str(wrong["loc"][0])
@@ -141,6 +143,6 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
 
 
 def arguments_of(config: BackboneConfig) -> dict[str, Any]:
-    """The arguments of the timm model that the configuration gives; None stands for none."""
-    given = {key: value for key, value in config.backbone_args.items() if value is not None}
+    """The arguments of the timm model that the configuration gives."""
+    given = config.backbone_args
     return given if config.patch_size is None else {**given, "patch_size": config.patch_size}
