@@ -96,8 +96,9 @@ def timm_state(backbone: str, backbone_args: Mapping[str, Any]) -> State:
         donor = timm.create_model(backbone, pretrained=True, num_classes=0, **backbone_args)
     except (OSError, RuntimeError) as error:
         raise ValueError(
-            f"weights: {backbone} could not be downloaded, or is another ({error}); get the "
-            "file elsewhere and give it with --set cam_model.weights=FILE or --set seg_model.weights=FILE"
+            f"weights: {backbone} could not be downloaded, or is another ({error}); get the file "
+            "elsewhere and give it with --set cam_model.weights=FILE or "
+            "--set seg_model.weights=FILE"
         ) from error
     state: State = donor.state_dict()
     return state
