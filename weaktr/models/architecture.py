@@ -134,7 +134,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         if wrong["type"] == "extra_forbidden":
             raise ValueError(
                 f"backbone_args: {name!r:.60} does not describe the network; expected some of "
-                f"{', '.join(BackboneArgs.__annotations__)}"
+                f"{', '.join(list(BackboneArgs.__annotations__)[:7])} and the like"
             ) from error
         problem = wrong["msg"].removeprefix("Input should be ")
         raise ValueError(

@@ -172,6 +172,8 @@ def read_torch_file(path: Path) -> Any:
         ValueError: not a torch file, cut off, changed on the way (a checksum says so), claiming
             more than it holds, or one that asks for code; none of it was run.
     """
+    if path.is_dir():
+        raise ValueError(f"{path}: expected a file of torch.save, got a folder")
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
     try:
