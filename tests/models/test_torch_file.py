@@ -192,6 +192,12 @@ def test_claims_of_tensors(write, claim, reason):
         read_torch_file(path)
 
 
+def test_many_large_views_of_one_storage(write):
+    """Each is as large as the file; a thousand of them would take a thousand times as long."""
+    with pytest.raises(ValueError, match="a tensor of size"):
+        read_torch_file(write([Claim((400,), (0,)) for _ in range(1000)]))
+
+
 @pytest.mark.parametrize("content", [b"", bytes(15), bytes(17)])
 def test_storages_of_another_size(tmp_path, content):
     with pytest.raises(ValueError, match="bytes of 16 in data/0"):
