@@ -15,6 +15,7 @@ import pytest
 
 from weaktr.config import LabelConfig, PredictConfig, Recipe
 from weaktr.evaluation.folders import written_conditions
+from weaktr.models.released.variant import read_variant
 from weaktr.recipes import apply_setting, load_recipe
 
 PROBE = "a_module_that_no_recipe_may_import"
@@ -164,3 +165,43 @@ def test_tags_of_yaml_are_refused(text, tag, tmp_path):
 def test_tags_in_set_are_refused(tag):
     with pytest.raises(ValueError, match=r"--set .*: line 1: expected YAML"):
         apply_setting({}, f"data.options.x={tag}")
+
+
+ALIASES = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n"
+    for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+)
+WITHOUT_END = {
+    "aliases": (ALIASES, "aliases of aliases"),
+    "itself": ("name: &a [*a]", "Circular reference"),
+    "nested": ("name: " + "[" * 5000, "maximum recursion depth"),
+    "nested 2": ("- " * 5000, "maximum recursion depth"),
+    "digits": ("seed: " + "1" * 5000, "a number of 5000 characters"),
+    "hexadecimal": ("seed: 0x" + "f" * 5000, "a number of 5002 characters"),
+    "base 60": ("seed: " + ":".join(["1"] * 3000), "a number of 5999 characters"),
+    "base 60, fraction": ("seed: " + ":".join(["1"] * 3000) + ".5", "a number of 6001"),
+    "keys": ("{" + ", ".join(f"k{i}" for i in range(10_001)) + "}", "more than 10000 keys"),
+    "text": ("name: " + "x" * (1 << 20), "1048582 characters"),
+    "no number": ('seed: !!int ""', "expected YAML"),
+    "no truth": ("seed: !!bool x", "expected YAML"),
+    "merged": ("<<: 3", "expected a mapping or list of mappings for merging"),
+    "control": ("name: \0", "unacceptable character"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WITHOUT_END)
+@pytest.mark.parametrize("read", [load_recipe, read_variant])
+def test_yaml_without_an_end(name, read, tmp_path):
+    text, reason = WITHOUT_END[name]
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=rf"^{file}: .*{reason}") as caught:
+        read(file)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("number", ["99999999999999999999", "0x7fffffffffffffff", "1:30", "1e300"])
+def test_numbers_of_usual_length_are_read(number):
+    tree: dict[str, Any] = {}
+    apply_setting(tree, f"seed={number}")
+    assert isinstance(tree["seed"], int | float)

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from weaktr.files import read_json
-from weaktr.outputs import begin, begin_masks, fingerprint, is_finished, mark_finished
+from weaktr.outputs import (
+    begin,
+    differences,
+    fingerprint,
+    finished_facts,
+    in_words,
+    mark_finished,
+    read_inputs,
+)
 
 
 def test_fingerprints_ignore_key_order_and_nothing_else():
@@ -14,52 +24,53 @@ def test_fingerprints_ignore_key_order_and_nothing_else():
     assert fingerprint("a", "b") != fingerprint("ab")
 
 
-def test_a_stage_begun_from_other_inputs_starts_empty(tmp_path):
-    folder = tmp_path / "label"
-    begin(folder, "one")
-    (folder / "half").write_text("done")
-    begin(folder, "one")
-    assert (folder / "half").exists()
-    mark_finished(folder, "one")
-    assert is_finished(folder, "one")
-    assert not is_finished(folder, "two")
-    begin(folder, "two", replace=True)
-    assert not (folder / "half").exists()
-    assert not is_finished(folder, "one")
-
-
-def test_results_of_other_inputs_are_refused_or_replaced(tmp_path):
+def test_results_of_the_same_inputs_stay_and_others_are_refused(tmp_path):
     folder = tmp_path / "masks"
-    begin(folder, "one", settings={"flip": True})
-    assert read_json(folder / "inputs.json") == {"made_from": "one", "settings": {"flip": True}}
+    begin(folder, "one", settings={"flip": True, "threshold": 0.4})
+    assert read_json(folder / "inputs.json") == {
+        "made_from": "one", "settings": {"flip": True, "threshold": 0.4},
+    }  # fmt: skip
     (folder / "half").write_text("done")
-    with pytest.raises(ValueError, match="made from other inputs or with other settings"):
-        begin(folder, "two")
+    begin(folder, "one", settings={})
+    with pytest.raises(ValueError, match=r"\(settings\.threshold: 0\.4 there, 0\.6 now\); choose"):
+        begin(folder, "two", settings={"flip": True, "threshold": 0.6})
     assert (folder / "half").exists()
-    begin(folder, "one", replace=True, force=True)
-    assert not (folder / "half").exists()
+    mark_finished(folder, "one", images=3)
+    assert finished_facts(folder) == {"made_from": "one", "images": 3}
 
 
-@pytest.mark.parametrize("force", [True, False])
-def test_a_folder_that_weaktr_did_not_make_is_left_alone(tmp_path, force):
+def test_a_folder_that_weaktr_did_not_make_is_left_alone(tmp_path):
     (tmp_path / "annotations.txt").write_text("a week's work")
     with pytest.raises(ValueError, match=r"it holds annotations\.txt and no inputs\.json; choose"):
-        begin(tmp_path, "one", replace=True, force=force)
+        begin(tmp_path, "one")
     assert [file.name for file in tmp_path.iterdir()] == ["annotations.txt"]
+    (tmp_path / "annotations.txt").rename(tmp_path / ".annotations")  # hidden, as .DS_Store
+    begin(tmp_path, "one")
 
 
-def test_masks_that_weaktr_did_not_make_are_left_alone(tmp_path):
-    checkpoint, out = tmp_path / "model.safetensors", tmp_path / "out"
-    checkpoint.write_bytes(b"weights")
-    (out / "masks").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"it holds masks and no inputs\.json"):
-        begin_masks(out, checkpoint, {})
-    (out / "masks").rename(out / "annotations")
-    (out / ".DS_Store").touch()
-    begin_masks(out, checkpoint, {})
-    (out / "masks").mkdir()
-    begin_masks(out, checkpoint, {})
-    assert read_json(out / "inputs.json")["settings"] == {}
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"null", b'{"made_from": 1}', b"\xff", b"[" * 9**5]
+)
+@pytest.mark.parametrize("name", ["inputs.json", "finished.json"])
+def test_a_damaged_file_is_named(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path / name))):
+        read_inputs(tmp_path) if name == "inputs.json" else finished_facts(tmp_path)
+
+
+def test_differences_are_named_as_far_as_they_matter():
+    one = {"made_from": "1", "settings": {"a": 1, "b": [1, 2]}, "weights": "0" * 64, "source": "x"}
+    assert differences(one, {**one, "made_from": "2", "source": "y"}) == [
+        "another version of weaktr"
+    ]
+    other = {"settings": {"a": 2, "c": "x" * 99}, "weights": "1" * 64}
+    lines = differences(one, other)
+    assert lines[0] == "settings.a: 1 there, 2 now"
+    assert lines[1] == 'settings.b: [1, 2] there, "nothing" now'
+    assert lines[2].startswith('settings.c: "nothing" there, "xxx') and len(lines[2]) < 100
+    assert lines[3:] == ["weights: other content"]
+    assert differences({"checkpoint": "x"}, other) == ["noted by an older version of weaktr"]
+    assert in_words([*map(str, range(10))]) == "0; 1; 2; 3; 4; 5; 6; 7; and 2 more"
 
 
 def test_a_kill_while_the_inputs_are_written_refuses_nothing(tmp_path, monkeypatch):
@@ -73,26 +84,7 @@ def test_a_kill_while_the_inputs_are_written_refuses_nothing(tmp_path, monkeypat
         patch.setattr("weaktr.files._flush", killed)
         patch.setattr("pathlib.Path.unlink", lambda path, missing_ok=False: None)
         with pytest.raises(SystemExit):
-            begin(folder, "one", replace=True)
+            begin(folder, "one")
     assert [file.suffix for file in folder.iterdir()] == [".part"]
-    begin(folder, "one", replace=True)
-    assert [file.name for file in folder.iterdir()] == ["inputs.json"]
-
-
-def test_a_kill_while_old_results_are_removed_refuses_nothing(tmp_path, monkeypatch):
-    folder = tmp_path / "label"
-    begin(folder, "one", replace=True)
-    (folder / "half").write_text("a mask")
-    with monkeypatch.context() as patch:
-
-        def killed(path):
-            (path / "inputs.json").unlink()
-            raise SystemExit
-
-        patch.setattr("shutil.rmtree", killed)
-        with pytest.raises(SystemExit):
-            begin(folder, "two", replace=True)
-    assert not folder.exists() and len(list(tmp_path.iterdir())) == 1
-    begin(folder, "two", replace=True)
-    assert [file.name for file in tmp_path.iterdir()] == ["label"]
+    begin(folder, "one")
     assert [file.name for file in folder.iterdir()] == ["inputs.json"]

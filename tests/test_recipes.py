@@ -31,6 +31,8 @@ from weaktr.recipes import RECIPES, load_recipe, recipe_names
 CAM = {data: f"{data}_cam_deit_s" for data in ("voc12", "coco14")}
 #: The recipes of both stages -> the file that stage 2 starts from.
 BOTH = {f"{data}_{release}": release for data in CAM for release in RELEASES}
+#: What the score of stage 2 is called: VOC's two pictures are trained on, COCO's val has copies.
+PREDICTED = {"voc12": "not_held_out_miou", "coco14": "val_miou"}
 TEN = [*CAM.values(), *BOTH]
 BEYOND = ["voc12_both_dinov2_s", "voc12_both_eva02_s", "voc12_both_dinov3_s"]
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -280,8 +282,8 @@ def test_both_stages_on_photographs(name, roots, cam_runs, releases, tmp_path):
     assert (mean, std) == NORMALIZATION[release]
     if only is None:
         scores = json.loads((tmp_path / name / "metrics.json").read_text())
-        assert 0 <= scores["val_miou"] <= 100
-        assert "ensemble published" in scores["conditions"]["val_miou"]
+        assert 0 <= scores[PREDICTED[data]] <= 100
+        assert "ensemble published" in scores["conditions"][PREDICTED[data]]
 
 
 @pytest.mark.parametrize(
@@ -295,4 +297,4 @@ def test_reduced_on_generated_images(name, tmp_path):
     train(name, root, tmp_path / "run", *SMALL)
     assert len(losses(tmp_path / "run", "train_cam")) == 2
     assert len(losses(tmp_path / "run", "train_seg")) == 2
-    assert 0 <= json.loads((tmp_path / "run/metrics.json").read_text())["val_miou"] <= 100
+    assert 0 <= json.loads((tmp_path / "run/metrics.json").read_text())[PREDICTED[data]] <= 100

@@ -43,8 +43,7 @@ def load(path: str | Path, device: str = "auto") -> Model:
         ValueError: not a checkpoint of weaktr, or no such device.
     """
     module, description = checkpoints.load(path, choose_device(device))
-    classes = description.get("classes")
-    return Model(module, None if classes is None else classes["names"])
+    return Model(module, checkpoints.class_names(description, Path(path)))
 
 
 def train(

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
+import re
+import socket
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any
+
+#: The name of a file that is being written, and of a folder that is being removed.
+UNFINISHED = re.compile(r"\.[0-9a-f]{32}\.(part|removed)")
+
+#: Bytes at both ends of a file among which its mark is looked for.
+ENDS = 2**16
 
 
 @contextmanager
@@ -18,17 +28,27 @@ def whole_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
 
     Args:
         path: the file; its folder is created if missing.
-        durable: flush file and folder to the disk. Without it a power failure (not a killed
-            process) may lose the file, and its readers must check a digest.
+        durable: flush file and folder to the disk, and clear what killed processes left of this
+            file. Without it a power failure (not a killed process) may lose the file, and its
+            readers must check a digest; leftovers are cleared with the whole folder
+            (`weaktr.outputs.clear_unfinished`).
 
     Yields:
-        A path in the same folder to write to. It becomes `path` at the end of the ``with``
-        statement, and is deleted if that raises.
+        The path of an empty file in the same folder, to be written. It becomes `path` at the end
+        of the ``with`` statement, and is deleted if that raises. Its permissions are those of any
+        new file (the umask's), whatever the writer does.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid.uuid4().hex}.part")
+    target, writer = _digits(path.name, 10), _digits(socket.gethostname(), 6)
+    if durable:
+        _clear_leftovers(path.parent, target + writer)
+    temporary = path.with_name(f".{target}{writer}{os.getpid():08x}{uuid.uuid4().hex[:8]}.part")
     try:
+        temporary.touch(exist_ok=False)
+        mode = temporary.stat().st_mode
         yield temporary
+        if temporary.stat().st_mode != mode:
+            temporary.chmod(stat.S_IMODE(mode))
         if durable:
             _flush(temporary)
         temporary.replace(path)
@@ -39,10 +59,44 @@ def whole_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
         _flush(path.parent)
 
 
+@contextmanager
+def written_by_library(path: Path) -> Iterator[None]:
+    """Let what a library raises while it writes a file be an OSError that names the file."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:  # torch and safetensors have kinds of their own for a full disk
+        raise OSError(f"{path}: cannot be written; is the disk full? ({error!s:.80})") from error
+
+
 def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
     """Write a file of this content; arguments as in `whole_file`."""
     with whole_file(path, durable=durable) as temporary:
         temporary.write_bytes(content)
+
+
+def require_replaceable(path: Path, mark: bytes = b"weaktr") -> None:
+    """Refuse to write a file where there is one that weaktr did not write.
+
+    Args:
+        path: the file to be written.
+        mark: stands near the beginning or the end of such a file of weaktr's.
+
+    Raises:
+        ValueError: there is such a file, or something that is no file.
+    """
+    if not os.path.lexists(path):
+        return
+    if path.is_file() and not path.is_symlink():
+        with open(path, "rb") as file:
+            head = file.read(ENDS)
+            file.seek(max(0, file.seek(0, os.SEEK_END) - ENDS))
+            if not head or mark in head or mark in file.read():
+                return
+    raise ValueError(
+        f"{path}: is there already, and weaktr did not write it; choose another name, or delete it"
+    )
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -188,6 +242,30 @@ def names_in(folder: Path, *suffixes: str) -> tuple[list[str], str]:
             return sorted(names), suffix
     wanted = " or ".join(suffix.removeprefix(".").upper() for suffix in suffixes)
     raise ValueError(f"no {wanted} in {folder}")
+
+
+def _digits(text: str, count: int) -> str:
+    """Hexadecimal digits that stand for a text."""
+    return hashlib.sha256(os.fsencode(text)).hexdigest()[:count]
+
+
+def _clear_leftovers(folder: Path, prefix: str) -> None:
+    """Remove what processes of this machine that are no more had begun to write."""
+    for path in folder.glob(f".{prefix}{'[0-9a-f]' * 16}.part"):
+        if not _is_running(int(path.name[len(prefix) + 1 :][:8], 16)):
+            path.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    if os.name == "nt":  # where signal 0 would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):  # another user's
+        pass
+    return True
 
 
 def _flush(path: Path) -> None:

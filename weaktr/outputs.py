@@ -1,107 +1,269 @@
-"""A folder of results: from which inputs they come, and whether they may be continued.
+"""A folder of results: whose it is, from which inputs its results come, what may happen to it.
 
-FOLDER/inputs.json     fingerprint ("made_from") and settings of the inputs; written first
+FOLDER/.weaktr-lock    held by the process that works in the folder
+FOLDER/inputs.json     the inputs by name, and their fingerprint ("made_from"); written first
 FOLDER/finished.json   the same fingerprint; written last
+
+A folder with files and without inputs.json is somebody else's: nothing in it is touched.
 
 Trainings continue by `weaktr.training.state` in addition.
 """
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
+import os
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from weaktr.files import read_json, write_json
+from filelock import FileLock, Timeout
 
-INPUTS, FINISHED = "inputs.json", "finished.json"
+from weaktr.contents import Contents
+from weaktr.files import UNFINISHED, read_json, write_json
+
+INPUTS, FINISHED, LOCK = "inputs.json", "finished.json", ".weaktr-lock"
+#: Differences between inputs that an error lists.
+SHOWN = 8
+#: Seconds that a lock is waited for: loading processes outlive a killed training by five.
+PATIENCE = 6
 
 
 def fingerprint(*parts: Any) -> str:
     """32 hexadecimal digits of the JSON of `parts` (key order does not matter)."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:32]
 
 
-def begin(
-    folder: Path, made_from: str, *, replace: bool = False, force: bool = False, **facts: Any
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Have a folder of results to oneself; it is created if missing.
+
+    The lock ends with the process, however that ends.
+
+    Raises:
+        ValueError: another process works in it, or it is no folder.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(f"--out {folder}: expected a folder, {error.filename} is a file") from None
+    lock = FileLock(folder / LOCK, timeout=PATIENCE)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(
+            f"{folder}: another process works in it; wait for it, or choose another --out"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def claimed_for_masks(
+    folder: Path,
+    source: Path,
+    settings: Mapping[str, Any],
+    inputs: Collection[Path],
+    images: Collection[Path],
+) -> Iterator[None]:
+    """Have a folder to oneself for masks of one model (or of CAMs in files) and settings.
+
+    The photographs and their labels are not part of its identity, each mask's entry has its own.
+
+    Args:
+        folder: see `claimed`.
+        source: the checkpoint, or the folder of CAMs.
+        settings: that the masks depend on.
+        inputs, images: see `require_apart`.
+
+    Raises:
+        ValueError: as `require_apart`, `claimed` and `begin`.
+    """
+    require_apart(folder, [source, *inputs], images)
+    if read_inputs(folder) is None:
+        refuse_files_of_others(folder)  # before anything is written there
+    weights = {} if source.is_dir() else {"weights": Contents().digest(source)}
+    facts = {**weights, "settings": dict(settings)}
+    with claimed(folder):
+        begin(folder, fingerprint("masks", facts), **facts, source=str(source))
+        yield
+
+
+def tidy(folder: Path) -> None:
+    """Refuse links in a folder of results; clear what killed processes left half-written in it.
+
+    Raises:
+        ValueError: something in it is a link.
+    """
+    for entry in os.scandir(folder) if folder.is_dir() else ():
+        if entry.is_symlink():
+            raise ValueError(
+                f"{entry.path}: is a link; expected files and folders that weaktr made: "
+                "move it away, or choose another --out"
+            )
+    clear_unfinished(folder)
+
+
+def clear_unfinished(folder: Path, *, at_depth: bool = True) -> None:
+    """Remove what killed processes left half-written, or half-removed, in a folder of results."""
+    for place, folders, files in os.walk(folder):
+        for name in filter(UNFINISHED.fullmatch, files):
+            (Path(place) / name).unlink(missing_ok=True)
+        for name in filter(UNFINISHED.fullmatch, folders):
+            shutil.rmtree(Path(place) / name)
+        if not at_depth:
+            return
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder of weaktr's results: at once gone, so that half of it is never found."""
+    removed = folder.with_name(f".{uuid.uuid4().hex}.removed")
+    folder.rename(removed)
+    shutil.rmtree(removed)
+
+
+def require_apart(
+    folder: Path,
+    inputs: Collection[Path],
+    images: Collection[Path],
+    own: Collection[Path] | None = None,
 ) -> None:
+    """Refuse a folder of results that would mix them with what they are made from.
+
+    Args:
+        folder: of the results.
+        inputs: files and folders that are read.
+        images: folders in which photographs are looked for.
+        own: files and folders of the results; None = `folder`.
+
+    Raises:
+        ValueError: an input lies in one of `own`, or `folder` in one of `images`.
+    """
+    place = folder.resolve()
+    places = [path.resolve() for path in own or [folder]]
+    for path in images:
+        if place.is_relative_to(path.resolve()):
+            raise ValueError(
+                f"--out {folder}: lies in the folder of the photographs, {path}, where its masks "
+                "would be taken for photographs; choose a folder beside it"
+            )
+    for path in (*inputs, *images):
+        if any(path.resolve().is_relative_to(one) for one in places):
+            raise ValueError(
+                f"--out {folder}: holds {path}, from which the results are to be made; "
+                "choose another --out"
+            )
+
+
+def begin(folder: Path, made_from: str, **facts: Any) -> None:
     """Prepare `folder` for results; those in it are kept if they come from the same inputs.
 
     Args:
         folder: created if missing.
         made_from: fingerprint of the inputs.
-        replace: delete results of other inputs, instead of refusing to mix them with new ones.
-        force: delete results of the same inputs too.
-        facts: written beside the fingerprint, for the reader of the results.
+        facts: the inputs by name, written beside the fingerprint: plain values, or trees of them.
 
     Raises:
-        ValueError: the folder holds results of other inputs where `replace` is False; or files but
-            no ``inputs.json``, so weaktr did not write them, where `replace` is True.
+        ValueError: the folder holds results of other inputs (says what differs); or files but no
+            ``inputs.json``, so weaktr did not write them.
     """
-    file = folder / INPUTS
-    for rest in _unfinished(folder):  # of a process that was killed
-        shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
-    if file.is_file():
-        same = stored_fingerprint(file) == made_from
-        if not same and not replace:
-            raise ValueError(
-                f"{folder}: holds results made from other inputs or with other settings; "
-                "choose another --out"
-            )
-        if force or not same:
-            removed = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.removed")
-            folder.rename(removed)  # at once: half a folder would look like something else
-            shutil.rmtree(removed)
-    elif replace and folder.exists():
-        _refuse_files_of_others(folder, [p for p in folder.iterdir() if p.name[0] != "."])
-    write_json(file, {"made_from": made_from, **facts})
-
-
-def begin_masks(folder: Path, source: Path, settings: dict[str, Any]) -> None:
-    """`begin` for masks that come from one checkpoint (or folder of CAMs) and settings.
-
-    Raises:
-        ValueError: as `begin`; or there are masks that weaktr did not write.
-    """
-    if not (folder / INPUTS).is_file():
-        _refuse_files_of_others(folder, [p for p in (folder / "masks",) if p.exists()])
-    made_from = fingerprint(str(source.resolve()), source.stat().st_size, settings)
-    begin(folder, made_from, checkpoint=str(source), settings=settings)
-
-
-def _unfinished(folder: Path) -> list[Path]:
-    """What a process that was killed may have left of `folder`: half of a file, or of a removal."""
-    removed = folder.parent.glob(f".{glob.escape(folder.name)}.{'[0-9a-f]' * 32}.removed")
-    return [*removed, *folder.glob(f".{'[0-9a-f]' * 32}.part")]
-
-
-def _refuse_files_of_others(folder: Path, files: Sequence[Path]) -> None:
-    if files:
+    tidy(folder)
+    stored = read_inputs(folder)
+    if stored is None:
+        refuse_files_of_others(folder)
+    elif stored["made_from"] != made_from:
         raise ValueError(
-            f"{folder}: expected an empty folder or one that weaktr made, but it holds "
-            f"{files[0].name} and no {INPUTS}; choose another --out, or move it away"
+            f"{folder}: holds results of other inputs or settings "
+            f"({in_words(differences(stored, facts))}); choose another --out"
         )
+    else:
+        return
+    write_json(folder / INPUTS, {"made_from": made_from, **facts})
 
 
-def mark_finished(folder: Path, made_from: str) -> None:
+def read_inputs(folder: Path) -> dict[str, Any] | None:
+    """The ``inputs.json`` of a folder; None where there is none.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    return _stored(folder / INPUTS)
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between the inputs of a folder and those of now, a line each."""
+    old, new = dict(_leaves(before)), dict(_leaves(now))
+    if not old.keys() & new.keys():
+        return ["noted by an older version of weaktr"]
+    lines = []
+    for name in sorted(old.keys() | new.keys()):
+        values = old.get(name, "nothing"), new.get(name, "nothing")
+        if values[0] != values[1]:
+            is_digest = all(isinstance(v, str) and len(v) in (32, 64) for v in values)
+            both = f"{_short(values[0])} there, {_short(values[1])} now"
+            lines.append(f"{name}: other content" if is_digest else f"{name}: {both}")
+    return lines or ["another version of weaktr"]
+
+
+def in_words(lines: Sequence[str]) -> str:
+    """Lines of `differences` as one, the first `SHOWN` of them."""
+    more = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+    return "; ".join([*lines[:SHOWN], *more])
+
+
+def mark_finished(folder: Path, made_from: str, **facts: Any) -> None:
     """Store that the results in `folder` are complete and come from inputs of this fingerprint."""
-    write_json(folder / FINISHED, {"made_from": made_from})
+    write_json(folder / FINISHED, {"made_from": made_from, **facts})
 
 
-def is_finished(folder: Path, made_from: str) -> bool:
-    """Whether the results in `folder` are complete and come from exactly these inputs."""
-    return stored_fingerprint(folder / FINISHED) == made_from
+def finished_facts(folder: Path) -> dict[str, Any] | None:
+    """What `mark_finished` stored in a folder; None where its results are not complete.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    return _stored(folder / FINISHED)
 
 
-def stored_fingerprint(file: Path) -> str | None:
-    """The fingerprint in an ``inputs.json`` or ``finished.json``; None where there is no file."""
+def _stored(file: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
-    made_from: str | None = read_json(file).get("made_from")
-    return made_from
+    content = read_json(file)
+    if not isinstance(content, dict) or not isinstance(content.get("made_from"), str):
+        raise ValueError(
+            f"{file}: damaged: expected a JSON object with made_from; "
+            "move the folder away to begin again"
+        )
+    return content
+
+
+def _leaves(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """The plain values in a tree of inputs, with their names."""
+    for key, value in tree.items():
+        name = f"{above}{key}"
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{name}.")
+        elif name not in ("made_from", "source"):
+            yield name, value
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def refuse_files_of_others(folder: Path) -> None:
+    """Raise ValueError for files, but hidden ones, in a folder that weaktr did not mark."""
+    found = sorted(p.name for p in folder.iterdir() if p.name[0] != ".") if folder.is_dir() else []
+    if found:
+        raise ValueError(
+            f"{folder}: expected an empty folder or one that weaktr made, but it holds "
+            f"{found[0]} and no {INPUTS}; choose another --out, or move it away"
+        )

@@ -1,18 +1,23 @@
-"""Progress bars on a terminal, plain lines elsewhere; TensorBoard where it is installed."""
+"""Progress bars on a terminal, plain lines elsewhere; TensorBoard where it is installed.
+
+Names of files may hold anything: control characters in them never reach the terminal.
+"""
 
 from __future__ import annotations
 
 import importlib.util
+import io
 import logging
+import re
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.logging import RichHandler
 from rich.progress import (
     BarColumn,
@@ -23,10 +28,42 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.segment import Segment
 
 T = TypeVar("T")
 log = logging.getLogger("weaktr")
-console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 150)
+#: Control characters but tab and line feed, what turns the direction of writing, and lone halves.
+UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def printable(text: str) -> str:
+    """A text for the terminal: what it would act on, or cannot show, as Python escapes it."""
+    return UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
+class PlainConsole(Console):
+    """A console that prints names of files as `printable` has them."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """See `Console`; texts only, not what the console itself tells the terminal."""
+        for segment in super().render(renderable, options):
+            text, style, control = segment
+            yield segment if control else Segment(printable(text), style)
+
+
+class PlainFormatter(logging.Formatter):
+    """Lines for files and pipes, as `printable` has them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See `logging.Formatter`."""
+        return printable(super().format(record))
+
+
+console = PlainConsole(soft_wrap=True, width=None if sys.stdout.isatty() else 150)
 
 #: Seconds between two lines where there is no terminal.
 LINE_SECONDS = 20.0
@@ -40,11 +77,15 @@ def set_up_logging(level: int = logging.INFO) -> None:
         )
         if not console.is_terminal:
             handler = logging.StreamHandler()
-            handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+            handler.setFormatter(PlainFormatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         log.addHandler(handler)
         log.propagate = False
     log.setLevel(level)
-    warnings.filterwarnings("ignore", module="PIL.TiffImagePlugin")  # of damaged EXIF, amid a bar
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal may not have every letter
+            stream.reconfigure(errors="backslashreplace")
+    for module in (r"PIL\.TiffImagePlugin", r"PIL\.Image", r"PIL\.PngImagePlugin"):
+        warnings.filterwarnings("ignore", module=module)  # of odd files, amid a bar
 
 
 class Meter:
@@ -55,10 +96,20 @@ class Meter:
         total: number of units.
         done: number of units that a resumed run starts with.
         unit: what is counted, for the speed.
+        is_minor: work that is worth a line only if it takes long.
     """
 
-    def __init__(self, title: str, total: int, *, done: int = 0, unit: str = "images") -> None:
+    def __init__(
+        self,
+        title: str,
+        total: int,
+        *,
+        done: int = 0,
+        unit: str = "images",
+        is_minor: bool = False,
+    ) -> None:
         self.title, self.total, self.done, self.unit = title, total, done, unit
+        self.is_minor = is_minor
         self._started, self._start_done = time.monotonic(), done
         self._last_line = self._started
         self._logged = done
@@ -77,6 +128,7 @@ class Meter:
                 TimeRemainingColumn(),
                 TextColumn("{task.fields[note]}"),
                 console=console,
+                transient=self.is_minor,
             )
             self._bar.start()
             self._task = self._bar.add_task(
@@ -87,7 +139,7 @@ class Meter:
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif self.done > self._logged:
+        elif self.done > self._logged and not self.is_minor:
             self._line("")
 
     def advance(self, count: int = 1, note: str = "") -> None:
@@ -118,12 +170,20 @@ class Meter:
         )  # fmt: skip
 
 
-def track(items: Iterable[T], title: str, total: int, unit: str = "images") -> Iterator[T]:
-    """Yield `items` while counting them."""
-    with Meter(title, total, unit=unit) as meter:
+def track(
+    items: Iterable[T], title: str, total: int, unit: str = "images", *, is_minor: bool = False
+) -> Iterator[T]:
+    """Yield `items` while counting them; arguments as in `Meter`."""
+    with Meter(title, total, unit=unit, is_minor=is_minor) as meter:
         for item in items:
             yield item
             meter.advance()
+
+
+def shortened(names: Sequence[str], most: int = 3) -> str:
+    """The first names of a list, and how many more there are."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 class TensorBoard:

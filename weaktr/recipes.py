@@ -179,7 +179,7 @@ def _read_tree(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: expected UTF-8, got: {error}") from error
-    tree = _parse_yaml(text, str(path))
+    tree = parse_yaml(text, str(path))
     if not isinstance(tree, dict):
         got = "nothing" if tree is None else type(tree).__name__
         raise ValueError(f"{path}: expected a YAML mapping, got {got}")
@@ -223,7 +223,12 @@ _TAGS = {
 }
 
 
-class _Loader(yaml.SafeLoader):
+#: Most characters of a number, keys of a mapping, and characters of all values as JSON (aliases
+#: repeat what they stand for, so that a few lines can describe more than any memory holds).
+MOST_DIGITS, MOST_KEYS, MOST_CHARACTERS = 100, 10_000, 1 << 20
+
+
+class PlainLoader(yaml.SafeLoader):
     """YAML with JSON's types: ``1e-4`` is a number, a date is text, keys are text and unique."""
 
     yaml_constructors: ClassVar[dict[Any, Any]] = {
@@ -255,9 +260,21 @@ class _Loader(yaml.SafeLoader):
             keys.add(key.value)
         return node
 
+    def flatten_mapping(self, node: Any) -> None:
+        super().flatten_mapping(node)
+        if len(node.value) > MOST_KEYS:
+            problem = f"a mapping of more than {MOST_KEYS} keys"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
+    def construct_scalar(self, node: Any) -> Any:
+        if node.tag.endswith((":int", ":float")) and len(node.value) > MOST_DIGITS:
+            problem = f"a number of {len(node.value)} characters"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return super().construct_scalar(node)
+
 
 # 1.5, 1., .5, 1e-4, 1_000.5, 1:30.5 (base 60), -.inf, .nan. YAML 1.1 requires a point in all.
-_Loader.add_implicit_resolver(
+PlainLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(
         r"""^(?:
@@ -273,11 +290,31 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _parse_yaml(text: str, origin: str) -> Any:
+def parse_yaml(text: str, origin: str, loader: type[PlainLoader] = PlainLoader) -> Any:
+    """The values in a text of YAML, as JSON's types.
+
+    Args:
+        text: the file's content.
+        origin: the file, for messages.
+        loader: with its own constructors.
+
+    Raises:
+        ValueError: no YAML, tags that ask for more, or values without an end.
+    """
     try:
+        if len(text) > MOST_CHARACTERS:
+            raise ValueError(f"{len(text)} characters")
         # Through JSON, so that two aliases of one value become two objects.
-        return json.loads(json.dumps(yaml.load(text, _Loader)))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        parts, size = [], 0
+        for part in json.JSONEncoder().iterencode(yaml.load(text, loader)):
+            parts.append(part)
+            size += len(part)
+            if size > MOST_CHARACTERS:
+                raise ValueError("aliases of aliases, which repeat too much")
+        return json.loads("".join(parts))
+    except (
+        yaml.YAMLError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError
+    ) as error:  # fmt: skip
         mark = getattr(error, "problem_mark", None)
         line = f"line {mark.line + 1}: " if mark else ""
         problem = " ".join(str(getattr(error, "problem", error)).split())
@@ -299,7 +336,7 @@ def apply_setting(tree: dict[str, Any], setting: str) -> None:
         if not isinstance(below, dict):
             raise ValueError(f"--set {setting}: {parent!r} is a value, it has no {leaf!r}")
         tree = below
-    tree[leaf] = _parse_yaml(value, f"--set {setting}")
+    tree[leaf] = parse_yaml(value, f"--set {setting}")
 
 
 @cache

@@ -347,6 +347,67 @@ def test_a_variant_of_something_else_is_refused(tmp_path, text):
         import_checkpoint(file, tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("net", "problem"),
+    [
+        ({"n_heads": "six"}, "encoder_heads: "),
+        ({"n_heads": -6}, "encoder_heads: "),
+        ({"n_heads": 1.5}, "encoder_heads: "),
+        ({"n_heads": 10**400}, "a number of 401 characters"),
+        ({"image_size": (10**9, 3)}, "image_size: "),
+        ({"image_size": (3,)}, "image_size: "),
+        ({"image_size": "large"}, "image_size: "),
+        ({"patch_size": True}, "patch_size: "),
+        ({"normalization": ["deit"]}, "normalization: "),
+        ({"decoder": {"name": 3}}, "decoder: "),
+        ({"decoder": {"name": "linear", "n_heads": 0}}, "decoder_heads: "),
+        ({"decoder": 3}, "expected the variant.yml that"),
+    ],
+)
+def test_a_variant_of_wrong_types_is_refused(tmp_path, net, problem):
+    file = published.save_stage2(tmp_path / "x.pth", tiny(), 5)
+    published.save_variant(tmp_path / "variant.yml", **net)
+    with pytest.raises(ValueError, match=rf"variant\.yml: .*{problem}") as caught:
+        import_checkpoint(file, tmp_path / "out", Choices(classes=NAMES))
+    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+
+
+SHAPES = {
+    "encoder.cls_token": (torch.zeros(3), "expected a shape of 3 sides"),
+    "encoder.pos_embed": (torch.zeros(1, 17, 0), "expected a shape of 3 sides"),
+    "encoder.patch_embed.proj.weight": (torch.zeros(48, 3), "expected a shape of 4 sides"),
+    "encoder.blocks.0.mlp.fc1.weight": (torch.tensor(1.0), "expected a shape of 2 sides"),
+    "encoder.blocks.999999999.norm1.bias": (torch.zeros(1), "missing blocks.3 of 1000000000"),
+    "encoder.blocks.99999999999999.norm1.bias": (torch.zeros(1), "1 unknown"),
+    "decoder.mask_norm.weight": (torch.tensor(1.0), "expected an entry for each label"),
+    "decoder.cls_emb": (torch.zeros(1, 5, 48, dtype=torch.int8), "of another type"),
+    "decoder.proj_dec.bias": (torch.full((48,), 1e300, dtype=torch.float64), "not finite"),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_tensors_of_other_shapes_and_types_are_refused(tmp_path, name):
+    value, problem = SHAPES[name]
+    file = published.save_stage2(tmp_path / "x.pth", tiny() | {name: value}, 5)
+    with pytest.raises(ValueError, match=rf"x\.pth: .*{problem}") as caught:
+        import_checkpoint(file, tmp_path / "out", Choices(classes=NAMES))
+    assert "\n" not in str(caught.value)
+
+
+def test_sizes_without_weights_allocate_nothing(tmp_path):
+    """A class token of 16384 numbers and empty blocks do not make a model of 3 TB."""
+    state = {name: torch.zeros(0) for name in tiny()}
+    state |= {f"encoder.blocks.{i}.norm1.bias": torch.zeros(0) for i in range(64)}
+    state["encoder.cls_token"] = torch.zeros(1, 1, 16384)
+    state["encoder.pos_embed"] = torch.zeros(1, 2, 1)
+    state["encoder.patch_embed.proj.weight"] = torch.zeros(16384, 1, 1, 1)
+    state["encoder.blocks.0.mlp.fc1.weight"] = torch.zeros(65536, 1)
+    state["decoder.mask_norm.weight"] = torch.zeros(5)
+    file = published.save_stage2(tmp_path / "x.pth", state, 5)
+    with pytest.raises(ValueError, match=r"x\.pth: .*of another shape"):
+        import_checkpoint(file, tmp_path / "out", Choices(classes=NAMES))
+
+
 def test_cut_off_and_foreign_files_are_refused(tmp_path):
     file = published.save_stage2(tmp_path / "x.pth", tiny(), 5)
     file.write_bytes(file.read_bytes()[:3000])

@@ -101,7 +101,8 @@ def test_dumped_cams_give_the_same(root):
         write_cams(root / "dumped" / f"{index}.npz", C[f"voc.{index}.cam"], classes)
     theirs = labelled(root, *chosen("crf=none"))
     ours = labelled(root, *chosen("crf=none"), cams="dumped", out="ours")
-    assert ours.entries == theirs.entries
+    masks = [{name: e.sha256 for name, e in one.entries.items()} for one in (ours, theirs)]
+    assert masks[0] == masks[1]
 
 
 def test_goes_on_and_keeps_what_was_made_otherwise_apart(root):

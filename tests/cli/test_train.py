@@ -70,7 +70,7 @@ def test_help_comes_without_torch():
 
 def test_train_runs_all_stages(run):
     metrics = json.loads((run / "metrics.json").read_text())
-    assert {"cam_miou", "pseudo_label_miou", "val_miou"} <= metrics.keys()
+    assert {"cam_miou", "pseudo_label_miou", "not_held_out_miou"} <= metrics.keys()
 
 
 def test_train_prints_the_whole_recipe(recipe_file, capsys):

@@ -10,13 +10,17 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from tests.cli.test_train import said
 from tests.data.trees import write_csv, write_image, write_mask
+from weaktr import cli
 from weaktr.cli.data import run_check, run_stats
-from weaktr.data.check import check
-from weaktr.data.classes import COCO90, Classes
+from weaktr.data import load_manifest
+from weaktr.data.check import check, near_names
+from weaktr.data.classes import COCO90, VOC, Classes
 from weaktr.data.manifest import Manifest, Sample
-from weaktr.data.problems import Problem
+from weaktr.data.problems import KINDS, LISTED, Findings, Problem
 from weaktr.data.sources.folder import folder
+from weaktr.data.sources.scenes import NAMES
 
 CLASSES = Classes(("cat", "dog"))
 
@@ -24,7 +28,7 @@ CLASSES = Classes(("cat", "dog"))
 @pytest.fixture
 def good(tmp_path: Path) -> Manifest:
     samples = []
-    for k, labels in enumerate([(0,), (1,), (0, 1)]):
+    for k, labels in enumerate([(0,), (1,), (0, 1), (0,), (1,)]):
         image = write_image(tmp_path / f"images/{k}.png", seed=k)
         mask = write_mask(tmp_path / f"masks/{k}.png", [label + 1 for label in labels] + [255])
         samples.append(Sample(str(k), image, labels, mask, f"list.csv:{k + 2}"))
@@ -39,19 +43,19 @@ def only(problems: list[Problem], level: str) -> Problem:
 
 def change(manifest: Manifest, **changes: object) -> Manifest:
     """The manifest with its second sample changed."""
-    first, second, third = manifest.samples
+    first, second, *others = manifest.samples
     changed = replace(second, **changes)  # type: ignore[arg-type]
-    return replace(manifest, samples=(first, changed, third))
+    return replace(manifest, samples=(first, changed, *others))
 
 
 def test_a_whole_data_set_has_no_problems(good: Manifest) -> None:
     seen: list[tuple[int, int]] = []
     assert check(good, workers=2, progress=lambda count, total: seen.append((count, total))) == []
-    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert seen == [(number, 5) for number in range(1, 6)]
 
 
 def test_missing_and_broken_files(good: Manifest) -> None:
-    first, second, third = good.samples
+    first, second, third, *_ = good.samples
     assert first.mask is not None and third.mask is not None
     first.image.unlink()
     second.image.write_bytes(second.image.read_bytes()[:100])
@@ -120,11 +124,136 @@ def test_what_only_the_whole_shows(good: Manifest) -> None:
     unseen = replace(good, classes=Classes(("cat", "dog", "cow", "emu")))
     assert only(check(unseen), "warning").message == "2 classes have no image: cow, emu"
     assert (
-        "only 2 of 3 images have a mask" in only(check(change(good, mask=None)), "warning").message
+        "only 4 of 5 images have a mask" in only(check(change(good, mask=None)), "warning").message
     )
     partly = only(check(change(good, labels=None)), "warning").message
-    assert partly == "only 2 of 3 images have image-level labels"
+    assert partly == "only 4 of 5 images have image-level labels"
     assert only(check(replace(good, samples=())), "error").message == "holds no images"
+
+
+def told(problems: list[Problem], level: str = "warning") -> list[str]:
+    return [problem.message for problem in problems if problem.level == level]
+
+
+def test_classes_that_teach_little(good: Manifest) -> None:
+    samples = tuple(
+        replace(sample, labels=(0, 1) if k == 1 else (0,), mask=None)
+        for k, sample in enumerate(good)
+    )
+    assert told(check(replace(good, samples=samples))) == [
+        "1 classes have only one image: dog",
+        "1 classes are in every image, so that nothing shows what they are not: cat",
+    ]
+
+
+def test_class_names_that_may_be_meant_otherwise(good: Manifest) -> None:
+    names = ("cat", "Cat", "background", "giraffe", "girafe", "traffic light", "traffic_light")
+    messages = told(check(replace(good, classes=Classes(names))))
+    for first, second in (("cat", "Cat"), ("giraffe", "girafe"), names[-2:]):
+        assert f"two classes that may be meant as one: {first!r} and {second!r}" in messages
+    assert any(message.startswith("a class called 'background'") for message in messages)
+    assert len(messages) == 5  # with the classes that no image has
+
+
+@pytest.mark.parametrize(
+    ("names", "pairs"),
+    [
+        (VOC.names, []),
+        (COCO90.names, []),
+        (NAMES, []),
+        (tuple(f"class {k}" for k in range(1, 255)), []),
+        (("dog", "dogs"), [("dog", "dogs")]),
+        (("cat", "car", "bat"), []),
+        (("boat", "goat", "coat"), []),
+        (("umbrella", "umbrela", "unbrella"), [(0, 1), (0, 2)]),
+        (("zebra", "zerba"), [("zebra", "zerba")]),
+        (("apple", "appel", "grape"), [("apple", "appel")]),
+        (("Straße", "STRASSE"), [("Straße", "STRASSE")]),
+        (("a1", "a2"), []),
+    ],
+)
+def test_near_names(names: tuple[str, ...], pairs: list[tuple[str, str]]) -> None:
+    expected = [tuple(n if isinstance(n, str) else names[n] for n in pair) for pair in pairs]
+    assert near_names(names) == expected
+
+
+def test_masks_that_show_no_class(good: Manifest) -> None:
+    mask = good.samples[1].mask
+    assert mask is not None
+    write_mask(mask, [255])
+    assert only(check(good), "warning").message == (
+        "mask shows none of the image's labels, its values are 0, 255 (255 = ignored; a class has "
+        "its number from 1 on)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "level", "told"),
+    [
+        ("a" * 244, "error", "name: expected at most 243 bytes"),
+        ("a\nb", "warning", "the name has characters that are not to be seen: 'a\\nb'"),
+        ("b\udcff", "warning", "the name has characters that are not to be seen"),
+    ],
+)
+def test_names_of_masks(good: Manifest, name: str, level: str, told: str) -> None:
+    problem = only(check(change(good, name=name)), level)
+    assert problem.message.startswith(told)
+    assert str(problem).isprintable()
+
+
+def test_names_that_differ_in_case(good: Manifest) -> None:
+    upper, lower = (replace(good.samples[k], name=name) for k, name in enumerate(("A", "a")))
+    manifest = replace(good, samples=(upper, lower, *good.samples[2:]))
+    assert "the names 'A' and 'a' differ in case alone" in only(check(manifest), "warning").message
+
+
+def test_splits_that_do_not_go_together(good: Manifest) -> None:
+    second = good.samples[1]
+    val = replace(good, split="val", samples=(second,), classes=Classes(("dog", "cat")))
+    classes, image = check(good, others=[val])
+    assert "other classes than those of split val: cat, dog; there dog, cat" in str(classes)
+    assert (image.file, image.level) == (str(second.image), "error")
+    assert image.message == "also in split val: declared at list.csv:3"
+    train = replace(good, split="train_aug")
+    assert check(good, others=[train]) == []
+
+
+def test_command_compares_the_splits_of_a_folder(tmp_path: Path) -> None:
+    for name in "abcd":
+        write_image(tmp_path / f"images/{name}.png")
+    rows = [["image", "labels"], ["a.png", "cat"], ["b.png", "cat"], ["c.png", "dog"]]
+    write_csv(tmp_path / "train.csv", [*rows, ["d.png", "dog"]])
+    write_csv(tmp_path / "val.csv", rows[:2])
+    code, text = said(cli.main, "data", "check", "folder", tmp_path)
+    assert code == 1
+    assert "also in split val" in " ".join(text.split())
+    write_csv(tmp_path / "val.csv", [rows[0], ["gone.png", "cat"]])
+    code, text = said(cli.main, "data", "check", "folder", tmp_path)
+    assert (code, "0 errors, 0 warnings" in text) == (0, True)
+
+
+def test_many_faults_are_counted_by_kind(tmp_path: Path) -> None:
+    many = 3000
+    rows = [[f"{k}.png", f"label {k}"] for k in range(many)]
+    write_csv(tmp_path / "labels.csv", [["image", "labels"], *rows])
+    (tmp_path / "classes.txt").write_text("cat\n")
+    found = Findings()
+    manifest = load_manifest("folder", tmp_path, problems=found)
+    console, stream = printed()
+    assert run_check(manifest, console, problems=found) == 1
+    text = stream.getvalue()
+    assert f"{2 * many} errors" in text
+    assert "unknown label: 2,980 more, 3,000 in all" in text
+    assert "file is missing: 2,980 more, 3,000 in all" in text
+    assert len(found) == 3 * LISTED + 1 and len(text.splitlines()) < 400
+
+
+def test_kinds_beyond_the_first_are_counted_together() -> None:
+    found = Findings()
+    found += [Problem("a", "", f"fault {k}: of its own kind") for k in range(KINDS + 50)]
+    assert len(found.counts) == KINDS + 1
+    assert found.counts["error", "other"] == 50
+    assert found.count("error") == KINDS + 50 and len(found) == KINDS + LISTED
 
 
 def test_unlabelled_data_set_is_no_problem(good: Manifest) -> None:
@@ -154,7 +283,7 @@ def test_command_lists_faults_of_the_labels_and_of_the_files(tmp_path: Path) -> 
     for name in "ab":
         write_image(tmp_path / f"images/{name}.png")
     (tmp_path / "images/a.png").write_bytes(b"no image")
-    problems: list[Problem] = []
+    problems = Findings()
     manifest = folder(tmp_path, classes=("cat", "dog"), problems=problems)
     console, stream = printed()
     assert run_check(manifest, console, problems=problems) == 1
@@ -166,16 +295,16 @@ def test_command_lists_faults_of_the_labels_and_of_the_files(tmp_path: Path) -> 
         "cannot be read as an image",
     ):
         assert expected in text
-    assert "3 errors, 1 warnings" in text
+    assert "3 errors, 2 warnings" in text
     lines = [line for line in stream.getvalue().splitlines() if line.startswith("│ ")]
     levels = [line.split()[1] for line in lines if line.split()[1] in ("error", "warning")]
-    assert levels == ["error"] * 3 + ["warning"]
+    assert levels == ["error"] * 3 + ["warning"] * 2
 
 
 def test_command_passes_a_good_set(good: Manifest) -> None:
     console, stream = printed()
     assert run_check(good, console) == 0
-    assert stream.getvalue().strip() == "own train: 3 images, 0 errors, 0 warnings"
+    assert stream.getvalue().strip() == "own train: 5 images, 0 errors, 0 warnings"
     console, stream = printed()
     assert run_check(change(good, mask=None), console) == 0
     assert "1 warnings" in stream.getvalue()
@@ -190,13 +319,13 @@ def test_statistics(good: Manifest) -> None:
         for line in stream.getvalue().splitlines()
         if len(row := [cell.strip() for cell in line.strip("│").split("│")]) > 1
     }
-    assert cells["images"] == ["3"]
+    assert cells["images"] == ["5"]
     assert cells["cannot be opened"] == ["1"]
-    assert cells["labels an image"] == ["1: 2, 2: 1"]
+    assert cells["labels an image"] == ["1: 4, 2: 1"]
     assert cells["height"] == ["24 … 24 … 24 (least, median, most)"]
     assert cells["width"][0].startswith("32")
-    assert cells["1"] == ["1", "cat", "2", "66.7 %"]
-    assert cells["2"] == ["2", "dog", "2", "66.7 %"]
+    assert cells["1"] == ["1", "cat", "3", "60.0 %"]
+    assert cells["2"] == ["2", "dog", "3", "60.0 %"]
     assert cells["fingerprint"] == [good.fingerprint()]
 
 

@@ -78,3 +78,18 @@ def test_palette_is_vocs() -> None:
 def test_impossible_classes(names: tuple[str, ...], ids: tuple[int, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Classes(names, ids)
+
+
+@pytest.mark.parametrize("name", [False, None, 1, 1.0, "", "  "])
+def test_names_are_text(name: object) -> None:
+    with pytest.raises(ValueError, match="expected text that is not blank"):
+        Classes(("cat", name))  # type: ignore[arg-type]
+
+
+def test_names_that_differ_in_blanks_are_the_same() -> None:
+    with pytest.raises(ValueError, match=r"got \['cat'\] more than once"):
+        Classes(("cat", " cat"))
+
+
+def test_a_class_called_background_leaves_label_0_its_own_name() -> None:
+    assert Classes(("background", "cat")).label_names == ("(background)", "background", "cat")

@@ -94,3 +94,36 @@ def test_other_files(tmp_path: Path) -> None:
         read_cls_labels(path)
     with pytest.raises(DataError, match="missing"):
         read_cls_labels(tmp_path / "none.npy")
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        (np.int32(2007000032), "2007_000032"),
+        (2012004331, "2012_004331"),
+        (np.int64(139), "139"),
+        (np.str_("2007_000032"), "2007_000032"),
+        ("2007_000032.jpg", "2007_000032"),
+        ("COCO_train2014_000000000009.JPEG", "COCO_train2014_000000000009"),
+        ("a.png", "a"),
+        ("a.b", "a.b"),
+    ],
+)
+def test_keys_as_others_write_them(tmp_path: Path, key: Any, name: str) -> None:
+    """Code that reads its list of images as numbers writes numbers for VOC's names."""
+    assert list(read_cls_labels(save(tmp_path / "c.npy", {key: np.ones(20, np.float32)}))) == [name]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ({2007000032: np.ones(20), "2007_000032": np.zeros(20)}, "two keys of the image"),
+        ({10**400: np.ones(20)}, "more than 64 bits"),
+        ({True: np.ones(20)}, "the key True"),
+        ({"a": np.full(20, np.nan)}, "other than 0 and 1"),
+        ({None: np.ones(20)}, "the key None"),
+    ],
+)
+def test_keys_that_name_no_image(tmp_path: Path, content: Any, reason: str) -> None:
+    with pytest.raises(DataError, match=reason):
+        read_cls_labels(save(tmp_path / "c.npy", content))

@@ -12,7 +12,8 @@ from PIL import Image, ImageOps
 from weaktr.data import DataError, Manifest, Sample, load_manifest, read_image, read_mask
 from weaktr.data.check import check
 from weaktr.data.classes import Classes
-from weaktr.data.io import image_size, is_turned
+from weaktr.data.io import image_size, open_image
+from weaktr.data.io import orientation as stored_orientation
 from weaktr.data.photographs import read_photograph
 
 ORIENTATIONS = range(1, 9)
@@ -56,7 +57,7 @@ def test_pixels_are_as_stored_or_as_viewers_show_them(tmp_path, suffix, orientat
         np.testing.assert_array_equal(photograph.pixels, expected)
         assert photograph.size == expected.shape[:2] and not photograph.is_reduced
     is_asked = orientation != 1
-    assert is_turned(path) is is_asked
+    assert (open_image(path, "", stored_orientation) != 1) is is_asked
     assert read_photograph(ignoring, None).exif == ("ignored" if is_asked else None)
     assert read_photograph(applying, None).exif == ("applied" if is_asked else None)
 
@@ -68,7 +69,7 @@ def test_a_tiff_is_always_read_as_viewers_show_it(tmp_path, orientation):
     for exif in ("ignore", "apply"):
         np.testing.assert_array_equal(read_image(replace(sample, exif=exif)), shown)
         assert image_size(sample.image, exif=exif) == shown.shape[:2]
-    assert not is_turned(sample.image)
+    assert open_image(sample.image, "", stored_orientation) == 1
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
@@ -86,30 +87,36 @@ def test_reduced_photographs_are_turned_too(tmp_path, suffix, size, orientation)
 
 
 @pytest.mark.parametrize(
-    "exif",
+    ("exif", "told"),
     [
-        entry(2, 2, b"6\0\0\0"),
-        entry(5, 1, struct.pack("<I", 8)),
-        entry(7, 4, b"\6\0\0\0"),
-        entry(3, 1, struct.pack("<HH", 0, 0)),
-        entry(3, 1, struct.pack("<HH", 9, 0)),
-        entry(200, 1, b"\6\0\0\0"),
-        entry(3, 2**31, b"\6\0\0\0"),
-        b"Exif\0\0nonsense",
-        b"Exif\0\0",
+        (entry(2, 2, b"6\0\0\0"), "'6'"),
+        (entry(5, 1, struct.pack("<I", 8)), ""),  # the fraction is not in the file
+        (entry(7, 4, b"\6\0\0\0"), r"b'\x06\x00\x00\x00'"),
+        (entry(3, 1, struct.pack("<HH", 0, 0)), None),
+        (entry(3, 1, struct.pack("<HH", 9, 0)), "9"),
+        (entry(200, 1, b"\6\0\0\0"), None),
+        (entry(3, 2**31, b"\6\0\0\0"), None),
+        (b"Exif\0\0nonsense", None),
+        (b"Exif\0\0", None),
     ],
 )
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL.TiffImagePlugin")
-def test_an_orientation_that_means_nothing_is_none(tmp_path, exif):
+def test_an_orientation_that_means_nothing_is_none(tmp_path, exif, told):
     sample = photo(tmp_path / "a.jpg", exif)
-    assert not is_turned(sample.image)
+    assert open_image(sample.image, "", stored_orientation) == 1
     for chosen in ("ignore", "apply"):
         own = replace(sample, exif=chosen)
         assert read_image(own).shape == PIXELS.shape
         assert read_photograph(own, None).exif is None
-    assert not [
-        p for p in check(Manifest("own", "all", Classes(()), (sample,))) if "EXIF" in str(p)
+    messages = [
+        problem.message for problem in check(Manifest("own", "all", Classes(()), (sample,)))
     ]
+    expected = (
+        "EXIF has an orientation that means nothing: expected a whole number from 1 to 8, got "
+    )
+    assert len(messages) == (told is not None)
+    assert all(message.startswith(expected + told) for message in messages)
+    assert all("exif=apply" in message for message in messages)
 
 
 def test_true_masks_are_of_the_turned_photograph(tmp_path):
@@ -130,7 +137,12 @@ def test_true_masks_are_of_the_turned_photograph(tmp_path):
         read_mask(replace(stored, exif="apply"), 2)
     warnings = check(load_manifest("folder", tmp_path / "stored"))
     assert "EXIF asks viewers to turn the image" in warnings[0].message
-    assert check(load_manifest("folder", tmp_path / "turned", exif="apply")) == []
+    (only_one,) = check(load_manifest("folder", tmp_path / "turned", exif="apply"))
+    assert "only one image" in only_one.message
+    for name, wrong, right in (("turned", "ignore", "apply"), ("stored", "apply", "ignore")):
+        problems = check(load_manifest("folder", tmp_path / name, exif=wrong))
+        (size,) = [problem for problem in problems if problem.level == "error"]
+        assert size.message.endswith(f"; with exif={right} they agree")
 
 
 def test_manifests_keep_the_choice(tmp_path):

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from tests.data.trees import SIZE, write_image, write_mask
-from weaktr.data.io import is_turned, read_image, read_labels, read_mask
+from tests.data.trees import SIZE, write_image, write_mask, write_png
+from weaktr.data.io import open_image, orientation, read_image, read_labels, read_mask
 from weaktr.data.manifest import Sample
+from weaktr.data.masks import MaskEntry, MaskFolder
 from weaktr.data.problems import DataError
 
 SOURCE = "list.txt:7"
@@ -34,8 +35,8 @@ def test_image_as_stored(tmp_path: Path) -> None:
     turned[0x0112] = 6
     Image.fromarray(pixels).save(tmp_path / "turned.png", exif=turned)
     np.testing.assert_array_equal(read_image(sample(tmp_path / "turned.png")), pixels)
-    assert is_turned(tmp_path / "turned.png")
-    assert not is_turned(path)
+    assert open_image(tmp_path / "turned.png", "", orientation) == 6
+    assert open_image(path, "", orientation) == 1
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1", "CMYK"])
@@ -133,6 +134,52 @@ def test_deep_masks(tmp_path: Path) -> None:
     Image.fromarray(np.array([[0, 258]], np.uint16)).save(path)
     with pytest.raises(DataError, match="got 258"):
         read_labels(path, 3)
+
+
+#: A gamma of 1/2.2, and label 1 (of a palette: index 1) transparent.
+GAMMA, TRANSPARENT = (b"gAMA", (45455).to_bytes(4, "big")), (b"tRNS", b"\0\1")
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+@pytest.mark.parametrize("chunks", [(), (GAMMA,), (TRANSPARENT,)])
+@pytest.mark.parametrize(
+    ("bits", "palette"),
+    [(bits, False) for bits in (1, 2, 4, 8, 16)] + [(bits, True) for bits in (1, 2, 4, 8)],
+)
+def test_every_kind_of_png_gives_the_numbers_that_it_stores(
+    tmp_path: Path,
+    bits: int,
+    palette: bool,
+    chunks: tuple[tuple[bytes, bytes], ...],
+    interlaced: bool,
+) -> None:
+    largest = min(2**bits - 1, 60)
+    numbers = [[0, largest, 1], [1, 0, largest // 2], [largest, largest, 0], [0] * 3, [1] * 3]
+    path = tmp_path / "m.png"
+    write_png(path, numbers, bits, palette=palette, interlaced=interlaced, chunks=chunks)
+    assert read_labels(path, largest + 1).tolist() == numbers
+    folder = MaskFolder(tmp_path)
+    folder.record(MaskEntry("m", "m.png", None, (5, 3), ()))
+    assert folder.read("m").tolist() == numbers
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix", "told"),
+    [
+        ("LA", ".png", "got mode LA: store it as palette or grey PNG without transparency"),
+        ("RGB", ".png", "got mode RGB: .* replace each by the number of its class"),
+        ("RGBA", ".png", "got mode RGBA: .* replace each by the number of its class"),
+        ("L", ".jpg", "expected a mask as PNG, which keeps every number, got JPEG"),
+        ("L", ".tif", "expected a mask as PNG, which keeps every number, got TIFF"),
+        ("P", ".gif", "expected a mask as PNG, which keeps every number, got GIF"),
+    ],
+)
+def test_masks_of_other_forms(tmp_path: Path, mode: str, suffix: str, told: str) -> None:
+    path = tmp_path / f"m{suffix}"
+    Image.new(mode, (4, 3)).save(path)
+    renamed = path.rename(tmp_path / "m.png")
+    with pytest.raises(DataError, match=told):
+        read_labels(renamed, 3)
 
 
 def test_mask_of_another_size(tmp_path: Path) -> None:

@@ -6,12 +6,13 @@ import json
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.data.trees import write_image
 from weaktr.data.classes import Classes
-from weaktr.data.manifest import Manifest, Sample
+from weaktr.data.manifest import Manifest, Sample, name_fault
 from weaktr.data.problems import DataError, Problem
 
 CLASSES = Classes(("cat", "dög"), (3, 7))
@@ -120,3 +121,68 @@ def test_errors_list_and_travel() -> None:
     told = DataError(str(error))
     assert str(pickle.loads(pickle.dumps(told))) == str(told) == str(error)
     assert str(DataError(problems[0])) == "0.jpg (list.txt:0): gone"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"samples": [{"name": 3}]}, r"samples\.0\.name: .*string, got 3"),
+        ({"samples": [{"labels": [True]}]}, r"samples\.0\.labels\.0: .*integer, got True"),
+        ({"samples": [{"labels": "01"}]}, r"samples\.0\.labels: .*list, got '01'"),
+        ({"samples": [{"mask": False}]}, r"samples\.0\.mask: .*string, got False"),
+        ({"samples": [{"exif": "no"}]}, "exif: expected one of ignore, apply; got 'no'"),
+        (
+            {"samples": [{}, {"image": "b.png"}]},
+            r"line 1\): name 'a' was already declared at line 1",
+        ),
+        ({"mask_ids": [0, 3]}, "mask_ids from 1 to 254, each once, got"),
+        ({"mask_ids": [3, 3]}, "mask_ids from 1 to 254, each once, got"),
+        ({"classes": {"names": ["cat", 1], "ids": [1, 2]}}, r"classes\.names\.1: .*string, got 1"),
+        ({"classes": {"names": ["cat", "cat "], "ids": [1, 2]}}, "expected each class once"),
+        ({"classes": {"names": ["cat", "dog"], "ids": [1, 999]}}, r"ids: expected 1\.\.254"),
+    ],
+)
+def test_fields_of_the_wrong_kind(tmp_path: Path, change: dict[str, Any], told: str) -> None:
+    sample = {"name": "a", "image": "a.png", "labels": [0], "mask": None, "source": "line 1"}
+    content = {"format": "weaktr-manifest-1", "name": "own", "split": "train", "mask_ids": None}
+    content |= {"classes": {"names": ["cat", "dog"], "ids": [1, 2]}, "samples": [{}]} | change
+    content["samples"] = [sample | changes for changes in content["samples"]]
+    path = tmp_path / "m.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=told) as caught:
+        Manifest.load(path)
+    assert str(path) in str(caught.value) or "already declared" in told
+
+
+def test_missing_manifest(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none\.json: no such file"):
+        Manifest.load(tmp_path / "none.json")
+
+
+def test_names_that_are_not_utf8_are_written(tmp_path: Path) -> None:
+    sample = Sample("b\udcff", tmp_path / "b\udcff.png", (0,), None, "line 1")
+    manifest = Manifest("own", "train", CLASSES, (sample,))
+    manifest.save(tmp_path / "m.json")
+    assert Manifest.load(tmp_path / "m.json").samples == manifest.samples
+    assert "\\udcff" in str(Problem("b\udcff.png", "a\nb", "gone\x1b[0m"))
+    assert str(Problem("b\udcff.png", "a\nb", "gone\x1b[0m")).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("name", "fine"),
+    [
+        ("a/b", True),
+        ("ä" * 121, True),
+        ("a" * 243 + "/" + "b" * 243, True),
+        ("b\udcff", True),
+        ("ä" * 122, False),
+        ("a/" + "b" * 244, False),
+        ("b\ud800", False),
+        ("a\0", False),
+        ("../a", False),
+        ("/a", False),
+        ("", False),
+    ],
+)
+def test_names_that_a_mask_can_have(name: str, fine: bool) -> None:
+    assert (name_fault(name) is None) == fine

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import struct
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -114,3 +116,57 @@ def coco_json(path: Path, *, prefix: str = "COCO_train2014_", **changes: Any) ->
     }
     path.write_text(json.dumps({**content, **changes}))
     return path
+
+
+def write_png(
+    path: Path,
+    numbers: Sequence[Sequence[int]],
+    bits: int,
+    *,
+    palette: bool = False,
+    interlaced: bool = False,
+    chunks: Iterable[tuple[bytes, bytes]] = (),
+) -> Path:
+    """A PNG of one channel that holds just these numbers in `bits` bits.
+
+    Args:
+        path: the file.
+        numbers: the rows.
+        bits: 1, 2, 4, 8 or 16.
+        palette: colours beside the numbers, which are then indices; else they are greys.
+        interlaced: Adam7: the pixels in seven passes.
+        chunks: (type, content) to insert, such as ``(b"gAMA", ...)``.
+
+    Source: W3C, "Portable Network Graphics (PNG) Specification", 2003, sections 7, 8 and 11.
+    """
+    steps = [(0, 0, 1, 1)]
+    if interlaced:
+        steps = [
+            *((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4)),
+            *((2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)),
+        ]
+    cut = [row[left::across] for top, left, down, across in steps for row in numbers[top::down]]
+    lines = [_packed(line, bits) for line in cut if line]
+    size, form = (len(numbers[0]), len(numbers)), (bits, 3 * palette, 0, 0, interlaced)
+    head = struct.pack(">IIBBBBB", *size, *form)
+    colours = bytes(range(3 * 2 ** min(bits, 6)))
+    parts = [
+        (b"IHDR", head),
+        *([(b"PLTE", colours)] if palette else []),
+        *chunks,
+        (b"IDAT", zlib.compress(b"".join(b"\0" + line for line in lines))),
+        (b"IEND", b""),
+    ]
+    with open(path, "wb") as file:
+        file.write(b"\x89PNG\r\n\x1a\n")
+        for kind, content in parts:
+            check = zlib.crc32(kind + content)
+            file.write(struct.pack(">I", len(content)) + kind + content + struct.pack(">I", check))
+    return path
+
+
+def _packed(line: Sequence[int], bits: int) -> bytes:
+    """Numbers one after the other, the first in the highest bits."""
+    text = "".join(f"{number:0{bits}b}" for number in line)
+    text += "0" * (-len(text) % 8)
+    return int(text, 2).to_bytes(len(text) // 8, "big")

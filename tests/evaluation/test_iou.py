@@ -82,9 +82,24 @@ def test_ignored_truth_does_not_count():
     assert score_pairs([(prediction, truth)], 2).miou == 100.0
 
 
-def test_undecided_predictions_are_background():
-    prediction, truth = np.array([[255, 1]], np.uint8), np.array([[1, 1]], np.uint8)
-    assert score_pairs([(prediction, truth)], 2).recall == 50.0
+@pytest.mark.parametrize("label", [0, 1])
+def test_undecided_predictions_are_wrong_whatever_the_truth(label):
+    prediction, truth = np.array([[255, label]], np.uint8), np.full((1, 2), label, np.uint8)
+    score = score_pairs([(prediction, truth)], 2)
+    assert score.recall == score.iou[label] == score.pixel_accuracy == 50.0
+    assert score.precision == 100.0
+
+
+def test_undecided_pixels_that_do_not_count():
+    prediction, truth = np.array([[255, 1]], np.uint8), np.array([[255, 1]], np.uint8)
+    assert score_pairs([(prediction, truth)], 2).iou[1] == 100.0
+
+
+def test_labels_outside_are_refused():
+    inside, outside = np.array([[0, 1]], np.uint8), np.array([[0, 2]], np.uint8)
+    for prediction, truth in ((inside, outside), (outside, inside)):
+        with pytest.raises(ValueError, match="expected labels"):
+            ConfusionSum(2).add(prediction, truth)
 
 
 def test_nothing_to_score_is_an_error():

@@ -39,7 +39,7 @@ def needs_onnx():
 
 
 @pytest.mark.parametrize("grid", GRIDS)
-@pytest.mark.parametrize("stored_grid", [(4, 4), (14, 14)])
+@pytest.mark.parametrize("stored_grid", [(4, 4), (14, 14), (2, 8)])
 def test_positions_without_branches_are_those_with(grid, stored_grid):
     stored = torch.randn(1, stored_grid[0] * stored_grid[1], 5)
     for size in ((grid[0] * 16, grid[1] * 16), (grid[0] * 16 + 5, grid[1] * 16 + 3)):
@@ -47,7 +47,7 @@ def test_positions_without_branches_are_those_with(grid, stored_grid):
             "timm": resample_abs_pos_embed(
                 stored, list(grid), list(stored_grid), num_prefix_tokens=0
             ),
-            "published_cam": vit._published_cam_position(stored, grid, size),
+            "published_cam": vit._published_cam_position(stored, grid, size, stored_grid),
             "published_seg": vit._published_seg_position(stored, grid, stored_grid),
         }
         for mode in vit.POSITION_MODES:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import stat
+import struct
 
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file, save_file
 
 from tests.models import small
 from weaktr.config import BackboneConfig
 from weaktr.models import checkpoints
-from weaktr.models.pretrained import load_backbone
+from weaktr.models.pretrained import load_backbone, timm_state
+from weaktr.training.state import save_state
 
 TINY = {"embed_dim": 48, "depth": 2, "num_heads": 3}
 
@@ -77,6 +81,245 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
         checkpoints.save(cam_model(), path)
     assert path.read_bytes() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.json", "model.safetensors"]
+
+
+def described(path, change):
+    """The checkpoint with another description: `change` gets the old one."""
+    info = json.loads(path.with_suffix(".json").read_text())
+    text = change(info) or json.dumps(info)
+    save_file(load_file(path), path, metadata={"weaktr": text})
+    return path
+
+
+CHANGES = {
+    "depth": ({"config": {"backbone_args": TINY | {"depth": 10**6}}}, "depth: expected less than"),
+    "width": ({"config": {"backbone_args": TINY | {"embed_dim": 10**9}}}, "embed_dim: expected"),
+    "largest": ({"config": {"backbone_args": TINY | {"embed_dim": 16383, "depth": 256}}}, "shape"),
+    "backbone": ({"config": {"backbone": "vit_giant_patch14_reg4_dinov2"}}, "of another shape"),
+    "image": ({"config": {"image_size": 10**9}}, "image_size: expected 1 to 16384"),
+    "image 2": ({"config": {"image_size": 16380}}, r"pos_embed \(expected \(1, 1368900"),
+    "classes": ({"config": {"num_classes": 10**9}}, "num_classes: expected 1 to 255"),
+    "no classes": ({"config": {"num_classes": True}}, "num_classes: expected 1 to 255, got True"),
+    "layers": ({"config": {"drop_path": 2.0}}, "drop_path: expected 0 to 1"),
+    "fusion": ({"config": {"reduction": 1e-300}}, "reduction: expected 0.001"),
+    "fusion 0": ({"config": {"feat_reduction": 0.0}}, "feat_reduction: expected 0.001"),
+    "unknown": ({"config": {"checkpoint_path": "/etc/passwd"}}, "unknown key 'checkpoint_path'"),
+    "type": ({"config": {"backbone": 3}}, "backbone: expected text"),
+    "list": ({"config": [1]}, "lacks config"),
+    "zero std": ({"normalization": {"mean": [0, 0, 0], "std": [1, 0, 1]}}, "std: expected three"),
+    "negative std": ({"normalization": {"mean": [0, 0, 0], "std": [1, -1, 1]}}, "std: expected"),
+    "tiny std": ({"normalization": {"mean": [0, 0, 0], "std": [1, 1e-300, 1]}}, "std: expected"),
+    "NaN": ({"normalization": {"mean": [0, 0, float("nan")], "std": [1, 1, 1]}}, "mean: expected"),
+    "infinite": ({"normalization": {"mean": [0, 0, 0], "std": [1, 1, float("inf")]}}, "std"),
+    "two means": ({"normalization": {"mean": [0, 0], "std": [1, 1, 1]}}, "mean: expected three"),
+    "text mean": ({"normalization": {"mean": "000", "std": [1, 1, 1]}}, "mean: expected three"),
+    "no norm": ({"normalization": None}, "lacks config or normalization"),
+    "format": ({"format": "other"}, "expected a description of weaktr-checkpoint"),
+    "model": ({"model": "os.system"}, "with model cam or segmenter, got"),
+    "unhashable": ({"model": ["cam"]}, "with model cam or segmenter, got"),
+    "other model": ({"model": "segmenter"}, "num_labels: expected 1 to 255, got None"),
+    "names": ({"classes": {"names": ["a", "b"]}}, "classes: expected 3 different names, got 2"),
+    "twice": ({"classes": {"names": ["a", "b", "a"]}}, "expected 3 different names"),
+    "control": ({"classes": {"names": ["a", "b", "\x1b[2J"]}}, "expected printable names"),
+    "numbers": ({"classes": {"names": [1, 2, 3]}}, "expected printable names"),
+    "no names": ({"classes": 3}, "expected printable names"),
+}  # fmt: skip
+
+
+def merged(old, new):
+    both = isinstance(old, dict) and isinstance(new, dict)
+    return old | {k: merged(old.get(k), v) for k, v in new.items()} if both else new
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_description_of_another_model_builds_nothing(tmp_path, name, monkeypatch):
+    """Whatever it says is compared with the tensors before anything is allocated."""
+    change, reason = CHANGES[name]
+    path = checkpoints.save(cam_model(), tmp_path / "model", classes={"names": ["a", "b", "c"]})
+    described(path, lambda info: json.dumps(merged(info, change)))
+    monkeypatch.setattr(torch.nn.Module, "load_state_dict", None)  # nothing gets so far
+    with pytest.raises(ValueError, match=rf"^checkpoint {path}: .*{reason}") as caught:
+        checkpoints.load(path)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 1500
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", "[" * 100_000, '{"a": NaN'])
+def test_a_damaged_description(tmp_path, text):
+    path = described(checkpoints.save(cam_model(), tmp_path / "model"), lambda _: text or " ")
+    with pytest.raises(ValueError, match=rf"^{path}: (a damaged|expected a) description"):
+        checkpoints.load(path)
+
+
+ADDRESSES = {
+    "pretrained": True,
+    "pretrained_cfg": {"url": "http://127.0.0.1:9/x.pth"},
+    "pretrained_cfg_overlay": {"file": "/tmp/x.pth"},
+    "checkpoint_path": "/tmp/x.pth",
+    "cache_dir": "/tmp",
+    "features_only": True,
+    "pretrained_model_args": {},
+    "model_cfg": {},
+    "use_naflex": True,
+    "block_fn": "os.system",
+    "device": "cuda",
+    "img_size": 32,
+    "class_path": "os.system",
+}
+
+
+@pytest.mark.parametrize("argument", ADDRESSES)
+def test_no_argument_of_a_backbone_names_weights(tmp_path, argument, monkeypatch):
+    """timm takes files and addresses beside sizes; descriptions and recipes give it sizes alone."""
+
+    def reached(*_, **__):
+        raise AssertionError("timm was asked")
+
+    path = checkpoints.save(cam_model(), tmp_path / "model")
+    change = {"config": {"backbone_args": TINY | {argument: ADDRESSES[argument]}}}
+    described(path, lambda info: json.dumps(merged(info, change)))
+    monkeypatch.setattr(timm, "create_model", reached)
+    reason = f"backbone_args: '{argument}' does not describe the network; expected some of embed_di"
+    with pytest.raises(ValueError, match=reason):
+        checkpoints.load(path)
+    with pytest.raises(ValueError, match=reason):
+        cam_model(backbone_args=TINY | {argument: ADDRESSES[argument]})
+    with pytest.raises(ValueError, match=reason):
+        timm_state("deit_small_patch16_224", {argument: ADDRESSES[argument]})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "hf-hub:a/b",
+        "hf_hub:a/b",
+        "local-dir:/tmp/x",
+        "/tmp/deit_small_patch16_224",
+        "a\nb",
+        "",
+        "../x",
+    ],
+)
+def test_a_backbone_is_one_of_timms_own(name):
+    with pytest.raises(ValueError, match="backbone: timm has no model"):
+        small.cam_model(name, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"embed_dim": 48.5}, "embed_dim: expected a valid integer"),
+        ({"embed_dim": True}, "embed_dim: expected a valid integer"),
+        ({"embed_dim": "48"}, "embed_dim: expected a valid integer"),
+        ({"depth": 0}, "depth: expected greater than or equal to 1"),
+        ({"num_heads": 5}, "cannot be built with .*num_heads"),
+        ({"norm_layer": "os.system"}, "norm_layer: "),
+        ({"norm_layer": "nothing"}, "cannot be built with .*nothing"),
+        ({"act_layer": "nothing"}, "cannot be built with .*nothing"),
+        ({"mlp_ratio": 1e9}, "mlp_ratio: expected less than or equal to 64"),
+        ({"init_values": float("nan")}, "init_values: expected"),
+        ({"swiglu_mlp": True}, "is not a plain ViT"),
+    ],
+)
+def test_arguments_of_a_backbone_have_types_and_bounds(arguments, reason):
+    with pytest.raises(ValueError, match=reason):
+        small.cam_model("vit_small_patch16_224", 3, backbone_args=TINY | arguments)
+
+
+def test_settings_of_a_run_in_a_description_are_left_out(tmp_path):
+    path = checkpoints.save(cam_model(), tmp_path / "model")
+    of_the_run = {"weights": "/etc/passwd", "resize": "bilinear", "attention": "xformers"}
+    described(path, lambda info: json.dumps(merged(info, {"config": of_the_run})))
+    config = checkpoints.load(path)[0].config
+    assert (config.weights, config.resize, config.attention) == (None, "timm", None)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e300])
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, value):
+    path = checkpoints.save(cam_model(), tmp_path / "model")
+    state = load_file(path)
+    state["vit.blocks.1.mlp.fc1.bias"] = state["vit.blocks.1.mlp.fc1.bias"].double()
+    state["vit.blocks.1.mlp.fc1.bias"][3] = value
+    save_file(state, path, metadata={"weaktr": path.with_suffix(".json").read_text()})
+    with pytest.raises(ValueError, match=rf"{path}: not finite: vit\.blocks\.1\.mlp\.fc1\.bias"):
+        checkpoints.load(path)
+    with pytest.raises(ValueError, match=rf"{path}: not finite: blocks\.1\.mlp\.fc1\.bias"):
+        cam_model(weights=path)
+    torch.save({"model": state}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=r"x\.pth: not finite: blocks\.1\.mlp\.fc1\.bias"):
+        cam_model(weights=tmp_path / "x.pth")
+
+
+def test_quantised_weights_are_no_weights(tmp_path):
+    path = checkpoints.save(cam_model(), tmp_path / "model")
+    state = load_file(path)
+    state["head.bias"] = state["head.bias"].to(torch.int8)
+    save_file(state, path, metadata={"weaktr": path.with_suffix(".json").read_text()})
+    with pytest.raises(ValueError, match=r"1 of another type: head\.bias \(torch\.int8\)"):
+        checkpoints.load(path)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_checkpoints_have_the_mode_of_new_files(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        path = checkpoints.save(cam_model(), tmp_path / "model")
+        save_state(tmp_path / "state.pt", {"step": 3})
+    finally:
+        os.umask(before)
+    for file in (path, path.with_suffix(".json"), tmp_path / "state.pt"):
+        assert stat.S_IMODE(file.stat().st_mode) == 0o666 & ~umask
+
+
+def test_paths_that_are_no_checkpoint(tmp_path):
+    folder = tmp_path / "run"
+    with pytest.raises(FileNotFoundError, match="no file"):
+        checkpoints.load(folder)
+    folder.mkdir()
+    with pytest.raises(ValueError, match=r"expected a checkpoint's file such as .* got a folder$"):
+        checkpoints.load(folder)
+    checkpoints.save(cam_model(), folder / "model")
+    with pytest.raises(ValueError, match=rf"got a folder; here it is {folder}/model\.safetensors"):
+        checkpoints.load(folder)
+    (tmp_path / "notes.txt").write_text("notes")
+    with pytest.raises(
+        ValueError, match=r"notes\.txt: not a checkpoint of weaktr, expected a file"
+    ):
+        checkpoints.load(tmp_path / "notes.txt")
+    (tmp_path / "notes.safetensors").write_text("notes")
+    with pytest.raises(ValueError, match=r"notes\.safetensors: not a whole safetensors file"):
+        checkpoints.load(tmp_path / "notes.safetensors")
+    with pytest.raises(ValueError, match=r"weights: .*notes\.safetensors: not a whole safetensors"):
+        cam_model(weights=tmp_path / "notes.safetensors")
+
+
+HEADERS = {
+    "longer than the file": (10**12, "{}"),
+    "reaches out": (None, '{"x": {"dtype": "F32", "shape": [9], "data_offsets": [0, 36]}}'),
+    "overlaps": (None, '{"x": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}, '
+                 '"y": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}}'),
+    "huge": (None, '{"x": {"dtype": "F32", "shape": [99999999999999999999], '
+             '"data_offsets": [0, 4]}}'),
+    "product": (None, '{"x": {"dtype": "U8", "shape": [4294967296, 4294967296], '
+                '"data_offsets": [0, 0]}}'),
+    "negative": (None, '{"x": {"dtype": "U8", "shape": [-4], "data_offsets": [0, 4]}}'),
+    "unknown type": (None, '{"x": {"dtype": "Q3", "shape": [4], "data_offsets": [0, 4]}}'),
+    "metadata": (None, '{"__metadata__": {"weaktr": {"a": 1}}}'),
+    "no JSON": (None, "{"),
+    "no text": (None, "\xff\xfe"),
+    "nested": (None, "[" * 100_000),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_headers_of_safetensors_that_lie(tmp_path, name):
+    size, text = HEADERS[name]
+    header = text.encode("latin1")
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(struct.pack("<Q", size or len(header)) + header + bytes(4))
+    with pytest.raises(ValueError, match="not a whole safetensors file"):
+        checkpoints.load(path)
+    with pytest.raises(ValueError, match="not a whole safetensors file"):
+        cam_model(weights=path)
 
 
 def test_stage_2_starts_from_a_stage_1_checkpoint(tmp_path):

@@ -20,6 +20,15 @@ def test_a_gpu_with_a_number_becomes_the_current_one(monkeypatch):
     assert len(chosen) == 1
 
 
-def test_a_device_that_is_not_there_is_named():
-    with pytest.raises(ValueError, match="device: 'nonsense' cannot be used here"):
-        choose_device("nonsense")
+MPS = pytest.param(
+    "mps", marks=pytest.mark.skipif(torch.backends.mps.is_available(), reason="it is there")
+)
+
+
+@pytest.mark.parametrize(
+    "name", ["nonsense", "", "meta", "meta:0", MPS, "hpu", "vulkan", "lazy", "cuda:-1"]
+)
+def test_a_device_that_is_not_there_is_named(name):
+    with pytest.raises(ValueError, match=f"device: '{name}' cannot be used here") as caught:
+        choose_device(name)
+    assert "\n" not in str(caught.value) and "expected auto, cpu, or cuda" in str(caught.value)

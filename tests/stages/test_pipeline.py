@@ -20,12 +20,19 @@ from safetensors.torch import load_file
 from tests.stages import tiny
 from weaktr.cli.show import _folders
 from weaktr.config import Recipe
+from weaktr.data import Classes
 from weaktr.data.masks import MaskFolder
 from weaktr.outputs import begin
 from weaktr.recipes import dump_recipe
 from weaktr.stages import pipeline
+from weaktr.stages.evaluate import (
+    held_out,
+    require_same_classes,
+    require_same_images,
+    score_folder,
+)
 from weaktr.stages.pipeline import inputs_of, run_recipe
-from weaktr.stages.run import Run
+from weaktr.stages.run import Run, load_split
 from weaktr.training.metrics import read_metrics
 from weaktr.training.state import save_state, set_seeds
 
@@ -60,12 +67,52 @@ def test_a_run_leaves_what_it_should(finished):
     keys = [key for key in metrics if key.endswith("miou")]
     assert keys == [
         "cam_coarse_miou", "cam_miou", "pseudo_label_before_crf_miou", "pseudo_label_miou",
-        "val_before_crf_miou", "val_miou",
+        "not_held_out_before_crf_miou", "not_held_out_miou",
     ]  # fmt: skip
+    assert metrics["conditions"]["not_held_out_miou"].startswith(
+        "stage-2 predictions, 24 of 24 images trained on; folder val, 24 images"
+    )
+    assert (run / "evaluate" / "not_held_out_classes.png").is_file()
     assert all(0 <= metrics[key] <= 100 for key in keys)
     for key in keys:
         for word in ("folder", "images", "scales", "flip", "CRF", "ensemble"):
             assert word in metrics["conditions"][key]
+
+
+def test_scores_of_images_that_were_trained_on_are_no_validation_scores(tmp_path, caplog):
+    root = tiny.squares(tmp_path / "squares", count=4)
+    rows = (root / "labels.csv").read_text().splitlines(keepends=True)
+    (root / "train.csv").write_text("".join(rows[:3]))
+    for first, called in ((3, "val"), (2, "not_held_out"), (1, "not_held_out")):
+        (root / "val.csv").write_text("".join([rows[0], *rows[first:]]))
+        train, val = (load_split(tiny.recipe(root).data, name) for name in ("train", "val"))
+        key, what = held_out(train, val)
+        assert key == called
+        shared = 3 - first
+        assert what.endswith(f", {shared} of {len(val)} images trained on") == bool(shared)
+    assert len(caplog.messages) == 2
+    assert "so these scores are called not_held_out, not val" in caplog.messages[0]
+
+
+def test_splits_that_mean_other_classes_or_images_are_not_scored(tmp_path):
+    train = load_split(tiny.recipe(tiny.squares(tmp_path / "a", count=2)).data, "train")
+    score = load_split(tiny.recipe(tiny.squares(tmp_path / "b", count=2)).data, "train")
+    require_same_classes(train, score)
+    require_same_images(train, train)
+    with pytest.raises(ValueError, match=r"one image for the name '0', got .*b/images/0\.png"):
+        require_same_images(train, score)
+    turned = replace(score, classes=Classes(tuple(reversed(score.classes.names))))
+    with pytest.raises(ValueError, match="expected the classes of folder train"):
+        require_same_classes(train, turned)
+
+
+def test_masks_with_other_values_are_not_scored(tmp_path):
+    truth = load_split(tiny.recipe(tiny.squares(tmp_path / "squares", count=2)).data, "train")
+    masks = MaskFolder(tmp_path / "masks")
+    for sample, value in zip(truth, (0, 77), strict=True):
+        masks.add(sample.name, np.full((32, 32), value, np.uint8))
+    with pytest.raises(ValueError, match=r"1\.png .*outside the classes: .* got 77"):
+        score_folder(masks, truth)
 
 
 def test_losses_are_logged_for_every_step(finished):
@@ -140,7 +187,7 @@ def test_upper_bound_trains_on_true_masks(root, tmp_path):
     details = json.loads((tmp_path / "evaluate" / "metrics.json").read_text())
     assert all(row["supervision"] == "true masks" for row in details)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert metrics["val_miou"] > metrics["pseudo_label_miou"]
+    assert metrics["not_held_out_miou"] > metrics["pseudo_label_miou"]
 
 
 def test_moving_average_accumulation_and_watching(root, tmp_path):
@@ -310,4 +357,4 @@ def test_all_stages_on_a_gpu_in_float16(root, tmp_path):
     recipe = tiny.recipe(root, train_cam=half, label=half, train_seg=half, predict=half)
     run_recipe(replace(recipe, device="cuda"), tmp_path)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert metrics["val_miou"] > 0
+    assert metrics["not_held_out_miou"] > 0

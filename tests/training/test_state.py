@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 
 import numpy as np
+import pytest
 import torch
 
+from weaktr.config import Recipe, TrainCamConfig
+from weaktr.training.loop import EpochLoader, TrainingLoop
+from weaktr.training.metrics import read_metrics
 from weaktr.training.state import load_state, random_state, restore_random_state, save_state
 
 
@@ -22,3 +27,122 @@ def test_state_restores_all_random_numbers(tmp_path):
     assert draw() == first
     assert state["step"] == 3
     assert load_state(tmp_path / "none.pt") is None
+
+
+def loop_in(folder, width=3, **settings):
+    """A training of a small model, at its start or where the state in the folder says."""
+    model = torch.nn.Linear(width, 2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    steps = TrainCamConfig(**{"ema_decay": 0.9} | settings)
+    loader = EpochLoader(Numbers(), 2, seed=0)
+    return TrainingLoop(folder, model, optimizer, loader, steps, Recipe(), lambda *_: None)
+
+
+class Numbers(torch.utils.data.Dataset):
+    """Eight numbers, as a data set of the trainings."""
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        return torch.tensor(float(index))
+
+    def set_epoch(self, epoch):
+        """Every epoch has the same."""
+
+
+def stopped(folder):
+    """The state of a training that made two steps; the path of its file."""
+    loop = loop_in(folder)
+    for _ in range(2):
+        loop.backward({"loss": loop.model(torch.ones(1, 3)).sum()})
+    loop.save()
+    return loop, folder / "state.pt"
+
+
+def test_a_whole_state_is_taken_over(tmp_path):
+    loop, _ = stopped(tmp_path)
+    again = loop_in(tmp_path)
+    assert again.step == 2 and torch.equal(again.model.weight, loop.model.weight)
+    (own,) = {tuple(group["betas"]) for group in again.optimizer.param_groups}
+    assert own == (0.9, 0.999)
+    assert torch.equal(again.average.module.weight, loop.average.module.weight)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda state: state.pop("model"),
+        lambda state: state.pop("average"),
+        lambda state: state.pop("optimizer"),
+        lambda state: state.pop("position"),
+        lambda state: state.pop("random"),
+        lambda state: state.update(position=[1, 2]),
+        lambda state: state.update(position=[1, 2, 3, -4]),
+        lambda state: state.update(position="3"),
+        lambda state: state.update(model=[]),
+        lambda state: state["model"].update(weight=torch.ones(7)),
+        lambda state: state["model"].update(weight=torch.full((2, 3), float("nan"))),
+        lambda state: state["model"].update(other=torch.ones(7)),
+        lambda state: state["optimizer"]["state"][0].update(exp_avg=torch.ones(7)),
+        lambda state: state["optimizer"].update(param_groups=[]),
+        lambda state: state.update(optimizer=3),
+        lambda state: state["random"].update(torch=torch.zeros(3, dtype=torch.uint8)),
+        lambda state: state["random"].update(python=(3, (1, 2), None)),
+        lambda state: state["random"].update(numpy=None),
+    ],
+)
+def test_a_damaged_state_says_what_to_do(tmp_path, damage):
+    _, path = stopped(tmp_path)
+    state = torch.load(path)
+    log = (tmp_path / "metrics.jsonl").read_bytes()
+    damage(state)
+    torch.save(state, path)
+    with pytest.raises(ValueError, match=f"^{path}: .*delete this file to begin") as caught:
+        loop_in(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == log
+
+
+def with_a_changed_bit(path):
+    """The file's content with another number in its first tensor."""
+    content = bytearray(path.read_bytes())
+    weight = torch.load(path)["model"]["weight"].numpy().tobytes()
+    content[content.index(weight) + 1] ^= 1
+    return content
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:1000]),
+        lambda path: path.write_bytes(path.read_bytes()[:-9]),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_text("text"),
+        lambda path: path.write_bytes(pickle.dumps({"model": 1})),
+        lambda path: path.write_bytes(with_a_changed_bit(path)),
+        lambda path: torch.save([1, 2], path),
+        lambda path: torch.save({"model": torch.nn.Linear(1, 1)}, path),
+        lambda path: torch.save({}, path),
+    ],
+)
+def test_another_file_says_what_to_do(tmp_path, write):
+    _, path = stopped(tmp_path)
+    write(path)
+    with pytest.raises(ValueError, match=f"^{path}: .*delete this file to begin") as caught:
+        loop_in(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_state_of_another_model_is_refused(tmp_path):
+    stopped(tmp_path)
+    with pytest.raises(ValueError, match=r"weight \(expected \(2, 4\), got \(2, 3\)\)"):
+        loop_in(tmp_path, width=4)
+
+
+def test_a_log_shorter_than_the_state_says_is_not_filled(tmp_path):
+    loop, _ = stopped(tmp_path)
+    loop.metrics.close()
+    (tmp_path / "metrics.jsonl").write_text("")
+    loop_in(tmp_path)
+    assert read_metrics(tmp_path / "metrics.jsonl") == []

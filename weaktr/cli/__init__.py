@@ -1,5 +1,8 @@
 """The commands ``weaktr`` and ``weaktr-train``.
 
+Exit codes: 0 all done; 1 something was left out, or failed for a reason outside the input (a full
+disk, a file that may not be read); 2 wrong input, nothing was done; 130 interrupted.
+
 A command is a module with `HELP`, `add_arguments` and `run`. It imports torch inside its functions,
 so that ``--help`` is fast. For a mistake in the input, a command prints one line that says what to
 do instead of a traceback (``--debug`` shows that).
@@ -12,14 +15,14 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 from rich.text import Text
 
 from weaktr.cli import data, env, eval, export, import_checkpoint, label, predict, show, train
 from weaktr.cli.common import FAILED, INTERRUPTED, WRONG_INPUT
 from weaktr.cli.memory import keep_freed_memory
-from weaktr.progress import console, log, set_up_logging
+from weaktr.progress import console, log, printable, set_up_logging
 
 __all__ = [
     "FAILED",
@@ -58,6 +61,16 @@ COMMANDS: dict[str, Command] = {
 }
 
 
+EXIT_CODES = "exit codes: 0 done, 1 in part or failed, 2 wrong input, 130 interrupted"
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose messages keep control characters of the arguments from the terminal."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        super()._print_message(printable(message), file)
+
+
 def program() -> NoReturn:
     """The program ``weaktr``."""
     _leave(main())
@@ -79,9 +92,10 @@ def _leave(code: int) -> NoReturn:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """``weaktr COMMAND ...``; returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "weaktr",
         description="Weakly-supervised semantic segmentation with plain vision transformers.",
+        epilog=EXIT_CODES,
     )
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
@@ -89,6 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             name,
             help=command.HELP.strip().splitlines()[0],
             description=command.HELP,
+            epilog=EXIT_CODES,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         command.add_arguments(subparser)
@@ -99,9 +114,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train_main(argv: Sequence[str] | None = None) -> int:
     """``weaktr-train RECIPE ...``; returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "weaktr-train",
         description=train.HELP,
+        epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     train.add_arguments(parser)
@@ -126,19 +142,30 @@ def _run(command: Callable[[argparse.Namespace], int], arguments: argparse.Names
         code = None if arguments.debug else _exit_code(error)
         if code is None:
             raise
-        console.print(Text(str(error), style="bold red"))
+        text = str(error) or f"{type(error).__name__}: --debug shows where"
+        console.print(Text(text, style="bold red"))
         return code
+
+
+#: Paths that lead to nothing, or to another kind of thing than was expected.
+WRONG_PATHS = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
 def _exit_code(error: BaseException) -> int | None:
     """The exit code where the message of an error is all that the user needs, else None."""
-    if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
-        return FAILED  # a full disk, a file that may not be written
+    if isinstance(error, (ValueError, *WRONG_PATHS)):
+        return WRONG_INPUT
+    if isinstance(error, (OSError, MemoryError, RecursionError)):
+        return FAILED  # a full disk, a file that may not be written, too much for this machine
     if not isinstance(error, RuntimeError):
-        return WRONG_INPUT if isinstance(error, (ValueError, FileNotFoundError)) else None
-    from weaktr.inference.pipeline import PipelineError  # imports torch, which is loaded by now
+        return None
+    import torch  # which is loaded by now
+
+    from weaktr.inference.pipeline import PipelineError
     from weaktr.ops.registry import BackendUnavailable
 
     if isinstance(error, PipelineError) and error.__cause__ is not None:
         return FAILED if isinstance(error.__cause__, OSError) else _exit_code(error.__cause__)
+    if isinstance(error, torch.OutOfMemoryError):
+        return FAILED
     return WRONG_INPUT if isinstance(error, BackendUnavailable) else None

@@ -19,13 +19,15 @@ from weaktr.recipes import apply_setting
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from weaktr.data import Manifest, Problem
+    from weaktr.data import Manifest
     from weaktr.data.prepare import Prepared
+    from weaktr.data.problems import Findings
 
 HELP = """\
 Prepare a data set, or look at it before training on it.
 
-  check   reads every file and lists all faults at once, with file and line
+  check   reads every file and lists all faults at once, with file and line (of one kind the
+          first 20 and the number of all)
   stats   counts images, labels, sizes
   write   writes the manifest as JSON
   masks   draws the true masks of a COCO instances JSON
@@ -41,6 +43,8 @@ examples:
   weaktr data masks coco14 annotations/instances_val2014.json --out masks/ --option ids=80
 """
 _STYLES = {"error": "bold red", "warning": "yellow"}
+#: Splits that a data set may have; `check` compares them.
+SPLITS = ("train", "val", "test")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,6 +83,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from weaktr import data
+    from weaktr.data.manifest import FORMAT
+    from weaktr.files import require_replaceable
 
     root = arguments.root or arguments.folder
     if root is None:
@@ -88,82 +94,130 @@ def run(arguments: argparse.Namespace) -> int:
     options: dict[str, Any] = {}
     for option in arguments.option:
         apply_setting(options, option)
-    problems: list[Problem] = []
     if arguments.action == "masks":
-        if arguments.source != "coco14" or arguments.out is None:
-            raise ValueError("data masks: expected coco14 INSTANCES.json --out FOLDER")
-        if unknown := options.keys() - {"ids", "images"}:
-            raise ValueError(f"--option: data masks takes ids and images, got {min(unknown)}")
-        if not isinstance(options.get("images", ""), str):
-            raise ValueError(f"--option images: expected a folder, got {options['images']!r}")
-        written = data.render_masks(root, arguments.out, problems=problems, **options)
-        log.info("%d masks in %s", len(written), arguments.out)
-        return _print_faults(f"{root}: {len(written)} masks", problems, console)
-    if arguments.action == "check" and arguments.source != "manifest":
-        options["problems"] = problems
-    manifest = data.load_manifest(arguments.source, root, arguments.split, **options)
+        return _draw(arguments, root, options)
     if arguments.action == "check":
-        return run_check(manifest, console, problems=problems)
+        return _check(arguments.source, root, arguments.split, options)
+    manifest = data.load_manifest(arguments.source, root, arguments.split, **options)
     if arguments.action == "stats":
         run_stats(manifest, console)
         return 0
     if arguments.out is None:
         raise ValueError("--out: data write needs the JSON file to write")
+    require_replaceable(arguments.out, FORMAT.encode())
     manifest.save(arguments.out)
     log.info("manifest: %s", arguments.out)
     return 0
+
+
+def _draw(arguments: argparse.Namespace, json_file: Path, options: dict[str, Any]) -> int:
+    """Draw the masks of an instances JSON into a folder that holds nothing else."""
+    from weaktr import data, outputs
+    from weaktr.data.masks import files_of_others
+    from weaktr.data.problems import Findings
+
+    out = arguments.out
+    if arguments.source != "coco14" or out is None:
+        raise ValueError("data masks: expected coco14 INSTANCES.json --out FOLDER")
+    if unknown := options.keys() - {"ids", "images"}:
+        raise ValueError(f"--option: data masks takes ids and images, got {min(unknown)}")
+    if not isinstance(options.get("images", ""), str):
+        raise ValueError(f"--option images: expected a folder, got {options['images']!r}")
+    photographs = [Path(options["images"])] if "images" in options else []
+    outputs.require_apart(out, [json_file], photographs)
+    for path in files_of_others(out, ()):
+        raise ValueError(f"{path}: weaktr did not draw it; move it away, or choose another --out")
+    found = Findings()
+    with outputs.claimed(out):
+        outputs.tidy(out)
+        written = data.render_masks(json_file, out, problems=found, **options)
+    log.info("%d masks in %s", len(written), out)
+    if found:
+        console.print(_table_of(found, f"{json_file}: {len(written)} masks"))
+    return 1 if found.count("error") else 0
+
+
+def _check(source: str, root: Path, split: str, options: dict[str, Any]) -> int:
+    """Check a split of a data set; the splits beside it are looked at for common images."""
+    from weaktr import data
+    from weaktr.data.problems import Findings
+
+    found = Findings()
+    if source == "manifest":
+        manifest = data.Manifest.load(root)
+        beside = [root.with_name(f"{name}.json") for name in SPLITS]
+        others = [data.Manifest.load(file) for file in beside if file.is_file() and file != root]
+        return run_check(manifest, console, problems=found, others=others)
+    manifest = data.load_manifest(source, root, split, problems=found, **options)
+    others = []
+    if source == "folder" and "labels_file" not in options:
+        others = [
+            data.load_manifest(source, root, name, problems=Findings(), **options)
+            for name in SPLITS
+            if name != split and any((root / f"{name}{end}").is_file() for end in (".csv", ".json"))
+        ]
+    return run_check(manifest, console, problems=found, others=others)
 
 
 def run_check(
     manifest: Manifest,
     console: Console,
     *,
-    problems: Sequence[Problem] = (),
+    problems: Findings | None = None,
+    others: Sequence[Manifest] = (),
     workers: int | None = None,
 ) -> int:
-    """Check a data set and print all problems as one table.
+    """Check a data set and print all problems as one table, of each kind the first few.
 
     Args:
         manifest: the data set.
         console: where to print.
         problems: faults already met while building the manifest (`load_manifest(problems=...)`).
+        others: other splits of it, see `check`.
         workers: threads that decode, see `check`.
 
     Returns:
         Exit code: 1 if there is an error, 0 if there are at most warnings.
     """
     from weaktr.data import check
+    from weaktr.data.problems import Findings
 
+    found = Findings() if problems is None else problems
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("checking", total=len(manifest))
-        faults = [
-            *problems,
-            *check(
-                manifest,
-                workers=workers,
-                progress=lambda count, total: progress.update(task, completed=count, total=total),
-            ),
-        ]
-    return _print_faults(
-        f"{manifest.name} {manifest.split}: {len(manifest)} images", faults, console
-    )
-
-
-def _print_faults(title: str, faults: Sequence[Problem], console: Console) -> int:
-    """Print faults as a table and their number; returns 1 if there is an error, else 0."""
-    if faults:
-        table = Table(title=title, title_justify="left", show_lines=False)
-        for heading in ("level", "file", "declared at", "problem"):
-            table.add_column(heading, overflow="fold")
-        for fault in sorted(faults, key=lambda fault: fault.level != "error"):
-            level = Text(fault.level, style=_STYLES[fault.level])
-            table.add_row(level, Text(fault.file), Text(fault.where), Text(fault.message))
-        console.print(table)
-    errors = sum(fault.level == "error" for fault in faults)
+        check(
+            manifest,
+            others=others,
+            workers=workers,
+            progress=lambda count, total: progress.update(task, completed=count, total=total),
+            problems=found,
+        )
+    title = f"{manifest.name} {manifest.split}: {len(manifest)} images"
+    if found:
+        console.print(_table_of(found, title))
+    errors, warnings = found.count("error"), found.count("warning")
     style = "bold red" if errors else "bold green"
-    summary = f"{title}, {errors} errors, {len(faults) - errors} warnings"
-    console.print(Text(summary, style=style))
+    console.print(Text(f"{title}, {errors} errors, {warnings} warnings", style=style))
     return 1 if errors else 0
+
+
+def _table_of(found: Findings, title: str) -> Table:
+    """The problems, errors first; of the kinds with more than are listed, how many more."""
+    from weaktr.data.problems import LISTED, printable
+
+    table = Table(title=printable(title), title_justify="left", show_lines=False)
+    for heading in ("level", "file", "declared at", "problem"):
+        table.add_column(heading, overflow="fold")
+    for level in ("error", "warning"):
+        style = _STYLES[level]
+        for fault in (fault for fault in found if fault.level == level):
+            cells = map(printable, (fault.file, fault.where, fault.message))
+            table.add_row(Text(level, style=style), *map(Text, cells))
+        for (of, kind), count in found.counts.items():
+            if of == level and count > LISTED:
+                more = printable(f"{kind}: {count - LISTED:,} more, {count:,} in all")
+                table.add_row(Text(level, style=style), Text("..."), Text(""), Text(more))
+    return table
 
 
 def run_stats(manifest: Manifest, console: Console) -> None:

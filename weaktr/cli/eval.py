@@ -112,7 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _truth(arguments: argparse.Namespace) -> Truth:
     """The true masks that --classes, --num-labels and --names describe."""
     from weaktr.data import COCO80, COCO90, VOC, Classes, read_names
-    from weaktr.data.layout import read_lines
+    from weaktr.data.names import class_list
     from weaktr.evaluation.folders import Truth
 
     known = {"voc12": VOC, "coco14": COCO90, "coco80": COCO80}
@@ -128,7 +128,7 @@ def _truth(arguments: argparse.Namespace) -> Truth:
     elif given in known:
         classes = known[given]
     elif Path(given).is_file():
-        classes = Classes(tuple(line for _, line in read_lines(Path(given))))
+        classes = class_list(Path(given))
     else:
         raise ValueError(f"--classes: expected {', '.join(KNOWN)} or a file, got {given!r}")
     names = read_names(arguments.names) if arguments.names else None

@@ -42,14 +42,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from weaktr.export import export_onnx, export_program
+    from weaktr.files import require_replaceable
     from weaktr.inference.probabilities import for_ensemble
     from weaktr.models import Segmenter, checkpoints
 
     targets = {export_onnx: arguments.onnx, export_program: arguments.torch_export}
     if not any(targets.values()):
         raise ValueError("nothing to write; give --onnx FILE, --torch-export FILE, or both")
+    for path in targets.values():
+        if path is not None:
+            require_replaceable(path)
     model, description = checkpoints.load(arguments.checkpoint)
-    names = list(checkpoints.class_names(description, arguments.checkpoint))
+    names = list(checkpoints.class_names(description, arguments.checkpoint) or ())
+    if not names:
+        raise ValueError(f"{arguments.checkpoint}: this checkpoint does not name its classes")
     if isinstance(model, Segmenter):
         model, names = for_ensemble(model, arguments.ensemble), ["background", *names]
     elif arguments.ensemble != "plain":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -105,7 +106,7 @@ def _label_stored_cams(arguments: argparse.Namespace, emit: list[str]) -> int:
     from weaktr import data
     from weaktr.inference.stored_cams import StoredCams
     from weaktr.models.precision import choose_device
-    from weaktr.outputs import begin_masks
+    from weaktr.outputs import claimed_for_masks
     from weaktr.stages.label import AFTER_CAMS, label
 
     settings, folder = with_settings(LabelConfig(), arguments.set), arguments.checkpoint
@@ -126,9 +127,10 @@ def _label_stored_cams(arguments: argparse.Namespace, emit: list[str]) -> int:
     inputs = {key: value for key, value in identity(settings).items() if key in AFTER_CAMS}
     samples = data.unlabelled(arguments.images, exif=arguments.exif).samples
     cams = StoredCams(folder, samples, choose_device(arguments.device))
-    begin_masks(arguments.out, folder, inputs | exif_of(arguments))
-    report = label(cams, samples, arguments.out, settings, emit=emit, profile=arguments.profile)
-    return show_masks(report, arguments.out, samples, None)
+    out, identities = arguments.out, inputs | exif_of(arguments)
+    with claimed_for_masks(out, folder, identities, [], [arguments.images]):
+        report = label(cams, samples, out, settings, emit=emit, profile=arguments.profile)
+        return show_masks(report, out, samples, None)
 
 
 def _samples(arguments: argparse.Namespace, names: Sequence[str] | None) -> tuple[Sample, ...]:
@@ -165,14 +167,24 @@ def _label_by_model(arguments: argparse.Namespace, emit: list[str]) -> int:
     from weaktr.inference.cams import CamsOfModel
     from weaktr.models import Segmenter, checkpoints
     from weaktr.models.precision import choose_device
-    from weaktr.outputs import begin_masks
+    from weaktr.outputs import claimed_for_masks
     from weaktr.stages.label import label
     from weaktr.stages.predict import predict
 
     out, profile = arguments.out, arguments.profile
     model, description = checkpoints.load(arguments.checkpoint, choose_device(arguments.device))
-    names = description.get("classes", {}).get("names")
+    names = checkpoints.class_names(description, arguments.checkpoint)
     samples = _samples(arguments, names)
+
+    def claimed(settings: LabelConfig | PredictConfig) -> AbstractContextManager[None]:
+        return claimed_for_masks(
+            out,
+            checkpoints.weights_file(arguments.checkpoint),
+            identity(settings) | exif_of(arguments),
+            [] if arguments.labels is None else [arguments.labels],
+            [arguments.images],
+        )
+
     if isinstance(model, Segmenter):
         if emit:
             raise ValueError(
@@ -180,12 +192,12 @@ def _label_by_model(arguments: argparse.Namespace, emit: list[str]) -> int:
                 f"({arguments.checkpoint})"
             )
         choices = with_settings(PredictConfig(), arguments.set)
-        begin_masks(out, arguments.checkpoint, identity(choices) | exif_of(arguments))
-        report = predict(model, samples, out, choices, given_classes=True, profile=profile)
-        return show_masks(report, out, samples, names)
+        with claimed(choices):
+            report = predict(model, samples, out, choices, given_classes=True, profile=profile)
+            return show_masks(report, out, samples, names)
     settings = with_settings(LabelConfig(), arguments.set)
     source = CamsOfModel(model, settings, settings.predict_above)
     del model  # on a CPU the source has its own copy of most weights
-    begin_masks(out, arguments.checkpoint, identity(settings) | exif_of(arguments))
-    report = label(source, samples, out, settings, emit=emit, profile=profile)
-    return show_masks(report, out, samples, names)
+    with claimed(settings):
+        report = label(source, samples, out, settings, emit=emit, profile=profile)
+        return show_masks(report, out, samples, names)

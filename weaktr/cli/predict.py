@@ -72,13 +72,15 @@ def run(arguments: argparse.Namespace) -> int:
     from weaktr import data
     from weaktr.data.masks import MaskFolder
     from weaktr.evaluation.voc_server import require_suffix, write_voc_archive
+    from weaktr.files import require_replaceable
     from weaktr.models import Segmenter, checkpoints
     from weaktr.models.precision import choose_device
-    from weaktr.outputs import begin_masks
+    from weaktr.outputs import claimed_for_masks
     from weaktr.stages.predict import predict
 
     if arguments.archive is not None:
         require_suffix(arguments.archive)
+        require_replaceable(arguments.archive)
     ensemble = [f"ensemble={arguments.ensemble}"] if arguments.ensemble else []
     settings = with_settings(PredictConfig(), arguments.set + ensemble)
     model, description = checkpoints.load(arguments.checkpoint, choose_device(arguments.device))
@@ -87,13 +89,18 @@ def run(arguments: argparse.Namespace) -> int:
     samples = data.unlabelled(arguments.images, exif=arguments.exif).samples
     if arguments.names is not None:
         samples = data.only(samples, data.read_names(arguments.names))
-    out = arguments.out
-    begin_masks(out, arguments.checkpoint, identity(settings) | exif_of(arguments))
+    out, names = arguments.out, [] if arguments.names is None else [arguments.names]
+    weights = checkpoints.weights_file(arguments.checkpoint)
     emit = ["scores"] if arguments.dump_scores else []
-    report = predict(model, samples, out, settings, emit=emit, profile=arguments.profile)
-    code = show_masks(report, out, samples, description.get("classes", {}).get("names"))
-    if arguments.archive is not None:
-        names = [sample.name for sample in samples]
-        write_voc_archive(arguments.archive, MaskFolder(out), names, arguments.comp)
-        log.info("for the VOC server: %s", arguments.archive)
+    inputs = identity(settings) | exif_of(arguments)
+    with claimed_for_masks(out, weights, inputs, names, [arguments.images]):
+        report = predict(model, samples, out, settings, emit=emit, profile=arguments.profile)
+        class_names = checkpoints.class_names(description, arguments.checkpoint)
+        code = show_masks(report, out, samples, class_names)
+        if arguments.archive is not None and report.left_out:
+            log.warning("%s: not written, it needs a mask of every image", arguments.archive)
+        elif arguments.archive is not None:
+            masks = MaskFolder(out)
+            write_voc_archive(arguments.archive, masks, [s.name for s in samples], arguments.comp)
+            log.info("for the VOC server: %s", arguments.archive)
     return code

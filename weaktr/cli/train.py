@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from weaktr.cli.common import add_set
+from weaktr.cli.common import FAILED, add_set
 from weaktr.config import Recipe
 from weaktr.progress import log
 from weaktr.recipes import dump_recipe, load_recipe, recipe_names
@@ -53,6 +53,10 @@ def run(arguments: argparse.Namespace) -> int:
     from weaktr.stages.pipeline import run_recipe
 
     folder = arguments.out or Path("runs") / recipe.name
-    run_recipe(recipe, folder, start=arguments.start, only=arguments.only, force=arguments.force)
+    left_out = run_recipe(
+        recipe, folder, start=arguments.start, only=arguments.only, force=arguments.force
+    )
     log.info("results: %s, numbers: %s", folder, folder / "metrics.json")
-    return 0
+    if left_out:
+        log.warning("%d images were left out (see above); start again to try them", left_out)
+    return FAILED if left_out else 0

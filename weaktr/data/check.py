@@ -3,47 +3,60 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from itertools import combinations
+from typing import Literal, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from weaktr.data.classes import COCO90, COCO_UNUSED, IGNORE, Classes
 from weaktr.data.io import (
-    is_turned,
+    ACROSS,
+    check_is_8_bit,
+    open_image,
+    orientation,
+    orientation_entry,
     outside_message,
-    read_rgb,
     read_stored_labels,
     size_message,
     to_labels,
 )
-from weaktr.data.manifest import Manifest, Sample
-from weaktr.data.parallel import usable_cores
-from weaktr.data.problems import DataError, Problem
+from weaktr.data.manifest import Exif, Manifest, Sample, name_fault
+from weaktr.data.parallel import ordered_map, usable_cores
+from weaktr.data.problems import DataError, Problem, few
 
-__all__ = ["Problem", "check"]
+__all__ = ["Problem", "check", "near_names"]
 
 
 def check(
     manifest: Manifest,
     *,
+    others: Sequence[Manifest] = (),
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    problems: list[Problem] | None = None,
 ) -> list[Problem]:
     """Read every image and mask of a manifest and list all faults.
 
     Errors: an image or mask that is missing, truncated or corrupt; a label outside the class
-    list; a mask of another size than its image; mask values outside the classes; a name twice.
-    Warnings: images without any label; a mask class that the image's labels do not have; labels
-    or masks for only a part of the images; a class that no image has; EXIF rotation.
+    list; a mask of another size than its image; mask values outside the classes; a name twice, or
+    one that no mask can have; an image of another split; other classes than another split.
+    Warnings: images without any label; a mask class that the image's labels do not have, or a mask
+    with none of them; labels or masks for only a part of the images; a class that no image, one
+    image or every image shows; class names that may be meant as one, or as background; names that
+    differ in case alone; EXIF rotation.
 
     Args:
         manifest: the data set.
+        others: other splits of it. Those with a name that begins with "train" may share images
+            with each other, all others may not.
         workers: threads that decode; None = the number of CPU cores, at most 8.
         progress: called with (samples checked, samples in all) after each sample.
+        problems: a list to add the faults to, such as `Findings`, which stays small.
 
     Returns:
-        The faults in the order of the manifest, those of the whole set last.
+        The faults in the order of the manifest, those of the whole set last; or `problems`.
 
     Raises:
         ValueError: `workers` < 1.
@@ -52,93 +65,238 @@ def check(
         workers = min(8, usable_cores())
     if workers < 1:
         raise ValueError(f"workers: expected >= 1, got {workers}")
-    problems: list[Problem] = []
-    with ThreadPoolExecutor(workers) as pool:
-        faults = pool.map(lambda sample: _check_sample(sample, manifest.classes), manifest.samples)
-        for number, of_sample in enumerate(faults, start=1):
-            problems += of_sample
-            if progress is not None:
-                progress(number, len(manifest))
-    return problems + _check_whole_set(manifest)
+    found: list[Problem] = [] if problems is None else problems
+    faults = ordered_map(lambda s: _check_sample(s, manifest.classes), manifest.samples, workers)
+    for number, of_sample in enumerate(faults, start=1):
+        found.extend(of_sample)
+        if progress is not None:
+            progress(number, len(manifest))
+    if len(manifest) == 0:
+        found.append(Problem(manifest.name, f"split {manifest.split}", "holds no images"))
+        return found
+    found.extend(_check_names(manifest))
+    for other in others:
+        found.extend(_check_other_split(manifest, other))
+    for message in (*_check_counts(manifest), *_check_class_names(manifest.classes)):
+        where = f"split {manifest.split}"
+        found.append(Problem(manifest.name, where, message, "warning"))
+    return found
 
 
 def _check_sample(sample: Sample, classes: Classes) -> list[Problem]:
     problems: list[Problem] = []
-    size = None
+    photograph = None
     try:
-        size = read_rgb(sample.image, sample.source, sample.exif).shape[:2]
-        if sample.exif == "ignore" and is_turned(sample.image, sample.source):
-            message = (
-                "EXIF asks viewers to turn the image; it is used as stored, unturned "
-                "(exif=apply turns it)"
-            )
-            problems.append(_warning(sample, message))
+        photograph = open_image(sample.image, sample.source, lambda image: _look(image, sample))
+        problems += _check_orientation(sample, photograph)
     except DataError as error:
         problems += error.problems
+    if (fault := name_fault(sample.name)) is not None:
+        problems.append(_error(sample, f"name: {fault}"))
+    elif not sample.name.isprintable():
+        message = f"the name has characters that are not to be seen: {sample.name!r:.300}"
+        problems.append(_warning(sample, message))
     if sample.labels is not None and not sample.labels:
         message = "has no label: it shows none of the classes, or was forgotten"
         problems.append(_warning(sample, message))
     if outside := [label for label in sample.labels or () if not 0 <= label < len(classes)]:
-        message = f"labels outside the class list: expected 0..{len(classes) - 1}, got {outside}"
-        problems.append(Problem(str(sample.image), sample.source, message))
+        last = len(classes) - 1
+        message = f"labels outside the class list: expected 0..{last}, got {outside[:10]}"
+        problems.append(_error(sample, message))
     if sample.mask is not None:
-        problems += _check_mask(sample, classes, size)
+        problems += _check_mask(sample, classes, photograph)
     return problems
 
 
-def _check_mask(sample: Sample, classes: Classes, size: tuple[int, ...] | None) -> list[Problem]:
+class _Photograph(NamedTuple):
+    """What is to be known of a photograph that can be decoded."""
+
+    stored: tuple[int, int]  #: height and width as stored
+    how: int  #: see `weaktr.data.io.orientation`
+    entry: object  #: the orientation as it stands in EXIF, None = none
+
+    def size(self, exif: Exif) -> tuple[int, int]:
+        """Height and width as it is used."""
+        is_across = exif == "apply" and self.how in ACROSS
+        return self.stored[::-1] if is_across else self.stored
+
+
+def _look(image: Image.Image, sample: Sample) -> _Photograph:
+    check_is_8_bit(image, sample.image, sample.source)
+    pixels = image.convert("RGB")
+    stored = (pixels.height, pixels.width)
+    return _Photograph(stored, orientation(image), orientation_entry(image))
+
+
+def _check_orientation(sample: Sample, photograph: _Photograph) -> list[Problem]:
+    """What the orientation in EXIF means for a photograph."""
+    entry = photograph.entry
+    if entry is None or (type(entry) is int and entry in (0, 1)):  # 0: not known
+        return []
+    if photograph.how != 1 and sample.exif == "apply":
+        return []
+    if photograph.how != 1:
+        message = (
+            "EXIF asks viewers to turn the image; it is used as stored, unturned (exif=apply turns "
+            "it)"
+        )
+        if sample.mask is not None:
+            message += "; its mask has to lie on the image as it is used"
+    else:
+        message = (
+            f"EXIF has an orientation that means nothing: expected a whole number from 1 to 8, got "
+            f"{entry!r:.60}; the image is used as stored (exif=apply would turn it by a number)"
+        )
+    return [_warning(sample, message, "EXIF")]
+
+
+def _check_mask(sample: Sample, classes: Classes, photograph: _Photograph | None) -> list[Problem]:
     assert sample.mask is not None
     try:
         stored = read_stored_labels(sample.mask, sample.source)
     except DataError as error:
         return list(error.problems)
     problems = []
-    if size is not None and stored.shape != size:
-        message = size_message("mask", stored.shape, (size[0], size[1]))
-        problems.append(Problem(str(sample.mask), sample.source, message))
+    size = None if photograph is None else photograph.size(sample.exif)
+    if photograph is not None and size is not None and stored.shape != size:
+        message = size_message("mask", stored.shape, size)
+        other: Exif = "apply" if sample.exif == "ignore" else "ignore"
+        if photograph.how in ACROSS and stored.shape == photograph.size(other):
+            message += f"; with exif={other} they agree"
+        problems.append(_of_mask(sample, message, "error"))
     labels, outside = to_labels(stored, classes.num_labels, sample.mask_ids)
     if outside:
         message = outside_message(outside, classes.num_labels, sample.mask_ids)
-        problems.append(Problem(str(sample.mask), sample.source, message))
+        problems.append(_of_mask(sample, message, "error"))
     if sample.labels is not None:
-        drawn = {int(label) - 1 for label in np.unique(labels) if label not in (0, IGNORE)}
-        if extra := sorted(drawn - set(sample.labels)):
-            names = ", ".join(classes.names[index] for index in extra)
-            message = f"mask shows {names}, which the image's labels do not have"
-            problems.append(Problem(str(sample.mask), sample.source, message, "warning"))
+        problems += _compare_labels(sample, np.unique(labels).tolist(), classes)
     return problems
 
 
-def _check_whole_set(manifest: Manifest) -> list[Problem]:
-    """Faults that only show over all samples."""
-    where, total = f"split {manifest.split}", len(manifest)
-    if total == 0:
-        return [Problem(manifest.name, where, "holds no images")]
-    problems = []
+def _compare_labels(sample: Sample, present: Sequence[int], classes: Classes) -> list[Problem]:
+    """Where a mask holds other classes than the image-level labels say."""
+    drawn = {label - 1 for label in present if label not in (0, IGNORE)}
+    told = set(sample.labels or ())
+    if extra := sorted(drawn - told):
+        names = few([classes.names[index] for index in extra])
+        message = f"mask shows {names}, which the image's labels do not have"
+        return [_of_mask(sample, message, "warning", "mask shows other classes")]
+    if told and not drawn:
+        message = f"mask shows none of the image's labels, its values are {few(present)}"
+        if IGNORE in present:
+            message += f" ({IGNORE} = ignored; a class has its number from 1 on)"
+        return [_of_mask(sample, message, "warning", "mask shows no class")]
+    return []
+
+
+def _check_names(manifest: Manifest) -> Iterator[Problem]:
+    """Names that stand twice, or that differ in case alone."""
+    yield from manifest.repeated_names()
     first: dict[str, Sample] = {}
     for sample in manifest:
-        earlier = first.setdefault(sample.name, sample)
-        if earlier is not sample:
-            message = f"name {sample.name!r} was already declared at {earlier.source}"
-            problems.append(Problem(str(sample.image), sample.source, message))
-    messages = []
+        earlier = first.setdefault(sample.name.casefold(), sample)
+        if earlier.name != sample.name:
+            message = (
+                f"the names {earlier.name!r} and {sample.name!r} differ in case alone: where file "
+                "systems ignore it, one mask would replace the other"
+            )
+            yield _warning(sample, message, "names that differ in case alone")
+
+
+def _check_other_split(manifest: Manifest, other: Manifest) -> Iterator[Problem]:
+    """Where two splits of a data set do not go together."""
+    if manifest.classes != other.classes:
+        message = (
+            f"other classes than those of split {other.split}: {few(manifest.classes.names)}; "
+            f"there {few(other.classes.names)}"
+        )
+        yield Problem(manifest.name, f"split {manifest.split}", message)
+    if manifest.split.startswith("train") and other.split.startswith("train"):
+        return
+    there = {sample.image: sample for sample in other}
+    for sample in manifest:
+        if sample.image in there:
+            source = there[sample.image].source
+            message = f"also in split {other.split}: declared at {source}"
+            yield _error(sample, message)
+
+
+def _check_counts(manifest: Manifest) -> Iterator[str]:
+    """What only the number of images with a label or a mask shows."""
+    total, names = len(manifest), manifest.classes.names
     labelled = [sample.labels for sample in manifest if sample.labels is not None]
     if 0 < len(labelled) < total:
-        messages.append(f"only {len(labelled)} of {total} images have image-level labels")
+        yield f"only {len(labelled)} of {total} images have image-level labels"
     masks = sum(sample.mask is not None for sample in manifest)
     if 0 < masks < total:
-        messages.append(f"only {masks} of {total} images have a mask; scores cover just these")
-    counts = Counter(label for labels in labelled for label in labels)
+        yield f"only {masks} of {total} images have a mask; scores cover just these"
+    if not labelled:
+        return
+    counts = Counter(label for labels in labelled for label in set(labels))
     never = COCO_UNUSED if manifest.classes == COCO90 else ()
-    unseen = [
-        name
-        for index, name in enumerate(manifest.classes.names)
-        if not counts[index] and name not in never
+    seen = {name: counts[index] for index, name in enumerate(names) if name not in never}
+    if unseen := [name for name, count in seen.items() if count == 0]:
+        yield f"{len(unseen)} classes have no image: {few(unseen)}"
+    if single := [name for name, count in seen.items() if count == 1]:
+        yield f"{len(single)} classes have only one image: {few(single)}"
+    if always := [name for name, count in seen.items() if count == len(labelled) > 1]:
+        yield (
+            f"{len(always)} classes are in every image, so that nothing shows what they are not: "
+            f"{few(always)}"
+        )
+
+
+def _check_class_names(classes: Classes) -> Iterator[str]:
+    """Class names that may be meant otherwise."""
+    for first, second in near_names(classes.names):
+        yield f"two classes that may be meant as one: {first!r} and {second!r}"
+    if background := [name for name in classes.names if name.strip().lower() == "background"]:
+        yield (
+            f"a class called {background[0]!r}: label 0 is the background already, and is in no "
+            "list of classes"
+        )
+
+
+def near_names(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs of class names that are likely two spellings of one.
+
+    They differ in case, in characters that are no letters or digits, in a plural s, or, from five
+    letters on, in one letter. Names with different digits are different.
+
+    Args:
+        names: at most `MAX_CLASSES`, since each is compared with each.
+    """
+    plain = [(name, "".join(filter(str.isalnum, name.casefold()))) for name in names]
+    return [
+        (first, second)
+        for (first, a), (second, b) in combinations(plain, 2)
+        if abs(len(a) - len(b)) <= 1 and _is_near(a, b)
     ]
-    if labelled and unseen:
-        messages.append(f"{len(unseen)} classes have no image: {', '.join(unseen)}")
-    return problems + [Problem(manifest.name, where, text, "warning") for text in messages]
 
 
-def _warning(sample: Sample, message: str) -> Problem:
-    return Problem(str(sample.image), sample.source, message, "warning")
+def _is_near(a: str, b: str) -> bool:
+    """Whether two words are the same, but for a plural s or, in long ones, one letter."""
+    if b in (a, f"{a}s") or a == f"{b}s":
+        return True
+    start = next(
+        (k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
+    )
+    short, long = sorted((a[start:], b[start:]), key=len)
+    if min(len(a), len(b)) < 5 or any(map(str.isdigit, (short[:1], long[:1]))):
+        return False
+    is_swapped = short[:2] == long[:2][::-1] and short[2:] == long[2:]
+    return is_swapped or long[1:] in (short, short[1:])
+
+
+def _error(sample: Sample, message: str) -> Problem:
+    return Problem(str(sample.image), sample.source, message)
+
+
+def _warning(sample: Sample, message: str, kind: str = "") -> Problem:
+    return Problem(str(sample.image), sample.source, message, "warning", kind)
+
+
+def _of_mask(
+    sample: Sample, message: str, level: Literal["error", "warning"], kind: str = ""
+) -> Problem:
+    return Problem(str(sample.mask), sample.source, message, level, kind)

@@ -28,12 +28,14 @@ class Classes:
     """The foreground classes of a data set, in class-index order.
 
     Args:
-        names: C names, without background, all different.
+        names: C names, without background, not blank, all different (also without the blanks around
+            them).
         ids: C numbers of the classes in the data set's own numbering, all different, 1..254
             (254 = `MAX_CLASSES`). Empty means 1..C.
 
     Raises:
-        ValueError: names or ids repeat, lengths differ, or there are more than 254 classes.
+        ValueError: a name is no text or blank, names or ids repeat, lengths differ, or there are
+            more than 254 classes.
     """
 
     names: tuple[str, ...]
@@ -44,8 +46,14 @@ class Classes:
             raise ValueError(
                 f"names: at most {MAX_CLASSES} classes fit 8-bit masks, got {len(self.names)}"
             )
-        if repeated := _repeated(self.names):
-            raise ValueError(f"names: expected each class once, got {repeated} more than once")
+        for name in self.names:
+            if not isinstance(name, str) or not name.strip():
+                raise ValueError(
+                    f"names: expected text that is not blank, got {name!r}; YAML reads no, yes, "
+                    "on, null and 1.0 as something else: put such names in quotes"
+                )
+        if repeated := _repeated(name.strip() for name in self.names):
+            raise ValueError(f"names: expected each class once, got {repeated[:5]} more than once")
         if not self.ids:
             object.__setattr__(self, "ids", tuple(range(1, len(self.names) + 1)))
         if len(self.ids) != len(self.names):
@@ -53,9 +61,9 @@ class Classes:
                 f"ids: expected one for each of {len(self.names)} names, got {len(self.ids)}"
             )
         if repeated := _repeated(self.ids):
-            raise ValueError(f"ids: expected each id once, got {repeated} more than once")
-        if outside := [i for i in self.ids if not 1 <= i <= MAX_CLASSES]:
-            raise ValueError(f"ids: expected 1..{MAX_CLASSES}, got {outside}")
+            raise ValueError(f"ids: expected each id once, got {repeated[:5]} more than once")
+        if outside := [i for i in self.ids if type(i) is not int or not 1 <= i <= MAX_CLASSES]:
+            raise ValueError(f"ids: expected 1..{MAX_CLASSES}, got {outside[:5]}")
 
     def __len__(self) -> int:
         return len(self.names)
@@ -67,8 +75,8 @@ class Classes:
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """L names, ``"background"`` first."""
-        return ("background", *self.names)
+        """L names, ``"background"`` first, in brackets where a class has that name."""
+        return ("(background)" if "background" in self.names else "background", *self.names)
 
     @cached_property
     def index_of_name(self) -> dict[str, int]:

@@ -21,7 +21,15 @@ T = TypeVar("T")
 #: What may be in an image file, whatever its suffix; other formats of Pillow run other programs.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "AVIF")
 _IMAGE_MODES = ("RGB", "L", "P", "RGBA", "LA", "PA", "CMYK", "YCbCr", "1", "RGBX", "LAB", "HSV")
-_MASK_MODES = ("L", "P", "1", "I", "I;16")
+#: How Pillow unpacks the pixels of a PNG of one channel -> what it multiplied their numbers by. It
+#: spreads the 4 or 16 greys of 2 or 4 bits over 0..255, as for a photograph.
+_MASK_FACTORS = {
+    **{"1": 1, "L;2": 85, "L;4": 17, "L": 1, "I;16B": 1},
+    **{"P;1": 1, "P;2": 1, "P;4": 1, "P": 1},
+}
+#: What to do about a mask of more channels.
+_COLOURS = "; where its colours stand for classes, replace each by the number of its class first"
+_REMEDIES = {"LA": " without transparency", "RGB": _COLOURS, "RGBA": _COLOURS}
 _EXIF_ORIENTATION = 0x0112
 #: Orientation in EXIF -> how viewers turn and mirror the stored image.
 _TURNS = {
@@ -92,13 +100,18 @@ def orientation(image: Image.Image) -> int:
 
     An entry that means nothing counts as 1, as in viewers. A PNG is decoded for it.
     """
-    if image.format == "TIFF":  # Pillow turns those when it decodes them
-        return 1
-    try:
-        value = image.getexif().get(_EXIF_ORIENTATION)
-    except Exception:  # of any kind, from bytes that anybody wrote: not worth the photograph
-        return 1
+    value = orientation_entry(image)
     return value if isinstance(value, int) and value in _TURNS else 1
+
+
+def orientation_entry(image: Image.Image) -> object:
+    """The orientation in the EXIF of an open image as it stands there; None = there is none."""
+    if image.format == "TIFF":  # Pillow turns those when it decodes them
+        return None
+    try:
+        return image.getexif().get(_EXIF_ORIENTATION)
+    except Exception:  # of any kind, from bytes that anybody wrote: not worth the photograph
+        return None
 
 
 def turned(image: Image.Image, how: int) -> Image.Image:
@@ -120,7 +133,8 @@ def read_labels(
     """Labels of a single-channel mask file.
 
     Args:
-        path: a mask as PNG (palette or grey).
+        path: a PNG of one channel, palette or grey, of 1 to 16 bits. Its numbers count as they are
+            stored; the palette's colours, transparency and gamma do not.
         num_labels: L, background included.
         source: where the file was declared, for errors.
         mask_ids: pixel value of each class index in the file; None = ``k + 1``.
@@ -129,7 +143,7 @@ def read_labels(
         uint8 [H, W]; every value is < `num_labels` or 255.
 
     Raises:
-        DataError: missing, corrupt, coloured, or a value outside.
+        DataError: missing, corrupt, coloured, no PNG, or a value outside.
     """
     stored = read_stored_labels(path, source)
     labels, outside = to_labels(stored, num_labels, mask_ids)
@@ -142,18 +156,29 @@ def read_stored_labels(path: Path, source: str = "") -> np.ndarray:
     """The numbers in a mask file as stored, [H, W] of an integer type; see `read_labels`."""
 
     def decode(image: Image.Image) -> np.ndarray:
-        if image.mode not in _MASK_MODES:
-            raise DataError(
-                Problem(
-                    str(path),
-                    source,
-                    f"expected a mask of one channel holding label numbers, got mode {image.mode}: "
-                    "store it as palette or grey PNG",
-                )
-            )
-        return np.array(image).astype(np.int32 if image.mode.startswith("I") else np.uint8)
+        tiles = getattr(image, "tile", ())
+        packing = str(tiles[0].args) if tiles else ""
+        factor = _MASK_FACTORS.get(packing) if image.format == "PNG" else None
+        if factor is None:
+            message = _not_a_mask(image)
+            raise DataError(Problem(str(path), source, message, kind="mask of another form"))
+        deep = image.mode == "I;16"
+        return np.array(image).astype(np.int32 if deep else np.uint8) // factor
 
     return open_image(path, source, decode)
+
+
+def _not_a_mask(image: Image.Image) -> str:
+    """Why an open image cannot hold labels, and what to do."""
+    if image.format != "PNG":
+        return (
+            f"expected a mask as PNG, which keeps every number, got {image.format}: make it again "
+            "as PNG from the labels"
+        )
+    return (
+        f"expected a mask of one channel holding label numbers, got mode {image.mode}: store it as "
+        "palette or grey PNG" + _REMEDIES.get(image.mode, "")
+    )
 
 
 def to_labels(
@@ -196,11 +221,6 @@ def image_size(path: Path, source: str = "", exif: Exif = "ignore") -> tuple[int
         return (image.width, image.height) if across else (image.height, image.width)
 
     return open_image(path, source, size)
-
-
-def is_turned(path: Path, source: str = "") -> bool:
-    """Whether EXIF asks viewers to turn or mirror the stored image."""
-    return open_image(path, source, lambda image: orientation(image) != 1)
 
 
 def require_same_size(

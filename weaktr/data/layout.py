@@ -63,9 +63,21 @@ def _faults_of(path: Path) -> Iterator[None]:
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:
-    """(line number from 1, stripped text) of every line that is not blank."""
-    numbered = enumerate(read_text(path).splitlines(), start=1)
-    return [(number, line.strip()) for number, line in numbered if line.strip()]
+    """(line number from 1, text without blanks around it) of every line that is not blank.
+
+    Line feeds and carriage returns end a line; other characters that do so elsewhere, such as
+    U+2028, may be part of a name.
+    """
+    numbered = enumerate(read_text(path).split("\n"), start=1)
+    return [(number, line.strip(" \t")) for number, line in numbered if line.strip()]
+
+
+def flag(text: str) -> bool | None:
+    """Whether a text says yes or no (an empty one says no); None = neither."""
+    word = text.strip().lower()
+    if word in ("1", "1.0", "true", "yes"):
+        return True
+    return False if word in ("", "0", "0.0", "false", "no") else None
 
 
 def by_number(folder: Path | None, suffixes: Sequence[str]) -> dict[int, Path]:
@@ -105,7 +117,8 @@ def collect_or_raise(
         manifest: the data set, as far as it could be read.
         faults: met while reading it.
         problems: None = any fault, or any missing file, is an error; a list = the faults are added
-            to it and the manifest is returned (missing files are then left to `weaktr.data.check`).
+            to it, unless it is `faults`, and the manifest is returned (missing files are then left
+            to `weaktr.data.check`).
 
     Returns:
         `manifest`.
@@ -114,9 +127,10 @@ def collect_or_raise(
         DataError: `problems` is None and there are faults; names all of them.
     """
     if problems is not None:
-        problems.extend(faults)
+        if faults is not problems:
+            problems.extend(faults)
         return manifest
-    if everything := faults + missing_files(manifest):
+    if everything := [*faults, *manifest.repeated_names(), *missing_files(manifest)]:
         raise DataError(everything)
     return manifest
 

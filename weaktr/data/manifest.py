@@ -10,16 +10,22 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, NotRequired, cast, get_args
 
-from weaktr.data.classes import Classes
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from weaktr.data.classes import MAX_CLASSES, Classes
 from weaktr.data.problems import DataError, Problem
-from weaktr.files import write_bytes
+from weaktr.files import read_json, write_bytes
 
 __all__ = ["Classes", "Manifest", "Sample"]
 
 FORMAT = "weaktr-manifest-1"
+#: The most bytes of a part of a sample's name: file systems take 255, suffixes included.
+NAME_BYTES = 243
 Exif = Literal["ignore", "apply"]
 
 
@@ -62,7 +68,7 @@ class Manifest:
         samples: may be empty; `Sample.mask_ids` is the same in all of them.
 
     Raises:
-        ValueError: a sample's name leads out of a folder, or `mask_ids` differ.
+        ValueError: a sample's name leads out of a folder; `mask_ids` differ, or are no 1..254.
     """
 
     name: str
@@ -82,6 +88,12 @@ class Manifest:
             raise ValueError(
                 f"samples: expected mask_ids of {len(self.classes)} classes, got {len(mask_ids)}"
             )
+        if mask_ids is not None and (
+            len(set(mask_ids)) < len(mask_ids) or not all(1 <= i <= MAX_CLASSES for i in mask_ids)
+        ):
+            raise ValueError(
+                f"samples: expected mask_ids from 1 to {MAX_CLASSES}, each once, got {mask_ids}"
+            )
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -93,6 +105,20 @@ class Manifest:
     def mask_ids(self) -> tuple[int, ...] | None:
         """`Sample.mask_ids` of all samples."""
         return self.samples[0].mask_ids if self.samples else None
+
+    def repeated_names(self) -> list[Problem]:
+        """A fault for every sample whose name an earlier one has."""
+        first: dict[str, Sample] = {}
+        return [
+            Problem(
+                str(sample.image),
+                sample.source,
+                f"name {sample.name!r} was already declared at {earlier.source}",
+                kind="name declared twice",
+            )
+            for sample in self.samples
+            if (earlier := first.setdefault(sample.name, sample)) is not sample
+        ]
 
     def save(self, path: str | Path) -> None:
         """Write the manifest as JSON, whole or not at all.
@@ -117,38 +143,51 @@ class Manifest:
             "mask_ids": self.mask_ids,
             "samples": [_sample_to_json(sample, folder) for sample in self.samples],
         }
-        return json.dumps(content, ensure_ascii=False, indent=1).encode()
+        try:
+            return json.dumps(content, ensure_ascii=False, indent=1).encode()
+        except UnicodeEncodeError:  # the name of a file that is not in UTF-8
+            return json.dumps(content, indent=1).encode()
 
     @staticmethod
     def load(path: str | Path) -> Manifest:
         """Read what `save` wrote.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            DataError: not JSON, not a manifest, or a field is missing or of the wrong kind.
+            DataError: missing, not JSON, not a manifest, or a name stands twice; a field is missing
+                or of the wrong kind.
         """
         path = Path(os.path.abspath(path))
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
         except ValueError as error:
-            raise DataError(Problem(str(path), "", f"expected JSON, got: {error}")) from error
+            raise DataError(Problem(str(path), "", str(error).removeprefix(f"{path}: "))) from error
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise DataError(Problem(str(path), "", f"expected a manifest of format {FORMAT!r}"))
         try:
-            classes = content["classes"]
-            mask_ids = content["mask_ids"]
-            mask_ids = None if mask_ids is None else tuple(mask_ids)
-            return Manifest(
-                name=content["name"],
-                split=content["split"],
-                classes=Classes(tuple(classes["names"]), tuple(classes["ids"])),
+            stored = _stored_manifest().validate_python(content, strict=True)
+            mask_ids = None if stored["mask_ids"] is None else tuple(stored["mask_ids"])
+            manifest = Manifest(
+                name=stored["name"],
+                split=stored["split"],
+                classes=Classes(tuple(stored["classes"]["names"]), tuple(stored["classes"]["ids"])),
                 samples=tuple(
-                    _sample_from_json(entry, path.parent, mask_ids) for entry in content["samples"]
+                    _sample_from_json(entry, path.parent, mask_ids) for entry in stored["samples"]
                 ),
             )
-        except (KeyError, TypeError) as error:
-            message = f"not a whole manifest: {type(error).__name__} {error}"
+        except DataError:
+            raise
+        except ValidationError as error:
+            faults = [
+                f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}, got {fault['input']!r:.60}"
+                for fault in error.errors(include_url=False)[:5]
+            ]
+            message = f"not a whole manifest: {'; '.join(faults)}"
             raise DataError(Problem(str(path), "", message)) from error
+        except ValueError as error:
+            raise DataError(Problem(str(path), "", str(error))) from error
+        if repeated := manifest.repeated_names():
+            raise DataError(repeated)
+        return manifest
 
     def fingerprint(self) -> str:
         """A short text that changes when the data set does.
@@ -175,6 +214,25 @@ def is_inside(relative: str) -> bool:
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 
 
+def name_fault(name: str) -> str | None:
+    """Why no mask can be stored under a sample's name; None = it can.
+
+    A part of the name has at most `NAME_BYTES` bytes in the encoding of file names, so that there
+    is room for suffixes.
+    """
+    if not is_inside(name):
+        return f"expected a relative path without '..', got {name!r}"
+    try:
+        longest = max(len(os.fsencode(part)) for part in PurePosixPath(name).parts)
+    except UnicodeEncodeError:
+        return f"expected a name that a file can have, got {name!r}"
+    if "\0" in name or longest > NAME_BYTES:
+        return (
+            f"expected at most {NAME_BYTES} bytes and none that is 0, got {longest}: {name!r:.60}"
+        )
+    return None
+
+
 def _stamp(path: Path | None) -> tuple[str, int] | None:
     """Absolute path and size in bytes; size -1 = missing."""
     if path is None:
@@ -182,7 +240,7 @@ def _stamp(path: Path | None) -> tuple[str, int] | None:
     absolute = os.path.abspath(path)
     try:
         return absolute, os.stat(absolute).st_size
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a name that no file can have
         return absolute, -1
 
 
@@ -198,7 +256,7 @@ def _sample_to_json(sample: Sample, folder: Path) -> dict[str, Any]:
 
 
 def _sample_from_json(
-    entry: dict[str, Any], folder: Path, mask_ids: tuple[int, ...] | None
+    entry: _StoredSample, folder: Path, mask_ids: tuple[int, ...] | None
 ) -> Sample:
     labels, mask = entry["labels"], entry["mask"]
     return Sample(
@@ -210,6 +268,37 @@ def _sample_from_json(
         mask_ids=mask_ids,
         exif=require_exif(entry.get("exif", "ignore")),
     )
+
+
+class _StoredSample(TypedDict):
+    """What `Manifest.save` writes of a sample."""
+
+    name: str
+    image: str
+    labels: list[int] | None
+    mask: str | None
+    source: str
+    exif: NotRequired[str]
+
+
+class _StoredClasses(TypedDict):
+    names: list[str]
+    ids: list[int]
+
+
+class _StoredManifest(TypedDict):
+    """What `Manifest.save` writes."""
+
+    name: str
+    split: str
+    classes: _StoredClasses
+    mask_ids: list[int] | None
+    samples: list[_StoredSample]
+
+
+@cache
+def _stored_manifest() -> TypeAdapter[_StoredManifest]:
+    return TypeAdapter(_StoredManifest)
 
 
 def require_exif(value: str) -> Exif:

@@ -1,25 +1,39 @@
-"""Masks as files: 8-bit palette PNGs, and a folder of them with an index."""
+"""Masks as files: 8-bit palette PNGs, and a folder of them with an index.
+
+FOLDER/index.jsonl            a line for each image that is done
+FOLDER/masks/NAME.png
+FOLDER/before_refinement/     a folder like this one, of the masks before refinement
+"""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import json
+import operator
 import os
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Container, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
+from weaktr.contents import Contents, digest_of
 from weaktr.data.classes import palette
 from weaktr.data.io import read_stored_labels
+from weaktr.data.manifest import is_inside
+from weaktr.data.parallel import ordered_map
+from weaktr.data.problems import DataError, Problem
 from weaktr.files import write_bytes
 
 #: Pixels that are counted together.
 PIECE = 2**20
+#: Stands near the beginning of every PNG that weaktr writes, and at the end of every NPZ.
+MARK = b"weaktr"
+#: Bytes from a file's beginning, and before its end, among which `MARK` is looked for.
+HEAD, TAIL = 256, 64
 
 
 def write_mask(path: Path, labels: np.ndarray, *, durable: bool = True) -> str:
@@ -40,10 +54,29 @@ def write_mask(path: Path, labels: np.ndarray, *, durable: bool = True) -> str:
         raise ValueError(f"labels: expected uint8 [H, W], got {labels.dtype} {labels.shape}")
     picture = Image.fromarray(labels)
     picture.putpalette(palette().tobytes())
+    content = png_bytes(picture)
+    write_bytes(path, content, durable=durable)
+    return hashlib.sha256(content).hexdigest()
+
+
+def png_bytes(picture: Image.Image) -> bytes:
+    """A picture as a PNG that `is_marked` recognises."""
+    notes = PngImagePlugin.PngInfo()
+    notes.add_text("Software", MARK.decode())
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
-    write_bytes(path, buffer.getvalue(), durable=durable)
-    return hashlib.sha256(buffer.getvalue()).hexdigest()
+    picture.save(buffer, format="PNG", pnginfo=notes)
+    return buffer.getvalue()
+
+
+def is_marked(path: Path) -> bool:
+    """Whether weaktr wrote a PNG or NPZ, or it is empty, as a power failure may leave it."""
+    with open(path, "rb") as file:
+        if path.suffix == ".png":
+            head = file.read(HEAD)
+            return not head or b"Software\0" + MARK in head
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - TAIL))
+        return not size or file.read().endswith(MARK)
 
 
 @dataclass(frozen=True)
@@ -60,6 +93,9 @@ class MaskEntry:
         working_size: height and width at which it was made, where that is not `size`.
         predicted: label -> probability, where no image-level labels were given.
         exif: see `Photograph`.
+        given: the class indices that were given; None = none were, or they do not matter.
+        inputs: SHA-256 of the files from which it was made, the photograph first; None = an older
+            version did not note them.
     """
 
     name: str
@@ -70,6 +106,8 @@ class MaskEntry:
     working_size: tuple[int, int] | None = None
     predicted: dict[int, float] | None = None
     exif: str | None = None
+    given: tuple[int, ...] | None = None
+    inputs: tuple[str, ...] | None = None
 
     def line(self) -> str:
         """As JSON, without what is None."""
@@ -85,25 +123,35 @@ class MaskFolder:
     """A folder of masks with an index that survives a kill at any moment.
 
     A mask is valid once its line is in the index and its digest agrees. A line is written after
-    the mask; a half-written last line is cut off when the folder is opened again.
+    the mask; a half-written last line counts as none.
 
     Args:
-        folder: holds ``masks/`` and ``index.jsonl``.
-        verify: check digests when opening (entries that disagree are dropped).
+        folder: holds ``masks/`` and ``index.jsonl``. Nothing is written before `record`.
+        verify: whether entries of masks that are not there as they were written are dropped.
+        contents: what is known of files already.
 
     Attributes:
         entries: name -> the entry of its mask.
-        without: names of the images that show no class, so that they have no mask.
+        without: name -> the entry of an image that shows no class, so that it has no mask.
+        edited: names of the masks that somebody has changed; their entries stay, with new digests.
+
+    Raises:
+        ValueError: the index is damaged; names its line.
     """
 
-    def __init__(self, folder: Path, *, verify: bool = False) -> None:
+    def __init__(
+        self, folder: Path, *, verify: bool = False, contents: Contents | None = None
+    ) -> None:
         self.folder = folder
         self.index = folder / "index.jsonl"
         lines = {entry.name: entry for entry in _read_index(self.index)}
         self.entries = {name: entry for name, entry in lines.items() if entry.file is not None}
-        self.without = lines.keys() - self.entries
+        self.without = {name: entry for name, entry in lines.items() if entry.file is None}
+        self.edited: set[str] = set()
+        self._listed = self.entries.keys()
+        self._is_cut = False
         if verify:
-            self.entries = {n: e for n, e in self.entries.items() if self._is_whole(e)}
+            self._verify(contents or Contents())
 
     def __contains__(self, name: str) -> bool:
         return name in self.entries
@@ -123,20 +171,27 @@ class MaskFolder:
             labels: the mask.
             facts: further fields of its `MaskEntry`.
         """
-        file = f"masks/{name}.png"
-        digest = write_mask(self.folder / file, labels, durable=False)
-        height, width = labels.shape
-        return MaskEntry(name, file, digest, (height, width), _occurring(labels), **facts)
+        digest = write_mask(self.folder / _file_of(name), labels, durable=False)
+        size = (labels.shape[0], labels.shape[1])
+        return MaskEntry(name, _file_of(name), digest, size, _occurring(labels), **facts)
 
     def record(self, entry: MaskEntry) -> None:
-        """Add the line of a mask that was written, or of an image that has none."""
+        """Add the line of a mask that was written, or of an image that has none.
+
+        A mask that such an image had before is removed, unless somebody has changed it.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._cut_half_line()
         with open(self.index, "a", encoding="utf-8") as index:
             index.write(entry.line())
+        here, there = self.entries, self.without
         if entry.file is None:
-            self.without.add(entry.name)
-        else:
-            self.entries[entry.name] = entry
+            here, there = there, here
+            if (path := self.path(entry.name)).is_file() and is_marked(path):
+                path.unlink()
+        there.pop(entry.name, None)
+        here[entry.name] = entry
+        self.edited.discard(entry.name)
 
     def read(self, name: str) -> np.ndarray:
         """The mask of sample `name`, uint8 [H, W].
@@ -150,9 +205,7 @@ class MaskFolder:
 
     def path(self, name: str) -> Path:
         """Where the mask of sample `name` is."""
-        file = self.entries[name].file
-        assert file is not None
-        return self.folder / file
+        return self.folder / _file_of(name)
 
     def flush(self) -> None:
         """Bring the index to the disk (call at the end)."""
@@ -160,9 +213,44 @@ class MaskFolder:
             with open(self.index, "rb") as index:
                 os.fsync(index.fileno())
 
-    def _is_whole(self, entry: MaskEntry) -> bool:
-        path = self.path(entry.name)
-        return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == entry.sha256
+    def digest(self) -> str:
+        """One digest of all masks, and of the images that have none."""
+        entries = [*self.entries.values(), *self.without.values()]
+        return digest_of(sorted((entry.name, entry.sha256 or "") for entry in entries))
+
+    def others(self) -> Iterator[Path]:
+        """Files and links in ``masks/`` that the index does not list and weaktr did not write."""
+        yield from files_of_others(self.folder / "masks", self._listed)
+
+    def _cut_half_line(self) -> None:
+        """Cut off a half-written last line, once, before more are added."""
+        if not self._is_cut and self.index.exists():
+            content = self.index.read_bytes()
+            whole = content.rfind(b"\n") + 1
+            if whole < len(content):
+                os.truncate(self.index, whole)
+        self._is_cut = True
+
+    def _verify(self, contents: Contents) -> None:
+        def check(entry: MaskEntry) -> MaskEntry | None:
+            path = self.path(entry.name)
+            try:
+                digest = contents.digest(path)
+                if digest == entry.sha256:
+                    return entry
+                if is_marked(path):
+                    return None
+                labels = _occurring(read_stored_labels(path))
+            except (OSError, ValueError):  # missing or damaged
+                return None
+            return replace(entry, sha256=digest, labels=labels)
+
+        before, self.entries = self.entries, {}
+        for entry in ordered_map(check, before.values()):
+            if entry is not None:
+                self.entries[entry.name] = entry
+                if entry is not before[entry.name]:
+                    self.edited.add(entry.name)
 
 
 class RefinedMasks:
@@ -171,28 +259,40 @@ class RefinedMasks:
     Args:
         folder: of the masks; a mask already in it is kept if its digest agrees.
         refined: whether there is a refinement; without one each mask is stored once.
+        contents: what is known of files already.
+
+    Raises:
+        ValueError: an index is damaged; or there are files among the masks that are not weaktr's.
     """
 
-    def __init__(self, folder: Path, *, refined: bool) -> None:
-        self.masks = MaskFolder(folder, verify=True)
-        self.before = MaskFolder(before_refinement(folder), verify=True) if refined else None
+    def __init__(self, folder: Path, *, refined: bool, contents: Contents) -> None:
+        self.masks = MaskFolder(folder, verify=True, contents=contents)
+        self.before = (
+            MaskFolder(before_refinement(folder), verify=True, contents=contents)
+            if refined
+            else None
+        )
+        for masks in self._folders():
+            for path in masks.others():
+                raise ValueError(
+                    f"{path}: is not in {masks.index}, and weaktr did not write it: "
+                    "move it away, or choose another --out"
+                )
 
-    def __contains__(self, name: str) -> bool:
-        """Whether there is nothing left to do for an image."""
-        is_there = name in self.masks and (self.before is None or name in self.before)
-        return is_there or name in self.masks.without
-
-    def __len__(self) -> int:
-        return len(self.masks)
-
-    def without(self, name: str) -> bool:
-        """Whether an image is known to show no class."""
-        return name in self.masks.without
+    def done(self, name: str) -> MaskEntry | None:
+        """The entry of an image that has all its masks, or is known to show no class; else None."""
+        if name in self.masks and (self.before is None or name in self.before):
+            return self.masks.entries[name]
+        return self.masks.without.get(name)
 
     @property
-    def entries(self) -> Collection[MaskEntry]:
-        """The masks after refinement."""
-        return self.masks.entries.values()
+    def names(self) -> Collection[str]:
+        """Of all images that have a mask, or are known to show no class."""
+        return self.masks.entries.keys() | self.masks.without.keys()
+
+    def is_edited(self, name: str) -> bool:
+        """Whether somebody has changed a mask of an image."""
+        return any(name in masks.edited for masks in self._folders())
 
     def write(
         self, name: str, mask_of: Callable[[str], np.ndarray], **facts: Any
@@ -210,17 +310,19 @@ class RefinedMasks:
 
     def record(self, entries: Sequence[MaskEntry]) -> None:
         """Add an image's lines: of its masks in the order of `write`, or that it has none."""
-        *before, last = entries
-        if self.before is not None:
-            for entry in before:
-                self.before.record(entry)
-        self.masks.record(last)
+        folders = self._folders()
+        if entries[-1].file is None:
+            entries = [entries[-1]] * len(folders)
+        for masks, entry in zip(folders, entries, strict=True):
+            masks.record(entry)
 
     def flush(self) -> None:
         """Bring both indices to the disk (call at the end)."""
-        for folder in (self.before, self.masks):
-            if folder is not None:
-                folder.flush()
+        for masks in self._folders():
+            masks.flush()
+
+    def _folders(self) -> list[MaskFolder]:
+        return [self.masks] if self.before is None else [self.before, self.masks]
 
 
 def _occurring(labels: np.ndarray) -> tuple[int, ...]:
@@ -231,24 +333,66 @@ def _occurring(labels: np.ndarray) -> tuple[int, ...]:
     return tuple(np.flatnonzero(count).tolist())
 
 
-def _read_index(path: Path) -> list[MaskEntry]:
-    """The whole lines of an index; cuts off a half-written last one."""
+def files_of_others(folder: Path, names: Container[str]) -> Iterator[Path]:
+    """Files and links in a folder of results that are not of `names` and not weaktr's.
+
+    Args:
+        folder: searched at any depth; hidden files in it are passed over.
+        names: of the samples whose files are known.
+    """
+    for place, folders, files in os.walk(folder):
+        for name in sorted(files + [name for name in folders if (Path(place) / name).is_symlink()]):
+            path = Path(place) / name
+            known = path.relative_to(folder).with_suffix("").as_posix() in names
+            if name[0] != "." and (path.is_symlink() or not (known or is_marked(path))):
+                yield path
+
+
+def _file_of(name: str) -> str:
+    """The mask of sample `name` in the folder of its index."""
+    return f"masks/{name}.png"
+
+
+def _read_index(path: Path) -> Iterator[MaskEntry]:
+    """The whole lines of an index.
+
+    Raises:
+        ValueError: a line is damaged.
+    """
     if not path.exists():
-        return []
+        return
     content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(path, whole)
-    entries = []
-    for line in content[:whole].splitlines():  # of bytes: at line feeds alone
-        row = {"file": None, "sha256": None} | json.loads(line)
-        for key in ("size", "labels", "working_size"):
-            if key in row:
-                row[key] = tuple(row[key])
-        if "predicted" in row:  # JSON's keys are strings
-            row["predicted"] = {int(label): share for label, share in row["predicted"].items()}
-        entries.append(MaskEntry(**row))
-    return entries
+    lines = content[: content.rfind(b"\n") + 1].splitlines()  # of bytes: at line feeds alone
+    for number, line in enumerate(lines, 1):
+        try:
+            yield _entry(json.loads(line))
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            message = f"damaged ({error}): remove this line, its image is then done again"
+            raise DataError(Problem(str(path), f"{path}:{number}", message)) from error
+
+
+def _entry(row: dict[str, Any]) -> MaskEntry:
+    """A line of an index.
+
+    Raises:
+        ValueError, TypeError, AttributeError: something is missing or of the wrong kind.
+    """
+    row = {"file": None, "sha256": None} | row
+    for key in ("size", "labels", "working_size", "given"):
+        if key in row:
+            row[key] = tuple(map(operator.index, row[key]))
+    if "inputs" in row:
+        row["inputs"] = tuple(row["inputs"])
+    if "predicted" in row:  # JSON's keys are strings
+        row["predicted"] = {int(label): float(share) for label, share in row["predicted"].items()}
+    entry = MaskEntry(**row)
+    if not isinstance(entry.name, str) or not is_inside(entry.name):
+        raise ValueError(f"expected the name of a sample, got {entry.name!r}")
+    if entry.file not in (None, _file_of(entry.name)):
+        raise ValueError(f"expected the file {_file_of(entry.name)!r}, got {entry.file!r}")
+    if len(entry.size) != 2 or not all(0 <= label < 256 for label in entry.labels):
+        raise ValueError("expected a size of two numbers and labels 0..255")
+    return entry
 
 
 def before_refinement(folder: Path) -> Path:

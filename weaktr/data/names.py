@@ -2,46 +2,105 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+import logging
+from collections.abc import Container, Iterator, Sequence
+from pathlib import Path, PurePosixPath
 
-from weaktr.data.layout import read_lines
-from weaktr.data.manifest import Sample, is_inside
-from weaktr.data.problems import DataError, Problem
+from weaktr.data.classes import Classes
+from weaktr.data.layout import IMAGE_SUFFIXES, read_lines
+from weaktr.data.manifest import Sample
+from weaktr.data.problems import DataError, Problem, few
+
+log = logging.getLogger("weaktr")
 
 
 def read_names(path: Path) -> list[str]:
-    """The first word of each line.
+    """The lines of a list, as they stand in it; `known_names` says which images they mean.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        DataError: no line, a name twice, or one that leads out of a folder.
+        DataError: missing, no line, a line twice, or one that leads out of a folder.
     """
-    line_of: dict[str, int] = {}
+    number_of: dict[str, int] = {}
     for number, line in read_lines(path):
-        name = line.split()[0]
         source = f"{path}:{number}"
-        if not is_inside(name):
-            message = f"expected a name without suffix and '..', got {name!r}"
-            raise DataError(Problem(str(path), source, message))
-        if name in line_of:
+        if ".." in PurePosixPath(line.replace("\\", "/")).parts:
             raise DataError(
-                Problem(str(path), source, f"{name!r} stands in line {line_of[name]} too")
+                Problem(str(path), source, f"expected a name without '..', got {line!r}")
             )
-        line_of[name] = number
-    if not line_of:
+        if line in number_of:
+            message = f"{line!r} stands in line {number_of[line]} too"
+            raise DataError(Problem(str(path), source, message))
+        number_of[line] = number
+    if not number_of:
         raise DataError(Problem(str(path), "", "expected a name a line, found none"))
+    return list(number_of)
+
+
+def readings(line: str) -> Iterator[str]:
+    """The names that a line of a list may mean, the line itself first.
+
+    Others come from a line with the path of an image, or with those of an image and its mask (as in
+    the lists of psa, ``/JPEGImages/2007_000032.jpg /SegmentationClassAug/2007_000032.png``): the
+    image's path without suffix, then without its first folder, and so on. Backslashes part folders.
+    """
+    yield line
+    words = line.split()
+    is_pair = len(words) == 2 and all(map(_is_image, words))
+    path = (words[0] if is_pair else line).replace("\\", "/")
+    if not _is_image(path):
+        yield path
+        return
+    parts = [part for part in PurePosixPath(path).with_suffix("").parts if part != "/"]
+    for first in range(len(parts)):
+        yield "/".join(parts[first:])
+
+
+def known_names(lines: Sequence[str], known: Container[str]) -> list[str]:
+    """The name that each line means: the first of its `readings` that is known.
+
+    A line that means none stays as it is. The log says once if lines are not the names themselves.
+
+    Raises:
+        ValueError: two lines mean the same.
+    """
+    line_of: dict[str, str] = {}
+    for line in lines:
+        name = next((reading for reading in readings(line) if reading in known), line)
+        if name in line_of:
+            raise ValueError(f"names: {line_of[name]!r} and {line!r} both mean {name!r}")
+        line_of[name] = line
+    looser = [(line, name) for name, line in line_of.items() if line != name]
+    if looser:
+        line, name = looser[0]
+        log.info("names: %d lines are paths, such as %r, read as %r", len(looser), line, name)
     return list(line_of)
 
 
-def only(samples: Sequence[Sample], names: Sequence[str]) -> tuple[Sample, ...]:
-    """The samples of these names, in the order of `names`.
+def class_list(path: Path) -> Classes:
+    """The classes of a text file with a name a line.
 
     Raises:
-        ValueError: names that no sample has.
+        DataError: missing, a name twice, or too many.
+    """
+    names = tuple(line for _, line in read_lines(path))
+    try:
+        return Classes(names)
+    except ValueError as error:
+        raise DataError(Problem(str(path), "", str(error))) from error
+
+
+def _is_image(path: str) -> bool:
+    return path.lower().endswith(IMAGE_SUFFIXES)
+
+
+def only(samples: Sequence[Sample], names: Sequence[str]) -> tuple[Sample, ...]:
+    """The samples of these names (see `known_names`), in the order of `names`.
+
+    Raises:
+        ValueError: names that no sample has, or two that mean the same.
     """
     known = {sample.name: sample for sample in samples}
+    names = known_names(names, known)
     if missing := [name for name in names if name not in known]:
-        few = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-        raise ValueError(f"names: {len(missing)} of {len(names)} have no image: {few}")
+        raise ValueError(f"names: {len(missing)} of {len(names)} have no image: {few(missing)}")
     return tuple(known[name] for name in names)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
-#: How many problems one error message lists; of the others it gives the number.
+#: How many problems one error message lists, and a table of each kind; of the others they give the
+#: number.
 LISTED = 20
+#: How many kinds of problems are counted apart.
+KINDS = 60
 
 
 @dataclass(frozen=True)
@@ -19,16 +23,76 @@ class Problem:
         where: where that file was declared, ``"list.txt:12"`` or ``'labels.json["a.jpg"]'``.
         message: what was expected and what is there.
         level: ``"error"`` breaks or falsifies a run; ``"warning"`` should be looked at.
+        kind: what it is counted under where there are many; "" = `message` up to its first colon.
     """
 
     file: str
     where: str
     message: str
     level: Literal["error", "warning"] = "error"
+    kind: str = ""
 
     def __str__(self) -> str:
         declared = f" ({self.where})" if self.where else ""
-        return f"{self.file}{declared}: {self.message}"
+        return printable(f"{self.file}{declared}: {self.message}")
+
+
+class Findings(list[Problem]):
+    """A list that keeps the first `LISTED` problems of each kind, and counts all.
+
+    Of more than `KINDS` kinds the later ones are counted together.
+
+    Attributes:
+        counts: (level, kind) -> how many there are.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[tuple[str, str]] = Counter()
+
+    def append(self, problem: Problem) -> None:
+        """Count a problem, and keep it where it is one of the first of its kind."""
+        key = self.key(problem)
+        self.counts[key] += 1
+        if self.counts[key] <= LISTED:
+            super().append(problem)
+
+    def extend(self, problems: Iterable[Problem]) -> None:
+        """Append several."""
+        for problem in problems:
+            self.append(problem)
+
+    def __iadd__(self, problems: Iterable[Problem]) -> Self:  # type: ignore[override,misc]
+        self.extend(problems)
+        return self
+
+    def key(self, problem: Problem) -> tuple[str, str]:
+        """What a problem is counted under."""
+        key = (problem.level, problem.kind or problem.message.partition(":")[0])
+        if key in self.counts or len(self.counts) < KINDS:
+            return key
+        return (problem.level, "other")
+
+    def count(self, level: object) -> int:
+        """How many problems of a level there are."""
+        return sum(count for (of, _), count in self.counts.items() if of == level)
+
+
+def printable(text: str) -> str:
+    """Text in which everything that is not to be seen stands as an escape, such as ``\\n``.
+
+    Names of files may hold line breaks, escape sequences of terminals, and bytes that are not
+    UTF-8.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def few(names: Sequence[object]) -> str:
+    """The first five of some names, for a message: ``a, b, c, d, e and 7 more``."""
+    more = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
+    return printable(", ".join(map(str, names[:5]))) + more
 
 
 class DataError(ValueError):
@@ -47,7 +111,7 @@ class DataError(ValueError):
         self.problems = (problems,) if isinstance(problems, Problem) else tuple(problems)
         lines = [str(problem) for problem in self.problems[:LISTED]]
         if len(self.problems) > LISTED:
-            lines.append(f"... and {len(self.problems) - LISTED} more")
+            lines.append(f"... and {len(self.problems) - LISTED:,} more")
         count = f"{len(self.problems)} problems:\n" if len(self.problems) > 1 else ""
         super().__init__(count + "\n".join(lines))
 

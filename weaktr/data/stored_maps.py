@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import io
 import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from weaktr.data.cls_labels import read_pickled_arrays
+from weaktr.data.arrays import read_npz, read_pickled_arrays
+from weaktr.data.classes import MAX_CLASSES
+from weaktr.data.masks import MARK
 from weaktr.files import write_bytes
 
 
 def write_cams(path: Path, cams: np.ndarray, classes: Sequence[int]) -> None:
     """Write one image's CAMs: float32 [K, H, W] in [0, 1] and the K class indices, as npz."""
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, cams=cams, classes=np.asarray(classes, np.int64))
-    write_bytes(path, buffer.getvalue(), durable=False)
+    _write_npz(path, cams=cams, classes=np.asarray(classes, np.int64))
 
 
 def write_scores(path: Path, scores: np.ndarray) -> None:
@@ -30,13 +30,16 @@ def write_scores(path: Path, scores: np.ndarray) -> None:
         scores: float32 [L, H, W].
     """
     keys = np.unique(scores.argmax(0))
+    _write_npz(path, prob=scores[keys], keys=keys)
+
+
+def _write_npz(path: Path, **arrays: np.ndarray) -> None:
+    """Write arrays as an npz that `weaktr.data.masks.is_marked` recognises."""
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, prob=scores[keys], keys=keys)
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type] # numpy's own stub
+    with zipfile.ZipFile(buffer, "a") as archive:
+        archive.comment = MARK
     write_bytes(path, buffer.getvalue(), durable=False)
-
-
-#: What a damaged or foreign file makes NumPy raise.
-_BROKEN = (OSError, EOFError, KeyError, ValueError, TypeError, zipfile.BadZipFile, zlib.error)
 
 
 def read_cams(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -54,29 +57,37 @@ def read_cams(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """
     try:
         if path.suffix == ".npy":
-            maps = read_pickled_arrays(path)
-            classes = np.array(list(maps), np.int64)
-            cams = np.stack(list(maps.values()))
+            cams, classes = _from_dict(read_pickled_arrays(path))
         else:
-            with np.load(path, allow_pickle=False) as stored:
-                cams, classes = stored["cams"], stored["classes"]
-    except _BROKEN as error:
-        raise ValueError(f"{path}: expected CAMs (class -> [H, W]), got: {error}") from error
-    if cams.ndim != 3 or classes.shape != cams.shape[:1] or not _are_classes(classes):
+            stored = read_npz(path, "cams", "classes")
+            cams, classes = stored["cams"], stored["classes"]
+        if cams.ndim != 3 or classes.shape != cams.shape[:1] or not _are_classes(classes):
+            raise ValueError(f"{cams.shape} of classes {classes[:9].tolist()}")
+        if not np.isfinite(cams).all():
+            raise ValueError("NaN or infinity")
+    except (OSError, ValueError) as error:
         raise ValueError(
-            f"{path}: expected CAMs [K, H, W] of K classes 0 to 253, "
-            f"got {cams.shape} of classes {classes.tolist()}"
-        )
-    if not np.isfinite(cams).all():
-        raise ValueError(f"{path}: expected finite CAMs, got NaN or infinity")
+            f"{path}: expected CAMs [K, H, W], finite, of K classes 0 to 253, got: {error}"
+        ) from error
     return cams, classes
 
 
+def _from_dict(maps: dict[Any, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """(CAMs [K, H, W], class indices [K]) from class index -> [H, W].
+
+    Raises:
+        ValueError: keys that are no class indices, or values that are no arrays of one shape.
+    """
+    if not all(isinstance(key, int) and 0 <= key < MAX_CLASSES for key in maps):
+        raise ValueError(f"a dict with the keys {list(maps)[:9]!s:.60}")
+    if not all(isinstance(value, np.ndarray) for value in maps.values()):
+        raise ValueError("a dict of something else than arrays")
+    return np.stack(list(maps.values())), np.array(list(maps), np.int64)
+
+
 def _are_classes(indices: np.ndarray) -> bool:
-    """Whether these are different indices that a mask has room for, beside 0 and 255."""
-    listed = indices.tolist()
-    return (
-        bool(np.issubdtype(indices.dtype, np.integer))
-        and len(set(listed)) == len(listed)
-        and all(0 <= index < 254 for index in listed)
-    )
+    """Whether these are different class indices."""
+    if indices.dtype.kind not in "iu" or indices.ndim != 1 or len(indices) > MAX_CLASSES:
+        return False
+    inside = ((indices >= 0) & (indices < MAX_CLASSES)).all()
+    return bool(inside) and len(np.unique(indices)) == len(indices)

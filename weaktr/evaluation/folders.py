@@ -15,7 +15,9 @@ from weaktr.config import LabelConfig, PredictConfig
 from weaktr.data import Classes, read_labels
 from weaktr.data.io import require_same_size
 from weaktr.data.masks import before_refinement
+from weaktr.data.names import known_names
 from weaktr.data.photographs import enlarged, working_size
+from weaktr.data.problems import few
 from weaktr.data.stored_maps import read_cams
 from weaktr.evaluation.bootstrap import LEVEL
 from weaktr.evaluation.boundary import TOLERANCE
@@ -39,7 +41,7 @@ class Truth:
         folder: PNGs, ``NAME.png``.
         classes: names; their ids where the pixels are ids.
         ids: whether pixels hold the classes' own ids (COCO 1..90 of 80 classes) instead of labels.
-        names: which images; None = all that were predicted.
+        names: lines that say which images (see `known_names`); None = all that were predicted.
     """
 
     folder: Path
@@ -193,9 +195,11 @@ def chosen_names(folder: Path, suffixes: Sequence[str], truth: Truth) -> list[st
         ValueError: nothing in `folder`, or images to score are missing in it or in the truth.
     """
     predicted, _ = names_in(folder, *suffixes)
-    names = predicted if truth.names is None else sorted(truth.names)
-    _require(names, set(predicted), folder, "was not predicted")
     true, _ = names_in(truth.folder, ".png")
+    names = predicted
+    if truth.names is not None:
+        names = sorted(known_names(truth.names, {*predicted, *true}))
+    _require(names, set(predicted), folder, "was not predicted")
     hint = "" if truth.names is not None else "; --names FILE scores the images of a list"
     _require(names, set(true), truth.folder, "has no true mask", hint)
     if truth.names is None and len(true) > len(names):
@@ -257,8 +261,8 @@ def _require(
     """Raise ValueError that counts the names which are not available and lists the first ones."""
     missing = [name for name in names if name not in available]
     if missing:
-        few = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-        raise ValueError(f"{folder}: {len(missing)} of {len(names)} images: {what}: {few}{hint}")
+        told = f"{len(missing)} of {len(names)} images: {what}: {few(missing)}"
+        raise ValueError(f"{folder}: {told}{hint}")
 
 
 def _row(

@@ -21,29 +21,42 @@ class ConfusionSum:
 
     Args:
         num_labels: L, background included.
+
+    Attributes:
+        matrix: int64 [L, L + 1], rows = truth, columns = prediction; the last column counts the
+            pixels that the prediction leaves undecided (255). These are in the truth of their label
+            and in the prediction of none, so they are wrong.
+        images: how many were counted.
     """
 
     def __init__(self, num_labels: int) -> None:
         self.num_labels = num_labels
-        self.matrix = np.zeros((num_labels, num_labels), np.int64)
+        self.matrix = np.zeros((num_labels, num_labels + 1), np.int64)
         self.images = 0
+
+    @property
+    def undecided(self) -> int:
+        """Pixels with a known true label that the predictions leave undecided."""
+        return int(self.matrix[:, -1].sum())
 
     def add(self, prediction: np.ndarray, truth: np.ndarray) -> None:
         """Count one image.
 
         Args:
-            prediction: uint8 [H, W], labels; 255 (undecided) counts as background.
+            prediction: uint8 [H, W], labels; 255 = undecided.
             truth: uint8 [H, W], labels, 255 = not counted.
+
+        Raises:
+            ValueError: a value that is neither a label nor 255.
         """
+        for what, labels in (("prediction", prediction), ("truth", truth)):
+            if ((labels >= self.num_labels) & (labels != IGNORE)).any():
+                raise ValueError(f"{what}: expected labels below {self.num_labels} or {IGNORE}")
         known = torch.from_numpy(np.ascontiguousarray(truth))
-        counts = confusion(torch.from_numpy(decided(prediction)), known, self.num_labels)
-        self.matrix += counts.numpy()
+        columns = np.where(prediction == IGNORE, self.num_labels, prediction)
+        counts = confusion(torch.from_numpy(columns), known, self.num_labels + 1)
+        self.matrix += counts[:-1].numpy()
         self.images += 1
-
-
-def decided(prediction: np.ndarray) -> np.ndarray:
-    """A prediction with its undecided pixels (255) as background."""
-    return np.where(prediction == IGNORE, 0, prediction).astype(np.uint8, copy=False)
 
 
 @dataclass(frozen=True)
@@ -106,7 +119,7 @@ def scores(total: ConfusionSum) -> Scores:
     matrix = total.matrix.astype(np.float64)
     if not matrix.sum():
         raise ValueError("scores: expected at least one pixel with a known true label, got none")
-    hit, truth, predicted = np.diag(matrix), matrix.sum(1), matrix.sum(0)
+    hit, truth, predicted = np.diag(matrix), matrix.sum(1), matrix.sum(0)[:-1]
     union = truth + predicted - hit
     with np.errstate(invalid="ignore", divide="ignore"):
         return Scores(
@@ -124,7 +137,7 @@ class Confused(NamedTuple):
     """Pixels of one label that were taken for another.
 
     Args:
-        truth, predicted: labels.
+        truth, predicted: labels; a `predicted` of L = undecided.
         pixels: how many.
         share: of the true label's pixels, in percent.
     """
@@ -139,13 +152,13 @@ def confused_pairs(matrix: np.ndarray, count: int) -> list[Confused]:
     """The pairs of labels with the most wrong pixels, largest first.
 
     Args:
-        matrix: int64 [L, L], rows = truth.
+        matrix: int64 [L, L + 1], see `ConfusionSum`.
         count: how many pairs at most.
     """
     wrong = matrix.copy()
     np.fill_diagonal(wrong, 0)
     order = np.argsort(-wrong, axis=None, kind="stable")[:count]
-    pairs = [divmod(int(index), len(matrix)) for index in order]
+    pairs = [divmod(int(index), matrix.shape[1]) for index in order]
     return [
         Confused(truth, label, int(wrong[truth, label]), float(100 * wrong[truth, label] / pixels))
         for truth, label in pairs
@@ -195,7 +208,7 @@ class ThresholdCurve:
         curve = []
         for index in range(len(self.thresholds)):
             total = ConfusionSum(self.num_labels)
-            total.matrix = below[-1] - below[index]
+            total.matrix[:, :-1] = below[-1] - below[index]
             total.matrix[:, 0] += below[index].sum(1)
             total.images = self._images
             curve.append(scores(total))

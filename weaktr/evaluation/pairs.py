@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -11,7 +12,9 @@ import numpy as np
 from weaktr.data.parallel import ordered_map
 from weaktr.evaluation.bootstrap import Interval, interval, resampled_miou
 from weaktr.evaluation.boundary import boundary_f
-from weaktr.evaluation.iou import Confused, ConfusionSum, Scores, confused_pairs, decided, scores
+from weaktr.evaluation.iou import Confused, ConfusionSum, Scores, confused_pairs, scores
+
+log = logging.getLogger("weaktr")
 
 T = TypeVar("T")
 #: (prediction, truth), uint8 [H, W] each.
@@ -23,7 +26,7 @@ CONFUSED = 20
 class ImageCounts(NamedTuple):
     """The counts of one image."""
 
-    matrix: np.ndarray  #: int64 [L, L] confusion, rows = truth
+    matrix: np.ndarray  #: int64 [L, L + 1], see `ConfusionSum`
     boundary: np.ndarray  #: float64 [L] boundary F-score in [0, 1], NaN where there is none
 
 
@@ -84,9 +87,15 @@ def evaluate_pairs(
     for matrix, boundary in ordered_map(count, items):
         total.matrix += matrix
         total.images += 1
-        per_image.append(np.stack([np.diag(matrix), matrix.sum(1), matrix.sum(0)]))
+        per_image.append(np.stack([np.diag(matrix), matrix.sum(1), matrix.sum(0)[:-1]]))
         sums += np.nan_to_num(boundary)
         counts += ~np.isnan(boundary)
+    if total.undecided:
+        share = 100 * total.undecided / total.matrix.sum()
+        log.warning(
+            "%d pixels (%.2f %%) are undecided in the masks (255): they count as wrong",
+            total.undecided, share,
+        )  # fmt: skip
     boundaries = np.divide(100 * sums, counts, out=np.full(num_labels, np.nan), where=counts > 0)
     pairs = confused_pairs(total.matrix, CONFUSED)
     return Evaluation(scores(total), boundaries, pairs, resampled_miou(np.stack(per_image)))
@@ -98,4 +107,4 @@ def count_image(
     """Counts of one image; see `ConfusionSum.add` and `boundary_f`."""
     one = ConfusionSum(num_labels)
     one.add(prediction, truth)
-    return ImageCounts(one.matrix, boundary_f(decided(prediction), truth, num_labels, **options))
+    return ImageCounts(one.matrix, boundary_f(prediction, truth, num_labels, **options))

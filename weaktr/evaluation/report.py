@@ -182,7 +182,7 @@ def print_confused(row: Row, names: Sequence[str], count: int = 8) -> None:
         table.add_column(column, justify="right")
     for pair in row.evaluation.confused[:count]:
         numbers = (f"{pair.pixels}", f"{pair.share:.1f}")
-        table.add_row(names[pair.truth], names[pair.predicted], *numbers)
+        table.add_row(names[pair.truth], _predicted(pair, names), *numbers)
     console.print(table)
 
 
@@ -195,10 +195,15 @@ def draw_classes(rows: Sequence[Row], names: Sequence[str], path: Path) -> None:
 def _confused_json(pair: Confused, names: Sequence[str]) -> dict[str, Any]:
     return {
         "truth": names[pair.truth],
-        "predicted": names[pair.predicted],
+        "predicted": _predicted(pair, names),
         "pixels": pair.pixels,
         "percent_of_truth": pair.share,
     }
+
+
+def _predicted(pair: Confused, names: Sequence[str]) -> str:
+    """The name of the predicted label."""
+    return names[pair.predicted] if pair.predicted < len(names) else "undecided"
 
 
 def _number(value: float) -> float | None:

@@ -58,10 +58,15 @@ def write_voc_archive(
             content = masks.path(name).read_bytes()
             member = f"results/VOC2012/Segmentation/{competition}_test_cls/{name}.png"
             entry = tarfile.TarInfo(member)
-            entry.size, entry.mode = len(content), 0o644
+            entry.size, entry.mode, entry.uname = len(content), 0o644, "weaktr"
             archive.addfile(entry, io.BytesIO(content))
     content = buffer.getvalue()
-    write_bytes(path, content if path.suffix == ".tar" else gzip.compress(content, mtime=0))
+    if path.suffix != ".tar":
+        packed = io.BytesIO()
+        with gzip.GzipFile("weaktr", "wb", fileobj=packed, mtime=0) as file:
+            file.write(content)
+        content = packed.getvalue()
+    write_bytes(path, content)
 
 
 def _check(name: str, masks: MaskFolder) -> None:

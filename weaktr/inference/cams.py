@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import product
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -65,6 +66,10 @@ class CamSource(Protocol):
         """Whether an image may show a class, as far as is known without reading it."""
         ...
 
+    def files(self, sample: Sample) -> tuple[Path, ...]:
+        """The files that `read` reads, the photograph first."""
+        ...
+
     def read(self, sample: Sample) -> CamInputs:
         """Read a photograph; called in several threads.
 
@@ -102,6 +107,10 @@ class CamsOfModel:
     def shows_a_class(self, sample: Sample) -> bool:
         """Whether the sample has an image-level label, or may get one."""
         return bool(sample.labels) or (sample.labels is None and self.predict_above is not None)
+
+    def files(self, sample: Sample) -> tuple[Path, ...]:
+        """See `CamSource`."""
+        return (sample.image,)
 
     def read(self, sample: Sample) -> CamInputs:
         """See `CamSource`."""

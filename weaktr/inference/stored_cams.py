@@ -46,18 +46,25 @@ class StoredCams:
     ) -> None:
         names, suffix = names_in(folder, ".npz", ".npy")
         known = set(names)
-        self.files = {s.name: folder / f"{s.name}{suffix}" for s in samples if s.name in known}
-        if not self.files:
+        self.files_of_cams = {
+            s.name: folder / f"{s.name}{suffix}" for s in samples if s.name in known
+        }
+        if not self.files_of_cams:
             raise ValueError(f"{folder}: none of its {len(names)} CAMs has the name of an image")
         self.device = device or torch.device("cpu")
 
     def shows_a_class(self, sample: Sample) -> bool:
         """Whether there are CAMs of the image."""
-        return sample.name in self.files
+        return sample.name in self.files_of_cams
+
+    def files(self, sample: Sample) -> tuple[Path, ...]:
+        """See `CamSource`."""
+        cams = self.files_of_cams.get(sample.name)
+        return (sample.image,) if cams is None else (sample.image, cams)
 
     def read(self, sample: Sample) -> CamInputs:
         """See `CamSource`; the sample that comes back has the labels of its CAMs."""
-        path = self.files.get(sample.name)
+        path = self.files_of_cams.get(sample.name)
         if path is None:
             photograph = read_photograph(sample, None)
             cams = np.zeros((0, *photograph.pixels.shape[:2]), np.float32)

@@ -8,9 +8,9 @@ needs nothing else and never runs pickled code.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,10 +19,13 @@ from torch import Tensor
 
 from weaktr import __version__
 from weaktr.config import BackboneConfig, CamModelConfig, SegModelConfig
-from weaktr.files import whole_file, write_bytes
+from weaktr.data.classes import MAX_CLASSES
+from weaktr.files import whole_file, write_bytes, written_by_library
 from weaktr.models.cam import CamModel
 from weaktr.models.segmenter import Segmenter
 from weaktr.recipes import as_tree, make
+
+M = TypeVar("M", bound=torch.nn.Module)
 
 FORMAT = "weaktr-checkpoint"
 #: Name in a description -> the model, its configuration, and what its second argument is called.
@@ -30,6 +33,8 @@ MODELS: dict[str, tuple[Any, type[BackboneConfig], str]] = {
     "cam": (CamModel, CamModelConfig, "num_classes"),
     "segmenter": (Segmenter, SegModelConfig, "num_labels"),
 }
+with torch.device("meta"):
+    torch.empty(0)  # torch lists what makes tensors now, before anybody replaces one of these
 #: Settings of a model that belong to a run: where its weights came from and what computes it.
 OF_THE_RUN = ("weights", "resize", "attention")
 
@@ -64,7 +69,7 @@ def save(model: CamModel | Segmenter, path: str | Path, **extra: Any) -> Path:
     text = json.dumps(description, indent=1)
     # The description is also stored inside the weights file, and loading reads that copy: weights
     # and description belong together even after a crash between the two renames.
-    with whole_file(path) as temporary:
+    with whole_file(path) as temporary, written_by_library(path):
         save_file(state, temporary, metadata={"weaktr": text})
     write_bytes(path.with_suffix(".json"), f"{text}\n".encode())
     return path
@@ -84,47 +89,142 @@ def load(
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a checkpoint of weaktr, cut off, or tensors missing or of another shape.
+        ValueError: not a checkpoint of weaktr, damaged, or tensors that are missing, of another
+            shape, or not finite. Nothing is built for a description that its tensors do not fit.
     """
-    given, path = Path(path), Path(path).with_suffix(".safetensors")
-    if not path.is_file():
-        if given.is_file():
-            raise ValueError(
-                f"{given}: not a checkpoint of weaktr; if the published code wrote it, run "
-                f"weaktr import {given} --out DIR first"
-            )
-        raise FileNotFoundError(f"checkpoint: no file {path}")
+    path = weights_file(path)
     info = describe(path)
-    if info.get("model") not in MODELS:
-        raise ValueError(f"{path}: unknown model kind {info.get('model')!r}")
-    kind, settings, count_name = MODELS[info["model"]]
-    config = info["config"] | {"weights": None}
-    count = config.pop(count_name)
-    model: CamModel | Segmenter = kind(make(settings, config, str(path)), count)
-    norm = info["normalization"]
-    model.vit.normalization = (tuple(norm["mean"]), tuple(norm["std"]))
-    load_strict(model, load_file(path), f"checkpoint {path}")
+    try:
+        build, normalization = _model_of(info)
+        class_names(info, path)
+        model = built(build, read_safetensors(path))
+    except ValueError as error:
+        message = "; ".join(str(error).removeprefix(f"{path}: ").splitlines())
+        raise ValueError(f"checkpoint {path}: {message}") from error
+    model.vit.normalization = normalization
     return model.to(device).eval(), info
 
 
-def class_names(info: Mapping[str, Any], path: Path) -> tuple[str, ...]:
-    """The classes in the description of the checkpoint `path`.
+def built(build: Callable[[], M], state: Mapping[str, Tensor]) -> M:
+    """A model with the weights `state`.
+
+    Args:
+        build: makes it with random weights; it is first asked for the shapes alone, so that nothing
+            is allocated that the weights do not account for.
+        state: its tensors.
 
     Raises:
-        ValueError: it does not name them.
+        ValueError: they do not fit, or are not finite.
     """
-    if "classes" not in info:
-        raise ValueError(f"{path}: this checkpoint does not name its classes")
-    return tuple(info["classes"]["names"])
+    with torch.device("meta"):
+        check_fit(build().state_dict(), state)
+    model = build()
+    load_strict(model, state)
+    return model
 
 
-def load_strict(module: torch.nn.Module, state: Mapping[str, Tensor], what: str) -> None:
-    """`load_state_dict` whose error lists every missing, unknown and misshapen tensor.
+def weights_file(path: str | Path) -> Path:
+    """The ``.safetensors`` file of a checkpoint that is named with any suffix.
 
     Raises:
-        ValueError: with up to five names of each kind.
+        FileNotFoundError: there is none.
+        ValueError: a folder, or a file of another kind.
     """
-    own = module.state_dict()
+    given, path = Path(path), Path(path).with_suffix(".safetensors")
+    if path.is_file():
+        return path
+    if given.is_dir():
+        inside = sorted(given.glob("*.safetensors"))
+        here = f"; here it is {inside[0]}" if inside else ""
+        raise ValueError(
+            f"{given}: expected a checkpoint's file such as model.safetensors, got a folder{here}"
+        )
+    if given.is_file():
+        raise ValueError(
+            f"{given}: not a checkpoint of weaktr, expected a file such as model.safetensors; "
+            f"if the published code wrote it, run weaktr import {given} --out DIR first"
+        )
+    raise FileNotFoundError(f"checkpoint: no file {path}")
+
+
+def _model_of(
+    info: Mapping[str, Any],
+) -> tuple[Callable[[], CamModel | Segmenter], tuple[tuple[float, ...], tuple[float, ...]]]:
+    """(what builds the model that a description describes, its normalisation (mean, std)).
+
+    Raises:
+        ValueError: it describes none.
+    """
+    name = info.get("model")
+    if info.get("format") != FORMAT or not isinstance(name, str) or name not in MODELS:
+        raise ValueError(
+            f"expected a description of {FORMAT} with model {' or '.join(MODELS)}, got "
+            f"{info.get('format')!r:.40} with {name!r:.40}"
+        )
+    kind, settings, count_name = MODELS[name]
+    config, norm = info.get("config"), info.get("normalization")
+    if not isinstance(config, dict) or not isinstance(norm, dict):
+        raise ValueError("the description lacks config or normalization")
+    config = {key: value for key, value in config.items() if key not in OF_THE_RUN}
+    count = config.pop(count_name, None)
+    if type(count) is not int or not 1 <= count <= MAX_CLASSES + 1:
+        raise ValueError(f"{count_name}: expected 1 to {MAX_CLASSES + 1}, got {count!r:.40}")
+    configuration = make(settings, config | {"weights": None})
+    return lambda: kind(configuration, count), (_channels(norm, "mean"), _channels(norm, "std"))
+
+
+def _channels(norm: Mapping[str, Any], name: str) -> tuple[float, ...]:
+    """Three numbers of a normalisation, one a channel.
+
+    Raises:
+        ValueError: others; a standard deviation that is not above 0.
+    """
+    values = norm.get(name)
+    least = 1e-6 if name == "std" else -1e6
+    if (
+        not isinstance(values, list)
+        or len(values) != 3
+        or not all(type(value) in (int, float) and least <= value <= 1e6 for value in values)
+    ):
+        raise ValueError(
+            f"normalization: {name}: expected three numbers from {least:g} to 1e+06, "
+            f"got {values!r:.60}"
+        )
+    return tuple(map(float, values))
+
+
+def class_names(info: Mapping[str, Any], path: Path) -> tuple[str, ...] | None:
+    """The classes in the description of the checkpoint `path`; None where it names none.
+
+    Raises:
+        ValueError: they are no names, or not those of the model's classes.
+    """
+    classes = info.get("classes")
+    names = classes.get("names") if isinstance(classes, dict) else classes
+    if names is None:
+        return None
+    config = info["config"]
+    count = config["num_classes"] if info["model"] == "cam" else config["num_labels"] - 1
+    if not isinstance(names, list) or not all(
+        isinstance(name, str) and name.isprintable() and 0 < len(name) < 200 for name in names
+    ):
+        raise ValueError(f"{path}: classes: expected printable names, got {names!r:.60}")
+    if len(names) != count or len(set(names)) != count:
+        raise ValueError(f"{path}: classes: expected {count} different names, got {len(names)}")
+    return tuple(names)
+
+
+def check_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that are not those of a model.
+
+    Args:
+        own: the model's.
+        state: those to load.
+
+    Raises:
+        ValueError: tensors are missing, unknown, of another shape, or no fractions where the
+            model's are; up to five names of each kind.
+    """
     problems = {
         "missing": [k for k in own if k not in state],
         "unknown": [k for k in state if k not in own],
@@ -133,18 +233,64 @@ def load_strict(module: torch.nn.Module, state: Mapping[str, Tensor], what: str)
             for k in own
             if k in state and state[k].shape != own[k].shape
         ],
+        "of another type": [
+            f"{k} ({state[k].dtype})"
+            for k in own
+            if k in state and own[k].is_floating_point() != state[k].is_floating_point()
+        ],
     }
     parts = [f"{len(v)} {kind}: {', '.join(v[:5])}" for kind, v in problems.items() if v]
     if parts:
-        raise ValueError(f"{what} does not fit this model; " + "; ".join(parts))
+        raise ValueError("does not fit the model; " + "; ".join(parts))
+
+
+def require_finite(state: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> None:
+    """Refuse weights that are NaN or infinite.
+
+    Args:
+        state: the weights.
+        dtype: in which they will be; None = their own.
+
+    Raises:
+        ValueError: names up to five.
+    """
+    broken = [
+        name
+        for name, value in state.items()
+        if value.is_floating_point() and not value.to(dtype or value.dtype).isfinite().all()
+    ]
+    if broken:
+        raise ValueError(f"not finite: {', '.join(broken[:5])}; the training diverged")
+
+
+def load_strict(module: torch.nn.Module, state: Mapping[str, Tensor]) -> None:
+    """`load_state_dict` that refuses what `check_fit` and `require_finite` refuse.
+
+    Raises:
+        ValueError: see there.
+    """
+    check_fit(module.state_dict(), state)
+    require_finite(state, torch.float32)
     module.load_state_dict(dict(state))
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        ValueError: damaged; names the file.
+    """
+    try:
+        return load_file(path)
+    except (SafetensorError, AttributeError, KeyError) as error:
+        raise ValueError(f"{path}: not a whole safetensors file ({error})") from error
 
 
 def describe(path: Path) -> dict[str, Any]:
     """The description stored in a checkpoint, without its weights.
 
     Raises:
-        ValueError: not a checkpoint of weaktr, or cut off.
+        ValueError: not a checkpoint of weaktr, or damaged.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -156,5 +302,10 @@ def describe(path: Path) -> dict[str, Any]:
             f"{path}: safetensors without a weaktr description. Backbone weights go into "
             "model.weights; checkpoints of the published code go through weaktr import"
         )
-    info: dict[str, Any] = json.loads(text)
+    try:
+        info = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: a damaged description ({error})") from error
+    if not isinstance(info, dict):
+        raise ValueError(f"{path}: expected a description, got a {type(info).__name__}")
     return info

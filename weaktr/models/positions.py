@@ -10,8 +10,6 @@ resize is two small matrices, computed from the grid in the graph itself:
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -40,21 +38,21 @@ def resized_position(
     """
     count = stored.shape[1]
     same_count = torch.scalar_tensor(grid[0] * grid[1]) == count
+    same_grid = same_count & (torch.scalar_tensor(grid[0]) == stored_grid[0])
     if mode == "published_cam":
-        side = math.isqrt(count)
         rows, columns = (
-            cubic_matrix(length, side, (length + 0.1) / math.sqrt(count)) for length in grid
+            cubic_matrix(length, before, (length + 0.1) / before)
+            for length, before in zip(grid, stored_grid, strict=True)
         )
-        as_is = same_count & (torch.scalar_tensor(size[0]) == torch.scalar_tensor(size[1]))
-        image = stored[0].unflatten(0, (side, side))
+        is_square = torch.scalar_tensor(size[0]) == torch.scalar_tensor(size[1])
+        as_is = same_grid & (is_square if stored_grid[0] == stored_grid[1] else same_grid)
     else:
         matrix = antialias_matrix if mode == "timm" else linear_matrix
         rows, columns = (
             matrix(length, before) for length, before in zip(grid, stored_grid, strict=True)
         )
-        same_height = torch.scalar_tensor(grid[0]) == stored_grid[0]
-        as_is = same_count & same_height if mode == "timm" else same_count
-        image = stored[0].unflatten(0, stored_grid)
+        as_is = same_grid if mode == "timm" else same_count
+    image = stored[0].unflatten(0, stored_grid)
     narrow = (rows @ image.flatten(1)).unflatten(1, image.shape[1:])
     resized = (columns @ narrow).flatten(0, 1)
     index = torch.arange(grid[0] * grid[1], device=stored.device).clamp(max=count - 1)

@@ -36,8 +36,14 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device: {name!r} cannot be used here: {error}") from error
+        if device.type == "meta":
+            raise RuntimeError("it has no memory")
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = str(error).partition("\n")[0].partition(". ")[0]
+        raise ValueError(
+            f"device: {name!r} cannot be used here (expected auto, cpu, or cuda or cuda:0 with a "
+            f"GPU): {reason:.200}"
+        ) from error
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     return device

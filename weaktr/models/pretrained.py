@@ -6,23 +6,26 @@ repeated for every class, and an error names the tensors that are missing or lef
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch import Tensor
 
 from weaktr.config import BackboneConfig
-from weaktr.models.checkpoints import load_strict
-from weaktr.models.released.torch_file import read_torch_file
+from weaktr.data.arrays import read_npz
+from weaktr.models.architecture import check_architecture
+from weaktr.models.checkpoints import describe, load_strict, read_safetensors
+from weaktr.models.released.torch_file import read_torch_file, weights_in
 from weaktr.models.vit import ViT
+
+log = logging.getLogger("weaktr")
 
 State = dict[str, Tensor]
 
@@ -41,7 +44,6 @@ IGNORED = (
     "fusion",
     "adaptive_attention_fusion",
 )
-WRAPPERS = ("model", "module", "state_dict", "teacher")
 #: Names of the original EVA-02 and DINOv2 releases -> timm's.
 RENAMES = (
     ("mlp.w12.", "mlp.fc1."),
@@ -72,12 +74,16 @@ def load_backbone(vit: ViT, config: BackboneConfig) -> None:
     weights = config.weights
     if weights is None:
         return
+    grid = None
     if weights == "timm":
         state = timm_state(config.backbone, config.backbone_args)
     else:
         state = read_state(Path(weights))
-    fitted = fit_state(timm_names(state), vit, config.resize)
-    load_strict(vit, fitted, f"backbone weights {weights}")
+        grid = stored_grid(Path(weights), state)
+    try:
+        load_strict(vit, fit_state(timm_names(state), vit, config.resize, grid))
+    except (ValueError, IndexError, RuntimeError) as error:
+        raise ValueError(f"backbone weights {weights}: {error}") from error
 
 
 def timm_state(backbone: str, backbone_args: Mapping[str, Any]) -> State:
@@ -87,13 +93,14 @@ def timm_state(backbone: str, backbone_args: Mapping[str, Any]) -> State:
         backbone, backbone_args: timm's name and arguments.
 
     Raises:
-        ValueError: they are not in the cache and could not be downloaded.
+        ValueError: they are not in the cache and could not be downloaded, or do not fit.
     """
+    check_architecture(BackboneConfig(backbone, backbone_args=dict(backbone_args)))
     try:
         donor = timm.create_model(backbone, pretrained=True, num_classes=0, **backbone_args)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         raise ValueError(
-            f"weights: {backbone} could not be downloaded ({error}); get the file elsewhere and "
+            f"weights: {backbone} could not be loaded ({error}); get the file elsewhere and "
             "give it with --set cam_model.weights=FILE or --set seg_model.weights=FILE"
         ) from error
     state: State = donor.state_dict()
@@ -101,20 +108,35 @@ def timm_state(backbone: str, backbone_args: Mapping[str, Any]) -> State:
 
 
 def read_state(path: Path) -> State:
-    """Tensors of a safetensors, npz (AugReg) or torch file; no pickled code is ever run."""
+    """Tensors of a safetensors, npz (AugReg) or torch file; no pickled code is ever run.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: damaged, or without a state dict; names the file.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"weights: no file {path}")
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    if path.suffix == ".npz":
-        return augreg_names(path)
-    state = read_torch_file(path)
-    for wrapper in WRAPPERS:
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
-    if not isinstance(state, dict) or not any(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f"weights: {path} holds no state dict of tensors")
-    return {k: v for k, v in state.items() if isinstance(v, Tensor)}
+    try:
+        if path.suffix == ".npz":
+            return augreg_names(path)
+        tree = read_safetensors(path) if path.suffix == ".safetensors" else read_torch_file(path)
+        return {k: v for k, v in weights_in(tree).items() if isinstance(v, Tensor)}
+    except ValueError as error:
+        message = str(error).removeprefix(f"{path}: ")
+        raise ValueError(f"weights: {path}: {message}") from error
+
+
+def stored_grid(path: Path, state: Mapping[str, Tensor]) -> tuple[int, int] | None:
+    """(h, w) of the positions in a checkpoint of ours, by its description; None for other files."""
+    kernel = state.get("vit.patch_embed.proj.weight")
+    if path.suffix != ".safetensors" or kernel is None:
+        return None
+    try:
+        size = describe(path)["config"]["image_size"]
+    except (ValueError, LookupError):  # weights of others that have the same names
+        return None
+    height, width = (size, size) if isinstance(size, int) else size
+    return height // kernel.shape[-2], width // kernel.shape[-1]
 
 
 def timm_names(state: Mapping[str, Tensor]) -> State:
@@ -140,8 +162,17 @@ def timm_name(key: str) -> str:
     return key
 
 
-def fit_state(state: State, vit: ViT, resize: str = "timm") -> State:
+def fit_state(
+    state: State, vit: ViT, resize: str = "timm", grid: tuple[int, int] | None = None
+) -> State:
     """Resize and repeat the tensors of `state` (timm's names) until they fit `vit`.
+
+    Args:
+        state: the tensors.
+        vit: the model that they are to fit.
+        resize: one of `RESIZE_METHODS`.
+        grid: (h, w) of its positions; None = not known: square if their number is a square, else
+            that of `vit`.
 
     Raises:
         ValueError: unknown `resize`, or a position embedding that is no grid.
@@ -153,7 +184,7 @@ def fit_state(state: State, vit: ViT, resize: str = "timm") -> State:
     cls, reg = state.get("cls_token"), state.get("reg_token")
     if "pos_embed" in state and vit.pos_embed is not None:
         prefix = [t for t in (cls, dist, reg) if t is not None]
-        state["pos_embed"] = _fit_position(state, prefix, vit, resize)
+        state["pos_embed"] = _fit_position(state, prefix, vit, resize, grid)
     if vit.cls_token is None:
         state.pop("cls_token", None)
     elif cls is not None and "cls_token" in state:
@@ -178,21 +209,23 @@ def repeat_token(token: Tensor, count: int) -> Tensor:
     return token.mean(1, keepdim=True).repeat(1, count, 1)
 
 
-def _fit_position(state: State, prefix: list[Tensor], vit: ViT, resize: str) -> Tensor:
+def _fit_position(
+    state: State, prefix: list[Tensor], vit: ViT, resize: str, grid: tuple[int, int] | None
+) -> Tensor:
     """Position embedding of a checkpoint -> that of `vit` [1, prefix + P, D]."""
     stored = state["pos_embed"]
     counts = [t.shape[1] for t in prefix]
     likely = (sum(counts), 1, 0) if vit.embed_prefix else (0, 1, sum(counts))
     for entries in likely:  # of prefix tokens: the others must fit `vit` or be a square grid
-        rest = stored.shape[1] - entries
-        if rest == math.prod(vit.position_grid) or (rest > 0 and math.isqrt(rest) ** 2 == rest):
+        own = grid_of(stored.shape[1] - entries, grid, vit.position_grid)
+        if own is not None:
             break
     else:
         raise ValueError(
             f"pos_embed: {stored.shape[1]} entries are no square grid with any of {likely} prefix "
             "tokens"
         )
-    patches = _resize_position(stored[:, entries:], vit.position_grid, resize)
+    patches = _resize_position(stored[:, entries:], own, vit.position_grid, resize)
     if not vit.embed_prefix:
         if entries and "cls_token" in state:  # fold the class token's position into the token
             state["cls_token"] = state["cls_token"] + stored[:, :1]
@@ -205,22 +238,58 @@ def _fit_position(state: State, prefix: list[Tensor], vit: ViT, resize: str) -> 
     return torch.cat([classes, stored[:, entries - registers : entries], patches], 1)
 
 
-def _resize_position(stored: Tensor, grid: tuple[int, int], resize: str) -> Tensor:
-    """[1, P0, D] of a square grid -> [1, h · w, D]."""
-    if stored.shape[1] == grid[0] * grid[1]:
+def grid_of(
+    count: int, known: tuple[int, int] | None, of_model: tuple[int, int]
+) -> tuple[int, int] | None:
+    """(h, w) of `count` positions; None = they are no grid.
+
+    Args:
+        count: P0, of a checkpoint.
+        known: its grid, where the checkpoint tells.
+        of_model: the grid that is wanted.
+    """
+    if known is not None:
+        return known if count == math.prod(known) else None
+    side, fits = math.isqrt(max(count, 0)), count == math.prod(of_model)
+    if side == 0 or side**2 != count:
+        return of_model if fits else None
+    if fits and of_model != (side, side):
+        log.warning(
+            "pos_embed: %d positions are taken as %d x %d, not as %d x %d",
+            count, side, side, *of_model,
+        )  # fmt: skip
+    return side, side
+
+
+def _resize_position(
+    stored: Tensor, own: tuple[int, int], grid: tuple[int, int], resize: str
+) -> Tensor:
+    """[1, P0, D] of the grid `own` -> [1, h · w, D]."""
+    if own == grid:
         return stored
-    side = math.isqrt(stored.shape[1])
     if resize == "timm":
-        return resample_abs_pos_embed(stored, list(grid), [side, side], num_prefix_tokens=0)
-    image = stored.unflatten(1, (side, side)).permute(0, 3, 1, 2).float()
+        return resample_abs_pos_embed(stored, list(grid), list(own), num_prefix_tokens=0)
+    image = stored.unflatten(1, own).permute(0, 3, 1, 2).float()
     resized = F.interpolate(image, size=grid, mode=resize, align_corners=False)
     return resized.flatten(2).transpose(1, 2).to(stored.dtype)
 
 
 def augreg_names(path: Path) -> State:
-    """An AugReg ``.npz`` (Flax names, HWIO kernels) -> timm's names and layouts."""
-    with np.load(path, allow_pickle=False) as file:
-        raw = {key.removeprefix("opt/target/"): torch.from_numpy(file[key]) for key in file.files}
+    """An AugReg ``.npz`` (Flax names, HWIO kernels) -> timm's names and layouts.
+
+    Raises:
+        ValueError: damaged, or another file.
+    """
+    arrays = read_npz(path)
+    raw = {key.removeprefix("opt/target/"): torch.from_numpy(arrays[key]) for key in arrays}
+    try:
+        return _augreg_state(raw)
+    except (LookupError, RuntimeError) as error:
+        raise ValueError(f"expected AugReg's arrays, got others ({error})") from error
+
+
+def _augreg_state(raw: State) -> State:
+    """The tensors of `augreg_names`; KeyError, IndexError or RuntimeError where they are others."""
     out = {
         "cls_token": raw["cls"],
         "pos_embed": raw["Transformer/posembed_input/pos_embedding"],

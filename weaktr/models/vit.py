@@ -7,7 +7,8 @@ keys and the attention branch's output.
 
 from __future__ import annotations
 
-import math
+import logging
+from functools import cache
 from typing import Any, get_args
 
 import timm
@@ -20,11 +21,14 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from weaktr.config import BackboneConfig, Position
+from weaktr.models.architecture import arguments_of, check_architecture
 from weaktr.models.blocks import Layer, run_block
 from weaktr.models.packing import TokenBatch
 from weaktr.models.positions import resized_position
 from weaktr.ops.attention import Statistics, chosen_attention
 from weaktr.ops.tracing import is_exporting
+
+log = logging.getLogger("weaktr")
 
 #: How the patch part of the position embedding follows a grid other than its own:
 #: "timm" (bicubic, antialiased), "published_cam" and "published_seg" (what the published code does
@@ -191,7 +195,7 @@ class ViT(nn.Module):
                 stored, list(grid), list(self.position_grid), num_prefix_tokens=0
             )
         elif self.position == "published_cam":
-            patches = _published_cam_position(stored, grid, size)
+            patches = _published_cam_position(stored, grid, size, self.position_grid)
         else:
             patches = _published_seg_position(stored, grid, self.position_grid)
         return torch.cat([self.pos_embed[:, :prefix], patches], 1) if prefix else patches
@@ -222,13 +226,13 @@ class BackboneModel(nn.Module):
 
 
 def create_backbone(config: BackboneConfig) -> Any:
-    """`timm.create_model` with random weights, no classifier, checked to be a plain ViT."""
-    backbone, arguments = config.backbone, dict(config.backbone_args)
-    if config.patch_size is not None:
-        arguments["patch_size"] = config.patch_size
-    if not timm.is_model(backbone.split(".", maxsplit=1)[0]):
-        near = timm.list_models(f"*{backbone.split('_', maxsplit=1)[0]}*")[:8]
-        raise ValueError(f"backbone: timm has no model {backbone!r}; some that it has: {near}")
+    """`timm.create_model` with random weights, no classifier, checked to be a plain ViT.
+
+    Raises:
+        ValueError: see `check_architecture`; arguments that timm cannot build, or no plain ViT.
+    """
+    check_architecture(config)
+    backbone = config.backbone
     try:
         model: Any = timm.create_model(
             backbone,
@@ -238,10 +242,15 @@ def create_backbone(config: BackboneConfig) -> Any:
             img_size=config.image_size,
             drop_path_rate=config.drop_path,
             dynamic_img_size=True,
-            **arguments,
+            **arguments_of(config),
         )
     except TypeError as error:  # convolutional and windowed models do not take these arguments
         raise ValueError(f"backbone: {backbone!r} is not a plain ViT ({error})") from error
+    except (AssertionError, ArithmeticError, AttributeError, LookupError, RuntimeError) as error:
+        raise ValueError(
+            f"backbone: {backbone!r} cannot be built with image_size {config.image_size} and "
+            f"backbone_args {config.backbone_args} ({type(error).__name__}: {error})"
+        ) from error
     block: Any = model.blocks[0] if hasattr(model, "blocks") else None
     plain = isinstance(block, Block | EvaBlock) and isinstance(
         block.attn, Attention | AttentionRope | EvaAttention
@@ -254,23 +263,34 @@ def create_backbone(config: BackboneConfig) -> Any:
     return model
 
 
+@cache
+def _warn_of_mixed_positions(grid: tuple[int, int], stored_grid: tuple[int, int]) -> None:
+    """Say once that positions of one grid are used for another."""
+    log.warning(
+        "position=published_seg takes the positions of %d x %d patches as they are for %d x %d, "
+        "as the published code does; position=timm resizes them", *stored_grid, *grid,
+    )  # fmt: skip
+
+
 def _as_image(position: Tensor, height: int) -> Tensor:
     """[1, P, D] -> [1, D, h, w]."""
     return position.unflatten(1, (height, -1)).permute(0, 3, 1, 2)
 
 
-def _published_cam_position(stored: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """Stage 1 of the published code: bicubic with scale (h + 0.1) / √P0.
+def _published_cam_position(
+    stored: Tensor, grid: tuple[int, int], size: tuple[int, int], stored_grid: tuple[int, int]
+) -> Tensor:
+    """Stage 1 of the published code: bicubic with scale (h + 0.1) / h0, likewise across.
 
-    A square image with as many patches as are stored takes the stored positions unchanged.
+    An image with the stored grid takes the stored positions unchanged; if that grid is square, so
+    must be the image. The published code knows square grids only, where h0 = √P0.
     """
-    count = stored.shape[1]
-    if grid[0] * grid[1] == count and size[0] == size[1]:
+    if grid == stored_grid and (size[0] == size[1] or grid[0] != grid[1]):
         return stored
-    side = math.isqrt(count)
+    height, width = stored_grid
     resized = F.interpolate(
-        _as_image(stored, side),
-        scale_factor=((grid[0] + 0.1) / math.sqrt(count), (grid[1] + 0.1) / math.sqrt(count)),
+        _as_image(stored, height),
+        scale_factor=((grid[0] + 0.1) / height, (grid[1] + 0.1) / width),
         mode="bicubic",
         align_corners=False,
     )
@@ -280,8 +300,14 @@ def _published_cam_position(stored: Tensor, grid: tuple[int, int], size: tuple[i
 def _published_seg_position(
     stored: Tensor, grid: tuple[int, int], stored_grid: tuple[int, int]
 ) -> Tensor:
-    """Stage 2 of the published code: bilinear to the exact grid where the token count differs."""
+    """Stage 2 of the published code: bilinear to the exact grid where the token count differs.
+
+    So a model of 4 × 4 patches takes its positions as they are for 2 × 8 patches, which mixes them
+    up (reference.md 34); a warning says so. Published models never meet such a grid.
+    """
     if grid[0] * grid[1] == stored.shape[1]:
+        if grid != stored_grid:
+            _warn_of_mixed_positions(grid, stored_grid)
         return stored
     resized = F.interpolate(
         _as_image(stored, stored_grid[0]), size=grid, mode="bilinear", align_corners=False

@@ -8,14 +8,16 @@ Every number is stored with its conditions: split, scales, flip and CRF.
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from weaktr.config import Recipe
 from weaktr.data import Manifest, Sample
-from weaktr.data.io import read_mask, require_same_size
+from weaktr.data.io import read_labels, read_mask, require_same_size
 from weaktr.data.masks import MaskFolder, before_refinement
+from weaktr.data.problems import few
 from weaktr.evaluation.conditions import (
     cam_name,
     label_conditions,
@@ -29,76 +31,142 @@ from weaktr.evaluation.pairs import Evaluation, Pair, evaluate_pairs
 from weaktr.evaluation.report import Conditions, Row, caption, draw_classes, print_rows, row_json
 from weaktr.files import write_json
 from weaktr.models import CamModel
+from weaktr.stages.label import LABEL
+from weaktr.stages.predict import PREDICT
 from weaktr.stages.run import Run, Stage
+from weaktr.stages.train_cam import TRAIN_CAM
 
 log = logging.getLogger("weaktr")
 
+#: The keys of scores in metrics.json: of images that were held out, of images that were not.
+HELD_OUT, TRAINED_ON = "val", "not_held_out"
 
-def evaluate(run: Run) -> list[Row]:
-    """Score all results that a run has.
+
+def evaluate(run: Run, folder: Path) -> int:
+    """Score all results that a run has; also printed as a table.
 
     Args:
-        run: its ``label`` and ``predict`` are read, ``evaluate/`` and ``metrics.json`` written. The
-            CAMs of a recipe with stage 1 are computed again.
+        run: its ``label`` and ``predict`` are read, its ``metrics.json`` is written. The CAMs of a
+            recipe with stage 1 are computed again.
+        folder: gets ``metrics.json`` with all details, and charts.
 
     Returns:
-        The rows, also printed as a table.
+        How many images could not be scored.
+
+    Raises:
+        ValueError: a mask has another size than its truth; the splits have other classes, or mean
+            different images by one name.
     """
     recipe, score = run.recipe, run.score
+    require_same_classes(run.train_images, score)
+    require_same_images(run.train_images, score)
     rows: list[Row] = []
+    not_scored = 0
     if "train_cam" in recipe.stages:
-        rows += _cam_rows(recipe, score, run.cam_model())
+        rows, not_scored = _cam_rows(recipe, score, run.cam_model())
     conditions = label_conditions(recipe.label, split_name(score))
-    rows += folder_rows("pseudo_label", "pseudo labels", conditions, run.of("label"), score)
+    rows += folder_rows(run, "label", "pseudo_label", "pseudo labels", conditions, score)
     if run.predicted is not None:
+        require_same_classes(run.train_images, run.predicted)
         conditions = prediction_conditions(recipe.predict, split_name(run.predicted))
-        folder = run.of("predict")
-        rows += folder_rows("val", "stage-2 predictions", conditions, folder, run.predicted)
+        key, what = held_out(run.train_images, run.predicted)
+        rows += folder_rows(run, "predict", key, what, conditions, run.predicted)
     names = score.classes.label_names
     supervision = "true masks" if recipe.train_seg.masks == "truth" else "image-level labels"
     details = [row_json(row, names) | {"supervision": supervision} for row in rows]
-    write_json(run.of("evaluate") / "metrics.json", details)
+    write_json(folder / "metrics.json", details)
     flat: dict[str, Any] = {"recipe": recipe.name, "seed": recipe.seed}
     flat |= {row.key: round(row.scores.miou, 3) for row in rows}
     flat["conditions"] = {row.key: caption(row) for row in rows}
     write_json(run.folder / "metrics.json", flat)
     print_rows(rows, f"{recipe.name}: in %, trained from {supervision}")
-    for what in ("pseudo_label", "val"):
+    for what in ("pseudo_label", HELD_OUT, TRAINED_ON):
         if chosen := [row for row in rows if row.key.startswith(what)]:
-            draw_classes(chosen, names, run.of("evaluate") / f"{what}_classes.png")
-    return rows
+            draw_classes(chosen, names, folder / f"{what}_classes.png")
+    return not_scored
 
 
-def _cam_rows(recipe: Recipe, score: Manifest, model: CamModel) -> list[Row]:
-    """The plain CAM and the recipe's CAM, each at its best threshold."""
-    if recipe.evaluate.cam_images == 0 or all(s.mask is None for s in score.samples):
-        return []
+def held_out(train: Manifest, predicted: Manifest) -> tuple[str, str]:
+    """What predictions for images are called: in metrics.json, and in words.
+
+    A score on images that the segmenter was trained on is no validation score. A folder without
+    ``val.csv``, for instance, has the images of ``labels.csv`` in every split.
+
+    Args:
+        train: the images of both trainings.
+        predicted: the images that are scored.
+    """
+    trained = {os.path.realpath(sample.image) for sample in train}
+    known = sum(os.path.realpath(sample.image) in trained for sample in predicted)
+    if not known:
+        return HELD_OUT, "stage-2 predictions"
+    share = f"{known} of {len(predicted)} images"
+    log.warning(
+        "%s: %s were trained on, so these scores are called %s, not %s",
+        split_name(predicted), share, TRAINED_ON, HELD_OUT,
+    )  # fmt: skip
+    return TRAINED_ON, f"stage-2 predictions, {share} trained on"
+
+
+def require_same_classes(train: Manifest, other: Manifest) -> None:
+    """Raise `ValueError` unless the labels of both splits mean the same."""
+    if train.classes != other.classes:
+        raise ValueError(
+            f"{split_name(other)}: expected the classes of {split_name(train)}, "
+            f"{few(train.classes.names)}; got {few(other.classes.names)}"
+        )
+
+
+def require_same_images(train: Manifest, score: Manifest) -> None:
+    """Raise `ValueError` where a name means one image in training and another in scoring.
+
+    Pseudo labels are those of the training images, and are scored by name.
+    """
+    image_of = {sample.name: sample.image for sample in train}
+    for sample in score:
+        image = image_of.get(sample.name, sample.image)
+        if os.path.realpath(image) != os.path.realpath(sample.image):
+            raise ValueError(
+                f"data.score_split: expected one image for the name {sample.name!r}, got "
+                f"{sample.image} in {split_name(score)} and {image} in {split_name(train)}"
+            )
+
+
+def _cam_rows(recipe: Recipe, score: Manifest, model: CamModel) -> tuple[list[Row], int]:
+    """The plain CAM and the recipe's CAM, each at its best threshold; how many images have none."""
+    chosen = [s for s in score.samples if s.mask is not None and s.labels is not None]
+    chosen = chosen[: recipe.evaluate.cam_images]
+    if not chosen:
+        return [], 0
     coarse = replace(recipe.label, attention_type="coarse", refine=False)
     kinds = {"cam_coarse_miou": coarse}
     if recipe.label != coarse:
         kinds["cam_miou"] = recipe.label
-    rows = []
+    rows, not_scored = [], 0
     for key, kind in kinds.items():
-        threshold, scores = cam_curve(model, score.samples, kind, recipe.evaluate).best()
+        threshold, scores = cam_curve(model, chosen, kind, recipe.evaluate).best()
+        not_scored = max(not_scored, len(chosen) - scores.images)
         conditions = Conditions(
             split_name(score), listed(kind.scales), yes_or_no(kind.flip), "none", "-",
             f"best threshold {threshold:g}, chosen with these masks",
         )  # fmt: skip
         rows.append(Row(key, f"CAM, {cam_name(kind)}", conditions, scores))
-    return rows
+    return rows, not_scored
 
 
 def folder_rows(
-    key: str, what: str, conditions: Conditions, folder: Path, truth: Manifest
+    run: Run, stage: str, key: str, what: str, conditions: Conditions, truth: Manifest
 ) -> list[Row]:
     """A stage's masks without and, where it was used, with the CRF."""
+    folder = run.of(stage)
     sources = [(f"{key}_miou", what, folder, conditions)]
     if conditions.crf != "none":
         before, plain = before_refinement(folder), replace(conditions, crf="none")
         sources.insert(0, (f"{key}_before_crf_miou", f"{what} before CRF", before, plain))
     rows = []
     for name, title, masks, kind in sources:
-        evaluation = score_folder(MaskFolder(masks), truth)
+        there = MaskFolder(masks, verify=True, contents=run.contents)
+        evaluation = score_folder(there, truth)
         if evaluation is not None:
             rows.append(Row(name, title, kind, evaluation.scores, evaluation))
     return rows
@@ -108,7 +176,7 @@ def score_folder(masks: MaskFolder, truth: Manifest) -> Evaluation | None:
     """Scores of the masks of those samples that have a true mask; None (logged) where none is left.
 
     Raises:
-        ValueError: a mask has another size than its truth.
+        ValueError: a mask has another size than its truth, or holds a value that is no label.
     """
     true = [sample for sample in truth.samples if sample.mask is not None]
     both = [sample for sample in true if sample.name in masks]
@@ -123,8 +191,9 @@ def score_folder(masks: MaskFolder, truth: Manifest) -> Evaluation | None:
     num_labels = truth.classes.num_labels
 
     def pair(sample: Sample) -> Pair:
-        mask, true_mask = masks.read(sample.name), read_mask(sample, num_labels)
-        require_same_size(mask, true_mask.shape, masks.path(sample.name), sample.source)
+        path, true_mask = masks.path(sample.name), read_mask(sample, num_labels)
+        mask = read_labels(path, num_labels, sample.source)
+        require_same_size(mask, true_mask.shape, path, sample.source)
         return mask, true_mask
 
     return evaluate_pairs(both, pair, num_labels)
@@ -135,6 +204,7 @@ EVALUATE = Stage(
     settings=("evaluate",),
     images=lambda run: [run.score, run.predicted],
     work=evaluate,
-    after=("train_cam", "label", "predict"),
+    result=lambda run, folder: run.contents.digest(folder / "metrics.json"),
+    after=(TRAIN_CAM, LABEL, PREDICT),
     optional=True,
 )

@@ -18,7 +18,9 @@ from weaktr.inference.results import LabelMaps
 from weaktr.inference.timeline import Timeline
 from weaktr.refine import choose_refiners
 from weaktr.stages.masks import MaskReport, make_masks
-from weaktr.stages.run import Stage
+from weaktr.stages.run import Run, Stage, masks_digest
+from weaktr.stages.store import MaskStore
+from weaktr.stages.train_cam import TRAIN_CAM
 
 #: The fields of `LabelConfig` that take effect after the CAMs, not in computing them.
 AFTER_CAMS = ("threshold", "crf", "gt_prob", "unlabelled", "refiners", "queue_mb")
@@ -51,42 +53,52 @@ def label(
         PipelineError: see `weaktr.inference.pipeline.run_pipeline`.
     """
     refiners = choose_refiners(settings)
-    without_class: list[str] = []
-    if settings.unlabelled == "skip":
-        without_class = [s.name for s in samples if not source.shows_a_class(s)]
-    skipped = set(without_class)
+    keep_unlabelled = settings.unlabelled == "background"
+    store = MaskStore(
+        folder,
+        source.files,
+        refined=bool(refiners),
+        keep_unlabelled=keep_unlabelled,
+        emit=emit,
+    )
+    shown, nothing = list(samples), list[Sample]()
+    if not keep_unlabelled:
+        shown = [sample for sample in samples if source.shows_a_class(sample)]
+        nothing = [sample for sample in samples if not source.shows_a_class(sample)]
+        store.drop(nothing)
 
     def compute(batch: Sequence[CamInputs], timeline: Timeline) -> list[LabelMaps]:
         return label_maps(source, batch, settings.threshold, refiners, emit=emit, timeline=timeline)
 
     report = make_masks(
         "pseudo labels",
-        [sample for sample in samples if sample.name not in skipped],
-        folder,
+        shown,
+        store,
         read=source.read,
         fits=source.fits,
         compute=compute,
         device=source.device,
         queue_mb=settings.queue_mb,
-        refined=bool(refiners),
-        keep_unlabelled=settings.unlabelled == "background",
-        emit=emit,
         profile=profile,
     )
-    report.unlabelled[:0] = without_class
+    report.unlabelled[:0] = [sample.name for sample in nothing]
     report.log("pseudo labels", settings.max_side)
     return report
+
+
+def label_run(run: Run, folder: Path) -> int:
+    """Label the training images of a run; returns how many were left out."""
+    source = CamsOfModel(run.cam_model(), run.recipe.label)
+    report = label(source, run.train_images.samples, folder, run.recipe.label)
+    return len(report.left_out)
 
 
 LABEL = Stage(
     "label",
     settings=("label",),
     images=lambda run: [run.train_images],
-    work=lambda run: label(
-        CamsOfModel(run.cam_model(), run.recipe.label),
-        run.train_images.samples,
-        run.of("label"),
-        run.recipe.label,
-    ),
-    after=("train_cam",),
+    work=label_run,
+    result=masks_digest,
+    by_image=True,
+    after=(TRAIN_CAM,),
 )

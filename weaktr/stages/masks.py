@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 
 from weaktr.data import Problem, Sample
 from weaktr.data.masks import MaskEntry, RefinedMasks
-from weaktr.data.photographs import enlarged
-from weaktr.data.stored_maps import write_cams, write_scores
-from weaktr.files import whole_file, write_bytes
+from weaktr.files import require_replaceable
 from weaktr.inference.pipeline import (
     MODEL,
     READERS,
@@ -30,18 +25,13 @@ from weaktr.inference.pipeline import (
 from weaktr.inference.results import LabelMaps
 from weaktr.inference.timeline import GPU, Timeline
 from weaktr.progress import Meter
+from weaktr.stages.store import MaskStore
 
 log = logging.getLogger("weaktr")
 
 PARTS = (READERS, MODEL, WRITERS)
 #: The steps of a batch, as `weaktr.inference` names them.
 STEPS = ("CAMs", "windows", "threshold", "refinement")
-#: What can be written beside the masks: name -> its folder and the suffix of its files.
-EXTRAS = {
-    "confidence": ("confidence", ".png"),
-    "cam": ("cams", ".npz"),
-    "scores": ("scores", ".npz"),
-}
 
 
 @dataclass
@@ -55,6 +45,7 @@ class MaskReport:
         left_out: images that could not be read, or do not fit the memory.
         reduced: number of images that were worked on at a smaller size.
         turned: numbers of images whose EXIF asks viewers to turn them: "applied", "ignored".
+        older: number of masks in the folder of images that are no longer among those given.
     """
 
     masks: int = 0
@@ -63,14 +54,19 @@ class MaskReport:
     left_out: list[Problem] = field(default_factory=list)
     reduced: int = 0
     turned: Counter[str] = field(default_factory=Counter)
+    older: int = 0
 
     def count(self, masks: RefinedMasks, samples: Sequence[Sample]) -> None:
-        """Count what is in the folder now, earlier runs included."""
-        self.masks = len(masks)
-        self.unlabelled = [sample.name for sample in samples if masks.without(sample.name)]
-        self.images_of.update(label for entry in masks.entries for label in entry.labels)
-        self.turned.update(entry.exif for entry in masks.entries if entry.exif is not None)
-        self.reduced = sum(entry.working_size is not None for entry in masks.entries)
+        """Count what is in the folder of these samples now, earlier runs included."""
+        done = [entry for s in samples if (entry := masks.done(s.name)) is not None]
+        entries = [entry for entry in done if entry.file is not None]
+        self.masks = len(entries)
+        self.unlabelled = [entry.name for entry in done if entry.file is None]
+        self.images_of.update(label for entry in entries for label in entry.labels)
+        self.turned.update(entry.exif for entry in entries if entry.exif is not None)
+        self.reduced = sum(entry.working_size is not None for entry in entries)
+        given = {sample.name for sample in samples}
+        self.older = sum(name not in given for name in masks.masks.entries)
 
     def log(self, title: str, max_side: int | None) -> None:
         """Log the report."""
@@ -93,6 +89,10 @@ class MaskReport:
                 "them",
                 len(self.unlabelled), ", ".join(self.unlabelled[:3]),
             )  # fmt: skip
+        if self.older:
+            log.warning(
+                "%d masks there are of images that are no longer among those given", self.older
+            )
         for problem in self.left_out:
             log.warning("left out: %s", problem)
 
@@ -100,32 +100,25 @@ class MaskReport:
 def make_masks(
     title: str,
     samples: Sequence[Sample],
-    folder: Path,
+    store: MaskStore,
     *,
     read: Callable[[Sample], Read],
     fits: Callable[[Sequence[Read], Read], bool],
     compute: Callable[[Sequence[Read], Timeline], Sequence[LabelMaps]],
     device: torch.device,
     queue_mb: int,
-    refined: bool,
-    keep_unlabelled: bool = True,
-    emit: Collection[str] = (),
     profile: Path | None = None,
 ) -> MaskReport:
-    """Write a mask for every image that has none yet.
+    """Write a mask for every image that is not done yet.
 
     Args:
         title: of the work, for the progress.
         samples: the images.
-        folder: gets ``masks/``, ``index.jsonl``, with refiners ``before_refinement/``, and the
-            folders of `emit`.
+        store: where the masks go.
         read, fits: see `weaktr.inference.pipeline.Parts`.
         compute: likewise; also gets the timeline, for its steps.
         device: of the model.
         queue_mb: see `LabelConfig`.
-        refined: whether there are refiners.
-        keep_unlabelled: whether images in which no class is possible get a mask, all background.
-        emit: names of `EXTRAS`; an image whose file is missing is made again.
         profile: a file for a trace of what each part did when (`Timeline.write_trace`).
 
     Returns:
@@ -134,39 +127,12 @@ def make_masks(
     Raises:
         PipelineError: see `run_pipeline`.
     """
-    masks = RefinedMasks(folder, refined=refined)
-    extras = {name: EXTRAS[name] for name in emit if name in EXTRAS}
-
-    def extra_path(kind: str, name: str) -> Path:
-        subfolder, suffix = extras[kind]
-        return folder / subfolder / f"{name}{suffix}"
-
-    def is_complete(name: str) -> bool:
-        if masks.without(name):
-            return True
-        return name in masks and all(extra_path(kind, name).is_file() for kind in extras)
-
-    def write(result: LabelMaps) -> list[MaskEntry] | Problem:
-        """Write the files of one image: none where it shows no class and such are skipped."""
-        if (problem := result.problem()) is not None:
-            return problem
-        maps, sample = result.arrays(), result.sample
-        if result.classes == () and not keep_unlabelled:
-            size = result.photograph.size
-            return [MaskEntry(sample.name, None, None, size, (), **facts_of(result))]
-        if "cam" in extras:
-            write_cams(extra_path("cam", sample.name), maps["cam"], result.classes or ())
-        if "scores" in extras:
-            write_scores(extra_path("scores", sample.name), maps["scores"])
-        if "confidence" in extras:
-            write_confidence(extra_path("confidence", sample.name), result, maps["confidence"])
-        return masks.write(sample.name, result.mask, **facts_of(result))
 
     def record(sample: Sample, written: list[MaskEntry] | Problem) -> None:
         if isinstance(written, Problem):
             report.left_out.append(written)
         else:
-            masks.record(written)
+            store.masks.record(written)
         timeline.settle()
         meter.advance(note=note())
 
@@ -175,20 +141,32 @@ def make_masks(
         return bad + waits_in_words(timeline)
 
     if profile is not None:
-        write_bytes(profile, b"[]", durable=False)  # a place that cannot be written is said now
+        require_replaceable(profile)
+        Timeline().write_trace(profile)  # a place that cannot be written is said now
     report = MaskReport()
-    todo = [sample for sample in samples if not is_complete(sample.name)]
+    todo: list[Sample] = []
+    for one in store.todo(samples):
+        if isinstance(one, Problem):
+            report.left_out.append(one)
+        else:
+            todo.append(one)
     timeline = Timeline(keep_spans=profile is not None)
     try:
         with Meter(title, len(samples), done=len(samples) - len(todo)) as meter:
             run_pipeline(
                 todo,
-                Parts(read, fits, lambda batch: compute(batch, timeline), write, record),
+                Parts(
+                    lambda sample: store.reading(sample, read),
+                    fits,
+                    lambda batch: compute(batch, timeline),
+                    store.write,
+                    record,
+                ),
                 limits_for(device, queue_mb),
                 timeline,
             )
     finally:
-        masks.flush()
+        store.close()
         timeline.settle()
         if profile is not None:
             try:
@@ -198,27 +176,8 @@ def make_masks(
                 log.warning("no trace: %s", error)
     if todo:
         log.info("%s; %s", waits_in_words(timeline), bottleneck_in_words(timeline))
-    report.count(masks, samples)
+    report.count(store.masks, samples)
     return report
-
-
-def facts_of(result: LabelMaps) -> dict[str, Any]:
-    """What an index says of an image besides its mask."""
-    facts: dict[str, Any] = {"exif": result.photograph.exif}
-    if result.photograph.is_reduced:
-        height, width = result.photograph.pixels.shape[:2]
-        facts["working_size"] = (height, width)
-    if result.probabilities is not None and result.classes is not None:
-        rounded = [round(share, 4) for share in result.probabilities]
-        facts["predicted"] = dict(zip((k + 1 for k in result.classes), rounded, strict=True))
-    return facts
-
-
-def write_confidence(path: Path, result: LabelMaps, confidence: np.ndarray) -> None:
-    """Write how likely each pixel's label is, as a grey PNG: 0 = 0, 255 = 1."""
-    grey = np.round(255 * confidence.clip(0, 1)).astype(np.uint8)
-    with whole_file(path, durable=False) as temporary:
-        Image.fromarray(enlarged(grey, result.photograph.size)).save(temporary, format="PNG")
 
 
 def waits_in_words(timeline: Timeline) -> str:

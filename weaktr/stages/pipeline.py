@@ -11,8 +11,10 @@
     RUN/metrics.json      the scores in one flat table
     RUN/pictures/         the pictures of `weaktr show`
 
-A stage runs again only if its inputs have changed: its settings, the seed, its images and labels,
-or the stage before it.
+A stage runs again only if its inputs have changed: its settings, the seed, the content of its
+images and weights, their labels, or the results of the stage before it. Its earlier results stay
+where they are until the new ones are whole (`weaktr.stages.places`). `label` and `predict` go on
+instead where only images have changed, with those images.
 """
 
 from __future__ import annotations
@@ -21,19 +23,12 @@ import logging
 from pathlib import Path
 
 from weaktr.config import Recipe
-from weaktr.files import write_bytes
-from weaktr.outputs import (
-    FINISHED,
-    begin,
-    fingerprint,
-    is_finished,
-    mark_finished,
-    stored_fingerprint,
-)
+from weaktr.outputs import finished_facts, mark_finished
 from weaktr.progress import timed
-from weaktr.recipes import as_tree, dump_recipe, identity
 from weaktr.refine import choose_refiners
+from weaktr.stages import places
 from weaktr.stages.evaluate import EVALUATE
+from weaktr.stages.inputs import Inputs, inputs_of
 from weaktr.stages.label import LABEL
 from weaktr.stages.predict import PREDICT
 from weaktr.stages.run import Run, Stage
@@ -54,7 +49,7 @@ def run_recipe(
     start: str | None = None,
     only: str | None = None,
     force: bool = False,
-) -> None:
+) -> int:
     """Run the stages of a recipe in order.
 
     Args:
@@ -65,9 +60,13 @@ def run_recipe(
         only: the one stage to run.
         force: run the chosen stages from their beginning even if they are finished.
 
+    Returns:
+        How many images the stages had to leave out; the next start tries them again.
+
     Raises:
         ValueError: unknown stage, one that is not in the recipe, or an earlier stage is not
-            finished; settings of a refiner that it does not take.
+            finished; settings of a refiner that it does not take; a folder with files of others, or
+            one in which another process works.
     """
     names = [stage.name for stage in STAGES]
     for option, name in (("--from", start), ("--only", only)):
@@ -80,14 +79,18 @@ def run_recipe(
     for settings in (recipe.label, recipe.predict):
         choose_refiners(settings)  # raises for a mistake before the trainings, not after them
     chosen = (only,) if only else names[names.index(start or names[0]) :]
-    write_bytes(folder / "recipe.yaml", dump_recipe(recipe).encode())
     run = Run(recipe, folder)
-    for stage in STAGES:
-        if stage.name in chosen and stage.name in recipe.stages:
-            run_stage(stage, run, force=force)
+    with places.claimed_run(run):
+        if not (folder / places.RECIPE).exists():
+            places.write_recipe(run)
+        left_out = 0
+        for stage in STAGES:
+            if stage.name in chosen and stage.name in recipe.stages:
+                left_out += run_stage(stage, run, force=force)
+    return left_out
 
 
-def run_stage(stage: Stage, run: Run, *, force: bool = False) -> None:
+def run_stage(stage: Stage, run: Run, *, force: bool = False) -> int:
     """Run one stage unless it is finished.
 
     Args:
@@ -95,35 +98,39 @@ def run_stage(stage: Stage, run: Run, *, force: bool = False) -> None:
         run: whose stage.
         force: run it from its beginning in any case.
 
+    Returns:
+        How many images it left out.
+
     Raises:
         ValueError: an earlier stage that this one needs is not finished.
     """
-    folder, made_from = run.of(stage.name), inputs_of(stage, run)
-    if not force and is_finished(folder, made_from):
+    folder, inputs = run.of(stage.name), inputs_of(stage, run)
+    places.settle(folder, inputs)
+    if not force and is_finished(stage, run, inputs):
         log.info("%s: finished before, nothing has changed", stage.name)
-        return
-    settings = as_tree(getattr(run.recipe, stage.name))
-    begin(folder, made_from, replace=True, force=force, settings=settings)
+        return 0
+    place = places.begin(folder, inputs, force=force)
     with timed(stage.name):
-        stage.work(run)
-    mark_finished(folder, made_from)
-    (folder / STATE).unlink(missing_ok=True)
+        left_out = stage.work(run, place)
+    mark_finished(
+        place,
+        inputs.made_from,
+        images=None if left_out else inputs.images,  # None: those left out are tried again
+        result=stage.result(run, place),
+    )
+    (place / STATE).unlink(missing_ok=True)
+    places.put(place, folder, run.contents)
+    places.write_recipe(run)
+    run.contents.save()
+    return left_out
 
 
-def inputs_of(stage: Stage, run: Run) -> str:
-    """The fingerprint of a stage's inputs: settings, data, earlier stages.
-
-    Raises:
-        ValueError: an earlier stage that this one needs is not finished.
-    """
-    images = [None if m is None else m.fingerprint() for m in stage.images(run)]
-    earlier = []
-    for name in stage.after:
-        if stage.optional and name not in run.recipe.stages:
-            continue
-        made_from = stored_fingerprint(run.of(name) / FINISHED)
-        if made_from is None:
-            raise ValueError(f"{run.folder}: {name} is not finished; run without --from and --only")
-        earlier.append(made_from)
-    settings = [identity(getattr(run.recipe, name)) for name in stage.settings]
-    return fingerprint(stage.name, *settings, *images, *earlier)
+def is_finished(stage: Stage, run: Run, inputs: Inputs) -> bool:
+    """Whether the results of a stage are complete and come from exactly these inputs."""
+    folder = run.of(stage.name)
+    facts = finished_facts(folder)
+    if facts is None or not inputs.fit(facts):
+        return False
+    if not stage.by_image or facts["made_from"] == inputs.former:
+        return True
+    return facts.get("images") == inputs.images and facts.get("result") == stage.result(run, folder)

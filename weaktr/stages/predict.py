@@ -6,6 +6,7 @@ Source: reference.md 48-52 (the published inference).
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from weaktr.config import PredictConfig
@@ -16,7 +17,9 @@ from weaktr.inference.results import LabelMaps
 from weaktr.inference.timeline import Timeline
 from weaktr.models import Segmenter
 from weaktr.stages.masks import MaskReport, make_masks
-from weaktr.stages.run import Stage, without_masks
+from weaktr.stages.run import Run, Stage, masks_digest, without_masks
+from weaktr.stages.store import MaskStore
+from weaktr.stages.train_seg import TRAIN_SEG
 
 
 def predict(
@@ -47,6 +50,10 @@ def predict(
         PipelineError: see `weaktr.inference.pipeline.run_pipeline`.
     """
     predictor = Predictor(model, settings, given_classes=given_classes)
+    if not given_classes:  # they do not matter, and need not be the same at the next start
+        samples = [replace(sample, labels=None) for sample in samples]
+    refined = bool(predictor.refiners)
+    store = MaskStore(folder, lambda sample: (sample.image,), refined=refined, emit=emit)
 
     def compute(batch: Sequence[SegInputs], timeline: Timeline) -> list[LabelMaps]:
         return predictor.label_maps(batch, emit=emit, timeline=timeline)
@@ -54,26 +61,30 @@ def predict(
     report = make_masks(
         "predictions",
         samples,
-        folder,
+        store,
         read=predictor.read,
         fits=predictor.fits,
         compute=compute,
         device=predictor.device,
         queue_mb=settings.queue_mb,
-        refined=bool(predictor.refiners),
-        emit=emit,
         profile=profile,
     )
     report.log("predictions", settings.max_side)
     return report
 
 
+def predict_run(run: Run, folder: Path) -> int:
+    """Predict the held-out images of a run; returns how many were left out."""
+    samples = without_masks(run.val).samples
+    return len(predict(run.segmenter(), samples, folder, run.recipe.predict).left_out)
+
+
 PREDICT = Stage(
     "predict",
     settings=("predict",),
     images=lambda run: [without_masks(run.val)],
-    work=lambda run: predict(
-        run.segmenter(), without_masks(run.val).samples, run.of("predict"), run.recipe.predict
-    ),
-    after=("train_seg",),
+    work=predict_run,
+    result=masks_digest,
+    by_image=True,
+    after=(TRAIN_SEG,),
 )

@@ -10,7 +10,9 @@ from pathlib import Path
 import torch
 
 from weaktr.config import DataConfig, Recipe
+from weaktr.contents import CONTENTS, Contents, digest_of
 from weaktr.data import Manifest, load_manifest
+from weaktr.data.masks import MaskFolder, before_refinement
 from weaktr.models import CamModel, Segmenter, checkpoints
 from weaktr.models.precision import choose_device
 
@@ -56,6 +58,11 @@ class Run:
         """The images that get predictions, or None in a recipe without stage 2."""
         return self.val if "predict" in self.recipe.stages else None
 
+    @cached_property
+    def contents(self) -> Contents:
+        """What is known of the content of files; kept in the run's folder."""
+        return Contents(self.folder / CONTENTS)
+
     @property
     def device(self) -> torch.device:
         """Where models run."""
@@ -86,7 +93,12 @@ class Stage:
         name: of the stage, of its folder and of its settings in the recipe.
         settings: fields of `Recipe` that its results depend on.
         images: the manifests that its results depend on.
-        work: runs the stage.
+        work: runs the stage: writes its results into a folder, and returns how many images it had
+            to leave out.
+        result: one digest of the results in a folder.
+        weights: the file from which a training starts; None = there is none.
+        by_image: whether each image has a result of its own, from its own file and labels
+            (`weaktr.stages.store`), so that those of the other images stay when one changes.
         after: stages whose results it starts from.
         optional: whether stages of `after` that are not in the recipe are left out.
     """
@@ -94,9 +106,24 @@ class Stage:
     name: str
     settings: tuple[str, ...]
     images: Callable[[Run], list[Manifest | None]]
-    work: Callable[[Run], object]
-    after: tuple[str, ...] = ()
+    work: Callable[[Run, Path], int]
+    result: Callable[[Run, Path], str]
+    weights: Callable[[Run], str | None] = lambda run: None
+    by_image: bool = False
+    after: tuple[Stage, ...] = ()
     optional: bool = False
+
+
+def model_digest(run: Run, folder: Path) -> str:
+    """`Stage.result` of a training."""
+    return run.contents.digest(folder / MODEL)
+
+
+def masks_digest(run: Run, folder: Path) -> str:
+    """`Stage.result` of a stage that makes masks, those changed by hand included."""
+    folders = [folder, before_refinement(folder)]
+    parts = [MaskFolder(f, verify=True, contents=run.contents).digest() for f in folders]
+    return digest_of([tuple(parts)])
 
 
 def load_split(settings: DataConfig, split: str) -> Manifest:

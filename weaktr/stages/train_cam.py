@@ -20,7 +20,7 @@ from weaktr import data
 from weaktr.evaluation.models import cam_curve
 from weaktr.models import CamModel, CamOutput, checkpoints
 from weaktr.models.pretrained import load_backbone
-from weaktr.stages.run import MODEL, Run, Stage
+from weaktr.stages.run import MODEL, Run, Stage, model_digest
 from weaktr.training.loop import EpochLoader, TrainingLoop, compiled
 from weaktr.training.optimizers import cam_optimizer
 from weaktr.training.state import set_seeds
@@ -28,17 +28,17 @@ from weaktr.training.state import set_seeds
 log = logging.getLogger("weaktr")
 
 
-def train_cam(run: Run) -> Path:
+def train_cam(run: Run, folder: Path) -> int:
     """Train the CAM model; continues from the last checkpoint in its folder.
 
     Args:
-        run: `Recipe.cam_model` and `Recipe.train_cam` are used; the folder ``train_cam`` gets
-            checkpoints, ``metrics.jsonl`` and ``model.safetensors``.
+        run: `Recipe.cam_model` and `Recipe.train_cam` are used.
+        folder: gets checkpoints, ``metrics.jsonl`` and ``model.safetensors``.
 
     Returns:
-        The trained model's file.
+        0, since a training leaves no image out.
     """
-    recipe, settings, folder = run.recipe, run.recipe.train_cam, run.of("train_cam")
+    recipe, settings = run.recipe, run.recipe.train_cam
     classes = run.train_images.classes
     set_seeds(recipe.seed)
     model = CamModel(recipe.cam_model, len(classes))
@@ -87,7 +87,8 @@ def train_cam(run: Run) -> Path:
     loop = TrainingLoop(folder, model, optimizer, loader, settings, recipe, set_lr)
     trained = loop.train(compiled(losses, settings.compile), validate if scored else None)
     class_list = {"names": classes.names, "ids": classes.ids}
-    return checkpoints.save(trained, folder / MODEL, classes=class_list)
+    checkpoints.save(trained, folder / MODEL, classes=class_list)
+    return 0
 
 
 def cam_losses(output: CamOutput, targets: Tensor) -> dict[str, Tensor]:
@@ -114,4 +115,6 @@ TRAIN_CAM = Stage(
     settings=("seed", "cam_model", "train_cam"),
     images=lambda run: [run.train_images],
     work=train_cam,
+    result=model_digest,
+    weights=lambda run: run.recipe.cam_model.weights,
 )

@@ -21,7 +21,8 @@ from weaktr.data.masks import MaskFolder
 from weaktr.evaluation.models import score_segmenter
 from weaktr.models import Segmenter, checkpoints
 from weaktr.models.pretrained import load_backbone
-from weaktr.stages.run import MODEL, Run, Stage
+from weaktr.stages.label import LABEL
+from weaktr.stages.run import MODEL, Run, Stage, model_digest
 from weaktr.training.loop import EpochLoader, TrainingLoop, compiled
 from weaktr.training.optimizers import PolynomialSchedule, segmenter_optimizer
 from weaktr.training.state import set_seeds
@@ -29,17 +30,17 @@ from weaktr.training.state import set_seeds
 log = logging.getLogger("weaktr")
 
 
-def train_seg(run: Run) -> Path:
+def train_seg(run: Run, folder: Path) -> int:
     """Train the segmenter; continues from the last checkpoint in its folder.
 
     Args:
-        run: `Recipe.seg_model` and `Recipe.train_seg` are used; the folder ``train_seg`` gets
-            checkpoints, ``metrics.jsonl`` and ``model.safetensors``.
+        run: `Recipe.seg_model` and `Recipe.train_seg` are used.
+        folder: gets checkpoints, ``metrics.jsonl`` and ``model.safetensors``.
 
     Returns:
-        The trained model's file.
+        0, since a training leaves no image out.
     """
-    recipe, settings, folder = run.recipe, run.recipe.train_seg, run.of("train_seg")
+    recipe, settings = run.recipe, run.recipe.train_seg
     classes = run.train.classes
     set_seeds(recipe.seed)
     config = starting_config(run)
@@ -91,7 +92,8 @@ def train_seg(run: Run) -> Path:
     loop = TrainingLoop(folder, model, optimizer, loader, settings, recipe, set_lr)
     trained = loop.train(compiled(losses, settings.compile), validate if scored else None)
     class_list = {"names": classes.names, "ids": classes.ids}
-    return checkpoints.save(trained, folder / MODEL, classes=class_list)
+    checkpoints.save(trained, folder / MODEL, classes=class_list)
+    return 0
 
 
 def starting_config(run: Run) -> SegModelConfig:
@@ -124,7 +126,7 @@ def supervision(run: Run) -> Manifest:
         if not samples:
             raise ValueError(f"train_seg.masks=truth: {manifest.name} {manifest.split} has no mask")
         return replace(manifest, samples=samples)
-    masks = MaskFolder(run.of("label"))
+    masks = MaskFolder(run.of("label"), verify=True, contents=run.contents)
     samples = tuple(
         replace(sample, mask=masks.path(sample.name), mask_ids=None)
         for sample in manifest.samples
@@ -140,5 +142,7 @@ TRAIN_SEG = Stage(
     settings=("seed", "seg_model", "train_seg"),
     images=lambda run: [run.train],
     work=train_seg,
-    after=("label",),
+    result=model_digest,
+    weights=lambda run: starting_config(run).weights,
+    after=(LABEL,),
 )

@@ -20,10 +20,20 @@ from torch.utils.data import DataLoader
 
 from weaktr.config import Amp, Recipe
 from weaktr.data import CamDataset, EpochSampler, SegDataset
+from weaktr.models.checkpoints import load_strict
 from weaktr.models.precision import amp_type, autocast
 from weaktr.progress import Meter, TensorBoard
 from weaktr.training.metrics import MetricsLog
-from weaktr.training.state import STATE, load_state, random_state, restore_random_state, save_state
+from weaktr.training.state import (
+    STATE,
+    load_state,
+    position_in,
+    random_state,
+    refused_if_damaged,
+    restore_optimizer,
+    restore_random_state,
+    save_state,
+)
 
 log = logging.getLogger("weaktr")
 M = TypeVar("M", bound=nn.Module)
@@ -250,19 +260,25 @@ class TrainingLoop(Generic[M]):
         self._saved_at = time.monotonic()
 
     def _resume(self) -> None:
-        """Continue from the checkpoint, where there is one."""
-        state = load_state(self.folder / STATE)
+        """Continue from the checkpoint, where there is one.
+
+        Raises:
+            ValueError: it is damaged, or of another model.
+        """
+        path = self.folder / STATE
+        state = load_state(path)
         if state is None:
             self.metrics.cut(0)
             return
-        self.model.load_state_dict(state["model"])
-        if self.average is not None:
-            self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.epoch, self.batch, self.step, written = state["position"]
+        with refused_if_damaged(path):
+            load_strict(self.model, state["model"])
+            if self.average is not None:
+                load_strict(self.average, state["average"])
+            restore_optimizer(self.optimizer, state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+            self.epoch, self.batch, self.step, written = position_in(state)
+            restore_random_state(state["random"])
         self.metrics.cut(written)
-        restore_random_state(state["random"])
         log.info("%s: going on from epoch %d, step %d", self.folder.name, self.epoch, self.step)
 
     def _step(self) -> None:

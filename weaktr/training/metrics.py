@@ -31,9 +31,9 @@ class MetricsLog:
         return self.path.stat().st_size
 
     def cut(self, position: int) -> None:
-        """Delete everything after `position`."""
+        """Delete everything after `position`, where there is more."""
         self._file.flush()
-        os.truncate(self.path, position)
+        os.truncate(self.path, min(position, self.path.stat().st_size))
 
     def close(self) -> None:
         """Close the file."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from weaktr.files import whole_file
+from weaktr.files import whole_file, written_by_library
+from weaktr.models.released.torch_file import read_torch_file
 
 #: The file with the state, in the folder of the stage.
 STATE = "state.pt"
@@ -17,16 +20,67 @@ STATE = "state.pt"
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write a training state (tensors and plain values only)."""
-    with whole_file(path) as temporary:
+    with whole_file(path) as temporary, written_by_library(path):
         torch.save(state, temporary)
 
 
 def load_state(path: Path) -> dict[str, Any] | None:
-    """Read what `save_state` wrote; None where there is no file."""
+    """Read what `save_state` wrote; None where there is no file.
+
+    Raises:
+        ValueError: see `refused_if_damaged`.
+    """
     if not path.is_file():
         return None
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    with refused_if_damaged(path):
+        state = read_torch_file(path)
+        if not isinstance(state, dict):
+            raise TypeError(f"a {type(state).__name__}")
     return state
+
+
+@contextmanager
+def refused_if_damaged(path: Path) -> Iterator[None]:
+    """Whatever goes wrong below, while a state is read or taken over, is said in one line.
+
+    Raises:
+        ValueError: names the file and says what to do.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        reason = " ".join(str(error).removeprefix(f"{path}: ").split())
+        raise ValueError(
+            f"{path}: the state of the training is damaged or of another training "
+            f"({type(error).__name__}: {reason:.300}). What was trained since the start of the "
+            "stage is lost: delete this file to begin the stage again"
+        ) from error
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """`Optimizer.load_state_dict` that compares shapes.
+
+    Raises:
+        ValueError, KeyError, TypeError: not the state of this optimiser.
+    """
+    optimizer.load_state_dict(state)
+    for parameter, own in optimizer.state.items():
+        for name, value in own.items():
+            if isinstance(value, torch.Tensor) and value.ndim and value.shape != parameter.shape:
+                shapes = f"{tuple(value.shape)} for {tuple(parameter.shape)}"
+                raise ValueError(f"optimizer: {name} of shape {shapes}")
+
+
+def position_in(state: dict[str, Any]) -> list[int]:
+    """Where the training was: epoch, batch, step, bytes of metrics.jsonl.
+
+    Raises:
+        ValueError, KeyError: it is not in there.
+    """
+    position = state["position"]
+    if not isinstance(position, list) or not all(type(n) is int and n >= 0 for n in position):
+        raise ValueError(f"position: expected whole numbers, got {position!r:.60}")
+    return position
 
 
 def random_state() -> dict[str, Any]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
+import lzma
 import os
 import stat
+import struct
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -13,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from weaktr.data.prepare import ArchiveError
+from weaktr.data.prepare.archives import Ledger
 from weaktr.data.prepare.unpack import members, unpack
 
 CONTENT = {"top/a.txt": b"alpha", "top/sub/b.bin": bytes(range(256)) * 2000}
@@ -157,3 +162,105 @@ def test_folders_read_like_archives(tmp_path: Path) -> None:
     assert [member.position for member in entries] == [0, 5]
     entries[0].copy_to(tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == b"alpha"
+
+
+@pytest.mark.parametrize(("name", "make"), MAKERS)
+@pytest.mark.parametrize("member", ["a\nb", "a\x1b[2J", "\x7f", "x" * 256, "a/" + "é" * 130])
+def test_names_that_are_none(
+    tmp_path: Path, name: str, make: Callable[..., Path], member: str
+) -> None:
+    path = make(tmp_path / name, {member: b"x"})
+    with pytest.raises(ArchiveError, match=r"refused, .* is no name for a file") as caught:
+        unpack(path, tmp_path / "out", same)
+    assert str(caught.value).isprintable()
+    assert tree(tmp_path / "out") == {}
+
+
+@pytest.mark.parametrize(("name", "make"), MAKERS)
+def test_a_file_and_a_folder_of_one_name(
+    tmp_path: Path, name: str, make: Callable[..., Path]
+) -> None:
+    for number, content in enumerate(({"a": b"x", "a/b": b"y"}, {"a/b": b"y", "a": b"x"})):
+        path = make(tmp_path / name, content)
+        with pytest.raises(ArchiveError, match="is both a file and a folder"):
+            unpack(path, tmp_path / f"out{number}", same)
+
+
+@pytest.mark.parametrize("mode", ["zip", "gz", "bz2", "xz"])
+def test_bombs(tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused by what they claim, before the bytes are there; a limit of 1 MB stands for 512."""
+    monkeypatch.setattr("weaktr.data.prepare.unpack.MOST_INFLATED", 1 << 20)
+    path = tmp_path / f"a.{mode}"
+    content = {"small": b"x" * 100, "a": bytes(1 << 21), "b": bytes(10)}
+    if mode == "zip":
+        make_zip(path, content)
+    else:
+        packer = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}[mode]
+        path.write_bytes(packer(make_tar(tmp_path / "a.tar", content).read_bytes()))
+    with pytest.raises(ArchiveError, match=r"refused, \d+ bytes that claim to hold 2097"):
+        unpack(path, tmp_path / "out", same)
+    assert set(tree(tmp_path / "out")) <= {"small"}
+    with pytest.raises(ArchiveError, match="claim to hold"):  # also where it would be left out
+        unpack(path, tmp_path / "out", lambda _: None)
+
+
+def sparse(size: int) -> tarfile.TarInfo:
+    """A file of holes."""
+    info = tarfile.TarInfo("holes")
+    info.type, info.size = tarfile.GNUTYPE_SPARSE, size
+    return info
+
+
+def test_tars_that_claim_more_than_they_hold(tmp_path: Path) -> None:
+    long_name = tarfile.TarInfo("x")
+    long_name.type, long_name.size = tarfile.GNUTYPE_LONGNAME, 1 << 33
+    extended = tarfile.TarInfo("x")
+    extended.type, extended.size = tarfile.XHDTYPE, 1 << 70
+    plain = tarfile.TarInfo("x")
+    plain.size = 1 << 60
+    for info in (long_name, extended, plain, sparse(1 << 50)):
+        for place in (tarfile.TarInfo("first").tobuf(), b""):
+            path = tmp_path / "a.tar"
+            path.write_bytes(place + info.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+            with pytest.raises(ArchiveError, match=r"get it again|claim to hold"):
+                unpack(path, tmp_path / "out", same)
+    path = tmp_path / "a.tgz"  # what a long name would hold, compressed
+    with gzip.open(path, "wb") as file:
+        file.write(long_name.tobuf(tarfile.GNU_FORMAT) + b"x" * (1 << 20))
+    with pytest.raises(ArchiveError, match=r"a header of 8589934592 bytes|get it again"):
+        unpack(path, tmp_path / "out", same)
+
+
+def test_a_zip_whose_sizes_lie(tmp_path: Path) -> None:
+    path = make_zip(tmp_path / "a.zip", {"b.bin": b"x" * 5000})
+    content = path.read_bytes()
+    for size in (10, 5001, 200_000_000):
+        path.write_bytes(content.replace(struct.pack("<I", 5000), struct.pack("<I", size)))
+        with pytest.raises(ArchiveError, match=r"damaged at 'b\.bin'"):
+            unpack(path, tmp_path / "out", same)
+        assert tree(tmp_path / "out") == {}
+
+
+def test_damage_of_every_byte_is_told(tmp_path: Path) -> None:
+    """One line that names the archive, wherever the damage is; never a traceback."""
+    for name, make in MAKERS:
+        whole = make(tmp_path / name, {"a": b"alpha", "sub/b": b"beta" * 9}).read_bytes()
+        path = tmp_path / f"damaged{name}"
+        for place in range(0, len(whole), 1 + len(whole) // 150):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+            try:
+                unpack(path, tmp_path / "out", same)
+            except ArchiveError as error:
+                assert str(path) in str(error) and "\n" not in str(error)
+
+
+def test_a_damaged_note_counts_as_none(tmp_path: Path) -> None:
+    path = make_zip(tmp_path / "a.zip", CONTENT)
+    ledger = Ledger(tmp_path)
+    ledger.add(path, "unpacked")
+    assert ledger.has(path, "unpacked")
+    for text in ("", "{", "[1]", "3"):
+        (tmp_path / ".prepared" / "a.zip.json").write_text(text)
+        assert not ledger.has(path, "unpacked")
+    ledger.add(path, "unpacked")
+    assert ledger.has(path, "unpacked")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -190,6 +190,83 @@ def test_wrong_roots_and_options(tmp_path: Path) -> None:
         coco14(tmp_path, ids=91)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="ids, mask_ids"):
         coco14(tmp_path, ids=90, mask_ids=80)
+
+
+def own_data(root: Path, images: Sequence[str], masks: Sequence[str]) -> None:
+    """Images of one class each and masks, in COCO's format."""
+    for name in images:
+        write_image(root / f"images/{name}")
+    for name in masks:
+        write_mask(root / f"masks/{name}", [1])
+    entries = [{"id": k, "file_name": name} for k, name in enumerate(images)]
+    notes = [{"image_id": k, "category_id": 1} for k in range(len(images))]
+    kinds = [{"id": 1, "name": "beet"}]
+    path = root / "annotations/instances_train2017.json"
+    coco_json(path, images=entries, annotations=notes, categories=kinds)
+
+
+def masks_of(root: Path) -> list[str | None]:
+    return [s.mask and s.mask.name for s in coco14(root, "train", ids="json")]
+
+
+@pytest.mark.parametrize(
+    ("images", "masks", "expected"),
+    [
+        (["cam1_0001.jpg"], ["cam2_0001.png"], [None]),
+        (["cam1_0001.jpg"], ["cam2_0001.png", "cam1_0001.png"], ["cam1_0001.png"]),
+        (["a 1.jpg"], ["1.png"], [None]),
+        (["9.jpg"], ["000000000009.png", "9.png"], ["9.png"]),
+        (["COCO_val2014_000000000009.jpg"], ["9.png"], ["9.png"]),
+        (["IMG_9.jpg", "DSC_9.jpg"], ["IMG_9.png"], ["IMG_9.png", None]),
+    ],
+)
+def test_masks_belong_to_images_by_name_or_by_cocos_own_number(
+    tmp_path: Path, images: list[str], masks: list[str], expected: list[str | None]
+) -> None:
+    own_data(tmp_path, images, masks)
+    assert masks_of(tmp_path) == expected
+
+
+def test_matches_by_number_are_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "weaktr")
+    own_data(tmp_path, ["0009.jpg", "0010.jpg"], ["9.png", "10.png"])
+    assert masks_of(tmp_path) == ["9.png", "10.png"]
+    (said,) = caplog.messages
+    assert said == "coco14: 2 masks are matched by COCO's number, such as '0009' by '9'"
+
+
+def test_two_masks_with_the_number_of_an_image(tmp_path: Path) -> None:
+    own_data(tmp_path, ["9.jpg"], ["09.png", "009.png"])
+    with pytest.raises(DataError, match=r"images\[0\]\): '9' has the number of 009, 09: call one"):
+        masks_of(tmp_path)
+
+
+def test_two_images_that_a_line_may_mean(tmp_path: Path) -> None:
+    own_data(tmp_path, ["09.jpg", "009.jpg"], [])
+    names = write_list(tmp_path / "names.txt", ["9"])
+    with pytest.raises(DataError, match=r"names\.txt:1\): '9' has the number of 09, 009"):
+        coco14(tmp_path, ids="json", names=names)
+
+
+def test_lists_of_paths(tmp_path: Path) -> None:
+    own_data(tmp_path, ["a.jpg", "my b.jpg"], [])
+    lines = ["/images/a.jpg /masks/a.png", "my b"]
+    manifest = coco14(tmp_path, ids="json", names=write_list(tmp_path / "names.txt", lines))
+    assert [sample.name for sample in manifest] == ["a", "my b"]
+
+
+def test_names_and_ids_that_stand_twice(tmp_path: Path) -> None:
+    own_data(tmp_path, ["a.jpg", "b.jpg", "b.png"], [])
+    path = tmp_path / "annotations/instances_train2017.json"
+    content = json.loads(path.read_text())
+    content["images"][1]["id"] = 0
+    path.write_text(json.dumps(content | {"annotations": []}))
+    with pytest.raises(DataError, match=r"images\[1\]\): id 0 is also that of images\[0\]"):
+        masks_of(tmp_path)
+    content["images"][1]["id"] = 1
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"name 'b' was already declared at .*images\[1\]"):
+        masks_of(tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools'

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.data.trees import write_csv, write_image, write_list, write_mask
+from weaktr.data import load_manifest
 from weaktr.data.problems import DataError, Problem
-from weaktr.data.sources.folder import folder, unlabelled
+from weaktr.data.sources.folder import HINTS, folder, unlabelled
 
 ROWS = [["image", "labels"], ["cats/1.jpg", "sofa; cat"], ["dogs/1.png", "dog"], ["x.jpg", ""]]
 
@@ -127,7 +128,8 @@ def test_all_faults_at_once(root: Path) -> None:
     problems: list[Problem] = []
     manifest = folder(root, classes=("cat", "dog", "sofa"), problems=problems)
     assert [sample.labels for sample in manifest] == [(0,), (1,), (0,)]
-    assert len(problems) == 5  # the missing file is left to check()
+    errors = [problem for problem in problems if problem.level == "error"]
+    assert len(errors) == 5  # the missing file is left to check()
 
 
 @pytest.mark.parametrize(
@@ -143,12 +145,144 @@ def test_all_faults_at_once(root: Path) -> None:
         ("labels.json", '{"x.jpg": "cat"}', r'labels\.json\["x\.jpg"\]\): expected a list'),
         ("labels.json", '{"x.jpg": {"cat": 1}}', "expected a list"),
         ("labels.json", '{"x.jpg": ["cat"], "x.jpg": []}', "already declared"),
+        ("labels.json", '{"x.jpg": [true]}', r"expected a list of class names, got \[True\]"),
+        ("labels.json", '{"x.jpg": [" "]}', "expected a list of class names"),
+        ("labels.json", '{"x.jpg": ' + "[" * 100_000, "expected JSON, got: maximum recursion"),
+        ("labels.json", '{"x.jpg": 1' + 5000 * "0" + "}", "expected JSON, got: .*4300 digits"),
+        ("labels.json", "{}", "at least one image, found none"),
+        ("labels.csv", "image,labels\n", "at least one image, found none"),
+        ("labels.csv", "image\nx.jpg\n", r"labels\.csv:1\): expected the header"),
+        ("labels.csv", "image,labels\nx.jpg\n", r"csv:2\): expected 2 columns, got 1"),
+        (
+            "labels.csv",
+            "image;labels\nx.jpg;cat;dog\n",
+            r"csv:2\): expected 2 .* in quotes, since ';'",
+        ),
+        ("labels.csv", "image,labels\nx.jpg,cat\nimage,labels\n", r"csv:3\): the header .* second"),
+        ("labels.csv", "image,cat,\nx.jpg,1,0\n", "got none for column 3"),
+        ("labels.csv", "image,cat,cat \nx.jpg,1,0\n", "twice"),
+        (
+            "labels.csv",
+            "image,labels\n\nx.jpg," + "c" * 131_073,
+            r"csv:3\): expected CSV, got: field",
+        ),
+        ("labels.csv", "image,labels\n" + 300 * "a" + ".jpg,cat\n", r"csv:2\): file is missing"),
     ],
 )
 def test_malformed_files(root: Path, name: str, text: str, message: str) -> None:
     (root / name).write_text(text)
     with pytest.raises(DataError, match=message):
         folder(root)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "image;labels\nx.jpg;cat|dog\n",
+        'image;labels\nx.jpg;"cat;dog"\n',
+        "image\tlabels\nx.jpg\tcat;dog\n",
+        '\ufeff"image"\t"labels"\n"x.jpg"\tcat;dog\n',
+        "image,labels\r\nx.jpg,cat;dog\r\n",
+        "image,labels\rx.jpg,cat;dog\r",
+        " image , labels \n x.jpg , cat ; dog \n",
+        "image;cat;dog\nx.jpg;1;TRUE\n",
+    ],
+)
+def test_how_columns_and_lines_are_parted(root: Path, text: str) -> None:
+    (root / "labels.csv").write_bytes(text.encode())
+    manifest = folder(root)
+    assert manifest.classes.names == ("cat", "dog")
+    assert [(sample.name, sample.labels) for sample in manifest] == [("x", (0, 1))]
+
+
+@pytest.mark.parametrize(
+    "name", ["a\u2028b", "a\x85b", "a\x1cb", " a", "a ", "a\rb", "a\nb", "a\\b"]
+)
+def test_names_are_taken_as_they_are(root: Path, name: str) -> None:
+    for other in ("a", "ab", "a/b"):
+        write_image(root / f"images/{other}.jpg")
+    image = write_image(root / f"images/{name}.jpg")
+    (root / "labels.csv").write_bytes(f'image,labels\n"{name}.jpg",cat\n'.encode())
+    (sample,) = folder(root)
+    assert (sample.name, sample.image) == (name, image)
+
+
+def test_paths_of_other_spelling(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "weaktr")
+    rows = [ROWS[0], ["cats\\1.jpg", "cat"], ["dogs\\1.png", "dog"], ["x.jpg ", "cat"]]
+    write_csv(root / "labels.csv", rows)
+    assert [sample.name for sample in folder(root)] == ["cats/1", "dogs/1", "x"]
+    (said,) = caplog.messages
+    assert said.endswith(
+        r"2 paths are spelled otherwise than their files, such as 'cats\\1.jpg' for 'cats/1.jpg'"
+    )
+    write_csv(root / "labels.csv", [*rows, ["cats/1.jpg", "dog"]])
+    with pytest.raises(
+        DataError, match=r"csv:5\): 'cats/1.jpg' was already declared as 'cats/1.jpg'"
+    ):
+        folder(root)
+
+
+def test_columns_of_the_splits_in_another_order(root: Path) -> None:
+    write_csv(root / "train.csv", [["image", "sofa", "cat"], ["x.jpg", "1", "0"]])
+    write_csv(root / "val.csv", [["image", "dog", "cat", "sofa"], ["cats/1.jpg", "1", "0", "1"]])
+    train, val = folder(root, split="train"), folder(root, split="val")
+    assert train.classes.names == val.classes.names == ("sofa", "cat", "dog")
+    assert (train.samples[0].labels, val.samples[0].labels) == ((0,), (0, 2))
+
+
+@pytest.mark.parametrize(
+    ("classes", "told"),
+    [
+        (
+            [False, True, 1.0],
+            "classes: expected a list of names .*in quotes.* got .False, True, 1.0",
+        ),
+        (["cat", None], "classes: expected a list of names"),
+        (["cat", "cat "], "expected each class once, got .'cat'. more than once"),
+        (["cat", " "], "expected text that is not blank"),
+        (5, "classes: expected a list of names"),
+    ],
+)
+def test_class_names_that_are_none(root: Path, classes: object, told: str) -> None:
+    write_csv(root / "labels.csv", ROWS)
+    with pytest.raises(ValueError, match=told):
+        load_manifest("folder", root, classes=classes)
+
+
+def test_what_no_line_speaks_of(root: Path) -> None:
+    write_csv(root / "train.csv", [ROWS[0], ["x.jpg", "cat"]])
+    write_csv(root / "val.csv", [ROWS[0], ["cats\\\\1.jpg", "cat"]])
+    for name in ("x", "cats/1", "dogs/1", "gone"):
+        write_mask(root / f"masks/{name}.png", [1])
+    (root / "images/._x.jpg").write_bytes(b"of a Mac")
+    problems: list[Problem] = []
+    folder(root, split="train", problems=problems)
+    assert [(problem.file, problem.message, problem.level) for problem in problems] == [
+        (f"{root}/{file}", f"no line of train.csv, val.csv lists {what}", "warning")
+        for file, what in (
+            ("images/dogs/1.png", "this image"),
+            ("masks/gone.png", "the image of this mask"),
+            ("masks/dogs/1.png", "the image of this mask"),
+        )
+    ]
+
+
+def test_blanks_around_class_names_do_not_count(root: Path) -> None:
+    (root / "labels.json").write_text('{"x.jpg": ["cat "]}')
+    assert load_manifest("folder", root, classes=[" cat", "dog"]).samples[0].labels == (0,)
+    (root / "twice.txt").write_text("cat\n cat\n")
+    with pytest.raises(DataError, match=r"twice\.txt: names: expected each class once"):
+        folder(root, classes=root / "twice.txt")
+
+
+def test_the_nearest_class_is_looked_for_only_so_often(root: Path) -> None:
+    labels = ";".join(f"cat{k}" for k in range(HINTS + 50))
+    write_csv(root / "labels.csv", [ROWS[0], ["x.jpg", labels], ["cats/1.jpg", "cat0"]])
+    problems: list[Problem] = []
+    folder(root, classes=["cat"], problems=problems)
+    hinted = ["did you mean 'cat'?" in problem.message for problem in problems]
+    assert hinted[: HINTS + 51] == [True] * HINTS + [False] * 50 + [True]
 
 
 def test_not_utf8(root: Path) -> None:

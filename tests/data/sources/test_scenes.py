@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from weaktr.data import check, load_manifest, read_image, read_mask
+from weaktr.data import DataError, check, load_manifest, read_image, read_mask
 from weaktr.data.sources.scene_drawing import CLASSES, NAMES, render_scene
 from weaktr.data.sources.scenes import scenes
 
@@ -157,6 +157,34 @@ def test_a_foreign_folder_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="was not drawn here"):
         scenes(tmp_path, 1, size=16)
     assert (tmp_path / "train" / "holiday.png").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("stamp", ["", "{", "[]", '{"name": "another program"}'])
+def test_a_folder_with_another_stamp_is_left_alone(tmp_path: Path, stamp: str) -> None:
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "scenes.json").write_text(stamp)
+    with pytest.raises(ValueError, match="was not drawn here"):
+        scenes(tmp_path, 1, size=16)
+    assert (tmp_path / "train" / "scenes.json").read_text() == stamp
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "",
+        "name\n000000.png\n",
+        "name,labels\n000000.png\n",
+        "name,labels\n000000.png,unicorn\n",
+        "name,labels\n../../other.png,\n",
+        "name,labels\n000001.png,\n",
+        "name,labels\n\udcff,\n",
+    ],
+)
+def test_labels_that_were_changed(tmp_path: Path, table: str) -> None:
+    scenes(tmp_path, 1, size=16)
+    (tmp_path / "train/labels.csv").write_bytes(table.encode("utf-8", "surrogateescape"))
+    with pytest.raises(DataError, match=r"labels\.csv: not as it was drawn"):
+        scenes(tmp_path, 1, size=16)
 
 
 def test_an_older_drawing_is_replaced(tmp_path: Path) -> None:

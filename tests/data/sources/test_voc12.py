@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.data.trees import voc_tree, write_image, write_list, write_mask, write_xml
+from weaktr.data import load_manifest
 from weaktr.data.problems import DataError, Problem
 from weaktr.data.sources.voc12 import voc12
 
@@ -60,6 +61,75 @@ def test_npy_of_another_data_set(tmp_path: Path) -> None:
     np.save(path, {"2007_000001": np.ones(80)}, allow_pickle=True)
     with pytest.raises(DataError, match="expected 20 numbers an image, got 80"):
         voc12(voc, "train", cls_labels=path)
+
+
+def test_npy_whose_names_are_others(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    voc = voc_tree(tmp_path)
+    path = voc / "cls_labels.npy"
+    np.save(path, {"000000000009": np.eye(20)[3]}, allow_pickle=True)
+    with pytest.raises(
+        DataError, match=r"no labels for 2 of 2 images \(2007_000001, 2007_000002\)"
+    ):
+        voc12(voc, "train", cls_labels=path)
+    assert [sample.labels for sample in voc12(voc, "train")] == [
+        (CAT, PERSON),
+        (AEROPLANE, TVMONITOR),
+    ]
+    (said,) = caplog.messages
+    assert "but for 1 names such as 000000000009: theirs come from the XML files" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("<svg/>", r"expected <annotation>, got <svg>"),
+        ("<annotation>" * 3, "expected XML"),
+        ("<!DOCTYPE a [<!ENTITY b 'c'>]><annotation>&d;</annotation>", "expected XML"),
+        ("<?xml version='1.0' encoding='nonsense'?><annotation/>", "expected XML"),
+        (
+            "<annotation><object><name>cat</name><difficult>maybe</difficult></object></annotation>",
+            "difficult of cat: expected 0 or 1",
+        ),
+    ],
+)
+def test_xml_that_is_no_annotation(tmp_path: Path, text: str, told: str) -> None:
+    voc = voc_tree(tmp_path)
+    (voc / "Annotations/2007_000001.xml").write_text(text)
+    with pytest.raises(DataError, match=rf"2007_000001\.xml .*train\.txt:1\): {told}"):
+        voc12(voc, "train")
+
+
+@pytest.mark.parametrize("mark", ["true", "True", "1", "yes"])
+def test_difficult_in_words(tmp_path: Path, mark: str) -> None:
+    voc = voc_tree(tmp_path)
+    file = voc / "Annotations/2007_000002.xml"
+    file.write_text(file.read_text().replace("<difficult>1<", f"<difficult>{mark}<"))
+    assert voc12(voc, "train", difficult=False).samples[1].labels == (TVMONITOR,)
+
+
+@pytest.mark.parametrize("value", ["false", "no", 0, 1, None])
+def test_flags_are_true_or_false(tmp_path: Path, value: object) -> None:
+    voc = voc_tree(tmp_path)
+    with pytest.raises(ValueError, match="difficult: expected true or false; got"):
+        load_manifest("voc12", voc, "train", difficult=value)
+    assert len(load_manifest("voc12", voc, "train", difficult=False)) == 2
+
+
+def test_names_with_blanks_and_lines_that_are_no_names(tmp_path: Path) -> None:
+    voc = voc_tree(tmp_path)
+    write_image(voc / "JPEGImages/my photo.jpg")
+    write_image(voc / "JPEGImages/my.jpg")
+    lists = voc / "ImageSets/Segmentation"
+    write_list(lists / "own.txt", ["my photo"])
+    assert [sample.name for sample in voc12(voc, "own")] == ["my photo"]
+    write_list(lists / "cat_train.txt", ["2007_000001 -1"])
+    with pytest.raises(
+        DataError, match=r"2007_000001 -1\.jpg .*cat_train\.txt:1\): file is missing"
+    ):
+        voc12(voc, "cat_train")
+    write_list(lists / "twice.txt", ["2007_000001", "JPEGImages/2007_000001.jpg"])
+    with pytest.raises(DataError, match=r"twice\.txt:2\): name '2007_000001' was already declared"):
+        voc12(voc, "twice")
 
 
 def test_augmented_masks_come_first(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from weaktr.data.prepare.meters import megabytes
 from weaktr.data.prepare.official import Archive
@@ -83,14 +84,20 @@ class Ledger:
 
     def has(self, path: Path, step: str, detail: str | None = None) -> bool:
         """Whether `add` was called with the same arguments and the file is unchanged."""
-        file = self._file(path)
-        return file.is_file() and read_json(file).get(step) == [_stamp(path), detail]
+        return self._steps(path).get(step) == [_stamp(path), detail]
 
     def add(self, path: Path, step: str, detail: str | None = None) -> None:
         """Note that the file at `path` has passed `step`."""
-        file = self._file(path)
-        steps = read_json(file) if file.is_file() else {}
-        write_json(file, {**steps, step: [_stamp(path), detail]})
+        steps = self._steps(path)
+        write_json(self._file(path), {**steps, step: [_stamp(path), detail]})
+
+    def _steps(self, path: Path) -> dict[str, Any]:
+        """The notes of an archive; none where they are damaged."""
+        try:
+            steps = read_json(self._file(path))
+        except ValueError:
+            return {}
+        return steps if isinstance(steps, dict) else {}
 
     def _file(self, path: Path) -> Path:
         return self.folder / f"{path.name}.json"

@@ -8,6 +8,7 @@ Source: MathWorks, "MAT-File Format", the chapter on level 5.
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
 from collections.abc import Iterator
@@ -25,8 +26,10 @@ _CLASSES = {
 }  # fmt: skip
 _MATRIX, _COMPRESSED, _STRUCT = 14, 15, 2
 _HEADER = 128
-#: SBD files are far smaller; a file that claims more is refused.
-MOST_BYTES = 1 << 28
+#: SBD's files have less than 1 MB; one that inflates to more than this is refused.
+MOST_BYTES = 1 << 24
+#: Structs inside structs; SBD's have two.
+MOST_DEPTH = 32
 
 
 def read_mat(content: bytes) -> dict[str, Any]:
@@ -40,36 +43,40 @@ def read_mat(content: bytes) -> dict[str, Any]:
         None for what is not read.
 
     Raises:
-        ValueError: not such a file, or damaged.
+        ValueError: not such a file, damaged, or claiming more than it holds.
     """
     order = {b"IM": "<", b"MI": ">"}.get(content[126:128])
     if order is None or len(content) < _HEADER:
         raise ValueError("expected a MATLAB file of level 5 (not 7.3), got something else")
     try:
         variables = {}
-        for kind, data in _inflated(_elements(content[_HEADER:], order), order):
+        for kind, data in _inflated(_elements(memoryview(content)[_HEADER:], order), order):
             if kind == _MATRIX:
                 name, value = _matrix(data, order)
                 variables[name] = value
         return variables
-    except (struct.error, zlib.error, IndexError, StopIteration, UnicodeDecodeError) as error:
+    except (struct.error, zlib.error, LookupError, ArithmeticError, StopIteration) as error:
         raise ValueError(f"the MATLAB file is damaged: {error}") from error
 
 
-def _inflated(elements: Iterator[tuple[int, bytes]], order: str) -> Iterator[tuple[int, bytes]]:
+def _inflated(
+    elements: Iterator[tuple[int, memoryview]], order: str
+) -> Iterator[tuple[int, memoryview]]:
     """The elements, each compressed one replaced by those that it contains."""
+    left = MOST_BYTES
     for kind, data in elements:
         if kind != _COMPRESSED:
             yield kind, data
             continue
         inflater = zlib.decompressobj()
-        content = inflater.decompress(data, MOST_BYTES)
-        if not inflater.eof:
+        content = inflater.decompress(data, left + 1)
+        left -= len(content)
+        if left < 0 or not inflater.eof:
             raise ValueError(f"the MATLAB file is cut off, or holds more than {MOST_BYTES} bytes")
-        yield from _elements(content, order)
+        yield from _elements(memoryview(content), order)
 
 
-def _elements(data: bytes, order: str) -> Iterator[tuple[int, bytes]]:
+def _elements(data: memoryview, order: str) -> Iterator[tuple[int, memoryview]]:
     """(type, content) of the data elements that follow one another."""
     position = 0
     while position + 8 <= len(data):
@@ -85,41 +92,52 @@ def _elements(data: bytes, order: str) -> Iterator[tuple[int, bytes]]:
         yield kind, data[start : start + size]
 
 
-def _matrix(data: bytes, order: str) -> tuple[str, Any]:
-    """(name, value) of one array."""
+def _matrix(data: memoryview, order: str, depth: int = 0) -> tuple[str, Any]:
+    """(name, value) of one array, which is inside `depth` structs."""
+    if depth > MOST_DEPTH:
+        raise ValueError(f"the MATLAB file is damaged: more than {MOST_DEPTH} structs in structs")
     parts = _elements(data, order)
     if not data:
         return "", None
     flags = _numbers(*next(parts), order)
     shape = tuple(int(n) for n in _numbers(*next(parts), order))
-    name = next(parts)[1].decode("ascii")
+    name = bytes(next(parts)[1]).decode("ascii")
     array_class = int(flags[0]) & 0xFF
-    if array_class == _STRUCT:
-        return name, _struct(parts, int(np.prod(shape)), order)
-    if array_class not in _CLASSES:
+    if array_class != _STRUCT and array_class not in _CLASSES:
         return name, None
+    count = math.prod(shape)
+    if min(shape, default=0) < 0 or count > len(data):
+        raise ValueError(f"the MATLAB file is damaged: {len(data)} bytes for shape {shape[:9]}")
+    if array_class == _STRUCT:
+        return name, _struct(parts, count, order, depth + 1)
     values = _numbers(*next(parts), order)
-    if values.size != np.prod(shape):
+    if values.size != count:
         raise ValueError(f"the MATLAB file is damaged: {values.size} numbers for {shape}")
     kind = order + _CLASSES[array_class]
     return name, values.reshape(shape, order="F").astype(np.dtype(kind).newbyteorder("="))
 
 
-def _struct(parts: Iterator[tuple[int, bytes]], count: int, order: str) -> Any:
+def _struct(
+    parts: Iterator[tuple[int, memoryview]], count: int, order: str, depth: int
+) -> dict[str, Any] | list[dict[str, Any]]:
     """A struct array of `count` elements: a dict for one element, else a list of dicts."""
     width = int(_numbers(*next(parts), order)[0])
     if width < 1:
         raise ValueError("the MATLAB file is damaged: field names of no length")
-    names = next(parts)[1]
+    names = bytes(next(parts)[1])
     fields = [
         names[start : start + width].split(b"\0")[0].decode("ascii")
         for start in range(0, len(names), width)
     ]
-    entries = [{name: _matrix(next(parts)[1], order)[1] for name in fields} for _ in range(count)]
+    if count > 1 and not fields:
+        raise ValueError(f"the MATLAB file is damaged: {count} structs without fields")
+    entries = [
+        {name: _matrix(next(parts)[1], order, depth)[1] for name in fields} for _ in range(count)
+    ]
     return entries[0] if count == 1 else entries
 
 
-def _numbers(kind: int, data: bytes, order: str) -> np.ndarray:
+def _numbers(kind: int, data: memoryview, order: str) -> np.ndarray:
     """The numbers of a data element, one dimension."""
     if kind not in _NUMBERS:
         raise ValueError(f"the MATLAB file is damaged: {kind} is no type of number")

@@ -21,7 +21,7 @@ from weaktr.data.io import read_labels
 from weaktr.data.layout import first_file, read_lines
 from weaktr.data.masks import write_mask
 from weaktr.data.prepare.archives import ArchiveError
-from weaktr.data.prepare.matlab import read_mat
+from weaktr.data.prepare.matlab import MOST_BYTES, read_mat
 from weaktr.data.prepare.meters import megabytes
 from weaktr.data.prepare.pngs import is_whole_png
 from weaktr.data.prepare.result import is_whole
@@ -128,14 +128,12 @@ def train_aug_names(voc: Path) -> list[str]:
 
 def _write_from_mat(member: Member, file: Path, source: Path) -> None:
     """Write the labels of an SBD annotation as a mask."""
-    temporary = file.with_name(f".{file.name}.mat")
-    member.copy_to(temporary)
     try:
-        labels = _segmentation(read_mat(temporary.read_bytes()))
+        labels = _segmentation(read_mat(member.read(MOST_BYTES)))
+    except ArchiveError:
+        raise
     except ValueError as error:
         raise ValueError(f"{source}: {member.name}: {error}") from error
-    finally:
-        temporary.unlink()
     write_mask(file, labels, durable=False)
 
 
@@ -145,7 +143,8 @@ def _segmentation(variables: dict[str, object]) -> np.ndarray:
     labels = truth.get("Segmentation") if isinstance(truth, dict) else None
     if not isinstance(labels, np.ndarray) or labels.ndim != 2:
         raise ValueError("expected GTcls.Segmentation, a matrix of labels, as in SBD's cls folder")
-    outside = np.unique(labels[(labels >= VOC.num_labels) & (labels != IGNORE)])
-    if outside.size or labels.min() < 0:
-        raise ValueError(f"expected labels 0..20 or {IGNORE}, got {np.unique(labels).tolist()}")
+    outside = labels[~np.isin(labels, (*range(VOC.num_labels), IGNORE))]
+    if outside.size or not labels.size:
+        shown = np.unique(outside)[:9].tolist()
+        raise ValueError(f"expected labels 0..20 or {IGNORE}, got {shown} in {labels.shape}")
     return np.ascontiguousarray(labels, np.uint8)

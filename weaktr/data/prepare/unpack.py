@@ -1,14 +1,17 @@
 """Read archives and folders in the same way, and unpack them without writing outside one folder.
 
 Archives are not trusted: absolute names, ``..``, symbolic and hard links and devices are refused,
-and so is a path that leaves the folder through a link already on the disk.
+and so is a path that leaves the folder through a link already on the disk, a name that cannot be
+printed, and an archive that claims to hold far more than it can (`most_bytes`).
 """
 
 from __future__ import annotations
 
+import errno
+import lzma
 import re
-import shutil
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -16,7 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, NoReturn
 
 from weaktr.data.manifest import is_inside
 from weaktr.data.prepare.archives import ArchiveError
@@ -28,10 +31,20 @@ _DAMAGE = (
     zipfile.BadZipFile,
     tarfile.TarError,
     zlib.error,
+    lzma.LZMAError,
+    struct.error,
     EOFError,
     NotImplementedError,
     RuntimeError,
+    OverflowError,
+    LookupError,
+    UnicodeError,
 )
+#: An archive may hold this many bytes, or `RATIO` times as many as it has itself, if that is more.
+#: COCO's annotations, the most compressible of those that are prepared, shrink to a quarter.
+MOST_INFLATED, RATIO = 1 << 29, 32
+#: Bytes that are read at once; also the most of a header in a tar, such as a long name.
+MOST_PART = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -62,15 +75,39 @@ class Member:
         """
         path.unlink(missing_ok=True)
         try:
-            with self.open() as source, open(path, "xb") as sink:
-                shutil.copyfileobj(source, sink, 1 << 20)
-                size = sink.tell()
+            with open(path, "xb") as sink:
+                for part in self._parts():
+                    sink.write(part)
+        except ArchiveError:
+            path.unlink(missing_ok=True)
+            raise
+
+    def read(self, most: int) -> bytes:
+        """The content, of `most` bytes at most.
+
+        Raises:
+            ArchiveError: the archive is damaged there, or there is more.
+        """
+        if self.size > most:
+            raise ArchiveError(f"{self.origin}: {self.name!r} has more than {most} bytes")
+        return b"".join(self._parts())
+
+    def _parts(self) -> Iterator[bytes]:
+        """The content, piece by piece.
+
+        Raises:
+            ArchiveError: the archive is damaged there.
+        """
+        size = 0
+        try:
+            with self.open() as source:
+                while part := source.read(MOST_PART):
+                    size += len(part)
+                    yield part
             if size != self.size:
                 raise EOFError(f"expected {self.size} bytes, got {size}")
-        except _DAMAGE as error:
-            path.unlink(missing_ok=True)
-            message = f"{self.origin}: damaged at {self.name!r}: {error}"
-            raise ArchiveError(f"{message}; delete it and get it again") from error
+        except (*_DAMAGE, OSError) as error:
+            _refuse_damage(error, f"{self.origin}: damaged at {self.name!r:.200}")
 
 
 def members(path: Path) -> Iterator[Member]:
@@ -86,9 +123,16 @@ def members(path: Path) -> Iterator[Member]:
         return
     try:
         yield from _zip_members(path) if zipfile.is_zipfile(path) else _tar_members(path)
-    except _DAMAGE as error:
-        message = f"{path}: cannot be read as an archive (zip, tar, tar.gz): {error}"
-        raise ArchiveError(f"{message}; delete it and get it again") from error
+    except (*_DAMAGE, OSError) as error:
+        _refuse_damage(error, f"{path}: cannot be read as an archive (zip, tar, tar.gz)")
+
+
+def _refuse_damage(error: Exception, place: str) -> NoReturn:
+    """Raise an error of reading: the disk's own as it is, any other as an ArchiveError."""
+    if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+        raise error
+    reason = " ".join(str(error).split()) or type(error).__name__
+    raise ArchiveError(f"{place}: {reason:.300}; delete it and get it again") from error
 
 
 def total_bytes(path: Path) -> int:
@@ -128,8 +172,12 @@ def unpack(path: Path, folder: Path, place: Callable[[str], str | None]) -> int:
                 raise ArchiveError(f"{path}: {member.name!r} would be written outside {base}")
             if target.is_file() and target.stat().st_size == member.size:
                 continue
-            with whole_file(target, durable=False) as temporary:
-                member.copy_to(temporary)
+            try:
+                with whole_file(target, durable=False) as temporary:
+                    member.copy_to(temporary)
+            except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+                message = f"{path}: {member.name!r} is both a file and a folder"
+                raise ArchiveError(message) from error
             written += 1
         advance_to(total_bytes(path))
     return written
@@ -139,12 +187,27 @@ def _safe(name: str, archive: Path) -> str:
     """A member's name with ``/`` and without ``./``.
 
     Raises:
-        ArchiveError: it leads out of the folder.
+        ArchiveError: it leads out of the folder, or is no name for a file.
     """
     clean = re.sub(r"^(\./)+", "", name.replace("\\", "/"))
     if not is_inside(clean) or "\0" in clean or re.match(r"[A-Za-z]:", clean):
-        raise ArchiveError(f"{archive}: refused, {name!r} leads out of the folder")
+        raise ArchiveError(f"{archive}: refused, {name!r:.200} leads out of the folder")
+    if not clean.isprintable() or any(len(part.encode()) > 255 for part in clean.split("/")):
+        raise ArchiveError(f"{archive}: refused, {name!r:.200} is no name for a file")
     return clean
+
+
+def most_bytes(path: Path) -> int:
+    """How much an archive may hold."""
+    return max(MOST_INFLATED, RATIO * path.stat().st_size)
+
+
+def _refuse_bomb(path: Path, claimed: int) -> None:
+    """Raise ArchiveError where an archive claims to hold more than `most_bytes`."""
+    if claimed > most_bytes(path):
+        raise ArchiveError(
+            f"{path}: refused, {path.stat().st_size} bytes that claim to hold {claimed}"
+        )
 
 
 def _folder_members(path: Path) -> Iterator[Member]:
@@ -164,6 +227,7 @@ def _open_file(path: Path) -> IO[bytes]:
 
 def _zip_members(path: Path) -> Iterator[Member]:
     with zipfile.ZipFile(path) as archive:
+        _refuse_bomb(path, sum(info.file_size for info in archive.infolist()))
         for info in archive.infolist():
             name = _safe(info.filename, path)
             if info.is_dir() or is_clutter(name):
@@ -176,8 +240,11 @@ def _zip_members(path: Path) -> Iterator[Member]:
 
 
 def _tar_members(path: Path) -> Iterator[Member]:
-    with open(path, "rb") as raw, tarfile.open(fileobj=raw) as archive:
+    claimed = 0
+    with open(path, "rb") as raw, _Tar.open(fileobj=raw) as archive:
         for info in archive:
+            claimed += info.size
+            _refuse_bomb(path, claimed)
             if info.isdir():
                 continue
             name = _safe(info.name, path)
@@ -186,6 +253,35 @@ def _tar_members(path: Path) -> Iterator[Member]:
             if not info.isreg():
                 raise ArchiveError(f"{path}: refused, {name!r} is a link or device")
             yield Member(name, info.size, raw.tell(), path, partial(_open_tar, archive, info))
+
+
+class _Tar(tarfile.TarFile):
+    """A tar whose headers have at most `MOST_PART` bytes, whatever they claim."""
+
+    @classmethod
+    def taropen(cls, name: Any, mode: Any = "r", fileobj: Any = None, **options: Any) -> Any:
+        """What all kinds of compression end in."""
+        short: Any = _Short(fileobj)
+        return super().taropen(name, mode, short, **options)
+
+
+class _Short:
+    """A file of which no more than `MOST_PART` bytes are read at once.
+
+    Args:
+        file: what is read.
+    """
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self.seek, self.tell, self.close = file.seek, file.tell, file.close
+
+    def read(self, size: int) -> bytes:
+        """At most `size` bytes; tarfile.ReadError where that is too much."""
+        if not 0 <= size <= MOST_PART:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        content: bytes = self._file.read(size)
+        return content
 
 
 def _open_tar(archive: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from weaktr.data.manifest import Exif, Manifest
 from weaktr.data.problems import Problem
@@ -77,4 +79,36 @@ def load_manifest(source: str, root: str | Path, split: str = "train", **options
         inspect.signature(describe).bind(root, split=split, **options)
     except TypeError as error:
         raise ValueError(f"options of source {source!r}: {error}") from error
+    for name, value in options.items():
+        if name != "problems":
+            _require_kind(describe, name, value)
     return describe(root, split=split, **options)
+
+
+#: The annotations of sources' arguments in words.
+_KINDS = {
+    "bool": "true or false",
+    "int": "a whole number",
+    "str | Path | None": "a path",
+    "str | Path | Instances | None": "a path",
+    "Sequence[str]": "a list of names (no, yes, 1.0 in quotes)",
+    "Sequence[str] | str | Path | None": "a list of names (no, yes, 1.0 in quotes) or its path",
+    "Exif": "one of ignore, apply",
+    "Ids": "90, 80 or json",
+    "Literal[90, 80]": "90 or 80",
+}
+
+
+def _require_kind(describe: Callable[..., Manifest], name: str, value: Any) -> None:
+    """Raise `ValueError` unless an option is of the type that its source declares.
+
+    Types are taken strictly: the text "false" is no false, and 1 is no true.
+    """
+    settings = ConfigDict(strict=True, arbitrary_types_allowed=True)
+    hint = get_type_hints(describe)[name]
+    try:
+        TypeAdapter(hint, config=settings).validate_python(value)
+    except ValidationError as error:
+        declared = str(inspect.signature(describe).parameters[name].annotation)
+        expected = _KINDS.get(declared, declared)
+        raise ValueError(f"{name}: expected {expected}; got {value!r}") from error

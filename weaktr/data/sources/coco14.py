@@ -8,14 +8,19 @@ likewise)::
     images              voc_format/class_labels
     images[/{S,Y}]      masks[/{S,Y}]
 
-The JSON is ``annotations/instances_Y.json`` or ``_S.json``. Files are matched by name or by the
-number at its end.
+The JSON is ``annotations/instances_Y.json`` or ``_S.json``. Files are matched by name. Where there
+is none of that name, COCO's own names, whose form changed over the years, are matched by their
+number: ``COCO_train2014_000000000009.jpg``, ``000000000009.png``, ``9.png``.
 """
 
 from __future__ import annotations
 
+import logging
+import os
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 
@@ -24,17 +29,23 @@ from weaktr.data.cls_labels import read_cls_labels
 from weaktr.data.instances import Ids, Instances, Numbering, numbering_of, read_instances
 from weaktr.data.layout import (
     IMAGE_SUFFIXES,
-    by_number,
     collect_or_raise,
     first_file,
     first_folder,
     read_lines,
     require_folder,
-    trailing_number,
 )
 from weaktr.data.manifest import Manifest, Sample
-from weaktr.data.problems import Problem
+from weaktr.data.names import readings
+from weaktr.data.problems import Problem, few
 from weaktr.data.render import drawing_faults
+
+log = logging.getLogger("weaktr")
+
+T = TypeVar("T")
+
+#: The names of COCO's own images, without suffix.
+_COCO_NAME = re.compile(r"(?:COCO_[a-z]+[0-9]{4}_)?([0-9]{1,12})")
 
 
 def coco14(
@@ -90,18 +101,19 @@ def coco14(
             f"root: expected an image folder such as JPEGImages/{parts[1]}, {parts[0]} or images "
             f"below {root}, found none"
         )
-    files = _Files(folder, Path(masks) if masks else mask_folder(root, parts))
     list_file = Path(names) if names else first_file([root / f"voc_format/{split}.txt"])
     if list_file is None and base != split:
         raise ValueError(f"split: {split!r} needs the list {root}/voc_format/{split}.txt")
     declared = None if cls_labels else _declared(root, parts, instances, ids, mask_ids)
+    faults = [] if declared is None else declared.problems
+    files = _Files(folder, Path(masks) if masks else mask_folder(root, parts), faults)
     if declared is not None:
-        numbering, faults = declared.numbering, declared.problems
+        numbering = declared.numbering
         samples = _from_instances(declared, files, list_file)
         if problems is not None and not isinstance(instances, Instances):
             faults += drawing_faults(declared, folder)  # training does not need the outlines
     else:
-        numbering, faults = numbering_of([], ids, mask_ids), []
+        numbering = numbering_of([], ids, mask_ids)
         label_places = (root, root / "voc_format", root / "annotations")
         label_file = (
             Path(cls_labels)
@@ -109,6 +121,7 @@ def coco14(
             else first_file(place / "cls_labels.npy" for place in label_places)
         )
         samples = _from_cls_labels(root, label_file, list_file, files, numbering, faults)
+    files.log()
     name = "coco14" if ids != "json" else "coco"
     manifest = Manifest(name, split, numbering.classes, tuple(samples))
     return collect_or_raise(manifest, faults, problems)
@@ -154,63 +167,141 @@ def mask_folder(root: Path, parts: tuple[str, ...]) -> Path | None:
     )
 
 
+class _Numbered(Generic[T]):
+    """Things with names: found by name, or else by the number in one of COCO's own names.
+
+    Args:
+        things: (name, thing), names without suffix.
+    """
+
+    def __init__(self, things: Iterable[tuple[str, T]]) -> None:
+        self._by_name: dict[str, T] = {}
+        self._by_number: dict[int, list[tuple[str, T]]] = {}
+        for name, thing in things:
+            self._by_name[name] = thing
+            if (number := coco_number(name)) is not None:
+                self._by_number.setdefault(number, []).append((name, thing))
+        #: (wanted, found) names of what was found by its number
+        self.looser: list[tuple[str, str]] = []
+
+    def find(self, name: str) -> T | None:
+        """The thing of this name.
+
+        Raises:
+            ValueError: there is none, but two with its number.
+        """
+        if name in self._by_name:
+            return self._by_name[name]
+        number = coco_number(name)
+        same = [] if number is None else self._by_number.get(number, [])
+        if len(same) > 1:
+            raise ValueError(
+                f"{name!r} has the number of {few([other for other, _ in same])}: "
+                "call one of them by that very name"
+            )
+        if not same:
+            return None
+        self.looser.append((name, same[0][0]))
+        return same[0][1]
+
+
+def coco_number(name: str) -> int | None:
+    """The number in a name as COCO's own (``COCO_val2014_000000000042``, ``42``), else None."""
+    match = _COCO_NAME.fullmatch(PurePosixPath(name).name)
+    return int(match[1]) if match else None
+
+
+def _stem(path: str) -> str:
+    """A path of an image or mask without its suffix."""
+    return os.path.splitext(path)[0] if path.lower().endswith(IMAGE_SUFFIXES) else path
+
+
 class _Files:
-    """The images and masks of a split, looked up by name or by number."""
+    """The images and masks of a split, looked up by name or by COCO's number."""
 
-    def __init__(self, images: Path, masks: Path | None) -> None:
-        self.images, self.masks = images, masks
-        self._image_numbers = by_number(images, IMAGE_SUFFIXES)
-        self._mask_numbers = by_number(masks, (".png",))
+    def __init__(self, images: Path, masks: Path | None, faults: list[Problem]) -> None:
+        self.images, self.masks, self._faults = images, masks, faults
+        self._numbered = {
+            "images": _Numbered(_listed(images, IMAGE_SUFFIXES)),
+            "masks": _Numbered([] if masks is None else _listed(masks, (".png",))),
+        }
 
-    def image(self, file_name: str) -> Path:
-        direct = self.images / file_name
-        number = trailing_number(direct.stem)
-        if number is None or direct.is_file():
+    def image(self, line: str, source: str) -> Path:
+        """The image of this path, or that a line of a list means."""
+        direct = self.images / line
+        if os.path.isfile(direct):
             return direct
-        return self._image_numbers.get(number, direct)
+        found = (self._find("images", name, source) for name in readings(line))
+        suffix = "" if line.lower().endswith(IMAGE_SUFFIXES) else ".jpg"
+        return next((file for file in found if file is not None), self.images / f"{line}{suffix}")
 
-    def mask(self, image: Path) -> Path | None:
+    def mask(self, image: Path, source: str) -> Path | None:
         if self.masks is None:
             return None
-        direct = self.masks / image.relative_to(self.images).with_suffix(".png")
-        number = trailing_number(image.stem)
-        if direct.is_file():
-            return direct
-        return None if number is None else self._mask_numbers.get(number)
+        name = _stem(image.relative_to(self.images).as_posix())
+        direct = self.masks / f"{name}.png"
+        return direct if os.path.isfile(direct) else self._find("masks", name, source)
 
     def sample(
-        self, file_name: str, labels: tuple[int, ...], source: str, numbering: Numbering
+        self, line: str, labels: tuple[int, ...], source: str, numbering: Numbering
     ) -> Sample:
-        image = self.image(file_name)
-        name = image.relative_to(self.images).with_suffix("").as_posix()
-        return Sample(name, image, labels, self.mask(image), source, numbering.mask_ids)
+        image = self.image(line, source)
+        name = _stem(image.relative_to(self.images).as_posix())
+        return Sample(name, image, labels, self.mask(image, source), source, numbering.mask_ids)
+
+    def log(self) -> None:
+        """Say how many files were found by their number."""
+        for what, numbered in self._numbered.items():
+            if numbered.looser:
+                log.info(
+                    "coco14: %d %s are matched by COCO's number, such as %r by %r",
+                    len(numbered.looser), what, *numbered.looser[0],
+                )  # fmt: skip
+
+    def _find(self, what: str, name: str, source: str) -> Path | None:
+        try:
+            return self._numbered[what].find(name)
+        except ValueError as error:
+            folder = self.images if what == "images" else self.masks
+            self._faults.append(Problem(str(folder), source, str(error), kind="two files fit"))
+            return None
 
 
-def _key(name: str) -> str | int:
-    """The number at the end of an image's name, else its stem; the same for every spelling."""
-    stem = PurePosixPath(name).stem if name.lower().endswith(IMAGE_SUFFIXES) else name
-    number = trailing_number(stem)
-    return stem if number is None else number
+def _listed(folder: Path, suffixes: Sequence[str]) -> list[tuple[str, Path]]:
+    """(name without suffix, file) of the files of a folder."""
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if entry.name.lower().endswith(tuple(suffixes))]
+    return [(_stem(name), folder / name) for name in sorted(names)]
 
 
 def _from_instances(declared: Instances, files: _Files, list_file: Path | None) -> list[Sample]:
     """The JSON's images, or only those of the list, in its order."""
+    path, faults = str(declared.path), declared.problems
     samples = []
     for image in declared.images:
         source, labels = f"{declared.path}: {image.where}", declared.labels(image.id)
         samples.append(files.sample(image.file_name, labels, source, declared.numbering))
     if list_file is None:
         return samples
-    by_key = {_key(sample.name): sample for sample in samples}
+    known = _Numbered((sample.name, sample) for sample in samples)
     chosen = []
     for number, line in read_lines(list_file):
-        name = line.split()[0]
-        if _key(name) in by_key:
-            chosen.append(by_key[_key(name)])
+        where = f"{list_file}:{number}"
+        try:
+            sample = _of_line(line, known)
+        except ValueError as error:
+            faults.append(Problem(path, where, str(error), kind="two images fit"))
+            continue
+        if sample is not None:
+            chosen.append(sample)
         else:
-            where = f"{list_file}:{number}"
-            declared.problems.append(Problem(str(declared.path), where, f"has no image {name}"))
+            faults.append(Problem(path, where, f"has no image {line}", kind="no such image"))
     return chosen
+
+
+def _of_line(line: str, known: _Numbered[T]) -> T | None:
+    """What a line of a list means: the first of its `readings` that is known."""
+    return next((found for name in readings(line) if (found := known.find(name)) is not None), None)
 
 
 def _from_cls_labels(
@@ -227,22 +318,26 @@ def _from_cls_labels(
             f"root: expected annotations/instances_*.json, or (with ids 90 or 80) cls_labels.npy "
             f"and voc_format/<split>.txt, below {root}; found neither"
         )
-    labels = {_key(name): vector for name, vector in read_cls_labels(label_file).items()}
+    stored_labels = read_cls_labels(label_file)
+    known = _Numbered((_stem(name), vector) for name, vector in stored_labels.items())
     samples = []
     for number, line in read_lines(list_file):
-        name, source = line.split()[0], f"{list_file}:{number}"
-        vector = labels.get(_key(name))
+        source = f"{list_file}:{number}"
+        try:
+            vector = _of_line(line, known)
+        except ValueError as error:
+            faults.append(Problem(str(label_file), source, str(error), kind="two labels fit"))
+            continue
         if vector is None or len(vector) not in (80, 90):
             held = "no labels" if vector is None else f"{len(vector)} numbers, expected 80 or 90,"
-            faults.append(Problem(str(label_file), source, f"holds {held} for {name}"))
+            faults.append(Problem(str(label_file), source, f"holds {held} for {line}"))
             continue
         stored = COCO80 if len(vector) == 80 else COCO90
         present = [stored.ids[index] for index in np.flatnonzero(vector)]
         index_of = numbering.index_of_category
         if unused := [identity for identity in present if identity not in index_of]:
-            message = f"has the unused COCO ids {unused} for {name}"
+            message = f"has the unused COCO ids {unused} for {line}"
             faults.append(Problem(str(label_file), source, message))
         indices = tuple(sorted(index_of[identity] for identity in present if identity in index_of))
-        suffix = "" if name.lower().endswith(IMAGE_SUFFIXES) else ".jpg"
-        samples.append(files.sample(name + suffix, indices, source, numbering))
+        samples.append(files.sample(line, indices, source, numbering))
     return samples

@@ -2,7 +2,8 @@
 
 Label files:
 
-* CSV ``image,labels`` with a header; several labels are separated by ``;`` or ``|``::
+* CSV ``image,labels`` with a header, its columns separated by commas, semicolons or tabs; several
+  labels are separated by ``;`` or ``|``::
 
       image,labels
       cats/001.jpg,cat;sofa
@@ -15,9 +16,12 @@ from __future__ import annotations
 
 import csv
 import difflib
+import io
 import json
+import logging
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -27,17 +31,23 @@ from weaktr.data.layout import (
     IMAGE_SUFFIXES,
     collect_or_raise,
     first_file,
-    read_lines,
+    first_folder,
+    flag,
     read_text,
     require_folder,
 )
 from weaktr.data.manifest import Exif, Manifest, Sample, is_inside, require_exif
+from weaktr.data.names import class_list
 from weaktr.data.problems import DataError, Problem
 from weaktr.files import files_below
 
+log = logging.getLogger("weaktr")
+
 _SEPARATOR = re.compile("[;|]")
-_YES = {"1", "1.0", "true", "yes"}
-_NO = {"", "0", "0.0", "false", "no"}
+#: Unknown labels for which the nearest class is looked for, which takes milliseconds.
+HINTS = 200
+#: The first cell of a CSV and what parts it from the next.
+_FIRST_CELL = re.compile(r'\s*"?image"?[ ]*([,;\t])')
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,21 @@ class Row:
     image: str
     labels: tuple[str, ...]
     source: str
+
+
+@dataclass(frozen=True)
+class LabelFile:
+    """A label file.
+
+    Args:
+        path: of the file.
+        rows: its images.
+        columns: the class names of its header, where it has a column for each; else ().
+    """
+
+    path: Path
+    rows: list[Row]
+    columns: tuple[str, ...] = ()
 
 
 def folder(
@@ -69,10 +94,12 @@ def folder(
         split: name of the part that the file describes.
         classes: class names in class-index order, or the path of a text file with one a line.
             None = ``classes.txt`` in `root`, else the columns of a 0/1 CSV, else all names of
-            the label file, sorted. Names in the files of other splits (``train``, ``val``,
-            ``test``) in `root` count as well, so that all splits have the same classes.
+            the label file, sorted. The files of other splits (``train``, ``val``, ``test``) in
+            `root` count as well, columns in the order of the splits, so that all splits have the
+            same classes in the same order.
         images: where the image paths of the label file start. None = ``root/images``, and `root`
-            itself for paths that are not there.
+            itself for paths that are not there. A path that is no file as it is written is read
+            without blanks around it, then with / for \\.
         masks: folder of true masks (for evaluation only): ``<image path without suffix>.png``,
             pixel 0 = background, ``k + 1`` = class index k, 255 = ignore. None = ``root/masks``.
         exif: "apply" = turn photographs as their EXIF asks viewers to, see `Sample`.
@@ -94,20 +121,21 @@ def folder(
             f"labels_file: expected {split}.csv, {split}.json, labels.csv or labels.json in "
             f"{root}, found none; for images without labels use unlabelled()"
         )
-    faults: list[Problem] = []
-    rows, columns = _read(path, faults)
-    others = [] if labels_file else _other_splits(root, path)
-    known = _classes(classes, root, columns, [*rows, *others])
+    faults: list[Problem] = [] if problems is None else problems
+    own = _read(path, faults)
+    splits = [own] if labels_file else _splits(root, own)
+    known = _classes(classes, root, splits)
     image_root = Path(images) if images else root / "images"
     mask_root = Path(masks) if masks else root / "masks"
+    hint = _hints(known.names)
     samples = []
-    for row in _unrepeated(rows, path, faults):
-        name, relative = _name(row.image), row.image.replace("\\", "/")
-        candidates = [image_root / relative, root / relative]
-        image = first_file(candidates) or candidates[0 if image_root.is_dir() else 1]
+    for name, row, image in _unrepeated(own.rows, [image_root, root], path, faults):
         mask = first_file([mask_root / f"{name}.png"])
-        labels = _indices(row, known, path, faults)
+        labels = _indices(row, known, path, faults, hint)
         samples.append(Sample(name, image, labels, mask, row.source, exif=exif))
+    if problems is not None:
+        images_below = image_root if image_root.is_dir() else root
+        problems.extend(_not_listed(splits, samples, images_below, mask_root))
     return collect_or_raise(Manifest("folder", split, known, tuple(samples)), faults, problems)
 
 
@@ -149,54 +177,78 @@ def unlabelled(
     rows = [Row(file.relative_to(root).as_posix(), (), str(root)) for file in files]
     faults: list[Problem] = []
     samples = tuple(
-        Sample(_name(row.image), root / row.image, None, None, row.source, exif=exif)
-        for row in _unrepeated(rows, root, faults)
+        Sample(name, image, None, None, row.source, exif=exif)
+        for name, row, image in _unrepeated(rows, [root], root, faults)
     )
     if faults:
         raise DataError(faults)
     return Manifest("images", split, Classes(tuple(classes)), samples)
 
 
-def _read(path: Path, faults: list[Problem]) -> tuple[list[Row], tuple[str, ...] | None]:
-    """Rows of a label file, and the class names of its header where it has a column for each."""
+def _read(path: Path, faults: list[Problem]) -> LabelFile:
+    """The content of a label file.
+
+    Raises:
+        ValueError: another suffix.
+        DataError: not of one of the forms, or without any image.
+    """
     if path.suffix.lower() == ".csv":
-        return _read_csv(path, faults)
-    if path.suffix.lower() == ".json":
-        return _read_json(path, faults), None
-    raise ValueError(f"labels_file: expected a .csv or .json, got {str(path)!r}")
+        content = _read_csv(path, faults)
+    elif path.suffix.lower() == ".json":
+        content = LabelFile(path, _read_json(path, faults))
+    else:
+        raise ValueError(f"labels_file: expected a .csv or .json, got {str(path)!r}")
+    if not content.rows and not faults:
+        raise DataError(Problem(str(path), "", "expected at least one image, found none"))
+    return content
 
 
-def _read_csv(path: Path, faults: list[Problem]) -> tuple[list[Row], tuple[str, ...] | None]:
-    reader = csv.reader(read_text(path).splitlines(keepends=True), skipinitialspace=True)
-    header = [cell.strip() for cell in next(reader, [])]
+def _read_csv(path: Path, faults: list[Problem]) -> LabelFile:
+    read_text(path)  # raises where it is no text
+    text = path.read_bytes().decode("utf-8-sig")  # with the line ends that it has
+    first = _FIRST_CELL.match(text)
+    delimiter = first[1] if first else ","
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
+    try:
+        lines = [(f"{path}:{reader.line_num}", cells) for cells in reader]
+    except csv.Error as error:
+        where = f"{path}:{reader.line_num}"
+        raise DataError(Problem(str(path), where, f"expected CSV, got: {error}")) from error
+    header = [cell.strip() for cell in lines[0][1]] if lines else []
     if header[:1] != ["image"] or len(header) < 2 or ("labels" in header and len(header) != 2):
-        message = f"expected the header image,labels or image,<class>,<class>,..., got {header}"
+        message = f"expected the header image,labels or image,<class>,<class>,..., got {header[:9]}"
         raise DataError(Problem(str(path), f"{path}:1", message))
-    columns = None if header[1] == "labels" else tuple(header[1:])
-    if columns and len(set(columns)) != len(columns):
-        raise DataError(Problem(str(path), f"{path}:1", f"a class stands twice in {header}"))
+    if not all(header):
+        message = f"expected a name for every column, got none for column {header.index('') + 1}"
+        raise DataError(Problem(str(path), f"{path}:1", message))
+    columns = () if header[1] == "labels" else tuple(header[1:])
+    if len(set(columns)) != len(columns):
+        raise DataError(Problem(str(path), f"{path}:1", f"a class stands twice in {header[:9]}"))
     rows = []
-    for cells in reader:
-        source = f"{path}:{reader.line_num}"
+    for source, cells in lines[1:]:
         values = [cell.strip() for cell in cells]
         if not any(values):
             continue
-        if len(values) != len(header):
+        if values == header:
+            faults.append(Problem(str(path), source, "the header stands here a second time"))
+        elif len(values) != len(header):
             message = f"expected {len(header)} columns, got {len(values)}"
-            if columns is None and len(values) > 2:
-                message += "; part several labels by ; or |"
-            faults.append(Problem(str(path), source, message))
-        elif columns is None:
+            if not columns and len(values) > 2:
+                message += "; part several labels by ; or |" + (
+                    "" if delimiter == "," else f" in quotes, since {delimiter!r} parts the columns"
+                )
+            faults.append(Problem(str(path), source, message, kind="number of columns"))
+        elif not columns:
             labels = (label.strip() for label in _SEPARATOR.split(values[1]))
-            rows.append(Row(values[0], tuple(filter(None, labels)), source))
+            rows.append(Row(cells[0], tuple(filter(None, labels)), source))
         else:
-            if wrong := [value for value in values[1:] if value.lower() not in _YES | _NO]:
-                message = f"expected 0 or 1 in the class columns, got {wrong[0]!r}"
-                faults.append(Problem(str(path), source, message))
+            if wrong := [value for value in values[1:] if flag(value) is None]:
+                message = f"expected 0 or 1 in the class columns, got {wrong[0]!r:.60}"
+                faults.append(Problem(str(path), source, message, kind="no 0 or 1"))
             pairs = zip(columns, values[1:], strict=True)
-            shown = tuple(name for name, value in pairs if value.lower() in _YES)
-            rows.append(Row(values[0], shown, source))
-    return rows, columns
+            shown = tuple(name for name, value in pairs if flag(value))
+            rows.append(Row(cells[0], shown, source))
+    return LabelFile(path, rows, columns)
 
 
 def _read_json(path: Path, faults: list[Problem]) -> list[Row]:
@@ -210,35 +262,34 @@ def _read_json(path: Path, faults: list[Problem]) -> list[Row]:
         content = json.loads(read_text(path), object_pairs_hook=outermost)
     except json.JSONDecodeError as error:
         raise DataError(Problem(str(path), f"{path}:{error.lineno}", error.msg)) from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; too deep
+        raise DataError(Problem(str(path), "", f"expected JSON, got: {error}")) from error
     if not isinstance(content, dict):
         message = f'expected {{"image": ["label", ...]}}, got a {type(content).__name__}'
         raise DataError(Problem(str(path), "", message))
     rows = []
     for image, labels in pairs:
         source = f"{path}[{json.dumps(image, ensure_ascii=False)}]"
-        if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        if not isinstance(labels, list) or not all(
+            isinstance(label, str) and label.strip() for label in labels
+        ):
             message = f"expected a list of class names, got {labels!r:.60}"
-            faults.append(Problem(str(path), source, message))
+            faults.append(Problem(str(path), source, message, kind="no list of class names"))
         else:
-            rows.append(Row(image, tuple(labels), source))
+            rows.append(Row(image, tuple(label.strip() for label in labels), source))
     return rows
 
 
-def _other_splits(root: Path, path: Path) -> list[Row]:
-    """The rows of the label files of the other splits beside `path`; their faults are ignored."""
-    files = [
-        root / f"{stem}{suffix}"
-        for stem in ("train", "val", "test")
-        for suffix in (".csv", ".json")
-    ]
-    return [row for file in files if file.is_file() and file != path for row in _read(file, [])[0]]
+def _splits(root: Path, own: LabelFile) -> list[LabelFile]:
+    """`own` and the label files of the other splits in `root`, whose faults are ignored."""
+    stems = ("train", "val", "test")
+    files = [root / f"{stem}{suffix}" for stem in stems for suffix in (".csv", ".json")]
+    found = [own if file == own.path else _read(file, []) for file in files if file.is_file()]
+    return found if own in found else [own, *found]
 
 
 def _classes(
-    given: Sequence[str] | str | Path | None,
-    root: Path,
-    columns: tuple[str, ...] | None,
-    rows: list[Row],
+    given: Sequence[str] | str | Path | None, root: Path, splits: Sequence[LabelFile]
 ) -> Classes:
     """The classes, see `folder`."""
     if given is None:
@@ -246,44 +297,111 @@ def _classes(
     elif isinstance(given, str | Path):
         file = Path(given)
     else:
-        return Classes(tuple(given))
+        return Classes(tuple(name.strip() if isinstance(name, str) else name for name in given))
     if file is not None:
-        return Classes(tuple(line for _, line in read_lines(file)))
-    return Classes(columns or tuple(sorted({label for row in rows for label in row.labels})))
+        return class_list(file)
+    columns = dict.fromkeys(name for split in splits for name in split.columns)
+    named = {label for split in splits for row in split.rows for label in row.labels}
+    return Classes((*columns, *sorted(named - columns.keys())))
 
 
-def _unrepeated(rows: list[Row], path: Path, faults: list[Problem]) -> list[Row]:
-    """The rows whose image stays in its folder and whose name is new."""
+def _unrepeated(
+    rows: Iterable[Row], roots: Sequence[Path], path: Path, faults: list[Problem]
+) -> list[tuple[str, Row, Path]]:
+    """Name, row and image file of the rows whose image stays in its folder and whose name is new.
+
+    The paths of the rows are as their files are called (see `folder`); `roots`: where they start.
+    """
+    likely = first_folder(roots) or roots[-1]
     first: dict[str, Row] = {}
+    images, other_spelling = {}, []
     for row in rows:
-        if not is_inside(row.image):
-            message = f"expected an image path below the image folder, got {row.image!r}"
-            faults.append(Problem(str(path), row.source, message))
+        bare = row.image.strip()
+        if not is_inside(bare):
+            message = f"expected an image path below the image folder, got {bare!r:.300}"
+            faults.append(Problem(str(path), row.source, message, kind="path outside"))
             continue
-        earlier = first.setdefault(_name(row.image), row)
-        if earlier is row:
+        spellings = dict.fromkeys((row.image, bare, bare.replace("\\", "/")))
+        places = ((spelling, root / spelling) for spelling in spellings for root in roots)
+        written, image = next(
+            ((spelling, file) for spelling, file in places if os.path.isfile(file)),
+            (bare, likely / bare),
+        )
+        if written not in (row.image, bare):
+            other_spelling.append((bare, written))
+        name, found = _name(written), Row(written, row.labels, row.source)
+        earlier = first.setdefault(name, found)
+        if earlier is found:
+            images[name] = image
             continue
-        message = f"{row.image!r} was already declared as {earlier.image!r} at {earlier.source}"
-        if row.image != earlier.image:
+        message = f"{written!r} was already declared as {earlier.image!r} at {earlier.source}"
+        if written != earlier.image:
             message += "; paths must differ before the suffix"
-        faults.append(Problem(str(path), row.source, message))
-    return list(first.values())
+        faults.append(Problem(str(path), row.source, message, kind="image declared twice"))
+    if other_spelling:
+        log.info(
+            "%s: %d paths are spelled otherwise than their files, such as %r for %r",
+            path, len(other_spelling), *other_spelling[0],
+        )  # fmt: skip
+    return [(name, row, images[name]) for name, row in first.items()]
 
 
-def _indices(row: Row, classes: Classes, path: Path, faults: list[Problem]) -> tuple[int, ...]:
+def _not_listed(
+    splits: Sequence[LabelFile], samples: Sequence[Sample], images: Path, masks: Path
+) -> Iterator[Problem]:
+    """A warning for each image below a folder, and each mask, that no label file speaks of."""
+    files = ", ".join(split.path.name for split in splits)
+    listed = {sample.name for sample in samples}
+    for split in splits[1:]:
+        listed.update(_name(row.image.strip().replace("\\", "/")) for row in split.rows)
+    own = {sample.image for sample in samples}
+    for file in _files_below(images, IMAGE_SUFFIXES):
+        name = _name(file.relative_to(images).as_posix())
+        if file not in own and name not in listed and not file.is_relative_to(masks):
+            message = f"no line of {files} lists this image"
+            yield Problem(str(file), "", message, "warning", "image that is not listed")
+    for file in _files_below(masks, (".png",)):
+        if _name(file.relative_to(masks).as_posix()) not in listed:
+            message = f"no line of {files} lists the image of this mask"
+            yield Problem(str(file), "", message, "warning", "mask without its image")
+
+
+def _files_below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
+    """The files of a kind at any depth, in order, without hidden ones."""
+    for top, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if name.lower().endswith(suffixes) and not name.startswith("."):
+                yield Path(top, name)
+
+
+def _indices(
+    row: Row, classes: Classes, path: Path, faults: list[Problem], hint: Callable[[str], str]
+) -> tuple[int, ...]:
     """Ascending class indices of a row's labels; each unknown label is a fault."""
     indices = set()
     for label in row.labels:
         if label in classes.index_of_name:
             indices.add(classes.index_of_name[label])
             continue
-        message = f"label {label!r} of {row.image} is none of the {len(classes)} classes"
-        if close := difflib.get_close_matches(label, classes.names, n=1):
-            message += f"; did you mean {close[0]!r}?"
-        faults.append(Problem(str(path), row.source, message))
+        message = f"label {label!r:.100} of {row.image} is none of the {len(classes)} classes"
+        faults.append(Problem(str(path), row.source, message + hint(label), kind="unknown label"))
     return tuple(sorted(indices))
+
+
+def _hints(names: Sequence[str]) -> Callable[[str], str]:
+    """A function that says which of `names` a label may stand for; for the first few labels."""
+    asked: dict[str, str] = {}
+
+    def hint(label: str) -> str:
+        if label not in asked and len(asked) < HINTS:
+            close = difflib.get_close_matches(label[:100], names, n=1)
+            asked[label] = f"; did you mean {close[0]!r}?" if close else ""
+        return asked.get(label, "")
+
+    return hint
 
 
 def _name(image: str) -> str:
     """The sample's name: the image path without suffix."""
-    return PurePosixPath(image.replace("\\", "/")).with_suffix("").as_posix()
+    return PurePosixPath(image).with_suffix("").as_posix()

@@ -19,7 +19,9 @@ from PIL import Image
 
 from weaktr.data.classes import Classes, palette
 from weaktr.data.manifest import Manifest, Sample, is_inside
+from weaktr.data.problems import DataError, Problem
 from weaktr.data.sources.scene_drawing import NAMES, render_scene
+from weaktr.files import read_json
 
 VERSION = 2  # of the drawing: raise it whenever the same seed draws another scene
 STAMP = "scenes.json"
@@ -58,20 +60,21 @@ def scenes(
         raise ValueError(f"split: expected the plain name of a folder, got {split!r}")
     folder = Path(os.path.abspath(root)) / split
     wanted = {"version": VERSION, "count": count, "size": size, "seed": seed, "split": split}
-    if _stamp(folder) != wanted:
-        if folder.exists() and not (folder / STAMP).is_file():
+    stamp = _stamp(folder)
+    if stamp != wanted:
+        if folder.exists() and (stamp is None or stamp.keys() != wanted.keys()):
             raise ValueError(f"root: {folder} was not drawn here; name another root or remove it")
         _draw(folder, wanted)
-    return _manifest(folder, split, masks)
+    return _manifest(folder, wanted, masks)
 
 
 def _stamp(folder: Path) -> dict[str, Any] | None:
-    """The arguments a folder was drawn with, or None where there is none."""
+    """The arguments a folder was drawn with, or None where they cannot be read."""
     try:
-        stamp: dict[str, Any] = json.loads((folder / STAMP).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        stamp = read_json(folder / STAMP)
+    except (OSError, ValueError):
         return None
-    return stamp
+    return stamp if isinstance(stamp, dict) else None
 
 
 def _draw(folder: Path, wanted: dict[str, Any]) -> None:
@@ -100,20 +103,29 @@ def _draw(folder: Path, wanted: dict[str, Any]) -> None:
         drawn.rename(folder)
 
 
-def _manifest(folder: Path, split: str, masks: bool) -> Manifest:
-    """The samples that ``labels.csv`` lists."""
-    index = {name: number for number, name in enumerate(NAMES)}
+def _manifest(folder: Path, wanted: dict[str, Any], masks: bool) -> Manifest:
+    """The samples that ``labels.csv`` lists.
+
+    Raises:
+        DataError: it is not as it was written.
+    """
     table = folder / "labels.csv"
-    with open(table, encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    samples = tuple(
-        Sample(
-            name=Path(row["name"]).stem,
-            image=folder / "images" / row["name"],
-            labels=tuple(index[name] for name in row["labels"].split()),
-            mask=folder / "masks" / row["name"] if masks else None,
-            source=f"{table}:{line}",
+    try:
+        with open(table, encoding="utf-8", newline="") as file:
+            rows = [(row["name"], row["labels"].split()) for row in csv.DictReader(file)]
+        samples = tuple(
+            Sample(
+                name=f"{index:06d}",
+                image=folder / "images" / name,
+                labels=tuple(NAMES.index(label) for label in labels),
+                mask=folder / "masks" / name if masks else None,
+                source=f"{table}:{index + 2}",
+            )
+            for index, (name, labels) in enumerate(rows)
         )
-        for line, row in enumerate(rows, start=2)
-    )
-    return Manifest("scenes", split, Classes(NAMES), samples)
+        if [name for name, _ in rows] != [f"{index:06d}.png" for index in range(wanted["count"])]:
+            raise ValueError("other images")
+    except (OSError, KeyError, AttributeError, ValueError, csv.Error) as error:
+        message = f"not as it was drawn ({error!r:.100}): delete {folder}, and it is drawn again"
+        raise DataError(Problem(str(table), "", message)) from error
+    return Manifest("scenes", wanted["split"], Classes(NAMES), samples)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -14,11 +16,15 @@ from weaktr.data.layout import (
     collect_or_raise,
     first_file,
     first_folder,
+    flag,
     read_lines,
     require_folder,
 )
-from weaktr.data.manifest import Manifest, Sample
-from weaktr.data.problems import DataError, Problem
+from weaktr.data.manifest import Manifest, Sample, is_inside
+from weaktr.data.names import readings
+from weaktr.data.problems import DataError, Problem, few
+
+log = logging.getLogger("weaktr")
 
 _ALIASES = {"train_aug": "trainaug", "trainaug": "train_aug"}
 #: (name, source) -> class indices of an image, or None where nothing is known.
@@ -40,9 +46,11 @@ def voc12(
         root: ``VOCdevkit``, ``VOC2012`` in it, or the folder that holds ``VOCdevkit``.
         split: ``train``, ``train_aug`` (also ``trainaug``), ``val``, ``test`` or any other list
             of ``ImageSets/Segmentation``; or the path of a ``.txt`` list. A line is a name
-            (``2007_000032``) or an image path and a mask path, relative to ``VOC2012``.
+            (``2007_000032``), or the path of an image, or those of an image and its mask, relative
+            to ``VOC2012``.
         cls_labels: ``cls_labels.npy`` with the image labels. None = the one in ``VOC2012``, in
-            ``ImageSets/Segmentation`` or in `root`, else the XML files of ``Annotations``.
+            ``ImageSets/Segmentation`` or in `root`, else the XML files of ``Annotations``. The
+            log says for how many images the XML files had to do.
         masks: folder of the true masks. None = ``SegmentationClassAug``, else
             ``SegmentationClass``, else no masks.
         difficult: whether objects marked difficult give an image their label. True is what the
@@ -67,21 +75,26 @@ def voc12(
         )
     voc = images.parent
     list_file = _list_file(voc, root, split)
-    faults: list[Problem] = []
+    faults: list[Problem] = [] if problems is None else problems
     label_file = find_cls_labels(voc, root, cls_labels)
-    xml = _xml_labeller(voc / "Annotations", difficult, faults)
-    labels_of = xml if label_file is None else _npy_labeller(label_file, xml, faults)
     mask_folder = (
         Path(masks)
         if masks
         else first_folder(voc / name for name in ("SegmentationClassAug", "SegmentationClass"))
     )
-    samples = []
-    for number, line in read_lines(list_file):
-        source = f"{list_file}:{number}"
-        name, mask = _name_and_mask(line, voc, mask_folder)
-        image = images / f"{name}.jpg"
-        samples.append(Sample(name, image, labels_of(name, source), mask, source))
+    declared = [
+        (f"{list_file}:{number}", *_name_and_mask(line, images, mask_folder))
+        for number, line in read_lines(list_file)
+    ]
+    labels_of = _xml_labeller(voc / "Annotations", difficult, faults)
+    if label_file is not None:
+        names = [name for _, name, _ in declared]
+        must_know = cls_labels is not None
+        labels_of = _npy_labeller(label_file, names, labels_of, faults, must_know=must_know)
+    samples = [
+        Sample(name, images / f"{name}.jpg", labels_of(name, source), mask, source)
+        for source, name, mask in declared
+    ]
     manifest = Manifest("voc12", list_file.stem, VOC, tuple(samples))
     return collect_or_raise(manifest, faults, problems)
 
@@ -111,19 +124,41 @@ def _list_file(voc: Path, root: Path, split: str) -> Path:
     return list_file
 
 
-def _name_and_mask(line: str, voc: Path, masks: Path | None) -> tuple[str, Path | None]:
-    """Name and mask of a line ``name`` or ``image-path [mask-path]``."""
-    first, *rest = line.split()
-    name = Path(first).stem if first.endswith(".jpg") else first
-    if rest and rest[0].endswith(".png"):
-        return name, voc / rest[0].lstrip("/")
-    mask = None if masks is None else masks / f"{name}.png"
-    return name, mask if mask is not None and mask.is_file() else None
+def _name_and_mask(line: str, images: Path, masks: Path | None) -> tuple[str, Path | None]:
+    """Name and mask of a line: the first of its `readings` that is an image, else its last."""
+    name = line
+    for name in readings(line):
+        if is_inside(name) and os.path.isfile(images / f"{name}.jpg"):
+            break
+    words = line.split()
+    if name != line and len(words) == 2 and words[1].endswith(".png"):
+        return name, images.parent / words[1].lstrip("/")
+    return name, first_file([] if masks is None else [masks / f"{name}.png"])
 
 
-def _npy_labeller(path: Path, otherwise: Labeller, faults: list[Problem]) -> Labeller:
-    """Labels from a ``cls_labels.npy``; for names that it does not hold, from `otherwise`."""
+def _npy_labeller(
+    path: Path,
+    names: Sequence[str],
+    otherwise: Labeller,
+    faults: list[Problem],
+    *,
+    must_know: bool,
+) -> Labeller:
+    """Labels from a ``cls_labels.npy``; for those of `names` that it lacks, from `otherwise`.
+
+    Raises:
+        DataError: vectors of another length; or, with `must_know`, it has none of `names`.
+    """
     labels = read_cls_labels(path)
+    lacking = [name for name in names if name not in labels]
+    if lacking:
+        message = (
+            f"has no labels for {len(lacking)} of {len(names)} images ({few(lacking)}), but for "
+            f"{len(labels)} names such as {few(list(labels)[:1])}"
+        )
+        if must_know and len(lacking) == len(names):
+            raise DataError(Problem(str(path), "", message))
+        log.warning("%s: %s: theirs come from the XML files", path, message)
     for vector in labels.values():
         if len(vector) != len(VOC):
             message = f"expected {len(VOC)} numbers an image, got {len(vector)}"
@@ -134,7 +169,8 @@ def _npy_labeller(path: Path, otherwise: Labeller, faults: list[Problem]) -> Lab
             return tuple(np.flatnonzero(labels[name]).tolist())
         known = otherwise(name, source)
         if known is None:
-            faults.append(Problem(str(path), source, f"holds no labels for {name}"))
+            message = f"holds no labels for {name}"
+            faults.append(Problem(str(path), source, message, kind="no labels"))
         return known
 
     return label
@@ -148,17 +184,25 @@ def _xml_labeller(folder: Path, difficult: bool, faults: list[Problem]) -> Label
         if not path.is_file():
             return None
         try:
-            objects = ElementTree.parse(path).getroot().findall("object")
-        except ElementTree.ParseError as error:
-            faults.append(Problem(str(path), source, f"expected XML, got: {error}"))
+            annotation = ElementTree.parse(path).getroot()
+        except Exception as error:  # of any kind, from bytes that anybody wrote
+            message = f"expected XML, got: {error}"
+            faults.append(Problem(str(path), source, message))
             return ()
+        if annotation.tag != "annotation":
+            message = f"expected <annotation>, got <{annotation.tag:.60}>"
+            faults.append(Problem(str(path), source, message, kind="no annotation"))
         indices = set()
-        for entry in objects:
+        for entry in annotation.findall("object"):
             class_name = (entry.findtext("name") or "").strip()
+            mark = flag(entry.findtext("difficult") or "")
             if class_name not in VOC.index_of_name:
-                message = f"object {class_name!r} is none of the {len(VOC)} VOC classes"
-                faults.append(Problem(str(path), source, message))
-            elif difficult or (entry.findtext("difficult") or "0").strip() != "1":
+                message = f"object {class_name!r:.60} is none of the {len(VOC)} VOC classes"
+                faults.append(Problem(str(path), source, message, kind="unknown label"))
+            elif mark is None:
+                message = f"difficult of {class_name}: expected 0 or 1"
+                faults.append(Problem(str(path), source, message, kind="no 0 or 1"))
+            elif difficult or not mark:
                 indices.add(VOC.index_of_name[class_name])
         return tuple(sorted(indices))
 

@@ -21,6 +21,7 @@ from weaktr.config import Decoder, Pool
 from weaktr.data.classes import COCO80, COCO90, VOC, Classes
 from weaktr.models import checkpoints
 from weaktr.models.cam import POOLS, CamModel
+from weaktr.models.checkpoints import require_finite
 from weaktr.models.released.state_dicts import (
     NORMALIZATIONS,
     cam_model_from_published,
@@ -28,13 +29,12 @@ from weaktr.models.released.state_dicts import (
     encoder_kind,
     require,
     segmenter_from_published,
+    shape_of,
 )
-from weaktr.models.released.torch_file import read_torch_file
+from weaktr.models.released.torch_file import read_torch_file, weights_in
 from weaktr.models.released.variant import FILE_NAME, Variant, read_variant
 from weaktr.models.segmenter import Segmenter
 
-#: Where the weights are in the files of the published code and of common training scripts.
-WRAPPERS = ("model", "state_dict")
 #: Plain facts beside the weights that are carried over.
 FACTS = ("epoch", "miou", "n_cls")
 #: The data sets of the published models, by number of classes.
@@ -106,19 +106,22 @@ def import_checkpoint(path: Path, out: Path, choices: Choices | None = None) -> 
     beside = path.parent / FILE_NAME
     source = choices.variant or (beside if beside.is_file() else None)
     variant = Variant() if source is None else read_variant(source)
-    stage = stage_of(state)
-    if variant.stage not in (None, stage):
-        raise ValueError(
-            f"{source}: belongs to a {variant.stage} training, {path.name} is a {stage} checkpoint "
-            "(cam = stage 1, segmenter = stage 2); give its own with --variant"
-        )
     model: CamModel | Segmenter
-    if stage == "cam":
-        model = _cam_model(state, variant, choices)
-        classes = _classes(model.num_classes, choices.classes)
-    else:
-        model = _segmenter(state, variant, choices, facts)
-        classes = _classes(model.num_labels - 1, choices.classes)
+    try:
+        stage = stage_of(state)
+        if variant.stage not in (None, stage):
+            raise ValueError(
+                f"{source} belongs to a {variant.stage} training, {path.name} is a {stage} "
+                "checkpoint (cam = stage 1, segmenter = stage 2); give its own with --variant"
+            )
+        if stage == "cam":
+            model = _cam_model(state, variant, choices)
+            classes = _classes(model.num_classes, choices.classes)
+        else:
+            model = _segmenter(state, variant, choices, facts)
+            classes = _classes(model.num_labels - 1, choices.classes)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     facts = {"file": path.name, "sha256": sha256, **facts}
@@ -131,28 +134,21 @@ def import_checkpoint(path: Path, out: Path, choices: Choices | None = None) -> 
 def read_published(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Weights under their published names and plain facts (epoch, miou, n_cls) of a ``.pth``.
 
-    The weights may be the whole file or its "model" or "state_dict"; the ``module.`` of
-    DistributedDataParallel is taken off.
+    The weights may be the whole file or below one of its entries (`weights_in`).
 
     Raises:
         FileNotFoundError, ValueError: see `read_torch_file`; no weights in it, or broken ones.
     """
     raw = read_torch_file(path)
-    tree = next((raw[key] for key in WRAPPERS if isinstance(raw, dict) and key in raw), raw)
-    if not isinstance(tree, dict) or not tree:
-        raise ValueError(
-            f"{path}: expected a state dict, or one under {' or '.join(WRAPPERS)}, "
-            f"got {type(tree).__name__}"
-        )
-    if strange := [str(k) for k, v in tree.items() if not isinstance(v, Tensor)]:
-        raise ValueError(f"{path}: expected tensors only, but {', '.join(strange[:5])} is none")
-    state: dict[str, Tensor] = dict(tree)
-    if all(key.startswith("module.") for key in state):
-        state = {key.removeprefix("module."): value for key, value in state.items()}
-    broken = [k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()]
-    if broken:
-        raise ValueError(f"{path}: not finite: {', '.join(broken[:5])}; the training diverged")
-    plain = {key: raw[key] for key in FACTS if isinstance(raw.get(key), int | float)}
+    try:
+        state = weights_in(raw)
+        if strange := [k for k, v in state.items() if not isinstance(v, Tensor)]:
+            raise ValueError(f"expected tensors only, but {', '.join(strange[:5])} is none")
+        require_finite(state)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    facts = raw if isinstance(raw, dict) else {}
+    plain = {key: facts[key] for key in FACTS if isinstance(facts.get(key), int | float)}
     return state, plain
 
 
@@ -183,10 +179,10 @@ def _cam_model(state: Mapping[str, Tensor], variant: Variant, choices: Choices) 
     fusion = "adaptive_attention_fusion."
     hidden, feature = f"{fusion}attn_head_ffn.0.weight", f"{fusion}attn_feat_ffn.0.weight"
     require(state, "cls_token", "blocks.0.attn.qkv.weight", hidden, feature)
-    map_units, num_maps = state[hidden].shape
-    feature_units, head_dim = state[feature].shape
-    depth, dim = depth_of(state, "blocks."), state["cls_token"].shape[-1]
-    if num_maps % depth or num_maps // depth * head_dim != dim:
+    map_units, num_maps = shape_of(state, hidden, 2)
+    feature_units, head_dim = shape_of(state, feature, 2)
+    depth, dim = depth_of(state, "blocks."), shape_of(state, "cls_token", 3)[-1]
+    if not depth or num_maps % depth or num_maps // depth * head_dim != dim:
         raise ValueError(
             f"{hidden}: {num_maps} attention maps of width {head_dim} do not come from {depth} "
             f"blocks of width {dim}; blocks are missing or left over"
@@ -226,9 +222,9 @@ def _segmenter(
 ) -> Segmenter:
     """Stage 2, checked against the settings in variant.yml and the facts in the file."""
     require(state, "encoder.cls_token", "encoder.blocks.0.attn.qkv.weight")
-    dim = state["encoder.cls_token"].shape[-1]
-    table = state.get("encoder.rope.freqs_cos")
-    head_width = HEAD_WIDTH if table is None else table.shape[-1]
+    dim = shape_of(state, "encoder.cls_token", 3)[-1]
+    table = "encoder.rope.freqs_cos"
+    head_width = shape_of(state, table, 2)[-1] if table in state else HEAD_WIDTH
     linear = "decoder.head.weight" in state
     decoder: Decoder = "linear" if linear else "mask_transformer"
     if not linear and variant.decoder == "multi_mask_transformer":  # the same tensors

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from weaktr.config import CamModelConfig, Decoder, Pool, SegModelConfig
 from weaktr.models.cam import CamModel
-from weaktr.models.checkpoints import load_strict
+from weaktr.models.checkpoints import built
 from weaktr.models.pretrained import timm_name
 from weaktr.models.segmenter import Segmenter
 
@@ -66,9 +66,9 @@ def cam_model_from_published(
         ValueError: tensors missing, unknown or of the wrong shape.
     """
     require(state_dict, "cls_token", "pos_embed", "patch_embed.proj.weight", "head.weight")
-    classes, dim = state_dict["cls_token"].shape[1:]
-    side = _square_side(state_dict["pos_embed"].shape[1] - classes, "pos_embed")
-    patch = state_dict["patch_embed.proj.weight"].shape[-1]
+    _, classes, dim = shape_of(state_dict, "cls_token", 3)
+    side = _square_side(shape_of(state_dict, "pos_embed", 3)[1] - classes, "pos_embed")
+    patch = shape_of(state_dict, "patch_embed.proj.weight", 4)[-1]
     config = CamModelConfig(
         BACKBONES["deit"],
         weights=None,
@@ -82,9 +82,8 @@ def cam_model_from_published(
         norm_eps=CAM_NORM_EPS,
         backbone_args=_sizes(state_dict, dim, num_heads),
     )
-    model = CamModel(config, classes)
+    model = built(lambda: CamModel(config, classes), cam_names(state_dict))
     model.vit.normalization = IMAGENET
-    load_strict(model, cam_names(state_dict), "published stage-1 checkpoint")
     return model.eval()
 
 
@@ -133,18 +132,20 @@ def segmenter_from_published(
     """
     kernel, position = "encoder.patch_embed.proj.weight", "encoder.pos_embed"
     require(state_dict, "encoder.cls_token", kernel, position)
-    dim, _, _, patch = state_dict[kernel].shape
+    dim, _, _, patch = shape_of(state_dict, kernel, 4)
     if patch_size not in (None, patch):
         raise ValueError(f"patch_size: the patch projection says {patch}, got {patch_size}")
     kind = encoder_kind(state_dict)
     prefix = 2 if kind == "deit_distilled" else 1
     if image_size is None:
-        image_size = patch * _square_side(state_dict[position].shape[1] - prefix, position)
+        image_size = patch * _square_side(shape_of(state_dict, position, 3)[1] - prefix, position)
     encoder = {
         k.removeprefix("encoder."): v for k, v in state_dict.items() if k.startswith("encoder.")
     }
     labelled = "decoder.head.weight" if decoder == "linear" else "decoder.mask_norm.weight"
     require(state_dict, labelled)
+    if not state_dict[labelled].ndim:
+        raise ValueError(f"{labelled}: expected an entry for each label, got a number")
     config = SegModelConfig(
         BACKBONES[kind],
         weights=None,
@@ -158,10 +159,10 @@ def segmenter_from_published(
         class_tokens=prefix,
         backbone_args=_sizes(encoder, dim, encoder_heads),
     )
-    model = Segmenter(config, state_dict[labelled].shape[0])
+    num_labels = state_dict[labelled].shape[0]
+    model = built(lambda: Segmenter(config, num_labels), segmenter_names(state_dict))
     default = CLIP if kind == "eva02" else IMAGENET
     model.vit.normalization = default if normalization is None else normalization
-    load_strict(model, segmenter_names(state_dict), "published stage-2 checkpoint")
     return model.eval()
 
 
@@ -193,18 +194,18 @@ def segmenter_names(tensors: Mapping[str, Tensor]) -> State:
 
 def _sizes(encoder: Mapping[str, Tensor], dim: int, heads: int) -> dict[str, int | float]:
     """timm arguments for width, depth, heads and MLP width, read from tensor shapes."""
-    if dim % heads:
+    if heads < 1 or dim % heads:
         raise ValueError(f"heads: expected a divisor of the width {dim}, got {heads}")
-    hidden = encoder.get("blocks.0.mlp.fc1.weight")
-    if hidden is None:
-        require(encoder, "blocks.0.mlp.w3.weight")
-        hidden = encoder["blocks.0.mlp.w3.weight"].T
+    if "blocks.0.mlp.fc1.weight" not in encoder:
+        width = shape_of(encoder, "blocks.0.mlp.w3.weight", 2)[1]
+    else:
+        width = shape_of(encoder, "blocks.0.mlp.fc1.weight", 2)[0]
     return {
         "embed_dim": dim,
         "depth": depth_of(encoder, "blocks."),
         "num_heads": heads,
         # half a unit more, so that timm's int(dim * ratio) cannot round down to hidden - 1
-        "mlp_ratio": (hidden.shape[0] + 0.5) / dim,
+        "mlp_ratio": (width + 0.5) / dim,
     }
 
 
@@ -214,12 +215,26 @@ def depth_of(tensors: Mapping[str, Tensor], prefix: str) -> int:
     Raises:
         ValueError: a block between others is missing.
     """
-    matches = (re.match(re.escape(prefix) + r"(\d+)\.", key) for key in tensors)
+    matches = (re.match(re.escape(prefix) + r"(\d{1,9})\.", key) for key in tensors)
     indices = {int(match[1]) for match in matches if match}
     depth = max(indices, default=-1) + 1
-    if gaps := sorted(set(range(depth)) - indices):
-        raise ValueError(f"state_dict: missing {prefix}{gaps[0]} of {depth} blocks")
+    if depth > len(indices):
+        gap = next(index for index in range(depth) if index not in indices)
+        raise ValueError(f"state_dict: missing {prefix}{gap} of {depth} blocks")
     return depth
+
+
+def shape_of(tensors: Mapping[str, Tensor], name: str, sides: int) -> tuple[int, ...]:
+    """The shape of a tensor.
+
+    Raises:
+        ValueError: there is none, or it has another number of sides, or nothing in it.
+    """
+    require(tensors, name)
+    shape = tuple(tensors[name].shape)
+    if len(shape) != sides or 0 in shape:
+        raise ValueError(f"{name}: expected a shape of {sides} sides, got {shape}")
+    return shape
 
 
 def _square_side(count: int, name: str) -> int:

@@ -1,54 +1,161 @@
-"""A reader of ``.pth`` files that runs no code from them.
+"""A reader of ``.pth`` files that runs no code from them and believes no size that they claim.
 
-torch's `weights_only` unpickler builds tensors, plain containers, numbers and strings. Training
-scripts also leave their command line (`argparse.Namespace`) and numpy numbers (a score) beside the
-weights; those two are allowed here, the latter through stand-ins that only decode the bytes of one
-number. Anything else in the file is refused by its name.
+Such a file is a pickle and the bytes of storages, which tensors are views of. The pickle is read by
+`weaktr.data.pickles`: plain values, tensors, the command line that training scripts leave
+(`argparse.Namespace`) and NumPy's numbers. Storages may not have more bytes than the file, tensors
+no elements outside of their storage.
+
+Source: the two formats of ``torch.save`` (`torch.serialization`): a zip archive with ``data.pkl``
+and ``data/KEY``, and the older one: five pickles, then the storages one after another.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
+import io
+import math
+import mmap
 import struct
+import sys
+import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-#: numpy's codes of plain numbers -> struct's; numpy's "<" and ">" mean the same to struct.
-_NUMBERS = {
-    "f8": "d", "f4": "f", "f2": "e", "b1": "?",
-    "i8": "q", "i4": "i", "i2": "h", "i1": "b",
-    "u8": "Q", "u4": "I", "u2": "H", "u1": "B",
+from weaktr.data.arrays import NUMPY_SCALARS
+from weaktr.data.pickles import Built, Maker, Refused, Source, read_pickle
+
+#: Where publishers put the weights, beside other things, in the order in which they are looked for.
+WRAPPERS = (
+    "model", "module", "state_dict", "teacher", "model_state_dict", "model_state", "model_ema",
+    "state_dict_ema", "ema", "student", "net", "network", "weights", "params",
+)  # fmt: skip
+#: What DistributedDataParallel, torch.compile and Lightning put before every name.
+PREFIXES = ("module.", "_orig_mod.", "model.")
+#: The first bytes of a zip archive.
+_ZIP = b"PK\x03\x04"
+#: What the older format begins with, and its version.
+_MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
+_TYPES = {
+    "Double": torch.float64, "Float": torch.float32, "Half": torch.float16,
+    "BFloat16": torch.bfloat16, "Long": torch.int64, "Int": torch.int32, "Short": torch.int16,
+    "Char": torch.int8, "Byte": torch.uint8, "Bool": torch.bool,
 }  # fmt: skip
+#: What a damaged or foreign file makes `zipfile` and torch raise, beside ValueError.
+_BROKEN = (
+    OSError,
+    EOFError,
+    LookupError,
+    TypeError,
+    OverflowError,
+    RuntimeError,
+    MemoryError,
+    struct.error,
+    zipfile.BadZipFile,
+)
 
 
-class _NumberType:
-    """Stands in for ``numpy.dtype``: remembers the code of a plain number's type."""
+@dataclass
+class _Storage:
+    """The memory that tensors are views of; it is filled after the pickle was read."""
 
-    def __init__(self, code: str, *_: Any) -> None:
-        if code not in _NUMBERS:
-            raise ValueError(f"numpy type {code!r} is no plain number")
-        self.code = _NUMBERS[code]
+    dtype: torch.dtype
+    count: int
+    content: bytearray
 
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.order = ">" if state[1] == ">" else "<"
+    def view(self, offset: Any, size: Any, stride: Any, most: int) -> Tensor:
+        """A tensor of at most `most` bytes.
+
+        Raises:
+            ValueError: it would reach out of the storage, or be larger.
+        """
+        numbers = (offset, *size, *stride)
+        whole = all(type(n) is int and 0 <= n < 1 << 48 for n in numbers)
+        if not whole or len(size) != len(stride) or len(size) > 32:
+            raise ValueError(f"a tensor of size {size!r:.60} and stride {stride!r:.60}")
+        count = math.prod(size)
+        if count == 0:
+            return torch.empty(size, dtype=self.dtype)
+        last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+        if last >= self.count or count * self.dtype.itemsize > most:
+            raise ValueError(f"a tensor of size {size!r:.60} in {self.count} numbers")
+        flat = torch.frombuffer(self.content, dtype=self.dtype)
+        return flat.as_strided(size, stride, offset)
 
 
-def _number(kind: _NumberType, data: bytes) -> float | int | bool:
-    """Stands in for numpy's constructor of scalars."""
-    value: float | int | bool = struct.unpack(kind.order + kind.code, data)[0]
-    return value
+class _Settings(argparse.Namespace, Built):
+    """A command line."""
+
+    def build(self, state: Any) -> None:
+        vars(self).update({str(key): value for key, value in state.items()})
 
 
-#: What a file may name beside tensors and plain containers.
-ALLOWED: list[Any] = [
-    argparse.Namespace,
-    (_NumberType, "numpy.dtype"),
-    (_number, "numpy.core.multiarray.scalar"),
-    (_number, "numpy._core.multiarray.scalar"),
-]
+class _Storages:
+    """The storages of one file, whose bytes together are at most `most`."""
+
+    def __init__(self, most: int) -> None:
+        self.most = self.left = most
+        self.by_key: dict[str, _Storage] = {}
+
+    def refer(self, identifier: Any) -> _Storage:
+        """The storage of a persistent identifier.
+
+        Raises:
+            ValueError: not a storage, or one of more bytes than the file has.
+        """
+        kind, dtype, key, _, count, *view = identifier
+        is_storage = kind == "storage" and isinstance(dtype, torch.dtype) and isinstance(key, str)
+        if not is_storage or type(count) is not int or count < 0 or view not in ([], [None]):
+            raise ValueError("a reference to something else than a storage")
+        size = count * dtype.itemsize
+        if key not in self.by_key:
+            if size > self.left:
+                raise ValueError(f"it claims {count} numbers, more than the file has")
+            self.left -= size
+            self.by_key[key] = _Storage(dtype, count, bytearray(size))
+        storage = self.by_key[key]
+        if len(storage.content) != size:
+            raise ValueError(f"two sizes of the storage {key!r:.20}")
+        return _Storage(dtype, count, storage.content)
+
+    def table(self) -> dict[str, Any]:
+        """What the pickle may name."""
+
+        def tensor(storage: _Storage, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
+            return storage.view(offset, size, stride, self.most)
+
+        def typed(
+            storage: _Storage, offset: Any, size: Any, stride: Any, _: Any, __: Any,
+            dtype: torch.dtype, *___: Any,
+        ) -> Tensor:  # fmt: skip
+            count = len(storage.content) // dtype.itemsize
+            return _Storage(dtype, count, storage.content).view(offset, size, stride, self.most)
+
+        return _PLAIN | {
+            "torch._utils._rebuild_tensor": Maker(tensor),
+            "torch._utils._rebuild_tensor_v2": Maker(tensor),
+            "torch._utils._rebuild_tensor_v3": Maker(typed),
+        }
+
+
+#: What a pickle may name beside the functions that make tensors.
+_PLAIN: dict[str, Any] = {
+    **NUMPY_SCALARS,
+    **{f"torch.{name}Storage": dtype for name, dtype in _TYPES.items()},
+    **{str(dtype): dtype for dtype in _TYPES.values()},
+    "torch.storage.UntypedStorage": torch.uint8,
+    "torch.Size": Maker(lambda sides: sides),
+    "torch.device": Maker(lambda *name: ":".join(map(str, name))),
+    "torch.Tensor": None,
+    "torch.nn.parameter.Parameter": None,
+    "torch._tensor._rebuild_from_type_v2": Maker(lambda maker, _, given, __: maker.make(*given)),
+    "torch._utils._rebuild_parameter": Maker(lambda tensor, *_: tensor),
+    "torch._utils._rebuild_parameter_with_state": Maker(lambda tensor, *_: tensor),
+    "argparse.Namespace": Maker(_Settings),
+}
 
 
 def read_torch_file(path: Path) -> Any:
@@ -62,25 +169,123 @@ def read_torch_file(path: Path) -> Any:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a torch file, cut off, or one that asks for code; none of it was run.
+        ValueError: not a torch file, cut off, changed on the way (a checksum says so), claiming
+            more than it holds, or one that asks for code; none of it was run.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
     try:
-        with torch.serialization.safe_globals(ALLOWED):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a hostile or broken file can make the unpickler raise anything
-        raise ValueError(f"{path}: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    """torch's message in one line."""
-    text = str(error)
-    if named := re.search(r"GLOBAL (\S+)", text):
-        return (
-            f"refused: beside its weights this file asks for {named[1]}, which could run code. "
-            "Nothing was run. If you trust its author, load it where it was made and save "
+        with open(path, "rb") as file:
+            is_zip = file.read(len(_ZIP)) == _ZIP
+            most = file.seek(0, io.SEEK_END)
+            if is_zip:
+                with zipfile.ZipFile(file) as archive:
+                    return _read_zip(archive, _Storages(most))
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                return _read_old(content, _Storages(most))
+    except Refused as error:
+        raise ValueError(
+            f"{path}: refused: beside its weights this file asks for {error.name}, which could run "
+            "code. Nothing was run. If you trust its author, load it where it was made and save "
             "{'model': model.state_dict()} alone"
+        ) from error
+    except (*_BROKEN, ValueError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path}: not a whole file of torch.save ({reason:.200})") from error
+
+
+def weights_in(tree: Any) -> dict[str, Any]:
+    """The state dict in what a file holds: the whole, or below one or more of `WRAPPERS`.
+
+    Args:
+        tree: of `read_torch_file`.
+
+    Returns:
+        Its entries by name, without what all names begin with (`PREFIXES`), without the
+        ``_orig_mod`` of compiled parts, and without the counter of a moving average.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for _ in WRAPPERS:  # a dict may hold itself
+        below = [tree[key] for key in WRAPPERS if isinstance(tree, dict) and key in tree]
+        tree = next((inner for inner in below if isinstance(inner, dict)), tree)
+    if not isinstance(tree, dict) or not any(isinstance(value, Tensor) for value in tree.values()):
+        raise ValueError(
+            "expected a state dict of tensors, or one under "
+            f"{', '.join(WRAPPERS[:3])} or the like, got {type(tree).__name__}"
         )
-    first = text.split(". ", maxsplit=1)[0].splitlines()[0] if text else "no message"
-    return f"not a whole file of torch.save ({type(error).__name__}: {first})"
+    if wrong := [key for key in tree if not isinstance(key, str)]:
+        raise ValueError(f"expected names of tensors, got {wrong[0]!r:.40}")
+    state = {key.replace("._orig_mod.", "."): tree[key] for key in tree if key != "n_averaged"}
+    while prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in state)), None):
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
+
+
+def _read_zip(archive: zipfile.ZipFile, storages: _Storages) -> Any:
+    """What an archive of ``torch.save`` holds.
+
+    Raises:
+        ValueError, zipfile.BadZipFile: see `read_torch_file`.
+    """
+    members = {info.filename: info for info in archive.infolist()}
+    pickles = [name for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
+    if len(pickles) != 1:
+        raise ValueError("a zip archive without one data.pkl")
+    folder = pickles[0].removesuffix("data.pkl")
+    if packed := [i.filename for i in members.values() if i.compress_type != zipfile.ZIP_STORED]:
+        raise ValueError(
+            f"{packed[0]!r:.60} is compressed; torch.save compresses nothing: unpack the archive "
+            "and zip it with -0"
+        )
+    if sum(info.file_size for info in members.values()) > storages.most:
+        raise ValueError("a zip archive that claims to hold more than it has")
+    order = f"{folder}byteorder"
+    if order in members and archive.read(order).decode() != sys.byteorder:
+        raise ValueError("written on a machine of another byte order")
+    tree = read_pickle(io.BytesIO(archive.read(pickles[0])), storages.table(), storages.refer)
+    for key, storage in storages.by_key.items():
+        info = members[f"{folder}data/{key}"]
+        if info.file_size != len(storage.content):
+            raise ValueError(f"{info.file_size} bytes of {len(storage.content)} in data/{key}")
+        with archive.open(info) as source:
+            _fill(storage.content, source)
+    return tree
+
+
+def _read_old(content: mmap.mmap, storages: _Storages) -> Any:
+    """What a file of torch's older format holds.
+
+    Raises:
+        ValueError: see `read_torch_file`.
+    """
+    if read_pickle(content, {}) != _MAGIC or read_pickle(content, {}) != _PROTOCOL:
+        raise ValueError("expected what torch.save writes, got another pickle")
+    read_pickle(content, {})  # of the machine that wrote it
+    tree = read_pickle(content, storages.table(), storages.refer)
+    keys = read_pickle(content, {})
+    if not isinstance(keys, list) or set(keys) != storages.by_key.keys():
+        raise ValueError("other storages than its tensors have")
+    for key in keys:
+        storage = storages.by_key[key]
+        (count,) = struct.unpack("<q", content.read(8))
+        if count != storage.count:
+            raise ValueError(f"a storage of {count} numbers, expected {storage.count}")
+        _fill(storage.content, content)
+    return tree
+
+
+def _fill(target: bytearray, source: Source) -> None:
+    """Read all of `target`.
+
+    Raises:
+        ValueError: the file ends before.
+    """
+    view, start = memoryview(target), 0
+    while start < len(view):
+        part = source.read(min(1 << 22, len(view) - start))
+        if not part:
+            raise ValueError("it is cut off")
+        view[start : start + len(part)] = part
+        start += len(part)

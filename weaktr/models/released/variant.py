@@ -5,12 +5,18 @@ Stage 2 describes the network under ``net_kwargs``; stage 1 dumps its command li
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from weaktr.recipes import PlainLoader, parse_yaml
 
 FILE_NAME = "variant.yml"
+Whole = Annotated[int, Field(ge=1, le=1 << 20)]
 
 
 @dataclass(frozen=True)
@@ -31,17 +37,20 @@ class Variant:
     stage: str | None = None
     normalization: str | None = None
     pool: str | None = None
-    reduction: float | None = None
-    encoder_heads: int | None = None
-    decoder_heads: int | None = None
-    depth: int | None = None
-    width: int | None = None
-    patch_size: int | None = None
-    image_size: tuple[int, int] | None = None
-    labels: int | None = None
+    reduction: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    encoder_heads: Whole | None = None
+    decoder_heads: Whole | None = None
+    depth: Whole | None = None
+    width: Whole | None = None
+    patch_size: Whole | None = None
+    image_size: tuple[Whole, Whole] | None = None
+    labels: Whole | None = None
     decoder: str | None = None
-    window: int | None = None
-    stride: int | None = None
+    window: Whole | None = None
+    stride: Whole | None = None
+
+
+_VARIANT = TypeAdapter(Variant)
 
 
 def read_variant(path: Path) -> Variant:
@@ -64,6 +73,12 @@ def read_variant(path: Path) -> Variant:
             variant = Variant("cam", pool=pool, reduction=reduction)
         else:
             raise ValueError("neither net_kwargs (stage 2) nor pool_type (stage 1) is in it")
+        variant = _VARIANT.validate_json(json.dumps(vars(variant)), strict=True)
+    except ValidationError as error:
+        wrong = error.errors(include_url=False)[0]
+        raise ValueError(
+            f"{path}: {wrong['loc'][0]}: {wrong['msg']}, got {wrong['input']!r:.60}"
+        ) from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path}: expected the {FILE_NAME} that the published code wrote; {error}"
@@ -94,17 +109,18 @@ def _stage2(tree: Mapping[str, Any]) -> Variant:
 
 
 def _parse(path: Path) -> Any:
-    """YAML with ``!!python/tuple`` beside the standard tags."""
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        pass
-
-    def build_tuple(loader: yaml.SafeLoader, node: yaml.SequenceNode) -> tuple[Any, ...]:
-        return tuple(loader.construct_sequence(node))
-
-    Loader.add_constructor("tag:yaml.org,2002:python/tuple", build_tuple)
+    """The file's values; tuples become lists."""
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a plain YAML file; nothing was run: {error}") from error
+        return parse_yaml(path.read_text(encoding="utf-8"), str(path), _Loader)
+    except ValueError as error:
+        message = str(error).removeprefix(f"{path}: ")
+        raise ValueError(f"{path}: not a plain YAML file; nothing was run: {message}") from error
+
+
+class _Loader(PlainLoader):
+    """YAML with ``!!python/tuple`` beside the standard tags."""
+
+
+_Loader.add_constructor(
+    "tag:yaml.org,2002:python/tuple", lambda loader, node: loader.construct_sequence(node)
+)

@@ -1,0 +1,382 @@
+"""``weaktr label`` and ``weaktr predict``: masks belong to exactly their inputs, and nothing of
+anybody else's is touched."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import uuid
+
+import numpy as np
+import pytest
+import torch
+from filelock import FileLock
+from PIL import Image
+
+from tests.cli.test_photographs import (
+    COMMANDS,
+    arguments,
+    models,  # noqa: F401 (a fixture)
+    photo,
+    with_labels,
+)
+from tests.cli.test_train import said
+from weaktr import cli, outputs
+from weaktr.data.io import read_stored_labels
+from weaktr.data.masks import MaskFolder
+from weaktr.models import checkpoints
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for name in "abc":
+        photo(tmp_path / "photos" / f"{name}.png", 50, 40, seed=ord(name))
+    return with_labels(tmp_path / "photos")
+
+
+@pytest.fixture
+def run(models, photos, tmp_path):  # noqa: F811
+    """Run a command on the photographs; gives exit code, text in one line, and the masks."""
+
+    def call(command, *more, own=models, out=tmp_path / "out"):
+        code, text = said(cli.main, *arguments(command, own, photos, out, *more))
+        masks = MaskFolder(out, verify=True) if out.is_dir() and code != cli.WRONG_INPUT else None
+        return code, " ".join(text.split()), masks
+
+    return call
+
+
+def stamps(masks):
+    return {name: masks.path(name).stat().st_mtime_ns for name in masks.entries}
+
+
+def replaced(path, seed):
+    """Another photograph of the same size in pixels and bytes, with the same time."""
+    before = path.stat()
+    noise = np.random.default_rng(seed).integers(0, 255, (40, 50, 3), np.uint8)
+    Image.fromarray(noise).save(path, compress_level=0)
+    content = path.read_bytes()
+    path.write_bytes(content + bytes(max(0, before.st_size - len(content))))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+# ---------------------------------------------------------------- results belong to their inputs
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_another_model_of_the_same_name_and_size_does_not_go_on(command, models, run, tmp_path):  # noqa: F811
+    own = {command: tmp_path / "model.safetensors"}
+    model, facts = checkpoints.load(models[command])
+    checkpoints.save(model, own[command], classes=facts["classes"])
+    size = own[command].stat().st_size
+    assert run(command, own=own)[0] == 0
+    with torch.no_grad():
+        next(model.parameters()).add_(1)
+    checkpoints.save(model, own[command], classes=facts["classes"])
+    assert own[command].stat().st_size == size
+    code, text, _ = run(command, own=own)
+    assert code == cli.WRONG_INPUT
+    assert "holds results of other inputs or settings (weights: other content)" in text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_same_model_elsewhere_goes_on(command, models, run, tmp_path):  # noqa: F811
+    before = stamps(run(command)[2])
+    moved = tmp_path / "elsewhere" / "other.safetensors"
+    moved.parent.mkdir()
+    shutil.copy(models[command], moved)
+    code, _, masks = run(command, own={command: moved})
+    assert code == 0
+    assert stamps(masks) == before
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_other_settings_are_named(command, run):
+    run(command)
+    code, text, _ = run(command, "--set", "max_side=333")
+    assert code == cli.WRONG_INPUT
+    assert "settings.max_side: 1024 there, 333 now" in text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_replaced_photograph_is_done_again_and_no_other(command, run, photos, caplog):
+    old = run(command)[2]
+    before, digests = stamps(old), old.entries["b"].inputs
+    replaced(photos / "b.png", seed=99)
+    code, _, masks = run(command)
+    assert code == 0
+    changed = [name for name, stamp in stamps(masks).items() if stamp != before[name]]
+    assert changed == ["b"]
+    assert masks.entries["b"].inputs != digests
+    assert "1 images have changed, or their labels (b): their masks are made again" in caplog.text
+
+
+def test_changed_labels_are_done_again(run, photos):
+    before = stamps(run("label")[2])
+    file = photos / "labels.csv"
+    file.write_text(file.read_text().replace("b.png,cat", "b.png,dog"))
+    masks = run("label")[2]
+    assert [name for name, stamp in stamps(masks).items() if stamp != before[name]] == ["b"]
+    assert set(masks.entries["b"].labels) <= {0, 2}
+
+
+def test_a_mask_of_labels_that_were_taken_away_does_not_stay(run, photos):
+    run("label")
+    file = photos / "labels.csv"
+    file.write_text(file.read_text().replace("b.png,cat", "b.png,"))
+    code, _, masks = run("label")
+    assert code == 0
+    assert sorted(masks.entries) == ["a", "c"]
+    assert not masks.path("b").exists()
+    assert not MaskFolder(masks.folder / "before_refinement").path("b").exists()
+    file.write_text(file.read_text().replace("b.png,", "b.png,cat"))
+    assert sorted(run("label")[2].entries) == ["a", "b", "c"]
+
+
+def test_stored_cams_that_were_made_again_are_done_again(run, photos, tmp_path):
+    run("label", "--emit", "cam")
+    cams, out = tmp_path / "out" / "cams", tmp_path / "of_cams"
+    call = ["label", cams, photos, "--out", out, "--set", "crf=none"]
+    assert said(cli.main, *call)[0] == 0
+    before = stamps(MaskFolder(out))
+    shutil.copy(cams / "a.npz", cams / "c.npz")
+    assert said(cli.main, *call)[0] == 0
+    after = stamps(MaskFolder(out))
+    assert [name for name in after if after[name] != before[name]] == ["c"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_could_not_be_read_is_tried_again(command, run, photos):
+    whole = (photos / "b.png").read_bytes()
+    (photos / "b.png").write_bytes(whole[:60])
+    code, _, masks = run(command)
+    assert code == cli.FAILED and sorted(masks.entries) == ["a", "c"]
+    (photos / "b.png").write_bytes(whole)
+    code, _, masks = run(command)
+    assert code == 0 and sorted(masks.entries) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_photograph_that_changes_while_it_is_read_is_left_out(command, run, photos, monkeypatch):
+    from weaktr.inference import cams, predictions
+
+    for module in (cams, predictions):
+        read = module.read_photograph
+
+        def reading(sample, max_side, read=read):
+            photograph = read(sample, max_side)
+            if sample.name == "b":
+                replaced(sample.image, seed=7)
+            return photograph
+
+        monkeypatch.setattr(module, "read_photograph", reading)
+    code, _, masks = run(command)
+    assert code == cli.FAILED and sorted(masks.entries) == ["a", "c"]
+    monkeypatch.undo()
+    assert run(command)[0] == 0
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_mask_corrected_by_hand_stays(command, run, photos, caplog):
+    masks = run(command)[2]
+    mine = np.full((40, 50), 2, np.uint8)
+    Image.fromarray(mine).save(masks.path("b"))
+    for _ in range(2):
+        code, _, masks = run(command)
+        assert code == 0
+        np.testing.assert_array_equal(read_stored_labels(masks.path("b")), mine)
+        assert "1 masks were changed by hand (b): they stay as they are" in caplog.text
+        caplog.clear()
+    replaced(photos / "b.png", seed=99)
+    assert run(command)[0] == cli.FAILED
+    assert "its mask was changed by hand, and its photograph or its labels since" in caplog.text
+    np.testing.assert_array_equal(read_stored_labels(masks.path("b")), mine)
+
+
+def test_a_damaged_index_is_named_with_its_line(run, tmp_path):
+    run("predict")
+    index = tmp_path / "out" / "index.jsonl"
+    lines = index.read_text().splitlines(keepends=True)
+    for damage in ("{nonsense\n", "[]\n", lines[1].replace("masks/b", "../b"), "[" * 99999 + "\n"):
+        index.write_text(lines[0] + damage + lines[2])
+        code, text, _ = run("predict")
+        assert code == cli.WRONG_INPUT, text
+        assert "index.jsonl:2" in text and "Traceback" not in text
+
+
+def test_reading_an_index_changes_nothing(run, tmp_path):
+    run("predict")
+    index = tmp_path / "out" / "index.jsonl"
+    half = index.read_bytes() + b'{"name": "d"'
+    index.write_bytes(half)
+    assert len(MaskFolder(tmp_path / "out", verify=True)) == 3
+    assert index.read_bytes() == half
+
+
+# ---------------------------------------------------------------- nothing of anybody's is touched
+
+
+def tree(folder):
+    return {
+        path.relative_to(folder): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("name", ["masks/b.png", "b.png", "notes.txt", "index.jsonl"])
+def test_a_folder_with_files_of_others_is_refused(command, run, tmp_path, name):
+    theirs = tmp_path / "out" / name
+    theirs.parent.mkdir(parents=True, exist_ok=True)
+    theirs.write_bytes(b"a week's work")
+    before = tree(tmp_path / "out")
+    code, text, _ = run(command)
+    assert code == cli.WRONG_INPUT
+    assert "expected an empty folder or one that weaktr made" in text
+    assert tree(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("name", ["d.png", "deep/d.png", "b.png"])
+def test_a_mask_of_others_among_ours_is_refused(command, run, tmp_path, photos, name):
+    (photos / "b.png").rename(tmp_path / "b.png")
+    with_labels(photos) if command == "label" else None
+    run(command)
+    (tmp_path / "b.png").rename(photos / "b.png")
+    theirs = tmp_path / "out" / "masks" / name
+    theirs.parent.mkdir(exist_ok=True)
+    Image.fromarray(np.ones((40, 50), np.uint8)).save(theirs)
+    before = tree(tmp_path / "out")
+    code, text, _ = run(command)
+    assert code == cli.WRONG_INPUT
+    assert f"masks/{name}: is not in" in text and "weaktr did not write it" in text
+    assert tree(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("out", ["photos", "photos/out", "photos/deep/er", "link", "."])
+def test_results_among_the_photographs_are_refused(command, run, photos, tmp_path, out):
+    (tmp_path / "link").symlink_to(photos, target_is_directory=True)
+    before = tree(tmp_path)
+    code, text, _ = run(command, out=tmp_path / out)
+    assert code == cli.WRONG_INPUT
+    assert "lies in the folder of the photographs" in text or "from which the results" in text
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["masks", "before_refinement", "index.jsonl", "masks/deep"])
+def test_nothing_is_written_through_a_link(run, tmp_path, name):
+    run("label")
+    ours, theirs = tmp_path / "out" / name, tmp_path / "theirs"
+    if ours.exists():
+        ours.rename(theirs)
+    else:
+        theirs.mkdir()
+    ours.symlink_to(theirs)
+    before = tree(tmp_path)
+    code, text, _ = run("label")
+    assert code == cli.WRONG_INPUT
+    assert "is a link" in text or "weaktr did not write it" in text
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_second_process_ends_with_one_line(command, run, tmp_path, monkeypatch):
+    monkeypatch.setattr(outputs, "PATIENCE", 0.1)
+    run(command)
+    code = (
+        "import sys, filelock\n"
+        "with filelock.FileLock(sys.argv[1]): print('locked', flush=True); input()"
+    )
+    lock = tmp_path / "out" / outputs.LOCK
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, lock], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert holder.stdout.readline() == b"locked\n"
+    code, text, _ = run(command)
+    assert code == cli.WRONG_INPUT
+    assert text.endswith("another process works in it; wait for it, or choose another --out")
+    holder.kill()
+    holder.wait()
+    assert run(command)[0] == 0
+    with FileLock(lock, timeout=0):
+        pass
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_killed_processes_left_half_written_is_cleared(command, run, tmp_path):
+    run(command)
+    for place in ("", "masks", "masks/deep", "before_refinement/masks"):
+        folder = tmp_path / "out" / place
+        folder.mkdir(exist_ok=True)
+        (folder / f".{uuid.uuid4().hex}.part").write_bytes(b"half")
+    (tmp_path / "out" / ".mine.part").touch()
+    assert run(command)[0] == 0
+    assert [path.name for path in (tmp_path / "out").rglob("*.part")] == [".mine.part"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("out", ["file", "file/deep"])
+def test_a_file_in_place_of_the_folder_is_named(command, run, tmp_path, out):
+    (tmp_path / "file").write_text("mine")
+    code, text = run(command, out=tmp_path / out)[:2]
+    assert code == cli.WRONG_INPUT
+    assert "expected a folder" in text and "is a file" in text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_trace_replaces_a_trace_and_nothing_else(command, run, tmp_path):
+    file = tmp_path / "notes.json"
+    file.write_text("mine")
+    code, text, _ = run(command, "--profile", file)
+    assert code == cli.WRONG_INPUT
+    assert "notes.json: is there already, and weaktr did not write it" in text
+    assert file.read_text() == "mine"
+    for _ in range(2):
+        assert run(command, "--profile", tmp_path / "trace.json")[0] == 0
+
+
+@pytest.mark.parametrize("suffix", [".tgz", ".tar"])
+def test_an_archive_replaces_an_archive_and_nothing_else(run, photos, tmp_path, suffix, caplog):
+    file = tmp_path / f"archive{suffix}"
+    file.write_text("mine")
+    code, text, _ = run("predict", "--archive", file)
+    assert code == cli.WRONG_INPUT and "is there already" in text
+    assert file.read_text() == "mine"
+    file.unlink()
+    for _ in range(2):
+        assert run("predict", "--archive", file)[0] == 0
+    whole = (photos / "b.png").read_bytes()
+    (photos / "b.png").write_bytes(whole[:60])
+    assert run("predict", "--archive", tmp_path / f"other{suffix}")[0] == cli.FAILED
+    assert "not written, it needs a mask of every image" in caplog.text
+
+
+@pytest.mark.parametrize("option", ["--onnx", "--torch-export"])
+def test_an_export_does_not_replace_files_of_others(models, tmp_path, option):  # noqa: F811
+    file = tmp_path / "model.bin"
+    file.write_text("mine")
+    code, text = said(cli.main, "export", models["label"], option, file)
+    assert code == cli.WRONG_INPUT and "is there already" in text
+    assert file.read_text() == "mine"
+
+
+def test_every_error_of_the_system_is_one_line(run, photos, tmp_path, monkeypatch):
+    for error, code in [
+        (PermissionError(13, "Permission denied", "x"), cli.FAILED),
+        (OSError(28, "No space left on device", "x"), cli.FAILED),
+        (IsADirectoryError(21, "Is a directory", "x"), cli.WRONG_INPUT),
+        (MemoryError(), cli.FAILED),
+        (RecursionError("too deep"), cli.FAILED),
+        (ValueError("a\x1b[31mb"), cli.WRONG_INPUT),
+    ]:
+
+        def fail(*_, error=error, **__):
+            raise error
+
+        monkeypatch.setattr(checkpoints, "load", fail)
+        result, text, _ = run("label")
+        assert result == code
+        assert text and "Traceback" not in text and "\x1b" not in text

@@ -1,0 +1,215 @@
+"""NumPy's files of strangers: no size that they claim is believed, no type is built from them."""
+
+from __future__ import annotations
+
+import pickle
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from weaktr.data.arrays import read_npz, read_pickled_arrays
+from weaktr.data.stored_maps import read_cams, write_cams
+
+TYPES = ["f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?", ">f4", ">i2"]
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 3), (2, 0, 3)])
+def test_arrays_come_back(tmp_path: Path, kind: str, shape: tuple[int, ...]) -> None:
+    array = np.arange(np.prod(shape, dtype=int)).reshape(shape).astype(kind)
+    fortran = np.asfortranarray(array)
+    np.savez(tmp_path / "a.npz", array=array, fortran=fortran)
+    np.savez_compressed(tmp_path / "b.npz", array=array, fortran=fortran)
+    for name in ("a.npz", "b.npz"):
+        for read in read_npz(tmp_path / name).values():
+            assert read.dtype == array.dtype.newbyteorder("=") and read.flags.writeable
+            np.testing.assert_array_equal(read, array)
+    np.save(tmp_path / "c.npy", {"array": array, "fortran": fortran}, allow_pickle=True)
+    for value in read_pickled_arrays(tmp_path / "c.npy").values():
+        np.testing.assert_array_equal(value, array)
+
+
+def test_scalars_become_plain_values(tmp_path: Path) -> None:
+    content = {np.int32(7): np.float64(0.5), np.str_("Ω name"): np.bool_(True), "x": np.uint8(255)}
+    np.save(tmp_path / "a.npy", content, allow_pickle=True)
+    read = read_pickled_arrays(tmp_path / "a.npy")
+    assert read == {7: 0.5, "Ω name": True, "x": 255}
+    assert [type(key) for key in read] == [int, str, str]
+
+
+def npy(header: str, content: bytes = b"", version: bytes = b"\1\0") -> bytes:
+    size = struct.pack("<H" if version == b"\1\0" else "<I", len(header))
+    return b"\x93NUMPY" + version + size + header.encode() + content
+
+
+def header(shape: object = "(1, 1, 1)", descr: object = "'<f4'", order: object = False) -> str:
+    return f"{{'descr': {descr}, 'fortran_order': {order}, 'shape': {shape}, }}\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (npy(header("(1000000000000, 1, 1)"), b"1234"), "4 bytes for an array"),
+        (npy(header("(2000, 1 << 40, 1)"), b"1234"), "damaged npy header"),
+        (npy(header("(-1, -4, 1)"), b"1234"), "an array of shape"),
+        (npy(header(f"({2**62}, 4, 1)"), b"1234"), "an array of shape"),
+        (npy(header("(0, 99999999999999999999999)"), b""), "an array of shape"),
+        (npy(header("(1.0, 1, 1)"), b"1234"), "an array of shape"),
+        (npy(header("1"), b"1234"), "an array of shape"),
+        (npy(header(f"({'1, ' * 40})"), b"1234"), "an array of shape"),
+        (npy(header(descr="'|O'"), b"1234"), "expected numbers"),
+        (npy(header(descr="'<U1'"), b"1234"), "expected numbers"),
+        (npy(header(descr="'|V2147483647'"), b"1234"), "expected numbers"),
+        (npy(header(descr="'<M8[ns]'"), b"1234"), "expected numbers"),
+        (npy(header(descr="'f4,f4'"), b"1234"), "expected numbers"),
+        (npy(header(descr="'<c8'"), b"1234"), "expected numbers"),
+        (npy(header(descr="[('a', '<f4')]"), b"1234"), "and type"),
+        (npy(header(descr="('<f4', (100000,))"), b"1234"), "and type"),
+        (npy(header(order=3), b"1234"), "an array of shape"),
+        (npy(header(), b"123"), "3 bytes for an array"),
+        (npy(header(), b"12345"), "5 bytes for an array"),
+        (npy(header(), b"1234", b"\3\0"), "version 1 or 2"),
+        (npy("{'descr': '<f4'}"), "damaged npy header"),
+        (npy("[" * 9000), "damaged npy header"),
+        (npy("(" * 9000), "damaged npy header"),
+        (npy("-" * 9000 + "1"), "damaged npy header"),
+        (npy("__import__('os')"), "damaged npy header"),
+        (b"\x93NUMPY\1\0\xff\xff{", "npy header of 65535 bytes"),
+        (b"\x93NUMPY\2\0\xff\xff\xff\xff{", "npy header of 4294967295 bytes"),
+        (b"\x93NUMPY", "version 1 or 2"),
+        (b"", "version 1 or 2"),
+    ],
+)
+def test_headers_that_lie(tmp_path: Path, content: bytes, reason: str) -> None:
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("cams.npy", content)
+        archive.writestr("classes.npy", npy(header("(1,)", "'<i8'"), bytes(8)))
+    with pytest.raises(ValueError, match=f"^{path}: expected CAMs.*{reason}"):
+        read_cams(path)
+
+
+def test_an_archive_that_inflates_without_end(tmp_path: Path) -> None:
+    """Two megabytes that stand for 2 GB are refused by what they claim; less is read."""
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        with archive.open("cams.npy", "w", force_zip64=True) as file:
+            file.write(npy(header("(1, 8, 67108864)")))
+            for _ in range(520):
+                file.write(bytes(1 << 20))
+        archive.writestr("classes.npy", npy(header("(1,)", "'<i8'"), bytes(8)))
+    with pytest.raises(ValueError, match=r"\d+ bytes that claims to hold 545"):
+        read_cams(path)
+    write_cams(path, np.zeros((1, 512, 512), np.float32), [3])
+    assert read_cams(path)[0].shape == (1, 512, 512)
+
+
+@pytest.mark.parametrize("cut", [0, 10, 100, -30, -1])
+def test_damaged_archives(tmp_path: Path, cut: int) -> None:
+    path = tmp_path / "a.npz"
+    write_cams(path, np.random.rand(2, 9, 9).astype(np.float32), [3, 5])
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(ValueError, match=f"^{path}: expected CAMs"):
+        read_cams(path)
+
+
+def test_other_archives(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(path, maps=np.zeros(3))
+    with pytest.raises(ValueError, match="without cams, classes"):
+        read_cams(path)
+    with pytest.raises(FileNotFoundError):
+        read_npz(tmp_path / "none.npz")
+
+
+def pickled(*operations: bytes) -> bytes:
+    """An npy file of one object whose pickle does this."""
+    return npy(header("()", "'|O'"), b"".join(operations) + b".")
+
+
+ARRAY = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR"
+FLOATS = b"cnumpy\ndtype\n(S'f4'\nI0\nI1\ntR(I3\nS'<'\nNNNI-1\nI-1\nI0\ntb"
+NUMBERS = ARRAY + b"(I1\n(I1\nt" + FLOATS + b"I00\nS'1234'\ntb"
+
+
+def outer(inside: bytes) -> bytes:
+    """An array of shape () that holds the dict {0: inside}."""
+    objects = FLOATS.replace(b"f4", b"O8")
+    return pickled(ARRAY, b"(I1\n(t", objects, b"I00\n(}I0\n", inside, b"sltb")
+
+
+def test_what_numpy_pickled_by_hand(tmp_path: Path) -> None:
+    (tmp_path / "a.npy").write_bytes(outer(NUMBERS))
+    read = read_pickled_arrays(tmp_path / "a.npy")
+    np.testing.assert_array_equal(read[0], np.frombuffer(b"1234", "<f4"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        (b"(I1\nt", b"(I1000000000000\nt", "4 bytes for an array"),
+        (b"(I1\nt", b"(I-1\nt", "without a shape"),
+        (b"(I1\nt", b"(F1\nt", "without a shape"),
+        (b"(I1\nt", b"I1\n", "without a shape"),
+        (b"(I1\nt", b"(" + b"I1\n" * 40 + b"t", "without a shape"),
+        (b"S'1234'", b"S'123'", "3 bytes for an array"),
+        (b"S'1234'\n", b"I5\n", "without"),
+        (b"S'1234'\n", b"N", "without"),
+        (b"S'f4'", b"S'V4'", "no plain number"),
+        (b"S'f4'", b"S'f4,f4'", "no plain number"),
+        (b"S'f4'", b"S'M8[ns]'", "no plain number"),
+        (b"S'f4'", b"S'O'", "array of objects of shape"),
+        (b"S'f4'\n", b"]", "unhashable"),
+        (FLOATS, b"N", "without a type"),
+        (FLOATS, ARRAY, "without a type"),
+        (b"I00\nS'1234'\ntb", b"tb", "not enough values|without a type"),
+    ],
+)
+def test_arrays_are_not_built_by_the_file(
+    tmp_path: Path, old: bytes, new: bytes, reason: str
+) -> None:
+    """A type of the file's own and bytes as objects were a write to an address that it names."""
+    (tmp_path / "a.npy").write_bytes(outer(NUMBERS.replace(old, new)))
+    with pytest.raises(ValueError, match=reason):
+        read_pickled_arrays(tmp_path / "a.npy")
+
+
+def test_one_array_under_many_keys(tmp_path: Path) -> None:
+    """It may be, but not so that copies of it fill the memory."""
+    shared = np.zeros(1 << 20, np.float32)
+    path = tmp_path / "a.npy"
+    for count, refused in ((8, False), (1000, True)):
+        np.save(path, dict.fromkeys(range(count), shared), allow_pickle=True)
+        if refused:
+            with pytest.raises(ValueError, match="claims to hold more numbers"):
+                read_pickled_arrays(path)
+        else:
+            assert len(read_pickled_arrays(path)) == count
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (np.array(["x"], object), "array of objects of shape"),
+        (print, "builtins.print, which could run code; only NumPy arrays are allowed"),
+        (Path("x"), "pathlib.*Path, which could run code"),
+        (np.dtype("f4"), "a type alone"),
+        (np.array(["2020"], "M8[Y]"), "no plain number"),
+        (np.zeros(2, "f4,f4"), "no plain number|numpy"),
+        (np.ma.zeros(3), "which could run code"),
+    ],
+)
+def test_other_objects(tmp_path: Path, value: Any, reason: str) -> None:
+    np.save(tmp_path / "a.npy", {"a": value}, allow_pickle=True)
+    with pytest.raises(ValueError, match=reason):
+        read_pickled_arrays(tmp_path / "a.npy")
+
+
+def test_a_bare_pickle_is_no_npy_file(tmp_path: Path) -> None:
+    (tmp_path / "a.npy").write_bytes(pickle.dumps({"a": 1}))
+    with pytest.raises(ValueError, match="begins with"):
+        read_pickled_arrays(tmp_path / "a.npy")

@@ -1,0 +1,40 @@
+"""The sweep of `tests.faults.sweep`, at a few positions of each command; always the same ones."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+
+import pytest
+
+from tests.faults.sweep import in_shim
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or shutil.which("cc") is None,
+    reason="faults are made by a C library that Linux loads first; needs a C compiler",
+)
+
+
+@pytest.mark.parametrize(
+    ("command", "most"), [("label", 5), ("predict", 3), ("train", 1), ("draw", 2), ("write", 2)]
+)
+def test_every_fault_is_recovered_from(command, most):
+    done = in_shim("-m", "tests.faults.sweep", "--inside", "--most", str(most), command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{4 * most} cases, 0 findings" in done.stdout
+
+
+def test_the_sweep_finds_what_it_is_for():
+    code = (
+        "from weaktr import cli\n"
+        "from weaktr.data import manifest\n"
+        "from tests.faults.sweep import sweep\n"
+        "cli._exit_code = lambda error: None\n"
+        "print({finding.what for finding in sweep(['write'], ['full'], None).findings})\n"
+        "cli._exit_code = lambda error: 0\n"
+        "manifest.write_bytes = lambda path, content: path.exists() or path.write_bytes(content)\n"
+        "print({finding.what for finding in sweep(['write'], ['half'], None).findings})\n"
+    )
+    done = in_shim("-c", code)
+    assert "{'ended with 99'}" in done.stdout, done.stdout + done.stderr
+    assert "{'other results: manifest.json'}" in done.stdout, done.stdout + done.stderr

@@ -1,0 +1,56 @@
+"""Positions belong to places of a grid, not to their number."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.models import small
+from weaktr.config import BackboneConfig
+from weaktr.models import ViT, checkpoints
+from weaktr.models.pretrained import load_backbone
+
+TINY = {"embed_dim": 48, "depth": 1, "num_heads": 3}
+
+
+@pytest.mark.parametrize("position", ["timm", "published_cam", "published_seg"])
+def test_positions_of_a_grid_that_is_not_square(position):
+    """3 x 12 patches are not 6 x 6: the positions are those of the places."""
+    config = BackboneConfig(
+        "deit_small_patch16_224", image_size=(48, 192), position=position, backbone_args=TINY
+    )
+    vit = ViT(config)
+    stored = torch.arange(36.0).view(1, 36, 1).expand(-1, -1, vit.embed_dim)
+    with torch.no_grad():
+        vit.pos_embed[:, 1:] = stored
+        assert torch.equal(vit._position((3, 12), (48, 192))[:, 1:], stored)
+        wider = vit._position((3, 24), (48, 384))[0, 1:, 0].view(3, 24)
+    places = 12 * torch.arange(3.0)[:, None] + (torch.arange(24.0) - 0.5) / 2
+    torch.testing.assert_close(wider, places, rtol=0, atol=1.5)  # 6 x 6 would be 5 off
+
+
+def test_published_segmenters_say_that_they_mix_positions_up(caplog):
+    config = BackboneConfig(
+        "deit_small_patch16_224", image_size=64, position="published_seg", backbone_args=TINY
+    )
+    vit = ViT(config)
+    for _ in range(2):
+        vit._position((1, 16), (16, 256))
+    (record,) = caplog.records
+    assert "the positions of 4 x 4 patches as they are for 1 x 16" in record.getMessage()
+
+
+def test_backbone_weights_of_another_grid_of_as_many_patches(tmp_path, caplog):
+    """6 x 6 positions are resized for 3 x 12; a checkpoint of ours says which of both it has."""
+    square = small.segmenter("deit_small_patch16_224", 4, image_size=96, backbone_args=TINY)
+    wide = {"image_size": (48, 192), "backbone_args": TINY}
+    own = small.segmenter("deit_small_patch16_224", 4, **wide)
+    for model, kept in ((square, False), (own, True)):
+        path = checkpoints.save(model, tmp_path / "model.safetensors")
+        torch.save(dict(model.vit.state_dict()), tmp_path / "bare.pth")
+        for file, stays in ((path, kept), (tmp_path / "bare.pth", False)):
+            config = BackboneConfig("deit_small_patch16_224", str(file), **wide)
+            vit = ViT(config)
+            load_backbone(vit, config)
+            assert torch.equal(vit.pos_embed[:, 1:], model.vit.pos_embed[:, 1:]) == stays
+    assert caplog.messages == ["pos_embed: 36 positions are taken as 6 x 6, not as 3 x 12"] * 2

@@ -1,0 +1,295 @@
+"""``.pth`` files of strangers: no size that they claim is believed, nothing in them is run."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import pickle
+import struct
+import tarfile
+import zipfile
+from collections import Counter, OrderedDict
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from weaktr.models.pretrained import read_state
+from weaktr.models.released.torch_file import read_torch_file, weights_in
+
+TYPES = [
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32,
+    torch.int16, torch.int8, torch.uint8, torch.bool,
+]  # fmt: skip
+
+
+@pytest.fixture(params=["zip", "old"])
+def save(request, tmp_path):
+    """Writes a file in one of torch's formats and returns its path."""
+
+    def write(value):
+        path = tmp_path / "x.pth"
+        torch.save(value, path, _use_new_zipfile_serialization=request.param == "zip")
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_tensors_come_back(save, dtype):
+    whole = torch.arange(24).reshape(2, 3, 4).to(dtype)
+    parts = {
+        "whole": whole,
+        "turned": whole.permute(2, 0, 1),
+        "part": whole[1:, ::2, 1],
+        "number": whole[1, 2, 3],
+        "empty": whole[:0],
+        "wide": whole[:1, :1, :1].expand(2, 2, 2),
+    }
+    read = read_torch_file(save(parts))
+    assert list(read) == list(parts)
+    for name, tensor in parts.items():
+        assert read[name].dtype == dtype and torch.equal(read[name], tensor)
+    assert read["whole"].data_ptr() == read["turned"].data_ptr()  # still one storage
+
+
+def test_what_training_scripts_leave(save):
+    model = nn.Linear(2, 3)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    saved = {
+        "model": model.state_dict(),  # an OrderedDict with attributes
+        "parameter": nn.Parameter(torch.ones(3)),
+        "optimizer": optimizer.state_dict(),
+        "args": argparse.Namespace(lr=0.1, names=["a"]),
+        "miou": np.float64(74.02),
+        "size": torch.Size([2, 3]),
+        "device": torch.device("cpu"),
+        "dtype": torch.float16,
+        "milestones": Counter([3, 3, 5]),
+        "order": OrderedDict(a=1),
+        "nothing": None,
+    }
+    read = read_torch_file(save(saved))
+    assert read.keys() == saved.keys()
+    assert torch.equal(read["model"]["weight"], model.weight)
+    assert torch.equal(read["parameter"], torch.ones(3))
+    assert torch.equal(
+        read["optimizer"]["state"][0]["exp_avg"], optimizer.state[model.weight]["exp_avg"]
+    )
+    assert vars(read["args"]) == {"lr": 0.1, "names": ["a"]}
+    plain = ("miou", "size", "dtype", "milestones", "order", "nothing")
+    assert {key: read[key] for key in plain} == {key: saved[key] for key in plain}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.eye(3).to_sparse(),
+        lambda: torch.eye(3).to_sparse_csr(),
+        lambda: torch.ones(3, device="meta"),
+        lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
+        lambda: torch.ones(3, dtype=torch.complex64),
+        lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+        lambda: nn.Linear(2, 3),
+        lambda: np.ones(3),
+        lambda: {1, 2},
+        lambda: 1j,
+    ],
+)
+@pytest.mark.filterwarnings("ignore")  # torch's, of kinds of tensors that it will drop
+def test_other_kinds_of_values_are_refused(save, make):
+    with pytest.raises(ValueError, match=r"x\.pth: (refused|not a whole file)") as caught:
+        read_torch_file(save({"x": make()}))
+    assert "\n" not in str(caught.value)
+
+
+class Claim:
+    """Pickled as a tensor of this size, stride and offset in a storage that claims `count`."""
+
+    def __init__(self, size, stride, offset=0, count=4):
+        self.size, self.stride, self.offset, self.count = size, stride, offset, count
+
+    def __reduce__(self):
+        storage = Reference(("storage", torch.FloatStorage, "0", "cpu", self.count))
+        arguments = (storage, self.offset, self.size, self.stride, False, OrderedDict())
+        return torch._utils._rebuild_tensor_v2, arguments
+
+
+class Reference:
+    def __init__(self, identifier):
+        self.identifier = identifier
+
+
+class Pickler(pickle.Pickler):
+    def persistent_id(self, value):
+        return value.identifier if isinstance(value, Reference) else None
+
+
+def pickled(value):
+    file = io.BytesIO()
+    Pickler(file, protocol=2).dump(value)
+    return file.getvalue()
+
+
+def write_zip(path, value, content=bytes(16), compression=zipfile.ZIP_STORED, **others):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("x/data.pkl", value if isinstance(value, bytes) else pickled(value))
+        archive.writestr("x/data/0", content)
+        for name, data in others.items():
+            archive.writestr(f"x/{name}", data)
+    return path
+
+
+def write_old(path, value, content=bytes(16), count=4, keys=("0",)):
+    head = [0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}]
+    parts = [*(pickle.dumps(part, 2) for part in head), pickled(value), pickle.dumps(list(keys), 2)]
+    path.write_bytes(b"".join(parts) + struct.pack("<q", count) + content)
+    return path
+
+
+@pytest.fixture(params=[write_zip, write_old])
+def write(request, tmp_path):
+    return lambda value, *given, **named: request.param(tmp_path / "x.pth", value, *given, **named)
+
+
+def test_the_files_of_these_tests_are_whole(write):
+    assert torch.equal(read_torch_file(write([Claim((2, 2), (2, 1))]))[0], torch.zeros(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("claim", "reason"),
+    [
+        (Claim((10**12,), (0,)), "a tensor of size"),
+        (Claim((10**6, 10**6), (0, 0)), "a tensor of size"),
+        (Claim((2, 3), (3, 1)), "in 4 numbers"),
+        (Claim((2, 2), (2, 1), offset=1), "in 4 numbers"),
+        (Claim((2,), (2**62,)), "a tensor of size"),
+        (Claim((2**32, 2**32), (1, 1)), "a tensor of size"),
+        (Claim((2,), (-1,), offset=3), "a tensor of size"),
+        (Claim((-2,), (1,)), "a tensor of size"),
+        (Claim((2,), (1,), offset=-1), "a tensor of size"),
+        (Claim((2, 2), (1,)), "a tensor of size"),
+        (Claim((1,) * 200, (1,) * 200), "a tensor of size"),
+        (Claim((0, 10**30), (1, 1)), "a tensor of size"),
+        (Claim((2.0,), (1,)), "a tensor of size"),
+        (Claim(2, 1), "not a whole file"),
+        (Claim((1,), (1,), count=10**12), "claims 1000000000000 numbers"),
+        (Claim((1,), (1,), count=-1), "something else than a storage"),
+        (Claim((1,), (1,), count=10**30), "claims 1000"),
+        (Reference(("storage", torch.FloatStorage, "0", "cpu", 4, ("1", 0, 2))), "something else"),
+        (Reference(("module", torch.FloatStorage, "0", "cpu", 4)), "something else"),
+        (Reference(("storage", "FloatStorage", "0", "cpu", 4)), "something else"),
+        (Reference("0"), "not a whole file"),
+        ([Claim((1,), (1,)), Claim((1,), (1,), count=3)], "two sizes of the storage"),
+    ],
+)
+def test_claims_of_tensors(write, claim, reason):
+    path = write([claim])
+    with pytest.raises(ValueError, match=f"{path}: .*{reason}"):
+        read_torch_file(path)
+
+
+@pytest.mark.parametrize("content", [b"", bytes(15), bytes(17)])
+def test_storages_of_another_size(tmp_path, content):
+    with pytest.raises(ValueError, match="bytes of 16 in data/0"):
+        read_torch_file(write_zip(tmp_path / "x.pth", [Claim((4,), (1,))], content))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"content": bytes(15)}, "cut off"),
+        ({"count": 5}, "a storage of 5 numbers"),
+        ({"count": -1}, "a storage of -1 numbers"),
+        ({"keys": ()}, "other storages"),
+        ({"keys": ("1",)}, "other storages"),
+        ({"keys": ([],)}, "not a whole file"),
+    ],
+)
+def test_storages_of_the_older_format(tmp_path, change, reason):
+    with pytest.raises(ValueError, match=reason):
+        read_torch_file(write_old(tmp_path / "x.pth", [Claim((4,), (1,))], **change))
+
+
+def test_a_compressed_file_is_no_bomb(tmp_path):
+    claim = Claim((2**28,), (1,), count=2**28)
+    path = write_zip(tmp_path / "x.pth", [claim], bytes(1 << 24), zipfile.ZIP_DEFLATED)
+    with pytest.raises(ValueError, match="is compressed"):
+        read_torch_file(path)
+
+
+def test_a_bit_that_changed_is_noticed(tmp_path):
+    """The archive has checksums, which torch.load does not compare."""
+    path = tmp_path / "x.pth"
+    torch.save({"x": torch.zeros(1000)}, path)
+    content = bytearray(path.read_bytes())
+    start = content.index(bytes(4000))
+    content[start + 2000] = 64
+    path.write_bytes(content)
+    assert torch.load(path)["x"].any()
+    with pytest.raises(ValueError, match=r"not a whole file .*CRC"):
+        read_torch_file(path)
+
+
+def test_other_archives(tmp_path):
+    path = tmp_path / "x.pth"
+    write_zip(path, [Claim((4,), (1,))], byteorder="big")
+    with pytest.raises(ValueError, match="another byte order"):
+        read_torch_file(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("photo.jpg", b"")
+    with pytest.raises(ValueError, match=r"without one data\.pkl"):
+        read_torch_file(path)
+    with tarfile.open(path, "w") as archive:  # torch's first format
+        archive.addfile(tarfile.TarInfo("tensors"))
+    with pytest.raises(ValueError, match="not a whole file"):
+        read_torch_file(path)
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match="not a whole file"):
+        read_torch_file(path)
+
+
+def test_pickles_that_never_end(write):
+    nested = b"\x80\x02" + b"]" * 200_000 + b"a" * 199_999 + b"."
+    path = write([1])
+    if path.read_bytes()[:2] == b"PK":
+        write_zip(path, nested)
+        read_torch_file(path)  # deep, but a list
+    tree: dict = {}
+    tree["model"] = tree
+    path = write(tree, b"") if path.read_bytes()[:2] == b"PK" else write(tree, keys=())
+    with pytest.raises(ValueError, match="expected a state dict of tensors"):
+        read_state(path)
+
+
+WEIGHT = torch.ones(2)
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [
+        {"a.b": WEIGHT},
+        {"model": {"a.b": WEIGHT}},
+        {"state_dict": {"model.a.b": WEIGHT}, "epoch": 3},
+        {"model_ema": {"module.a.b": WEIGHT}, "args": argparse.Namespace()},
+        {"checkpoint": None, "model": {"state_dict": {"a.b": WEIGHT}}},
+        {"teacher": {"module.a.b": WEIGHT}, "student": {"module.a.b": -WEIGHT}},
+        {"module._orig_mod.a.b": WEIGHT},
+        {"_orig_mod.module.a.b": WEIGHT},
+        {"a._orig_mod.b": WEIGHT},
+        {"n_averaged": torch.tensor(3), "module.a.b": WEIGHT},
+        {"model": 3, "state_dict": {"a.b": WEIGHT}},
+    ],
+)
+def test_weights_as_publishers_wrap_them(save, saved):
+    state = weights_in(read_torch_file(save(saved)))
+    assert list(state) == ["a.b"] and torch.equal(state["a.b"], WEIGHT)
+
+
+@pytest.mark.parametrize("tree", [[WEIGHT], {}, {"model": {}}, {"epoch": 3}, WEIGHT, {3: WEIGHT}])
+def test_no_weights(tree):
+    with pytest.raises(ValueError, match=r"expected a state dict of tensors|names of tensors"):
+        weights_in(tree)

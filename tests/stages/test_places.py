@@ -1,0 +1,296 @@
+"""A run that is started again: what is made again, what stays; nothing of others is lost."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.stages import tiny
+from weaktr import outputs
+from weaktr.data import DataError, Problem
+from weaktr.data.masks import MaskFolder
+from weaktr.files import read_json
+from weaktr.inference.cams import CamsOfModel
+from weaktr.inference.predictions import Predictor
+from weaktr.stages import pipeline, places
+from weaktr.stages.pipeline import run_recipe
+from weaktr.stages.run import Run
+
+STAGES = ("train_cam", "label", "train_seg", "predict", "evaluate")
+
+
+@pytest.fixture(autouse=True)
+def messages(caplog):
+    caplog.set_level(logging.INFO, "weaktr")
+    return caplog
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A data set and a finished run."""
+    home = tmp_path_factory.mktemp("home")
+    root = tiny.squares(home / "squares", count=8)
+    run_recipe(tiny.recipe(root), home / "run")
+    return home
+
+
+@pytest.fixture
+def home(finished, tmp_path):
+    """A copy of both, which a test may change."""
+    shutil.copytree(finished, tmp_path / "home")
+    return tmp_path / "home"
+
+
+def recipe(home, **changes):
+    return tiny.recipe(home / "squares", **changes)
+
+
+def made_again(home, **changes):
+    """The stages that a further start makes again."""
+    before = {stage: (home / "run" / stage / "finished.json").stat().st_ino for stage in STAGES}
+    run_recipe(recipe(home, **changes), home / "run")
+    return [s for s in STAGES if (home / "run" / s / "finished.json").stat().st_ino != before[s]]
+
+
+def test_a_run_and_its_data_may_be_moved(home):
+    assert made_again(home) == []
+
+
+def test_a_replaced_photograph_of_the_same_size_and_time_is_noticed(home):
+    path = home / "squares" / "images" / "3.png"
+    before = path.stat()
+    content = bytearray(path.read_bytes())
+    pixels = np.asarray(Image.open(path)).copy()
+    pixels[:] = 255 - pixels
+    Image.fromarray(pixels).save(path)
+    padded = path.read_bytes()
+    path.write_bytes(padded + bytes(max(0, len(content) - len(padded))))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert made_again(home) == list(STAGES)
+
+
+def test_changed_labels_are_noticed(home):
+    file = home / "squares" / "labels.csv"
+    lines = file.read_text().splitlines(keepends=True)
+    name = lines[1].partition(",")[0]
+    lines[1] = f"{name},red\n" if not lines[1].endswith("red\n") else f"{name},green\n"
+    file.write_text("".join(lines))
+    assert made_again(home)[:3] == ["train_cam", "label", "train_seg"]
+
+
+def test_a_true_mask_that_is_corrected_is_scored_again_and_nothing_else(home):
+    path = sorted((home / "squares" / "masks").iterdir())[0]
+    labels = np.asarray(Image.open(path)).copy()
+    labels[:4] = 255
+    Image.fromarray(labels).save(path)
+    assert made_again(home) == ["evaluate"]
+
+
+def test_another_model_in_its_place_is_noticed(home):
+    shutil.copy(home / "run/train_seg/model.safetensors", home / "keep")
+    trained = home / "run" / "train_cam" / "model.safetensors"
+    content = bytearray(trained.read_bytes())
+    content[-5] ^= 1  # a bit of a weight
+    trained.write_bytes(content)
+    assert made_again(home)[:1] == ["label"]
+
+
+def test_a_pseudo_label_that_is_corrected_by_hand_is_trained_on(home, messages):
+    masks = MaskFolder(home / "run" / "label")
+    mine = np.ones_like(masks.read("1"))
+    Image.fromarray(mine).save(masks.path("1"))
+    assert made_again(home)[:3] == ["label", "train_seg", "predict"]
+    assert "1 masks were changed by hand (1)" in messages.text
+    np.testing.assert_array_equal(np.asarray(Image.open(masks.path("1"))), mine)
+    assert made_again(home) == []
+
+
+def test_a_mask_that_is_gone_is_made_again_and_no_training_repeated(home):
+    path = MaskFolder(home / "run" / "label").path("1")
+    content = path.read_bytes()
+    path.unlink()
+    assert made_again(home) == ["label"]
+    assert path.read_bytes() == content
+
+
+# ---------------------------------------------------------------- earlier results stay until then
+
+
+def test_earlier_results_stay_until_the_new_ones_are_whole(home, monkeypatch, messages):
+    other = {"train_cam": {"lr": 2e-3}}
+    run = home / "run"
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    work = []
+
+    def interrupted(*arguments, real=pipeline.TRAIN_CAM.work):
+        work.append(arguments)
+        real(*arguments)
+        raise KeyboardInterrupt
+
+    broken = replace(pipeline.TRAIN_CAM, work=interrupted)
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "STAGES", (broken, *pipeline.STAGES[1:]))
+        with pytest.raises(KeyboardInterrupt):
+            run_recipe(recipe(home, **other), run)
+    assert "settings.train_cam.lr: 0.001 there, 0.002 now" in messages.text
+    after = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    new = {path.relative_to(run).parts[0] for path in after.keys() - before.keys()}
+    assert len(new) == 1 and new.pop().startswith("train_cam.new-")
+    assert {path: after[path] for path in before} == before
+    assert made_again(home) == []  # the former settings find their results
+    assert made_again(home, **other) == list(STAGES)
+    assert sorted(p.name for p in run.iterdir() if p.is_dir()) == sorted(STAGES)
+
+
+@pytest.mark.parametrize("at", ["rename", "rmtree"])
+def test_a_kill_while_results_change_places_loses_nothing(home, monkeypatch, at):
+    other = {"label": {"threshold": 0.6}}
+    run = home / "run"
+    renames = []
+
+    def killed(path, *arguments, real=places.Path.rename):
+        renames.append(path.name)
+        if at == "rename" and path.name.startswith("label.new-"):
+            raise SystemExit
+        return real(path, *arguments)
+
+    def never(path):
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(places.Path, "rename", killed)
+        patch.setattr(places.shutil, "rmtree", never)
+        with pytest.raises(SystemExit):
+            run_recipe(recipe(home, **other), run)
+    assert [name for name in renames if name.startswith("label")]
+    run_recipe(recipe(home, **other), run)
+    assert read_json(run / "label" / "inputs.json")["settings"]["label"]["threshold"] == 0.6
+    assert not [path for path in run.iterdir() if path.name.endswith(".removed")]
+    assert not list(run.glob("label.*"))
+
+
+@pytest.mark.parametrize("mine", ["masks/mine.png", "notes.txt", "masks/1.png", "deep/notes.txt"])
+def test_results_with_files_of_others_are_kept_beside_the_new_ones(home, mine, messages):
+    file = home / "run" / "label" / mine
+    file.parent.mkdir(exist_ok=True)
+    Image.fromarray(np.ones((32, 32), np.uint8)).save(file, format="PNG")
+    content = file.read_bytes()
+    run_recipe(recipe(home, label={"threshold": 0.6}), home / "run", start="label")
+    (kept,) = (home / "run").glob("label.old-*")
+    assert (kept / mine).read_bytes() == content
+    assert f"{mine.removesuffix('/notes.txt')} is not as weaktr wrote it" in messages.text
+    assert not (home / "run" / "label" / mine).exists() or mine == "masks/1.png"
+
+
+def test_force_begins_anew_and_keeps_what_was_there_until_then(home, monkeypatch):
+    run = home / "run"
+    before = (run / "label" / "finished.json").read_bytes()
+
+    def stop(*_):
+        assert (run / "label" / "finished.json").read_bytes() == before
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "STAGES", (replace(pipeline.LABEL, work=stop),))
+        with pytest.raises(KeyboardInterrupt):
+            run_recipe(recipe(home), run, only="label", force=True)
+    assert (run / "label" / "finished.json").read_bytes() == before
+
+
+# ---------------------------------------------------------------- a folder that is not weaktr's
+
+
+@pytest.mark.parametrize(
+    "name", ["label/mine.png", "train_cam/notes", "recipe.yaml", "metrics.json", "pictures/a.png"]
+)
+def test_a_folder_with_files_of_others_where_results_go_is_refused(finished, tmp_path, name):
+    mine = tmp_path / "run" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(ValueError, match="is there already, and weaktr did not write it"):
+        run_recipe(recipe(finished), tmp_path / "run")
+    assert [path for path in (tmp_path / "run").rglob("*") if path.is_file()] == [mine]
+    assert mine.read_text() == "mine"
+
+
+def test_files_of_others_beside_the_results_do_not_matter(finished, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "log.txt").write_text("mine")
+    run_recipe(recipe(finished), tmp_path / "run", only="train_cam")
+    assert (tmp_path / "run" / "log.txt").read_text() == "mine"
+
+
+def test_annotations_in_the_place_of_a_later_stage_are_left_alone(home):
+    shutil.rmtree(home / "run" / "label")
+    (home / "run" / "label").mkdir()
+    (home / "run" / "label" / "mine.png").write_text("a week's work")
+    with pytest.raises(ValueError, match=r"label: expected an empty folder or one that weaktr"):
+        run_recipe(recipe(home), home / "run")
+    assert (home / "run" / "label" / "mine.png").read_text() == "a week's work"
+
+
+@pytest.mark.parametrize("name", ["label", "recipe.yaml", "label/masks", "label/index.jsonl"])
+def test_nothing_of_a_run_is_written_through_a_link(home, tmp_path, name):
+    path = home / "run" / name
+    path.rename(tmp_path / "theirs")
+    path.symlink_to(tmp_path / "theirs")
+    MaskFolder(home / "run" / "label").path("1").unlink()
+    with pytest.raises(ValueError, match="is a link"):
+        run_recipe(recipe(home), home / "run")
+
+
+def test_a_run_among_the_photographs_is_refused(finished):
+    folder = finished / "squares" / "images" / "run"
+    with pytest.raises(ValueError, match="lies in the folder of the photographs"):
+        run_recipe(recipe(finished), folder)
+    assert not folder.exists()
+
+
+def test_a_second_process_on_a_run_is_refused(home, monkeypatch):
+    monkeypatch.setattr(outputs, "PATIENCE", 0.05)
+    run = Run(recipe(home), home / "run")
+    with places.claimed_run(run), pytest.raises(ValueError, match="another process works in it"):
+        run_recipe(recipe(home), home / "run")
+    assert made_again(home) == []
+
+
+def test_the_recipe_is_that_of_the_results(home, monkeypatch):
+    """A start that ended before its first stage has not changed what the results are."""
+    before = (home / "run" / "recipe.yaml").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(places, "begin", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run_recipe(recipe(home, label={"threshold": 0.6}), home / "run")
+    assert (home / "run" / "recipe.yaml").read_bytes() == before
+
+
+# ---------------------------------------------------------------- what could not be read
+
+
+@pytest.mark.parametrize("stage", ["label", "predict"])
+def test_a_read_error_that_passes_is_not_for_good(home, monkeypatch, messages, stage):
+    source = {"label": CamsOfModel, "predict": Predictor}[stage]
+    real = source.read
+
+    def read(self, sample):
+        if sample.name == "2":
+            raise DataError(Problem(str(sample.image), sample.source, "Input/output error"))
+        return real(self, sample)
+
+    run = home / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(source, "read", read)
+        assert run_recipe(recipe(home), run, only=stage, force=True) == 1
+        assert "2" not in MaskFolder(run / stage)
+        assert run_recipe(recipe(home), run, only=stage) == 1  # tried again
+    assert run_recipe(recipe(home), run, only=stage) == 0
+    assert len(MaskFolder(run / stage, verify=True)) == 8
+    assert run_recipe(recipe(home), run) == 0
+    assert json.loads((run / stage / "finished.json").read_text())["images"]

@@ -1,0 +1,136 @@
+"""What a configuration may say of a network: checked before anything of it is built.
+
+Configurations come from recipes and from checkpoints of others. timm takes arguments that name
+files and addresses of weights beside those that describe a network; only the latter pass.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+import timm
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from weaktr.config import BackboneConfig
+
+Width = Annotated[int, Field(ge=1, le=16384)]
+Count = Annotated[int, Field(ge=1, le=1024)]
+Number = Annotated[float, Field(ge=-1e9, le=1e9)]
+Rate = Annotated[float, Field(ge=0, le=1)]
+Word = Annotated[str, Field(pattern=r"^[a-z0-9_]{0,40}$")]
+
+
+class BackboneArgs(TypedDict, total=False):
+    """`BackboneConfig.backbone_args`: the arguments of timm's plain ViTs that describe the network.
+
+    What other settings say (img_size, drop_path_rate, ...) is not among them.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # type: ignore[misc]
+
+    embed_dim: Width
+    depth: Annotated[int, Field(ge=1, le=256)]
+    num_heads: Count
+    num_kv_heads: Count
+    patch_size: Count
+    mlp_ratio: Annotated[float, Field(gt=0, le=64)]
+    swiglu_align_to: Annotated[int, Field(ge=0, le=1024)]
+    reg_tokens: Annotated[int, Field(ge=0, le=1024)]
+    num_reg_tokens: Annotated[int, Field(ge=0, le=1024)]
+    ref_feat_shape: Count
+    init_values: Number
+    rope_temperature: Number
+    rope_grid_offset: Number
+    drop_rate: Rate
+    pos_drop_rate: Rate
+    patch_drop_rate: Rate
+    proj_drop_rate: Rate
+    attn_drop_rate: Rate
+    qkv_bias: bool
+    qkv_fused: bool
+    qk_norm: bool
+    proj_bias: bool
+    scale_attn_norm: bool
+    scale_mlp_norm: bool
+    scale_mlp: bool
+    scale_attn_inner: bool
+    swiglu_mlp: bool
+    class_token: bool
+    no_embed_class: bool
+    pre_norm: bool
+    final_norm: bool
+    fc_norm: bool
+    attn_only_layer_scale: bool
+    use_abs_pos_emb: bool
+    use_rot_pos_emb: bool
+    use_post_norm: bool
+    use_pre_transformer_norm: bool
+    use_post_transformer_norm: bool
+    use_fc_norm: bool
+    rope_rotate_half: bool
+    rope_mixed: bool
+    norm_layer: Word
+    embed_norm_layer: Word
+    act_layer: Word
+    pos_embed: Word
+    attn_type: Word
+    rope_type: Word
+    rope_grid_indexing: Word
+    weight_init: Word
+
+
+#: Setting of any model -> its least and greatest value.
+RANGES: dict[str, tuple[float, float]] = {
+    "image_size": (1, 16384),
+    "patch_size": (1, 1024),
+    "drop_path": (0, 1),
+    "norm_eps": (0, 1),
+    "reduction": (1e-3, 1e9),
+    "feat_reduction": (1e-3, 1e9),
+    "decoder_layers": (0, 256),
+    "decoder_heads": (1, 1024),
+    "dropout": (0, 1),
+    "class_tokens": (0, 1024),
+}
+_ARGUMENTS = TypeAdapter(BackboneArgs)
+
+
+def check_architecture(config: BackboneConfig) -> None:
+    """Refuse a configuration that describes no network, or none of a size that there is.
+
+    Raises:
+        ValueError: a backbone that is none of timm's own; an argument that does not describe the
+            network, or a value out of range; names it.
+    """
+    backbone = config.backbone
+    if not re.fullmatch(r"\w+(\.[\w.-]+)?", backbone) or not timm.is_model(backbone.split(".")[0]):
+        family = re.split(r"\W|_", backbone)[0]
+        near = timm.list_models(f"*{family}*")[:8]
+        raise ValueError(f"backbone: timm has no model {backbone!r:.99}; some that it has: {near}")
+    for name, (least, most) in RANGES.items():
+        value = getattr(config, name, None)
+        for number in value if isinstance(value, tuple) else (value,):
+            if number is not None and not least <= number <= most:
+                raise ValueError(f"{name}: expected {least:g} to {most:g}, got {number!r:.40}")
+    try:
+        _ARGUMENTS.validate_python(arguments_of(config))
+    except ValidationError as error:
+        wrong = error.errors(include_url=False)[0]
+        name = str(wrong["loc"][0])
+        if wrong["type"] == "extra_forbidden":
+            raise ValueError(
+                f"backbone_args: {name!r:.60} does not describe the network; expected some of "
+                f"{', '.join(BackboneArgs.__annotations__)}"
+            ) from error
+        problem = wrong["msg"].removeprefix("Input should be ")
+        raise ValueError(
+            f"backbone_args: {name}: expected {problem}, got {wrong['input']!r:.60}"
+        ) from error
+
+
+def arguments_of(config: BackboneConfig) -> dict[str, Any]:
+    """The arguments of the timm model that the configuration gives; None stands for none."""
+    given = {key: value for key, value in config.backbone_args.items() if value is not None}
+    return given if config.patch_size is None else {**given, "patch_size": config.patch_size}

@@ -1,0 +1,171 @@
+"""Where a stage's results are made, and how they take the place of earlier ones.
+
+RUN/STAGE                  its results, or its first attempt at them
+RUN/STAGE.new-1a2b3c4d     an attempt with other inputs (their fingerprint), until it is whole
+RUN/STAGE.old-1a2b3c4d     earlier results in which somebody has put or changed files
+"""
+
+from __future__ import annotations
+
+import glob
+import logging
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from weaktr import outputs
+from weaktr.contents import Contents
+from weaktr.data.masks import MaskFolder, before_refinement
+from weaktr.files import write_bytes
+from weaktr.outputs import INPUTS, claimed, clear_unfinished, read_inputs, refuse_files_of_others
+from weaktr.recipes import dump_recipe
+from weaktr.stages.inputs import Inputs
+from weaktr.stages.run import Run
+
+log = logging.getLogger("weaktr")
+
+RECIPE = "recipe.yaml"
+#: What a run writes into its folder beside the folders of its stages.
+OF_A_RUN = (RECIPE, "metrics.json", "pictures")
+#: What stages write into their folders beside masks and charts.
+OF_A_STAGE = (
+    INPUTS, outputs.FINISHED, "index.jsonl", "state.pt", "model.safetensors", "model.json",
+    "metrics.jsonl", "metrics.json", "contact_sheet.png", "pseudo_label_classes.png",
+    "val_classes.png",
+)  # fmt: skip
+#: Folders in those of stages.
+IN_A_STAGE = ("masks", "before_refinement", "before_crf", "tensorboard")
+
+
+@contextmanager
+def claimed_run(run: Run) -> Iterator[None]:
+    """Have the folder of a run to oneself.
+
+    Raises:
+        ValueError: it holds files of others where results go, lies among the photographs, or
+            another process works in it.
+    """
+    folder = run.folder
+    own = [folder / name for name in (*OF_A_RUN, *run.recipe.stages)]
+    for path in own:
+        if path.is_symlink():
+            raise ValueError(f"{path}: is a link; move it away, or choose another --out")
+    if not (folder / outputs.LOCK).exists() and not any((path / INPUTS).is_file() for path in own):
+        for path in own:
+            if path.is_file() or (path.is_dir() and any(path.iterdir())):
+                raise ValueError(
+                    f"{path}: is there already, and weaktr did not write it; "
+                    "move it away, or choose another --out"
+                )
+    images = {sample.image.parent for sample in run.train}
+    if run.predicted is not None:
+        images |= {sample.image.parent for sample in run.predicted}
+    outputs.require_apart(folder, [], images, own=own)
+    with claimed(folder):
+        clear_unfinished(folder, at_depth=False)
+        yield
+
+
+def write_recipe(run: Run) -> None:
+    """Write the recipe into the run's folder, unless it is there already."""
+    content, file = dump_recipe(run.recipe).encode(), run.folder / RECIPE
+    if not file.is_file() or file.read_bytes() != content:
+        write_bytes(file, content)
+
+
+def settle(folder: Path, inputs: Inputs) -> None:
+    """Let an attempt at these results take its place that was whole before the process ended."""
+    attempt = _attempt(folder, inputs)
+    if inputs.fit(outputs.finished_facts(attempt)):
+        put(attempt, folder)
+
+
+def begin(folder: Path, inputs: Inputs, *, force: bool = False) -> Path:
+    """Prepare the place where a stage's results are made.
+
+    Args:
+        folder: of the stage.
+        inputs: of its results; an attempt with the same ones goes on.
+        force: begin anew, even if there are results of these inputs.
+
+    Returns:
+        `folder`, or a folder beside it where it holds other results.
+
+    Raises:
+        ValueError: a folder holds files of others, or something in it is a link.
+    """
+    stored, place = read_inputs(folder), folder
+    attempt = _attempt(folder, inputs)
+    if stored is None:
+        refuse_files_of_others(folder)
+    elif force or not inputs.fit(stored):
+        place = attempt
+    if force and attempt.exists():
+        outputs.remove(attempt)
+    if place == attempt and not force:
+        log.info(
+            "%s: holds results of other inputs (%s); they stay until the new ones are whole",
+            folder, outputs.in_words(outputs.differences(stored or {}, inputs.facts)),
+        )  # fmt: skip
+    if inputs.fit(read_inputs(place)):
+        outputs.tidy(place)
+        (place / outputs.FINISHED).unlink(missing_ok=True)
+    else:
+        outputs.begin(place, inputs.made_from, **inputs.facts)
+    return place
+
+
+def put(place: Path, folder: Path, contents: Contents | None = None) -> None:
+    """Let whole results take the place of earlier ones, which are removed.
+
+    Earlier results in which somebody has put or changed files are kept under another name.
+    """
+    if place == folder:
+        return
+    removed = []
+    if folder.exists():
+        removed.append(_out_of_the_way(folder, contents))
+    place.rename(folder)
+    for attempt in folder.parent.glob(f"{glob.escape(folder.name)}.new-{'[0-9a-f]' * 8}"):
+        removed.append(_out_of_the_way(attempt, contents))
+    for path in removed:
+        if path is not None:
+            shutil.rmtree(path)
+
+
+def _attempt(folder: Path, inputs: Inputs) -> Path:
+    return folder.with_name(f"{folder.name}.new-{inputs.made_from[:8]}")
+
+
+def _out_of_the_way(folder: Path, contents: Contents | None) -> Path | None:
+    """Rename earlier results; returns where they wait for removal, None where they are kept."""
+    stranger = next(_files_of_others(folder, contents), None)
+    if stranger is None:
+        removed = folder.with_name(f".{uuid.uuid4().hex}.removed")
+        folder.rename(removed)
+        return removed
+    kept = folder.with_name(f"{folder.name.partition('.')[0]}.old-{uuid.uuid4().hex[:8]}")
+    folder.rename(kept)
+    log.warning(
+        "%s: the earlier results are kept, for %s is not as weaktr wrote it",
+        kept, stranger.relative_to(folder),
+    )  # fmt: skip
+    return None
+
+
+def _files_of_others(folder: Path, contents: Contents | None) -> Iterator[Path]:
+    """Files in the folder of a stage that weaktr did not write, or that were changed since."""
+    for path in sorted(folder.iterdir()):
+        known = IN_A_STAGE if path.is_dir() else OF_A_STAGE
+        if path.is_symlink() or not (path.name in known or path.name[0] == "."):
+            yield path
+    for place in (folder, before_refinement(folder)):
+        try:
+            masks = MaskFolder(place, verify=True, contents=contents)
+        except ValueError:  # a damaged index
+            yield place / "index.jsonl"
+            continue
+        yield from (masks.path(name) for name in sorted(masks.edited))
+        yield from masks.others()

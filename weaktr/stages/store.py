@@ -1,0 +1,195 @@
+"""The files of a folder of masks: which images are done in it, and writing those of further ones.
+
+An image is done if its files are there as they were written, and were made from the photograph
+(and the stored CAMs) and the image-level labels that it has now.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from weaktr.contents import CONTENTS, Contents
+from weaktr.data import DataError, Problem, Sample
+from weaktr.data.masks import MaskEntry, RefinedMasks, files_of_others, png_bytes
+from weaktr.data.parallel import ordered_map
+from weaktr.data.photographs import enlarged
+from weaktr.data.stored_maps import write_cams, write_scores
+from weaktr.files import write_bytes
+from weaktr.inference.results import LabelMaps
+from weaktr.progress import shortened, track
+
+log = logging.getLogger("weaktr")
+
+#: What can be written beside the masks: name -> its folder and the suffix of its files.
+EXTRAS = {
+    "confidence": ("confidence", ".png"),
+    "cam": ("cams", ".npz"),
+    "scores": ("scores", ".npz"),
+}
+
+
+class MaskStore:
+    """A folder of masks that is being filled.
+
+    Args:
+        folder: gets ``masks/``, ``index.jsonl``, with refiners ``before_refinement/``, and the
+            folders of `emit`.
+        files: of a sample: from which its files are made, the photograph first.
+        refined: whether there are refiners.
+        keep_unlabelled: whether images in which no class is possible get a mask, all background.
+        emit: names of `EXTRAS`; others are ignored.
+
+    Raises:
+        ValueError: an index is damaged, or there are files of others where masks are written.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        files: Callable[[Sample], tuple[Path, ...]],
+        *,
+        refined: bool,
+        keep_unlabelled: bool = True,
+        emit: Collection[str] = (),
+    ) -> None:
+        self.folder, self.files, self.keep_unlabelled = folder, files, keep_unlabelled
+        self.contents = Contents(folder / CONTENTS)
+        self.masks = RefinedMasks(folder, refined=refined, contents=self.contents)
+        self.extras = {name: EXTRAS[name] for name in emit if name in EXTRAS}
+        for subfolder, _ in self.extras.values():
+            for path in files_of_others(folder / subfolder, self.masks.names):
+                raise ValueError(
+                    f"{path}: weaktr did not write it: move it away, or choose another --out"
+                )
+        self._read: dict[str, dict[str, Any]] = {}
+
+    def todo(self, samples: Sequence[Sample]) -> Iterator[Sample | Problem]:
+        """The samples that are not done; a problem for one that must not be done."""
+        old = [sample for sample in samples if self._has_files(sample.name)]
+        changed, behind = set(), dict[str, Problem]()
+        titled = track(
+            ordered_map(self._is_current, old), "looking for what is done", len(old), is_minor=True
+        )
+        for sample, is_current in zip(old, titled, strict=True):
+            if is_current:
+                continue
+            if self.masks.is_edited(sample.name):
+                message = (
+                    "its mask was changed by hand, and its photograph or its labels since: "
+                    "delete the mask to have it made again"
+                )
+                behind[sample.name] = Problem(str(sample.image), sample.source, message)
+            else:
+                changed.add(sample.name)
+        if changed:
+            log.info(
+                "%d images have changed, or their labels (%s): their masks are made again",
+                len(changed), shortened(sorted(changed)),
+            )  # fmt: skip
+        edited = [s.name for s in old if self.masks.is_edited(s.name) and s.name not in behind]
+        if edited:
+            log.warning(
+                "%d masks were changed by hand (%s): they stay as they are",
+                len(edited), shortened(edited),
+            )  # fmt: skip
+        done = {sample.name for sample in old} - changed
+        for sample in samples:
+            if sample.name in behind:
+                yield behind[sample.name]
+            elif sample.name not in done:
+                yield sample
+
+    def drop(self, samples: Sequence[Sample]) -> None:
+        """Note that images show no class; a mask that one has from earlier labels is removed."""
+        for sample in samples:
+            entry = self.masks.done(sample.name)
+            if entry is not None and entry.file is not None:
+                nothing = replace(
+                    entry, file=None, sha256=None, labels=(), given=sample.labels, predicted=None
+                )
+                self.masks.record([nothing])
+
+    def reading(self, sample: Sample, read: Callable[[Sample], Any]) -> Any:
+        """Read a sample, and remember of which content; in several threads.
+
+        Raises:
+            DataError: as `read`; or a file was changed meanwhile.
+        """
+        before = self._digests(sample)
+        value = read(sample)  # says what is wrong where there are no digests
+        if before is None or before != self._digests(sample):
+            message = "changed while it was read"
+            raise DataError(Problem(str(sample.image), sample.source, message))
+        self._read[sample.name] = {"given": sample.labels, "inputs": before}
+        return value
+
+    def write(self, result: LabelMaps) -> list[MaskEntry] | Problem:
+        """Write the files of one image: none where it shows no class and such are skipped."""
+        if (problem := result.problem()) is not None:
+            return problem
+        maps, name = result.arrays(), result.sample.name
+        facts = facts_of(result) | self._read.pop(name)
+        if result.classes == () and not self.keep_unlabelled:
+            return [MaskEntry(name, None, None, result.photograph.size, (), **facts)]
+        if "cam" in self.extras:
+            write_cams(self._extra("cam", name), maps["cam"], result.classes or ())
+        if "scores" in self.extras:
+            write_scores(self._extra("scores", name), maps["scores"])
+        if "confidence" in self.extras:
+            write_confidence(self._extra("confidence", name), result, maps["confidence"])
+        return self.masks.write(name, result.mask, **facts)
+
+    def close(self) -> None:
+        """Bring the index, and what is known of the files, to the disk."""
+        self.masks.flush()
+        self.contents.save()
+
+    def _digests(self, sample: Sample) -> tuple[str, ...] | None:
+        """Of the sample's files; None where one cannot be read."""
+        try:
+            return tuple(self.contents.digest(path) for path in self.files(sample))
+        except OSError:
+            return None
+
+    def _has_files(self, name: str) -> bool:
+        entry = self.masks.done(name)
+        if entry is None:
+            return False
+        return entry.file is None or all(self._extra(kind, name).is_file() for kind in self.extras)
+
+    def _is_current(self, sample: Sample) -> bool:
+        """Whether what is there was made from the files and labels of now."""
+        entry = self.masks.done(sample.name)
+        assert entry is not None
+        digests = self._digests(sample)
+        return digests is not None and entry.given == sample.labels and entry.inputs == digests
+
+    def _extra(self, kind: str, name: str) -> Path:
+        subfolder, suffix = self.extras[kind]
+        return self.folder / subfolder / f"{name}{suffix}"
+
+
+def facts_of(result: LabelMaps) -> dict[str, Any]:
+    """What an index says of an image besides its mask."""
+    facts: dict[str, Any] = {"exif": result.photograph.exif}
+    if result.photograph.is_reduced:
+        height, width = result.photograph.pixels.shape[:2]
+        facts["working_size"] = (height, width)
+    if result.probabilities is not None and result.classes is not None:
+        rounded = [round(share, 4) for share in result.probabilities]
+        facts["predicted"] = dict(zip((k + 1 for k in result.classes), rounded, strict=True))
+    return facts
+
+
+def write_confidence(path: Path, result: LabelMaps, confidence: np.ndarray) -> None:
+    """Write how likely each pixel's label is, as a grey PNG: 0 = 0, 255 = 1."""
+    grey = np.round(255 * confidence.clip(0, 1)).astype(np.uint8)
+    picture = Image.fromarray(enlarged(grey, result.photograph.size))
+    write_bytes(path, png_bytes(picture), durable=False)
