@@ -14,14 +14,6 @@ from tests.fuzz.workers import case_of, run_cases
 
 CASES = 1200
 COUNTS = run.shares(list(READERS.values()), CASES)
-#: Readers with faults that are known and still to be mended; drop a name with its last fault.
-KNOWN = {
-    "labels.csv", "labels.csv columns", "labels.json", "classes.txt", "VOC xml", "VOC list",
-    "manifest", "scenes stamp", "scenes labels", "cls_labels.npy", "mat", "zip", "tar", "tar.gz",
-    "checkpoint", "weights safetensors", "weights npz", "pth", "pth, older", "state.pt",
-    "variant.yml", "variant.yml stage 1", "recipe", "index.jsonl", "inputs.json", "metrics.jsonl",
-    "CAMs npz", "CAMs npy",
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", READERS)
@@ -33,9 +25,7 @@ def test_whole_files_are_read(name):
 
 @pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")
 @pytest.mark.parametrize("name", READERS)
-def test_damaged_files_are_read_or_refused_in_one_line(name, request):
-    if name in KNOWN:
-        request.applymarker(pytest.mark.xfail(reason="has a known fault", strict=False))
+def test_damaged_files_are_read_or_refused_in_one_line(name):
     reader, count = READERS[name], COUNTS[name]
     result = run_cases(reader, lambda number: case_of(reader, 0, number), 0, count)
     assert not result.findings, "\n".join(map(run.show, result.findings))
