@@ -166,3 +166,23 @@ def test_what_systems_put_beside_data_is_not_listed(tmp_path):
         names_in(folder, ".npz")
     with pytest.raises(ValueError, match="no PNG in"):
         names_in(tmp_path / "none", ".png")
+
+
+def test_pipes_are_not_listed_and_what_cannot_be_looked_at_is_named(tmp_path, monkeypatch, caplog):
+    (tmp_path / "a.png").write_bytes(b"")
+    (tmp_path / "gone.png").symlink_to(tmp_path / "none")
+    (tmp_path / "round.png").symlink_to(tmp_path / "round.png")
+    (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "closed/b.png").write_bytes(b"")
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert names_in(tmp_path, ".png") == (["a", "gone", "round"], ".png")
+    assert f"Permission denied: '{tmp_path}/closed'" in caplog.text

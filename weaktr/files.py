@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import os
 import re
@@ -14,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any
+
+log = logging.getLogger("weaktr")
 
 #: The name of a file that is being written, and of a folder that is being removed.
 UNFINISHED = re.compile(r"\.[0-9a-f]{32}\.(part|removed)")
@@ -215,12 +218,25 @@ _CLUTTER = {"__macosx", "thumbs.db", "desktop.ini", "$recycle.bin", "@eadir"}
 def files_below(folder: Path) -> Iterator[Path]:
     """The files below a folder, at any depth and in any order, without clutter (`is_clutter`).
 
-    A link to a file that is not there is among them: who reads it says so.
+    A file that cannot be looked at, such as a link to one that is not there, is among them: who
+    reads it says so. The log names folders that cannot be listed.
     """
-    for top, folders, files in os.walk(folder):
+
+    def report(error: OSError) -> None:
+        log.warning("a folder is left out, it cannot be listed: %s", error)
+
+    for top, folders, files in os.walk(folder, onerror=report if folder.is_dir() else None):
         folders[:] = (name for name in folders if not is_clutter(name))
         paths = (Path(top, name) for name in files if not is_clutter(name))
-        yield from (path for path in paths if path.is_file() or path.is_symlink())
+        yield from filter(_may_be_file, paths)
+
+
+def _may_be_file(path: Path) -> bool:
+    """Whether this is no pipe, device or socket, as far as can be seen."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return True
 
 
 def names_in(folder: Path, *suffixes: str) -> tuple[list[str], str]:
