@@ -92,7 +92,7 @@ WRONG_ENTRIES: dict[str, tuple[str, Any, str, str]] = {
     "no image": ("images", 7, "images[3]", "expected an object with id and file_name, got 7"),
     "id null": ("images", {"id": None}, "images[3]", "expected an object with id and file_name"),
     "id list": ("images", {"id": [1]}, "images[3]", "expected an object with id and file_name"),
-    "id twice": ("images", {"id": 9}, "images[3]", "id 9 is that of another image too"),
+    "id twice": ("images", {"id": 9}, "images[3]", "id 9 is also that of images[0]"),
     "name null": ("images", {"file_name": None}, "images[3]", "an object with id and file_name"),
     "name out": ("images", {"file_name": "../a.jpg"}, "images[3]", "leads out of the image folder"),
     "name empty": ("images", {"file_name": ""}, "images[3]", "leads out of the image folder"),
@@ -100,7 +100,7 @@ WRONG_ENTRIES: dict[str, tuple[str, Any, str, str]] = {
     "name zero": ("images", {"file_name": "a\0.jpg"}, "images[3]", "that a file can have"),
     "name of two lines": ("images", {"file_name": "a\nb.jpg"}, "images[3]", "that a file can have"),
     "name half": ("images", {"file_name": "a\ud800.jpg"}, "images[3]", "that a file can have"),
-    "name twice": ("images", {"file_name": f"{NAMES[1]}.png"}, "images[3]", "that of images[1]"),
+    "name twice": ("images", {"file_name": f"{NAMES[1]}.png"}, "images[3]", "images[1]"),
     "digits": ("images", {"file_name": "9" * 250}, "", ""),
 }
 
@@ -132,6 +132,8 @@ def test_a_wrong_entry_is_named_and_left_out(tmp_path, case):
         ([{"id": "1", "name": "person"}], "categories[0]): expected an object with id"),
         ([{"id": math.inf, "name": "person"}], "categories[0]): expected an object with id"),
         ([{"id": 1, "name": None}], "categories[0]): expected an object with id"),
+        ([{"id": 1, "name": "\ud800"}], "categories[0]): expected a name of characters"),
+        ([{"id": 1, "name": "a\nb"}], "categories[0]): expected a name of characters"),
         ([5], "categories[0]): expected an object with id"),
         ([{"id": 1, "name": "a"}, {"id": 1, "name": "b"}], "categories[1]): id 1 stands twice"),
         ([{"id": 1, "name": "a"}, {"id": 2, "name": "a"}], "got ['a'] more than once"),

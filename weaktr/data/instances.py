@@ -194,12 +194,10 @@ def _add_image(result: Instances, row: int, entry: Any, names: dict[str, CocoIma
     elif not _is_file_name(name):
         message = f"expected a file_name that a file can have, got {name!r:.60}"
     elif identity in result.annotations:
-        message = f"id {identity!r:.40} is that of another image too"
+        first = next(image for image in result.images if image.id == identity)
+        message = f"id {identity!r:.40} is also that of {first.where}"
     elif (stem := PurePosixPath(name).with_suffix("").as_posix()) in names:
-        other = names[stem]
-        message = (
-            f"file_name {name!r} is that of {other.where}, {other.file_name!r}, but for its suffix"
-        )
+        message = f"name {stem!r} was already declared at {result.path}: {names[stem].where}"
     else:
         names[stem] = image
         result.images.append(image)
@@ -247,8 +245,20 @@ def _is_file_name(name: str) -> bool:
         parts = [os.fsencode(part) for part in PurePosixPath(name).parts]
     except UnicodeEncodeError:
         return False
-    has_controls = any(ord(character) < 32 for character in name)
-    return not has_controls and all(len(part) <= _MOST_NAME_BYTES for part in parts)
+    return not _has_controls(name) and all(len(part) <= _MOST_NAME_BYTES for part in parts)
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name can be written in UTF-8, in a line."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return not _has_controls(name)
+
+
+def _has_controls(name: str) -> bool:
+    return any(ord(character) < 32 for character in name)
 
 
 def _categories(path: Path, entries: list[Any]) -> list[tuple[int, str]]:
@@ -260,6 +270,8 @@ def _categories(path: Path, entries: list[Any]) -> list[tuple[int, str]]:
         identity, name = given.get("id"), given.get("name")
         if not is_whole(identity) or not isinstance(name, str) or not name.strip():
             message = f"expected an object with id, a whole number, and name; got {entry!r:.60}"
+        elif not _is_text(name):
+            message = f"expected a name of characters that can be written, got {name!r:.60}"
         elif identity in categories:
             message = f"id {identity} stands twice"
         else:
