@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
+import pickle
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
+import numpy as np
 import pytest
 
-from weaktr.config import LabelConfig, Recipe, later
+from weaktr.config import (
+    LabelConfig,
+    PredictConfig,
+    Recipe,
+    SegModelConfig,
+    TrainCamConfig,
+    later,
+)
+from weaktr.outputs import fingerprint
+from weaktr.ranges import in_words
 from weaktr.recipes import (
     RECIPES,
     apply_setting,
@@ -19,6 +35,7 @@ from weaktr.recipes import (
     load_recipe,
     make,
     recipe_names,
+    with_settings,
 )
 
 
@@ -43,7 +60,7 @@ def test_the_default_is_the_published_recipe():
 def test_a_dumped_recipe_reads_back_the_same(tmp_path):
     recipe = load_recipe(
         "voc12_deit_s",
-        ["train_cam.lr=1e-6", "label.crf={gaussian: [3, 3], bilateral: null}", 'name="a: b"'],
+        ["train_cam.lr=1e-6", "label.crf={gaussian: [3, 3], bilateral: null}", 'data.root="a: b"'],
     )
     file = tmp_path / "recipe.yaml"
     file.write_text(dump_recipe(recipe))
@@ -118,6 +135,13 @@ def test_settings_change_values_of_every_kind():
         ("train_cam.clip_grad.x=5", r"(?s)train_cam.clip_grad.*{'x': 5}"),
         ("train_cam.epochs", r"expected key=value"),
         ("label.scales=[1,", r"expected YAML"),
+        (
+            "label.threshold=|\n  two\n  lines",
+            r"label.threshold: expected a number, got 'two\\nlines'",
+        ),
+        ("seed=1" + "0" * 5000, r"^--set seed=10{494}: .*expected YAML, got: Exceeds the limit"),
+        ("seed='" + "x" * 5000 + "'", r"seed: expected a whole number, got 'x{499}\.\.\.$"),
+        ("x" * 5000 + "=1", r"unknown key 'x{499}\.\.\."),
     ],
 )
 def test_mistakes_are_named(setting, message):
@@ -147,10 +171,20 @@ def test_a_mistake_in_a_file_names_the_file(tmp_path):
         (b"label:\n  flip: true\n  flip: true\n", "line 3: .*the key 'flip' a second time"),
         (b"seed: 1\n  flip: 2\n", "line 2: expected YAML, got: mapping values"),
         (b"label: &a {crf: {x: *a}}", "expected YAML, got: Circular reference"),
-        (b"seed: 0x_", "expected YAML"),
+        (b"seed: 0x10", "seed: expected a whole number, got '0x10'"),
+        (b"seed: 010", "seed: expected a whole number, got '010'"),
+        (b"num_workers: 22:30", "num_workers: expected a whole number, got '22:30'"),
+        (b"checkpoint_seconds: 1:30.5", "checkpoint_seconds: expected a number, got '1:30.5'"),
+        (b"train_cam: {lr: '1e-4'}", "train_cam.lr: expected a number, got '1e-4'"),
+        (b"label: {flip: 'false'}", "label.flip: expected true or false, got 'false'"),
+        (b"name: 1", "name: expected text, got 1"),
+        (b"name: no", "name: expected text, got False"),
+        (b"name: ../../evil", r"name: expected one word of .*, got '\.\./\.\./evil'"),
+        (b"cam_model:\n  weights:\n", "line 2: expected YAML, got: no value for 'weights'"),
         (b"[" * 5000, "expected YAML, got: maximum recursion depth"),
         (b"base: 5", "base: expected a recipe or a list of recipes, got 5"),
-        (b"label:\n", "label: expected a mapping of attention_type"),
+        (b"label:\n", "line 1: expected YAML, got: no value for 'label' .null stands for none.$"),
+        (b"label: null\n", "label: expected a mapping of attention_type"),
     ],
 )
 def test_a_file_that_is_no_recipe(tmp_path, content, message):
@@ -158,6 +192,15 @@ def test_a_file_that_is_no_recipe(tmp_path, content, message):
     with pytest.raises(ValueError, match=rf"mine\.yaml: {message}") as caught:
         load_recipe(tmp_path / "mine.yaml")
     assert "\n" not in str(caught.value)
+
+
+def test_the_name_of_a_file_has_to_be_a_plain_word(tmp_path):
+    file = tmp_path / "my recipe.yaml"
+    file.write_text("seed: 1\n")
+    with pytest.raises(ValueError, match=r"name: expected one word .*file's\), got 'my recipe'$"):
+        load_recipe(file)
+    file.write_text("name: été-1.b_2\n")
+    assert load_recipe(file).name == "été-1.b_2"
 
 
 def test_wrong_values_are_told_together(tmp_path):
@@ -179,6 +222,8 @@ def test_wrong_values_are_told_together(tmp_path):
         ("1e-4", 1e-4), ("6e-4", 6e-4), ("1E5", 1e5), ("1.", 1.0), (".5", 0.5), ("5", 5),
         ("yes", True), ("off", False), ("null", None), ("~", None), ("", None), ("none", "none"),
         ("None", "None"), ("2012-01-02", "2012-01-02"), ("cuda:1", "cuda:1"), ("e5", "e5"),
+        ("010", "010"), ("0x1F", "0x1F"), ("22:30", "22:30"), ("1:30.5", "1:30.5"), ("-7", -7),
+        ("0", 0), ("1_000", 1000),
         ("'5'", "5"), ("[1, 2.5]", [1, 2.5]), ("{a: {b: 1e-1}}", {"a": {"b": 0.1}}),
     ],
 )  # fmt: skip
@@ -210,6 +255,144 @@ def test_recipes_are_read_without_torch():
 def test_an_unknown_recipe_lists_the_known_ones():
     with pytest.raises(ValueError, match=r"expected a YAML file or one of .*voc12_deit_s"):
         load_recipe("voc12_deit")
+
+
+# ---------------------------------------------------------------- ranges
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("predict.ratios=[]", "predict.ratios: expected a list of at least one, each item"),
+        ("predict.ratios=[0]", r"predict.ratios: .* each item a number above 0 and .*, got \[0\]$"),
+        ("predict.short_side=0", "predict.short_side: expected a whole number from 1 to 65536, go"),
+        ("predict.window_batch=0", "predict.window_batch: expected a whole number from 1 to"),
+        ("predict.window=-3", "predict.window: expected a whole number from 1 to 65536, got -3"),
+        ("predict.window=1000000000", "predict.window: expected a whole number from 1 to 65536"),
+        ("predict.stride=0", "predict.stride: expected a whole number from 1 to 65536, got 0"),
+        ("predict.stride=481", "predict.stride: expected at most window, 480 pixels, got 481$"),
+        ("predict.max_side=-5", "predict.max_side: expected a whole number from 1 to 65536 or nul"),
+        ("label.scales=[1, 1e30]", "label.scales: .* each item a number above 0 and at most 64, g"),
+        ("label.scales=[-1]", "label.scales: "),
+        ("label.gt_prob=1", "label.gt_prob: expected a number above 0 and below 1, got 1$"),
+        ("label.threshold=2", "label.threshold: expected a number from 0 to 1, got 2$"),
+        ("label.predict_above=-0.1", "label.predict_above: expected a number from 0 to 1, got -0."),
+        ("label.batch_tokens=0", "label.batch_tokens: expected a whole number from 1 to"),
+        ("label.queue_mb=-1", "label.queue_mb: expected a whole number from 1 to"),
+        ("train_cam.epochs=-1", "train_cam.epochs: expected a whole number from 0 to"),
+        ("train_cam.epochs=1000000000000", "train_cam.epochs: expected a whole number from 0 to"),
+        ("train_cam.lr=-1e-3", "train_cam.lr: expected a number above 0, got -0.001$"),
+        ("train_cam.ema_decay=1", "ema_decay: expected a number of at least 0 and below 1 or null"),
+        ("train_cam.augment.scale=[1, 0.1]", r"scale: .* the larger one last, got \[1, 0.1\]$"),
+        ("train_cam.augment.flip=7", "train_cam.augment.flip: expected a number from 0 to 1, got "),
+        ("train_cam.augment.erasing=3", "train_cam.augment.erasing: expected a number from 0 to 1"),
+        ("train_seg.momentum=2", "train_seg.momentum: expected a number of at least 0 and below 1"),
+        ("train_seg.clip_patch=0", "train_seg.clip_patch: expected a whole number from 1 to"),
+        ("train_seg.augment.ratio=[2, 0.5]", "train_seg.augment.ratio: expected two numbers above"),
+        ("cam_model.drop_path=1.5", "cam_model.drop_path: expected a number of at least 0 and bel"),
+        ("cam_model.reduction=0", "cam_model.reduction: expected a number above 0, got 0$"),
+        ("cam_model.image_size=[224, 0]", r"a list of 2 \(a whole number from 1 .*, got \[224"),
+        ("cam_model.weights=https://a.b/c", "cam_model.weights: expected a name or a file of this"),
+        ("seg_model.backbone=hf-hub:a/b", "seg_model.backbone: expected a name or a file of this "),
+        ("cam_model.backbone_args={pretrained_cfg: {url: a}}", "'pretrained_cfg' chooses weights"),
+        ("cam_model.backbone_args={x: [{y: 'http://a'}]}", "expected no address such as 'http://a"),
+        ("cam_model.backbone_args={depth: 1000000000}", "expected a depth from 1 to 1000, got"),
+        ("cam_model.backbone_args={depth: 0}", "expected a depth from 1 to 1000, got"),
+        ("seg_model.dropout=1", "seg_model.dropout: expected a number of at least 0 and below 1"),
+        ("evaluate.thresholds=[0, 1, 1e-9]", "evaluate.thresholds: expected first, last, step"),
+        ("num_workers=-1", "num_workers: expected a whole number from 0 to 1024, got -1$"),
+        ("seed=-1", "seed: expected a whole number of at least 0 and below 9223372036854775808"),
+        (f"seed={2**70}", "seed: expected a whole number of at least 0"),
+        ("stages=[label, train_cam]", "stages: expected some of .*, each once and in this order, "),
+        ("stages=[label, label]", "stages: expected some of .*, each once and in this order, got"),
+        ("stages=[]", "stages: expected some of .*, each once and in this order, got"),
+        ("stages=[labels]", "stages: expected a list, each item one of train_cam, label"),
+        ("name=.hidden", "name: expected one word"),
+        (f"name={'a' * 101}", "name: expected one word of at most 100"),
+        ("data.root=''", "data.root: expected some text, got ''$"),
+    ],
+)  # fmt: skip
+def test_values_outside_their_range_are_named(setting, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        with_settings(Recipe(), [setting])
+    assert "\n" not in str(caught.value)
+
+
+def number_settings(kind: type, above: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted name and type, in words, of every setting that holds numbers."""
+    for name, hint in get_type_hints(kind).items():
+        if dataclasses.is_dataclass(hint):
+            yield from number_settings(hint, f"{above}{name}.")
+        elif re.search(r"\b(int|float)\b", str(hint) if get_args(hint) else hint.__name__):
+            yield above + name, in_words(hint)
+
+
+@pytest.mark.parametrize(("name", "words"), list(number_settings(Recipe)))
+def test_every_number_has_a_range(name, words):
+    """One that is new, too: no number of a recipe is taken whatever it is."""
+    far = [-(10**30)] + ([10**30] if "whole" in words else [])
+    for number in far:
+        value = [number] * (3 if name.endswith("thresholds") else 2) if "list" in words else number
+        tree: dict[str, Any] = {}
+        apply_setting(tree, f"{name}={value}")
+        with pytest.raises(ValueError, match=f"^{name}: expected .*, got "):
+            make(Recipe, tree)
+
+
+def test_settings_made_in_python_are_checked_too():
+    with pytest.raises(ValueError) as caught:
+        LabelConfig(threshold=2, flip="no", scales=1.0, crf=5)
+    assert str(caught.value).splitlines() == [
+        "scales: expected a list, each item a number, got 1.0",
+        "flip: expected true or false, got 'no'",
+        "threshold: expected a number from 0 to 1, got 2",
+        "crf: expected text or a mapping or null, got 5",
+    ]
+    with pytest.raises(ValueError, match="augment: expected CamAugment, got "):
+        TrainCamConfig(augment={"flip": 1})
+    with pytest.raises(ValueError, match="stride: expected at most window"):
+        dataclasses.replace(PredictConfig(), window=100)
+    with pytest.raises(ValueError, match="weights: expected text or null, got <object"):
+        SegModelConfig(weights=object())
+    endless: list[Any] = []
+    endless.append(endless)
+    with pytest.raises(ValueError, match="backbone_args: expected a mapping, got "):
+        SegModelConfig(backbone_args=endless)
+
+
+def test_settings_made_in_python_become_plain():
+    settings = LabelConfig(scales=[1, np.float32(0.5)], batch_size=np.int64(3), flip=np.True_)
+    assert settings == LabelConfig(scales=(1.0, 0.5), batch_size=3)
+    assert SegModelConfig(weights=Path("a.pth")).weights == "a.pth"
+    copied = pickle.loads(pickle.dumps(settings))
+    assert copied == settings
+    with pytest.raises(ValueError, match="threshold: expected a finite number, got nan"):
+        LabelConfig(threshold=np.float32("nan"))
+
+
+#: `identity` of the shipped recipes: finished runs of theirs stay finished.
+IDENTITIES = {
+    "coco128_dinov2_s": "9fe796943c19d1f0e583e0e6cb93f280",
+    "coco14_cam_deit_s": "bad410d650bd1a111f85ea2a4668e72f",
+    "coco14_deit_s": "2cbd2c986e693918bbd323df58309755",
+    "coco14_dinov2_s": "b34275afd3fb6489354d9090e528cc7c",
+    "coco14_eva02_s": "01ee6bf4dd5daac7a8e9a842809793e2",
+    "coco14_vit_s": "4de7691868a14eb288dd87949a93a6ad",
+    "demo": "929cfd4ec36095c73a5f457bbf234200",
+    "voc12_both_dinov2_s": "b0f3442d55613c876cad13afa8d65eb0",
+    "voc12_both_dinov3_s": "227d87163612e7f6032da2a9a8b71d7a",
+    "voc12_both_eva02_s": "ad2dc4f8dcede62107c84a57a0a4c4de",
+    "voc12_cam_deit_s": "4ffda5aca727064d2a13854fcd0c654f",
+    "voc12_deit_s": "db6ed8f143356228f8f2eecab2c33ab4",
+    "voc12_dinov2_s": "e2d1d12d0a1221efead206eb0c317358",
+    "voc12_eva02_s": "95d296d32ece65a542a49cca5af71164",
+    "voc12_vit_s": "e77a19335e9dce3b5df1732a1070684d",
+}
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_shipped_recipes_keep_their_identity(name):
+    assert fingerprint(identity(load_recipe(name))) == IDENTITIES[name]
 
 
 def test_parts_can_be_made_alone():

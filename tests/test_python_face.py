@@ -219,6 +219,18 @@ def test_images_that_are_none(cam_model, segmenter, image, message):
         segmenter.predict(image)
 
 
+@pytest.mark.parametrize("settings", [{"threshold": 0.3}, "threshold=0.3", 0.3])
+def test_settings_that_are_none(photos, cam_model, segmenter, settings):
+    odd = photos / "odd.png"
+    for method in (cam_model.label, cam_model.cams):
+        with pytest.raises(ValueError, match="settings: expected a LabelConfig or None, got "):
+            method(odd, ["green"], settings)
+    with pytest.raises(ValueError, match="settings: expected a PredictConfig or None, got "):
+        segmenter.predict(odd, settings)
+    with pytest.raises(ValueError, match="settings: expected a PredictConfig or None, got "):
+        segmenter.predict(odd, LabelConfig())
+
+
 def test_models_of_the_other_stage(photos, cam_model, segmenter):
     with pytest.raises(ValueError, match=r"predict: a model of stage 1 .*; use label"):
         cam_model.predict(photos / "odd.png")
@@ -243,6 +255,12 @@ def test_train_takes_a_recipe_and_changes(tmp_path, monkeypatch):
         weaktr.train(recipe, settings=["train_cam.epoch=1"])
     with pytest.raises(ValueError, match="recipe: expected a YAML file or one of"):
         weaktr.train("nothing")
+    with pytest.raises(ValueError, match="recipe: expected a name, a path or a Recipe, got 5"):
+        weaktr.train(5)
+    with pytest.raises(ValueError, match="settings: expected a list such as "):
+        weaktr.train(recipe, settings="train_cam.epochs=1")
+    with pytest.raises(ValueError, match="several faults"):
+        weaktr.train(recipe, settings=["train_cam.batch_size=64", "device=nowhere"])
 
 
 def test_import_is_light():

@@ -49,10 +49,10 @@ TWO_STEPS = [
     "train_cam.epochs=1", "train_cam.batch_size=1", "evaluate.cam_images=0",
     "train_seg.epochs=1", "train_seg.batch_size=1", "train_seg.crop=112",
     "train_seg.augment.short_side=112", "train_seg.clip_patch=28",
-    "predict.short_side=112", "predict.window=112", "predict.ratios=[1.0]",
+    "predict.short_side=112", "predict.window=112", "predict.stride=112", "predict.ratios=[1.0]",
 ]  # fmt: skip
 SMALL = ["cam_model.backbone_args={depth: 2}", "seg_model.backbone_args={depth: 2}",
-         "cam_model.image_size=64", "seg_model.image_size=96", "train_seg.crop=64",
+         "cam_model.image_size=112", "seg_model.image_size=96", "train_seg.crop=64",
          "label.scales=[1.0]", "model.weights=null", "cam_model.weights=null"]  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -25,6 +26,7 @@ from weaktr.recipes import load_recipe, with_settings
 from weaktr.refine import choose_refiners
 from weaktr.stages.pipeline import run_recipe
 
+S = TypeVar("S", LabelConfig, PredictConfig)
 #: uint8 [H, W, 3] RGB, or the path of an image file.
 Image = np.ndarray | str | Path
 #: The classes that an image shows: names, or class indices 0..C-1; both may be mixed.
@@ -56,15 +58,20 @@ def train(
     Args:
         recipe: a recipe's name, its YAML file, or the recipe itself.
         run: folder of the results; None = ``runs/NAME``.
-        settings: changes such as ``"train_cam.epochs=5"``.
+        settings: changes such as ``"train_cam.epochs=5"``, in a list.
 
     Returns:
         The run's folder: ``train_cam/model.safetensors``, ``label/masks``,
         ``train_seg/model.safetensors``, ``predict/masks``, ``metrics.json``.
 
     Raises:
-        ValueError: no such recipe, an unknown setting, or data that cannot be used.
+        ValueError: no such recipe, an unknown setting, or what the check before the run found, all
+            of it (see `weaktr.stages.pipeline.run_recipe`).
     """
+    if not isinstance(recipe, (str, Path, Recipe)):
+        raise ValueError(f"recipe: expected a name, a path or a Recipe, got {recipe!r}")
+    if isinstance(settings, str):
+        raise ValueError(f"settings: expected a list such as [{settings!r}], got text")
     if isinstance(recipe, Recipe):
         recipe = with_settings(recipe, settings)
     else:
@@ -104,11 +111,11 @@ class Model:
             than `LabelConfig.max_side` at that size.
 
         Raises:
-            ValueError: a model of stage 2, a file that is no image, another kind of array, or an
-                unknown label.
+            ValueError: a model of stage 2, a file that is no image, another kind of array, an
+                unknown label, or settings of another kind.
         """
         indices = self._class_indices(labels)
-        result = self._labelled(_pixels(image), indices, settings or LabelConfig())
+        result = self._labelled(_pixels(image), indices, _settings(LabelConfig, settings))
         assert result.classes is not None
         return result.arrays()["cam"][[result.classes.index(index) for index in indices]]
 
@@ -129,7 +136,7 @@ class Model:
             ValueError: as in `cams`.
         """
         indices = self._class_indices(labels)
-        return self._labelled(_pixels(image), indices, settings or LabelConfig()).mask()
+        return self._labelled(_pixels(image), indices, _settings(LabelConfig, settings)).mask()
 
     def predict(self, image: Image, settings: PredictConfig | None = None) -> np.ndarray:
         """The mask of an image whose classes are not known, as by ``weaktr predict``.
@@ -142,9 +149,10 @@ class Model:
             uint8 [H, W]: 0 = background, k + 1 = class index k.
 
         Raises:
-            ValueError: a model of stage 1, a file that is no image, or another kind of array.
+            ValueError: a model of stage 1, a file that is no image, another kind of array, or
+                settings of another kind.
         """
-        settings = settings or PredictConfig()
+        settings = _settings(PredictConfig, settings)
         if not isinstance(self.module, Segmenter):
             raise ValueError("predict: a model of stage 1 must be told what is shown; use label")
         if self._predictor is None or self._predictor.settings != settings:
@@ -199,6 +207,19 @@ class Model:
                 known = "names or indices" if names else "indices (the checkpoint has no names)"
                 raise ValueError(f"labels: expected {known} 0..{count - 1}, got {label!r}")
         return indices
+
+
+def _settings(kind: type[S], settings: S | None) -> S:
+    """`settings`, or the defaults of their kind.
+
+    Raises:
+        ValueError: of another kind.
+    """
+    if settings is None:
+        return kind()
+    if not isinstance(settings, kind):
+        raise ValueError(f"settings: expected a {kind.__name__} or None, got {settings!r}")
+    return settings
 
 
 def _pixels(image: Image) -> np.ndarray:

@@ -1,12 +1,33 @@
 """The settings of every stage. The defaults are the published ones for VOC 2012 with DeiT-S.
 
-`weaktr.recipes` reads them from YAML and ``--set key=value``.
+A setting's type says its range too (`weaktr.ranges`). `weaktr.recipes` reads settings from YAML and
+``--set key=value``.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import AfterValidator, Field
+
+from weaktr.ranges import (
+    Above0,
+    AtLeast0,
+    Between,
+    Count,
+    CountOrNone,
+    Pixels,
+    Scales,
+    Settings,
+    Share,
+    ShareAbove0,
+    ShareBelow1,
+    ShareBetween,
+    Text,
+)
 
 Amp = Literal["auto", "none", "bf16", "fp16"]
 AttentionName = Literal["auto", "cpu", "triton", "sdpa", "xformers"]
@@ -17,6 +38,89 @@ Position = Literal["timm", "published_cam", "published_seg"]
 Pool = Literal["avg", "max"]
 AttentionType = Literal["coarse", "fused", "transcam"]
 Decoder = Literal["mask_transformer", "multi_mask_transformer", "linear"]
+
+#: What an address looks like, of the web or of a hub.
+ADDRESS = re.compile(r"://|^(hf[-_]hub|https?|ftp|file|local-dir):|^\\\\", re.IGNORECASE)
+#: Blocks of a model, far more than any has.
+MOST_BLOCKS = 1000
+#: Arguments of timm's models by which they would fetch or read weights.
+OF_WEIGHTS = re.compile(r"pretrained|checkpoint|cache_dir|url|hf_hub")
+PLAIN_WORD = re.compile(r"(?!\.)[\w.-]{1,100}")
+
+
+def _plain_word(name: str) -> str:
+    if not PLAIN_WORD.fullmatch(name):
+        raise ValueError(
+            "expected one word of at most 100 letters, digits, _, - and ., not beginning with a "
+            "dot (where a recipe has no name, it is the file's)"
+        )
+    return name
+
+
+def _in_order(stages: tuple[StageName, ...]) -> tuple[StageName, ...]:
+    if not stages or list(stages) != [name for name in get_args(StageName) if name in stages]:
+        raise ValueError(
+            f"expected some of {', '.join(get_args(StageName))}, each once and in this order"
+        )
+    return stages
+
+
+def _no_address(text: str) -> str:
+    if ADDRESS.search(text):
+        raise ValueError("expected a name or a file of this computer, no address")
+    return text
+
+
+def _of_form(arguments: dict[str, Any]) -> dict[str, Any]:
+    for name in arguments:
+        if OF_WEIGHTS.search(name):
+            raise ValueError(
+                f"expected arguments of the model's form, but {name!r} chooses weights: the "
+                "setting weights does that"
+            )
+    for text in _texts(arguments):
+        if ADDRESS.search(text):
+            raise ValueError(f"expected no address such as {text!r}")
+    depth = arguments.get("depth")
+    if isinstance(depth, int | float) and not 0 < depth <= MOST_BLOCKS:
+        raise ValueError(f"expected a depth from 1 to {MOST_BLOCKS}")
+    return arguments
+
+
+def _texts(tree: Any) -> Iterator[str]:
+    """All text in a tree of plain values, keys included."""
+    if isinstance(tree, str):
+        yield tree
+    elif isinstance(tree, dict | list):
+        for part in tree:
+            yield from _texts(part)
+        for part in tree.values() if isinstance(tree, dict) else ():
+            yield from _texts(part)
+
+
+def _shares_of_area(pair: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < pair[0] <= pair[1] <= 1:
+        raise ValueError("expected two numbers above 0 and at most 1, the larger one last")
+    return pair
+
+
+def _curve(thresholds: tuple[float, float, float]) -> tuple[float, float, float]:
+    first, last, step = thresholds
+    if not (0 <= first <= last <= 1 and 1e-4 <= step <= 1):
+        raise ValueError(
+            "expected first, last, step with 0 <= first <= last <= 1 and a step from 0.0001 to 1"
+        )
+    return thresholds
+
+
+Name = Annotated[str, AfterValidator(_plain_word)]
+Stages = Annotated[tuple[StageName, ...], AfterValidator(_in_order)]
+#: A backbone's name, or a file.
+Local = Annotated[Text, AfterValidator(_no_address)]
+BackboneArgs = Annotated[dict[str, Any], AfterValidator(_of_form)]
+ImageSize = Pixels | tuple[Pixels, Pixels]
+AreaShares = Annotated[tuple[float, float], AfterValidator(_shares_of_area)]
+Thresholds = Annotated[tuple[float, float, float], AfterValidator(_curve)]
 
 
 def later(default: Any, **former: Any) -> Any:
@@ -45,7 +149,7 @@ def without_effect(default: Any, *, is_later: bool = False) -> Any:
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Settings):
     """Which images, labels and masks.
 
     Args:
@@ -59,17 +163,17 @@ class DataConfig:
         val_split: held-out images for predictions.
     """
 
-    source: str = "voc12"
-    root: str = "data/VOCdevkit/VOC2012"
+    source: Text = "voc12"
+    root: Text = "data/VOCdevkit/VOC2012"
     options: dict[str, Any] = field(default_factory=dict)
     val_options: dict[str, Any] = field(default_factory=dict)
-    train_split: str = "train_aug"
-    score_split: str | None = "train"
-    val_split: str = "val"
+    train_split: Text = "train_aug"
+    score_split: Text | None = "train"
+    val_split: Text = "val"
 
 
 @dataclass(frozen=True)
-class BackboneConfig:
+class BackboneConfig(Settings):
     """The plain ViT of a model, and where its weights come from (`weaktr.models.ViT`).
 
     A setting for the backbones of both stages belongs here; `weaktr.models.vit` reads it.
@@ -96,15 +200,15 @@ class BackboneConfig:
     Source: reference.md 1-3, 33-36.
     """
 
-    backbone: str = "deit_small_patch16_224.fb_in1k"
-    weights: str | None = "timm"
+    backbone: Local = "deit_small_patch16_224.fb_in1k"
+    weights: Local | None = "timm"
     resize: Resize = "timm"
     position: Position = "timm"
-    norm_eps: float | None = None
-    image_size: int | tuple[int, int] = 224
-    patch_size: int | None = None
-    drop_path: float = 0.1
-    backbone_args: dict[str, Any] = field(default_factory=dict)
+    norm_eps: ShareAbove0 | None = None
+    image_size: ImageSize = 224
+    patch_size: Annotated[int, Field(ge=1, le=1024)] | None = None
+    drop_path: ShareBelow1 = 0.1
+    backbone_args: BackboneArgs = field(default_factory=dict)
     attention: AttentionName | None = None
 
 
@@ -123,13 +227,13 @@ class CamModelConfig(BackboneConfig):
     """
 
     pool: Pool = "max"
-    reduction: float = 8.0
-    feat_reduction: float = 8.0
+    reduction: Above0 = 8.0
+    feat_reduction: Above0 = 8.0
     patch_norm: bool = False
 
 
 @dataclass(frozen=True)
-class CamAugment:
+class CamAugment(Settings):
     """Training augmentation of stage 1 (arguments of `weaktr.data.cam_train_transform`).
 
     Args:
@@ -140,15 +244,15 @@ class CamAugment:
         erasing: probability of random erasing with noise.
     """
 
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    flip: float = 0.5
+    scale: AreaShares = (0.08, 1.0)
+    ratio: Between = (3 / 4, 4 / 3)
+    flip: Share = 0.5
     randaugment: bool = True
-    erasing: float = 0.25
+    erasing: Share = 0.25
 
 
 @dataclass(frozen=True)
-class TrainCamConfig:
+class TrainCamConfig(Settings):
     """Stage 1: three multi-label losses, AdamW, cosine schedule.
 
     Args:
@@ -177,26 +281,26 @@ class TrainCamConfig:
     Source: reference.md 15-22 (lr 6e-4 * batch 64 / 512).
     """
 
-    epochs: int = 60
-    batch_size: int = 64
-    accumulate: int = 1
-    lr: float = 7.5e-5
-    backbone_lr: float = 1.0
-    weight_decay: float = 0.03
-    warmup_epochs: float = 5.0
-    warmup_lr: float = 1e-6
-    min_lr: float = 1e-5
+    epochs: CountOrNone = 60
+    batch_size: Count = 64
+    accumulate: Count = 1
+    lr: Above0 = 7.5e-5
+    backbone_lr: AtLeast0 = 1.0
+    weight_decay: AtLeast0 = 0.03
+    warmup_epochs: AtLeast0 = 5.0
+    warmup_lr: AtLeast0 = 1e-6
+    min_lr: AtLeast0 = 1e-5
     lag_one_epoch: bool = True
     amp: Amp = "auto"
     compile: bool = False
-    clip_grad: float | None = None
-    ema_decay: float | None = None
-    validate_every: int = 0
+    clip_grad: Above0 | None = None
+    ema_decay: ShareBelow1 | None = None
+    validate_every: CountOrNone = 0
     augment: CamAugment = CamAugment()
 
 
 @dataclass(frozen=True)
-class LabelConfig:
+class LabelConfig(Settings):
     """CAMs -> pseudo labels.
 
     Args:
@@ -232,18 +336,18 @@ class LabelConfig:
 
     attention_type: AttentionType = "fused"
     refine: bool = True
-    scales: tuple[float, ...] = (1.0, 1.2)
+    scales: Scales = (1.0, 1.2)
     flip: bool = True
-    threshold: float = 0.43
+    threshold: Share = 0.43
     refiners: tuple[str | dict[str, Any], ...] = later(("crf",))
     crf: str | dict[str, Any] | None = "voc_cam"
-    gt_prob: float = 0.7
+    gt_prob: ShareBetween = 0.7
     unlabelled: Literal["skip", "background"] = "skip"
-    predict_above: float = later(0.5)
-    max_side: int | None = later(1024, former=None)
-    batch_size: int = without_effect(32)
-    batch_tokens: int | None = without_effect(None)
-    queue_mb: int = without_effect(128, is_later=True)
+    predict_above: Share = later(0.5)
+    max_side: Pixels | None = later(1024, former=None)
+    batch_size: Count = without_effect(32)
+    batch_tokens: Count | None = without_effect(None)
+    queue_mb: Count = without_effect(128, is_later=True)
     amp: Amp = "none"
 
 
@@ -263,16 +367,16 @@ class SegModelConfig(BackboneConfig):
     Source: reference.md 33-40.
     """
 
-    image_size: int | tuple[int, int] = 480
+    image_size: ImageSize = 480
     decoder: Decoder = "mask_transformer"
-    decoder_layers: int = 2
-    decoder_heads: int | None = None
-    dropout: float = 0.1
-    class_tokens: int | None = later(None)
+    decoder_layers: Annotated[int, Field(ge=1, le=MOST_BLOCKS)] = 2
+    decoder_heads: Annotated[int, Field(ge=1, le=1000)] | None = None
+    dropout: ShareBelow1 = 0.1
+    class_tokens: Annotated[int, Field(ge=0, le=1000)] | None = later(None)
 
 
 @dataclass(frozen=True)
-class SegAugment:
+class SegAugment(Settings):
     """Training augmentation of stage 2 (arguments of `weaktr.data.seg_train_transform`).
 
     Args:
@@ -284,16 +388,16 @@ class SegAugment:
         photometric: photometric distortion.
     """
 
-    short_side: int = 520
-    ratio: tuple[float, float] = (0.5, 2.0)
-    max_ratio: float = 8.0
-    cat_max_ratio: float = 0.75
-    flip: float = 0.5
+    short_side: Pixels = 520
+    ratio: Between = (0.5, 2.0)
+    max_ratio: Annotated[float, Field(ge=1)] = 8.0
+    cat_max_ratio: ShareAbove0 = 0.75
+    flip: Share = 0.5
     photometric: bool = True
 
 
 @dataclass(frozen=True)
-class TrainSegConfig:
+class TrainSegConfig(Settings):
     """Stage 2: clipped cross-entropy on pseudo labels, SGD, polynomial schedule.
 
     Args:
@@ -320,31 +424,31 @@ class TrainSegConfig:
     """
 
     masks: Literal["pseudo", "truth"] = "pseudo"
-    epochs: int = 100
-    batch_size: int = 4
-    accumulate: int = 1
-    crop: int = 480
+    epochs: CountOrNone = 100
+    batch_size: Count = 4
+    accumulate: Count = 1
+    crop: Pixels = 480
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: float = 1e-4
-    encoder_lr: float = 0.1
-    layer_decay: float = 1.0
-    momentum: float = 0.9
-    weight_decay: float = 0.0
-    power: float = 0.9
-    min_lr: float = 1e-5
-    warmup_steps: int = 0
-    clip_patch: int = 120
-    clip_start: float = 1.2
+    lr: Above0 = 1e-4
+    encoder_lr: AtLeast0 = 0.1
+    layer_decay: AtLeast0 = 1.0
+    momentum: ShareBelow1 = 0.9
+    weight_decay: AtLeast0 = 0.0
+    power: AtLeast0 = 0.9
+    min_lr: AtLeast0 = 1e-5
+    warmup_steps: CountOrNone = 0
+    clip_patch: Pixels = 120
+    clip_start: AtLeast0 = 1.2
     amp: Amp = "none"
     compile: bool = False
-    clip_grad: float | None = None
-    ema_decay: float | None = None
-    validate_every: int = 0
+    clip_grad: Above0 | None = None
+    ema_decay: ShareBelow1 | None = None
+    validate_every: CountOrNone = 0
     augment: SegAugment = SegAugment()
 
 
 @dataclass(frozen=True)
-class PredictConfig:
+class PredictConfig(Settings):
     """Sliding-window inference over scales and flips.
 
     Args:
@@ -365,22 +469,28 @@ class PredictConfig:
     Source: reference.md 48-52.
     """
 
-    short_side: int = 520
-    ratios: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+    short_side: Pixels = 520
+    ratios: Scales = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
     flip: bool = True
-    window: int = 480
-    stride: int = 320
-    window_batch: int = 8
-    max_side: int | None = later(1024, former=None)
+    window: Pixels = 480
+    stride: Pixels = 320
+    window_batch: Count = 8
+    max_side: Pixels | None = later(1024, former=None)
     ensemble: Literal["plain", "published"] = "published"
     refiners: tuple[str | dict[str, Any], ...] = later(("crf",))
     crf: str | dict[str, Any] | None = "voc_seg"
-    queue_mb: int = without_effect(128, is_later=True)
+    queue_mb: Count = without_effect(128, is_later=True)
     amp: Amp = "none"
+
+    def conflicts(self) -> dict[str, str]:
+        """Pixels between windows would get no label."""
+        if self.stride <= self.window:
+            return {}
+        return {"stride": f"expected at most window, {self.window} pixels, got {self.stride}"}
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(Settings):
     """Scores against the true masks.
 
     Args:
@@ -389,17 +499,17 @@ class EvaluateConfig:
         thresholds: the curve's first, last and step.
     """
 
-    cam_images: int | None = None
-    thresholds: tuple[float, float, float] = (0.0, 0.8, 0.01)
+    cam_images: CountOrNone | None = None
+    thresholds: Thresholds = (0.0, 0.8, 0.01)
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Settings):
     """Everything a run depends on.
 
     Args:
-        name: of the recipe; the run's folder is ``runs/NAME`` by default.
-        stages: which of the stages belong to it.
+        name: of the recipe, one plain word; the run's folder is ``runs/NAME`` by default.
+        stages: which of the stages belong to it, in their order.
         seed: of all randomness.
         device: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1", ...
         num_workers: processes that load images; changes no result.
@@ -408,14 +518,14 @@ class Recipe:
         log_steps: optimiser steps between log entries, which read the losses from the device.
     """
 
-    name: str = "voc12_deit_s"
-    stages: tuple[StageName, ...] = get_args(StageName)
-    seed: int = 0
-    device: str = "auto"
-    num_workers: int = 4
-    checkpoint_seconds: float = 600.0
-    checkpoint_steps: int | None = None
-    log_steps: int = 20
+    name: Name = "voc12_deit_s"
+    stages: Stages = get_args(StageName)
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    device: Text = "auto"
+    num_workers: Annotated[int, Field(ge=0, le=1024)] = 4
+    checkpoint_seconds: AtLeast0 = 600.0
+    checkpoint_steps: Count | None = None
+    log_steps: Count = 20
     data: DataConfig = DataConfig()
     cam_model: CamModelConfig = CamModelConfig()
     train_cam: TrainCamConfig = TrainCamConfig()

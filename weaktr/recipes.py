@@ -11,18 +11,15 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, TypeVar, get_type_hints
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
 
 from weaktr.config import Recipe
+from weaktr.ranges import SHOWN, SettingsError, shown
 
 T = TypeVar("T")
 
@@ -30,14 +27,6 @@ T = TypeVar("T")
 RECIPES = Path(__file__).parent / "configs"
 #: In ``--set``, short for the weights of every model that has the recipe's backbone.
 MODEL_WEIGHTS = "model.weights"
-#: A type of a setting -> what a message calls its values.
-WORDS = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    NoneType: "null",
-}
 
 
 def recipe_names() -> list[str]:
@@ -85,10 +74,7 @@ def load_recipe(name: str | Path, settings: Iterable[str] = ()) -> Recipe:
 
 
 def make(kind: type[T], tree: Mapping[str, Any], origin: str = "") -> T:
-    """Build a settings dataclass from a tree of plain values, checking keys and types.
-
-    Types are taken strictly: a list becomes a tuple and a whole number will do for a float, but
-    ``"5"`` and ``true`` are no numbers, and no number is NaN or infinite.
+    """Build a settings dataclass from a tree of plain values, checking keys, types and ranges.
 
     Args:
         kind: `Recipe` or one of its parts.
@@ -96,28 +82,32 @@ def make(kind: type[T], tree: Mapping[str, Any], origin: str = "") -> T:
         origin: where the tree comes from, for messages.
 
     Raises:
-        ValueError: an unknown key (the nearest known one is named), or values of the wrong type,
-            one line each.
+        ValueError: an unknown key (the nearest known one is named), or values of the wrong type or
+            outside their range, one line each.
     """
     where = f"{origin}: " if origin else ""
     _check_keys(kind, tree, "", where)
-    problems: dict[str, str] = {}
-    settings: T | None = None
-    try:
-        validator: TypeAdapter[T] = _validator(kind)  # type: ignore[arg-type] # a class is hashable
-        settings = validator.validate_json(json.dumps(tree), strict=True)
-        tree = as_tree(settings)
-    except ValidationError as error:
-        for wrong in error.errors(include_url=False):
-            name, hint, value = _setting_at(wrong["loc"], kind, tree)
-            if not name:  # not a value, the whole: nested too deep, half a surrogate pair
-                raise ValueError(f"{where}{wrong['msg']}") from error
-            problems[name] = f"expected {_expected(hint)}, got {value!r}"
-    for name, number in _not_finite(tree):
-        problems.setdefault(name, f"expected a finite number, got {number}")
-    if settings is None or problems:
-        raise ValueError("\n".join(f"{where}{name}: {text}" for name, text in problems.items()))
+    faults: dict[str, str] = {}
+    settings = _made(kind, tree, "", faults)
+    if faults:
+        raise ValueError("\n".join(f"{where}{name}: {text}" for name, text in faults.items()))
     return settings
+
+
+def _made(kind: type[T], tree: Mapping[str, Any], above: str, faults: dict[str, str]) -> T:
+    """Settings of a tree whose keys are known; `faults` gets what is wrong, by its full name."""
+    hints = get_type_hints(kind)
+    values = {
+        name: _made(hints[name], value, f"{above}{name}.", faults)
+        if dataclasses.is_dataclass(hints[name])
+        else value
+        for name, value in tree.items()
+    }
+    try:
+        return kind(**values)
+    except SettingsError as error:
+        faults |= {f"{above}{name}": text for name, text in error.faults.items()}
+        return kind()  # for the checks of the settings around it
 
 
 def with_settings(config: T, settings: Iterable[str]) -> T:
@@ -186,7 +176,9 @@ def _read_tree(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     bases = tree.pop("base", [])
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
-        raise ValueError(f"{path}: base: expected a recipe or a list of recipes, got {bases!r}")
+        raise ValueError(
+            f"{path}: base: expected a recipe or a list of recipes, got {shown(bases)}"
+        )
     _check_keys(Recipe, tree, "", f"{path}: ")
     under: dict[str, Any] = {}
     family = (*above, path.resolve())
@@ -229,7 +221,11 @@ MOST_DIGITS, MOST_KEYS, MOST_CHARACTERS = 100, 10_000, 1 << 20
 
 
 class PlainLoader(yaml.SafeLoader):
-    """YAML with JSON's types: ``1e-4`` is a number, a date is text, keys are text and unique."""
+    """YAML with JSON's types: ``1e-4`` is a number, a date is text, keys are text and unique.
+
+    Whole numbers are decimal: ``010``, ``0x10`` and ``22:30``, which YAML 1.1 takes for 8, 16 and
+    1350, are text. A key without a value is refused, so that null is written out.
+    """
 
     yaml_constructors: ClassVar[dict[Any, Any]] = {
         tag: construct
@@ -240,7 +236,7 @@ class PlainLoader(yaml.SafeLoader):
         first: [
             (tag, pattern)
             for tag, pattern in resolvers
-            if not tag.endswith((":timestamp", ":float"))
+            if not tag.endswith((":timestamp", ":float", ":int"))
         ]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
@@ -248,13 +244,15 @@ class PlainLoader(yaml.SafeLoader):
     def compose_mapping_node(self, anchor: Any) -> Any:
         node = super().compose_mapping_node(anchor)
         keys: set[str] = set()
-        for key, _ in node.value:
+        for key, value in node.value:
             kind = key.tag.rpartition(":")[2]
             problem = ""
             if kind not in ("str", "merge"):
                 problem = f"a key of type {kind}, which has to be text (in quotes)"
             elif key.value in keys:
                 problem = f"the key {key.value!r} a second time"
+            elif value.tag.endswith(":null") and value.value == "":
+                problem = f"no value for {key.value!r} (null stands for none)"
             if problem:
                 raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
             keys.add(key.value)
@@ -273,7 +271,10 @@ class PlainLoader(yaml.SafeLoader):
         return super().construct_scalar(node)
 
 
-# 1.5, 1., .5, 1e-4, 1_000.5, 1:30.5 (base 60), -.inf, .nan. YAML 1.1 requires a point in all.
+PlainLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile("[-+]?(?:0|[1-9][0-9_]*)$"), list("-+0123456789")
+)
+# 1.5, 1., .5, 1e-4, 1_000.5, -.inf, .nan. YAML 1.1 requires a point in all.
 PlainLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(
@@ -281,7 +282,6 @@ PlainLoader.add_implicit_resolver(
         [-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?
         |[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+
         |\.[0-9_]+(?:[eE][-+][0-9]+)?
-        |[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+\.[0-9_]*
         |[-+]?\.(?:inf|Inf|INF)
         |\.(?:nan|NaN|NAN))$""",
         re.VERBOSE,
@@ -329,20 +329,17 @@ def apply_setting(tree: dict[str, Any], setting: str) -> None:
     """
     key, separator, value = setting.partition("=")
     if not separator or not key.strip():
-        raise ValueError(f"--set: expected key=value such as train_cam.epochs=5, got {setting!r}")
+        raise ValueError(
+            f"--set: expected key=value such as train_cam.epochs=5, got {shown(setting)}"
+        )
+    origin = "--set " + " ".join(setting.split())[:SHOWN]
     *parents, leaf = key.strip().split(".")
     for parent in parents:
         below = tree.setdefault(parent, {})
         if not isinstance(below, dict):
-            raise ValueError(f"--set {setting}: {parent!r} is a value, it has no {leaf!r}")
+            raise ValueError(f"{origin}: {parent!r} is a value, it has no {leaf!r}")
         tree = below
-    tree[leaf] = parse_yaml(value, f"--set {setting}")
-
-
-@cache
-def _validator(kind: Any) -> TypeAdapter[Any]:
-    """The validator of a kind of settings, kept because it takes long to build."""
-    return TypeAdapter(kind)
+    tree[leaf] = parse_yaml(value, origin)
 
 
 def _check_keys(kind: type, tree: Any, prefix: str, where: str) -> None:
@@ -350,52 +347,15 @@ def _check_keys(kind: type, tree: Any, prefix: str, where: str) -> None:
     hints = get_type_hints(kind)
     if not isinstance(tree, Mapping):
         name = f"{prefix.removesuffix('.')}: " if prefix else ""
-        raise ValueError(f"{where}{name}expected a mapping of {', '.join(hints)}; got {tree!r}")
+        raise ValueError(
+            f"{where}{name}expected a mapping of {', '.join(hints)}; got {shown(tree)}"
+        )
     for key, value in tree.items():
         if key not in hints:
-            raise ValueError(
-                f"{where}unknown key {prefix + str(key)!r}{_did_you_mean(str(key), hints, prefix)}"
-            )
+            near = _did_you_mean(str(key), hints, prefix)
+            raise ValueError(f"{where}unknown key {shown(prefix + str(key))}{near}")
         if dataclasses.is_dataclass(hints[key]):
             _check_keys(hints[key], value, f"{prefix}{key}.", where)
-
-
-def _setting_at(place: Iterable[str | int], kind: type, tree: Any) -> tuple[str, Any, Any]:
-    """Name, type and value of the setting that a place in the tree belongs to."""
-    names, hint, value = [], kind, tree
-    for name in place:
-        if not dataclasses.is_dataclass(hint):
-            break
-        names.append(str(name))
-        hint, value = get_type_hints(hint)[str(name)], value.get(name)
-    return ".".join(names), hint, value
-
-
-def _expected(hint: Any) -> str:
-    """A setting's type in words."""
-    parts = get_args(hint)
-    if get_origin(hint) is Literal:
-        return f"one of {', '.join(map(str, parts))}"
-    if get_origin(hint) in (Union, UnionType):
-        return " or ".join(map(_expected, parts))
-    if get_origin(hint) is tuple:
-        if parts[-1] is ...:
-            return f"a list, each item {_expected(parts[0])}"
-        return f"a list of {len(parts)} ({', '.join(map(_expected, parts))})"
-    return WORDS.get(hint, "a mapping")
-
-
-def _not_finite(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
-    """Names and values of all numbers that are NaN or infinite."""
-    if isinstance(value, float) and not math.isfinite(value):
-        yield name, value
-    below: Iterable[tuple[Any, Any]] = ()
-    if isinstance(value, Mapping):
-        below = value.items()
-    elif isinstance(value, list | tuple):
-        below = enumerate(value)
-    for key, part in below:
-        yield from _not_finite(part, f"{name}.{key}" if name else str(key))
 
 
 def _did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:

@@ -30,6 +30,28 @@ def test_windows_stand_where_published(ratio):
     assert corners == facts["anchors"]
 
 
+@pytest.mark.parametrize(
+    ("length", "window", "stride", "message"),
+    [
+        (100, 0, 1, "window: expected at least 1 pixel, got 0"),
+        (100, -3, 1, "window: expected at least 1 pixel, got -3"),
+        (100, 20, 0, "stride: expected 1 to 20 pixels, the window, got 0"),
+        (100, 20, -1, "stride: expected 1 to 20 pixels, the window, got -1"),
+        (100, 20, 21, "stride: expected 1 to 20 pixels, the window, got 21"),
+        (19, 20, 10, "length: expected at least a window, 20 pixels, got 19"),
+    ],
+)
+def test_windows_that_leave_pixels_out_are_refused(length, window, stride, message):
+    with pytest.raises(ValueError, match=message):
+        anchors(length, window, stride)
+
+
+@pytest.mark.parametrize(("length", "window", "stride"), [(20, 20, 20), (99, 20, 20), (41, 20, 7)])
+def test_windows_leave_no_pixel_out(length, window, stride):
+    covered = {p for start in anchors(length, window, stride) for p in range(start, start + window)}
+    assert covered == set(range(length))
+
+
 def test_merging_is_upsampling_averaging_and_resizing():
     """`merge` against the steps that it joins, on a window that cuts its last patches."""
     patch, window, size = 8, 20, (33, 47)

@@ -96,6 +96,16 @@ def test_refine_labels_with_unknown_pixels():
         ({"bilateral": (3, 3)}, r"bilateral: expected a tuple \(sxy, srgb, compat\)"),
         ({"iterations": -1}, r"iterations: expected 0 or more"),
         ({"normalization": "full"}, r"normalization: expected one of"),
+        ({"iterations": True}, r"iterations: expected 0 or more, got True"),
+        ({"iterations": 2**40}, r"iterations: expected at most 10000, got 1099511627776"),
+        ({"gaussian": (3, float("nan"))}, r"gaussian: expected a finite compat, got nan"),
+        ({"gaussian": (3, 1e300)}, r"gaussian: expected a finite compat, got 1e\+300"),
+        ({"gaussian": (3, "3")}, r"gaussian: expected compat as numbers, got '3'"),
+        ({"gaussian": (3, None)}, r"gaussian: expected compat as numbers, got None"),
+        ({"gaussian": ("3", 3)}, r"gaussian: expected sxy as one positive number"),
+        ({"gaussian": (1e300, 3)}, r"gaussian: expected sxy as one positive number"),
+        ({"gaussian": (1e-300, 3)}, r"gaussian: expected sxy as one positive number"),
+        ({"bilateral": (3, -5, 3)}, r"bilateral: expected srgb as one positive number"),
     ],
 )
 def test_bad_settings_are_refused_at_once(arguments, message):
@@ -142,6 +152,17 @@ def test_recipes(setting, crf):
         ({"gaussian": [3]}, r"crf: gaussian: expected a tuple \(sxy, compat\)"),
         ({"gaussian": "wide"}, r"crf: gaussian: expected a tuple"),
         ({"iterations": "five"}, r"crf: iterations: expected 0 or more, got 'five'"),
+        (
+            {"gaussian": [1e-5, 3]},
+            r"gaussian: expected sxy as one number or 2, from 0.01 to 100000",
+        ),
+        ({"gaussian": [[3, 1e30], 3]}, r"gaussian: expected sxy as one number or 2, from 0.01"),
+        ({"gaussian": [[3, 3, 3], 5]}, r"gaussian: expected sxy as one number or 2, .*\[3, 3, 3\]"),
+        ({"bilateral": [3, 1e30, 3]}, r"bilateral: expected srgb as one number or 3, from 0.01"),
+        ({"gaussian": [3, 0]}, r"gaussian: expected compat as one number above 0 .*, got 0"),
+        ({"gaussian": [3, -3]}, r"gaussian: expected compat as one number above 0 .*, got -3"),
+        ({"gaussian": [3, 1e38]}, r"gaussian: expected compat as one number above 0 and at most"),
+        ({"gaussian": [3, [1, 2]]}, r"gaussian: expected compat as one number .*, got \[1, 2\]"),
     ],
 )
 def test_bad_recipes(setting, message):

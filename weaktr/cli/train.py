@@ -5,18 +5,27 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from weaktr.cli.common import FAILED, add_set
+from rich.text import Text
+
+from weaktr.cli.common import FAILED, WRONG_INPUT, add_set
 from weaktr.config import Recipe
-from weaktr.progress import log
+from weaktr.progress import console, log
 from weaktr.recipes import dump_recipe, load_recipe, recipe_names
+
+if TYPE_CHECKING:
+    from weaktr.stages.check import Part
 
 HELP = f"""\
 Train from image-level labels to masks: {" -> ".join(Recipe.stages)}.
 
 A finished stage is not run again unless its inputs have changed; a run that was
-interrupted or killed goes on from its last checkpoint when started again.
+interrupted or killed goes on from its last checkpoint when started again. Before
+anything runs, all that can be known is checked: splits, files, settings, weights.
 
 recipes: {", ".join(recipe_names())} (or the path of a YAML file)
 
@@ -26,6 +35,7 @@ examples:
   weaktr-train voc12_deit_s --set train_cam.batch_size=16 --set train_cam.accumulate=4
   weaktr-train demo --from label --set label.threshold=0.3
   weaktr-train my.yaml --only evaluate --force
+  weaktr-train my.yaml --check
 """
 
 
@@ -39,6 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--only", choices=Recipe.stages, help="run this stage alone")
     parser.add_argument("--force", action="store_true", help="run finished stages again")
+    parser.add_argument(
+        "--check", action="store_true", help="check the recipe, its data and weights, and stop"
+    )
     parser.add_argument("--print", action="store_true", help="print the whole recipe and stop")
 
 
@@ -50,13 +63,35 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.print:
         sys.stdout.write(dump_recipe(recipe))
         return 0
-    from weaktr.stages.pipeline import run_recipe
+    from weaktr.stages.pipeline import check_recipe, run_recipe
 
     folder = arguments.out or Path("runs") / recipe.name
-    left_out = run_recipe(
-        recipe, folder, start=arguments.start, only=arguments.only, force=arguments.force
-    )
+    chosen = {"start": arguments.start, "only": arguments.only, "force": arguments.force}
+    if arguments.check:
+        started = time.monotonic()
+        parts = check_recipe(recipe, folder, **chosen)
+        return show_check(recipe.name, parts, time.monotonic() - started)
+    left_out = run_recipe(recipe, folder, **chosen)
     log.info("results: %s, numbers: %s", folder, folder / "metrics.json")
     if left_out:
         log.warning("%d images were left out (see above); start again to try them", left_out)
     return FAILED if left_out else 0
+
+
+def show_check(name: str, parts: Sequence[Part], seconds: float) -> int:
+    """Print what was checked and what is wrong; returns the exit code."""
+    from weaktr.stages.check import cut
+
+    for part in parts:
+        console.print(Text(f"{'wrong' if part.faults else 'fine':6}{part.what}: {part.found}"))
+        for fault in cut(part.faults):
+            console.print(Text(f"      {fault}", style="bold red"))
+        for warning in cut(part.warnings):
+            console.print(Text(f"      warning: {warning}", style="yellow"))
+    faults = sum(len(part.faults) for part in parts)
+    if not parts:
+        console.print(Text(f"{name}: every stage is finished, there is nothing to run"))
+    else:
+        count = {0: "no fault", 1: "1 fault"}.get(faults, f"{faults} faults")
+        console.print(Text(f"{name}: {count}, looked at in {seconds:.1f} s"))
+    return WRONG_INPUT if faults else 0

@@ -127,6 +127,21 @@ def check_is_8_bit(image: Image.Image, path: Path, source: str) -> None:
         raise DataError(Problem(str(path), source, message))
 
 
+def check_is_mask(image: Image.Image, path: Path, source: str) -> int:
+    """How many times the stored numbers Pillow gives for an open mask (1 but for low bits).
+
+    Raises:
+        DataError: it cannot hold labels.
+    """
+    tiles = getattr(image, "tile", ())
+    packing = str(tiles[0].args) if tiles else ""
+    factor = _MASK_FACTORS.get(packing) if image.format == "PNG" else None
+    if factor is None:
+        message = _not_a_mask(image)
+        raise DataError(Problem(str(path), source, message, kind="mask of another form"))
+    return factor
+
+
 def read_labels(
     path: Path, num_labels: int, source: str = "", *, mask_ids: tuple[int, ...] | None = None
 ) -> np.ndarray:
@@ -156,12 +171,7 @@ def read_stored_labels(path: Path, source: str = "") -> np.ndarray:
     """The numbers in a mask file as stored, [H, W] of an integer type; see `read_labels`."""
 
     def decode(image: Image.Image) -> np.ndarray:
-        tiles = getattr(image, "tile", ())
-        packing = str(tiles[0].args) if tiles else ""
-        factor = _MASK_FACTORS.get(packing) if image.format == "PNG" else None
-        if factor is None:
-            message = _not_a_mask(image)
-            raise DataError(Problem(str(path), source, message, kind="mask of another form"))
+        factor = check_is_mask(image, path, source)
         deep = image.mode == "I;16"
         return np.array(image).astype(np.int32 if deep else np.uint8) // factor
 

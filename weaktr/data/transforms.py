@@ -6,6 +6,7 @@ uint8 `tv_tensors.Mask`; plain tensors come out.
 
 from __future__ import annotations
 
+import math
 import random
 from typing import Any
 
@@ -51,8 +52,15 @@ def cam_train_transform(
     Returns:
         uint8 [3, h, w] image -> float32 [3, H, W].
 
+    Raises:
+        ValueError: an argument is out of range.
+
     Source: the published recipe (timm's training transform with ``rand-m9-mstd0.5-inc1``).
     """
+    _require_pair("scale", scale, most=1)
+    _require_pair("ratio", ratio)
+    _require_share("flip", flip)
+    _require_share("erasing", erasing)
     steps: list[torch.nn.Module] = [
         v2.RandomResizedCrop(_pair(size), scale, ratio, v2.InterpolationMode.BICUBIC),
         v2.RandomHorizontalFlip(flip),
@@ -117,9 +125,13 @@ def seg_train_transform(
         uint8 [3, h, w] image, uint8 [h, w] mask -> float32 [3, H, W], uint8 [H, W]. Padding is 0
         after normalisation (the mean colour) and 255 = ignore.
 
+    Raises:
+        ValueError: an argument is out of range.
+
     Source: the published recipe (mmsegmentation's training pipeline).
     """
     size = _pair(crop)
+    _require_share("flip", flip)
     steps: list[torch.nn.Module] = [
         RandomKeepRatioResize(short_side, ratio, max_ratio),
         RandomLabelCrop(size, cat_max_ratio),
@@ -131,10 +143,21 @@ def seg_train_transform(
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    height, width = (size, size) if isinstance(size, int) else size
-    if min(height, width) < 1:
-        raise ValueError(f"size: expected pixels >= 1, got {size}")
-    return height, width
+    sides = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
+    if len(sides) != 2 or any(not isinstance(side, int) or side < 1 for side in sides):
+        raise ValueError(f"size: expected pixels >= 1, one number or (H, W), got {size}")
+    return sides[0], sides[1]
+
+
+def _require_share(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name}: expected 0..1, got {value}")
+
+
+def _require_pair(name: str, pair: tuple[float, float], most: float = math.inf) -> None:
+    if len(pair) != 2 or not 0 < pair[0] <= pair[1] <= most:
+        bound = "" if math.isinf(most) else f" <= {most}"
+        raise ValueError(f"{name}: expected 0 < from <= to{bound}, got {pair}")
 
 
 def _normalise(normalization: Normalization) -> list[torch.nn.Module]:
@@ -206,9 +229,8 @@ class RandomKeepRatioResize(v2.Transform):
         super().__init__()
         if short_side < 1:
             raise ValueError(f"short_side: expected pixels >= 1, got {short_side}")
-        if not 0 < ratio[0] <= ratio[1]:
-            raise ValueError(f"ratio: expected 0 < from <= to, got {ratio}")
-        if max_ratio < 1:
+        _require_pair("ratio", ratio)
+        if not max_ratio >= 1:
             raise ValueError(f"max_ratio: expected >= 1, got {max_ratio}")
         self.short_side, self.ratio, self.max_ratio = short_side, ratio, max_ratio
 
@@ -297,9 +319,12 @@ class PhotometricDistortion(v2.Transform):
 
     Args:
         brightness: b, 0..255.
-        contrast: from, to.
-        saturation: from, to.
-        hue: h in OpenCV's units of 2°, 0..180.
+        contrast: 0 < from <= to.
+        saturation: 0 < from <= to.
+        hue: h in OpenCV's units of 2°, 0..90.
+
+    Raises:
+        ValueError: an argument is out of range.
 
     Source: Liu et al., "SSD", arXiv 1512.02325, data augmentation, as in mmsegmentation.
     """
@@ -312,6 +337,12 @@ class PhotometricDistortion(v2.Transform):
         hue: int = 18,
     ) -> None:
         super().__init__()
+        if not 0 <= brightness <= 255:
+            raise ValueError(f"brightness: expected 0..255, got {brightness}")
+        _require_pair("contrast", contrast)
+        _require_pair("saturation", saturation)
+        if not 0 <= hue <= 90:
+            raise ValueError(f"hue: expected 0..90 units of 2°, got {hue}")
         self.brightness, self.contrast = brightness, contrast
         self.saturation, self.hue = saturation, hue
 

@@ -193,8 +193,27 @@ def scaled_size(size: Sequence[int], short_side: int) -> tuple[int, int]:
 
 
 def anchors(length: int, window: int, stride: int) -> list[int]:
-    """Starts of the windows along one axis: every `stride`, and one flush with the end."""
+    """Starts of the windows along one axis: every `stride`, and one flush with the end.
+
+    Args:
+        length: of the axis, at least a window.
+        window, stride: see `require_cover`.
+
+    Raises:
+        ValueError: some pixels would be in no window.
+    """
+    require_cover(window, stride)
+    if length < window:
+        raise ValueError(f"length: expected at least a window, {window} pixels, got {length}")
     return [*range(0, length - window, stride), length - window]
+
+
+def require_cover(window: int, stride: int) -> None:
+    """Raise `ValueError` unless windows every `stride` pixels leave no pixel out."""
+    if window < 1:
+        raise ValueError(f"window: expected at least 1 pixel, got {window}")
+    if not 1 <= stride <= window:
+        raise ValueError(f"stride: expected 1 to {window} pixels, the window, got {stride}")
 
 
 def _enlarged_size(size: tuple[int, int], window: int) -> tuple[int, int]:

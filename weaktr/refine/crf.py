@@ -6,13 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from weaktr.config import LabelConfig, PredictConfig
 from weaktr.ops.dense_crf import device_of_crf
+from weaktr.ops.dense_crf.checks import shared_kernels
 from weaktr.ops.dense_crf.presets import PRESETS, DenseCRF
 from weaktr.refine.maps import Maps, best_labels
 
+#: What the settings of a recipe may be. Smaller deviations spread the pixels of a photograph too
+#: far for the lattice (`weaktr.ops.dense_crf`).
+DEVIATIONS, MOST_COMPAT = (0.01, 1e5), 1e6
 FIELDS = tuple(field.name for field in fields(DenseCRF))
 
 
@@ -110,7 +115,7 @@ def choose_crf(setting: str | dict[str, Any] | None) -> DenseCRF | None:
             Python.
 
     Raises:
-        ValueError: unknown preset or field, or a field's value of the wrong form.
+        ValueError: unknown preset or field, or a field's value of the wrong form or out of range.
     """
     if setting is None or setting == "none":
         return None
@@ -130,6 +135,31 @@ def choose_crf(setting: str | dict[str, Any] | None) -> DenseCRF | None:
         key: tuple(value) if isinstance(value, list) else value for key, value in setting.items()
     }
     try:
-        return DenseCRF(**arguments)
+        crf = DenseCRF(**arguments)
+        _check_numbers(crf)
     except ValueError as error:
         raise ValueError(f"crf: {error}") from error
+    return crf
+
+
+def _check_numbers(crf: DenseCRF) -> None:
+    """Refuse numbers that no photograph can use, or not all of them: images differ in their labels.
+
+    Raises:
+        ValueError: names the kernel and its part.
+    """
+    for name, parts, _ in shared_kernels(crf.gaussian, crf.bilateral, crf.normalization):
+        low, high = DEVIATIONS
+        for part, axes in (("sxy", 2), ("srgb", 3)):
+            value = parts.get(part, 1)
+            if np.size(value) not in (1, axes) or np.min(value) < low or np.max(value) > high:
+                raise ValueError(
+                    f"{name}: expected {part} as one number or {axes}, from {low} to {high:g}, got "
+                    f"{value!r}"
+                )
+        compat = parts["compat"]
+        if np.ndim(compat) > 0 or not 0 < compat <= MOST_COMPAT:
+            raise ValueError(
+                f"{name}: expected compat as one number above 0 and at most {MOST_COMPAT:g}, got "
+                f"{compat!r}"
+            )

@@ -20,13 +20,14 @@ instead where only images have changed, with those images.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from weaktr.config import Recipe
 from weaktr.outputs import finished_facts, mark_finished
 from weaktr.progress import timed
-from weaktr.refine import choose_refiners
 from weaktr.stages import places
+from weaktr.stages.check import Part, check_run, require_no_faults
 from weaktr.stages.evaluate import EVALUATE
 from weaktr.stages.inputs import Inputs, inputs_of
 from weaktr.stages.label import LABEL
@@ -64,30 +65,72 @@ def run_recipe(
         How many images the stages had to leave out; the next start tries them again.
 
     Raises:
-        ValueError: unknown stage, one that is not in the recipe, or an earlier stage is not
-            finished; settings of a refiner that it does not take; a folder with files of others, or
-            one in which another process works.
+        ValueError: see `chosen_stages`; `check_run` finds a fault: all are listed, and nothing has
+            been run or written; a folder with files of others, or one in which another process
+            works.
+    """
+    run, stages = Run(recipe, folder), chosen_stages(recipe, start, only)
+    require_no_faults(check_run(run, unfinished(run, stages, force=force)))
+    with places.claimed_run(run):
+        if not (folder / places.RECIPE).exists():
+            places.write_recipe(run)
+        return sum([run_stage(stage, run, force=force) for stage in stages])
+
+
+def check_recipe(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    start: str | None = None,
+    only: str | None = None,
+    force: bool = False,
+) -> list[Part]:
+    """What `run_recipe` checks before it runs; the arguments are its.
+
+    Raises:
+        ValueError: see `chosen_stages`.
+    """
+    run = Run(recipe, folder)
+    return check_run(run, unfinished(run, chosen_stages(recipe, start, only), force=force))
+
+
+def chosen_stages(recipe: Recipe, start: str | None, only: str | None) -> list[Stage]:
+    """The stages of a recipe that ``--from`` and ``--only`` leave.
+
+    Raises:
+        ValueError: unknown stage, one that is not in the recipe, or both options.
     """
     names = [stage.name for stage in STAGES]
     for option, name in (("--from", start), ("--only", only)):
         if name is not None and name not in names:
             raise ValueError(f"{option}: expected one of {', '.join(names)}; got {name!r}")
-    if only is not None and only not in recipe.stages:
-        raise ValueError(
-            f"--only: {recipe.name} has no {only}; its stages are {', '.join(recipe.stages)}"
-        )
-    for settings in (recipe.label, recipe.predict):
-        choose_refiners(settings)  # raises for a mistake before the trainings, not after them
+        if name is not None and name not in recipe.stages:
+            raise ValueError(
+                f"{option}: {recipe.name} has no {name}; its stages are {', '.join(recipe.stages)}"
+            )
+    if start is not None and only is not None:
+        raise ValueError(f"expected --from or --only, got both: {start} and {only}")
     chosen = (only,) if only else names[names.index(start or names[0]) :]
-    run = Run(recipe, folder)
-    with places.claimed_run(run):
-        if not (folder / places.RECIPE).exists():
-            places.write_recipe(run)
-        left_out = 0
-        for stage in STAGES:
-            if stage.name in chosen and stage.name in recipe.stages:
-                left_out += run_stage(stage, run, force=force)
-    return left_out
+    return [s for s in STAGES if s.name in chosen and s.name in recipe.stages]
+
+
+def unfinished(run: Run, stages: Sequence[Stage], *, force: bool) -> list[Stage]:
+    """Those of `stages` that are not finished, or come after one that is not."""
+    left: list[Stage] = []
+    for stage in stages:
+        follows = any(other in stage.after for other in left)
+        if force or follows or not _is_up_to_date(stage, run):
+            left.append(stage)
+    return left
+
+
+def _is_up_to_date(stage: Stage, run: Run) -> bool:
+    try:
+        if finished_facts(run.of(stage.name)) is None:  # before any file is read for its content
+            return False
+        return is_finished(stage, run, inputs_of(stage, run))
+    except (ValueError, OSError):  # data or an earlier stage: the check says what is wrong
+        return False
 
 
 def run_stage(stage: Stage, run: Run, *, force: bool = False) -> int:

@@ -11,7 +11,7 @@ import torch
 
 from weaktr.config import DataConfig, Recipe
 from weaktr.contents import CONTENTS, Contents, digest_of
-from weaktr.data import Manifest, load_manifest
+from weaktr.data import Manifest, Problem, load_manifest
 from weaktr.data.masks import MaskFolder, before_refinement
 from weaktr.models import CamModel, Segmenter, checkpoints
 from weaktr.models.precision import choose_device
@@ -126,14 +126,16 @@ def masks_digest(run: Run, folder: Path) -> str:
     return digest_of([tuple(parts)])
 
 
-def load_split(settings: DataConfig, split: str) -> Manifest:
-    """The manifest of one split of a recipe's data."""
+def load_split(settings: DataConfig, split: str, problems: list[Problem] | None = None) -> Manifest:
+    """The manifest of one split of a recipe's data; `problems`: see `load_manifest`."""
     root = Path(settings.root)
     if settings.source == "manifest":
         return Manifest.load(root / f"{split}.json")
     options = dict(settings.options)
     if split == settings.val_split:
         options |= settings.val_options
+    if problems is not None:
+        options["problems"] = problems
     return load_manifest(settings.source, root, split, **options)
 
 

@@ -29,6 +29,8 @@ from weaktr.ops.dense_crf.problem import (
 )
 from weaktr.ops.dense_crf.unaries import require_range
 
+#: Mean-field steps: far more than it takes to settle.
+MOST_ITERATIONS = 10_000
 #: Parts of a kernel's tuple before its normalization.
 PARTS = {
     "gaussian": ("sxy", "compat"),
@@ -157,9 +159,12 @@ def checked_normalization(value: Any, kernel: str = "") -> Normalization:
 
 
 def checked_iterations(iterations: int) -> int:
-    """`iterations`, which must be an integer >= 0."""
-    if not isinstance(iterations, (int, np.integer)) or iterations < 0:
+    """`iterations`, which must be an integer 0..`MOST_ITERATIONS`."""
+    is_whole = isinstance(iterations, (int, np.integer)) and not isinstance(iterations, bool)
+    if not is_whole or iterations < 0:
         raise ValueError(f"iterations: expected 0 or more, got {iterations!r}")
+    if iterations > MOST_ITERATIONS:
+        raise ValueError(f"iterations: expected at most {MOST_ITERATIONS}, got {iterations}")
     return int(iterations)
 
 
@@ -322,22 +327,39 @@ def _checked_features(
 
 def _compat_multiplier(name: str, compat: Compat, num_labels: int) -> Tensor:
     """What messages are multiplied with, see `Pairwise.compat`."""
-    if not isinstance(compat, Tensor):
-        try:
-            compat = torch.from_numpy(np.array(compat, dtype=np.float32))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{name}: expected compat as numbers, got {compat!r}") from error
-    matrix = compat.detach().float()
+    matrix = checked_compat(name, compat)
     if matrix.shape not in ((), (num_labels,), (num_labels, num_labels)):
         raise ValueError(
             f"{name}: expected compat as a number, [{num_labels}] or [{num_labels}, {num_labels}], "
             f"got shape {tuple(matrix.shape)}"
         )
-    if not matrix.isfinite().all():
-        raise ValueError(f"{name}: expected a finite compat, got {compat!r}")
     if matrix.ndim == 0:  # Potts
         return -matrix.expand(num_labels)
     return matrix if matrix.ndim == 1 else (matrix + matrix.T) / 2
+
+
+def checked_compat(name: str, compat: Compat) -> Tensor:
+    """The compatibility of a kernel as float32, of any shape.
+
+    Raises:
+        ValueError: no numbers, or numbers that are not finite.
+    """
+    numbers = compat.detach() if isinstance(compat, Tensor) else _numbers(compat)
+    if numbers is None:
+        raise ValueError(f"{name}: expected compat as numbers, got {compat!r}")
+    matrix = torch.as_tensor(numbers).float()
+    if not matrix.isfinite().all():
+        raise ValueError(f"{name}: expected a finite compat, got {compat!r}")
+    return matrix
+
+
+def _numbers(value: Any) -> NDArray[np.float64] | None:
+    """Numbers of any shape; None where `value` is something else, text and booleans included."""
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError):  # rows of different lengths
+        return None
+    return array.astype(np.float64) if array.dtype.kind in "fiu" else None
 
 
 def _broadcast(name: str, part: str, value: Deviation, count: int) -> tuple[float, ...]:
@@ -351,12 +373,12 @@ def _broadcast(name: str, part: str, value: Deviation, count: int) -> tuple[floa
 
 
 def _positive(name: str, part: str, value: Deviation) -> NDArray[np.float64]:
-    """`value` as a vector of positive numbers."""
-    try:
-        numbers = np.asarray(value, dtype=np.float64).reshape(-1)
-    except (TypeError, ValueError):
-        numbers = np.array([np.nan])
-    if not numbers.size or not np.isfinite(numbers).all() or numbers.min() <= 0:
+    """`value` as a vector of numbers that are positive in single precision too."""
+    given = _numbers(value)
+    numbers = np.array([np.nan]) if given is None else given.reshape(-1)
+    with np.errstate(over="ignore", under="ignore"):
+        single = numbers.astype(np.float32)
+    if not numbers.size or not np.isfinite(single).all() or single.min() <= 0:
         raise ValueError(
             f"{name}: expected {part} as one positive number or one an axis, got {value!r}"
         )

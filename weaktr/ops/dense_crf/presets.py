@@ -11,7 +11,12 @@ import torch
 from torch import Tensor
 
 from weaktr.ops.dense_crf import dense_crf, dense_crf_labels, release_memory
-from weaktr.ops.dense_crf.checks import checked_iterations, shared_kernels, wrong_numbers
+from weaktr.ops.dense_crf.checks import (
+    checked_compat,
+    checked_iterations,
+    shared_kernels,
+    wrong_numbers,
+)
 from weaktr.ops.dense_crf.problem import Images, Kernels, Maps, Normalization
 from weaktr.ops.dense_crf.unaries import energies_of, unary_from_probabilities
 
@@ -42,7 +47,8 @@ class DenseCRF:
     normalization: Normalization = "symmetric"
 
     def __post_init__(self) -> None:
-        shared_kernels(self.gaussian, self.bilateral, self.normalization)
+        for kernel in shared_kernels(self.gaussian, self.bilateral, self.normalization):
+            checked_compat(kernel.name, kernel.parts["compat"])
         checked_iterations(self.iterations)
 
     @classmethod

@@ -1,0 +1,334 @@
+"""What can be known of a run is told before it, all at once, and only of what will run."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.stages import tiny
+from weaktr import cli
+from weaktr.config import Recipe
+from weaktr.data import load_manifest
+from weaktr.data.masks import MaskFolder
+from weaktr.models import CamModel, Segmenter, checkpoints
+from weaktr.outputs import begin, mark_finished
+from weaktr.progress import console
+from weaktr.recipes import dump_recipe
+from weaktr.stages import check_models
+from weaktr.stages.check import LISTED
+from weaktr.stages.pipeline import STAGES, check_recipe, inputs_of, run_recipe
+from weaktr.stages.run import MODEL, Run
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tiny.squares(tmp_path_factory.mktemp("data") / "squares", count=8)
+
+
+@pytest.fixture(scope="module")
+def finished(root, tmp_path_factory):
+    """What a finished run leaves, of models that learned nothing."""
+    run = Run(tiny.recipe(root), tmp_path_factory.mktemp("run"))
+    classes = {"names": tiny.NAMES, "ids": (1, 2, 3)}
+    models = {
+        "train_cam": CamModel(run.recipe.cam_model, 3),
+        "train_seg": Segmenter(replace(run.recipe.seg_model, weights=None), 4),
+    }
+    for stage in STAGES:
+        folder, made_from = run.of(stage.name), inputs_of(stage, run)
+        begin(folder, made_from)
+        if stage.name in models:
+            checkpoints.save(models[stage.name], folder / MODEL, classes=classes)
+        if stage.name == "label":
+            for index in range(8):
+                MaskFolder(folder).add(str(index), np.zeros((32, 32), np.uint8))
+        mark_finished(folder, made_from)
+    return run.folder
+
+
+def faults(recipe: Recipe, run: Path, **options: Any) -> list[str]:
+    return [line for part in check_recipe(recipe, run, **options) for line in part.faults]
+
+
+def warnings(recipe: Recipe, run: Path, **options: Any) -> list[str]:
+    return [line for part in check_recipe(recipe, run, **options) for line in part.warnings]
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"train_cam": {"batch_size": 9}}, "train_cam.batch_size: 9 is more than the 8 samples"),
+        ({"train_seg": {"batch_size": 9}}, "train_seg.batch_size: 9 is more than the 8 samples"),
+        ({"train_cam": {"accumulate": 3}}, "train_cam.accumulate: expected at most the 2 batches"),
+        ({"train_seg": {"accumulate": 3}}, "train_seg.accumulate: expected at most the 2 batches"),
+        ({"train_cam": {"amp": "fp16"}}, "train_cam.amp: expected auto, none or bf16 on a CPU"),
+        ({"predict": {"amp": "fp16"}}, "predict.amp: expected auto, none or bf16 on a CPU"),
+        ({"device": "cuda:99"}, "device: 'cuda:99' cannot be used here"),
+        ({"device": "nonsense"}, "device: 'nonsense' cannot be used here"),
+        ({"cam_model": {"attention": "xformers"}}, "cam_model.attention: "),
+        ({"seg_model": {"attention": "xformers"}}, "seg_model.attention: "),
+        ({"cam_model": {"backbone": "vit_tinny"}}, "cam_model.backbone: timm has no model"),
+        ({"cam_model": {"backbone": "resnet18"}}, "cam_model.backbone: 'resnet18' is not a plain"),
+        ({"cam_model": {"image_size": 36}}, "cam_model.image_size: expected a multiple of the patch"
+         " size 8, such as 32 or 40, got 36"),
+        ({"seg_model": {"image_size": [32, 5]}}, "seg_model.image_size: expected a multiple of the"
+         " patch size 8, such as 8, got 5"),
+        ({"cam_model": {"reduction": 100.0}}, "cam_model.reduction: expected at most 4 (depth"),
+        ({"cam_model": {"backbone_args": {"num_heads": 3, "embed_dim": 32}}}, "cam_model."),
+        ({"cam_model": {"backbone_args": {"nonsense": 1}}}, "nonsense"),
+        ({"seg_model": {"decoder_heads": 3}}, "seg_model.decoder_heads: expected a divisor of the"
+         " width 32, got 3"),
+        ({"seg_model": {"decoder": "linear"}, "predict": {"ensemble": "published"}},
+         "predict.ensemble: 'published' needs a mask transformer, got seg_model.decoder 'linear'"),
+        ({"cam_model": {"weights": "nowhere.safetensors"}}, "cam_model.weights: no file nowhere"),
+        ({"cam_model": {"weights": "stage1"}}, "cam_model.weights: no file stage1"),
+        ({"seg_model": {"weights": "stage1", "backbone_args": tiny.VIT | {"depth": 3}}},
+         "seg_model.weights: the backbone of stage1 does not fit this model; "),
+        ({"label": {"crf": "voc"}}, "label.crf: expected one of coco_cam"),
+        ({"predict": {"crf": {"sigma": 1}}}, "predict.crf: unknown key 'sigma'"),
+        ({"predict": {"crf": {"bilateral": [0, 5, 3]}}}, "predict.crf: bilateral: expected sxy"),
+        ({"label": {"refiners": ["walk"]}}, "label.refiners: expected each to be one of crf"),
+        ({"data": {"options": {"colour": 1}}}, "options of source 'folder': got an unexpected"),
+        ({"data": {"source": "folders"}}, "source: expected one of"),
+        ({"data": {"root": "nowhere"}}, "root: expected a folder, got 'nowhere'"),
+        ({"data": {"val_options": {"classes": ["red", "blue", "green"]}}}, "folder val: expected "
+         "the classes of the other split, 3 (red, green, blue); got 3 (red, blue, green)"),
+    ],
+)  # fmt: skip
+def test_a_fault_is_told_before_anything_runs(root, tmp_path, changes, fault):
+    with pytest.raises(ValueError) as caught:
+        run_recipe(tiny.recipe(root, **changes), tmp_path / "run")
+    assert fault in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_all_faults_are_told_together(root, tmp_path, monkeypatch):
+    monkeypatch.setenv("WEAKTR_ATTENTION", "nonsense")
+    recipe = tiny.recipe(
+        root,
+        train_cam={"batch_size": 99},
+        cam_model={"image_size": 33, "attention": "xformers"},
+        seg_model={"weights": "nowhere.pth"},
+        label={"crf": "voc"},
+        predict={"crf": {"iterations": -1}},
+    )
+    told = "\n".join(faults(recipe, tmp_path))
+    for word in (
+        "batch_size: 99", "image_size", "xformers", "WEAKTR_ATTENTION", "nowhere.pth", "label.crf",
+        "iterations",
+    ):  # fmt: skip
+        assert word in told
+    with pytest.raises(ValueError, match=r"^several faults, found before anything ran:\n"):
+        run_recipe(recipe, tmp_path)
+
+
+def test_faults_of_files(tmp_path):
+    root = tiny.squares(tmp_path / "squares", count=8)
+    (root / "images" / "0.png").unlink()
+    (root / "images" / "1.png").write_bytes(b"no picture")
+    Image.fromarray(np.zeros((32, 32), np.uint16)).save(root / "images" / "2.png")
+    Image.new("L", (32, 31)).save(root / "masks" / "3.png")
+    Image.new("RGB", (32, 32)).save(root / "masks" / "4.png")
+    (root / "masks" / "5.png").write_bytes(b"")
+    recipe = tiny.recipe(root)
+    told = faults(recipe, tmp_path / "run")
+    for name, words in (("0", "file is missing"), ("1", "cannot be read"), ("2", "8 bits")):
+        (line,) = {line for line in told if f"/images/{name}.png" in line}
+        assert f"labels.csv:{int(name) + 2}" in line and words in line
+    for name, words in (
+        ("3", "expected 32x32 (width x height), got 32x31"),
+        ("4", "expected a mask of one channel"),
+        ("5", "cannot be read as an image"),
+    ):
+        (line,) = {line for line in told if f"masks/{name}.png" in line}
+        assert f"labels.csv:{int(name) + 2}" in line and words in line
+
+
+def test_photographs_that_are_left_out_by_name_stop_nothing(root, tmp_path, finished):
+    """Prediction and labelling go on without them."""
+    other = tiny.squares(tmp_path / "squares", count=4)
+    (other / "images" / "1.png").write_bytes(b"no picture")
+    recipe = tiny.recipe(other)
+    for stage in ("label", "predict"):
+        assert faults(recipe, finished, only=stage) == []
+        assert any("1.png" in line for line in warnings(recipe, finished, only=stage))
+
+
+def test_true_masks_are_looked_at_only_where_they_are_read(root, tmp_path):
+    other = tiny.squares(tmp_path / "squares", count=8)
+    for mask in (other / "masks").iterdir():
+        mask.write_bytes(b"no picture")
+    assert faults(tiny.recipe(other), tmp_path, only="train_cam") == []
+    watched = tiny.recipe(other, train_cam={"validate_every": 1})
+    assert len(faults(watched, tmp_path, only="train_cam")) == 8
+    truth = tiny.recipe(other, train_seg={"masks": "truth"}, seg_model={"weights": None})
+    assert sum("masks/" in line for line in faults(truth, tmp_path, only="train_seg")) == 8
+
+
+def test_faults_of_a_kind_are_cut(tmp_path):
+    root = tiny.squares(tmp_path / "squares", count=LISTED + 5)
+    for image in (root / "images").iterdir():
+        image.unlink()
+    with pytest.raises(ValueError) as caught:
+        run_recipe(tiny.recipe(root, stages=["train_cam"]), tmp_path / "run")
+    lines = str(caught.value).splitlines()
+    assert len(lines) == LISTED + 2 and lines[-1] == "... and 5 more"
+
+
+def test_labels_of_stage_1(root, tmp_path):
+    manifest = load_manifest("folder", root, "train")
+    samples = list(manifest.samples)
+    samples[0], samples[1] = replace(samples[0], labels=None), replace(samples[1], labels=(7,))
+    replace(manifest, samples=tuple(samples)).save(tmp_path / "train.json")
+    manifest.save(tmp_path / "val.json")
+    recipe = tiny.recipe(root, data={"source": "manifest", "root": str(tmp_path)})
+    told = faults(recipe, tmp_path / "run", only="train_cam")
+    assert "0.png" in told[0] and "has no image-level labels" in told[0]
+    assert "1.png" in told[1] and "expected class indices 0..2, got (7,)" in told[1]
+
+
+def test_no_class_in_any_image_leaves_stage_2_nothing(tmp_path):
+    root = tiny.squares(tmp_path / "squares", count=8)
+    rows = (root / "labels.csv").read_text().splitlines()
+    (root / "labels.csv").write_text("\n".join(row.split(",")[0] + "," for row in rows[1:]).join(
+        ["image,labels\n", "\n"]))  # fmt: skip
+    told = faults(tiny.recipe(root), tmp_path / "run")
+    assert told == ["no image of split train has a class, and so no pseudo label"]
+    kept = tiny.recipe(root, label={"unlabelled": "background"})
+    assert faults(kept, tmp_path / "run") == []
+
+
+def test_only_what_runs_is_looked_at(root, finished, tmp_path):
+    """Finished stages, and those that were not chosen."""
+    recipe = tiny.recipe(root)
+    assert check_recipe(recipe, finished) == []
+    wrong = tiny.recipe(root, predict={"crf": "voc"}, seg_model={"decoder_heads": 3})
+    assert faults(wrong, finished, only="train_cam") == []
+    assert faults(wrong, finished, only="label", force=True) == []
+    assert len(faults(wrong, finished, only="train_seg")) == 1
+    assert len(faults(wrong, finished, start="train_seg")) == 2
+    told = faults(recipe, tmp_path, start="train_seg")
+    assert "label is not finished, which train_seg needs; run without --from and --only" in told[0]
+    short = tiny.recipe(root, stages=["label", "evaluate"])
+    assert "train_cam is not finished, which label needs; add it to stages" in faults(
+        short, tmp_path
+    )[0]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        ({"start": "train_seg"}, "--from: tiny has no train_seg; its stages are train_cam, label"),
+        ({"only": "predict"}, "--only: tiny has no predict"),
+        (
+            {"start": "label", "only": "label"},
+            "expected --from or --only, got both: label and label",
+        ),
+        ({"start": "labels"}, "--from: expected one of train_cam"),
+    ],
+)
+def test_stages_that_cannot_be_chosen(root, tmp_path, options, fault):
+    with pytest.raises(ValueError) as caught:
+        run_recipe(tiny.recipe(root, stages=["train_cam", "label"]), tmp_path, **options)
+    assert fault in str(caught.value)
+
+
+def test_models_of_earlier_stages(root, finished, tmp_path):
+    other = tiny.squares(tmp_path / "squares", count=4)
+    (other / "classes.txt").write_text("red\ngreen\nviolet\n")
+    (other / "labels.csv").write_text("image,labels\n0.png,red\n1.png,green\n2.png,violet\n")
+    told = faults(tiny.recipe(other), finished, only="label")
+    assert (
+        "expected the classes of the images, 3 (red, green, violet); got 3 (red, green" in told[0]
+    )
+    linear = tiny.recipe(root, seg_model={"decoder": "linear"}, predict={"ensemble": "published"})
+    assert faults(linear, finished, only="predict") == []  # the checkpoint's decoder counts
+    (tmp_path / "run" / "train_seg").mkdir(parents=True)
+    done = {"made_from": "x"}
+    (tmp_path / "run" / "train_seg" / "finished.json").write_text(json.dumps(done))
+    told = faults(tiny.recipe(root), tmp_path / "run", only="predict")
+    assert told == [f"checkpoint: no file {tmp_path / 'run/train_seg/model.safetensors'}"]
+
+
+def test_folders_of_others_are_in_the_way(root, tmp_path):
+    (tmp_path / "predict").mkdir()
+    (tmp_path / "predict" / "mine.txt").write_text("mine")
+    (tmp_path / "label").write_text("mine")
+    told = faults(tiny.recipe(root), tmp_path)
+    assert [line.partition(": expected an empty folder")[0] for line in told] == [
+        str(tmp_path / "label"), str(tmp_path / "predict")
+    ]  # fmt: skip
+
+
+def test_weights_are_fitted_by_their_headers(root, tmp_path, finished):
+    stage1 = str(finished / "train_cam" / "model.safetensors")
+    assert faults(tiny.recipe(root, seg_model={"weights": stage1}), tmp_path) == []
+    deeper = {"weights": stage1, "backbone_args": tiny.VIT | {"depth": 3}}
+    (told,) = faults(tiny.recipe(root, seg_model=deeper), tmp_path)
+    assert told.startswith(f"seg_model.backbone weights {stage1} does not fit this model; ")
+    broken = tmp_path / "broken.pth"
+    torch.save({"model": {"cls_token": torch.zeros(1)}}, broken)
+    broken.write_bytes(broken.read_bytes()[:-100])
+    (told,) = faults(tiny.recipe(root, cam_model={"weights": str(broken)}), tmp_path)
+    assert "broken.pth" in told
+
+
+def test_models_that_do_not_fit_the_memory(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(check_models, "memory_of", lambda _: 50_000)
+    told = faults(tiny.recipe(root), tmp_path)
+    assert len(told) == 2 and told[0].startswith(
+        "cam_model.backbone: vit_tiny_patch16_224 has 0.00012 GiB of weights, cpu 4.7e-05 GiB of "
+    )
+
+
+def test_weights_of_timms_hub(root, tmp_path, monkeypatch):
+    """Asked for in seconds; not at all where something else is wrong already."""
+
+    def offline(*_: Any, **__: Any) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(check_models.huggingface_hub, "model_info", offline)
+    monkeypatch.setattr(check_models.huggingface_hub, "try_to_load_from_cache", lambda *_: None)
+    timms = {"weights": "timm"}
+    (told,) = faults(tiny.recipe(root, cam_model=timms, seg_model={"weights": None}), tmp_path)
+    assert "vit_tiny_patch16_224" in told and "cannot be fetched (no network)" in told
+    monkeypatch.setattr(check_models.timm.models, "get_pretrained_cfg", lambda _: None)
+    told = faults(tiny.recipe(root, cam_model=timms, seg_model={"weights": None}), tmp_path)
+    assert "cam_model.weights: timm has none of 'vit_tiny_patch16_224'; give a file" in told[0]
+
+
+def test_what_only_deserves_a_warning(root, tmp_path, caplog):
+    recipe = tiny.recipe(
+        root, train_cam={"warmup_epochs": 2}, stages=["train_cam"],
+        train_seg={"warmup_steps": 99, "augment": {"short_side": 8}},
+    )  # fmt: skip
+    (told,) = warnings(recipe, tmp_path)
+    assert "warmup_epochs: 2.0 of 2 epochs: lr, 0.001, is never reached" in told
+    both = warnings(replace(recipe, stages=Recipe.stages), tmp_path)
+    assert any("warmup_steps: 99 of at most 4 steps" in line for line in both)
+    assert any("the short side of images is at most 16" in line for line in both)
+    with caplog.at_level(logging.WARNING, logger="weaktr"):
+        run_recipe(replace(recipe, train_cam=replace(recipe.train_cam, epochs=1)), tmp_path)
+    assert "warmup_epochs" in caplog.text
+
+
+def test_the_command_checks_and_runs_nothing(root, tmp_path):
+    file = tmp_path / "tiny.yaml"
+    file.write_text(dump_recipe(tiny.recipe(root)))
+    command = [str(file), "--out", str(tmp_path / "run"), "--check"]
+    with console.capture() as capture:
+        assert cli.train_main(command) == 0
+    assert "split val, to predict: 8 images, 3 classes, 8 true masks" in capture.get()
+    assert "tiny: no fault" in capture.get()
+    with console.capture() as capture:
+        assert cli.train_main([*command, "--set", "label.crf=voc"]) == cli.WRONG_INPUT
+    assert "wrong label: " in capture.get() and "tiny: 1 fault, " in capture.get()
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,426 @@
+"""What can be known before a run, looked at before it: all faults at once, in seconds.
+
+    stages, folder      earlier stages are finished, nothing of others is in the way
+    device              there, and able to run what the recipe names
+    images              every split that is read: photographs and masks by their headers
+    trainings           image-level labels; the images that make a step and an epoch
+    settings            refiners
+    models, weights     can be built, are there, fit (`weaktr.stages.check_models`)
+
+Only what the stages that will run need is looked at. No pixel is decoded; of a true mask that
+training must not see, only the size is read.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+
+from weaktr.config import TrainCamConfig, TrainSegConfig
+from weaktr.data import Classes, DataError, Manifest
+from weaktr.data.headers import Headers
+from weaktr.data.masks import MaskFolder
+from weaktr.models import CamModel, Segmenter
+from weaktr.models.precision import choose_device
+from weaktr.ops.attention import ATTENTIONS, chosen_attention
+from weaktr.ops.attention import OP as ATTENTION
+from weaktr.ops.registry import OPS, BackendUnavailable
+from weaktr.outputs import INPUTS, finished_facts
+from weaktr.refine import choose_refiners
+from weaktr.stages.check_models import (
+    built_cam_model,
+    built_segmenter,
+    checkpoint_of,
+    in_short,
+    require_hub,
+    require_memory,
+    require_stage1,
+    require_weights,
+    require_whole_patches,
+)
+from weaktr.stages.run import Run, Stage, load_split
+from weaktr.stages.train_seg import starting_config
+
+log = logging.getLogger("weaktr")
+M = TypeVar("M", CamModel, Segmenter)
+
+#: How many faults of a part are listed; of the others there is the number.
+LISTED = 20
+
+
+@dataclass
+class Part:
+    """One part of the check.
+
+    Args:
+        what: was looked at.
+        found: what it is, in words.
+        faults: what will stop the run.
+        warnings: what will not, but should be known.
+    """
+
+    what: str
+    found: str = ""
+    faults: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def told(self, prefix: str = "") -> Iterator[None]:
+        """Makes errors inside it faults of this part; each line begins with `prefix`."""
+        try:
+            yield
+        except DataError as error:
+            self.faults += [prefix + str(problem) for problem in error.problems or (error,)]
+        except (ValueError, OSError, BackendUnavailable) as error:
+            self.faults += [prefix + line for line in str(error).splitlines()]
+
+
+def cut(lines: Sequence[str]) -> list[str]:
+    """The first `LISTED` of `lines`, and how many there are more."""
+    more = len(lines) - LISTED
+    return [*lines[:LISTED], *([f"... and {more} more"] if more > 0 else [])]
+
+
+def require_no_faults(parts: Sequence[Part]) -> None:
+    """Log the warnings of a check.
+
+    Raises:
+        ValueError: there is a fault; all of them are listed.
+    """
+    for part in parts:
+        for warning in cut(part.warnings):
+            log.warning("%s: %s", part.what, warning)
+    if faults := [line for part in parts for line in cut(part.faults)]:
+        count = "several faults, found before anything ran:\n" if len(faults) > 1 else ""
+        raise ValueError(count + "\n".join(faults))
+
+
+def check_run(run: Run, stages: Sequence[Stage]) -> list[Part]:
+    """Check all that the stages of a run need.
+
+    Args:
+        run: its manifests are opened.
+        stages: that will run, in their order.
+
+    Returns:
+        What was looked at, with the faults.
+    """
+    if not stages:
+        return []
+    check = _Check(run, {stage.name for stage in stages})
+    check.folder(stages)
+    device = check.device()
+    check.images()
+    if "train_cam" in check.names:
+        check.train_cam()
+    if "train_seg" in check.names:
+        check.train_seg()
+    check.settings()
+    check.models(device)
+    check.weights()
+    told: set[str] = set()
+    for part in check.parts:  # a file may be in several splits
+        part.faults = [fault for fault in dict.fromkeys(part.faults) if fault not in told]
+        told.update(part.faults)
+    return check.parts
+
+
+class _Check:
+    """The parts of a check, and what they found that later ones need."""
+
+    def __init__(self, run: Run, names: set[str]) -> None:
+        self.run, self.recipe, self.names = run, run.recipe, names
+        self.parts: list[Part] = []
+        self.headers = Headers()
+        self.train: Manifest | None = None
+        self.classes: Classes | None = None
+        self.cam_model: CamModel | None = None
+        self.segmenter: Segmenter | None = None
+
+    def part(self, what: str) -> Part:
+        """A new part."""
+        self.parts.append(Part(what))
+        return self.parts[-1]
+
+    def folder(self, stages: Sequence[Stage]) -> None:
+        """Earlier stages are finished, and each stage's folder is its own."""
+        part = self.part("stages")
+        part.found = ", ".join(stage.name for stage in stages)
+        for stage in stages:
+            for name in (before.name for before in stage.after):
+                is_left_out = name not in self.recipe.stages
+                if name in self.names or (stage.optional and is_left_out):
+                    continue
+                with part.told():
+                    if finished_facts(self.run.of(name)) is None:
+                        raise ValueError(
+                            f"{self.run.folder}: {name} is not finished, which {stage.name} needs; "
+                            + (
+                                "add it to stages"
+                                if is_left_out
+                                else "run without --from and --only"
+                            )
+                        )
+            folder = self.run.of(stage.name)
+            visible = [f for f in folder.glob("*") if f.name[0] != "."] if folder.is_dir() else []
+            if (visible and not (folder / INPUTS).is_file()) or folder.is_file():
+                part.faults.append(
+                    f"{folder}: expected an empty folder or one that weaktr made; move it away, or "
+                    "choose another --out"
+                )
+
+    def device(self) -> torch.device | None:
+        """The device is there and runs what the recipe names."""
+        part, recipe = self.part("device"), self.recipe
+        device = None
+        with part.told():
+            device = choose_device(recipe.device)
+        if device is None:
+            return None
+        part.found = str(device)
+        for op in OPS.values():
+            backend, reasons = op.choice(device.type, op.asked_for(), op.usual)
+            if backend is None:
+                part.faults.append(f"{op.name} cannot run on {device.type}: {reasons}")
+        for stage, model in (("train_cam", recipe.cam_model), ("train_seg", recipe.seg_model)):
+            with part.told(f"{'cam' if stage == 'train_cam' else 'seg'}_model.attention: "):
+                name = ATTENTIONS[chosen_attention(model.attention)]
+                if stage in self.names and name != "auto":
+                    backend, reasons = ATTENTION.choice(device.type, name, ATTENTION.usual)
+                    if backend is None:
+                        raise ValueError(f"{reasons.get(name, 'cannot run here')}; got {name!r}")
+        for stage in sorted(self.names - {"evaluate"}):
+            if getattr(recipe, stage).amp == "fp16" and device.type == "cpu":
+                part.faults.append(
+                    f"{stage}.amp: expected auto, none or bf16 on a CPU, got 'fp16', for GPUs"
+                )
+        return device
+
+    def images(self) -> None:
+        """Every split that is read can be opened, and its files are what they are to be."""
+        recipe, names = self.recipe, self.names
+        if names & {"train_cam", "label", "train_seg"}:
+            self._to_learn_from()
+        if "evaluate" in names or ("train_cam" in names and recipe.train_cam.validate_every):
+            self._to_score_on()
+        watched = "train_seg" in names and bool(recipe.train_seg.validate_every)
+        scored = "evaluate" in names and "predict" in recipe.stages
+        if "predict" in names or watched or scored:
+            self._to_predict(with_masks=watched or scored)
+
+    def _to_learn_from(self) -> None:
+        """The training images; what labelling alone cannot read is left out by name."""
+        split, names = self.recipe.data.train_split, self.names
+        part = self.part(f"split {split}, to learn from")
+        self.train = self._opened(part, split, "train")
+        if self.train is None:
+            return
+        truth = "train_seg" in names and self.recipe.train_seg.masks == "truth"
+        problems = self.headers.problems(self.train.samples, masks=truth)
+        stops = bool(names & {"train_cam", "train_seg"})
+        (part.faults if stops else part.warnings).extend(map(str, problems))
+
+    def _to_score_on(self) -> None:
+        """The images whose true masks score CAMs and pseudo labels."""
+        split = self.recipe.data.score_split or self.recipe.data.train_split
+        part = self.part(f"split {split}, to score on")
+        score = self._opened(part, split, "score")
+        masks = self._masks(part, score)
+        if masks and self.train is not None and masks.isdisjoint(s.name for s in self.train):
+            part.warnings.append("none is a training image, so pseudo labels will not be scored")
+
+    def _to_predict(self, *, with_masks: bool) -> None:
+        """The held-out images; what prediction cannot read is left out by name."""
+        split = self.recipe.data.val_split
+        part = self.part(f"split {split}, to predict")
+        val = self._opened(part, split, "val")
+        masks = self._masks(part, val) if with_masks else set()
+        if val is not None and "predict" in self.names:
+            others = [sample for sample in val if sample.name not in masks]
+            part.warnings += map(str, self.headers.problems(others))
+
+    def _opened(self, part: Part, split: str, of_run: str) -> Manifest | None:
+        """A split of the run; where it has faults, what else can be said of it is still looked at.
+
+        Args:
+            part: gets the faults.
+            split: its name in the data set.
+            of_run: its name in `Run`.
+        """
+        manifest: Manifest | None = None
+        with part.told():
+            manifest = getattr(self.run, of_run)
+        if manifest is None:
+            with suppress(ValueError, OSError):  # told above
+                manifest = load_split(self.recipe.data, split, problems=[])
+        if manifest is None:
+            return None
+        part.found = f"{len(manifest)} images, {len(manifest.classes)} classes"
+        if not manifest.samples:
+            part.faults.append(f"{manifest.name} {manifest.split}: holds no images")
+        if self.classes is None:
+            self.classes = manifest.classes
+        elif len(manifest.classes) and manifest.classes != self.classes:
+            part.faults.append(
+                f"{manifest.name} {manifest.split}: expected the classes of the other split, "
+                f"{in_short(self.classes.names)}; got {in_short(manifest.classes.names)}"
+            )
+        return manifest
+
+    def _masks(self, part: Part, manifest: Manifest | None) -> set[str]:
+        """The true masks of a split are of the size of their photographs; returns their names."""
+        samples = [sample for sample in manifest or () if sample.mask is not None]
+        part.faults += map(str, self.headers.problems(samples, masks=True))
+        part.found += f", {len(samples)} true masks" if manifest is not None else ""
+        return {sample.name for sample in samples}
+
+    def train_cam(self) -> None:
+        """The labels, and whether there are steps."""
+        part, settings = self.part("train_cam"), self.recipe.train_cam
+        if self.train is None:
+            return
+        for sample in self.train:
+            if sample.labels is None:
+                part.faults.append(
+                    f"{sample.image} ({sample.source}): has no image-level labels, which stage 1 "
+                    "trains from"
+                )
+            elif any(not 0 <= label < len(self.train.classes) for label in sample.labels):
+                part.faults.append(
+                    f"{sample.image} ({sample.source}): labels: expected class indices 0.."
+                    f"{len(self.train.classes) - 1}, got {sample.labels}"
+                )
+        self._steps(part, len(self.train), settings, "train_cam")
+        if 0 < settings.epochs <= settings.warmup_epochs:
+            part.warnings.append(
+                f"warmup_epochs: {settings.warmup_epochs} of {settings.epochs} epochs: lr, "
+                f"{settings.lr}, is never reached"
+            )
+
+    def train_seg(self) -> None:
+        """How many images there will be at most, and whether they make steps."""
+        part, settings = self.part("train_seg"), self.recipe.train_seg
+        if self.train is None:
+            return
+        samples = self.train.samples
+        if settings.masks == "truth":
+            count = sum(sample.mask is not None for sample in samples)
+        elif "label" not in self.names:
+            with part.told():
+                labelled = MaskFolder(self.run.of("label"))
+                count = sum(sample.name in labelled for sample in samples)
+        elif self.recipe.label.unlabelled == "background":
+            count = len(samples)
+        else:
+            count = sum(bool(sample.labels) for sample in samples)
+        if part.faults:
+            return
+        if count == 0:
+            kind = "true mask" if settings.masks == "truth" else "class, and so no pseudo label"
+            part.faults.append(f"no image of split {self.train.split} has a {kind}")
+            return
+        batches = self._steps(part, count, settings, "train_seg")
+        steps = settings.epochs * (batches // settings.accumulate)
+        if 0 < steps <= settings.warmup_steps:
+            part.warnings.append(
+                f"warmup_steps: {settings.warmup_steps} of at most {steps} steps: lr, "
+                f"{settings.lr}, is never reached"
+            )
+        largest = int(settings.augment.short_side * settings.augment.ratio[1])
+        if largest < settings.crop:
+            part.warnings.append(
+                f"crop: {settings.crop} pixels, but the short side of images is at most {largest} "
+                "(augment.short_side, augment.ratio): every crop is padded"
+            )
+
+    def _steps(
+        self, part: Part, count: int, settings: TrainCamConfig | TrainSegConfig, stage: str
+    ) -> int:
+        """The batches of an epoch over `count` images; too few are a fault."""
+        batches = count // settings.batch_size
+        part.found = f"{count} images, {batches} batches an epoch"
+        if batches == 0:
+            part.faults.append(
+                f"{stage}.batch_size: {settings.batch_size} is more than the {count} samples, so "
+                "there is no step; take a smaller batch"
+            )
+        elif batches < settings.accumulate:
+            part.faults.append(
+                f"{stage}.accumulate: expected at most the {batches} batches of an epoch, got "
+                f"{settings.accumulate}"
+            )
+        return batches
+
+    def settings(self) -> None:
+        """The refiners take their settings, and the decoder can do what prediction asks for."""
+        for stage in ("label", "predict"):
+            if stage in self.names:
+                part = self.part(stage)
+                with part.told(f"{stage}."):
+                    refiners = choose_refiners(getattr(self.recipe, stage))
+                    part.found = "settings fit" if refiners else "settings fit, no refiner"
+
+    def models(self, device: torch.device | None) -> None:
+        """Models can be built, and the checkpoints of earlier stages are there."""
+        recipe, names, run = self.recipe, self.names, self.run
+        count = 20 if self.classes is None else len(self.classes)
+        if "train_cam" in names:
+            part = self.part("cam_model")
+            with part.told("cam_model."):
+                model = built_cam_model(recipe.cam_model, count)
+                self.cam_model = self._sized(part, model, device)
+        elif "label" in names or ("evaluate" in names and "train_cam" in recipe.stages):
+            with self.part("model of train_cam").told():
+                checkpoint_of(run.of("train_cam"), "cam", self.classes)
+        decoder = recipe.seg_model.decoder
+        if "train_seg" in names:
+            part = self.part("seg_model")
+            with part.told("seg_model."):
+                segmenter = built_segmenter(recipe.seg_model, count + 1)
+                self.segmenter = self._sized(part, segmenter, device)
+        elif "predict" in names:
+            with self.part("model of train_seg").told():
+                description = checkpoint_of(run.of("train_seg"), "segmenter", self.classes)
+                decoder = description["config"]["decoder"]
+        if "predict" in names and (recipe.predict.ensemble, decoder) == ("published", "linear"):
+            self.part("ensemble").faults.append(
+                "predict.ensemble: 'published' needs a mask transformer, got seg_model.decoder "
+                "'linear'; use ensemble: plain"
+            )
+
+    def _sized(self, part: Part, model: M, device: torch.device | None) -> M | None:
+        """`model`, where it fits the memory and training images are whole patches of it."""
+        millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+        part.found = f"{model.config.backbone}, {millions:.1f} million weights"
+        for require in (require_memory, require_whole_patches):
+            with part.told(f"{part.what}."):
+                require(model, device or torch.device("cpu"))
+        return None if part.faults else model
+
+    def weights(self) -> None:
+        """The weights that trainings start from are there and fit."""
+        models = {"train_cam": self.cam_model, "train_seg": self.segmenter}
+        for stage, name in (("train_cam", "cam_model"), ("train_seg", "seg_model")):
+            config, model = getattr(self.recipe, name), models[stage]
+            if stage not in self.names or config.weights is None:
+                continue
+            part = self.part(f"weights of {name}")
+            part.found = config.weights
+            with part.told(f"{name}."):
+                if config.weights == "timm":
+                    require_hub(config.backbone)
+                    if any(other.faults for other in self.parts):
+                        part.found += ", not fetched: there are faults"
+                        continue
+                if isinstance(model, Segmenter) and config.weights == "stage1":
+                    if "train_cam" not in self.names:
+                        require_weights(starting_config(self.run), model)
+                    elif self.cam_model is not None:
+                        require_stage1(self.cam_model, model)
+                else:
+                    require_weights(config, model)

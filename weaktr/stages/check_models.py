@@ -1,0 +1,187 @@
+"""Whether a recipe's models can be built, and whether their weights are there and fit.
+
+Models are built without memory, on torch's device "meta". Weights are fitted to them as training
+does it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import huggingface_hub
+import timm
+import torch
+
+from weaktr.config import BackboneConfig, CamModelConfig, SegModelConfig
+from weaktr.data import Classes
+from weaktr.models import CamModel, Segmenter, checkpoints
+from weaktr.models.pretrained import fit_state, load_backbone, timm_names
+from weaktr.models.vit import BackboneModel
+from weaktr.stages.run import MODEL
+
+M = TypeVar("M", CamModel, Segmenter)
+
+#: Seconds to wait for timm's hub.
+PATIENCE = 10
+GIB = 2**30
+
+
+def built_cam_model(config: CamModelConfig, classes: int) -> CamModel:
+    """Stage 1's model without memory.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    return _built(CamModel, config, classes)
+
+
+def built_segmenter(config: SegModelConfig, labels: int) -> Segmenter:
+    """Stage 2's model without memory.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    width = _built(Segmenter, replace(config, decoder="linear"), labels).vit.embed_dim
+    heads = config.decoder_heads
+    if config.decoder != "linear" and heads is not None and width % heads:
+        raise ValueError(f"decoder_heads: expected a divisor of the width {width}, got {heads}")
+    return _built(Segmenter, config, labels)
+
+
+def _built(kind: type[M], config: BackboneConfig, count: int) -> M:
+    plain = replace(config, attention="sdpa")  # no matter here, and always there
+    try:
+        with torch.device("meta"):
+            model: M = kind(plain, count)  # type: ignore[arg-type] # each has its own
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # timm's models raise errors of any kind for arguments of a recipe
+        told = str(error).splitlines() or [type(error).__name__]
+        raise ValueError(f"backbone: {config.backbone} cannot be built: {told[0]}") from error
+    return model
+
+
+def require_whole_patches(model: BackboneModel, _: torch.device) -> None:
+    """Raise `ValueError` unless training images are whole patches."""
+    size, patch = model.config.image_size, model.patch_size
+    for side in size if isinstance(size, tuple) else (size,):
+        if side % patch:
+            near = [str(n * patch) for n in (side // patch, side // patch + 1) if n]
+            raise ValueError(
+                f"image_size: expected a multiple of the patch size {patch}, such as "
+                f"{' or '.join(near)}, got {side}"
+            )
+
+
+def require_memory(model: BackboneModel, device: torch.device) -> None:
+    """Raise `ValueError` unless a model's weights fit the memory of a device."""
+    needed = 4 * sum(parameter.numel() for parameter in model.parameters())
+    there = memory_of(device)
+    if needed > there:
+        raise ValueError(
+            f"backbone: {model.config.backbone} has {needed / GIB:.2g} GiB of weights, {device} "
+            f"{there / GIB:.2g} GiB of memory; take a smaller model (backbone_args, image_size)"
+        )
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes of a device's memory, as far as they can be known."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    if not hasattr(os, "sysconf"):  # Windows
+        return sys.maxsize
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def require_weights(config: BackboneConfig, model: BackboneModel | None) -> None:
+    """Read the weights that training starts from and fit them to `model`, without memory.
+
+    Without a model, because it cannot be built, a file of them is looked for.
+
+    Those of timm's hub are fetched where they are not on this computer yet (see `require_hub`).
+
+    Raises:
+        ValueError, FileNotFoundError: they are not there, or do not fit.
+    """
+    if model is None:
+        if config.weights not in ("timm", "stage1") and not Path(str(config.weights)).is_file():
+            raise FileNotFoundError(f"weights: no file {config.weights}")
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch: copying to a model without memory does nothing
+        load_backbone(model.vit, config)
+
+
+def require_stage1(cam_model: CamModel, model: Segmenter) -> None:
+    """Whether the backbone of stage 1, which is not trained yet, fits that of stage 2.
+
+    Raises:
+        ValueError: it does not.
+    """
+    state = {name: torch.zeros(part.shape) for name, part in cam_model.state_dict().items()}
+    grid = cam_model.vit.position_grid
+    fitted = fit_state(timm_names(state), model.vit, model.config.resize, grid)
+    try:
+        checkpoints.check_fit(model.vit.state_dict(), fitted)
+    except ValueError as error:
+        raise ValueError(f"weights: the backbone of stage1 {error}") from error
+
+
+def require_hub(backbone: str) -> None:
+    """Raise `ValueError` unless timm has pretrained weights of a backbone, here or in its hub."""
+    try:
+        known = timm.models.get_pretrained_cfg(backbone)
+    except RuntimeError as error:  # an unknown tag
+        raise ValueError(f"backbone: {error}") from error
+    if known is None or not known.has_weights:
+        raise ValueError(f"weights: timm has none of {backbone!r}; give a file, or null for random")
+    hub = known.hf_hub_id
+    if not hub or any(
+        huggingface_hub.try_to_load_from_cache(hub, name)
+        for name in ("model.safetensors", "pytorch_model.bin", known.hf_hub_filename or "model.bin")
+    ):
+        return
+    try:
+        huggingface_hub.model_info(hub, timeout=PATIENCE)
+    except Exception as error:  # of any kind: the hub, the network, a setting against both
+        raise ValueError(
+            f"weights: {hub} is not on this computer and cannot be fetched ({error}); get the file "
+            "elsewhere and give it as weights"
+        ) from error
+
+
+def checkpoint_of(folder: Path, kind: str, classes: Classes | None) -> dict[str, Any]:
+    """The description of the checkpoint that an earlier run left in `folder`.
+
+    Args:
+        folder: of its stage.
+        kind: "cam" or "segmenter".
+        classes: of the images, if they are known.
+
+    Raises:
+        ValueError, OSError: it is not there, of another kind, or of other classes.
+    """
+    path = folder / MODEL
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint: no file {path}")
+    description = checkpoints.describe(path)
+    if description.get("model") != kind:
+        raise ValueError(f"{path}: expected a {kind} model, got {description.get('model')!r}")
+    names = checkpoints.class_names(description, path)
+    if classes is not None and len(classes) and names is not None and names != classes.names:
+        raise ValueError(
+            f"{path}: expected the classes of the images, {in_short(classes.names)}; got "
+            f"{in_short(names)}"
+        )
+    return description
+
+
+def in_short(names: Sequence[str]) -> str:
+    """How many classes, and the first of them."""
+    return f"{len(names)} ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"
