@@ -15,6 +15,7 @@ from tests.data.trees import COCO_LABELS, SIZE, coco_json, square, write_image
 from weaktr.cli import main
 from weaktr.data import DataError, Problem, coco14, render_masks
 from weaktr.data.instances import read_instances
+from weaktr.progress import console
 
 NAMES = [f"{number:012d}" for number in COCO_LABELS]
 
@@ -202,14 +203,14 @@ def test_masks_are_drawn_one_object_at_a_time(tmp_path):
     tracemalloc.stop()
 
 
-def test_command_draws_the_others_and_says_so(tmp_path, capsys):
+def test_command_draws_the_others_and_says_so(tmp_path, capsys, monkeypatch):
     pytest.importorskip("pycocotools", reason="the extra coco is not installed")
     whole = content(tmp_path)
     whole["annotations"][0]["segmentation"] = [[0, 0, math.nan, 1, 2, 2]]
     path = written(tmp_path, whole)
+    monkeypatch.setattr(console, "width", 400)
     assert main(["data", "masks", "coco14", str(path), "--out", str(tmp_path / "out")]) == 1
-    printed = "".join(capsys.readouterr().out.split())
-    assert "annotation900ofimage9" in printed and "1errors" in printed
+    assert "annotation 900 of image 9" in capsys.readouterr().out
     with Image.open(tmp_path / f"out/{NAMES[1]}.png") as mask:
         assert np.unique(np.array(mask)).tolist() == [0, 90]
     assert not (tmp_path / f"out/{NAMES[0]}.png").exists()

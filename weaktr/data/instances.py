@@ -135,7 +135,8 @@ class Instances:
 
     def leave_out(self, entry: Annotation, why: str) -> None:
         """Note that an annotation is left out."""
-        self.problems.append(Problem(str(self.path), entry.where, f"{why} ({entry.name})"))
+        message, kind = f"{why} ({entry.name})", "category outside the class list"
+        self.problems.append(Problem(str(self.path), entry.where, message, kind=kind))
         self.incomplete.add(entry.image_id)
 
 
@@ -203,14 +204,16 @@ def _add_image(result: Instances, row: int, entry: Any, names: dict[str, CocoIma
         result.images.append(image)
         result.annotations[image.id] = []
         return
-    result.problems.append(Problem(str(result.path), image.where, message))
+    problem = Problem(str(result.path), image.where, message, kind="wrong entry of an image")
+    result.problems.append(problem)
 
 
 def _add_annotation(result: Instances, row: int, entry: Any) -> None:
     """Add an entry of ``"annotations"``, or a problem."""
     if not isinstance(entry, dict):
         message = f"expected an object, got {entry!r:.60}"
-        result.problems.append(Problem(str(result.path), f"annotations[{row}]", message))
+        kind = "wrong entry of an annotation"
+        result.problems.append(Problem(str(result.path), f"annotations[{row}]", message, kind=kind))
         return
     annotation = Annotation(
         row,
@@ -222,7 +225,8 @@ def _add_annotation(result: Instances, row: int, entry: Any) -> None:
     )
     if not _is_id(annotation.image_id) or annotation.image_id not in result.annotations:
         message = f"image_id {annotation.image_id!r:.60} is no image ({annotation.name})"
-        result.problems.append(Problem(str(result.path), annotation.where, message))
+        kind = "annotation of no image"
+        result.problems.append(Problem(str(result.path), annotation.where, message, kind=kind))
     elif not is_whole(annotation.category_id):
         result.leave_out(annotation, f"category_id {annotation.category_id!r:.60} is no number")
     elif annotation.category_id not in result.numbering.index_of_category:
