@@ -93,7 +93,7 @@ WRONG_ENTRIES: dict[str, tuple[str, Any, str, str]] = {
     "no image": ("images", 7, "images[3]", "expected an object with id and file_name, got 7"),
     "id null": ("images", {"id": None}, "images[3]", "expected an object with id and file_name"),
     "id list": ("images", {"id": [1]}, "images[3]", "expected an object with id and file_name"),
-    "id twice": ("images", {"id": 9}, "images[3]", "id 9 is also that of images[0]"),
+    "id twice": ("images", {"id": 9}, "images[3]", "images[0]"),
     "name null": ("images", {"file_name": None}, "images[3]", "an object with id and file_name"),
     "name out": ("images", {"file_name": "../a.jpg"}, "images[3]", "leads out of the image folder"),
     "name empty": ("images", {"file_name": ""}, "images[3]", "leads out of the image folder"),
@@ -121,8 +121,9 @@ def test_a_wrong_entry_is_named_and_left_out(tmp_path, case):
     )
     assert [image.file_name for image in declared.images][:3] == [f"{n}.jpg" for n in NAMES]
     assert declared.labels(25) == (89,)
+    twice = {"id twice": {9}, "name twice": {25}}.get(case, set())  # whose objects are they?
     is_known = kind == "annotations" and "category_id" in (change or ())
-    assert declared.incomplete == ({25} if is_known else set())
+    assert declared.incomplete == ({25} if is_known else twice)
     if is_known:  # a mask would lack the object
         assert [image.id for image in declared.images if declared.is_outlined(image)] == [9, 30]
 

@@ -97,7 +97,7 @@ class Instances:
         images: the images.
         annotations: the annotations of each image id.
         problems: faults met while reading it.
-        incomplete: the ids of the images of which an annotation was left out.
+        incomplete: the ids of the images of which an annotation was or may have been left out.
         foreign: whether it has categories that its numbering does not know.
     """
 
@@ -158,7 +158,7 @@ def read_instances(path: Path, *, ids: Ids = 90, mask_ids: Literal[90, 80] = 90)
     lists = ("images", "annotations", "categories")
     if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in lists):
         message = "expected COCO's instances JSON, an object with the lists " + ", ".join(lists)
-        raise DataError(Problem(str(path), "", f"{message}; got {_outline_of(content)}"))
+        raise DataError(Problem(str(path), "", f"{message}; got {_form_of(content)}"))
     categories = _categories(path, content["categories"])
     try:
         numbering = numbering_of(categories, ids, mask_ids)
@@ -168,23 +168,28 @@ def read_instances(path: Path, *, ids: Ids = 90, mask_ids: Literal[90, 80] = 90)
     if ids != "json":
         result.problems += _foreign_categories(path, categories)
         result.foreign = bool(result.problems)
-    names: dict[str, CocoImage] = {}
+    first: dict[tuple[str, int | str], CocoImage] = {}
     for row, entry in enumerate(content["images"]):
-        _add_image(result, row, entry, names)
+        _add_image(result, row, entry, first)
     for row, entry in enumerate(content["annotations"]):
         _add_annotation(result, row, entry)
     return result
 
 
-def _outline_of(content: Any) -> str:
+def _form_of(content: Any) -> str:
     """What a JSON holds instead of COCO's lists, in words."""
     if not isinstance(content, dict):
         return f"a {type(content).__name__}"
     return ", ".join(f"{k!r:.40}: {type(v).__name__}" for k, v in [*content.items()][:5]) or "{}"
 
 
-def _add_image(result: Instances, row: int, entry: Any, names: dict[str, CocoImage]) -> None:
-    """Add an entry of ``"images"``, or a problem; `names`: the images by file name less suffix."""
+def _add_image(
+    result: Instances, row: int, entry: Any, first: dict[tuple[str, int | str], CocoImage]
+) -> None:
+    """Add an entry of ``"images"``, or a problem.
+
+    `first`: the images by ("id", id) and by ("name", file name without suffix).
+    """
     given = entry if isinstance(entry, dict) else {}
     identity, name = given.get("id"), given.get("file_name")
     image = CocoImage(row, identity, name, given.get("height"), given.get("width"))  # type: ignore[arg-type]
@@ -194,16 +199,17 @@ def _add_image(result: Instances, row: int, entry: Any, names: dict[str, CocoIma
         message = f"file_name leads out of the image folder: {name!r}"
     elif not _is_file_name(name):
         message = f"expected a file_name that a file can have, got {name!r:.60}"
-    elif identity in result.annotations:
-        first = next(image for image in result.images if image.id == identity)
-        message = f"id {identity!r:.40} is also that of {first.where}"
-    elif (stem := PurePosixPath(name).with_suffix("").as_posix()) in names:
-        message = f"name {stem!r} was already declared at {result.path}: {names[stem].where}"
     else:
-        names[stem] = image
-        result.images.append(image)
-        result.annotations[image.id] = []
-        return
+        keys = ("id", image.id), ("name", PurePosixPath(name).with_suffix("").as_posix())
+        twice = next((key for key in keys if key in first), None)
+        if twice is None:
+            first |= dict.fromkeys(keys, image)
+            result.images.append(image)
+            result.annotations[image.id] = []
+            return
+        said = {"id": "is also that of", "name": f"was already declared at {result.path}:"}
+        message = f"{twice[0]} {twice[1]!r:.60} {said[twice[0]]} {first[twice].where}"
+        result.incomplete.add(first[twice].id)  # whose objects are they?
     problem = Problem(str(result.path), image.where, message, kind="wrong entry of an image")
     result.problems.append(problem)
 
