@@ -176,6 +176,19 @@ def test_sizes_are_compared_with_the_photographs(tmp_path):
     assert found == problems
 
 
+def test_command_finds_the_photographs_of_a_layout(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("pycocotools", reason="the extra coco is not installed")
+    write_image(with_images(tmp_path) / f"images/{NAMES[0]}.jpg", (SIZE[0] + 2, SIZE[1]))
+    path = written(tmp_path, content(tmp_path))
+    monkeypatch.setattr(console, "width", 400)
+    command = ["data", "masks", "coco14", str(path), "--out", str(tmp_path / "out")]
+    assert main(command) == 1
+    assert "expected 32x26 (width x height), got 32x24" in capsys.readouterr().out
+    assert sorted(file.stem for file in (tmp_path / "out").glob("*.png")) == NAMES[1:]
+    (tmp_path / "elsewhere").mkdir()
+    assert main([*command, "--option", f"images={tmp_path}/elsewhere"]) == 0
+
+
 def test_another_numbering_leaves_out_what_it_lacks(tmp_path):
     whole = content(tmp_path)
     whole["annotations"].append({"id": 5, "image_id": 30, "category_id": 12})
