@@ -112,6 +112,7 @@ WRONG_JSON = {
     "UTF-16": ('{"a": 1}'.encode("utf-16"), "expected text in UTF-8"),
     "UTF-16 unmarked": ('{"a": 1}'.encode("utf-16-le"), "got a zero byte in line 1"),
     "Latin-1": ('{"a": "ä"}'.encode("latin-1"), "expected text in UTF-8"),
+    "half a mark": (b"\xef\xbb", "expected text in UTF-8"),
     "binary": (b"{}\n\0\n", "got a zero byte in line 2"),
 }
 
@@ -133,6 +134,13 @@ def test_json_with_a_byte_order_mark_and_without_limits(tmp_path):
     assert read_json(path) == {"a": 1e308, "b": -0.5, "c": 123456789012345678901234567890}
     path.write_bytes(b'{"a": [NaN, 1e999]}')
     assert str(read_json(path, finite=False)) == "{'a': [nan, inf]}"
+
+
+def test_line_ends_of_text(tmp_path):
+    path = tmp_path / "x.txt"
+    path.write_bytes("\ufeffa\r\nb\rc\u2028\n".encode())
+    assert read_text(path) == "a\nb\nc\u2028\n"
+    assert read_text(path, line_ends=True) == "a\r\nb\rc\u2028\n"
 
 
 def test_what_is_no_text_file(tmp_path):

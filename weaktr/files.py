@@ -107,15 +107,19 @@ def write_json(path: Path, content: Any) -> None:
     write_bytes(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, *, line_ends: bool = False) -> str:
     """The text of a file in UTF-8, with or without a byte order mark.
+
+    Args:
+        path: the file.
+        line_ends: keep the line ends that it has, instead of a line feed for each.
 
     Raises:
         ValueError: it is a folder, or not text in UTF-8; names the file.
         OSError: there is no such file, or it may not be read.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = path.read_bytes().decode("utf-8-sig")
     except IsADirectoryError as error:
         raise ValueError(f"{path}: expected a file, got a folder") from error
     except UnicodeDecodeError as error:
@@ -126,7 +130,7 @@ def read_text(path: Path) -> str:
         line = text.count("\n", 0, text.index("\0")) + 1
         message = f"expected text in UTF-8, got a zero byte in line {line}; save it as UTF-8"
         raise ValueError(f"{path}: {message}")
-    return text
+    return text if line_ends else text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_json(path: Path, *, finite: bool = True) -> Any:

@@ -18,7 +18,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -188,7 +187,7 @@ def _cls_labels() -> Files:
 # ---- images -------------------------------------------------------------------------------------
 
 
-def image_of(suffix: str, mode: str = "RGB", **how: Any) -> bytes:
+def _image_file(suffix: str, mode: str = "RGB") -> bytes:
     """A small image with EXIF where the format has it."""
     pixels = np.random.default_rng(0).integers(0, 256, (24, 32, 4), dtype=np.uint8)
     picture = Image.fromarray(pixels, "RGBA").convert(mode)
@@ -196,9 +195,8 @@ def image_of(suffix: str, mode: str = "RGB", **how: Any) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = 6
     has_exif = suffix in (".jpg", ".png", ".webp", ".tif", ".avif")
-    picture.save(
-        buffer, Image.registered_extensions()[suffix], **({"exif": exif} if has_exif else {}), **how
-    )
+    file_format = Image.registered_extensions()[suffix]
+    picture.save(buffer, file_format, **({"exif": exif} if has_exif else {}))
     return buffer.getvalue()
 
 
@@ -215,15 +213,16 @@ def _read_image(name: str) -> Callable[[Path], object]:
     return read
 
 
-def _image(suffix: str, kind: str = "bytes", **others: Any) -> Reader:
+def _image(suffix: str, kind: str = "bytes", modes: tuple[str, ...] = ()) -> Reader:
+    """The row of a format; `modes`: of further images, beside RGB and grey."""
     name = f"a{suffix}"
     return Reader(
         f"image {suffix[1:]}",
         name,
         kind,
-        lambda: {name: image_of(suffix)},
+        lambda: {name: _image_file(suffix)},
         _read_image(name),
-        others=lambda: [image_of(suffix, mode) for mode in ("L", *others.get("modes", ()))],
+        others=lambda: [_image_file(suffix, mode) for mode in ("L", *modes)],
         memory=4 * GIB,
     )
 
