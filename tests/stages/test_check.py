@@ -18,6 +18,7 @@ from weaktr import cli
 from weaktr.config import Recipe
 from weaktr.data import load_manifest
 from weaktr.data.masks import MaskFolder
+from weaktr.files import write_json
 from weaktr.models import CamModel, Segmenter, checkpoints
 from weaktr.outputs import begin, mark_finished
 from weaktr.progress import console
@@ -43,14 +44,17 @@ def finished(root, tmp_path_factory):
         "train_seg": Segmenter(replace(run.recipe.seg_model, weights=None), 4),
     }
     for stage in STAGES:
-        folder, made_from = run.of(stage.name), inputs_of(stage, run)
-        begin(folder, made_from)
+        folder, inputs = run.of(stage.name), inputs_of(stage, run)
+        begin(folder, inputs.made_from)
         if stage.name in models:
             checkpoints.save(models[stage.name], folder / MODEL, classes=classes)
         if stage.name == "label":
             for index in range(8):
                 MaskFolder(folder).add(str(index), np.zeros((32, 32), np.uint8))
-        mark_finished(folder, made_from)
+        if stage.name == "evaluate":
+            write_json(folder / "metrics.json", [])
+        result = stage.result(run, folder)
+        mark_finished(folder, inputs.made_from, images=inputs.images, result=result)
     return run.folder
 
 
@@ -91,7 +95,7 @@ def warnings(recipe: Recipe, run: Path, **options: Any) -> list[str]:
         ({"cam_model": {"weights": "nowhere.safetensors"}}, "cam_model.weights: no file nowhere"),
         ({"cam_model": {"weights": "stage1"}}, "cam_model.weights: no file stage1"),
         ({"seg_model": {"weights": "stage1", "backbone_args": tiny.VIT | {"depth": 3}}},
-         "seg_model.weights: the backbone of stage1 does not fit this model; "),
+         "seg_model.weights: the backbone of stage1 does not fit the model; "),
         ({"label": {"crf": "voc"}}, "label.crf: expected one of coco_cam"),
         ({"predict": {"crf": {"sigma": 1}}}, "predict.crf: unknown key 'sigma'"),
         ({"predict": {"crf": {"bilateral": [0, 5, 3]}}}, "predict.crf: bilateral: expected sxy"),
@@ -253,7 +257,8 @@ def test_models_of_earlier_stages(root, finished, tmp_path):
     assert faults(linear, finished, only="predict") == []  # the checkpoint's decoder counts
     (tmp_path / "run" / "train_seg").mkdir(parents=True)
     done = {"made_from": "x"}
-    (tmp_path / "run" / "train_seg" / "finished.json").write_text(json.dumps(done))
+    for name in ("inputs.json", "finished.json"):
+        (tmp_path / "run" / "train_seg" / name).write_text(json.dumps(done))
     told = faults(tiny.recipe(root), tmp_path / "run", only="predict")
     assert told == [f"checkpoint: no file {tmp_path / 'run/train_seg/model.safetensors'}"]
 
@@ -263,7 +268,7 @@ def test_folders_of_others_are_in_the_way(root, tmp_path):
     (tmp_path / "predict" / "mine.txt").write_text("mine")
     (tmp_path / "label").write_text("mine")
     told = faults(tiny.recipe(root), tmp_path)
-    assert [line.partition(": expected an empty folder")[0] for line in told] == [
+    assert [line.partition(": is there already")[0] for line in told] == [
         str(tmp_path / "label"), str(tmp_path / "predict")
     ]  # fmt: skip
 
@@ -273,7 +278,7 @@ def test_weights_are_fitted_by_their_headers(root, tmp_path, finished):
     assert faults(tiny.recipe(root, seg_model={"weights": stage1}), tmp_path) == []
     deeper = {"weights": stage1, "backbone_args": tiny.VIT | {"depth": 3}}
     (told,) = faults(tiny.recipe(root, seg_model=deeper), tmp_path)
-    assert told.startswith(f"seg_model.backbone weights {stage1} does not fit this model; ")
+    assert told.startswith(f"seg_model.backbone weights {stage1}: does not fit the model; ")
     broken = tmp_path / "broken.pth"
     torch.save({"model": {"cls_token": torch.zeros(1)}}, broken)
     broken.write_bytes(broken.read_bytes()[:-100])

@@ -30,7 +30,7 @@ from weaktr.models.precision import choose_device
 from weaktr.ops.attention import ATTENTIONS, chosen_attention
 from weaktr.ops.attention import OP as ATTENTION
 from weaktr.ops.registry import OPS, BackendUnavailable
-from weaktr.outputs import INPUTS, finished_facts
+from weaktr.outputs import finished_facts, read_inputs, refuse_files_of_others
 from weaktr.refine import choose_refiners
 from weaktr.stages.check_models import (
     built_cam_model,
@@ -43,6 +43,7 @@ from weaktr.stages.check_models import (
     require_weights,
     require_whole_patches,
 )
+from weaktr.stages.places import require_own
 from weaktr.stages.run import Run, Stage, load_split
 from weaktr.stages.train_seg import starting_config
 
@@ -166,13 +167,11 @@ class _Check:
                                 else "run without --from and --only"
                             )
                         )
-            folder = self.run.of(stage.name)
-            visible = [f for f in folder.glob("*") if f.name[0] != "."] if folder.is_dir() else []
-            if (visible and not (folder / INPUTS).is_file()) or folder.is_file():
-                part.faults.append(
-                    f"{folder}: expected an empty folder or one that weaktr made; move it away, or "
-                    "choose another --out"
-                )
+        with part.told():
+            require_own(self.run)
+            for stage in stages:
+                if read_inputs(self.run.of(stage.name)) is None:
+                    refuse_files_of_others(self.run.of(stage.name))
 
     def device(self) -> torch.device | None:
         """The device is there and runs what the recipe names."""

@@ -11,7 +11,7 @@ import glob
 import logging
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,20 +32,20 @@ OF_A_RUN = (RECIPE, "metrics.json", "pictures")
 #: What stages write into their folders beside masks and charts.
 OF_A_STAGE = (
     INPUTS, outputs.FINISHED, "index.jsonl", "state.pt", "model.safetensors", "model.json",
-    "metrics.jsonl", "metrics.json", "contact_sheet.png", "pseudo_label_classes.png",
-    "val_classes.png",
+    "metrics.jsonl", "metrics.json", "contact_sheet.png",
 )  # fmt: skip
+#: How the names of the charts end that `evaluate` draws.
+CHARTS = "_classes.png"
 #: Folders in those of stages.
 IN_A_STAGE = ("masks", "before_refinement", "before_crf", "tensorboard")
 
 
-@contextmanager
-def claimed_run(run: Run) -> Iterator[None]:
-    """Have the folder of a run to oneself.
+def require_own(run: Run) -> None:
+    """Refuse a folder for a run that is somebody else's; nothing is written.
 
     Raises:
-        ValueError: it holds files of others where results go, lies among the photographs, or
-            another process works in it.
+        ValueError: it holds files of others, or links, where results go; or lies among the
+            photographs.
     """
     folder = run.folder
     own = [folder / name for name in (*OF_A_RUN, *run.recipe.stages)]
@@ -53,16 +53,30 @@ def claimed_run(run: Run) -> Iterator[None]:
         if path.is_symlink():
             raise ValueError(f"{path}: is a link; move it away, or choose another --out")
     if not (folder / outputs.LOCK).exists() and not any((path / INPUTS).is_file() for path in own):
-        for path in own:
-            if path.is_file() or (path.is_dir() and any(path.iterdir())):
-                raise ValueError(
+        theirs = [p for p in own if p.is_file() or (p.is_dir() and any(p.iterdir()))]
+        if theirs:
+            raise ValueError(
+                "\n".join(
                     f"{path}: is there already, and weaktr did not write it; "
                     "move it away, or choose another --out"
+                    for path in theirs
                 )
+            )
     images = {sample.image.parent for sample in run.train}
     if run.predicted is not None:
         images |= {sample.image.parent for sample in run.predicted}
     outputs.require_apart(folder, [], images, own=own)
+
+
+@contextmanager
+def claimed_run(run: Run) -> Iterator[None]:
+    """Have the folder of a run to oneself.
+
+    Raises:
+        ValueError: see `require_own`; or another process works in it.
+    """
+    folder = run.folder
+    require_own(run)
     with claimed(folder):
         clear_unfinished(folder, at_depth=False)
         yield
@@ -155,11 +169,15 @@ def _out_of_the_way(folder: Path, contents: Contents | None) -> Path | None:
     return None
 
 
+def _is_known(name: str, known: Collection[str]) -> bool:
+    return name in known or name[0] == "." or name.endswith(CHARTS)
+
+
 def _files_of_others(folder: Path, contents: Contents | None) -> Iterator[Path]:
     """Files in the folder of a stage that weaktr did not write, or that were changed since."""
     for path in sorted(folder.iterdir()):
         known = IN_A_STAGE if path.is_dir() else OF_A_STAGE
-        if path.is_symlink() or not (path.name in known or path.name[0] == "."):
+        if path.is_symlink() or not _is_known(path.name, known):
             yield path
     for place in (folder, before_refinement(folder)):
         try:
