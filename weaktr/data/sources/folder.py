@@ -204,8 +204,7 @@ def _read(path: Path, faults: list[Problem]) -> LabelFile:
 
 
 def _read_csv(path: Path, faults: list[Problem]) -> LabelFile:
-    read_text(path)  # raises where it is no text
-    text = path.read_bytes().decode("utf-8-sig")  # with the line ends that it has
+    text = read_text(path, line_ends=True)
     first = _FIRST_CELL.match(text)
     delimiter = first[1] if first else ","
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
