@@ -112,6 +112,7 @@ WRONG_JSON = {
     "UTF-16": ('{"a": 1}'.encode("utf-16"), "expected text in UTF-8"),
     "UTF-16 unmarked": ('{"a": 1}'.encode("utf-16-le"), "got a zero byte in line 1"),
     "Latin-1": ('{"a": "ä"}'.encode("latin-1"), "expected text in UTF-8"),
+    "half a mark": (b"\xef\xbb", "expected text in UTF-8"),
     "binary": (b"{}\n\0\n", "got a zero byte in line 2"),
 }
 
@@ -133,6 +134,13 @@ def test_json_with_a_byte_order_mark_and_without_limits(tmp_path):
     assert read_json(path) == {"a": 1e308, "b": -0.5, "c": 123456789012345678901234567890}
     path.write_bytes(b'{"a": [NaN, 1e999]}')
     assert str(read_json(path, finite=False)) == "{'a': [nan, inf]}"
+
+
+def test_line_ends_of_text(tmp_path):
+    path = tmp_path / "x.txt"
+    path.write_bytes("\ufeffa\r\nb\rc\u2028\n".encode())
+    assert read_text(path) == "a\nb\nc\u2028\n"
+    assert read_text(path, line_ends=True) == "a\r\nb\rc\u2028\n"
 
 
 def test_what_is_no_text_file(tmp_path):
@@ -166,3 +174,23 @@ def test_what_systems_put_beside_data_is_not_listed(tmp_path):
         names_in(folder, ".npz")
     with pytest.raises(ValueError, match="no PNG in"):
         names_in(tmp_path / "none", ".png")
+
+
+def test_pipes_are_not_listed_and_what_cannot_be_looked_at_is_named(tmp_path, monkeypatch, caplog):
+    (tmp_path / "a.png").write_bytes(b"")
+    (tmp_path / "gone.png").symlink_to(tmp_path / "none")
+    (tmp_path / "round.png").symlink_to(tmp_path / "round.png")
+    (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "closed/b.png").write_bytes(b"")
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert names_in(tmp_path, ".png") == (["a", "gone", "round"], ".png")
+    assert f"Permission denied: '{tmp_path}/closed'" in caplog.text

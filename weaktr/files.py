@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import os
 import re
@@ -14,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any
+
+log = logging.getLogger("weaktr")
 
 #: The name of a file that is being written, and of a folder that is being removed.
 UNFINISHED = re.compile(r"\.[0-9a-f]{32}\.(part|removed)")
@@ -104,15 +107,19 @@ def write_json(path: Path, content: Any) -> None:
     write_bytes(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, *, line_ends: bool = False) -> str:
     """The text of a file in UTF-8, with or without a byte order mark.
+
+    Args:
+        path: the file.
+        line_ends: keep the line ends that it has, instead of a line feed for each.
 
     Raises:
         ValueError: it is a folder, or not text in UTF-8; names the file.
         OSError: there is no such file, or it may not be read.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = path.read_bytes().decode("utf-8-sig")
     except IsADirectoryError as error:
         raise ValueError(f"{path}: expected a file, got a folder") from error
     except UnicodeDecodeError as error:
@@ -123,7 +130,7 @@ def read_text(path: Path) -> str:
         line = text.count("\n", 0, text.index("\0")) + 1
         message = f"expected text in UTF-8, got a zero byte in line {line}; save it as UTF-8"
         raise ValueError(f"{path}: {message}")
-    return text
+    return text if line_ends else text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_json(path: Path, *, finite: bool = True) -> Any:
@@ -215,12 +222,25 @@ _CLUTTER = {"__macosx", "thumbs.db", "desktop.ini", "$recycle.bin", "@eadir"}
 def files_below(folder: Path) -> Iterator[Path]:
     """The files below a folder, at any depth and in any order, without clutter (`is_clutter`).
 
-    A link to a file that is not there is among them: who reads it says so.
+    A file that cannot be looked at, such as a link to one that is not there, is among them: who
+    reads it says so. The log names folders that cannot be listed.
     """
-    for top, folders, files in os.walk(folder):
+
+    def report(error: OSError) -> None:
+        log.warning("a folder is left out, it cannot be listed: %s", error)
+
+    for top, folders, files in os.walk(folder, onerror=report if folder.is_dir() else None):
         folders[:] = (name for name in folders if not is_clutter(name))
         paths = (Path(top, name) for name in files if not is_clutter(name))
-        yield from (path for path in paths if path.is_file() or path.is_symlink())
+        yield from filter(_may_be_file, paths)
+
+
+def _may_be_file(path: Path) -> bool:
+    """Whether this is no pipe, device or socket, as far as can be seen."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return True
 
 
 def names_in(folder: Path, *suffixes: str) -> tuple[list[str], str]:

@@ -63,6 +63,7 @@ def header(shape: object = "(1, 1, 1)", descr: object = "'<f4'", order: object =
         (npy(header(f"({'1, ' * 40})"), b"1234"), "an array of shape"),
         (npy(header(descr="'|O'"), b"1234"), "expected numbers"),
         (npy(header(descr="'<U1'"), b"1234"), "expected numbers"),
+        (npy(header(descr="'xf4'"), b"1234"), "expected numbers"),
         (npy(header(descr="'|V2147483647'"), b"1234"), "expected numbers"),
         (npy(header(descr="'<M8[ns]'"), b"1234"), "expected numbers"),
         (npy(header(descr="'f4,f4'"), b"1234"), "expected numbers"),

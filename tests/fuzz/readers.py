@@ -7,6 +7,7 @@ refused by an exception of `ALLOWED` in one line that names the file.
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import json
 import os
@@ -17,7 +18,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from tests.data import trees
 from tests.data.prepare import official_archives as little
 from tests.published import save_variant
 from tests.stages import tiny
+from weaktr.contents import Contents, FileState
 from weaktr.data import Manifest, Sample, coco14, folder, read_names, render_masks, voc12
 from weaktr.data.cls_labels import read_cls_labels
 from weaktr.data.io import image_size, read_labels, read_rgb
@@ -43,7 +44,7 @@ from weaktr.models import CamModel, checkpoints
 from weaktr.models.pretrained import read_state
 from weaktr.models.released.torch_file import read_torch_file
 from weaktr.models.released.variant import read_variant
-from weaktr.outputs import stored_fingerprint
+from weaktr.outputs import read_inputs
 from weaktr.recipes import dump_recipe, load_recipe
 from weaktr.training.metrics import read_metrics
 from weaktr.training.state import load_state
@@ -186,7 +187,7 @@ def _cls_labels() -> Files:
 # ---- images -------------------------------------------------------------------------------------
 
 
-def image_of(suffix: str, mode: str = "RGB", **how: Any) -> bytes:
+def _image_file(suffix: str, mode: str = "RGB") -> bytes:
     """A small image with EXIF where the format has it."""
     pixels = np.random.default_rng(0).integers(0, 256, (24, 32, 4), dtype=np.uint8)
     picture = Image.fromarray(pixels, "RGBA").convert(mode)
@@ -194,9 +195,8 @@ def image_of(suffix: str, mode: str = "RGB", **how: Any) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = 6
     has_exif = suffix in (".jpg", ".png", ".webp", ".tif", ".avif")
-    picture.save(
-        buffer, Image.registered_extensions()[suffix], **({"exif": exif} if has_exif else {}), **how
-    )
+    file_format = Image.registered_extensions()[suffix]
+    picture.save(buffer, file_format, **({"exif": exif} if has_exif else {}))
     return buffer.getvalue()
 
 
@@ -213,15 +213,16 @@ def _read_image(name: str) -> Callable[[Path], object]:
     return read
 
 
-def _image(suffix: str, kind: str = "bytes", **others: Any) -> Reader:
+def _image(suffix: str, kind: str = "bytes", modes: tuple[str, ...] = ()) -> Reader:
+    """The row of a format; `modes`: of further images, beside RGB and grey."""
     name = f"a{suffix}"
     return Reader(
         f"image {suffix[1:]}",
         name,
         kind,
-        lambda: {name: image_of(suffix)},
+        lambda: {name: _image_file(suffix)},
         _read_image(name),
-        others=lambda: [image_of(suffix, mode) for mode in ("L", *others.get("modes", ()))],
+        others=lambda: [_image_file(suffix, mode) for mode in ("L", *modes)],
         memory=4 * GIB,
     )
 
@@ -355,8 +356,20 @@ def _read_index(root: Path) -> None:
 
 
 def _read_inputs(root: Path) -> None:
-    stored_fingerprint(root / "inputs.json")
+    read_inputs(root)
     written_conditions(root, "val")
+
+
+def _contents(root: Path) -> None:
+    (root / "a.png").write_bytes(b"a")
+    state = FileState("0" * 64, 1, 2, 3, 4)
+    (root / ".contents.json").write_text(json.dumps({"/data/a.png": state, "/data/b.png": state}))
+
+
+def _read_contents(root: Path) -> None:
+    contents = Contents(root / ".contents.json")
+    assert contents.digest(root / "a.png") == hashlib.sha256(b"a").hexdigest()
+    contents.save()
 
 
 def _recipe(root: Path) -> None:
@@ -490,6 +503,7 @@ def _rows() -> tuple[Reader, ...]:
         ),
         Reader("index.jsonl", "index.jsonl", "json lines", files_of(_masks), _read_index),
         Reader("inputs.json", "inputs.json", "json", files_of(_masks), _read_inputs),
+        Reader("contents", ".contents.json", "json", files_of(_contents), _read_contents),
         Reader(
             "metrics.jsonl", "metrics.jsonl", "json lines", files_of(_metrics),
             lambda root: read_metrics(root / "metrics.jsonl"),

@@ -70,6 +70,8 @@ def fuzz(reader: Reader, seed: int, first: int, count: int, folder: Path, limit:
         Whether there is no finding.
     """
     began = time.monotonic()
+    whole = run_cases(reader, lambda _: reader.whole(), 0, 1, limit)
+    assert whole.read == 1, f"{reader.name}: the whole file is not read: {whole}"
     result = run_cases(reader, lambda number: case_of(reader, seed, number), first, count, limit)
     alike: dict[tuple[str, str], list[Finding]] = defaultdict(list)
     for finding in result.findings:

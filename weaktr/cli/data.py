@@ -116,6 +116,7 @@ def _draw(arguments: argparse.Namespace, json_file: Path, options: dict[str, Any
     from weaktr import data, outputs
     from weaktr.data.masks import files_of_others
     from weaktr.data.problems import Findings
+    from weaktr.data.sources.coco14 import photographs_of
 
     out = arguments.out
     if arguments.source != "coco14" or out is None:
@@ -124,8 +125,8 @@ def _draw(arguments: argparse.Namespace, json_file: Path, options: dict[str, Any
         raise ValueError(f"--option: data masks takes ids and images, got {min(unknown)}")
     if not isinstance(options.get("images", ""), str):
         raise ValueError(f"--option images: expected a folder, got {options['images']!r}")
-    photographs = [Path(options["images"])] if "images" in options else []
-    outputs.require_apart(out, [json_file], photographs)
+    images = options.setdefault("images", photographs_of(json_file))
+    outputs.require_apart(out, [json_file], [] if images is None else [Path(images)])
     for path in files_of_others(out, ()):
         raise ValueError(f"{path}: weaktr did not draw it; move it away, or choose another --out")
     found = Findings()

@@ -77,7 +77,7 @@ def _array(content: bytes, name: str) -> np.ndarray:
     """The array in an npy file of numbers; messages begin with its name."""
     file = io.BytesIO(content)
     shape, in_fortran_order, code = _header(file)
-    if code[1:] not in NUMBERS:
+    if code[:1] not in ("<", ">", "|", "=") or code[1:] not in NUMBERS:
         raise ValueError(f"{name}: an array of {code!r:.40}, expected numbers")
     dtype, size = np.dtype(code), len(content) - file.tell()
     if math.prod(shape) * dtype.itemsize != size:

@@ -97,7 +97,7 @@ class Instances:
         images: the images.
         annotations: the annotations of each image id.
         problems: faults met while reading it.
-        incomplete: the ids of the images of which an annotation was left out.
+        incomplete: the ids of the images of which an annotation was or may have been left out.
         foreign: whether it has categories that its numbering does not know.
     """
 
@@ -135,7 +135,8 @@ class Instances:
 
     def leave_out(self, entry: Annotation, why: str) -> None:
         """Note that an annotation is left out."""
-        self.problems.append(Problem(str(self.path), entry.where, f"{why} ({entry.name})"))
+        message, kind = f"{why} ({entry.name})", "category outside the class list"
+        self.problems.append(Problem(str(self.path), entry.where, message, kind=kind))
         self.incomplete.add(entry.image_id)
 
 
@@ -157,7 +158,7 @@ def read_instances(path: Path, *, ids: Ids = 90, mask_ids: Literal[90, 80] = 90)
     lists = ("images", "annotations", "categories")
     if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in lists):
         message = "expected COCO's instances JSON, an object with the lists " + ", ".join(lists)
-        raise DataError(Problem(str(path), "", f"{message}; got {_outline_of(content)}"))
+        raise DataError(Problem(str(path), "", f"{message}; got {_form_of(content)}"))
     categories = _categories(path, content["categories"])
     try:
         numbering = numbering_of(categories, ids, mask_ids)
@@ -167,23 +168,28 @@ def read_instances(path: Path, *, ids: Ids = 90, mask_ids: Literal[90, 80] = 90)
     if ids != "json":
         result.problems += _foreign_categories(path, categories)
         result.foreign = bool(result.problems)
-    names: dict[str, CocoImage] = {}
+    first: dict[tuple[str, int | str], CocoImage] = {}
     for row, entry in enumerate(content["images"]):
-        _add_image(result, row, entry, names)
+        _add_image(result, row, entry, first)
     for row, entry in enumerate(content["annotations"]):
         _add_annotation(result, row, entry)
     return result
 
 
-def _outline_of(content: Any) -> str:
+def _form_of(content: Any) -> str:
     """What a JSON holds instead of COCO's lists, in words."""
     if not isinstance(content, dict):
         return f"a {type(content).__name__}"
     return ", ".join(f"{k!r:.40}: {type(v).__name__}" for k, v in [*content.items()][:5]) or "{}"
 
 
-def _add_image(result: Instances, row: int, entry: Any, names: dict[str, CocoImage]) -> None:
-    """Add an entry of ``"images"``, or a problem; `names`: the images by file name less suffix."""
+def _add_image(
+    result: Instances, row: int, entry: Any, first: dict[tuple[str, int | str], CocoImage]
+) -> None:
+    """Add an entry of ``"images"``, or a problem.
+
+    `first`: the images by ("id", id) and by ("name", file name without suffix).
+    """
     given = entry if isinstance(entry, dict) else {}
     identity, name = given.get("id"), given.get("file_name")
     image = CocoImage(row, identity, name, given.get("height"), given.get("width"))  # type: ignore[arg-type]
@@ -193,26 +199,27 @@ def _add_image(result: Instances, row: int, entry: Any, names: dict[str, CocoIma
         message = f"file_name leads out of the image folder: {name!r}"
     elif not _is_file_name(name):
         message = f"expected a file_name that a file can have, got {name!r:.60}"
-    elif identity in result.annotations:
-        message = f"id {identity!r:.40} is that of another image too"
-    elif (stem := PurePosixPath(name).with_suffix("").as_posix()) in names:
-        other = names[stem]
-        message = (
-            f"file_name {name!r} is that of {other.where}, {other.file_name!r}, but for its suffix"
-        )
     else:
-        names[stem] = image
-        result.images.append(image)
-        result.annotations[image.id] = []
-        return
-    result.problems.append(Problem(str(result.path), image.where, message))
+        keys = ("id", image.id), ("name", PurePosixPath(name).with_suffix("").as_posix())
+        twice = next((key for key in keys if key in first), None)
+        if twice is None:
+            first |= dict.fromkeys(keys, image)
+            result.images.append(image)
+            result.annotations[image.id] = []
+            return
+        said = {"id": "is also that of", "name": f"was already declared at {result.path}:"}
+        message = f"{twice[0]} {twice[1]!r:.60} {said[twice[0]]} {first[twice].where}"
+        result.incomplete.add(first[twice].id)  # whose objects are they?
+    problem = Problem(str(result.path), image.where, message, kind="wrong entry of an image")
+    result.problems.append(problem)
 
 
 def _add_annotation(result: Instances, row: int, entry: Any) -> None:
     """Add an entry of ``"annotations"``, or a problem."""
     if not isinstance(entry, dict):
         message = f"expected an object, got {entry!r:.60}"
-        result.problems.append(Problem(str(result.path), f"annotations[{row}]", message))
+        kind = "wrong entry of an annotation"
+        result.problems.append(Problem(str(result.path), f"annotations[{row}]", message, kind=kind))
         return
     annotation = Annotation(
         row,
@@ -224,7 +231,8 @@ def _add_annotation(result: Instances, row: int, entry: Any) -> None:
     )
     if not _is_id(annotation.image_id) or annotation.image_id not in result.annotations:
         message = f"image_id {annotation.image_id!r:.60} is no image ({annotation.name})"
-        result.problems.append(Problem(str(result.path), annotation.where, message))
+        kind = "annotation of no image"
+        result.problems.append(Problem(str(result.path), annotation.where, message, kind=kind))
     elif not is_whole(annotation.category_id):
         result.leave_out(annotation, f"category_id {annotation.category_id!r:.60} is no number")
     elif annotation.category_id not in result.numbering.index_of_category:
@@ -247,8 +255,20 @@ def _is_file_name(name: str) -> bool:
         parts = [os.fsencode(part) for part in PurePosixPath(name).parts]
     except UnicodeEncodeError:
         return False
-    has_controls = any(ord(character) < 32 for character in name)
-    return not has_controls and all(len(part) <= _MOST_NAME_BYTES for part in parts)
+    return not _has_controls(name) and all(len(part) <= _MOST_NAME_BYTES for part in parts)
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name can be written in UTF-8, in a line."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return not _has_controls(name)
+
+
+def _has_controls(name: str) -> bool:
+    return any(ord(character) < 32 for character in name)
 
 
 def _categories(path: Path, entries: list[Any]) -> list[tuple[int, str]]:
@@ -260,6 +280,8 @@ def _categories(path: Path, entries: list[Any]) -> list[tuple[int, str]]:
         identity, name = given.get("id"), given.get("name")
         if not is_whole(identity) or not isinstance(name, str) or not name.strip():
             message = f"expected an object with id, a whole number, and name; got {entry!r:.60}"
+        elif not _is_text(name):
+            message = f"expected a name of characters that can be written, got {name!r:.60}"
         elif identity in categories:
             message = f"id {identity} stands twice"
         else:

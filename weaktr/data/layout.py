@@ -38,10 +38,10 @@ def first_file(candidates: Iterable[Path]) -> Path | None:
     return next((file for file in candidates if os.path.isfile(file)), None)
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, *, line_ends: bool = False) -> str:
     """`weaktr.files.read_text` of a list or label file, with faults as `DataError`."""
     with _faults_of(path):
-        return files.read_text(path)
+        return files.read_text(path, line_ends=line_ends)
 
 
 def read_json(path: Path, *, finite: bool = True) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -119,21 +120,22 @@ def _faults(
     try:
         size = require_size(image.height, image.width)
     except ValueError as error:
-        yield Problem(json_file, image.where, f"{error} ({image.file_name})")
+        message, kind = f"{error} ({image.file_name})", "size that no photograph has"
+        yield Problem(json_file, image.where, message, kind=kind)
         return
     photograph = None if photographs is None else Path(photographs) / image.file_name
     if photograph is not None and photograph.is_file():
-        try:
-            real = image_size(photograph, f"{json_file}: {image.where}")
+        with suppress(DataError):  # of a photograph that cannot be read: its readers say so
+            real = image_size(photograph)
             if real != size:
                 message = f"{photograph}: {size_message('annotations', size, real)}"
-                yield Problem(json_file, image.where, message)
-        except DataError as error:
-            yield from error.problems
+                kind = "size that is not the photograph's"
+                yield Problem(json_file, image.where, message, kind=kind)
     for entry in declared.annotations[image.id]:
         try:
             if entry.iscrowd not in (0, 1):
                 raise ValueError(f"expected iscrowd to be 0 or 1, got {entry.iscrowd!r:.60}")
             check_outline(entry.segmentation, size)
         except ValueError as error:
-            yield Problem(json_file, entry.name, str(error))
+            kind = "outline that cannot be drawn"
+            yield Problem(json_file, entry.name, str(error), kind=kind)

@@ -160,6 +160,14 @@ def image_folder(root: Path, parts: tuple[str, ...]) -> Path | None:
     )
 
 
+def photographs_of(instances_json: Path) -> Path | None:
+    """The image folder of an instances JSON in one of the layouts, or None."""
+    split = instances_json.stem.removeprefix("instances_")
+    folder = instances_json.absolute().parent
+    root = folder.parent if folder.name == "annotations" else folder
+    return image_folder(root, (split, split.rstrip("0123456789")))
+
+
 def mask_folder(root: Path, parts: tuple[str, ...]) -> Path | None:
     """The mask folder of a split below `root`, or None; `parts` as in `instances_file`."""
     folders = ("SegmentationClass", "voc_format/class_labels", "masks")

@@ -221,9 +221,7 @@ def _read(path: Path, faults: list[Problem]) -> LabelFile:
 
 
 def _read_csv(path: Path, faults: list[Problem]) -> LabelFile:
-    read_text(path)  # raises where it is no text
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        text = file.read()  # with the line ends that it has
+    text = read_text(path, line_ends=True)
     first = _FIRST_CELL.match(text)
     delimiter = first[1] if first else ","
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
