@@ -174,7 +174,7 @@ ALIASES = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 WITHOUT_END = {
     "aliases": (ALIASES, "aliases of aliases"),
     "itself": ("name: &a [*a]", "Circular reference"),
-    "nested": ("name: " + "[" * 5000, "maximum recursion depth"),
+    "nested": ("name: " + "[" * 1500, "maximum recursion depth"),
     "nested 2": ("- " * 5000, "maximum recursion depth"),
     "digits": ("seed: " + "1" * 5000, "a number of 5000 characters"),
     "hexadecimal": ("seed: 0x" + "f" * 5000, "a number of 5002 characters"),

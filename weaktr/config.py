@@ -201,7 +201,8 @@ class BackboneConfig(Settings):
             that is stored.
         patch_size: in pixels; None = the backbone's own.
         drop_path: stochastic depth rate of the last block, linear from 0 at the first.
-        backbone_args: further arguments of the timm model (embed_dim, depth, ...).
+        backbone_args: further arguments of the timm model that describe the network (embed_dim,
+            depth, ...; `weaktr.models.architecture`).
         attention: "auto" (the C++ code "cpu" on a CPU, "triton" on CUDA, else "sdpa", PyTorch's),
             one of these three, or "xformers" where it is installed, only on CUDA; None = the
             environment variable ``WEAKTR_ATTENTION``, else "auto". "triton" also uses PyTorch's

@@ -130,5 +130,5 @@ def test_keys_cannot_take_for_ever():
     with pytest.raises(ValueError, match="key of type tuple"):
         read(b"})" + b"q\x00h\x00\x86" * 100 + b"Ns.")
     with pytest.raises(ValueError, match="key of type tuple"):  # ends the process where hashed
-        read(b"})" + b"\x85" * 1_000_000 + b"Ns.")
+        read(b"})" + b"\x85" * 200_000 + b"Ns.")
     assert time.monotonic() - start < 60

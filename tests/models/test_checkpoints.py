@@ -94,7 +94,7 @@ def described(path, change):
 CHANGES = {
     "depth": ({"config": {"backbone_args": TINY | {"depth": 10**6}}}, "expected a depth from"),
     "width": ({"config": {"backbone_args": TINY | {"embed_dim": 10**9}}}, "embed_dim: expected"),
-    "largest": ({"config": {"backbone_args": TINY | {"embed_dim": 16383, "depth": 256}}}, "shape"),
+    "largest": ({"config": {"backbone_args": TINY | {"embed_dim": 16383, "depth": 32}}}, "shape"),
     "backbone": ({"config": {"backbone": "vit_giant_patch14_reg4_dinov2"}}, "of another shape"),
     "image": ({"config": {"image_size": 10**9}}, "image_size: expected a whole"),
     "image 2": ({"config": {"image_size": 16380}}, r"pos_embed \(expected \(1, 1368900"),
@@ -349,6 +349,28 @@ def test_backbone_of_another_width_is_refused_by_name(tmp_path):
     path = checkpoints.save(cam_model(), tmp_path / "model")
     with pytest.raises(ValueError, match=r"of another shape: .*expected \(1, 3, 96\)"):
         cam_model(weights=path, backbone_args=TINY | {"embed_dim": 96})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("patch_embed.proj.weight", torch.zeros(48, 3, 65, 65)),
+        ("patch_embed.proj.weight", torch.zeros(48, 3, 7, 9)),
+        ("patch_embed.proj.weight", torch.zeros(48)),
+        ("cls_token", torch.zeros(48)),
+        ("pos_embed", torch.zeros(48)),
+        ("pos_embed", torch.zeros(1, 0, 48)),
+        ("pos_embed", torch.zeros(1, 26, 7)),
+        ("reg_token", torch.tensor(1.0)),
+        ("norm.weight", torch.zeros(48, 1)),
+    ],
+)
+def test_backbones_of_odd_shapes_are_refused(tmp_path, name, value):
+    state = cam_model().vit.state_dict() | {name: value}
+    torch.save(state, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=r"^backbone weights .*x\.pth: ") as caught:
+        cam_model(weights=tmp_path / "x.pth")
+    assert "\n" not in str(caught.value)
 
 
 def test_pickled_code_is_not_run(tmp_path):

@@ -44,6 +44,8 @@ IGNORED = (
     "fusion",
     "adaptive_attention_fusion",
 )
+#: The largest patches, in pixels, that are resized (the work grows with the fourth power).
+MOST_PATCH = 64
 #: Names of the original EVA-02 and DINOv2 releases -> timm's.
 RENAMES = (
     ("mlp.w12.", "mlp.fc1."),
@@ -83,7 +85,8 @@ def load_backbone(vit: ViT, config: BackboneConfig) -> None:
     try:
         load_strict(vit, fit_state(timm_names(state), vit, config.resize, grid))
     except (ValueError, IndexError, RuntimeError) as error:
-        raise ValueError(f"backbone weights {weights}: {error}") from error
+        message = " ".join(str(error).split())
+        raise ValueError(f"backbone weights {weights}: {message}") from error
 
 
 def timm_state(backbone: str, backbone_args: Mapping[str, Any]) -> State:
@@ -177,7 +180,8 @@ def fit_state(
             that of `vit`.
 
     Raises:
-        ValueError: unknown `resize`, or a position embedding that is no grid.
+        ValueError: unknown `resize`, a position embedding that is no grid, or a patch projection
+            that is none.
     """
     if resize not in RESIZE_METHODS:
         raise ValueError(f"resize: expected one of {RESIZE_METHODS}, got {resize!r}")
@@ -195,6 +199,12 @@ def fit_state(
         state["cls_token"] = vit.cls_token.detach()
     kernel = state.get("patch_embed.proj.weight")
     if kernel is not None and kernel.shape[-1] != vit.patch_size:
+        wide = kernel.shape[-1] if kernel.ndim == 4 else 0
+        if kernel.shape != (vit.embed_dim, 3, wide, wide) or wide > MOST_PATCH:
+            raise ValueError(
+                f"patch_embed.proj.weight: expected ({vit.embed_dim}, 3, p, p) with p at most "
+                f"{MOST_PATCH}, got {tuple(kernel.shape)}"
+            )
         size = [vit.patch_size, vit.patch_size]
         if resize == "timm":
             kernel = resample_patch_embed(kernel, size)

@@ -181,7 +181,7 @@ class _Check:
                         )
         with part.told():
             part.faults += in_the_way(self.run)
-            for stage in stages:
+            for stage in [] if part.faults else stages:
                 if read_inputs(self.run.of(stage.name)) is None:
                     refuse_files_of_others(self.run.of(stage.name))
 
