@@ -84,7 +84,15 @@ def _of_form(arguments: dict[str, Any]) -> dict[str, Any]:
     depth = arguments.get("depth")
     if isinstance(depth, int | float) and not 0 < depth <= MOST_BLOCKS:
         raise ValueError(f"expected a depth from 1 to {MOST_BLOCKS}")
+    if below := [n for n, value in arguments.items() if isinstance(value, int) and value < 0]:
+        raise ValueError(f"expected no negative number, as in {below[0]!r}")
     return arguments
+
+
+def _of_source(options: dict[str, Any]) -> dict[str, Any]:
+    if own := {"source", "root", "split", "problems"} & options.keys():
+        raise ValueError(f"expected options of the source; {min(own)!r} is none of them")
+    return options
 
 
 def _texts(tree: Any) -> Iterator[str]:
@@ -117,6 +125,7 @@ Name = Annotated[str, AfterValidator(_plain_word)]
 Stages = Annotated[tuple[StageName, ...], AfterValidator(_in_order)]
 #: A backbone's name, or a file.
 Local = Annotated[Text, AfterValidator(_no_address)]
+SourceOptions = Annotated[dict[str, Any], AfterValidator(_of_source)]
 BackboneArgs = Annotated[dict[str, Any], AfterValidator(_of_form)]
 ImageSize = Pixels | tuple[Pixels, Pixels]
 AreaShares = Annotated[tuple[float, float], AfterValidator(_shares_of_area)]
@@ -165,8 +174,8 @@ class DataConfig(Settings):
 
     source: Text = "voc12"
     root: Text = "data/VOCdevkit/VOC2012"
-    options: dict[str, Any] = field(default_factory=dict)
-    val_options: dict[str, Any] = field(default_factory=dict)
+    options: SourceOptions = field(default_factory=dict)
+    val_options: SourceOptions = field(default_factory=dict)
     train_split: Text = "train_aug"
     score_split: Text | None = "train"
     val_split: Text = "val"
@@ -369,10 +378,16 @@ class SegModelConfig(BackboneConfig):
 
     image_size: ImageSize = 480
     decoder: Decoder = "mask_transformer"
-    decoder_layers: Annotated[int, Field(ge=1, le=MOST_BLOCKS)] = 2
+    decoder_layers: Annotated[int, Field(ge=0, le=MOST_BLOCKS)] = 2
     decoder_heads: Annotated[int, Field(ge=1, le=1000)] | None = None
     dropout: ShareBelow1 = 0.1
     class_tokens: Annotated[int, Field(ge=0, le=1000)] | None = later(None)
+
+    def conflicts(self) -> dict[str, str]:
+        """A mask transformer has blocks; a linear decoder has none."""
+        if self.decoder == "linear" or self.decoder_layers > 0:
+            return {}
+        return {"decoder_layers": f"expected at least 1 for {self.decoder}, got 0"}
 
 
 @dataclass(frozen=True)

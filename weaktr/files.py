@@ -244,22 +244,28 @@ def _may_be_file(path: Path) -> bool:
 
 
 def names_in(folder: Path, *suffixes: str) -> tuple[list[str], str]:
-    """The names of all files with the first suffix of `suffixes` that any file has; that suffix.
+    """The names of all files with the one suffix of `suffixes` that files have; that suffix.
 
     Args:
         folder: searched at any depth, see `files_below`.
-        suffixes: such as ".npz", in the order in which they are tried.
+        suffixes: such as ".npz".
 
     Returns:
         Paths relative to the folder, without suffix, ascending; and the suffix.
 
     Raises:
-        ValueError: there are none; says which suffixes were expected.
+        ValueError: there are none, says which suffixes were expected; or files of two suffixes, one
+            of which would have to be left out.
     """
-    paths = [path.relative_to(folder) for path in files_below(folder)]
-    for suffix in suffixes:
-        if names := [p.with_suffix("").as_posix() for p in paths if p.suffix == suffix]:
-            return sorted(names), suffix
+    names: dict[str, list[str]] = {}
+    for path in files_below(folder):
+        if path.suffix in suffixes:
+            name = path.relative_to(folder).with_suffix("").as_posix()
+            names.setdefault(path.suffix, []).append(name)
+    if len(names) > 1:
+        raise ValueError(f"{folder}: expected files of one kind, got {' and '.join(sorted(names))}")
+    for suffix, found in names.items():
+        return sorted(found), suffix
     wanted = " or ".join(suffix.removeprefix(".").upper() for suffix in suffixes)
     raise ValueError(f"no {wanted} in {folder}")
 

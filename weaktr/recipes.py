@@ -217,7 +217,7 @@ _TAGS = {
 
 #: Most characters of a number, keys of a mapping, and characters of all values as JSON (aliases
 #: repeat what they stand for, so that a few lines can describe more than any memory holds).
-MOST_DIGITS, MOST_KEYS, MOST_CHARACTERS = 100, 10_000, 1 << 20
+MOST_DIGITS, MOST_KEYS, MOST_CHARACTERS = 1000, 10_000, 1 << 20
 
 
 class PlainLoader(yaml.SafeLoader):

@@ -250,6 +250,54 @@ def test_labels_out_of_range(two):
     assert "expected 0..2 or 255, got 7" in refused(two, "--num-labels", 3)
 
 
+def test_undecided_pixels_are_wrong_and_said(two, caplog):
+    write_mask(two / "masks" / "a.png", np.full((5, 6), 255, np.uint8))
+    metrics, text = evaluated(two, "--num-labels", 3, *MADE)
+    scores = metrics["rows"][0]["scores"]
+    assert scores["miou"] == scores["pixel_accuracy"] == 50.0
+    assert scores["confused"] == [
+        {"truth": "label 1", "predicted": "undecided", "pixels": 30, "percent_of_truth": 50.0}
+    ]
+    assert "undecided" in text
+    assert (
+        "30 pixels (50.00 %) are undecided in the masks (255): they count as wrong" in caplog.text
+    )
+
+
+def test_lists_of_paths(two):
+    (two / "psa.txt").write_text("/truth/a.png /other/a.png\nsub\\b.png\n")
+    metrics, _ = evaluated(two, "--num-labels", 3, "--names", two / "psa.txt", *MADE)
+    assert metrics["rows"][0]["conditions"]["images"] == 2
+    (two / "psa.txt").write_text("a\nx/a.png\n")
+    text = refused(two, "--num-labels", 3, "--names", two / "psa.txt")
+    assert "names: 'a' and 'x/a.png' both mean 'a'" in text
+
+
+def test_thousands_of_missing_images_are_counted(two):
+    (two / "names.txt").write_text("a\n" + "\n".join(map(str, range(5000))))
+    text = refused(two, "--num-labels", 3, "--names", two / "names.txt")
+    assert "5000 of 5001 images: was not predicted: 0, 1, 10, 100, 1000 and 4,995 more" in text
+
+
+def test_class_files_with_faults(two):
+    for content, told in (("", "found none"), ("cat\ncat\n", "expected each class once")):
+        (two / "classes.txt").write_text(content)
+        text = refused(two, "--classes", two / "classes.txt")
+        assert "classes.txt" in text and told in text
+
+
+def test_a_class_called_background_is_scored_apart(two):
+    (two / "classes.txt").write_text("background\ncat\n")
+    metrics, _ = evaluated(two, "--classes", two / "classes.txt", *MADE)
+    assert list(metrics["rows"][0]["scores"]["classes"]) == ["(background)", "background", "cat"]
+
+
+def test_out_that_is_a_file(two):
+    (two / "o").write_text("precious")
+    assert "--out: expected a folder, got the file" in refused(two, "--num-labels", 3)
+    assert (two / "o").read_text() == "precious"
+
+
 def test_only_ignored_truth(two):
     for name in ("a", "sub/b"):
         write_mask(two / "truth" / f"{name}.png", np.full((5, 6), 255, np.uint8))
@@ -272,7 +320,9 @@ def test_mistakes_are_told(two, arguments, told):
     assert told in refused(two, *arguments)
 
 
-@pytest.mark.parametrize("span", ["x", "0:1", "0.5:0.2:0.1", "0:1:0", "0:2:0.1", "-1"])
+@pytest.mark.parametrize(
+    "span", ["x", "0:1", "0.5:0.2:0.1", "0:1:0", "0:2:0.1", "-1", "nan", "0:1:nan", "0:1:1e-9"]
+)
 def test_thresholds_that_make_no_sense(tmp_path, span):
     write_stored(tmp_path, "voc")
     text = refused(tmp_path, "--classes", "voc12", f"--thresholds={span}", masks="cams")
@@ -290,6 +340,13 @@ def test_lists_with_faults(two):
     for content, told in (("", "found none"), ("a\na\n", "stands in line 1 too"), ("../a", "'..'")):
         (two / "list.txt").write_text(content)
         assert told in refused(two, "--num-labels", 3, "--names", two / "list.txt")
+
+
+def test_cams_of_two_kinds(tmp_path):
+    write_stored(tmp_path, "voc")
+    write_cams(tmp_path / "cams" / "0.npz", stored("voc", 0, "cam"), [0])
+    text = refused(tmp_path, "--num-labels", 21, masks="cams")
+    assert "expected files of one kind, got .npy and .npz" in text
 
 
 def test_cams_that_are_none(tmp_path):

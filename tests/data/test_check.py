@@ -6,17 +6,18 @@ from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
 
 from tests.cli.test_train import said
-from tests.data.trees import write_csv, write_image, write_mask
+from tests.data.trees import voc_tree, write_csv, write_image, write_list, write_mask
 from weaktr import cli
 from weaktr.cli.data import run_check, run_stats
 from weaktr.data import load_manifest
 from weaktr.data.check import check, near_names
-from weaktr.data.classes import COCO90, VOC, Classes
+from weaktr.data.classes import COCO90, VOC, Classes, palette
 from weaktr.data.manifest import Manifest, Sample
 from weaktr.data.problems import KINDS, LISTED, Findings, Problem
 from weaktr.data.sources.folder import folder
@@ -187,6 +188,32 @@ def test_masks_that_show_no_class(good: Manifest) -> None:
     )
 
 
+def test_palettes_that_were_shortened(good: Manifest) -> None:
+    """Label 2 saved as number 1 with the colour of 2; other colours say nothing."""
+    mask = good.samples[0].mask
+    assert mask is not None
+    picture = Image.fromarray(np.ones((24, 32), np.uint8))
+    picture.putpalette([0, 0, 0, *palette()[2].tolist()])
+    picture.save(mask)
+    message = only(check(good), "warning").message
+    assert message.startswith("the pixels 1 have the VOC colour of label 2: the number counts")
+    picture.putpalette([0, 0, 0, 9, 9, 9])
+    picture.save(mask)
+    assert check(good) == []
+    picture.putpalette(palette().tobytes())
+    picture.save(mask)
+    assert check(good) == []
+
+
+def test_images_that_differ_in_suffix_alone_are_listed(tmp_path: Path) -> None:
+    for name in ("a.jpg", "a.png", "b.jpg"):
+        write_image(tmp_path / name)
+    code, text = said(cli.main, "data", "check", "images", tmp_path)
+    assert code == 1
+    assert "'a.png' was already declared as 'a.jpg'" in " ".join(text.split())
+    assert "2 images, 1 errors, 0 warnings" in text
+
+
 @pytest.mark.parametrize(
     ("name", "level", "told"),
     [
@@ -230,6 +257,24 @@ def test_command_compares_the_splits_of_a_folder(tmp_path: Path) -> None:
     write_csv(tmp_path / "val.csv", [rows[0], ["gone.png", "cat"]])
     code, text = said(cli.main, "data", "check", "folder", tmp_path)
     assert (code, "0 errors, 0 warnings" in text) == (0, True)
+
+
+def test_command_compares_the_splits_of_voc(tmp_path: Path) -> None:
+    voc = voc_tree(tmp_path)
+    write_list(voc / "ImageSets/Segmentation/train_aug.txt", ["2007_000001", "2007_000003"])
+    for split, other in (("val", "train_aug"), ("train_aug", "val")):
+        _, text = said(cli.main, "data", "check", "voc12", tmp_path, "--split", split)
+        assert f"also in split {other}" in " ".join(text.split())
+        assert "1 errors" in text
+
+
+def test_command_compares_manifests_side_by_side(good: Manifest, tmp_path: Path) -> None:
+    good.save(tmp_path / "train.json")
+    replace(good, split="val", samples=good.samples[:1]).save(tmp_path / "val.json")
+    (tmp_path / "test.json").write_text('{"a.jpg": ["cat"]}')
+    code, text = said(cli.main, "data", "check", "manifest", tmp_path / "train.json")
+    assert (code, "1 errors, 0 warnings" in text) == (1, True)
+    assert "also in split val" in " ".join(text.split())
 
 
 def test_many_faults_are_counted_by_kind(tmp_path: Path) -> None:

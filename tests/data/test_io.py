@@ -155,11 +155,12 @@ def test_every_kind_of_png_gives_the_numbers_that_it_stores(
 ) -> None:
     largest = min(2**bits - 1, 60)
     numbers = [[0, largest, 1], [1, 0, largest // 2], [largest, largest, 0], [0] * 3, [1] * 3]
-    path = tmp_path / "m.png"
+    path = tmp_path / "masks/m.png"
+    path.parent.mkdir()
     write_png(path, numbers, bits, palette=palette, interlaced=interlaced, chunks=chunks)
     assert read_labels(path, largest + 1).tolist() == numbers
     folder = MaskFolder(tmp_path)
-    folder.record(MaskEntry("m", "m.png", None, (5, 3), ()))
+    folder.record(MaskEntry("m", "masks/m.png", None, (5, 3), ()))
     assert folder.read("m").tolist() == numbers
 
 

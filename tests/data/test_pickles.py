@@ -119,6 +119,9 @@ def test_no_memory_beyond_the_file():
     calls = b"h\x01h\x00\x85R" * 10_000
     with pytest.raises(ValueError, match="more bytes than it holds"):
         read(text + b"q\x00c_codecs\nencode\nq\x01" + calls + b".")
+    table = {"m.text": Maker(lambda text: text + "!")}
+    with pytest.raises(ValueError, match="more bytes than it holds"):
+        read(text + b"q\x00cm\ntext\nq\x01" + calls + b".", table)
 
 
 def test_keys_cannot_take_for_ever():

@@ -118,11 +118,11 @@ CHANGES = {
     "model": ({"model": "os.system"}, "with model cam or segmenter, got"),
     "unhashable": ({"model": ["cam"]}, "with model cam or segmenter, got"),
     "other model": ({"model": "segmenter"}, "num_labels: expected 1 to 255, got None"),
-    "names": ({"classes": {"names": ["a", "b"]}}, "classes: expected 3 different names, got 2"),
-    "twice": ({"classes": {"names": ["a", "b", "a"]}}, "expected 3 different names"),
-    "control": ({"classes": {"names": ["a", "b", "\x1b[2J"]}}, "expected printable names"),
-    "numbers": ({"classes": {"names": [1, 2, 3]}}, "expected printable names"),
-    "no names": ({"classes": 3}, "expected printable names"),
+    "names": ({"classes": {"names": ["a", "b"]}}, "classes: expected 3 names, got 2"),
+    "twice": ({"classes": {"names": ["a", "b", "a"]}}, "expected each class once"),
+    "control": ({"classes": {"names": ["a", "b", "\x1b[2J"]}}, "names without control characters"),
+    "numbers": ({"classes": {"names": [1, 2, 3]}}, "expected a list of names"),
+    "no names": ({"classes": 3}, "expected a list of names"),
 }  # fmt: skip
 
 

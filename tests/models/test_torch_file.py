@@ -192,6 +192,12 @@ def test_claims_of_tensors(write, claim, reason):
         read_torch_file(path)
 
 
+def test_many_large_views_of_one_storage(write):
+    """Each is as large as the file; a thousand of them would take a thousand times as long."""
+    with pytest.raises(ValueError, match="a tensor of size"):
+        read_torch_file(write([Claim((400,), (0,)) for _ in range(1000)]))
+
+
 @pytest.mark.parametrize("content", [b"", bytes(15), bytes(17)])
 def test_storages_of_another_size(tmp_path, content):
     with pytest.raises(ValueError, match="bytes of 16 in data/0"):
@@ -247,6 +253,8 @@ def test_other_archives(tmp_path):
         archive.addfile(tarfile.TarInfo("tensors"))
     with pytest.raises(ValueError, match="not a whole file"):
         read_torch_file(path)
+    with pytest.raises(ValueError, match=r"expected a file of torch\.save, got a folder"):
+        read_torch_file(tmp_path)
     path.write_bytes(b"")
     with pytest.raises(ValueError, match="not a whole file"):
         read_torch_file(path)

@@ -76,6 +76,7 @@ def warnings(recipe: Recipe, run: Path, **options: Any) -> list[str]:
         ({"train_cam": {"amp": "fp16"}}, "train_cam.amp: expected auto, none or bf16 on a CPU"),
         ({"predict": {"amp": "fp16"}}, "predict.amp: expected auto, none or bf16 on a CPU"),
         ({"device": "cuda:99"}, "device: 'cuda:99' cannot be used here"),
+        ({"device": "meta"}, "device: 'meta' computes nothing"),
         ({"device": "nonsense"}, "device: 'nonsense' cannot be used here"),
         ({"cam_model": {"attention": "xformers"}}, "cam_model.attention: "),
         ({"seg_model": {"attention": "xformers"}}, "seg_model.attention: "),
@@ -87,7 +88,11 @@ def warnings(recipe: Recipe, run: Path, **options: Any) -> list[str]:
          " patch size 8, such as 8, got 5"),
         ({"cam_model": {"reduction": 100.0}}, "cam_model.reduction: expected at most 4 (depth"),
         ({"cam_model": {"backbone_args": {"num_heads": 3, "embed_dim": 32}}}, "cam_model."),
-        ({"cam_model": {"backbone_args": {"nonsense": 1}}}, "nonsense"),
+        ({"cam_model": {"backbone_args": {"nonsense": 1}}}, "cam_model.backbone: 'vit_tiny"),
+        ({"cam_model": {"backbone_args": {"norm_layer": "none"}}}, "patch16_224 cannot be built: "),
+        ({"cam_model": {"backbone_args": {"proj_drop_rate": 2}}}, "cam_model: dropout probability"),
+        ({"cam_model": {"backbone_args": {"in_chans": 1}}}, "cam_model.backbone_args: expected a "
+         "model of 3 channels, RGB, got 1"),
         ({"seg_model": {"decoder_heads": 3}}, "seg_model.decoder_heads: expected a divisor of the"
          " width 32, got 3"),
         ({"seg_model": {"decoder": "linear"}, "predict": {"ensemble": "published"}},
@@ -100,9 +105,9 @@ def warnings(recipe: Recipe, run: Path, **options: Any) -> list[str]:
         ({"predict": {"crf": {"sigma": 1}}}, "predict.crf: unknown key 'sigma'"),
         ({"predict": {"crf": {"bilateral": [0, 5, 3]}}}, "predict.crf: bilateral: expected sxy"),
         ({"label": {"refiners": ["walk"]}}, "label.refiners: expected each to be one of crf"),
-        ({"data": {"options": {"colour": 1}}}, "options of source 'folder': got an unexpected"),
-        ({"data": {"source": "folders"}}, "source: expected one of"),
-        ({"data": {"root": "nowhere"}}, "root: expected a folder, got 'nowhere'"),
+        ({"data": {"options": {"colour": 1}}}, "data: options of source 'folder': got"),
+        ({"data": {"source": "folders"}}, "data.source: expected one of"),
+        ({"data": {"root": "nowhere"}}, "data.root: expected a folder, got"),
         ({"data": {"val_options": {"classes": ["red", "blue", "green"]}}}, "folder val: expected "
          "the classes of the other split, 3 (red, green, blue); got 3 (red, blue, green)"),
     ],
@@ -181,10 +186,14 @@ def test_faults_of_a_kind_are_cut(tmp_path):
     root = tiny.squares(tmp_path / "squares", count=LISTED + 5)
     for image in (root / "images").iterdir():
         image.unlink()
+    Image.new("L", (32, 31)).save(root / "masks" / "0.png")
+    tiny.squares(tmp_path / "other", count=1)
+    (tmp_path / "other" / "images" / "0.png").rename(root / "images" / "0.png")
     with pytest.raises(ValueError) as caught:
-        run_recipe(tiny.recipe(root, stages=["train_cam"]), tmp_path / "run")
+        run_recipe(tiny.recipe(root, stages=["train_cam", "label", "evaluate"]), tmp_path / "run")
     lines = str(caught.value).splitlines()
-    assert len(lines) == LISTED + 2 and lines[-1] == "... and 5 more"
+    assert len(lines) == 1 + LISTED + 1 + 1 and lines[-2] == "... and 4 more"
+    assert "masks/0.png" in lines[-1]  # a fault of another kind is not hidden by these
 
 
 def test_labels_of_stage_1(root, tmp_path):
@@ -276,9 +285,11 @@ def test_folders_of_others_are_in_the_way(root, tmp_path):
 def test_weights_are_fitted_by_their_headers(root, tmp_path, finished):
     stage1 = str(finished / "train_cam" / "model.safetensors")
     assert faults(tiny.recipe(root, seg_model={"weights": stage1}), tmp_path) == []
+    plain = {"weights": stage1, "backbone_args": tiny.VIT | {"class_token": False}}
+    assert faults(tiny.recipe(root, seg_model=plain), tmp_path) == []
     deeper = {"weights": stage1, "backbone_args": tiny.VIT | {"depth": 3}}
     (told,) = faults(tiny.recipe(root, seg_model=deeper), tmp_path)
-    assert told.startswith(f"seg_model.backbone weights {stage1}: does not fit the model; ")
+    assert told.startswith(f"seg_model: backbone weights {stage1}: does not fit the model; ")
     broken = tmp_path / "broken.pth"
     torch.save({"model": {"cls_token": torch.zeros(1)}}, broken)
     broken.write_bytes(broken.read_bytes()[:-100])
@@ -331,7 +342,7 @@ def test_the_command_checks_and_runs_nothing(root, tmp_path):
     command = [str(file), "--out", str(tmp_path / "run"), "--check"]
     with console.capture() as capture:
         assert cli.train_main(command) == 0
-    assert "split val, to predict: 8 images, 3 classes, 8 true masks" in capture.get()
+    assert "fine  split val, to predict: 8 images, 3 classes\n" in capture.get()
     assert "tiny: no fault" in capture.get()
     with console.capture() as capture:
         assert cli.train_main([*command, "--set", "label.crf=voc"]) == cli.WRONG_INPUT

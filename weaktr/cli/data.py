@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -44,7 +45,7 @@ examples:
 """
 _STYLES = {"error": "bold red", "warning": "yellow"}
 #: Splits that a data set may have; `check` compares them.
-SPLITS = ("train", "val", "test")
+SPLITS = ("train", "train_aug", "val", "test")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -133,9 +134,7 @@ def _draw(arguments: argparse.Namespace, json_file: Path, options: dict[str, Any
         outputs.tidy(out)
         written = data.render_masks(json_file, out, problems=found, **options)
     log.info("%d masks in %s", len(written), out)
-    if found:
-        console.print(_table_of(found, f"{json_file}: {len(written)} masks"))
-    return 1 if found.count("error") else 0
+    return _show(found, f"{json_file}: {len(written)} masks", console) if found else 0
 
 
 def _check(source: str, root: Path, split: str, options: dict[str, Any]) -> int:
@@ -146,18 +145,27 @@ def _check(source: str, root: Path, split: str, options: dict[str, Any]) -> int:
     found = Findings()
     if source == "manifest":
         manifest = data.Manifest.load(root)
-        beside = [root.with_name(f"{name}.json") for name in SPLITS]
-        others = [data.Manifest.load(file) for file in beside if file.is_file() and file != root]
+        others = []
+        for file in (root.with_name(f"{name}.json") for name in SPLITS):
+            with suppress(ValueError):  # another file, or none
+                others += [] if file == root else [data.Manifest.load(file)]
         return run_check(manifest, console, problems=found, others=others)
     manifest = data.load_manifest(source, root, split, problems=found, **options)
-    others = []
-    if source == "folder" and "labels_file" not in options:
-        others = [
-            data.load_manifest(source, root, name, problems=Findings(), **options)
-            for name in SPLITS
-            if name != split and any((root / f"{name}{end}").is_file() for end in (".csv", ".json"))
-        ]
+    others = [
+        data.load_manifest(source, root, name, problems=Findings(), **options)
+        for name in SPLITS
+        if name != split and _has_split(source, root, name, options)
+    ]
     return run_check(manifest, console, problems=found, others=others)
+
+
+def _has_split(source: str, root: Path, split: str, options: dict[str, Any]) -> bool:
+    """Whether a data set of the user's has a file of its own for a split."""
+    if source == "folder" and "labels_file" not in options:
+        return any((root / f"{split}{suffix}").is_file() for suffix in (".csv", ".json"))
+    places = (root, root / "VOC2012", root / "VOCdevkit/VOC2012")
+    lists = (place / f"ImageSets/Segmentation/{split}.txt" for place in places)
+    return source == "voc12" and any(file.is_file() for file in lists)
 
 
 def run_check(
@@ -193,12 +201,18 @@ def run_check(
             progress=lambda count, total: progress.update(task, completed=count, total=total),
             problems=found,
         )
-    title = f"{manifest.name} {manifest.split}: {len(manifest)} images"
+    return _show(found, f"{manifest.name} {manifest.split}: {len(manifest)} images", console)
+
+
+def _show(found: Findings, title: str, console: Console) -> int:
+    """Print problems and their number; returns 1 if there is an error, else 0."""
+    from weaktr.data.problems import printable
+
     if found:
-        console.print(_table_of(found, title))
+        console.print(_table_of(found, printable(title)))
     errors, warnings = found.count("error"), found.count("warning")
-    style = "bold red" if errors else "bold green"
-    console.print(Text(f"{title}, {errors} errors, {warnings} warnings", style=style))
+    summary = printable(f"{title}, {errors} errors, {warnings} warnings")
+    console.print(Text(summary, style="bold red" if errors else "bold green"))
     return 1 if errors else 0
 
 
@@ -206,7 +220,7 @@ def _table_of(found: Findings, title: str) -> Table:
     """The problems, errors first; of the kinds with more than are listed, how many more."""
     from weaktr.data.problems import LISTED, printable
 
-    table = Table(title=printable(title), title_justify="left", show_lines=False)
+    table = Table(title=title, title_justify="left", show_lines=False)
     for heading in ("level", "file", "declared at", "problem"):
         table.add_column(heading, overflow="fold")
     for level in ("error", "warning"):

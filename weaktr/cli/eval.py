@@ -32,6 +32,8 @@ examples:
 """
 #: The names that --classes takes.
 KNOWN = ("voc12", "coco14", "coco80")
+#: The most steps of --thresholds: each takes a confusion matrix.
+MOST_STEPS = 1000
 #: The keys that --made-with takes.
 CONDITIONS = ("scales", "flip", "crf", "ensemble", "note")
 
@@ -44,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"{', '.join(KNOWN)} (true masks hold COCO's ids 1..90), or a file with a name a line",
     )
     parser.add_argument("--num-labels", type=int, help="in place of --classes; VOC: 21")
-    parser.add_argument("--names", type=Path, help="the split's images, a name a line")
+    parser.add_argument("--names", type=Path, help="the split's images, a name or path a line")
     parser.add_argument("--split", help="what to call the images (default: from --names, TRUTH)")
     parser.add_argument("--without-crf", type=Path, help="masks without CRF, where they are apart")
     parser.add_argument(
@@ -79,6 +81,8 @@ def run(arguments: argparse.Namespace) -> int:
     labels, tolerance = truth.classes.label_names, arguments.boundary
     if not 0 <= tolerance <= 1:
         raise ValueError(f"--boundary: expected a share of the diagonal, 0 to 1, got {tolerance}")
+    if arguments.out.exists() and not arguments.out.is_dir():
+        raise ValueError(f"--out: expected a folder, got the file {arguments.out}")
     conditions = folders.written_conditions(arguments.masks, split)
     conditions = _with_changes(conditions, arguments.made_with)
 
@@ -153,8 +157,9 @@ def _thresholds(text: str) -> list[float]:
         first, last, step = numbers if len(numbers) > 1 else (*numbers, *numbers, 1.0)
     except ValueError:
         raise ValueError(f"--thresholds: expected FIRST:LAST:STEP, got {text!r}") from None
-    if not (0 <= first <= last <= 1 and step > 0):
+    if not (0 <= first <= last <= 1 and step > 0 and (last - first) / step <= MOST_STEPS):
         raise ValueError(
-            f"--thresholds: expected 0 <= FIRST <= LAST <= 1 and STEP > 0, got {text!r}"
+            "--thresholds: expected 0 <= FIRST <= LAST <= 1 and STEP > 0, of which at most "
+            f"{MOST_STEPS} lie between them, got {text!r}"
         )
     return [first + step * index for index in range(round((last - first) / step) + 1)]

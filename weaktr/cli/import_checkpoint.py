@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.table import Table
+from rich.text import Text
 
 from weaktr.config import CamModelConfig, SegModelConfig
 from weaktr.progress import console
@@ -52,21 +53,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from weaktr.data.layout import read_lines
     from weaktr.models import CamModel
     from weaktr.models.released.import_checkpoint import Choices, import_checkpoint
 
     names = None
     if arguments.classes is not None:
-        lines = arguments.classes.read_text(encoding="utf-8").splitlines()
-        names = [line.strip() for line in lines if line.strip()]
+        names = [line for _, line in read_lines(arguments.classes)]
     choices = Choices(arguments.variant, arguments.normalization, arguments.pool, names)
     imported = import_checkpoint(arguments.file, arguments.out, choices)
     stage = 1 if isinstance(imported.model, CamModel) else 2
 
-    title = f"imported {imported.facts['file']}"
+    title = Text(f"imported {imported.facts['file']}")
     table = Table(title=title, title_justify="left", show_header=False)
     for key, value in _facts(imported).items():
-        table.add_row(key, value)
+        table.add_row(key, Text(value))
     console.print(table)
 
     command = ["weaktr", "label" if stage == 1 else "predict", str(imported.path), "IMAGES"]

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
-from weaktr.data.classes import COCO90, COCO_UNUSED, IGNORE, Classes
+from weaktr.data.classes import COCO90, COCO_UNUSED, IGNORE, Classes, palette
 from weaktr.data.io import (
     ACROSS,
     check_is_8_bit,
@@ -28,6 +28,9 @@ from weaktr.data.problems import DataError, Problem, few
 
 __all__ = ["Problem", "check", "near_names"]
 
+#: VOC colour -> label.
+_LABEL_OF_COLOUR = {tuple(colour): label for label, colour in enumerate(palette().tolist())}
+
 
 def check(
     manifest: Manifest,
@@ -42,10 +45,10 @@ def check(
     Errors: an image or mask that is missing, truncated or corrupt; a label outside the class
     list; a mask of another size than its image; mask values outside the classes; a name twice, or
     one that no mask can have; an image of another split; other classes than another split.
-    Warnings: images without any label; a mask class that the image's labels do not have, or a mask
-    with none of them; labels or masks for only a part of the images; a class that no image, one
-    image or every image shows; class names that may be meant as one, or as background; names that
-    differ in case alone; EXIF rotation.
+    Warnings: images without any label; a mask class that the image's labels do not have, a mask
+    with none of them, or with the colours of other labels; labels or masks for only a part of the
+    images; a class that no image, one image or every image shows; class names that may be meant as
+    one, or as background; names that differ in case alone; EXIF rotation.
 
     Args:
         manifest: the data set.
@@ -168,9 +171,32 @@ def _check_mask(sample: Sample, classes: Classes, photograph: _Photograph | None
     if outside:
         message = outside_message(outside, classes.num_labels, sample.mask_ids)
         problems.append(_of_mask(sample, message, "error"))
+    present = np.unique(labels).tolist()
+    if (told := _colours_of_others(sample, present)) is not None:
+        problems.append(_of_mask(sample, told, "warning", "colours of other labels"))
     if sample.labels is not None:
-        problems += _compare_labels(sample, np.unique(labels).tolist(), classes)
+        problems += _compare_labels(sample, present, classes)
     return problems
+
+
+def _colours_of_others(sample: Sample, present: Sequence[int]) -> str | None:
+    """A message where a mask's palette has the VOC colours, but of other labels.
+
+    Programs that shorten a palette renumber the pixels: person, 15, becomes 1 and keeps its colour.
+    """
+    if sample.mask is None or sample.mask_ids is not None:
+        return None
+    colours = open_image(sample.mask, sample.source, lambda mask: mask.getpalette("RGB") or [])
+    own = {n: tuple(colours[3 * n : 3 * n + 3]) for n in present if 3 * n < len(colours)}
+    meant = {number: _LABEL_OF_COLOUR.get(colour) for number, colour in own.items()}
+    others = [number for number, label in meant.items() if label != number]
+    if not others or None in meant.values():
+        return None
+    number = others[0]
+    return (
+        f"the pixels {number} have the VOC colour of label {meant[number]}: the number counts, not "
+        "the colour; make the mask again if the colour is meant"
+    )
 
 
 def _compare_labels(sample: Sample, present: Sequence[int], classes: Classes) -> list[Problem]:

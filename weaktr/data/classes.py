@@ -10,6 +10,7 @@ There are three numberings; all other files use only the last two.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ import numpy as np
 
 #: The label of pixels that count neither in a loss nor in a score.
 IGNORE = 255
+#: Characters that move a terminal's cursor or end a line; no name has one.
+CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]")
 #: Labels are stored in 8 bits beside background (0) and ignore (255).
 MAX_CLASSES = 254
 
@@ -34,8 +37,8 @@ class Classes:
             (254 = `MAX_CLASSES`). Empty means 1..C.
 
     Raises:
-        ValueError: a name is no text or blank, names or ids repeat, lengths differ, or there are
-            more than 254 classes.
+        ValueError: a name is no text, blank, or holds a control character; names or ids repeat,
+            lengths differ, or there are more than 254 classes.
     """
 
     names: tuple[str, ...]
@@ -52,6 +55,10 @@ class Classes:
                     f"names: expected text that is not blank, got {name!r}; YAML reads no, yes, "
                     "on, null and 1.0 as something else: put such names in quotes"
                 )
+        if wrong := [name for name in self.names if CONTROL.search(name)]:
+            raise ValueError(
+                f"names: expected names without control characters, got {wrong[0]!r:.60}"
+            )
         if repeated := _repeated(name.strip() for name in self.names):
             raise ValueError(f"names: expected each class once, got {repeated[:5]} more than once")
         if not self.ids:

@@ -80,9 +80,11 @@ def class_list(path: Path) -> Classes:
     """The classes of a text file with a name a line.
 
     Raises:
-        DataError: missing, a name twice, or too many.
+        DataError: missing, no name, one twice, or too many.
     """
-    names = tuple(line for _, line in read_lines(path))
+    names = tuple(line.strip() for _, line in read_lines(path))
+    if not names:
+        raise DataError(Problem(str(path), "", "expected a name a line, found none"))
     try:
         return Classes(names)
     except ValueError as error:

@@ -74,7 +74,9 @@ def read_pickle(
             if code == b".":
                 return machine.pop()
             if code not in _OPCODES:
-                raise ValueError(f"opcode {code!r}" if code else "it is cut off")
+                raise ValueError(
+                    f"no pickle of plain values, opcode {code!r}" if code else "it is cut off"
+                )
             read, act = _OPCODES[code]
             act(machine, None if read is None else read(source))
     except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
@@ -112,7 +114,7 @@ class _Machine:
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []  #: the stacks under the marks
         self.memo: dict[int, Any] = {}
-        self.bytes_made = 0  #: of text, which may be recalled and converted again and again
+        self.made = 0  #: bytes and characters, of parts that may be recalled again and again
 
     def push(self, value: Any) -> None:
         self.stack.append(value)
@@ -163,9 +165,9 @@ class _Machine:
         if not isinstance(maker, Maker) or not isinstance(arguments, tuple):
             raise ValueError("it calls something that is no function")
         value = maker.make(*arguments)
-        if isinstance(value, bytes):
-            self.bytes_made += len(value)
-            if self.bytes_made > self.source.tell():
+        if isinstance(value, bytes | str):
+            self.made += len(value)
+            if self.made > self.source.tell():
                 raise ValueError("it makes more bytes than it holds")
         self.push(value)
 

@@ -152,6 +152,9 @@ def score_cams(
         truth: the true masks.
         thresholds: background scores, ascending; a single one is used without a search.
         tolerance: of the boundary F-score.
+
+    Raises:
+        ValueError: see `score_masks` and `read_cams`.
     """
     names = chosen_names(source.folder, (".npz", ".npy"), truth)
     suffix = names_in(source.folder, ".npz", ".npy")[1]

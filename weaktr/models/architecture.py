@@ -7,6 +7,7 @@ files and addresses of weights beside those that describe a network; only the la
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import timm
@@ -101,8 +102,8 @@ def check_architecture(config: BackboneConfig) -> None:
     """Refuse a configuration that describes no network, or none of a size that there is.
 
     Raises:
-        ValueError: a backbone that is none of timm's own; an argument that does not describe the
-            network, or a value out of range; names it.
+        ValueError: a backbone that is none of timm's own; a value out of range; see also
+            `check_arguments`.
     """
     backbone = config.backbone
     if not re.fullmatch(r"\w+(\.[\w.-]+)?", backbone) or not timm.is_model(backbone.split(".")[0]):
@@ -114,15 +115,26 @@ def check_architecture(config: BackboneConfig) -> None:
         for number in value if isinstance(value, tuple) else (value,):
             if number is not None and not least <= number <= most:
                 raise ValueError(f"{name}: expected {least:g} to {most:g}, got {number!r:.40}")
+    check_arguments(arguments_of(config))
+
+
+def check_arguments(arguments: Mapping[str, Any]) -> None:
+    """Refuse arguments of a timm model that do not describe the network (`BackboneArgs`).
+
+    None is as good as no argument, to timm too.
+
+    Raises:
+        ValueError: names the argument.
+    """
     try:
-        _ARGUMENTS.validate_python(arguments_of(config))
+        _ARGUMENTS.validate_python({k: v for k, v in arguments.items() if v is not None})
     except ValidationError as error:
         wrong = error.errors(include_url=False)[0]
         name = str(wrong["loc"][0])
         if wrong["type"] == "extra_forbidden":
             raise ValueError(
                 f"backbone_args: {name!r:.60} does not describe the network; expected some of "
-                f"{', '.join(BackboneArgs.__annotations__)}"
+                f"{', '.join(list(BackboneArgs.__annotations__)[:7])} and the like"
             ) from error
         problem = wrong["msg"].removeprefix("Input should be ")
         raise ValueError(
@@ -131,6 +143,6 @@ def check_architecture(config: BackboneConfig) -> None:
 
 
 def arguments_of(config: BackboneConfig) -> dict[str, Any]:
-    """The arguments of the timm model that the configuration gives; None stands for none."""
-    given = {key: value for key, value in config.backbone_args.items() if value is not None}
+    """The arguments of the timm model that the configuration gives."""
+    given = config.backbone_args
     return given if config.patch_size is None else {**given, "patch_size": config.patch_size}

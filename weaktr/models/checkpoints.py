@@ -19,7 +19,7 @@ from torch import Tensor
 
 from weaktr import __version__
 from weaktr.config import BackboneConfig, CamModelConfig, SegModelConfig
-from weaktr.data.classes import MAX_CLASSES
+from weaktr.data.classes import MAX_CLASSES, Classes
 from weaktr.files import whole_file, write_bytes, written_by_library
 from weaktr.models.cam import CamModel
 from weaktr.models.segmenter import Segmenter
@@ -205,13 +205,14 @@ def class_names(info: Mapping[str, Any], path: Path) -> tuple[str, ...] | None:
         return None
     config = info["config"]
     count = config["num_classes"] if info["model"] == "cam" else config["num_labels"] - 1
-    if not isinstance(names, list) or not all(
-        isinstance(name, str) and name.isprintable() and 0 < len(name) < 200 for name in names
-    ):
-        raise ValueError(f"{path}: classes: expected printable names, got {names!r:.60}")
-    if len(names) != count or len(set(names)) != count:
-        raise ValueError(f"{path}: classes: expected {count} different names, got {len(names)}")
-    return tuple(names)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{path}: classes: expected a list of names, got {names!r:.60}")
+    if len(names) != count:
+        raise ValueError(f"{path}: classes: expected {count} names, got {len(names)}")
+    try:
+        return Classes(tuple(names)).names
+    except ValueError as error:
+        raise ValueError(f"{path}: classes: {error}") from error
 
 
 def check_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from weaktr.config import BackboneConfig
 from weaktr.data.arrays import read_npz
-from weaktr.models.architecture import check_architecture
+from weaktr.models.architecture import check_arguments
 from weaktr.models.checkpoints import describe, load_strict, read_safetensors
 from weaktr.models.released.torch_file import read_torch_file, weights_in
 from weaktr.models.vit import ViT
@@ -93,15 +93,17 @@ def timm_state(backbone: str, backbone_args: Mapping[str, Any]) -> State:
         backbone, backbone_args: timm's name and arguments.
 
     Raises:
-        ValueError: they are not in the cache and could not be downloaded, or do not fit.
+        ValueError: they are not in the cache and could not be downloaded, or do not fit; arguments
+            that do not describe the network.
     """
-    check_architecture(BackboneConfig(backbone, backbone_args=dict(backbone_args)))
+    check_arguments(backbone_args)
     try:
         donor = timm.create_model(backbone, pretrained=True, num_classes=0, **backbone_args)
     except (OSError, RuntimeError) as error:
         raise ValueError(
-            f"weights: {backbone} could not be loaded ({error}); get the file elsewhere and "
-            "give it with --set cam_model.weights=FILE or --set seg_model.weights=FILE"
+            f"weights: {backbone} could not be downloaded, or is another ({error}); get the file "
+            "elsewhere and give it with --set cam_model.weights=FILE or "
+            "--set seg_model.weights=FILE"
         ) from error
     state: State = donor.state_dict()
     return state

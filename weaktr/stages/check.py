@@ -14,6 +14,7 @@ training must not see, only the size is read.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ from weaktr.ops.attention import ATTENTIONS, chosen_attention
 from weaktr.ops.attention import OP as ATTENTION
 from weaktr.ops.registry import OPS, BackendUnavailable
 from weaktr.outputs import finished_facts, read_inputs, refuse_files_of_others
+from weaktr.ranges import SHOWN
 from weaktr.refine import choose_refiners
 from weaktr.stages.check_models import (
     built_cam_model,
@@ -71,14 +73,25 @@ class Part:
     warnings: list[str] = field(default_factory=list)
 
     @contextmanager
-    def told(self, prefix: str = "") -> Iterator[None]:
-        """Makes errors inside it faults of this part; each line begins with `prefix`."""
+    def told(self, group: str = "") -> Iterator[None]:
+        """Makes an error inside it a fault of this part.
+
+        Args:
+            group: of settings in which the error is; "" where its message says so itself.
+        """
         try:
             yield
         except DataError as error:
-            self.faults += [prefix + str(problem) for problem in error.problems or (error,)]
-        except (ValueError, OSError, BackendUnavailable) as error:
-            self.faults += [prefix + line for line in str(error).splitlines()]
+            self.faults += map(str, error.problems or (error,))
+        except Exception as error:  # of timm, torch and Pillow for what is in a recipe or a file
+            log.debug("%s", self.what, exc_info=True)
+            first = (str(error).splitlines() or [""])[0][:SHOWN]
+            if not isinstance(error, (ValueError, OSError, BackendUnavailable)):
+                first = f"{type(error).__name__}: {first}"
+            names_setting = re.match(r"[a-z_]+: ", first)
+            self.faults.append(
+                f"{group}{'.' if names_setting else ': '}{first}" if group else first
+            )
 
 
 def cut(lines: Sequence[str]) -> list[str]:
@@ -159,13 +172,12 @@ class _Check:
                     continue
                 with part.told():
                     if finished_facts(self.run.of(name)) is None:
+                        advice = (
+                            "add it to stages" if is_left_out else "run without --from and --only"
+                        )
                         raise ValueError(
                             f"{self.run.folder}: {name} is not finished, which {stage.name} needs; "
-                            + (
-                                "add it to stages"
-                                if is_left_out
-                                else "run without --from and --only"
-                            )
+                            f"{advice}"
                         )
         with part.told():
             require_own(self.run)
@@ -179,20 +191,22 @@ class _Check:
         device = None
         with part.told():
             device = choose_device(recipe.device)
-        if device is None:
+            if device.type == "meta":
+                raise ValueError("device: 'meta' computes nothing; expected auto, cpu or cuda")
+        if device is None or part.faults:
             return None
         part.found = str(device)
         for op in OPS.values():
             backend, reasons = op.choice(device.type, op.asked_for(), op.usual)
             if backend is None:
                 part.faults.append(f"{op.name} cannot run on {device.type}: {reasons}")
-        for stage, model in (("train_cam", recipe.cam_model), ("train_seg", recipe.seg_model)):
-            with part.told(f"{'cam' if stage == 'train_cam' else 'seg'}_model.attention: "):
-                name = ATTENTIONS[chosen_attention(model.attention)]
+        for stage, group in (("train_cam", "cam_model"), ("train_seg", "seg_model")):
+            with part.told():
+                name = ATTENTIONS[chosen_attention(getattr(recipe, group).attention)]
                 if stage in self.names and name != "auto":
                     backend, reasons = ATTENTION.choice(device.type, name, ATTENTION.usual)
                     if backend is None:
-                        raise ValueError(f"{reasons.get(name, 'cannot run here')}; got {name!r}")
+                        raise ValueError(f"{group}.attention: {reasons[name]}; got {name!r}")
         for stage in sorted(self.names - {"evaluate"}):
             if getattr(recipe, stage).amp == "fp16" and device.type == "cpu":
                 part.faults.append(
@@ -219,17 +233,18 @@ class _Check:
         self.train = self._opened(part, split, "train")
         if self.train is None:
             return
-        truth = "train_seg" in names and self.recipe.train_seg.masks == "truth"
-        problems = self.headers.problems(self.train.samples, masks=truth)
         stops = bool(names & {"train_cam", "train_seg"})
+        problems = self.headers.problems(self.train.samples)
         (part.faults if stops else part.warnings).extend(map(str, problems))
+        if "train_seg" in names and self.recipe.train_seg.masks == "truth":
+            self._masks(split, self.train)
 
     def _to_score_on(self) -> None:
         """The images whose true masks score CAMs and pseudo labels."""
         split = self.recipe.data.score_split or self.recipe.data.train_split
         part = self.part(f"split {split}, to score on")
         score = self._opened(part, split, "score")
-        masks = self._masks(part, score)
+        masks = self._masks(split, score)
         if masks and self.train is not None and masks.isdisjoint(s.name for s in self.train):
             part.warnings.append("none is a training image, so pseudo labels will not be scored")
 
@@ -238,7 +253,7 @@ class _Check:
         split = self.recipe.data.val_split
         part = self.part(f"split {split}, to predict")
         val = self._opened(part, split, "val")
-        masks = self._masks(part, val) if with_masks else set()
+        masks = self._masks(split, val) if with_masks else set()
         if val is not None and "predict" in self.names:
             others = [sample for sample in val if sample.name not in masks]
             part.warnings += map(str, self.headers.problems(others))
@@ -252,10 +267,10 @@ class _Check:
             of_run: its name in `Run`.
         """
         manifest: Manifest | None = None
-        with part.told():
+        with part.told("data"):
             manifest = getattr(self.run, of_run)
         if manifest is None:
-            with suppress(ValueError, OSError):  # told above
+            with suppress(Exception):  # told above
                 manifest = load_split(self.recipe.data, split, problems=[])
         if manifest is None:
             return None
@@ -271,11 +286,12 @@ class _Check:
             )
         return manifest
 
-    def _masks(self, part: Part, manifest: Manifest | None) -> set[str]:
+    def _masks(self, split: str, manifest: Manifest | None) -> set[str]:
         """The true masks of a split are of the size of their photographs; returns their names."""
+        part = self.part(f"true masks of split {split}")
         samples = [sample for sample in manifest or () if sample.mask is not None]
+        part.found = str(len(samples))
         part.faults += map(str, self.headers.problems(samples, masks=True))
-        part.found += f", {len(samples)} true masks" if manifest is not None else ""
         return {sample.name for sample in samples}
 
     def train_cam(self) -> None:
@@ -360,7 +376,7 @@ class _Check:
         for stage in ("label", "predict"):
             if stage in self.names:
                 part = self.part(stage)
-                with part.told(f"{stage}."):
+                with part.told(stage):
                     refiners = choose_refiners(getattr(self.recipe, stage))
                     part.found = "settings fit" if refiners else "settings fit, no refiner"
 
@@ -370,7 +386,7 @@ class _Check:
         count = 20 if self.classes is None else len(self.classes)
         if "train_cam" in names:
             part = self.part("cam_model")
-            with part.told("cam_model."):
+            with part.told("cam_model"):
                 model = built_cam_model(recipe.cam_model, count)
                 self.cam_model = self._sized(part, model, device)
         elif "label" in names or ("evaluate" in names and "train_cam" in recipe.stages):
@@ -379,7 +395,7 @@ class _Check:
         decoder = recipe.seg_model.decoder
         if "train_seg" in names:
             part = self.part("seg_model")
-            with part.told("seg_model."):
+            with part.told("seg_model"):
                 segmenter = built_segmenter(recipe.seg_model, count + 1)
                 self.segmenter = self._sized(part, segmenter, device)
         elif "predict" in names:
@@ -396,9 +412,11 @@ class _Check:
         """`model`, where it fits the memory and training images are whole patches of it."""
         millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
         part.found = f"{model.config.backbone}, {millions:.1f} million weights"
-        for require in (require_memory, require_whole_patches):
-            with part.told(f"{part.what}."):
-                require(model, device or torch.device("cpu"))
+        with part.told(part.what):
+            require_whole_patches(model)
+        if device is not None:
+            with part.told(part.what):
+                require_memory(model, device)
         return None if part.faults else model
 
     def weights(self) -> None:
@@ -410,7 +428,7 @@ class _Check:
                 continue
             part = self.part(f"weights of {name}")
             part.found = config.weights
-            with part.told(f"{name}."):
+            with part.told(name):
                 if config.weights == "timm":
                     require_hub(config.backbone)
                     if any(other.faults for other in self.parts):

@@ -1,14 +1,13 @@
 """Whether a recipe's models can be built, and whether their weights are there and fit.
 
-Models are built without memory, on torch's device "meta". Weights are fitted to them as training
-does it.
+Models are built without memory, on torch's device "meta". Weights are read and fitted to them as
+trainings do it.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -64,10 +63,13 @@ def _built(kind: type[M], config: BackboneConfig, count: int) -> M:
     except Exception as error:  # timm's models raise errors of any kind for arguments of a recipe
         told = str(error).splitlines() or [type(error).__name__]
         raise ValueError(f"backbone: {config.backbone} cannot be built: {told[0]}") from error
+    channels = model.vit.patch_embed.proj.weight.shape[1]
+    if channels != 3:
+        raise ValueError(f"backbone_args: expected a model of 3 channels, RGB, got {channels}")
     return model
 
 
-def require_whole_patches(model: BackboneModel, _: torch.device) -> None:
+def require_whole_patches(model: BackboneModel) -> None:
     """Raise `ValueError` unless training images are whole patches."""
     size, patch = model.config.image_size, model.patch_size
     for side in size if isinstance(size, tuple) else (size,):
@@ -100,7 +102,7 @@ def memory_of(device: torch.device) -> int:
 
 
 def require_weights(config: BackboneConfig, model: BackboneModel | None) -> None:
-    """Read the weights that training starts from and fit them to `model`, without memory.
+    """Read the weights that training starts from and fit them to the backbone of `model`.
 
     Without a model, because it cannot be built, a file of them is looked for.
 
@@ -113,9 +115,7 @@ def require_weights(config: BackboneConfig, model: BackboneModel | None) -> None
         if config.weights not in ("timm", "stage1") and not Path(str(config.weights)).is_file():
             raise FileNotFoundError(f"weights: no file {config.weights}")
         return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch: copying to a model without memory does nothing
-        load_backbone(model.vit, config)
+    load_backbone(model.vit.to_empty(device="cpu"), config)
 
 
 def require_stage1(cam_model: CamModel, model: Segmenter) -> None:
@@ -125,10 +125,10 @@ def require_stage1(cam_model: CamModel, model: Segmenter) -> None:
         ValueError: it does not.
     """
     state = {name: torch.zeros(part.shape) for name, part in cam_model.state_dict().items()}
-    grid = cam_model.vit.position_grid
-    fitted = fit_state(timm_names(state), model.vit, model.config.resize, grid)
+    vit, grid = model.vit.to_empty(device="cpu"), cam_model.vit.position_grid
+    fitted = fit_state(timm_names(state), vit, model.config.resize, grid)
     try:
-        checkpoints.check_fit(model.vit.state_dict(), fitted)
+        checkpoints.check_fit(vit.state_dict(), fitted)
     except ValueError as error:
         raise ValueError(f"weights: the backbone of stage1 {error}") from error
 

@@ -129,7 +129,7 @@ def _is_up_to_date(stage: Stage, run: Run) -> bool:
         if finished_facts(run.of(stage.name)) is None:  # before any file is read for its content
             return False
         return is_finished(stage, run, inputs_of(stage, run))
-    except (ValueError, OSError):  # data or an earlier stage: the check says what is wrong
+    except Exception:  # of data or an earlier stage: the check says what is wrong
         return False
 
 

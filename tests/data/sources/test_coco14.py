@@ -168,7 +168,7 @@ def test_all_faults_at_once(tmp_path: Path) -> None:
     assert f"{path}: images[0]): file is missing" in text
     problems: list[Problem] = []
     assert [s.labels for s in coco14(tmp_path, problems=problems)] == [(0,)]
-    assert len(problems) == 3
+    assert sum(problem.level == "error" for problem in problems) == 3
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"images": []}', '{"categories": [{"id": 1}]}'])
@@ -227,6 +227,16 @@ def test_masks_belong_to_images_by_name_or_by_cocos_own_number(
     assert masks_of(tmp_path) == expected
 
 
+def test_images_and_masks_that_the_json_does_not_have(tmp_path: Path) -> None:
+    own_data(tmp_path, ["a.jpg"], ["a.png", "b.png"])
+    write_image(tmp_path / "images/c.jpg")
+    problems: list[Problem] = []
+    coco14(tmp_path, ids="json", problems=problems)
+    told = {problem.file: problem for problem in problems if "has no image" in problem.message}
+    assert set(told) == {f"{tmp_path}/images/c.jpg", f"{tmp_path}/masks/b.png"}
+    assert {problem.level for problem in told.values()} == {"warning"}
+
+
 def test_matches_by_number_are_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "weaktr")
     own_data(tmp_path, ["0009.jpg", "0010.jpg"], ["9.png", "10.png"])
@@ -261,11 +271,11 @@ def test_names_and_ids_that_stand_twice(tmp_path: Path) -> None:
     content = json.loads(path.read_text())
     content["images"][1]["id"] = 0
     path.write_text(json.dumps(content | {"annotations": []}))
-    with pytest.raises(DataError, match=r"images\[1\]\): id 0 is also that of images\[0\]"):
+    with pytest.raises(DataError, match=r"images\[1\]\): id 0 is that of another image too"):
         masks_of(tmp_path)
     content["images"][1]["id"] = 1
     path.write_text(json.dumps(content))
-    with pytest.raises(DataError, match=r"name 'b' was already declared at .*images\[1\]"):
+    with pytest.raises(DataError, match=r"'b\.png' is that of images\[1\], 'b\.jpg'"):
         masks_of(tmp_path)
 
 

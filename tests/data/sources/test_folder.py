@@ -262,10 +262,25 @@ def test_what_no_line_speaks_of(root: Path) -> None:
         (f"{root}/{file}", f"no line of train.csv, val.csv lists {what}", "warning")
         for file, what in (
             ("images/dogs/1.png", "this image"),
-            ("masks/gone.png", "the image of this mask"),
             ("masks/dogs/1.png", "the image of this mask"),
+            ("masks/gone.png", "the image of this mask"),
         )
     ]
+
+
+def test_what_is_taken_in_place_of_a_split_is_said(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "weaktr")
+    write_csv(root / "labels.csv", ROWS)
+    folder(root, split="train")
+    assert not caplog.messages
+    folder(root, split="val", masks=root / "nowhere")
+    assert "there is no val.csv, so split val has all images of it" in caplog.messages[0]
+    assert (
+        caplog.messages[1]
+        == f"masks: there is no folder {root / 'nowhere'}, so no image has a mask"
+    )
 
 
 def test_blanks_around_class_names_do_not_count(root: Path) -> None:
@@ -285,9 +300,22 @@ def test_the_nearest_class_is_looked_for_only_so_often(root: Path) -> None:
     assert hinted[: HINTS + 51] == [True] * HINTS + [False] * 50 + [True]
 
 
+def test_half_a_byte_order_mark(root: Path) -> None:
+    (root / "labels.csv").write_bytes(b"\xef\xbb")
+    with pytest.raises(DataError, match=r"labels\.csv:1\): expected the header"):
+        folder(root)
+
+
 def test_not_utf8(root: Path) -> None:
     (root / "labels.csv").write_bytes("image,labels\nx.jpg,b\xe4r\n".encode("latin-1"))
     with pytest.raises(DataError, match="UTF-8"):
+        folder(root)
+
+
+def test_two_label_files_of_one_split(root: Path) -> None:
+    write_csv(root / "labels.csv", ROWS)
+    (root / "labels.json").write_text('{"x.jpg": []}')
+    with pytest.raises(ValueError, match=r"labels\.csv: .* there is labels\.json as well"):
         folder(root)
 
 

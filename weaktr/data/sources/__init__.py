@@ -25,9 +25,9 @@ def _images(
     split: str,
     classes: Sequence[str] = (),
     exif: Exif = "ignore",
-    problems: list[Problem] | None = None,  # stays empty: nothing is declared
+    problems: list[Problem] | None = None,
 ) -> Manifest:
-    return folder.unlabelled(root, classes, split=split, exif=exif)
+    return folder.unlabelled(root, classes, split=split, exif=exif, problems=problems)
 
 
 def _scenes(

@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Generic, Literal, TypeVar
 
@@ -110,6 +110,8 @@ def coco14(
     if declared is not None:
         numbering = declared.numbering
         samples = _from_instances(declared, files, list_file)
+        if problems is not None and list_file is None:
+            faults += files.not_declared(samples, declared.path)
         if problems is not None and not isinstance(instances, Instances):
             faults += drawing_faults(declared, folder)  # training does not need the outlines
     else:
@@ -256,6 +258,19 @@ class _Files:
         image = self.image(line, source)
         name = _stem(image.relative_to(self.images).as_posix())
         return Sample(name, image, labels, self.mask(image, source), source, numbering.mask_ids)
+
+    def not_declared(self, samples: Sequence[Sample], json_file: Path) -> Iterator[Problem]:
+        """A warning for each image and mask of the folders that belongs to no sample."""
+        used = {path for sample in samples for path in (sample.image, sample.mask)}
+        for what, folder, suffixes in (
+            ("image", self.images, IMAGE_SUFFIXES),
+            ("mask", self.masks, (".png",)),
+        ):
+            for _, file in [] if folder is None else _listed(folder, suffixes):
+                if file not in used:
+                    message = f"{json_file} has no image of this name"
+                    kind = f"{what} that is not listed"
+                    yield Problem(str(file), "", message, "warning", kind)
 
     def log(self) -> None:
         """Say how many files were found by their number."""

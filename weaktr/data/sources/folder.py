@@ -121,12 +121,16 @@ def folder(
             f"labels_file: expected {split}.csv, {split}.json, labels.csv or labels.json in "
             f"{root}, found none; for images without labels use unlabelled()"
         )
+    if path.stem == "labels" and split != "train" and not labels_file:
+        log.info("%s: there is no %s.csv, so split %s has all images of it", path, split, split)
     faults: list[Problem] = [] if problems is None else problems
     own = _read(path, faults)
     splits = [own] if labels_file else _splits(root, own)
     known = _classes(classes, root, splits)
     image_root = Path(images) if images else root / "images"
     mask_root = Path(masks) if masks else root / "masks"
+    if masks and not mask_root.is_dir():
+        log.warning("masks: there is no folder %s, so no image has a mask", mask_root)
     hint = _hints(known.names)
     samples = []
     for name, row, image in _unrepeated(own.rows, [image_root, root], path, faults):
@@ -140,10 +144,21 @@ def folder(
 
 
 def label_file(root: str | Path, split: str = "train") -> Path | None:
-    """The file that says what the images of a folder show, see `folder`; None = there is none."""
-    return first_file(
-        Path(root) / f"{stem}{suffix}" for stem in (split, "labels") for suffix in (".csv", ".json")
-    )
+    """The file that says what the images of a folder show, see `folder`; None = there is none.
+
+    Raises:
+        ValueError: there are a CSV and a JSON of one name.
+    """
+    for stem in (split, "labels"):
+        files = [Path(root) / f"{stem}{suffix}" for suffix in (".csv", ".json")]
+        found = [file for file in files if os.path.isfile(file)]
+        if len(found) > 1:
+            raise ValueError(
+                f"{found[0]}: expected one label file, there is {found[1].name} as well"
+            )
+        if found:
+            return found[0]
+    return None
 
 
 def unlabelled(
@@ -152,6 +167,7 @@ def unlabelled(
     *,
     split: str = "all",
     exif: Exif = "ignore",
+    problems: list[Problem] | None = None,
 ) -> Manifest:
     """All images below a folder, without labels: for prediction.
 
@@ -161,6 +177,7 @@ def unlabelled(
         classes: names of the model's classes, if the manifest is to carry them.
         split: name of the part.
         exif: see `folder`.
+        problems: None = faults are errors; a list collects them instead.
 
     Returns:
         A manifest with labels and masks None, sorted by path. A link to a file that is not there
@@ -175,12 +192,12 @@ def unlabelled(
     if not files:
         raise ValueError(f"root: expected images below {root}, found none")
     rows = [Row(file.relative_to(root).as_posix(), (), str(root)) for file in files]
-    faults: list[Problem] = []
+    faults: list[Problem] = [] if problems is None else problems
     samples = tuple(
         Sample(name, image, None, None, row.source, exif=exif)
         for name, row, image in _unrepeated(rows, [root], root, faults)
     )
-    if faults:
+    if faults and problems is None:
         raise DataError(faults)
     return Manifest("images", split, Classes(tuple(classes)), samples)
 
@@ -354,24 +371,17 @@ def _not_listed(
     for split in splits[1:]:
         listed.update(_name(row.image.strip().replace("\\", "/")) for row in split.rows)
     own = {sample.image for sample in samples}
-    for file in _files_below(images, IMAGE_SUFFIXES):
+    for file in sorted(files_below(images)):
         name = _name(file.relative_to(images).as_posix())
-        if file not in own and name not in listed and not file.is_relative_to(masks):
+        is_image = file.suffix.lower() in IMAGE_SUFFIXES and not file.is_relative_to(masks)
+        if is_image and file not in own and name not in listed:
             message = f"no line of {files} lists this image"
             yield Problem(str(file), "", message, "warning", "image that is not listed")
-    for file in _files_below(masks, (".png",)):
-        if _name(file.relative_to(masks).as_posix()) not in listed:
+    for file in sorted(files_below(masks)):
+        is_mask = file.suffix == ".png"
+        if is_mask and _name(file.relative_to(masks).as_posix()) not in listed:
             message = f"no line of {files} lists the image of this mask"
             yield Problem(str(file), "", message, "warning", "mask without its image")
-
-
-def _files_below(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
-    """The files of a kind at any depth, in order, without hidden ones."""
-    for top, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if name.lower().endswith(suffixes) and not name.startswith("."):
-                yield Path(top, name)
 
 
 def _indices(

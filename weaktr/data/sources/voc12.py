@@ -118,7 +118,7 @@ def _list_file(voc: Path, root: Path, split: str) -> Path:
     if list_file is None:
         known = sorted(file.stem for file in lists.glob("*.txt"))
         raise ValueError(
-            f"split: expected one of {known} of {lists} or the path of a list, got {split!r}"
+            f"split: expected one of {known[:20]} of {lists} or the path of a list, got {split!r}"
             + ("; weaktr data prepare voc12 makes that list" if split in _ALIASES else "")
         )
     return list_file

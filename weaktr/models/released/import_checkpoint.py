@@ -148,8 +148,8 @@ def read_published(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     facts = raw if isinstance(raw, dict) else {}
-    plain = {key: facts[key] for key in FACTS if isinstance(facts.get(key), int | float)}
-    return state, plain
+    numbers = {key: facts[key] for key in FACTS if isinstance(facts.get(key), int | float)}
+    return state, {key: value for key, value in numbers.items() if abs(value) < 1e15}
 
 
 def stage_of(state: Mapping[str, Tensor]) -> str:

@@ -35,6 +35,8 @@ WRAPPERS = (
 )  # fmt: skip
 #: What DistributedDataParallel, torch.compile and Lightning put before every name.
 PREFIXES = ("module.", "_orig_mod.", "model.")
+#: Tensors may share their numbers; together they show at most this many times the file's bytes.
+OVERLAP = 16
 #: The first bytes of a zip archive.
 _ZIP = b"PK\x03\x04"
 #: What the older format begins with, and its version.
@@ -58,46 +60,37 @@ _BROKEN = (
 )
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Storage:
     """The memory that tensors are views of; it is filled after the pickle was read."""
 
     dtype: torch.dtype
-    count: int
     content: bytearray
 
-    def view(self, offset: Any, size: Any, stride: Any, most: int) -> Tensor:
-        """A tensor of at most `most` bytes.
-
-        Raises:
-            ValueError: it would reach out of the storage, or be larger.
-        """
-        numbers = (offset, *size, *stride)
-        whole = all(type(n) is int and 0 <= n < 1 << 48 for n in numbers)
-        if not whole or len(size) != len(stride) or len(size) > 32:
-            raise ValueError(f"a tensor of size {size!r:.60} and stride {stride!r:.60}")
-        count = math.prod(size)
-        if count == 0:
-            return torch.empty(size, dtype=self.dtype)
-        last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-        if last >= self.count or count * self.dtype.itemsize > most:
-            raise ValueError(f"a tensor of size {size!r:.60} in {self.count} numbers")
-        flat = torch.frombuffer(self.content, dtype=self.dtype)
-        return flat.as_strided(size, stride, offset)
+    @property
+    def count(self) -> int:
+        """How many numbers it holds."""
+        return len(self.content) // self.dtype.itemsize
 
 
 class _Settings(argparse.Namespace, Built):
     """A command line."""
 
     def build(self, state: Any) -> None:
-        vars(self).update({str(key): value for key, value in state.items()})
+        self.__dict__ = state  # the dict itself: many command lines of one dict take no memory
 
 
 class _Storages:
-    """The storages of one file, whose bytes together are at most `most`."""
+    """The storages of one file and the tensors in them.
 
-    def __init__(self, most: int) -> None:
-        self.most = self.left = most
+    Args:
+        size: of the file in bytes. The storages have as many at most, each tensor too, and all
+            tensors together `OVERLAP` times as many.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = self.left = size
+        self.left_to_show = OVERLAP * size
         self.by_key: dict[str, _Storage] = {}
 
     def refer(self, identifier: Any) -> _Storage:
@@ -115,29 +108,37 @@ class _Storages:
             if size > self.left:
                 raise ValueError(f"it claims {count} numbers, more than the file has")
             self.left -= size
-            self.by_key[key] = _Storage(dtype, count, bytearray(size))
-        storage = self.by_key[key]
-        if len(storage.content) != size:
+            self.by_key[key] = _Storage(dtype, bytearray(size))
+        content = self.by_key[key].content
+        if len(content) != size:
             raise ValueError(f"two sizes of the storage {key!r:.20}")
-        return _Storage(dtype, count, storage.content)
+        return _Storage(dtype, content)
+
+    def tensor(self, storage: _Storage, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
+        """What torch's functions make of a storage.
+
+        Raises:
+            ValueError: the tensor would reach out of its storage, or be larger than the file.
+        """
+        whole = all(type(n) is int and 0 <= n < 1 << 48 for n in (offset, *size, *stride))
+        if not whole or len(size) != len(stride) or len(size) > 32:
+            raise ValueError(f"a tensor of size {size!r:.60} and stride {stride!r:.60}")
+        count = math.prod(size)
+        if count == 0:
+            return torch.empty(size, dtype=storage.dtype)
+        last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+        shown = count * storage.dtype.itemsize
+        self.left_to_show -= shown
+        if last >= storage.count or shown > self.size or self.left_to_show < 0:
+            raise ValueError(f"a tensor of size {size!r:.60} in {storage.count} numbers")
+        flat = torch.frombuffer(storage.content, dtype=storage.dtype)
+        return flat.as_strided(size, stride, offset)
 
     def table(self) -> dict[str, Any]:
         """What the pickle may name."""
-
-        def tensor(storage: _Storage, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
-            return storage.view(offset, size, stride, self.most)
-
-        def typed(
-            storage: _Storage, offset: Any, size: Any, stride: Any, _: Any, __: Any,
-            dtype: torch.dtype, *___: Any,
-        ) -> Tensor:  # fmt: skip
-            count = len(storage.content) // dtype.itemsize
-            return _Storage(dtype, count, storage.content).view(offset, size, stride, self.most)
-
         return _PLAIN | {
-            "torch._utils._rebuild_tensor": Maker(tensor),
-            "torch._utils._rebuild_tensor_v2": Maker(tensor),
-            "torch._utils._rebuild_tensor_v3": Maker(typed),
+            "torch._utils._rebuild_tensor": Maker(self.tensor),
+            "torch._utils._rebuild_tensor_v2": Maker(self.tensor),
         }
 
 
@@ -146,9 +147,8 @@ _PLAIN: dict[str, Any] = {
     **NUMPY_SCALARS,
     **{f"torch.{name}Storage": dtype for name, dtype in _TYPES.items()},
     **{str(dtype): dtype for dtype in _TYPES.values()},
-    "torch.storage.UntypedStorage": torch.uint8,
     "torch.Size": Maker(lambda sides: sides),
-    "torch.device": Maker(lambda *name: ":".join(map(str, name))),
+    "torch.device": Maker(lambda *place: place),
     "torch.Tensor": None,
     "torch.nn.parameter.Parameter": None,
     "torch._tensor._rebuild_from_type_v2": Maker(lambda maker, _, given, __: maker.make(*given)),
@@ -172,17 +172,19 @@ def read_torch_file(path: Path) -> Any:
         ValueError: not a torch file, cut off, changed on the way (a checksum says so), claiming
             more than it holds, or one that asks for code; none of it was run.
     """
+    if path.is_dir():
+        raise ValueError(f"{path}: expected a file of torch.save, got a folder")
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
     try:
         with open(path, "rb") as file:
             is_zip = file.read(len(_ZIP)) == _ZIP
-            most = file.seek(0, io.SEEK_END)
+            size = file.seek(0, io.SEEK_END)
             if is_zip:
                 with zipfile.ZipFile(file) as archive:
-                    return _read_zip(archive, _Storages(most))
+                    return _read_zip(archive, _Storages(size))
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                return _read_old(content, _Storages(most))
+                return _read_old(content, _Storages(size))
     except Refused as error:
         raise ValueError(
             f"{path}: refused: beside its weights this file asks for {error.name}, which could run "
@@ -239,7 +241,7 @@ def _read_zip(archive: zipfile.ZipFile, storages: _Storages) -> Any:
             f"{packed[0]!r:.60} is compressed; torch.save compresses nothing: unpack the archive "
             "and zip it with -0"
         )
-    if sum(info.file_size for info in members.values()) > storages.most:
+    if sum(info.file_size for info in members.values()) > storages.size:
         raise ValueError("a zip archive that claims to hold more than it has")
     order = f"{folder}byteorder"
     if order in members and archive.read(order).decode() != sys.byteorder:
