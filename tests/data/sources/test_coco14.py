@@ -271,7 +271,7 @@ def test_names_and_ids_that_stand_twice(tmp_path: Path) -> None:
     content = json.loads(path.read_text())
     content["images"][1]["id"] = 0
     path.write_text(json.dumps(content | {"annotations": []}))
-    with pytest.raises(DataError, match=r"images\[1\]\): id 0 is that of another image too"):
+    with pytest.raises(DataError, match=r"images\[1\]\): id 0 is also that of images\[0\]"):
         masks_of(tmp_path)
     content["images"][1]["id"] = 1
     path.write_text(json.dumps(content))

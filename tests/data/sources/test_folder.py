@@ -302,7 +302,7 @@ def test_the_nearest_class_is_looked_for_only_so_often(root: Path) -> None:
 
 def test_half_a_byte_order_mark(root: Path) -> None:
     (root / "labels.csv").write_bytes(b"\xef\xbb")
-    with pytest.raises(DataError, match=r"labels\.csv:1\): expected the header"):
+    with pytest.raises(DataError, match=r"labels\.csv: expected text in UTF-8"):
         folder(root)
 
 
