@@ -127,6 +127,7 @@ Stages = Annotated[tuple[StageName, ...], AfterValidator(_in_order)]
 Local = Annotated[Text, AfterValidator(_no_address)]
 SourceOptions = Annotated[dict[str, Any], AfterValidator(_of_source)]
 BackboneArgs = Annotated[dict[str, Any], AfterValidator(_of_form)]
+Reduction = Annotated[float, Field(ge=1e-3, le=1e9)]
 ImageSize = Pixels | tuple[Pixels, Pixels]
 AreaShares = Annotated[tuple[float, float], AfterValidator(_shares_of_area)]
 Thresholds = Annotated[tuple[float, float, float], AfterValidator(_curve)]
@@ -236,8 +237,8 @@ class CamModelConfig(BackboneConfig):
     """
 
     pool: Pool = "max"
-    reduction: Above0 = 8.0
-    feat_reduction: Above0 = 8.0
+    reduction: Reduction = 8.0
+    feat_reduction: Reduction = 8.0
     patch_norm: bool = False
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import struct
+import tracemalloc
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -162,6 +166,48 @@ def test_every_kind_of_png_gives_the_numbers_that_it_stores(
     folder = MaskFolder(tmp_path)
     folder.record(MaskEntry("m", "masks/m.png", None, (5, 3), ()))
     assert folder.read("m").tolist() == numbers
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+@pytest.mark.parametrize(("size", "whole"), [((9, 7), True), ((10, 7), False), ((2**23, 7), False)])
+def test_masks_with_fewer_pixels_than_their_header_says(
+    tmp_path: Path, size: tuple[int, int], whole: bool, interlaced: bool
+) -> None:
+    """Pillow would fill the others with 0 = background."""
+    path = write_png(tmp_path / "m.png", [[1] * 7] * 9, 2, interlaced=interlaced)
+    content = bytearray(path.read_bytes())
+    content[16:24] = struct.pack(">II", size[1], size[0])
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    path.write_bytes(content)
+    if whole:
+        assert read_labels(path, 3).tolist() == [[1] * 7] * 9
+        return
+    tracemalloc.start()
+    with pytest.raises(DataError, match=r"m\.png: cannot be read .* fewer pixels"):
+        read_labels(path, 3)
+    assert tracemalloc.get_traced_memory()[1] < 10e6
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("change", [lambda png: png + b"more" * 9, lambda png: png[:-3]])
+def test_what_follows_the_pixels_does_not_matter(
+    tmp_path: Path, change: Callable[[bytes], bytes]
+) -> None:
+    path = write_png(tmp_path / "m.png", [[1] * 7] * 9, 2)
+    path.write_bytes(change(path.read_bytes()))
+    assert read_labels(path, 3).tolist() == [[1] * 7] * 9
+
+
+def test_a_mask_whose_data_claim_to_be_longer_than_the_file(tmp_path: Path) -> None:
+    path = write_png(tmp_path / "m.png", [[1] * 7] * 9, 2)
+    content = bytearray(path.read_bytes())
+    content[33:37] = struct.pack(">I", 2**31 - 1)
+    path.write_bytes(content)
+    tracemalloc.start()
+    with pytest.raises(DataError, match=r"m\.png: cannot be read as an image"):
+        read_labels(path, 3)
+    assert tracemalloc.get_traced_memory()[1] < 10e6
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize(

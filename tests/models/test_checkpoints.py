@@ -92,17 +92,17 @@ def described(path, change):
 
 
 CHANGES = {
-    "depth": ({"config": {"backbone_args": TINY | {"depth": 10**6}}}, "depth: expected less than"),
+    "depth": ({"config": {"backbone_args": TINY | {"depth": 10**6}}}, "expected a depth from"),
     "width": ({"config": {"backbone_args": TINY | {"embed_dim": 10**9}}}, "embed_dim: expected"),
     "largest": ({"config": {"backbone_args": TINY | {"embed_dim": 16383, "depth": 256}}}, "shape"),
     "backbone": ({"config": {"backbone": "vit_giant_patch14_reg4_dinov2"}}, "of another shape"),
-    "image": ({"config": {"image_size": 10**9}}, "image_size: expected 1 to 16384"),
+    "image": ({"config": {"image_size": 10**9}}, "image_size: expected a whole"),
     "image 2": ({"config": {"image_size": 16380}}, r"pos_embed \(expected \(1, 1368900"),
     "classes": ({"config": {"num_classes": 10**9}}, "num_classes: expected 1 to 255"),
     "no classes": ({"config": {"num_classes": True}}, "num_classes: expected 1 to 255, got True"),
-    "layers": ({"config": {"drop_path": 2.0}}, "drop_path: expected 0 to 1"),
-    "fusion": ({"config": {"reduction": 1e-300}}, "reduction: expected 0.001"),
-    "fusion 0": ({"config": {"feat_reduction": 0.0}}, "feat_reduction: expected 0.001"),
+    "layers": ({"config": {"drop_path": 2.0}}, "drop_path: expected a number"),
+    "fusion": ({"config": {"reduction": 1e-300}}, "reduction: expected a number from 0.001"),
+    "fusion 0": ({"config": {"feat_reduction": 0.0}}, "feat_reduction: expected a number from"),
     "unknown": ({"config": {"checkpoint_path": "/etc/passwd"}}, "unknown key 'checkpoint_path'"),
     "type": ({"config": {"backbone": 3}}, "backbone: expected text"),
     "list": ({"config": [1]}, "lacks config"),
@@ -178,7 +178,7 @@ def test_no_argument_of_a_backbone_names_weights(tmp_path, argument, monkeypatch
     change = {"config": {"backbone_args": TINY | {argument: ADDRESSES[argument]}}}
     described(path, lambda info: json.dumps(merged(info, change)))
     monkeypatch.setattr(timm, "create_model", reached)
-    reason = f"backbone_args: '{argument}' does not describe the network; expected some of embed_di"
+    reason = rf"backbone_args: .*'{argument}' (does not describe the network|chooses weights)"
     with pytest.raises(ValueError, match=reason):
         checkpoints.load(path)
     with pytest.raises(ValueError, match=reason):
@@ -200,7 +200,7 @@ def test_no_argument_of_a_backbone_names_weights(tmp_path, argument, monkeypatch
     ],
 )
 def test_a_backbone_is_one_of_timms_own(name):
-    with pytest.raises(ValueError, match="backbone: timm has no model"):
+    with pytest.raises(ValueError, match=r"backbone: (timm has no model|expected )"):
         small.cam_model(name, 3)
 
 
@@ -210,7 +210,7 @@ def test_a_backbone_is_one_of_timms_own(name):
         ({"embed_dim": 48.5}, "embed_dim: expected a valid integer"),
         ({"embed_dim": True}, "embed_dim: expected a valid integer"),
         ({"embed_dim": "48"}, "embed_dim: expected a valid integer"),
-        ({"depth": 0}, "depth: expected greater than or equal to 1"),
+        ({"depth": 0}, "expected a depth from 1"),
         ({"num_heads": 5}, "cannot be built with .*num_heads"),
         ({"norm_layer": "os.system"}, "norm_layer: "),
         ({"norm_layer": "nothing"}, "cannot be built with .*nothing"),

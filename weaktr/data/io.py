@@ -14,6 +14,7 @@ from PIL import Image, ImageFile
 
 from weaktr.data.classes import IGNORE
 from weaktr.data.manifest import Exif, Sample
+from weaktr.data.png_rows import holds_all_rows
 from weaktr.data.problems import DataError, Problem
 
 T = TypeVar("T")
@@ -158,7 +159,7 @@ def read_labels(
         uint8 [H, W]; every value is < `num_labels` or 255.
 
     Raises:
-        DataError: missing, corrupt, coloured, no PNG, or a value outside.
+        DataError: missing, corrupt, cut off, coloured, no PNG, or a value outside.
     """
     stored = read_stored_labels(path, source)
     labels, outside = to_labels(stored, num_labels, mask_ids)
@@ -172,8 +173,12 @@ def read_stored_labels(path: Path, source: str = "") -> np.ndarray:
 
     def decode(image: Image.Image) -> np.ndarray:
         factor = check_is_mask(image, path, source)
+        if not holds_all_rows(path):
+            message = "cannot be read as an image: it holds fewer pixels than its header says"
+            raise DataError(Problem(str(path), source, message))
         deep = image.mode == "I;16"
-        return np.array(image).astype(np.int32 if deep else np.uint8) // factor
+        pixels = np.array(image).astype(np.int32 if deep else np.uint8, copy=False)
+        return pixels if factor == 1 else pixels // factor
 
     return open_image(path, source, decode)
 

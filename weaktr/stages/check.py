@@ -45,7 +45,7 @@ from weaktr.stages.check_models import (
     require_weights,
     require_whole_patches,
 )
-from weaktr.stages.places import require_own
+from weaktr.stages.places import in_the_way
 from weaktr.stages.run import Run, Stage, load_split
 from weaktr.stages.train_seg import starting_config
 
@@ -180,7 +180,7 @@ class _Check:
                             f"{advice}"
                         )
         with part.told():
-            require_own(self.run)
+            part.faults += in_the_way(self.run)
             for stage in stages:
                 if read_inputs(self.run.of(stage.name)) is None:
                     refuse_files_of_others(self.run.of(stage.name))
@@ -191,8 +191,6 @@ class _Check:
         device = None
         with part.told():
             device = choose_device(recipe.device)
-            if device.type == "meta":
-                raise ValueError("device: 'meta' computes nothing; expected auto, cpu or cuda")
         if device is None or part.faults:
             return None
         part.found = str(device)

@@ -40,32 +40,26 @@ CHARTS = "_classes.png"
 IN_A_STAGE = ("masks", "before_refinement", "before_crf", "tensorboard")
 
 
-def require_own(run: Run) -> None:
-    """Refuse a folder for a run that is somebody else's; nothing is written.
-
-    Raises:
-        ValueError: it holds files of others, or links, where results go; or lies among the
-            photographs.
-    """
-    folder = run.folder
-    own = [folder / name for name in (*OF_A_RUN, *run.recipe.stages)]
-    for path in own:
-        if path.is_symlink():
-            raise ValueError(f"{path}: is a link; move it away, or choose another --out")
-    if not (folder / outputs.LOCK).exists() and not any((path / INPUTS).is_file() for path in own):
-        theirs = [p for p in own if p.is_file() or (p.is_dir() and any(p.iterdir()))]
-        if theirs:
-            raise ValueError(
-                "\n".join(
-                    f"{path}: is there already, and weaktr did not write it; "
-                    "move it away, or choose another --out"
-                    for path in theirs
-                )
-            )
+def in_the_way(run: Run) -> list[str]:
+    """Why the folder of a run cannot be used: files of others, or links, where results go."""
+    own = [run.folder / name for name in (*OF_A_RUN, *run.recipe.stages)]
+    advice = "move it away, or choose another --out"
+    faults = [f"{path}: is a link; {advice}" for path in own if path.is_symlink()]
+    is_marked = (run.folder / outputs.LOCK).exists()
+    if not faults and not is_marked and not any((path / INPUTS).is_file() for path in own):
+        faults += [
+            f"{path}: is there already, and weaktr did not write it; {advice}"
+            for path in own
+            if path.is_file() or (path.is_dir() and any(path.iterdir()))
+        ]
     images = {sample.image.parent for sample in run.train}
     if run.predicted is not None:
         images |= {sample.image.parent for sample in run.predicted}
-    outputs.require_apart(folder, [], images, own=own)
+    try:
+        outputs.require_apart(run.folder, [], images, own=own)
+    except ValueError as error:
+        faults.append(str(error))
+    return faults
 
 
 @contextmanager
@@ -73,12 +67,12 @@ def claimed_run(run: Run) -> Iterator[None]:
     """Have the folder of a run to oneself.
 
     Raises:
-        ValueError: see `require_own`; or another process works in it.
+        ValueError: see `in_the_way`; or another process works in it.
     """
-    folder = run.folder
-    require_own(run)
-    with claimed(folder):
-        clear_unfinished(folder, at_depth=False)
+    if faults := in_the_way(run):
+        raise ValueError("\n".join(faults))
+    with claimed(run.folder):
+        clear_unfinished(run.folder, at_depth=False)
         yield
 
 
