@@ -109,6 +109,16 @@ def test_an_archive_that_inflates_without_end(
     assert read_cams(path)[0].shape == (1, 512, 512)
 
 
+def test_a_member_that_claims_more_bytes_than_the_archive_has(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(path, cams=np.zeros((1, 2, 2), np.float32), classes=np.array([3]))
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<I", content, content.index(b"PK\1\2") + 20, 1_851_880_020)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"\d+ bytes that claims to hold 1851880020"):
+        read_cams(path)
+
+
 @pytest.mark.parametrize("cut", [0, 10, 100, -30, -1])
 def test_damaged_archives(tmp_path: Path, cut: int) -> None:
     path = tmp_path / "a.npz"

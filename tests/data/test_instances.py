@@ -228,7 +228,7 @@ def test_command_draws_the_others_and_says_so(tmp_path, capsys, monkeypatch):
     with Image.open(tmp_path / f"out/{NAMES[1]}.png") as mask:
         assert np.unique(np.array(mask)).tolist() == [0, 90]
     assert not (tmp_path / f"out/{NAMES[0]}.png").exists()
-    command = ["data", "masks", "coco14", str(path), "--out", "x", "--option"]
+    command = ["data", "masks", "coco14", str(path), "--out", str(tmp_path / "x"), "--option"]
     for option, message in [
         ("ids=91", "ids: expected 90, 80 or 'json', got 91"),
         ("images=[1]", "--option images: expected a folder, got [1]"),

@@ -63,8 +63,9 @@ def read_npz(path: Path, *names: str) -> dict[str, np.ndarray]:
             if missing := [name for name in names if name not in members]:
                 raise ValueError(f"an archive without {', '.join(missing)}")
             members = {name: members[name] for name in names or members}
-            claimed = sum(info.file_size for info in members.values())
-            if claimed > max(MOST_INFLATED, RATIO * size):
+            packed = max((info.compress_size for info in members.values()), default=0)
+            claimed = max(packed, sum(info.file_size for info in members.values()))
+            if packed > size or claimed > max(MOST_INFLATED, RATIO * size):
                 raise ValueError(f"an archive of {size} bytes that claims to hold {claimed}")
             return {name: _array(archive.read(info), name) for name, info in members.items()}
     except FileNotFoundError:

@@ -300,6 +300,12 @@ def test_the_nearest_class_is_looked_for_only_so_often(root: Path) -> None:
     assert hinted[: HINTS + 51] == [True] * HINTS + [False] * 50 + [True]
 
 
+def test_names_of_classes_that_are_none(root: Path) -> None:
+    (root / "labels.csv").write_text('image,labels\na.png,"cat\nb.png,"\n')
+    with pytest.raises(DataError, match=r"labels\.csv: names: expected names without control"):
+        folder(root)
+
+
 def test_half_a_byte_order_mark(root: Path) -> None:
     (root / "labels.csv").write_bytes(b"\xef\xbb")
     with pytest.raises(DataError, match=r"labels\.csv: expected text in UTF-8"):

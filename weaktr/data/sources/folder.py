@@ -318,7 +318,11 @@ def _classes(
         return class_list(file)
     columns = dict.fromkeys(name for split in splits for name in split.columns)
     named = {label for split in splits for row in split.rows for label in row.labels}
-    return Classes((*columns, *sorted(named - columns.keys())))
+    try:
+        return Classes((*columns, *sorted(named - columns.keys())))
+    except ValueError as error:
+        paths = " and ".join(str(split.path) for split in splits)
+        raise DataError(Problem(paths, "", str(error))) from error
 
 
 def _unrepeated(
