@@ -30,6 +30,8 @@ def test_results_of_the_same_inputs_stay_and_others_are_refused(tmp_path):
     assert read_json(folder / "inputs.json") == {
         "made_from": "one", "settings": {"flip": True, "threshold": 0.4},
     }  # fmt: skip
+    begin(folder, "zero", settings={})  # there are no results yet
+    begin(folder, "one", settings={"flip": True, "threshold": 0.4})
     (folder / "half").write_text("done")
     begin(folder, "one", settings={})
     with pytest.raises(ValueError, match=r"\(settings\.threshold: 0\.4 there, 0\.6 now\); choose"):

@@ -171,20 +171,21 @@ def begin(folder: Path, made_from: str, **facts: Any) -> None:
         facts: the inputs by name, written beside the fingerprint: plain values, or trees of them.
 
     Raises:
-        ValueError: the folder holds results of other inputs (says what differs); or files but no
-            ``inputs.json``, so weaktr did not write them.
+        ValueError: the folder holds results of other inputs (says what differs; inputs alone, of
+            a start that failed, are replaced); or files but no ``inputs.json``, so weaktr did not
+            write them.
     """
     tidy(folder)
     stored = read_inputs(folder)
     if stored is None:
         refuse_files_of_others(folder)
-    elif stored["made_from"] != made_from:
+    elif stored["made_from"] == made_from:
+        return
+    elif _visible(folder) != [INPUTS]:
         raise ValueError(
             f"{folder}: holds results of other inputs or settings "
             f"({in_words(differences(stored, facts))}); choose another --out"
         )
-    else:
-        return
     write_json(folder / INPUTS, {"made_from": made_from, **facts})
 
 
@@ -259,10 +260,14 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+def _visible(folder: Path) -> list[str]:
+    """The names in a folder, less hidden ones; none of a folder that is missing."""
+    return sorted(p.name for p in folder.iterdir() if p.name[0] != ".") if folder.is_dir() else []
+
+
 def refuse_files_of_others(folder: Path) -> None:
     """Raise ValueError for files, but hidden ones, in a folder that weaktr did not mark."""
-    found = sorted(p.name for p in folder.iterdir() if p.name[0] != ".") if folder.is_dir() else []
-    if found:
+    if found := _visible(folder):
         raise ValueError(
             f"{folder}: expected an empty folder or one that weaktr made, but it holds "
             f"{found[0]} and no {INPUTS}; choose another --out, or move it away"

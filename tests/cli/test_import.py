@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from tests import published
+from tests.models import small
 from tests.parity import recipe
 from tests.tolerances import assert_golden
 from weaktr import cli
@@ -431,3 +432,16 @@ def test_cut_off_and_foreign_files_are_refused(tmp_path):
         import_checkpoint(file, tmp_path / "out")
     with pytest.raises(FileNotFoundError):
         import_checkpoint(tmp_path / "nothing.pth", tmp_path / "out")
+
+
+def test_a_model_that_was_trained_is_not_replaced(tmp_path):
+    file = published.save_stage2(tmp_path / "x.pth", tiny(), 5)
+    (tmp_path / "out").mkdir()
+    trained = checkpoints.save(
+        small.cam_model("vit_tiny_patch16_224", 2, position="published_cam", image_size=32),
+        tmp_path / "out" / "model",
+    )
+    before = trained.read_bytes()
+    code, text = said("import", file, "--out", tmp_path / "out")
+    assert code == cli.WRONG_INPUT and "choose another name, or delete it" in text
+    assert trained.read_bytes() == before

@@ -380,3 +380,25 @@ def test_every_error_of_the_system_is_one_line(run, photos, tmp_path, monkeypatc
         result, text, _ = run("label")
         assert result == code
         assert text and "Traceback" not in text and "\x1b" not in text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_start_with_a_wrong_setting_leaves_nothing_in_the_way(command, run):
+    assert run(command, "--set", "crf=vox")[0] == cli.WRONG_INPUT
+    assert run(command)[0] == 0
+
+
+def test_scores_do_not_replace_files_of_others(run, photos, tmp_path):
+    masks = run("predict")[2].folder
+    truth = tmp_path / "truth"
+    shutil.copytree(masks / "masks", truth)
+    file = tmp_path / "scores" / "metrics.json"
+    file.parent.mkdir()
+    file.write_text('{"val_miou": 71.2}')
+    call = ["eval", masks, truth, "--num-labels", 3, "--out", file.parent]
+    code, text = said(cli.main, *call)
+    assert code == cli.WRONG_INPUT and "weaktr did not write it" in text
+    assert file.read_text() == '{"val_miou": 71.2}'
+    file.unlink()
+    for _ in range(2):
+        assert said(cli.main, *call)[0] == 0

@@ -206,19 +206,19 @@ def run_check(
 
 def _show(found: Findings, title: str, console: Console) -> int:
     """Print problems and their number; returns 1 if there is an error, else 0."""
-    from weaktr.data.problems import printable
+    from weaktr.data.problems import one_line
 
     if found:
-        console.print(_table_of(found, printable(title)))
+        console.print(_table_of(found, one_line(title)))
     errors, warnings = found.count("error"), found.count("warning")
-    summary = printable(f"{title}, {errors} errors, {warnings} warnings")
+    summary = one_line(f"{title}, {errors} errors, {warnings} warnings")
     console.print(Text(summary, style="bold red" if errors else "bold green"))
     return 1 if errors else 0
 
 
 def _table_of(found: Findings, title: str) -> Table:
     """The problems, errors first; of the kinds with more than are listed, how many more."""
-    from weaktr.data.problems import LISTED, printable
+    from weaktr.data.problems import LISTED, one_line
 
     table = Table(title=title, title_justify="left", show_lines=False)
     for heading in ("level", "file", "declared at", "problem"):
@@ -226,11 +226,11 @@ def _table_of(found: Findings, title: str) -> Table:
     for level in ("error", "warning"):
         style = _STYLES[level]
         for fault in (fault for fault in found if fault.level == level):
-            cells = map(printable, (fault.file, fault.where, fault.message))
+            cells = map(one_line, (fault.file, fault.where, fault.message))
             table.add_row(Text(level, style=style), *map(Text, cells))
         for (of, kind), count in found.counts.items():
             if of == level and count > LISTED:
-                more = printable(f"{kind}: {count - LISTED:,} more, {count:,} in all")
+                more = one_line(f"{kind}: {count - LISTED:,} more, {count:,} in all")
                 table.add_row(Text(level, style=style), Text("..."), Text(""), Text(more))
     return table
 

@@ -75,7 +75,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from weaktr.evaluation import folders
     from weaktr.evaluation.report import UNKNOWN, print_classes, print_confused, print_rows
+    from weaktr.files import require_replaceable
 
+    require_replaceable(arguments.out / "metrics.json", b'"boundary_tolerance"')
     truth = _truth(arguments)
     split = arguments.split or (arguments.names or arguments.truth).stem
     labels, tolerance = truth.classes.label_names, arguments.boundary

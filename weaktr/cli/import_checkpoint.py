@@ -54,9 +54,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from weaktr.data.layout import read_lines
+    from weaktr.files import require_replaceable
     from weaktr.models import CamModel
-    from weaktr.models.released.import_checkpoint import Choices, import_checkpoint
+    from weaktr.models.released.import_checkpoint import PUBLISHED, Choices, import_checkpoint
 
+    of_an_import = f'"{PUBLISHED}":'  # in the description, which stands as JSON inside the weights
+    require_replaceable(arguments.out / "model.json", of_an_import.encode())
+    escaped = of_an_import.replace('"', '\\"')
+    require_replaceable(arguments.out / "model.safetensors", escaped.encode())
     names = None
     if arguments.classes is not None:
         names = [line for _, line in read_lines(arguments.classes)]

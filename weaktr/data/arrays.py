@@ -26,6 +26,8 @@ from weaktr.data.pickles import Built, Maker, Refused, read_pickle
 _MAGIC = b"\x93NUMPY"
 #: NumPy's codes of plain numbers, without the byte order.
 NUMBERS = {f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)} | {"f2", "f4", "f8", "b1"}
+#: Bytes at the end of a zip archive that say how long the comment behind them is.
+COMMENT_LENGTH = 2
 #: An archive may hold this many bytes, or `RATIO` times as many as it has itself, if that is more.
 #: CAMs shrink to a half; zeros shrink a thousandfold, which is how a small file fills a memory.
 MOST_INFLATED, RATIO = 1 << 29, 32
@@ -59,6 +61,9 @@ def read_npz(path: Path, *names: str) -> dict[str, np.ndarray]:
     try:
         with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
             size = file.seek(0, io.SEEK_END)
+            file.seek(max(0, size - len(archive.comment) - COMMENT_LENGTH))
+            if int.from_bytes(file.read(COMMENT_LENGTH), "little") != len(archive.comment):
+                raise ValueError("it is cut off")  # in its comment, which zipfile does not mind
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
             if missing := [name for name in names if name not in members]:
                 raise ValueError(f"an archive without {', '.join(missing)}")

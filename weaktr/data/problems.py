@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Self
 
+from weaktr.progress import printable
+
 #: How many problems one error message lists, and a table of each kind; of the others they give the
 #: number.
 LISTED = 20
@@ -34,7 +36,7 @@ class Problem:
 
     def __str__(self) -> str:
         declared = f" ({self.where})" if self.where else ""
-        return printable(f"{self.file}{declared}: {self.message}")
+        return one_line(f"{self.file}{declared}: {self.message}")
 
 
 class Findings(list[Problem]):
@@ -78,21 +80,15 @@ class Findings(list[Problem]):
         return sum(count for (of, _), count in self.counts.items() if of == level)
 
 
-def printable(text: str) -> str:
-    """Text in which everything that is not to be seen stands as an escape, such as ``\\n``.
-
-    Names of files may hold line breaks, escape sequences of terminals, and bytes that are not
-    UTF-8.
-    """
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+def one_line(text: str) -> str:
+    """Text of others on one line: names of files may hold line breaks, and worse (`printable`)."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def few(names: Sequence[object]) -> str:
     """The first five of some names, for a message: ``a, b, c, d, e and 7 more``."""
     more = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
-    return printable(", ".join(map(str, names[:5]))) + more
+    return one_line(", ".join(map(str, names[:5]))) + more
 
 
 class DataError(ValueError):

@@ -47,6 +47,10 @@ PUBLISHED_REDUCTION = 8.0
 FAMILY_NORMALIZATION = {"deit_distilled": "deit", "dinov2": "deit", "eva02": "eva02"}
 
 
+#: Under which name the description of an imported checkpoint says where it came from.
+PUBLISHED = "published"
+
+
 @dataclass(frozen=True)
 class Choices:
     """What the caller may set where tensors and ``variant.yml`` do not.
@@ -127,7 +131,7 @@ def import_checkpoint(path: Path, out: Path, choices: Choices | None = None) -> 
     facts = {"file": path.name, "sha256": sha256, **facts}
     class_list = {"names": classes.names, "ids": classes.ids}
     target = out / "model.safetensors"
-    target = checkpoints.save(model, target, classes=class_list, published=facts)
+    target = checkpoints.save(model, target, classes=class_list, **{PUBLISHED: facts})
     return Imported(target, model, classes, facts, variant, source)
 
 
