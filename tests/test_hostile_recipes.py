@@ -177,10 +177,8 @@ WITHOUT_END = {
     "nested": ("name: " + "[" * 1500, "maximum recursion depth"),
     "nested 2": ("- " * 5000, "maximum recursion depth"),
     "digits": ("seed: " + "1" * 5000, "a number of 5000 characters"),
-    "hexadecimal": ("seed: 0x" + "f" * 5000, "a number of 5002 characters"),
-    "base 60": ("seed: " + ":".join(["1"] * 3000), "a number of 5999 characters"),
-    "base 60, fraction": ("seed: " + ":".join(["1"] * 3000) + ".5", "a number of 6001"),
-    "keys": ("{" + ", ".join(f"k{i}" for i in range(10_001)) + "}", "more than 10000 keys"),
+    "fraction": ("seed: " + "1" * 5000 + ".5", "a number of 5002 characters"),
+    "keys": ("{" + ", ".join(f"k{i}: 1" for i in range(10_001)) + "}", "more than 10000 keys"),
     "text": ("name: " + "x" * (1 << 20), "1048582 characters"),
     "no number": ('seed: !!int ""', "expected YAML"),
     "no truth": ("seed: !!bool x", "expected YAML"),
@@ -200,7 +198,7 @@ def test_yaml_without_an_end(name, read, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("number", ["99999999999999999999", "0x7fffffffffffffff", "1:30", "1e300"])
+@pytest.mark.parametrize("number", ["99999999999999999999", "-9223372036854775808", "1e300"])
 def test_numbers_of_usual_length_are_read(number):
     tree: dict[str, Any] = {}
     apply_setting(tree, f"seed={number}")

@@ -261,10 +261,12 @@ def test_names_of_any_kind(models, tmp_path):
 def test_a_trace_that_cannot_be_written_is_said_at_once(command, models, tmp_path):
     photos, out = tmp_path / "photos", tmp_path / "out"
     photo(photos / "a.png", 40, 30)
-    call = arguments(command, models, with_labels(photos), out, "--profile", photos)
-    code, text = said(cli.main, *call)
-    assert code == cli.FAILED and "photos" in text
-    assert not (out / "masks").exists()
+    places = {photos: cli.WRONG_INPUT, photos / "a.png" / "trace.json": cli.WRONG_INPUT}
+    for place, expected in places.items():
+        call = arguments(command, models, with_labels(photos), out, "--profile", place)
+        code, text = said(cli.main, *call)
+        assert code == expected and "photos" in text
+        assert not (out / "masks").exists()
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -118,7 +118,7 @@ def test_environment_variable_is_heeded(monkeypatch):
 
 
 def test_unknown_attention_is_refused():
-    with pytest.raises(ValueError, match=r"attention .*: expected one of \['auto', 'cpu', "):
+    with pytest.raises(ValueError, match=r"attention: expected one of auto, cpu, "):
         small.cam_model("deit_small_patch16_224", 3, attention="flash", **CAM)
 
 

@@ -148,7 +148,7 @@ def _run(command: Callable[[argparse.Namespace], int], arguments: argparse.Names
 
 
 #: Paths that lead to nothing, or to another kind of thing than was expected.
-WRONG_PATHS = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+WRONG_PATHS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
 
 
 def _exit_code(error: BaseException) -> int | None:
