@@ -83,7 +83,8 @@ def test_the_name_of_a_file_may_be_as_long_as_the_system_allows(tmp_path):
 
 
 def test_a_file_that_weaktr_did_not_write_is_not_replaced(tmp_path):
-    require_replaceable(tmp_path / "new")
+    mark = b"weaktr"
+    require_replaceable(tmp_path / "new", mark)
     ours, empty, theirs = (tmp_path / name for name in ("ours", "empty", "theirs"))
     ours.write_bytes(b"x" * 99 + b"weaktr" + b"x" * 10**6)
     empty.touch()
@@ -91,10 +92,10 @@ def test_a_file_that_weaktr_did_not_write_is_not_replaced(tmp_path):
     (tmp_path / "link").symlink_to(ours)
     (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
     for path in (ours, empty):
-        require_replaceable(path)
+        require_replaceable(path, mark)
     for path in (theirs, tmp_path, tmp_path / "link", tmp_path / "gone"):
         with pytest.raises(ValueError, match="is there already, and weaktr did not write it"):
-            require_replaceable(path)
+            require_replaceable(path, mark)
 
 
 DEEP = 100_000

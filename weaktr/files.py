@@ -79,12 +79,13 @@ def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
         temporary.write_bytes(content)
 
 
-def require_replaceable(path: Path, mark: bytes = b"weaktr") -> None:
+def require_replaceable(path: Path, mark: bytes | None) -> None:
     """Refuse to write a file where there is one that weaktr did not write.
 
     Args:
         path: the file to be written.
-        mark: stands near the beginning or the end of such a file of weaktr's.
+        mark: stands near the beginning or the end of such a file of weaktr's; None = there is
+            nothing by which to know one.
 
     Raises:
         ValueError: there is such a file, or something that is no file.
@@ -95,7 +96,7 @@ def require_replaceable(path: Path, mark: bytes = b"weaktr") -> None:
         with open(path, "rb") as file:
             head = file.read(ENDS)
             file.seek(max(0, file.seek(0, os.SEEK_END) - ENDS))
-            if not head or mark in head or mark in file.read():
+            if not head or (mark is not None and (mark in head or mark in file.read())):
                 return
     raise ValueError(
         f"{path}: is there already, and weaktr did not write it; choose another name, or delete it"

@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +23,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from weaktr.contents import Contents
-from weaktr.files import UNFINISHED, read_json, write_json
+from weaktr.files import UNFINISHED, is_clutter, read_json, write_json
 
 INPUTS, FINISHED, LOCK = "inputs.json", "finished.json", ".weaktr-lock"
 #: Differences between inputs that an error lists.
@@ -120,13 +119,6 @@ def clear_unfinished(folder: Path, *, at_depth: bool = True) -> None:
             shutil.rmtree(Path(place) / name)
         if not at_depth:
             return
-
-
-def remove(folder: Path) -> None:
-    """Remove a folder of weaktr's results: at once gone, so that half of it is never found."""
-    removed = folder.with_name(f".{uuid.uuid4().hex}.removed")
-    folder.rename(removed)
-    shutil.rmtree(removed)
 
 
 def require_apart(
@@ -262,7 +254,8 @@ def _short(value: Any) -> str:
 
 def _visible(folder: Path) -> list[str]:
     """The names in a folder, less hidden ones; none of a folder that is missing."""
-    return sorted(p.name for p in folder.iterdir() if p.name[0] != ".") if folder.is_dir() else []
+    entries = os.listdir(folder) if folder.is_dir() else []
+    return sorted(name for name in entries if not is_clutter(name))
 
 
 def refuse_files_of_others(folder: Path) -> None:

@@ -195,6 +195,18 @@ def test_a_mask_corrected_by_hand_stays(command, run, photos, caplog):
     np.testing.assert_array_equal(read_stored_labels(masks.path("b")), mine)
 
 
+def test_a_corrected_mask_stays_where_its_labels_are_taken_away(run, photos, caplog):
+    masks = run("label")[2]
+    mine = np.full((40, 50), 2, np.uint8)
+    Image.fromarray(mine).save(masks.path("b"))
+    file = photos / "labels.csv"
+    file.write_text(file.read_text().replace("b.png,cat", "b.png,"))
+    for _ in range(2):
+        assert run("label")[0] == cli.FAILED
+        assert "its mask was changed by hand, and its photograph or its labels" in caplog.text
+        np.testing.assert_array_equal(read_stored_labels(masks.path("b")), mine)
+
+
 def test_a_damaged_index_is_named_with_its_line(run, tmp_path):
     run("predict")
     index = tmp_path / "out" / "index.jsonl"
@@ -266,7 +278,9 @@ def test_results_among_the_photographs_are_refused(command, run, photos, tmp_pat
     assert tree(tmp_path) == before
 
 
-@pytest.mark.parametrize("name", ["masks", "before_refinement", "index.jsonl", "masks/deep"])
+@pytest.mark.parametrize(
+    "name", ["masks", "before_refinement", "index.jsonl", "masks/deep", "before_refinement/masks"]
+)
 def test_nothing_is_written_through_a_link(run, tmp_path, name):
     run("label")
     ours, theirs = tmp_path / "out" / name, tmp_path / "theirs"
@@ -329,11 +343,11 @@ def test_a_file_in_place_of_the_folder_is_named(command, run, tmp_path, out):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_trace_replaces_a_trace_and_nothing_else(command, run, tmp_path):
     file = tmp_path / "notes.json"
-    file.write_text("mine")
+    file.write_text("weaktr label photos")
     code, text, _ = run(command, "--profile", file)
     assert code == cli.WRONG_INPUT
     assert "notes.json: is there already, and weaktr did not write it" in text
-    assert file.read_text() == "mine"
+    assert file.read_text() == "weaktr label photos"
     for _ in range(2):
         assert run(command, "--profile", tmp_path / "trace.json")[0] == 0
 

@@ -176,7 +176,13 @@ def test_a_kill_while_results_change_places_loses_nothing(home, monkeypatch, at)
     assert not list(run.glob("label.*"))
 
 
-@pytest.mark.parametrize("mine", ["masks/mine.png", "notes.txt", "masks/1.png", "deep/notes.txt"])
+@pytest.mark.parametrize(
+    "mine",
+    [
+        "masks/mine.png", "notes.txt", "masks/1.png", "deep/notes.txt", "masks/1.json", ".notes",
+        "before_refinement/notes.txt", "tensorboard/notes.txt", "my_classes.png",
+    ],
+)  # fmt: skip
 def test_results_with_files_of_others_are_kept_beside_the_new_ones(home, mine, messages):
     file = home / "run" / "label" / mine
     file.parent.mkdir(exist_ok=True)
@@ -185,8 +191,33 @@ def test_results_with_files_of_others_are_kept_beside_the_new_ones(home, mine, m
     run_recipe(recipe(home, label={"threshold": 0.6}), home / "run", start="label")
     (kept,) = (home / "run").glob("label.old-*")
     assert (kept / mine).read_bytes() == content
-    assert f"{mine.removesuffix('/notes.txt')} is not as weaktr wrote it" in messages.text
+    assert f"{mine} is not as weaktr wrote it" in messages.text
     assert not (home / "run" / "label" / mine).exists() or mine == "masks/1.png"
+
+
+def test_a_model_that_was_changed_is_kept(home):
+    trained = home / "run" / "train_cam" / "model.safetensors"
+    content = trained.read_bytes()[:-1] + b"\1"
+    trained.write_bytes(content)
+    run_recipe(recipe(home), home / "run", only="train_cam", force=True)
+    (kept,) = (home / "run").glob("train_cam.old-*")
+    assert (kept / "model.safetensors").read_bytes() == content
+
+
+def test_force_keeps_files_of_others_in_an_attempt(home, monkeypatch):
+    other = recipe(home, label={"threshold": 0.6})
+
+    def stop(run, place):
+        (place / "mine.txt").write_text("mine")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "STAGES", (replace(pipeline.LABEL, work=stop),))
+        with pytest.raises(KeyboardInterrupt):
+            run_recipe(other, home / "run", only="label")
+    run_recipe(other, home / "run", only="label", force=True)
+    (mine,) = (home / "run").glob("label.old-*/mine.txt")
+    assert mine.read_text() == "mine"
 
 
 def test_force_begins_anew_and_keeps_what_was_there_until_then(home, monkeypatch):

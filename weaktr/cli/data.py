@@ -140,7 +140,7 @@ def _draw(arguments: argparse.Namespace, json_file: Path, options: dict[str, Any
 def _check(source: str, root: Path, split: str, options: dict[str, Any]) -> int:
     """Check a split of a data set; the splits beside it are looked at for common images."""
     from weaktr import data
-    from weaktr.data.problems import Findings
+    from weaktr.data.problems import Findings, Problem
 
     found = Findings()
     if source == "manifest":
@@ -151,11 +151,14 @@ def _check(source: str, root: Path, split: str, options: dict[str, Any]) -> int:
                 others += [] if file == root else [data.Manifest.load(file)]
         return run_check(manifest, console, problems=found, others=others)
     manifest = data.load_manifest(source, root, split, problems=found, **options)
-    others = [
-        data.load_manifest(source, root, name, problems=Findings(), **options)
-        for name in SPLITS
-        if name != split and _has_split(source, root, name, options)
-    ]
+    others = []
+    for name in SPLITS:
+        if name != split and _has_split(source, root, name, options):
+            try:
+                others.append(data.load_manifest(source, root, name, problems=[], **options))
+            except ValueError as error:
+                message = f"cannot be compared with {split}: {error}"
+                found.append(Problem(str(root), f"split {name}", message, "warning"))
     return run_check(manifest, console, problems=found, others=others)
 
 

@@ -78,6 +78,8 @@ def run(arguments: argparse.Namespace) -> int:
     from weaktr.files import require_replaceable
 
     require_replaceable(arguments.out / "metrics.json", b'"boundary_tolerance"')
+    if not (arguments.out / "metrics.json").is_file():
+        require_replaceable(arguments.out / f"classes.{arguments.chart}", None)
     truth = _truth(arguments)
     split = arguments.split or (arguments.names or arguments.truth).stem
     labels, tolerance = truth.classes.label_names, arguments.boundary

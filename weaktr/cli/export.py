@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from weaktr.export import export_onnx, export_program
+    from weaktr.export import DESCRIPTION, FORMAT, export_onnx, export_program
     from weaktr.files import require_replaceable
     from weaktr.inference.probabilities import for_ensemble
     from weaktr.models import Segmenter, checkpoints
@@ -49,9 +49,9 @@ def run(arguments: argparse.Namespace) -> int:
     targets = {export_onnx: arguments.onnx, export_program: arguments.torch_export}
     if not any(targets.values()):
         raise ValueError("nothing to write; give --onnx FILE, --torch-export FILE, or both")
-    for path in targets.values():
+    for path, mark in ((arguments.onnx, FORMAT), (arguments.torch_export, DESCRIPTION)):
         if path is not None:
-            require_replaceable(path)
+            require_replaceable(path, mark.encode())
     model, description = checkpoints.load(arguments.checkpoint)
     names = list(checkpoints.class_names(description, arguments.checkpoint) or ())
     if not names:

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 HELP = """\
 Pseudo labels for images with image-level labels: CAMs, threshold, CRF, palette PNGs.
 
-IMAGES is a folder with labels.csv (image,labels with labels separated by ;), or one
-with a 0/1 column for each class; class names are those of the checkpoint.
+IMAGES is a folder with labels.csv, or train.csv, which comes first (image,labels with labels
+separated by ;, or a 0/1 column for each class); class names are those of the checkpoint.
 
 examples:
   weaktr label runs/voc/train_cam/model.safetensors photos/ --out labels/

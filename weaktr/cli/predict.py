@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from weaktr import data
     from weaktr.data.masks import MaskFolder
-    from weaktr.evaluation.voc_server import require_suffix, write_voc_archive
+    from weaktr.evaluation.voc_server import ARCHIVE_MARK, require_suffix, write_voc_archive
     from weaktr.files import require_replaceable
     from weaktr.models import Segmenter, checkpoints
     from weaktr.models.precision import choose_device
@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.archive is not None:
         require_suffix(arguments.archive)
-        require_replaceable(arguments.archive)
+        require_replaceable(arguments.archive, ARCHIVE_MARK)
     ensemble = [f"ensemble={arguments.ensemble}"] if arguments.ensemble else []
     settings = with_settings(PredictConfig(), arguments.set + ensemble)
     model, description = checkpoints.load(arguments.checkpoint, choose_device(arguments.device))

@@ -19,6 +19,7 @@ from weaktr.data.io import (
 from weaktr.data.manifest import Exif, Sample
 from weaktr.data.parallel import ordered_map
 from weaktr.data.problems import DataError, Problem
+from weaktr.progress import track
 
 
 class Headers:
@@ -37,7 +38,8 @@ class Headers:
         Returns:
             The faults in the order of the samples.
         """
-        faults = ordered_map(partial(self._of_sample, masks=masks), samples)
+        of_samples = ordered_map(partial(self._of_sample, masks=masks), samples)
+        faults = track(of_samples, "looking at headers", len(samples), is_minor=True)
         return [problem for of_sample in faults for problem in of_sample]
 
     def _of_sample(self, sample: Sample, masks: bool) -> tuple[Problem, ...]:

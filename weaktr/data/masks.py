@@ -26,7 +26,7 @@ from weaktr.data.io import read_stored_labels
 from weaktr.data.manifest import is_inside
 from weaktr.data.parallel import ordered_map
 from weaktr.data.problems import DataError, Problem
-from weaktr.files import write_bytes
+from weaktr.files import is_clutter, write_bytes
 
 #: Pixels that are counted together.
 PIECE = 2**20
@@ -340,11 +340,15 @@ def files_of_others(folder: Path, names: Container[str]) -> Iterator[Path]:
         folder: searched at any depth; hidden files in it are passed over.
         names: of the samples whose files are known.
     """
+    if folder.is_symlink():
+        yield folder
+        return
     for place, folders, files in os.walk(folder):
         for name in sorted(files + [name for name in folders if (Path(place) / name).is_symlink()]):
             path = Path(place) / name
-            known = path.relative_to(folder).with_suffix("").as_posix() in names
-            if name[0] != "." and (path.is_symlink() or not (known or is_marked(path))):
+            relative = path.relative_to(folder)
+            known = relative.with_suffix("").as_posix() in names
+            if not is_clutter(relative) and (path.is_symlink() or not (known or is_marked(path))):
                 yield path
 
 

@@ -22,6 +22,9 @@ from weaktr.files import write_bytes
 #: comp5: trained on the challenge's data alone; comp6: on any data but the test set's.
 COMPETITIONS = ("comp5", "comp6")
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
+#: Who wrote an archive: its gzip header or the owner of its files, where both end in a zero.
+WRITER = "weaktr"
+ARCHIVE_MARK = WRITER.encode() + b"\0"
 
 
 def require_suffix(path: Path) -> None:
@@ -58,12 +61,12 @@ def write_voc_archive(
             content = masks.path(name).read_bytes()
             member = f"results/VOC2012/Segmentation/{competition}_test_cls/{name}.png"
             entry = tarfile.TarInfo(member)
-            entry.size, entry.mode, entry.uname = len(content), 0o644, "weaktr"
+            entry.size, entry.mode, entry.uname = len(content), 0o644, WRITER
             archive.addfile(entry, io.BytesIO(content))
     content = buffer.getvalue()
     if path.suffix != ".tar":
         packed = io.BytesIO()
-        with gzip.GzipFile("weaktr", "wb", fileobj=packed, mtime=0) as file:
+        with gzip.GzipFile(WRITER, "wb", fileobj=packed, mtime=0) as file:
             file.write(content)
         content = packed.getvalue()
     write_bytes(path, content)

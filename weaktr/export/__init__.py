@@ -29,6 +29,7 @@ ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4
 #: Name of the description inside an exported program.
 DESCRIPTION = "weaktr.json"
+FORMAT = "weaktr-export"
 
 Run = Callable[[Tensor], Sequence[Tensor]]
 
@@ -229,7 +230,7 @@ def describe(
     mean, std = model.normalization
     smallest = 2 * model.patch_size
     return {
-        "format": "weaktr-export",
+        "format": FORMAT,
         "version": __version__,
         "stage": "cam" if isinstance(model, CamModel) else "segmenter",
         "backbone": model.config.backbone,

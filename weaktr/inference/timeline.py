@@ -167,6 +167,7 @@ class Timeline:
 
 #: By which `require_replaceable` knows a trace.
 OTHER_DATA = {"written by": "weaktr"}
+TRACE_MARK = b'"written by": "weaktr"'
 
 
 class Steps:

@@ -134,7 +134,7 @@ def check_run(run: Run, stages: Sequence[Stage]) -> list[Part]:
         check.train_cam()
     if "train_seg" in check.names:
         check.train_seg()
-    check.settings()
+    check.refiners()
     check.models(device)
     check.weights()
     told: set[str] = set()
@@ -369,8 +369,8 @@ class _Check:
             )
         return batches
 
-    def settings(self) -> None:
-        """The refiners take their settings, and the decoder can do what prediction asks for."""
+    def refiners(self) -> None:
+        """The refiners take their settings."""
         for stage in ("label", "predict"):
             if stage in self.names:
                 part = self.part(stage)

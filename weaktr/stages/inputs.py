@@ -16,7 +16,7 @@ from weaktr.data.parallel import ordered_map
 from weaktr.outputs import fingerprint, finished_facts
 from weaktr.progress import track
 from weaktr.recipes import identity
-from weaktr.stages.run import Run, Stage
+from weaktr.stages.run import Run, Stage, result_of
 
 #: In place of the digest of a file that cannot be read.
 UNREADABLE = "unreadable"
@@ -91,7 +91,7 @@ def _earlier(stage: Stage, run: Run) -> dict[str, tuple[str, str]]:
             raise ValueError(
                 f"{run.folder}: {before.name} is not finished; run without --from and --only"
             )
-        earlier[before.name] = finished["made_from"], before.result(run, folder)
+        earlier[before.name] = finished["made_from"], result_of(before, run)
     return earlier
 
 

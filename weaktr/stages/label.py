@@ -11,6 +11,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from weaktr.config import LabelConfig
+from weaktr.contents import Contents
 from weaktr.data import Sample
 from weaktr.inference.cams import CamInputs, CamsOfModel, CamSource
 from weaktr.inference.labels import label_maps
@@ -34,6 +35,7 @@ def label(
     *,
     emit: Collection[str] = (),
     profile: Path | None = None,
+    contents: Contents | None = None,
 ) -> MaskReport:
     """Write a pseudo label for every image that shows a class; continues where it stopped.
 
@@ -45,6 +47,7 @@ def label(
         emit: "confidence": also ``confidence/NAME.png``; "cam": also ``cams/NAME.npz`` (large). The
             mask of an image that has no such file is made again.
         profile: see `make_masks`.
+        contents: see `MaskStore`.
 
     Returns:
         What was labelled and what was left out, which is also logged.
@@ -60,12 +63,11 @@ def label(
         refined=bool(refiners),
         keep_unlabelled=keep_unlabelled,
         emit=emit,
+        contents=contents,
     )
-    shown, nothing = list(samples), list[Sample]()
-    if not keep_unlabelled:
-        shown = [sample for sample in samples if source.shows_a_class(sample)]
-        nothing = [sample for sample in samples if not source.shows_a_class(sample)]
-        store.drop(nothing)
+    shown = [s for s in samples if keep_unlabelled or source.shows_a_class(s)]
+    nothing = [s for s in samples if not (keep_unlabelled or source.shows_a_class(s))]
+    left_out = list(store.drop(nothing))
 
     def compute(batch: Sequence[CamInputs], timeline: Timeline) -> list[LabelMaps]:
         return label_maps(source, batch, settings.threshold, refiners, emit=emit, timeline=timeline)
@@ -81,6 +83,7 @@ def label(
         queue_mb=settings.queue_mb,
         profile=profile,
     )
+    report.left_out[:0] = left_out
     report.unlabelled[:0] = [sample.name for sample in nothing]
     report.log("pseudo labels", settings.max_side)
     return report
@@ -89,7 +92,8 @@ def label(
 def label_run(run: Run, folder: Path) -> int:
     """Label the training images of a run; returns how many were left out."""
     source = CamsOfModel(run.cam_model(), run.recipe.label)
-    report = label(source, run.train_images.samples, folder, run.recipe.label)
+    samples, settings = run.train_images.samples, run.recipe.label
+    report = label(source, samples, folder, settings, contents=run.contents)
     return len(report.left_out)
 
 

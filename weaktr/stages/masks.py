@@ -23,7 +23,7 @@ from weaktr.inference.pipeline import (
     run_pipeline,
 )
 from weaktr.inference.results import LabelMaps
-from weaktr.inference.timeline import GPU, Timeline
+from weaktr.inference.timeline import GPU, TRACE_MARK, Timeline
 from weaktr.progress import Meter
 from weaktr.stages.store import MaskStore
 
@@ -141,7 +141,7 @@ def make_masks(
         return bad + waits_in_words(timeline)
 
     if profile is not None:
-        require_replaceable(profile)
+        require_replaceable(profile, TRACE_MARK)
         Timeline().write_trace(profile)  # a place that cannot be written is said now
     report = MaskReport()
     todo: list[Sample] = []

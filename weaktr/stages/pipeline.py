@@ -32,7 +32,7 @@ from weaktr.stages.evaluate import EVALUATE
 from weaktr.stages.inputs import Inputs, inputs_of
 from weaktr.stages.label import LABEL
 from weaktr.stages.predict import PREDICT
-from weaktr.stages.run import Run, Stage
+from weaktr.stages.run import Run, Stage, result_of
 from weaktr.stages.train_cam import TRAIN_CAM
 from weaktr.stages.train_seg import TRAIN_SEG
 from weaktr.training.state import STATE
@@ -149,6 +149,7 @@ def run_stage(stage: Stage, run: Run, *, force: bool = False) -> int:
     """
     folder, inputs = run.of(stage.name), inputs_of(stage, run)
     places.settle(folder, inputs)
+    run.contents.save()  # what was read for it need not be read again if the stage is stopped
     if not force and is_finished(stage, run, inputs):
         log.info("%s: finished before, nothing has changed", stage.name)
         return 0
@@ -163,6 +164,7 @@ def run_stage(stage: Stage, run: Run, *, force: bool = False) -> int:
     )
     (place / STATE).unlink(missing_ok=True)
     places.put(place, folder, run.contents)
+    run.results.pop(stage.name, None)
     places.write_recipe(run)
     run.contents.save()
     return left_out
@@ -176,4 +178,4 @@ def is_finished(stage: Stage, run: Run, inputs: Inputs) -> bool:
         return False
     if not stage.by_image or facts["made_from"] == inputs.former:
         return True
-    return facts.get("images") == inputs.images and facts.get("result") == stage.result(run, folder)
+    return facts.get("images") == inputs.images and facts.get("result") == result_of(stage, run)

@@ -11,18 +11,18 @@ import glob
 import logging
 import shutil
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from weaktr import outputs
-from weaktr.contents import Contents
+from weaktr.contents import CONTENTS, Contents
 from weaktr.data.masks import MaskFolder, before_refinement
-from weaktr.files import write_bytes
+from weaktr.files import UNFINISHED, write_bytes
 from weaktr.outputs import INPUTS, claimed, clear_unfinished, read_inputs, refuse_files_of_others
 from weaktr.recipes import dump_recipe
 from weaktr.stages.inputs import Inputs
-from weaktr.stages.run import Run
+from weaktr.stages.run import MODEL, Run
 
 log = logging.getLogger("weaktr")
 
@@ -32,12 +32,12 @@ OF_A_RUN = (RECIPE, "metrics.json", "pictures")
 #: What stages write into their folders beside masks and charts.
 OF_A_STAGE = (
     INPUTS, outputs.FINISHED, "index.jsonl", "state.pt", "model.safetensors", "model.json",
-    "metrics.jsonl", "metrics.json", "contact_sheet.png",
+    "metrics.jsonl", "metrics.json", "contact_sheet.png", CONTENTS, outputs.LOCK,
+    "pseudo_label_classes.png", "val_classes.png", "not_held_out_classes.png",
 )  # fmt: skip
-#: How the names of the charts end that `evaluate` draws.
-CHARTS = "_classes.png"
-#: Folders in those of stages.
-IN_A_STAGE = ("masks", "before_refinement", "before_crf", "tensorboard")
+
+#: Files that systems put everywhere.
+OF_SYSTEMS = (".DS_Store", "Thumbs.db", "desktop.ini")
 
 
 def in_the_way(run: Run) -> list[str]:
@@ -110,8 +110,8 @@ def begin(folder: Path, inputs: Inputs, *, force: bool = False) -> Path:
         refuse_files_of_others(folder)
     elif force or not inputs.fit(stored):
         place = attempt
-    if force and attempt.exists():
-        outputs.remove(attempt)
+    if force and attempt.exists() and (gone := _out_of_the_way(attempt, None)) is not None:
+        shutil.rmtree(gone)
     if place == attempt and not force:
         log.info(
             "%s: holds results of other inputs (%s); they stay until the new ones are whole",
@@ -163,16 +163,15 @@ def _out_of_the_way(folder: Path, contents: Contents | None) -> Path | None:
     return None
 
 
-def _is_known(name: str, known: Collection[str]) -> bool:
-    return name in known or name[0] == "." or name.endswith(CHARTS)
-
-
 def _files_of_others(folder: Path, contents: Contents | None) -> Iterator[Path]:
     """Files in the folder of a stage that weaktr did not write, or that were changed since."""
-    for path in sorted(folder.iterdir()):
-        known = IN_A_STAGE if path.is_dir() else OF_A_STAGE
-        if path.is_symlink() or not _is_known(path.name, known):
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() or (path.is_file() and not _is_ours(path.relative_to(folder))):
             yield path
+    model, finished = folder / MODEL, outputs.finished_facts(folder) or {}
+    trained = finished.get("result") if model.is_file() else None  # None in an older version too
+    if trained is not None and (contents or Contents()).digest(model) != trained:
+        yield model
     for place in (folder, before_refinement(folder)):
         try:
             masks = MaskFolder(place, verify=True, contents=contents)
@@ -181,3 +180,15 @@ def _files_of_others(folder: Path, contents: Contents | None) -> Iterator[Path]:
             continue
         yield from (masks.path(name) for name in sorted(masks.edited))
         yield from masks.others()
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether weaktr writes a path in the folder of a stage (masks are looked at apart)."""
+    top, *rest = path.parts
+    if path.name in OF_SYSTEMS or any(UNFINISHED.fullmatch(part) for part in path.parts):
+        return True
+    if top in ("before_refinement", "before_crf") and rest:
+        top, *rest = rest
+    if top == "tensorboard":
+        return path.name.startswith("events.out.tfevents")
+    return (top == "masks" and path.suffix == ".png") if rest else top in OF_A_STAGE

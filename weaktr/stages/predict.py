@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from weaktr.config import PredictConfig
+from weaktr.contents import Contents
 from weaktr.data import Sample
 from weaktr.inference.predictions import Predictor
 from weaktr.inference.probabilities import SegInputs
@@ -31,6 +32,7 @@ def predict(
     given_classes: bool = False,
     emit: Collection[str] = (),
     profile: Path | None = None,
+    contents: Contents | None = None,
 ) -> MaskReport:
     """Write a mask for every image; continues where it stopped.
 
@@ -42,6 +44,7 @@ def predict(
         given_classes: see `Predictor`.
         emit: "scores": also ``scores/NAME.npz`` (large), see `write_scores`.
         profile: see `make_masks`.
+        contents: see `MaskStore`.
 
     Returns:
         What was made and what was left out, which is also logged.
@@ -53,7 +56,9 @@ def predict(
     if not given_classes:  # they do not matter, and need not be the same at the next start
         samples = [replace(sample, labels=None) for sample in samples]
     refined = bool(predictor.refiners)
-    store = MaskStore(folder, lambda sample: (sample.image,), refined=refined, emit=emit)
+    store = MaskStore(
+        folder, lambda sample: (sample.image,), refined=refined, emit=emit, contents=contents
+    )
 
     def compute(batch: Sequence[SegInputs], timeline: Timeline) -> list[LabelMaps]:
         return predictor.label_maps(batch, emit=emit, timeline=timeline)
@@ -75,8 +80,9 @@ def predict(
 
 def predict_run(run: Run, folder: Path) -> int:
     """Predict the held-out images of a run; returns how many were left out."""
-    samples = without_masks(run.val).samples
-    return len(predict(run.segmenter(), samples, folder, run.recipe.predict).left_out)
+    samples, settings = without_masks(run.val).samples, run.recipe.predict
+    report = predict(run.segmenter(), samples, folder, settings, contents=run.contents)
+    return len(report.left_out)
 
 
 PREDICT = Stage(

@@ -63,6 +63,11 @@ class Run:
         """What is known of the content of files; kept in the run's folder."""
         return Contents(self.folder / CONTENTS)
 
+    @cached_property
+    def results(self) -> dict[str, str]:
+        """What `result_of` has found of the stages."""
+        return {}
+
     @property
     def device(self) -> torch.device:
         """Where models run."""
@@ -124,6 +129,13 @@ def masks_digest(run: Run, folder: Path) -> str:
     folders = [folder, before_refinement(folder)]
     parts = [MaskFolder(f, verify=True, contents=run.contents).digest() for f in folders]
     return digest_of([tuple(parts)])
+
+
+def result_of(stage: Stage, run: Run) -> str:
+    """`Stage.result` of a finished stage in its place, computed once."""
+    if stage.name not in run.results:
+        run.results[stage.name] = stage.result(run, run.of(stage.name))
+    return run.results[stage.name]
 
 
 def load_split(settings: DataConfig, split: str, problems: list[Problem] | None = None) -> Manifest:

@@ -45,6 +45,7 @@ class MaskStore:
         refined: whether there are refiners.
         keep_unlabelled: whether images in which no class is possible get a mask, all background.
         emit: names of `EXTRAS`; others are ignored.
+        contents: what is known of files already; None = what `folder` keeps.
 
     Raises:
         ValueError: an index is damaged, or there are files of others where masks are written.
@@ -58,9 +59,10 @@ class MaskStore:
         refined: bool,
         keep_unlabelled: bool = True,
         emit: Collection[str] = (),
+        contents: Contents | None = None,
     ) -> None:
         self.folder, self.files, self.keep_unlabelled = folder, files, keep_unlabelled
-        self.contents = Contents(folder / CONTENTS)
+        self.contents = contents or Contents(folder / CONTENTS)
         self.masks = RefinedMasks(folder, refined=refined, contents=self.contents)
         self.extras = {name: EXTRAS[name] for name in emit if name in EXTRAS}
         for subfolder, _ in self.extras.values():
@@ -81,11 +83,7 @@ class MaskStore:
             if is_current:
                 continue
             if self.masks.is_edited(sample.name):
-                message = (
-                    "its mask was changed by hand, and its photograph or its labels since: "
-                    "delete the mask to have it made again"
-                )
-                behind[sample.name] = Problem(str(sample.image), sample.source, message)
+                behind[sample.name] = _edited_before(sample)
             else:
                 changed.add(sample.name)
         if changed:
@@ -106,11 +104,17 @@ class MaskStore:
             elif sample.name not in done:
                 yield sample
 
-    def drop(self, samples: Sequence[Sample]) -> None:
-        """Note that images show no class; a mask that one has from earlier labels is removed."""
+    def drop(self, samples: Sequence[Sample]) -> Iterator[Problem]:
+        """Note that images show no class; a mask that one has from earlier labels is removed.
+
+        Yields:
+            A problem for each whose mask somebody has changed; that stays.
+        """
         for sample in samples:
             entry = self.masks.done(sample.name)
-            if entry is not None and entry.file is not None:
+            if self.masks.is_edited(sample.name):
+                yield _edited_before(sample)
+            elif entry is not None and entry.file is not None:
                 nothing = replace(
                     entry, file=None, sha256=None, labels=(), given=sample.labels, predicted=None
                 )
@@ -174,6 +178,14 @@ class MaskStore:
     def _extra(self, kind: str, name: str) -> Path:
         subfolder, suffix = self.extras[kind]
         return self.folder / subfolder / f"{name}{suffix}"
+
+
+def _edited_before(sample: Sample) -> Problem:
+    message = (
+        "its mask was changed by hand, and its photograph or its labels since: "
+        "delete the mask to have it made again"
+    )
+    return Problem(str(sample.image), sample.source, message)
 
 
 def facts_of(result: LabelMaps) -> dict[str, Any]:

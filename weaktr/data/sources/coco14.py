@@ -39,6 +39,7 @@ from weaktr.data.manifest import Manifest, Sample
 from weaktr.data.names import readings
 from weaktr.data.problems import Problem, few
 from weaktr.data.render import drawing_faults
+from weaktr.files import is_clutter
 
 log = logging.getLogger("weaktr")
 
@@ -293,7 +294,11 @@ class _Files:
 def _listed(folder: Path, suffixes: Sequence[str]) -> list[tuple[str, Path]]:
     """(name without suffix, file) of the files of a folder."""
     with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if entry.name.lower().endswith(tuple(suffixes))]
+        names = [
+            entry.name
+            for entry in entries
+            if entry.name.lower().endswith(tuple(suffixes)) and not is_clutter(entry.name)
+        ]
     return [(_stem(name), folder / name) for name in sorted(names)]
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,9 @@ from PIL import Image
 
 from weaktr.data.classes import Classes, palette
 from weaktr.data.manifest import Manifest, Sample, is_inside
-from weaktr.data.problems import DataError, Problem
+from weaktr.data.problems import DataError, Problem, few
 from weaktr.data.sources.scene_drawing import NAMES, render_scene
-from weaktr.files import read_json
+from weaktr.files import is_clutter, read_json
 
 VERSION = 2  # of the drawing: raise it whenever the same seed draws another scene
 STAMP = "scenes.json"
@@ -99,8 +100,22 @@ def _draw(folder: Path, wanted: dict[str, Any]) -> None:
                 rows.writerow((name, " ".join(NAMES[label] for label in labels)))
         (drawn / STAMP).write_text(json.dumps(wanted), encoding="utf-8")
         if folder.exists():
+            _require_drawn(folder)
             folder.rename(Path(temporary) / "replaced")
         drawn.rename(folder)
+
+
+def _require_drawn(folder: Path) -> None:
+    """Raise `ValueError` where there is more in a folder of scenes than was drawn."""
+    drawn = {"images", "masks", "labels.csv", STAMP}
+    others = [path.name for path in folder.iterdir() if path.name not in drawn]
+    below = (path.name for path in folder.glob("*/*"))
+    others += [name for name in below if not re.fullmatch(r"[0-9]+\.png", name)]
+    if others := [name for name in others if not is_clutter(name)]:
+        raise ValueError(
+            f"{folder}: expected scenes alone, which are to be drawn anew, found {few(others)}; "
+            "move it away, or choose another root"
+        )
 
 
 def _manifest(folder: Path, wanted: dict[str, Any], masks: bool) -> Manifest:
