@@ -101,12 +101,13 @@ def tidy(folder: Path) -> None:
     Raises:
         ValueError: something in it is a link.
     """
-    for entry in os.scandir(folder) if folder.is_dir() else ():
-        if entry.is_symlink():
-            raise ValueError(
-                f"{entry.path}: is a link; expected files and folders that weaktr made: "
-                "move it away, or choose another --out"
-            )
+    for place in (folder, folder / "before_refinement", folder / "before_crf"):
+        for entry in os.scandir(place) if place.is_dir() else ():
+            if entry.is_symlink():
+                raise ValueError(
+                    f"{entry.path}: is a link; expected files and folders that weaktr made: "
+                    "move it away, or choose another --out"
+                )
     clear_unfinished(folder)
 
 
@@ -143,8 +144,8 @@ def require_apart(
     for path in images:
         if place.is_relative_to(path.resolve()):
             raise ValueError(
-                f"--out {folder}: lies in the folder of the photographs, {path}, where its masks "
-                "would be taken for photographs; choose a folder beside it"
+                f"--out {folder}: lies in the folder of the photographs or masks, {path}, where "
+                "its masks would be taken for these; choose a folder beside it"
             )
     for path in (*inputs, *images):
         if any(path.resolve().is_relative_to(one) for one in places):

@@ -25,7 +25,7 @@ from tests.cli.test_photographs import (
 from tests.cli.test_train import said
 from weaktr import cli, outputs
 from weaktr.data.io import read_stored_labels
-from weaktr.data.masks import MaskFolder
+from weaktr.data.masks import MaskFolder, png_bytes
 from weaktr.models import checkpoints
 
 
@@ -193,6 +193,56 @@ def test_a_mask_corrected_by_hand_stays(command, run, photos, caplog):
     assert run(command)[0] == cli.FAILED
     assert "its mask was changed by hand, and its photograph or its labels since" in caplog.text
     np.testing.assert_array_equal(read_stored_labels(masks.path("b")), mine)
+
+
+@pytest.mark.parametrize("way", ["emit", "before", "chunks", "copied", "extra gone"])
+def test_a_corrected_mask_stays_whatever_else_is_to_be_made(run, tmp_path, way):
+    masks = run("label", "--emit", "cam")[2]
+    path, mine = masks.path("b"), np.full((40, 50), 2, np.uint8)
+    if way == "copied":
+        other = run("label", "--set", "threshold=0.9", out=tmp_path / "other")[2]
+        assert other.path("b").read_bytes() != path.read_bytes()
+        shutil.copy(other.path("b"), path)
+        mine = read_stored_labels(path)
+    else:
+        picture = Image.fromarray(mine)
+        if way == "chunks":  # of a program that keeps what a PNG says of its origin
+            path.write_bytes(png_bytes(picture))
+        else:
+            picture.save(path)
+    if way == "before":
+        shutil.rmtree(tmp_path / "out" / "before_refinement")
+    if way == "extra gone":
+        (tmp_path / "out" / "cams" / "b.npz").unlink()
+    more = ("--emit", "cam,confidence") if way == "emit" else ("--emit", "cam")
+    assert run("label", *more)[0] == 0
+    np.testing.assert_array_equal(read_stored_labels(path), mine)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "I;16"])
+def test_a_corrected_mask_that_is_none_any_more_is_named(run, mode, caplog):
+    path = run("label")[2].path("b")
+    pixels = np.full((40, 50), 300, np.uint16)
+    Image.fromarray(pixels if mode == "I;16" else np.zeros((40, 50, 3), np.uint8)).save(path)
+    content = path.read_bytes()
+    assert run("label")[0] == cli.FAILED
+    assert "its mask was changed by hand and is none any more" in caplog.text
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_nothing_of_an_earlier_photograph_stays_beside_the_mask(command, run, photos, tmp_path):
+    option, extra = {
+        "label": (("--emit", "cam"), "cams"), "predict": (("--dump-scores",), "scores")
+    }[command]  # fmt: skip
+    run(command, *option)
+    file = tmp_path / "out" / extra / "b.npz"
+    before = file.read_bytes()
+    replaced(photos / "b.png", seed=99)
+    run(command)
+    assert not file.exists()
+    assert run(command, *option)[0] == 0
+    assert file.read_bytes() != before
 
 
 def test_a_corrected_mask_stays_where_its_labels_are_taken_away(run, photos, caplog):

@@ -126,7 +126,12 @@ def test_a_mask_that_is_gone_is_made_again_and_no_training_repeated(home):
 def test_earlier_results_stay_until_the_new_ones_are_whole(home, monkeypatch, messages):
     other = {"train_cam": {"lr": 2e-3}}
     run = home / "run"
-    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+    def visible():
+        files = (path for path in run.rglob("*") if path.is_file() and path.name[0] != ".")
+        return {path: path.read_bytes() for path in files}
+
+    before = visible()
     work = []
 
     def interrupted(*arguments, real=pipeline.TRAIN_CAM.work):
@@ -140,7 +145,7 @@ def test_earlier_results_stay_until_the_new_ones_are_whole(home, monkeypatch, me
         with pytest.raises(KeyboardInterrupt):
             run_recipe(recipe(home, **other), run)
     assert "settings.train_cam.lr: 0.001 there, 0.002 now" in messages.text
-    after = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    after = visible()
     new = {path.relative_to(run).parts[0] for path in after.keys() - before.keys()}
     assert len(new) == 1 and new.pop().startswith("train_cam.new-")
     assert {path: after[path] for path in before} == before
@@ -290,6 +295,25 @@ def test_a_second_process_on_a_run_is_refused(home, monkeypatch):
     with places.claimed_run(run), pytest.raises(ValueError, match="another process works in it"):
         run_recipe(recipe(home), home / "run")
     assert made_again(home) == []
+
+
+def test_scores_of_the_run_are_those_of_its_finished_evaluation(home, monkeypatch):
+    table = home / "run" / "metrics.json"
+    before = table.read_bytes()
+    monkeypatch.setattr("weaktr.stages.evaluate.draw_classes", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        changed = {"thresholds": [0.0, 0.4, 0.2]}
+        run_recipe(recipe(home, evaluate=changed), home / "run")
+    monkeypatch.undo()
+    assert table.read_bytes() == before
+    table.unlink()
+    assert made_again(home) == []
+    assert table.read_bytes() == before
+
+
+def test_a_model_that_is_gone_is_trained_again(home):
+    (home / "run" / "train_seg" / "model.safetensors").unlink()
+    assert made_again(home)[0] == "train_seg"
 
 
 def test_the_recipe_is_that_of_the_results(home, monkeypatch):

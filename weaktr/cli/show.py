@@ -97,6 +97,8 @@ def show_run(run: Run, *, count: int = 5, names: Sequence[str] = ()) -> list[Pat
         for sample in samples:
             strips += _strips(sample, manifest, recipe, model, masks)
         path = run.folder / "pictures" / f"{manifest.split}.png"
+        if path.parent.is_symlink():
+            raise ValueError(f"{path.parent}: is a link, through which nothing is written")
         title = f"{recipe.name}: {manifest.name} {manifest.split}"
         draw(strips, manifest.classes.label_names, path, title)
         paths.append(path)

@@ -22,7 +22,7 @@ from PIL import Image, PngImagePlugin
 
 from weaktr.contents import Contents, digest_of
 from weaktr.data.classes import palette
-from weaktr.data.io import read_stored_labels
+from weaktr.data.io import open_image, read_stored_labels
 from weaktr.data.manifest import is_inside
 from weaktr.data.parallel import ordered_map
 from weaktr.data.problems import DataError, Problem
@@ -134,6 +134,7 @@ class MaskFolder:
         entries: name -> the entry of its mask.
         without: name -> the entry of an image that shows no class, so that it has no mask.
         edited: names of the masks that somebody has changed; their entries stay, with new digests.
+        unusable: those of them that are whole pictures but no masks -> why.
 
     Raises:
         ValueError: the index is damaged; names its line.
@@ -148,6 +149,7 @@ class MaskFolder:
         self.entries = {name: entry for name, entry in lines.items() if entry.file is not None}
         self.without = {name: entry for name, entry in lines.items() if entry.file is None}
         self.edited: set[str] = set()
+        self.unusable: dict[str, str] = {}
         self._listed = self.entries.keys()
         self._is_cut = False
         if verify:
@@ -238,12 +240,17 @@ class MaskFolder:
                 digest = contents.digest(path)
                 if digest == entry.sha256:
                     return entry
-                if is_marked(path):
-                    return None
-                labels = _occurring(read_stored_labels(path))
+                open_image(path, "", lambda image: image.load())
             except (OSError, ValueError):  # missing or damaged
                 return None
-            return replace(entry, sha256=digest, labels=labels)
+            try:
+                labels = read_stored_labels(path)
+                if labels.max(initial=0) > 255:
+                    raise ValueError(f"{path}: expected labels up to 255, got {labels.max()}")
+            except ValueError as error:
+                self.unusable[entry.name] = str(error)
+                return replace(entry, sha256=digest)
+            return replace(entry, sha256=digest, labels=_occurring(labels.astype(np.uint8)))
 
         before, self.entries = self.entries, {}
         for entry in ordered_map(check, before.values()):
@@ -281,7 +288,8 @@ class RefinedMasks:
 
     def done(self, name: str) -> MaskEntry | None:
         """The entry of an image that has all its masks, or is known to show no class; else None."""
-        if name in self.masks and (self.before is None or name in self.before):
+        is_whole = self.before is None or name in self.before or name in self.masks.edited
+        if name in self.masks and is_whole:
             return self.masks.entries[name]
         return self.masks.without.get(name)
 
@@ -293,6 +301,10 @@ class RefinedMasks:
     def is_edited(self, name: str) -> bool:
         """Whether somebody has changed a mask of an image."""
         return any(name in masks.edited for masks in self._folders())
+
+    def unusable(self, name: str) -> str | None:
+        """Why a mask that somebody has changed is no mask any more; None = it is one."""
+        return self.masks.unusable.get(name)
 
     def write(
         self, name: str, mask_of: Callable[[str], np.ndarray], **facts: Any

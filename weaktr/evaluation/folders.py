@@ -115,6 +115,9 @@ def written_conditions(files: Path, split: str) -> Conditions:
     settings = content.get("settings", {}) if isinstance(content, dict) else None
     if not isinstance(settings, dict):
         raise ValueError(f"{file}: expected a mapping that has settings as a mapping")
+    for stage in ("label", "predict"):  # in the folder of a run they stand under its name
+        if isinstance(settings.get(stage), dict):
+            settings = settings[stage]
     if "ratios" in settings:
         return prediction_conditions(make(PredictConfig, settings, origin=str(file)), split)
     if "attention_type" in settings:

@@ -58,11 +58,13 @@ def draw_contact_sheet(
     rows, present = [], set()
     for sample in random.Random(0).sample(there, min(IMAGES, len(there))):
         try:
-            pixels = read_photograph(sample, SIDE).pixels
+            pixels, mask = read_photograph(sample, SIDE).pixels, masks.read(sample.name)
         except DataError:
-            continue  # gone since
+            continue  # gone since, or changed by hand into something else
+        if mask.max(initial=0) > 255:
+            continue
         titles = [sample.name, "mask"]
-        pictures = [pixels, overlay(pixels, _at_size(masks.read(sample.name), pixels))]
+        pictures = [pixels, overlay(pixels, _at_size(mask, pixels))]
         if sample.name in before:
             plain = _at_size(before.read(sample.name), pixels)
             titles.insert(1, "before refinement")

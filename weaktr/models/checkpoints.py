@@ -130,7 +130,10 @@ def weights_file(path: str | Path) -> Path:
         FileNotFoundError: there is none.
         ValueError: a folder, or a file of another kind.
     """
-    given, path = Path(path), Path(path).with_suffix(".safetensors")
+    given = Path(path)
+    path = given if given.suffix == ".safetensors" else Path(f"{given}.safetensors")
+    if given.suffix == ".json":
+        path = given.with_suffix(".safetensors")
     if path.is_file():
         return path
     if given.is_dir():
@@ -279,18 +282,22 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file.
 
     Raises:
+        OSError: it cannot be read.
         ValueError: damaged; names the file.
     """
     try:
         return load_file(path)
     except (SafetensorError, AttributeError, KeyError) as error:
         raise ValueError(f"{path}: not a whole safetensors file ({error})") from error
+    except RuntimeError as error:  # torch's kind for a file that cannot be opened
+        raise OSError(f"{path}: cannot be read ({error})") from error
 
 
 def describe(path: Path) -> dict[str, Any]:
     """The description stored in a checkpoint, without its weights.
 
     Raises:
+        OSError: it cannot be read.
         ValueError: not a checkpoint of weaktr, or damaged.
     """
     try:
@@ -298,6 +305,8 @@ def describe(path: Path) -> dict[str, Any]:
             text = (file.metadata() or {}).get("weaktr")
     except SafetensorError as error:
         raise ValueError(f"{path}: not a whole safetensors file ({error})") from error
+    except RuntimeError as error:  # torch's kind for a file that cannot be opened
+        raise OSError(f"{path}: cannot be read ({error})") from error
     if text is None:
         raise ValueError(
             f"{path}: safetensors without a weaktr description. Backbone weights go into "

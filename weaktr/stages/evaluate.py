@@ -38,6 +38,8 @@ from weaktr.stages.train_cam import TRAIN_CAM
 
 log = logging.getLogger("weaktr")
 
+#: The scores in one flat table, which is also the run's ``metrics.json`` (`weaktr.stages.places`).
+TABLE = "table.json"
 #: The keys of scores in metrics.json: of images that were held out, of images that were not.
 HELD_OUT, TRAINED_ON = "val", "not_held_out"
 
@@ -46,9 +48,9 @@ def evaluate(run: Run, folder: Path) -> int:
     """Score all results that a run has; also printed as a table.
 
     Args:
-        run: its ``label`` and ``predict`` are read, its ``metrics.json`` is written. The CAMs of a
-            recipe with stage 1 are computed again.
-        folder: gets ``metrics.json`` with all details, and charts.
+        run: its ``label`` and ``predict`` are read. The CAMs of a recipe with stage 1 are computed
+            again.
+        folder: gets ``metrics.json`` with all details, `TABLE`, and charts.
 
     Returns:
         How many images could not be scored.
@@ -78,7 +80,7 @@ def evaluate(run: Run, folder: Path) -> int:
     flat: dict[str, Any] = {"recipe": recipe.name, "seed": recipe.seed}
     flat |= {row.key: round(row.scores.miou, 3) for row in rows}
     flat["conditions"] = {row.key: caption(row) for row in rows}
-    write_json(run.folder / "metrics.json", flat)
+    write_json(folder / TABLE, flat)
     print_rows(rows, f"{recipe.name}: in %, trained from {supervision}")
     for what in ("pseudo_label", HELD_OUT, TRAINED_ON):
         if chosen := [row for row in rows if row.key.startswith(what)]:

@@ -84,6 +84,7 @@ def label(
         profile=profile,
     )
     report.left_out[:0] = left_out
+    report.count_older(store.masks, samples)
     report.unlabelled[:0] = [sample.name for sample in nothing]
     report.log("pseudo labels", settings.max_side)
     return report

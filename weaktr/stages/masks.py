@@ -45,7 +45,8 @@ class MaskReport:
         left_out: images that could not be read, or do not fit the memory.
         reduced: number of images that were worked on at a smaller size.
         turned: numbers of images whose EXIF asks viewers to turn them: "applied", "ignored".
-        older: number of masks in the folder of images that are no longer among those given.
+        older: number of masks in the folder of images that are no longer among those given
+            (`count_older`).
     """
 
     masks: int = 0
@@ -61,10 +62,13 @@ class MaskReport:
         done = [entry for s in samples if (entry := masks.done(s.name)) is not None]
         entries = [entry for entry in done if entry.file is not None]
         self.masks = len(entries)
-        self.unlabelled = [entry.name for entry in done if entry.file is None]
+        self.unlabelled = [e.name for e in done if e.file is None and e.inputs is not None]
         self.images_of.update(label for entry in entries for label in entry.labels)
         self.turned.update(entry.exif for entry in entries if entry.exif is not None)
         self.reduced = sum(entry.working_size is not None for entry in entries)
+
+    def count_older(self, masks: RefinedMasks, samples: Sequence[Sample]) -> None:
+        """Count the masks of images that are not among all that were given."""
         given = {sample.name for sample in samples}
         self.older = sum(name not in given for name in masks.masks.entries)
 

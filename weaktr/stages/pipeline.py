@@ -32,7 +32,7 @@ from weaktr.stages.evaluate import EVALUATE
 from weaktr.stages.inputs import Inputs, inputs_of
 from weaktr.stages.label import LABEL
 from weaktr.stages.predict import PREDICT
-from weaktr.stages.run import Run, Stage, result_of
+from weaktr.stages.run import MODEL, Run, Stage, model_digest, result_of
 from weaktr.stages.train_cam import TRAIN_CAM
 from weaktr.stages.train_seg import TRAIN_SEG
 from weaktr.training.state import STATE
@@ -74,7 +74,10 @@ def run_recipe(
     with places.claimed_run(run):
         if not (folder / places.RECIPE).exists():
             places.write_recipe(run)
-        return sum([run_stage(stage, run, force=force) for stage in stages])
+        left_out = sum([run_stage(stage, run, force=force) for stage in stages])
+        places.write_recipe(run)
+        places.write_table(run)
+        return left_out
 
 
 def check_recipe(
@@ -166,6 +169,7 @@ def run_stage(stage: Stage, run: Run, *, force: bool = False) -> int:
     places.put(place, folder, run.contents)
     run.results.pop(stage.name, None)
     places.write_recipe(run)
+    places.write_table(run)
     run.contents.save()
     return left_out
 
@@ -175,6 +179,8 @@ def is_finished(stage: Stage, run: Run, inputs: Inputs) -> bool:
     folder = run.of(stage.name)
     facts = finished_facts(folder)
     if facts is None or not inputs.fit(facts):
+        return False
+    if stage.result is model_digest and not (folder / MODEL).is_file():
         return False
     if not stage.by_image or facts["made_from"] == inputs.former:
         return True

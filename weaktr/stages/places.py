@@ -12,7 +12,7 @@ import logging
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from weaktr import outputs
@@ -21,18 +21,19 @@ from weaktr.data.masks import MaskFolder, before_refinement
 from weaktr.files import UNFINISHED, write_bytes
 from weaktr.outputs import INPUTS, claimed, clear_unfinished, read_inputs, refuse_files_of_others
 from weaktr.recipes import dump_recipe
+from weaktr.stages.evaluate import TABLE
 from weaktr.stages.inputs import Inputs
 from weaktr.stages.run import MODEL, Run
 
 log = logging.getLogger("weaktr")
 
-RECIPE = "recipe.yaml"
+RECIPE, METRICS = "recipe.yaml", "metrics.json"
 #: What a run writes into its folder beside the folders of its stages.
-OF_A_RUN = (RECIPE, "metrics.json", "pictures")
+OF_A_RUN = (RECIPE, METRICS, "pictures")
 #: What stages write into their folders beside masks and charts.
 OF_A_STAGE = (
     INPUTS, outputs.FINISHED, "index.jsonl", "state.pt", "model.safetensors", "model.json",
-    "metrics.jsonl", "metrics.json", "contact_sheet.png", CONTENTS, outputs.LOCK,
+    "metrics.jsonl", "metrics.json", TABLE, "contact_sheet.png", CONTENTS, outputs.LOCK,
     "pseudo_label_classes.png", "val_classes.png", "not_held_out_classes.png",
 )  # fmt: skip
 
@@ -52,9 +53,11 @@ def in_the_way(run: Run) -> list[str]:
             for path in own
             if path.is_file() or (path.is_dir() and any(path.iterdir()))
         ]
-    images = {sample.image.parent for sample in run.train}
-    if run.predicted is not None:
-        images |= {sample.image.parent for sample in run.predicted}
+    images: set[Path] = set()
+    for split in ("train", "score", "predicted"):
+        with suppress(ValueError, OSError):  # what is wrong with a split is told where it is used
+            for sample in getattr(run, split) or ():
+                images |= {path.parent for path in (sample.image, sample.mask) if path is not None}
     try:
         outputs.require_apart(run.folder, [], images, own=own)
     except ValueError as error:
@@ -78,7 +81,17 @@ def claimed_run(run: Run) -> Iterator[None]:
 
 def write_recipe(run: Run) -> None:
     """Write the recipe into the run's folder, unless it is there already."""
-    content, file = dump_recipe(run.recipe).encode(), run.folder / RECIPE
+    _write_if_changed(run.folder / RECIPE, dump_recipe(run.recipe).encode())
+
+
+def write_table(run: Run) -> None:
+    """Write the scores of a finished evaluation into the run's folder."""
+    table = run.of("evaluate") / TABLE
+    if table.is_file():
+        _write_if_changed(run.folder / METRICS, table.read_bytes())
+
+
+def _write_if_changed(file: Path, content: bytes) -> None:
     if not file.is_file() or file.read_bytes() != content:
         write_bytes(file, content)
 

@@ -74,6 +74,7 @@ def predict(
         queue_mb=settings.queue_mb,
         profile=profile,
     )
+    report.count_older(store.masks, samples)
     report.log("predictions", settings.max_side)
     return report
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from weaktr.contents import CONTENTS, Contents
 from weaktr.data import DataError, Problem, Sample
-from weaktr.data.masks import MaskEntry, RefinedMasks, files_of_others, png_bytes
+from weaktr.data.masks import MaskEntry, RefinedMasks, files_of_others, is_marked, png_bytes
 from weaktr.data.parallel import ordered_map
 from weaktr.data.photographs import enlarged
 from weaktr.data.stored_maps import write_cams, write_scores
@@ -74,18 +74,26 @@ class MaskStore:
 
     def todo(self, samples: Sequence[Sample]) -> Iterator[Sample | Problem]:
         """The samples that are not done; a problem for one that must not be done."""
-        old = [sample for sample in samples if self._has_files(sample.name)]
+        is_edited = self.masks.is_edited
+        old = [s for s in samples if is_edited(s.name) or self._has_files(s.name)]
         changed, behind = set(), dict[str, Problem]()
         titled = track(
             ordered_map(self._is_current, old), "looking for what is done", len(old), is_minor=True
         )
         for sample, is_current in zip(old, titled, strict=True):
+            if (why := self.masks.unusable(sample.name)) is not None:
+                message = f"its mask was changed by hand and is none any more ({why}); or delete it"
+                behind[sample.name] = Problem(str(sample.image), sample.source, message)
+                continue
             if is_current:
                 continue
             if self.masks.is_edited(sample.name):
                 behind[sample.name] = _edited_before(sample)
             else:
                 changed.add(sample.name)
+        for sample in old:
+            if sample.name in changed:
+                self._forget(sample.name)
         if changed:
             log.info(
                 "%d images have changed, or their labels (%s): their masks are made again",
@@ -115,10 +123,7 @@ class MaskStore:
             if self.masks.is_edited(sample.name):
                 yield _edited_before(sample)
             elif entry is not None and entry.file is not None:
-                nothing = replace(
-                    entry, file=None, sha256=None, labels=(), given=sample.labels, predicted=None
-                )
-                self.masks.record([nothing])
+                self._forget(sample.name)
 
     def reading(self, sample: Sample, read: Callable[[Sample], Any]) -> Any:
         """Read a sample, and remember of which content; in several threads.
@@ -150,6 +155,17 @@ class MaskStore:
             write_confidence(self._extra("confidence", name), result, maps["confidence"])
         return self.masks.write(name, result.mask, **facts)
 
+    def _forget(self, name: str) -> None:
+        """Note that an image has no mask, and remove what it has from earlier inputs."""
+        entry = self.masks.done(name)
+        assert entry is not None
+        nothing = replace(entry, file=None, sha256=None, labels=(), given=None, inputs=None)
+        self.masks.record([replace(nothing, predicted=None)])
+        for subfolder, suffix in EXTRAS.values():
+            path = self.folder / subfolder / f"{name}{suffix}"
+            if path.is_file() and is_marked(path):
+                path.unlink()
+
     def close(self) -> None:
         """Bring the index, and what is known of the files, to the disk."""
         self.masks.flush()
@@ -166,14 +182,18 @@ class MaskStore:
         entry = self.masks.done(name)
         if entry is None:
             return False
-        return entry.file is None or all(self._extra(kind, name).is_file() for kind in self.extras)
+        files = [self._extra(kind, name) for kind in self.extras]
+        return entry.file is None or all(f.is_file() and f.stat().st_size for f in files)
 
     def _is_current(self, sample: Sample) -> bool:
         """Whether what is there was made from the files and labels of now."""
         entry = self.masks.done(sample.name)
         assert entry is not None
         digests = self._digests(sample)
-        return digests is not None and entry.given == sample.labels and entry.inputs == digests
+        is_turned = entry.exif is not None and (entry.exif == "applied") != (sample.exif == "apply")
+        if digests is None or is_turned:
+            return False
+        return entry.given == sample.labels and entry.inputs == digests
 
     def _extra(self, kind: str, name: str) -> Path:
         subfolder, suffix = self.extras[kind]

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from weaktr import data
 from weaktr.config import SegModelConfig
-from weaktr.data import Manifest
-from weaktr.data.masks import MaskFolder
+from weaktr.data import Manifest, Sample
+from weaktr.data.masks import MaskEntry, MaskFolder
 from weaktr.evaluation.models import score_segmenter
 from weaktr.models import Segmenter, checkpoints
 from weaktr.models.pretrained import load_backbone
@@ -130,11 +130,16 @@ def supervision(run: Run) -> Manifest:
     samples = tuple(
         replace(sample, mask=masks.path(sample.name), mask_ids=None)
         for sample in manifest.samples
-        if sample.name in masks
+        if sample.name in masks and _is_of(masks.entries[sample.name], sample, run)
     )
     if not samples:
         raise ValueError(f"{masks.index}: no pseudo label of any training image; run label first")
     return replace(manifest, samples=samples)
+
+
+def _is_of(entry: MaskEntry, sample: Sample, run: Run) -> bool:
+    """Whether a pseudo label is of the photograph that is there now; None = an older version's."""
+    return entry.inputs is None or entry.inputs[0] == run.contents.digest(sample.image)
 
 
 TRAIN_SEG = Stage(

@@ -10,7 +10,7 @@ from typing import Any
 
 from weaktr.data.classes import Classes
 from weaktr.data.manifest import Manifest
-from weaktr.files import write_bytes
+from weaktr.files import require_replaceable, write_bytes
 
 FORMAT = "weaktr-prepared-1"
 
@@ -156,5 +156,6 @@ def _write_if_changed(path: Path, content: bytes) -> bool:
     """Write a file unless it has this content already; whether it was written."""
     if path.is_file() and path.read_bytes() == content:
         return False
+    require_replaceable(path, b'"format": "weaktr-')
     write_bytes(path, content)
     return True
