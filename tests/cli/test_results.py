@@ -277,6 +277,13 @@ def test_reading_an_index_changes_nothing(run, tmp_path):
     assert index.read_bytes() == half
 
 
+def test_photographs_that_no_line_lists_are_told(run, photos, caplog):
+    photo(photos / "d.png", 50, 40)
+    code, _, masks = run("label")
+    assert code == 0 and sorted(masks.entries) == ["a", "b", "c"]
+    assert "1 images in" in caplog.text and "get no mask (d.png)" in caplog.text
+
+
 # ---------------------------------------------------------------- nothing of anybody's is touched
 
 
@@ -418,6 +425,14 @@ def test_an_archive_replaces_an_archive_and_nothing_else(run, photos, tmp_path, 
     assert "not written, it needs a mask of every image" in caplog.text
 
 
+def test_two_results_do_not_go_into_one_file(models, run, tmp_path):  # noqa: F811
+    code, text, _ = run("predict", "--profile", tmp_path / "x.tar", "--archive", tmp_path / "x.tar")
+    assert code == cli.WRONG_INPUT and "expected two files" in text
+    both = ("--onnx", tmp_path / "x", "--torch-export", tmp_path / "x")
+    code, text = said(cli.main, "export", models["label"], *both)
+    assert code == cli.WRONG_INPUT and "expected two files" in text
+
+
 @pytest.mark.parametrize("option", ["--onnx", "--torch-export"])
 def test_an_export_does_not_replace_files_of_others(models, tmp_path, option):  # noqa: F811
     file = tmp_path / "model.bin"
@@ -466,3 +481,6 @@ def test_scores_do_not_replace_files_of_others(run, photos, tmp_path):
     file.unlink()
     for _ in range(2):
         assert said(cli.main, *call)[0] == 0
+    for among in (masks / "masks", truth / "deep"):
+        code, text = said(cli.main, *call[:-1], among)
+        assert code == cli.WRONG_INPUT and "expected a folder outside the masks" in text

@@ -297,6 +297,14 @@ def test_a_second_process_on_a_run_is_refused(home, monkeypatch):
     assert made_again(home) == []
 
 
+def test_a_recipe_in_other_words_stays(home):
+    file = home / "run" / "recipe.yaml"
+    assert made_again(home) == []  # says where the data are now
+    file.write_text("# mine\n" + file.read_text())
+    assert made_again(home) == []
+    assert file.read_text().startswith("# mine\n")
+
+
 def test_scores_of_the_run_are_those_of_its_finished_evaluation(home, monkeypatch):
     table = home / "run" / "metrics.json"
     before = table.read_bytes()

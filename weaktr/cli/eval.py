@@ -77,6 +77,9 @@ def run(arguments: argparse.Namespace) -> int:
     from weaktr.evaluation.report import UNKNOWN, print_classes, print_confused, print_rows
     from weaktr.files import require_replaceable
 
+    for folder in (arguments.masks / "masks", arguments.truth):
+        if arguments.out.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"--out {arguments.out}: expected a folder outside the masks {folder}")
     require_replaceable(arguments.out / "metrics.json", b'"boundary_tolerance"')
     if not (arguments.out / "metrics.json").is_file():
         require_replaceable(arguments.out / f"classes.{arguments.chart}", None)

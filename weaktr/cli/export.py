@@ -49,6 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
     targets = {export_onnx: arguments.onnx, export_program: arguments.torch_export}
     if not any(targets.values()):
         raise ValueError("nothing to write; give --onnx FILE, --torch-export FILE, or both")
+    if arguments.onnx is not None and arguments.onnx == arguments.torch_export:
+        raise ValueError(f"--onnx, --torch-export: expected two files, got {arguments.onnx} twice")
     for path, mark in ((arguments.onnx, FORMAT), (arguments.torch_export, DESCRIPTION)):
         if path is not None:
             require_replaceable(path, mark.encode())

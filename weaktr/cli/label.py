@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from weaktr.cli.common import (
     add_device,
@@ -18,7 +18,7 @@ from weaktr.cli.common import (
     show_masks,
 )
 from weaktr.config import LabelConfig, PredictConfig
-from weaktr.progress import log
+from weaktr.progress import log, shortened
 from weaktr.recipes import as_tree, identity, with_settings
 
 if TYPE_CHECKING:
@@ -140,7 +140,8 @@ def _samples(arguments: argparse.Namespace, names: Sequence[str] | None) -> tupl
         ValueError: a file that may be meant as the labels, but has another name.
     """
     from weaktr import data
-    from weaktr.data.sources.folder import label_file
+    from weaktr.data.problems import Findings
+    from weaktr.data.sources.folder import NOT_LISTED, label_file
 
     images = arguments.images
     if arguments.labels is None and label_file(images) is None:
@@ -156,7 +157,18 @@ def _samples(arguments: argparse.Namespace, names: Sequence[str] | None) -> tupl
         return data.unlabelled(images, exif=arguments.exif).samples
     if names is None:
         raise ValueError(f"{arguments.checkpoint}: this checkpoint does not name its classes")
-    return data.folder(images, arguments.labels, classes=names, exif=arguments.exif).samples
+    found = Findings()
+    options: dict[str, Any] = {"classes": names, "exif": arguments.exif}
+    samples = data.folder(images, arguments.labels, problems=found, **options).samples
+    if found.count("error"):
+        samples = data.folder(images, arguments.labels, **options).samples  # raises
+    if count := found.counts["warning", NOT_LISTED]:
+        first = [Path(problem.file).name for problem in found if problem.kind == NOT_LISTED]
+        log.warning(
+            "%d images in %s are not in the list of labels, so they get no mask (%s)",
+            count, images, shortened(first),
+        )  # fmt: skip
+    return samples
 
 
 def _label_by_model(arguments: argparse.Namespace, emit: list[str]) -> int:

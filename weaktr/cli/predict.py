@@ -80,6 +80,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.archive is not None:
         require_suffix(arguments.archive)
+        if arguments.archive == arguments.profile:
+            raise ValueError(f"--archive, --profile: expected two files, got {arguments.archive}")
         require_replaceable(arguments.archive, ARCHIVE_MARK)
     ensemble = [f"ensemble={arguments.ensemble}"] if arguments.ensemble else []
     settings = with_settings(PredictConfig(), arguments.set + ensemble)

@@ -66,6 +66,12 @@ def run(arguments: argparse.Namespace) -> int:
     from weaktr.stages.pipeline import check_recipe, run_recipe
 
     folder = arguments.out or Path("runs") / recipe.name
+    given, own = Path(arguments.recipe), folder / "recipe.yaml"
+    if own.is_file() and given.is_file() and given.samefile(own) and recipe != load_recipe(own):
+        raise ValueError(
+            f"{own}: --set would replace this recipe, which you gave; copy it to another place, or "
+            "choose another --out"
+        )
     chosen = {"start": arguments.start, "only": arguments.only, "force": arguments.force}
     if arguments.check:
         started = time.monotonic()

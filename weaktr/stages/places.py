@@ -20,7 +20,7 @@ from weaktr.contents import CONTENTS, Contents
 from weaktr.data.masks import MaskFolder, before_refinement
 from weaktr.files import UNFINISHED, write_bytes
 from weaktr.outputs import INPUTS, claimed, clear_unfinished, read_inputs, refuse_files_of_others
-from weaktr.recipes import dump_recipe
+from weaktr.recipes import dump_recipe, load_recipe
 from weaktr.stages.evaluate import TABLE
 from weaktr.stages.inputs import Inputs
 from weaktr.stages.run import MODEL, Run
@@ -80,20 +80,20 @@ def claimed_run(run: Run) -> Iterator[None]:
 
 
 def write_recipe(run: Run) -> None:
-    """Write the recipe into the run's folder, unless it is there already."""
-    _write_if_changed(run.folder / RECIPE, dump_recipe(run.recipe).encode())
+    """Write the recipe into the run's folder, unless it is there already, in whatever words."""
+    file = run.folder / RECIPE
+    with suppress(ValueError):  # damaged
+        if file.is_file() and load_recipe(file) == run.recipe:
+            return
+    write_bytes(file, dump_recipe(run.recipe).encode())
 
 
 def write_table(run: Run) -> None:
     """Write the scores of a finished evaluation into the run's folder."""
     table = run.of("evaluate") / TABLE
-    if table.is_file():
-        _write_if_changed(run.folder / METRICS, table.read_bytes())
-
-
-def _write_if_changed(file: Path, content: bytes) -> None:
-    if not file.is_file() or file.read_bytes() != content:
-        write_bytes(file, content)
+    file = run.folder / METRICS
+    if table.is_file() and not (file.is_file() and file.read_bytes() == table.read_bytes()):
+        write_bytes(file, table.read_bytes())
 
 
 def settle(folder: Path, inputs: Inputs) -> None:

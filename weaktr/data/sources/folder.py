@@ -46,6 +46,8 @@ log = logging.getLogger("weaktr")
 _SEPARATOR = re.compile("[;|]")
 #: Unknown labels for which the nearest class is looked for, which takes milliseconds.
 HINTS = 200
+#: The kind of problem of an image that no label file speaks of.
+NOT_LISTED = "image that is not listed"
 #: The first cell of a CSV and what parts it from the next.
 _FIRST_CELL = re.compile(r'\s*"?image"?[ ]*([,;\t])')
 
@@ -380,7 +382,7 @@ def _not_listed(
         is_image = file.suffix.lower() in IMAGE_SUFFIXES and not file.is_relative_to(masks)
         if is_image and file not in own and name not in listed:
             message = f"no line of {files} lists this image"
-            yield Problem(str(file), "", message, "warning", "image that is not listed")
+            yield Problem(str(file), "", message, "warning", NOT_LISTED)
     for file in sorted(files_below(masks)):
         is_mask = file.suffix == ".png"
         if is_mask and _name(file.relative_to(masks).as_posix()) not in listed:
