@@ -193,7 +193,7 @@ def test_results_with_files_of_others_are_kept_beside_the_new_ones(home, mine, m
     file.parent.mkdir(exist_ok=True)
     Image.fromarray(np.ones((32, 32), np.uint8)).save(file, format="PNG")
     content = file.read_bytes()
-    run_recipe(recipe(home, label={"threshold": 0.6}), home / "run", start="label")
+    run_recipe(recipe(home, label={"threshold": 0.6}), home / "run", only="label")
     (kept,) = (home / "run").glob("label.old-*")
     assert (kept / mine).read_bytes() == content
     assert f"{mine} is not as weaktr wrote it" in messages.text
