@@ -69,11 +69,24 @@ def test_unpacks_and_goes_on(tmp_path: Path, name: str, make: Callable[..., Path
     assert unpack(path, out, same) == 3
     assert tree(out) == {**CONTENT, "top/c": b"c"}
     before = (out / "top/a.txt").stat().st_mtime_ns
-    (out / "top/sub/b.bin").write_bytes(b"half")  # what a power cut may leave
+    whole = (out / "top/sub/b.bin").read_bytes()
+    (out / "top/sub/b.bin").write_bytes(whole[:1])  # what a power cut may leave
     (out / "top/c").unlink()
     assert unpack(path, out, same) == 2
     assert tree(out) == {**CONTENT, "top/c": b"c"}
     assert (out / "top/a.txt").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(("name", "make"), MAKERS)
+def test_a_file_that_was_corrected_stays(
+    tmp_path: Path, name: str, make: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    path, out = make(tmp_path / name, CONTENT), tmp_path / "out"
+    unpack(path, out, same)
+    (out / "top/a.txt").write_bytes(b"my correction")
+    unpack(path, out, same)
+    assert (out / "top/a.txt").read_bytes() == b"my correction"
+    assert "1 files are there with other content and stay (top/a.txt)" in caplog.text
 
 
 def test_place_moves_and_leaves_out(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ printed, and an archive that claims to hold far more than it can (`most_bytes`).
 from __future__ import annotations
 
 import errno
+import logging
 import lzma
 import re
 import stat
@@ -25,6 +26,9 @@ from weaktr.data.manifest import is_inside
 from weaktr.data.prepare.archives import ArchiveError
 from weaktr.data.prepare.meters import megabytes
 from weaktr.files import is_clutter, whole_file
+from weaktr.progress import shortened
+
+log = logging.getLogger("weaktr")
 
 #: What zipfile, tarfile and the decompressors raise on damaged archives.
 _DAMAGE = (
@@ -142,11 +146,16 @@ def total_bytes(path: Path) -> int:
     return path.stat().st_size
 
 
+class _Stays(Exception):
+    """A file that is there is no beginning of what the archive has."""
+
+
 def unpack(path: Path, folder: Path, place: Callable[[str], str | None]) -> int:
     """Write the members of an archive into a folder, except those that an earlier run has written.
 
-    A file appears under its name only when it is whole; one of the right size is not written
-    again.
+    A file appears under its name only when it is whole. One that is there is not written again,
+    unless it is cut off, as a power failure may leave it; the log names those that somebody seems
+    to have corrected.
 
     Args:
         path: the archive.
@@ -160,7 +169,7 @@ def unpack(path: Path, folder: Path, place: Callable[[str], str | None]) -> int:
         ArchiveError: damaged or unsafe; names the member.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    base, written = folder.resolve(), 0
+    base, written, other = folder.resolve(), 0, list[str]()
     with megabytes(f"unpacking {path.name}", total_bytes(path)) as advance_to:
         for member in members(path):
             advance_to(member.position)
@@ -170,16 +179,27 @@ def unpack(path: Path, folder: Path, place: Callable[[str], str | None]) -> int:
             target = base / _safe(relative, path)
             if not target.parent.resolve().is_relative_to(base):
                 raise ArchiveError(f"{path}: {member.name!r} would be written outside {base}")
-            if target.is_file() and target.stat().st_size == member.size:
+            is_there = target.is_file() and not target.is_symlink()
+            if is_there and target.stat().st_size == member.size:
                 continue
             try:
                 with whole_file(target, durable=False) as temporary:
                     member.copy_to(temporary)
+                    if is_there and not temporary.read_bytes().startswith(target.read_bytes()):
+                        raise _Stays
+            except _Stays:
+                other.append(relative)
+                continue
             except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
                 message = f"{path}: {member.name!r} is both a file and a folder"
                 raise ArchiveError(message) from error
             written += 1
         advance_to(total_bytes(path))
+    if other:
+        log.warning(
+            "%s: %d files are there with other content and stay (%s); delete them to unpack them",
+            path.name, len(other), shortened(other),
+        )  # fmt: skip
     return written
 
 
