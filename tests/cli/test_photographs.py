@@ -388,7 +388,12 @@ def test_confidence_and_cams_are_written_where_asked(models, tmp_path):
     truth.mkdir()
     for name, size in (("a", (80, 60)), ("b", (2000, 100))):
         Image.fromarray(np.full(size[::-1], 2, np.uint8)).save(truth / f"{name}.png")
-    assert said(cli.main, "eval", out / "cams", truth, "--num-labels", 3)[0] == 0
+    assert (
+        said(
+            cli.main, "eval", out / "cams", truth, "--num-labels", 3, "--out", tmp_path / "scores"
+        )[0]
+        == 0
+    )
     stored = tmp_path / "stored"
     assert said(
         cli.main, "label", out / "cams", photos, "--out", stored, "--set", "threshold=0.43"
