@@ -13,6 +13,7 @@ import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -42,7 +43,7 @@ def whole_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
         new file (the umask's), whatever the writer does.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    target, writer = _digits(path.name, 10), _digits(socket.gethostname(), 6)
+    target, writer = _digits(path.name, 10), _this_machine()
     if durable:
         _clear_leftovers(path.parent, target + writer)
     temporary = path.with_name(f".{target}{writer}{os.getpid():08x}{uuid.uuid4().hex[:8]}.part")
@@ -274,6 +275,11 @@ def names_in(folder: Path, *suffixes: str) -> tuple[list[str], str]:
 def _digits(text: str, count: int) -> str:
     """Hexadecimal digits that stand for a text."""
     return hashlib.sha256(os.fsencode(text)).hexdigest()[:count]
+
+
+@cache
+def _this_machine() -> str:
+    return _digits(socket.gethostname(), 6)
 
 
 def _clear_leftovers(folder: Path, prefix: str) -> None:

@@ -153,9 +153,9 @@ def test_a_damaged_description(tmp_path, text):
 ADDRESSES = {
     "pretrained": True,
     "pretrained_cfg": {"url": "http://127.0.0.1:9/x.pth"},
-    "pretrained_cfg_overlay": {"file": "/tmp/x.pth"},
-    "checkpoint_path": "/tmp/x.pth",
-    "cache_dir": "/tmp",
+    "pretrained_cfg_overlay": {"file": "/elsewhere/x.pth"},
+    "checkpoint_path": "/elsewhere/x.pth",
+    "cache_dir": "/elsewhere",
     "features_only": True,
     "pretrained_model_args": {},
     "model_cfg": {},
@@ -192,8 +192,8 @@ def test_no_argument_of_a_backbone_names_weights(tmp_path, argument, monkeypatch
     [
         "hf-hub:a/b",
         "hf_hub:a/b",
-        "local-dir:/tmp/x",
-        "/tmp/deit_small_patch16_224",
+        "local-dir:/elsewhere/x",
+        "/elsewhere/deit_small_patch16_224",
         "a\nb",
         "",
         "../x",

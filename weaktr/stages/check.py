@@ -26,6 +26,7 @@ from weaktr.config import TrainCamConfig, TrainSegConfig
 from weaktr.data import Classes, DataError, Manifest
 from weaktr.data.headers import Headers
 from weaktr.data.masks import MaskFolder
+from weaktr.data.problems import LISTED
 from weaktr.models import CamModel, Segmenter
 from weaktr.models.precision import choose_device
 from weaktr.ops.attention import ATTENTIONS, chosen_attention
@@ -51,9 +52,6 @@ from weaktr.stages.train_seg import starting_config
 
 log = logging.getLogger("weaktr")
 M = TypeVar("M", CamModel, Segmenter)
-
-#: How many faults of a part are listed; of the others there is the number.
-LISTED = 20
 
 
 @dataclass
