@@ -91,7 +91,7 @@ def test_no_setting_of_a_recipe_imports(name, tmp_path):
     hint, file = dict(settings_of(Recipe))[name], tmp_path / "mine.yaml"
     for payload in PAYLOADS:
         file.write_text(json.dumps(with_payload(name, payload)))
-        if fits(payload, hint):
+        if fits(payload, hint) and not name.endswith("backbone_args"):  # which is a closed list
             value = value_at(load_recipe(file), name)
             assert (list(value) if isinstance(value, tuple) else value) == payload
         else:
@@ -183,7 +183,8 @@ WITHOUT_END = {
     "no number": ('seed: !!int ""', "expected YAML"),
     "no truth": ("seed: !!bool x", "expected YAML"),
     "merged": ("<<: 3", "expected a mapping or list of mappings for merging"),
-    "control": ("name: \0", "unacceptable character"),
+    "control": ("name: \x01", "unacceptable character"),
+    "zero": ("name: \0", "a zero byte in line 1"),
 }  # fmt: skip
 
 

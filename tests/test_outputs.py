@@ -12,7 +12,6 @@ from weaktr.outputs import (
     differences,
     fingerprint,
     finished_facts,
-    in_words,
     mark_finished,
     read_inputs,
 )
@@ -62,17 +61,19 @@ def test_a_damaged_file_is_named(tmp_path, name, content):
 
 def test_differences_are_named_as_far_as_they_matter():
     one = {"made_from": "1", "settings": {"a": 1, "b": [1, 2]}, "weights": "0" * 64, "source": "x"}
-    assert differences(one, {**one, "made_from": "2", "source": "y"}) == [
-        "another version of weaktr"
-    ]
+    assert differences(one, {**one, "made_from": "2", "source": "y"}) == "another version of weaktr"
     other = {"settings": {"a": 2, "c": "x" * 99}, "weights": "1" * 64}
-    lines = differences(one, other)
+    lines = differences(one, other).split("; ")
     assert lines[0] == "settings.a: 1 there, 2 now"
     assert lines[1] == 'settings.b: [1, 2] there, "nothing" now'
     assert lines[2].startswith('settings.c: "nothing" there, "xxx') and len(lines[2]) < 100
     assert lines[3:] == ["weights: other content"]
-    assert differences({"checkpoint": "x"}, other) == ["noted by an older version of weaktr"]
-    assert in_words([*map(str, range(10))]) == "0; 1; 2; 3; 4; 5; 6; 7; and 2 more"
+    assert differences({"checkpoint": "x"}, other) == "noted by an older version of weaktr"
+    many = {f"n{row}": row for row in range(10)}
+    told = differences(many, {name: 0 for name in many})
+    assert told.startswith("n1: 1 there, 0 now; n2") and told.endswith(
+        "n8: 8 there, 0 now and 1 more"
+    )
 
 
 def test_a_kill_while_the_inputs_are_written_refuses_nothing(tmp_path, monkeypatch):

@@ -9,7 +9,8 @@ import pytest
 from rich.table import Table
 from rich.text import Text
 
-from weaktr.progress import PlainConsole, PlainFormatter, printable
+from weaktr.messages import printable
+from weaktr.progress import PlainConsole, PlainFormatter
 
 #: Names of files that would act on a terminal, turn the writing, or cannot be encoded.
 HOSTILE = [

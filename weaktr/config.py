@@ -7,12 +7,12 @@ A setting's type says its range too (`weaktr.ranges`). `weaktr.recipes` reads se
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, Field
 
+from weaktr.backbone_args import check_backbone_args
 from weaktr.ranges import (
     Above0,
     AtLeast0,
@@ -43,8 +43,6 @@ Decoder = Literal["mask_transformer", "multi_mask_transformer", "linear"]
 ADDRESS = re.compile(r"://|^(hf[-_]hub|https?|ftp|file|local-dir):|^\\\\", re.IGNORECASE)
 #: Blocks of a model, far more than any has.
 MOST_BLOCKS = 1000
-#: Arguments of timm's models by which they would fetch or read weights.
-OF_WEIGHTS = re.compile(r"pretrained|checkpoint|cache_dir|url|hf_hub")
 PLAIN_WORD = re.compile(r"(?!\.)[\w.-]{1,100}")
 
 
@@ -72,20 +70,7 @@ def _no_address(text: str) -> str:
 
 
 def _of_form(arguments: dict[str, Any]) -> dict[str, Any]:
-    for name in arguments:
-        if OF_WEIGHTS.search(name):
-            raise ValueError(
-                f"expected arguments of the model's form, but {name!r} chooses weights: the "
-                "setting weights does that"
-            )
-    for text in _texts(arguments):
-        if ADDRESS.search(text):
-            raise ValueError(f"expected no address such as {text!r}")
-    depth = arguments.get("depth")
-    if isinstance(depth, int | float) and not 0 < depth <= MOST_BLOCKS:
-        raise ValueError(f"expected a depth from 1 to {MOST_BLOCKS}")
-    if below := [n for n, value in arguments.items() if isinstance(value, int) and value < 0]:
-        raise ValueError(f"expected no negative number, as in {below[0]!r}")
+    check_backbone_args(arguments)
     return arguments
 
 
@@ -93,17 +78,6 @@ def _of_source(options: dict[str, Any]) -> dict[str, Any]:
     if own := {"source", "root", "split", "problems"} & options.keys():
         raise ValueError(f"expected options of the source; {min(own)!r} is none of them")
     return options
-
-
-def _texts(tree: Any) -> Iterator[str]:
-    """All text in a tree of plain values, keys included."""
-    if isinstance(tree, str):
-        yield tree
-    elif isinstance(tree, dict | list):
-        for part in tree:
-            yield from _texts(part)
-        for part in tree.values() if isinstance(tree, dict) else ():
-            yield from _texts(part)
 
 
 def _shares_of_area(pair: tuple[float, float]) -> tuple[float, float]:
@@ -202,7 +176,7 @@ class BackboneConfig(Settings):
         patch_size: in pixels; None = the backbone's own.
         drop_path: stochastic depth rate of the last block, linear from 0 at the first.
         backbone_args: further arguments of the timm model that describe the network (embed_dim,
-            depth, ...; `weaktr.models.architecture`).
+            depth, ...; `weaktr.backbone_args`).
         attention: "auto" (the C++ code "cpu" on a CPU, "triton" on CUDA, else "sdpa", PyTorch's),
             one of these three, or "xformers" where it is installed, only on CUDA; None = the
             environment variable ``WEAKTR_ATTENTION``, else "auto". "triton" also uses PyTorch's

@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,10 @@ from filelock import FileLock, Timeout
 
 from weaktr.contents import Contents
 from weaktr.files import UNFINISHED, is_clutter, read_json, write_json
+from weaktr.messages import few
 
 INPUTS, FINISHED, LOCK = "inputs.json", "finished.json", ".weaktr-lock"
-#: Differences between inputs that an error lists.
+#: Differences between inputs that a message lists.
 SHOWN = 8
 #: Seconds that a lock is waited for: loading processes outlive a killed training by five.
 PATIENCE = 6
@@ -177,7 +178,7 @@ def begin(folder: Path, made_from: str, **facts: Any) -> None:
     elif _visible(folder) != [INPUTS]:
         raise ValueError(
             f"{folder}: holds results of other inputs or settings "
-            f"({in_words(differences(stored, facts))}); choose another --out"
+            f"({differences(stored, facts)}); choose another --out"
         )
     write_json(folder / INPUTS, {"made_from": made_from, **facts})
 
@@ -191,11 +192,11 @@ def read_inputs(folder: Path) -> dict[str, Any] | None:
     return _stored(folder / INPUTS)
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between the inputs of a folder and those of now, a line each."""
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What differs between the inputs of a folder and those of now, `SHOWN` of it."""
     old, new = dict(_leaves(before)), dict(_leaves(now))
     if not old.keys() & new.keys():
-        return ["noted by an older version of weaktr"]
+        return "noted by an older version of weaktr"
     lines = []
     for name in sorted(old.keys() | new.keys()):
         values = old.get(name, "nothing"), new.get(name, "nothing")
@@ -203,13 +204,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
             is_digest = all(isinstance(v, str) and len(v) in (32, 64) for v in values)
             both = f"{_short(values[0])} there, {_short(values[1])} now"
             lines.append(f"{name}: other content" if is_digest else f"{name}: {both}")
-    return lines or ["another version of weaktr"]
-
-
-def in_words(lines: Sequence[str]) -> str:
-    """Lines of `differences` as one, the first `SHOWN` of them."""
-    more = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
-    return "; ".join([*lines[:SHOWN], *more])
+    return few(lines, SHOWN, between="; ") or "another version of weaktr"
 
 
 def mark_finished(folder: Path, made_from: str, **facts: Any) -> None:

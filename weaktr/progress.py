@@ -8,11 +8,10 @@ from __future__ import annotations
 import importlib.util
 import io
 import logging
-import re
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,17 +29,10 @@ from rich.progress import (
 )
 from rich.segment import Segment
 
+from weaktr.messages import printable
+
 T = TypeVar("T")
 log = logging.getLogger("weaktr")
-#: Control characters but tab and line feed, what turns the direction of writing, and lone halves.
-UNPRINTABLE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
-)
-
-
-def printable(text: str) -> str:
-    """A text for the terminal: what it would act on, or cannot show, as Python escapes it."""
-    return UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 class PlainConsole(Console):
@@ -178,12 +170,6 @@ def track(
         for item in items:
             yield item
             meter.advance()
-
-
-def shortened(names: Sequence[str], most: int = 3) -> str:
-    """The first names of a list, and how many more there are."""
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 class TensorBoard:

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, TypeVar, get_type_hints
 import yaml
 
 from weaktr.config import Recipe
+from weaktr.files import read_text
 from weaktr.ranges import SHOWN, SettingsError, shown
 
 T = TypeVar("T")
@@ -165,11 +166,7 @@ def _read_tree(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
 
     `above`: the files that are based on this one, to find a circle.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected UTF-8, got: {error}") from error
-    tree = parse_yaml(text, str(path))
+    tree = parse_yaml(read_text(path), str(path))
     if not isinstance(tree, dict):
         got = "nothing" if tree is None else type(tree).__name__
         raise ValueError(f"{path}: expected a YAML mapping, got {got}")

@@ -97,12 +97,27 @@ WRONG_ENTRIES: dict[str, tuple[str, Any, str, str]] = {
     "name null": ("images", {"file_name": None}, "images[3]", "an object with id and file_name"),
     "name out": ("images", {"file_name": "../a.jpg"}, "images[3]", "leads out of the image folder"),
     "name empty": ("images", {"file_name": ""}, "images[3]", "leads out of the image folder"),
-    "name long": ("images", {"file_name": "a" * 300 + ".jpg"}, "images[3]", "that a file can have"),
-    "name zero": ("images", {"file_name": "a\0.jpg"}, "images[3]", "that a file can have"),
-    "name of two lines": ("images", {"file_name": "a\nb.jpg"}, "images[3]", "that a file can have"),
-    "name half": ("images", {"file_name": "a\ud800.jpg"}, "images[3]", "that a file can have"),
+    "name long": (
+        "images",
+        {"file_name": "a" * 244 + ".jpg"},
+        "images[3]",
+        "at most 243 bytes",
+    ),
+    "name zero": ("images", {"file_name": "a\0.jpg"}, "images[3]", "without control characters"),
+    "name of two lines": (
+        "images",
+        {"file_name": "a\nb.jpg"},
+        "images[3]",
+        "without control characters",
+    ),
+    "name half": (
+        "images",
+        {"file_name": "a\ud800.jpg"},
+        "images[3]",
+        "without control characters",
+    ),
     "name twice": ("images", {"file_name": f"{NAMES[1]}.png"}, "images[3]", "images[1]"),
-    "digits": ("images", {"file_name": "9" * 250}, "", ""),
+    "digits": ("images", {"file_name": "9" * 243 + ".jpg"}, "", ""),
 }
 
 
@@ -134,8 +149,11 @@ def test_a_wrong_entry_is_named_and_left_out(tmp_path, case):
         ([{"id": "1", "name": "person"}], "categories[0]): expected an object with id"),
         ([{"id": math.inf, "name": "person"}], "categories[0]): expected an object with id"),
         ([{"id": 1, "name": None}], "categories[0]): expected an object with id"),
-        ([{"id": 1, "name": "\ud800"}], "categories[0]): expected a name of characters"),
-        ([{"id": 1, "name": "a\nb"}], "categories[0]): expected a name of characters"),
+        (
+            [{"id": 1, "name": "\ud800"}],
+            "categories[0]): expected a name without control characters",
+        ),
+        ([{"id": 1, "name": "a\nb"}], "categories[0]): expected a name without control characters"),
         ([5], "categories[0]): expected an object with id"),
         ([{"id": 1, "name": "a"}, {"id": 1, "name": "b"}], "categories[1]): id 1 stands twice"),
         ([{"id": 1, "name": "a"}, {"id": 2, "name": "a"}], "got ['a'] more than once"),

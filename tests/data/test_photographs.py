@@ -140,8 +140,9 @@ def test_hidden_files_and_clutter_are_no_photographs(tmp_path):
     """In folders of one's own, in COCO's, and in archives."""
     from tests.data.prepare.official_archives import jpeg, zipped
     from weaktr.data import unlabelled
-    from weaktr.data.layout import IMAGE_SUFFIXES, by_number
+    from weaktr.data.layout import IMAGE_SUFFIXES
     from weaktr.data.prepare.unpack import members
+    from weaktr.data.sources.coco14 import listed
 
     names = ("9.jpg", "._9.jpg", ".hidden9.jpg", ".DS_Store", "Thumbs.db", "__MACOSX/9.jpg")
     for name in names:
@@ -149,7 +150,7 @@ def test_hidden_files_and_clutter_are_no_photographs(tmp_path):
         (tmp_path / "in" / name).write_bytes(jpeg(0) if name == "9.jpg" else b"clutter")
     (tmp_path / "in.zip").write_bytes(zipped(dict.fromkeys(names, b"x")))
     assert [sample.name for sample in unlabelled(tmp_path / "in")] == ["9"]
-    assert by_number(tmp_path / "in", IMAGE_SUFFIXES) == {9: tmp_path / "in/9.jpg"}
+    assert listed(tmp_path / "in", IMAGE_SUFFIXES) == [("9", tmp_path / "in/9.jpg")]
     for place in ("in", "in.zip"):
         assert [member.name for member in members(tmp_path / place)] == ["9.jpg"]
 

@@ -92,7 +92,7 @@ def described(path, change):
 
 
 CHANGES = {
-    "depth": ({"config": {"backbone_args": TINY | {"depth": 10**6}}}, "expected a depth from"),
+    "depth": ({"config": {"backbone_args": TINY | {"depth": 10**6}}}, "depth: expected less than"),
     "width": ({"config": {"backbone_args": TINY | {"embed_dim": 10**9}}}, "embed_dim: expected"),
     "largest": ({"config": {"backbone_args": TINY | {"embed_dim": 16383, "depth": 32}}}, "shape"),
     "backbone": ({"config": {"backbone": "vit_giant_patch14_reg4_dinov2"}}, "of another shape"),
@@ -178,7 +178,7 @@ def test_no_argument_of_a_backbone_names_weights(tmp_path, argument, monkeypatch
     change = {"config": {"backbone_args": TINY | {argument: ADDRESSES[argument]}}}
     described(path, lambda info: json.dumps(merged(info, change)))
     monkeypatch.setattr(timm, "create_model", reached)
-    reason = rf"backbone_args: .*'{argument}' (does not describe the network|chooses weights)"
+    reason = rf"'{argument}' does not describe the network"
     with pytest.raises(ValueError, match=reason):
         checkpoints.load(path)
     with pytest.raises(ValueError, match=reason):
@@ -210,7 +210,7 @@ def test_a_backbone_is_one_of_timms_own(name):
         ({"embed_dim": 48.5}, "embed_dim: expected a valid integer"),
         ({"embed_dim": True}, "embed_dim: expected a valid integer"),
         ({"embed_dim": "48"}, "embed_dim: expected a valid integer"),
-        ({"depth": 0}, "expected a depth from 1"),
+        ({"depth": 0}, "depth: expected greater than or equal to 1"),
         ({"num_heads": 5}, "cannot be built with .*num_heads"),
         ({"norm_layer": "os.system"}, "norm_layer: "),
         ({"norm_layer": "nothing"}, "cannot be built with .*nothing"),

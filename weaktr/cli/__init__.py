@@ -22,7 +22,8 @@ from rich.text import Text
 from weaktr.cli import data, env, eval, export, import_checkpoint, label, predict, show, train
 from weaktr.cli.common import FAILED, INTERRUPTED, WRONG_INPUT
 from weaktr.cli.memory import keep_freed_memory
-from weaktr.progress import console, log, printable, set_up_logging
+from weaktr.messages import printable
+from weaktr.progress import console, log, set_up_logging
 
 __all__ = [
     "FAILED",

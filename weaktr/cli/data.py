@@ -209,7 +209,7 @@ def run_check(
 
 def _show(found: Findings, title: str, console: Console) -> int:
     """Print problems and their number; returns 1 if there is an error, else 0."""
-    from weaktr.data.problems import one_line
+    from weaktr.messages import one_line
 
     if found:
         console.print(_table_of(found, one_line(title)))
@@ -221,7 +221,8 @@ def _show(found: Findings, title: str, console: Console) -> int:
 
 def _table_of(found: Findings, title: str) -> Table:
     """The problems, errors first; of the kinds with more than are listed, how many more."""
-    from weaktr.data.problems import LISTED, one_line
+    from weaktr.data.problems import LISTED
+    from weaktr.messages import one_line
 
     table = Table(title=title, title_justify="left", show_lines=False)
     for heading in ("level", "file", "declared at", "problem"):

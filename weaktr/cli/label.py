@@ -18,7 +18,8 @@ from weaktr.cli.common import (
     show_masks,
 )
 from weaktr.config import LabelConfig, PredictConfig
-from weaktr.progress import log, shortened
+from weaktr.messages import few
+from weaktr.progress import log
 from weaktr.recipes import as_tree, identity, with_settings
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ def _samples(arguments: argparse.Namespace, names: Sequence[str] | None) -> tupl
         first = [Path(problem.file).name for problem in found if problem.kind == NOT_LISTED]
         log.warning(
             "%d images in %s are not in the list of labels, so they get no mask (%s)",
-            count, images, shortened(first),
+            count, images, few(first),
         )  # fmt: skip
     return samples
 

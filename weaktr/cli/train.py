@@ -14,6 +14,7 @@ from rich.text import Text
 
 from weaktr.cli.common import FAILED, WRONG_INPUT, add_set
 from weaktr.config import Recipe
+from weaktr.messages import first_lines
 from weaktr.progress import console, log
 from weaktr.recipes import dump_recipe, load_recipe, recipe_names
 
@@ -86,13 +87,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 def show_check(name: str, parts: Sequence[Part], seconds: float) -> int:
     """Print what was checked and what is wrong; returns the exit code."""
-    from weaktr.stages.check import cut
-
     for part in parts:
         console.print(Text(f"{'wrong' if part.faults else 'fine':6}{part.what}: {part.found}"))
-        for fault in cut(part.faults):
+        for fault in first_lines(part.faults):
             console.print(Text(f"      {fault}", style="bold red"))
-        for warning in cut(part.warnings):
+        for warning in first_lines(part.warnings):
             console.print(Text(f"      warning: {warning}", style="yellow"))
     faults = sum(len(part.faults) for part in parts)
     if not parts:

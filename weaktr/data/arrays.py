@@ -29,7 +29,8 @@ NUMBERS = {f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)} | {"f2", "
 #: Bytes at the end of a zip archive that say how long the comment behind them is.
 COMMENT_LENGTH = 2
 #: An archive may hold this many bytes, or `RATIO` times as many as it has itself, if that is more.
-#: CAMs shrink to a half; zeros shrink a thousandfold, which is how a small file fills a memory.
+#: COCO's annotations shrink to a quarter and CAMs to a half; zeros shrink a thousandfold, which is
+#: how a small file fills a memory or a disk.
 MOST_INFLATED, RATIO = 1 << 29, 32
 #: The arrays of a pickle may have this many bytes, or as many as the file has, if that is more;
 #: one array that stands under many keys counts as many times.
@@ -46,6 +47,11 @@ _BROKEN = (
 )
 
 
+def most_inflated(size: int) -> int:
+    """The most bytes that an archive of `size` bytes may hold."""
+    return max(MOST_INFLATED, RATIO * size)
+
+
 def read_npz(path: Path, *names: str) -> dict[str, np.ndarray]:
     """Arrays of numbers in an ``.npz``.
 
@@ -56,7 +62,7 @@ def read_npz(path: Path, *names: str) -> dict[str, np.ndarray]:
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: damaged; one of `names` is missing or no array of numbers; or the file claims
-            more bytes than it can account for (`MOST_INFLATED`).
+            more bytes than it can account for (`most_inflated`).
     """
     try:
         with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
@@ -70,7 +76,7 @@ def read_npz(path: Path, *names: str) -> dict[str, np.ndarray]:
             members = {name: members[name] for name in names or members}
             packed = max((info.compress_size for info in members.values()), default=0)
             claimed = max(packed, sum(info.file_size for info in members.values()))
-            if packed > size or claimed > max(MOST_INFLATED, RATIO * size):
+            if packed > size or claimed > most_inflated(size):
                 raise ValueError(f"an archive of {size} bytes that claims to hold {claimed}")
             return {name: _array(archive.read(info), name) for name, info in members.items()}
     except FileNotFoundError:

@@ -24,7 +24,8 @@ from weaktr.data.io import (
 )
 from weaktr.data.manifest import Exif, Manifest, Sample, name_fault
 from weaktr.data.parallel import ordered_map, usable_cores
-from weaktr.data.problems import DataError, Problem, few
+from weaktr.data.problems import DataError, Problem
+from weaktr.messages import few
 
 __all__ = ["Problem", "check", "near_names"]
 

@@ -10,7 +10,6 @@ There are three numberings; all other files use only the last two.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,10 +17,10 @@ from functools import cached_property
 
 import numpy as np
 
+from weaktr.messages import CONTROL
+
 #: The label of pixels that count neither in a loss nor in a score.
 IGNORE = 255
-#: Characters that move a terminal's cursor or end a line; no name has one.
-CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]")
 #: Labels are stored in 8 bits beside background (0) and ignore (255).
 MAX_CLASSES = 254
 

@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
-from PIL import Image
-
-from weaktr.data.io import (
-    ACROSS,
-    check_is_8_bit,
-    check_is_mask,
-    open_image,
-    orientation,
-    size_message,
-)
+from weaktr.data.io import image_size, mask_size, size_message
 from weaktr.data.manifest import Exif, Sample
 from weaktr.data.parallel import ordered_map
 from weaktr.data.problems import DataError, Problem
@@ -23,10 +14,10 @@ from weaktr.progress import track
 
 
 class Headers:
-    """Reads headers in threads, that of a photograph once however many splits it is in."""
+    """Reads headers in threads, that of a sound photograph once however many splits it is in."""
 
     def __init__(self) -> None:
-        self._photograph_size = cache(_photograph_size)
+        self._sizes: dict[tuple[Path, Exif], tuple[int, int]] = {}
 
     def problems(self, samples: Sequence[Sample], *, masks: bool = False) -> list[Problem]:
         """Files that are missing or no images, and masks that do not fit their photographs.
@@ -43,35 +34,16 @@ class Headers:
         return [problem for of_sample in faults for problem in of_sample]
 
     def _of_sample(self, sample: Sample, masks: bool) -> tuple[Problem, ...]:
+        key = sample.image, sample.exif
         try:
-            size = self._photograph_size(sample.image, sample.source, sample.exif)
+            if key not in self._sizes:
+                self._sizes[key] = image_size(sample.image, sample.source, sample.exif)
             if not masks or sample.mask is None:
                 return ()
-            own = _mask_size(sample.mask, sample.source)
+            own = mask_size(sample.mask, sample.source)
         except DataError as error:
             return error.problems
-        if own == size:
+        if own == self._sizes[key]:
             return ()
-        message = size_message("mask", own, size)
+        message = size_message("mask", own, self._sizes[key])
         return (Problem(str(sample.mask), sample.source, message),)
-
-
-def _photograph_size(path: Path, source: str, exif: Exif) -> tuple[int, int]:
-    """(H, W) of a photograph as it is read."""
-
-    def size(image: Image.Image) -> tuple[int, int]:
-        check_is_8_bit(image, path, source)
-        across = exif == "apply" and orientation(image) in ACROSS
-        return (image.width, image.height) if across else (image.height, image.width)
-
-    return open_image(path, source, size)
-
-
-def _mask_size(path: Path, source: str) -> tuple[int, int]:
-    """(H, W) of a mask."""
-
-    def size(image: Image.Image) -> tuple[int, int]:
-        check_is_mask(image, path, source)
-        return image.height, image.width
-
-    return open_image(path, source, size)

@@ -9,13 +9,12 @@ from typing import Any, Literal
 
 from weaktr.data.classes import COCO80, COCO90, Classes
 from weaktr.data.layout import read_json
-from weaktr.data.manifest import is_inside
+from weaktr.data.manifest import is_inside, name_fault
 from weaktr.data.outlines import is_whole
 from weaktr.data.problems import DataError, Problem
+from weaktr.messages import CONTROL
 
 Ids = Literal[90, 80, "json"]
-#: Of one part of a path, so that a suffix of four fits.
-_MOST_NAME_BYTES = 251
 
 
 @dataclass(frozen=True)
@@ -197,8 +196,10 @@ def _add_image(
         message = f"expected an object with id and file_name, got {entry!r:.60}"
     elif not is_inside(name):
         message = f"file_name leads out of the image folder: {name!r}"
-    elif not _is_file_name(name):
-        message = f"expected a file_name that a file can have, got {name!r:.60}"
+    elif CONTROL.search(name):
+        message = f"expected a file_name without control characters, got {name!r:.60}"
+    elif (fault := name_fault(os.path.splitext(name)[0])) is not None:
+        message = f"file_name: {fault}"
     else:
         keys = ("id", image.id), ("name", PurePosixPath(name).with_suffix("").as_posix())
         twice = next((key for key in keys if key in first), None)
@@ -249,28 +250,6 @@ def _is_id(value: object) -> bool:
     return isinstance(value, str) or is_whole(value)
 
 
-def _is_file_name(name: str) -> bool:
-    """Whether a file system takes this relative path, also with the suffix of a mask."""
-    try:
-        parts = [os.fsencode(part) for part in PurePosixPath(name).parts]
-    except UnicodeEncodeError:
-        return False
-    return not _has_controls(name) and all(len(part) <= _MOST_NAME_BYTES for part in parts)
-
-
-def _is_text(name: str) -> bool:
-    """Whether a name can be written in UTF-8, in a line."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return not _has_controls(name)
-
-
-def _has_controls(name: str) -> bool:
-    return any(ord(character) < 32 for character in name)
-
-
 def _categories(path: Path, entries: list[Any]) -> list[tuple[int, str]]:
     """(id, name) of the categories; all labels depend on them, so that each has to be right."""
     categories: dict[int, str] = {}
@@ -280,8 +259,8 @@ def _categories(path: Path, entries: list[Any]) -> list[tuple[int, str]]:
         identity, name = given.get("id"), given.get("name")
         if not is_whole(identity) or not isinstance(name, str) or not name.strip():
             message = f"expected an object with id, a whole number, and name; got {entry!r:.60}"
-        elif not _is_text(name):
-            message = f"expected a name of characters that can be written, got {name!r:.60}"
+        elif CONTROL.search(name):
+            message = f"expected a name without control characters, got {name!r:.60}"
         elif identity in categories:
             message = f"id {identity} stands twice"
         else:

@@ -229,11 +229,30 @@ def outside_message(outside: list[int], num_labels: int, mask_ids: tuple[int, ..
 
 
 def image_size(path: Path, source: str = "", exif: Exif = "ignore") -> tuple[int, int]:
-    """(H, W) of an image file, from its header only; with "apply" as viewers show it."""
+    """(H, W) of a photograph, from its header only; with "apply" as viewers show it.
+
+    Raises:
+        DataError: missing, no image, or of more than 8 bits a channel.
+    """
 
     def size(image: Image.Image) -> tuple[int, int]:
+        check_is_8_bit(image, path, source)
         across = exif == "apply" and orientation(image) in ACROSS
         return (image.width, image.height) if across else (image.height, image.width)
+
+    return open_image(path, source, size)
+
+
+def mask_size(path: Path, source: str = "") -> tuple[int, int]:
+    """(H, W) of a mask, from its header only.
+
+    Raises:
+        DataError: missing, or no image with labels for pixels.
+    """
+
+    def size(image: Image.Image) -> tuple[int, int]:
+        check_is_mask(image, path, source)
+        return image.height, image.width
 
     return open_image(path, source, size)
 

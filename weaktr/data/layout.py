@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -78,34 +77,6 @@ def flag(text: str) -> bool | None:
     if word in ("1", "1.0", "true", "yes"):
         return True
     return False if word in ("", "0", "0.0", "false", "no") else None
-
-
-def by_number(folder: Path | None, suffixes: Sequence[str]) -> dict[int, Path]:
-    """The files of a folder by the number at the end of their stem.
-
-    COCO's file names changed over the years (``COCO_train2014_000000000009.jpg``,
-    ``000000000009.jpg``, ``9.png``); the number stayed.
-
-    Returns:
-        number -> file; files without a number are left out. Empty for None.
-    """
-    if folder is None:
-        return {}
-    found: dict[int, Path] = {}
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            stem, suffix = os.path.splitext(entry.name)
-            number = trailing_number(stem)
-            if number is None or suffix.lower() not in suffixes or files.is_clutter(entry.name):
-                continue
-            found[number] = folder / entry.name
-    return found
-
-
-def trailing_number(stem: str) -> int | None:
-    """The number at the end of a file's stem, or None; file names hold no longer ones."""
-    match = re.search(r"(?<!\d)\d{1,255}$", stem)
-    return int(match[0]) if match else None
 
 
 def collect_or_raise(

@@ -9,7 +9,8 @@ from pathlib import Path, PurePosixPath
 from weaktr.data.classes import Classes
 from weaktr.data.layout import IMAGE_SUFFIXES, read_lines
 from weaktr.data.manifest import Sample
-from weaktr.data.problems import DataError, Problem, few
+from weaktr.data.problems import DataError, Problem
+from weaktr.messages import few
 
 log = logging.getLogger("weaktr")
 

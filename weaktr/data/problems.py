@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Self
 
-from weaktr.progress import printable
+from weaktr.messages import first_lines, one_line
 
 #: How many problems one error message lists, and a table of each kind; of the others they give the
 #: number.
@@ -80,17 +80,6 @@ class Findings(list[Problem]):
         return sum(count for (of, _), count in self.counts.items() if of == level)
 
 
-def one_line(text: str) -> str:
-    """Text of others on one line: names of files may hold line breaks, and worse (`printable`)."""
-    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
-
-
-def few(names: Sequence[object]) -> str:
-    """The first five of some names, for a message: ``a, b, c, d, e and 7 more``."""
-    more = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
-    return one_line(", ".join(map(str, names[:5]))) + more
-
-
 class DataError(ValueError):
     """A data set cannot be used as it is; names the file and where it was declared.
 
@@ -105,9 +94,7 @@ class DataError(ValueError):
             super().__init__(problems)
             return
         self.problems = (problems,) if isinstance(problems, Problem) else tuple(problems)
-        lines = [str(problem) for problem in self.problems[:LISTED]]
-        if len(self.problems) > LISTED:
-            lines.append(f"... and {len(self.problems) - LISTED:,} more")
+        lines = first_lines(self.problems, LISTED)
         count = f"{len(self.problems)} problems:\n" if len(self.problems) > 1 else ""
         super().__init__(count + "\n".join(lines))
 

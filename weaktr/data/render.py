@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -14,7 +15,9 @@ from weaktr.data.instances import CocoImage, Ids, Instances, read_instances
 from weaktr.data.io import image_size, size_message
 from weaktr.data.masks import write_mask
 from weaktr.data.outlines import area, check_outline, paint, require_size, runs_of
+from weaktr.data.parallel import usable_cores
 from weaktr.data.problems import DataError, Problem
+from weaktr.progress import track
 
 
 def render_masks(
@@ -57,21 +60,48 @@ def render_masks(
     declared = read_instances(Path(instances_json), ids=ids, mask_ids=numbering)
     if declared.foreign:
         raise DataError(declared.problems)
-    faults, written = [*declared.problems], []
-    for image in filter(declared.is_outlined, declared.images):
-        try:
-            mask = draw_mask(declared, image, images)
-        except DataError as error:
-            faults += error.problems
-            continue
-        path = mask_path(out_dir, image)
-        write_mask(path, mask, durable=False)
-        written.append(path)
+    outlined = [*filter(declared.is_outlined, declared.images)]
+    written, faults = draw_masks(declared, outlined, Path(out_dir), images)
+    faults = [*declared.problems, *faults]
     if faults and problems is None:
         raise DataError(faults)
     if problems is not None:
         problems += faults
     return written
+
+
+def draw_masks(
+    declared: Instances,
+    images: Sequence[CocoImage],
+    folder: Path,
+    photographs: str | Path | None = None,
+) -> tuple[list[Path], list[Problem]]:
+    """Draw the masks of some images into a folder, in threads; see `render_masks`.
+
+    Returns:
+        The files written, and the faults for which others were not; none is drawn where the JSON
+        has categories that its numbering does not know.
+    """
+    if declared.foreign:
+        return [], declared.problems
+
+    def draw(image: CocoImage) -> Path | DataError:
+        try:
+            mask = draw_mask(declared, image, photographs)
+        except DataError as error:
+            return error
+        path = mask_path(folder, image)
+        write_mask(path, mask, durable=False)
+        return path
+
+    with ThreadPoolExecutor(min(8, usable_cores())) as pool:
+        try:
+            drawn = [*track(pool.map(draw, images), "drawing masks", len(images))]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    faults = [fault for each in drawn if isinstance(each, DataError) for fault in each.problems]
+    return [each for each in drawn if isinstance(each, Path)], faults
 
 
 def mask_path(folder: str | Path, image: CocoImage) -> Path:

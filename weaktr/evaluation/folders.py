@@ -17,7 +17,6 @@ from weaktr.data.io import require_same_size
 from weaktr.data.masks import before_refinement
 from weaktr.data.names import known_names
 from weaktr.data.photographs import enlarged, working_size
-from weaktr.data.problems import few
 from weaktr.data.stored_maps import read_cams
 from weaktr.evaluation.bootstrap import LEVEL
 from weaktr.evaluation.boundary import TOLERANCE
@@ -27,6 +26,7 @@ from weaktr.evaluation.pairs import Pair, evaluate_pairs
 from weaktr.evaluation.report import UNKNOWN, Conditions, Row, draw_classes, row_json
 from weaktr.files import names_in, read_json, write_json
 from weaktr.inference.labels import labels_from_cams
+from weaktr.messages import few
 from weaktr.progress import track
 from weaktr.recipes import make
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from weaktr import __version__
 from weaktr.config import BackboneConfig, CamModelConfig, SegModelConfig
 from weaktr.data.classes import MAX_CLASSES, Classes
-from weaktr.files import whole_file, write_bytes, written_by_library
+from weaktr.files import parse_json, whole_file, write_bytes, written_by_library
 from weaktr.models.cam import CamModel
 from weaktr.models.segmenter import Segmenter
 from weaktr.recipes import as_tree, make
@@ -312,10 +312,7 @@ def describe(path: Path) -> dict[str, Any]:
             f"{path}: safetensors without a weaktr description. Backbone weights go into "
             "model.weights; checkpoints of the published code go through weaktr import"
         )
-    try:
-        info = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: a damaged description ({error})") from error
+    info = parse_json(text, f"{path}: a damaged description", finite=False)
     if not isinstance(info, dict):
         raise ValueError(f"{path}: expected a description, got a {type(info).__name__}")
     return info

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch import Tensor
 
+from weaktr.backbone_args import check_backbone_args
 from weaktr.config import BackboneConfig
 from weaktr.data.arrays import read_npz
-from weaktr.models.architecture import check_arguments
 from weaktr.models.checkpoints import describe, load_strict, read_safetensors
 from weaktr.models.released.torch_file import read_torch_file, weights_in
 from weaktr.models.vit import ViT
@@ -99,7 +99,7 @@ def timm_state(backbone: str, backbone_args: Mapping[str, Any]) -> State:
         ValueError: they are not in the cache and could not be downloaded, or do not fit; arguments
             that do not describe the network.
     """
-    check_arguments(backbone_args)
+    check_backbone_args(backbone_args)
     try:
         donor = timm.create_model(backbone, pretrained=True, num_classes=0, **backbone_args)
     except (OSError, RuntimeError) as error:

@@ -8,6 +8,7 @@ keys and the attention branch's output.
 from __future__ import annotations
 
 import logging
+import re
 from functools import cache
 from typing import Any, get_args
 
@@ -21,7 +22,6 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from weaktr.config import BackboneConfig, Position
-from weaktr.models.architecture import arguments_of, check_architecture
 from weaktr.models.blocks import Layer, run_block
 from weaktr.models.packing import TokenBatch
 from weaktr.models.positions import resized_position
@@ -229,10 +229,15 @@ def create_backbone(config: BackboneConfig) -> Any:
     """`timm.create_model` with random weights, no classifier, checked to be a plain ViT.
 
     Raises:
-        ValueError: see `check_architecture`; arguments that timm cannot build, or no plain ViT.
+        ValueError: a backbone that is none of timm's own, arguments that timm cannot build, or no
+            plain ViT.
     """
-    check_architecture(config)
     backbone = config.backbone
+    if not re.fullmatch(r"\w+(\.[\w.-]+)?", backbone) or not timm.is_model(backbone.split(".")[0]):
+        family = re.split(r"\W|_", backbone)[0]
+        near = timm.list_models(f"*{family}*")[:8]
+        raise ValueError(f"backbone: timm has no model {backbone!r:.99}; some that it has: {near}")
+    patch_size = {} if config.patch_size is None else {"patch_size": config.patch_size}
     try:
         model: Any = timm.create_model(
             backbone,
@@ -242,7 +247,7 @@ def create_backbone(config: BackboneConfig) -> Any:
             img_size=config.image_size,
             drop_path_rate=config.drop_path,
             dynamic_img_size=True,
-            **arguments_of(config),
+            **{**config.backbone_args, **patch_size},
         )
     except TypeError as error:  # convolutional and windowed models do not take these arguments
         raise ValueError(f"backbone: {backbone!r} is not a plain ViT ({error})") from error

@@ -26,7 +26,7 @@ from weaktr.config import TrainCamConfig, TrainSegConfig
 from weaktr.data import Classes, DataError, Manifest
 from weaktr.data.headers import Headers
 from weaktr.data.masks import MaskFolder
-from weaktr.data.problems import LISTED
+from weaktr.messages import few, first_lines
 from weaktr.models import CamModel, Segmenter
 from weaktr.models.precision import choose_device
 from weaktr.ops.attention import ATTENTIONS, chosen_attention
@@ -39,7 +39,6 @@ from weaktr.stages.check_models import (
     built_cam_model,
     built_segmenter,
     checkpoint_of,
-    in_short,
     require_hub,
     require_memory,
     require_stage1,
@@ -92,12 +91,6 @@ class Part:
             )
 
 
-def cut(lines: Sequence[str]) -> list[str]:
-    """The first `LISTED` of `lines`, and how many there are more."""
-    more = len(lines) - LISTED
-    return [*lines[:LISTED], *([f"... and {more} more"] if more > 0 else [])]
-
-
 def require_no_faults(parts: Sequence[Part]) -> None:
     """Log the warnings of a check.
 
@@ -105,9 +98,9 @@ def require_no_faults(parts: Sequence[Part]) -> None:
         ValueError: there is a fault; all of them are listed.
     """
     for part in parts:
-        for warning in cut(part.warnings):
+        for warning in first_lines(part.warnings):
             log.warning("%s: %s", part.what, warning)
-    if faults := [line for part in parts for line in cut(part.faults)]:
+    if faults := [line for part in parts for line in first_lines(part.faults)]:
         count = "several faults, found before anything ran:\n" if len(faults) > 1 else ""
         raise ValueError(count + "\n".join(faults))
 
@@ -278,7 +271,7 @@ class _Check:
         elif len(manifest.classes) and manifest.classes != self.classes:
             part.faults.append(
                 f"{manifest.name} {manifest.split}: expected the classes of the other split, "
-                f"{in_short(self.classes.names)}; got {in_short(manifest.classes.names)}"
+                f"{few(self.classes.names)}; got {few(manifest.classes.names)}"
             )
         return manifest
 

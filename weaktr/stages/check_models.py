@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +18,7 @@ import torch
 
 from weaktr.config import BackboneConfig, CamModelConfig, SegModelConfig
 from weaktr.data import Classes
+from weaktr.messages import few
 from weaktr.models import CamModel, Segmenter, checkpoints
 from weaktr.models.pretrained import fit_state, load_backbone, timm_names
 from weaktr.models.vit import BackboneModel
@@ -176,12 +176,6 @@ def checkpoint_of(folder: Path, kind: str, classes: Classes | None) -> dict[str,
     names = checkpoints.class_names(description, path)
     if classes is not None and len(classes) and names is not None and names != classes.names:
         raise ValueError(
-            f"{path}: expected the classes of the images, {in_short(classes.names)}; got "
-            f"{in_short(names)}"
+            f"{path}: expected the classes of the images, {few(classes.names)}; got {few(names)}"
         )
     return description
-
-
-def in_short(names: Sequence[str]) -> str:
-    """How many classes, and the first of them."""
-    return f"{len(names)} ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"

@@ -17,7 +17,6 @@ from weaktr.config import Recipe
 from weaktr.data import Manifest, Sample
 from weaktr.data.io import read_labels, read_mask, require_same_size
 from weaktr.data.masks import MaskFolder, before_refinement
-from weaktr.data.problems import few
 from weaktr.evaluation.conditions import (
     cam_name,
     label_conditions,
@@ -30,6 +29,7 @@ from weaktr.evaluation.models import cam_curve
 from weaktr.evaluation.pairs import Evaluation, Pair, evaluate_pairs
 from weaktr.evaluation.report import Conditions, Row, caption, draw_classes, print_rows, row_json
 from weaktr.files import write_json
+from weaktr.messages import few
 from weaktr.models import CamModel
 from weaktr.stages.label import LABEL
 from weaktr.stages.predict import PREDICT

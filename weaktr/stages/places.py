@@ -128,7 +128,7 @@ def begin(folder: Path, inputs: Inputs, *, force: bool = False) -> Path:
     if place == attempt and not force:
         log.info(
             "%s: holds results of other inputs (%s); they stay until the new ones are whole",
-            folder, outputs.in_words(outputs.differences(stored or {}, inputs.facts)),
+            folder, outputs.differences(stored or {}, inputs.facts),
         )  # fmt: skip
     if inputs.fit(read_inputs(place)):
         outputs.tidy(place)

@@ -23,7 +23,8 @@ from weaktr.data.photographs import enlarged
 from weaktr.data.stored_maps import write_cams, write_scores
 from weaktr.files import write_bytes
 from weaktr.inference.results import LabelMaps
-from weaktr.progress import shortened, track
+from weaktr.messages import few
+from weaktr.progress import track
 
 log = logging.getLogger("weaktr")
 
@@ -97,13 +98,13 @@ class MaskStore:
         if changed:
             log.info(
                 "%d images have changed, or their labels (%s): their masks are made again",
-                len(changed), shortened(sorted(changed)),
+                len(changed), few(sorted(changed)),
             )  # fmt: skip
         edited = [s.name for s in old if self.masks.is_edited(s.name) and s.name not in behind]
         if edited:
             log.warning(
                 "%d masks were changed by hand (%s): they stay as they are",
-                len(edited), shortened(edited),
+                len(edited), few(edited),
             )  # fmt: skip
         done = {sample.name for sample in old} - changed
         for sample in samples:

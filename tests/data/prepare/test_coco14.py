@@ -15,8 +15,8 @@ from tests.data.prepare import official_archives as little
 from tests.data.prepare.loopback import Site, serving
 from tests.data.prepare.test_voc12 import QUICK, check_second_run, counts, snapshot
 from weaktr import cli
-from weaktr.data import load_manifest, read_mask
-from weaktr.data.prepare import Archive, CocoFacts, coco_masks, official, prepare_coco14
+from weaktr.data import load_manifest, read_mask, render
+from weaktr.data.prepare import Archive, CocoFacts, official, prepare_coco14
 
 NAMES = ("annotations_trainval2014.zip", "train2014.zip", "val2014.zip")
 FACTS = CocoFacts(
@@ -139,7 +139,7 @@ def test_second_run_changes_nothing(site: Site, facts: CocoFacts, tmp_path: Path
 
 def test_goes_on_after_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = little.write(tmp_path, archives())
-    original, drawn = coco_masks.write_mask, []
+    original, drawn = render.write_mask, []
 
     def stop_at_second(path: Path, labels: np.ndarray, **options: Any) -> str:
         if drawn:
@@ -147,7 +147,7 @@ def test_goes_on_after_an_interruption(tmp_path: Path, monkeypatch: pytest.Monke
         drawn.append(path)
         return original(path, labels, **options)
 
-    monkeypatch.setattr(coco_masks, "write_mask", stop_at_second)
+    monkeypatch.setattr(render, "write_mask", stop_at_second)
     with pytest.raises(KeyboardInterrupt):
         prepare_coco14(root, facts=FACTS)
     monkeypatch.undo()
@@ -187,7 +187,7 @@ def test_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert said == [f"{s}: no annotations/instances_{s}2014.json" for s in ("train", "val")]
     content = archives()
     little.write(tmp_path, {name: content[name] for name in NAMES[:2]})
-    monkeypatch.setattr("weaktr.data.prepare.coco14.can_draw", lambda: False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     missing = {entry.what: entry.remedy for entry in prepare_coco14(tmp_path, facts=FACTS).missing}
     assert "http://x/v" in missing["val: no images at all"]
     assert "weaktr[coco]" in missing["masks of train: outlines cannot be drawn"]

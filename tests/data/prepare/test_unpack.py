@@ -202,7 +202,7 @@ def test_a_file_and_a_folder_of_one_name(
 @pytest.mark.parametrize("mode", ["zip", "gz", "bz2", "xz"])
 def test_bombs(tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Refused by what they claim, before the bytes are there; a limit of 1 MB stands for 512."""
-    monkeypatch.setattr("weaktr.data.prepare.unpack.MOST_INFLATED", 1 << 20)
+    monkeypatch.setattr("weaktr.data.arrays.MOST_INFLATED", 1 << 20)
     path = tmp_path / f"a.{mode}"
     content = {"small": b"x" * 100, "a": bytes(1 << 21), "b": bytes(10)}
     if mode == "zip":

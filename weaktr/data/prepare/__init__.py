@@ -1,8 +1,8 @@
 """``weaktr data prepare``: from nothing, archives or folders to a complete data set.
 
 The modules, in the order in which data pass through them: `official` (what is published where),
-`download`, `archives` (verified once), `unpack` (never outside the root), `sbd` and `coco_masks`
-(masks), `voc12` and `coco14` (the two preparations), `result` (one manifest, and what is missing).
+`download`, `archives` (verified once), `unpack` (never outside the root), `sbd` (masks), `voc12`
+and `coco14` (the two preparations), `result` (one manifest, and what is missing).
 """
 
 from __future__ import annotations

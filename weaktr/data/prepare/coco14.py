@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 from typing import Literal
 
 from weaktr.data.classes import COCO80, COCO90
-from weaktr.data.instances import read_instances
-from weaktr.data.layout import IMAGE_SUFFIXES, by_number, read_lines, trailing_number
+from weaktr.data.instances import CocoImage, read_instances
+from weaktr.data.layout import IMAGE_SUFFIXES, read_lines
 from weaktr.data.prepare import official
-from weaktr.data.prepare.coco_masks import can_draw, draw_masks
 from weaktr.data.prepare.download import Patience
+from weaktr.data.prepare.pngs import is_whole_png
 from weaktr.data.prepare.result import Missing, Prepared, is_whole
 from weaktr.data.prepare.sources import Sources
 from weaktr.data.problems import Problem
-from weaktr.data.sources.coco14 import coco14, image_folder, instances_file, mask_folder
+from weaktr.data.render import draw_masks, mask_path
+from weaktr.data.sources.coco14 import (
+    Numbered,
+    coco14,
+    image_folder,
+    instances_file,
+    listed,
+    mask_folder,
+    stem,
+)
 from weaktr.files import write_bytes
 from weaktr.progress import log
 
@@ -127,19 +137,19 @@ class _Split:
         if self.declared is None:
             return
         self.result.origins[what] = self.sources.origin(what, _DRAWN)
-        if not can_draw():
+        if importlib.util.find_spec("pycocotools") is None:
             remedy = "pip install 'weaktr[coco]' (pycocotools), and start again"
             self.result.missing.append(Missing(f"{what}: outlines cannot be drawn", remedy))
             return
         masks = folder or self.root / "masks" / self.parts[0]
-        drawn, faults = draw_masks(self.declared, masks, self.images)
-        log.info("%s: %d drawn", what, drawn)
+        drawn, faults = draw_masks(self.declared, self._undrawn(masks), masks, self.images)
+        log.info("%s: %d drawn", what, len(drawn))
         if faults:
             left = f"{what}: {len(faults)} faults of annotations, the first: {faults[0]}"
             self.result.missing.append(
                 Missing(left, f"mend the JSON ({self._check()}), and start again")
             )
-        self.result.changed |= drawn > 0
+        self.result.changed |= bool(drawn)
 
     def count(self, cls_labels: str | Path | None, coco_ids: Literal[90, 80]) -> None:
         """Write the manifest of the split, count its images, and note what is missing."""
@@ -180,11 +190,11 @@ class _Split:
     def _image_folder(self) -> Path | None:
         """The folder of this split's images; one that only has subfolders does not count."""
         folder = image_folder(self.root, self.parts)
-        return folder if by_number(folder, IMAGE_SUFFIXES) else None
+        return folder if folder is not None and listed(folder, IMAGE_SUFFIXES) else None
 
     def _mask_folder(self) -> Path | None:
         folder = mask_folder(self.root, self.parts)
-        return folder if by_number(folder, (".png",)) else None
+        return folder if folder is not None and listed(folder, (".png",)) else None
 
     def _annotated(self) -> list[str]:
         """File names of the images with at least one annotation."""
@@ -199,9 +209,19 @@ class _Split:
             return False
         if self.declared is None and not self.list_file.is_file():
             return True
-        present = by_number(self.images, IMAGE_SUFFIXES)
-        numbers = [trailing_number(Path(name).stem) for name in self._annotated()]
-        return all(n in present and is_whole(present[n]) for n in numbers if n is not None)
+        present = Numbered(listed(self.images, IMAGE_SUFFIXES))
+        files = (present.find(stem(name)) for name in self._annotated())
+        return all(file is not None and is_whole(file) for file in files)
+
+    def _undrawn(self, folder: Path) -> list[CocoImage]:
+        """The images with objects, all of them outlined, of which `folder` holds no whole mask."""
+        assert self.declared is not None
+        return [
+            image
+            for image in filter(self.declared.is_outlined, self.declared.images)
+            if self.declared.annotations[image.id]
+            and not is_whole_png(mask_path(folder, image), (image.height, image.width))
+        ]
 
 
 _MASK_REMEDY = "move a mask folder from elsewhere that is not whole out of the way, and start again"

@@ -2,7 +2,7 @@
 
 Archives are not trusted: absolute names, ``..``, symbolic and hard links and devices are refused,
 and so is a path that leaves the folder through a link already on the disk, a name that cannot be
-printed, and an archive that claims to hold far more than it can (`most_bytes`).
+printed, and an archive that claims to hold far more than it can (`most_inflated`).
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
+from weaktr.data.arrays import most_inflated
 from weaktr.data.manifest import is_inside
 from weaktr.data.prepare.archives import ArchiveError
 from weaktr.data.prepare.meters import megabytes
 from weaktr.files import is_clutter, whole_file
-from weaktr.progress import shortened
+from weaktr.messages import few
 
 log = logging.getLogger("weaktr")
 
@@ -44,9 +45,6 @@ _DAMAGE = (
     LookupError,
     UnicodeError,
 )
-#: An archive may hold this many bytes, or `RATIO` times as many as it has itself, if that is more.
-#: COCO's annotations, the most compressible of those that are prepared, shrink to a quarter.
-MOST_INFLATED, RATIO = 1 << 29, 32
 #: Bytes that are read at once; also the most of a header in a tar, such as a long name.
 MOST_PART = 1 << 16
 
@@ -198,7 +196,7 @@ def unpack(path: Path, folder: Path, place: Callable[[str], str | None]) -> int:
     if other:
         log.warning(
             "%s: %d files are there with other content and stay (%s); delete them to unpack them",
-            path.name, len(other), shortened(other),
+            path.name, len(other), few(other),
         )  # fmt: skip
     return written
 
@@ -217,17 +215,11 @@ def _safe(name: str, archive: Path) -> str:
     return clean
 
 
-def most_bytes(path: Path) -> int:
-    """How much an archive may hold."""
-    return max(MOST_INFLATED, RATIO * path.stat().st_size)
-
-
 def _refuse_bomb(path: Path, claimed: int) -> None:
-    """Raise ArchiveError where an archive claims to hold more than `most_bytes`."""
-    if claimed > most_bytes(path):
-        raise ArchiveError(
-            f"{path}: refused, {path.stat().st_size} bytes that claim to hold {claimed}"
-        )
+    """Raise ArchiveError where an archive claims to hold more than `most_inflated`."""
+    size = path.stat().st_size
+    if claimed > most_inflated(size):
+        raise ArchiveError(f"{path}: refused, {size} bytes that claim to hold {claimed}")
 
 
 def _folder_members(path: Path) -> Iterator[Member]:

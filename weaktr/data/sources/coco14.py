@@ -37,9 +37,10 @@ from weaktr.data.layout import (
 )
 from weaktr.data.manifest import Manifest, Sample
 from weaktr.data.names import readings
-from weaktr.data.problems import Problem, few
+from weaktr.data.problems import Problem
 from weaktr.data.render import drawing_faults
 from weaktr.files import is_clutter
+from weaktr.messages import few
 
 log = logging.getLogger("weaktr")
 
@@ -178,7 +179,7 @@ def mask_folder(root: Path, parts: tuple[str, ...]) -> Path | None:
     )
 
 
-class _Numbered(Generic[T]):
+class Numbered(Generic[T]):
     """Things with names: found by name, or else by the number in one of COCO's own names.
 
     Args:
@@ -222,7 +223,7 @@ def coco_number(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def _stem(path: str) -> str:
+def stem(path: str) -> str:
     """A path of an image or mask without its suffix."""
     return os.path.splitext(path)[0] if path.lower().endswith(IMAGE_SUFFIXES) else path
 
@@ -233,8 +234,8 @@ class _Files:
     def __init__(self, images: Path, masks: Path | None, faults: list[Problem]) -> None:
         self.images, self.masks, self._faults = images, masks, faults
         self._numbered = {
-            "images": _Numbered(_listed(images, IMAGE_SUFFIXES)),
-            "masks": _Numbered([] if masks is None else _listed(masks, (".png",))),
+            "images": Numbered(listed(images, IMAGE_SUFFIXES)),
+            "masks": Numbered([] if masks is None else listed(masks, (".png",))),
         }
 
     def image(self, line: str, source: str) -> Path:
@@ -249,7 +250,7 @@ class _Files:
     def mask(self, image: Path, source: str) -> Path | None:
         if self.masks is None:
             return None
-        name = _stem(image.relative_to(self.images).as_posix())
+        name = stem(image.relative_to(self.images).as_posix())
         direct = self.masks / f"{name}.png"
         return direct if os.path.isfile(direct) else self._find("masks", name, source)
 
@@ -257,7 +258,7 @@ class _Files:
         self, line: str, labels: tuple[int, ...], source: str, numbering: Numbering
     ) -> Sample:
         image = self.image(line, source)
-        name = _stem(image.relative_to(self.images).as_posix())
+        name = stem(image.relative_to(self.images).as_posix())
         return Sample(name, image, labels, self.mask(image, source), source, numbering.mask_ids)
 
     def not_declared(self, samples: Sequence[Sample], json_file: Path) -> Iterator[Problem]:
@@ -267,7 +268,7 @@ class _Files:
             ("image", self.images, IMAGE_SUFFIXES),
             ("mask", self.masks, (".png",)),
         ):
-            for _, file in [] if folder is None else _listed(folder, suffixes):
+            for _, file in [] if folder is None else listed(folder, suffixes):
                 if file not in used:
                     message = f"{json_file} has no image of this name"
                     kind = f"{what} that is not listed"
@@ -291,7 +292,7 @@ class _Files:
             return None
 
 
-def _listed(folder: Path, suffixes: Sequence[str]) -> list[tuple[str, Path]]:
+def listed(folder: Path, suffixes: Sequence[str]) -> list[tuple[str, Path]]:
     """(name without suffix, file) of the files of a folder."""
     with os.scandir(folder) as entries:
         names = [
@@ -299,7 +300,7 @@ def _listed(folder: Path, suffixes: Sequence[str]) -> list[tuple[str, Path]]:
             for entry in entries
             if entry.name.lower().endswith(tuple(suffixes)) and not is_clutter(entry.name)
         ]
-    return [(_stem(name), folder / name) for name in sorted(names)]
+    return [(stem(name), folder / name) for name in sorted(names)]
 
 
 def _from_instances(declared: Instances, files: _Files, list_file: Path | None) -> list[Sample]:
@@ -311,7 +312,7 @@ def _from_instances(declared: Instances, files: _Files, list_file: Path | None) 
         samples.append(files.sample(image.file_name, labels, source, declared.numbering))
     if list_file is None:
         return samples
-    known = _Numbered((sample.name, sample) for sample in samples)
+    known = Numbered((sample.name, sample) for sample in samples)
     chosen = []
     for number, line in read_lines(list_file):
         where = f"{list_file}:{number}"
@@ -327,7 +328,7 @@ def _from_instances(declared: Instances, files: _Files, list_file: Path | None) 
     return chosen
 
 
-def _of_line(line: str, known: _Numbered[T]) -> T | None:
+def _of_line(line: str, known: Numbered[T]) -> T | None:
     """What a line of a list means: the first of its `readings` that is known."""
     return next((found for name in readings(line) if (found := known.find(name)) is not None), None)
 
@@ -347,7 +348,7 @@ def _from_cls_labels(
             f"and voc_format/<split>.txt, below {root}; found neither"
         )
     stored_labels = read_cls_labels(label_file)
-    known = _Numbered((_stem(name), vector) for name, vector in stored_labels.items())
+    known = Numbered((stem(name), vector) for name, vector in stored_labels.items())
     samples = []
     for number, line in read_lines(list_file):
         source = f"{list_file}:{number}"

@@ -20,9 +20,10 @@ from PIL import Image
 
 from weaktr.data.classes import Classes, palette
 from weaktr.data.manifest import Manifest, Sample, is_inside
-from weaktr.data.problems import DataError, Problem, few
+from weaktr.data.problems import DataError, Problem
 from weaktr.data.sources.scene_drawing import NAMES, render_scene
 from weaktr.files import is_clutter, read_json
+from weaktr.messages import few
 
 VERSION = 2  # of the drawing: raise it whenever the same seed draws another scene
 STAMP = "scenes.json"

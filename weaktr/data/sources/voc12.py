@@ -22,7 +22,8 @@ from weaktr.data.layout import (
 )
 from weaktr.data.manifest import Manifest, Sample, is_inside
 from weaktr.data.names import readings
-from weaktr.data.problems import DataError, Problem, few
+from weaktr.data.problems import DataError, Problem
+from weaktr.messages import few
 
 log = logging.getLogger("weaktr")
 

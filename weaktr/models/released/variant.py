@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from weaktr.files import read_text
 from weaktr.recipes import PlainLoader, parse_yaml
 
 FILE_NAME = "variant.yml"
@@ -111,7 +112,7 @@ def _stage2(tree: Mapping[str, Any]) -> Variant:
 def _parse(path: Path) -> Any:
     """The file's values; tuples become lists."""
     try:
-        return parse_yaml(path.read_text(encoding="utf-8"), str(path), _Loader)
+        return parse_yaml(read_text(path), str(path), _Loader)
     except ValueError as error:
         message = str(error).removeprefix(f"{path}: ")
         raise ValueError(f"{path}: not a plain YAML file; nothing was run: {message}") from error

@@ -1,20 +1,16 @@
-"""What a configuration may say of a network: checked before anything of it is built.
+"""The arguments of timm's models that a setting may give.
 
-Configurations come from recipes and from checkpoints of others. timm takes arguments that name
-files and addresses of weights beside those that describe a network; only the latter pass.
+Settings come from recipes and from checkpoints of others. timm takes arguments that name files and
+addresses of weights beside those that describe a network; only the latter pass.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-import timm
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
-
-from weaktr.config import BackboneConfig
 
 Width = Annotated[int, Field(ge=1, le=16384)]
 Count = Annotated[int, Field(ge=1, le=1024)]
@@ -24,7 +20,7 @@ Word = Annotated[str, Field(pattern=r"^[a-z0-9_]{0,40}$")]
 
 
 class BackboneArgs(TypedDict, total=False):
-    """`BackboneConfig.backbone_args`: the arguments of timm's plain ViTs that describe the network.
+    """What describes a plain ViT of timm, as its setting `backbone_args`.
 
     What other settings say (img_size, drop_path_rate, ...) is not among them.
     """
@@ -85,21 +81,7 @@ class BackboneArgs(TypedDict, total=False):
 _ARGUMENTS = TypeAdapter(BackboneArgs)
 
 
-def check_architecture(config: BackboneConfig) -> None:
-    """Refuse a configuration that describes no network.
-
-    Raises:
-        ValueError: a backbone that is none of timm's own; see also `check_arguments`.
-    """
-    backbone = config.backbone
-    if not re.fullmatch(r"\w+(\.[\w.-]+)?", backbone) or not timm.is_model(backbone.split(".")[0]):
-        family = re.split(r"\W|_", backbone)[0]
-        near = timm.list_models(f"*{family}*")[:8]
-        raise ValueError(f"backbone: timm has no model {backbone!r:.99}; some that it has: {near}")
-    check_arguments(arguments_of(config))
-
-
-def check_arguments(arguments: Mapping[str, Any]) -> None:
+def check_backbone_args(arguments: Mapping[str, Any]) -> None:
     """Refuse arguments of a timm model that do not describe the network (`BackboneArgs`).
 
     None is as good as no argument, to timm too.
@@ -114,16 +96,8 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         name = str(wrong["loc"][0])
         if wrong["type"] == "extra_forbidden":
             raise ValueError(
-                f"backbone_args: {name!r:.60} does not describe the network; expected some of "
+                f"{name!r:.60} does not describe the network: expected some of "
                 f"{', '.join(list(BackboneArgs.__annotations__)[:7])} and the like"
             ) from error
         problem = wrong["msg"].removeprefix("Input should be ")
-        raise ValueError(
-            f"backbone_args: {name}: expected {problem}, got {wrong['input']!r:.60}"
-        ) from error
-
-
-def arguments_of(config: BackboneConfig) -> dict[str, Any]:
-    """The arguments of the timm model that the configuration gives."""
-    given = config.backbone_args
-    return given if config.patch_size is None else {**given, "patch_size": config.patch_size}
+        raise ValueError(f"{name}: expected {problem}") from error

@@ -1,0 +1,38 @@
+"""Text for people: names that others chose, and lists that are too long to be shown whole."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+#: Characters that move a terminal's cursor or end a line, and lone halves of characters.
+CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]")
+#: Those that do not belong in lines of text either, and those that turn the direction of writing.
+UNPRINTABLE = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029"
+    r"\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+)
+
+
+def printable(text: str) -> str:
+    """A text for the terminal: what it would act on, or cannot show, as Python escapes it."""
+    return UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
+def one_line(text: str) -> str:
+    """Text of others on one line: names of files may hold line breaks, and worse (`printable`)."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def few(names: Sequence[object], most: int = 5, *, between: str = ", ") -> str:
+    """The first names of a list, for a message: ``a, b, c, d, e and 7 more``."""
+    return " ".join([one_line(between.join(map(str, names[:most]))), *_more(names, most)])
+
+
+def first_lines(things: Sequence[object], most: int = 20) -> list[str]:
+    """The first of many things, a line each, and a line that says how many more there are."""
+    return [*map(str, things[:most]), *(f"... {line}" for line in _more(things, most))]
+
+
+def _more(things: Sequence[object], shown: int) -> list[str]:
+    return [f"and {len(things) - shown:,} more"] if len(things) > shown else []
