@@ -80,6 +80,24 @@ def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
         temporary.write_bytes(content)
 
 
+def keep_lines(path: Path, size: int | None = None) -> None:
+    """Prepare a file of lines for further ones; nothing where there is none.
+
+    Where something has to be cut off, or the file has other names (hard links, which a backup may
+    be), it is replaced by a copy, so that those stay as they are.
+
+    Args:
+        path: the file.
+        size: bytes that stay; None = all whole lines.
+    """
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1 if size is None else size
+    if whole < len(content) or path.stat().st_nlink > 1:
+        write_bytes(path, content[:whole])
+
+
 def require_replaceable(path: Path, mark: bytes | None) -> None:
     """Refuse to write a file where there is one that weaktr did not write.
 

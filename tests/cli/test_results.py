@@ -24,6 +24,7 @@ from tests.cli.test_photographs import (
 )
 from tests.cli.test_train import said
 from weaktr import cli, outputs
+from weaktr.contents import Contents
 from weaktr.data.io import read_stored_labels
 from weaktr.data.masks import MaskFolder, png_bytes
 from weaktr.models import checkpoints
@@ -226,7 +227,74 @@ def test_a_corrected_mask_that_is_none_any_more_is_named(run, mode, caplog):
     Image.fromarray(pixels if mode == "I;16" else np.zeros((40, 50, 3), np.uint8)).save(path)
     content = path.read_bytes()
     assert run("label")[0] == cli.FAILED
-    assert "its mask was changed by hand and is none any more" in caplog.text
+    assert "its mask cannot be used: " in caplog.text
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("form", ["JPEG2000", "TGA", "PPM", "ICO", "text"])
+def test_a_corrected_mask_in_another_form_stays(run, form, caplog):
+    path = run("label")[2].path("b")
+    if form == "text":
+        path.write_text("to be done")
+    else:
+        Image.fromarray(np.full((40, 50), 2, np.uint8)).save(path, format=form)
+    content = path.read_bytes()
+    assert run("label")[0] == cli.FAILED
+    assert "its mask cannot be used: " in caplog.text and str(path) in caplog.text
+    assert path.read_bytes() == content
+
+
+def test_a_mask_that_cannot_be_read_stays(run, monkeypatch, caplog):
+    path = run("label")[2].path("b")
+    Image.fromarray(np.full((40, 50), 2, np.uint8)).save(path)
+    content, digest = path.read_bytes(), Contents.digest
+
+    def refused(self, file):
+        if file == path:
+            raise PermissionError(13, "Permission denied", str(path))
+        return digest(self, file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Contents, "digest", refused)
+        assert run("label")[0] == cli.FAILED
+        assert f"its mask cannot be used: [Errno 13] Permission denied: '{path}'" in caplog.text
+    assert path.read_bytes() == content and run("label")[0] == 0
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("corrected", [False, True])
+def test_a_photograph_that_cannot_be_read_now_keeps_its_mask(
+    command, corrected, run, photos, caplog
+):
+    path = run(command)[2].path("b")
+    if corrected:
+        Image.fromarray(np.full((40, 50), 2, np.uint8)).save(path)
+    content, photograph = path.read_bytes(), (photos / "b.png").read_bytes()
+    (photos / "b.png").unlink()
+    (photos / "b.png").symlink_to("nowhere")
+    assert run(command)[0] == cli.FAILED
+    told = (
+        "cannot be read now; its mask, which was changed by hand, stays" if corrected else "b.png"
+    )
+    assert told in caplog.text and "delete the mask" not in caplog.text
+    assert path.read_bytes() == content
+    (photos / "b.png").unlink()
+    (photos / "b.png").write_bytes(photograph)
+    assert run(command)[0] == 0 and path.read_bytes() == content
+
+
+def test_a_corrected_mask_before_refinement_of_one_that_is_gone(run, tmp_path, caplog):
+    before = tmp_path / "out" / "before_refinement" / "masks" / "b.png"
+    path = run("label")[2].path("b")
+    Image.fromarray(np.full((40, 50), 2, np.uint8)).save(before)
+    path.unlink()
+    content = before.read_bytes()
+    assert run("label")[0] == cli.FAILED
+    assert "its mask before refinement was changed by hand, and the refined one" in caplog.text
+    assert before.read_bytes() == content and not path.exists()
+    shutil.move(before, path)
+    code, text, _ = run("label")
+    assert code == 0, text
     assert path.read_bytes() == content
 
 

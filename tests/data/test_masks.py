@@ -85,3 +85,15 @@ def test_labels_of_a_large_mask_are_counted_in_pieces(tmp_path, monkeypatch):
     masks.add("b", np.full((3, 5), 7, np.uint8))
     assert masks.entries["a"].labels == (0, 1, 5, 20, 255)
     assert masks.entries["b"].labels == (7,)
+
+
+def test_a_hard_link_to_an_index_stays_as_it_is(tmp_path):
+    MaskFolder(tmp_path / "masks").add("a", MASK)
+    index, backup = tmp_path / "masks" / "index.jsonl", tmp_path / "backup.jsonl"
+    backup.hardlink_to(index)
+    before = backup.read_bytes()
+    masks = MaskFolder(tmp_path / "masks")
+    masks.add("b", MASK)
+    masks.add("c", MASK)
+    assert backup.read_bytes() == before
+    assert MaskFolder(tmp_path / "masks").entries.keys() == {"a", "b", "c"}

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
 from weaktr.contents import Contents, digest_of
 from weaktr.data.classes import palette
@@ -26,14 +26,11 @@ from weaktr.data.io import open_image, read_stored_labels
 from weaktr.data.manifest import is_inside
 from weaktr.data.parallel import ordered_map
 from weaktr.data.problems import DataError, Problem
-from weaktr.files import is_clutter, write_bytes
+from weaktr.files import is_clutter, keep_lines, write_bytes
+from weaktr.seals import is_sealed, sealed_png, was_sealed
 
 #: Pixels that are counted together.
 PIECE = 2**20
-#: Stands near the beginning of every PNG that weaktr writes, and at the end of every NPZ.
-MARK = b"weaktr"
-#: Bytes from a file's beginning, and before its end, among which `MARK` is looked for.
-HEAD, TAIL = 256, 64
 
 
 def write_mask(path: Path, labels: np.ndarray, *, durable: bool = True) -> str:
@@ -60,23 +57,10 @@ def write_mask(path: Path, labels: np.ndarray, *, durable: bool = True) -> str:
 
 
 def png_bytes(picture: Image.Image) -> bytes:
-    """A picture as a PNG that `is_marked` recognises."""
-    notes = PngImagePlugin.PngInfo()
-    notes.add_text("Software", MARK.decode())
+    """A picture as a sealed PNG."""
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", pnginfo=notes)
-    return buffer.getvalue()
-
-
-def is_marked(path: Path) -> bool:
-    """Whether weaktr wrote a PNG or NPZ, or it is empty, as a power failure may leave it."""
-    with open(path, "rb") as file:
-        if path.suffix == ".png":
-            head = file.read(HEAD)
-            return not head or b"Software\0" + MARK in head
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - TAIL))
-        return not size or file.read().endswith(MARK)
+    picture.save(buffer, format="PNG")
+    return sealed_png(buffer.getvalue())
 
 
 @dataclass(frozen=True)
@@ -134,7 +118,7 @@ class MaskFolder:
         entries: name -> the entry of its mask.
         without: name -> the entry of an image that shows no class, so that it has no mask.
         edited: names of the masks that somebody has changed; their entries stay, with new digests.
-        unusable: those of them that are whole pictures but no masks -> why.
+        unusable: those of them that are no masks, or cannot be read -> why.
 
     Raises:
         ValueError: the index is damaged; names its line.
@@ -151,7 +135,7 @@ class MaskFolder:
         self.edited: set[str] = set()
         self.unusable: dict[str, str] = {}
         self._listed = self.entries.keys()
-        self._is_cut = False
+        self._is_whole = False
         if verify:
             self._verify(contents or Contents())
 
@@ -183,13 +167,15 @@ class MaskFolder:
         A mask that such an image had before is removed, unless somebody has changed it.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._cut_half_line()
+        if not self._is_whole:
+            keep_lines(self.index)
+            self._is_whole = True
         with open(self.index, "a", encoding="utf-8") as index:
             index.write(entry.line())
         here, there = self.entries, self.without
         if entry.file is None:
             here, there = there, here
-            if (path := self.path(entry.name)).is_file() and is_marked(path):
+            if (path := self.path(entry.name)).is_file() and is_sealed(path):
                 path.unlink()
         there.pop(entry.name, None)
         here[entry.name] = entry
@@ -224,15 +210,6 @@ class MaskFolder:
         """Files and links in ``masks/`` that the index does not list and weaktr did not write."""
         yield from files_of_others(self.folder / "masks", self._listed)
 
-    def _cut_half_line(self) -> None:
-        """Cut off a half-written last line, once, before more are added."""
-        if not self._is_cut and self.index.exists():
-            content = self.index.read_bytes()
-            whole = content.rfind(b"\n") + 1
-            if whole < len(content):
-                os.truncate(self.index, whole)
-        self._is_cut = True
-
     def _verify(self, contents: Contents) -> None:
         def check(entry: MaskEntry) -> MaskEntry | None:
             path = self.path(entry.name)
@@ -240,16 +217,16 @@ class MaskFolder:
                 digest = contents.digest(path)
                 if digest == entry.sha256:
                     return entry
-                open_image(path, "", lambda image: image.load())
-            except (OSError, ValueError):  # missing or damaged
-                return None
-            try:
                 labels = read_stored_labels(path)
                 if labels.max(initial=0) > 255:
                     raise ValueError(f"{path}: expected labels up to 255, got {labels.max()}")
-            except ValueError as error:
+            except FileNotFoundError:
+                return None
+            except (OSError, ValueError) as error:
+                if _is_damaged(path):
+                    return None
                 self.unusable[entry.name] = str(error)
-                return replace(entry, sha256=digest)
+                return replace(entry)  # another object: what is in the file is not known
             return replace(entry, sha256=digest, labels=_occurring(labels.astype(np.uint8)))
 
         before, self.entries = self.entries, {}
@@ -258,6 +235,19 @@ class MaskFolder:
                 self.entries[entry.name] = entry
                 if entry is not before[entry.name]:
                     self.edited.add(entry.name)
+
+
+def _is_damaged(path: Path) -> bool:
+    """Whether a file is a mask that weaktr wrote, and no picture any more."""
+    try:
+        if not was_sealed(path):
+            return False
+        open_image(path, "", lambda image: image.load())
+    except OSError:
+        return False
+    except ValueError:
+        return True
+    return False
 
 
 class RefinedMasks:
@@ -292,6 +282,14 @@ class RefinedMasks:
         if name in self.masks and is_whole:
             return self.masks.entries[name]
         return self.masks.without.get(name)
+
+    def entry(self, name: str) -> MaskEntry | None:
+        """The entry of an image in one of the indices, the last one first; None = there is none."""
+        for masks in reversed(self._folders()):
+            for entries in (masks.entries, masks.without):
+                if name in entries:
+                    return entries[name]
+        return None
 
     @property
     def names(self) -> Collection[str]:
@@ -360,7 +358,7 @@ def files_of_others(folder: Path, names: Container[str]) -> Iterator[Path]:
             path = Path(place) / name
             relative = path.relative_to(folder)
             known = relative.with_suffix("").as_posix() in names
-            if not is_clutter(relative) and (path.is_symlink() or not (known or is_marked(path))):
+            if not is_clutter(relative) and (path.is_symlink() or not (known or is_sealed(path))):
                 yield path
 
 

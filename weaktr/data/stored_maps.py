@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ import numpy as np
 
 from weaktr.data.arrays import read_npz, read_pickled_arrays
 from weaktr.data.classes import MAX_CLASSES
-from weaktr.data.masks import MARK
 from weaktr.files import write_bytes
+from weaktr.seals import sealed_zip
 
 
 def write_cams(path: Path, cams: np.ndarray, classes: Sequence[int]) -> None:
@@ -34,12 +33,10 @@ def write_scores(path: Path, scores: np.ndarray) -> None:
 
 
 def _write_npz(path: Path, **arrays: np.ndarray) -> None:
-    """Write arrays as an npz that `weaktr.data.masks.is_marked` recognises."""
+    """Write arrays as a sealed npz."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type] # numpy's own stub
-    with zipfile.ZipFile(buffer, "a") as archive:
-        archive.comment = MARK
-    write_bytes(path, buffer.getvalue(), durable=False)
+    write_bytes(path, sealed_zip(buffer.getvalue()), durable=False)
 
 
 def read_cams(path: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,10 @@ from rich.table import Table
 
 from weaktr.data import DataError, Sample
 from weaktr.data.classes import palette
-from weaktr.data.masks import MaskFolder, before_refinement
+from weaktr.data.masks import MaskFolder, before_refinement, png_bytes
 from weaktr.data.photographs import read_photograph
 from weaktr.evaluation.overlay import overlay
-from weaktr.files import whole_file
+from weaktr.files import write_bytes
 from weaktr.progress import console
 
 #: Of the contact sheet: how many images; in pixels the longest side of each, gaps, lines of text.
@@ -65,17 +66,17 @@ def draw_contact_sheet(
             continue
         titles = [sample.name, "mask"]
         pictures = [pixels, overlay(pixels, _at_size(mask, pixels))]
-        if sample.name in before:
-            plain = _at_size(before.read(sample.name), pixels)
-            titles.insert(1, "before refinement")
-            pictures.insert(1, overlay(pixels, plain))
+        with suppress(DataError):  # gone, or changed by hand into something else
+            if sample.name in before:
+                plain = _at_size(before.read(sample.name), pixels)
+                titles.insert(1, "before refinement")
+                pictures.insert(1, overlay(pixels, plain))
         present |= set(masks.entries[sample.name].labels) - {0}
         rows.append((titles, pictures))
     if not rows:
         return None
     path = folder / "contact_sheet.png"
-    with whole_file(path, durable=False) as temporary:
-        _sheet(rows, sorted(present), names).save(temporary, format="PNG")
+    write_bytes(path, png_bytes(_sheet(rows, sorted(present), names)), durable=False)
     return path
 
 

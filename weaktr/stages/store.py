@@ -17,7 +17,7 @@ from PIL import Image
 
 from weaktr.contents import CONTENTS, Contents
 from weaktr.data import DataError, Problem, Sample
-from weaktr.data.masks import MaskEntry, RefinedMasks, files_of_others, is_marked, png_bytes
+from weaktr.data.masks import MaskEntry, RefinedMasks, files_of_others, png_bytes
 from weaktr.data.parallel import ordered_map
 from weaktr.data.photographs import enlarged
 from weaktr.data.stored_maps import write_cams, write_scores
@@ -25,6 +25,7 @@ from weaktr.files import write_bytes
 from weaktr.inference.results import LabelMaps
 from weaktr.messages import few
 from weaktr.progress import track
+from weaktr.seals import is_sealed
 
 log = logging.getLogger("weaktr")
 
@@ -34,6 +35,12 @@ EXTRAS = {
     "cam": ("cams", ".npz"),
     "scores": ("scores", ".npz"),
 }
+
+#: What is said of an image that was changed after somebody had corrected its mask.
+EDITED_BEFORE = (
+    "its mask was changed by hand, and its photograph or its labels since: "
+    "delete the mask to have it made again"
+)
 
 
 class MaskStore:
@@ -77,21 +84,19 @@ class MaskStore:
         """The samples that are not done; a problem for one that must not be done."""
         is_edited = self.masks.is_edited
         old = [s for s in samples if is_edited(s.name) or self._has_files(s.name)]
-        changed, behind = set(), dict[str, Problem]()
+        changed, behind, unread = set(), dict[str, Problem](), list[str]()
         titled = track(
             ordered_map(self._is_current, old), "looking for what is done", len(old), is_minor=True
         )
         for sample, is_current in zip(old, titled, strict=True):
-            if (why := self.masks.unusable(sample.name)) is not None:
-                message = f"its mask was changed by hand and is none any more ({why}); or delete it"
-                behind[sample.name] = Problem(str(sample.image), sample.source, message)
-                continue
-            if is_current:
-                continue
-            if self.masks.is_edited(sample.name):
-                behind[sample.name] = _edited_before(sample)
-            else:
-                changed.add(sample.name)
+            name = sample.name
+            if is_edited(name):
+                if (why := self._not_taken(name, is_current)) is not None:
+                    behind[name] = Problem(str(sample.image), sample.source, why)
+            elif is_current is None:
+                unread.append(name)
+            elif not is_current:
+                changed.add(name)
         for sample in old:
             if sample.name in changed:
                 self._forget(sample.name)
@@ -106,12 +111,27 @@ class MaskStore:
                 "%d masks were changed by hand (%s): they stay as they are",
                 len(edited), few(edited),
             )  # fmt: skip
-        done = {sample.name for sample in old} - changed
+        done = {sample.name for sample in old} - changed - set(unread)
         for sample in samples:
             if sample.name in behind:
                 yield behind[sample.name]
             elif sample.name not in done:
                 yield sample
+
+    def _not_taken(self, name: str, is_current: bool | None) -> str | None:
+        """Why a mask that was changed by hand cannot be taken as it is; None = it can."""
+        if (why := self.masks.unusable(name)) is not None:
+            return f"its mask cannot be used: {why}; or delete it to have it made again"
+        if is_current is None:
+            return "cannot be read now; its mask, which was changed by hand, stays as it is"
+        if not is_current:
+            return EDITED_BEFORE
+        if self.masks.done(name) is None:
+            return (
+                "its mask before refinement was changed by hand, and the refined one is missing: "
+                "move the former to the latter's place, or delete it to have both made again"
+            )
+        return None
 
     def drop(self, samples: Sequence[Sample]) -> Iterator[Problem]:
         """Note that images show no class; a mask that one has from earlier labels is removed.
@@ -122,7 +142,7 @@ class MaskStore:
         for sample in samples:
             entry = self.masks.done(sample.name)
             if self.masks.is_edited(sample.name):
-                yield _edited_before(sample)
+                yield Problem(str(sample.image), sample.source, EDITED_BEFORE)
             elif entry is not None and entry.file is not None:
                 self._forget(sample.name)
 
@@ -158,13 +178,13 @@ class MaskStore:
 
     def _forget(self, name: str) -> None:
         """Note that an image has no mask, and remove what it has from earlier inputs."""
-        entry = self.masks.done(name)
-        assert entry is not None
+        entry = self.masks.entry(name)
+        assert entry is not None  # it is in the index
         nothing = replace(entry, file=None, sha256=None, labels=(), given=None, inputs=None)
         self.masks.record([replace(nothing, predicted=None)])
         for subfolder, suffix in EXTRAS.values():
             path = self.folder / subfolder / f"{name}{suffix}"
-            if path.is_file() and is_marked(path):
+            if path.is_file() and is_sealed(path):
                 path.unlink()
 
     def close(self) -> None:
@@ -186,27 +206,22 @@ class MaskStore:
         files = [self._extra(kind, name) for kind in self.extras]
         return entry.file is None or all(f.is_file() and f.stat().st_size for f in files)
 
-    def _is_current(self, sample: Sample) -> bool:
-        """Whether what is there was made from the files and labels of now."""
-        entry = self.masks.done(sample.name)
-        assert entry is not None
+    def _is_current(self, sample: Sample) -> bool | None:
+        """Whether what is there was made from the files and labels of now.
+
+        None where one of the files cannot be read now: it is tried again, and what is there stays.
+        """
+        entry = self.masks.entry(sample.name)
+        assert entry is not None  # it is in the index
         digests = self._digests(sample)
+        if digests is None:
+            return None
         is_turned = entry.exif is not None and (entry.exif == "applied") != (sample.exif == "apply")
-        if digests is None or is_turned:
-            return False
-        return entry.given == sample.labels and entry.inputs == digests
+        return not is_turned and entry.given == sample.labels and entry.inputs == digests
 
     def _extra(self, kind: str, name: str) -> Path:
         subfolder, suffix = self.extras[kind]
         return self.folder / subfolder / f"{name}{suffix}"
-
-
-def _edited_before(sample: Sample) -> Problem:
-    message = (
-        "its mask was changed by hand, and its photograph or its labels since: "
-        "delete the mask to have it made again"
-    )
-    return Problem(str(sample.image), sample.source, message)
 
 
 def facts_of(result: LabelMaps) -> dict[str, Any]:

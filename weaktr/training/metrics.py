@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
-from weaktr.files import parse_json, read_text
+from weaktr.files import keep_lines, parse_json, read_text
 
 
 class MetricsLog:
@@ -32,8 +32,9 @@ class MetricsLog:
 
     def cut(self, position: int) -> None:
         """Delete everything after `position`, where there is more."""
-        self._file.flush()
-        os.truncate(self.path, min(position, self.path.stat().st_size))
+        self._file.close()
+        keep_lines(self.path, position)
+        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - held open
 
     def close(self) -> None:
         """Close the file."""

@@ -1,0 +1,88 @@
+"""Seals: by which weaktr knows a file that it wrote and that nobody has changed since.
+
+A seal is the word ``weaktr`` and a digest of the rest of the file. It stands where the format has
+room for remarks: the text ``Software`` of a PNG, the comment of an archive, a line of YAML, ...
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import zipfile
+import zlib
+from pathlib import Path
+
+#: What a file holds until it is sealed.
+BLANK = "weaktr " + 32 * "0"
+SEAL = re.compile(rb"weaktr ([0-9a-f]{32})")
+#: Bytes behind a seal that are not digested: in a PNG they are a check sum of it.
+BEHIND = 4
+#: Bytes of a PNG before its second chunk; those of a chunk's kind.
+PNG_HEAD, KIND = 33, 4
+#: Bytes at a file's beginning in which a damaged one still shows its seal.
+HEAD = 256
+
+
+def sealed(content: bytes) -> bytes:
+    """The content of a file, with a seal in place of the first `BLANK` in it."""
+    digest = _digest(content, content.index(BLANK.encode()))
+    return content.replace(BLANK.encode(), b"weaktr " + digest, 1)
+
+
+def sealed_png(content: bytes) -> bytes:
+    """A PNG with a seal."""
+    kind_and_text = b"tEXtSoftware\0" + BLANK.encode()
+    chunk = (len(kind_and_text) - KIND).to_bytes(4, "big") + kind_and_text + bytes(BEHIND)
+    content = sealed(content[:PNG_HEAD] + chunk + content[PNG_HEAD:])
+    end = PNG_HEAD + len(chunk) - BEHIND
+    check_sum = zlib.crc32(content[end - len(kind_and_text) : end])
+    return content[:end] + check_sum.to_bytes(BEHIND, "big") + content[end + BEHIND :]
+
+
+def sealed_zip(content: bytes) -> bytes:
+    """A zip archive without a comment, with a seal."""
+    buffer = io.BytesIO(content)
+    with zipfile.ZipFile(buffer, "a") as archive:
+        archive.comment = BLANK.encode()
+    content = buffer.getvalue()
+    start = len(content) - len(BLANK)
+    return content[:start] + b"weaktr " + _digest(content, start)
+
+
+def is_sealed(path: Path) -> bool:
+    """Whether weaktr wrote a file and nobody has changed it since.
+
+    An empty file counts too, and one of zeros, which a power failure may leave.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if path.is_symlink() or not path.is_file():
+        return False
+    content = path.read_bytes()
+    if path.suffix == ".npz":
+        start = len(content) - len(BLANK)
+        found = SEAL.match(content, max(0, start))
+    else:
+        found = SEAL.search(content)
+    if found is None:
+        return not content.strip(b"\0")
+    return _digest(content, found.start()) == found[1]
+
+
+def was_sealed(path: Path) -> bool:
+    """Whether a PNG, though it may be damaged, is one that weaktr wrote.
+
+    So is one that ends before its seal, where there are no pixels yet.
+    """
+    with open(path, "rb") as file:
+        head = file.read(HEAD)
+    is_short = len(head) < PNG_HEAD + len(BLANK) and head.startswith(b"\x89PNG")
+    return is_short or SEAL.search(head) is not None or not head.strip(b"\0")
+
+
+def _digest(content: bytes, start: int) -> bytes:
+    """Of a file's content without the seal that begins at `start`: 32 hexadecimal digits."""
+    end = start + len(BLANK)
+    return hashlib.sha256(content[:start] + content[end + BEHIND :]).hexdigest()[:32].encode()
