@@ -300,6 +300,8 @@ def test_an_unknown_recipe_lists_the_known_ones():
         ("cam_model.backbone_args={num_heads: -1}", "num_heads: expected greater than or"),
         ("data.options={root: x}", "data.options: expected options of the source; 'root' is none"),
         ("data.val_options={problems: []}", "data.val_options: expected options of the source; "),
+        ("data.train_split=/elsewhere/mine", "data.train_split: expected the name of a split"),
+        ("data.val_split=../val", "data.val_split: expected the name of a split below data.root"),
         ("cam_model.backbone_args={depth: 0}", "depth: expected greater than or equal to 1"),
         ("seg_model.decoder_layers=0", "decoder_layers: expected at least 1 for mask_transformer"),
         ("seg_model.dropout=1", "seg_model.dropout: expected a number of at least 0 and below 1"),

@@ -69,6 +69,12 @@ def _no_address(text: str) -> str:
     return text
 
 
+def _below_the_root(split: str) -> str:
+    if split.startswith(("/", "~")) or ".." in split.replace("\\", "/").split("/"):
+        raise ValueError("expected the name of a split below data.root, without '..'")
+    return split
+
+
 def _of_form(arguments: dict[str, Any]) -> dict[str, Any]:
     check_backbone_args(arguments)
     return arguments
@@ -99,6 +105,7 @@ Name = Annotated[str, AfterValidator(_plain_word)]
 Stages = Annotated[tuple[StageName, ...], AfterValidator(_in_order)]
 #: A backbone's name, or a file.
 Local = Annotated[Text, AfterValidator(_no_address)]
+Split = Annotated[Text, AfterValidator(_below_the_root)]
 SourceOptions = Annotated[dict[str, Any], AfterValidator(_of_source)]
 BackboneArgs = Annotated[dict[str, Any], AfterValidator(_of_form)]
 Reduction = Annotated[float, Field(ge=1e-3, le=1e9)]
@@ -151,9 +158,9 @@ class DataConfig(Settings):
     root: Text = "data/VOCdevkit/VOC2012"
     options: SourceOptions = field(default_factory=dict)
     val_options: SourceOptions = field(default_factory=dict)
-    train_split: Text = "train_aug"
-    score_split: Text | None = "train"
-    val_split: Text = "val"
+    train_split: Split = "train_aug"
+    score_split: Split | None = "train"
+    val_split: Split = "val"
 
 
 @dataclass(frozen=True)

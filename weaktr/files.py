@@ -17,6 +17,8 @@ from functools import cache
 from pathlib import Path, PurePath
 from typing import Any
 
+from weaktr.seals import BLANK, is_sealed, sealed
+
 log = logging.getLogger("weaktr")
 
 #: The name of a file that is being written, and of a folder that is being removed.
@@ -98,33 +100,38 @@ def keep_lines(path: Path, size: int | None = None) -> None:
         write_bytes(path, content[:whole])
 
 
-def require_replaceable(path: Path, mark: bytes | None) -> None:
+def require_replaceable(path: Path, mark: bytes | None = None) -> None:
     """Refuse to write a file where there is one that weaktr did not write.
 
     Args:
         path: the file to be written.
-        mark: stands near the beginning or the end of such a file of weaktr's; None = there is
-            nothing by which to know one.
+        mark: stands near the beginning or the end of such a file of weaktr's; None = it is known
+            by its seal.
 
     Raises:
         ValueError: there is such a file, or something that is no file.
     """
     if not os.path.lexists(path):
         return
-    if path.is_file() and not path.is_symlink():
+    if mark is None and is_sealed(path):
+        return
+    if mark is not None and path.is_file() and not path.is_symlink():
         with open(path, "rb") as file:
             head = file.read(ENDS)
             file.seek(max(0, file.seek(0, os.SEEK_END) - ENDS))
-            if not head or (mark is not None and (mark in head or mark in file.read())):
+            if not head or mark in head or mark in file.read():
                 return
     raise ValueError(
-        f"{path}: is there already, and weaktr did not write it; choose another name, or delete it"
+        f"{path}: is there already, and weaktr did not write it, or somebody has changed it; "
+        "choose another name, or move it away"
     )
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON, indented, as a whole file."""
-    write_bytes(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+def write_json(path: Path, content: Any, *, seal: bool = False) -> None:
+    """Write JSON, indented, as a whole file; an object gets a seal, if wanted, as first value."""
+    content = {"seal": BLANK, **content} if seal else content
+    text = (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+    write_bytes(path, sealed(text) if seal else text)
 
 
 def read_text(path: Path, *, line_ends: bool = False) -> str:

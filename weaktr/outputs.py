@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping
@@ -25,6 +26,8 @@ from filelock import FileLock, Timeout
 from weaktr.contents import Contents
 from weaktr.files import UNFINISHED, is_clutter, read_json, write_json
 from weaktr.messages import few
+
+log = logging.getLogger("weaktr")
 
 INPUTS, FINISHED, LOCK = "inputs.json", "finished.json", ".weaktr-lock"
 #: Differences between inputs that a message lists.
@@ -52,6 +55,8 @@ def claimed(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise ValueError(f"--out {folder}: expected a folder, {error.filename} is a file") from None
+    if (folder / LOCK).is_symlink():
+        raise ValueError(f"{folder / LOCK}: is a link; delete it, or choose another --out")
     lock = FileLock(folder / LOCK, timeout=PATIENCE)
     try:
         lock.acquire()
@@ -118,7 +123,7 @@ def clear_unfinished(folder: Path, *, at_depth: bool = True) -> None:
         for name in filter(UNFINISHED.fullmatch, files):
             (Path(place) / name).unlink(missing_ok=True)
         for name in filter(UNFINISHED.fullmatch, folders):
-            shutil.rmtree(Path(place) / name)
+            remove(Path(place) / name)
         if not at_depth:
             return
 
@@ -138,10 +143,16 @@ def require_apart(
         own: files and folders of the results; None = `folder`.
 
     Raises:
-        ValueError: an input lies in one of `own`, or `folder` in one of `images`.
+        ValueError: an input lies in one of `own`, or `folder` in one of `images` or in a folder of
+            other results.
     """
     place = folder.resolve()
     places = [path.resolve() for path in own or [folder]]
+    for above in (place, *place.parents) if own else place.parents:
+        if (above / INPUTS).is_file():
+            raise ValueError(
+                f"--out {folder}: lies in {above}, a folder of other results; choose another --out"
+            )
     for path in images:
         if place.is_relative_to(path.resolve()):
             raise ValueError(
@@ -210,6 +221,14 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 def mark_finished(folder: Path, made_from: str, **facts: Any) -> None:
     """Store that the results in `folder` are complete and come from inputs of this fingerprint."""
     write_json(folder / FINISHED, {"made_from": made_from, **facts})
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder of earlier results; where that is not allowed, the log says so."""
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        log.warning("%s: earlier results, not needed any more, stay: %s", folder, error.strerror)
 
 
 def finished_facts(folder: Path) -> dict[str, Any] | None:

@@ -443,5 +443,5 @@ def test_a_model_that_was_trained_is_not_replaced(tmp_path):
     )
     before = trained.read_bytes()
     code, text = said("import", file, "--out", tmp_path / "out")
-    assert code == cli.WRONG_INPUT and "choose another name, or delete it" in text
+    assert code == cli.WRONG_INPUT and "choose another name, or move it away" in text
     assert trained.read_bytes() == before

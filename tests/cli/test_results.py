@@ -496,9 +496,37 @@ def test_an_archive_replaces_an_archive_and_nothing_else(run, photos, tmp_path, 
 def test_two_results_do_not_go_into_one_file(models, run, tmp_path):  # noqa: F811
     code, text, _ = run("predict", "--profile", tmp_path / "x.tar", "--archive", tmp_path / "x.tar")
     assert code == cli.WRONG_INPUT and "expected two files" in text
-    both = ("--onnx", tmp_path / "x", "--torch-export", tmp_path / "x")
-    code, text = said(cli.main, "export", models["label"], *both)
-    assert code == cli.WRONG_INPUT and "expected two files" in text
+    (tmp_path / "here").symlink_to(tmp_path)
+    for other in (tmp_path / "x", tmp_path / "out" / ".." / "x", tmp_path / "here" / "x"):
+        both = ("--onnx", tmp_path / "x", "--torch-export", other)
+        code, text = said(cli.main, "export", models["label"], *both)
+        assert code == cli.WRONG_INPUT and "expected two files" in text
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [("label", "--profile"), ("predict", "--profile"), ("predict", "--archive")],
+)
+@pytest.mark.parametrize("place", ["out/masks/a.tar", "out/index.jsonl.tar", "photos/x.tar"])
+def test_a_result_does_not_go_among_masks_or_photographs(command, option, place, run, tmp_path):
+    code, text, _ = run(command, option, tmp_path / place)
+    assert code == cli.WRONG_INPUT and f"{option} {tmp_path / place}: expected a file out" in text
+    assert not (tmp_path / place).exists() and not (tmp_path / "out").exists()
+
+
+def test_masks_do_not_go_into_other_results(run, tmp_path):
+    assert run("label")[0] == 0
+    for place in ("out/masks", "out/mine", "out/masks/deep"):
+        code, text, _ = run("label", out=tmp_path / place)
+        assert code == cli.WRONG_INPUT and "a folder of other results; choose another" in text
+
+
+def test_a_mask_that_would_be_a_folder_is_told_before_anything_runs(models, tmp_path):  # noqa: F811
+    photo(tmp_path / "in" / "a.jpg", 20, 20, seed=1)
+    photo(tmp_path / "in" / "a.png" / "b.png", 20, 20, seed=2)
+    code, text = said(cli.main, "predict", models["predict"], tmp_path / "in", "--out", "out")
+    assert code == cli.WRONG_INPUT
+    assert "is in a folder called as the mask of 'a': rename one of them" in " ".join(text.split())
 
 
 @pytest.mark.parametrize("option", ["--onnx", "--torch-export"])
@@ -549,6 +577,27 @@ def test_scores_do_not_replace_files_of_others(run, photos, tmp_path):
     file.unlink()
     for _ in range(2):
         assert said(cli.main, *call)[0] == 0
-    for among in (masks / "masks", truth / "deep"):
-        code, text = said(cli.main, *call[:-1], among)
+    for given, among in ((masks, "masks"), (masks, truth), (masks / "masks", ""), (truth, "deep")):
+        out = given / among
+        code, text = said(cli.main, "eval", given, *call[2:-1], out)
         assert code == cli.WRONG_INPUT and "expected a folder outside the masks" in text
+    chart = file.parent / "classes.png"
+    chart.write_bytes(chart.read_bytes() + b"mine")
+    code, text = said(cli.main, *call)
+    assert code == cli.WRONG_INPUT and "classes.png: is there already" in text
+
+
+def test_a_changed_manifest_is_not_replaced(photos, tmp_path):
+    file = tmp_path / "m.json"
+    call = ["data", "write", "folder", photos, "--out", file]
+    for _ in range(2):
+        assert said(cli.main, *call)[0] == 0
+    mine = file.read_text().replace('"cat"', '"lynx"')
+    file.write_text(mine)
+    code, text = said(cli.main, *call)
+    assert code == cli.WRONG_INPUT and "or somebody has changed it" in text
+    assert file.read_text() == mine
+    for out in (photos / "train.json", tmp_path / "photos" / ".." / "photos" / "labels.json"):
+        code, text = said(cli.main, *call[:-1], out)
+        assert code == cli.WRONG_INPUT and "expected a file beside the data" in text
+        assert not out.exists()

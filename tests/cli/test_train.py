@@ -114,6 +114,17 @@ def test_a_data_set_that_is_not_there_is_told(tmp_path):
     assert "none" in text
 
 
+def test_show_replaces_no_picture_of_others(run):
+    assert said(cli.main, "show", run, "--count", 1)[0] == 0
+    picture = run / "pictures" / "val.png"
+    content = picture.read_bytes()
+    picture.write_bytes(b"mine")
+    code, text = said(cli.main, "show", run, "--count", 1)
+    assert code == cli.WRONG_INPUT and "val.png: is there already" in text
+    assert picture.read_bytes() == b"mine"
+    picture.write_bytes(content)
+
+
 def test_show_draws_pictures(run):
     code, _ = said(cli.main, "show", run, "--count", 2)
     assert code == 0

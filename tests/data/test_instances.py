@@ -246,6 +246,9 @@ def test_command_draws_the_others_and_says_so(tmp_path, capsys, monkeypatch):
     with Image.open(tmp_path / f"out/{NAMES[1]}.png") as mask:
         assert np.unique(np.array(mask)).tolist() == [0, 90]
     assert not (tmp_path / f"out/{NAMES[0]}.png").exists()
+    (tmp_path / f"out/{NAMES[1]}.png").write_bytes(b"corrected")
+    assert main(["data", "masks", "coco14", str(path), "--out", str(tmp_path / "out")]) == 2
+    assert (tmp_path / f"out/{NAMES[1]}.png").read_bytes() == b"corrected"
     command = ["data", "masks", "coco14", str(path), "--out", str(tmp_path / "x"), "--option"]
     for option, message in [
         ("ids=91", "ids: expected 90, 80 or 'json', got 91"),

@@ -171,7 +171,7 @@ def test_a_kill_while_results_change_places_loses_nothing(home, monkeypatch, at)
 
     with monkeypatch.context() as patch:
         patch.setattr(places.Path, "rename", killed)
-        patch.setattr(places.shutil, "rmtree", never)
+        patch.setattr(outputs.shutil, "rmtree", never)
         with pytest.raises(SystemExit):
             run_recipe(recipe(home, **other), run)
     assert [name for name in renames if name.startswith("label")]
@@ -303,6 +303,84 @@ def test_a_recipe_in_other_words_stays(home):
     file.write_text("# mine\n" + file.read_text())
     assert made_again(home) == []
     assert file.read_text().startswith("# mine\n")
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "metrics.json"])
+def test_a_changed_file_of_a_run_is_kept_under_another_name(home, name, messages):
+    assert made_again(home) == []
+    file = home / "run" / name
+    mine = file.read_text().replace("{", '{"mine": 1,', 1) if name[0] == "m" else "name: mine\n"
+    file.write_text(mine)
+    assert made_again(home) == []
+    (kept,) = file.parent.glob(f"{file.stem}.old-*{file.suffix}")
+    assert kept.read_text() == mine != file.read_text()
+    assert f"it is kept as {kept.name}" in messages.text
+    assert made_again(home) == [] and len([*file.parent.glob(f"{file.stem}.*")]) == 2
+
+
+def test_changed_scores_are_kept_when_they_are_made_again(home):
+    file = home / "run" / "evaluate" / "metrics.json"
+    file.write_text(file.read_text() + " ")
+    changed = {"thresholds": [0.0, 0.4, 0.2]}
+    run_recipe(recipe(home, evaluate=changed), home / "run", only="evaluate")
+    (kept,) = (home / "run").glob("evaluate.old-*/metrics.json")
+    assert kept.read_text().endswith(" ")
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "results", "link"])
+def test_what_is_only_called_like_an_attempt_stays(home, tmp_path, kind):
+    """``label.new-12345678`` of somebody's own: a file, a folder, results of another command."""
+    mine = home / "run" / "label.new-12345678"
+    if kind == "file":
+        mine.write_text("mine")
+    elif kind == "link":
+        mine.symlink_to(tmp_path)
+    else:
+        mine.mkdir()
+        (mine / "notes.txt").write_text("mine")
+        if kind == "results":
+            outputs.begin(home / "run" / "x", "f" * 32)
+            shutil.copy(home / "run" / "x" / "inputs.json", mine)
+    run_recipe(recipe(home, label={"threshold": 0.6}), home / "run", only="label")
+    assert mine.is_symlink() or (mine if mine.is_file() else mine / "notes.txt").read_text()
+
+
+def test_a_model_put_where_none_was_finished_is_kept(home):
+    folder = home / "run" / "train_seg"
+    (folder / "finished.json").unlink()
+    (folder / "model.safetensors").write_bytes(b"mine")
+    run_recipe(recipe(home, train_seg={"lr": 0.02}), home / "run", only="train_seg")
+    (kept,) = (home / "run").glob("train_seg.old-*/model.safetensors")
+    assert kept.read_bytes() == b"mine"
+
+
+def test_earlier_results_that_cannot_be_removed_are_named(home, monkeypatch, messages):
+    def refused(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(outputs.shutil, "rmtree", refused)
+        for threshold in (0.6, 0.7):
+            other = recipe(home, label={"threshold": threshold})
+            run_recipe(other, home / "run", only="label")
+        assert "earlier results, not needed any more, stay: Permission denied" in messages.text
+    run_recipe(other, home / "run", only="label")
+    assert not list((home / "run").glob(".*.removed"))
+
+
+def test_a_run_inside_other_results_is_refused(home):
+    for place in ("label", "label/masks", "train_cam/deep"):
+        with pytest.raises(ValueError, match="a folder of other results; choose another --out"):
+            run_recipe(recipe(home), home / "run" / place)
+
+
+def test_a_lock_that_is_a_link_is_refused(home, tmp_path):
+    lock = home / "run" / outputs.LOCK
+    lock.unlink()
+    lock.symlink_to(tmp_path / "theirs")
+    with pytest.raises(ValueError, match=r"\.weaktr-lock: is a link"):
+        run_recipe(recipe(home), home / "run")
+    assert not (tmp_path / "theirs").exists()
 
 
 def test_scores_of_the_run_are_those_of_its_finished_evaluation(home, monkeypatch):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,6 +60,28 @@ def add_profile(parser: argparse.ArgumentParser) -> None:
         help="write what readers, model and writers did when, for chrome://tracing or "
         "ui.perfetto.dev",
     )
+
+
+def check_files(files: Mapping[str, Path | None], apart: Sequence[Path] = ()) -> None:
+    """Refuse files of results that would replace each other, or be taken for something else.
+
+    Args:
+        files: option -> the file that it names, if any.
+        apart: folders in which none of them may lie: of other results, of photographs.
+
+    Raises:
+        ValueError: names the options, or the folder.
+    """
+    given = {option: path for option, path in files.items() if path is not None}
+    option_of: dict[Path, str] = {}
+    for option, path in given.items():
+        place = path.resolve()
+        if place in option_of:
+            raise ValueError(f"{option_of[place]}, {option}: expected two files, got {path} twice")
+        option_of[place] = option
+        for folder in apart:
+            if place.is_relative_to(folder.resolve()):
+                raise ValueError(f"{option} {path}: expected a file outside {folder}")
 
 
 def show_masks(

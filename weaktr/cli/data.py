@@ -84,7 +84,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from weaktr import data
-    from weaktr.data.manifest import FORMAT
     from weaktr.files import require_replaceable
 
     root = arguments.root or arguments.folder
@@ -105,7 +104,13 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.out is None:
         raise ValueError("--out: data write needs the JSON file to write")
-    require_replaceable(arguments.out, FORMAT.encode())
+    place = arguments.out.resolve()
+    if place == root.resolve() or (arguments.source == "folder" and place.parent == root.resolve()):
+        raise ValueError(
+            f"--out {arguments.out}: expected a file beside the data, where it is not taken for "
+            "one of theirs"
+        )
+    require_replaceable(arguments.out)
     manifest.save(arguments.out)
     log.info("manifest: %s", arguments.out)
     return 0

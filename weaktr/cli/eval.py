@@ -77,12 +77,12 @@ def run(arguments: argparse.Namespace) -> int:
     from weaktr.evaluation.report import UNKNOWN, print_classes, print_confused, print_rows
     from weaktr.files import require_replaceable
 
-    for folder in (arguments.masks / "masks", arguments.truth):
+    masks = arguments.masks
+    for folder in (masks / "masks" if (masks / "masks").is_dir() else masks, arguments.truth):
         if arguments.out.resolve().is_relative_to(folder.resolve()):
             raise ValueError(f"--out {arguments.out}: expected a folder outside the masks {folder}")
-    require_replaceable(arguments.out / "metrics.json", b'"boundary_tolerance"')
-    if not (arguments.out / "metrics.json").is_file():
-        require_replaceable(arguments.out / f"classes.{arguments.chart}", None)
+    require_replaceable(arguments.out / "metrics.json")
+    require_replaceable(arguments.out / f"classes.{arguments.chart}")
     truth = _truth(arguments)
     split = arguments.split or (arguments.names or arguments.truth).stem
     labels, tolerance = truth.classes.label_names, arguments.boundary
@@ -93,7 +93,6 @@ def run(arguments: argparse.Namespace) -> int:
     conditions = folders.written_conditions(arguments.masks, split)
     conditions = _with_changes(conditions, arguments.made_with)
 
-    masks = arguments.masks
     holds_masks = (masks / "masks").is_dir() or any(masks.rglob("*.png"))
     curve: list[tuple[float, float]] = []
     if masks.is_dir() and not holds_masks and any(masks.rglob("*.np[yz]")):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from weaktr.cli.common import check_files
 from weaktr.progress import log
 
 HELP = """\
@@ -49,8 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     targets = {export_onnx: arguments.onnx, export_program: arguments.torch_export}
     if not any(targets.values()):
         raise ValueError("nothing to write; give --onnx FILE, --torch-export FILE, or both")
-    if arguments.onnx is not None and arguments.onnx == arguments.torch_export:
-        raise ValueError(f"--onnx, --torch-export: expected two files, got {arguments.onnx} twice")
+    check_files({"--onnx": arguments.onnx, "--torch-export": arguments.torch_export})
     for path, mark in ((arguments.onnx, FORMAT), (arguments.torch_export, DESCRIPTION)):
         if path is not None:
             require_replaceable(path, mark.encode())

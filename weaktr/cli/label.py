@@ -13,6 +13,7 @@ from weaktr.cli.common import (
     add_exif,
     add_profile,
     add_set,
+    check_files,
     exif_of,
     keys,
     show_masks,
@@ -83,6 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     emit = emitted(arguments)
+    check_files({"--profile": arguments.profile}, [arguments.out, arguments.images])
     if arguments.checkpoint.is_dir():
         return _label_stored_cams(arguments, emit)
     return _label_by_model(arguments, emit)

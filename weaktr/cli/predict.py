@@ -10,6 +10,7 @@ from weaktr.cli.common import (
     add_exif,
     add_profile,
     add_set,
+    check_files,
     exif_of,
     keys,
     show_masks,
@@ -78,10 +79,10 @@ def run(arguments: argparse.Namespace) -> int:
     from weaktr.outputs import claimed_for_masks
     from weaktr.stages.predict import predict
 
+    results = {"--archive": arguments.archive, "--profile": arguments.profile}
+    check_files(results, [arguments.out, arguments.images])
     if arguments.archive is not None:
         require_suffix(arguments.archive)
-        if arguments.archive == arguments.profile:
-            raise ValueError(f"--archive, --profile: expected two files, got {arguments.archive}")
         require_replaceable(arguments.archive, ARCHIVE_MARK)
     ensemble = [f"ensemble={arguments.ensemble}"] if arguments.ensemble else []
     settings = with_settings(PredictConfig(), arguments.set + ensemble)

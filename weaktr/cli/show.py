@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from weaktr.cli.common import add_device
+from weaktr.files import require_replaceable
 from weaktr.progress import log
 from weaktr.recipes import load_recipe
 
@@ -96,9 +98,11 @@ def show_run(run: Run, *, count: int = 5, names: Sequence[str] = ()) -> list[Pat
         strips: list[Strip] = []
         for sample in samples:
             strips += _strips(sample, manifest, recipe, model, masks)
-        path = run.folder / "pictures" / f"{manifest.split}.png"
+        file = re.sub(r"[^0-9A-Za-z_.-]", "_", manifest.split)[:100]
+        path = run.folder / "pictures" / f"{file}.png"
         if path.parent.is_symlink():
             raise ValueError(f"{path.parent}: is a link, through which nothing is written")
+        require_replaceable(path)
         title = f"{recipe.name}: {manifest.name} {manifest.split}"
         draw(strips, manifest.classes.label_names, path, title)
         paths.append(path)

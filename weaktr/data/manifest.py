@@ -20,6 +20,7 @@ from typing_extensions import TypedDict
 from weaktr.data.classes import MAX_CLASSES, Classes
 from weaktr.data.problems import DataError, Problem
 from weaktr.files import read_json, write_bytes
+from weaktr.seals import BLANK, sealed
 
 __all__ = ["Classes", "Manifest", "Sample"]
 
@@ -107,18 +108,21 @@ class Manifest:
         return self.samples[0].mask_ids if self.samples else None
 
     def repeated_names(self) -> list[Problem]:
-        """A fault for every sample whose name an earlier one has."""
+        """A fault for every sample whose name, or the place of whose mask, another one has."""
         first: dict[str, Sample] = {}
-        return [
-            Problem(
-                str(sample.image),
-                sample.source,
-                f"name {sample.name!r} was already declared at {earlier.source}",
-                kind="name declared twice",
-            )
-            for sample in self.samples
-            if (earlier := first.setdefault(sample.name, sample)) is not sample
-        ]
+        faults = []
+        for sample in self.samples:
+            if (earlier := first.setdefault(sample.name, sample)) is not sample:
+                message = f"name {sample.name!r} was already declared at {earlier.source}"
+                kind = "name declared twice"
+                faults.append(Problem(str(sample.image), sample.source, message, kind=kind))
+        for sample in first.values():
+            for folder in PurePosixPath(sample.name).parents:
+                other = folder.with_suffix("").as_posix() if folder.name else ""
+                if folder.suffix in (".png", ".npz") and other in first:
+                    message = f"is in a folder called as the mask of {other!r}: rename one of them"
+                    faults.append(Problem(str(sample.image), sample.source, message))
+        return faults
 
     def save(self, path: str | Path) -> None:
         """Write the manifest as JSON, whole or not at all.
@@ -137,6 +141,7 @@ class Manifest:
         folder = Path(os.path.abspath(folder))
         content = {
             "format": FORMAT,
+            "seal": BLANK,
             "name": self.name,
             "split": self.split,
             "classes": {"names": self.classes.names, "ids": self.classes.ids},
@@ -144,9 +149,9 @@ class Manifest:
             "samples": [_sample_to_json(sample, folder) for sample in self.samples],
         }
         try:
-            return json.dumps(content, ensure_ascii=False, indent=1).encode()
+            return sealed(json.dumps(content, ensure_ascii=False, indent=1).encode())
         except UnicodeEncodeError:  # the name of a file that is not in UTF-8
-            return json.dumps(content, indent=1).encode()
+            return sealed(json.dumps(content, indent=1).encode())
 
     @staticmethod
     def load(path: str | Path) -> Manifest:

@@ -244,7 +244,7 @@ def write_report(
         content["crf_gain"] = gain
     if curve:
         content["threshold_curve"] = [{"threshold": t, "miou": miou} for t, miou in curve]
-    write_json(folder / "metrics.json", content)
+    write_json(folder / "metrics.json", content, seal=True)
     draw_classes(rows, names, folder / f"classes.{chart}")
 
 

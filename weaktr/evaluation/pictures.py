@@ -20,6 +20,7 @@ from matplotlib.patches import Patch
 from weaktr.data.classes import IGNORE, palette
 from weaktr.evaluation.overlay import overlay
 from weaktr.files import write_bytes
+from weaktr.seals import BLANK, sealed, sealed_png
 
 _CELL = 2.3  # inches
 BACKDROP = "#fbfaf7"
@@ -110,7 +111,10 @@ def figure_bytes(figure: Figure, suffix: str) -> bytes:
     with plt.rc_context({"svg.hashsalt": "weaktr"}):
         figure.savefig(buffer, format=suffix[1:], dpi=130, facecolor=BACKDROP, metadata=metadata)
     plt.close(figure)
-    return buffer.getvalue()
+    content = buffer.getvalue()
+    if suffix == ".svg":
+        return sealed(content + f"<!-- {BLANK} -->\n".encode())
+    return sealed_png(content)
 
 
 def heat_overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:

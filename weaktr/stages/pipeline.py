@@ -76,7 +76,7 @@ def run_recipe(
             places.write_recipe(run)
         left_out = sum([run_stage(stage, run, force=force) for stage in stages])
         places.write_recipe(run)
-        places.write_table(run)
+        places.write_table(run, run.of("evaluate"))
         return left_out
 
 
@@ -166,10 +166,10 @@ def run_stage(stage: Stage, run: Run, *, force: bool = False) -> int:
         result=stage.result(run, place),
     )
     (place / STATE).unlink(missing_ok=True)
+    places.write_table(run, place)
     places.put(place, folder, run.contents)
     run.results.pop(stage.name, None)
     places.write_recipe(run)
-    places.write_table(run)
     run.contents.save()
     return left_out
 

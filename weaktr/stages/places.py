@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import glob
 import logging
-import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,9 +20,11 @@ from weaktr.data.masks import MaskFolder, before_refinement
 from weaktr.files import UNFINISHED, write_bytes
 from weaktr.outputs import INPUTS, claimed, clear_unfinished, read_inputs, refuse_files_of_others
 from weaktr.recipes import dump_recipe, load_recipe
+from weaktr.seals import BLANK, is_sealed, sealed
 from weaktr.stages.evaluate import TABLE
 from weaktr.stages.inputs import Inputs
 from weaktr.stages.run import MODEL, Run
+from weaktr.training.state import STATE
 
 log = logging.getLogger("weaktr")
 
@@ -76,6 +77,7 @@ def claimed_run(run: Run) -> Iterator[None]:
         raise ValueError("\n".join(faults))
     with claimed(run.folder):
         clear_unfinished(run.folder, at_depth=False)
+        keep_changed(run)
         yield
 
 
@@ -85,15 +87,31 @@ def write_recipe(run: Run) -> None:
     with suppress(ValueError):  # damaged
         if file.is_file() and load_recipe(file) == run.recipe:
             return
-    write_bytes(file, dump_recipe(run.recipe).encode())
+    if file.is_file() and not is_sealed(file):
+        _keep(file)
+    write_bytes(file, sealed(f"# {BLANK}\n{dump_recipe(run.recipe)}".encode()))
 
 
-def write_table(run: Run) -> None:
-    """Write the scores of a finished evaluation into the run's folder."""
-    table = run.of("evaluate") / TABLE
+def write_table(run: Run, folder: Path) -> None:
+    """Write the scores of a finished evaluation, if `folder` holds one, into the run's folder."""
+    table = folder / TABLE
     file = run.folder / METRICS
     if table.is_file() and not (file.is_file() and file.read_bytes() == table.read_bytes()):
         write_bytes(file, table.read_bytes())
+
+
+def keep_changed(run: Run) -> None:
+    """Keep under another name the scores in the run's folder that no evaluation there wrote."""
+    file, tables = run.folder / METRICS, run.folder.glob(f"evaluate*/{TABLE}")
+    if file.is_file() and file.read_bytes() not in (table.read_bytes() for table in tables):
+        _keep(file)
+
+
+def _keep(file: Path) -> None:
+    """Rename a file that somebody has changed, so that another one can be written."""
+    kept = file.with_name(f"{file.stem}.old-{uuid.uuid4().hex[:8]}{file.suffix}")
+    file.rename(kept)
+    log.warning("%s: is not as weaktr wrote it; it is kept as %s", file, kept.name)
 
 
 def settle(folder: Path, inputs: Inputs) -> None:
@@ -124,7 +142,7 @@ def begin(folder: Path, inputs: Inputs, *, force: bool = False) -> Path:
     elif force or not inputs.fit(stored):
         place = attempt
     if force and attempt.exists() and (gone := _out_of_the_way(attempt, None)) is not None:
-        shutil.rmtree(gone)
+        outputs.remove(gone)
     if place == attempt and not force:
         log.info(
             "%s: holds results of other inputs (%s); they stay until the new ones are whole",
@@ -149,11 +167,21 @@ def put(place: Path, folder: Path, contents: Contents | None = None) -> None:
     if folder.exists():
         removed.append(_out_of_the_way(folder, contents))
     place.rename(folder)
-    for attempt in folder.parent.glob(f"{glob.escape(folder.name)}.new-{'[0-9a-f]' * 8}"):
-        removed.append(_out_of_the_way(attempt, contents))
+    for attempt in folder.parent.glob(f"{glob.escape(folder.name)}.new-*"):
+        if is_attempt(attempt):
+            removed.append(_out_of_the_way(attempt, contents))
     for path in removed:
         if path is not None:
-            shutil.rmtree(path)
+            outputs.remove(path)
+
+
+def is_attempt(folder: Path) -> bool:
+    """Whether a folder beside that of a stage is one that `begin` made."""
+    try:
+        stored = None if folder.is_symlink() else read_inputs(folder)
+    except ValueError:  # damaged
+        return False
+    return stored is not None and folder.name.endswith(f".new-{stored['made_from'][:8]}")
 
 
 def _attempt(folder: Path, inputs: Inputs) -> Path:
@@ -181,10 +209,15 @@ def _files_of_others(folder: Path, contents: Contents | None) -> Iterator[Path]:
     for path in sorted(folder.rglob("*")):
         if path.is_symlink() or (path.is_file() and not _is_ours(path.relative_to(folder))):
             yield path
-    model, finished = folder / MODEL, outputs.finished_facts(folder) or {}
-    trained = finished.get("result") if model.is_file() else None  # None in an older version too
-    if trained is not None and (contents or Contents()).digest(model) != trained:
-        yield model
+    finished = outputs.finished_facts(folder)
+    model, scores = folder / MODEL, folder / "metrics.json"
+    if finished is None:
+        if model.is_file() and not (folder / STATE).is_file():  # a training writes its model last
+            yield model
+    elif "result" in finished:  # which older versions did not note
+        for file in filter(Path.is_file, (model, scores)):
+            if (contents or Contents()).digest(file) != finished["result"]:
+                yield file
     for place in (folder, before_refinement(folder)):
         try:
             masks = MaskFolder(place, verify=True, contents=contents)

@@ -11,6 +11,7 @@ from typing import Any
 from weaktr.data.classes import Classes
 from weaktr.data.manifest import Manifest
 from weaktr.files import require_replaceable, write_bytes
+from weaktr.seals import BLANK, sealed
 
 FORMAT = "weaktr-prepared-1"
 
@@ -125,6 +126,7 @@ class Prepared:
         """Write ``manifest.json`` unless it says the same already; returns its path."""
         content: dict[str, Any] = {
             "format": FORMAT,
+            "seal": BLANK,
             "data_set": self.data_set,
             "complete": self.complete,
             "classes": {"names": self.classes.names, "ids": self.classes.ids},
@@ -134,7 +136,7 @@ class Prepared:
         }
         path = self.root / "manifest.json"
         text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-        self.changed |= _write_if_changed(path, text.encode())
+        self.changed |= _write_if_changed(path, sealed(text.encode()))
         return path
 
 
@@ -156,6 +158,6 @@ def _write_if_changed(path: Path, content: bytes) -> bool:
     """Write a file unless it has this content already; whether it was written."""
     if path.is_file() and path.read_bytes() == content:
         return False
-    require_replaceable(path, b'"format": "weaktr-')
+    require_replaceable(path)
     write_bytes(path, content)
     return True

@@ -199,9 +199,11 @@ def unlabelled(
         Sample(name, image, None, None, row.source, exif=exif)
         for name, row, image in _unrepeated(rows, [root], root, faults)
     )
+    manifest = Manifest("images", split, Classes(tuple(classes)), samples)
+    faults += manifest.repeated_names()
     if faults and problems is None:
         raise DataError(faults)
-    return Manifest("images", split, Classes(tuple(classes)), samples)
+    return manifest
 
 
 def _read(path: Path, faults: list[Problem]) -> LabelFile:
