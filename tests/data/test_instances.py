@@ -249,6 +249,7 @@ def test_command_draws_the_others_and_says_so(tmp_path, capsys, monkeypatch):
     (tmp_path / f"out/{NAMES[1]}.png").write_bytes(b"corrected")
     assert main(["data", "masks", "coco14", str(path), "--out", str(tmp_path / "out")]) == 2
     assert (tmp_path / f"out/{NAMES[1]}.png").read_bytes() == b"corrected"
+    assert "weaktr did not draw it" in capsys.readouterr().out
     command = ["data", "masks", "coco14", str(path), "--out", str(tmp_path / "x"), "--option"]
     for option, message in [
         ("ids=91", "ids: expected 90, 80 or 'json', got 91"),
