@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 
-from weaktr.evaluation.pictures import BACKDROP, figure_bytes, plt
-from weaktr.files import write_bytes
+from weaktr.evaluation.pictures import BACKDROP, figure_file
+from weaktr.messages import one_line
 
 _COLOURS = ("#b9c6d2", "#2f6690", "#81a88d", "#d9a05b")
 _ROW = 0.24  # inches a class
@@ -51,31 +51,31 @@ def class_bars(
     known = ~np.all([np.isnan(bars.values) for bars in series], axis=0)
     order = np.argsort(np.nan_to_num(series[-1].values, nan=-1.0)[known], kind="stable")
     places = np.arange(len(order))
-    figure, axis = plt.subplots(
-        figsize=(7.5, 1.5 + _ROW * max(len(order), 4)), layout="constrained", facecolor=BACKDROP
-    )
-    thickness = 0.8 / len(series)
-    for number, bars in enumerate(series):
-        values = bars.values[known][order]
-        offset = 0.4 - thickness * (number + 0.5)
-        colour = _COLOURS[(number + len(_COLOURS) + 2 - len(series)) % len(_COLOURS)]
-        axis.barh(places + offset, values, thickness, label=bars.title, color=colour)
-    last = series[-1].values[known][order]
-    longest = np.nanmax([bars.values[known][order] for bars in series], axis=0).tolist()
-    for place, value in enumerate(last.tolist()):
-        if not math.isnan(value):
-            _number(axis, value, (longest[place], place))
-    axis.axvline(float(np.nanmean(last)), color="#333333", linewidth=0.8, linestyle=":")
-    axis.set_yticks(places, np.array(names)[known][order], fontsize=8)
-    axis.set_xlim(0, 106)
-    axis.set_ylim(-0.7, len(order) - 0.3)
-    axis.spines[["top", "right", "left"]].set_visible(False)
-    axis.tick_params(left=False)
-    axis.set_facecolor(BACKDROP)
-    axis.set_title(title, loc="left", fontsize=11, fontweight="bold")
-    axis.set_xlabel(caption, fontsize=7, loc="left", color="#555555", wrap=True)
-    figure.legend(loc="outside upper right", ncols=len(series), frameon=False, fontsize=8)
-    write_bytes(path, figure_bytes(figure, path.suffix))
+    size = (7.5, 1.5 + _ROW * max(len(order), 4))
+    with figure_file(path, size) as (figure, axis):
+        thickness = 0.8 / len(series)
+        for number, bars in enumerate(series):
+            values = bars.values[known][order]
+            offset = 0.4 - thickness * (number + 0.5)
+            colour = _COLOURS[(number + len(_COLOURS) + 2 - len(series)) % len(_COLOURS)]
+            label = one_line(bars.title)
+            axis.barh(places + offset, values, thickness, label=label, color=colour)
+        last = series[-1].values[known][order]
+        longest = np.nanmax([bars.values[known][order] for bars in series], axis=0).tolist()
+        for place, value in enumerate(last.tolist()):
+            if not math.isnan(value):
+                _number(axis, value, (longest[place], place))
+        axis.axvline(float(np.nanmean(last)), color="#333333", linewidth=0.8, linestyle=":")
+        shown = [one_line(name) for name in np.array(names)[known][order]]
+        axis.set_yticks(places, shown, fontsize=8)
+        axis.tick_params(left=False)
+        axis.set_xlim(0, 106)
+        axis.set_ylim(-0.7, len(order) - 0.3)
+        axis.spines[["top", "right", "left"]].set_visible(False)
+        axis.set_facecolor(BACKDROP)
+        axis.set_title(one_line(title), loc="left", fontsize=11, fontweight="bold")
+        axis.set_xlabel(one_line(caption), fontsize=7, loc="left", color="#555555", wrap=True)
+        figure.legend(loc="outside upper right", ncols=len(series), frameon=False, fontsize=8)
 
 
 def _number(axis: Axes, value: float, end: tuple[float, float]) -> None:

@@ -17,6 +17,7 @@ from weaktr.data.masks import MaskFolder, before_refinement, png_bytes
 from weaktr.data.photographs import read_photograph
 from weaktr.evaluation.overlay import overlay
 from weaktr.files import write_bytes
+from weaktr.messages import one_line
 from weaktr.progress import console
 
 #: Of the contact sheet: how many images; in pixels the longest side of each, gaps, lines of text.
@@ -94,12 +95,13 @@ def _sheet(
     for (titles, pictures), height in zip(rows, heights, strict=True):
         for column, (title, picture) in enumerate(zip(titles, pictures, strict=True)):
             left = GAP + column * (SIDE + GAP)
-            pen.text((left, top), title[-60:], "black")
+            pen.text((left, top), one_line(title)[-60:], "black")
             sheet.paste(Image.fromarray(picture), (left, top + LINE))
         top += height
     for label in labels:
         pen.rectangle((GAP, top, GAP + 16, top + LINE - 4), tuple(palette()[label].tolist()))
-        pen.text((GAP + 24, top), names[label] if label < len(names) else str(label), "black")
+        name = one_line(names[label]) if label < len(names) else str(label)
+        pen.text((GAP + 24, top), name, "black")
         top += LINE
     return sheet
 

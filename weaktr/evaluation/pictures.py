@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -20,6 +23,7 @@ from matplotlib.patches import Patch
 from weaktr.data.classes import IGNORE, palette
 from weaktr.evaluation.overlay import overlay
 from weaktr.files import write_bytes
+from weaktr.messages import one_line
 from weaktr.seals import BLANK, sealed, sealed_png
 
 _CELL = 2.3  # inches
@@ -72,45 +76,64 @@ def draw(strips: Sequence[Strip], label_names: Sequence[str], path: Path, title:
         raise ValueError("strips: expected at least one image to draw, got none")
     columns = 1 + max(len(strip.panels) for strip in strips)
     heights = [_CELL * strip.image.shape[0] / strip.image.shape[1] + 0.28 for strip in strips]
-    figure, axes = plt.subplots(
-        len(strips),
-        columns,
-        figsize=(_CELL * columns, sum(heights) + 0.9),
-        squeeze=False,
-        gridspec_kw={"height_ratios": heights},
-        layout="constrained",
-        facecolor=BACKDROP,
-    )
-    for strip, line in zip(strips, axes, strict=True):
-        _draw_strip(strip, line)
-    if title:
-        figure.suptitle(title, fontsize=12, fontweight="bold", x=0.01, ha="left")
     panels = [panel for strip in strips for panel in strip.panels if panel is not None]
     masks = [panel.mask for panel in panels if panel.mask is not None]
     present = sorted({int(label) for mask in masks for label in np.unique(mask)} - {0})
-    figure.legend(
-        handles=[_swatch(label, label_names) for label in present],
-        loc="outside lower center",
-        ncols=min(max(len(present), 1), 3 * columns // 2),  # long names need two thirds of a cell
-        frameon=False,
-        fontsize=9,
-    )
-    write_bytes(path, figure_bytes(figure, path.suffix))
+    size = (_CELL * columns, sum(heights) + 0.9)
+    grid: dict[str, Any] = {"squeeze": False, "gridspec_kw": {"height_ratios": heights}}
+    with figure_file(path, size, len(strips), columns, **grid) as (figure, axes):
+        for strip, line in zip(strips, axes, strict=True):
+            _draw_strip(strip, line)
+        if title:
+            figure.suptitle(one_line(title), fontsize=12, fontweight="bold", x=0.01, ha="left")
+        figure.legend(
+            [_swatch(label) for label in present],
+            [_label_name(label, label_names) for label in present],
+            loc="outside lower center",
+            ncols=min(max(len(present), 1), 3 * columns // 2),  # long names: two thirds of a cell
+            frameon=False,
+            fontsize=9,
+        )
 
 
-def figure_bytes(figure: Figure, suffix: str) -> bytes:
-    """A figure as the content of a file, PNG or SVG, the same for the same figure; closes it.
+@contextmanager
+def figure_file(
+    path: Path, size: tuple[float, float], *grid: int, **options: Any
+) -> Iterator[tuple[Figure, Any]]:
+    """A new figure and its axes, to be drawn on in a ``with`` statement; then it becomes a file.
+
+    Every figure is made here: its texts are taken as they are, and letters that no font has become
+    boxes without a warning. `one_line` makes names of others fit to be texts.
+
+    Args:
+        path: a PNG or SVG, by its suffix; the same for the same figure.
+        size: width and height in inches.
+        grid, options: of `pyplot.subplots`.
 
     Raises:
         ValueError: another suffix.
     """
+    as_it_is = plt.rc_context({"text.parse_math": False, "text.usetex": False})
+    with as_it_is, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of letters, and of names that take the room
+        figure, axes = plt.subplots(
+            *grid, figsize=size, layout="constrained", facecolor=BACKDROP, **options
+        )
+        try:
+            yield figure, axes
+            write_bytes(path, _figure_bytes(figure, path.suffix))
+        finally:
+            plt.close(figure)
+
+
+def _figure_bytes(figure: Figure, suffix: str) -> bytes:
+    """A figure as the content of a file, PNG or SVG."""
     if suffix not in (".png", ".svg"):
         raise ValueError(f"suffix: expected .png or .svg, got {suffix!r}")
     buffer = io.BytesIO()
     metadata = {"Date": None} if suffix == ".svg" else {"Software": None}
     with plt.rc_context({"svg.hashsalt": "weaktr"}):
         figure.savefig(buffer, format=suffix[1:], dpi=130, facecolor=BACKDROP, metadata=metadata)
-    plt.close(figure)
     content = buffer.getvalue()
     if suffix == ".svg":
         return sealed(content + f"<!-- {BLANK} -->\n".encode())
@@ -137,7 +160,7 @@ def _draw_strip(strip: Strip, axes: Sequence[Axes]) -> None:
     for axis in axes:
         axis.set_axis_off()
     axes[0].imshow(strip.image)
-    axes[0].set_title(strip.name, fontsize=8, color="#555555")
+    axes[0].set_title(one_line(strip.name), fontsize=8, color="#555555")
     for axis, panel in zip(axes[1:], strip.panels, strict=False):
         if panel is None:
             continue
@@ -147,11 +170,15 @@ def _draw_strip(strip: Strip, axes: Sequence[Axes]) -> None:
         elif panel.heat is not None:
             picture = heat_overlay(strip.image, panel.heat)
         axis.imshow(picture)
-        axis.set_title(panel.title, fontsize=8)
+        axis.set_title(one_line(panel.title), fontsize=8)
 
 
-def _swatch(label: int, names: Sequence[str]) -> Patch:
-    """The legend's entry of a label."""
+def _swatch(label: int) -> Patch:
+    """The colour of a label, for the legend."""
     colour = palette()[label] / 255 if label != IGNORE else (1.0, 1.0, 1.0)
-    name = "ignored" if label == IGNORE else names[label]
-    return Patch(facecolor=colour, edgecolor="#333333", linewidth=0.5, label=name)
+    return Patch(facecolor=colour, edgecolor="#333333", linewidth=0.5)
+
+
+def _label_name(label: int, names: Sequence[str]) -> str:
+    """What a label is called in the legend."""
+    return "ignored" if label == IGNORE else one_line(names[label])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from weaktr.evaluation.charts import Bars, class_bars
 from weaktr.evaluation.iou import Confused, Scores
 from weaktr.evaluation.pairs import Evaluation
 from weaktr.progress import console
+
+log = logging.getLogger("weaktr")
 
 #: Stands for a condition that is not known.
 UNKNOWN = "not known"
@@ -187,9 +190,15 @@ def print_confused(row: Row, names: Sequence[str], count: int = 8) -> None:
 
 
 def draw_classes(rows: Sequence[Row], names: Sequence[str], path: Path) -> None:
-    """Draw IoU of each class, a bar for each row, as PNG or SVG by the name's suffix."""
+    """Draw IoU of each class, a bar for each row, as PNG or SVG by the name's suffix.
+
+    Where that fails, the log says why: the numbers are worth more than their picture.
+    """
     bars = [Bars(f"{row.what}, mIoU {row.scores.miou:.1f}", row.scores.iou) for row in rows]
-    class_bars(bars, names, path, title="IoU in %", caption=caption(rows[-1]))
+    try:
+        class_bars(bars, names, path, title="IoU in %", caption=caption(rows[-1]))
+    except (ValueError, RuntimeError) as error:  # of matplotlib, its fonts and its settings
+        log.warning("%s: the chart is not drawn: %s", path, error)
 
 
 def _confused_json(pair: Confused, names: Sequence[str]) -> dict[str, Any]:
