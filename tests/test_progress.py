@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import io
 import logging
+import warnings
+from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.table import Table
 from rich.text import Text
 
+from weaktr import progress
+from weaktr.cli.data import run_stats
+from weaktr.data import Classes, Manifest, Sample
+from weaktr.evaluation import overview, report
+from weaktr.evaluation.pairs import evaluate_pairs
 from weaktr.messages import printable
 from weaktr.progress import PlainConsole, PlainFormatter
 
@@ -52,3 +60,56 @@ def test_styles_still_reach_a_terminal():
     stream = io.StringIO()
     PlainConsole(file=stream, force_terminal=True, width=80).print(Text("red", style="red"))
     assert "\x1b[31mred\x1b[0m" in stream.getvalue()
+
+
+#: Names that rich would take for styles or signs of feeling.
+MARKED = ["[/x]", "dog [puppy]", "cat :smile:", "[red]", "[bold]b[/bold]"]
+
+
+@pytest.fixture
+def printed(monkeypatch):
+    """What the tables print."""
+    stream = io.StringIO()
+    plain = PlainConsole(file=stream, soft_wrap=True, width=400)
+    for module in (progress, overview, report):
+        monkeypatch.setattr(module, "console", plain)
+    return stream
+
+
+@pytest.mark.parametrize("name", MARKED)
+def test_names_are_no_markup_wherever_they_are_printed(name, printed):
+    truth = np.array([[0, 1, 1]], np.uint8)
+    labels = evaluate_pairs([0], lambda _: (truth[:, ::-1], truth), 2)
+    conditions = report.Conditions(f"1{name}", note=f"2{name}")
+    row = report.Row("miou", f"3{name}", conditions, labels.scores, labels)
+    names = ["background", f"4{name}"]
+    report.print_rows([row], f"5{name}")
+    report.print_classes([row, row], names)
+    report.print_confused(row, names)
+    overview.print_labels({1: 1}, names, 1)
+    samples = (Sample("a", Path("a.png"), (0,), None, ""),)
+    run_stats(Manifest(f"6{name}", f"7{name}", Classes((f"8{name}",)), samples), progress.console)
+    progress.console.print(f"9{name}")
+    text = printed.getvalue()
+    assert [k for k in range(1, 10) if f"{k}{name}" not in text] == []
+
+
+def test_bars_take_names_as_they_are(monkeypatch):
+    stream = io.StringIO()
+    terminal = PlainConsole(file=stream, force_terminal=True, width=200)
+    monkeypatch.setattr(progress, "console", terminal)
+    with progress.Meter("a[/x]:smile:", 1) as meter:
+        meter.advance(note="b[/x]:smile:")
+    assert "a[/x]:smile:" in stream.getvalue() and "b[/x]:smile:" in stream.getvalue()
+
+
+def test_warnings_of_python_are_a_line_of_the_log(caplog):
+    with warnings.catch_warnings():
+        progress.set_up_logging()
+        warnings.simplefilter("always")
+        caplog.set_level(logging.INFO, "weaktr")
+        progress.log.addHandler(caplog.handler)
+        warnings.warn("Glyph 27 (\x1b) is missing\nfrom a font", UserWarning, stacklevel=1)
+        progress.log.removeHandler(caplog.handler)
+    assert caplog.messages == ["UserWarning: Glyph 27 (\\x1b) is missing\\nfrom a font"]
+    assert isinstance(logging.lastResort.formatter, PlainFormatter)

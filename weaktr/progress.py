@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.logging import RichHandler
@@ -29,14 +29,21 @@ from rich.progress import (
 )
 from rich.segment import Segment
 
-from weaktr.messages import printable
+from weaktr.messages import one_line, printable
 
 T = TypeVar("T")
 log = logging.getLogger("weaktr")
 
 
 class PlainConsole(Console):
-    """A console that prints names of files as `printable` has them."""
+    """A console that prints names of files as `printable` has them.
+
+    Nothing in a text is markup: ``[/x]`` and ``:smile:`` in a name stay what they are. Styles come
+    by `rich.text.Text` and by the arguments of tables.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, **options)
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
@@ -62,7 +69,11 @@ LINE_SECONDS = 20.0
 
 
 def set_up_logging(level: int = logging.INFO) -> None:
-    """Send weaktr's messages to the console (called by the commands, not by the library)."""
+    """Send weaktr's messages to the console (called by the commands, not by the library).
+
+    Warnings of Python are among them, a line each, and those that other libraries log are printed
+    as `printable` has them.
+    """
     if not log.handlers:
         handler: logging.Handler = RichHandler(
             console=console, show_path=False, show_time=False, show_level=False, markup=False
@@ -76,8 +87,24 @@ def set_up_logging(level: int = logging.INFO) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal may not have every letter
             stream.reconfigure(errors="backslashreplace")
+    if isinstance(logging.lastResort, logging.Handler):
+        logging.lastResort.setFormatter(PlainFormatter())
+    warnings.showwarning = _log_warning
     for module in (r"PIL\.TiffImagePlugin", r"PIL\.Image", r"PIL\.PngImagePlugin"):
         warnings.filterwarnings("ignore", module=module)  # of odd files, amid a bar
+
+
+def _log_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Log a warning of Python on one line; where it comes from is for whoever looks closer."""
+    log.warning("%s: %s", category.__name__, one_line(str(message)))
+    log.debug("that warning comes from %s:%d", filename, lineno)
 
 
 class Meter:
@@ -111,14 +138,14 @@ class Meter:
     def __enter__(self) -> Meter:
         if console.is_terminal:
             self._bar = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[speed]}"),
+                TextColumn("{task.fields[speed]}", markup=False),
                 TimeElapsedColumn(),
                 TextColumn("ETA"),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
+                TextColumn("{task.fields[note]}", markup=False),
                 console=console,
                 transient=self.is_minor,
             )

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from rich.console import Console
 
 from tests.cli.test_train import said
 from tests.data.trees import voc_tree, write_csv, write_image, write_list, write_mask
@@ -22,6 +21,7 @@ from weaktr.data.manifest import Manifest, Sample
 from weaktr.data.problems import KINDS, LISTED, Findings, Problem
 from weaktr.data.sources.folder import folder
 from weaktr.data.sources.scenes import NAMES
+from weaktr.progress import PlainConsole
 
 CLASSES = Classes(("cat", "dog"))
 
@@ -317,9 +317,9 @@ def test_workers(good: Manifest) -> None:
         check(good, workers=0)
 
 
-def printed(width: int = 200) -> tuple[Console, StringIO]:
+def printed(width: int = 200) -> tuple[PlainConsole, StringIO]:
     stream = StringIO()
-    return Console(file=stream, width=width), stream
+    return PlainConsole(file=stream, width=width), stream
 
 
 def test_command_lists_faults_of_the_labels_and_of_the_files(tmp_path: Path) -> None:

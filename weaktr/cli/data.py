@@ -18,11 +18,10 @@ from weaktr.progress import console, log
 from weaktr.recipes import apply_setting
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from weaktr.data import Manifest
     from weaktr.data.prepare import Prepared
     from weaktr.data.problems import Findings
+    from weaktr.progress import PlainConsole
 
 HELP = """\
 Prepare a data set, or look at it before training on it.
@@ -178,7 +177,7 @@ def _has_split(source: str, root: Path, split: str, options: dict[str, Any]) -> 
 
 def run_check(
     manifest: Manifest,
-    console: Console,
+    console: PlainConsole,
     *,
     problems: Findings | None = None,
     others: Sequence[Manifest] = (),
@@ -212,7 +211,7 @@ def run_check(
     return _show(found, f"{manifest.name} {manifest.split}: {len(manifest)} images", console)
 
 
-def _show(found: Findings, title: str, console: Console) -> int:
+def _show(found: Findings, title: str, console: PlainConsole) -> int:
     """Print problems and their number; returns 1 if there is an error, else 0."""
     from weaktr.messages import one_line
 
@@ -244,7 +243,7 @@ def _table_of(found: Findings, title: str) -> Table:
     return table
 
 
-def run_stats(manifest: Manifest, console: Console) -> None:
+def run_stats(manifest: Manifest, console: PlainConsole) -> None:
     """Print how many images, labels, masks and which sizes a data set has, and each class's count.
 
     Image sizes come from the files' headers; files that cannot be opened are counted as such.

@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
     command = ["weaktr", "label" if stage == 1 else "predict", str(imported.path), "IMAGES"]
     for key, setting in _settings(imported, stage).items():
         command += ["--set", f"{key}={setting}"]
-    console.print(f"next: {shlex.join(command)}", soft_wrap=True, markup=False)
+    console.print(f"next: {shlex.join(command)}", soft_wrap=True)
     return 0
 
 
