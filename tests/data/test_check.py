@@ -157,6 +157,35 @@ def test_class_names_that_may_be_meant_otherwise(good: Manifest) -> None:
 
 
 @pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("cafe\u0301", "caf\u00e9"), "characters differ, 'cafe\\u0301' and 'caf\\xe9': keep one"),
+        (("Ｄog", "dog"), "characters differ, '\\uff24og' and 'dog': keep one"),
+        (("a\u200bb", "ab"), "meant as one: 'a\\u200bb' and 'ab'; their characters differ"),
+        (("['cat', 'dog']",), "may be meant as several: ['cat', 'dog']: part the labels of an"),
+        (("cat, dog", "cow;emu", "fox", "tie (bow)"), "as several: cat, dog / cow;emu: part"),
+        (("Label", "cat"), "meant as headings of columns: Label: the header is image,labels"),
+        (("10", "3"), "labels of pixels: 10, 3: the place in the list of classes counts, so that "
+         "class '10' is label 1 in masks"),
+    ],
+)  # fmt: skip
+def test_class_names_that_are_lists_headings_or_numbers(
+    good: Manifest, names: tuple[str, ...], expected: str
+) -> None:
+    labels = tuple(range(len(names)))
+    samples = [replace(sample, labels=labels, mask=None) for sample in good]
+    samples[0] = replace(samples[0], labels=())
+    messages = told(check(Manifest("own", "train", Classes(names), tuple(samples))))
+    assert len(messages) == 2 and "has no label" in messages[0] and expected in messages[1]
+
+
+@pytest.mark.parametrize("names", [VOC.names, COCO90.names, NAMES, ("1", "2"), ("labelled",)])
+def test_class_names_that_are_as_they_should_be(good: Manifest, names: tuple[str, ...]) -> None:
+    samples = tuple(replace(sample, labels=None, mask=None) for sample in good)
+    assert check(Manifest("own", "train", Classes(names), samples)) == []
+
+
+@pytest.mark.parametrize(
     ("names", "pairs"),
     [
         (VOC.names, []),
@@ -171,6 +200,7 @@ def test_class_names_that_may_be_meant_otherwise(good: Manifest) -> None:
         (("apple", "appel", "grape"), [("apple", "appel")]),
         (("Straße", "STRASSE"), [("Straße", "STRASSE")]),
         (("a1", "a2"), []),
+        (("कि", "की"), []),
     ],
 )
 def test_near_names(names: tuple[str, ...], pairs: list[tuple[str, str]]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
@@ -23,6 +25,7 @@ from weaktr.data.io import (
     to_labels,
 )
 from weaktr.data.manifest import Exif, Manifest, Sample, name_fault
+from weaktr.data.names import HEADINGS
 from weaktr.data.parallel import ordered_map, usable_cores
 from weaktr.data.problems import DataError, Problem
 from weaktr.messages import few
@@ -31,6 +34,8 @@ __all__ = ["Problem", "check", "near_names"]
 
 #: VOC colour -> label.
 _LABEL_OF_COLOUR = {tuple(colour): label for label, colour in enumerate(palette().tolist())}
+#: A text that is more likely a list of names than one name.
+_LIST = re.compile(r"[,;|\t]|^\s*[\[({].*[\])}]\s*$")
 
 
 def check(
@@ -49,7 +54,8 @@ def check(
     Warnings: images without any label; a mask class that the image's labels do not have, a mask
     with none of them, or with the colours of other labels; labels or masks for only a part of the
     images; a class that no image, one image or every image shows; class names that may be meant as
-    one, or as background; names that differ in case alone; EXIF rotation.
+    one, as background, as several, as a heading or as a label; names that differ in case alone;
+    EXIF rotation.
 
     Args:
         manifest: the data set.
@@ -275,13 +281,40 @@ def _check_counts(manifest: Manifest) -> Iterator[str]:
 
 def _check_class_names(classes: Classes) -> Iterator[str]:
     """Class names that may be meant otherwise."""
-    for first, second in near_names(classes.names):
-        yield f"two classes that may be meant as one: {first!r} and {second!r}"
-    if background := [name for name in classes.names if name.strip().lower() == "background"]:
+    names = classes.names
+    for first, second in near_names(names):
+        told = f"two classes that may be meant as one: {first!r} and {second!r}"
+        if first.casefold() != second.casefold() and _normal(first) == _normal(second):
+            told += f"; their characters differ, {first!a} and {second!a}: keep one"
+        yield told
+    if background := [name for name in names if name.strip().lower() == "background"]:
         yield (
             f"a class called {background[0]!r}: label 0 is the background already, and is in no "
             "list of classes"
         )
+    if lists := [name for name in names if _LIST.search(name)]:
+        yield (
+            f"class names that may be meant as several: {few(lists, between=' / ')}: part the "
+            "labels of an image by ; or | in a CSV, and make each a text of the list in a JSON"
+        )
+    if headings := [name for name in names if name.strip().casefold() in HEADINGS]:
+        yield (
+            f"class names that may be meant as headings of columns: {few(headings)}: the header is "
+            "image,labels before names of classes, image,<class>,<class> before 0 and 1"
+        )
+    numbers = [n for k, n in enumerate(names, start=1) if n.isdecimal() and n.lstrip("0") != str(k)]
+    if numbers and classes.ids == tuple(range(1, len(names) + 1)):
+        place = names.index(numbers[0]) + 1
+        yield (
+            f"class names that may be meant as labels of pixels: {few(numbers)}: the place in the "
+            f"list of classes counts, so that class {numbers[0]!r} is label {place} in masks"
+        )
+
+
+def _normal(name: str) -> str:
+    """A name without what only looks different or cannot be seen: NFKC of Unicode, no case."""
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+    return "".join(letter for letter in text if unicodedata.category(letter) != "Cf")
 
 
 def near_names(names: Sequence[str]) -> list[tuple[str, str]]:
@@ -293,12 +326,17 @@ def near_names(names: Sequence[str]) -> list[tuple[str, str]]:
     Args:
         names: at most `MAX_CLASSES`, since each is compared with each.
     """
-    plain = [(name, "".join(filter(str.isalnum, name.casefold()))) for name in names]
+    plain = [(name, "".join(filter(_is_of_word, _normal(name)))) for name in names]
     return [
         (first, second)
         for (first, a), (second, b) in combinations(plain, 2)
         if abs(len(a) - len(b)) <= 1 and _is_near(a, b)
     ]
+
+
+def _is_of_word(letter: str) -> bool:
+    """Whether a character is a letter, a digit, or a mark on one, such as a vowel of Hindi."""
+    return unicodedata.category(letter)[0] in "LMN"
 
 
 def _is_near(a: str, b: str) -> bool:

@@ -14,6 +14,12 @@ from weaktr.messages import few
 
 log = logging.getLogger("weaktr")
 
+#: Headings of columns that are more likely than classes of these names.
+HEADINGS = {
+    *("image", "images", "filename", "label", "labels", "tag", "tags"),
+    *("class", "classes", "category", "categories"),
+}
+
 
 def read_names(path: Path) -> list[str]:
     """The lines of a list, as they stand in it; `known_names` says which images they mean.

@@ -175,6 +175,26 @@ def test_malformed_files(root: Path, name: str, text: str, message: str) -> None
         folder(root)
 
 
+@pytest.mark.parametrize("heading", ["label", "Labels", "class", "tags"])
+def test_a_column_called_as_headings_are(
+    root: Path, heading: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_csv(root / "labels.csv", [["image", heading], ["x.jpg", "1"], ["cats/1.jpg", "0"]])
+    manifest = folder(root)
+    assert manifest.classes.names == (heading,)
+    assert [sample.labels for sample in manifest] == [(0,), ()]
+    (said,) = caplog.messages
+    assert said.startswith(f"{path}: read as a column of 0 and 1 for one class, which is called ")
+    for cell, advice in (("3", "labels and write names in place of numbers"), ("cat", "labels")):
+        write_csv(path, [["image", heading], ["x.jpg", "1"], ["cats/1.jpg", cell]])
+        with pytest.raises(DataError) as caught:
+            folder(root, problems=[])
+        assert str(caught.value) == (
+            f"{path} ({path}:3): expected the header image,labels before names of classes, got "
+            f"image,{heading} and then '{cell}': call the column {advice}"
+        )
+
+
 @pytest.mark.parametrize(
     "text",
     [

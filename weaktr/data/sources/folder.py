@@ -37,7 +37,7 @@ from weaktr.data.layout import (
     require_folder,
 )
 from weaktr.data.manifest import Exif, Manifest, Sample, is_inside, require_exif
-from weaktr.data.names import class_list
+from weaktr.data.names import HEADINGS, class_list
 from weaktr.data.problems import DataError, Problem
 from weaktr.files import files_below
 
@@ -129,6 +129,12 @@ def folder(
     own = _read(path, faults)
     splits = [own] if labels_file else _splits(root, own)
     known = _classes(classes, root, splits)
+    if len(own.columns) == 1 and own.columns[0].casefold() in HEADINGS:
+        log.warning(
+            "%s: read as a column of 0 and 1 for one class, which is called %r; if 0 and 1 stand "
+            "for two classes, write their names in a column called labels",
+            path, own.columns[0],
+        )  # fmt: skip
     image_root = Path(images) if images else root / "images"
     mask_root = Path(masks) if masks else root / "masks"
     if masks and not mask_root.is_dir():
@@ -244,6 +250,7 @@ def _read_csv(path: Path, faults: list[Problem]) -> LabelFile:
     columns = () if header[1] == "labels" else tuple(header[1:])
     if len(set(columns)) != len(columns):
         raise DataError(Problem(str(path), f"{path}:1", f"a class stands twice in {header[:9]}"))
+    _require_flags(path, columns, lines[1:])
     rows = []
     for source, cells in lines[1:]:
         values = [cell.strip() for cell in cells]
@@ -269,6 +276,27 @@ def _read_csv(path: Path, faults: list[Problem]) -> LabelFile:
             shown = tuple(name for name, value in pairs if flag(value))
             rows.append(Row(cells[0], shown, source))
     return LabelFile(path, rows, columns)
+
+
+def _require_flags(
+    path: Path, columns: Sequence[str], lines: Sequence[tuple[str, list[str]]]
+) -> None:
+    """Raise `DataError` where the one column is called as headings are and holds other than 0 or 1.
+
+    A column ``label`` of 0 and 1 is one class of that name; other numbers, and names, are not.
+    """
+    if len(columns) != 1 or columns[0].casefold() not in HEADINGS:
+        return
+    for source, cells in lines:
+        value = cells[1] if len(cells) == 2 else ""
+        if flag(value) is None:
+            message = (
+                f"expected the header image,labels before names of classes, got image,{columns[0]} "
+                f"and then {value.strip()!r:.60}: call the column labels"
+            )
+            if value.strip().isdecimal():
+                message += " and write names in place of numbers"
+            raise DataError(Problem(str(path), source, message))
 
 
 def _read_json(path: Path, faults: list[Problem]) -> list[Row]:
