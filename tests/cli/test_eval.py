@@ -301,7 +301,11 @@ def test_out_that_is_a_file(two):
 def test_only_ignored_truth(two):
     for name in ("a", "sub/b"):
         write_mask(two / "truth" / f"{name}.png", np.full((5, 6), 255, np.uint8))
-    assert "at least one pixel" in refused(two, "--num-labels", 3)
+    told = (
+        "expected at least one pixel with a known true label, got none in the true masks of 2 "
+        "images (255 is not counted)"
+    )
+    assert f"{two / 'truth'}: {told}" in refused(two, "--num-labels", 3)
 
 
 @pytest.mark.parametrize(

@@ -216,6 +216,11 @@ def test_masks_that_show_no_class(good: Manifest) -> None:
         "mask shows none of the image's labels, its values are 0, 255 (255 = ignored; a class has "
         "its number from 1 on)"
     )
+    write_mask(mask, [255] * (24 * 32))
+    for labels in ((1,), None):
+        (problem,) = (p for p in check(change(good, labels=labels)) if p.file == str(mask))
+        assert problem.message.startswith("mask holds only 255, which is not counted")
+        assert problem.level == "warning"
 
 
 def test_palettes_that_were_shortened(good: Manifest) -> None:

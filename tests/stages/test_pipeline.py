@@ -22,17 +22,20 @@ from weaktr.cli.show import _folders
 from weaktr.config import Recipe
 from weaktr.data import Classes
 from weaktr.data.masks import MaskFolder
+from weaktr.models import CamModel, checkpoints
 from weaktr.outputs import begin
 from weaktr.recipes import dump_recipe
 from weaktr.stages import pipeline
 from weaktr.stages.evaluate import (
+    TABLE,
+    evaluate,
     held_out,
     require_same_classes,
     require_same_images,
     score_folder,
 )
 from weaktr.stages.pipeline import inputs_of, run_recipe
-from weaktr.stages.run import Run, load_split
+from weaktr.stages.run import MODEL, Run, load_split
 from weaktr.training.metrics import read_metrics
 from weaktr.training.state import save_state, set_seeds
 
@@ -113,6 +116,43 @@ def test_masks_with_other_values_are_not_scored(tmp_path):
         masks.add(sample.name, np.full((32, 32), value, np.uint8))
     with pytest.raises(ValueError, match=r"1\.png .*outside the classes: .* got 77"):
         score_folder(masks, truth)
+
+
+@pytest.fixture
+def unknown(tmp_path):
+    """A recipe whose true masks of train hold only 255; that of val is a mask."""
+    data = tiny.squares(tmp_path / "squares", count=5)
+    rows = (data / "labels.csv").read_text().splitlines(keepends=True)
+    (data / "train.csv").write_text("".join(rows[:5]))
+    (data / "val.csv").write_text("".join([rows[0], rows[5]]))
+    for index in range(4):
+        Image.fromarray(np.full((32, 32), 255, np.uint8)).save(data / f"masks/{index}.png")
+    return tiny.recipe(data, train_cam={"epochs": 1, "validate_every": 1})
+
+
+NOTHING = (
+    "not scored: expected at least one pixel with a known true label, got none in the true masks "
+    "of 4 images (255 is not counted)"
+)
+
+
+def test_a_split_without_a_known_pixel_is_named_and_the_others_scored(unknown, tmp_path, caplog):
+    run = Run(unknown, tmp_path / "run")
+    model = CamModel(unknown.cam_model, 3)
+    checkpoints.save(model, run.of("train_cam") / MODEL, classes={"names": tiny.NAMES})
+    for index in range(5):
+        folder = MaskFolder(run.of("label" if index < 4 else "predict"))
+        folder.add(str(index), np.zeros((32, 32), np.uint8))
+    assert evaluate(run, tmp_path / "out") == 0
+    for what in ("CAMs", run.of("label")):
+        assert f"{what} against folder train: {NOTHING}" in caplog.text
+    numbers = json.loads((tmp_path / "out" / TABLE).read_text())
+    assert [key for key in numbers if key.endswith("miou")] == ["val_miou"]
+
+
+def test_a_split_without_a_known_pixel_does_not_end_a_training(unknown, tmp_path, caplog):
+    run_recipe(replace(unknown, stages=("train_cam",)), tmp_path / "run")
+    assert f"CAMs against folder train: {NOTHING}" in caplog.text
 
 
 def test_losses_are_logged_for_every_step(finished):

@@ -181,7 +181,10 @@ def _check_mask(sample: Sample, classes: Classes, photograph: _Photograph | None
     present = np.unique(labels).tolist()
     if (told := _colours_of_others(sample, present)) is not None:
         problems.append(_of_mask(sample, told, "warning", "colours of other labels"))
-    if sample.labels is not None:
+    if present == [IGNORE]:
+        message = f"mask holds only {IGNORE}, which is not counted, so there is nothing to score"
+        problems.append(_of_mask(sample, message, "warning"))
+    elif sample.labels is not None:
         problems += _compare_labels(sample, present, classes)
     return problems
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from weaktr.data.stored_maps import read_cams
 from weaktr.evaluation.bootstrap import LEVEL
 from weaktr.evaluation.boundary import TOLERANCE
 from weaktr.evaluation.conditions import label_conditions, prediction_conditions
-from weaktr.evaluation.iou import ThresholdCurve
+from weaktr.evaluation.iou import NothingToScore, ThresholdCurve
 from weaktr.evaluation.pairs import Pair, evaluate_pairs
 from weaktr.evaluation.report import UNKNOWN, Conditions, Row, draw_classes, row_json
 from weaktr.files import names_in, read_json, write_json
@@ -178,7 +179,8 @@ def score_cams(
     curve = ThresholdCurve(np.asarray(thresholds), truth.classes.num_labels)
     for name in track(names, "thresholds", len(names)):
         curve.add(*cams_of(name))
-    threshold, _ = curve.best()
+    with _named(truth):
+        threshold, _ = curve.best()
     origin = "given" if len(thresholds) == 1 else "best, chosen with these masks"
 
     def pair(name: str) -> Pair:
@@ -271,6 +273,15 @@ def _require(
         raise ValueError(f"{folder}: {told}{hint}")
 
 
+@contextmanager
+def _named(truth: Truth) -> Iterator[None]:
+    """Let errors of true masks in which there is nothing to score name their folder."""
+    try:
+        yield
+    except NothingToScore as error:
+        raise NothingToScore(f"{truth.folder}: {error}") from error
+
+
 def _row(
     source: Source,
     names: Sequence[str],
@@ -280,5 +291,6 @@ def _row(
 ) -> Row:
     """The scores of all images of a source, with a progress bar."""
     progress = track(names, f"scoring {source.what}", len(names))
-    evaluation = evaluate_pairs(progress, pair, truth.classes.num_labels, tolerance=tolerance)
+    with _named(truth):
+        evaluation = evaluate_pairs(progress, pair, truth.classes.num_labels, tolerance=tolerance)
     return Row("miou", source.what, source.conditions, evaluation.scores, evaluation)

@@ -5,15 +5,23 @@ Source: reference.md 29 and 53; PASCAL VOC (Everingham et al. 2010), section 4.2
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 
 from weaktr.data.classes import IGNORE
 from weaktr.ops import confusion
+
+log = logging.getLogger("weaktr")
+T = TypeVar("T")
+
+
+class NothingToScore(ValueError):
+    """No true mask has a pixel of a known label."""
 
 
 class ConfusionSum:
@@ -114,11 +122,14 @@ def scores(total: ConfusionSum) -> Scores:
     """Scores of a summed confusion matrix.
 
     Raises:
-        ValueError: nothing was counted.
+        NothingToScore: nothing was counted.
     """
     matrix = total.matrix.astype(np.float64)
     if not matrix.sum():
-        raise ValueError("scores: expected at least one pixel with a known true label, got none")
+        raise NothingToScore(
+            "expected at least one pixel with a known true label, got none in the true masks of "
+            f"{total.images} images ({IGNORE} is not counted)"
+        )
     hit, truth, predicted = np.diag(matrix), matrix.sum(1), matrix.sum(0)[:-1]
     union = truth + predicted - hit
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -131,6 +142,15 @@ def scores(total: ConfusionSum) -> Scores:
             pixel_accuracy=float(100 * hit.sum() / matrix.sum()),
             images=total.images,
         )
+
+
+def scored(score: Callable[[], T], what: str) -> T | None:
+    """What `score` returns; None where there is nothing to score, which the log says of `what`."""
+    try:
+        return score()
+    except NothingToScore as error:
+        log.warning("%s: not scored: %s", what, error)
+        return None
 
 
 class Confused(NamedTuple):
@@ -175,13 +195,16 @@ class ThresholdCurve:
     Args:
         thresholds: ascending background scores.
         num_labels: L.
+
+    Attributes:
+        images: how many were counted.
     """
 
     def __init__(self, thresholds: np.ndarray, num_labels: int) -> None:
         self.thresholds = thresholds.astype(np.float32)
         self.num_labels = num_labels
         self._counts = np.zeros((len(thresholds) + 1, num_labels, num_labels), np.int64)
-        self._images = 0
+        self.images = 0
 
     def add(self, cams: np.ndarray, classes: Sequence[int], truth: np.ndarray) -> None:
         """Count one image.
@@ -200,7 +223,7 @@ class ThresholdCurve:
         key = (level * self.num_labels + truth) * self.num_labels + best
         counts = np.bincount(key[known], minlength=self._counts.size)
         self._counts += counts.reshape(self._counts.shape)
-        self._images += 1
+        self.images += 1
 
     def scores(self) -> list[Scores]:
         """The scores at each threshold."""
@@ -210,7 +233,7 @@ class ThresholdCurve:
             total = ConfusionSum(self.num_labels)
             total.matrix[:, :-1] = below[-1] - below[index]
             total.matrix[:, 0] += below[index].sum(1)
-            total.images = self._images
+            total.images = self.images
             curve.append(scores(total))
         return curve
 
@@ -218,7 +241,7 @@ class ThresholdCurve:
         """The best threshold over the whole curve (no early stop) and its scores.
 
         Raises:
-            ValueError: nothing was counted.
+            NothingToScore: nothing was counted.
         """
         curve = self.scores()
         index = int(np.argmax([point.miou for point in curve]))

@@ -76,7 +76,11 @@ def cam_curve(
 
 
 def score_segmenter(model: Segmenter, samples: Sequence[Sample], settings: PredictConfig) -> Scores:
-    """Scores of single-scale predictions without flip, ensemble and CRF, which are fast."""
+    """Scores of single-scale predictions without flip, ensemble and CRF, which are fast.
+
+    Raises:
+        NothingToScore: see `weaktr.evaluation.iou.scores`.
+    """
     quick = replace(settings, ratios=(1.0,), flip=False, ensemble="plain", refiners=())
     predictor = Predictor(model, quick)
     total = ConfusionSum(model.num_labels)

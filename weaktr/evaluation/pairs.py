@@ -75,7 +75,8 @@ def evaluate_pairs(
         options: ``tolerance`` of `boundary_f`.
 
     Raises:
-        ValueError: no pixel with a known label, or what `read` raises.
+        NothingToScore: no pixel with a known label.
+        ValueError: what `read` raises.
     """
     total = ConfusionSum(num_labels)
     sums, counts = np.zeros(num_labels), np.zeros(num_labels)

@@ -25,6 +25,7 @@ from weaktr.evaluation.conditions import (
     split_name,
     yes_or_no,
 )
+from weaktr.evaluation.iou import scored
 from weaktr.evaluation.models import cam_curve
 from weaktr.evaluation.pairs import Evaluation, Pair, evaluate_pairs
 from weaktr.evaluation.report import Conditions, Row, caption, draw_classes, print_rows, row_json
@@ -146,8 +147,12 @@ def _cam_rows(recipe: Recipe, score: Manifest, model: CamModel) -> tuple[list[Ro
         kinds["cam_miou"] = recipe.label
     rows, not_scored = [], 0
     for key, kind in kinds.items():
-        threshold, scores = cam_curve(model, chosen, kind, recipe.evaluate).best()
-        not_scored = max(not_scored, len(chosen) - scores.images)
+        curve = cam_curve(model, chosen, kind, recipe.evaluate)
+        not_scored = max(not_scored, len(chosen) - curve.images)
+        best = scored(curve.best, f"CAMs against {split_name(score)}")
+        if best is None:
+            continue
+        threshold, scores = best
         conditions = Conditions(
             split_name(score), listed(kind.scales), yes_or_no(kind.flip), "none", "-",
             f"best threshold {threshold:g}, chosen with these masks",
@@ -175,7 +180,10 @@ def folder_rows(
 
 
 def score_folder(masks: MaskFolder, truth: Manifest) -> Evaluation | None:
-    """Scores of the masks of those samples that have a true mask; None (logged) where none is left.
+    """Scores of the masks of those samples that have a true mask.
+
+    Returns:
+        None, which the log says, where no sample is left, or no true mask has a known label.
 
     Raises:
         ValueError: a mask has another size than its truth, or holds a value that is no label.
@@ -198,7 +206,8 @@ def score_folder(masks: MaskFolder, truth: Manifest) -> Evaluation | None:
         require_same_size(mask, true_mask.shape, path, sample.source)
         return mask, true_mask
 
-    return evaluate_pairs(both, pair, num_labels)
+    what = f"{masks.folder} against {split_name(truth)}"
+    return scored(lambda: evaluate_pairs(both, pair, num_labels), what)
 
 
 EVALUATE = Stage(

@@ -17,6 +17,8 @@ from timm.scheduler import CosineLRScheduler
 from torch import Tensor
 
 from weaktr import data
+from weaktr.evaluation.conditions import split_name
+from weaktr.evaluation.iou import scored
 from weaktr.evaluation.models import cam_curve
 from weaktr.models import CamModel, CamOutput, checkpoints
 from weaktr.models.pretrained import load_backbone
@@ -73,11 +75,15 @@ def train_cam(run: Run, folder: Path) -> int:
     def losses(images: Tensor, targets: Tensor) -> dict[str, Tensor]:
         return cam_losses(model(images), targets)
 
-    scored = run.score.samples if settings.validate_every else ()
+    watched = run.score if settings.validate_every else None
 
     def validate(model: CamModel) -> dict[str, float]:
-        curve = cam_curve(model, scored, recipe.label, recipe.evaluate)
-        threshold, scores = curve.best()
+        assert watched is not None
+        curve = cam_curve(model, watched.samples, recipe.label, recipe.evaluate)
+        best = scored(curve.best, f"CAMs against {split_name(watched)}")
+        if best is None:
+            return {}
+        threshold, scores = best
         log.info(
             "CAM mIoU %.1f (%d images, scales %s, threshold %.2f); does not affect the training",
             scores.miou, scores.images, recipe.label.scales, threshold,
@@ -85,7 +91,7 @@ def train_cam(run: Run, folder: Path) -> int:
         return {"cam_miou": scores.miou, "cam_threshold": threshold}
 
     loop = TrainingLoop(folder, model, optimizer, loader, settings, recipe, set_lr)
-    trained = loop.train(compiled(losses, settings.compile), validate if scored else None)
+    trained = loop.train(compiled(losses, settings.compile), validate if watched else None)
     class_list = {"names": classes.names, "ids": classes.ids}
     checkpoints.save(trained, folder / MODEL, classes=class_list)
     return 0

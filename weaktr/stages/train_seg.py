@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -18,6 +19,8 @@ from weaktr import data
 from weaktr.config import SegModelConfig
 from weaktr.data import Manifest, Sample
 from weaktr.data.masks import MaskEntry, MaskFolder
+from weaktr.evaluation.conditions import split_name
+from weaktr.evaluation.iou import scored
 from weaktr.evaluation.models import score_segmenter
 from weaktr.models import Segmenter, checkpoints
 from weaktr.models.pretrained import load_backbone
@@ -79,10 +82,14 @@ def train_seg(run: Run, folder: Path) -> int:
         start, tile = settings.clip_start, settings.clip_patch
         return {"clipped": model.loss(images, labels, start_value=start, tile=tile).loss}
 
-    scored = run.val.samples if settings.validate_every else ()
+    watched = run.val if settings.validate_every else None
 
     def validate(model: Segmenter) -> dict[str, float]:
-        scores = score_segmenter(model, scored, recipe.predict)
+        assert watched is not None
+        score = partial(score_segmenter, model, watched.samples, recipe.predict)
+        scores = scored(score, f"predictions against {split_name(watched)}")
+        if scores is None:
+            return {}
         log.info(
             "mIoU %.1f (%d images, single scale, no flip, no CRF); does not affect the training",
             scores.miou, scores.images,
@@ -90,7 +97,7 @@ def train_seg(run: Run, folder: Path) -> int:
         return {"watched_miou": scores.miou}
 
     loop = TrainingLoop(folder, model, optimizer, loader, settings, recipe, set_lr)
-    trained = loop.train(compiled(losses, settings.compile), validate if scored else None)
+    trained = loop.train(compiled(losses, settings.compile), validate if watched else None)
     class_list = {"names": classes.names, "ids": classes.ids}
     checkpoints.save(trained, folder / MODEL, classes=class_list)
     return 0
