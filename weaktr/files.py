@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path, PurePath
 from typing import Any
 
+from weaktr.messages import few
 from weaktr.seals import BLANK, is_sealed, sealed
 
 log = logging.getLogger("weaktr")
@@ -281,11 +282,13 @@ def names_in(folder: Path, *suffixes: str) -> tuple[list[str], str]:
         Paths relative to the folder, without suffix, ascending; and the suffix.
 
     Raises:
-        ValueError: there are none, says which suffixes were expected; or files of two suffixes, one
-            of which would have to be left out.
+        ValueError: there are none, says which suffixes were expected and which there are; or files
+            of two suffixes, one of which would have to be left out.
     """
     names: dict[str, list[str]] = {}
+    others = set()
     for path in files_below(folder):
+        others.add(path.suffix or path.name)
         if path.suffix in suffixes:
             name = path.relative_to(folder).with_suffix("").as_posix()
             names.setdefault(path.suffix, []).append(name)
@@ -294,7 +297,8 @@ def names_in(folder: Path, *suffixes: str) -> tuple[list[str], str]:
     for suffix, found in names.items():
         return sorted(found), suffix
     wanted = " or ".join(suffix.removeprefix(".").upper() for suffix in suffixes)
-    raise ValueError(f"no {wanted} in {folder}")
+    told = f" ({', '.join(suffixes)}), there are {few(sorted(others))}" if others else ""
+    raise ValueError(f"no {wanted} in {folder}{told}")
 
 
 def _digits(text: str, count: int) -> str:

@@ -333,6 +333,18 @@ def test_what_only_deserves_a_warning(root, tmp_path, caplog):
     assert "warmup_epochs" in caplog.text
 
 
+def test_splits_without_true_masks_are_told_where_they_are_scored(root, tmp_path, caplog):
+    data = tiny.squares(tmp_path / "data", count=8)
+    for mask in (data / "masks").iterdir():
+        mask.rename(mask.with_suffix(".jpg"))
+    recipe = tiny.recipe(data)
+    nothing = "no image has a true mask, so nothing of this split is scored"
+    assert warnings(recipe, tmp_path / "run") == [nothing, nothing]
+    assert "8 files (8 .jpg) are not read: masks are PNGs" in caplog.text
+    stages = [stage for stage in Recipe.stages if stage != "evaluate"]
+    assert warnings(replace(recipe, stages=stages), tmp_path / "run") == []
+
+
 def test_the_command_checks_and_runs_nothing(root, tmp_path):
     file = tmp_path / "tiny.yaml"
     file.write_text(dump_recipe(tiny.recipe(root)))

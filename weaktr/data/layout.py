@@ -13,6 +13,13 @@ from weaktr.data.manifest import Manifest
 from weaktr.data.problems import DataError, Problem
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+#: Photographs of formats that are not looked for.
+OTHER_SUFFIXES = (
+    *(".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2", ".j2k", ".gif", ".jfif", ".jpe", ".tga"),
+    *(".ppm", ".pgm", ".pnm", ".psd", ".exr", ".hdr", ".raw", ".dng", ".cr2", ".cr3", ".crw"),
+    *(".nef", ".nrw", ".arw", ".sr2", ".srf", ".orf", ".rw2", ".raf", ".pef", ".srw", ".3fr"),
+)
+ALL_SUFFIXES = (*IMAGE_SUFFIXES, *OTHER_SUFFIXES)
 
 
 def require_folder(root: str | Path) -> Path:

@@ -233,7 +233,7 @@ class _Check:
         split = self.recipe.data.score_split or self.recipe.data.train_split
         part = self.part(f"split {split}, to score on")
         score = self._opened(part, split, "score")
-        masks = self._masks(split, score)
+        masks = self._masks(split, score, are_scored=True)
         if masks and self.train is not None and masks.isdisjoint(s.name for s in self.train):
             part.warnings.append("none is a training image, so pseudo labels will not be scored")
 
@@ -242,7 +242,7 @@ class _Check:
         split = self.recipe.data.val_split
         part = self.part(f"split {split}, to predict")
         val = self._opened(part, split, "val")
-        masks = self._masks(split, val) if with_masks else set()
+        masks = self._masks(split, val, are_scored=True) if with_masks else set()
         if val is not None and "predict" in self.names:
             others = [sample for sample in val if sample.name not in masks]
             part.warnings += map(str, self.headers.problems(others))
@@ -275,12 +275,16 @@ class _Check:
             )
         return manifest
 
-    def _masks(self, split: str, manifest: Manifest | None) -> set[str]:
+    def _masks(
+        self, split: str, manifest: Manifest | None, *, are_scored: bool = False
+    ) -> set[str]:
         """The true masks of a split are of the size of their photographs; returns their names."""
         part = self.part(f"true masks of split {split}")
         samples = [sample for sample in manifest or () if sample.mask is not None]
         part.found = str(len(samples))
         part.faults += map(str, self.headers.problems(samples, masks=True))
+        if are_scored and manifest and not samples:
+            part.warnings.append("no image has a true mask, so nothing of this split is scored")
         return {sample.name for sample in samples}
 
     def train_cam(self) -> None:

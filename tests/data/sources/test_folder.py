@@ -270,6 +270,80 @@ def test_class_names_that_are_none(root: Path, classes: object, told: str) -> No
         load_manifest("folder", root, classes=classes)
 
 
+def test_masks_that_are_called_otherwise(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_csv(root / "labels.csv", ROWS)
+    capital = write_mask(root / "masks/cats/1.PNG", [1])
+    assert [sample.mask for sample in folder(root)] == [capital, None, None]
+    assert not caplog.messages
+    mask = write_mask(root / "masks/cats/1.png", [1])
+    for name in ("x.jpg", "dogs/1.gif"):
+        write_image(root / f"masks/{name}")
+    for split in ("train", "val"):
+        assert [sample.mask for sample in folder(root, split=split)] == [mask, None, None]
+    assert caplog.messages == [
+        f"{root / 'masks'}: 3 files (1 .png, 1 .gif, 1 .jpg) are not read: masks are PNGs, one an "
+        "image; other formats lose or change labels"
+    ]
+    problems: list[Problem] = []
+    folder(root, problems=problems)
+    assert [(Path(problem.file).name, problem.level) for problem in problems] == [
+        (name, "warning") for name in ("1.PNG", "1.gif", "x.jpg")
+    ]
+
+
+def test_paths_without_suffix(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "weaktr")
+    write_image(root / "images/v1.0.PNG")
+    rows = [ROWS[0], ["cats\\1", "cat"], ["dogs/1", "dog"], ["v1.0", "cat"], ["gone", "cat"]]
+    path = write_csv(root / "labels.csv", rows)
+    problems: list[Problem] = []
+    samples = folder(root, problems=problems).samples
+    assert [sample.name for sample in samples] == ["cats/1", "dogs/1", "v1.0", "gone"]
+    assert [sample.image.name for sample in samples] == ["1.jpg", "1.png", "v1.0.PNG", "gone"]
+    assert "3 paths are spelled otherwise than their files, such as " in caplog.text
+    assert [Path(problem.file).name for problem in problems] == ["x.jpg"]
+    write_image(root / "images/dogs/1.webp")
+    with pytest.raises(DataError, match=r"csv:3\): 'dogs/1' may be dogs/1\.png, dogs/1\.webp: wr"):
+        folder(root)
+    write_csv(path, [ROWS[0], ["x", "cat"], ["x.jpg", "cat"], ["cats/1.png", "cat"]])
+    with pytest.raises(DataError) as caught:
+        folder(root)
+    assert f"{path}:3): 'x.jpg' was already declared as 'x.jpg' at {path}:2" in str(caught.value)
+    assert f"images/cats/1.png ({path}:4): file is missing" in str(caught.value)
+
+
+def test_photographs_of_other_formats_are_told(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a.heic", "cats/b.HEIC", "c.gif", "d.txt", "._e.heic"):
+        (root / "images" / name).write_bytes(b"a photograph")
+    assert len(unlabelled(root / "images")) == 3
+    advice = "of a format that is not looked for: convert to JPEG or PNG"
+    assert caplog.messages == [f"{root / 'images'}: left out: 3 files (2 .heic, 1 .gif) {advice}"]
+    problems: list[Problem] = []
+    unlabelled(root / "images", problems=problems)
+    assert [(Path(problem.file).name, problem.message, problem.level) for problem in problems] == [
+        (name, advice, "warning") for name in ("a.heic", "c.gif", "b.HEIC")
+    ]
+    write_csv(root / "labels.csv", ROWS)
+    problems.clear()
+    folder(root, problems=problems)
+    assert [Path(problem.file).name for problem in problems] == ["a.heic", "c.gif", "b.HEIC"]
+    for image in root.glob("images/**/*.[jp][pn]g"):
+        image.unlink()
+    with pytest.raises(ValueError, match=r"found none, but 3 files \(2 \.heic, 1 \.gif\) of a fo"):
+        unlabelled(root / "images")
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_images_of_the_other_split_are_listed(root: Path, split: str) -> None:
+    write_csv(root / "train.csv", [ROWS[0], ["x.jpg", "cat"], ["cats/1", "cat"]])
+    write_csv(root / "val.csv", [ROWS[0], ["dogs/1.png", "cat"]])
+    problems: list[Problem] = []
+    folder(root, split=split, problems=problems)
+    assert problems == []
+
+
 def test_what_no_line_speaks_of(root: Path) -> None:
     write_csv(root / "train.csv", [ROWS[0], ["x.jpg", "cat"]])
     write_csv(root / "val.csv", [ROWS[0], ["cats\\\\1.jpg", "cat"]])

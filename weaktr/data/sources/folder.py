@@ -21,14 +21,18 @@ import json
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from weaktr.data.classes import Classes
 from weaktr.data.layout import (
+    ALL_SUFFIXES,
     IMAGE_SUFFIXES,
+    OTHER_SUFFIXES,
     collect_or_raise,
     first_file,
     first_folder,
@@ -40,6 +44,7 @@ from weaktr.data.manifest import Exif, Manifest, Sample, is_inside, require_exif
 from weaktr.data.names import HEADINGS, class_list
 from weaktr.data.problems import DataError, Problem
 from weaktr.files import files_below
+from weaktr.messages import few
 
 log = logging.getLogger("weaktr")
 
@@ -48,6 +53,10 @@ _SEPARATOR = re.compile("[;|]")
 HINTS = 200
 #: The kind of problem of an image that no label file speaks of.
 NOT_LISTED = "image that is not listed"
+#: What is wrong with a file among the masks.
+NO_MASK = "not read: masks are PNGs, one an image; other formats lose or change labels"
+#: The kind of problem of a photograph of a format that is not looked for.
+PASSED_OVER = "photograph of another format"
 #: The first cell of a CSV and what parts it from the next.
 _FIRST_CELL = re.compile(r'\s*"?image"?[ ]*([,;\t])')
 
@@ -101,9 +110,11 @@ def folder(
             same classes in the same order.
         images: where the image paths of the label file start. None = ``root/images``, and `root`
             itself for paths that are not there. A path that is no file as it is written is read
-            without blanks around it, then with / for \\.
-        masks: folder of true masks (for evaluation only): ``<image path without suffix>.png``,
-            pixel 0 = background, ``k + 1`` = class index k, 255 = ignore. None = ``root/masks``.
+            without blanks around it, then with / for \\, then, if it has no suffix, as the one
+            image that only lacks it.
+        masks: folder of true masks (for evaluation only): ``<image path without suffix>.png`` (or
+            ``.PNG``), pixel 0 = background, ``k + 1`` = class index k, 255 = ignore. None =
+            ``root/masks``.
         exif: "apply" = turn photographs as their EXIF asks viewers to, see `Sample`.
         problems: None = faults are errors; a list collects them instead.
 
@@ -140,14 +151,20 @@ def folder(
     if masks and not mask_root.is_dir():
         log.warning("masks: there is no folder %s, so no image has a mask", mask_root)
     hint = _hints(known.names)
+    mask_files = sorted(files_below(mask_root))
+    capital = {_name(_below(f, mask_root)): f for f in mask_files if f.suffix.lower() == ".png"}
     samples = []
     for name, row, image in _unrepeated(own.rows, [image_root, root], path, faults):
-        mask = first_file([mask_root / f"{name}.png"])
+        mask = first_file([mask_root / f"{name}.png"]) or capital.get(name)
         labels = _indices(row, known, path, faults, hint)
         samples.append(Sample(name, image, labels, mask, row.source, exif=exif))
+    unread = _unread_masks(mask_files, samples)
     if problems is not None:
         images_below = image_root if image_root.is_dir() else root
         problems.extend(_not_listed(splits, samples, images_below, mask_root))
+        problems.extend(Problem(str(file), "", NO_MASK, "warning") for file in unread)
+    elif unread:
+        _say_once(f"{mask_root}: {_by_suffix(unread)} are {NO_MASK}")
     return collect_or_raise(Manifest("folder", split, known, tuple(samples)), faults, problems)
 
 
@@ -182,6 +199,7 @@ def unlabelled(
     Args:
         root: searched at every depth for jpg, jpeg, png, bmp, webp, tif, tiff; hidden files and
             folders, and what systems put beside data, are left out (`weaktr.files.is_clutter`).
+            Photographs of other formats are left out with a warning.
         classes: names of the model's classes, if the manifest is to carry them.
         split: name of the part.
         exif: see `folder`.
@@ -196,9 +214,17 @@ def unlabelled(
         DataError: two images differ only in suffix, so their results would have the same name.
     """
     root, exif = require_folder(root), require_exif(exif)
-    files = sorted(file for file in files_below(root) if file.suffix.lower() in IMAGE_SUFFIXES)
+    below = sorted(files_below(root))
+    files = [file for file in below if file.suffix.lower() in IMAGE_SUFFIXES]
+    others = [file for file in below if file.suffix.lower() in OTHER_SUFFIXES]
+    advice = "of a format that is not looked for: convert to JPEG or PNG"
     if not files:
-        raise ValueError(f"root: expected images below {root}, found none")
+        told = f", but {_by_suffix(others)} {advice}" if others else ""
+        raise ValueError(f"root: expected images below {root}, found none{told}")
+    if problems is not None:
+        problems.extend(Problem(str(f), "", advice, "warning", PASSED_OVER) for f in others)
+    elif others:
+        log.warning("%s: left out: %s %s", root, _by_suffix(others), advice)
     rows = [Row(file.relative_to(root).as_posix(), (), str(root)) for file in files]
     faults: list[Problem] = [] if problems is None else problems
     samples = tuple(
@@ -367,6 +393,7 @@ def _unrepeated(
     likely = first_folder(roots) or roots[-1]
     first: dict[str, Row] = {}
     images, other_spelling = {}, []
+    listing = cache(_paths_of_stems)
     for row in rows:
         bare = row.image.strip()
         if not is_inside(bare):
@@ -375,10 +402,13 @@ def _unrepeated(
             continue
         spellings = dict.fromkeys((row.image, bare, bare.replace("\\", "/")))
         places = ((spelling, root / spelling) for spelling in spellings for root in roots)
-        written, image = next(
-            ((spelling, file) for spelling, file in places if os.path.isfile(file)),
-            (bare, likely / bare),
-        )
+        place = next((place for place in places if os.path.isfile(place[1])), None)
+        meant = [] if place else _without_suffix(bare, roots, listing)
+        if len(meant) > 1:
+            message = f"{bare!r:.300} may be {few([path for path, _ in meant])}: write the suffix"
+            faults.append(Problem(str(path), row.source, message, kind="path without suffix"))
+            continue
+        written, image = place or (meant[0] if meant else (bare, likely / bare))
         if written not in (row.image, bare):
             other_spelling.append((bare, written))
         name, found = _name(written), Row(written, row.labels, row.source)
@@ -398,24 +428,78 @@ def _unrepeated(
     return [(name, row, images[name]) for name, row in first.items()]
 
 
+def _paths_of_stems(root: Path) -> dict[str, list[str]]:
+    """The images below a folder: path without suffix -> paths."""
+    found: dict[str, list[str]] = {}
+    for file in sorted(files_below(root)):
+        if file.suffix.lower() in IMAGE_SUFFIXES:
+            path = _below(file, root)
+            found.setdefault(_name(path), []).append(path)
+    return found
+
+
+def _without_suffix(
+    path: str, roots: Sequence[Path], listing: Callable[[Path], dict[str, list[str]]]
+) -> list[tuple[str, Path]]:
+    """The images that a path without suffix may mean, of the first folder that has some.
+
+    Args:
+        path: as it is written.
+        roots: where it may start.
+        listing: see `_paths_of_stems`.
+    """
+    if path.lower().endswith(ALL_SUFFIXES):
+        return []
+    name = PurePosixPath(path.replace("\\", "/")).as_posix()
+    meant = ([(own, root / own) for own in listing(root).get(name, ())] for root in roots)
+    return next(filter(None, meant), [])
+
+
+def _unread_masks(files: Sequence[Path], samples: Sequence[Sample]) -> list[Path]:
+    """The images in the folder of masks that are no PNG, or that another PNG stands before."""
+    used = {sample.mask for sample in samples if sample.mask is not None}
+    names = {mask.with_suffix("") for mask in used}
+    return [
+        file
+        for file in files
+        if file not in used
+        and file.suffix.lower() in ALL_SUFFIXES
+        and (file.suffix.lower() != ".png" or file.with_suffix("") in names)
+    ]
+
+
+def _by_suffix(files: Sequence[Path]) -> str:
+    """How many files there are of each suffix: ``5 files (3 .heic, 2 .gif)``."""
+    counts = Counter(file.suffix.lower() for file in files)
+    kinds = ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common())
+    return f"{len(files)} files ({kinds})"
+
+
+@lru_cache
+def _say_once(told: str) -> None:
+    """Log a warning that splits of a data set have in common."""
+    log.warning("%s", told)
+
+
 def _not_listed(
     splits: Sequence[LabelFile], samples: Sequence[Sample], images: Path, masks: Path
 ) -> Iterator[Problem]:
     """A warning for each image below a folder, and each mask, that no label file speaks of."""
     files = ", ".join(split.path.name for split in splits)
     listed = {sample.name for sample in samples}
-    for split in splits[1:]:
-        listed.update(_name(row.image.strip().replace("\\", "/")) for row in split.rows)
+    for row in (row for split in splits for row in split.rows):
+        path = row.image.strip().replace("\\", "/")
+        listed |= {path, _name(path)}
     own = {sample.image for sample in samples}
     for file in sorted(files_below(images)):
-        name = _name(file.relative_to(images).as_posix())
-        is_image = file.suffix.lower() in IMAGE_SUFFIXES and not file.is_relative_to(masks)
+        name = _name(_below(file, images))
+        is_image = file.suffix.lower() in ALL_SUFFIXES and not file.is_relative_to(masks)
         if is_image and file not in own and name not in listed:
             message = f"no line of {files} lists this image"
             yield Problem(str(file), "", message, "warning", NOT_LISTED)
     for file in sorted(files_below(masks)):
-        is_mask = file.suffix == ".png"
-        if is_mask and _name(file.relative_to(masks).as_posix()) not in listed:
+        is_mask = file.suffix.lower() == ".png"
+        if is_mask and _name(_below(file, masks)) not in listed:
             message = f"no line of {files} lists the image of this mask"
             yield Problem(str(file), "", message, "warning", "mask without its image")
 
@@ -445,6 +529,11 @@ def _hints(names: Sequence[str]) -> Callable[[str], str]:
         return asked.get(label, "")
 
     return hint
+
+
+def _below(file: Path, folder: Path) -> str:
+    """The path of a file from a folder on, its parts parted by /."""
+    return file.relative_to(folder).as_posix()
 
 
 def _name(image: str) -> str:
