@@ -237,6 +237,9 @@ def test_predictions_without_truth(two):
     (two / "truth" / "a.png").unlink()
     text = refused(two, "--num-labels", 3)
     assert "1 of 2 images: has no true mask: a; --names FILE scores" in text
+    write_mask(two / "truth" / "a.PNG", np.ones((5, 6), np.uint8))
+    told = "a (files of these names have the suffix .PNG, which is not read); --names FILE scores"
+    assert told in refused(two, "--num-labels", 3)
 
 
 def test_masks_of_another_size(two):

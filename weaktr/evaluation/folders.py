@@ -25,7 +25,7 @@ from weaktr.evaluation.conditions import label_conditions, prediction_conditions
 from weaktr.evaluation.iou import NothingToScore, ThresholdCurve
 from weaktr.evaluation.pairs import Pair, evaluate_pairs
 from weaktr.evaluation.report import UNKNOWN, Conditions, Row, draw_classes, row_json
-from weaktr.files import names_in, read_json, write_json
+from weaktr.files import files_below, names_in, read_json, write_json
 from weaktr.inference.labels import labels_from_cams
 from weaktr.messages import few
 from weaktr.progress import track
@@ -270,6 +270,10 @@ def _require(
     missing = [name for name in names if name not in available]
     if missing:
         told = f"{len(missing)} of {len(names)} images: {what}: {few(missing)}"
+        lost = {folder / name for name in missing}
+        files = (file for file in files_below(folder) if file.with_suffix("") in lost)
+        if suffixes := sorted({file.suffix for file in files}):
+            told += f" (files of these names have the suffix {few(suffixes)}, which is not read)"
         raise ValueError(f"{folder}: {told}{hint}")
 
 
