@@ -24,6 +24,20 @@ def one_line(text: str) -> str:
     return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
+def brief(value: object, most: int = 60) -> str:
+    """A value of others in a message: plain ones cut to `most` characters, others by their type.
+
+    Containers are not looked into: a small file may hold one without an end.
+    """
+    if isinstance(value, str | bytes):
+        more = "..." if len(value) > most else ""
+        return f"{value[:most]!r}{more}"
+    if isinstance(value, int) and value.bit_length() > 3 * most:
+        return "a number of many digits"
+    plain = isinstance(value, int | float | None)
+    return repr(value) if plain else f"a {type(value).__name__}"
+
+
 def few(names: Sequence[object], most: int = 5, *, between: str = ", ") -> str:
     """The first names of a list, for a message: ``a, b, c, d, e and 7 more``."""
     return " ".join([one_line(between.join(map(str, names[:most]))), *_more(names, most)])

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from weaktr.data.pickles import Built, Maker, Refused, read_pickle
+from weaktr.data.pickles import Built, Maker, Refused, count_values, read_pickle
 
 
 def read(content: bytes, table: dict[str, Any] | None = None) -> Any:
@@ -112,6 +112,15 @@ def test_a_refusal_is_one_short_line(module):
     assert str(caught.value).isprintable() and len(str(caught.value)) < 200
 
 
+@pytest.mark.parametrize(
+    "content", [b"B" + struct.pack("<I", 10**6) + b"x" * 99, b"S" + b"x" * 10**5 + b"\n.", b"g%d\n"]
+)
+def test_a_fault_is_one_short_line(content):
+    with pytest.raises(ValueError, match=r"^\S.*$") as caught:
+        read(content.replace(b"%d", b"9" * 4000))
+    assert len(str(caught.value)) < 300
+
+
 def test_no_memory_beyond_the_file():
     """A memo index of 2^31 and bytes made of one text ten thousand times."""
     assert read(b"I7\nr\xff\xff\xff\x7fj\xff\xff\xff\x7f.") == 7
@@ -122,6 +131,22 @@ def test_no_memory_beyond_the_file():
     table = {"m.text": Maker(lambda text: text + "!")}
     with pytest.raises(ValueError, match="more bytes than it holds"):
         read(text + b"q\x00cm\ntext\nq\x01" + calls + b".", table)
+
+
+def test_calls_get_what_can_be_hashed_and_shown():
+    table = {"m.size": Maker(lambda value: len(repr(value))), "m.Point": Maker(Point)}
+    assert read(b"cm\nsize\n(I1\nI2\nt\x85R.", table) == len("(1, 2)")
+    wide, deep = b")" + b"q\x00h\x00\x86" * 60, b")" + b"\x85" * 10_000
+    for value, reason in ((wide, "more values than"), (deep, "more than 100 levels")):
+        for around in (b"cm\nsize\n%b\x85R.", b"cm\nPoint\n(I3\ntR}S'y'\n%bsb.", b"%bQ."):
+            with pytest.raises(ValueError, match=reason):
+                read_pickle(io.BytesIO(around.replace(b"%b", value)), table, refer=hash)
+
+
+def test_count_values():
+    assert count_values({"a": [1, (2, 3)], "b": []}, 7) == 7
+    with pytest.raises(ValueError, match="more values than"):
+        count_values({"a": [1, (2, 3)], "b": []}, 6)
 
 
 def test_keys_cannot_take_for_ever():

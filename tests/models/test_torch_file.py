@@ -212,7 +212,7 @@ def test_storages_of_another_size(tmp_path, content):
         ({"count": -1}, "a storage of -1 numbers"),
         ({"keys": ()}, "other storages"),
         ({"keys": ("1",)}, "other storages"),
-        ({"keys": ([],)}, "not a whole file"),
+        ({"keys": ([],)}, "no list of its storages"),
     ],
 )
 def test_storages_of_the_older_format(tmp_path, change, reason):
@@ -265,12 +265,56 @@ def test_pickles_that_never_end(write):
     path = write([1])
     if path.read_bytes()[:2] == b"PK":
         write_zip(path, nested)
-        read_torch_file(path)  # deep, but a list
+        with pytest.raises(ValueError, match="nested more than 100 levels"):
+            read_torch_file(path)
     tree: dict = {}
     tree["model"] = tree
     path = write(tree, b"") if path.read_bytes()[:2] == b"PK" else write(tree, keys=())
-    with pytest.raises(ValueError, match="expected a state dict of tensors"):
+    with pytest.raises(ValueError, match="nested more than 100 levels"):
         read_state(path)
+
+
+#: A tuple of 2^60 values, and one of many levels.
+WIDE, DEEP = b")" + b"q\x00h\x00\x86" * 60, b")" + b"\x85" * 10_000
+FILE = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\1\0\0\x000X\3\0\0\0cpuK\4tQ"
+
+
+@pytest.mark.parametrize("value", [WIDE, DEEP], ids=["wide", "deep"])
+@pytest.mark.parametrize(
+    "around",
+    [
+        b"cnumpy\ndtype\n%b\x85R.",
+        b"c_codecs\nencode\n(X\1\0\0\x00a%btR.",
+        b"ctorch._utils\n_rebuild_tensor_v2\n(" + FILE + b"K\x00%b(K\1tI00\n}tR.",
+        b"ctorch\ndevice\n%b\x85R.",
+        b"(X\7\0\0\0storage%btQ.",
+        b"cargparse\nNamespace\n)R}X\1\0\0\x00a%bsb.",
+        b"%b.",
+        b"](%be.",
+        b"}X\1\0\0\x00a%bs.",
+    ],
+)
+def test_tuples_that_no_hash_comes_to_the_end_of(tmp_path, around, value):
+    path = write_zip(tmp_path / "x.pth", around.replace(b"%b", value))
+    with pytest.raises(ValueError, match=r"x\.pth: not a whole file .*(values than|levels)"):
+        read_torch_file(path)
+
+
+def test_many_tuples_of_one(tmp_path):
+    """The calls take three bytes each and would make a tuple of a thousand values each."""
+    calls = b"(" + b"N" * 1000 + b"tq\0ctorch\ndevice\nq\1(" + b"h\1h\0R" * 1000 + b"l."
+    with pytest.raises(ValueError, match="more values than its bytes"):
+        read_torch_file(write_zip(tmp_path / "x.pth", calls))
+
+
+@pytest.mark.parametrize("value", [WIDE, DEEP], ids=["wide", "deep"])
+def test_tuples_for_the_names_of_storages(tmp_path, value):
+    path = write_old(tmp_path / "x.pth", [], b"", keys=())
+    content = path.read_bytes()
+    end = content.rindex(pickle.dumps([], 2))
+    path.write_bytes(content[:end] + b"]" + value + b"a.")
+    with pytest.raises(ValueError, match="no list of its storages"):
+        read_torch_file(path)
 
 
 WEIGHT = torch.ones(2)

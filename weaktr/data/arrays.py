@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from weaktr.data.pickles import Built, Maker, Refused, read_pickle
+from weaktr.messages import brief
 
 #: The first bytes of an npy file.
 _MAGIC = b"\x93NUMPY"
@@ -121,7 +122,7 @@ def _header(file: BinaryIO) -> tuple[tuple[int, ...], bool, str]:
     except (ValueError, SyntaxError, TypeError, LookupError, MemoryError, RecursionError) as error:
         raise ValueError(f"a damaged npy header {text!r:.60}") from error
     if not _is_shape(shape) or not isinstance(order, bool) or not isinstance(code, str):
-        raise ValueError(f"an array of shape {shape!r:.60} and type {code!r:.60}")
+        raise ValueError(f"an array of shape {shape!r:.60} and type {brief(code)}")
     return shape, order, code
 
 
@@ -163,8 +164,8 @@ class _PickledType(Built):
     """Stands in for ``numpy.dtype``: one of `NUMBERS`, text ("U5"), or objects ("O")."""
 
     def __init__(self, code: str, *_: Any) -> None:
-        if code not in NUMBERS and code not in ("O", "O8") and not _is_text(code):
-            raise ValueError(f"numpy type {code!r:.40} is no plain number")
+        if not isinstance(code, str) or not (code in NUMBERS | {"O", "O8"} or _is_text(code)):
+            raise ValueError(f"numpy type {brief(code)} is no plain number")
         self.code, self.order = code, "<"
 
     def build(self, state: Any) -> None:
@@ -177,9 +178,9 @@ class _PickledType(Built):
         return np.dtype(self.order + self.code)
 
 
-def _is_text(code: Any) -> bool:
+def _is_text(code: str) -> bool:
     """Whether this is NumPy's type of a text: U and the number of characters."""
-    return isinstance(code, str) and code[0] == "U" and code[1:].isdecimal() and len(code) < 6
+    return re.fullmatch(r"U\d{1,4}", code, re.ASCII) is not None
 
 
 class _PickledArray(Built):
@@ -206,7 +207,8 @@ class _PickledArray(Built):
             raise ValueError("an array without a type")
         if self.kind.code[0] == "O":
             if self.shape != () or not isinstance(self.data, list) or len(self.data) != 1:
-                raise ValueError(f"an array of objects of shape {self.shape!r:.40}")
+                shape = self.shape if _is_shape(self.shape) else brief(self.shape)
+                raise ValueError(f"an array of objects of shape {shape!s:.40}")
             return self.data[0]
         if self.made is None:
             dtype, data = self.kind.dtype(), self.data

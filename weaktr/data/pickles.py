@@ -15,6 +15,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from weaktr.messages import brief
+
+#: Levels of containers in what is handed on: a hash of more may end the process.
+MOST_LEVELS = 100
+#: Values and characters that calls get and make, in proportion to the bytes that were read.
+MOST_MADE = 2
+
 
 class Source(Protocol):
     """What a pickle is read from: `io.BytesIO`, `mmap.mmap`; reading much allocates little."""
@@ -43,7 +50,7 @@ class Refused(ValueError):
     """The pickle names something that is not in the table; `name` is its full name."""
 
     def __init__(self, name: str) -> None:
-        self.name = name if re.fullmatch(r"[\w.]{1,99}", name) else f"{name!r:.99}"
+        self.name = name if re.fullmatch(r"[\w.]{1,99}", name) else brief(name, 99)
         super().__init__(f"it asks for {self.name}, which could run code")
 
 
@@ -79,14 +86,45 @@ def read_pickle(
                 )
             read, act = _OPCODES[code]
             act(machine, None if read is None else read(source))
-    except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
-        raise ValueError(f"a damaged pickle ({type(error).__name__}: {error})") from error
+    except Refused:
+        raise
+    except ValueError as error:
+        raise ValueError(f"{error!s:.200}") from error
+    except (LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise ValueError(f"a damaged pickle ({type(error).__name__}: {error!s:.200})") from error
+
+
+def count_values(value: Any, most: int) -> int:
+    """How many values there are in a value, itself among them, each as often as it stands there.
+
+    Args:
+        value: lists, tuples and dicts are looked into.
+        most: where the counting ends.
+
+    Raises:
+        ValueError: there are more, or more than `MOST_LEVELS` levels, as in a value that holds
+            itself.
+    """
+    count, levels = 0, [iter((value,))]
+    while levels:
+        for inner in levels[-1]:
+            count += 1
+            if count > most:
+                raise ValueError("it holds more values than its bytes can account for")
+            if isinstance(inner, list | tuple | dict):
+                levels.append(iter(inner.values() if isinstance(inner, dict) else inner))
+                if len(levels) > MOST_LEVELS:
+                    raise ValueError(f"it is nested more than {MOST_LEVELS} levels deep")
+                break
+        else:
+            levels.pop()
+    return count
 
 
 def _bytes_of(text: str = "", encoding: str = "latin1") -> bytes:
     """How pickles of protocol 2 hold bytes: as text, each character one byte."""
     if encoding not in ("latin1", "latin-1"):
-        raise ValueError(f"bytes as text in {encoding!r}")
+        raise ValueError(f"bytes as text in {brief(encoding)}")
     return text.encode("latin1")
 
 
@@ -114,7 +152,7 @@ class _Machine:
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []  #: the stacks under the marks
         self.memo: dict[int, Any] = {}
-        self.made = 0  #: bytes and characters, of parts that may be recalled again and again
+        self.made = 0  #: values and characters, of parts that may be recalled again and again
 
     def push(self, value: Any) -> None:
         self.stack.append(value)
@@ -164,19 +202,32 @@ class _Machine:
         arguments, maker = self.pop(), self.pop()
         if not isinstance(maker, Maker) or not isinstance(arguments, tuple):
             raise ValueError("it calls something that is no function")
-        value = maker.make(*arguments)
+        value = maker.make(*self.handed_on(arguments))
         if isinstance(value, bytes | str):
             self.made += len(value)
-            if self.made > self.source.tell():
+            if self.made > self.most_made():
                 raise ValueError("it makes more bytes than it holds")
         self.push(value)
+
+    def most_made(self) -> int:
+        """How large `made` may be by now."""
+        return MOST_MADE * self.source.tell()
+
+    def handed_on(self, value: Any) -> Any:
+        """A value for a function, which may hash, compare and copy it: counted before.
+
+        Raises:
+            ValueError: see `count_values`.
+        """
+        self.made += count_values(value, self.most_made() - self.made)
+        return value
 
     def build(self, _: Any) -> None:
         """BUILD: complete a value; the attributes of an OrderedDict are left out."""
         state = self.pop()
         target = self.stack[-1]
         if isinstance(target, Built):
-            target.build(state)
+            target.build(self.handed_on(state))
         elif not isinstance(target, dict):
             raise ValueError(f"it gives attributes to a {type(target).__name__}")
 
@@ -184,7 +235,7 @@ class _Machine:
         """BINPERSID."""
         if self.refer is None:
             raise ValueError("it refers to something outside")
-        self.push(self.refer(self.pop()))
+        self.push(self.refer(self.handed_on(self.pop())))
 
     def make_list(self, _: Any) -> None:
         values = self.marked()

@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 
 from weaktr.data.arrays import NUMPY_SCALARS
-from weaktr.data.pickles import Built, Maker, Refused, Source, read_pickle
+from weaktr.data.pickles import Built, Maker, Refused, Source, count_values, read_pickle
+from weaktr.messages import brief
 
 #: Where publishers put the weights, beside other things, in the order in which they are looked for.
 WRAPPERS = (
@@ -111,7 +112,7 @@ class _Storages:
             self.by_key[key] = _Storage(dtype, bytearray(size))
         content = self.by_key[key].content
         if len(content) != size:
-            raise ValueError(f"two sizes of the storage {key!r:.20}")
+            raise ValueError(f"two sizes of the storage {brief(key)}")
         return _Storage(dtype, content)
 
     def tensor(self, storage: _Storage, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
@@ -120,9 +121,10 @@ class _Storages:
         Raises:
             ValueError: the tensor would reach out of its storage, or be larger than the file.
         """
-        whole = all(type(n) is int and 0 <= n < 1 << 48 for n in (offset, *size, *stride))
-        if not whole or len(size) != len(stride) or len(size) > 32:
-            raise ValueError(f"a tensor of size {size!r:.60} and stride {stride!r:.60}")
+        if not (_are_whole([offset]) and _are_whole(size) and _are_whole(stride)):
+            raise ValueError(f"a tensor of size {brief(size)} with something else than numbers")
+        if len(size) != len(stride) or len(size) > 32:
+            raise ValueError(f"a tensor of size {size!s:.60} and stride {stride!s:.60}")
         count = math.prod(size)
         if count == 0:
             return torch.empty(size, dtype=storage.dtype)
@@ -140,6 +142,13 @@ class _Storages:
             "torch._utils._rebuild_tensor": Maker(self.tensor),
             "torch._utils._rebuild_tensor_v2": Maker(self.tensor),
         }
+
+
+def _are_whole(numbers: Any) -> bool:
+    """Whether these are a list or tuple of sizes, none of which is larger than any memory."""
+    if not isinstance(numbers, list | tuple):
+        return False
+    return all(type(number) is int and 0 <= number < 1 << 48 for number in numbers)
 
 
 #: What a pickle may name beside the functions that make tensors.
@@ -170,7 +179,7 @@ def read_torch_file(path: Path) -> Any:
     Raises:
         FileNotFoundError: no such file.
         ValueError: not a torch file, cut off, changed on the way (a checksum says so), claiming
-            more than it holds, or one that asks for code; none of it was run.
+            more than it holds, nested too deep, or one that asks for code; none of it was run.
     """
     if path.is_dir():
         raise ValueError(f"{path}: expected a file of torch.save, got a folder")
@@ -182,9 +191,12 @@ def read_torch_file(path: Path) -> Any:
             size = file.seek(0, io.SEEK_END)
             if is_zip:
                 with zipfile.ZipFile(file) as archive:
-                    return _read_zip(archive, _Storages(size))
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                return _read_old(content, _Storages(size))
+                    tree = _read_zip(archive, _Storages(size))
+            else:
+                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                    tree = _read_old(content, _Storages(size))
+        count_values(tree, size)  # so that whoever uses it comes to an end
+        return tree
     except Refused as error:
         raise ValueError(
             f"{path}: refused: beside its weights this file asks for {error.name}, which could run "
@@ -209,7 +221,7 @@ def weights_in(tree: Any) -> dict[str, Any]:
     Raises:
         ValueError: there is none.
     """
-    for _ in WRAPPERS:  # a dict may hold itself
+    for _ in WRAPPERS:
         below = [tree[key] for key in WRAPPERS if isinstance(tree, dict) and key in tree]
         tree = next((inner for inner in below if isinstance(inner, dict)), tree)
     if not isinstance(tree, dict) or not any(isinstance(value, Tensor) for value in tree.values()):
@@ -218,7 +230,7 @@ def weights_in(tree: Any) -> dict[str, Any]:
             f"{', '.join(WRAPPERS[:3])} or the like, got {type(tree).__name__}"
         )
     if wrong := [key for key in tree if not isinstance(key, str)]:
-        raise ValueError(f"expected names of tensors, got {wrong[0]!r:.40}")
+        raise ValueError(f"expected names of tensors, got {brief(wrong[0])}")
     state = {key.replace("._orig_mod.", "."): tree[key] for key in tree if key != "n_averaged"}
     while prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in state)), None):
         state = {key.removeprefix(prefix): value for key, value in state.items()}
@@ -267,7 +279,9 @@ def _read_old(content: mmap.mmap, storages: _Storages) -> Any:
     read_pickle(content, {})  # of the machine that wrote it
     tree = read_pickle(content, storages.table(), storages.refer)
     keys = read_pickle(content, {})
-    if not isinstance(keys, list) or set(keys) != storages.by_key.keys():
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+        raise ValueError("no list of its storages")
+    if set(keys) != storages.by_key.keys():
         raise ValueError("other storages than its tensors have")
     for key in keys:
         storage = storages.by_key[key]
