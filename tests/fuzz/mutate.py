@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import pickletools
 import re
 import struct
 import tarfile
@@ -324,6 +325,26 @@ def of_png(rng: Random, content: bytes, others: list[bytes]) -> bytes:
     return content[:8] + b"".join(size + name + data + end for size, (name, data), end in parts)
 
 
+def of_pickle(rng: Random, content: bytes, others: list[bytes]) -> bytes:
+    """A pickle in which another value, such as tuples of tuples, takes the place of one."""
+    places = [place for _, _, place in pickletools.genops(content) if place is not None]
+    place = rng.choice(places[1:])
+    new = rng.choice(
+        (
+            b")" + b"\x85" * rng.choice(DEPTHS),
+            b")" + b"q\xfeh\xfe\x86" * rng.choice((3, 60, 900)),
+            b"]" + b"q\xfeh\xfe\x86" * 30,
+            b"(" + b"N" * 1000 + b"t",
+            b"I" + str(rng.choice(EDGES)).encode() + b"\n",
+            b"L" + b"9" * 4000 + b"L\n",
+            b"N",
+            b"}",
+        )
+    )
+    pop = rng.choice((b"0", b"0", b"0", b""))
+    return content[:place] + pop + new + content[place:]
+
+
 def of_zip(rng: Random, content: bytes, others: list[bytes]) -> bytes:
     """A zip (also an npz or a file of torch) with a damaged, renamed or repeated member."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -341,7 +362,8 @@ def of_zip(rng: Random, content: bytes, others: list[bytes]) -> bytes:
             del members[place]
         case 3 if pickled:
             where = next(k for k, (name, _) in enumerate(members) if name.endswith(".pkl"))
-            members[where] = (members[where][0], of_bytes(rng, pickled[0], others))
+            of_any = rng.choice((of_bytes, of_pickle))
+            members[where] = (members[where][0], of_any(rng, pickled[0], others))
         case _:
             members[place] = (name, of_bytes(rng, data, others))
     buffer = io.BytesIO()
@@ -392,7 +414,8 @@ def of_npy(rng: Random, content: bytes, others: list[bytes]) -> bytes:
     """npy with another header of the right length, or with damage to what follows it."""
     size = int.from_bytes(content[8:10], "little")
     if rng.random() < 0.5:
-        return content[: 10 + size] + of_bytes(rng, content[10 + size :], others)
+        of_any = rng.choice((of_bytes, of_pickle))
+        return content[: 10 + size] + of_any(rng, content[10 + size :], others)
     header = content[10 : 10 + size].decode("latin-1").rstrip()
     word = rng.choice(re.findall(r"'[^']*'|\d+|True|False|\([^)]*\)", header))
     kinds = ("'|O'", "'<f8'", "'<U4'", "'|V8'", "[('a', '<f4')]", "'<M8[s]'", "'>i2'", "True")
