@@ -244,6 +244,53 @@ def test_tars_that_claim_more_than_they_hold(tmp_path: Path) -> None:
         unpack(path, tmp_path / "out", same)
 
 
+def header(name: str, size: int, kind: bytes = b"0") -> bytes:
+    """A header of a tar with a size of any sign."""
+    info = tarfile.TarInfo(name)
+    info.type = kind
+    block = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    block[124:136] = (
+        b"%011o\0" % size if size >= 0 else b"\xff" + (256**11 + size).to_bytes(11, "big")
+    )
+    block[148:156] = b"%06o\0 " % (sum(block) - sum(block[148:156]) + 8 * 32)
+    return bytes(block)
+
+
+def said_before(name: str, value: object, kind: bytes = b"x") -> bytes:
+    """A pax header; its record has less than 100 bytes."""
+    record = f" {name}={value}\n"
+    content = f"{len(record) + 2}{record}".encode()
+    return header("pax", len(content), kind) + content.ljust(512, b"\0")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        header("a", -512),
+        header("a", 0) + header("b", -1024),
+        header("a", 0, b"5") + header("b", -(10**13), b"5") + header("c", 0),
+        said_before("size", -1536) + header("._a", 0),
+        said_before("size", -1024) + header("a", 0),
+        header("a", 0) + said_before("size", -2048) + header("b", 0),
+        said_before("size", -(10**13)) + header("a", 0),
+        said_before("size", -1, b"g") + header("a", 0),
+        said_before("GNU.sparse.size", -1) + header("a", 0),
+        said_before("GNU.sparse.realsize", "1e5") + header("a", 0),
+    ],
+)
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_members_of_less_than_no_bytes(
+    tmp_path: Path, content: bytes, pack: Callable[[bytes], bytes]
+) -> None:
+    """The member that follows one of -1536 bytes is itself, again and again."""
+    path = tmp_path / "a.tar"
+    path.write_bytes(pack(content + bytes(1024)))
+    with pytest.raises(ArchiveError, match=rf"{path}: cannot be read as an archive") as caught:
+        for count, _ in enumerate(members(path)):
+            assert count < 9
+    assert "\n" not in str(caught.value)
+
+
 def test_a_zip_whose_sizes_lie(tmp_path: Path) -> None:
     path = make_zip(tmp_path / "a.zip", {"b.bin": b"x" * 5000})
     content = path.read_bytes()

@@ -27,7 +27,7 @@ from weaktr.data.manifest import is_inside
 from weaktr.data.prepare.archives import ArchiveError
 from weaktr.data.prepare.meters import megabytes
 from weaktr.files import is_clutter, whole_file
-from weaktr.messages import few
+from weaktr.messages import brief, few
 
 log = logging.getLogger("weaktr")
 
@@ -43,7 +43,7 @@ _DAMAGE = (
     RuntimeError,
     OverflowError,
     LookupError,
-    UnicodeError,
+    ValueError,
 )
 #: Bytes that are read at once; also the most of a header in a tar, such as a long name.
 MOST_PART = 1 << 16
@@ -125,6 +125,8 @@ def members(path: Path) -> Iterator[Member]:
         return
     try:
         yield from _zip_members(path) if zipfile.is_zipfile(path) else _tar_members(path)
+    except ArchiveError:
+        raise
     except (*_DAMAGE, OSError) as error:
         _refuse_damage(error, f"{path}: cannot be read as an archive (zip, tar, tar.gz)")
 
@@ -268,7 +270,18 @@ def _tar_members(path: Path) -> Iterator[Member]:
 
 
 class _Tar(tarfile.TarFile):
-    """A tar whose headers have at most `MOST_PART` bytes, whatever they claim."""
+    """A tar whose headers have at most `MOST_PART` bytes, whatever they claim, and lead forward."""
+
+    def next(self) -> tarfile.TarInfo | None:
+        """The next member.
+
+        Raises:
+            tarfile.ReadError: it has less than no bytes, so that what follows it would be itself.
+        """
+        info = super().next()
+        if info is not None and (info.size < 0 or self.offset <= info.offset):
+            raise tarfile.ReadError(f"a member of {brief(info.size)} bytes")
+        return info
 
     @classmethod
     def taropen(cls, name: Any, mode: Any = "r", fileobj: Any = None, **options: Any) -> Any:
