@@ -6,14 +6,16 @@ import hashlib
 import os
 from collections import namedtuple
 from collections.abc import Iterator
+from email.message import Message
 from pathlib import Path
+from urllib.request import Request
 
 import numpy as np
 import pytest
 
 from tests.data.prepare.loopback import Site, serving
 from weaktr.data.prepare import Archive, ArchiveError, Patience
-from weaktr.data.prepare.download import download
+from weaktr.data.prepare.download import _WebOnly, download
 from weaktr.data.prepare.official import COCO14, VOC12
 
 QUICK = Patience(timeout=0.5, attempts=3, pause=0.01)
@@ -195,6 +197,57 @@ def test_redirects_are_followed_within_the_web(site: Site, tmp_path: Path, addre
     with serving(Site({"a.zip": CONTENT})) as other:
         site.sends_to = other.archive("a.zip").urls[0]
         assert download(archive, tmp_path, QUICK).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://[::1",
+        "http://../x",
+        f"http://{'a' * 70}.com/",
+        "http://127.0.0.1:99999999/x",
+        "http://127.0.0.1:x/",
+        "http:///x",
+        "http://[v1.a]:80x/",
+        "",
+    ],
+)
+def test_addresses_that_are_none(site: Site, tmp_path: Path, address: str) -> None:
+    with serving(Site({"a.zip": CONTENT}, sends_to=address)) as first:
+        wrong, right = first.archive("a.zip").urls[0], site.archive("a.zip")
+        for url in (wrong, address):
+            both = Archive("a.zip", (url, *right.urls), right.size, right.md5)
+            assert download(both, tmp_path, QUICK).read_bytes() == CONTENT
+            (tmp_path / "a.zip").unlink()
+            with pytest.raises(ArchiveError, match=r"^cannot download a\.zip: ") as caught:
+                download(Archive("a.zip", (url,)), tmp_path, QUICK)
+            assert url in str(caught.value) and "\n" not in str(caught.value)
+    assert files(tmp_path) == []
+
+
+def test_no_redirect_from_https_to_http() -> None:
+    asked, headers = Request("https://a.org/x"), Message()
+    with pytest.raises(Exception, match=r"expected an address of https, got 'http://a\.org/y'"):
+        _WebOnly().redirect_request(asked, None, 302, "", headers, "http://a.org/y")
+    assert _WebOnly().redirect_request(asked, None, 302, "", headers, "https://a.org/y")
+    asked = Request("http://a.org/x")
+    assert _WebOnly().redirect_request(asked, None, 302, "", headers, "https://a.org/y")
+
+
+def test_a_file_of_unknown_size_has_an_end(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("weaktr.data.prepare.download.MOST_BYTES", len(CONTENT))
+    archive = site.archive("a.zip", md5=None, size=None)
+    site.tells_size = False
+    assert download(archive, tmp_path, QUICK).read_bytes() == CONTENT
+    (tmp_path / "a.zip").unlink()
+    monkeypatch.setattr("weaktr.data.prepare.download.MOST_BYTES", len(CONTENT) - 1)
+    for tells_size, said in ((False, "tells no size and sends more"), (True, "has 200000 bytes")):
+        site.tells_size = tells_size
+        with pytest.raises(ArchiveError, match=f"{said}, expected 27021147426 at most, twice"):
+            download(archive, tmp_path, QUICK)
+    assert files(tmp_path) == []
 
 
 @pytest.mark.parametrize("note", ["[]", "{", '{"url": "URL", "version": 7}', "[" * 100_000])

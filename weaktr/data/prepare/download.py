@@ -13,7 +13,6 @@ import json
 import os
 import re
 import shutil
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,14 +33,17 @@ from urllib.request import (
 
 from weaktr.data.prepare.archives import ArchiveError, verify
 from weaktr.data.prepare.meters import megabytes
-from weaktr.data.prepare.official import Archive
+from weaktr.data.prepare.official import MOST_BYTES, Archive
 from weaktr.files import read_json_object, write_bytes
+from weaktr.messages import one_line
 from weaktr.progress import log
 
 _CHUNK = 1 << 20
 #: HTTP answers after which the same request may succeed later.
 _TEMPORARY = {408, 425, 429, 500, 502, 503, 504}
 _RANGE_REFUSED = 416
+#: What is said of files whose size is not in `weaktr.data.prepare.official`.
+_AT_MOST = f"expected {MOST_BYTES} at most, twice those of the largest official archive"
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def download(archive: Archive, folder: Path, patience: Patience | None = None) -
         try:
             _fetch(url, archive, part, patience or Patience())
         except _DownloadFailed as error:
-            reasons.append(f"{url}: {error}")
+            reasons.append(one_line(f"{url}: {error}"))
             continue
         try:
             verify(part, archive)
@@ -109,19 +111,20 @@ def download(archive: Archive, folder: Path, patience: Patience | None = None) -
 
 
 class _WebOnly(HTTPRedirectHandler):
-    """Follows redirects to http and https alone."""
+    """Follows redirects to http and https alone, and from https to https alone."""
 
     def redirect_request(
         self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
     ) -> Request | None:
-        _require_web(newurl)
+        _require_web(newurl, ("https",) if req.type == "https" else ("http", "https"))
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _require_web(url: str) -> None:
-    """Raise `_DownloadFailed` unless this is an address of http or https."""
-    if urlsplit(url).scheme not in ("http", "https"):
-        raise _DownloadFailed(f"expected an address of http or https, got {url!r:.200}")
+def _require_web(url: str, schemes: tuple[str, ...] = ("http", "https")) -> None:
+    """Raise `_DownloadFailed` unless this is an address of one of these schemes."""
+    if urlsplit(url).scheme not in schemes:
+        message = f"expected an address of {' or '.join(schemes)}, got {url!r:.200}"
+        raise _DownloadFailed(message)
 
 
 def _opener() -> OpenerDirector:
@@ -138,6 +141,20 @@ def _opener() -> OpenerDirector:
     ):
         opener.add_handler(handler)
     return opener
+
+
+def _open(url: str, part: Path, start: int, timeout: float) -> Any:
+    """The answer to a request for the bytes from `start` on.
+
+    Raises:
+        _DownloadFailed: `url`, or what it redirects to, is no address.
+        HTTPError, URLError, OSError, http.client.HTTPException: there is no answer.
+    """
+    try:
+        _require_web(url)
+        return _opener().open(_request(url, part, start), timeout=timeout)
+    except ValueError as error:  # from the parts of urllib that take addresses apart
+        raise _DownloadFailed(f"no address, or it leads to none ({error!s:.200})") from error
 
 
 def _fetch(url: str, archive: Archive, part: Path, patience: Patience) -> None:
@@ -181,11 +198,12 @@ def _receive(url: str, archive: Archive, part: Path, timeout: float) -> bool:
             return True
         _delete(part)
         start = 0
-    _require_web(url)
-    with _opener().open(_request(url, part, start), timeout=timeout) as response:
+    with _open(url, part, start, timeout) as response:
         start, total = _span(response, start)
         if archive.size is not None and total not in (None, archive.size):
             raise _DownloadFailed(f"the server's file has {total} bytes, expected {archive.size}")
+        if archive.size is None and (total or 0) > MOST_BYTES:
+            raise _DownloadFailed(f"the server's file has {total} bytes, {_AT_MOST}")
         total = total if total is not None else archive.size
         needed = (total or 0) - start
         free = shutil.disk_usage(part.parent).free
@@ -196,8 +214,10 @@ def _receive(url: str, archive: Archive, part: Path, timeout: float) -> bool:
             )
         _write_note(part, url, response)
         _append(response, part, start, total, archive.name)
-    if total is not None and _size(part) > total:
+    if _size(part) > (MOST_BYTES if total is None else total):
         _delete(part)
+        if total is None:
+            raise _DownloadFailed(f"the server tells no size and sends more, {_AT_MOST}")
         raise _DownloadFailed(f"the server sends more than the expected {total} bytes")
     if total is None:
         log.warning("%s: the server does not tell its size; taken as whole", archive.name)
@@ -231,11 +251,14 @@ def _span(response: Any, start: int) -> tuple[int, int | None]:
 
 
 def _append(response: Any, part: Path, start: int, total: int | None, title: str) -> None:
-    """Write the bytes of an answer to `part`, from `start` on; at most one more than `total`."""
+    """Write the bytes of an answer to `part`, from `start` on.
+
+    At most one more than `total`, or than `MOST_BYTES` where that is not known.
+    """
     with open(part, "r+b" if part.exists() else "wb") as file:
         file.truncate(start)
         file.seek(start)
-        end = sys.maxsize if total is None else total + 1
+        end = (MOST_BYTES if total is None else total) + 1
         with megabytes(f"downloading {title}", total or start, start) as advance_to:
             while chunk := response.read1(min(_CHUNK, end - file.tell())):
                 file.write(chunk)

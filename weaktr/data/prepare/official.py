@@ -85,3 +85,8 @@ COCO14 = CocoFacts(
     },
     counts={"train": 82081, "val": 40137},
 )
+#: A file whose size is not known here may have as many bytes: twice those of the largest archive.
+MOST_BYTES = 2 * max(
+    archive.size or 0
+    for archive in (VOC12.data, VOC12.sbd, COCO14.annotations, *COCO14.images.values())
+)
