@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
+from pathlib import Path
 
 import pytest
 
 import weaktr.files
+from weaktr.contents import Contents
 from weaktr.files import (
     files_below,
     names_in,
     read_json,
     read_json_object,
     read_text,
+    require_file,
     require_replaceable,
     whole_file,
     write_json,
@@ -159,6 +163,25 @@ CLUTTER = (
     "__MACOSX/b.png", ".thumbnails/a.png", "deep/._a.png", "deep/.cache/x/a.png",
     "@eaDir/a.png", "$RECYCLE.BIN/b.png",
 )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device", "folder"])
+def test_what_is_no_file_is_not_opened(tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)  # the path of a socket has a hundred characters at most
+    path = Path("x.json")
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        socket.socket(socket.AF_UNIX).bind(str(path))
+    elif kind == "device":
+        path = Path("/dev/zero")
+    else:
+        path.mkdir()
+    for read in (require_file, read_text, read_json, Contents().digest):
+        with pytest.raises(ValueError, match=rf"^{path}: expected a file, got a {kind}$"):
+            read(path)
+    with pytest.raises(FileNotFoundError):
+        require_file(Path("nowhere"))
 
 
 def test_what_systems_put_beside_data_is_not_listed(tmp_path):

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from weaktr.files import write_bytes
+from weaktr.files import require_file, write_bytes
 
 #: Bytes that are read together.
 PIECE = 2**20
@@ -53,6 +53,7 @@ class Contents:
 
         Raises:
             OSError: it cannot be read.
+            ValueError: it is no file; names it.
         """
         key = os.path.abspath(path)
         before = self._states.get(key)
@@ -80,6 +81,7 @@ def digest_of(rows: Iterable[tuple[object, ...]]) -> str:
 
 
 def _state_of(path: Path) -> FileState:
+    require_file(path)
     with open(path, "rb") as file:
         stamp = _stamp(os.fstat(file.fileno()))
         digest = hashlib.sha256()
@@ -97,6 +99,7 @@ def _stamp(stat: os.stat_result) -> tuple[int, int, int, int]:
 
 def _read(file: Path) -> dict[str, FileState]:
     try:
+        require_file(file)
         rows = json.loads(file.read_bytes())
         return {path: FileState(*row) for path, row in rows.items()}
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):

@@ -135,6 +135,28 @@ def write_json(path: Path, content: Any, *, seal: bool = False) -> None:
     write_bytes(path, sealed(text) if seal else text)
 
 
+#: What is not a file, in words.
+_NO_FILES = {
+    stat.S_IFDIR: "folder",
+    stat.S_IFIFO: "pipe",
+    stat.S_IFSOCK: "socket",
+    stat.S_IFCHR: "device",
+    stat.S_IFBLK: "device",
+}
+
+
+def require_file(path: Path) -> None:
+    """Refuse what is no file, before it is opened: a pipe would be waited for without end.
+
+    Raises:
+        ValueError: it is something else; names it.
+        OSError: there is no such file, or it may not be looked at.
+    """
+    kind = _NO_FILES.get(stat.S_IFMT(path.stat().st_mode))
+    if kind is not None:
+        raise ValueError(f"{path}: expected a file, got a {kind}")
+
+
 def read_text(path: Path, *, line_ends: bool = False) -> str:
     """The text of a file in UTF-8, with or without a byte order mark.
 
@@ -143,13 +165,12 @@ def read_text(path: Path, *, line_ends: bool = False) -> str:
         line_ends: keep the line ends that it has, instead of a line feed for each.
 
     Raises:
-        ValueError: it is a folder, or not text in UTF-8; names the file.
+        ValueError: it is no file, or not text in UTF-8; names it.
         OSError: there is no such file, or it may not be read.
     """
+    require_file(path)
     try:
         text = path.read_bytes().decode("utf-8-sig")
-    except IsADirectoryError as error:
-        raise ValueError(f"{path}: expected a file, got a folder") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: expected text in UTF-8: {error}; save it as UTF-8") from error
     except MemoryError as error:

@@ -76,6 +76,8 @@ def was_sealed(path: Path) -> bool:
 
     So is one that ends before its seal, where there are no pixels yet.
     """
+    if not path.is_file():
+        return False
     with open(path, "rb") as file:
         head = file.read(HEAD)
     is_short = len(head) < PNG_HEAD + len(BLANK) and head.startswith(b"\x89PNG")

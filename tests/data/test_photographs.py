@@ -162,5 +162,5 @@ def test_pipes_and_folders_are_not_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "folder.jpg").mkdir()
     for name in ("pipe", "folder"):
-        with pytest.raises(DataError, match=rf"{name}\.jpg .*got a folder, pipe or device"):
+        with pytest.raises(DataError, match=rf"{name}\.jpg .*: expected a file, got a {name}$"):
             read_photograph(sample(tmp_path / f"{name}.jpg"), None)

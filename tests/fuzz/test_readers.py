@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -44,6 +45,29 @@ def test_damaged_files_are_read_or_refused_in_one_line(tmp_path):
 
 
 # ---- the fuzzer itself --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in READERS if name != "mat"])
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(name, tmp_path):
+    reader = READERS[name]
+    for path, content in reader.whole().items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(content)
+    (tmp_path / reader.file).unlink()
+    os.mkfifo(tmp_path / reader.file)
+
+    def give_up(*_: object) -> None:
+        pytest.fail("it waits")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(10)
+    try:
+        reader.read(tmp_path)
+    except reader.allowed as error:
+        assert str(tmp_path) in str(error)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _crash(_: Path) -> None:

@@ -253,7 +253,7 @@ def test_other_archives(tmp_path):
         archive.addfile(tarfile.TarInfo("tensors"))
     with pytest.raises(ValueError, match="not a whole file"):
         read_torch_file(path)
-    with pytest.raises(ValueError, match=r"expected a file of torch\.save, got a folder"):
+    with pytest.raises(ValueError, match="expected a file, got a folder"):
         read_torch_file(tmp_path)
     path.write_bytes(b"")
     with pytest.raises(ValueError, match="not a whole file"):

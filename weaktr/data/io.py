@@ -16,6 +16,7 @@ from weaktr.data.classes import IGNORE
 from weaktr.data.manifest import Exif, Sample
 from weaktr.data.png_rows import holds_all_rows
 from weaktr.data.problems import DataError, Problem
+from weaktr.files import require_file
 
 T = TypeVar("T")
 
@@ -281,8 +282,7 @@ def open_image(path: Path, source: str, use: Callable[[Image.Image], T]) -> T:
             "they were whole: set it back to False"
         )
     try:
-        if path.exists() and not path.is_file():  # to open a pipe would be to wait for its writer
-            raise ValueError("expected a file, got a folder, pipe or device")
+        require_file(path)
         with Image.open(path, formats=FORMATS) as image:
             return use(image)
     except (DataError, MemoryError):
@@ -290,5 +290,6 @@ def open_image(path: Path, source: str, use: Callable[[Image.Image], T]) -> T:
     except FileNotFoundError as error:
         raise DataError(Problem(str(path), source, "file is missing")) from error
     except Exception as error:  # decoders raise errors of any kind on damaged files
-        message = f"cannot be read as an image: {error}"
+        reason = str(error).removeprefix(f"{path}: ")
+        message = f"cannot be read as an image: {reason}"
         raise DataError(Problem(str(path), source, message)) from error

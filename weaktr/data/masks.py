@@ -26,7 +26,7 @@ from weaktr.data.io import open_image, read_stored_labels
 from weaktr.data.manifest import is_inside
 from weaktr.data.parallel import ordered_map
 from weaktr.data.problems import DataError, Problem
-from weaktr.files import is_clutter, keep_lines, write_bytes
+from weaktr.files import is_clutter, keep_lines, require_file, write_bytes
 from weaktr.seals import is_sealed, sealed_png, was_sealed
 
 #: Pixels that are counted together.
@@ -371,10 +371,11 @@ def _read_index(path: Path) -> Iterator[MaskEntry]:
     """The whole lines of an index.
 
     Raises:
-        ValueError: a line is damaged.
+        ValueError: a line is damaged, or it is no file.
     """
     if not path.exists():
         return
+    require_file(path)
     content = path.read_bytes()
     lines = content[: content.rfind(b"\n") + 1].splitlines()  # of bytes: at line feeds alone
     for number, line in enumerate(lines, 1):

@@ -20,7 +20,13 @@ from torch import Tensor
 from weaktr import __version__
 from weaktr.config import BackboneConfig, CamModelConfig, SegModelConfig
 from weaktr.data.classes import MAX_CLASSES, Classes
-from weaktr.files import parse_json, whole_file, write_bytes, written_by_library
+from weaktr.files import (
+    parse_json,
+    require_file,
+    whole_file,
+    write_bytes,
+    written_by_library,
+)
 from weaktr.models.cam import CamModel
 from weaktr.models.segmenter import Segmenter
 from weaktr.recipes import as_tree, make
@@ -285,6 +291,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         OSError: it cannot be read.
         ValueError: damaged; names the file.
     """
+    require_file(path)
     try:
         return load_file(path)
     except (SafetensorError, AttributeError, KeyError) as error:
@@ -300,6 +307,7 @@ def describe(path: Path) -> dict[str, Any]:
         OSError: it cannot be read.
         ValueError: not a checkpoint of weaktr, or damaged.
     """
+    require_file(path)
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get("weaktr")

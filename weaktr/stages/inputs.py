@@ -110,5 +110,5 @@ def _rows(manifest: Manifest, run: Run) -> Iterator[tuple[object, ...]]:
 def _digest(path: Path | None, run: Run) -> str | None:
     try:
         return None if path is None else run.contents.digest(path)
-    except OSError:
+    except (OSError, ValueError):
         return UNREADABLE

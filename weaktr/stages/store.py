@@ -196,7 +196,7 @@ class MaskStore:
         """Of the sample's files; None where one cannot be read."""
         try:
             return tuple(self.contents.digest(path) for path in self.files(sample))
-        except OSError:
+        except (OSError, ValueError):
             return None
 
     def _has_files(self, name: str) -> bool:

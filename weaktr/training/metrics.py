@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
-from weaktr.files import keep_lines, parse_json, read_text
+from weaktr.files import keep_lines, parse_json, read_text, require_file
 
 
 class MetricsLog:
@@ -16,6 +16,8 @@ class MetricsLog:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            require_file(path)
         self.path = path
         self._file: IO[str] = open(path, "a", encoding="utf-8")  # noqa: SIM115 - held open
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from weaktr.data.prepare.meters import megabytes
 from weaktr.data.prepare.official import Archive
-from weaktr.files import read_json, write_json
+from weaktr.files import read_json, require_file, write_json
 
 _CHUNK = 1 << 22
 
@@ -22,8 +22,12 @@ def verify(path: Path, archive: Archive) -> None:
     """Compare size and MD5 of a file with what they should be.
 
     Raises:
-        ArchiveError: they differ; says expected and got.
+        ArchiveError: they differ, or it is no file; says expected and got.
     """
+    try:
+        require_file(path)
+    except ValueError as error:
+        raise ArchiveError(str(error)) from error
     size = path.stat().st_size
     if archive.size is not None and size != archive.size:
         raise ArchiveError(

@@ -26,7 +26,7 @@ from weaktr.data.arrays import most_inflated
 from weaktr.data.manifest import is_inside
 from weaktr.data.prepare.archives import ArchiveError
 from weaktr.data.prepare.meters import megabytes
-from weaktr.files import is_clutter, whole_file
+from weaktr.files import is_clutter, require_file, whole_file
 from weaktr.messages import brief, few
 
 log = logging.getLogger("weaktr")
@@ -123,6 +123,10 @@ def members(path: Path) -> Iterator[Member]:
     if path.is_dir():
         yield from _folder_members(path)
         return
+    try:
+        require_file(path)
+    except ValueError as error:
+        raise ArchiveError(str(error)) from error
     try:
         yield from _zip_members(path) if zipfile.is_zipfile(path) else _tar_members(path)
     except ArchiveError:

@@ -22,7 +22,7 @@ from weaktr.data.classes import Classes, palette
 from weaktr.data.manifest import Manifest, Sample, is_inside
 from weaktr.data.problems import DataError, Problem
 from weaktr.data.sources.scene_drawing import NAMES, render_scene
-from weaktr.files import is_clutter, read_json
+from weaktr.files import is_clutter, read_json, require_file
 from weaktr.messages import few
 
 VERSION = 2  # of the drawing: raise it whenever the same seed draws another scene
@@ -127,6 +127,7 @@ def _manifest(folder: Path, wanted: dict[str, Any], masks: bool) -> Manifest:
     """
     table = folder / "labels.csv"
     try:
+        require_file(table)
         with open(table, encoding="utf-8", newline="") as file:
             rows = [(row["name"], row["labels"].split()) for row in csv.DictReader(file)]
         samples = tuple(

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from weaktr.data.arrays import NUMPY_SCALARS
 from weaktr.data.pickles import Built, Maker, Refused, Source, count_values, read_pickle
+from weaktr.files import require_file
 from weaktr.messages import brief
 
 #: Where publishers put the weights, beside other things, in the order in which they are looked for.
@@ -181,10 +182,9 @@ def read_torch_file(path: Path) -> Any:
         ValueError: not a torch file, cut off, changed on the way (a checksum says so), claiming
             more than it holds, nested too deep, or one that asks for code; none of it was run.
     """
-    if path.is_dir():
-        raise ValueError(f"{path}: expected a file of torch.save, got a folder")
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"no file {path}")
+    require_file(path)
     try:
         with open(path, "rb") as file:
             is_zip = file.read(len(_ZIP)) == _ZIP
