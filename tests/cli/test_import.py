@@ -21,6 +21,7 @@ from weaktr.models import checkpoints
 from weaktr.models.released.import_checkpoint import Choices, import_checkpoint, read_published
 from weaktr.models.released.state_dicts import CLIP, IMAGENET, NORMALIZATIONS
 from weaktr.models.released.torch_file import read_torch_file
+from weaktr.models.released.variant import read_variant
 from weaktr.progress import console
 
 QUICK = ["short_side=64", "window=64", "stride=64", "ratios=[1.0]", "flip=false"]
@@ -381,6 +382,19 @@ def test_a_variant_of_wrong_types_is_refused(tmp_path, net, problem):
     with pytest.raises(ValueError, match=rf"variant\.yml: .*{problem}") as caught:
         import_checkpoint(file, tmp_path / "out", Choices(classes=NAMES))
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "reduction", ["1" + "0" * 400, "1.0e-320", "1.0e-4", "0", "-8", ".inf", ".nan", "eight", "[8]"]
+)
+def test_a_variant_of_no_reduction_is_refused(tmp_path, reduction):
+    path = tmp_path / "variant.yml"
+    path.write_text(f"pool_type: gmp\nreduction: {reduction}\n")
+    with pytest.raises(ValueError, match=f"^{path}: ") as caught:
+        read_variant(path)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+    path.write_text("pool_type: gmp\nreduction: 16\n")
+    assert read_variant(path).reduction == 16
 
 
 SHAPES = {

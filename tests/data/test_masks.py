@@ -56,6 +56,16 @@ def test_mask_folder_survives_a_half_written_line(tmp_path):
     assert again.entries["c"].labels == (0, 1, 5, 20, 255)
 
 
+@pytest.mark.parametrize("share", ["1" + "0" * 400, '"1e"', "[]", "{}"])
+def test_a_damaged_line_is_named(tmp_path, share):
+    masks = MaskFolder(tmp_path)
+    masks.record(masks.write("a", MASK, predicted={1: 0.25}))
+    masks.index.write_text(masks.index.read_text().replace("0.25", share))
+    with pytest.raises(ValueError, match=r"index\.jsonl:1\): damaged .*remove this line") as caught:
+        MaskFolder(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 def test_mask_folder_drops_what_its_digest_denies(tmp_path):
     masks = MaskFolder(tmp_path)
     masks.add("a", MASK)

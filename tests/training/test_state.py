@@ -89,7 +89,9 @@ def test_a_whole_state_is_taken_over(tmp_path):
         lambda state: state.update(optimizer=3),
         lambda state: state["random"].update(torch=torch.zeros(3, dtype=torch.uint8)),
         lambda state: state["random"].update(python=(3, (1, 2), None)),
+        lambda state: state["random"].update(python=(3, (1 << 99,) * 625, None)),
         lambda state: state["random"].update(numpy=None),
+        lambda state: state["random"].update(numpy=(torch.ones(624), 1 << 99, 0, 0.0)),
     ],
 )
 def test_a_damaged_state_says_what_to_do(tmp_path, damage):

@@ -381,7 +381,9 @@ def _read_index(path: Path) -> Iterator[MaskEntry]:
     for number, line in enumerate(lines, 1):
         try:
             yield _entry(json.loads(line))
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        except (
+            ArithmeticError, AttributeError, RecursionError, TypeError, ValueError
+        ) as error:  # fmt: skip
             message = f"damaged ({error}): remove this line, its image is then done again"
             raise DataError(Problem(str(path), f"{path}:{number}", message)) from error
 
@@ -390,7 +392,8 @@ def _entry(row: dict[str, Any]) -> MaskEntry:
     """A line of an index.
 
     Raises:
-        ValueError, TypeError, AttributeError: something is missing or of the wrong kind.
+        ArithmeticError, AttributeError, TypeError, ValueError: something is missing or of the wrong
+            kind.
     """
     row = {"file": None, "sha256": None} | row
     for key in ("size", "labels", "working_size", "given"):

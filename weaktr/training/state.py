@@ -48,7 +48,9 @@ def refused_if_damaged(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+    except (
+        ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError
+    ) as error:  # fmt: skip
         reason = " ".join(str(error).removeprefix(f"{path}: ").split())
         raise ValueError(
             f"{path}: the state of the training is damaged or of another training "

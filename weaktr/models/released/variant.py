@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from weaktr.config import Reduction
 from weaktr.files import read_text
 from weaktr.recipes import PlainLoader, parse_yaml
 
@@ -38,7 +39,7 @@ class Variant:
     stage: str | None = None
     normalization: str | None = None
     pool: str | None = None
-    reduction: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    reduction: Reduction | None = None
     encoder_heads: Whole | None = None
     decoder_heads: Whole | None = None
     depth: Whole | None = None
@@ -80,7 +81,7 @@ def read_variant(path: Path) -> Variant:
         raise ValueError(
             f"{path}: {wrong['loc'][0]}: {wrong['msg']}, got {wrong['input']!r:.60}"
         ) from error
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path}: expected the {FILE_NAME} that the published code wrote; {error}"
         ) from error
