@@ -38,7 +38,7 @@ class BackboneArgs(TypedDict, total=False):
     num_reg_tokens: Annotated[int, Field(ge=0, le=1024)]
     ref_feat_shape: Count
     init_values: Number
-    rope_temperature: Number
+    rope_temperature: Annotated[float, Field(gt=0, le=1e9)]
     rope_grid_offset: Number
     drop_rate: Rate
     pos_drop_rate: Rate

@@ -20,6 +20,8 @@ from weaktr.ranges import (
     Count,
     CountOrNone,
     Pixels,
+    Rate,
+    RateAbove0,
     Scales,
     Settings,
     Share,
@@ -276,12 +278,12 @@ class TrainCamConfig(Settings):
     epochs: CountOrNone = 60
     batch_size: Count = 64
     accumulate: Count = 1
-    lr: Above0 = 7.5e-5
-    backbone_lr: AtLeast0 = 1.0
-    weight_decay: AtLeast0 = 0.03
+    lr: RateAbove0 = 7.5e-5
+    backbone_lr: Rate = 1.0
+    weight_decay: Rate = 0.03
     warmup_epochs: AtLeast0 = 5.0
-    warmup_lr: AtLeast0 = 1e-6
-    min_lr: AtLeast0 = 1e-5
+    warmup_lr: Rate = 1e-6
+    min_lr: Rate = 1e-5
     lag_one_epoch: bool = True
     amp: Amp = "auto"
     compile: bool = False
@@ -388,10 +390,18 @@ class SegAugment(Settings):
 
     short_side: Pixels = 520
     ratio: Between = (0.5, 2.0)
-    max_ratio: Annotated[float, Field(ge=1)] = 8.0
+    max_ratio: Annotated[float, Field(ge=1, le=1000)] = 8.0
     cat_max_ratio: ShareAbove0 = 0.75
     flip: Share = 0.5
     photometric: bool = True
+
+    def conflicts(self) -> dict[str, str]:
+        """An image of one pixel cannot be cropped to anything else."""
+        least = self.short_side * self.ratio[0]
+        if least >= 2:
+            return {}
+        message = f"expected at least 2 pixels at the least ratio, got {least:.3g}"
+        return {"short_side": f"{message} ({self.short_side} * {self.ratio[0]:g})"}
 
 
 @dataclass(frozen=True)
@@ -427,13 +437,13 @@ class TrainSegConfig(Settings):
     accumulate: Count = 1
     crop: Pixels = 480
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: Above0 = 1e-4
-    encoder_lr: AtLeast0 = 0.1
-    layer_decay: AtLeast0 = 1.0
+    lr: RateAbove0 = 1e-4
+    encoder_lr: Rate = 0.1
+    layer_decay: ShareAbove0 = 1.0
     momentum: ShareBelow1 = 0.9
-    weight_decay: AtLeast0 = 0.0
-    power: AtLeast0 = 0.9
-    min_lr: AtLeast0 = 1e-5
+    weight_decay: Rate = 0.0
+    power: Rate = 0.9
+    min_lr: Rate = 1e-5
     warmup_steps: CountOrNone = 0
     clip_patch: Pixels = 120
     clip_start: AtLeast0 = 1.2

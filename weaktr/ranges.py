@@ -33,10 +33,13 @@ Share = Annotated[float, Field(ge=0, le=1)]
 ShareAbove0 = Annotated[float, Field(gt=0, le=1)]
 ShareBelow1 = Annotated[float, Field(ge=0, lt=1)]
 ShareBetween = Annotated[float, Field(gt=0, lt=1)]
-AtLeast0 = Annotated[float, Field(ge=0)]
-Above0 = Annotated[float, Field(gt=0)]
+AtLeast0 = Annotated[float, Field(ge=0, le=1e9)]
+Above0 = Annotated[float, Field(gt=0, le=1e9)]
+#: Learning rates, weight decays and exponents, far more than any training takes.
+Rate = Annotated[float, Field(ge=0, le=100)]
+RateAbove0 = Annotated[float, Field(gt=0, le=100)]
 #: Factors on the size of an image.
-Scales = Annotated[tuple[Annotated[float, Field(gt=0, le=64)], ...], Field(min_length=1)]
+Scales = Annotated[tuple[Annotated[float, Field(ge=0.01, le=64)], ...], Field(min_length=1)]
 #: Text with something in it.
 Text = Annotated[str, Field(min_length=1)]
 
@@ -58,13 +61,13 @@ SHOWN = 500
 
 
 def ascending(pair: tuple[float, float]) -> tuple[float, float]:
-    """`pair`, which must be two numbers above 0, the second not below the first."""
-    if not 0 < pair[0] <= pair[1]:
-        raise ValueError("expected two numbers above 0, the larger one last")
+    """`pair`, which must be two numbers from 0.01 to 100, the second not below the first."""
+    if not 0.01 <= pair[0] <= pair[1] <= 100:
+        raise ValueError("expected two numbers from 0.01 to 100, the larger one last")
     return pair
 
 
-#: From, to: of what is drawn at random.
+#: From, to: of factors and proportions that are drawn at random.
 Between = Annotated[tuple[float, float], AfterValidator(ascending)]
 
 

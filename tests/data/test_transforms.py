@@ -128,6 +128,7 @@ def test_resize_follows_the_short_side() -> None:
     # the long side is bounded by max_ratio * short_side * factor
     assert resized(10, 300, 0.5, short_side=20, max_ratio=8.0) == (3, 80)
     assert resized(64, 64, 1.5, short_side=64) == (96, 96)
+    assert resized(9, 9, 0.5, short_side=4, max_ratio=1.0) == (2, 2)
 
 
 def test_resize_draws_evenly() -> None:
@@ -325,6 +326,7 @@ def test_seg_train_keeps_image_and_mask_together() -> None:
         (lambda: seg_train_transform(4, flip=-1), "flip: expected 0..1, got -1"),
         (lambda: seg_train_transform((4, -1)), "size"),
         (lambda: seg_train_transform(4, short_side=0), "short_side"),
+        (lambda: seg_train_transform(4, short_side=3), r"expected at least 2 pixels .* 3 \* 0.5"),
         (lambda: seg_train_transform(4, ratio=(2.0, 1.0)), "ratio"),
         (lambda: seg_train_transform(4, max_ratio=0.5), "max_ratio"),
         (lambda: seg_train_transform(4, cat_max_ratio=0.0), "cat_max_ratio"),

@@ -215,8 +215,8 @@ class RandomKeepRatioResize(v2.Transform):
     (OpenCV); masks nearest.
 
     Args:
-        short_side: pixels, >= 1.
-        ratio: 0 < from <= to.
+        short_side: pixels.
+        ratio: 0 < from <= to; ``short_side * from`` is at least 2 (torch cannot make 1 x 1 pixel).
         max_ratio: >= 1.
 
     Raises:
@@ -227,9 +227,12 @@ class RandomKeepRatioResize(v2.Transform):
         self, short_side: int = 520, ratio: tuple[float, float] = (0.5, 2.0), max_ratio: float = 8.0
     ) -> None:
         super().__init__()
-        if short_side < 1:
-            raise ValueError(f"short_side: expected pixels >= 1, got {short_side}")
         _require_pair("ratio", ratio)
+        if not short_side * ratio[0] >= 2:
+            raise ValueError(
+                f"short_side: expected at least 2 pixels at the least ratio, got {short_side} * "
+                f"{ratio[0]:g}"
+            )
         if not max_ratio >= 1:
             raise ValueError(f"max_ratio: expected >= 1, got {max_ratio}")
         self.short_side, self.ratio, self.max_ratio = short_side, ratio, max_ratio
@@ -238,8 +241,8 @@ class RandomKeepRatioResize(v2.Transform):
         height, width = v2.query_size(flat_inputs)
         low, high = self.ratio
         factor = low + (high - low) * float(torch.rand((), dtype=torch.float64))
-        short = max(1, int(self.short_side * factor))
-        long = max(1, int(self.short_side * self.max_ratio * factor))
+        short = int(self.short_side * factor)
+        long = int(self.short_side * self.max_ratio * factor)
         scale = min(long / max(height, width), short / min(height, width))
         return {"size": [max(1, int(side * scale + 0.5)) for side in (height, width)]}
 
