@@ -264,7 +264,7 @@ def test_an_unknown_recipe_lists_the_known_ones():
     ("setting", "message"),
     [
         ("predict.ratios=[]", "predict.ratios: expected a list of at least one, each item"),
-        ("predict.ratios=[0]", r"predict.ratios: .* each item a number from 0.01 to 64, got \[0\]$"),
+        ("predict.ratios=[0]", r"predict.ratios: .* each item a number from 0.01 to 64, got .0.$"),
         ("predict.short_side=0", "predict.short_side: expected a whole number from 1 to 65536, go"),
         ("predict.window_batch=0", "predict.window_batch: expected a whole number from 1 to"),
         ("predict.window=-3", "predict.window: expected a whole number from 1 to 65536, got -3"),

@@ -100,6 +100,11 @@ def warnings(recipe: Recipe, run: Path, **options: Any) -> list[str]:
         ({"cam_model": {"weights": "stage1"}}, "cam_model.weights: no file stage1"),
         ({"seg_model": {"weights": "stage1", "backbone_args": tiny.VIT | {"depth": 3}}},
          "seg_model.weights: the backbone of stage1 does not fit the model; "),
+        ({"train_seg": {"crop": 7}}, "train_seg.crop: expected at least a patch, 8 pixels, got 7"),
+        ({"train_seg": {"augment": {"short_side": 7}}}, "train_seg.augment.short_side: expected at "
+         "least a patch, 8 pixels, got 7"),
+        ({"predict": {"window": 7, "stride": 7}}, "predict.window: expected at least a patch, 8"),
+        ({"predict": {"short_side": 7}}, "predict.short_side: expected at least a patch, 8 pixels"),
         ({"label": {"crf": "voc"}}, "label.crf: expected one of coco_cam"),
         ({"predict": {"crf": {"sigma": 1}}}, "predict.crf: unknown key 'sigma'"),
         ({"predict": {"crf": {"bilateral": [0, 5, 3]}}}, "predict.crf: bilateral: expected sxy"),
@@ -297,9 +302,32 @@ def test_weights_are_fitted_by_their_headers(root, tmp_path, finished):
 def test_models_that_do_not_fit_the_memory(root, tmp_path, monkeypatch):
     monkeypatch.setattr(check_models, "memory_of", lambda _: 50_000)
     told = faults(tiny.recipe(root), tmp_path)
-    assert len(told) == 2 and told[0].startswith(
-        "cam_model.backbone: vit_tiny_patch16_224 has 0.00012 GiB of weights, cpu 4.7e-05 GiB of "
+    assert told[-2].startswith(
+        "cam_model.backbone: vit_tiny_patch16_224 and what its training keeps take at least "
+        "0.0005 GiB, cpu has 4.7e-05 GiB of memory; take a smaller model (backbone_args, "
     )
+    monkeypatch.setattr(check_models, "memory_of", lambda _: 20 * 2**30)
+    (told,) = faults(tiny.recipe(root, train_seg={"crop": 65536}), tmp_path)
+    assert told.startswith("seg_model.backbone: vit_tiny_patch16_224 with 4 x 65536 x 65536 pixels")
+    for name in ("cam_model", "seg_model"):
+        (told,) = faults(tiny.recipe(root, **{name: {"image_size": 65536}}), tmp_path)[:1]
+        assert told.startswith(f"{name}.backbone: vit_tiny_patch16_224 ")
+    large = {"ratios": [1, 64], "short_side": 65536}
+    (told,) = faults(tiny.recipe(root, predict=large), tmp_path)
+    assert told.startswith("predict.ratios: 4194304 x 4194304 pixels take at least 2e+05 GiB")
+    augment = {"augment": {"short_side": 65536, "ratio": [1, 100]}}
+    (told,) = faults(tiny.recipe(root, train_seg=augment), tmp_path)
+    assert told.startswith("train_seg.augment.ratio: 6553600 x 6553600 pixels take at least ")
+
+
+@pytest.mark.parametrize("name", ["cam_model", "seg_model"])
+@pytest.mark.parametrize("is_file", [True, False])
+def test_large_images_take_no_memory_of_the_check(
+    root, tmp_path, finished, monkeypatch, name, is_file
+):
+    monkeypatch.setattr(check_models, "memory_of", lambda _: 2**60)
+    file = {"weights": str(finished / "train_cam" / "model.safetensors")} if is_file else {}
+    assert faults(tiny.recipe(root, **{name: {"image_size": 65536} | file}), tmp_path) == []
 
 
 def test_weights_of_timms_hub(root, tmp_path, monkeypatch):

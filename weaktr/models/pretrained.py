@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,13 @@ from torch import Tensor
 from weaktr.backbone_args import check_backbone_args
 from weaktr.config import BackboneConfig
 from weaktr.data.arrays import read_npz
-from weaktr.models.checkpoints import describe, load_strict, read_safetensors
+from weaktr.models.checkpoints import (
+    check_fit,
+    describe,
+    load_strict,
+    read_safetensors,
+    require_finite,
+)
 from weaktr.models.released.torch_file import read_torch_file, weights_in
 from weaktr.models.vit import ViT
 
@@ -73,17 +80,40 @@ def load_backbone(vit: ViT, config: BackboneConfig) -> None:
         FileNotFoundError: no such file.
         ValueError: weights that do not fit; names what is missing or of the wrong shape.
     """
-    weights = config.weights
-    if weights is None:
-        return
-    grid = None
-    if weights == "timm":
-        state = timm_state(config.backbone, config.backbone_args)
-    else:
-        state = read_state(Path(weights))
-        grid = stored_grid(Path(weights), state)
+    if config.weights is not None:
+        state, grid = _starting_state(config)
+        with _named(config.weights):
+            load_strict(vit, fit_state(state, vit, config.resize, grid))
+
+
+def check_backbone(vit: ViT, config: BackboneConfig) -> None:
+    """Whether `load_backbone` could fill `vit`, which may have no memory (torch's "meta").
+
+    The weights are read, and fitted to it by their shapes alone. Errors are those of
+    `load_backbone`.
+    """
+    if config.weights is not None:
+        state, grid = _starting_state(config)
+        with _named(config.weights):
+            shapes = {name: value.to("meta") for name, value in state.items()}
+            check_fit(vit.state_dict(), fit_state(shapes, vit, config.resize, grid))
+            require_finite(state, torch.float32)
+
+
+def _starting_state(config: BackboneConfig) -> tuple[State, tuple[int, int] | None]:
+    """The tensors of `BackboneConfig.weights` under timm's names; the grid of their positions."""
+    if config.weights == "timm":
+        return timm_names(timm_state(config.backbone, config.backbone_args)), None
+    path = Path(str(config.weights))
+    state = read_state(path)
+    return timm_names(state), stored_grid(path, state)
+
+
+@contextmanager
+def _named(weights: str) -> Iterator[None]:
+    """Makes an error of weights that do not fit a ValueError that names them."""
     try:
-        load_strict(vit, fit_state(timm_names(state), vit, config.resize, grid))
+        yield
     except (ValueError, IndexError, RuntimeError) as error:
         message = " ".join(str(error).split())
         raise ValueError(f"backbone weights {weights}: {message}") from error

@@ -41,7 +41,9 @@ from weaktr.stages.check_models import (
     checkpoint_of,
     require_hub,
     require_memory,
+    require_patch,
     require_stage1,
+    require_view_memory,
     require_weights,
     require_whole_patches,
 )
@@ -126,6 +128,7 @@ def check_run(run: Run, stages: Sequence[Stage]) -> list[Part]:
     if "train_seg" in check.names:
         check.train_seg()
     check.refiners()
+    check.views()
     check.models(device)
     check.weights()
     told: set[str] = set()
@@ -381,7 +384,7 @@ class _Check:
             part = self.part("cam_model")
             with part.told("cam_model"):
                 model = built_cam_model(recipe.cam_model, count)
-                self.cam_model = self._sized(part, model, device)
+                self.cam_model = self._sized(part, model, device, recipe.train_cam)
         elif "label" in names or ("evaluate" in names and "train_cam" in recipe.stages):
             with self.part("model of train_cam").told():
                 checkpoint_of(run.of("train_cam"), "cam", self.classes)
@@ -390,7 +393,8 @@ class _Check:
             part = self.part("seg_model")
             with part.told("seg_model"):
                 segmenter = built_segmenter(recipe.seg_model, count + 1)
-                self.segmenter = self._sized(part, segmenter, device)
+                self.segmenter = self._sized(part, segmenter, device, recipe.train_seg)
+                self._sides(segmenter.patch_size)
         elif "predict" in names:
             with self.part("model of train_seg").told():
                 description = checkpoint_of(run.of("train_seg"), "segmenter", self.classes)
@@ -401,7 +405,42 @@ class _Check:
                 "'linear'; use ensemble: plain"
             )
 
-    def _sized(self, part: Part, model: M, device: torch.device | None) -> M | None:
+    def _sides(self, patch: int) -> None:
+        """Crops, windows and scaled images have room for a patch of stage 2."""
+        crops, views = self.recipe.train_seg, self.recipe.predict
+        part = self.part("sizes of crops and windows")
+        part.found = f"of {patch} pixels at least, a patch"
+        with part.told("train_seg"):
+            require_patch({"crop": crops.crop}, patch)
+        with part.told("train_seg.augment"):
+            require_patch({"short_side": crops.augment.short_side}, patch)
+        if "predict" in self.names:
+            with part.told("predict"):
+                require_patch({"window": views.window, "short_side": views.short_side}, patch)
+
+    def views(self) -> None:
+        """Images fit the memory at their largest size."""
+        largest: dict[str, dict[str, int]] = {}
+        if "train_seg" in self.names:
+            augment = self.recipe.train_seg.augment
+            largest["train_seg.augment"] = {"ratio": int(augment.short_side * augment.ratio[1])}
+        if "predict" in self.names:
+            settings = self.recipe.predict
+            side = int(settings.short_side * max(settings.ratios))
+            largest["predict"] = {"ratios": side, "window": settings.window}
+        for group, sides in largest.items():
+            part = self.part(f"size of images in {group}")
+            part.found = f"short sides up to {max(sides.values())} pixels"
+            with part.told(group):
+                require_view_memory(sides, torch.device("cpu"))
+
+    def _sized(
+        self,
+        part: Part,
+        model: M,
+        device: torch.device | None,
+        settings: TrainCamConfig | TrainSegConfig,
+    ) -> M | None:
         """`model`, where it fits the memory and training images are whole patches of it."""
         millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
         part.found = f"{model.config.backbone}, {millions:.1f} million weights"
@@ -409,7 +448,7 @@ class _Check:
             require_whole_patches(model)
         if device is not None:
             with part.told(part.what):
-                require_memory(model, device)
+                require_memory(model, device, settings)
         return None if part.faults else model
 
     def weights(self) -> None:

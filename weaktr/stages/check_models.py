@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,11 +17,17 @@ import huggingface_hub
 import timm
 import torch
 
-from weaktr.config import BackboneConfig, CamModelConfig, SegModelConfig
+from weaktr.config import (
+    BackboneConfig,
+    CamModelConfig,
+    SegModelConfig,
+    TrainCamConfig,
+    TrainSegConfig,
+)
 from weaktr.data import Classes
 from weaktr.messages import few
 from weaktr.models import CamModel, Segmenter, checkpoints
-from weaktr.models.pretrained import fit_state, load_backbone, timm_names
+from weaktr.models.pretrained import check_backbone, fit_state, timm_names
 from weaktr.models.vit import BackboneModel
 from weaktr.stages.run import MODEL
 
@@ -81,14 +88,53 @@ def require_whole_patches(model: BackboneModel) -> None:
             )
 
 
-def require_memory(model: BackboneModel, device: torch.device) -> None:
-    """Raise `ValueError` unless a model's weights fit the memory of a device."""
-    needed = 4 * sum(parameter.numel() for parameter in model.parameters())
+def require_patch(sizes: Mapping[str, int], patch: int) -> None:
+    """Raise `ValueError` unless every one of `sizes`, in pixels by name, has room for a patch."""
+    for name, size in sizes.items():
+        if size < patch:
+            raise ValueError(f"{name}: expected at least a patch, {patch} pixels, got {size}")
+
+
+def require_memory(
+    model: BackboneModel, device: torch.device, settings: TrainCamConfig | TrainSegConfig
+) -> None:
+    """Raise `ValueError` unless a model, and a step of its training, may fit a device's memory.
+
+    Counted is what surely is there together: weights, gradients and the optimiser's values of each;
+    the batch's images; of every block the queries, keys, values and results, in 16 bits.
+    """
+    name = model.config.backbone
+    weights = 4 * sum(parameter.numel() for parameter in model.parameters())
+    _require(device, weights * _copies(settings), f"backbone: {name} and what its training keeps",
+             "take a smaller model (backbone_args, image_size)")  # fmt: skip
+    size = settings.crop if isinstance(settings, TrainSegConfig) else model.config.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    patches = (height // model.patch_size) * (width // model.patch_size)
+    image = 4 * 3 * height * width + 8 * model.vit.embed_dim * patches * len(model.vit.blocks)
+    batch = settings.batch_size
+    _require(device, batch * image, f"backbone: {name} with {batch} x {height} x {width} pixels",
+             "take a smaller batch_size, or smaller images (image_size, crop)")  # fmt: skip
+
+
+def require_view_memory(views: Mapping[str, int], device: torch.device) -> None:
+    """Raise `ValueError` unless images of `views`, sides in pixels by setting, may fit a memory."""
+    for name, side in views.items():
+        _require(device, 12 * side**2, f"{name}: {side} x {side} pixels", "take a smaller one")
+
+
+def _copies(settings: TrainCamConfig | TrainSegConfig) -> int:
+    """How many values a training keeps of each weight: itself, its gradient, the optimiser's."""
+    if isinstance(settings, TrainCamConfig):
+        return 4 if settings.backbone_lr else 1
+    return 4 if settings.optimizer == "adamw" else 3 if settings.momentum else 2
+
+
+def _require(device: torch.device, needed: int, what: str, advice: str) -> None:
     there = memory_of(device)
     if needed > there:
         raise ValueError(
-            f"backbone: {model.config.backbone} has {needed / GIB:.2g} GiB of weights, {device} "
-            f"{there / GIB:.2g} GiB of memory; take a smaller model (backbone_args, image_size)"
+            f"{what} take at least {needed / GIB:.2g} GiB, {device} has {there / GIB:.2g} GiB of "
+            f"memory; {advice}"
         )
 
 
@@ -115,7 +161,7 @@ def require_weights(config: BackboneConfig, model: BackboneModel | None) -> None
         if config.weights not in ("timm", "stage1") and not Path(str(config.weights)).is_file():
             raise FileNotFoundError(f"weights: no file {config.weights}")
         return
-    load_backbone(model.vit.to_empty(device="cpu"), config)
+    check_backbone(model.vit, config)
 
 
 def require_stage1(cam_model: CamModel, model: Segmenter) -> None:
@@ -124,9 +170,8 @@ def require_stage1(cam_model: CamModel, model: Segmenter) -> None:
     Raises:
         ValueError: it does not.
     """
-    state = {name: torch.zeros(part.shape) for name, part in cam_model.state_dict().items()}
-    vit, grid = model.vit.to_empty(device="cpu"), cam_model.vit.position_grid
-    fitted = fit_state(timm_names(state), vit, model.config.resize, grid)
+    vit, grid = model.vit, cam_model.vit.position_grid
+    fitted = fit_state(timm_names(cam_model.state_dict()), vit, model.config.resize, grid)
     try:
         checkpoints.check_fit(vit.state_dict(), fitted)
     except ValueError as error:
