@@ -107,6 +107,19 @@ def test_errors_of_our_own_keep_their_traceback(recipe_file, tmp_path, monkeypat
         cli.train_main([str(recipe_file), "--out", str(tmp_path)])
 
 
+@pytest.mark.parametrize("before", ["", "Caught RuntimeError in process 0.\nTraceback ...\n"])
+def test_too_little_memory_is_one_line(recipe_file, tmp_path, monkeypatch, before):
+    def fail(*_, **__):
+        with pytest.raises(RuntimeError) as caught:
+            torch.empty(2**62, dtype=torch.uint8)
+        raise RuntimeError(f"{before}{caught.value}")
+
+    monkeypatch.setattr("weaktr.stages.pipeline.run_recipe", fail)
+    code, text = said(cli.train_main, recipe_file, "--out", tmp_path)
+    assert code == cli.FAILED
+    assert "can't allocate memory: you tried to" in text and "Traceback" not in text
+
+
 def test_a_data_set_that_is_not_there_is_told(tmp_path):
     setting = f"data.root={tmp_path / 'none'}"
     code, text = said(cli.train_main, "voc12_deit_s", "--set", setting, "--out", tmp_path / "run")
@@ -134,6 +147,10 @@ def test_show_draws_pictures(run):
     code, text = said(cli.main, "show", run, "--names", "nobody")
     assert code == cli.WRONG_INPUT
     assert "nobody" in text
+    for count in (-1, 0, 10**9):
+        code, text = said(cli.main, "show", run, "--count", count)
+        assert code == cli.WRONG_INPUT
+        assert f"--count: expected 1 to 1000 images, got {count}" in text
 
 
 def test_label_own_images(run, root, tmp_path):

@@ -170,6 +170,14 @@ def test_missing_packages_are_named(tmp_path, monkeypatch):
             ["--torch-export", "x.pt2", "--ensemble", "published"],
             "only stage 2",
         ),
+        *(
+            (
+                {"classes": {"names": NAMES}},
+                ["--torch-export", "x.pt2", "--size", *size],
+                f"expected two sides from a patch, 16 pixels, to 65536, got {' '.join(size)}",
+            )
+            for size in (("-1", "5"), ("0", "0"), ("15", "16"), ("1000000", "1000000"))
+        ),
     ],
 )
 def test_mistakes_are_told(tmp_path, classes, arguments, problem):

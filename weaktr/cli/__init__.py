@@ -144,6 +144,8 @@ def _run(command: Callable[[argparse.Namespace], int], arguments: argparse.Names
         if code is None:
             raise
         text = str(error) or f"{type(error).__name__}: --debug shows where"
+        if type(error) is RuntimeError:  # torch's; of a loading process it begins with a traceback
+            text = text.strip().splitlines()[-1]
         console.print(Text(text, style="bold red"))
         return code
 
@@ -160,13 +162,11 @@ def _exit_code(error: BaseException) -> int | None:
         return FAILED  # a full disk, a file that may not be written, too much for this machine
     if not isinstance(error, RuntimeError):
         return None
-    import torch  # which is loaded by now
-
-    from weaktr.inference.pipeline import PipelineError
+    from weaktr.inference.pipeline import PipelineError, is_out_of_memory
     from weaktr.ops.registry import BackendUnavailable
 
     if isinstance(error, PipelineError) and error.__cause__ is not None:
         return FAILED if isinstance(error.__cause__, OSError) else _exit_code(error.__cause__)
-    if isinstance(error, torch.OutOfMemoryError):
+    if is_out_of_memory(error):
         return FAILED
     return WRONG_INPUT if isinstance(error, BackendUnavailable) else None

@@ -20,6 +20,8 @@ examples:
   weaktr export runs/voc/train_cam/model.safetensors --torch-export cams.pt2
   weaktr export model.safetensors --onnx fixed.onnx --size 480 480
 """
+#: The largest side of ``--size``, in pixels.
+MOST_SIDE = 65_536
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,6 +65,11 @@ def run(arguments: argparse.Namespace) -> int:
     elif arguments.ensemble != "plain":
         raise ValueError("--ensemble: only stage 2 has a decoder; leave it out for CAMs")
     size = None if arguments.size is None else (arguments.size[0], arguments.size[1])
+    if size is not None and not all(model.patch_size <= side <= MOST_SIDE for side in size):
+        raise ValueError(
+            f"--size: expected two sides from a patch, {model.patch_size} pixels, to {MOST_SIDE}, "
+            f"got {size[0]} {size[1]}"
+        )
     for write, path in targets.items():
         if path is not None:
             check = write(model, path, names, size=size)

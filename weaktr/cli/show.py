@@ -33,6 +33,8 @@ examples:
 """
 #: How many classes of an image have their CAMs drawn, at most.
 MAX_CLASSES = 2
+#: The most images of a split in one picture.
+MOST_IMAGES = 1000
 #: What is drawn of each class: title -> (attention type, refined).
 KINDS: dict[str, tuple[Literal["coarse", "fused"], bool]] = {
     "plain CAM": ("coarse", False),
@@ -72,11 +74,13 @@ def show_run(run: Run, *, count: int = 5, names: Sequence[str] = ()) -> list[Pat
         The PNGs.
 
     Raises:
-        ValueError: a name that no split has.
+        ValueError: a name that no split has; `count` is not 1 to `MOST_IMAGES`.
     """
     from weaktr.evaluation.pictures import draw
     from weaktr.stages.run import MODEL
 
+    if not 1 <= count <= MOST_IMAGES:
+        raise ValueError(f"--count: expected 1 to {MOST_IMAGES} images, got {count}")
     recipe = run.recipe
     splits = [split for split in (run.score, run.predicted) if split is not None]
     manifests = list({manifest.split: manifest for manifest in splits}.values())
@@ -90,8 +94,8 @@ def show_run(run: Run, *, count: int = 5, names: Sequence[str] = ()) -> list[Pat
         if names:
             samples = [sample for sample in manifest.samples if sample.name in set(names)]
         else:
-            step = max(1, len(manifest) // max(1, count))
-            samples = list(manifest.samples[::step][: max(0, count)])
+            step = max(1, len(manifest) // count)
+            samples = list(manifest.samples[::step][:count])
         if not samples:
             continue
         masks = _folders(run, manifest.split)
