@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, TypeGuard
 
 from weaktr.messages import few
 from weaktr.seals import BLANK, is_sealed, sealed
@@ -25,6 +26,8 @@ log = logging.getLogger("weaktr")
 #: The name of a file that is being written, and of a folder that is being removed.
 UNFINISHED = re.compile(r"\.[0-9a-f]{32}\.(part|removed)")
 
+#: What the system says of paths that lead to nothing, or to another kind of thing than expected.
+WRONG_PATHS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
 #: Bytes at both ends of a file among which its mark is looked for.
 ENDS = 2**16
 
@@ -155,6 +158,42 @@ def require_file(path: Path) -> None:
     kind = _NO_FILES.get(stat.S_IFMT(path.stat().st_mode))
     if kind is not None:
         raise ValueError(f"{path}: expected a file, got a {kind}")
+
+
+def is_outside_input(error: BaseException) -> TypeGuard[OSError]:
+    """Whether the system refuses a file (permissions, a full or broken disk): no fault of an input.
+
+    Libraries raise `OSError` for damaged files too, without the system's number.
+    """
+    return (
+        isinstance(error, OSError)
+        and error.errno not in (None, errno.EINVAL)
+        and not isinstance(error, WRONG_PATHS)
+    )
+
+
+def require_readable(path: Path) -> None:
+    """Say in words of our own that a file may not be read, before a library says something else.
+
+    Raises:
+        ValueError: see `require_file`.
+        OSError: it is there and cannot be opened; names it and why.
+    """
+    try:
+        require_file(path)
+        with open(path, "rb"):
+            pass
+    except WRONG_PATHS:  # which the caller has words for
+        return
+    except OSError as error:
+        own = type(error)(f"{path}: {refusal(error)}")
+        own.errno = error.errno
+        raise own from error
+
+
+def refusal(error: OSError) -> str:
+    """That the system does not let a file be read, and why."""
+    return f"cannot be read: {(error.strerror or str(error)).lower()}"
 
 
 def read_text(path: Path, *, line_ends: bool = False) -> str:

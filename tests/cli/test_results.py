@@ -3,6 +3,8 @@ anybody else's is touched."""
 
 from __future__ import annotations
 
+import builtins
+import io
 import os
 import shutil
 import subprocess
@@ -555,6 +557,41 @@ def test_every_error_of_the_system_is_one_line(run, photos, tmp_path, monkeypatc
         result, text, _ = run("label")
         assert result == code
         assert text and "Traceback" not in text and "\x1b" not in text
+
+
+def refuse_to_open(monkeypatch, *ends):
+    """Let the system refuse files of these names, also to whom it refuses nothing."""
+    before = builtins.open
+
+    def refusing(file, *more, **options):
+        if str(file).endswith(ends):
+            raise PermissionError(13, "Permission denied", str(file))
+        return before(file, *more, **options)
+
+    monkeypatch.setattr(builtins, "open", refusing)
+    monkeypatch.setattr(io, "open", refusing)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_checkpoint_that_may_not_be_read(command, run, monkeypatch):
+    refuse_to_open(monkeypatch, ".safetensors")
+    code, text, _ = run(command)
+    assert code == cli.FAILED
+    assert ".safetensors: cannot be read: permission denied" in text
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".npy"])
+def test_cams_that_may_not_be_read(tmp_path, monkeypatch, suffix):
+    for folder in ("cams", "truth"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / f"cams/a{suffix}").write_bytes(b"")
+    Image.new("P", (5, 4)).save(tmp_path / "truth/a.png")
+    refuse_to_open(monkeypatch, suffix)
+    code, text = said(
+        cli.main, "eval", tmp_path / "cams", tmp_path / "truth", "--num-labels", 3,
+        "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert code == cli.FAILED and "cannot be read" in text and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("command", COMMANDS)

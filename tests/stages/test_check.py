@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import json
 import logging
 from dataclasses import replace
@@ -163,6 +164,32 @@ def test_faults_of_files(tmp_path):
     ):
         (line,) = {line for line in told if f"masks/{name}.png" in line}
         assert f"labels.csv:{int(name) + 2}" in line and words in line
+
+
+def test_files_that_may_not_be_read_are_no_wrong_input(tmp_path, monkeypatch):
+    root, before = tiny.squares(tmp_path / "squares", count=8), builtins.open
+    stage1 = checkpoints.save(CamModel(tiny.recipe(root).cam_model, 3), tmp_path / "weights")
+    closed = (str(root / "images/1.png"), str(root / "masks/3.png"), str(stage1))
+
+    def refusing(file, *more, **options):
+        if str(file) in closed:
+            raise PermissionError(13, "Permission denied", str(file))
+        return before(file, *more, **options)
+
+    monkeypatch.setattr(builtins, "open", refusing)
+    recipe = tiny.recipe(root, cam_model={"weights": str(stage1)})
+    (image, *_), mask, weights = [
+        [line for line in faults(recipe, tmp_path / "run") if path in line] for path in closed
+    ]
+    for line in (image, *mask, *weights):
+        assert line.endswith("cannot be read: permission denied")
+    file = tmp_path / "tiny.yaml"
+    for changes, code in (({}, cli.FAILED), ({"label": {"crf": "voc"}}, cli.WRONG_INPUT)):
+        file.write_text(dump_recipe(tiny.recipe(root, **changes)))
+        for more in ([], ["--check"]):
+            with console.capture():
+                assert cli.train_main([str(file), "--out", str(tmp_path / "run"), *more]) == code
+    assert not (tmp_path / "run").exists()
 
 
 def test_photographs_that_are_left_out_by_name_stop_nothing(root, tmp_path, finished):

@@ -22,6 +22,7 @@ from rich.text import Text
 from weaktr.cli import data, env, eval, export, import_checkpoint, label, predict, show, train
 from weaktr.cli.common import FAILED, INTERRUPTED, WRONG_INPUT
 from weaktr.cli.memory import keep_freed_memory
+from weaktr.files import WRONG_PATHS
 from weaktr.messages import printable
 from weaktr.progress import console, log, set_up_logging
 
@@ -150,14 +151,12 @@ def _run(command: Callable[[argparse.Namespace], int], arguments: argparse.Names
         return code
 
 
-#: Paths that lead to nothing, or to another kind of thing than was expected.
-WRONG_PATHS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
-
-
 def _exit_code(error: BaseException) -> int | None:
     """The exit code where the message of an error is all that the user needs, else None."""
+    from weaktr.data.problems import DataError
+
     if isinstance(error, (ValueError, *WRONG_PATHS)):
-        return WRONG_INPUT
+        return FAILED if isinstance(error, DataError) and error.is_outside else WRONG_INPUT
     if isinstance(error, (OSError, MemoryError, RecursionError)):
         return FAILED  # a full disk, a file that may not be written, too much for this machine
     if not isinstance(error, RuntimeError):

@@ -14,6 +14,7 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
+from weaktr.files import WRONG_PATHS
 from weaktr.progress import console, log
 from weaktr.recipes import apply_setting
 
@@ -313,6 +314,7 @@ def _prepare(source: str, root: Path, options: argparse.Namespace) -> int:
 
     Raises:
         ValueError: an option does not fit the data set, or what the preparation raises.
+        OSError: the disk is full, or a file or an address cannot be reached.
     """
     from weaktr.data.prepare import prepare_coco14, prepare_voc12
 
@@ -332,7 +334,8 @@ def _prepare(source: str, root: Path, options: argparse.Namespace) -> int:
                 f"got {source!r}"
             )
     except OSError as error:
-        raise ValueError(f"{error}; what is done so far stays, start again to go on") from error
+        kind = ValueError if isinstance(error, WRONG_PATHS) else OSError
+        raise kind(f"{error}; what is done so far stays, start again to go on") from error
     _print_prepared(prepared)
     return 0 if prepared.complete else 1
 

@@ -87,6 +87,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def show_check(name: str, parts: Sequence[Part], seconds: float) -> int:
     """Print what was checked and what is wrong; returns the exit code."""
+    from weaktr.stages.check import are_outside
+
     for part in parts:
         console.print(Text(f"{'wrong' if part.faults else 'fine':6}{part.what}: {part.found}"))
         for fault in first_lines(part.faults):
@@ -99,4 +101,6 @@ def show_check(name: str, parts: Sequence[Part], seconds: float) -> int:
     else:
         count = {0: "no fault", 1: "1 fault"}.get(faults, f"{faults} faults")
         console.print(Text(f"{name}: {count}, looked at in {seconds:.1f} s"))
-    return WRONG_INPUT if faults else 0
+    if not faults:
+        return 0
+    return FAILED if are_outside(parts) else WRONG_INPUT

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from weaktr.data.pickles import Built, Maker, Refused, read_pickle
-from weaktr.files import require_file
+from weaktr.files import require_readable
 from weaktr.messages import brief
 
 #: The first bytes of an npy file.
@@ -63,10 +63,11 @@ def read_npz(path: Path, *names: str) -> dict[str, np.ndarray]:
 
     Raises:
         FileNotFoundError: there is no such file.
+        OSError: it may not be read.
         ValueError: no file, or damaged; one of `names` is missing or no array of numbers; or the
             file claims more bytes than it can account for (`most_inflated`).
     """
-    require_file(path)
+    require_readable(path)
     try:
         with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
             size = file.seek(0, io.SEEK_END)
@@ -138,7 +139,7 @@ def read_pickled_arrays(path: Path) -> dict[Any, Any]:
         ValueError: not such a file; more numbers than it can account for (`MOST_SHARED`); or it
             asks for anything else, of which nothing is run.
     """
-    require_file(path)
+    require_readable(path)
     content = path.read_bytes()
     file = io.BytesIO(content)
     shape, _, code = _header(file)

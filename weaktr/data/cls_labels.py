@@ -14,6 +14,7 @@ import numpy as np
 
 from weaktr.data.arrays import read_pickled_arrays
 from weaktr.data.problems import DataError, Problem
+from weaktr.files import require_readable
 
 
 def read_cls_labels(path: str | Path) -> dict[str, np.ndarray]:
@@ -29,10 +30,12 @@ def read_cls_labels(path: str | Path) -> dict[str, np.ndarray]:
         or ``.png``.
 
     Raises:
+        OSError: it may not be read.
         DataError: missing; not such a file; two names of one image; or it asks for anything but
             arrays (it is then not executed).
     """
     path = Path(path)
+    require_readable(path)
     try:
         return _validated(read_pickled_arrays(path))
     except FileNotFoundError as error:

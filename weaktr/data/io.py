@@ -16,7 +16,7 @@ from weaktr.data.classes import IGNORE
 from weaktr.data.manifest import Exif, Sample
 from weaktr.data.png_rows import holds_all_rows
 from weaktr.data.problems import DataError, Problem
-from weaktr.files import require_file
+from weaktr.files import is_outside_input, refusal, require_file
 
 T = TypeVar("T")
 
@@ -290,6 +290,9 @@ def open_image(path: Path, source: str, use: Callable[[Image.Image], T]) -> T:
     except FileNotFoundError as error:
         raise DataError(Problem(str(path), source, "file is missing")) from error
     except Exception as error:  # decoders raise errors of any kind on damaged files
+        if is_outside_input(error):
+            problem = Problem(str(path), source, refusal(error), is_outside=True)
+            raise DataError(problem) from error
         reason = str(error).removeprefix(f"{path}: ")
         message = f"cannot be read as an image: {reason}"
         raise DataError(Problem(str(path), source, message)) from error

@@ -26,6 +26,7 @@ class Problem:
         message: what was expected and what is there.
         level: ``"error"`` breaks or falsifies a run; ``"warning"`` should be looked at.
         kind: what it is counted under where there are many; "" = `message` up to its first colon.
+        is_outside: the file may not be read: a fault of the system, not of the data set.
     """
 
     file: str
@@ -33,6 +34,7 @@ class Problem:
     message: str
     level: Literal["error", "warning"] = "error"
     kind: str = ""
+    is_outside: bool = False
 
     def __str__(self) -> str:
         declared = f" ({self.where})" if self.where else ""
@@ -97,6 +99,11 @@ class DataError(ValueError):
         lines = first_lines(self.problems, LISTED)
         count = f"{len(self.problems)} problems:\n" if len(self.problems) > 1 else ""
         super().__init__(count + "\n".join(lines))
+
+    @property
+    def is_outside(self) -> bool:
+        """Whether the files may be sound, but the system lets none of them be read."""
+        return bool(self.problems) and all(problem.is_outside for problem in self.problems)
 
     def __reduce__(self) -> tuple[type[DataError], tuple[tuple[Problem, ...] | str]]:
         return DataError, (self.problems or str(self),)

@@ -11,7 +11,8 @@ import numpy as np
 
 from weaktr.data.arrays import read_npz, read_pickled_arrays
 from weaktr.data.classes import MAX_CLASSES
-from weaktr.files import write_bytes
+from weaktr.data.problems import DataError, Problem
+from weaktr.files import is_outside_input, write_bytes
 from weaktr.seals import sealed_zip
 
 
@@ -64,6 +65,8 @@ def read_cams(path: Path) -> tuple[np.ndarray, np.ndarray]:
             if not np.isfinite(cams.astype(np.float32)).all():
                 raise ValueError("NaN or infinity")
     except (OSError, ValueError) as error:
+        if is_outside_input(error):
+            raise DataError(Problem(str(path), "", "cannot be read", is_outside=True)) from error
         raise ValueError(
             f"{path}: expected CAMs [K, H, W], finite, of K classes 0 to 253, got: {error}"
         ) from error

@@ -22,7 +22,7 @@ from weaktr.config import BackboneConfig, CamModelConfig, SegModelConfig
 from weaktr.data.classes import MAX_CLASSES, Classes
 from weaktr.files import (
     parse_json,
-    require_file,
+    require_readable,
     whole_file,
     write_bytes,
     written_by_library,
@@ -291,7 +291,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         OSError: it cannot be read.
         ValueError: damaged; names the file.
     """
-    require_file(path)
+    require_readable(path)
     try:
         return load_file(path)
     except (SafetensorError, AttributeError, KeyError) as error:
@@ -307,7 +307,7 @@ def describe(path: Path) -> dict[str, Any]:
         OSError: it cannot be read.
         ValueError: not a checkpoint of weaktr, or damaged.
     """
-    require_file(path)
+    require_readable(path)
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get("weaktr")

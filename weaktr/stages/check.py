@@ -23,9 +23,10 @@ from typing import TypeVar
 import torch
 
 from weaktr.config import TrainCamConfig, TrainSegConfig
-from weaktr.data import Classes, DataError, Manifest
+from weaktr.data import Classes, DataError, Manifest, Problem
 from weaktr.data.headers import Headers
 from weaktr.data.masks import MaskFolder
+from weaktr.files import WRONG_PATHS
 from weaktr.messages import few, first_lines
 from weaktr.models import CamModel, Segmenter
 from weaktr.models.precision import choose_device
@@ -64,12 +65,19 @@ class Part:
         found: what it is, in words.
         faults: what will stop the run.
         warnings: what will not, but should be known.
+        outside: those of the faults that are the system's: files that may not be read.
     """
 
     what: str
     found: str = ""
     faults: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    outside: set[str] = field(default_factory=set)
+
+    def add(self, problems: Sequence[Problem]) -> None:
+        """Make problems of data faults of this part."""
+        self.faults += map(str, problems)
+        self.outside.update(str(problem) for problem in problems if problem.is_outside)
 
     @contextmanager
     def told(self, group: str = "") -> Iterator[None]:
@@ -81,16 +89,18 @@ class Part:
         try:
             yield
         except DataError as error:
-            self.faults += map(str, error.problems or (error,))
+            self.add(error.problems)
+            self.faults += [] if error.problems else [str(error)]
         except Exception as error:  # of timm, torch and Pillow for what is in a recipe or a file
             log.debug("%s", self.what, exc_info=True)
             first = (str(error).splitlines() or [""])[0][:SHOWN]
             if not isinstance(error, (ValueError, OSError, BackendUnavailable)):
                 first = f"{type(error).__name__}: {first}"
             names_setting = re.match(r"[a-z_]+: ", first)
-            self.faults.append(
-                f"{group}{'.' if names_setting else ': '}{first}" if group else first
-            )
+            fault = f"{group}{'.' if names_setting else ': '}{first}" if group else first
+            self.faults.append(fault)
+            if isinstance(error, OSError) and not isinstance(error, WRONG_PATHS):
+                self.outside.add(fault)
 
 
 def require_no_faults(parts: Sequence[Part]) -> None:
@@ -98,13 +108,19 @@ def require_no_faults(parts: Sequence[Part]) -> None:
 
     Raises:
         ValueError: there is a fault; all of them are listed.
+        OSError: the same, where all are files that may not be read.
     """
     for part in parts:
         for warning in first_lines(part.warnings):
             log.warning("%s: %s", part.what, warning)
     if faults := [line for part in parts for line in first_lines(part.faults)]:
         count = "several faults, found before anything ran:\n" if len(faults) > 1 else ""
-        raise ValueError(count + "\n".join(faults))
+        raise (OSError if are_outside(parts) else ValueError)(count + "\n".join(faults))
+
+
+def are_outside(parts: Sequence[Part]) -> bool:
+    """Whether all faults of a check are files that the system does not let be read."""
+    return all(fault in part.outside for part in parts for fault in part.faults)
 
 
 def check_run(run: Run, stages: Sequence[Stage]) -> list[Part]:
@@ -227,7 +243,10 @@ class _Check:
             return
         stops = bool(names & {"train_cam", "train_seg"})
         problems = self.headers.problems(self.train.samples)
-        (part.faults if stops else part.warnings).extend(map(str, problems))
+        if stops:
+            part.add(problems)
+        else:
+            part.warnings += map(str, problems)
         if "train_seg" in names and self.recipe.train_seg.masks == "truth":
             self._masks(split, self.train)
 
@@ -285,7 +304,7 @@ class _Check:
         part = self.part(f"true masks of split {split}")
         samples = [sample for sample in manifest or () if sample.mask is not None]
         part.found = str(len(samples))
-        part.faults += map(str, self.headers.problems(samples, masks=True))
+        part.add(self.headers.problems(samples, masks=True))
         if are_scored and manifest and not samples:
             part.warnings.append("no image has a true mask, so nothing of this split is scored")
         return {sample.name for sample in samples}

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from weaktr.data.arrays import NUMPY_SCALARS
 from weaktr.data.pickles import Built, Maker, Refused, Source, count_values, read_pickle
-from weaktr.files import require_file
+from weaktr.files import require_readable
 from weaktr.messages import brief
 
 #: Where publishers put the weights, beside other things, in the order in which they are looked for.
@@ -179,12 +179,13 @@ def read_torch_file(path: Path) -> Any:
 
     Raises:
         FileNotFoundError: no such file.
+        OSError: it may not be read.
         ValueError: not a torch file, cut off, changed on the way (a checksum says so), claiming
             more than it holds, nested too deep, or one that asks for code; none of it was run.
     """
     if not path.exists():
         raise FileNotFoundError(f"no file {path}")
-    require_file(path)
+    require_readable(path)
     try:
         with open(path, "rb") as file:
             is_zip = file.read(len(_ZIP)) == _ZIP
