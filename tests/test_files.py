@@ -200,7 +200,7 @@ def test_what_systems_put_beside_data_is_not_listed(tmp_path):
         names_in(tmp_path / "none", ".png")
 
 
-def test_pipes_are_not_listed_and_what_cannot_be_looked_at_is_named(tmp_path, monkeypatch, caplog):
+def test_pipes_are_not_listed_and_what_cannot_be_looked_at_is_there(tmp_path, monkeypatch):
     (tmp_path / "a.png").write_bytes(b"")
     (tmp_path / "gone.png").symlink_to(tmp_path / "none")
     (tmp_path / "round.png").symlink_to(tmp_path / "round.png")
@@ -216,5 +216,9 @@ def test_pipes_are_not_listed_and_what_cannot_be_looked_at_is_named(tmp_path, mo
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    assert names_in(tmp_path, ".png") == (["a", "gone", "round"], ".png")
-    assert f"Permission denied: '{tmp_path}/closed'" in caplog.text
+    names = {path.name for path in files_below(tmp_path)}
+    assert names == {"a.png", "gone.png", "round.png", "closed"}
+    with pytest.raises(PermissionError, match=r"/closed: cannot be read: permission denied$"):
+        names_in(tmp_path, ".png")
+    with pytest.raises(PermissionError):
+        list(files_below(tmp_path / "closed"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import logging
 import math
 import os
 import re
@@ -20,8 +19,6 @@ from typing import Any, TypeGuard
 
 from weaktr.messages import few
 from weaktr.seals import BLANK, is_sealed, sealed
-
-log = logging.getLogger("weaktr")
 
 #: The name of a file that is being written, and of a folder that is being removed.
 UNFINISHED = re.compile(r"\.[0-9a-f]{32}\.(part|removed)")
@@ -311,16 +308,36 @@ def files_below(folder: Path) -> Iterator[Path]:
     """The files below a folder, at any depth and in any order, without clutter (`is_clutter`).
 
     A file that cannot be looked at, such as a link to one that is not there, is among them: who
-    reads it says so. The log names folders that cannot be listed.
+    reads it says so. So is a folder that cannot be listed, in place of its files.
+
+    Raises:
+        OSError: `folder` itself cannot be listed; one that is not there has no files.
     """
+    closed: list[Path] = []
 
-    def report(error: OSError) -> None:
-        log.warning("a folder is left out, it cannot be listed: %s", error)
+    def note(error: OSError) -> None:
+        if Path(error.filename) == folder:
+            raise error
+        closed.append(Path(error.filename))
 
-    for top, folders, files in os.walk(folder, onerror=report if folder.is_dir() else None):
+    for top, folders, files in os.walk(folder, onerror=note if folder.is_dir() else None):
         folders[:] = (name for name in folders if not is_clutter(name))
         paths = (Path(top, name) for name in files if not is_clutter(name))
         yield from filter(_may_be_file, paths)
+    yield from closed
+
+
+def require_listed(path: Path) -> None:
+    """Refuse what `files_below` gives for a folder that cannot be listed.
+
+    Raises:
+        OSError: names it and why.
+    """
+    if path.is_dir():
+        try:
+            os.scandir(path).close()
+        except OSError as error:
+            raise type(error)(f"{path}: {refusal(error)}") from error
 
 
 def _may_be_file(path: Path) -> bool:
@@ -344,10 +361,12 @@ def names_in(folder: Path, *suffixes: str) -> tuple[list[str], str]:
     Raises:
         ValueError: there are none, says which suffixes were expected and which there are; or files
             of two suffixes, one of which would have to be left out.
+        OSError: a folder in it cannot be listed.
     """
     names: dict[str, list[str]] = {}
     others = set()
     for path in files_below(folder):
+        require_listed(path)
         others.add(path.suffix or path.name)
         if path.suffix in suffixes:
             name = path.relative_to(folder).with_suffix("").as_posix()

@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -161,6 +162,29 @@ def test_what_cannot_be_labelled_is_named_and_tried_again(command, models, tmp_p
     (photos / "bad.png").write_bytes(whole)
     assert said(cli.main, *call)[0] == cli.FAILED
     assert set(MaskFolder(out).entries) == {"good", "bad"}
+
+
+def test_a_folder_that_cannot_be_listed_is_left_out(models, tmp_path, monkeypatch, caplog):
+    photos, out, scandir = tmp_path / "photos", tmp_path / "out", os.scandir
+    photo(photos / "good.png", 40, 30)
+    photo(photos / "good" / "a.png", 40, 30)
+
+    def refuse(path="."):
+        if Path(path) == photos / "good":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    for command in COMMANDS:
+        caplog.clear()
+        call = arguments(command, models, photos, out / command, *CAT_ALONE[command])
+        assert said(cli.main, *call)[0] == cli.FAILED
+        assert f"left out: {photos}/good ({photos}): cannot be read: permission d" in caplog.text
+        assert set(MaskFolder(out / command).entries) == {"good"}
+    (photos / "labels.csv").write_text("image,labels\ngood.png,cat\n")
+    for source in ("images", "folder"):
+        code, text = said(cli.main, "data", "check", source, photos)
+        assert code == cli.FAILED and "1 errors" in text
 
 
 @pytest.mark.parametrize("crf", ["none", "voc_cam"])

@@ -5,6 +5,7 @@ Every error names the file and the line that declared it (`Sample.source`).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -282,6 +283,8 @@ def open_image(path: Path, source: str, use: Callable[[Image.Image], T]) -> T:
             "they were whole: set it back to False"
         )
     try:
+        if path.is_dir():
+            os.scandir(path).close()  # of one that cannot be listed the system says why
         require_file(path)
         with Image.open(path, formats=FORMATS) as image:
             return use(image)

@@ -207,18 +207,21 @@ def unlabelled(
 
     Returns:
         A manifest with labels and masks None, sorted by path. A link to a file that is not there
-        is among them: who reads it says so.
+        is among them: who reads it says so. So is a folder that cannot be listed, as one image
+        with the name ``FOLDER/*``.
 
     Raises:
         ValueError: no such folder, no image in it, or an unknown `exif`.
+        OSError: `root` itself cannot be listed.
         DataError: two images differ only in suffix, so their results would have the same name.
     """
     root, exif = require_folder(root), require_exif(exif)
     below = sorted(files_below(root))
-    files = [file for file in below if file.suffix.lower() in IMAGE_SUFFIXES]
+    closed = [path for path in below if path.is_dir()]
+    files = [file for file in below if file.suffix.lower() in IMAGE_SUFFIXES and file not in closed]
     others = [file for file in below if file.suffix.lower() in OTHER_SUFFIXES]
     advice = "of a format that is not looked for: convert to JPEG or PNG"
-    if not files:
+    if not files and not closed:
         told = f", but {_by_suffix(others)} {advice}" if others else ""
         raise ValueError(f"root: expected images below {root}, found none{told}")
     if problems is not None:
@@ -230,6 +233,10 @@ def unlabelled(
     samples = tuple(
         Sample(name, image, None, None, row.source, exif=exif)
         for name, row, image in _unrepeated(rows, [root], root, faults)
+    )
+    samples += tuple(
+        Sample(f"{path.relative_to(root).as_posix()}/*", path, None, None, str(root), exif=exif)
+        for path in closed
     )
     manifest = Manifest("images", split, Classes(tuple(classes)), samples)
     faults += manifest.repeated_names()
@@ -492,6 +499,9 @@ def _not_listed(
         listed |= {path, _name(path)}
     own = {sample.image for sample in samples}
     for file in sorted(files_below(images)):
+        if file.is_dir():
+            yield Problem(str(file), "", "the folder cannot be listed", is_outside=True)
+            continue
         name = _name(_below(file, images))
         is_image = file.suffix.lower() in ALL_SUFFIXES and not file.is_relative_to(masks)
         if is_image and file not in own and name not in listed:
