@@ -9,6 +9,7 @@ import pytest
 from weaktr.files import read_json
 from weaktr.outputs import (
     begin,
+    claimed,
     differences,
     fingerprint,
     finished_facts,
@@ -57,6 +58,24 @@ def test_a_damaged_file_is_named(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=re.escape(str(tmp_path / name))):
         read_inputs(tmp_path) if name == "inputs.json" else finished_facts(tmp_path)
+
+
+def test_a_claim_without_results_leaves_nothing(tmp_path):
+    out, own = tmp_path / "a" / "b", tmp_path / "own"
+    own.mkdir()
+    for folder in (out, own):
+        with pytest.raises(ValueError, match="wrong"), claimed(folder):
+            begin(folder, "one")
+            raise ValueError("wrong")
+    assert not out.parent.exists() and list(own.iterdir()) == []
+    for folder in (out, own):
+        for name in ("a.png", "b.png"):
+            with claimed(folder):
+                begin(folder, "one")
+                (folder / name).touch()
+        with claimed(folder):
+            (folder / "a.png").unlink()
+        assert {"b.png", "inputs.json"} <= {path.name for path in folder.iterdir()}
 
 
 def test_differences_are_named_as_far_as_they_matter():

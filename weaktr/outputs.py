@@ -16,20 +16,22 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from weaktr.contents import Contents
+from weaktr.contents import CONTENTS, Contents
 from weaktr.files import UNFINISHED, is_clutter, read_json, write_json
 from weaktr.messages import few
 
 log = logging.getLogger("weaktr")
 
 INPUTS, FINISHED, LOCK = "inputs.json", "finished.json", ".weaktr-lock"
+#: The files of a claim without results.
+OF_A_CLAIM = {INPUTS, LOCK, CONTENTS}
 #: Differences between inputs that a message lists.
 SHOWN = 8
 #: Seconds that a lock is waited for: loading processes outlive a killed training by five.
@@ -46,11 +48,14 @@ def fingerprint(*parts: Any) -> str:
 def claimed(folder: Path) -> Iterator[None]:
     """Have a folder of results to oneself; it is created if missing.
 
-    The lock ends with the process, however that ends.
+    The lock ends with the process, however that ends. A folder that was missing or empty, and into
+    which no results came, is left as it was.
 
     Raises:
         ValueError: another process works in it, or it is no folder.
     """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    was_empty = bool(missing) or (folder.is_dir() and not os.listdir(folder))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
@@ -68,6 +73,17 @@ def claimed(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+        if was_empty and set(os.listdir(folder)) <= OF_A_CLAIM:
+            _remove_claim(folder, missing)
+
+
+def _remove_claim(folder: Path, missing: Sequence[Path]) -> None:
+    """Remove what a claim alone leaves in a folder, and those of the folders that it created."""
+    with suppress(OSError):  # somebody else has put something there meanwhile
+        for name in os.listdir(folder):
+            (folder / name).unlink()
+        for path in missing:
+            path.rmdir()
 
 
 @contextmanager

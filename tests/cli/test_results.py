@@ -595,9 +595,16 @@ def test_cams_that_may_not_be_read(tmp_path, monkeypatch, suffix):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_start_with_a_wrong_setting_leaves_nothing_in_the_way(command, run):
-    assert run(command, "--set", "crf=vox")[0] == cli.WRONG_INPUT
-    assert run(command)[0] == 0
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_start_with_a_wrong_setting_leaves_nothing(command, is_there, run, tmp_path):
+    out = tmp_path / "deep" / "out"
+    if is_there:
+        out.mkdir(parents=True)
+    for setting in ("crf=vox", "crf={bilateral: [0,0,0]}", "refiners=[{crf: {iterations: -1}}]"):
+        assert run(command, "--set", setting, out=out)[0] == cli.WRONG_INPUT
+        assert out.exists() == out.parent.exists() == is_there
+        assert not is_there or not any(out.iterdir())
+    assert run(command, out=out)[0] == 0
 
 
 def test_scores_do_not_replace_files_of_others(run, photos, tmp_path):

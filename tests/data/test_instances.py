@@ -259,3 +259,6 @@ def test_command_draws_the_others_and_says_so(tmp_path, capsys, monkeypatch):
     ]:
         assert main([*command, option]) == 2
         assert " ".join(capsys.readouterr().out.split()) == message
+        assert not (tmp_path / "x").exists()
+    assert main(["data", "masks", "coco14", "none.json", "--out", str(tmp_path / "x")]) == 2
+    assert not (tmp_path / "x").exists()

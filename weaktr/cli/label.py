@@ -110,9 +110,11 @@ def _label_stored_cams(arguments: argparse.Namespace, emit: list[str]) -> int:
     from weaktr.inference.stored_cams import StoredCams
     from weaktr.models.precision import choose_device
     from weaktr.outputs import claimed_for_masks
+    from weaktr.refine import choose_refiners
     from weaktr.stages.label import AFTER_CAMS, label
 
     settings, folder = with_settings(LabelConfig(), arguments.set), arguments.checkpoint
+    choose_refiners(settings)  # what is wrong with them is said before anything is written
     default = as_tree(LabelConfig())
     ineffective = [
         key
@@ -180,9 +182,11 @@ def _label_by_model(arguments: argparse.Namespace, emit: list[str]) -> int:
     By a stage-2 model: predictions among the image-level labels, where there are any.
     """
     from weaktr.inference.cams import CamsOfModel
+    from weaktr.inference.probabilities import for_ensemble
     from weaktr.models import Segmenter, checkpoints
     from weaktr.models.precision import choose_device
     from weaktr.outputs import claimed_for_masks
+    from weaktr.refine import choose_refiners
     from weaktr.stages.label import label
     from weaktr.stages.predict import predict
 
@@ -207,10 +211,13 @@ def _label_by_model(arguments: argparse.Namespace, emit: list[str]) -> int:
                 f"({arguments.checkpoint})"
             )
         choices = with_settings(PredictConfig(), arguments.set)
+        choose_refiners(choices)
+        for_ensemble(model, choices.ensemble)
         with claimed(choices):
             report = predict(model, samples, out, choices, given_classes=True, profile=profile)
             return show_masks(report, out, samples, names)
     settings = with_settings(LabelConfig(), arguments.set)
+    choose_refiners(settings)
     source = CamsOfModel(model, settings, settings.predict_above)
     del model  # on a CPU the source has its own copy of most weights
     with claimed(settings):

@@ -74,9 +74,11 @@ def run(arguments: argparse.Namespace) -> int:
     from weaktr.data.masks import MaskFolder
     from weaktr.evaluation.voc_server import ARCHIVE_MARK, require_suffix, write_voc_archive
     from weaktr.files import require_replaceable
+    from weaktr.inference.probabilities import for_ensemble
     from weaktr.models import Segmenter, checkpoints
     from weaktr.models.precision import choose_device
     from weaktr.outputs import claimed_for_masks
+    from weaktr.refine import choose_refiners
     from weaktr.stages.predict import predict
 
     results = {"--archive": arguments.archive, "--profile": arguments.profile}
@@ -86,9 +88,11 @@ def run(arguments: argparse.Namespace) -> int:
         require_replaceable(arguments.archive, ARCHIVE_MARK)
     ensemble = [f"ensemble={arguments.ensemble}"] if arguments.ensemble else []
     settings = with_settings(PredictConfig(), arguments.set + ensemble)
+    choose_refiners(settings)  # what is wrong with them is said before anything is read or written
     model, description = checkpoints.load(arguments.checkpoint, choose_device(arguments.device))
     if not isinstance(model, Segmenter):
         raise ValueError(f"{arguments.checkpoint}: expected a stage-2 checkpoint, got stage 1")
+    for_ensemble(model, settings.ensemble)
     samples = data.unlabelled(arguments.images, exif=arguments.exif).samples
     if arguments.names is not None:
         samples = data.only(samples, data.read_names(arguments.names))
