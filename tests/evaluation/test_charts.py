@@ -43,10 +43,11 @@ def test_names_of_any_kind_are_drawn_as_they_are(texts: list[str], tmp_path: Pat
     settings = dict(matplotlib.rcParams)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        charts.class_bars(
-            [charts.Bars("IoU", values)], STRANGE, tmp_path / "a.svg", title="$_$", caption="x$^$"
-        )
-        assert {*SHOWN, "$_$", "x$^$"} <= {*texts}
+        bars, long = charts.Bars("IoU", values), "x$^$ " * 80
+        charts.class_bars([bars], STRANGE, tmp_path / "a.svg", title="$_$", caption=long)
+        assert {*SHOWN, "$_$"} <= {*texts}
+        (caption,) = (text for text in texts if text.startswith("x$^$ x$^$"))
+        assert caption.split() == ["x$^$"] * 80 and caption.count("\n") == 3
         texts.clear()
         strips = [pictures.Strip(name, image, [pictures.Panel(name, mask)]) for name in STRANGE[:2]]
         pictures.draw(strips, ["background", *STRANGE], tmp_path / "b.png", "a$_$b \x07")
@@ -61,13 +62,15 @@ def test_numbers_are_there_where_no_chart_can_be_drawn(
     total.add(np.array([[0, 1]], np.uint8), np.array([[0, 1]], np.uint8))
 
     def fail(*_, **__) -> None:
-        raise ValueError("no font")
+        raise ValueError("\nno\nfont")
 
     monkeypatch.setattr(Figure, "savefig", fail)
     row = Row("miou", "masks", Conditions("val"), scores(total))
+    (tmp_path / "classes.png").write_bytes(b"of older numbers")
     with caplog.at_level("WARNING", "weaktr"):
-        folders.write_report([row], ["background", "cat"], tmp_path)
+        written = folders.write_report([row], ["background", "cat"], tmp_path)
+    assert written == [tmp_path / "metrics.json"]
     (written,) = json.loads((tmp_path / "metrics.json").read_text())["rows"]
     assert written["scores"]["miou"] == 100
     assert not (tmp_path / "classes.png").exists() and not pictures.plt.get_fignums()
-    assert "classes.png: the chart is not drawn: no font" in caplog.text
+    assert "classes.png: the chart is not drawn: \\nno\\nfont" in caplog.text

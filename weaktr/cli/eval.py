@@ -114,8 +114,9 @@ def run(arguments: argparse.Namespace) -> int:
             ", ".join(unknown), " ".join(f"{key}=..." for key in unknown),
         )  # fmt: skip
     out, chart = arguments.out, arguments.chart
-    folders.write_report(rows, labels, out, curve, tolerance=tolerance, chart=chart)
-    log.info("numbers: %s, chart: %s", out / "metrics.json", out / f"classes.{chart}")
+    written = folders.write_report(rows, labels, out, curve, tolerance=tolerance, chart=chart)
+    for what, path in zip(("numbers", "chart"), written, strict=False):
+        log.info("%s: %s", what, path)
     return 0
 
 

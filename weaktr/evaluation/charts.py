@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from weaktr.messages import one_line
 
 _COLOURS = ("#b9c6d2", "#2f6690", "#81a88d", "#d9a05b")
 _ROW = 0.24  # inches a class
+_LINE = 110  # letters of the caption
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ def class_bars(
         axis.spines[["top", "right", "left"]].set_visible(False)
         axis.set_facecolor(BACKDROP)
         axis.set_title(one_line(title), loc="left", fontsize=11, fontweight="bold")
-        axis.set_xlabel(one_line(caption), fontsize=7, loc="left", color="#555555", wrap=True)
+        lines = textwrap.fill(one_line(caption), _LINE)
+        axis.set_xlabel(lines, fontsize=7, loc="left", color="#555555")
         figure.legend(loc="outside upper right", ncols=len(series), frameon=False, fontsize=8)
 
 

@@ -227,7 +227,7 @@ def write_report(
     *,
     tolerance: float = TOLERANCE,
     chart: str = "png",
-) -> None:
+) -> list[Path]:
     """Write ``metrics.json`` and the bar chart ``classes.png``.
 
     Args:
@@ -237,6 +237,9 @@ def write_report(
         curve: (threshold, mIoU) of CAMs.
         tolerance: of the boundary F-score.
         chart: "png" or "svg".
+
+    Returns:
+        The files, without the chart where it cannot be drawn.
     """
     content: dict[str, Any] = {
         "rows": [row_json(row, names) for row in rows],
@@ -246,8 +249,9 @@ def write_report(
         content["crf_gain"] = gain
     if curve:
         content["threshold_curve"] = [{"threshold": t, "miou": miou} for t, miou in curve]
-    write_json(folder / "metrics.json", content, seal=True)
-    draw_classes(rows, names, folder / f"classes.{chart}")
+    numbers, picture = folder / "metrics.json", folder / f"classes.{chart}"
+    write_json(numbers, content, seal=True)
+    return [numbers, picture] if draw_classes(rows, names, picture) else [numbers]
 
 
 def crf_gain(rows: Sequence[Row]) -> dict[str, float] | None:

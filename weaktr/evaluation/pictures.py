@@ -103,7 +103,8 @@ def figure_file(
     """A new figure and its axes, to be drawn on in a ``with`` statement; then it becomes a file.
 
     Every figure is made here: its texts are taken as they are, and letters that no font has become
-    boxes without a warning. `one_line` makes names of others fit to be texts.
+    boxes without a warning. `one_line` makes names of others fit to be texts. (matplotlib's own
+    ``wrap`` still reads formulas.)
 
     Args:
         path: a PNG or SVG, by its suffix; the same for the same figure.

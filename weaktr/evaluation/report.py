@@ -16,6 +16,7 @@ from weaktr.evaluation.bootstrap import LEVEL
 from weaktr.evaluation.charts import Bars, class_bars
 from weaktr.evaluation.iou import Confused, Scores
 from weaktr.evaluation.pairs import Evaluation
+from weaktr.messages import one_line
 from weaktr.progress import console
 
 log = logging.getLogger("weaktr")
@@ -189,16 +190,20 @@ def print_confused(row: Row, names: Sequence[str], count: int = 8) -> None:
     console.print(table)
 
 
-def draw_classes(rows: Sequence[Row], names: Sequence[str], path: Path) -> None:
+def draw_classes(rows: Sequence[Row], names: Sequence[str], path: Path) -> bool:
     """Draw IoU of each class, a bar for each row, as PNG or SVG by the name's suffix.
 
-    Where that fails, the log says why: the numbers are worth more than their picture.
+    Returns:
+        Whether it is drawn; else the log says why: numbers are worth more than their picture.
     """
     bars = [Bars(f"{row.what}, mIoU {row.scores.miou:.1f}", row.scores.iou) for row in rows]
     try:
         class_bars(bars, names, path, title="IoU in %", caption=caption(rows[-1]))
     except (ValueError, RuntimeError) as error:  # of matplotlib, its fonts and its settings
-        log.warning("%s: the chart is not drawn: %s", path, error)
+        log.warning("%s: the chart is not drawn: %s", path, one_line(str(error))[:300])
+        path.unlink(missing_ok=True)
+        return False
+    return True
 
 
 def _confused_json(pair: Confused, names: Sequence[str]) -> dict[str, Any]:
