@@ -363,6 +363,12 @@ def test_backbone_of_another_width_is_refused_by_name(tmp_path):
         ("pos_embed", torch.zeros(1, 26, 7)),
         ("reg_token", torch.tensor(1.0)),
         ("norm.weight", torch.zeros(48, 1)),
+        ("patch_embed.proj.weight", torch.tensor(1.0)),
+        ("patch_embed.proj.weight", torch.zeros(48, 3, 0, 0)),
+        ("cls_token", torch.tensor(1.0)),
+        ("cls_token", torch.zeros(1, 0, 48)),
+        ("dist_token", torch.tensor(1.0)),
+        ("register_tokens", torch.zeros(48)),
     ],
 )
 def test_backbones_of_odd_shapes_are_refused(tmp_path, name, value):
@@ -371,6 +377,39 @@ def test_backbones_of_odd_shapes_are_refused(tmp_path, name, value):
     with pytest.raises(ValueError, match=r"^backbone weights .*x\.pth: ") as caught:
         cam_model(weights=tmp_path / "x.pth")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"image_size": None}, "two numbers of pixels, got None"),
+        ({"image_size": "ab"}, "two numbers of pixels, got 'ab'"),
+        ({"image_size": True}, "two numbers of pixels, got True"),
+        ({"image_size": 1 << 70}, "two numbers of pixels, got 118059"),
+        ({"image_size": [64, 0]}, r"two numbers of pixels, got \[64, 0\]"),
+        ({"image_size": [64] * 3}, "two numbers of pixels, got"),
+        ({"image_size": {"a": 1}}, "two numbers of pixels, got a dict"),
+        ({}, "two numbers of pixels, got None"),
+        ("ab", "two numbers of pixels, got 'ab'"),
+        ([1], r"two numbers of pixels, got \[1\]"),
+    ],
+)
+def test_descriptions_of_backbones_without_a_size(tmp_path, config, reason):
+    path = checkpoints.save(cam_model(), tmp_path / "model")
+    described(path, lambda info: info.update(config=config))
+    with pytest.raises(ValueError, match=f"^backbone weights {path}: .*{reason}") as caught:
+        cam_model(weights=path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(48, 3, 0, 0), (5,), ()])
+def test_patches_of_no_size_in_a_checkpoint_of_ours(tmp_path, shape):
+    path = checkpoints.save(cam_model(), tmp_path / "model")
+    text = path.with_suffix(".json").read_text()
+    state = load_file(path) | {"vit.patch_embed.proj.weight": torch.zeros(shape)}
+    save_file(state, path, metadata={"weaktr": text})
+    with pytest.raises(ValueError, match=rf"{path}: patch_embed\.proj\.weight: expected 4 sides"):
+        cam_model(weights=path)
 
 
 def test_pickled_code_is_not_run(tmp_path):

@@ -22,6 +22,7 @@ from torch import Tensor
 from weaktr.backbone_args import check_backbone_args
 from weaktr.config import BackboneConfig
 from weaktr.data.arrays import read_npz
+from weaktr.messages import brief
 from weaktr.models.checkpoints import (
     check_fit,
     describe,
@@ -106,7 +107,8 @@ def _starting_state(config: BackboneConfig) -> tuple[State, tuple[int, int] | No
         return timm_names(timm_state(config.backbone, config.backbone_args)), None
     path = Path(str(config.weights))
     state = read_state(path)
-    return timm_names(state), stored_grid(path, state)
+    with _named(str(path)):
+        return timm_names(state), stored_grid(path, state)
 
 
 @contextmanager
@@ -115,7 +117,7 @@ def _named(weights: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, IndexError, RuntimeError) as error:
-        message = " ".join(str(error).split())
+        message = " ".join(str(error).removeprefix(f"{weights}: ").split())
         raise ValueError(f"backbone weights {weights}: {message}") from error
 
 
@@ -162,16 +164,27 @@ def read_state(path: Path) -> State:
 
 
 def stored_grid(path: Path, state: Mapping[str, Tensor]) -> tuple[int, int] | None:
-    """(h, w) of the positions in a checkpoint of ours, by its description; None for other files."""
+    """(h, w) of the positions in a checkpoint of ours, by its description; None for other files.
+
+    Raises:
+        ValueError: the description has no size of images, or the patches have none.
+    """
     kernel = state.get("vit.patch_embed.proj.weight")
     if path.suffix != ".safetensors" or kernel is None:
         return None
     try:
-        size = describe(path)["config"]["image_size"]
-    except (ValueError, LookupError):  # weights of others that have the same names
+        config = describe(path).get("config")
+    except ValueError:  # weights of others that have the same names
         return None
-    height, width = (size, size) if isinstance(size, int) else size
-    return height // kernel.shape[-2], width // kernel.shape[-1]
+    size: Any = config.get("image_size") if isinstance(config, dict) else config
+    sides = size if isinstance(size, list) else [size, size]
+    if len(sides) != 2 or not all(type(side) is int and 0 < side <= 1 << 16 for side in sides):
+        raise ValueError(
+            "config.image_size of the description: expected one or two numbers of pixels, got "
+            f"{brief(size) if size is not sides else str(sides)[:60]}"
+        )
+    _require_shape("patch_embed.proj.weight", kernel, 4)
+    return sides[0] // kernel.shape[-2], sides[1] // kernel.shape[-1]
 
 
 def timm_names(state: Mapping[str, Tensor]) -> State:
@@ -210,12 +223,15 @@ def fit_state(
             that of `vit`.
 
     Raises:
-        ValueError: unknown `resize`, a position embedding that is no grid, or a patch projection
-            that is none.
+        ValueError: unknown `resize`, a position embedding that is no grid, or a token or patch
+            projection that is none.
     """
     if resize not in RESIZE_METHODS:
         raise ValueError(f"resize: expected one of {RESIZE_METHODS}, got {resize!r}")
     state = dict(state)
+    for name, sides in _SIDES.items():
+        if name in state:
+            _require_shape(name, state[name], sides)
     dist = state.pop("dist_token", None)
     cls, reg = state.get("cls_token"), state.get("reg_token")
     if "pos_embed" in state and vit.pos_embed is not None:
@@ -229,7 +245,7 @@ def fit_state(
         state["cls_token"] = vit.cls_token.detach()
     kernel = state.get("patch_embed.proj.weight")
     if kernel is not None and kernel.shape[-1] != vit.patch_size:
-        wide = kernel.shape[-1] if kernel.ndim == 4 else 0
+        wide = kernel.shape[-1]
         if kernel.shape != (vit.embed_dim, 3, wide, wide) or wide > MOST_PATCH:
             raise ValueError(
                 f"patch_embed.proj.weight: expected ({vit.embed_dim}, 3, p, p) with p at most "
@@ -242,6 +258,23 @@ def fit_state(
             kernel = F.interpolate(kernel.float(), size=size, mode="bicubic", align_corners=False)
         state["patch_embed.proj.weight"] = kernel
     return state
+
+
+#: Tensors that are resized or repeated -> how many sides they have.
+_SIDES = {
+    "cls_token": 3,
+    "dist_token": 3,
+    "reg_token": 3,
+    "pos_embed": 3,
+    "patch_embed.proj.weight": 4,
+}
+
+
+def _require_shape(name: str, tensor: Tensor, sides: int) -> None:
+    """Raise ValueError unless a tensor has this number of sides, and something in it."""
+    if tensor.ndim != sides or tensor.numel() == 0:
+        shape = tuple(tensor.shape)
+        raise ValueError(f"{name}: expected {sides} sides, none of them 0, got the shape {shape}")
 
 
 def repeat_token(token: Tensor, count: int) -> Tensor:
