@@ -120,6 +120,16 @@ def test_too_little_memory_is_one_line(recipe_file, tmp_path, monkeypatch, befor
     assert "can't allocate memory: you tried to" in text and "Traceback" not in text
 
 
+def test_tracebacks_keep_control_characters_from_the_terminal(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(cli, "main", lambda: cli.FAILED)
+    with pytest.raises(SystemExit):
+        cli.program()
+    error = RuntimeError("a\x1b[31mb")
+    sys.excepthook(RuntimeError, error, None)
+    assert capsys.readouterr().err == "RuntimeError: a\\x1b[31mb\n"
+
+
 def test_a_data_set_that_is_not_there_is_told(tmp_path):
     setting = f"data.root={tmp_path / 'none'}"
     code, text = said(cli.train_main, "voc12_deit_s", "--set", setting, "--out", tmp_path / "run")

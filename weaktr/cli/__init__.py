@@ -14,7 +14,9 @@ import argparse
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+from types import TracebackType
 from typing import Any, NoReturn, Protocol
 
 from rich.text import Text
@@ -75,12 +77,21 @@ class Parser(argparse.ArgumentParser):
 
 def program() -> NoReturn:
     """The program ``weaktr``."""
+    sys.excepthook = _print_traceback
     _leave(main())
 
 
 def train_program() -> NoReturn:
     """The program ``weaktr-train``."""
+    sys.excepthook = _print_traceback
     _leave(train_main())
+
+
+def _print_traceback(
+    kind: type[BaseException], error: BaseException, origin: TracebackType | None
+) -> None:
+    """Print a traceback as Python does, without the control characters of names in it."""
+    sys.stderr.write(printable("".join(traceback.format_exception(kind, error, origin))))
 
 
 def _leave(code: int) -> NoReturn:

@@ -179,6 +179,7 @@ def test_malformed_files(root: Path, name: str, text: str, message: str) -> None
 def test_a_column_called_as_headings_are(
     root: Path, heading: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("WARNING", "weaktr")
     path = write_csv(root / "labels.csv", [["image", heading], ["x.jpg", "1"], ["cats/1.jpg", "0"]])
     manifest = folder(root)
     assert manifest.classes.names == (heading,)
@@ -271,6 +272,7 @@ def test_class_names_that_are_none(root: Path, classes: object, told: str) -> No
 
 
 def test_masks_that_are_called_otherwise(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("WARNING", "weaktr")
     write_csv(root / "labels.csv", ROWS)
     capital = write_mask(root / "masks/cats/1.PNG", [1])
     assert [sample.mask for sample in folder(root)] == [capital, None, None]
@@ -315,6 +317,7 @@ def test_paths_without_suffix(root: Path, caplog: pytest.LogCaptureFixture) -> N
 def test_photographs_of_other_formats_are_told(
     root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("WARNING", "weaktr")
     for name in ("a.heic", "cats/b.HEIC", "c.gif", "d.txt", "._e.heic"):
         (root / "images" / name).write_bytes(b"a photograph")
     assert len(unlabelled(root / "images")) == 3
