@@ -24,7 +24,7 @@ def one_line(text: str) -> str:
     return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
-def brief(value: object, most: int = 60) -> str:
+def brief(value: object, most: int = 100) -> str:
     """A value of others in a message: plain ones cut to `most` characters, others by their type.
 
     Containers are not looked into: a small file may hold one without an end.

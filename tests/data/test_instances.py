@@ -156,6 +156,7 @@ def test_a_wrong_entry_is_named_and_left_out(tmp_path, case):
         ([{"id": 1, "name": "a\nb"}], "categories[0]): expected a name without control characters"),
         ([5], "categories[0]): expected an object with id"),
         ([{"id": 1, "name": "a"}, {"id": 1, "name": "b"}], "categories[1]): id 1 stands twice"),
+        ([{"id": 10**3000, "name": "a"}] * 2, "categories[1]): id a number of many digits stands"),
         ([{"id": 1, "name": "a"}, {"id": 2, "name": "a"}], "got ['a'] more than once"),
         ([{"id": k, "name": str(k)} for k in range(300)], "at most 254 classes"),
         ({}, "got 'images': list, 'annotations': list, 'categories': dict"),
@@ -166,6 +167,33 @@ def test_categories_must_be_right(tmp_path, categories, message):
     with pytest.raises(DataError) as caught:
         read_instances(path, ids="json")
     assert str(path) in str(caught.value) and message in str(caught.value)
+
+
+def test_long_values_are_cut_in_messages(tmp_path):
+    whole = content(tmp_path)
+    good = whole["annotations"][0]
+    long: list[Any] = [10**3000, -(10**3000), "x" * 3000]
+    whole["annotations"] += [good | {"id": value, "image_id": value} for value in long]
+    whole["annotations"] += [good | {"category_id": value} for value in long]
+    whole["images"] += [{"id": 10**3000, "file_name": "../" + "x" * 3000}]
+    declared = read_instances(written(tmp_path, whole))
+    assert len(declared.problems) == 7
+    assert all(len(problem.message) < 300 for problem in declared.problems)
+
+
+@pytest.mark.parametrize("image_id", ["9", " 9", "009", "9.0", 9.5, "x", True, None, [9], "0"])
+def test_an_image_that_an_annotation_may_mean_is_incomplete(tmp_path, image_id):
+    """Its mask would lack the object."""
+    whole = content(tmp_path)
+    whole["annotations"].append(whole["annotations"][0] | {"image_id": image_id})
+    declared = read_instances(written(tmp_path, whole))
+    is_meant = image_id in ("9", " 9", "009", "9.0")
+    assert declared.incomplete == ({9} if is_meant else set())
+    (problem,) = declared.problems
+    assert problem.message.startswith(f"image_id {image_id!r} is no image")
+    assert (", 9 is one" in problem.message) == is_meant
+    drawn = {image.id for image in declared.images if declared.is_outlined(image)}
+    assert (9 in drawn) != is_meant
 
 
 @pytest.mark.parametrize(

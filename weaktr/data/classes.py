@@ -17,7 +17,7 @@ from functools import cached_property
 
 import numpy as np
 
-from weaktr.messages import CONTROL
+from weaktr.messages import CONTROL, brief
 
 #: The label of pixels that count neither in a loss nor in a score.
 IGNORE = 255
@@ -51,8 +51,8 @@ class Classes:
         for name in self.names:
             if not isinstance(name, str) or not name.strip():
                 raise ValueError(
-                    f"names: expected text that is not blank, got {name!r}; YAML reads no, yes, "
-                    "on, null and 1.0 as something else: put such names in quotes"
+                    f"names: expected text that is not blank, got {brief(name)}; YAML reads no, "
+                    "yes, on, null and 1.0 as something else: put such names in quotes"
                 )
         if wrong := [name for name in self.names if CONTROL.search(name)]:
             raise ValueError(

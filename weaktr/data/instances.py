@@ -12,7 +12,7 @@ from weaktr.data.layout import read_json
 from weaktr.data.manifest import is_inside, name_fault
 from weaktr.data.outlines import is_whole
 from weaktr.data.problems import DataError, Problem
-from weaktr.messages import CONTROL
+from weaktr.messages import CONTROL, brief, few
 
 Ids = Literal[90, 80, "json"]
 
@@ -170,8 +170,11 @@ def read_instances(path: Path, *, ids: Ids = 90, mask_ids: Literal[90, 80] = 90)
     first: dict[tuple[str, int | str], CocoImage] = {}
     for row, entry in enumerate(content["images"]):
         _add_image(result, row, entry, first)
+    alike: dict[str, list[int | str]] = {}
+    for image in result.images:
+        alike.setdefault(_as_text(image.id), []).append(image.id)
     for row, entry in enumerate(content["annotations"]):
-        _add_annotation(result, row, entry)
+        _add_annotation(result, row, entry, alike)
     return result
 
 
@@ -195,7 +198,7 @@ def _add_image(
     if not _is_id(identity) or not isinstance(name, str):
         message = f"expected an object with id and file_name, got {entry!r:.60}"
     elif not is_inside(name):
-        message = f"file_name leads out of the image folder: {name!r}"
+        message = f"file_name leads out of the image folder: {brief(name)}"
     elif CONTROL.search(name):
         message = f"expected a file_name without control characters, got {name!r:.60}"
     elif (fault := name_fault(os.path.splitext(name)[0])) is not None:
@@ -215,8 +218,18 @@ def _add_image(
     result.problems.append(problem)
 
 
-def _add_annotation(result: Instances, row: int, entry: Any) -> None:
-    """Add an entry of ``"annotations"``, or a problem."""
+def _as_text(identity: Any) -> str:
+    """An id without what writers of JSON may write differently: ``25``, ``"025"`` and ``25.0``."""
+    return str(identity).strip().removesuffix(".0").lstrip("0")
+
+
+def _add_annotation(
+    result: Instances, row: int, entry: Any, alike: dict[str, list[int | str]]
+) -> None:
+    """Add an entry of ``"annotations"``, or a problem.
+
+    `alike`: the ids of the images by `_as_text`. An image that may be meant is incomplete.
+    """
     if not isinstance(entry, dict):
         message = f"expected an object, got {entry!r:.60}"
         kind = "wrong entry of an annotation"
@@ -231,7 +244,11 @@ def _add_annotation(result: Instances, row: int, entry: Any) -> None:
         None if entry.get("segmentation") in (None, []) else entry["segmentation"],
     )
     if not _is_id(annotation.image_id) or annotation.image_id not in result.annotations:
-        message = f"image_id {annotation.image_id!r:.60} is no image ({annotation.name})"
+        is_one = isinstance(annotation.image_id, str | int | float)
+        meant = alike.get(_as_text(annotation.image_id), []) if is_one else []
+        result.incomplete.update(meant)
+        hint = f", {few([brief(identity) for identity in meant])} is one" if meant else ""
+        message = f"image_id {annotation.image_id!r:.60} is no image{hint} ({annotation.name})"
         kind = "annotation of no image"
         result.problems.append(Problem(str(result.path), annotation.where, message, kind=kind))
     elif not is_whole(annotation.category_id):
@@ -262,7 +279,7 @@ def _categories(path: Path, entries: list[Any]) -> list[tuple[int, str]]:
         elif CONTROL.search(name):
             message = f"expected a name without control characters, got {name!r:.60}"
         elif identity in categories:
-            message = f"id {identity} stands twice"
+            message = f"id {brief(identity)} stands twice"
         else:
             categories[int(identity)] = name
             continue
@@ -298,8 +315,8 @@ def _foreign_categories(path: Path, categories: list[tuple[int, str]]) -> list[P
         Problem(
             str(path),
             "categories",
-            f"id {number} is {name!r}, which COCO does not have there: use ids='json' for data "
-            "with categories of its own",
+            f"id {brief(number)} is {brief(name)}, which COCO does not have there: use ids='json' "
+            "for data with categories of its own",
         )
         for number, name in foreign
     ]

@@ -20,6 +20,7 @@ from typing_extensions import TypedDict
 from weaktr.data.classes import MAX_CLASSES, Classes
 from weaktr.data.problems import DataError, Problem
 from weaktr.files import read_json, write_bytes
+from weaktr.messages import brief
 from weaktr.seals import BLANK, sealed
 
 __all__ = ["Classes", "Manifest", "Sample"]
@@ -80,7 +81,7 @@ class Manifest:
     def __post_init__(self) -> None:
         for sample in self.samples:
             if not is_inside(sample.name):
-                message = f"name: expected a relative path without '..', got {sample.name!r}"
+                message = f"name: expected a relative path without '..', got {brief(sample.name)}"
                 raise DataError(Problem(str(sample.image), sample.source, message))
         mask_ids = self.mask_ids
         if any(sample.mask_ids != mask_ids for sample in self.samples):
@@ -113,14 +114,16 @@ class Manifest:
         faults = []
         for sample in self.samples:
             if (earlier := first.setdefault(sample.name, sample)) is not sample:
-                message = f"name {sample.name!r} was already declared at {earlier.source}"
+                message = f"name {brief(sample.name)} was already declared at {earlier.source}"
                 kind = "name declared twice"
                 faults.append(Problem(str(sample.image), sample.source, message, kind=kind))
         for sample in first.values():
             for folder in PurePosixPath(sample.name).parents:
                 other = folder.with_suffix("").as_posix() if folder.name else ""
                 if folder.suffix in (".png", ".npz") and other in first:
-                    message = f"is in a folder called as the mask of {other!r}: rename one of them"
+                    message = (
+                        f"is in a folder called as the mask of {brief(other)}: rename one of them"
+                    )
                     faults.append(Problem(str(sample.image), sample.source, message))
         return faults
 
@@ -226,11 +229,11 @@ def name_fault(name: str) -> str | None:
     is room for suffixes.
     """
     if not is_inside(name):
-        return f"expected a relative path without '..', got {name!r}"
+        return f"expected a relative path without '..', got {brief(name)}"
     try:
         longest = max(len(os.fsencode(part)) for part in PurePosixPath(name).parts)
     except UnicodeEncodeError:
-        return f"expected a name that a file can have, got {name!r}"
+        return f"expected a name that a file can have, got {brief(name)}"
     if "\0" in name or longest > NAME_BYTES:
         return (
             f"expected at most {NAME_BYTES} bytes and none that is 0, got {longest}: {name!r:.60}"

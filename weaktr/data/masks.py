@@ -27,6 +27,7 @@ from weaktr.data.manifest import is_inside
 from weaktr.data.parallel import ordered_map
 from weaktr.data.problems import DataError, Problem
 from weaktr.files import is_clutter, keep_lines, require_file, write_bytes
+from weaktr.messages import brief
 from weaktr.seals import is_sealed, sealed_png, was_sealed
 
 #: Pixels that are counted together.
@@ -405,9 +406,11 @@ def _entry(row: dict[str, Any]) -> MaskEntry:
         row["predicted"] = {int(label): float(share) for label, share in row["predicted"].items()}
     entry = MaskEntry(**row)
     if not isinstance(entry.name, str) or not is_inside(entry.name):
-        raise ValueError(f"expected the name of a sample, got {entry.name!r}")
+        raise ValueError(f"expected the name of a sample, got {brief(entry.name)}")
     if entry.file not in (None, _file_of(entry.name)):
-        raise ValueError(f"expected the file {_file_of(entry.name)!r}, got {entry.file!r}")
+        raise ValueError(
+            f"expected the file {brief(_file_of(entry.name))}, got {brief(entry.file)}"
+        )
     if len(entry.size) != 2 or not all(0 <= label < 256 for label in entry.labels):
         raise ValueError("expected a size of two numbers and labels 0..255")
     return entry

@@ -10,7 +10,7 @@ from weaktr.data.classes import Classes
 from weaktr.data.layout import IMAGE_SUFFIXES, read_lines
 from weaktr.data.manifest import Sample
 from weaktr.data.problems import DataError, Problem
-from weaktr.messages import few
+from weaktr.messages import brief, few
 
 log = logging.getLogger("weaktr")
 
@@ -32,10 +32,10 @@ def read_names(path: Path) -> list[str]:
         source = f"{path}:{number}"
         if ".." in PurePosixPath(line.replace("\\", "/")).parts:
             raise DataError(
-                Problem(str(path), source, f"expected a name without '..', got {line!r}")
+                Problem(str(path), source, f"expected a name without '..', got {brief(line)}")
             )
         if line in number_of:
-            message = f"{line!r} stands in line {number_of[line]} too"
+            message = f"{brief(line)} stands in line {number_of[line]} too"
             raise DataError(Problem(str(path), source, message))
         number_of[line] = number
     if not number_of:
@@ -74,7 +74,9 @@ def known_names(lines: Sequence[str], known: Container[str]) -> list[str]:
     for line in lines:
         name = next((reading for reading in readings(line) if reading in known), line)
         if name in line_of:
-            raise ValueError(f"names: {line_of[name]!r} and {line!r} both mean {name!r}")
+            raise ValueError(
+                f"names: {brief(line_of[name])} and {brief(line)} both mean {brief(name)}"
+            )
         line_of[name] = line
     looser = [(line, name) for name, line in line_of.items() if line != name]
     if looser:

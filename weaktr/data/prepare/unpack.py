@@ -91,7 +91,7 @@ class Member:
             ArchiveError: the archive is damaged there, or there is more.
         """
         if self.size > most:
-            raise ArchiveError(f"{self.origin}: {self.name!r} has more than {most} bytes")
+            raise ArchiveError(f"{self.origin}: {brief(self.name)} has more than {most} bytes")
         return b"".join(self._parts())
 
     def _parts(self) -> Iterator[bytes]:
@@ -182,7 +182,7 @@ def unpack(path: Path, folder: Path, place: Callable[[str], str | None]) -> int:
                 continue
             target = base / _safe(relative, path)
             if not target.parent.resolve().is_relative_to(base):
-                raise ArchiveError(f"{path}: {member.name!r} would be written outside {base}")
+                raise ArchiveError(f"{path}: {brief(member.name)} would be written outside {base}")
             is_there = target.is_file() and not target.is_symlink()
             if is_there and target.stat().st_size == member.size:
                 continue
@@ -195,7 +195,7 @@ def unpack(path: Path, folder: Path, place: Callable[[str], str | None]) -> int:
                 other.append(relative)
                 continue
             except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
-                message = f"{path}: {member.name!r} is both a file and a folder"
+                message = f"{path}: {brief(member.name)} is both a file and a folder"
                 raise ArchiveError(message) from error
             written += 1
         advance_to(total_bytes(path))
@@ -252,7 +252,7 @@ def _zip_members(path: Path) -> Iterator[Member]:
                 continue
             kind = stat.S_IFMT(info.external_attr >> 16)
             if kind not in (0, stat.S_IFREG):
-                raise ArchiveError(f"{path}: refused, {name!r} is a link or device")
+                raise ArchiveError(f"{path}: refused, {brief(name)} is a link or device")
             opener = partial(archive.open, info)
             yield Member(name, info.file_size, info.header_offset, path, opener)
 
@@ -269,7 +269,7 @@ def _tar_members(path: Path) -> Iterator[Member]:
             if is_clutter(name):
                 continue
             if not info.isreg():
-                raise ArchiveError(f"{path}: refused, {name!r} is a link or device")
+                raise ArchiveError(f"{path}: refused, {brief(name)} is a link or device")
             yield Member(name, info.size, raw.tell(), path, partial(_open_tar, archive, info))
 
 

@@ -40,7 +40,7 @@ from weaktr.data.names import readings
 from weaktr.data.problems import Problem
 from weaktr.data.render import drawing_faults
 from weaktr.files import is_clutter
-from weaktr.messages import few
+from weaktr.messages import brief, few
 
 log = logging.getLogger("weaktr")
 
@@ -208,7 +208,7 @@ class Numbered(Generic[T]):
         same = [] if number is None else self._by_number.get(number, [])
         if len(same) > 1:
             raise ValueError(
-                f"{name!r} has the number of {few([other for other, _ in same])}: "
+                f"{brief(name)} has the number of {few([other for other, _ in same])}: "
                 "call one of them by that very name"
             )
         if not same:

@@ -44,7 +44,7 @@ from weaktr.data.manifest import Exif, Manifest, Sample, is_inside, require_exif
 from weaktr.data.names import HEADINGS, class_list
 from weaktr.data.problems import DataError, Problem
 from weaktr.files import files_below
-from weaktr.messages import few
+from weaktr.messages import brief, few
 
 log = logging.getLogger("weaktr")
 
@@ -423,7 +423,9 @@ def _unrepeated(
         if earlier is found:
             images[name] = image
             continue
-        message = f"{written!r} was already declared as {earlier.image!r} at {earlier.source}"
+        message = (
+            f"{brief(written)} was already declared as {brief(earlier.image)} at {earlier.source}"
+        )
         if written != earlier.image:
             message += "; paths must differ before the suffix"
         faults.append(Problem(str(path), row.source, message, kind="image declared twice"))
