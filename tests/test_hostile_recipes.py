@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import re
 import sys
 from collections.abc import Iterator
 from functools import reduce
@@ -197,6 +198,36 @@ def test_yaml_without_an_end(name, read, tmp_path):
     with pytest.raises(ValueError, match=rf"^{file}: .*{reason}") as caught:
         read(file)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "shown"),
+    [
+        ('!!int "-"', "int", "'-'"),
+        ('!!int ""', "int", "''"),
+        ("!!int x", "int", "'x'"),
+        ("!!float x", "float", "'x'"),
+        ('!!float ""', "float", "''"),
+        ("!!bool x", "bool", "'x'"),
+        ("!!null x", "null", "'x'"),
+        ("!!float 1" + ":59" * 300, "float", "'1:59:59"),
+        ("[1, {a: !!bool x}]", "bool", "'x'"),
+    ],
+)
+def test_a_tag_with_a_value_that_it_cannot_have(value, kind, shown, tmp_path):
+    (tmp_path / "mine.yaml").write_text(f"name: mine\nseed: {value}\n")
+    said = rf"expected YAML, got: !!{kind} with the value {re.escape(shown)}.*, which it cannot"
+    with pytest.raises(ValueError, match=rf"mine\.yaml: line 2: {said} have$"):
+        load_recipe(tmp_path / "mine.yaml")
+    with pytest.raises(ValueError, match=rf"^--set .*: line 1: {said} have$"):
+        apply_setting({}, f"seed={value}")
+
+
+def test_values_with_their_own_tags_are_read():
+    tree: dict[str, Any] = {}
+    for key, value in {"a": "!!int 7", "b": "!!float 7", "c": "!!bool no", "d": "!!null ~"}.items():
+        apply_setting(tree, f"{key}={value}")
+    assert tree == {"a": 7, "b": 7.0, "c": False, "d": None}
 
 
 @pytest.mark.parametrize("number", ["99999999999999999999", "-9223372036854775808", "1e300"])

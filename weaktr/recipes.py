@@ -20,6 +20,7 @@ import yaml
 
 from weaktr.config import Recipe
 from weaktr.files import read_text
+from weaktr.messages import brief
 from weaktr.ranges import SHOWN, SettingsError, shown
 
 T = TypeVar("T")
@@ -260,6 +261,16 @@ class PlainLoader(yaml.SafeLoader):
         if len(node.value) > MOST_KEYS:
             problem = f"a mapping of more than {MOST_KEYS} keys"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        kind = node.tag.rpartition(":")[2]
+        problem = f"!!{kind} with the value {brief(node.value)}, which it cannot have"
+        if kind == "null" and node.value not in ("", "~", "null", "Null", "NULL"):
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, ArithmeticError) as error:
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
 
     def construct_scalar(self, node: Any) -> Any:
         if node.tag.endswith((":int", ":float")) and len(node.value) > MOST_DIGITS:
