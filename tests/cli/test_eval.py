@@ -364,5 +364,9 @@ def test_cams_that_are_none(tmp_path):
     assert "expected class indices 0 to 19, got [20]" in refused(tmp_path, *arguments, masks="cams")
     np.save(tmp_path / "cams" / "0.npy", np.zeros(3))
     assert "0.npy: expected CAMs" in refused(tmp_path, *arguments, masks="cams")
+    np.save(tmp_path / "cams" / "0.npy", {0: 255 * C["voc.0.cam"][0]}, allow_pickle=True)
+    assert "0.npy: expected CAMs [K, H, W] from 0 to 1 of" in refused(
+        tmp_path, *arguments, masks="cams"
+    )
     (tmp_path / "cams" / "0.npy").write_bytes(b"nothing")
     assert "0.npy: expected CAMs" in refused(tmp_path, *arguments, masks="cams")

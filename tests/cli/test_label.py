@@ -134,6 +134,7 @@ def test_images_without_cams(root, caplog):
         ({0: np.zeros((3, 3), np.float32)}, "CAMs and image differ in size"),
         ({254: None}, "classes 0 to 253"),
         ({0: float("nan")}, "NaN"),
+        ({0: 7.5}, "values from 7.5 to 7.5"),
     ],
 )
 def test_bad_cams_are_left_out_and_named(root, content, told, caplog):

@@ -528,7 +528,7 @@ def test_a_mask_that_would_be_a_folder_is_told_before_anything_runs(models, tmp_
     photo(tmp_path / "in" / "a.png" / "b.png", 20, 20, seed=2)
     code, text = said(cli.main, "predict", models["predict"], tmp_path / "in", "--out", "out")
     assert code == cli.WRONG_INPUT
-    assert "is in a folder called as the mask of 'a': rename one of them" in " ".join(text.split())
+    assert "is in a folder called like the mask of 'a': rename one" in " ".join(text.split())
 
 
 @pytest.mark.parametrize("option", ["--onnx", "--torch-export"])

@@ -128,6 +128,39 @@ def test_damaged_archives(tmp_path: Path, cut: int) -> None:
         read_cams(path)
 
 
+SHAPE = (2, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("cams", "reason"),
+    [
+        (np.full(SHAPE, 1.0005, np.float16), None),
+        (np.full(SHAPE, -0.0005, np.float32), None),
+        (np.ones(SHAPE, bool), None),
+        (np.zeros((0, 3, 4), np.float32), None),
+        (np.full(SHAPE, 1.01, np.float32), r"values from 1\.01 to 1\.01; give each class's CAM"),
+        (np.linspace(-3, 1, 24).reshape(SHAPE), "values from -3 to 1;"),
+        (np.arange(24, dtype=np.uint8).reshape(SHAPE), "values from 0 to 23;"),
+        (np.full(SHAPE, 1e300), r"values from 1e\+300 to"),
+        (np.full(SHAPE, np.nan), "NaN or infinity"),
+        (np.full(SHAPE, np.inf), "NaN or infinity"),
+    ],
+)
+def test_cams_are_from_0_to_1(tmp_path: Path, cams: np.ndarray, reason: str | None) -> None:
+    classes = list(range(len(cams)))
+    write_cams(tmp_path / "a.npz", cams, classes)
+    paths = [tmp_path / "a.npz"]
+    if classes:
+        np.save(tmp_path / "a.npy", dict(enumerate(cams)), allow_pickle=True)
+        paths.append(tmp_path / "a.npy")
+    for path in paths:
+        if reason is None:
+            np.testing.assert_array_equal(read_cams(path)[0], cams)
+        else:
+            with pytest.raises(ValueError, match=rf"^{path}: expected CAMs .* got: {reason}"):
+                read_cams(path)
+
+
 def test_other_archives(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     np.savez(path, maps=np.zeros(3))

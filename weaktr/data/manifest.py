@@ -121,9 +121,7 @@ class Manifest:
             for folder in PurePosixPath(sample.name).parents:
                 other = folder.with_suffix("").as_posix() if folder.name else ""
                 if folder.suffix in (".png", ".npz") and other in first:
-                    message = (
-                        f"is in a folder called as the mask of {brief(other)}: rename one of them"
-                    )
+                    message = f"is in a folder called like the mask of {brief(other)}: rename one"
                     faults.append(Problem(str(sample.image), sample.source, message))
         return faults
 

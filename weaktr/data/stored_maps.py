@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from weaktr.data.classes import MAX_CLASSES
 from weaktr.data.problems import DataError, Problem
 from weaktr.files import is_outside_input, write_bytes
 from weaktr.seals import sealed_zip
+
+#: CAMs may leave 0 to 1 by so much: half precision rounds them.
+ROUNDING = 1e-3
 
 
 def write_cams(path: Path, cams: np.ndarray, classes: Sequence[int]) -> None:
@@ -51,7 +55,8 @@ def read_cams(path: Path) -> tuple[np.ndarray, np.ndarray]:
         (CAMs [K, H, W], class indices int64 [K]).
 
     Raises:
-        ValueError: missing, corrupt, or something else; names the file.
+        ValueError: missing, corrupt, or something else, such as CAMs before they were normalised;
+            names the file.
     """
     try:
         if path.suffix == ".npy":
@@ -61,16 +66,28 @@ def read_cams(path: Path) -> tuple[np.ndarray, np.ndarray]:
             cams, classes = stored["cams"], stored["classes"]
         if cams.ndim != 3 or classes.shape != cams.shape[:1] or not _are_classes(classes):
             raise ValueError(f"{cams.shape} of classes {classes[:9].tolist()}")
-        with np.errstate(over="ignore"):
-            if not np.isfinite(cams.astype(np.float32)).all():
-                raise ValueError("NaN or infinity")
+        _require_shares(cams)
     except (OSError, ValueError) as error:
         if is_outside_input(error):
             raise DataError(Problem(str(path), "", "cannot be read", is_outside=True)) from error
         raise ValueError(
-            f"{path}: expected CAMs [K, H, W], finite, of K classes 0 to 253, got: {error}"
+            f"{path}: expected CAMs [K, H, W] from 0 to 1 of K classes 0 to 253, got: {error}"
         ) from error
     return cams, classes
+
+
+def _require_shares(cams: np.ndarray) -> None:
+    """Raise ValueError unless all values are from 0 to 1, as thresholds are."""
+    if not cams.size:
+        return
+    low, high = float(cams.min()), float(cams.max())
+    if not math.isfinite(low + high):
+        raise ValueError("NaN or infinity")
+    if low < -ROUNDING or high > 1 + ROUNDING:
+        raise ValueError(
+            f"values from {low:.4g} to {high:.4g}; give each class's CAM as "
+            "(cam - min) / (max - min)"
+        )
 
 
 def _from_dict(maps: dict[Any, Any]) -> tuple[np.ndarray, np.ndarray]:
