@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, features
 
 from tests.data.trees import SIZE, write_image, write_mask, write_png
-from weaktr.data.io import open_image, orientation, read_image, read_labels, read_mask
+from weaktr.data.io import FORMATS, open_image, orientation, read_image, read_labels, read_mask
 from weaktr.data.manifest import Sample
 from weaktr.data.masks import MaskEntry, MaskFolder
 from weaktr.data.problems import DataError
@@ -252,3 +252,9 @@ def test_no_mask(tmp_path: Path) -> None:
     image.unlink()
     with pytest.raises(DataError, match=r"a\.png .*file is missing"):
         read_mask(sample(image, mask), 3)
+
+
+def test_pillow_reads_all_formats():
+    Image.init()
+    assert set(FORMATS) <= Image.OPEN.keys()
+    assert features.check("avif") and features.check("webp")
