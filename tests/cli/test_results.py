@@ -233,6 +233,23 @@ def test_a_corrected_mask_that_is_none_any_more_is_named(run, mode, caplog):
     assert path.read_bytes() == content
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    ("pixels", "told"),
+    [
+        (np.zeros((41, 50)), "expected 50x40 (width x height), got 50x41"),
+        (np.full((40, 50), 3), "expected 0..2 or 255, got 3"),
+    ],
+)
+def test_a_corrected_mask_of_another_size_or_class_is_named(run, command, pixels, told, caplog):
+    path = run(command)[2].path("b")
+    Image.fromarray(pixels.astype(np.uint8)).save(path)
+    content = path.read_bytes()
+    assert run(command)[0] == cli.FAILED
+    assert f"its mask cannot be used: {path}: " in caplog.text and told in caplog.text
+    assert path.read_bytes() == content
+
+
 @pytest.mark.parametrize("form", ["JPEG2000", "TGA", "PPM", "ICO", "text"])
 def test_a_corrected_mask_in_another_form_stays(run, form, caplog):
     path = run("label")[2].path("b")

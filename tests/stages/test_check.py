@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import json
 import logging
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from PIL import Image
 
 from tests.stages import tiny
 from weaktr import cli
+from weaktr.cli.train import show_check
 from weaktr.config import Recipe
 from weaktr.data import load_manifest
 from weaktr.data.masks import MaskFolder
@@ -26,8 +28,11 @@ from weaktr.outputs import begin, mark_finished
 from weaktr.progress import console
 from weaktr.recipes import dump_recipe
 from weaktr.stages import check_models
+from weaktr.stages.check import require_no_faults
+from weaktr.stages.evaluate import folder_rows, label_conditions
 from weaktr.stages.pipeline import STAGES, check_recipe, inputs_of, run_recipe
 from weaktr.stages.run import MODEL, Run
+from weaktr.stages.train_seg import supervision
 
 
 @pytest.fixture(scope="module")
@@ -178,18 +183,16 @@ def test_files_that_may_not_be_read_are_no_wrong_input(tmp_path, monkeypatch):
 
     monkeypatch.setattr(builtins, "open", refusing)
     recipe = tiny.recipe(root, cam_model={"weights": str(stage1)})
-    (image, *_), mask, weights = [
-        [line for line in faults(recipe, tmp_path / "run") if path in line] for path in closed
-    ]
-    for line in (image, *mask, *weights):
-        assert line.endswith("cannot be read: permission denied")
-    file = tmp_path / "tiny.yaml"
-    for changes, code in (({}, cli.FAILED), ({"label": {"crf": "voc"}}, cli.WRONG_INPUT)):
-        file.write_text(dump_recipe(tiny.recipe(root, **changes)))
-        for more in ([], ["--check"]):
-            with console.capture():
-                assert cli.train_main([str(file), "--out", str(tmp_path / "run"), *more]) == code
-    assert not (tmp_path / "run").exists()
+    parts = check_recipe(recipe, tmp_path / "run")
+    for path in closed:
+        told = [line for part in parts for line in part.faults if path in line]
+        assert told and all(line.endswith("cannot be read: permission denied") for line in told)
+    with pytest.raises(OSError, match="several faults"):
+        require_no_faults(parts)
+    with console.capture():
+        assert show_check("tiny", parts, 0) == cli.FAILED
+        parts[0].faults.append("something else")
+        assert show_check("tiny", parts, 0) == cli.WRONG_INPUT
 
 
 def test_photographs_that_are_left_out_by_name_stop_nothing(root, tmp_path, finished):
@@ -285,6 +288,23 @@ def test_stages_that_cannot_be_chosen(root, tmp_path, options, fault):
     assert fault in str(caught.value)
 
 
+def test_corrected_masks_that_cannot_be_used_are_left_out(root, finished, tmp_path, caplog):
+    run = Run(tiny.recipe(root), shutil.copytree(finished, tmp_path / "run"))
+    for index, shape, label in ((2, (16, 16), 1), (3, (32, 32), 4), (4, (32, 32), 3)):
+        mask = Image.fromarray(np.full(shape, label, np.uint8))
+        mask.save(run.of("label") / "masks" / f"{index}.png")
+    words = "2 masks that were changed by hand cannot be used and are left out (2, 3): "
+    for stage in ("label", "train_seg", "evaluate"):
+        told = [line for line in warnings(run.recipe, run.folder, only=stage, force=True)]
+        assert "expected 32x32 (width x height), got 16x16" in next(s for s in told if words in s)
+    samples, left_out = supervision(run)
+    assert left_out == 2 and [sample.name for sample in samples] == list("014567")
+    caplog.clear()
+    conditions = label_conditions(run.recipe.label, "train")
+    (row,) = folder_rows(run, "label", "label", "labels", conditions, run.score)
+    assert row.scores.images == 6 and words in caplog.text
+
+
 def test_models_of_earlier_stages(root, finished, tmp_path):
     other = tiny.squares(tmp_path / "squares", count=4)
     (other / "classes.txt").write_text("red\ngreen\nviolet\n")
@@ -333,18 +353,25 @@ def test_models_that_do_not_fit_the_memory(root, tmp_path, monkeypatch):
         "cam_model.backbone: vit_tiny_patch16_224 and what its training keeps take at least "
         "0.0005 GiB, cpu has 4.7e-05 GiB of memory; take a smaller model (backbone_args, "
     )
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"train_seg": {"crop": 65536}}, "seg_model.backbone: vit_tiny_patch16_224 with 4 x 65536 x"),
+        ({"cam_model": {"image_size": 65536}}, "cam_model.backbone: vit_tiny_patch16_224 and what"),
+        ({"seg_model": {"image_size": 65536}}, "seg_model.backbone: vit_tiny_patch16_224 and what"),
+        ({"predict": {"ratios": [1, 64], "short_side": 65536}},
+         "predict.ratios: 4194304 x 4194304 pixels take at least 2e+05 GiB, cpu has 20 GiB of mem"),
+        ({"predict": {"window": 65536}}, "predict.window: 65536 x 65536 pixels take at least"),
+        ({"train_seg": {"augment": {"short_side": 65536, "ratio": [1, 100]}}},
+         "train_seg.augment.ratio: 6553600 x 6553600 pixels take at least"),
+    ],
+)  # fmt: skip
+def test_sizes_that_do_not_fit_the_memory(root, tmp_path, monkeypatch, changes, told):
     monkeypatch.setattr(check_models, "memory_of", lambda _: 20 * 2**30)
-    (told,) = faults(tiny.recipe(root, train_seg={"crop": 65536}), tmp_path)
-    assert told.startswith("seg_model.backbone: vit_tiny_patch16_224 with 4 x 65536 x 65536 pixels")
-    for name in ("cam_model", "seg_model"):
-        (told,) = faults(tiny.recipe(root, **{name: {"image_size": 65536}}), tmp_path)[:1]
-        assert told.startswith(f"{name}.backbone: vit_tiny_patch16_224 ")
-    large = {"ratios": [1, 64], "short_side": 65536}
-    (told,) = faults(tiny.recipe(root, predict=large), tmp_path)
-    assert told.startswith("predict.ratios: 4194304 x 4194304 pixels take at least 2e+05 GiB")
-    augment = {"augment": {"short_side": 65536, "ratio": [1, 100]}}
-    (told,) = faults(tiny.recipe(root, train_seg=augment), tmp_path)
-    assert told.startswith("train_seg.augment.ratio: 6553600 x 6553600 pixels take at least ")
+    (line,) = faults(tiny.recipe(root, **changes), tmp_path)
+    assert line.startswith(told)
 
 
 @pytest.mark.parametrize("name", ["cam_model", "seg_model"])

@@ -92,7 +92,6 @@ def run(arguments: argparse.Namespace) -> int:
     model, description = checkpoints.load(arguments.checkpoint, choose_device(arguments.device))
     if not isinstance(model, Segmenter):
         raise ValueError(f"{arguments.checkpoint}: expected a stage-2 checkpoint, got stage 1")
-    for_ensemble(model, settings.ensemble)
     samples = data.unlabelled(arguments.images, exif=arguments.exif).samples
     if arguments.names is not None:
         samples = data.only(samples, data.read_names(arguments.names))
@@ -100,6 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
     weights = checkpoints.weights_file(arguments.checkpoint)
     emit = ["scores"] if arguments.dump_scores else []
     inputs = identity(settings) | exif_of(arguments)
+    for_ensemble(model, settings.ensemble)  # it fits
     with claimed_for_masks(out, weights, inputs, names, [arguments.images]):
         report = predict(model, samples, out, settings, emit=emit, profile=arguments.profile)
         class_names = checkpoints.class_names(description, arguments.checkpoint)

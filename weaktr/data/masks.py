@@ -22,7 +22,13 @@ from PIL import Image
 
 from weaktr.contents import Contents, digest_of
 from weaktr.data.classes import palette
-from weaktr.data.io import open_image, read_stored_labels
+from weaktr.data.io import (
+    open_image,
+    outside_message,
+    read_stored_labels,
+    size_message,
+    to_labels,
+)
 from weaktr.data.manifest import is_inside
 from weaktr.data.parallel import ordered_map
 from weaktr.data.problems import DataError, Problem
@@ -114,6 +120,7 @@ class MaskFolder:
         folder: holds ``masks/`` and ``index.jsonl``. Nothing is written before `record`.
         verify: whether entries of masks that are not there as they were written are dropped.
         contents: what is known of files already.
+        num_labels: L, which a mask that somebody has changed may hold; None = not known.
 
     Attributes:
         entries: name -> the entry of its mask.
@@ -126,7 +133,12 @@ class MaskFolder:
     """
 
     def __init__(
-        self, folder: Path, *, verify: bool = False, contents: Contents | None = None
+        self,
+        folder: Path,
+        *,
+        verify: bool = False,
+        contents: Contents | None = None,
+        num_labels: int | None = None,
     ) -> None:
         self.folder = folder
         self.index = folder / "index.jsonl"
@@ -138,7 +150,7 @@ class MaskFolder:
         self._listed = self.entries.keys()
         self._is_whole = False
         if verify:
-            self._verify(contents or Contents())
+            self._verify(contents or Contents(), num_labels)
 
     def __contains__(self, name: str) -> bool:
         return name in self.entries
@@ -211,7 +223,7 @@ class MaskFolder:
         """Files and links in ``masks/`` that the index does not list and weaktr did not write."""
         yield from files_of_others(self.folder / "masks", self._listed)
 
-    def _verify(self, contents: Contents) -> None:
+    def _verify(self, contents: Contents, num_labels: int | None) -> None:
         def check(entry: MaskEntry) -> MaskEntry | None:
             path = self.path(entry.name)
             try:
@@ -219,8 +231,7 @@ class MaskFolder:
                 if digest == entry.sha256:
                     return entry
                 labels = read_stored_labels(path)
-                if labels.max(initial=0) > 255:
-                    raise ValueError(f"{path}: expected labels up to 255, got {labels.max()}")
+                _require_labels(path, labels, entry.size, num_labels)
             except FileNotFoundError:
                 return None
             except (OSError, ValueError) as error:
@@ -236,6 +247,21 @@ class MaskFolder:
                 self.entries[entry.name] = entry
                 if entry is not before[entry.name]:
                     self.edited.add(entry.name)
+
+
+def _require_labels(
+    path: Path, labels: np.ndarray, size: tuple[int, int], num_labels: int | None
+) -> None:
+    """Raise `ValueError` unless a mask that somebody has changed is one of its photograph."""
+    if labels.shape != size:
+        raise ValueError(f"{path}: {size_message('mask', labels.shape, size)}")
+    if num_labels is None:
+        if labels.max(initial=0) > 255:
+            raise ValueError(f"{path}: expected labels up to 255, got {labels.max()}")
+        return
+    outside = to_labels(labels, num_labels, None)[1]
+    if outside:
+        raise ValueError(f"{path}: {outside_message(outside, num_labels, None)}")
 
 
 def _is_damaged(path: Path) -> bool:
@@ -258,17 +284,19 @@ class RefinedMasks:
         folder: of the masks; a mask already in it is kept if its digest agrees.
         refined: whether there is a refinement; without one each mask is stored once.
         contents: what is known of files already.
+        num_labels: see `MaskFolder`.
 
     Raises:
         ValueError: an index is damaged; or there are files among the masks that are not weaktr's.
     """
 
-    def __init__(self, folder: Path, *, refined: bool, contents: Contents) -> None:
-        self.masks = MaskFolder(folder, verify=True, contents=contents)
+    def __init__(
+        self, folder: Path, *, refined: bool, contents: Contents, num_labels: int | None = None
+    ) -> None:
+        known: dict[str, Any] = {"contents": contents, "num_labels": num_labels}
+        self.masks = MaskFolder(folder, verify=True, **known)
         self.before = (
-            MaskFolder(before_refinement(folder), verify=True, contents=contents)
-            if refined
-            else None
+            MaskFolder(before_refinement(folder), verify=True, **known) if refined else None
         )
         for masks in self._folders():
             for path in masks.others():

@@ -61,6 +61,7 @@ class CamSource(Protocol):
     """Where the CAMs of images come from: a model, or files (`weaktr.inference.stored_cams`)."""
 
     device: torch.device
+    num_labels: int | None  #: L, background included; None = not known
 
     def shows_a_class(self, sample: Sample) -> bool:
         """Whether an image may show a class, as far as is known without reading it."""
@@ -102,6 +103,7 @@ class CamsOfModel:
     ) -> None:
         self.model, self.settings = for_labelling(model, settings), settings
         self.predict_above = predict_above
+        self.num_labels: int | None = model.num_classes + 1
         self.device = next(model.parameters()).device
 
     def shows_a_class(self, sample: Sample) -> bool:

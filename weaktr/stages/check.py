@@ -48,6 +48,7 @@ from weaktr.stages.check_models import (
     require_weights,
     require_whole_patches,
 )
+from weaktr.stages.masks import unusable_in_words
 from weaktr.stages.places import in_the_way
 from weaktr.stages.run import Run, Stage, load_split
 from weaktr.stages.train_seg import starting_config
@@ -143,6 +144,7 @@ def check_run(run: Run, stages: Sequence[Stage]) -> list[Part]:
         check.train_cam()
     if "train_seg" in check.names:
         check.train_seg()
+    check.corrected()
     check.refiners()
     check.views()
     check.models(device)
@@ -162,6 +164,8 @@ class _Check:
         self.parts: list[Part] = []
         self.headers = Headers()
         self.train: Manifest | None = None
+        self.score: Manifest | None = None
+        self.val: Manifest | None = None
         self.classes: Classes | None = None
         self.cam_model: CamModel | None = None
         self.segmenter: Segmenter | None = None
@@ -254,7 +258,7 @@ class _Check:
         """The images whose true masks score CAMs and pseudo labels."""
         split = self.recipe.data.score_split or self.recipe.data.train_split
         part = self.part(f"split {split}, to score on")
-        score = self._opened(part, split, "score")
+        self.score = score = self._opened(part, split, "score")
         masks = self._masks(split, score, are_scored=True)
         if masks and self.train is not None and masks.isdisjoint(s.name for s in self.train):
             part.warnings.append("none is a training image, so pseudo labels will not be scored")
@@ -263,7 +267,7 @@ class _Check:
         """The held-out images; what prediction cannot read is left out by name."""
         split = self.recipe.data.val_split
         part = self.part(f"split {split}, to predict")
-        val = self._opened(part, split, "val")
+        self.val = val = self._opened(part, split, "val")
         masks = self._masks(split, val, are_scored=True) if with_masks else set()
         if val is not None and "predict" in self.names:
             others = [sample for sample in val if sample.name not in masks]
@@ -385,6 +389,24 @@ class _Check:
                 f"{settings.accumulate}"
             )
         return batches
+
+    def corrected(self) -> None:
+        """Masks that somebody has changed are masks of their photographs and classes."""
+        count = None if self.classes is None else self.classes.num_labels
+        readers = {"label": {"label", "train_seg", "evaluate"}, "predict": {"predict", "evaluate"}}
+        for stage, names in readers.items():
+            samples = (self.train or self.score) if stage == "label" else self.val
+            if not names & self.names or not samples or not self.run.of(stage).is_dir():
+                continue
+            part = self.part(f"corrected masks of {stage}")
+            with part.told():
+                known = self.run.contents
+                masks = MaskFolder(
+                    self.run.of(stage), verify=True, contents=known, num_labels=count
+                )
+                part.found = str(len(masks.edited))
+                if told := unusable_in_words(masks, samples):
+                    part.warnings.append(told)
 
     def refiners(self) -> None:
         """The refiners take their settings."""

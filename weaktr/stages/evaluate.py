@@ -33,6 +33,7 @@ from weaktr.files import write_json
 from weaktr.messages import few
 from weaktr.models import CamModel
 from weaktr.stages.label import LABEL
+from weaktr.stages.masks import unusable_in_words
 from weaktr.stages.predict import PREDICT
 from weaktr.stages.run import Run, Stage
 from weaktr.stages.train_cam import TRAIN_CAM
@@ -172,7 +173,8 @@ def folder_rows(
         sources.insert(0, (f"{key}_before_crf_miou", f"{what} before CRF", before, plain))
     rows = []
     for name, title, masks, kind in sources:
-        there = MaskFolder(masks, verify=True, contents=run.contents)
+        num_labels = truth.classes.num_labels
+        there = MaskFolder(masks, verify=True, contents=run.contents, num_labels=num_labels)
         evaluation = score_folder(there, truth)
         if evaluation is not None:
             rows.append(Row(name, title, kind, evaluation.scores, evaluation))
@@ -189,7 +191,9 @@ def score_folder(masks: MaskFolder, truth: Manifest) -> Evaluation | None:
         ValueError: a mask has another size than its truth, or holds a value that is no label.
     """
     true = [sample for sample in truth.samples if sample.mask is not None]
-    both = [sample for sample in true if sample.name in masks]
+    if told := unusable_in_words(masks, true):
+        log.warning("%s: %s", masks.folder, told)
+    both = [s for s in true if s.name in masks and s.name not in masks.unusable]
     if not both:
         log.info(
             "%s: not scored: no image has both a mask here and a true mask in %s",

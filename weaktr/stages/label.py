@@ -64,6 +64,7 @@ def label(
         keep_unlabelled=keep_unlabelled,
         emit=emit,
         contents=contents,
+        num_labels=source.num_labels,
     )
     shown = [s for s in samples if keep_unlabelled or source.shows_a_class(s)]
     nothing = [s for s in samples if not (keep_unlabelled or source.shows_a_class(s))]

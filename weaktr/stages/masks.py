@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from weaktr.data import Problem, Sample
-from weaktr.data.masks import MaskEntry, RefinedMasks
+from weaktr.data.masks import MaskEntry, MaskFolder, RefinedMasks
 from weaktr.files import require_replaceable
 from weaktr.inference.pipeline import (
     MODEL,
@@ -24,6 +24,7 @@ from weaktr.inference.pipeline import (
 )
 from weaktr.inference.results import LabelMaps
 from weaktr.inference.timeline import GPU, TRACE_MARK, Timeline
+from weaktr.messages import few
 from weaktr.progress import Meter
 from weaktr.stages.store import MaskStore
 
@@ -99,6 +100,17 @@ class MaskReport:
             )
         for problem in self.left_out:
             log.warning("left out: %s", problem)
+
+
+def unusable_in_words(masks: MaskFolder, samples: Iterable[Sample]) -> str | None:
+    """How many masks somebody has made something that cannot be used, and why; None = none."""
+    names = [sample.name for sample in samples if sample.name in masks.unusable]
+    if not names:
+        return None
+    return (
+        f"{len(names)} masks that were changed by hand cannot be used and are left out "
+        f"({few(names)}): {masks.unusable[names[0]]}; correct or delete them"
+    )
 
 
 def make_masks(

@@ -57,7 +57,12 @@ def predict(
         samples = [replace(sample, labels=None) for sample in samples]
     refined = bool(predictor.refiners)
     store = MaskStore(
-        folder, lambda sample: (sample.image,), refined=refined, emit=emit, contents=contents
+        folder,
+        lambda sample: (sample.image,),
+        refined=refined,
+        emit=emit,
+        contents=contents,
+        num_labels=model.num_labels,
     )
 
     def compute(batch: Sequence[SegInputs], timeline: Timeline) -> list[LabelMaps]:

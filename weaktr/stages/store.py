@@ -54,6 +54,7 @@ class MaskStore:
         keep_unlabelled: whether images in which no class is possible get a mask, all background.
         emit: names of `EXTRAS`; others are ignored.
         contents: what is known of files already; None = what `folder` keeps.
+        num_labels: see `MaskFolder`.
 
     Raises:
         ValueError: an index is damaged, or there are files of others where masks are written.
@@ -68,10 +69,13 @@ class MaskStore:
         keep_unlabelled: bool = True,
         emit: Collection[str] = (),
         contents: Contents | None = None,
+        num_labels: int | None = None,
     ) -> None:
         self.folder, self.files, self.keep_unlabelled = folder, files, keep_unlabelled
         self.contents = contents or Contents(folder / CONTENTS)
-        self.masks = RefinedMasks(folder, refined=refined, contents=self.contents)
+        self.masks = RefinedMasks(
+            folder, refined=refined, contents=self.contents, num_labels=num_labels
+        )
         self.extras = {name: EXTRAS[name] for name in emit if name in EXTRAS}
         for subfolder, _ in self.extras.values():
             for path in files_of_others(folder / subfolder, self.masks.names):

@@ -25,6 +25,7 @@ from weaktr.evaluation.models import score_segmenter
 from weaktr.models import Segmenter, checkpoints
 from weaktr.models.pretrained import load_backbone
 from weaktr.stages.label import LABEL
+from weaktr.stages.masks import unusable_in_words
 from weaktr.stages.run import MODEL, Run, Stage, model_digest
 from weaktr.training.loop import EpochLoader, TrainingLoop, compiled
 from weaktr.training.optimizers import PolynomialSchedule, segmenter_optimizer
@@ -41,7 +42,7 @@ def train_seg(run: Run, folder: Path) -> int:
         folder: gets checkpoints, ``metrics.jsonl`` and ``model.safetensors``.
 
     Returns:
-        0, since a training leaves no image out.
+        How many pseudo labels cannot be used (`supervision`).
     """
     recipe, settings = run.recipe, run.recipe.train_seg
     classes = run.train.classes
@@ -55,7 +56,8 @@ def train_seg(run: Run, folder: Path) -> int:
         normalization=cast(data.Normalization, model.normalization),
         **asdict(settings.augment),
     )
-    dataset = data.SegDataset(supervision(run), transform, seed=recipe.seed)
+    samples, left_out = supervision(run)
+    dataset = data.SegDataset(samples, transform, seed=recipe.seed)
     loader = EpochLoader(dataset, settings.batch_size, recipe.seed, recipe.num_workers)
     optimizer = segmenter_optimizer(
         model,
@@ -100,7 +102,7 @@ def train_seg(run: Run, folder: Path) -> int:
     trained = loop.train(compiled(losses, settings.compile), validate if watched else None)
     class_list = {"names": classes.names, "ids": classes.ids}
     checkpoints.save(trained, folder / MODEL, classes=class_list)
-    return 0
+    return left_out
 
 
 def starting_config(run: Run) -> SegModelConfig:
@@ -120,8 +122,12 @@ def starting_config(run: Run) -> SegModelConfig:
     return replace(config, weights=str(stage1))
 
 
-def supervision(run: Run) -> Manifest:
+def supervision(run: Run) -> tuple[Manifest, int]:
     """The training images with the masks to train on: pseudo labels, or for an upper bound truth.
+
+    Returns:
+        The images, and how many are left out, which the log names, because somebody has made their
+        pseudo labels something that cannot be used.
 
     Raises:
         ValueError: no training image has such a mask.
@@ -132,16 +138,22 @@ def supervision(run: Run) -> Manifest:
         samples = tuple(sample for sample in manifest.samples if sample.mask is not None)
         if not samples:
             raise ValueError(f"train_seg.masks=truth: {manifest.name} {manifest.split} has no mask")
-        return replace(manifest, samples=samples)
-    masks = MaskFolder(run.of("label"), verify=True, contents=run.contents)
+        return replace(manifest, samples=samples), 0
+    num_labels = manifest.classes.num_labels
+    masks = MaskFolder(run.of("label"), verify=True, contents=run.contents, num_labels=num_labels)
+    if told := unusable_in_words(masks, manifest):
+        log.warning("%s: %s", masks.folder, told)
     samples = tuple(
         replace(sample, mask=masks.path(sample.name), mask_ids=None)
         for sample in manifest.samples
-        if sample.name in masks and _is_of(masks.entries[sample.name], sample, run)
+        if sample.name in masks
+        and sample.name not in masks.unusable
+        and _is_of(masks.entries[sample.name], sample, run)
     )
     if not samples:
         raise ValueError(f"{masks.index}: no pseudo label of any training image; run label first")
-    return replace(manifest, samples=samples)
+    left_out = sum(sample.name in masks.unusable for sample in manifest)
+    return replace(manifest, samples=samples), left_out
 
 
 def _is_of(entry: MaskEntry, sample: Sample, run: Run) -> bool:
