@@ -358,7 +358,7 @@ def test_models_that_do_not_fit_the_memory(root, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"train_seg": {"crop": 65536}}, "seg_model.backbone: vit_tiny_patch16_224 with 4 x 65536 x"),
+        ({"train_seg": {"crop": 65536}}, "seg_model.backbone: vit_tiny_patch16_224 with 4 x 65536"),
         ({"cam_model": {"image_size": 65536}}, "cam_model.backbone: vit_tiny_patch16_224 and what"),
         ({"seg_model": {"image_size": 65536}}, "seg_model.backbone: vit_tiny_patch16_224 and what"),
         ({"predict": {"ratios": [1, 64], "short_side": 65536}},

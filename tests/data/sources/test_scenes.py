@@ -197,7 +197,12 @@ def test_an_older_drawing_is_replaced(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"count": 0}, "count: expected at least 1"), ({"count": 1, "split": "../x"}, "split: exp")],
+    [
+        ({"count": 0}, "count: expected at least 1"),
+        ({"count": 10**9}, "count: expected at least 1 and at most 100000, got 1000000000"),
+        ({"count": 1, "size": 10**9}, "size: expected at most 1024 pixels, got 1000000000"),
+        ({"count": 1, "split": "../x"}, "split: exp"),
+    ],
 )
 def test_bad_arguments_of_the_set(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):

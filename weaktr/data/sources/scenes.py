@@ -27,6 +27,8 @@ from weaktr.messages import few
 
 VERSION = 2  # of the drawing: raise it whenever the same seed draws another scene
 STAMP = "scenes.json"
+#: The most scenes of a split, and pixels of their side: they are for trying things out.
+MOST_SCENES, MOST_SIDE = 100_000, 1024
 
 
 def scenes(
@@ -43,8 +45,8 @@ def scenes(
     Args:
         root: the data set's folder; `split` is a folder in it, replaced where its scenes were
             drawn with other arguments.
-        count: number of scenes, >= 1. Scene i is the same whatever the count.
-        size: side of the square images in pixels, >= 16.
+        count: number of scenes, 1 to `MOST_SCENES`. Scene i is the same whatever the count.
+        size: side of the square images in pixels, 16 to `MOST_SIDE`.
         seed: of the data set, >= 0.
         split: its name; every split has scenes of its own.
         masks: whether the samples name their true masks (which are drawn in any case).
@@ -56,8 +58,10 @@ def scenes(
         ValueError: an argument out of its range, or ``ROOT/SPLIT`` holds something that was not
             drawn here.
     """
-    if count < 1:
-        raise ValueError(f"count: expected at least 1, got {count}")
+    if not 1 <= count <= MOST_SCENES:
+        raise ValueError(f"count: expected at least 1 and at most {MOST_SCENES}, got {count}")
+    if size > MOST_SIDE:
+        raise ValueError(f"size: expected at most {MOST_SIDE} pixels, got {size}")
     if not is_inside(split) or len(Path(split).parts) != 1:
         raise ValueError(f"split: expected the plain name of a folder, got {split!r}")
     folder = Path(os.path.abspath(root)) / split
