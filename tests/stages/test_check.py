@@ -6,6 +6,7 @@ import builtins
 import json
 import logging
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -382,6 +383,17 @@ def test_large_images_take_no_memory_of_the_check(
     monkeypatch.setattr(check_models, "memory_of", lambda _: 2**60)
     file = {"weights": str(finished / "train_cam" / "model.safetensors")} if is_file else {}
     assert faults(tiny.recipe(root, **{name: {"image_size": 65536} | file}), tmp_path) == []
+
+
+def test_a_compiler_is_looked_for_where_a_training_needs_it(root, tmp_path, monkeypatch):
+    recipe = tiny.recipe(root, train_cam={"compile": True}, train_seg={"compile": True})
+    monkeypatch.setenv("CXX", "nowhere++ -O2")
+    for line, stage in zip(faults(recipe, tmp_path), ("train_cam", "train_seg"), strict=True):
+        assert line.startswith(f"{stage}.compile: expected a C++ compiler, which torch.compile ")
+        assert "got no program 'nowhere++ -O2'; install it" in line
+    assert faults(tiny.recipe(root), tmp_path) == []
+    monkeypatch.setenv("CXX", f"{sys.executable} -O2")
+    assert faults(recipe, tmp_path) == []
 
 
 def test_weights_of_timms_hub(root, tmp_path, monkeypatch):

@@ -233,6 +233,8 @@ def outside_message(outside: list[int], num_labels: int, mask_ids: tuple[int, ..
 def image_size(path: Path, source: str = "", exif: Exif = "ignore") -> tuple[int, int]:
     """(H, W) of a photograph, from its header only; with "apply" as viewers show it.
 
+    A PNG is then decoded, since its EXIF may come last.
+
     Raises:
         DataError: missing, no image, or of more than 8 bits a channel.
     """

@@ -7,8 +7,9 @@
     settings            refiners
     models, weights     can be built, are there, fit (`weaktr.stages.check_models`)
 
-Only what the stages that will run need is looked at. No pixel is decoded; of a true mask that
-training must not see, only the size is read.
+Only what the stages that will run need is looked at. No pixel is decoded, but those of masks that
+somebody has corrected, and of PNGs with ``exif: apply``, whose EXIF may come last; of a true mask
+that training must not see, only the size is read.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from weaktr.stages.check_models import (
     built_cam_model,
     built_segmenter,
     checkpoint_of,
+    require_compiler,
     require_hub,
     require_memory,
     require_patch,
@@ -490,6 +492,10 @@ class _Check:
         if device is not None:
             with part.told(part.what):
                 require_memory(model, device, settings)
+            if settings.compile and device.type == "cpu":
+                stage = "train_cam" if isinstance(settings, TrainCamConfig) else "train_seg"
+                with part.told(stage):
+                    require_compiler()
         return None if part.faults else model
 
     def weights(self) -> None:

@@ -7,6 +7,7 @@ trainings do it.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -135,6 +136,17 @@ def _require(device: torch.device, needed: int, what: str, advice: str) -> None:
         raise ValueError(
             f"{what} take at least {needed / GIB:.2g} GiB, {device} has {there / GIB:.2g} GiB of "
             f"memory; {advice}"
+        )
+
+
+def require_compiler() -> None:
+    """Raise `ValueError` unless torch.compile finds a C++ compiler, as it needs on a CPU."""
+    usual = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+    compiler = os.environ.get("CXX") or usual
+    if shutil.which(compiler) is None and shutil.which(compiler.split()[0]) is None:
+        raise ValueError(
+            f"compile: expected a C++ compiler, which torch.compile needs on a CPU, got no program "
+            f"{compiler!r}; install it, name one in the environment variable CXX, or set false"
         )
 
 
