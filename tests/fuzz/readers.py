@@ -46,7 +46,6 @@ from weaktr.models.released.torch_file import read_torch_file
 from weaktr.models.released.variant import read_variant
 from weaktr.outputs import read_inputs
 from weaktr.recipes import dump_recipe, load_recipe
-from weaktr.training.metrics import read_metrics
 from weaktr.training.state import load_state
 
 #: Relative path -> content.
@@ -384,11 +383,6 @@ def _stage2_variant(root: Path) -> None:
     save_variant(root / "variant.yml")
 
 
-def _metrics(root: Path) -> None:
-    rows = [{"step": k, "loss": 1.5 / (k + 1), "lr": 1e-3} for k in range(3)]
-    (root / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
 def _cams(root: Path) -> None:
     write_cams(root / "a.npz", np.random.default_rng(0).random((2, 3, 4), np.float32), (0, 5))
 
@@ -504,10 +498,6 @@ def _rows() -> tuple[Reader, ...]:
         Reader("index.jsonl", "index.jsonl", "json lines", files_of(_masks), _read_index),
         Reader("inputs.json", "inputs.json", "json", files_of(_masks), _read_inputs),
         Reader("contents", ".contents.json", "json", files_of(_contents), _read_contents),
-        Reader(
-            "metrics.jsonl", "metrics.jsonl", "json lines", files_of(_metrics),
-            lambda root: read_metrics(root / "metrics.jsonl"),
-        ),
         Reader(
             "CAMs npz", "a.npz", "zip", files_of(_cams), lambda root: read_cams(root / "a.npz")
         ),

@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.stages import tiny
+from tests.training.lines import read_metrics
 from weaktr.cli.show import _folders
 from weaktr.config import Recipe
 from weaktr.data import Classes
@@ -36,7 +37,6 @@ from weaktr.stages.evaluate import (
 )
 from weaktr.stages.pipeline import inputs_of, run_recipe
 from weaktr.stages.run import MODEL, Run, load_split
-from weaktr.training.metrics import read_metrics
 from weaktr.training.state import save_state, set_seeds
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from weaktr.training.metrics import MetricsLog, read_metrics
+from tests.training.lines import read_metrics
+from weaktr.training.metrics import MetricsLog
 
 
 def test_metrics_are_cut_back_to_a_position(tmp_path):

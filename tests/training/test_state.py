@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from tests.training.lines import read_metrics
 from weaktr.config import Recipe, TrainCamConfig
 from weaktr.training.loop import EpochLoader, TrainingLoop
-from weaktr.training.metrics import read_metrics
 from weaktr.training.state import load_state, random_state, restore_random_state, save_state
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
-from weaktr.files import keep_lines, parse_json, read_text, require_file
+from weaktr.files import keep_lines, require_file
 
 
 class MetricsLog:
@@ -41,18 +41,3 @@ class MetricsLog:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The entries of a metrics.jsonl; a last line that was cut off is left out.
-
-    Raises:
-        ValueError: not such a file; names it and the line.
-    """
-    entries = []
-    for number, line in enumerate(read_text(path).split("\n")[:-1], start=1):
-        entry = parse_json(line, f"{path}:{number}", finite=False)
-        if not isinstance(entry, dict):
-            raise ValueError(f"{path}:{number}: expected a JSON object, got {entry!r:.60}")
-        entries.append(entry)
-    return entries
