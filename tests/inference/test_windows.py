@@ -90,3 +90,9 @@ def test_one_view_is_held_at_a_time(monkeypatch):
         assert sum(one() is not None for one in made) <= 2  # the crop's, and the next
     assert len(made) == len(chosen) == 4
     assert shapes == {(3, 20, 20)}
+
+
+def test_the_smallest_view_has_a_pixel():
+    for image in (E["image"], E["image"][:1]):
+        (scaled,) = scaled_images(image, settings_of(short_side=16, ratios=(0.01,)))
+        assert min(scaled.shape) == 1

@@ -51,7 +51,8 @@ def scaled_images(image: np.ndarray, settings: PredictConfig) -> list[np.ndarray
     """An image uint8 [H, W, 3] RGB at every ratio, uint8 [h, w, 3]."""
     scaled = []
     for ratio in settings.ratios:
-        height, width = scaled_size(image.shape[:2], int(settings.short_side * ratio))
+        short_side = max(1, int(settings.short_side * ratio))
+        height, width = scaled_size(image.shape[:2], short_side)
         if settings.max_side is not None:
             most = MOST_ASPECT * min(height, width)
             height, width = min(height, most), min(width, most)
