@@ -543,7 +543,7 @@ def test_masks_do_not_go_into_other_results(run, tmp_path):
 def test_a_mask_that_would_be_a_folder_is_told_before_anything_runs(models, tmp_path):  # noqa: F811
     photo(tmp_path / "in" / "a.jpg", 20, 20, seed=1)
     photo(tmp_path / "in" / "a.png" / "b.png", 20, 20, seed=2)
-    code, text = said(cli.main, "predict", models["predict"], tmp_path / "in", "--out", "out")
+    code, text = said(cli.main, *arguments("predict", models, tmp_path / "in", tmp_path / "out"))
     assert code == cli.WRONG_INPUT
     assert "is in a folder called like the mask of 'a': rename one" in " ".join(text.split())
 
