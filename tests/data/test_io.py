@@ -258,3 +258,35 @@ def test_pillow_reads_all_formats():
     Image.init()
     assert set(FORMATS) <= Image.OPEN.keys()
     assert features.check("avif") and features.check("webp")
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK"])
+@pytest.mark.parametrize("exif", ["ignore", "apply"])
+def test_strips_have_the_pixels_of_the_whole(tmp_path, monkeypatch, mode, exif):
+    pixels = np.random.default_rng(0).integers(0, 256, (37, 53, 4), dtype=np.uint8)
+    picture = Image.fromarray(pixels, "RGBA").convert(mode)
+    path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
+    turn = Image.Exif()
+    turn[0x0112] = 6
+    picture.save(path, exif=turn)
+    with Image.open(path) as image:  # of a TIFF, Pillow turns the pixels itself
+        whole = image.convert("RGB")
+        if exif == "apply" and mode != "CMYK":
+            whole = whole.transpose(Image.Transpose.ROTATE_270)
+    monkeypatch.setattr("weaktr.data.io.PIECE", 53 * 4)
+    read = read_image(Sample("a", path, None, None, "list:1", exif=exif))
+    np.testing.assert_array_equal(read, np.array(whole))
+    assert read.flags.writeable
+
+
+def test_memory_of_a_large_photograph(tmp_path, monkeypatch):
+    """Beside the file's own pixels, which Pillow has, only those that are returned."""
+    size = (1000, 1500)
+    Image.new("L", size[::-1], 7).save(tmp_path / "a.png")
+    monkeypatch.setattr("weaktr.data.io.PIECE", 2**16)
+    tracemalloc.start()
+    pixels = read_image(Sample("a", tmp_path / "a.png", None, None, "list:1"))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert pixels.shape == (*size, 3) and (pixels == 7).all()
+    assert peak < 1.3 * pixels.nbytes

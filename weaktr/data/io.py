@@ -21,6 +21,9 @@ from weaktr.files import is_outside_input, refusal, require_file
 
 T = TypeVar("T")
 
+#: Pixels that are converted together.
+PIECE = 2**20
+
 #: What may be in an image file, whatever its suffix; other formats of Pillow run other programs.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "AVIF")
 _IMAGE_MODES = ("RGB", "L", "P", "RGBA", "LA", "PA", "CMYK", "YCbCr", "1", "RGBX", "LAB", "HSV")
@@ -92,10 +95,23 @@ def read_rgb(path: Path, source: str = "", exif: Exif = "ignore") -> np.ndarray:
 
     def decode(image: Image.Image) -> np.ndarray:
         check_is_8_bit(image, path, source)
-        pixels = image.convert("RGB")
-        return np.array(turned(pixels, orientation(image)) if exif == "apply" else pixels)
+        return _rgb(turned(image, orientation(image)) if exif == "apply" else image)
 
     return open_image(path, source, decode)
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    """The pixels of an open image, uint8 [H, W, 3].
+
+    In strips: Pillow's own RGB has four bytes a pixel, of which NumPy gets two copies.
+    """
+    image.load()  # which turns a TIFF
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    rows = max(1, PIECE // image.width)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        pixels[top : top + rows] = np.asarray(strip.convert("RGB"))
+    return pixels
 
 
 def orientation(image: Image.Image) -> int:
