@@ -30,6 +30,7 @@ from weaktr.contents import Contents
 from weaktr.data.io import read_stored_labels
 from weaktr.data.masks import MaskFolder, png_bytes
 from weaktr.models import checkpoints
+from weaktr.stages import check_models
 
 
 @pytest.fixture
@@ -609,6 +610,15 @@ def test_cams_that_may_not_be_read(tmp_path, monkeypatch, suffix):
         "--out", tmp_path / "out",
     )  # fmt: skip
     assert code == cli.FAILED and "cannot be read" in text and not (tmp_path / "out").exists()
+
+
+def test_windows_that_do_not_fit_the_memory_are_refused(models, photos, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(check_models, "memory_of", lambda _: 2**34)
+    for command in COMMANDS:
+        large = ("--out", tmp_path / "out", "--set", "window=65536")
+        code, text = said(cli.main, command, models["predict"], photos, *large)
+        assert code == cli.WRONG_INPUT and not (tmp_path / "out").exists()
+        assert "window: 65536 x 65536 pixels take at least 48 GiB, cpu has 16 GiB" in text
 
 
 @pytest.mark.parametrize("command", COMMANDS)

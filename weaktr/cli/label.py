@@ -187,6 +187,7 @@ def _label_by_model(arguments: argparse.Namespace, emit: list[str]) -> int:
     from weaktr.models.precision import choose_device
     from weaktr.outputs import claimed_for_masks
     from weaktr.refine import choose_refiners
+    from weaktr.stages.check_models import require_views
     from weaktr.stages.label import label
     from weaktr.stages.predict import predict
 
@@ -212,6 +213,7 @@ def _label_by_model(arguments: argparse.Namespace, emit: list[str]) -> int:
             )
         choices = with_settings(PredictConfig(), arguments.set)
         choose_refiners(choices)
+        require_views(choices)
         for_ensemble(model, choices.ensemble)
         with claimed(choices):
             report = predict(model, samples, out, choices, given_classes=True, profile=profile)

@@ -79,6 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
     from weaktr.models.precision import choose_device
     from weaktr.outputs import claimed_for_masks
     from weaktr.refine import choose_refiners
+    from weaktr.stages.check_models import require_views
     from weaktr.stages.predict import predict
 
     results = {"--archive": arguments.archive, "--profile": arguments.profile}
@@ -88,6 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
         require_replaceable(arguments.archive, ARCHIVE_MARK)
     ensemble = [f"ensemble={arguments.ensemble}"] if arguments.ensemble else []
     settings = with_settings(PredictConfig(), arguments.set + ensemble)
+    require_views(settings)
     choose_refiners(settings)  # what is wrong with them is said before anything is read or written
     model, description = checkpoints.load(arguments.checkpoint, choose_device(arguments.device))
     if not isinstance(model, Segmenter):

@@ -47,6 +47,7 @@ from weaktr.stages.check_models import (
     require_patch,
     require_stage1,
     require_view_memory,
+    require_views,
     require_weights,
     require_whole_patches,
 )
@@ -463,19 +464,15 @@ class _Check:
 
     def views(self) -> None:
         """Images fit the memory at their largest size."""
-        largest: dict[str, dict[str, int]] = {}
+        part = self.part("sizes of images")
+        part.found = "fit the memory"
         if "train_seg" in self.names:
             augment = self.recipe.train_seg.augment
-            largest["train_seg.augment"] = {"ratio": int(augment.short_side * augment.ratio[1])}
+            with part.told("train_seg.augment"):
+                require_view_memory({"ratio": int(augment.short_side * augment.ratio[1])})
         if "predict" in self.names:
-            settings = self.recipe.predict
-            side = int(settings.short_side * max(settings.ratios))
-            largest["predict"] = {"ratios": side, "window": settings.window}
-        for group, sides in largest.items():
-            part = self.part(f"size of images in {group}")
-            part.found = f"short sides up to {max(sides.values())} pixels"
-            with part.told(group):
-                require_view_memory(sides, torch.device("cpu"))
+            with part.told("predict"):
+                require_views(self.recipe.predict)
 
     def _sized(
         self,

@@ -21,6 +21,7 @@ import torch
 from weaktr.config import (
     BackboneConfig,
     CamModelConfig,
+    PredictConfig,
     SegModelConfig,
     TrainCamConfig,
     TrainSegConfig,
@@ -117,10 +118,20 @@ def require_memory(
              "take a smaller batch_size, or smaller images (image_size, crop)")  # fmt: skip
 
 
-def require_view_memory(views: Mapping[str, int], device: torch.device) -> None:
-    """Raise `ValueError` unless images of `views`, sides in pixels by setting, may fit a memory."""
+def require_views(settings: PredictConfig) -> None:
+    """Raise `ValueError` unless windows, and photographs at every ratio, may fit the memory."""
+    side = int(settings.short_side * max(settings.ratios))
+    require_view_memory({"ratios": side, "window": settings.window})
+
+
+def require_view_memory(views: Mapping[str, int]) -> None:
+    """Raise `ValueError` unless images of `views`, sides in pixels by setting, may fit the memory.
+
+    Four bytes are counted for each channel.
+    """
     for name, side in views.items():
-        _require(device, 12 * side**2, f"{name}: {side} x {side} pixels", "take a smaller one")
+        what = f"{name}: {side} x {side} pixels"
+        _require(torch.device("cpu"), 12 * side**2, what, "take a smaller one")
 
 
 def _copies(settings: TrainCamConfig | TrainSegConfig) -> int:
