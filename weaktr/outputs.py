@@ -59,7 +59,8 @@ def claimed(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise ValueError(f"--out {folder}: expected a folder, {error.filename} is a file") from None
+        kind = "a link to nothing" if Path(error.filename).is_symlink() else "a file"
+        raise ValueError(f"--out {folder}: expected a folder, {error.filename} is {kind}") from None
     if (folder / LOCK).is_symlink():
         raise ValueError(f"{folder / LOCK}: is a link; delete it, or choose another --out")
     lock = FileLock(folder / LOCK, timeout=PATIENCE)

@@ -485,6 +485,13 @@ def test_a_file_in_place_of_the_folder_is_named(command, run, tmp_path, out):
     assert "expected a folder" in text and "is a file" in text
 
 
+def test_a_link_to_nothing_in_place_of_the_folder_is_named(run, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    code, text, _ = run("predict", out=tmp_path / "link")
+    assert code == cli.WRONG_INPUT and "is a link to nothing" in text
+    assert not (tmp_path / "nowhere").exists()
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_trace_replaces_a_trace_and_nothing_else(command, run, tmp_path):
     file = tmp_path / "notes.json"

@@ -23,6 +23,7 @@ from weaktr.cli.show import _folders
 from weaktr.config import Recipe
 from weaktr.data import Classes
 from weaktr.data.masks import MaskFolder
+from weaktr.evaluation.conditions import held_out
 from weaktr.models import CamModel, checkpoints
 from weaktr.outputs import begin
 from weaktr.recipes import dump_recipe
@@ -30,7 +31,6 @@ from weaktr.stages import pipeline
 from weaktr.stages.evaluate import (
     TABLE,
     evaluate,
-    held_out,
     require_same_classes,
     require_same_images,
     score_folder,
@@ -238,7 +238,7 @@ def test_moving_average_accumulation_and_watching(root, tmp_path):
     assert [row["step"] for row in rows if "loss" in row] == list(range(1, 7))
     assert len([row for row in rows if "cam_miou" in row]) == 2
     rows = read_metrics(tmp_path / "train_seg" / "metrics.jsonl")
-    assert len([row for row in rows if "watched_miou" in row]) == 2
+    assert len([row for row in rows if "watched_not_held_out_miou" in row]) == 2
 
 
 def test_a_loss_that_is_not_finite_is_told(root, tmp_path):

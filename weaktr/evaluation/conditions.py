@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Sequence
 
 from weaktr.config import LabelConfig, PredictConfig
 from weaktr.data import Manifest
 from weaktr.evaluation.report import Conditions
+
+log = logging.getLogger("weaktr")
+
+#: The keys of scores in metrics.json: of images that were held out, of images that were not.
+HELD_OUT, TRAINED_ON = "val", "not_held_out"
 
 
 def label_conditions(settings: LabelConfig, split: str) -> Conditions:
@@ -56,3 +63,25 @@ def split_name(manifest: Manifest) -> str:
 def yes_or_no(value: bool) -> str:
     """A flag in words."""
     return "yes" if value else "no"
+
+
+def held_out(train: Manifest, predicted: Manifest) -> tuple[str, str]:
+    """What predictions for images are called: in metrics.json, and in words.
+
+    A score on images that the segmenter was trained on is no validation score. A folder without
+    ``val.csv``, for instance, has the images of ``labels.csv`` in every split.
+
+    Args:
+        train: the images of both trainings.
+        predicted: the images that are scored.
+    """
+    trained = {os.path.realpath(sample.image) for sample in train}
+    known = sum(os.path.realpath(sample.image) in trained for sample in predicted)
+    if not known:
+        return HELD_OUT, "stage-2 predictions"
+    share = f"{known} of {len(predicted)} images"
+    log.warning(
+        "%s: %s were trained on, so these scores are called %s, not %s",
+        split_name(predicted), share, TRAINED_ON, HELD_OUT,
+    )  # fmt: skip
+    return TRAINED_ON, f"stage-2 predictions, {share} trained on"

@@ -18,7 +18,10 @@ from weaktr.data import Manifest, Sample
 from weaktr.data.io import read_labels, read_mask, require_same_size
 from weaktr.data.masks import MaskFolder, before_refinement
 from weaktr.evaluation.conditions import (
+    HELD_OUT,
+    TRAINED_ON,
     cam_name,
+    held_out,
     label_conditions,
     listed,
     prediction_conditions,
@@ -42,8 +45,6 @@ log = logging.getLogger("weaktr")
 
 #: The scores in one flat table, which is also the run's ``metrics.json`` (`weaktr.stages.places`).
 TABLE = "table.json"
-#: The keys of scores in metrics.json: of images that were held out, of images that were not.
-HELD_OUT, TRAINED_ON = "val", "not_held_out"
 
 
 def evaluate(run: Run, folder: Path) -> int:
@@ -88,28 +89,6 @@ def evaluate(run: Run, folder: Path) -> int:
         if chosen := [row for row in rows if row.key.startswith(what)]:
             draw_classes(chosen, names, folder / f"{what}_classes.png")
     return not_scored
-
-
-def held_out(train: Manifest, predicted: Manifest) -> tuple[str, str]:
-    """What predictions for images are called: in metrics.json, and in words.
-
-    A score on images that the segmenter was trained on is no validation score. A folder without
-    ``val.csv``, for instance, has the images of ``labels.csv`` in every split.
-
-    Args:
-        train: the images of both trainings.
-        predicted: the images that are scored.
-    """
-    trained = {os.path.realpath(sample.image) for sample in train}
-    known = sum(os.path.realpath(sample.image) in trained for sample in predicted)
-    if not known:
-        return HELD_OUT, "stage-2 predictions"
-    share = f"{known} of {len(predicted)} images"
-    log.warning(
-        "%s: %s were trained on, so these scores are called %s, not %s",
-        split_name(predicted), share, TRAINED_ON, HELD_OUT,
-    )  # fmt: skip
-    return TRAINED_ON, f"stage-2 predictions, {share} trained on"
 
 
 def require_same_classes(train: Manifest, other: Manifest) -> None:

@@ -19,7 +19,7 @@ from weaktr import data
 from weaktr.config import SegModelConfig
 from weaktr.data import Manifest, Sample
 from weaktr.data.masks import MaskEntry, MaskFolder
-from weaktr.evaluation.conditions import split_name
+from weaktr.evaluation.conditions import HELD_OUT, held_out, split_name
 from weaktr.evaluation.iou import scored
 from weaktr.evaluation.models import score_segmenter
 from weaktr.models import Segmenter, checkpoints
@@ -85,6 +85,8 @@ def train_seg(run: Run, folder: Path) -> int:
         return {"clipped": model.loss(images, labels, start_value=start, tile=tile).loss}
 
     watched = run.val if settings.validate_every else None
+    kind, what = ("", "") if watched is None else held_out(run.train, watched)
+    key = "watched_miou" if kind == HELD_OUT else f"watched_{kind}_miou"
 
     def validate(model: Segmenter) -> dict[str, float]:
         assert watched is not None
@@ -93,10 +95,10 @@ def train_seg(run: Run, folder: Path) -> int:
         if scores is None:
             return {}
         log.info(
-            "mIoU %.1f (%d images, single scale, no flip, no CRF); does not affect the training",
-            scores.miou, scores.images,
+            "mIoU %.1f of %s (%d images, single scale, no flip, no CRF); not used by the training",
+            scores.miou, what, scores.images,
         )  # fmt: skip
-        return {"watched_miou": scores.miou}
+        return {key: scores.miou}
 
     loop = TrainingLoop(folder, model, optimizer, loader, settings, recipe, set_lr)
     trained = loop.train(compiled(losses, settings.compile), validate if watched else None)
