@@ -4,6 +4,7 @@
 PYTHON ?= python3
 RUN ?= runs/demo
 CASES ?= 20000
+JOBS ?= 2
 
 BIN := .venv/bin
 CSRC := $(shell find csrc -type f)
@@ -25,7 +26,7 @@ demo: .venv/installed
 test: export WEAKTR_BUILD ?= require
 test: export WEAKTR_TEST_REQUIRE ?= cpu,triton
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: .venv/installed
 	$(BIN)/ruff check .
