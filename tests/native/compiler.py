@@ -15,6 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from filelock import FileLock
+
 NATIVE = Path(__file__).parent
 ROOT = NATIVE.parents[1]
 CSRC = ROOT / "csrc"
@@ -69,9 +71,12 @@ def build(name: str, sources: Sequence[Source], flags: Sequence[str] = ()) -> Pa
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with (
+        FileLock(target.parent / "lock"),  # of tests in another process that need the same
         tempfile.TemporaryDirectory(dir=target.parent) as folder,
         ThreadPoolExecutor(os.cpu_count()) as pool,
     ):
+        if target.exists():
+            return target
         objects = [str(Path(folder) / f"{i}.o") for i in range(len(sources))]
         jobs = [
             [*common, *source.flags, "-c", str(source.path), "-o", place]
