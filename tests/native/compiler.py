@@ -1,6 +1,6 @@
 """Compile the C++ code of the tests: one compiler, one set of flags, results kept in build/tests.
 
-Needs the standard library alone, so that `make fuzz` runs without .venv.
+Needs nothing of weaktr, so that it can be compiled for fuzzing where weaktr is not installed.
 """
 
 from __future__ import annotations
