@@ -1,0 +1,170 @@
+"""Files that say which classes photographs show, by name.
+
+* CSV ``image,labels`` with a header, its columns separated by commas, semicolons or tabs; several
+  labels are separated by ``;`` or ``|``::
+
+      image,labels
+      cats/001.jpg,cat;sofa
+
+* CSV with a column of 0 and 1 for each class: ``image,cat,dog``;
+* JSON ``{"cats/001.jpg": ["cat", "sofa"]}``.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from weaktr.data.layout import flag, read_text
+from weaktr.data.names import HEADINGS
+from weaktr.data.problems import DataError, Problem
+
+_SEPARATOR = re.compile("[;|]")
+#: The first cell of a CSV and what parts it from the next.
+_FIRST_CELL = re.compile(r'\s*"?image"?[ ]*([,;\t])')
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image of a label file: its path as written, its class names, its file and line."""
+
+    image: str
+    labels: tuple[str, ...]
+    source: str
+
+
+@dataclass(frozen=True)
+class LabelFile:
+    """A label file.
+
+    Args:
+        path: of the file.
+        rows: its images.
+        columns: the class names of its header, where it has a column for each; else ().
+    """
+
+    path: Path
+    rows: list[Row]
+    columns: tuple[str, ...] = ()
+
+
+def read_label_file(path: Path, faults: list[Problem]) -> LabelFile:
+    """The content of a label file; `faults` gets what is wrong in single lines.
+
+    Raises:
+        ValueError: another suffix.
+        DataError: not of one of the forms, or without any image.
+    """
+    if path.suffix.lower() == ".csv":
+        content = _read_csv(path, faults)
+    elif path.suffix.lower() == ".json":
+        content = LabelFile(path, _read_json(path, faults))
+    else:
+        raise ValueError(f"labels_file: expected a .csv or .json, got {str(path)!r}")
+    if not content.rows and not faults:
+        raise DataError(Problem(str(path), "", "expected at least one image, found none"))
+    return content
+
+
+def _read_csv(path: Path, faults: list[Problem]) -> LabelFile:
+    text = read_text(path, line_ends=True)
+    first = _FIRST_CELL.match(text)
+    delimiter = first[1] if first else ","
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
+    try:
+        lines = [(f"{path}:{reader.line_num}", cells) for cells in reader]
+    except csv.Error as error:
+        where = f"{path}:{reader.line_num}"
+        raise DataError(Problem(str(path), where, f"expected CSV, got: {error}")) from error
+    header = [cell.strip() for cell in lines[0][1]] if lines else []
+    if header[:1] != ["image"] or len(header) < 2 or ("labels" in header and len(header) != 2):
+        message = f"expected the header image,labels or image,<class>,<class>,..., got {header[:9]}"
+        raise DataError(Problem(str(path), f"{path}:1", message))
+    if not all(header):
+        message = f"expected a name for every column, got none for column {header.index('') + 1}"
+        raise DataError(Problem(str(path), f"{path}:1", message))
+    columns = () if header[1] == "labels" else tuple(header[1:])
+    if len(set(columns)) != len(columns):
+        raise DataError(Problem(str(path), f"{path}:1", f"a class stands twice in {header[:9]}"))
+    _require_flags(path, columns, lines[1:])
+    rows = []
+    for source, cells in lines[1:]:
+        values = [cell.strip() for cell in cells]
+        if not any(values):
+            continue
+        if values == header:
+            faults.append(Problem(str(path), source, "the header stands here a second time"))
+        elif len(values) != len(header):
+            message = f"expected {len(header)} columns, got {len(values)}"
+            if not columns and len(values) > 2:
+                message += "; part several labels by ; or |" + (
+                    "" if delimiter == "," else f" in quotes, since {delimiter!r} parts the columns"
+                )
+            faults.append(Problem(str(path), source, message, kind="number of columns"))
+        elif not columns:
+            labels = (label.strip() for label in _SEPARATOR.split(values[1]))
+            rows.append(Row(cells[0], tuple(filter(None, labels)), source))
+        else:
+            if wrong := [value for value in values[1:] if flag(value) is None]:
+                message = f"expected 0 or 1 in the class columns, got {wrong[0]!r:.60}"
+                faults.append(Problem(str(path), source, message, kind="no 0 or 1"))
+            pairs = zip(columns, values[1:], strict=True)
+            shown = tuple(name for name, value in pairs if flag(value))
+            rows.append(Row(cells[0], shown, source))
+    return LabelFile(path, rows, columns)
+
+
+def _require_flags(
+    path: Path, columns: Sequence[str], lines: Sequence[tuple[str, list[str]]]
+) -> None:
+    """Raise `DataError` where the one column is called as headings are and holds other than 0 or 1.
+
+    A column ``label`` of 0 and 1 is one class of that name; other numbers, and names, are not.
+    """
+    if len(columns) != 1 or columns[0].casefold() not in HEADINGS:
+        return
+    for source, cells in lines:
+        value = cells[1] if len(cells) == 2 else ""
+        if flag(value) is None:
+            message = (
+                f"expected the header image,labels before names of classes, got image,{columns[0]} "
+                f"and then {value.strip()!r:.60}: call the column labels"
+            )
+            if value.strip().isdecimal():
+                message += " and write names in place of numbers"
+            raise DataError(Problem(str(path), source, message))
+
+
+def _read_json(path: Path, faults: list[Problem]) -> list[Row]:
+    pairs: list[tuple[str, Any]] = []
+
+    def outermost(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        pairs[:] = items  # called last for the outermost object; keeps keys that occur twice
+        return dict(items)
+
+    try:
+        content = json.loads(read_text(path), object_pairs_hook=outermost)
+    except json.JSONDecodeError as error:
+        raise DataError(Problem(str(path), f"{path}:{error.lineno}", error.msg)) from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; too deep
+        raise DataError(Problem(str(path), "", f"expected JSON, got: {error}")) from error
+    if not isinstance(content, dict):
+        message = f'expected {{"image": ["label", ...]}}, got a {type(content).__name__}'
+        raise DataError(Problem(str(path), "", message))
+    rows = []
+    for image, labels in pairs:
+        source = f"{path}[{json.dumps(image, ensure_ascii=False)}]"
+        if not isinstance(labels, list) or not all(
+            isinstance(label, str) and label.strip() for label in labels
+        ):
+            message = f"expected a list of class names, got {labels!r:.60}"
+            faults.append(Problem(str(path), source, message, kind="no list of class names"))
+        else:
+            rows.append(Row(image, tuple(label.strip() for label in labels), source))
+    return rows
