@@ -46,6 +46,7 @@ from weaktr.models.released.torch_file import read_torch_file
 from weaktr.models.released.variant import read_variant
 from weaktr.outputs import read_inputs
 from weaktr.recipes import dump_recipe, load_recipe
+from weaktr.seals import BLANK, SEAL
 from weaktr.training.state import load_state
 
 #: Relative path -> content.
@@ -165,7 +166,9 @@ def _read_coco(root: Path) -> None:
 
 def _manifest(root: Path) -> None:
     _csv(root)
-    folder(root).save(root / "manifest.json")
+    path = root / "manifest.json"
+    folder(root).save(path)  # its seal depends on `root`, which is said of each sample
+    path.write_bytes(SEAL.sub(BLANK.encode(), path.read_bytes()))
 
 
 def _read_manifest(root: Path) -> None:
