@@ -222,3 +222,10 @@ def test_pipes_are_not_listed_and_what_cannot_be_looked_at_is_there(tmp_path, mo
         names_in(tmp_path, ".png")
     with pytest.raises(PermissionError):
         list(files_below(tmp_path / "closed"))
+
+
+def test_a_folder_where_a_file_is_to_be_written_is_named(tmp_path):
+    (tmp_path / "metrics.json").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"metrics.json: a folder is where a file is to be"):
+        weaktr.files.write_json(tmp_path / "metrics.json", {})
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]

@@ -40,12 +40,17 @@ def whole_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
             readers must check a digest; leftovers are cleared with the whole folder
             (`weaktr.outputs.clear_unfinished`).
 
+    Raises:
+        OSError: there is a folder of that name, or the file cannot be written.
+
     Yields:
         The path of an empty file in the same folder, to be written. It becomes `path` at the end
         of the ``with`` statement, and is deleted if that raises. Its permissions are those of any
         new file (the umask's), whatever the writer does.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: a folder is where a file is to be written; move it away")
     target, writer = _digits(path.name, 10), _this_machine()
     if durable:
         _clear_leftovers(path.parent, target + writer)

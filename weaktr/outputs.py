@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import shutil
+import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -61,8 +62,9 @@ def claimed(folder: Path) -> Iterator[None]:
     except (FileExistsError, NotADirectoryError) as error:
         kind = "a link to nothing" if Path(error.filename).is_symlink() else "a file"
         raise ValueError(f"--out {folder}: expected a folder, {error.filename} is {kind}") from None
-    if (folder / LOCK).is_symlink():
-        raise ValueError(f"{folder / LOCK}: is a link; delete it, or choose another --out")
+    own = folder / LOCK
+    if own.is_symlink() or (own.exists() and not own.is_file()):
+        raise ValueError(f"{own}: expected a file, got a link, folder or pipe; move it away")
     lock = FileLock(folder / LOCK, timeout=PATIENCE)
     try:
         lock.acquire()
@@ -165,11 +167,7 @@ def require_apart(
     """
     place = folder.resolve()
     places = [path.resolve() for path in own or [folder]]
-    for above in (place, *place.parents) if own else place.parents:
-        if (above / INPUTS).is_file():
-            raise ValueError(
-                f"--out {folder}: lies in {above}, a folder of other results; choose another --out"
-            )
+    require_outside_results(folder, "--out", inside=own is not None)
     for path in images:
         if place.is_relative_to(path.resolve()):
             raise ValueError(
@@ -181,6 +179,25 @@ def require_apart(
             raise ValueError(
                 f"--out {folder}: holds {path}, from which the results are to be made; "
                 "choose another --out"
+            )
+
+
+def require_outside_results(path: Path, option: str, *, inside: bool = False) -> None:
+    """Refuse a file or folder of results that lies in a folder of other results.
+
+    Args:
+        path: named by `option`.
+        option: for the message.
+        inside: whether it may not be such a folder itself either.
+
+    Raises:
+        ValueError: it does.
+    """
+    place = path.resolve()
+    for above in (place, *place.parents) if inside else place.parents:
+        if (above / INPUTS).is_file():
+            raise ValueError(
+                f"{option} {path}: lies in {above}, a folder of other results; choose another place"
             )
 
 
@@ -240,6 +257,13 @@ def mark_finished(folder: Path, made_from: str, **facts: Any) -> None:
     write_json(folder / FINISHED, {"made_from": made_from, **facts})
 
 
+def keep(file: Path) -> None:
+    """Rename a file that somebody has changed, so that another one can be written."""
+    kept = file.with_name(f"{file.stem}.old-{uuid.uuid4().hex[:8]}{file.suffix}")
+    file.rename(kept)
+    log.warning("%s: is not as weaktr wrote it; it is kept as %s", file, kept.name)
+
+
 def remove(folder: Path) -> None:
     """Remove a folder of earlier results; where that is not allowed, the log says so."""
     try:
@@ -258,14 +282,15 @@ def finished_facts(folder: Path) -> dict[str, Any] | None:
 
 
 def _stored(file: Path) -> dict[str, Any] | None:
-    if not file.is_file():
+    if not file.exists():
         return None
-    content = read_json(file)
+    advice = "move the folder away to begin again"
+    try:
+        content = read_json(file)
+    except ValueError as error:
+        raise ValueError(f"{error}; {advice}") from error
     if not isinstance(content, dict) or not isinstance(content.get("made_from"), str):
-        raise ValueError(
-            f"{file}: damaged: expected a JSON object with made_from; "
-            "move the folder away to begin again"
-        )
+        raise ValueError(f"{file}: damaged: expected a JSON object with made_from; {advice}")
     return content
 
 

@@ -30,6 +30,7 @@ from weaktr.contents import Contents
 from weaktr.data.io import read_stored_labels
 from weaktr.data.masks import MaskFolder, png_bytes
 from weaktr.models import checkpoints
+from weaktr.seals import is_sealed
 from weaktr.stages import check_models
 
 
@@ -539,6 +540,65 @@ def test_a_result_does_not_go_among_masks_or_photographs(command, option, place,
     code, text, _ = run(command, option, tmp_path / place)
     assert code == cli.WRONG_INPUT and f"{option} {tmp_path / place}: expected a file out" in text
     assert not (tmp_path / place).exists() and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option", ["--profile", "--archive"])
+def test_a_result_does_not_go_into_a_folder_of_other_results(option, run, tmp_path):
+    assert run("label")[0] == 0
+    place = tmp_path / "out" / "masks" / "x.tar"
+    code, text, _ = run("predict", option, place, out=tmp_path / "other")
+    assert code == cli.WRONG_INPUT and "a folder of other results; choose another place" in text
+    assert not place.exists()
+
+
+def test_a_changed_contact_sheet_is_kept(run, tmp_path, caplog):
+    assert run("predict")[0] == 0
+    sheet = tmp_path / "out" / "contact_sheet.png"
+    sheet.write_bytes(sheet.read_bytes() + b"mine")
+    assert run("predict")[0] == 0
+    (kept,) = sheet.parent.glob("contact_sheet.old-*.png")
+    assert kept.read_bytes().endswith(b"mine") and "it is kept as" in caplog.text
+
+
+@pytest.mark.parametrize("file", ["cams/b.npz", "confidence/b.png"])
+def test_a_changed_file_beside_the_masks_is_not_replaced(file, run, photos, tmp_path, caplog):
+    more = ("--emit", "cam,confidence")
+    assert run("label", *more)[0] == 0
+    path = tmp_path / "out" / file
+    path.write_bytes(b"mine")
+    replaced(photos / "b.png", seed=99)
+    for _ in range(2):
+        code, text, _ = run("label", *more)
+        assert code in (cli.FAILED, cli.WRONG_INPUT)
+        assert str(path) in text + caplog.text and path.read_bytes() == b"mine"
+    path.unlink()
+    assert run("label", *more)[0] == 0 and is_sealed(path)
+
+
+def test_corrected_masks_without_further_files_are_named(run, caplog):
+    path = run("label")[2].path("b")
+    Image.fromarray(np.full((40, 50), 2, np.uint8)).save(path)
+    assert run("label", "--emit", "confidence")[0] == 0
+    assert "1 images whose masks were changed by hand (b) have no confidence" in caplog.text
+
+
+def test_a_mask_before_refinement_that_cannot_be_used_is_named(run, tmp_path, caplog):
+    assert run("label")[0] == 0
+    path = tmp_path / "out" / "before_refinement" / "masks" / "b.png"
+    Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(path)
+    assert run("label")[0] == cli.FAILED
+    assert f"its mask cannot be used: {path}" in caplog.text
+
+
+def test_a_damaged_mask_that_is_whole_at_its_ends_stays(run, caplog):
+    """It may be a corrected one, by an editor that kept the seal."""
+    path = run("label")[2].path("b")
+    content = bytearray(path.read_bytes())
+    content[-30] ^= 255
+    path.write_bytes(content)
+    assert run("label")[0] == cli.FAILED and path.read_bytes() == content
+    path.write_bytes(content[:-20])
+    assert run("label")[0] == 0 and is_sealed(path)
 
 
 def test_masks_do_not_go_into_other_results(run, tmp_path):

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -135,6 +136,15 @@ def test_a_data_set_that_is_not_there_is_told(tmp_path):
     code, text = said(cli.train_main, "voc12_deit_s", "--set", setting, "--out", tmp_path / "run")
     assert code == cli.WRONG_INPUT
     assert "none" in text
+
+
+def test_show_leaves_out_masks_that_cannot_be_used(run, caplog):
+    path = next((run / "predict" / "masks").glob("*.png"))
+    content = path.read_bytes()
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(path)
+    assert said(cli.main, "show", run, "--names", path.stem)[0] == 0
+    assert f"left out: {path}" in caplog.text
+    path.write_bytes(content)
 
 
 def test_show_replaces_no_picture_of_others(run):

@@ -200,6 +200,8 @@ def test_class_names_that_are_as_they_should_be(good: Manifest, names: tuple[str
         (("apple", "appel", "grape"), [("apple", "appel")]),
         (("Straße", "STRASSE"), [("Straße", "STRASSE")]),
         (("a1", "a2"), []),
+        (("C", "C++", "c#", "+", "-", "?", "😀", "🐶"), []),
+        (("traffic light", "traffic-light", "traffic_light"), [(0, 1), (0, 2), (1, 2)]),
         (("कि", "की"), []),
     ],
 )

@@ -302,7 +302,7 @@ def test_corrected_masks_that_cannot_be_used_are_left_out(root, finished, tmp_pa
     assert left_out == 2 and [sample.name for sample in samples] == list("014567")
     caplog.clear()
     conditions = label_conditions(run.recipe.label, "train")
-    (row,) = folder_rows(run, "label", "label", "labels", conditions, run.score)
+    ((row,), left_out) = folder_rows(run, "label", "label", "labels", conditions, run.score)
     assert row.scores.images == 6 and words in caplog.text
 
 

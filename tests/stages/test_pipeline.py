@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch._dynamo.exc import TorchDynamoException
 
 from tests.stages import tiny
 from tests.training.lines import read_metrics
@@ -247,6 +248,17 @@ def test_a_loss_that_is_not_finite_is_told(root, tmp_path):
     object.__setattr__(recipe.train_cam, "lr", 1e30)
     with pytest.raises(ValueError, match=r"loss not finite at epoch 0, step \d+ .*Try a lower lr"):
         run_recipe(recipe, tmp_path, only="train_cam")
+
+
+def test_a_compiler_that_fails_is_told(monkeypatch, tmp_path):
+    from weaktr.training.loop import compiled
+
+    def fails(*_, **__):
+        raise TorchDynamoException("main.so: file too short\nmore")
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: fails)
+    with pytest.raises(ValueError, match=r"compile: torch.compile fails \(main.so: file too short"):
+        compiled(lambda: None, enabled=True)()
 
 
 def test_a_batch_larger_than_the_data_is_told(root, tmp_path):

@@ -20,7 +20,7 @@ from weaktr.files import read_json
 from weaktr.inference.cams import CamsOfModel
 from weaktr.inference.predictions import Predictor
 from weaktr.stages import pipeline, places
-from weaktr.stages.pipeline import run_recipe
+from weaktr.stages.pipeline import check_recipe, run_recipe
 from weaktr.stages.run import Run
 
 STAGES = ("train_cam", "label", "train_seg", "predict", "evaluate")
@@ -327,6 +327,61 @@ def test_changed_scores_are_kept_when_they_are_made_again(home):
     assert kept.read_text().endswith(" ")
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["evaluate/pseudo_label_classes.png", "evaluate/table.json", "train_cam/model.json",
+     "train_cam/metrics.jsonl"],
+)  # fmt: skip
+def test_a_changed_file_of_a_stage_is_kept_when_it_is_made_again(home, name):
+    file = home / "run" / name
+    file.write_bytes(file.read_bytes() + b" ")
+    stage = name.partition("/")[0]
+    run_recipe(recipe(home), home / "run", only=stage, force=True)
+    (kept,) = (home / "run").glob(f"{stage}.old-*/{file.name}")
+    assert kept.read_bytes().endswith(b" ")
+
+
+def test_scores_stay_when_the_evaluation_is_removed(home):
+    file = home / "run" / "metrics.json"
+    before = file.read_bytes()
+    shutil.rmtree(home / "run" / "evaluate")
+    run_recipe(recipe(home), home / "run")
+    assert file.read_bytes() == before and not list(file.parent.glob("metrics.old*"))
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "metrics.json"])
+def test_a_folder_in_the_place_of_a_file_is_told_before_anything_runs(home, name):
+    (home / "run" / name).unlink()
+    (home / "run" / name).mkdir()
+    with pytest.raises(ValueError, match=rf"{name}: is a folder; move it away"):
+        run_recipe(recipe(home, train_cam={"lr": 2e-3}), home / "run")
+
+
+def test_a_file_in_the_place_of_the_run_is_told_by_the_check(finished, tmp_path):
+    (tmp_path / "run").write_text("mine")
+    for folder in (tmp_path / "run", tmp_path / "run" / "deep"):
+        faults = [fault for part in check_recipe(recipe(finished), folder) for fault in part.faults]
+        assert any("expected a folder, " in fault and "is a file" in fault for fault in faults)
+
+
+@pytest.mark.parametrize("stage", ["label", "predict"])
+def test_a_corrected_mask_that_cannot_be_used_is_named_until_it_can(home, stage, messages):
+    """And what was made without it is made again with it."""
+    path = next((home / "run" / stage / "masks").glob("*.png"))
+    content = path.read_bytes()
+    results = {s: read_json(home / "run" / s / "finished.json")["result"] for s in STAGES}
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(path)
+    for _ in range(2):
+        messages.clear()
+        assert run_recipe(recipe(home), home / "run") > 0
+        assert "its mask cannot be used: " in messages.text and str(path) in messages.text
+    other = {s: read_json(home / "run" / s / "finished.json")["result"] for s in STAGES}
+    assert other["evaluate"] != results["evaluate"]
+    path.write_bytes(content)
+    assert run_recipe(recipe(home), home / "run") == 0
+    assert results == {s: read_json(home / "run" / s / "finished.json")["result"] for s in STAGES}
+
+
 @pytest.mark.parametrize("kind", ["file", "folder", "results", "link"])
 def test_what_is_only_called_like_an_attempt_stays(home, tmp_path, kind):
     """``label.new-12345678`` of somebody's own: a file, a folder, results of another command."""
@@ -370,7 +425,7 @@ def test_earlier_results_that_cannot_be_removed_are_named(home, monkeypatch, mes
 
 def test_a_run_inside_other_results_is_refused(home):
     for place in ("label", "label/masks", "train_cam/deep"):
-        with pytest.raises(ValueError, match="a folder of other results; choose another --out"):
+        with pytest.raises(ValueError, match="a folder of other results; choose another place"):
             run_recipe(recipe(home), home / "run" / place)
 
 
@@ -378,7 +433,7 @@ def test_a_lock_that_is_a_link_is_refused(home, tmp_path):
     lock = home / "run" / outputs.LOCK
     lock.unlink()
     lock.symlink_to(tmp_path / "theirs")
-    with pytest.raises(ValueError, match=r"\.weaktr-lock: is a link"):
+    with pytest.raises(ValueError, match=r"\.weaktr-lock: expected a file, got a link"):
         run_recipe(recipe(home), home / "run")
     assert not (tmp_path / "theirs").exists()
 

@@ -80,6 +80,13 @@ def test_a_whole_state_is_taken_over(tmp_path):
         lambda state: state.update(position=[1, 2]),
         lambda state: state.update(position=[1, 2, 3, -4]),
         lambda state: state.update(position="3"),
+        lambda state: state.update(position=[10**12, 0, 0, 0]),
+        lambda state: state.update(position=[0, 10**12, 0, 0]),
+        lambda state: state["optimizer"]["param_groups"][0].update(betas=None),
+        lambda state: state["optimizer"]["param_groups"][0].update(betas=(0.1, 0.2, 0.3)),
+        lambda state: state["optimizer"]["param_groups"][0].update(maximize="yes"),
+        lambda state: state["optimizer"]["param_groups"][0].update(weight_decay="x"),
+        lambda state: state["optimizer"]["state"][0].update(exp_avg=None),
         lambda state: state.update(model=[]),
         lambda state: state["model"].update(weight=torch.ones(7)),
         lambda state: state["model"].update(weight=torch.full((2, 3), float("nan"))),
@@ -134,6 +141,12 @@ def test_another_file_says_what_to_do(tmp_path, write):
     with pytest.raises(ValueError, match=f"^{path}: .*delete this file to begin") as caught:
         loop_in(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_folder_in_the_place_of_a_state_is_refused(tmp_path):
+    (tmp_path / "state.pt").mkdir()
+    with pytest.raises(ValueError, match=r"state.pt: expected a file, got a folder"):
+        loop_in(tmp_path)
 
 
 def test_the_state_of_another_model_is_refused(tmp_path):

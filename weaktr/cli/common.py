@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from weaktr.outputs import require_outside_results
 from weaktr.progress import log
 
 if TYPE_CHECKING:
@@ -79,6 +80,9 @@ def check_files(files: Mapping[str, Path | None], apart: Sequence[Path] = ()) ->
         if place in option_of:
             raise ValueError(f"{option_of[place]}, {option}: expected two files, got {path} twice")
         option_of[place] = option
+        require_outside_results(path, option)
+        if path.parent.exists() and not path.parent.is_dir():
+            raise ValueError(f"{option} {path}: expected a folder, {path.parent} is a file")
         for folder in apart:
             if place.is_relative_to(folder.resolve()):
                 raise ValueError(f"{option} {path}: expected a file outside {folder}")

@@ -14,6 +14,7 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
+from weaktr.cli.common import check_files
 from weaktr.files import WRONG_PATHS
 from weaktr.progress import console, log
 from weaktr.recipes import apply_setting
@@ -104,8 +105,10 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.out is None:
         raise ValueError("--out: data write needs the JSON file to write")
+    check_files({"--out": arguments.out})
     place = arguments.out.resolve()
-    if place == root.resolve() or (arguments.source == "folder" and place.parent == root.resolve()):
+    inside = arguments.source == "folder" and place.is_relative_to(root.resolve())
+    if inside or place == root.resolve():
         raise ValueError(
             f"--out {arguments.out}: expected a file beside the data, where it is not taken for "
             "one of theirs"

@@ -76,11 +76,13 @@ def run(arguments: argparse.Namespace) -> int:
     from weaktr.evaluation import folders
     from weaktr.evaluation.report import UNKNOWN, print_classes, print_confused, print_rows
     from weaktr.files import require_replaceable
+    from weaktr.outputs import require_outside_results
 
     masks = arguments.masks
     for folder in (masks / "masks" if (masks / "masks").is_dir() else masks, arguments.truth):
         if arguments.out.resolve().is_relative_to(folder.resolve()):
             raise ValueError(f"--out {arguments.out}: expected a folder outside the masks {folder}")
+    require_outside_results(arguments.out, "--out", inside=True)
     require_replaceable(arguments.out / "metrics.json")
     require_replaceable(arguments.out / f"classes.{arguments.chart}")
     truth = _truth(arguments)

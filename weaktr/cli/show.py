@@ -123,7 +123,12 @@ def _folders(run: Run, split: str) -> dict[str, MaskFolder]:
         paths["pseudo label"] = run.of("label")
     if split == run.recipe.data.val_split:
         paths["prediction"] = run.of("predict")
-    folders = {title: MaskFolder(path) for title, path in paths.items()}
+    folders = {
+        title: MaskFolder(path, verify=True, contents=run.contents) for title, path in paths.items()
+    }
+    for masks in folders.values():
+        for why in masks.unusable.values():
+            log.warning("left out: %s", why)
     return {title: masks for title, masks in folders.items() if len(masks)}
 
 
@@ -140,7 +145,7 @@ def _strips(
 
     image = data.read_image(sample)
     masks: list[Panel | None] = [
-        Panel(title, mask=folder.read(sample.name)) if sample.name in folder else None
+        Panel(title, mask=folder.read(sample.name)) if folder.is_usable(sample.name) else None
         for title, folder in folders.items()
     ]
     if sample.mask is not None:

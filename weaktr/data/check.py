@@ -323,13 +323,13 @@ def _normal(name: str) -> str:
 def near_names(names: Sequence[str]) -> list[tuple[str, str]]:
     """Pairs of class names that are likely two spellings of one.
 
-    They differ in case, in characters that are no letters or digits, in a plural s, or, from five
+    They differ in case, in blanks and marks between words, in a plural s, or, from five
     letters on, in one letter. Names with different digits are different.
 
     Args:
         names: at most `MAX_CLASSES`, since each is compared with each.
     """
-    plain = [(name, "".join(filter(_is_of_word, _normal(name)))) for name in names]
+    plain = [(name, "".join(filter(_counts, _normal(name)))) for name in names]
     return [
         (first, second)
         for (first, a), (second, b) in combinations(plain, 2)
@@ -337,9 +337,9 @@ def near_names(names: Sequence[str]) -> list[tuple[str, str]]:
     ]
 
 
-def _is_of_word(letter: str) -> bool:
-    """Whether a character is a letter, a digit, or a mark on one, such as a vowel of Hindi."""
-    return unicodedata.category(letter)[0] in "LMN"
+def _counts(letter: str) -> bool:
+    """Whether a character makes a name another one: blanks, hyphens, dots and the like do not."""
+    return unicodedata.category(letter)[0] in "LMNS" or letter in "#*%&@!?"
 
 
 def _is_near(a: str, b: str) -> bool:

@@ -15,7 +15,7 @@ from PIL import Image, ImageFile
 
 from weaktr.data.classes import IGNORE
 from weaktr.data.manifest import Exif, Sample
-from weaktr.data.png_rows import holds_all_rows
+from weaktr.data.pngs import holds_all_rows
 from weaktr.data.problems import DataError, Problem
 from weaktr.files import is_outside_input, refusal, require_file
 

@@ -23,7 +23,6 @@ from PIL import Image
 from weaktr.contents import Contents, digest_of
 from weaktr.data.classes import palette
 from weaktr.data.io import (
-    open_image,
     outside_message,
     read_stored_labels,
     size_message,
@@ -31,6 +30,7 @@ from weaktr.data.io import (
 )
 from weaktr.data.manifest import is_inside
 from weaktr.data.parallel import ordered_map
+from weaktr.data.pngs import is_whole_png
 from weaktr.data.problems import DataError, Problem
 from weaktr.files import is_clutter, keep_lines, require_file, write_bytes
 from weaktr.messages import brief
@@ -204,6 +204,10 @@ class MaskFolder:
             raise ValueError(f"{self.index}: no mask of {name!r}")
         return read_stored_labels(self.path(name))
 
+    def is_usable(self, name: str) -> bool:
+        """Whether there is a mask of sample `name`, and it can be used."""
+        return name in self.entries and name not in self.unusable
+
     def path(self, name: str) -> Path:
         """Where the mask of sample `name` is."""
         return self.folder / _file_of(name)
@@ -225,7 +229,7 @@ class MaskFolder:
 
     def _verify(self, contents: Contents, num_labels: int | None) -> None:
         def check(entry: MaskEntry) -> MaskEntry | None:
-            path = self.path(entry.name)
+            path, digest = self.path(entry.name), ""
             try:
                 digest = contents.digest(path)
                 if digest == entry.sha256:
@@ -238,7 +242,7 @@ class MaskFolder:
                 if _is_damaged(path):
                     return None
                 self.unusable[entry.name] = str(error)
-                return replace(entry)  # another object: what is in the file is not known
+                return replace(entry, sha256=digest)
             return replace(entry, sha256=digest, labels=_occurring(labels.astype(np.uint8)))
 
         before, self.entries = self.entries, {}
@@ -265,16 +269,11 @@ def _require_labels(
 
 
 def _is_damaged(path: Path) -> bool:
-    """Whether a file is a mask that weaktr wrote, and no picture any more."""
+    """Whether a file is a mask that weaktr wrote, and that was cut off since."""
     try:
-        if not was_sealed(path):
-            return False
-        open_image(path, "", lambda image: image.load())
+        return was_sealed(path) and not is_whole_png(path)
     except OSError:
         return False
-    except ValueError:
-        return True
-    return False
 
 
 class RefinedMasks:
@@ -331,7 +330,8 @@ class RefinedMasks:
 
     def unusable(self, name: str) -> str | None:
         """Why a mask that somebody has changed is no mask any more; None = it is one."""
-        return self.masks.unusable.get(name)
+        found = (masks.unusable.get(name) for masks in self._folders())
+        return next(filter(None, found), None)
 
     def write(
         self, name: str, mask_of: Callable[[str], np.ndarray], **facts: Any

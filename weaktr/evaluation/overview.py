@@ -18,7 +18,9 @@ from weaktr.data.photographs import read_photograph
 from weaktr.evaluation.overlay import overlay
 from weaktr.files import write_bytes
 from weaktr.messages import one_line
+from weaktr.outputs import keep
 from weaktr.progress import console
+from weaktr.seals import is_sealed
 
 #: Of the contact sheet: how many images; in pixels the longest side of each, gaps, lines of text.
 IMAGES, SIDE, GAP, LINE = 8, 360, 10, 16
@@ -77,6 +79,8 @@ def draw_contact_sheet(
     if not rows:
         return None
     path = folder / "contact_sheet.png"
+    if path.is_file() and not is_sealed(path):
+        keep(path)
     write_bytes(path, png_bytes(_sheet(rows, sorted(present), names)), durable=False)
     return path
 

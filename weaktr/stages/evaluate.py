@@ -70,12 +70,18 @@ def evaluate(run: Run, folder: Path) -> int:
     if "train_cam" in recipe.stages:
         rows, not_scored = _cam_rows(recipe, score, run.cam_model())
     conditions = label_conditions(recipe.label, split_name(score))
-    rows += folder_rows(run, "label", "pseudo_label", "pseudo labels", conditions, score)
+    of_labels, left_out = folder_rows(
+        run, "label", "pseudo_label", "pseudo labels", conditions, score
+    )
+    rows += of_labels
+    not_scored += left_out
     if run.predicted is not None:
         require_same_classes(run.train_images, run.predicted)
         conditions = prediction_conditions(recipe.predict, split_name(run.predicted))
         key, what = held_out(run.train_images, run.predicted)
-        rows += folder_rows(run, "predict", key, what, conditions, run.predicted)
+        of_predictions, left_out = folder_rows(run, "predict", key, what, conditions, run.predicted)
+        rows += of_predictions
+        not_scored += left_out
     names = score.classes.label_names
     supervision = "true masks" if recipe.train_seg.masks == "truth" else "image-level labels"
     details = [row_json(row, names) | {"supervision": supervision} for row in rows]
@@ -83,7 +89,7 @@ def evaluate(run: Run, folder: Path) -> int:
     flat: dict[str, Any] = {"recipe": recipe.name, "seed": recipe.seed}
     flat |= {row.key: round(row.scores.miou, 3) for row in rows}
     flat["conditions"] = {row.key: caption(row) for row in rows}
-    write_json(folder / TABLE, flat)
+    write_json(folder / TABLE, flat, seal=True)
     print_rows(rows, f"{recipe.name}: in %, trained from {supervision}")
     for what in ("pseudo_label", HELD_OUT, TRAINED_ON):
         if chosen := [row for row in rows if row.key.startswith(what)]:
@@ -143,8 +149,8 @@ def _cam_rows(recipe: Recipe, score: Manifest, model: CamModel) -> tuple[list[Ro
 
 def folder_rows(
     run: Run, stage: str, key: str, what: str, conditions: Conditions, truth: Manifest
-) -> list[Row]:
-    """A stage's masks without and, where it was used, with the CRF."""
+) -> tuple[list[Row], int]:
+    """A stage's masks without and, where it was used, with the CRF; how many cannot be used."""
     folder = run.of(stage)
     sources = [(f"{key}_miou", what, folder, conditions)]
     if conditions.crf != "none":
@@ -157,7 +163,7 @@ def folder_rows(
         evaluation = score_folder(there, truth)
         if evaluation is not None:
             rows.append(Row(name, title, kind, evaluation.scores, evaluation))
-    return rows
+    return rows, sum(sample.name in there.unusable for sample in truth)
 
 
 def score_folder(masks: MaskFolder, truth: Manifest) -> Evaluation | None:
@@ -172,7 +178,7 @@ def score_folder(masks: MaskFolder, truth: Manifest) -> Evaluation | None:
     true = [sample for sample in truth.samples if sample.mask is not None]
     if told := unusable_in_words(masks, true):
         log.warning("%s: %s", masks.folder, told)
-    both = [s for s in true if s.name in masks and s.name not in masks.unusable]
+    both = [sample for sample in true if masks.is_usable(sample.name)]
     if not both:
         log.info(
             "%s: not scored: no image has both a mask here and a true mask in %s",

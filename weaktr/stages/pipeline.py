@@ -164,6 +164,7 @@ def run_stage(stage: Stage, run: Run, *, force: bool = False) -> int:
         inputs.made_from,
         images=None if left_out else inputs.images,  # None: those left out are tried again
         result=stage.result(run, place),
+        files=places.digests_of(place, run.contents),
     )
     (place / STATE).unlink(missing_ok=True)
     places.write_table(run, place)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import glob
 import logging
+import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -30,13 +31,16 @@ log = logging.getLogger("weaktr")
 
 RECIPE, METRICS = "recipe.yaml", "metrics.json"
 #: What a run writes into its folder beside the folders of its stages.
-OF_A_RUN = (RECIPE, METRICS, "pictures")
+OF_FILES = (RECIPE, METRICS)
+OF_A_RUN = (*OF_FILES, "pictures")
 #: What stages write into their folders beside masks and charts.
 OF_A_STAGE = (
     INPUTS, outputs.FINISHED, "index.jsonl", "state.pt", "model.safetensors", "model.json",
     "metrics.jsonl", "metrics.json", TABLE, "contact_sheet.png", CONTENTS, outputs.LOCK,
     "pseudo_label_classes.png", "val_classes.png", "not_held_out_classes.png",
 )  # fmt: skip
+#: Those of them that change, or are looked at apart.
+OF_WORK = (INPUTS, outputs.FINISHED, "index.jsonl", "state.pt", CONTENTS, outputs.LOCK)
 
 #: Files that systems put everywhere.
 OF_SYSTEMS = (".DS_Store", "Thumbs.db", "desktop.ini")
@@ -44,9 +48,15 @@ OF_SYSTEMS = (".DS_Store", "Thumbs.db", "desktop.ini")
 
 def in_the_way(run: Run) -> list[str]:
     """Why the folder of a run cannot be used: files of others, or links, where results go."""
-    own = [run.folder / name for name in (*OF_A_RUN, *run.recipe.stages)]
     advice = "move it away, or choose another --out"
+    above = next(path for path in (run.folder, *run.folder.parents) if path.exists())
+    if not above.is_dir():
+        return [f"--out {run.folder}: expected a folder, {above} is a file; {advice}"]
+    if not os.access(above, os.W_OK | os.X_OK):
+        return [f"--out {run.folder}: nothing may be written in {above}; choose another --out"]
+    own = [run.folder / name for name in (*OF_A_RUN, *run.recipe.stages)]
     faults = [f"{path}: is a link; {advice}" for path in own if path.is_symlink()]
+    faults += [f"{p}: is a folder; {advice}" for p in own[: len(OF_FILES)] if p.is_dir()]
     is_marked = (run.folder / outputs.LOCK).exists()
     if not faults and not is_marked and not any((path / INPUTS).is_file() for path in own):
         faults += [
@@ -88,7 +98,7 @@ def write_recipe(run: Run) -> None:
         if file.is_file() and load_recipe(file) == run.recipe:
             return
     if file.is_file() and not is_sealed(file):
-        _keep(file)
+        outputs.keep(file)
     write_bytes(file, sealed(f"# {BLANK}\n{dump_recipe(run.recipe)}".encode()))
 
 
@@ -101,17 +111,10 @@ def write_table(run: Run, folder: Path) -> None:
 
 
 def keep_changed(run: Run) -> None:
-    """Keep under another name the scores in the run's folder that no evaluation there wrote."""
-    file, tables = run.folder / METRICS, run.folder.glob(f"evaluate*/{TABLE}")
-    if file.is_file() and file.read_bytes() not in (table.read_bytes() for table in tables):
-        _keep(file)
-
-
-def _keep(file: Path) -> None:
-    """Rename a file that somebody has changed, so that another one can be written."""
-    kept = file.with_name(f"{file.stem}.old-{uuid.uuid4().hex[:8]}{file.suffix}")
-    file.rename(kept)
-    log.warning("%s: is not as weaktr wrote it; it is kept as %s", file, kept.name)
+    """Keep under another name the scores in the run's folder that weaktr did not write."""
+    file = run.folder / METRICS
+    if file.is_file() and not is_sealed(file):
+        outputs.keep(file)
 
 
 def settle(folder: Path, inputs: Inputs) -> None:
@@ -154,6 +157,12 @@ def begin(folder: Path, inputs: Inputs, *, force: bool = False) -> Path:
     else:
         outputs.begin(place, inputs.made_from, **inputs.facts)
     return place
+
+
+def digests_of(folder: Path, contents: Contents) -> dict[str, str]:
+    """Name -> SHA-256 of the files of a stage that stay as they are once it is finished."""
+    files = (folder / name for name in OF_A_STAGE if name not in OF_WORK)
+    return {file.name: contents.digest(file) for file in files if file.is_file()}
 
 
 def put(place: Path, folder: Path, contents: Contents | None = None) -> None:
@@ -209,15 +218,15 @@ def _files_of_others(folder: Path, contents: Contents | None) -> Iterator[Path]:
     for path in sorted(folder.rglob("*")):
         if path.is_symlink() or (path.is_file() and not _is_ours(path.relative_to(folder))):
             yield path
-    finished = outputs.finished_facts(folder)
-    model, scores = folder / MODEL, folder / "metrics.json"
+    finished, model = outputs.finished_facts(folder), folder / MODEL
     if finished is None:
         if model.is_file() and not (folder / STATE).is_file():  # a training writes its model last
             yield model
-    elif "result" in finished:  # which older versions did not note
-        for file in filter(Path.is_file, (model, scores)):
-            if (contents or Contents()).digest(file) != finished["result"]:
-                yield file
+    else:
+        now = digests_of(folder, contents or Contents())
+        for name, digest in finished.get("files", {}).items():
+            if now.get(name, digest) != digest:
+                yield folder / name
     for place in (folder, before_refinement(folder)):
         try:
             masks = MaskFolder(place, verify=True, contents=contents)

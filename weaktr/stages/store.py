@@ -104,23 +104,31 @@ class MaskStore:
         for sample in old:
             if sample.name in changed:
                 self._forget(sample.name)
-        if changed:
-            log.info(
-                "%d images have changed, or their labels (%s): their masks are made again",
-                len(changed), few(sorted(changed)),
-            )  # fmt: skip
-        edited = [s.name for s in old if self.masks.is_edited(s.name) and s.name not in behind]
-        if edited:
-            log.warning(
-                "%d masks were changed by hand (%s): they stay as they are",
-                len(edited), few(edited),
-            )  # fmt: skip
+        self._tell(changed, [n for s in old if is_edited(n := s.name) and n not in behind])
         done = {sample.name for sample in old} - changed - set(unread)
         for sample in samples:
             if sample.name in behind:
                 yield behind[sample.name]
             elif sample.name not in done:
                 yield sample
+
+    def _tell(self, changed: Collection[str], edited: Sequence[str]) -> None:
+        """Say which images are done again, and which masks stay as somebody has changed them."""
+        if changed:
+            log.info(
+                "%d images have changed, or their labels (%s): their masks are made again",
+                len(changed), few(sorted(changed)),
+            )  # fmt: skip
+        if edited:
+            log.warning(
+                "%d masks were changed by hand (%s): they stay as they are",
+                len(edited), few(edited),
+            )  # fmt: skip
+        if lacking := [name for name in edited if self._lacks_extras(name)]:
+            log.warning(
+                "%d images whose masks were changed by hand (%s) have no %s, and get none",
+                len(lacking), few(lacking), " or ".join(self.extras),
+            )  # fmt: skip
 
     def _not_taken(self, name: str, is_current: bool | None) -> str | None:
         """Why a mask that was changed by hand cannot be taken as it is; None = it can."""
@@ -172,6 +180,10 @@ class MaskStore:
         facts = facts_of(result) | self._read.pop(name)
         if result.classes == () and not self.keep_unlabelled:
             return [MaskEntry(name, None, None, result.photograph.size, (), **facts)]
+        for kind in self.extras:
+            if (path := self._extra(kind, name)).exists() and not is_sealed(path):
+                message = f"{path} was changed by hand: move it away to have it made again"
+                return Problem(str(result.sample.image), result.sample.source, message)
         if "cam" in self.extras:
             write_cams(self._extra("cam", name), maps["cam"], result.classes or ())
         if "scores" in self.extras:
@@ -207,8 +219,12 @@ class MaskStore:
         entry = self.masks.done(name)
         if entry is None:
             return False
+        return entry.file is None or not self._lacks_extras(name)
+
+    def _lacks_extras(self, name: str) -> bool:
+        """Whether a file of `extras` is missing or empty."""
         files = [self._extra(kind, name) for kind in self.extras]
-        return entry.file is None or all(f.is_file() and f.stat().st_size for f in files)
+        return not all(f.is_file() and f.stat().st_size for f in files)
 
     def _is_current(self, sample: Sample) -> bool | None:
         """Whether what is there was made from the files and labels of now.

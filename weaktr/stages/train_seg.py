@@ -148,9 +148,7 @@ def supervision(run: Run) -> tuple[Manifest, int]:
     samples = tuple(
         replace(sample, mask=masks.path(sample.name), mask_ids=None)
         for sample in manifest.samples
-        if sample.name in masks
-        and sample.name not in masks.unusable
-        and _is_of(masks.entries[sample.name], sample, run)
+        if masks.is_usable(sample.name) and _is_of(masks.entries[sample.name], sample, run)
     )
     if not samples:
         raise ValueError(f"{masks.index}: no pseudo label of any training image; run label first")

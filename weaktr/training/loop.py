@@ -10,11 +10,13 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import wraps
 from pathlib import Path
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
@@ -68,11 +70,28 @@ def compiled(losses: Callable[P, R], enabled: bool) -> Callable[P, R]:
     Args:
         losses: computes the losses of a batch; all batches have one shape.
         enabled: `TrainCamConfig.compile` or `TrainSegConfig.compile`.
+
+    Raises:
+        ValueError: (what is returned) it cannot be compiled here.
     """
     if not enabled:
         return losses
     log.info("torch.compile: the first step takes long, then steps are faster")
-    return cast(Callable[P, R], torch.compile(losses, fullgraph=True, dynamic=False))
+    graph = torch.compile(losses, fullgraph=True, dynamic=False)
+
+    @wraps(losses)
+    def run(*arguments: P.args, **options: P.kwargs) -> R:
+        try:
+            return cast(R, graph(*arguments, **options))
+        except TorchDynamoException as error:
+            log.debug("torch.compile", exc_info=True)
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(
+                f"compile: torch.compile fails ({reason}); look after the compiler, delete torch's "
+                "cache (TORCHINDUCTOR_CACHE_DIR), or set compile to false"
+            ) from error
+
+    return run
 
 
 # ---------------------------------------------------------------- order of the data
@@ -276,7 +295,9 @@ class TrainingLoop(Generic[M]):
                 load_strict(self.average, state["average"])
             restore_optimizer(self.optimizer, state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])
-            self.epoch, self.batch, self.step, written = position_in(state)
+            self.epoch, self.batch, self.step, written = position_in(
+                state, self.settings.epochs, len(self.loader)
+            )
             restore_random_state(state["random"])
         self.metrics.cut(written)
         log.info("%s: going on from epoch %d, step %d", self.folder.name, self.epoch, self.step)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from weaktr.files import whole_file, written_by_library
+from weaktr.files import require_file, whole_file, written_by_library
 from weaktr.models.released.torch_file import read_torch_file
 
 #: The file with the state, in the folder of the stage.
@@ -28,10 +28,11 @@ def load_state(path: Path) -> dict[str, Any] | None:
     """Read what `save_state` wrote; None where there is no file.
 
     Raises:
-        ValueError: see `refused_if_damaged`.
+        ValueError: see `refused_if_damaged`; or it is no file.
     """
-    if not path.is_file():
+    if not path.exists():
         return None
+    require_file(path)
     with refused_if_damaged(path):
         state = read_torch_file(path)
         if not isinstance(state, dict):
@@ -60,28 +61,52 @@ def refused_if_damaged(path: Path) -> Iterator[None]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """`Optimizer.load_state_dict` that compares shapes.
+    """`Optimizer.load_state_dict` that compares kinds of values and shapes.
 
     Raises:
         ValueError, KeyError, TypeError: not the state of this optimiser.
     """
+    before = [dict(group) for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
-    for parameter, own in optimizer.state.items():
-        for name, value in own.items():
-            if isinstance(value, torch.Tensor) and value.ndim and value.shape != parameter.shape:
+    for own, now in zip(before, optimizer.param_groups, strict=True):
+        for name in own.keys() - {"params"}:
+            if _kind(now.get(name)) != _kind(own[name]):
+                got = f"got {now[name]!r:.60}"
+                raise ValueError(f"optimizer: {name}: expected {own[name]!r}, {got}")
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if not isinstance(value, torch.Tensor):
+                raise ValueError(f"optimizer: {name}: expected a tensor, got {value!r:.60}")
+            if value.ndim and value.shape != parameter.shape:
                 shapes = f"{tuple(value.shape)} for {tuple(parameter.shape)}"
                 raise ValueError(f"optimizer: {name} of shape {shapes}")
 
 
-def position_in(state: dict[str, Any]) -> list[int]:
+def _kind(value: object) -> object:
+    """What a value of an optimiser's settings is, as far as another one may take its place."""
+    if isinstance(value, tuple | list):
+        return [_kind(part) for part in value]
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return "number" if is_number else type(value)
+
+
+def position_in(state: dict[str, Any], epochs: int, batches: int) -> list[int]:
     """Where the training was: epoch, batch, step, bytes of metrics.jsonl.
 
+    Args:
+        state: of `save_state`.
+        epochs, batches: of the training, and of each epoch.
+
     Raises:
-        ValueError, KeyError: it is not in there.
+        ValueError, KeyError: it is not in there, or outside the training.
     """
     position = state["position"]
     if not isinstance(position, list) or not all(type(n) is int and n >= 0 for n in position):
         raise ValueError(f"position: expected whole numbers, got {position!r:.60}")
+    if position[0] > epochs or position[1] > batches:
+        raise ValueError(
+            f"position: expected up to epoch {epochs}, batch {batches}, got {position[:2]!r:.60}"
+        )
     return position
 
 

@@ -10,9 +10,9 @@ from typing import Literal
 from weaktr.data.classes import COCO80, COCO90
 from weaktr.data.instances import CocoImage, read_instances
 from weaktr.data.layout import IMAGE_SUFFIXES, read_lines
+from weaktr.data.pngs import is_whole_png
 from weaktr.data.prepare import official
 from weaktr.data.prepare.download import Patience
-from weaktr.data.prepare.pngs import is_whole_png
 from weaktr.data.prepare.result import Missing, Prepared, is_whole
 from weaktr.data.prepare.sources import Sources
 from weaktr.data.problems import Problem

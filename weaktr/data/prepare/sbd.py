@@ -20,10 +20,10 @@ from weaktr.data.classes import IGNORE, VOC
 from weaktr.data.io import read_labels
 from weaktr.data.layout import first_file, read_lines
 from weaktr.data.masks import write_mask
+from weaktr.data.pngs import is_whole_png
 from weaktr.data.prepare.archives import ArchiveError
 from weaktr.data.prepare.matlab import MOST_BYTES, read_mat
 from weaktr.data.prepare.meters import megabytes
-from weaktr.data.prepare.pngs import is_whole_png
 from weaktr.data.prepare.result import is_whole
 from weaktr.data.prepare.unpack import Member, members, total_bytes
 from weaktr.files import whole_file
