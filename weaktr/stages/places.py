@@ -111,9 +111,14 @@ def write_table(run: Run, folder: Path) -> None:
 
 
 def keep_changed(run: Run) -> None:
-    """Keep under another name the scores in the run's folder that weaktr did not write."""
-    file = run.folder / METRICS
-    if file.is_file() and not is_sealed(file):
+    """Keep under another name the scores in the run's folder that weaktr did not write.
+
+    Older versions did not seal them; theirs are those of the evaluation.
+    """
+    file, table = run.folder / METRICS, run.of("evaluate") / TABLE
+    if not file.is_file() or is_sealed(file):
+        return
+    if not table.is_file() or file.read_bytes() != table.read_bytes():
         outputs.keep(file)
 
 
