@@ -182,7 +182,8 @@ def test_the_files_of_these_tests_are_whole(write):
         (Reference(("storage", torch.FloatStorage, "0", "cpu", 4, ("1", 0, 2))), "something else"),
         (Reference(("module", torch.FloatStorage, "0", "cpu", 4)), "something else"),
         (Reference(("storage", "FloatStorage", "0", "cpu", 4)), "something else"),
-        (Reference("0"), "not a whole file"),
+        (Reference("0"), "something else"),
+        (Reference("storage" * 9), "something else"),
         ([Claim((1,), (1,)), Claim((1,), (1,), count=3)], "two sizes of the storage"),
     ],
 )
@@ -301,10 +302,25 @@ def test_tuples_that_no_hash_comes_to_the_end_of(tmp_path, around, value):
 
 
 def test_many_tuples_of_one(tmp_path):
-    """The calls take three bytes each and would make a tuple of a thousand values each."""
-    calls = b"(" + b"N" * 1000 + b"tq\0ctorch\ndevice\nq\1(" + b"h\1h\0R" * 1000 + b"l."
+    """The calls take six bytes each and get a tuple of a thousand values each."""
+    calls = b"(" + b"N" * 1000 + b"tq\0ctorch\nSize\nq\1(" + b"h\1h\0\x85R" * 1000 + b"l."
     with pytest.raises(ValueError, match="more values than its bytes"):
         read_torch_file(write_zip(tmp_path / "x.pth", calls))
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        (b"X\x03\0\0\0abc", "expected the arguments of a function, got 'abc'"),
+        (b"]q\x05", "expected the arguments of a function, got a list"),
+        (b"(K\1K\2K\3t", "damaged pickle"),
+    ],
+)
+def test_arguments_of_a_tensor_with_attributes(tmp_path, given, reason):
+    """A text that a call takes apart is as many values as it has characters."""
+    call = b"ctorch._tensor\n_rebuild_from_type_v2\n(ctorch\ndevice\nN" + given + b"NtR."
+    with pytest.raises(ValueError, match=reason):
+        read_torch_file(write_zip(tmp_path / "x.pth", call))
 
 
 @pytest.mark.parametrize("value", [WIDE, DEEP], ids=["wide", "deep"])

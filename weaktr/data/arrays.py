@@ -237,9 +237,10 @@ def _is_shape(value: Any) -> bool:
 
 def _scalar(kind: _PickledType, data: bytes | str) -> float | int | bool | str:
     """Stands in for NumPy's constructor of scalars."""
-    content, dtype = data.encode("latin1") if isinstance(data, str) else data, kind.dtype()
-    if len(content) != dtype.itemsize or not content:
-        raise ValueError(f"{len(content)} bytes for a number of type {dtype}")
+    dtype = kind.dtype()
+    if len(data) != dtype.itemsize or not data:
+        raise ValueError(f"{len(data)} bytes for a number of type {dtype}")
+    content = data.encode("latin1") if isinstance(data, str) else data
     value: float | int | bool | str = np.frombuffer(content, dtype)[0].item()
     return value
 

@@ -101,6 +101,8 @@ class _Storages:
         Raises:
             ValueError: not a storage, or one of more bytes than the file has.
         """
+        if not isinstance(identifier, tuple) or len(identifier) not in (5, 6):
+            raise ValueError("a reference to something else than a storage")
         kind, dtype, key, _, count, *view = identifier
         is_storage = kind == "storage" and isinstance(dtype, torch.dtype) and isinstance(key, str)
         if not is_storage or type(count) is not int or count < 0 or view not in ([], [None]):
@@ -152,18 +154,30 @@ def _are_whole(numbers: Any) -> bool:
     return all(type(number) is int and 0 <= number < 1 << 48 for number in numbers)
 
 
+def _of_type(maker: Maker, _: Any, given: Any, __: Any) -> Any:
+    """What torch's function for tensors with attributes makes of another function's arguments.
+
+    Raises:
+        ValueError: they are no tuple; a text counts as one value and would be as many arguments
+            as it has characters.
+    """
+    if not isinstance(given, tuple):
+        raise ValueError(f"expected the arguments of a function, got {brief(given)}")
+    return maker.make(*given)
+
+
 #: What a pickle may name beside the functions that make tensors.
 _PLAIN: dict[str, Any] = {
     **NUMPY_SCALARS,
     **{f"torch.{name}Storage": dtype for name, dtype in _TYPES.items()},
     **{str(dtype): dtype for dtype in _TYPES.values()},
     "torch.Size": Maker(lambda sides: sides),
-    "torch.device": Maker(lambda *place: place),
+    "torch.device": Maker(lambda kind, index=None: (kind, index)),
     "torch.Tensor": None,
     "torch.nn.parameter.Parameter": None,
-    "torch._tensor._rebuild_from_type_v2": Maker(lambda maker, _, given, __: maker.make(*given)),
-    "torch._utils._rebuild_parameter": Maker(lambda tensor, *_: tensor),
-    "torch._utils._rebuild_parameter_with_state": Maker(lambda tensor, *_: tensor),
+    "torch._tensor._rebuild_from_type_v2": Maker(_of_type),
+    "torch._utils._rebuild_parameter": Maker(lambda tensor, _, __: tensor),
+    "torch._utils._rebuild_parameter_with_state": Maker(lambda tensor, _, __, ___: tensor),
     "argparse.Namespace": Maker(_Settings),
 }
 
