@@ -135,7 +135,7 @@ def sbd_mat(segmentation: np.ndarray, *, compressed: bool = True) -> bytes:
     )
 
 
-def matrix(kind: int, shape: tuple[int, int], content: bytes, name: bytes = b"") -> bytes:
+def matrix(kind: int, shape: tuple[int, ...], content: bytes, name: bytes = b"") -> bytes:
     """A MATLAB array of class `kind`."""
     head = _number(6, np.uint32([kind, 0])) + _number(5, np.int32(shape)) + element(1, name)
     return element(14, head + content)

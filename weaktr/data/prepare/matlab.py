@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from weaktr.messages import brief
+
 #: Storage types of numbers: number in the file -> NumPy's name.
 _NUMBERS = {
     1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8",
@@ -30,6 +32,8 @@ _HEADER = 128
 MOST_BYTES = 1 << 24
 #: Structs inside structs; SBD's have two.
 MOST_DEPTH = 32
+#: Dimensions of an array; SBD's have two.
+MOST_DIMENSIONS = 32
 
 
 def read_mat(content: bytes) -> dict[str, Any]:
@@ -100,8 +104,11 @@ def _matrix(data: memoryview, order: str, depth: int = 0) -> tuple[str, Any]:
     if not data:
         return "", None
     flags = _numbers(*next(parts), order)
-    shape = tuple(int(n) for n in _numbers(*next(parts), order))
-    name = bytes(next(parts)[1]).decode("ascii")
+    sides = _numbers(*next(parts), order)
+    if len(sides) > MOST_DIMENSIONS:
+        raise ValueError(f"the MATLAB file is damaged: an array of {len(sides)} dimensions")
+    shape = tuple(int(n) for n in sides)
+    name = _name(bytes(next(parts)[1]))
     array_class = int(flags[0]) & 0xFF
     if array_class != _STRUCT and array_class not in _CLASSES:
         return name, None
@@ -126,8 +133,7 @@ def _struct(
         raise ValueError("the MATLAB file is damaged: field names of no length")
     names = bytes(next(parts)[1])
     fields = [
-        names[start : start + width].split(b"\0")[0].decode("ascii")
-        for start in range(0, len(names), width)
+        _name(names[start : start + width].split(b"\0")[0]) for start in range(0, len(names), width)
     ]
     if count > 1 and not fields:
         raise ValueError(f"the MATLAB file is damaged: {count} structs without fields")
@@ -135,6 +141,13 @@ def _struct(
         {name: _matrix(next(parts)[1], order, depth)[1] for name in fields} for _ in range(count)
     ]
     return entries[0] if count == 1 else entries
+
+
+def _name(content: bytes) -> str:
+    """The name of a variable or field."""
+    if not content.isascii():
+        raise ValueError(f"the MATLAB file is damaged: expected a name, got {brief(content, 60)}")
+    return content.decode("ascii")
 
 
 def _numbers(kind: int, data: memoryview, order: str) -> np.ndarray:
