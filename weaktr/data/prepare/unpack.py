@@ -1,8 +1,9 @@
 """Read archives and folders in the same way, and unpack them without writing outside one folder.
 
-Archives are not trusted: absolute names, ``..``, symbolic and hard links and devices are refused,
-and so is a path that leaves the folder through a link already on the disk, a name that cannot be
-printed, and an archive that claims to hold far more than it can (`most_inflated`).
+Archives are not trusted: absolute names, ``..``, symbolic and hard links, devices and files with
+holes are refused, and so is a path that leaves the folder through a link already on the disk, a
+name that cannot be printed, and an archive that claims to hold far more than it can
+(`most_inflated`, `most_members`).
 """
 
 from __future__ import annotations
@@ -47,6 +48,13 @@ _DAMAGE = (
 )
 #: Bytes that are read at once; also the most of a header in a tar, such as a long name.
 MOST_PART = 1 << 16
+#: Bytes of a path in an archive, so that the folder's own path has room before it.
+MOST_PATH = 1024
+#: Bytes of a header in a tar.
+_BLOCK = tarfile.BLOCKSIZE
+#: What zipfile reads, and what it says of members that are encrypted or patched.
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+_ENCRYPTED_OR_PATCHED = 0x01 | 0x20 | 0x40
 
 
 @dataclass(frozen=True)
@@ -131,6 +139,10 @@ def members(path: Path) -> Iterator[Member]:
         yield from _zip_members(path) if zipfile.is_zipfile(path) else _tar_members(path)
     except ArchiveError:
         raise
+    except _Sparse as error:
+        raise ArchiveError(
+            f"{path}: refused, it has files with holes; unpack it and repack it without --sparse"
+        ) from error
     except (*_DAMAGE, OSError) as error:
         _refuse_damage(error, f"{path}: cannot be read as an archive (zip, tar, tar.gz)")
 
@@ -216,14 +228,25 @@ def _safe(name: str, archive: Path) -> str:
     clean = re.sub(r"^(\./)+", "", name.replace("\\", "/"))
     if not is_inside(clean) or "\0" in clean or re.match(r"[A-Za-z]:", clean):
         raise ArchiveError(f"{archive}: refused, {name!r:.200} leads out of the folder")
-    if not clean.isprintable() or any(len(part.encode()) > 255 for part in clean.split("/")):
+    if (
+        not clean.isprintable()
+        or len(clean.encode()) > MOST_PATH
+        or any(len(part.encode()) > 255 for part in clean.split("/"))
+    ):
         raise ArchiveError(f"{archive}: refused, {name!r:.200} is no name for a file")
     return clean
 
 
-def _refuse_bomb(path: Path, claimed: int) -> None:
-    """Raise ArchiveError where an archive claims to hold more than `most_inflated`."""
-    size = path.stat().st_size
+def most_members(size: int) -> int:
+    """The most members of a tar of `size` bytes.
+
+    Headers of empty files shrink to a few bytes; files with some content in them need more.
+    """
+    return max(50_000, size // 32)
+
+
+def _refuse_bomb(path: Path, size: int, claimed: int) -> None:
+    """Raise ArchiveError where an archive of `size` bytes claims more than `most_inflated`."""
     if claimed > most_inflated(size):
         raise ArchiveError(f"{path}: refused, {size} bytes that claim to hold {claimed}")
 
@@ -245,7 +268,8 @@ def _open_file(path: Path) -> IO[bytes]:
 
 def _zip_members(path: Path) -> Iterator[Member]:
     with zipfile.ZipFile(path) as archive:
-        _refuse_bomb(path, sum(info.file_size for info in archive.infolist()))
+        size = path.stat().st_size
+        _refuse_bomb(path, size, sum(info.file_size for info in archive.infolist()))
         for info in archive.infolist():
             name = _safe(info.filename, path)
             if info.is_dir() or is_clutter(name):
@@ -253,16 +277,23 @@ def _zip_members(path: Path) -> Iterator[Member]:
             kind = stat.S_IFMT(info.external_attr >> 16)
             if kind not in (0, stat.S_IFREG):
                 raise ArchiveError(f"{path}: refused, {brief(name)} is a link or device")
+            if info.compress_type not in _COMPRESSIONS or info.flag_bits & _ENCRYPTED_OR_PATCHED:
+                raise ArchiveError(
+                    f"{path}: {brief(name)} is encrypted, or compressed in a way that cannot be "
+                    "read (such as Deflate64); unpack the archive and repack it with Deflate"
+                )
             opener = partial(archive.open, info)
             yield Member(name, info.file_size, info.header_offset, path, opener)
 
 
 def _tar_members(path: Path) -> Iterator[Member]:
-    claimed = 0
+    size, claimed = path.stat().st_size, 0
     with open(path, "rb") as raw, _Tar.open(fileobj=raw) as archive:
-        for info in archive:
-            claimed += info.size
-            _refuse_bomb(path, claimed)
+        for count, info in enumerate(iter(archive.next, None), 1):
+            claimed += _BLOCK + info.size
+            _refuse_bomb(path, size, claimed)
+            if count > most_members(size):
+                raise ArchiveError(f"{path}: refused, {size} bytes with {count} members and more")
             if info.isdir():
                 continue
             name = _safe(info.name, path)
@@ -273,15 +304,32 @@ def _tar_members(path: Path) -> Iterator[Member]:
             yield Member(name, info.size, raw.tell(), path, partial(_open_tar, archive, info))
 
 
+class _Sparse(Exception):
+    """A member is a file with holes: its map may be of any length, and is read at once."""
+
+
+class _Info(tarfile.TarInfo):
+    """A header; what tarfile does with those of files with holes is to refuse them."""
+
+    def _refuse(self, *_: Any) -> NoReturn:
+        raise _Sparse
+
+    _proc_sparse = _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _refuse
+
+
 class _Tar(tarfile.TarFile):
     """A tar whose headers have at most `MOST_PART` bytes, whatever they claim, and lead forward."""
+
+    tarinfo = _Info
 
     def next(self) -> tarfile.TarInfo | None:
         """The next member.
 
         Raises:
             tarfile.ReadError: it has less than no bytes, so that what follows it would be itself.
+            _Sparse: it is a file with holes.
         """
+        self.members.clear()  # type: ignore[attr-defined] # not in the stub
         info = super().next()
         if info is not None and (info.size < 0 or self.offset <= info.offset):
             raise tarfile.ReadError(f"a member of {brief(info.size)} bytes")
