@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +87,8 @@ def test_npy_whose_names_are_others(tmp_path: Path, caplog: pytest.LogCaptureFix
         ("<svg/>", r"expected <annotation>, got <svg>"),
         ("<annotation>" * 3, "expected XML"),
         ("<!DOCTYPE a [<!ENTITY b 'c'>]><annotation>&d;</annotation>", "expected XML"),
-        ("<?xml version='1.0' encoding='nonsense'?><annotation/>", "expected XML"),
+        ("<?xml version='1.0' encoding='nonsense'?><annotation/>", "expected XML.* as UTF-8"),
+        ("<?xml version='1.0' encoding='big5'?><annotation/>", "expected XML.*; save it as UTF-8"),
         (
             "<annotation><object><name>cat</name><difficult>maybe</difficult></object></annotation>",
             "difficult of cat: expected 0 or 1",
@@ -96,6 +99,22 @@ def test_xml_that_is_no_annotation(tmp_path: Path, text: str, told: str) -> None
     voc = voc_tree(tmp_path)
     (voc / "Annotations/2007_000001.xml").write_text(text)
     with pytest.raises(DataError, match=rf"2007_000001\.xml .*train\.txt:1\): {told}"):
+        voc12(voc, "train")
+
+
+@pytest.mark.parametrize(
+    "put",
+    [os.mkdir, os.mkfifo, lambda path: os.symlink("nothing", path)],
+    ids=["folder", "pipe", "link"],
+)
+def test_annotations_that_are_no_files(tmp_path: Path, put: Callable[[Path], None]) -> None:
+    """An image that has none is one without labels; these are faults."""
+    voc = voc_tree(tmp_path)
+    path = voc / "Annotations/2007_000001.xml"
+    path.unlink()
+    assert voc12(voc, "train").samples[0].labels is None
+    put(path)
+    with pytest.raises(DataError, match=rf"{path} .*train\.txt:1\): expected a file, got a"):
         voc12(voc, "train")
 
 

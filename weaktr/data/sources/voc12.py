@@ -178,16 +178,21 @@ def _npy_labeller(
 
 
 def _xml_labeller(folder: Path, difficult: bool, faults: list[Problem]) -> Labeller:
-    """Labels from the XML files of ``Annotations``."""
+    """Labels from the XML files of ``Annotations``; None where there is nothing of the name."""
 
     def label(name: str, source: str) -> tuple[int, ...] | None:
         path = folder / f"{name}.xml"
         if not path.is_file():
-            return None
+            if not os.path.lexists(path):
+                return None
+            message = "expected a file, got a folder, a pipe or a link to nothing"
+            faults.append(Problem(str(path), source, message))
+            return ()
         try:
             annotation = ElementTree.parse(path).getroot()
         except Exception as error:  # of any kind, from bytes that anybody wrote
-            message = f"expected XML, got: {error}"
+            remedy = "; save it as UTF-8" if "encoding" in str(error) else ""
+            message = f"expected XML, got: {error}{remedy}"
             faults.append(Problem(str(path), source, message))
             return ()
         if annotation.tag != "annotation":
