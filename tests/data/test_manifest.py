@@ -129,6 +129,11 @@ def test_errors_list_and_travel() -> None:
         ({"samples": [{"name": 3}]}, r"samples\.0\.name: .*string, got 3"),
         ({"samples": [{"labels": [True]}]}, r"samples\.0\.labels\.0: .*integer, got True"),
         ({"samples": [{"labels": "01"}]}, r"samples\.0\.labels: .*list, got '01'"),
+        ({"samples": [{"labels": [1, 1]}]}, r"\('a'\): labels: .* each once; got \[1, 1\]"),
+        ({"samples": [{"labels": [1, 0]}]}, r"0 to 1, ascending, each once; got \[1, 0\]"),
+        ({"samples": [{"labels": [2]}]}, r"0 to 1, ascending, each once; got \[2\]"),
+        ({"samples": [{"labels": [-1, 0]}]}, r"0 to 1, ascending, each once; got \[-1, 0\]"),
+        ({"samples": [{"labels": [3]}, {"name": "b", "labels": [4]}]}, r"(?s)'a'.*'b'"),
         ({"samples": [{"mask": False}]}, r"samples\.0\.mask: .*string, got False"),
         ({"samples": [{"exif": "no"}]}, "exif: expected one of ignore, apply; got 'no'"),
         (

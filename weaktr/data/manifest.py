@@ -160,7 +160,7 @@ class Manifest:
 
         Raises:
             DataError: missing, not JSON, not a manifest, or a name stands twice; a field is missing
-                or of the wrong kind.
+                or of the wrong kind; labels are no ascending class indices.
         """
         path = Path(os.path.abspath(path))
         try:
@@ -191,8 +191,8 @@ class Manifest:
             raise DataError(Problem(str(path), "", message)) from error
         except ValueError as error:
             raise DataError(Problem(str(path), "", str(error))) from error
-        if repeated := manifest.repeated_names():
-            raise DataError(repeated)
+        if wrong := [*_label_faults(manifest, path), *manifest.repeated_names()]:
+            raise DataError(wrong)
         return manifest
 
     def fingerprint(self) -> str:
@@ -274,6 +274,20 @@ def _sample_from_json(
         mask_ids=mask_ids,
         exif=require_exif(entry.get("exif", "ignore")),
     )
+
+
+def _label_faults(manifest: Manifest, path: Path) -> list[Problem]:
+    """A fault of the file `path` for every sample whose labels are not what `Sample.labels` are."""
+    count, faults = len(manifest.classes), []
+    for sample in manifest:
+        labels = sample.labels or ()
+        if list(labels) != sorted({*labels}) or not all(0 <= k < count for k in labels):
+            message = (
+                f"labels: expected indices from 0 to {count - 1}, ascending, each once; "
+                f"got {list(labels[:9])!s:.60}"
+            )
+            faults.append(Problem(str(path), brief(sample.name), message))
+    return faults
 
 
 class _StoredSample(TypedDict):
