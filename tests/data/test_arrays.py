@@ -33,6 +33,39 @@ def test_arrays_come_back(tmp_path: Path, kind: str, shape: tuple[int, ...]) -> 
         np.testing.assert_array_equal(value, array)
 
 
+@pytest.mark.parametrize("kind", TYPES)
+def test_arrays_of_the_newest_pickles(tmp_path: Path, kind: str) -> None:
+    array = np.arange(24).reshape(2, 3, 4).astype(kind)
+    arrays = {"a": array, "f": np.asfortranarray(array), "b": array[:, 1], "0": array[:0]}
+    arrays["fixed"] = array.copy()
+    arrays["fixed"].flags.writeable = False
+    content = pickle.dumps(np.array(arrays, object), 5)
+    (tmp_path / "a.npy").write_bytes(npy(header("()", "'|O'"), content))
+    read = read_pickled_arrays(tmp_path / "a.npy")
+    assert read.keys() == arrays.keys()
+    for name, value in arrays.items():
+        np.testing.assert_array_equal(read[name], value)
+        assert read[name].dtype == array.dtype
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        (b"(C\x02abh\0(K\3tX\1\0\0\0CtR", r"2 bytes for an array \(3,\)"),
+        (b"(C\x02abh\0(K\2tX\1\0\0\0KtR", "another order"),
+        (b"(C\x02abh\0(K\2tX\1\0\0\0KK\0\x85tR", "another order"),
+        (b"(C\x02abK\1(K\2tX\1\0\0\0CtR", "without a type"),
+        (b"(]h\0(K\2tX\1\0\0\0CtR", "without bytes"),
+    ],
+)
+def test_buffers_that_lie(tmp_path: Path, call: bytes, reason: str) -> None:
+    kind = b"cnumpy\ndtype\n(X\2\0\0\0u1tRq\x000"
+    content = kind + b"}X\1\0\0\0acnumpy._core.numeric\n_frombuffer\n" + call + b"s."
+    (tmp_path / "a.npy").write_bytes(npy(header("()", "'|O'"), content))
+    with pytest.raises(ValueError, match=reason):
+        read_pickled_arrays(tmp_path / "a.npy")
+
+
 def test_scalars_become_plain_values(tmp_path: Path) -> None:
     content = {np.int32(7): np.float64(0.5), np.str_("Ω name"): np.bool_(True), "x": np.uint8(255)}
     np.save(tmp_path / "a.npy", content, allow_pickle=True)
@@ -126,6 +159,12 @@ def test_damaged_archives(tmp_path: Path, cut: int) -> None:
     path.write_bytes(path.read_bytes()[:cut])
     with pytest.raises(ValueError, match=f"^{path}: expected CAMs"):
         read_cams(path)
+
+
+def test_cams_of_no_class(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", {}, allow_pickle=True)
+    with pytest.raises(ValueError, match=r"a\.npy: expected CAMs .* got: an empty dict$"):
+        read_cams(tmp_path / "a.npy")
 
 
 SHAPE = (2, 3, 4)

@@ -245,6 +245,17 @@ def _scalar(kind: _PickledType, data: bytes | str) -> float | int | bool | str:
     return value
 
 
+def _from_buffer(
+    data: Any, kind: Any, shape: Any, order: Any, axis_order: Any = None
+) -> _PickledArray:
+    """Stands in for NumPy's constructor of arrays in pickles of protocol 5."""
+    if order not in ("C", "F") or axis_order is not None:
+        raise ValueError("an array in another order than C's and Fortran's")
+    array = _PickledArray()
+    array.build((shape, kind, order == "F", data))
+    return array
+
+
 #: NumPy's scalars, as pickles name them under old and new module names.
 NUMPY_SCALARS = {
     "numpy.dtype": Maker(_PickledType),
@@ -257,4 +268,6 @@ NUMPY = {
     "numpy.ndarray": None,
     "numpy.core.multiarray._reconstruct": Maker(_PickledArray),
     "numpy._core.multiarray._reconstruct": Maker(_PickledArray),
+    "numpy.core.numeric._frombuffer": Maker(_from_buffer),
+    "numpy._core.numeric._frombuffer": Maker(_from_buffer),
 }

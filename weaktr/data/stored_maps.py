@@ -94,8 +94,11 @@ def _from_dict(maps: dict[Any, Any]) -> tuple[np.ndarray, np.ndarray]:
     """(CAMs [K, H, W], class indices [K]) from class index -> [H, W].
 
     Raises:
-        ValueError: keys that are no class indices, or values that are no arrays of one shape.
+        ValueError: keys that are no class indices, or values that are no arrays of one shape; or
+            there are none, so that nothing says how large the image is.
     """
+    if not maps:
+        raise ValueError("an empty dict")
     if not all(isinstance(key, int) and 0 <= key < MAX_CLASSES for key in maps):
         raise ValueError(f"a dict with the keys {list(maps)[:9]!s:.60}")
     if not all(isinstance(value, np.ndarray) for value in maps.values()):
