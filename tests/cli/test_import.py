@@ -329,7 +329,9 @@ def test_a_malicious_pickle_runs_nothing(tmp_path, place, zipped):
     assert not (tmp_path / "pwned").exists() and not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("value", [np.ones(3), np.array(object()), np.datetime64("2020"), print])
+@pytest.mark.parametrize(
+    "value", [np.ones(3, "c16"), np.array(object()), np.datetime64("2020"), print]
+)
 def test_of_numpy_only_numbers_are_read(tmp_path, value):
     torch.save({"model": tiny(), "extra": value}, tmp_path / "x.pth")
     with pytest.raises(ValueError, match=r"refused|plain number"):

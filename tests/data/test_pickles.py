@@ -41,6 +41,23 @@ def test_a_value_that_holds_itself():
     assert again[0] is again
 
 
+@pytest.mark.parametrize("protocol", range(2, 6))
+@pytest.mark.parametrize("value", [set(), {1, 2}, frozenset({3})])
+def test_sets_are_what_the_table_says(protocol, value):
+    """Nothing is hashed: a set of tuples of tuples could take for ever."""
+    made = Point(0)
+    of_a_set = Maker(lambda items=(): made)
+    names = [f"{module}.{kind}" for module in BUILTINS for kind in ("set", "frozenset")]
+    assert read(pickle.dumps([value, 7], protocol), dict.fromkeys(names, of_a_set)) == [made, 7]
+
+
+def test_bytearrays_are_bytes():
+    assert read(pickle.dumps(bytearray(b"\xff\0a"), 5)) == b"\xff\0a"
+
+
+BUILTINS = ("builtins", "__builtin__")
+
+
 @pytest.mark.parametrize("protocol", range(6))
 @pytest.mark.parametrize("value", [print, argparse.Namespace(), Exception("x"), {1}, range(3), 1j])
 def test_what_the_table_lacks_is_refused(value, protocol):
@@ -78,6 +95,8 @@ def test_makers_constants_and_states():
         (b"cm\nPoint\nI1\nR.", "no function"),
         (b"(ios\nsystem\n.", "opcode"),
         (b"\x82\x01.", "opcode"),
+        (b"](I1\n\x90.", "adds items to a list"),
+        (b"(I1\n\x91.", "asks for builtins.set"),
         (b"I1\nI2\na.", "appends to a int"),
         (b"I1\nI2\nI3\ns.", "gives items to a int"),
         (b"}cm\nPoint\nI3\ns.", "key of type Maker"),

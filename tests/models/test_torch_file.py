@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import io
+import os
 import pickle
+import random
 import struct
+import subprocess
 import tarfile
 import zipfile
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, defaultdict, deque
+from enum import Enum
+from fractions import Fraction
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 import pytest
@@ -94,9 +101,9 @@ def test_what_training_scripts_leave(save):
         lambda: torch.ones(3, dtype=torch.complex64),
         lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
         lambda: nn.Linear(2, 3),
-        lambda: np.ones(3),
-        lambda: {1, 2},
-        lambda: 1j,
+        lambda: os.getcwd,
+        lambda: {(1, 2): 3},
+        lambda: np.ones(3, "c16"),
     ],
 )
 @pytest.mark.filterwarnings("ignore")  # torch's, of kinds of tensors that it will drop
@@ -104,6 +111,59 @@ def test_other_kinds_of_values_are_refused(save, make):
     with pytest.raises(ValueError, match=r"x\.pth: (refused|not a whole file)") as caught:
         read_torch_file(save({"x": make()}))
     assert "\n" not in str(caught.value)
+
+
+class Settings(Enum):
+    NONE = 1
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize(
+    "left",
+    [
+        {1, 2}, frozenset({(1, 2)}), 1 + 2j, bytearray(b"a"), slice(1, 2), range(3), int,
+        datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC), datetime.date(2026, 1, 2),
+        datetime.timedelta(1), datetime.time(1), Path("a/b"), PurePosixPath("a"),
+        PureWindowsPath("a"), torch.strided, np.ones((2, 3)), np.array(["a"]), np.float32(1),
+        np.array([{}, 1], object), np.random.get_state(), random.getstate(),
+    ],
+    ids=lambda left: type(left).__name__,
+)  # fmt: skip
+def test_harmless_values_beside_the_weights(tmp_path, left, protocol):
+    """They are read over, whatever the protocol; the weights beside them are what they were."""
+    saved = {"left": [left, argparse.Namespace(left=left)], "model": {"a": torch.arange(3)}}
+    torch.save(saved, tmp_path / "x.pth", pickle_protocol=protocol)
+    read = read_torch_file(tmp_path / "x.pth")
+    assert torch.equal(weights_in(read)["a"], torch.arange(3))
+
+
+def test_deques_and_defaultdicts_are_lists_and_dicts(save):
+    counts = defaultdict(int, a=1)
+    read = read_torch_file(save([deque([1, 2], 5), deque([3]), counts, defaultdict(list)]))
+    assert read == [[1, 2], [3], {"a": 1}, {}]
+
+
+@pytest.mark.parametrize(
+    "value", [os.system, eval, Settings.NONE, Fraction(1, 2), np.random.default_rng, subprocess.run]
+)
+def test_what_is_not_harmless(save, value):
+    with pytest.raises(ValueError, match=r"x\.pth: refused: .* could run code\. Nothing was run"):
+        read_torch_file(save({"model": {"a": WEIGHT}, "x": value}))
+
+
+@pytest.mark.parametrize("content", [b"cbuiltins\neval\n(S'1'\ntR.", b"cbuiltins\nint\n)R."])
+def test_names_of_types_are_not_called(tmp_path, content):
+    with pytest.raises(ValueError, match=r"could run code|calls something that is no function"):
+        read_torch_file(write_zip(tmp_path / "x.pth", content))
+
+
+def test_what_is_not_read_is_told(write):
+    with pytest.raises(ValueError, match=r"refused: .*a key of type tuple\); load it where"):
+        read_torch_file(write({(1, 2): 3}))
+    tree: list = []
+    tree.append(tree)
+    with pytest.raises(ValueError, match=r"refused: .*levels deep, or in itself\); load it where"):
+        read_torch_file(write([tree, Claim((1,), (1,))]))
 
 
 class Claim:
@@ -297,7 +357,7 @@ FILE = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\1\0\0\x000X\3\0\0\0cpuK\4tQ"
 )
 def test_tuples_that_no_hash_comes_to_the_end_of(tmp_path, around, value):
     path = write_zip(tmp_path / "x.pth", around.replace(b"%b", value))
-    with pytest.raises(ValueError, match=r"x\.pth: not a whole file .*(values than|levels)"):
+    with pytest.raises(ValueError, match=r"x\.pth: (not a whole|refused).*(values than|levels)"):
         read_torch_file(path)
 
 

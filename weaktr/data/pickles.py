@@ -54,6 +54,10 @@ class Refused(ValueError):
         super().__init__(f"it asks for {self.name}, which could run code")
 
 
+class Unread(ValueError):
+    """The pickle may be whole, but it holds something that is not read; says what."""
+
+
 def read_pickle(
     source: Source,
     table: Mapping[str, Any],
@@ -72,6 +76,8 @@ def read_pickle(
 
     Raises:
         Refused: it names something that `table` lacks. Nothing was run.
+        Unread: a dict's keys are something else than text and numbers; or a function gets
+            something nested too deep.
         ValueError: cut off, or no pickle of plain values.
     """
     machine = _Machine(source, {**_PLAIN, **table}, refer)
@@ -86,7 +92,7 @@ def read_pickle(
                 )
             read, act = _OPCODES[code]
             act(machine, None if read is None else read(source))
-    except Refused:
+    except (Refused, Unread):
         raise
     except ValueError as error:
         raise ValueError(f"{error!s:.200}") from error
@@ -102,8 +108,8 @@ def count_values(value: Any, most: int) -> int:
         most: where the counting ends.
 
     Raises:
-        ValueError: there are more, or more than `MOST_LEVELS` levels, as in a value that holds
-            itself.
+        ValueError: there are more.
+        Unread: there are more than `MOST_LEVELS` levels, as in a value that holds itself.
     """
     count, levels = 0, [iter((value,))]
     while levels:
@@ -114,7 +120,7 @@ def count_values(value: Any, most: int) -> int:
             if isinstance(inner, list | tuple | dict):
                 levels.append(iter(inner.values() if isinstance(inner, dict) else inner))
                 if len(levels) > MOST_LEVELS:
-                    raise ValueError(f"it is nested more than {MOST_LEVELS} levels deep")
+                    raise Unread(f"it is nested more than {MOST_LEVELS} levels deep, or in itself")
                 break
         else:
             levels.pop()
@@ -217,7 +223,7 @@ class _Machine:
         """A value for a function, which may hash, compare and copy it: counted before.
 
         Raises:
-            ValueError: see `count_values`.
+            ValueError, Unread: see `count_values`.
         """
         self.made += count_values(value, self.most_made() - self.made)
         return value
@@ -236,6 +242,23 @@ class _Machine:
         if self.refer is None:
             raise ValueError("it refers to something outside")
         self.push(self.refer(self.handed_on(self.pop())))
+
+    def make_set(self, _: Any) -> None:
+        """EMPTY_SET: what the table has for sets; what is put into it is not hashed."""
+        self.name("builtins set")
+        self.push(())
+        self.reduce(None)
+
+    def make_frozenset(self, _: Any) -> None:
+        """FROZENSET: likewise."""
+        self.marked()
+        self.make_set(None)
+
+    def drop_items(self, _: Any) -> None:
+        """ADDITEMS: see `make_set`."""
+        self.marked()
+        if not isinstance(self.stack[-1], Built):
+            raise ValueError(f"it adds items to a {type(self.stack[-1]).__name__}")
 
     def make_list(self, _: Any) -> None:
         values = self.marked()
@@ -272,7 +295,7 @@ class _Machine:
             raise ValueError(f"it gives items to a {type(target).__name__}")
         for key, value in zip(values[::2], values[1::2], strict=True):
             if not isinstance(key, _KEYS):  # a tuple's hash may run through more than memory holds
-                raise ValueError(f"it has a key of type {type(key).__name__}")
+                raise Unread(f"it has a dict with a key of type {type(key).__name__}")
             target[key] = value
 
 
@@ -308,6 +331,10 @@ _ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
         ),
         _Machine.push,
     ),
+    "BYTEARRAY8": lambda machine, value: machine.push(bytes(value)),
+    "EMPTY_SET": _Machine.make_set,
+    "FROZENSET": _Machine.make_frozenset,
+    "ADDITEMS": _Machine.drop_items,
     "NONE": _push_new(lambda: None),
     "NEWTRUE": _push_new(lambda: True),
     "NEWFALSE": _push_new(lambda: False),

@@ -2,8 +2,8 @@
 
 Such a file is a pickle and the bytes of storages, which tensors are views of. The pickle is read by
 `weaktr.data.pickles`: plain values, tensors, the command line that training scripts leave
-(`argparse.Namespace`) and NumPy's numbers. Storages may not have more bytes than the file, tensors
-no elements outside of their storage.
+(`argparse.Namespace`), and what else they leave (`leftovers`). Storages may not have more bytes
+than the file, tensors no elements outside of their storage.
 
 Source: the two formats of ``torch.save`` (`torch.serialization`): a zip archive with ``data.pkl``
 and ``data/KEY``, and the older one: five pickles, then the storages one after another.
@@ -25,10 +25,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weaktr.data.arrays import NUMPY_SCALARS
-from weaktr.data.pickles import Built, Maker, Refused, Source, count_values, read_pickle
+from weaktr.data.pickles import Built, Maker, Refused, Source, Unread, count_values, read_pickle
 from weaktr.files import require_readable
 from weaktr.messages import brief
+from weaktr.models.released.leftovers import LEFTOVERS
 
 #: Where publishers put the weights, beside other things, in the order in which they are looked for.
 WRAPPERS = (
@@ -48,6 +48,8 @@ _TYPES = {
     "BFloat16": torch.bfloat16, "Long": torch.int64, "Int": torch.int32, "Short": torch.int16,
     "Char": torch.int8, "Byte": torch.uint8, "Bool": torch.bool,
 }  # fmt: skip
+#: What to do with a file that holds more than can be read.
+_SAVE = "load it where it was made and save {'model': model.state_dict()} alone"
 #: What a damaged or foreign file makes `zipfile` and torch raise, beside ValueError.
 _BROKEN = (
     OSError,
@@ -168,7 +170,7 @@ def _of_type(maker: Maker, _: Any, given: Any, __: Any) -> Any:
 
 #: What a pickle may name beside the functions that make tensors.
 _PLAIN: dict[str, Any] = {
-    **NUMPY_SCALARS,
+    **LEFTOVERS,
     **{f"torch.{name}Storage": dtype for name, dtype in _TYPES.items()},
     **{str(dtype): dtype for dtype in _TYPES.values()},
     "torch.Size": Maker(lambda sides: sides),
@@ -215,8 +217,12 @@ def read_torch_file(path: Path) -> Any:
     except Refused as error:
         raise ValueError(
             f"{path}: refused: beside its weights this file asks for {error.name}, which could run "
-            "code. Nothing was run. If you trust its author, load it where it was made and save "
-            "{'model': model.state_dict()} alone"
+            f"code. Nothing was run. If you trust its author, {_SAVE}"
+        ) from error
+    except Unread as error:
+        raise ValueError(
+            f"{path}: refused: beside its weights this file holds what is not read ({error}); "
+            f"{_SAVE}"
         ) from error
     except (*_BROKEN, ValueError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
