@@ -25,6 +25,7 @@ class Site:
         ranges: whether it understands Range.
         etag: version that it states.
         status: an error code for every answer; None = serve.
+        reason: what it says of errors; None = what is usual.
         errors_first: so many answers with 503 before it serves.
         sends_to: the address to which it redirects every request; None = serve.
         tells_size: whether it states how many bytes come.
@@ -39,6 +40,7 @@ class Site:
     ranges: bool = True
     etag: str = '"1"'
     status: int | None = None
+    reason: str | None = None
     errors_first: int = 0
     sends_to: str | None = None
     tells_size: bool = True
@@ -70,7 +72,7 @@ class _Handler(BaseHTTPRequestHandler):
             site.errors_first -= 1
             status = 503
         if status is not None or content is None:
-            self.send_error(status or 404)
+            self.send_error(status or 404, site.reason)
             return
         if site.sends_to is not None:
             self.send_response(302)

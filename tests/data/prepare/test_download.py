@@ -123,6 +123,14 @@ def test_missing_on_the_server(site: Site, tmp_path: Path) -> None:
     assert download(second, tmp_path, QUICK).read_bytes() == CONTENT
 
 
+@pytest.mark.parametrize("status", [404, 503])
+def test_what_a_server_says_is_cut(site: Site, tmp_path: Path, status: int) -> None:
+    site.status, site.reason = status, "go\x1b[31m away " * 4000
+    with pytest.raises(ArchiveError, match=rf"HTTP {status} go\\x1b\[31m away") as caught:
+        download(site.archive("a.zip"), tmp_path, QUICK)
+    assert len(str(caught.value)) < 600 and str(caught.value).isprintable()
+
+
 def test_size_only_where_no_checksum_is_known(site: Site, tmp_path: Path) -> None:
     archive = site.archive("a.zip", md5=None, size=None)
     site.cut_after = 120_000  # what is told by the server is what must come

@@ -170,20 +170,25 @@ def _fetch(url: str, archive: Archive, part: Path, patience: Patience) -> None:
                 return
             reason = f"the connection ended after {_size(part)} bytes"
         except HTTPError as error:
-            reason = f"HTTP {error.code} {error.reason}"
+            reason = f"HTTP {error.code} {_brief(error.reason)}"
             if error.code == _RANGE_REFUSED:
                 _delete(part)
             elif error.code not in _TEMPORARY:
                 raise _DownloadFailed(reason) from error
         except (URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
             cause = error.reason if isinstance(error, URLError) else error
-            reason = str(cause) or type(cause).__name__
+            reason = _brief(cause) or type(cause).__name__
         failures = 0 if _size(part) > most else failures + 1
         most = max(most, _size(part))
         if failures >= patience.attempts:
             raise _DownloadFailed(f"{reason} ({failures} attempts in a row brought nothing)")
         log.info("%s: %s; going on", archive.name, reason)
         time.sleep(min(60.0, patience.pause * 2 ** max(0, failures - 1)))
+
+
+def _brief(reason: object) -> str:
+    """What a server or the system says, cut to a length that can be shown."""
+    return f"{one_line(str(reason)):.200}"
 
 
 def _receive(url: str, archive: Archive, part: Path, timeout: float) -> bool:
