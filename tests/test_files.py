@@ -13,6 +13,7 @@ import pytest
 import weaktr.files
 from weaktr.contents import Contents
 from weaktr.files import (
+    clear_abandoned,
     files_below,
     names_in,
     read_json,
@@ -78,6 +79,27 @@ def test_what_a_killed_process_left_of_a_file_is_cleared_when_it_is_written_agai
         (tmp_path / name).write_text("half")
     write_json(path, [])
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted(["a.json", *others])
+
+
+def test_what_killed_processes_left_below_a_folder_is_cleared(tmp_path):
+    """Not what another process still writes, what another machine may write, nor other files."""
+    path = tmp_path / "a/b/c.png"
+    with whole_file(path) as temporary:
+        digits = temporary.name[1:-5]
+    other, machine, end = digits[:10], digits[10:16], digits[24:]
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    stay = [
+        f".{other}{machine}{os.getppid():08x}{end}.part",
+        f".{other}{'0' * 6}{dead.pid:08x}{end}.part",
+        f"x.{other}{machine}{dead.pid:08x}{end}.part",
+        "c.png",
+    ]
+    for name in (f".{other}{machine}{dead.pid:08x}{end}.part", *stay):
+        (path.parent / name).write_text("half")
+    clear_abandoned(tmp_path)
+    assert sorted(os.listdir(path.parent)) == sorted(stay)
+    clear_abandoned(tmp_path / "missing")
 
 
 def test_the_name_of_a_file_may_be_as_long_as_the_system_allows(tmp_path):

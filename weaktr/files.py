@@ -38,7 +38,7 @@ def whole_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
         durable: flush file and folder to the disk, and clear what killed processes left of this
             file. Without it a power failure (not a killed process) may lose the file, and its
             readers must check a digest; leftovers are cleared with the whole folder
-            (`weaktr.outputs.clear_unfinished`).
+            (`clear_abandoned`, `weaktr.outputs.clear_unfinished`).
 
     Raises:
         OSError: there is a folder of that name, or the file cannot be written.
@@ -398,8 +398,25 @@ def _this_machine() -> str:
 def _clear_leftovers(folder: Path, prefix: str) -> None:
     """Remove what processes of this machine that are no more had begun to write."""
     for path in folder.glob(f".{prefix}{'[0-9a-f]' * 16}.part"):
-        if not _is_running(int(path.name[len(prefix) + 1 :][:8], 16)):
+        if _is_abandoned(path.name):
             path.unlink(missing_ok=True)
+
+
+def clear_abandoned(folder: Path) -> None:
+    """Remove what processes of this machine that are no more had begun to write below a folder.
+
+    Other processes may be at work there; where none is, `weaktr.outputs.clear_unfinished` removes
+    everything.
+    """
+    for place, _, names in os.walk(folder):
+        for name in filter(UNFINISHED.fullmatch, names):
+            if name.endswith(".part") and _is_abandoned(name):
+                (Path(place) / name).unlink(missing_ok=True)
+
+
+def _is_abandoned(name: str) -> bool:
+    """Whether the writer of a file that `whole_file` named was a process that is no more."""
+    return name[11:17] == _this_machine() and not _is_running(int(name[17:25], 16))
 
 
 def _is_running(process: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import struct
+import subprocess
 import tarfile
 import zipfile
 import zlib
@@ -14,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from tests.data.trees import SIZE, square
+from weaktr.files import whole_file
 
 VOC_TRAIN = ("2007_000032", "2007_000039")
 VOC_VAL = ("2007_000033",)
@@ -223,3 +225,14 @@ def write(folder: Path, content: dict[str, bytes]) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(data)
     return folder
+
+
+def left_by_a_killed_process(folder: Path) -> Path:
+    """A half-written file of a process that is no more."""
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    with whole_file(folder / "x") as temporary:
+        name = f"{temporary.name[:17]}{dead.pid:08x}{temporary.name[25:]}"
+    (folder / "x").unlink()
+    (folder / name).write_bytes(b"half")
+    return folder / name

@@ -152,9 +152,11 @@ def test_goes_on_after_an_interruption(tmp_path: Path, monkeypatch: pytest.Monke
         prepare_coco14(root, facts=FACTS)
     monkeypatch.undo()
     first = drawn[0].stat().st_mtime_ns
+    left = little.left_by_a_killed_process(drawn[0].parent)
     (root / "train2014" / f"{little.coco_name('train', 25)}.jpg").write_bytes(b"")
     assert prepare_coco14(root, facts=FACTS).complete
     assert drawn[0].stat().st_mtime_ns == first
+    assert not left.exists()
     half = root / f"masks/val2014/{little.coco_name('val', 42)}.png"
     half.write_bytes(half.read_bytes()[:-5])  # what a power cut may leave
     assert prepare_coco14(root, facts=FACTS).changed

@@ -151,8 +151,10 @@ def test_interrupted_while_unpacking(
         prepare_voc12(tmp_path, fetch=True, facts=facts, patience=QUICK)
     seen = [tmp_path / name for name in written]
     times = [file.stat().st_mtime_ns for file in seen]
+    left = little.left_by_a_killed_process(seen[0].parent)
     assert prepare_voc12(tmp_path, fetch=True, facts=facts, patience=QUICK).missing == []
     assert [file.stat().st_mtime_ns for file in seen] == times
+    assert not left.exists()
 
 
 def test_archives_that_are_there(tmp_path: Path) -> None:

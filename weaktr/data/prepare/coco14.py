@@ -26,7 +26,7 @@ from weaktr.data.sources.coco14 import (
     mask_folder,
     stem,
 )
-from weaktr.files import write_bytes
+from weaktr.files import clear_abandoned, write_bytes
 from weaktr.progress import log
 
 _DRAWN = "drawn from the instances JSON: COCO ids 1..90, small objects on top, crowds 255 = ignore"
@@ -64,6 +64,7 @@ def prepare_coco14(
     if coco_ids not in (90, 80):
         raise ValueError(f"coco_ids: expected 90 or 80, got {coco_ids!r}")
     sources = Sources(root, fetch=fetch, archives=archives, patience=patience)
+    clear_abandoned(root)
     result = Prepared("coco14", root, COCO90 if coco_ids == 90 else COCO80)
     result.origins["labels"] = str(cls_labels or "instances JSON, crowds included")
     absent = any(_json(root, split) is None for split in facts.counts)

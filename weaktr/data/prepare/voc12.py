@@ -13,7 +13,7 @@ from weaktr.data.prepare.result import Missing, Prepared, is_whole
 from weaktr.data.prepare.sources import Sources
 from weaktr.data.problems import Problem
 from weaktr.data.sources.voc12 import find_cls_labels, voc12
-from weaktr.files import write_bytes
+from weaktr.files import clear_abandoned, write_bytes
 from weaktr.progress import log
 
 _SPLITS = ("train", "train_aug", "val")
@@ -62,6 +62,7 @@ def prepare_voc12(
         for part in ("JPEGImages", "ImageSets")
     )
     voc = default if part is None else part.parent
+    clear_abandoned(voc)
     labelled = find_cls_labels(voc, root, cls_labels)
     wanted = _has_gaps(voc, xml=labelled is None)
     result.changed |= sources.unpack(facts.data, voc, _place, wanted=wanted) > 0
