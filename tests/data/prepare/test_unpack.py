@@ -328,6 +328,29 @@ def test_tars_of_empty_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         unpack(path, tmp_path / "out", lambda _: None)
 
 
+def test_headers_count_as_what_an_archive_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of empty files, and what says more of them; compressed, they are next to nothing."""
+    path = tmp_path / "a.tgz"
+    path.write_bytes(gzip.compress((said_before("comment", "x" * 60) + header("a", 0)) * 99))
+    assert len([*members(path)]) == 99
+    monkeypatch.setattr("weaktr.data.arrays.MOST_INFLATED", 99 * 3 * 512 - 1)
+    with pytest.raises(ArchiveError, match="claim to hold 152064"):
+        list(members(path))
+
+
+def test_entries_for_all_further_members(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    for count in (100, 101):
+        parts = [said_before(f"k{k}", 1, b"g") + header("a", 0) for k in range(count)]
+        path.write_bytes(b"".join(parts) + bytes(1024))
+        if count == 100:
+            assert len([*members(path)]) == 100
+    with pytest.raises(ArchiveError, match="101 entries for all members"):
+        list(members(path))
+
+
 def test_data_sets_have_fewer_members_than_archives_may() -> None:
     for count, size in ((40_000, 2 * 10**9), (123_000, 25 * 10**9), (35_000, 14 * 10**8)):
         assert count < most_members(size)

@@ -50,8 +50,8 @@ _DAMAGE = (
 MOST_PART = 1 << 16
 #: Bytes of a path in an archive, so that the folder's own path has room before it.
 MOST_PATH = 1024
-#: Bytes of a header in a tar.
-_BLOCK = tarfile.BLOCKSIZE
+#: Entries that the headers for all further members of a tar make; git writes one.
+MOST_ENTRIES = 100
 #: What zipfile reads, and what it says of members that are encrypted or patched.
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 _ENCRYPTED_OR_PATCHED = 0x01 | 0x20 | 0x40
@@ -287,11 +287,10 @@ def _zip_members(path: Path) -> Iterator[Member]:
 
 
 def _tar_members(path: Path) -> Iterator[Member]:
-    size, claimed = path.stat().st_size, 0
+    size = path.stat().st_size
     with open(path, "rb") as raw, _Tar.open(fileobj=raw) as archive:
         for count, info in enumerate(iter(archive.next, None), 1):
-            claimed += _BLOCK + info.size
-            _refuse_bomb(path, size, claimed)
+            _refuse_bomb(path, size, archive.offset)
             if count > most_members(size):
                 raise ArchiveError(f"{path}: refused, {size} bytes with {count} members and more")
             if info.isdir():
@@ -326,13 +325,16 @@ class _Tar(tarfile.TarFile):
         """The next member.
 
         Raises:
-            tarfile.ReadError: it has less than no bytes, so that what follows it would be itself.
+            tarfile.ReadError: it has less than no bytes, so that what follows it would be itself;
+                or there are more than `MOST_ENTRIES`, each of which every member gets.
             _Sparse: it is a file with holes.
         """
         self.members.clear()  # type: ignore[attr-defined] # not in the stub
         info = super().next()
         if info is not None and (info.size < 0 or self.offset <= info.offset):
             raise tarfile.ReadError(f"a member of {brief(info.size)} bytes")
+        if len(self.pax_headers) > MOST_ENTRIES:
+            raise tarfile.ReadError(f"{len(self.pax_headers)} entries for all members")
         return info
 
     @classmethod
