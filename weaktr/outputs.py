@@ -183,7 +183,7 @@ def require_apart(
 
 
 def require_outside_results(path: Path, option: str, *, inside: bool = False) -> None:
-    """Refuse a file or folder of results that lies in a folder of other results.
+    """Refuse a file or folder of results that lies in a folder of other results, or of a run.
 
     Args:
         path: named by `option`.
@@ -199,6 +199,13 @@ def require_outside_results(path: Path, option: str, *, inside: bool = False) ->
             raise ValueError(
                 f"{option} {path}: lies in {above}, a folder of other results; choose another place"
             )
+
+
+def is_of_a_run(file: Path) -> bool:
+    """Whether a run writes a file of this name where it is to be written."""
+    names = ("recipe.yaml", "metrics.json")
+    is_own = (file.parent / LOCK).exists() and file.name in names
+    return is_own or (file.parent.name == "pictures" and (file.parent.parent / LOCK).exists())
 
 
 def begin(folder: Path, made_from: str, **facts: Any) -> None:

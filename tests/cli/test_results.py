@@ -4,7 +4,9 @@ anybody else's is touched."""
 from __future__ import annotations
 
 import builtins
+import hashlib
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -549,6 +551,51 @@ def test_a_result_does_not_go_into_a_folder_of_other_results(option, run, tmp_pa
     code, text, _ = run("predict", option, place, out=tmp_path / "other")
     assert code == cli.WRONG_INPUT and "a folder of other results; choose another place" in text
     assert not place.exists()
+
+
+def test_a_single_result_does_not_take_the_place_of_a_runs_own(photos, tmp_path):
+    (tmp_path / "run" / "pictures").mkdir(parents=True)
+    (tmp_path / "run" / outputs.LOCK).touch()
+    for name in ("recipe.yaml", "metrics.json", "pictures/train.png"):
+        code, text = said(
+            cli.main, "data", "write", "folder", photos, "--out", tmp_path / "run" / name
+        )
+        assert code == cli.WRONG_INPUT and "a run keeps its own there" in text
+    assert len([*(tmp_path / "run").rglob("*")]) == 2
+    code, text = said(cli.main, "data", "write", "folder", photos, "--out", tmp_path / "run/m.json")
+    assert code == 0
+
+
+def test_scores_do_not_go_among_photographs(run, photos, tmp_path):
+    masks = run("predict")[2].folder
+    shutil.copytree(masks / "masks", tmp_path / "truth")
+    call = ["eval", masks, tmp_path / "truth", "--num-labels", 3, "--out", photos]
+    code, text = said(cli.main, *call)
+    assert code == cli.WRONG_INPUT and "would be taken for a photograph" in " ".join(text.split())
+    assert not (photos / "metrics.json").exists()
+
+
+def test_masks_without_a_seal_that_the_index_lists_are_weaktrs(run, photos, tmp_path):
+    """As an older version wrote them."""
+    masks = run("label")[2]
+    for folder in (masks.folder, masks.folder / "before_refinement"):
+        lines = [json.loads(line) for line in (folder / "index.jsonl").read_text().splitlines()]
+        for line in lines:
+            path = folder / line["file"]
+            with Image.open(path) as picture:
+                picture.load()
+            picture.info.clear()
+            picture.save(path)
+            assert not is_sealed(path)
+            line["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+        (folder / "index.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    whole = (photos / "b.png").read_bytes()
+    (photos / "b.png").write_bytes(whole[:60])
+    for _ in range(2):
+        assert run("label")[0] == cli.FAILED
+    assert not masks.path("b").exists()
+    (photos / "b.png").write_bytes(whole)
+    assert run("label")[0] == 0
 
 
 def test_a_changed_contact_sheet_is_kept(run, tmp_path, caplog):

@@ -141,9 +141,11 @@ def test_a_data_set_that_is_not_there_is_told(tmp_path):
 def test_show_leaves_out_masks_that_cannot_be_used(run, caplog):
     path = next((run / "predict" / "masks").glob("*.png"))
     content = path.read_bytes()
-    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(path)
-    assert said(cli.main, "show", run, "--names", path.stem)[0] == 0
-    assert f"left out: {path}" in caplog.text
+    for wrong in (np.zeros((32, 32, 3), np.uint8), np.full((32, 32), 9, np.uint8)):
+        Image.fromarray(wrong).save(path)
+        caplog.clear()
+        assert said(cli.main, "show", run, "--names", path.stem)[0] == cli.FAILED
+        assert f"left out: {path}" in caplog.text
     path.write_bytes(content)
 
 

@@ -11,11 +11,14 @@ import random
 import struct
 import subprocess
 import tarfile
+import uuid
 import zipfile
 from collections import Counter, OrderedDict, defaultdict, deque
+from decimal import Decimal
 from enum import Enum
 from fractions import Fraction
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -126,6 +129,7 @@ class Settings(Enum):
         datetime.timedelta(1), datetime.time(1), Path("a/b"), PurePosixPath("a"),
         PureWindowsPath("a"), torch.strided, np.ones((2, 3)), np.array(["a"]), np.float32(1),
         np.array([{}, 1], object), np.random.get_state(), random.getstate(),
+        Fraction(1, 2), Decimal("0.1"), SimpleNamespace(a=1), uuid.UUID(int=3), torch.__version__,
     ],
     ids=lambda left: type(left).__name__,
 )  # fmt: skip
@@ -144,7 +148,7 @@ def test_deques_and_defaultdicts_are_lists_and_dicts(save):
 
 
 @pytest.mark.parametrize(
-    "value", [os.system, eval, Settings.NONE, Fraction(1, 2), np.random.default_rng, subprocess.run]
+    "value", [os.system, eval, Settings.NONE, np.random.default_rng, subprocess.run]
 )
 def test_what_is_not_harmless(save, value):
     with pytest.raises(ValueError, match=r"x\.pth: refused: .* could run code\. Nothing was run"):

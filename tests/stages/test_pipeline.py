@@ -169,8 +169,11 @@ def test_losses_are_logged_for_every_step(finished):
 def test_pictures_keep_splits_apart(finished):
     """Samples of two splits may share names; their masks must not be mixed up."""
     recipe, run = finished
-    assert list(_folders(Run(recipe, run), "train")) == ["pseudo label before CRF", "pseudo label"]
-    assert list(_folders(Run(recipe, run), "val")) == ["prediction"]
+    assert list(_folders(Run(recipe, run), "train", 4)) == [
+        "pseudo label before CRF",
+        "pseudo label",
+    ]
+    assert list(_folders(Run(recipe, run), "val", 4)) == ["prediction"]
 
 
 def test_finished_stages_are_not_run_again(finished):

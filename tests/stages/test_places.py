@@ -375,6 +375,10 @@ def test_a_corrected_mask_that_cannot_be_used_is_named_until_it_can(home, stage,
         messages.clear()
         assert run_recipe(recipe(home), home / "run") > 0
         assert "its mask cannot be used: " in messages.text and str(path) in messages.text
+    later = "train_seg" if stage == "label" else "evaluate"
+    messages.clear()
+    assert run_recipe(recipe(home), home / "run", only=later) > 0
+    assert "cannot be used" in messages.text
     other = {s: read_json(home / "run" / s / "finished.json")["result"] for s in STAGES}
     assert other["evaluate"] != results["evaluate"]
     path.write_bytes(content)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from weaktr.messages import few
 from weaktr.progress import console, log
 
 if TYPE_CHECKING:
@@ -72,17 +73,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--chart", choices=("png", "svg"), default="png")
 
 
+def _pictures(folder: Path) -> list[Path]:
+    """The images in a folder; none of one that is missing."""
+    from weaktr.data.layout import IMAGE_SUFFIXES
+
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+
+
 def run(arguments: argparse.Namespace) -> int:
     from weaktr.evaluation import folders
     from weaktr.evaluation.report import UNKNOWN, print_classes, print_confused, print_rows
     from weaktr.files import require_replaceable
-    from weaktr.outputs import require_outside_results
+    from weaktr.outputs import is_of_a_run, require_outside_results
 
     masks = arguments.masks
     for folder in (masks / "masks" if (masks / "masks").is_dir() else masks, arguments.truth):
         if arguments.out.resolve().is_relative_to(folder.resolve()):
             raise ValueError(f"--out {arguments.out}: expected a folder outside the masks {folder}")
     require_outside_results(arguments.out, "--out", inside=True)
+    if is_of_a_run(arguments.out / "metrics.json"):
+        raise ValueError(f"--out {arguments.out}: a run keeps its own there; choose another place")
+    pictures = [path.name for path in _pictures(arguments.out) if path.stem != "classes"]
+    if pictures:
+        raise ValueError(
+            f"--out {arguments.out}: holds {few(pictures)}, beside which the chart would be taken "
+            "for a photograph; choose another folder"
+        )
     require_replaceable(arguments.out / "metrics.json")
     require_replaceable(arguments.out / f"classes.{arguments.chart}")
     truth = _truth(arguments)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from weaktr.cli.common import add_device
+from weaktr.cli.common import FAILED, add_device
 from weaktr.files import require_replaceable
 from weaktr.progress import log
 from weaktr.recipes import load_recipe
@@ -57,12 +57,14 @@ def run(arguments: argparse.Namespace) -> int:
     if not file.is_file():
         raise ValueError(f"{arguments.run}: expected the folder of a run, {file} is missing")
     recipe = replace(load_recipe(file), device=arguments.device)
-    for path in show_run(Run(recipe, arguments.run), count=arguments.count, names=arguments.names):
+    shown = Run(recipe, arguments.run)
+    paths, left_out = show_run(shown, count=arguments.count, names=arguments.names)
+    for path in paths:
         log.info("picture: %s", path)
-    return 0
+    return FAILED if left_out else 0
 
 
-def show_run(run: Run, *, count: int = 5, names: Sequence[str] = ()) -> list[Path]:
+def show_run(run: Run, *, count: int = 5, names: Sequence[str] = ()) -> tuple[list[Path], int]:
     """Draw pictures of a run into its ``pictures`` folder, one PNG for each split.
 
     Args:
@@ -71,7 +73,7 @@ def show_run(run: Run, *, count: int = 5, names: Sequence[str] = ()) -> list[Pat
         names: draw these samples instead.
 
     Returns:
-        The PNGs.
+        The PNGs; how many masks cannot be used.
 
     Raises:
         ValueError: a name that no split has; `count` is not 1 to `MOST_IMAGES`.
@@ -89,7 +91,7 @@ def show_run(run: Run, *, count: int = 5, names: Sequence[str] = ()) -> list[Pat
         raise ValueError(f"names: expected samples of the run's splits, got {unknown}")
     model = run.cam_model() if (run.of("train_cam") / MODEL).is_file() else None
 
-    paths = []
+    paths, left_out = [], 0
     for manifest in manifests:
         if names:
             samples = [sample for sample in manifest.samples if sample.name in set(names)]
@@ -98,7 +100,10 @@ def show_run(run: Run, *, count: int = 5, names: Sequence[str] = ()) -> list[Pat
             samples = list(manifest.samples[::step][:count])
         if not samples:
             continue
-        masks = _folders(run, manifest.split)
+        masks = _folders(run, manifest.split, manifest.classes.num_labels)
+        for why in (why for folder in masks.values() for why in folder.unusable.values()):
+            log.warning("left out: %s", why)
+            left_out += 1
         strips: list[Strip] = []
         for sample in samples:
             strips += _strips(sample, manifest, recipe, model, masks)
@@ -110,10 +115,10 @@ def show_run(run: Run, *, count: int = 5, names: Sequence[str] = ()) -> list[Pat
         title = f"{recipe.name}: {manifest.name} {manifest.split}"
         draw(strips, manifest.classes.label_names, path, title)
         paths.append(path)
-    return paths
+    return paths, left_out
 
 
-def _folders(run: Run, split: str) -> dict[str, MaskFolder]:
+def _folders(run: Run, split: str, num_labels: int) -> dict[str, MaskFolder]:
     """The masks that belong to a split (samples of two splits may share names)."""
     from weaktr.data.masks import MaskFolder, before_refinement
 
@@ -124,11 +129,9 @@ def _folders(run: Run, split: str) -> dict[str, MaskFolder]:
     if split == run.recipe.data.val_split:
         paths["prediction"] = run.of("predict")
     folders = {
-        title: MaskFolder(path, verify=True, contents=run.contents) for title, path in paths.items()
+        title: MaskFolder(path, verify=True, contents=run.contents, num_labels=num_labels)
+        for title, path in paths.items()
     }
-    for masks in folders.values():
-        for why in masks.unusable.values():
-            log.warning("left out: %s", why)
     return {title: masks for title, masks in folders.items() if len(masks)}
 
 

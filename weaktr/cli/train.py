@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
     left_out = run_recipe(recipe, folder, **chosen)
     log.info("results: %s, numbers: %s", folder, folder / "metrics.json")
     if left_out:
-        log.warning("%d images were left out (see above); start again to try them", left_out)
+        log.warning("images were left out (see above); start again to try them")
     return FAILED if left_out else 0
 
 

@@ -188,8 +188,8 @@ class MaskFolder:
         here, there = self.entries, self.without
         if entry.file is None:
             here, there = there, here
-            if (path := self.path(entry.name)).is_file() and is_sealed(path):
-                path.unlink()
+            if self._is_ours(entry.name):
+                self.path(entry.name).unlink()
         there.pop(entry.name, None)
         here[entry.name] = entry
         self.edited.discard(entry.name)
@@ -226,6 +226,15 @@ class MaskFolder:
     def others(self) -> Iterator[Path]:
         """Files and links in ``masks/`` that the index does not list and weaktr did not write."""
         yield from files_of_others(self.folder / "masks", self._listed)
+
+    def _is_ours(self, name: str) -> bool:
+        """Whether the mask of sample `name` is there as it was written."""
+        path, before = self.path(name), self.entries.get(name)
+        if not path.is_file():
+            return False
+        # Older versions did not seal masks.
+        is_as_listed = before is not None and before.sha256 == Contents().digest(path)
+        return is_sealed(path) or (is_as_listed and name not in self.edited)
 
     def _verify(self, contents: Contents, num_labels: int | None) -> None:
         def check(entry: MaskEntry) -> MaskEntry | None:

@@ -155,7 +155,9 @@ def run_stage(stage: Stage, run: Run, *, force: bool = False) -> int:
     run.contents.save()  # what was read for it need not be read again if the stage is stopped
     if not force and is_finished(stage, run, inputs):
         log.info("%s: finished before, nothing has changed", stage.name)
-        return 0
+        if left_out := (finished_facts(folder) or {}).get("left_out", 0):
+            log.warning("%s: %d masks that cannot be used were left out", stage.name, left_out)
+        return int(left_out)
     place = places.begin(folder, inputs, force=force)
     with timed(stage.name):
         left_out = stage.work(run, place)
@@ -165,6 +167,7 @@ def run_stage(stage: Stage, run: Run, *, force: bool = False) -> int:
         images=None if left_out else inputs.images,  # None: those left out are tried again
         result=stage.result(run, place),
         files=places.digests_of(place, run.contents),
+        left_out=left_out,
     )
     (place / STATE).unlink(missing_ok=True)
     places.write_table(run, place)
@@ -181,7 +184,10 @@ def is_finished(stage: Stage, run: Run, inputs: Inputs) -> bool:
     facts = finished_facts(folder)
     if facts is None or not inputs.fit(facts):
         return False
-    if stage.result is model_digest and not (folder / MODEL).is_file():
+    if stage.result is model_digest:
+        if not (folder / MODEL).is_file():
+            return False
+    elif facts.get("left_out"):  # which are tried again; a training is not repeated for them
         return False
     if not stage.by_image or facts["made_from"] == inputs.former:
         return True

@@ -34,6 +34,11 @@ _CALLED = {
         ("Path", "PurePath", "PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath"),
     ),
     "torch.serialization": ("_get_layout",),
+    "torch.torch_version": ("TorchVersion",),
+    "types": ("SimpleNamespace",),
+    "decimal": ("Decimal",),
+    "fractions": ("Fraction",),
+    "uuid": ("UUID",),
 }
 #: Names of types that stand there as values, such as what a defaultdict begins with.
 _NAMED = dict.fromkeys(
