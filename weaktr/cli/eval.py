@@ -73,42 +73,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--chart", choices=("png", "svg"), default="png")
 
 
-def _pictures(folder: Path) -> list[Path]:
-    """The images in a folder; none of one that is missing."""
-    from weaktr.data.layout import IMAGE_SUFFIXES
+def _check_out(out: Path, masks: Path, truth: Path, chart: str) -> None:
+    """Refuse a folder in which scores and their chart would be taken for something else.
 
-    files = sorted(folder.iterdir()) if folder.is_dir() else []
-    return [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    Raises:
+        ValueError: it lies among masks, photographs or other results, is that of a run, or holds
+            files of these names that weaktr did not write.
+    """
+    from weaktr.data.layout import IMAGE_SUFFIXES
+    from weaktr.files import require_replaceable
+    from weaktr.outputs import is_of_a_run, require_outside_results
+
+    for folder in (masks / "masks" if (masks / "masks").is_dir() else masks, truth):
+        if out.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"--out {out}: expected a folder outside the masks {folder}")
+    require_outside_results(out, "--out", inside=True)
+    if is_of_a_run(out / "metrics.json"):
+        raise ValueError(f"--out {out}: a run keeps its own there; choose another place")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out: expected a folder, got the file {out}")
+    names = sorted(file.name for file in out.iterdir()) if out.exists() else []
+    pictures = [name for name in names if name.lower().endswith(IMAGE_SUFFIXES)]
+    if others := [name for name in pictures if not name.startswith("classes.")]:
+        raise ValueError(
+            f"--out {out}: holds {few(others)}, beside which the chart would be taken for a "
+            "photograph; choose another folder"
+        )
+    require_replaceable(out / "metrics.json")
+    require_replaceable(out / f"classes.{chart}")
 
 
 def run(arguments: argparse.Namespace) -> int:
     from weaktr.evaluation import folders
     from weaktr.evaluation.report import UNKNOWN, print_classes, print_confused, print_rows
-    from weaktr.files import require_replaceable
-    from weaktr.outputs import is_of_a_run, require_outside_results
 
     masks = arguments.masks
-    for folder in (masks / "masks" if (masks / "masks").is_dir() else masks, arguments.truth):
-        if arguments.out.resolve().is_relative_to(folder.resolve()):
-            raise ValueError(f"--out {arguments.out}: expected a folder outside the masks {folder}")
-    require_outside_results(arguments.out, "--out", inside=True)
-    if is_of_a_run(arguments.out / "metrics.json"):
-        raise ValueError(f"--out {arguments.out}: a run keeps its own there; choose another place")
-    pictures = [path.name for path in _pictures(arguments.out) if path.stem != "classes"]
-    if pictures:
-        raise ValueError(
-            f"--out {arguments.out}: holds {few(pictures)}, beside which the chart would be taken "
-            "for a photograph; choose another folder"
-        )
-    require_replaceable(arguments.out / "metrics.json")
-    require_replaceable(arguments.out / f"classes.{arguments.chart}")
+    _check_out(arguments.out, masks, arguments.truth, arguments.chart)
     truth = _truth(arguments)
     split = arguments.split or (arguments.names or arguments.truth).stem
     labels, tolerance = truth.classes.label_names, arguments.boundary
     if not 0 <= tolerance <= 1:
         raise ValueError(f"--boundary: expected a share of the diagonal, 0 to 1, got {tolerance}")
-    if arguments.out.exists() and not arguments.out.is_dir():
-        raise ValueError(f"--out: expected a folder, got the file {arguments.out}")
     conditions = folders.written_conditions(arguments.masks, split)
     conditions = _with_changes(conditions, arguments.made_with)
 
