@@ -283,6 +283,20 @@ def test_a_lattice_beyond_the_caches(backend):
     assert_close(one, dense_crf(image, unary, **kernels | {"backend": "torch"}), "float32")
 
 
+@pytest.mark.parametrize("width", [129, 130, 131, 132, 133])
+def test_what_another_strip_left_does_not_matter(backend, width):
+    """Scores far apart are computed in another way, in whole groups of pixels: the last group of a
+    strip must not see what an earlier strip of the same thread has left behind its own."""
+    image = np.zeros((1, width, 3), np.uint8)
+    unary = random_problem(1, width, 13)[1]
+    unary[0, :, :128] += 150
+    given = {"features": (np.zeros((1, 1, width), np.float32), 1.0), "iterations": 0}
+    one, three = (
+        dense_crf(image, unary, **given, num_threads=threads, backend=backend) for threads in (1, 3)
+    )
+    assert np.array_equal(one, three)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3, 7, None])
 def test_any_number_of_threads_gives_the_same_bits(backend, threads):
     images, unaries = mixed_problems()

@@ -347,6 +347,10 @@ struct MeanField {
 
   void softmax(int count, float minus, const StripRows& strip) const {
     const auto [z, q, received, first] = strip;
+    // Rows that fill the last group hold what another strip left: how a group is computed, and so
+    // its last digits, must not depend on it.
+    const int whole_groups = (count + kLanes - 1) / kLanes * kLanes;
+    std::fill(z + count * width, z + whole_groups * width, kNever);
     if (channels == Channels::all) minus = 0;
     if (width == 1)
       softmax_ones(z, q, first, count, minus);
