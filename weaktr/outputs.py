@@ -30,6 +30,8 @@ from weaktr.messages import few
 
 log = logging.getLogger("weaktr")
 
+#: What a run writes into its own folder, beside those of its stages.
+RECIPE, METRICS, PICTURES = "recipe.yaml", "metrics.json", "pictures"
 INPUTS, FINISHED, LOCK = "inputs.json", "finished.json", ".weaktr-lock"
 #: The files of a claim without results.
 OF_A_CLAIM = {INPUTS, LOCK, CONTENTS}
@@ -75,9 +77,9 @@ def claimed(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        lock.release()
         if was_empty and set(os.listdir(folder)) <= OF_A_CLAIM:
-            _remove_claim(folder, missing)
+            _remove_claim(folder, missing)  # while nobody else has the lock
+        lock.release()
 
 
 def _remove_claim(folder: Path, missing: Sequence[Path]) -> None:
@@ -183,7 +185,7 @@ def require_apart(
 
 
 def require_outside_results(path: Path, option: str, *, inside: bool = False) -> None:
-    """Refuse a file or folder of results that lies in a folder of other results, or of a run.
+    """Refuse a file or folder of results that lies in a folder of other results.
 
     Args:
         path: named by `option`.
@@ -201,11 +203,22 @@ def require_outside_results(path: Path, option: str, *, inside: bool = False) ->
             )
 
 
-def is_of_a_run(file: Path) -> bool:
-    """Whether a run writes a file of this name where it is to be written."""
-    names = ("recipe.yaml", "metrics.json")
-    is_own = (file.parent / LOCK).exists() and file.name in names
-    return is_own or (file.parent.name == "pictures" and (file.parent.parent / LOCK).exists())
+def require_free_place(file: Path, option: str) -> None:
+    """Refuse a single result where a run, or a folder of results, keeps its own.
+
+    Args:
+        file: to be written.
+        option: that names it, or its folder.
+
+    Raises:
+        ValueError: it lies in a folder of results, in a run's pictures, or is called as a file of
+            the run in whose folder it lies.
+    """
+    require_outside_results(file, option)
+    folder = file.parent
+    is_own = file.name in (RECIPE, METRICS) and (folder / LOCK).exists()
+    if is_own or (folder.name == PICTURES and (folder.parent / LOCK).exists()):
+        raise ValueError(f"{option} {file}: a run keeps its own there; choose another place")
 
 
 def begin(folder: Path, made_from: str, **facts: Any) -> None:

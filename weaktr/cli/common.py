@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from weaktr.outputs import is_of_a_run, require_outside_results
+from weaktr.outputs import require_free_place
 from weaktr.progress import log
 
 if TYPE_CHECKING:
@@ -80,9 +80,7 @@ def check_files(files: Mapping[str, Path | None], apart: Sequence[Path] = ()) ->
         if place in option_of:
             raise ValueError(f"{option_of[place]}, {option}: expected two files, got {path} twice")
         option_of[place] = option
-        require_outside_results(path, option)
-        if is_of_a_run(path):
-            raise ValueError(f"{option} {path}: a run keeps its own there; choose another place")
+        require_free_place(path, option)
         if path.parent.exists() and not path.parent.is_dir():
             raise ValueError(f"{option} {path}: expected a folder, {path.parent} is a file")
         for folder in apart:

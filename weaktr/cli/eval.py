@@ -82,14 +82,13 @@ def _check_out(out: Path, masks: Path, truth: Path, chart: str) -> None:
     """
     from weaktr.data.layout import IMAGE_SUFFIXES
     from weaktr.files import require_replaceable
-    from weaktr.outputs import is_of_a_run, require_outside_results
+    from weaktr.outputs import require_free_place, require_outside_results
 
     for folder in (masks / "masks" if (masks / "masks").is_dir() else masks, truth):
         if out.resolve().is_relative_to(folder.resolve()):
             raise ValueError(f"--out {out}: expected a folder outside the masks {folder}")
     require_outside_results(out, "--out", inside=True)
-    if is_of_a_run(out / "metrics.json"):
-        raise ValueError(f"--out {out}: a run keeps its own there; choose another place")
+    require_free_place(out / "metrics.json", "--out")
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out: expected a folder, got the file {out}")
     names = sorted(file.name for file in out.iterdir()) if out.exists() else []

@@ -232,9 +232,11 @@ class MaskFolder:
         path, before = self.path(name), self.entries.get(name)
         if not path.is_file():
             return False
-        # Older versions did not seal masks.
-        is_as_listed = before is not None and before.sha256 == Contents().digest(path)
-        return is_sealed(path) or (is_as_listed and name not in self.edited)
+        if is_sealed(path):
+            return True
+        if before is None or name in self.edited:
+            return False
+        return before.sha256 == Contents().digest(path)  # older versions did not seal masks
 
     def _verify(self, contents: Contents, num_labels: int | None) -> None:
         def check(entry: MaskEntry) -> MaskEntry | None:

@@ -19,7 +19,16 @@ from weaktr import outputs
 from weaktr.contents import CONTENTS, Contents
 from weaktr.data.masks import MaskFolder, before_refinement
 from weaktr.files import UNFINISHED, write_bytes
-from weaktr.outputs import INPUTS, claimed, clear_unfinished, read_inputs, refuse_files_of_others
+from weaktr.outputs import (
+    INPUTS,
+    METRICS,
+    PICTURES,
+    RECIPE,
+    claimed,
+    clear_unfinished,
+    read_inputs,
+    refuse_files_of_others,
+)
 from weaktr.recipes import dump_recipe, load_recipe
 from weaktr.seals import BLANK, is_sealed, sealed
 from weaktr.stages.evaluate import TABLE
@@ -29,10 +38,9 @@ from weaktr.training.state import STATE
 
 log = logging.getLogger("weaktr")
 
-RECIPE, METRICS = "recipe.yaml", "metrics.json"
 #: What a run writes into its folder beside the folders of its stages.
 OF_FILES = (RECIPE, METRICS)
-OF_A_RUN = (*OF_FILES, "pictures")
+OF_A_RUN = (*OF_FILES, PICTURES)
 #: What stages write into their folders beside masks and charts.
 OF_A_STAGE = (
     INPUTS, outputs.FINISHED, "index.jsonl", "state.pt", "model.safetensors", "model.json",
