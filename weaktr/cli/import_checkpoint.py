@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from weaktr.config import CamModelConfig, SegModelConfig
+from weaktr.messages import few
 from weaktr.progress import console
 
 if TYPE_CHECKING:
@@ -86,13 +87,12 @@ def _facts(imported: Imported) -> dict[str, str]:
     """The facts that were recognised, for the table."""
     model, config = imported.model, imported.model.config
     sizes = config.backbone_args
-    names = ", ".join(imported.classes.names[:3])
     kind = "1, class activation maps"
     if isinstance(config, SegModelConfig):
         kind = f"2, decoder {config.decoder}"
     facts = {
         "stage": kind,
-        "classes": f"{len(imported.classes)} ({names}, ...)",
+        "classes": f"{len(imported.classes)} ({few(imported.classes.names)})",
         "backbone": f"{config.backbone}: depth {sizes['depth']}, width {sizes['embed_dim']}, "
         f"{sizes['num_heads']} heads, patch {model.patch_size}",
         "trained at": f"{config.image_size} pixels",

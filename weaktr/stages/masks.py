@@ -90,9 +90,8 @@ class MaskReport:
             )  # fmt: skip
         if self.unlabelled:
             log.warning(
-                "%d images show no class and were left out (%s, ...); unlabelled=background keeps "
-                "them",
-                len(self.unlabelled), ", ".join(self.unlabelled[:3]),
+                "%d images show no class and were left out (%s); unlabelled=background keeps them",
+                len(self.unlabelled), few(self.unlabelled),
             )  # fmt: skip
         if self.older:
             log.warning(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from weaktr.data.classes import Classes
 from weaktr.data.manifest import Manifest
 from weaktr.files import read_json, require_replaceable, write_bytes
+from weaktr.messages import few
 from weaktr.seals import BLANK, sealed
 
 FORMAT = "weaktr-prepared-1"
@@ -101,10 +101,10 @@ class Prepared:
             self.missing.append(Missing(what, "compare the list with the published one"))
         absent = [sample.name for sample in samples if not is_whole(sample.image)]
         if absent:
-            self.missing.append(Missing(f"{split}: {listed(absent, 'images')}", remedy))
+            self.missing.append(Missing(f"{split}: {len(absent)} images ({few(absent)})", remedy))
         unknown = [sample.name for sample in samples if sample.labels is None]
         if unknown:
-            what = f"{split}: {listed(unknown, 'images')} without labels"
+            what = f"{split}: {len(unknown)} images ({few(unknown)}) without labels"
             self.missing.append(
                 Missing(what, "unpack the annotations, or give --cls-labels cls_labels.npy")
             )
@@ -138,12 +138,6 @@ class Prepared:
         text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
         self.changed |= _write_if_changed(path, sealed(text.encode()))
         return path
-
-
-def listed(names: Sequence[str], what: str, shown: int = 3) -> str:
-    """``"12 images (a, b, c, ...)"``."""
-    more = ", ..." if len(names) > shown else ""
-    return f"{len(names)} {what} ({', '.join(names[:shown])}{more})"
 
 
 def is_whole(path: Path) -> bool:
