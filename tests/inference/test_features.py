@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tests.models.test_families import FAMILIES, TINY
+from tests.tolerances import assert_close
 from weaktr.config import BackboneConfig
 from weaktr.data import DataError, Sample
 from weaktr.data.array_cache import MIB, ArrayCache
@@ -87,11 +88,11 @@ def test_features_are_the_models_own_tokens(family, tmp_path):
     patches, of_first = (x[-24:].unflatten(0, (4, 6)) for x in (tokens, after_first))
     token = tokens[0] if vit.num_class_tokens else tokens.mean(0)
     assert features.patches.dtype == features.token.dtype == torch.float16
-    torch.testing.assert_close(features.patches.float(), patches, rtol=2**-10, atol=1e-5)
-    torch.testing.assert_close(features.token.float(), token, rtol=2**-10, atol=1e-5)
+    assert_close(features.patches.float(), patches, "float16")
+    assert_close(features.token.float(), token, "float16")
     last, first = features.layers
     assert torch.equal(last, features.patches)
-    torch.testing.assert_close(first.float(), of_first, rtol=2**-10, atol=1e-5)
+    assert_close(first.float(), of_first, "float16")
 
 
 def test_a_flipped_view_is_laid_out_as_the_photograph(tmp_path):
@@ -115,9 +116,9 @@ def test_several_photographs_in_one_pass(tmp_path):
     for batch in (inputs, inputs[:2]):
         for together, one in zip(encoder.features(batch), batch, strict=True):
             (alone,) = encoder.features([one])
-            torch.testing.assert_close(together.patches, alone.patches, rtol=2e-3, atol=1e-4)
-            torch.testing.assert_close(together.token, alone.token, rtol=2e-3, atol=1e-4)
-            torch.testing.assert_close(together.layers[0], alone.layers[0], rtol=2e-3, atol=1e-4)
+            assert_close(together.patches, alone.patches, "float16")
+            assert_close(together.token, alone.token, "float16")
+            assert_close(together.layers[0], alone.layers[0], "float16")
 
 
 def test_bf16_is_near(tmp_path):
