@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -31,6 +32,7 @@ from weaktr.inference.head_inputs import (
 )
 from weaktr.models.cam import HeadInputs
 from weaktr.stages import train_cam
+from weaktr.stages.pipeline import run_recipe
 from weaktr.stages.run import Run
 from weaktr.stages.train_cam import cam_losses
 from weaktr.training.loop import TrainingLoop
@@ -137,6 +139,20 @@ def test_a_second_training_and_a_resumed_one_use_what_is_there(root, tmp_path, m
         assert torch.equal(weights[name], value), name
 
 
+def test_a_run_keeps_them_beside_its_stages(root, tmp_path, passes):
+    run = tmp_path / "run"
+    for lr in (1e-2, 2e-2):
+        run_recipe(frozen(root, lr=lr, epochs=1), run, only="train_cam")
+    assert len(passes) == len([*(run / "features").glob("*.npz")]) == 26
+    shutil.rmtree(run / "features")
+    run_recipe(frozen(root, lr=2e-2, epochs=1), run, only="train_cam")
+    assert len(passes) == 26  # finished before
+    shared = replace(frozen(root, epochs=1), cache=CacheConfig(str(tmp_path / "shared")))
+    for name in ("a", "b"):
+        run_recipe(shared, tmp_path / name, only="train_cam")
+    assert len(passes) == 52 and not (tmp_path / "a" / "features").exists()
+
+
 def test_without_room_photographs_pass_each_time(root, tmp_path, passes):
     recipe = frozen(root, epochs=2)
     no_room = replace(recipe, cache=CacheConfig(memory_mb=0, disk_gb=0))
@@ -189,10 +205,13 @@ def test_what_is_kept_gives_the_losses_of_a_direct_pass(family, patch_norm):
     targets = torch.eye(4)[:2]
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in model.normalization)
     losses = cam_losses(model((pixels / 255 - mean) / std), targets)
-    kept = []
-    for image in pixels:
-        (one,) = encoder.encode([CropInputs(image)])
-        kept.append(as_kept({name: value.numpy() for name, value in one.items()}))
+    kept = [
+        as_kept({name: value.numpy() for name, value in one.items()})
+        for one in encoder.encode([CropInputs(image) for image in pixels])
+    ]
+    (alone,) = encoder.encode([CropInputs(pixels[1])])
+    for name, value in kept[1]._asdict().items():
+        assert_close(value, alone[name], "float16")
     batch = as_computed(HeadInputs(*map(torch.stack, zip(*kept, strict=True))))
     again = cam_losses(model.outputs(batch), targets)
     for name, loss in losses.items():

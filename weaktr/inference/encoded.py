@@ -6,7 +6,6 @@ samples ──▶ key ──▶ cache: memory, files ──▶ arrays
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -23,10 +22,7 @@ from weaktr.data.array_cache import ArrayCache, Arrays
 from weaktr.data.parallel import ordered_map
 from weaktr.inference.pipeline import Parts, Sized, limits_for, run_pipeline
 from weaktr.inference.transfer import Download
-from weaktr.messages import first_lines
 from weaktr.progress import Meter
-
-log = logging.getLogger("weaktr")
 
 #: Photographs that are looked for, computed and handed out together.
 CHUNK = 64
@@ -130,9 +126,8 @@ class EncodedPhotographs(Generic[V, Read]):
     ) -> Iterator[tuple[Sample, Arrays]]:
         """The arrays of every sample in order, those that are missing computed on the way.
 
-        Photographs that cannot be read are left out, named in the log and in `left_out`.
+        Photographs that cannot be read are left out, and noted in `left_out`.
         """
-        before = set(self.left_out)
         find = partial(self._try_key, view_of)
         keys = dict(zip((s.name for s in samples), ordered_map(find, samples), strict=True))
         missing = sum(key is not None and key not in self.cache for key in keys.values())
@@ -145,9 +140,6 @@ class EncodedPhotographs(Generic[V, Read]):
                 chunk = samples[start : start + CHUNK]
                 yield from self._chunk(chunk, keys, view_of, meter)
         self.contents.save()
-        lines = [problem for name, problem in self.left_out.items() if name not in before]
-        for line in first_lines(lines):
-            log.warning("left out: %s", line)
 
     def arrays(self, sample: Sample, view: V) -> Arrays:
         """The arrays of one sample; usable in threads.

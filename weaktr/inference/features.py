@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import groupby
@@ -26,6 +27,7 @@ from weaktr.data.photographs import Photograph, read_resized
 from weaktr.inference.cams import CPU_TOKENS, GPU_TOKENS
 from weaktr.inference.encoded import EncodedPhotographs
 from weaktr.inference.transfer import pinned
+from weaktr.messages import first_lines
 from weaktr.models.checkpoints import OF_THE_RUN
 from weaktr.models.onednn import for_inference
 from weaktr.models.packing import pack
@@ -34,6 +36,8 @@ from weaktr.models.pretrained import load_backbone
 from weaktr.models.vit import ViT
 from weaktr.ops.upload import upload
 from weaktr.recipes import as_tree
+
+log = logging.getLogger("weaktr")
 
 #: How many times as long as wide a photograph is seen; a longer one is squeezed.
 MOST_ASPECT = 8
@@ -231,8 +235,12 @@ class FeatureStore:
 
         Photographs that cannot be read are left out, named in the log and in `left_out`.
         """
+        known = set(self.left_out)
         for sample, arrays in self._encoded.arrays_of(samples, lambda _: view or self.view):
             yield sample, _features(arrays)
+        lines = [problem for name, problem in self.left_out.items() if name not in known]
+        for line in first_lines(lines):
+            log.warning("left out: %s", line)
 
     def get(self, sample: Sample, view: View | None = None) -> Features:
         """The features of one sample; usable in threads.
