@@ -10,6 +10,8 @@ import pytest
 
 from weaktr.contents import digest_of
 from weaktr.data.array_cache import GIB, MIB, ArrayCache
+from weaktr.data.parallel import ordered_map
+from weaktr.files import _digits, _this_machine
 from weaktr.seals import sealed_zip
 
 KEYS = [digest_of([(number,)]) for number in range(8)]
@@ -122,11 +124,23 @@ def test_a_file_of_another_key_or_program_is_not_taken(tmp_path):
     assert [cache.get(key) is not None for key in KEYS[:5]] == [True] + [False] * 4
 
 
+def test_several_processes_at_once(tmp_path):
+    """As two processes: two caches of one folder, in threads that write the same entries."""
+    caches = [ArrayCache(tmp_path, memory_mb=0) for _ in range(2)]
+    jobs = [(cache, number) for number in range(8) for cache in caches] * 3
+
+    def write_and_read(job):
+        cache, number = job
+        cache.put(KEYS[number], arrays(number))
+        return same(cache.get(KEYS[number]), arrays(number))
+
+    assert all(ordered_map(write_and_read, jobs, threads=4))
+    assert sorted(path.stem for path in tmp_path.iterdir()) == sorted(KEYS)
+
+
 def test_half_written_files_of_a_killed_process_are_removed(tmp_path):
     cache = ArrayCache(tmp_path)
     cache.put(KEYS[0], arrays())
-    from weaktr.files import _digits, _this_machine
-
     name = f".{_digits('x', 10)}{_this_machine()}{2**22 + 1:08x}{'0' * 8}.part"
     (tmp_path / name).write_bytes(b"half")
     ArrayCache(tmp_path)

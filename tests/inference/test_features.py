@@ -267,7 +267,7 @@ def test_features_that_are_not_finite_are_not_kept(tmp_path):
     sample, *_ = photographs(tmp_path)
     encoder = encoder_of()
     encoder.weights.norm.weight.data.fill_(1e30)
-    with pytest.raises(DataError, match="not finite numbers; set amp to none"):
+    with pytest.raises(DataError, match="patches are no finite numbers in float16; try amp none"):
         FeatureStore(encoder, ArrayCache(), VIEW).get(sample)
 
 

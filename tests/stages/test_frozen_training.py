@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torchvision.transforms import v2
 
 from tests.models import small
-from tests.models.test_families import CAM, FAMILIES
+from tests.models.test_families import CAM, FAMILIES, TINY
 from tests.stages import tiny
 from tests.tolerances import assert_close
 from weaktr import data
-from weaktr.config import CacheConfig, CamAugment, TrainCamConfig
+from weaktr.config import BackboneConfig, CacheConfig, CamAugment, TrainCamConfig
 from weaktr.data import DataError, Sample
 from weaktr.data.datasets import CamDataset, EncodedCamDataset, tv_image
 from weaktr.data.transforms import Crop
@@ -30,6 +30,7 @@ from weaktr.inference.head_inputs import (
     as_kept,
     reasons_against,
 )
+from weaktr.models import ViT
 from weaktr.models.cam import HeadInputs
 from weaktr.stages import train_cam
 from weaktr.stages.pipeline import run_recipe
@@ -223,6 +224,16 @@ def test_what_is_kept_gives_the_losses_of_a_direct_pass(family, patch_norm):
     for one, other in zip(*gradients, strict=True):
         largest = one.abs().max().clamp(min=1e-9)  # of dead hidden units all are 0
         assert_close(other / largest, one / largest, "float16_gradient")
+
+
+@pytest.mark.parametrize("family", ["vit_small_patch14_dinov2", *list(FAMILIES)[3:7]])
+def test_one_row_for_all_classes_where_a_training_starts(family, tmp_path):
+    """One token is repeated for every class; where there is none each class draws its own."""
+    own = ViT(BackboneConfig(family, image_size=64, backbone_args=TINY))
+    save_file(own.state_dict(), tmp_path / "a.safetensors")
+    weights = str(tmp_path / "a.safetensors")
+    model = small.cam_model(family, 4, **CAM | {"weights": weights})
+    assert HeadInputsEncoder(model, "none").has_one_row == (own.num_class_tokens > 0)
 
 
 def test_one_row_where_all_class_tokens_are_the_same():

@@ -240,7 +240,7 @@ class EncodedPhotographs(Generic[V, Read]):
             arrays = encoded.arrays()
             for name, array in arrays.items():
                 if not np.isfinite(array).all():
-                    return f"its {name} are not finite numbers; set amp to none"
+                    return f"its {name} are no finite numbers in float16; try amp none"
             self.cache.put(encoded.key, arrays)
             return arrays
 

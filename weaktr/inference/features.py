@@ -35,6 +35,7 @@ from weaktr.models.precision import autocast, inference_amp
 from weaktr.models.pretrained import load_backbone
 from weaktr.models.vit import ViT
 from weaktr.ops.upload import upload
+from weaktr.outputs import fingerprint
 from weaktr.recipes import as_tree
 
 log = logging.getLogger("weaktr")
@@ -137,8 +138,9 @@ class FeatureEncoder:
     @cached_property
     def identity(self) -> str:
         """See `Encoder`: the content of the weights and all settings that change the features."""
-        facts = ["features", VERSION, network_of(self.config), self.amp, self.layers]
-        return json.dumps([*facts, self.vit.normalization, digest_of_weights(self.weights)])
+        settings = network_of(self.config), self.amp, self.layers
+        weights = self.vit.normalization, digest_of_weights(self.weights)
+        return fingerprint("features", VERSION, *settings, *weights)
 
     def read(self, sample: Sample, view: View) -> FeatureInputs:
         """See `Encoder`; resized by Pillow's bicubic filter."""

@@ -28,6 +28,7 @@ from weaktr.models.cam import CamModel, HeadInputs
 from weaktr.models.onednn import for_inference, shared_copy
 from weaktr.models.precision import amp_type, autocast
 from weaktr.ops.upload import upload
+from weaktr.outputs import fingerprint
 
 #: Goes up whenever the same photograph, weights and settings give other values.
 VERSION = 1
@@ -62,17 +63,17 @@ class HeadInputsEncoder:
     @cached_property
     def identity(self) -> str:
         """See `Encoder`: the content of the weights and all settings that change the values."""
-        facts = ["head inputs", VERSION, network_of(self.model.config)]
-        facts += [str(amp_type(self.amp, self.device)), self.model.normalization]
-        return json.dumps([*facts, digest_of_weights(self.weights)])
+        settings = network_of(self.model.config), str(amp_type(self.amp, self.device))
+        weights = self.model.normalization, digest_of_weights(self.weights)
+        return fingerprint("head inputs", VERSION, *settings, *weights)
 
     @cached_property
     def has_one_row(self) -> bool:
         """Whether all class tokens, and their positions, are the same, as trainings start."""
         vit, count = self.weights, self.model.num_classes
-        tokens = [vit.cls_token]
+        tokens: list[Tensor | None] = [vit.cls_token]
         if vit.pos_embed is not None and vit.embed_prefix:
-            tokens.append(vit.pos_embed[:, :count])  # type: ignore[arg-type] # a tensor is as good
+            tokens.append(vit.pos_embed[:, :count])
         return all(bool((own == own[:, :1]).all()) for own in tokens if own is not None)
 
     def read(self, sample: Sample, view: Crop) -> CropInputs:

@@ -50,25 +50,25 @@ def train_cam(run: Run, folder: Path) -> int:
     load_backbone(model.vit, recipe.cam_model)
     model = model.to(run.device)
     reasons = reasons_against(model, settings)
-    is_frozen = settings.backbone_lr == 0 and settings.class_tokens == "frozen"
-    if is_frozen and reasons:
+    passes_once = not reasons
+    if reasons and settings.backbone_lr == 0 and settings.class_tokens == "frozen":
         log.info(
             "the backbone is frozen, but photographs pass through it in every epoch: %s",
             "; ".join(reasons),
         )
     dataset: SeededDataset
-    if reasons:
+    if passes_once:
+        dataset = head_inputs_dataset(
+            model, run.train_images, settings, run.cache, run.contents, recipe.seed
+        )
+    else:
         transform = data.cam_train_transform(
             recipe.cam_model.image_size,
             normalization=cast(data.Normalization, model.normalization),
             **asdict(settings.augment),
         )
         dataset = data.CamDataset(run.train_images, transform, seed=recipe.seed)
-    else:
-        dataset = head_inputs_dataset(
-            model, run.train_images, settings, run.cache, run.contents, recipe.seed
-        )
-    workers = recipe.num_workers if reasons else 0  # what is in memory needs no other process
+    workers = 0 if passes_once else recipe.num_workers  # memory needs no other process
     loader = EpochLoader(dataset, settings.batch_size, recipe.seed, workers)
     optimizer = cam_optimizer(
         model,
@@ -94,10 +94,10 @@ def train_cam(run: Run, folder: Path) -> int:
         )
 
     def losses(*batch: Tensor) -> dict[str, Tensor]:
-        *images, targets = batch
-        if reasons:
-            return cam_losses(model(*images), targets)
-        return cam_losses(model.outputs(as_computed(HeadInputs(*images))), targets)
+        *parts, targets = batch
+        if passes_once:
+            return cam_losses(model.outputs(as_computed(HeadInputs(*parts))), targets)
+        return cam_losses(model(*parts), targets)
 
     watched = run.score if settings.validate_every else None
 
