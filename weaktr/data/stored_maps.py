@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -104,9 +105,14 @@ def is_damaged(path: Path) -> bool:
 
 
 def _write_npz(path: Path, **arrays: np.ndarray) -> None:
-    """Write arrays as a sealed npz."""
+    """Write arrays as a sealed npz; the same ones give the same file at any time."""
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type] # numpy's own stub
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, array in arrays.items():
+            content = io.BytesIO()
+            np.save(content, array, allow_pickle=False)
+            undated = zipfile.ZipInfo(f"{name}.npy")
+            archive.writestr(undated, content.getvalue(), zipfile.ZIP_DEFLATED)
     write_bytes(path, sealed_zip(buffer.getvalue()), durable=False)
 
 
