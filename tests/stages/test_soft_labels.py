@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -15,15 +16,15 @@ from PIL import Image
 from tests.stages import tiny
 from tests.training.lines import read_metrics
 from weaktr.config import LabelConfig, Recipe, TrainSegConfig
-from weaktr.data import DataError
+from weaktr.data import DataError, SegDataset
 from weaktr.data.io import read_stored_labels
 from weaktr.data.stored_maps import SoftLabels, read_soft_labels
 from weaktr.models import checkpoints
 from weaktr.outputs import fingerprint
 from weaktr.ranges import SettingsError
 from weaktr.recipes import identity
-from weaktr.stages.pipeline import run_recipe
-from weaktr.stages.run import MODEL, Run
+from weaktr.stages.pipeline import check_recipe, run_recipe
+from weaktr.stages.run import MODEL, Run, without_masks
 from weaktr.stages.store import soft_file
 from weaktr.stages.train_seg import supervision
 from weaktr.training.state import set_seeds
@@ -116,9 +117,16 @@ def test_a_mask_corrected_by_hand_wins(run):
     labels = np.zeros((32, 32), np.uint8)
     labels[8:24, :8], labels[:, 28:] = 2, 255
     Image.fromarray(labels).save(run.of("label") / "masks" / "3.png")
+    soft_file(run.of("label"), "3").unlink()  # needs none
     images, left_out, soft = supervision(run)
     assert (left_out, len(images)) == (0, 8)
     assert soft.keys() == {*"0124567"}
+    recipe = replace(run.recipe, stages=("train_seg",))
+    assert not [f for part in check_recipe(recipe, run.folder, force=True) for f in part.faults]
+    dataset = SegDataset(images, lambda *both: both, patch_size=8, soft=soft)
+    shares = dataset[[sample.name for sample in images].index("3")][1]
+    assert shares[2].tolist() == [[0, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
+    assert (shares.sum(0) == 1).all()  # the last four columns of pixels are ignored
 
 
 def test_soft_labels_that_somebody_has_changed_are_used(run):
@@ -138,9 +146,14 @@ def test_soft_labels_that_somebody_has_changed_are_used(run):
 
 
 def test_labels_without_soft_ones_say_what_to_do(run):
+    """In training, and in the check of a run whose recipe does not label."""
     soft_file(run.of("label"), "4").unlink()
-    with pytest.raises(ValueError, match=r"1 images have no soft labels \(4\): run label again"):
+    fault = r"1 images have no soft labels \(4\): run label again"
+    with pytest.raises(ValueError, match=fault):
         supervision(run)
+    recipe = replace(run.recipe, stages=("train_seg",))
+    told = [line for part in check_recipe(recipe, run.folder, force=True) for line in part.faults]
+    assert len(told) == 1 and re.search(fault, told[0])
 
 
 def test_resumed_equals_unbroken(root, finished, tmp_path, monkeypatch):
@@ -180,14 +193,17 @@ def test_losses_of_patches_take_hard_labels_and_any_decoder(
     assert len(read_metrics(run / "train_seg" / "metrics.jsonl")) == 2
 
 
-def test_an_image_head_needs_image_level_labels(run):
-    manifest = run.train
-    without = tuple(replace(sample, labels=None) for sample in manifest.samples)
-    run.__dict__["train"] = replace(manifest, samples=without)
-    from weaktr.stages.train_seg import train_seg
-
-    with pytest.raises(DataError, match="has no image-level labels, which stage 2 trains from"):
-        train_seg(run, run.of("again"))
+def test_an_image_head_needs_image_level_labels(tmp_path):
+    root = tiny.squares(tmp_path / "squares", count=4)
+    recipe = tiny.recipe(root, stages=["train_seg"], seg_model={"image_head": True})
+    manifest = without_masks(Run(recipe, tmp_path).train)
+    unlabelled = replace(manifest.samples[2], labels=None)
+    samples = (*manifest.samples[:2], unlabelled, manifest.samples[3])
+    replace(manifest, samples=samples).save(tmp_path / "data" / "train.json")
+    source = {"source": "manifest", "root": str(tmp_path / "data"), "val_split": "train"}
+    recipe = replace(recipe, data=replace(recipe.data, **source))
+    told = [line for part in check_recipe(recipe, tmp_path / "run") for line in part.faults]
+    assert sum("2.png" in line and "which an image head trains from" in line for line in told) == 1
 
 
 # ---- settings -----------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ def soft_labels(
     """Soft labels of one image, by what its last refiner gives.
 
         nothing (none there)  y = softmax([threshold, cam_1, ..., cam_K] / tau)
-        scores                y = scores / Σ scores
+        scores                y = scores / Σ scores, uniform where they are all 0
         labels alone          y = c for the pixel's label, (1 - c) / K for each other one, with the
                               refiner's confidence c in it (1 where it has none)
 
@@ -46,7 +46,8 @@ def soft_labels(
         background = cams.new_full((1, *cams.shape[1:]), threshold)
         pixels = (torch.cat([background, cams]) / softening.temperature).softmax(0)
     elif refined.scores is not None and refined.scores is not plain.scores:
-        pixels = refined.scores / refined.scores.sum(0)
+        total = refined.scores.sum(0)
+        pixels = torch.where(total > 0, refined.scores / total, 1 / refined.num_labels)
     else:
         pixels = _by_confidence(refined)
     height, width = pixels.shape[1:]

@@ -9,7 +9,7 @@ Source: reference.md 41-46.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -186,14 +186,24 @@ def supervision(run: Run) -> Supervision:
     left_out = sum(sample.name in masks.unusable for sample in manifest)
     soft = {}
     if run.recipe.train_seg.labels == "soft":
-        names = [sample.name for sample in samples if sample.name not in masks.edited]
-        soft = {name: soft_file(masks.folder, name) for name in names}
-        if lacking := [name for name, file in soft.items() if not file.is_file()]:
-            raise ValueError(
-                f"{masks.folder}: {len(lacking)} images have no soft labels ({few(lacking)}): run "
-                "label again with label.soft: true"
-            )
+        soft = require_soft_labels(masks, samples)
     return Supervision(replace(manifest, samples=samples), left_out, soft)
+
+
+def require_soft_labels(masks: MaskFolder, samples: Iterable[Sample]) -> dict[str, Path]:
+    """The files of soft labels of images that have masks; a mask corrected by hand needs none.
+
+    Raises:
+        ValueError: an image has none.
+    """
+    names = [s.name for s in samples if s.name in masks and s.name not in masks.edited]
+    files = {name: soft_file(masks.folder, name) for name in names}
+    if lacking := [name for name, file in files.items() if not file.is_file()]:
+        raise ValueError(
+            f"{masks.folder}: {len(lacking)} images have no soft labels ({few(lacking)}): "
+            "run label again with label.soft: true"
+        )
+    return files
 
 
 def _is_of(entry: MaskEntry, sample: Sample, run: Run) -> bool:
