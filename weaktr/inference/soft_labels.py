@@ -39,8 +39,6 @@ def soft_labels(
 
     Returns:
         uint8 [K + 1, h, w], background first: shares in 255ths, with h = ceil(H / stride).
-
-    Source: the softmax of CAMs scaled to [0, 1]: Zhang and Boykov, arXiv 2303.07321.
     """
     if refined.labels is plain.labels:
         background = cams.new_full((1, *cams.shape[1:]), threshold)
