@@ -331,6 +331,11 @@ class LabelConfig(Settings):
             for a patch.
         queue_mb: MiB of images that may wait for the model, and of results for the writers, each.
         amp: autocast while CAMs are computed; "auto" = fp16 on CUDA.
+        soft: also write soft labels, which `TrainSegConfig.labels` may learn from: the shares of
+            background and the image's classes in cells of the image.
+        soft_temperature: tau of the softmax over threshold and CAMs that gives them, where no
+            refiner does; the smaller, the more decided.
+        soft_stride: side of a cell in pixels of the working size.
 
     Source: reference.md 12, 23-28, 32.
     """
@@ -350,6 +355,9 @@ class LabelConfig(Settings):
     batch_tokens: Count | None = without_effect(None)
     queue_mb: Count = without_effect(128, is_later=True)
     amp: Amp = "none"
+    soft: bool = later(False)
+    soft_temperature: Annotated[float, Field(ge=1e-3, le=100)] = later(0.05)
+    soft_stride: Pixels = later(8)
 
 
 @dataclass(frozen=True)
@@ -364,6 +372,8 @@ class SegModelConfig(BackboneConfig):
         decoder_heads: its heads; None = model width / 64, at least 1.
         dropout: the mask transformer's dropout during training.
         class_tokens: tokens before the patches; None = the backbone's own number.
+        image_head: also learn from the image-level labels which classes a photograph shows, and
+            let predictions of its pixels take that into account (`PredictConfig.image_weight`).
 
     Source: reference.md 33-40.
     """
@@ -374,6 +384,7 @@ class SegModelConfig(BackboneConfig):
     decoder_heads: Annotated[int, Field(ge=1, le=1000)] | None = None
     dropout: ShareBelow1 = 0.1
     class_tokens: Annotated[int, Field(ge=0, le=1000)] | None = later(None)
+    image_head: bool = later(False)
 
     def conflicts(self) -> dict[str, str]:
         """A mask transformer has blocks; a linear decoder has none."""
@@ -424,7 +435,7 @@ class TrainSegConfig(Settings):
         crop: side of the training crop, in pixels.
         optimizer: "sgd" (nesterov, as published) or "adamw".
         lr: learning rate of the decoder.
-        encoder_lr: factor on `lr` for the backbone.
+        encoder_lr: factor on `lr` for the backbone; 0 freezes it, which is several times as fast.
         layer_decay: further factor for each layer, from the last to the first.
         momentum: of SGD.
         weight_decay: on matrices only.
@@ -434,6 +445,12 @@ class TrainSegConfig(Settings):
         clip_patch: side of the loss-clipping tiles, in pixels.
         clip_start: clipping begins once the batch's mean loss is at or below this.
         amp, compile, clip_grad, ema_decay, validate_every, augment: as in `TrainCamConfig`.
+        labels: "hard", a label for each pixel, or "soft", shares of labels in each patch, from the
+            files that `LabelConfig.soft` writes; a mask that was corrected by hand counts as it is.
+        loss: "clipped" (of pixels), or of patches "soft_ce", the cross-entropy, or "collision"
+            (`weaktr.ops.collision_cross_entropy`), which is made for soft labels.
+        loss_warmup: the share of the steps at the beginning that a "collision" loss leaves to
+            "soft_ce".
 
     Source: reference.md 41-46.
     """
@@ -460,6 +477,20 @@ class TrainSegConfig(Settings):
     ema_decay: ShareBelow1 | None = None
     validate_every: CountOrNone = 0
     augment: SegAugment = SegAugment()
+    labels: Literal["hard", "soft"] = later("hard")
+    loss: Literal["clipped", "soft_ce", "collision"] = later("clipped")
+    loss_warmup: Share = later(0.1)
+
+    def conflicts(self) -> dict[str, str]:
+        """Soft labels are pseudo labels, and the clipped loss takes none."""
+        if self.labels == "hard":
+            return {}
+        faults = {}
+        if self.loss == "clipped":
+            faults["loss"] = "expected soft_ce or collision for soft labels, got 'clipped'"
+        if self.masks == "truth":
+            faults["labels"] = "expected hard for true masks, got 'soft'"
+        return faults
 
 
 @dataclass(frozen=True)
@@ -480,6 +511,8 @@ class PredictConfig(Settings):
         refiners, crf: as in `LabelConfig`; they start from the probabilities.
         queue_mb: as in `LabelConfig`.
         amp: autocast.
+        image_weight: factor on the log-probabilities of a model's `image_head`, which are added to
+            the logits of the classes; 0 = predict without it.
 
     Source: reference.md 48-52.
     """
@@ -496,6 +529,7 @@ class PredictConfig(Settings):
     crf: str | dict[str, Any] | None = "voc_seg"
     queue_mb: Count = without_effect(128, is_later=True)
     amp: Amp = "none"
+    image_weight: AtLeast0 = later(1.0)
 
     def conflicts(self) -> dict[str, str]:
         """Pixels between windows would get no label."""
@@ -568,3 +602,9 @@ class Recipe(Settings):
     predict: PredictConfig = PredictConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     cache: CacheConfig = without_effect(CacheConfig(), is_later=True)
+
+    def conflicts(self) -> dict[str, str]:
+        """Soft labels are written before they are learnt from."""
+        if self.label.soft or self.train_seg.labels == "hard" or "label" not in self.stages:
+            return {}
+        return {"label.soft": "expected true for train_seg.labels: soft, got False"}

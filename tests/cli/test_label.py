@@ -12,7 +12,7 @@ from tests.cli.test_train import said
 from tests.stored import arrays
 from weaktr import cli
 from weaktr.data.masks import MaskFolder
-from weaktr.data.stored_maps import write_cams
+from weaktr.data.stored_maps import read_soft_labels, write_cams
 from weaktr.ops.dense_crf.presets import PRESETS
 
 C = arrays("C_labels_miou")
@@ -115,6 +115,16 @@ def test_goes_on_and_keeps_what_was_made_otherwise_apart(root):
     code, text = said(cli.main, "label", root / "cams", root / "images", "--out", root / "out")
     assert code == cli.WRONG_INPUT
     assert "choose another --out" in text
+
+
+def test_soft_labels_of_cams_that_are_there(root):
+    labelled(root, *chosen("crf=none", "soft=true", "soft_stride=16"))
+    for index in SAMPLES:
+        cams, keys = C[f"voc.{index}.cam"], C[f"voc.{index}.keys"]
+        size = cams.shape[1:]
+        soft = read_soft_labels(root / "out" / "soft" / f"{index}.npz", 21, size)
+        assert soft.labels == (0, *(keys + 1).tolist())
+        assert soft.shares.shape == (len(keys) + 1, -(-size[0] // 16), -(-size[1] // 16))
 
 
 def test_images_without_cams(root, caplog):

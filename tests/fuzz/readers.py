@@ -39,7 +39,13 @@ from weaktr.data.prepare.matlab import read_mat
 from weaktr.data.prepare.sources import Sources
 from weaktr.data.prepare.unpack import unpack
 from weaktr.data.sources.scenes import scenes
-from weaktr.data.stored_maps import read_cams, write_cams
+from weaktr.data.stored_maps import (
+    SoftLabels,
+    read_cams,
+    read_soft_labels,
+    write_cams,
+    write_soft_labels,
+)
 from weaktr.evaluation.folders import written_conditions
 from weaktr.models import CamModel, checkpoints
 from weaktr.models.pretrained import read_state
@@ -399,6 +405,11 @@ def _read_cached(root: Path) -> None:
     ArrayCache(root).get(32 * "a")
 
 
+def _soft_labels(root: Path) -> None:
+    shares = np.random.default_rng(0).integers(1, 256, (2, 3, 4), np.uint8)
+    write_soft_labels(root / "a.npz", SoftLabels(shares, (0, 5)), (12, 16))
+
+
 def _published_cams() -> Files:
     return {"a.npy": _npy_of({0: np.ones((3, 4), np.float32), 7: np.zeros((3, 4), np.float32)})}
 
@@ -514,6 +525,10 @@ def _rows() -> tuple[Reader, ...]:
             "CAMs npz", "a.npz", "zip", files_of(_cams), lambda root: read_cams(root / "a.npz")
         ),
         Reader("cache", f"{32 * 'a'}.npz", "zip", files_of(_cached), _read_cached),
+        Reader(
+            "soft labels", "a.npz", "zip", files_of(_soft_labels),
+            lambda root: read_soft_labels(root / "a.npz", 6, (12, 16)),
+        ),
         Reader(
             "CAMs npy", "a.npy", "npy", _published_cams, lambda root: read_cams(root / "a.npy"),
             share=2,

@@ -301,7 +301,7 @@ def test_corrected_masks_that_cannot_be_used_are_left_out(root, finished, tmp_pa
     for stage in ("label", "train_seg", "evaluate"):
         told = [line for line in warnings(run.recipe, run.folder, only=stage, force=True)]
         assert "expected 32x32 (width x height), got 16x16" in next(s for s in told if words in s)
-    samples, left_out = supervision(run)
+    samples, left_out, _ = supervision(run)
     assert left_out == 2 and [sample.name for sample in samples] == list("014567")
     caplog.clear()
     conditions = label_conditions(run.recipe.label, "train")

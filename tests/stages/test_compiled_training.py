@@ -15,10 +15,13 @@ from safetensors.torch import load_file
 from tests.models import small
 from tests.stages import tiny
 from tests.tolerances import assert_close, assert_golden
+from weaktr.config import TrainSegConfig
 from weaktr.inference.head_inputs import as_computed
 from weaktr.models.cam import HeadInputs
+from weaktr.ops import collision_cross_entropy
 from weaktr.stages.pipeline import run_recipe
 from weaktr.stages.train_cam import cam_losses
+from weaktr.training.segmenter_losses import segmenter_losses
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SMALL = {"image_size": 32, "patch_size": 8, "backbone_args": tiny.VIT}
@@ -81,6 +84,28 @@ def test_stage_2_is_one_graph(decoder, graphs):
         return model.loss(images, labels, start_value=9.0, tile=12).loss
 
     assert_same_step(model, loss_of, images, labels)
+    assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_soft_labels_and_an_image_head_are_one_graph(is_frozen, graphs):
+    model = small.segmenter(
+        "deit_small_patch16_224", 5, decoder="linear", image_head=True, drop_path=0.0, **SMALL
+    )
+    model = model.to(DEVICE).train()
+    if is_frozen:
+        model.freeze_encoder()
+    images = torch.randn(2, 3, 32, 40, device=DEVICE)
+    shares = torch.randn(2, 5, 4, 5, device=DEVICE).softmax(1)
+    shown = torch.tensor([[1.0, 0, 0, -1]] * 2, device=DEVICE)
+
+    settings = TrainSegConfig(loss="collision")
+
+    def loss_of(model, *batch):
+        losses = segmenter_losses(model, settings, collision_cross_entropy, *batch)
+        return sum(losses.values())
+
+    assert_same_step(model, loss_of, images, shares, shown)
     assert len(graphs) == 1
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ from torchvision import tv_tensors
 from weaktr.data.io import image_size, read_image, read_labels, require_same_size
 from weaktr.data.manifest import Manifest, Sample
 from weaktr.data.parallel import ordered_map
+from weaktr.data.patch_targets import SoftMap, shares_of_mask
 from weaktr.data.problems import DataError, Problem
+from weaktr.data.stored_maps import SoftLabels, read_soft_labels
 from weaktr.data.transforms import Crop
 
 Transform = Callable[..., Any]
@@ -150,17 +152,24 @@ def _size_of(sample: Sample) -> tuple[int, int]:
 
 
 class SegDataset(SeededDataset):
-    """Stage 2: images and labels of every pixel (pseudo labels, or true masks for comparison).
+    """Stage 2: images and labels of every pixel (pseudo labels, or true masks for comparison), or
+    shares of labels in every patch.
 
     Args:
         pairs: (image file, label file) pairs; or a manifest whose samples all have masks.
         transform: (`tv_tensors.Image` uint8 [3, h, w], `tv_tensors.Mask` uint8 [h, w]) ->
-            (float32 [3, H, W], uint8 [H, W]).
+            (float32 [3, H, W], uint8 [H, W]); with soft labels see `seg_train_transform`.
         num_labels: L, background included. None = that of the manifest; needed for pairs.
         seed: of the random numbers of the transform.
+        patch_size: side in pixels of the patches whose shares of labels are wanted; None = labels
+            of pixels.
+        soft: name of a sample -> the file of its soft labels (`read_soft_labels`), from which its
+            shares come in place of its mask.
+        with_classes: whether items have `shown_classes` too.
 
     Raises:
-        ValueError: no `num_labels` for pairs, or a sample without mask.
+        ValueError: no `num_labels` for pairs, a sample without mask, or, with classes, without
+            image-level labels.
     """
 
     def __init__(
@@ -170,6 +179,9 @@ class SegDataset(SeededDataset):
         *,
         num_labels: int | None = None,
         seed: int = 0,
+        patch_size: int | None = None,
+        soft: Mapping[str, Path] | None = None,
+        with_classes: bool = False,
     ) -> None:
         if isinstance(pairs, Manifest):
             samples = pairs.samples
@@ -181,15 +193,20 @@ class SegDataset(SeededDataset):
             )
         if num_labels is None:
             raise ValueError("num_labels: expected the number of labels for pairs, got None")
-        self.num_labels = num_labels
+        self.num_labels, self.patch_size = num_labels, patch_size
+        self.soft, self.with_classes = soft or {}, with_classes
         for sample in samples:
-            if sample.mask is None:
-                message = "has no mask, which stage 2 trains from"
+            lacking = "mask" if sample.mask is None else ""
+            if with_classes and sample.labels is None:
+                lacking = "image-level labels"
+            if lacking:
+                message = f"has no {lacking}, which stage 2 trains from"
                 raise DataError(Problem(str(sample.image), sample.source, message))
         super().__init__(samples, transform, seed)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Image float32 [3, H, W] and labels uint8 [H, W], 255 = ignore.
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
+        """Image float32 [3, H, W] and labels uint8 [H, W], 255 = ignore; with `patch_size` in their
+        place shares float32 [L, patches of H, patches of W], all 0 = ignore; then `shown_classes`.
 
         Raises:
             DataError: a file is missing or corrupt, sizes differ, or a label is outside.
@@ -199,8 +216,43 @@ class SegDataset(SeededDataset):
         image = tv_image(sample)
         labels = read_labels(sample.mask, self.num_labels, sample.source, mask_ids=sample.mask_ids)
         require_same_size(labels, tuple(image.shape[-2:]), sample.mask, sample.source)
-        image, mask = self._transformed(index, image, tv_tensors.Mask(torch.from_numpy(labels)))
-        return image, mask
+        inputs = [image, tv_tensors.Mask(torch.from_numpy(labels))]
+        soft = self._soft_labels(sample, labels.shape)
+        if soft is not None:
+            inputs.append(SoftMap.of(torch.from_numpy(soft.shares), labels.shape))
+        image, mask, *shares = self._transformed(index, *inputs)
+        target = mask
+        if soft is not None:
+            target = mask.new_zeros((self.num_labels, *shares[0].shape[1:]), dtype=torch.float32)
+            target[list(soft.labels)] = shares[0]
+        elif self.patch_size is not None:
+            target = shares_of_mask(mask, self.num_labels, self.patch_size)
+        if not self.with_classes:
+            return image, target
+        return image, target, shown_classes(sample.labels or (), mask, self.num_labels - 1)
+
+    def _soft_labels(self, sample: Sample, size: tuple[int, ...]) -> SoftLabels | None:
+        """Where shares of patches are wanted, and there is a file of them."""
+        path = self.soft.get(sample.name)
+        if self.patch_size is None or path is None:
+            return None
+        return read_soft_labels(path, self.num_labels, (size[0], size[1]))
+
+
+def shown_classes(labels: Sequence[int], mask: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Which classes a crop of a photograph shows.
+
+    Args:
+        labels: class indices of the whole photograph.
+        mask: uint8 [H, W] of the crop, class k as k + 1.
+        num_classes: C.
+
+    Returns:
+        float32 [C]: 1 = the mask has it, 0 = it is not in the photograph, -1 = not known: it is in
+        the photograph, and nowhere in the mask.
+    """
+    occurs = torch.bincount(mask.flatten().int(), minlength=256)[1 : num_classes + 1] > 0
+    return torch.where(occurs, 1.0, -multi_hot(labels, num_classes))
 
 
 def tv_image(sample: Sample) -> tv_tensors.Image:

@@ -1,12 +1,13 @@
-"""CAMs and scores of images as files: ours, and those of the published code."""
+"""CAMs, scores and soft labels of images as files: ours, and those of the published code."""
 
 from __future__ import annotations
 
 import io
 import math
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +19,8 @@ from weaktr.seals import sealed_zip
 
 #: CAMs may leave 0 to 1 by so much: half precision rounds them.
 ROUNDING = 1e-3
+#: The first bytes of a zip archive, which an npz is.
+ZIP = b"PK\x03\x04"
 
 
 def write_cams(path: Path, cams: np.ndarray, classes: Sequence[int]) -> None:
@@ -37,10 +40,79 @@ def write_scores(path: Path, scores: np.ndarray) -> None:
     _write_npz(path, prob=scores[keys], keys=keys)
 
 
+class SoftLabels(NamedTuple):
+    """Which share of each cell of an image has which label.
+
+    The cells divide height and width of the image evenly, whatever its size.
+    """
+
+    shares: np.ndarray  #: uint8 [K, h, w], 255 = all of the cell; they sum to about 255
+    labels: tuple[int, ...]  #: the K labels, background 0 first
+
+
+def write_soft_labels(path: Path, soft: SoftLabels, size: tuple[int, int]) -> None:
+    """Write the soft labels of one image of `size` (H, W) pixels, as npz."""
+    labels = np.asarray(soft.labels, np.uint8)
+    _write_npz(path, soft=soft.shares, labels=labels, size=np.asarray(size, np.int32))
+
+
+def read_soft_labels(path: Path, num_labels: int, size: tuple[int, int]) -> SoftLabels:
+    """Read the soft labels of one image.
+
+    Args:
+        path: an npz of `write_soft_labels`.
+        num_labels: L, background included.
+        size: (H, W) of the image in pixels.
+
+    Raises:
+        DataError: missing, corrupt, something else, or of an image of another size; names the file.
+    """
+    try:
+        stored = read_npz(path, "soft", "labels", "size")
+        shares, labels = stored["soft"], stored["labels"].tolist()
+        if shares.dtype != np.uint8 or shares.ndim != 3 or not shares.size:
+            raise ValueError(f"an array {shares.shape} of {shares.dtype}")
+        if len(labels) != len(shares) or len(set(labels)) != len(labels):
+            raise ValueError(f"the labels {labels[:9]} for {len(shares)} maps")
+        if not all(type(label) is int and 0 <= label < num_labels for label in labels):
+            raise ValueError(f"the labels {labels[:9]}, expected 0..{num_labels - 1}")
+        if not shares.any(0).all():
+            raise ValueError("cells without any label")
+        if stored["size"].tolist() != [*size]:
+            raise ValueError(f"those of an image of {stored['size'].tolist()} pixels, not {size}")
+    except (OSError, ValueError) as error:
+        message = f"no soft labels [K, h, w] of the image: {error}; delete it and run label again"
+        is_outside = is_outside_input(error)
+        raise DataError(Problem(str(path), "", message, is_outside=is_outside)) from error
+    return SoftLabels(shares, tuple(labels))
+
+
+def is_damaged(path: Path) -> bool:
+    """Whether an npz was cut off, or is an archive of which bytes have changed, or empty.
+
+    A whole archive is not, whatever is in it; nor is a file of another kind.
+    """
+    content = path.read_bytes()
+    if not content.strip(b"\0"):
+        return True
+    if not content.startswith(ZIP[: len(content)]):
+        return False
+    try:
+        read_npz(path)
+    except ValueError:
+        return True
+    return False
+
+
 def _write_npz(path: Path, **arrays: np.ndarray) -> None:
-    """Write arrays as a sealed npz."""
+    """Write arrays as a sealed npz; the same ones give the same file at any time."""
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type] # numpy's own stub
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, array in arrays.items():
+            content = io.BytesIO()
+            np.save(content, array, allow_pickle=False)
+            undated = zipfile.ZipInfo(f"{name}.npy")
+            archive.writestr(undated, content.getvalue(), zipfile.ZIP_DEFLATED)
     write_bytes(path, sealed_zip(buffer.getvalue()), durable=False)
 
 

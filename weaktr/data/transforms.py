@@ -18,6 +18,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from weaktr.data.classes import IGNORE
+from weaktr.data.patch_targets import ToPatches
 
 #: mean and standard deviation of R, G, B in 0..1
 Normalization = tuple[tuple[float, float, float], tuple[float, float, float]]
@@ -137,6 +138,7 @@ def seg_train_transform(
     flip: float = 0.5,
     photometric: bool = True,
     normalization: Normalization = IMAGENET,
+    patch_size: int = 16,
 ) -> v2.Compose:
     """Stage 2, training: random size, random crop, flip, photometric distortion, normalise, pad.
 
@@ -149,10 +151,12 @@ def seg_train_transform(
         flip: probability of mirroring left and right.
         photometric: whether `PhotometricDistortion` runs.
         normalization: mean and standard deviation of R, G, B in 0..1.
+        patch_size: side in pixels of the patches for which soft labels are computed.
 
     Returns:
         uint8 [3, h, w] image, uint8 [h, w] mask -> float32 [3, H, W], uint8 [H, W]. Padding is 0
-        after normalisation (the mean colour) and 255 = ignore.
+        after normalisation (the mean colour) and 255 = ignore. A third input, a `SoftMap` of K
+        labels, becomes float32 [K, patches of H, patches of W].
 
     Raises:
         ValueError: an argument is out of range.
@@ -168,7 +172,8 @@ def seg_train_transform(
     ]
     if photometric:
         steps.append(PhotometricDistortion())
-    return v2.Compose([*steps, *_normalise(normalization), PadTo(size), v2.ToPureTensor()])
+    steps += [*_normalise(normalization), PadTo(size), ToPatches(patch_size), v2.ToPureTensor()]
+    return v2.Compose(steps)
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:

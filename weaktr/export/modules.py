@@ -15,7 +15,7 @@ from weaktr.models.blocks import Layer
 from weaktr.models.cam import CamModel
 from weaktr.models.fusion import share_of
 from weaktr.models.positions import upsampling_matrix
-from weaktr.models.segmenter import MaskTransformer, Segmenter
+from weaktr.models.segmenter import Segmenter, gated
 
 
 class ExportableSegmenter(nn.Module):
@@ -37,13 +37,8 @@ class ExportableSegmenter(nn.Module):
         grid = ((size[0] - 1) // patch + 1, (size[1] - 1) // patch + 1)
         # Padding by a patch less one pixel: `vit` drops what does not fill a whole patch.
         tokens = model.vit(F.pad(images, (0, patch - 1, 0, patch - 1)))
-        patches = tokens[:, model.vit.num_prefix_tokens :]
-        logits: tuple[Tensor, ...]
-        if model.multi:
-            assert isinstance(model.decoder, MaskTransformer)
-            logits = model.decoder.early_and_final(patches)
-        else:
-            logits = (model.decoder(patches),)
+        encoding = model.encoding_of(tokens, grid)
+        logits = [gated(maps, encoding.classes) for maps in model.outputs(encoding)]
         rows, columns = (
             upsampling_matrix(length, count, patch)
             for length, count in zip(size, grid, strict=True)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from weaktr.inference.cams import CamInputs, CamSource
 from weaktr.inference.results import FINITE, LabelMaps, hand_over, is_finite
+from weaktr.inference.soft_labels import Softening, soft_labels
 from weaktr.inference.timeline import Steps, Timeline
 from weaktr.ops.upload import upload
 from weaktr.refine import Maps, Refiner, refine
@@ -58,6 +59,7 @@ def label_maps(
     refiners: Sequence[Refiner],
     *,
     emit: Collection[str] = (),
+    softening: Softening | None = None,
     timeline: Timeline | None = None,
 ) -> list[LabelMaps]:
     """Pseudo labels of a batch: CAMs, threshold and refinement on the source's device.
@@ -69,6 +71,7 @@ def label_maps(
         refiners: from `choose_refiners`; each takes the whole batch in one call.
         emit: "confidence": also float32 [h, w], how likely each pixel's label is, by the last
             refiner, or by the softmax of the scores where there is none. "cam": also the CAMs.
+        softening: of "soft", the `soft_labels` that are also computed; None = they are not.
         timeline: gets the seconds of the steps.
 
     Returns:
@@ -79,26 +82,31 @@ def label_maps(
         all_cams = source.cams(batch)
     with steps.step("threshold"):
         plain, finite = [], []
-        for cams in all_cams:
+        for one, cams in zip(batch, all_cams, strict=True):
             scores = scores_from_cams(cams.maps, threshold)
             labels, best = best_labels(scores)
-            plain.append(Maps(labels, len(scores), scores, best if "confidence" in emit else None))
+            confidence = best if "confidence" in emit else None
+            maps = Maps(labels, len(scores), scores, confidence, cams.features, one.sample.name)
+            plain.append(maps)
             finite.append(is_finite(best))
     with steps.step("refinement"):
         refined = plain
         if refiners:
             images = [upload(one.image, source.device) for one in batch]
-            refined = refine(refiners, images, plain, confidence="confidence" in emit)
+            with_confidence = "confidence" in emit or softening is not None
+            refined = refine(refiners, images, plain, confidence=with_confidence)
     rows = [
         (one.sample, one.photograph, cams.classes, cams.probabilities)
         for one, cams in zip(batch, all_cams, strict=True)
     ]
-    maps = []
+    files = []
     for cams, before, after, sound in zip(all_cams, plain, refined, finite, strict=True):
         own = {"plain": before.labels, "refined": after.labels, FINITE: sound}
-        if after.confidence is not None:
+        if "confidence" in emit and after.confidence is not None:
             own["confidence"] = after.confidence
         if "cam" in emit:
             own["cam"] = cams.maps
-        maps.append(own)
-    return hand_over(rows, maps)
+        if softening is not None:
+            own["soft"] = soft_labels(softening, cams.maps, threshold, before, after)
+        files.append(own)
+    return hand_over(rows, files)

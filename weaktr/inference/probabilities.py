@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from weaktr.inference.windows import View, merge, on_device, scaled_images, view
 from weaktr.models import Segmenter
 from weaktr.models.onednn import for_inference, shared_copy
 from weaktr.models.precision import autocast
+from weaktr.models.segmenter import gated
 
 #: ensemble -> weights of the output before the decoder's last block, and of the decoder's output.
 #: Source: reference.md 50.
@@ -90,6 +91,9 @@ def probabilities(
 
         mean over views of softmax(unflip(upsample(mean over windows of logits)))
 
+    With an image head, the logits of each view's classes are `gated` first, by the largest logit
+    that any of the view's windows has for the class: a class is in the image if it is in a window.
+
     Windows of different ratios, flips and images share a forward pass. Only the sum of an image's
     views is kept, on the model's device.
 
@@ -114,8 +118,10 @@ def probabilities(
         total: Tensor | None = None
         for view in image_views:
             count = len(view.tops) * len(view.lefts)
-            logits = torch.stack(list(itertools.islice(outputs, count)))
+            logits, classes = _stacked(itertools.islice(outputs, count))
             merged = merge(view, logits, model.patch_size, settings.window, size)
+            if classes is not None:
+                merged = gated(merged, classes.amax(0, keepdim=True), settings.image_weight)
             for weight, output in zip(weights, merged, strict=True):
                 if weight:
                     share = output.softmax(0).mul_(weight / len(image_views))
@@ -125,16 +131,28 @@ def probabilities(
     return totals
 
 
+def _stacked(
+    windows_of_a_view: Iterable[tuple[Tensor, Tensor | None]],
+) -> tuple[Tensor, Tensor | None]:
+    """Patch logits [n, E, L, h, w] and class logits [n, C] of n windows, of `_window_logits`."""
+    logits, classes = zip(*windows_of_a_view, strict=True)
+    known = [own for own in classes if own is not None]
+    return torch.stack(logits), torch.stack(known) if known else None
+
+
 def _window_logits(
     model: Segmenter, image_views: Sequence[View], settings: PredictConfig, device: torch.device
-) -> Iterator[Tensor]:
-    """Patch logits [E, L, h, w] of every window of every view, E = outputs of the decoder."""
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Of every window of every view the patch logits [E, L, h, w], E = outputs of the decoder, and
+    the logits [C] of its classes where the model has an image head."""
     crops = windows(image_views, on_device(model.normalization, device), settings.window)
     count = _windows_in_a_pass(model, settings)
     while batch := list(itertools.islice(crops, count)):
         with autocast(settings.amp, device):
-            output = model.patch_outputs(torch.stack(batch))
-        yield from output.float()
+            logits, classes = model.patch_outputs(torch.stack(batch))
+        yield from zip(
+            logits.float(), [None] * len(batch) if classes is None else classes.float(), strict=True
+        )
 
 
 def _windows_in_a_pass(model: Segmenter, settings: PredictConfig) -> int:

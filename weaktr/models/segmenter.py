@@ -32,6 +32,15 @@ class MultiLogits(NamedTuple):
     final: Tensor  #: from the tokens after it
 
 
+class Encoding(NamedTuple):
+    """What the encoder makes of images."""
+
+    patches: Tensor  #: [B, P, D] patch tokens after the final norm
+    grid: tuple[int, int]  #: their rows and columns, h · w = P
+    #: [B, C] logits of the classes that an image shows, where the model has an `image_head`
+    classes: Tensor | None
+
+
 class LinearDecoder(nn.Module):
     """One linear layer per patch."""
 
@@ -108,6 +117,48 @@ class MaskTransformer(nn.Module):
         return torch.cat([self.proj_dec(patches), classes], 1)
 
 
+class ImageHead(nn.Module):
+    """Which classes an image shows: one linear layer on its class token and its mean patch.
+
+    Of several class tokens the mean counts; a backbone without any gives the patches alone.
+
+    Args:
+        dim: D, encoder width.
+        num_classes: C.
+        class_tokens: T, at the front of the encoder's tokens.
+    """
+
+    def __init__(self, dim: int, num_classes: int, class_tokens: int) -> None:
+        super().__init__()
+        self.class_tokens = class_tokens
+        self.head = nn.Linear(2 * dim if class_tokens else dim, num_classes)
+        self.apply(_init_linear)
+
+    def forward(self, tokens: Tensor, patches: Tensor) -> Tensor:
+        """All tokens [B, N, D] and those of the patches [B, P, D] -> logits [B, C]."""
+        parts = [patches.mean(1)]
+        if self.class_tokens:
+            parts.append(tokens[:, : self.class_tokens].mean(1))
+        logits: Tensor = self.head(torch.cat(parts, 1))
+        return logits
+
+
+def gated(logits: Tensor, classes: Tensor | None, weight: float = 1.0) -> Tensor:
+    """Logits of pixels, with what is known of the whole image.
+
+        logits[c] + weight · ln sigmoid(classes[c]) for each class c, background as it is
+
+    Args:
+        logits: [B, L, ...].
+        classes: [B, C] logits of the classes of an image, C = L - 1; None = nothing is known.
+        weight: 0 = take no notice.
+    """
+    if classes is None:
+        return logits
+    known = F.pad(weight * F.logsigmoid(classes), (1, 0))
+    return logits + known.reshape(*known.shape, *(1,) * (logits.ndim - 2))
+
+
 class Segmenter(BackboneModel):
     """A plain ViT with a segmentation decoder.
 
@@ -136,6 +187,24 @@ class Segmenter(BackboneModel):
             heads = config.decoder_heads or max(1, dim // 64)
             layers, dropout = config.decoder_layers, config.dropout
             self.decoder = MaskTransformer(dim, num_labels, layers, heads, dropout)
+        self.image_head: ImageHead | None = None
+        if config.image_head:
+            self.image_head = ImageHead(dim, num_labels - 1, self.vit.num_class_tokens)
+        #: whether the encoder is not trained, see `freeze_encoder`
+        self.is_frozen = False
+
+    def freeze_encoder(self) -> None:
+        """Keep the encoder as it is: no gradients, no dropout, no stochastic depth."""
+        self.is_frozen = True
+        self.vit.requires_grad_(False)
+        self.vit.eval()
+
+    def train(self, mode: bool = True) -> Segmenter:
+        """As of every module, but a frozen encoder stays in eval mode."""
+        super().train(mode)
+        if self.is_frozen:
+            self.vit.eval()
+        return self
 
     @property
     def multi(self) -> bool:
@@ -145,28 +214,25 @@ class Segmenter(BackboneModel):
     def forward(self, images: Tensor) -> Tensor | MultiLogits:
         """Normalised images [B, 3, H, W] -> logits [B, L, H, W]; two for a multi decoder."""
         size = (images.shape[-2], images.shape[-1])
-        patches, grid = self._encode(images)
-        if self.multi:
-            assert isinstance(self.decoder, MaskTransformer)
-            early, final = self.decoder.early_and_final(patches)
-            return MultiLogits(self._upsample(early, grid, size), self._upsample(final, grid, size))
-        return self._upsample(self.decoder(patches), grid, size)
+        encoding = self.encode(images)
+        logits = [
+            self._upsample(gated(own, encoding.classes), encoding.grid, size)
+            for own in self.outputs(encoding)
+        ]
+        return MultiLogits(*logits) if self.multi else logits[0]
 
     def patch_logits(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] -> logits [B, L, h, w], one per patch of the padded image."""
-        patches, grid = self._encode(images)
-        logits: Tensor = self.decoder(patches)
-        return logits.unflatten(2, grid)
+        return self.decode(self.encode(images))
 
-    def patch_outputs(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] -> logits [B, E, L, h, w]; E = 2 for a multi decoder, else 1."""
-        patches, grid = self._encode(images)
-        if self.multi:
-            assert isinstance(self.decoder, MaskTransformer)
-            logits = torch.stack(self.decoder.early_and_final(patches), 1)
-        else:
-            logits = self.decoder(patches)[:, None]
-        return logits.unflatten(3, grid)
+    def patch_outputs(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Images [B, 3, H, W] -> logits [B, E, L, h, w] and `Encoding.classes`.
+
+        E = 2 for a multi decoder, else 1. The logits take no notice of the classes (`gated`).
+        """
+        encoding = self.encode(images)
+        logits = torch.stack(self.outputs(encoding), 1)
+        return logits.unflatten(3, encoding.grid), encoding.classes
 
     def loss(
         self, images: Tensor, labels: Tensor, *, start_value: float = 1.2, tile: int = 120
@@ -179,20 +245,45 @@ class Segmenter(BackboneModel):
             start_value: no clipping while the batch mean is above it.
             tile: side in pixels of the clipping tiles (the published ``patch_size``).
         """
-        size = (images.shape[-2], images.shape[-1])
-        logits = self.patch_logits(images)
+        return self.clipped_loss(self.encode(images), labels, start_value=start_value, tile=tile)
+
+    def clipped_loss(
+        self, encoding: Encoding, labels: Tensor, *, start_value: float = 1.2, tile: int = 120
+    ) -> ClippedLoss:
+        """`loss` of images that are encoded; its arguments."""
+        size = (labels.shape[-2], labels.shape[-1])
+        logits = self.decode(encoding)
         if any(side % self.patch_size for side in size):
-            grid = (logits.shape[-2], logits.shape[-1])
-            logits = self._upsample(logits.flatten(2), grid, size)
+            logits = self._upsample(logits.flatten(2), encoding.grid, size)
         return clipped_cross_entropy(logits, labels, patch_size=tile, start_value=start_value)
 
-    def _encode(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Padded images -> patch tokens [B, P, D] after the final norm, and their grid."""
+    def encode(self, images: Tensor) -> Encoding:
+        """Normalised images [B, 3, H, W], padded to whole patches -> their encoding."""
         height, width = images.shape[-2:]
         patch = self.patch_size
         grid = (-(-height // patch), -(-width // patch))
         padded = F.pad(images, (0, grid[1] * patch - width, 0, grid[0] * patch - height))
-        return self.vit(padded)[:, self.vit.num_prefix_tokens :], grid
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
+            tokens = self.vit(padded)
+        return self.encoding_of(tokens, grid)
+
+    def encoding_of(self, tokens: Tensor, grid: tuple[int, int]) -> Encoding:
+        """The encoder's tokens [B, N, D] of images of `grid` patches -> their encoding."""
+        patches = tokens[:, self.vit.num_prefix_tokens :]
+        classes = None if self.image_head is None else self.image_head(tokens, patches)
+        return Encoding(patches, grid, classes)
+
+    def decode(self, encoding: Encoding) -> Tensor:
+        """(Final) logits [B, L, h, w] of the patches, without notice of the classes (`gated`)."""
+        logits: Tensor = self.decoder(encoding.patches)
+        return logits.unflatten(2, encoding.grid)
+
+    def outputs(self, encoding: Encoding) -> list[Tensor]:
+        """Logits [B, L, P] of the patches, (early and) final, without notice of the classes."""
+        if self.multi:
+            assert isinstance(self.decoder, MaskTransformer)
+            return [*self.decoder.early_and_final(encoding.patches)]
+        return [self.decoder(encoding.patches)]
 
     def _upsample(self, logits: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
         """[B, L, P] -> [B, L, H, W]: bilinear to the padded size, then cropped."""

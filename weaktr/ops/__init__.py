@@ -2,6 +2,7 @@
 
 from weaktr.ops.attention import softmax_attention
 from weaktr.ops.clipped_cross_entropy import ClippedLoss, clipped_cross_entropy
+from weaktr.ops.collision_cross_entropy import collision_cross_entropy, soft_cross_entropy
 from weaktr.ops.confusion import confusion
 from weaktr.ops.dense_crf import dense_crf, dense_crf_labels
 from weaktr.ops.dense_crf.unaries import unary_from_labels, unary_from_probabilities
@@ -12,6 +13,7 @@ __all__ = [
     "ClippedLoss",
     "HeadStats",
     "clipped_cross_entropy",
+    "collision_cross_entropy",
     "confusion",
     "dense_crf",
     "dense_crf_labels",
@@ -19,6 +21,7 @@ __all__ = [
     "fuse_heads_packed",
     "head_stats",
     "head_stats_packed",
+    "soft_cross_entropy",
     "softmax_attention",
     "unary_from_labels",
     "unary_from_probabilities",

@@ -54,7 +54,7 @@ from weaktr.stages.check_models import (
 from weaktr.stages.masks import unusable_in_words
 from weaktr.stages.places import in_the_way
 from weaktr.stages.run import Run, Stage, load_split
-from weaktr.stages.train_seg import starting_config
+from weaktr.stages.train_seg import require_soft_labels, starting_config
 
 log = logging.getLogger("weaktr")
 M = TypeVar("M", CamModel, Segmenter)
@@ -349,12 +349,22 @@ class _Check:
             count = sum(sample.mask is not None for sample in samples)
         elif "label" not in self.names:
             with part.told():
-                labelled = MaskFolder(self.run.of("label"))
+                is_soft, known = settings.labels == "soft", self.run.contents
+                labelled = MaskFolder(self.run.of("label"), verify=is_soft, contents=known)
                 count = sum(sample.name in labelled for sample in samples)
+                if is_soft:
+                    require_soft_labels(labelled, samples)
         elif self.recipe.label.unlabelled == "background":
             count = len(samples)
         else:
             count = sum(bool(sample.labels) for sample in samples)
+        if self.recipe.seg_model.image_head:
+            part.faults += [
+                f"{sample.image} ({sample.source}): has no image-level labels, which an image head "
+                "trains from"
+                for sample in samples
+                if sample.labels is None
+            ]
         if part.faults:
             return
         if count == 0:

@@ -138,6 +138,8 @@ def _copies(settings: TrainCamConfig | TrainSegConfig) -> int:
     """How many values a training keeps of each weight: itself, its gradient, the optimiser's."""
     if isinstance(settings, TrainCamConfig):
         return 4 if settings.backbone_lr else 1
+    if not settings.encoder_lr:
+        return 1
     return 4 if settings.optimizer == "adamw" else 3 if settings.momentum else 2
 
 

@@ -11,20 +11,25 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from weaktr.config import LabelConfig
-from weaktr.contents import Contents
+from weaktr.contents import Contents, digest_of
 from weaktr.data import Sample
+from weaktr.data.masks import MaskFolder
 from weaktr.inference.cams import CamInputs, CamsOfModel, CamSource
 from weaktr.inference.labels import label_maps
 from weaktr.inference.results import LabelMaps
+from weaktr.inference.soft_labels import Softening
 from weaktr.inference.timeline import Timeline
-from weaktr.refine import choose_refiners
+from weaktr.refine import Refiner, choose_refiners, needs_features
 from weaktr.stages.masks import MaskReport, make_masks
 from weaktr.stages.run import Run, Stage, masks_digest
-from weaktr.stages.store import MaskStore
+from weaktr.stages.store import MaskStore, soft_file
 from weaktr.stages.train_cam import TRAIN_CAM
 
 #: The fields of `LabelConfig` that take effect after the CAMs, not in computing them.
-AFTER_CAMS = ("threshold", "crf", "gt_prob", "unlabelled", "refiners", "queue_mb")
+AFTER_CAMS = (
+    "threshold", "crf", "gt_prob", "unlabelled", "refiners", "queue_mb",
+    "soft", "soft_temperature", "soft_stride",
+)  # fmt: skip
 
 
 def label(
@@ -42,7 +47,8 @@ def label(
     Args:
         source: of the CAMs.
         samples: the images; their true masks are not read.
-        folder: gets ``masks/``, ``index.jsonl`` and, with refiners, ``before_refinement/``.
+        folder: gets ``masks/``, ``index.jsonl`` and, with refiners, ``before_refinement/``; with
+            `LabelConfig.soft` also ``soft/NAME.npz``, see `write_soft_labels`.
         settings: see `LabelConfig`; for stored CAMs only those of `AFTER_CAMS` count.
         emit: "confidence": also ``confidence/NAME.png``; "cam": also ``cams/NAME.npz`` (large). The
             mask of an image that has no such file is made again.
@@ -53,16 +59,19 @@ def label(
         What was labelled and what was left out, which is also logged.
 
     Raises:
+        ValueError: a refiner works on patch features, and the source gives none.
         PipelineError: see `weaktr.inference.pipeline.run_pipeline`.
     """
     refiners = choose_refiners(settings)
+    require_features(refiners, source)
     keep_unlabelled = settings.unlabelled == "background"
+    softening = Softening(settings.soft_temperature, settings.soft_stride)
     store = MaskStore(
         folder,
         source.files,
         refined=bool(refiners),
         keep_unlabelled=keep_unlabelled,
-        emit=emit,
+        emit=[*emit, "soft"] if settings.soft else emit,
         contents=contents,
         num_labels=source.num_labels,
     )
@@ -71,7 +80,15 @@ def label(
     left_out = list(store.drop(nothing))
 
     def compute(batch: Sequence[CamInputs], timeline: Timeline) -> list[LabelMaps]:
-        return label_maps(source, batch, settings.threshold, refiners, emit=emit, timeline=timeline)
+        return label_maps(
+            source,
+            batch,
+            settings.threshold,
+            refiners,
+            emit=emit,
+            softening=softening if settings.soft else None,
+            timeline=timeline,
+        )
 
     report = make_masks(
         "pseudo labels",
@@ -91,12 +108,34 @@ def label(
     return report
 
 
+def require_features(refiners: Sequence[Refiner], source: CamSource) -> None:
+    """Raise `ValueError` where refiners work on patch features that a source does not give."""
+    if needs_features(refiners) and not source.with_features:
+        raise ValueError(
+            "refiners: expected CAMs with patch features for propagation, got CAMs without them "
+            "(those in files have none): label with the model, from Python with "
+            "CamsOfModel(..., with_features=True), or leave propagation out"
+        )
+
+
 def label_run(run: Run, folder: Path) -> int:
     """Label the training images of a run; returns how many were left out."""
-    source = CamsOfModel(run.cam_model(), run.recipe.label)
     samples, settings = run.train_images.samples, run.recipe.label
+    features = needs_features(choose_refiners(settings))
+    source = CamsOfModel(run.cam_model(), settings, with_features=features)
     report = label(source, samples, folder, settings, contents=run.contents)
     return len(report.left_out)
+
+
+def labels_digest(run: Run, folder: Path) -> str:
+    """`Stage.result` of labelling: of the masks, and of the soft labels where there are to be."""
+    masks = masks_digest(run, folder)
+    if not run.recipe.label.soft:
+        return masks
+    names = sorted(MaskFolder(folder).entries)
+    files = [soft_file(folder, name) for name in names]
+    soft = [run.contents.digest(file) if file.is_file() else "" for file in files]
+    return digest_of([(masks, *soft)])
 
 
 LABEL = Stage(
@@ -104,7 +143,7 @@ LABEL = Stage(
     settings=("label",),
     images=lambda run: [run.train_images],
     work=label_run,
-    result=masks_digest,
+    result=labels_digest,
     by_image=True,
     after=(TRAIN_CAM,),
 )

@@ -18,6 +18,7 @@ from pathlib import Path
 from weaktr import outputs
 from weaktr.contents import CONTENTS, Contents
 from weaktr.data.masks import MaskFolder, before_refinement
+from weaktr.data.stored_maps import is_damaged
 from weaktr.files import UNFINISHED, write_bytes
 from weaktr.outputs import (
     FEATURES,
@@ -230,7 +231,10 @@ def _out_of_the_way(folder: Path, contents: Contents | None) -> Path | None:
 def _files_of_others(folder: Path, contents: Contents | None) -> Iterator[Path]:
     """Files in the folder of a stage that weaktr did not write, or that were changed since."""
     for path in sorted(folder.rglob("*")):
-        if path.is_symlink() or (path.is_file() and not _is_ours(path.relative_to(folder))):
+        is_strange = path.is_file() and not _is_ours(path.relative_to(folder))
+        is_soft = path.is_file() and path.suffix == ".npz"
+        is_changed = is_soft and not (is_sealed(path) or is_damaged(path))
+        if path.is_symlink() or is_strange or is_changed:
             yield path
     finished, model = outputs.finished_facts(folder), folder / MODEL
     if finished is None:
@@ -252,7 +256,7 @@ def _files_of_others(folder: Path, contents: Contents | None) -> Iterator[Path]:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether weaktr writes a path in the folder of a stage (masks are looked at apart)."""
+    """Whether weaktr writes a path in a stage's folder (masks, soft labels are looked at apart)."""
     top, *rest = path.parts
     if path.name in OF_SYSTEMS or any(UNFINISHED.fullmatch(part) for part in path.parts):
         return True
@@ -260,4 +264,6 @@ def _is_ours(path: Path) -> bool:
         top, *rest = rest
     if top == "tensorboard":
         return path.name.startswith("events.out.tfevents")
+    if top == "soft" and rest:
+        return path.suffix == ".npz"
     return (top == "masks" and path.suffix == ".png") if rest else top in OF_A_STAGE

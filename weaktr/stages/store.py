@@ -20,7 +20,13 @@ from weaktr.data import DataError, Problem, Sample
 from weaktr.data.masks import MaskEntry, RefinedMasks, files_of_others, png_bytes
 from weaktr.data.parallel import ordered_map
 from weaktr.data.photographs import enlarged
-from weaktr.data.stored_maps import write_cams, write_scores
+from weaktr.data.stored_maps import (
+    SoftLabels,
+    is_damaged,
+    write_cams,
+    write_scores,
+    write_soft_labels,
+)
 from weaktr.files import write_bytes
 from weaktr.inference.results import LabelMaps
 from weaktr.messages import few
@@ -34,6 +40,7 @@ EXTRAS = {
     "confidence": ("confidence", ".png"),
     "cam": ("cams", ".npz"),
     "scores": ("scores", ".npz"),
+    "soft": ("soft", ".npz"),
 }
 
 #: What is said of an image that was changed after somebody had corrected its mask.
@@ -181,13 +188,18 @@ class MaskStore:
         if result.classes == () and not self.keep_unlabelled:
             return [MaskEntry(name, None, None, result.photograph.size, (), **facts)]
         for kind in self.extras:
-            if (path := self._extra(kind, name)).exists() and not is_sealed(path):
+            path = self._extra(kind, name)
+            if path.exists() and not is_sealed(path) and not (kind == "soft" and is_damaged(path)):
                 message = f"{path} was changed by hand: move it away to have it made again"
                 return Problem(str(result.sample.image), result.sample.source, message)
         if "cam" in self.extras:
             write_cams(self._extra("cam", name), maps["cam"], result.classes or ())
         if "scores" in self.extras:
             write_scores(self._extra("scores", name), maps["scores"])
+        if "soft" in self.extras:
+            labels = (0, *(index + 1 for index in result.classes or ()))
+            size = result.photograph.size
+            write_soft_labels(self._extra("soft", name), SoftLabels(maps["soft"], labels), size)
         if "confidence" in self.extras:
             write_confidence(self._extra("confidence", name), result, maps["confidence"])
         return self.masks.write(name, result.mask, **facts)
@@ -222,9 +234,11 @@ class MaskStore:
         return entry.file is None or not self._lacks_extras(name)
 
     def _lacks_extras(self, name: str) -> bool:
-        """Whether a file of `extras` is missing or empty."""
+        """Whether a file of `extras` is missing or empty, or one of soft labels is damaged."""
         files = [self._extra(kind, name) for kind in self.extras]
-        return not all(f.is_file() and f.stat().st_size for f in files)
+        if not all(f.is_file() and f.stat().st_size for f in files):
+            return True
+        return "soft" in self.extras and is_damaged(self._extra("soft", name))
 
     def _is_current(self, sample: Sample) -> bool | None:
         """Whether what is there was made from the files and labels of now.
@@ -242,6 +256,12 @@ class MaskStore:
     def _extra(self, kind: str, name: str) -> Path:
         subfolder, suffix = self.extras[kind]
         return self.folder / subfolder / f"{name}{suffix}"
+
+
+def soft_file(folder: Path, name: str) -> Path:
+    """Where the soft labels of an image are in a folder of pseudo labels."""
+    subfolder, suffix = EXTRAS["soft"]
+    return folder / subfolder / f"{name}{suffix}"
 
 
 def facts_of(result: LabelMaps) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Stage 2: images and pseudo labels -> checkpoint.
 
-The loss is the cross-entropy with gradient clipping (`weaktr.ops.clipped_cross_entropy`).
+The loss is the cross-entropy with gradient clipping (`weaktr.ops.clipped_cross_entropy`), or
+one for soft labels, of patches (`weaktr.ops.collision_cross_entropy`).
 
 Source: reference.md 41-46.
 """
@@ -8,10 +9,11 @@ Source: reference.md 41-46.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 from torch import Tensor
 
@@ -22,13 +24,17 @@ from weaktr.data.masks import MaskEntry, MaskFolder
 from weaktr.evaluation.conditions import HELD_OUT, held_out, split_name
 from weaktr.evaluation.iou import scored
 from weaktr.evaluation.models import score_segmenter
+from weaktr.messages import few
 from weaktr.models import Segmenter, checkpoints
 from weaktr.models.pretrained import load_backbone
+from weaktr.ops import collision_cross_entropy, soft_cross_entropy
 from weaktr.stages.label import LABEL
 from weaktr.stages.masks import unusable_in_words
 from weaktr.stages.run import MODEL, Run, Stage, model_digest
+from weaktr.stages.store import soft_file
 from weaktr.training.loop import EpochLoader, TrainingLoop, compiled
 from weaktr.training.optimizers import PolynomialSchedule, segmenter_optimizer
+from weaktr.training.segmenter_losses import Losses, PatchLoss, segmenter_losses
 from weaktr.training.state import set_seeds
 
 log = logging.getLogger("weaktr")
@@ -55,9 +61,17 @@ def train_seg(run: Run, folder: Path) -> int:
         settings.crop,
         normalization=cast(data.Normalization, model.normalization),
         **asdict(settings.augment),
+        patch_size=model.patch_size,
     )
-    samples, left_out = supervision(run)
-    dataset = data.SegDataset(samples, transform, seed=recipe.seed)
+    learnt = supervision(run)
+    dataset = data.SegDataset(
+        learnt.images,
+        transform,
+        seed=recipe.seed,
+        patch_size=None if settings.loss == "clipped" else model.patch_size,
+        soft=learnt.soft,
+        with_classes=config.image_head,
+    )
     loader = EpochLoader(dataset, settings.batch_size, recipe.seed, recipe.num_workers)
     optimizer = segmenter_optimizer(
         model,
@@ -80,9 +94,18 @@ def train_seg(run: Run, folder: Path) -> int:
     def set_lr(_: int, step: int) -> None:
         schedule.step_update(step)
 
-    def losses(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        start, tile = settings.clip_start, settings.clip_patch
-        return {"clipped": model.loss(images, labels, start_value=start, tile=tile).loss}
+    def losses_with(patch_loss: PatchLoss) -> Callable[..., Losses]:
+        def losses(*batch: Tensor) -> Losses:
+            return segmenter_losses(model, settings, patch_loss, *batch)
+
+        return compiled(losses, settings.compile)
+
+    first, later = losses_with(soft_cross_entropy), losses_with(collision_cross_entropy)
+
+    def losses(*batch: Tensor) -> Losses:
+        warmup = settings.loss_warmup * settings.epochs * loop.steps_per_epoch
+        is_warm = settings.loss == "collision" and loop.step >= warmup
+        return (later if is_warm else first)(*batch)
 
     watched = run.val if settings.validate_every else None
     kind, what = ("", "") if watched is None else held_out(run.train, watched)
@@ -101,10 +124,10 @@ def train_seg(run: Run, folder: Path) -> int:
         return {key: scores.miou}
 
     loop = TrainingLoop(folder, model, optimizer, loader, settings, recipe, set_lr)
-    trained = loop.train(compiled(losses, settings.compile), validate if watched else None)
+    trained = loop.train(losses, validate if watched else None)
     class_list = {"names": classes.names, "ids": classes.ids}
     checkpoints.save(trained, folder / MODEL, classes=class_list)
-    return left_out
+    return learnt.left_out
 
 
 def starting_config(run: Run) -> SegModelConfig:
@@ -124,15 +147,23 @@ def starting_config(run: Run) -> SegModelConfig:
     return replace(config, weights=str(stage1))
 
 
-def supervision(run: Run) -> tuple[Manifest, int]:
+class Supervision(NamedTuple):
+    """What stage 2 learns from."""
+
+    images: Manifest  #: with the masks to train on
+    left_out: int = 0  #: images whose pseudo labels somebody has made something unusable
+    soft: Mapping[str, Path] = {}  #: name of an image -> its soft labels, where they are to be used
+
+
+def supervision(run: Run) -> Supervision:
     """The training images with the masks to train on: pseudo labels, or for an upper bound truth.
 
-    Returns:
-        The images, and how many are left out, which the log names, because somebody has made their
-        pseudo labels something that cannot be used.
+    The log names those that are left out. A mask that was corrected by hand stands for itself: its
+    image has no soft labels.
 
     Raises:
-        ValueError: no training image has such a mask.
+        ValueError: no training image has such a mask, or one has no soft labels though they are to
+            be used.
     """
     manifest = run.train
     if run.recipe.train_seg.masks == "truth":
@@ -140,7 +171,7 @@ def supervision(run: Run) -> tuple[Manifest, int]:
         samples = tuple(sample for sample in manifest.samples if sample.mask is not None)
         if not samples:
             raise ValueError(f"train_seg.masks=truth: {manifest.name} {manifest.split} has no mask")
-        return replace(manifest, samples=samples), 0
+        return Supervision(replace(manifest, samples=samples))
     num_labels = manifest.classes.num_labels
     masks = MaskFolder(run.of("label"), verify=True, contents=run.contents, num_labels=num_labels)
     if told := unusable_in_words(masks, manifest):
@@ -153,7 +184,26 @@ def supervision(run: Run) -> tuple[Manifest, int]:
     if not samples:
         raise ValueError(f"{masks.index}: no pseudo label of any training image; run label first")
     left_out = sum(sample.name in masks.unusable for sample in manifest)
-    return replace(manifest, samples=samples), left_out
+    soft = {}
+    if run.recipe.train_seg.labels == "soft":
+        soft = require_soft_labels(masks, samples)
+    return Supervision(replace(manifest, samples=samples), left_out, soft)
+
+
+def require_soft_labels(masks: MaskFolder, samples: Iterable[Sample]) -> dict[str, Path]:
+    """The files of soft labels of images that have masks; a mask corrected by hand needs none.
+
+    Raises:
+        ValueError: an image has none.
+    """
+    names = [s.name for s in samples if s.name in masks and s.name not in masks.edited]
+    files = {name: soft_file(masks.folder, name) for name in names}
+    if lacking := [name for name, file in files.items() if not file.is_file()]:
+        raise ValueError(
+            f"{masks.folder}: {len(lacking)} images have no soft labels ({few(lacking)}): "
+            "run label again with label.soft: true"
+        )
+    return files
 
 
 def _is_of(entry: MaskEntry, sample: Sample, run: Run) -> bool:

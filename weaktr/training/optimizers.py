@@ -130,9 +130,13 @@ def segmenter_optimizer(
 ) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum (published), or AdamW, over `segmenter_groups`.
 
+    An `encoder_lr` of 0 freezes the encoder (`Segmenter.freeze_encoder`).
+
     Raises:
         ValueError: `kind` is neither "sgd" nor "adamw".
     """
+    if encoder_lr == 0:
+        model.freeze_encoder()
     groups = segmenter_groups(
         model, encoder_lr=encoder_lr, layer_decay=layer_decay, weight_decay=weight_decay
     )

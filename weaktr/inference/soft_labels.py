@@ -1,0 +1,65 @@
+"""CAMs, or what refiners made of them -> soft labels: shares of labels in cells of an image."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from weaktr.refine import Maps
+
+
+class Softening(NamedTuple):
+    """How soft labels are computed; see `LabelConfig`."""
+
+    temperature: float  #: tau of the softmax over threshold and CAMs
+    stride: int  #: side of a cell in pixels
+
+
+def soft_labels(
+    softening: Softening, cams: Tensor, threshold: float, plain: Maps, refined: Maps
+) -> Tensor:
+    """Soft labels of one image, by what its last refiner gives.
+
+        nothing (none there)  y = softmax([threshold, cam_1, ..., cam_K] / tau)
+        scores                y = scores / Σ scores, uniform where they are all 0
+        labels alone          y = c for the pixel's label, (1 - c) / K for each other one, with the
+                              refiner's confidence c in it (1 where it has none)
+
+    Then y is averaged over cells, which divide height and width evenly.
+
+    Args:
+        softening: temperature and size of the cells.
+        cams: float32 [K, H, W] in [0, 1].
+        threshold: background score in [0, 1].
+        plain: the labels before the refiners.
+        refined: those after them.
+
+    Returns:
+        uint8 [K + 1, h, w], background first: shares in 255ths, with h = ceil(H / stride).
+    """
+    if refined.labels is plain.labels:
+        background = cams.new_full((1, *cams.shape[1:]), threshold)
+        pixels = (torch.cat([background, cams]) / softening.temperature).softmax(0)
+    elif refined.scores is not None and refined.scores is not plain.scores:
+        total = refined.scores.sum(0)
+        pixels = torch.where(total > 0, refined.scores / total, 1 / refined.num_labels)
+    else:
+        pixels = _by_confidence(refined)
+    height, width = pixels.shape[1:]
+    cells = (-(-height // softening.stride), -(-width // softening.stride))
+    shares = F.adaptive_avg_pool2d(pixels, cells)
+    return (255 * shares).round_().to(torch.uint8)
+
+
+def _by_confidence(maps: Maps) -> Tensor:
+    """float32 [K + 1, H, W]: the label of each pixel as sure as the refiner is of it."""
+    count = maps.num_labels
+    sure = torch.ones_like(maps.labels, dtype=torch.float32)
+    if maps.confidence is not None and count > 1:
+        sure = maps.confidence.float().clamp(0, 1)
+    others = (1 - sure) / max(1, count - 1)
+    pixels = others.expand(count, -1, -1).clone()
+    return pixels.scatter_(0, maps.labels[None].long(), sure[None])
