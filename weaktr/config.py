@@ -294,6 +294,26 @@ class TrainCamConfig(Settings):
 
 
 @dataclass(frozen=True)
+class PropagationConfig(Settings):
+    """The refiner "propagation": scores spread over patches that look alike.
+
+    Args:
+        gamma: exponent of the cosines of patch features.
+        sigma: how fast affinities fall with the distance of patches, by exp(-sigma · distance), in
+            pixels of the photograph with its short side at 448; 0 = they do not.
+        neighbours: most patches that each patch chooses as its neighbours.
+        alpha: share of a patch's score that comes from its neighbours.
+
+    Source: `weaktr.ops.propagate_labels`.
+    """
+
+    gamma: Annotated[float, Field(gt=0, le=100)] = 3.0
+    sigma: Rate = 0.01
+    neighbours: Annotated[int, Field(ge=1, le=10_000)] = 400
+    alpha: Annotated[float, Field(ge=0, le=0.999)] = 0.95
+
+
+@dataclass(frozen=True)
 class LabelConfig(Settings):
     """CAMs -> pseudo labels.
 

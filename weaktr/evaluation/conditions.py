@@ -43,8 +43,11 @@ def refinement_name(settings: LabelConfig | PredictConfig) -> str:
     for entry in settings.refiners:
         name, options = next(iter(entry.items())) if isinstance(entry, dict) else (entry, None)
         if name == "crf":
-            crf = settings.crf if options is None else options
-            names.append("explicit" if isinstance(crf, dict) else str(crf or "none"))
+            given = dict(options) if isinstance(options, dict) else options
+            start = given.pop("start", None) if isinstance(given, dict) else None
+            crf = given or settings.crf
+            named = "explicit" if isinstance(crf, dict) else str(crf or "none")
+            names.append(f"{named} from {start}" if start and named != "none" else named)
         else:
             names.append(name if options is None else f"{name} {options}")
     return " + ".join(name for name in names if name != "none") or "none"

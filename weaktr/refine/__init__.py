@@ -18,6 +18,7 @@ from torch import Tensor
 from weaktr.config import LabelConfig, PredictConfig
 from weaktr.refine.crf import crf_refiner
 from weaktr.refine.maps import Maps, Refiner, needs_features
+from weaktr.refine.propagation import propagation_refiner
 
 __all__ = ["REFINERS", "Maps", "Refiner", "choose_refiners", "needs_features", "refine"]
 
@@ -25,6 +26,7 @@ __all__ = ["REFINERS", "Maps", "Refiner", "choose_refiners", "needs_features", "
 #: given) and from the settings of its stage. It returns None for no refinement.
 REFINERS: dict[str, Callable[[Any, LabelConfig | PredictConfig], Refiner | None]] = {
     "crf": crf_refiner,
+    "propagation": propagation_refiner,
 }
 
 

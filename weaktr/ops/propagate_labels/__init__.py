@@ -1,7 +1,7 @@
 """`propagate_labels`: scores of an image's patches, spread over patches that look alike.
 
-The patches are the nodes of a graph. With f_i their features of unit length, p_i their positions and
-W cut to the k largest entries of each row, its diagonal zero:
+The patches are the nodes of a graph. With f_i their features of unit length, p_i their positions,
+and W cut to the k largest entries of each row, its diagonal zero:
 
     W_ij = max(0, f_i · f_j)^γ · exp(-σ |p_i - p_j|)
     S = D^-½ (W + Wᵀ) D^-½                               D: the row sums of W + Wᵀ
@@ -109,7 +109,9 @@ def propagate_labels(
     if positions.shape[1] != 2:
         raise ValueError(f"positions: expected [P, 2], got {tuple(positions.shape)}")
     dtype = torch.promote_types(scores.dtype, torch.float32)
-    tensors = (tensor.detach().to(dtype) for tensor in given.values())
+    features, positions, scores = (tensor.detach().to(dtype) for tensor in given.values())
     run = OP.pick(features.device, backend)
-    spread: Tensor = run(PropagationInputs(*tensors, gamma, sigma, neighbours, alpha))
+    spread: Tensor = run(
+        PropagationInputs(features, positions, scores, gamma, sigma, neighbours, alpha)
+    )
     return spread
