@@ -314,6 +314,27 @@ class PropagationConfig(Settings):
 
 
 @dataclass(frozen=True)
+class ProposalsConfig(Settings):
+    """The refiner "proposals": labels snapped to segments that any other tool proposes.
+
+    Args:
+        file: a JSON file, or a folder with NAME.json for each photograph (`weaktr.data.proposals`).
+        majority: a proposal takes a class that more than this share of it has.
+        cover: it also takes a class of which it covers at least this share in the whole image,
+        least: but only where at least this share of it has the class; else a proposal of a whole
+            scene would be painted with a small object in it.
+        background: a proposal of which more than `majority` is background, and which takes no
+            class, becomes background. CAMs cover too little of objects, so False suits them.
+    """
+
+    file: Text | None = None
+    majority: Share = 0.5
+    cover: Share = 0.85
+    least: Share = 0.2
+    background: bool = False
+
+
+@dataclass(frozen=True)
 class LabelConfig(Settings):
     """CAMs -> pseudo labels.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -30,18 +31,29 @@ def batch():
         images.append(torch.randint(256, shape, generator=generator, dtype=torch.uint8))
         scores = torch.rand(labels, height, width, generator=generator).softmax(0)
         features = torch.rand(6, *GRIDS[index], generator=generator)
-        of_image = {"features": features, "name": f"image {index}"}
+        of_image = {"features": features, "name": f"image {index}", "size": (height, width)}
         maps.append(Maps(scores.argmax(0).to(torch.uint8), labels, scores, **of_image))
     return images, maps
 
 
+def settings_of(name, folder):
+    """What a refiner needs in a recipe; None = its name alone."""
+    if name != "proposals":
+        return None
+    for index, (height, width, _) in enumerate(SIZES):
+        halves = {"size": [height, width], "counts": [0, height * (width // 2)]}
+        halves["counts"].append(height * width - halves["counts"][1])
+        (folder / f"image {index}.json").write_text(json.dumps([{"segmentation": halves}]))
+    return {"file": str(folder)}
+
+
 @pytest.mark.parametrize("stage", [LabelConfig(), PredictConfig()], ids=["label", "predict"])
 @pytest.mark.parametrize("name", REFINERS)
-def test_every_refiner_keeps_sizes_devices_and_what_it_was_given(name, stage, device):
+def test_every_refiner_keeps_sizes_devices_and_what_it_was_given(name, stage, device, tmp_path):
     images, maps = batch()
     given = [image.to(device) for image in images]
     on_device = [one.to(torch.device(device)) for one in maps]
-    refined = REFINERS[name](None, stage)(given, on_device, num_threads=1)
+    refined = REFINERS[name](settings_of(name, tmp_path), stage)(given, on_device, num_threads=1)
     for new, one in zip(refined, maps, strict=True):
         assert new.labels.dtype == torch.uint8 and new.labels.device.type == device
         assert new.labels.shape == one.labels.shape
@@ -170,6 +182,7 @@ def test_features_and_names_reach_every_refiner():
     images, given = batch()
     refined = refine([CrfRefiner(CRF, 0.7), CrfRefiner(CRF, 0.6)], images, given)
     assert [one.name for one in refined] == [one.name for one in given]
+    assert [one.size for one in refined] == [one.size for one in given]
     assert all(one.features is m.features for one, m in zip(refined, given, strict=True))
     moved = given[0].to(torch.device("meta"))
     assert moved.features.device.type == "meta" and moved.name == "image 0"

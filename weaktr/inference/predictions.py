@@ -112,7 +112,7 @@ class Predictor:
             if self.refiners:
                 images = [upload(one.image, self.device) for one in batch]
                 given = [
-                    Maps(labels, len(own), own, name=one.sample.name)
+                    Maps(labels, len(own), own, name=one.sample.name, size=one.photograph.size)
                     for one, labels, own in zip(batch, plain, scores, strict=True)
                 ]
                 if needs_features(self.refiners):
@@ -156,7 +156,11 @@ def refined_labels(
         place[own] = torch.arange(len(own), dtype=torch.uint8)
         compact = upload(place, one.labels.device)[one.labels.long()]
         chosen = one.scores.index_select(0, upload(torch.tensor(own), one.labels.device))
-        given.append(one._replace(labels=compact, num_labels=len(own), scores=chosen))
+        given.append(
+            one._replace(
+                labels=compact, num_labels=len(own), scores=chosen, has_background=0 in own
+            )
+        )
     refined = refine(refiners, images, given)
     return [
         upload(torch.tensor(own, dtype=torch.uint8), new.labels.device)[new.labels.long()]

@@ -17,16 +17,27 @@ from torch import Tensor
 
 from weaktr.config import LabelConfig, PredictConfig
 from weaktr.refine.crf import crf_refiner
-from weaktr.refine.maps import Maps, Refiner, needs_features
+from weaktr.refine.maps import Maps, Refiner, files_of, needs_features, notes_of
 from weaktr.refine.propagation import propagation_refiner
+from weaktr.refine.proposals import proposals_refiner
 
-__all__ = ["REFINERS", "Maps", "Refiner", "choose_refiners", "needs_features", "refine"]
+__all__ = [
+    "REFINERS",
+    "Maps",
+    "Refiner",
+    "choose_refiners",
+    "files_of",
+    "needs_features",
+    "notes_of",
+    "refine",
+]
 
 #: Name in a recipe -> function that builds the refiner from its settings in the list (None = not
 #: given) and from the settings of its stage. It returns None for no refinement.
 REFINERS: dict[str, Callable[[Any, LabelConfig | PredictConfig], Refiner | None]] = {
     "crf": crf_refiner,
     "propagation": propagation_refiner,
+    "proposals": proposals_refiner,
 }
 
 
@@ -65,7 +76,7 @@ def refine(
     for refiner in refiners:
         refined = refiner(images, refined, num_threads=num_threads, **options)
         refined = [
-            new._replace(features=given.features, name=given.name)
+            given._replace(labels=new.labels, scores=new.scores, confidence=new.confidence)
             for new, given in zip(refined, maps, strict=True)
         ]
     return refined

@@ -17,7 +17,7 @@ from weaktr.inference.cams import CamInputs, CamsOfModel, CamSource
 from weaktr.inference.labels import label_maps
 from weaktr.inference.results import LabelMaps
 from weaktr.inference.timeline import Timeline
-from weaktr.refine import Refiner, choose_refiners, needs_features
+from weaktr.refine import Refiner, choose_refiners, files_of, needs_features, notes_of
 from weaktr.stages.masks import MaskReport, make_masks
 from weaktr.stages.run import Run, Stage, masks_digest
 from weaktr.stages.store import MaskStore
@@ -61,7 +61,7 @@ def label(
     keep_unlabelled = settings.unlabelled == "background"
     store = MaskStore(
         folder,
-        source.files,
+        lambda sample: (*source.files(sample), *files_of(refiners, sample.name)),
         refined=bool(refiners),
         keep_unlabelled=keep_unlabelled,
         emit=emit,
@@ -87,6 +87,7 @@ def label(
         profile=profile,
     )
     report.left_out[:0] = left_out
+    report.notes += notes_of(refiners)
     report.count_older(store.masks, samples)
     report.unlabelled[:0] = [sample.name for sample in nothing]
     report.log("pseudo labels", settings.max_side)
@@ -119,5 +120,6 @@ LABEL = Stage(
     work=label_run,
     result=masks_digest,
     by_image=True,
+    refiners=lambda run: choose_refiners(run.recipe.label),
     after=(TRAIN_CAM,),
 )
