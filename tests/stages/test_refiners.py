@@ -9,13 +9,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from tests.cli.test_train import said
 from tests.data.proposals import proposal
 from tests.models import small
 from tests.stages import tiny
+from weaktr import cli
 from weaktr.config import LabelConfig
 from weaktr.data import unlabelled
 from weaktr.data.masks import MaskFolder
 from weaktr.inference.cams import CamsOfModel
+from weaktr.models import CamModel, checkpoints
 from weaktr.stages.label import label
 from weaktr.stages.pipeline import check_recipe, inputs_of, run_recipe
 from weaktr.stages.predict import PREDICT
@@ -117,3 +120,29 @@ def test_proposals_that_are_missing_or_damaged_are_told_before_anything_runs(tmp
         parts = check_recipe(recipe, tmp_path / "run")
         (fault,) = [fault for part in parts for fault in part.faults if "all.json" in fault]
         assert told in fault
+
+
+def test_results_do_not_lie_among_proposals(tmp_path, capfd):
+    """Where their files would be taken for proposals of images."""
+    root, folder = tiny.squares(tmp_path / "data", count=2), tmp_path / "proposals"
+    write_proposals(folder, 0, SQUARE)
+    recipe = tiny.recipe(root, label={"refiners": [{"proposals": {"file": str(folder)}}]})
+    (fault,) = [
+        fault
+        for part in check_recipe(recipe, folder / "run")
+        for fault in part.faults
+        if "lies in the folder" in fault
+    ]
+    assert fault.startswith(f"--out {folder / 'run'}: lies in the folder of")
+    settings = f"refiners=[{{proposals: {{file: {folder}}}}}]"
+    checkpoints.save(
+        CamModel(recipe.cam_model, 3), tmp_path / "model", classes={"names": tiny.NAMES}
+    )
+    arguments = [tmp_path / "model.safetensors", root / "images", "--set", settings]
+    code, text = said(cli.main, "label", *arguments, "--out", folder / "out")
+    assert code == cli.WRONG_INPUT and "lies in the folder of" in text
+    code, text = said(
+        cli.main, "label", *arguments, "--set", "predict_above=0", "--out", tmp_path / "out"
+    )
+    assert code == 0, text
+    assert "1 images have no proposals (1): their labels stay" in capfd.readouterr().err

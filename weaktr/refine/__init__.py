@@ -17,7 +17,7 @@ from torch import Tensor
 
 from weaktr.config import LabelConfig, PredictConfig
 from weaktr.refine.crf import crf_refiner
-from weaktr.refine.maps import Maps, Refiner, files_of, needs_features, notes_of
+from weaktr.refine.maps import Maps, Refiner, files_of, needs_features, notes_of, paths_of
 from weaktr.refine.propagation import propagation_refiner
 from weaktr.refine.proposals import proposals_refiner
 
@@ -29,6 +29,7 @@ __all__ = [
     "files_of",
     "needs_features",
     "notes_of",
+    "paths_of",
     "refine",
 ]
 

@@ -78,8 +78,9 @@ class Refiner(Protocol):
     """Redraws maps along the edges of their images.
 
     One that works on the patch features of the images has the attribute ``needs_features = True``;
-    one that reads files, a method ``files(name)`` that gives those of an image (a change of them
-    makes its mask again); one that has something to report at the end, ``notes()``.
+    one that reads files, the methods ``files(name)`` that gives those of an image (a change of them
+    makes its mask again) and ``paths()``, the files and folders that no results may lie in; one
+    that has something to report at the end, ``notes()``.
     """
 
     def __call__(
@@ -112,6 +113,11 @@ def needs_features(refiners: Iterable[Refiner]) -> bool:
 def files_of(refiners: Iterable[Refiner], name: str) -> tuple[Path, ...]:
     """The files from which refiners work on an image, besides its photograph."""
     return tuple(file for refiner in refiners for file in getattr(refiner, "files", _none)(name))
+
+
+def paths_of(refiners: Iterable[Refiner]) -> list[Path]:
+    """The files and folders that refiners read from."""
+    return [path for refiner in refiners for path in getattr(refiner, "paths", _none)()]
 
 
 def notes_of(refiners: Iterable[Refiner]) -> list[str]:

@@ -63,6 +63,10 @@ class ProposalsRefiner:
         """The files that an image's result depends on."""
         return self.proposals.files(name)
 
+    def paths(self) -> tuple[Path, ...]:
+        """Where all proposals are."""
+        return (self.proposals.path,)
+
     def notes(self) -> list[str]:
         """What should be known of the images so far."""
         if not self.without:
