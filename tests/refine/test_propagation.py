@@ -32,17 +32,20 @@ def random_maps(height=24, width=32, labels=3, grid=(3, 4), dim=5):
     return Maps(scores.argmax(0).to(torch.uint8), labels, scores, features=features)
 
 
-def test_scores_are_averaged_over_patches_spread_and_interpolated():
+@pytest.mark.parametrize("center", [False, True])
+def test_scores_are_averaged_over_patches_spread_and_interpolated(center):
     maps = random_maps()
-    new = refined(maps, neighbours=6, alpha=0.8, confidence=True)
+    new = refined(maps, neighbours=6, alpha=0.9, center=center, confidence=True)
     features = torch.stack([maps.features[:, r, c] for r in range(3) for c in range(4)])
+    if center:
+        features = features - sum(features) / 12
     means = [
         maps.scores[:, 8 * r : 8 * r + 8, 8 * c : 8 * c + 8] for r in range(3) for c in range(4)
     ]
     means = torch.stack([mean.mean((1, 2)) for mean in means])
     unit = 448 / 24
     centres = [((8 * r + 4) * unit, (8 * c + 4) * unit) for r in range(3) for c in range(4)]
-    spread = propagate_labels(features, torch.tensor(centres), means, neighbours=6, alpha=0.8)
+    spread = propagate_labels(features, torch.tensor(centres), means, neighbours=6, alpha=0.9)
     shares = spread / spread.sum(1, keepdim=True)
     for (row, column), patch in (((0, 0), 0), ((0, 31), 3), ((23, 31), 11)):  # held at the corners
         assert_close(new.scores[:, row, column], shares[patch], "float32")
@@ -65,7 +68,7 @@ def test_patches_that_look_alike_agree():
     seen[:, 4:] = False
     large = seen.repeat_interleave(10, 0).repeat_interleave(10, 1).float()
     scores = torch.stack([0.75 - 0.7 * large, 0.25 + 0.7 * large])
-    new = refined(Maps(large.to(torch.uint8), 2, scores, features=features))
+    new = refined(Maps(large.to(torch.uint8), 2, scores, features=features), alpha=0.95)
     centres = new.labels[5::10, 5::10].bool()
     assert torch.equal(centres, is_object)
 
@@ -176,7 +179,10 @@ def test_recipes_choose_it():
     for wrong, message in (
         ({"alfa": 0.9}, r"propagation: unknown key 'alfa' - did you mean 'alpha'"),
         ({"alpha": 1}, r"propagation: alpha: expected a number from 0 to 0.999, got 1$"),
-        (0.9, r"propagation: expected a mapping of gamma, sigma, neighbours, alpha; got 0.9"),
+        (
+            0.9,
+            r"propagation: expected a mapping of gamma, sigma, neighbours, alpha, center; got 0.9",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             propagation_refiner(wrong, LabelConfig())

@@ -59,7 +59,9 @@ class PropagationRefiner:
                 "maps: expected patch features for propagation, got none; they come from models, "
                 "not from stored CAMs"
             )
-        features = _bounded(maps.features)
+        features, options = _bounded(maps.features), asdict(self.settings)
+        if options.pop("center"):
+            features = features - features.mean((1, 2), keepdim=True)
         size, grid = tuple(maps.labels.shape), (features.shape[1], features.shape[2])
         scores = maps.scores
         if scores is None:
@@ -68,7 +70,7 @@ class PropagationRefiner:
             features.flatten(1).T,
             patch_centres(grid, (size[0], size[1]), features.device),
             F.adaptive_avg_pool2d(scores, grid).flatten(1).T,
-            **asdict(self.settings),
+            **options,
         )
         total = spread.sum(1, keepdim=True)  # 0: no label there, in a window that saw none of them
         shares = torch.where(total > 0, spread / total, 1 / maps.num_labels).T.unflatten(1, grid)
