@@ -118,6 +118,16 @@ def test_recipes_say_from_what_a_crf_starts():
         chosen(label, start="cams")
 
 
+def test_a_crf_from_scores_comes_after_something_that_has_them():
+    from_scores = {"crf": {"start": "scores"}}
+    for between in ((), ("crf",)):
+        with pytest.raises(ValueError, match="refiners: expected scores for crf, which starts"):
+            choose_refiners(LabelConfig(refiners=("crf", *between, from_scores)))
+    assert len(choose_refiners(LabelConfig(refiners=("crf", "propagation", from_scores)))) == 3
+    assert len(choose_refiners(LabelConfig(refiners=(from_scores, from_scores, "crf")))) == 3
+    assert len(choose_refiners(PredictConfig(refiners=("crf", "crf")))) == 2
+
+
 @pytest.mark.parametrize(
     "entry", ["walk", {"class_path": "os.system"}, {"crf": None, "walk": None}, {}, {"crf": 3}]
 )

@@ -43,9 +43,9 @@ def refinement_name(settings: LabelConfig | PredictConfig) -> str:
     for entry in settings.refiners:
         name, options = next(iter(entry.items())) if isinstance(entry, dict) else (entry, None)
         if name == "crf":
-            given = dict(options) if isinstance(options, dict) else options
-            start = given.pop("start", None) if isinstance(given, dict) else None
-            crf = given or settings.crf
+            start = options.get("start") if isinstance(options, dict) else None
+            is_of_stage = options is None or options == {"start": start}
+            crf = settings.crf if is_of_stage else options
             named = "explicit" if isinstance(crf, dict) else str(crf or "none")
             names.append(f"{named} from {start}" if start and named != "none" else named)
         else:

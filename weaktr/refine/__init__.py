@@ -46,9 +46,11 @@ def choose_refiners(stage_settings: LabelConfig | PredictConfig) -> list[Refiner
     """The refiners that a stage's settings ask for, in their order.
 
     Raises:
-        ValueError: an unknown refiner, or settings that it does not take.
+        ValueError: an unknown refiner, settings that it does not take, or one that starts from
+            scores after one that leaves none.
     """
-    chosen = []
+    chosen: list[Refiner] = []
+    with_scores = True
     for entry in stage_settings.refiners:
         named: dict[str, Any] = {entry: None} if isinstance(entry, str) else entry
         if len(named) != 1 or not set(named) <= set(REFINERS):
@@ -58,8 +60,15 @@ def choose_refiners(stage_settings: LabelConfig | PredictConfig) -> list[Refiner
             )
         ((name, settings),) = named.items()
         refiner = REFINERS[name](settings, stage_settings)
-        if refiner is not None:
-            chosen.append(refiner)
+        if refiner is None:
+            continue
+        if getattr(refiner, "needs_scores", False) and not with_scores:
+            raise ValueError(
+                f"refiners: expected scores for {name}, which starts from them; the refiner before "
+                "it leaves labels alone: let one of the two start otherwise, or change their order"
+            )
+        with_scores = getattr(refiner, "gives_scores", with_scores)
+        chosen.append(refiner)
     return chosen
 
 

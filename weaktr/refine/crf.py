@@ -38,6 +38,16 @@ class CrfRefiner:
     crf: DenseCRF
     gt_prob: float | None = None
 
+    @property
+    def needs_scores(self) -> bool:
+        """Whether it starts from scores, and gives some."""
+        return self.gt_prob is None
+
+    @property
+    def gives_scores(self) -> bool:
+        """See `needs_scores`."""
+        return self.gt_prob is None
+
     def __call__(
         self,
         images: Sequence[Tensor],

@@ -77,10 +77,13 @@ def scores_of_labels(labels: Tensor, num_labels: int, gt_prob: float) -> Tensor:
 class Refiner(Protocol):
     """Redraws maps along the edges of their images.
 
-    One that works on the patch features of the images has the attribute ``needs_features = True``;
-    one that reads files, the methods ``files(name)`` that gives those of an image (a change of them
-    makes its mask again) and ``paths()``, the files and folders that no results may lie in; one
-    that has something to report at the end, ``notes()``.
+    What else one may have:
+        needs_features: True = it works on `Maps.features`.
+        needs_scores, gives_scores: whether there must be `Maps.scores` before it, and are after it;
+            without the latter it is as before.
+        files(name): the files that it reads for an image; a change of them makes its mask again.
+        paths(): the files and folders that it reads from, among which no results may lie.
+        notes(): lines for the log at the end, of the images that it has refined.
     """
 
     def __call__(

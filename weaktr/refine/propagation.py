@@ -37,6 +37,7 @@ class PropagationRefiner:
     settings: PropagationConfig
     gt_prob: float
     needs_features: ClassVar[bool] = True
+    gives_scores: ClassVar[bool] = True
 
     def __call__(
         self,
