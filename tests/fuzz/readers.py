@@ -25,6 +25,7 @@ from PIL import Image
 
 from tests.data import trees
 from tests.data.prepare import official_archives as little
+from tests.data.proposals import proposal
 from tests.published import save_variant
 from tests.stages import tiny
 from weaktr.contents import Contents, FileState
@@ -38,6 +39,7 @@ from weaktr.data.prepare.archives import Ledger
 from weaktr.data.prepare.matlab import read_mat
 from weaktr.data.prepare.sources import Sources
 from weaktr.data.prepare.unpack import unpack
+from weaktr.data.proposals import read_proposals
 from weaktr.data.sources.scenes import scenes
 from weaktr.data.stored_maps import (
     SoftLabels,
@@ -53,6 +55,7 @@ from weaktr.models.released.torch_file import read_torch_file
 from weaktr.models.released.variant import read_variant
 from weaktr.outputs import read_inputs
 from weaktr.recipes import dump_recipe, load_recipe
+from weaktr.refine.proposals import checked_runs
 from weaktr.seals import BLANK, SEAL
 from weaktr.training.state import load_state
 
@@ -410,6 +413,21 @@ def _soft_labels(root: Path) -> None:
     write_soft_labels(root / "a.npz", SoftLabels(shares, (0, 5)), (12, 16))
 
 
+def _proposals(root: Path) -> None:
+    mask = np.zeros((4, 5), bool)
+    mask[1:, 2:] = True
+    entries = [proposal(mask, image_id="a"), proposal(~mask, image="b/c.png")]
+    entries[1]["segmentation"]["counts"] = "093H000"  # the same, compressed
+    (root / "proposals.json").write_text(json.dumps(entries))
+
+
+def _read_proposals(root: Path) -> None:
+    there = read_proposals(root / "proposals.json")
+    for name in ("a", "b/c"):
+        for entry in there.of(name):
+            checked_runs(entry, (4, 5))
+
+
 def _published_cams() -> Files:
     return {"a.npy": _npy_of({0: np.ones((3, 4), np.float32), 7: np.zeros((3, 4), np.float32)})}
 
@@ -521,6 +539,7 @@ def _rows() -> tuple[Reader, ...]:
         Reader("index.jsonl", "index.jsonl", "json lines", files_of(_masks), _read_index),
         Reader("inputs.json", "inputs.json", "json", files_of(_masks), _read_inputs),
         Reader("contents", ".contents.json", "json", files_of(_contents), _read_contents),
+        Reader("proposals", "proposals.json", "json", files_of(_proposals), _read_proposals),
         Reader(
             "CAMs npz", "a.npz", "zip", files_of(_cams), lambda root: read_cams(root / "a.npz")
         ),

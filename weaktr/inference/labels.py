@@ -86,8 +86,12 @@ def label_maps(
             scores = scores_from_cams(cams.maps, threshold)
             labels, best = best_labels(scores)
             confidence = best if "confidence" in emit else None
-            maps = Maps(labels, len(scores), scores, confidence, cams.features, one.sample.name)
-            plain.append(maps)
+            plain.append(
+                Maps(
+                    labels, len(scores), scores, confidence, cams.features, one.sample.name,
+                    one.photograph.size,
+                )
+            )  # fmt: skip
             finite.append(is_finite(best))
     with steps.step("refinement"):
         refined = plain

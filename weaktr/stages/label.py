@@ -19,7 +19,7 @@ from weaktr.inference.labels import label_maps
 from weaktr.inference.results import LabelMaps
 from weaktr.inference.soft_labels import Softening
 from weaktr.inference.timeline import Timeline
-from weaktr.refine import Refiner, choose_refiners, needs_features
+from weaktr.refine import Refiner, choose_refiners, files_of, needs_features, notes_of
 from weaktr.stages.masks import MaskReport, make_masks
 from weaktr.stages.run import Run, Stage, masks_digest
 from weaktr.stages.store import MaskStore, soft_file
@@ -68,7 +68,7 @@ def label(
     softening = Softening(settings.soft_temperature, settings.soft_stride)
     store = MaskStore(
         folder,
-        source.files,
+        lambda sample: (*source.files(sample), *files_of(refiners, sample.name)),
         refined=bool(refiners),
         keep_unlabelled=keep_unlabelled,
         emit=[*emit, "soft"] if settings.soft else emit,
@@ -102,6 +102,7 @@ def label(
         profile=profile,
     )
     report.left_out[:0] = left_out
+    report.notes += notes_of(refiners)
     report.count_older(store.masks, samples)
     report.unlabelled[:0] = [sample.name for sample in nothing]
     report.log("pseudo labels", settings.max_side)
@@ -145,5 +146,6 @@ LABEL = Stage(
     work=label_run,
     result=labels_digest,
     by_image=True,
+    refiners=lambda run: choose_refiners(run.recipe.label),
     after=(TRAIN_CAM,),
 )
