@@ -23,7 +23,7 @@ from weaktr.inference.results import LabelMaps
 from weaktr.models import CamModel, Segmenter, checkpoints
 from weaktr.models.precision import choose_device
 from weaktr.recipes import load_recipe, with_settings
-from weaktr.refine import choose_refiners
+from weaktr.refine import choose_refiners, needs_features
 from weaktr.stages.pipeline import run_recipe
 
 S = TypeVar("S", LabelConfig, PredictConfig)
@@ -168,11 +168,12 @@ class Model:
     ) -> LabelMaps:
         """The pseudo label and the CAMs of an image; its classes ascending and each once."""
         assert isinstance(self.module, CamModel)
+        refiners = choose_refiners(settings)
         if self._source is None or self._source.settings != settings:
-            self._source = CamsOfModel(self.module, settings)
+            features = needs_features(refiners)
+            self._source = CamsOfModel(self.module, settings, with_features=features)
         sample = Sample("image", Path(), tuple(sorted(set(indices))), None, "")
         inputs = self._source.inputs(sample, reduced(pixels, settings.max_side))
-        refiners = choose_refiners(settings)
         (result,) = label_maps(self._source, [inputs], settings.threshold, refiners, emit=("cam",))
         return result
 

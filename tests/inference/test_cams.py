@@ -39,6 +39,7 @@ def together(source, batch):
         [one.photograph.size for one in batch],
         [one.sample.labels for one in batch],
         source.settings,
+        with_features=source.with_features,
     )
 
 
@@ -136,6 +137,33 @@ def test_an_image_smaller_than_a_patch_is_enlarged_to_one(size, tiny_model):
     (cams,) = cams_of(tiny_model, [np.zeros((*size, 3), np.uint8)], [(0,)], LabelConfig())
     assert cams.shape == (1, *size)
     assert torch.isfinite(cams).all()
+
+
+@pytest.mark.parametrize("settings", [
+    {"scales": (1.0, 0.5), "flip": True, "attention_type": "fused"},
+    {"scales": (0.5, 1.0, 1.5), "flip": False, "attention_type": "coarse", "refine": False},
+])  # fmt: skip
+def test_features_are_those_of_the_photograph_at_the_first_scale(settings, patch_norm):
+    model = small.tiny_cam_model(patch_norm=patch_norm)
+    source = CamsOfModel(model, LabelConfig(**settings), with_features=True)
+    batch = some_inputs(source)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in model.normalization)
+    given = zip(batch, source.cams(batch), together(source, batch), strict=True)
+    for one, alone, of_batch in given:
+        pixels = one.parts[0].permute(2, 0, 1).float() / 255
+        embedded = model.vit.embed(((pixels - mean) / std)[None])
+        tokens = model.vit.run_block(0, embedded.tokens, embedded).tokens
+        patches = (model.vit.norm(tokens) if patch_norm else tokens)[0, model.num_classes :]
+        expected = patches.T.unflatten(1, embedded.grids[0])
+        assert_golden(alone.features, expected)
+        assert_golden(of_batch.features, expected)
+    plain = CamsOfModel(model, LabelConfig(**settings))
+    assert [cams.features for cams in plain.cams(batch)] == [None] * len(batch)
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "patch_norm"])
+def patch_norm(request):
+    return request.param
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ def cam_model(backbone: str, num_classes: int, **settings: Any) -> CamModel:
     return with_weights(CamModel(CamModelConfig(backbone, **given), num_classes))
 
 
-def tiny_cam_model() -> CamModel:
+def tiny_cam_model(**settings: Any) -> CamModel:
     """A stage-1 model of two classes, small enough to label images in milliseconds."""
     return cam_model(
         "vit_tiny_patch16_224",
@@ -27,6 +27,7 @@ def tiny_cam_model() -> CamModel:
         reduction=1,
         feat_reduction=1,
         backbone_args={"embed_dim": 16, "depth": 1, "num_heads": 2},
+        **settings,
     ).eval()
 
 

@@ -144,3 +144,17 @@ def test_confidence_is_that_of_the_refined_labels():
         with_confidence = refiner(images, maps, confidence=True)
         pairs = zip(plain, with_confidence, strict=True)
         assert all(torch.equal(a.labels, b.labels) for a, b in pairs)
+
+
+def test_features_and_names_reach_every_refiner():
+    """Also those after a refiner that knows of neither."""
+    images, maps = batch()
+    given = [
+        m._replace(features=torch.full((2, 3, 4), index), name=f"image {index}")
+        for index, m in enumerate(maps)
+    ]
+    refined = refine([CrfRefiner(CRF, 0.7), CrfRefiner(CRF, 0.6)], images, given)
+    assert [one.name for one in refined] == [one.name for one in given]
+    assert all(one.features is m.features for one, m in zip(refined, given, strict=True))
+    moved = given[0].to(torch.device("meta"))
+    assert moved.features.device.type == "meta" and moved.name == "image 0"

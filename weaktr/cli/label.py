@@ -111,10 +111,10 @@ def _label_stored_cams(arguments: argparse.Namespace, emit: list[str]) -> int:
     from weaktr.models.precision import choose_device
     from weaktr.outputs import claimed_for_masks
     from weaktr.refine import choose_refiners
-    from weaktr.stages.label import AFTER_CAMS, label
+    from weaktr.stages.label import AFTER_CAMS, label, require_features
 
     settings, folder = with_settings(LabelConfig(), arguments.set), arguments.checkpoint
-    choose_refiners(settings)  # what is wrong with them is said before anything is written
+    refiners = choose_refiners(settings)  # what is wrong is said before anything is written
     default = as_tree(LabelConfig())
     ineffective = [
         key
@@ -132,6 +132,7 @@ def _label_stored_cams(arguments: argparse.Namespace, emit: list[str]) -> int:
     inputs = {key: value for key, value in identity(settings).items() if key in AFTER_CAMS}
     samples = data.unlabelled(arguments.images, exif=arguments.exif).samples
     cams = StoredCams(folder, samples, choose_device(arguments.device))
+    require_features(refiners, cams)
     out, identities = arguments.out, inputs | exif_of(arguments)
     with claimed_for_masks(out, folder, identities, [], [arguments.images]):
         report = label(cams, samples, out, settings, emit=emit, profile=arguments.profile)
@@ -186,7 +187,7 @@ def _label_by_model(arguments: argparse.Namespace, emit: list[str]) -> int:
     from weaktr.models import Segmenter, checkpoints
     from weaktr.models.precision import choose_device
     from weaktr.outputs import claimed_for_masks
-    from weaktr.refine import choose_refiners
+    from weaktr.refine import choose_refiners, needs_features
     from weaktr.stages.check_models import require_views
     from weaktr.stages.label import label
     from weaktr.stages.predict import predict
@@ -219,8 +220,8 @@ def _label_by_model(arguments: argparse.Namespace, emit: list[str]) -> int:
             report = predict(model, samples, out, choices, given_classes=True, profile=profile)
             return show_masks(report, out, samples, names)
     settings = with_settings(LabelConfig(), arguments.set)
-    choose_refiners(settings)
-    source = CamsOfModel(model, settings, settings.predict_above)
+    features = needs_features(choose_refiners(settings))
+    source = CamsOfModel(model, settings, settings.predict_above, with_features=features)
     del model  # on a CPU the source has its own copy of most weights
     with claimed(settings):
         report = label(source, samples, out, settings, emit=emit, profile=profile)

@@ -55,6 +55,9 @@ class Cams(NamedTuple):
     maps: Tensor  #: float32 [K, h, w] in [0, 1] at the working size, on the source's device
     #: of each class, where they were predicted from the photograph
     probabilities: tuple[float, ...] | None = None
+    #: float32 [D, h', w'] patch features, where the caller asked for them: those of the last block,
+    #: of the photograph as it is (not flipped) at the first scale
+    features: Tensor | None = None
 
 
 class CamSource(Protocol):
@@ -62,6 +65,7 @@ class CamSource(Protocol):
 
     device: torch.device
     num_labels: int | None  #: L, background included; None = not known
+    with_features: bool  #: whether the CAMs come with `Cams.features`
 
     def shows_a_class(self, sample: Sample) -> bool:
         """Whether an image may show a class, as far as is known without reading it."""
@@ -96,13 +100,19 @@ class CamsOfModel:
         settings: how the CAMs are computed, see `LabelConfig`.
         predict_above: images without image-level labels get the classes whose probability is above
             this; None = they have no class.
+        with_features: give the patch features of each photograph, too.
     """
 
     def __init__(
-        self, model: CamModel, settings: LabelConfig, predict_above: float | None = None
+        self,
+        model: CamModel,
+        settings: LabelConfig,
+        predict_above: float | None = None,
+        *,
+        with_features: bool = False,
     ) -> None:
         self.model, self.settings = for_labelling(model, settings), settings
-        self.predict_above = predict_above
+        self.predict_above, self.with_features = predict_above, with_features
         self.num_labels: int | None = model.num_classes + 1
         self.device = next(model.parameters()).device
 
@@ -152,6 +162,7 @@ class CamsOfModel:
             [None if one.sample.labels is None else one.sample.labels for one in batch],
             self.settings,
             self.predict_above,
+            with_features=self.with_features,
         )
 
 
@@ -173,6 +184,8 @@ def multi_scale_cams(
     labels: Sequence[Sequence[int] | None],
     settings: LabelConfig,
     predict_above: float | None = None,
+    *,
+    with_features: bool = False,
 ) -> list[Cams]:
     """CAMs summed over scales and flips, then scaled to [0, 1] class by class.
 
@@ -187,7 +200,8 @@ def multi_scale_cams(
         labels: for each image the class indices to compute; None = those that the model predicts
             at the first scale.
         settings: see `LabelConfig`.
-        predict_above: see `CamsOfModel`.
+        predict_above, with_features: see `CamsOfModel`. The features are after the backbone's final
+            norm where the head's are (`CamModelConfig.patch_norm`).
 
     Source: reference.md 23.
     """
@@ -199,6 +213,7 @@ def multi_scale_cams(
     classes: list[tuple[int, ...]] = []
     predicted: list[tuple[float, ...] | None] = []
     sums: list[Tensor] = []
+    features: list[Tensor | None] = [None] * len(scaled)
     for numbers in _passes(scaled, most_patches // views, model.patch_size):
         inputs = []
         for number, parts in product(numbers, scaled):
@@ -213,6 +228,9 @@ def multi_scale_cams(
                     torch.zeros(len(own), *size, device=device)
                     for own, size in zip(classes, sizes, strict=True)
                 ]
+                if with_features:
+                    firsts = encoded.encoding.patch_maps[: views * len(scaled) : views]
+                    features = [patch_map[0].contiguous().float() for patch_map in firsts]
             small = model.cams_of_encoded(
                 encoded,
                 [own for _ in numbers for own in classes for _ in range(views)],
@@ -227,8 +245,10 @@ def multi_scale_cams(
                 large = F.interpolate(cams[None], size, mode="bilinear", align_corners=False)[0]
                 total.add_(large.flip(-1) if index % views else large)
     return [
-        Cams(own, _normalise(total), probabilities)
-        for own, total, probabilities in zip(classes, sums, predicted, strict=True)
+        Cams(own, _normalise(total), probabilities, patches)
+        for own, total, probabilities, patches in zip(
+            classes, sums, predicted, features, strict=True
+        )
     ]
 
 

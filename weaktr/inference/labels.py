@@ -79,10 +79,12 @@ def label_maps(
         all_cams = source.cams(batch)
     with steps.step("threshold"):
         plain, finite = [], []
-        for cams in all_cams:
+        for one, cams in zip(batch, all_cams, strict=True):
             scores = scores_from_cams(cams.maps, threshold)
             labels, best = best_labels(scores)
-            plain.append(Maps(labels, len(scores), scores, best if "confidence" in emit else None))
+            confidence = best if "confidence" in emit else None
+            maps = Maps(labels, len(scores), scores, confidence, cams.features, one.sample.name)
+            plain.append(maps)
             finite.append(is_finite(best))
     with steps.step("refinement"):
         refined = plain
@@ -93,12 +95,12 @@ def label_maps(
         (one.sample, one.photograph, cams.classes, cams.probabilities)
         for one, cams in zip(batch, all_cams, strict=True)
     ]
-    maps = []
+    files = []
     for cams, before, after, sound in zip(all_cams, plain, refined, finite, strict=True):
         own = {"plain": before.labels, "refined": after.labels, FINITE: sound}
         if after.confidence is not None:
             own["confidence"] = after.confidence
         if "cam" in emit:
             own["cam"] = cams.maps
-        maps.append(own)
-    return hand_over(rows, maps)
+        files.append(own)
+    return hand_over(rows, files)

@@ -52,6 +52,7 @@ class StoredCams:
         if not self.files_of_cams:
             raise ValueError(f"{folder}: none of its {len(names)} CAMs has the name of an image")
         self.num_labels: int | None = None  # the files say which classes an image has, not of which
+        self.with_features = False
         self.device = device or torch.device("cpu")
 
     def shows_a_class(self, sample: Sample) -> bool:

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from weaktr.config import LabelConfig, PredictConfig
 from weaktr.refine.crf import crf_refiner
-from weaktr.refine.maps import Maps, Refiner
+from weaktr.refine.maps import Maps, Refiner, needs_features
 
-__all__ = ["REFINERS", "Maps", "Refiner", "choose_refiners", "refine"]
+__all__ = ["REFINERS", "Maps", "Refiner", "choose_refiners", "needs_features", "refine"]
 
 #: Name in a recipe -> function that builds the refiner from its settings in the list (None = not
 #: given) and from the settings of its stage. It returns None for no refinement.
@@ -62,4 +62,8 @@ def refine(
     options = {"confidence": True} if confidence else {}  # else refiners need not know of it
     for refiner in refiners:
         refined = refiner(images, refined, num_threads=num_threads, **options)
+        refined = [
+            new._replace(features=given.features, name=given.name)
+            for new, given in zip(refined, maps, strict=True)
+        ]
     return refined

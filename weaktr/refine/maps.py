@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -22,11 +22,19 @@ class Maps(NamedTuple):
     scores: Tensor | None = None
     #: float32 [H, W] in [0, 1]: how likely the label of each pixel is, where that was asked for
     confidence: Tensor | None = None
+    #: float32 [D, h', w'] of the image's patches, for refiners with `needs_features`
+    features: Tensor | None = None
+    #: of the image among those of its data
+    name: str | None = None
 
     def to(self, device: torch.device) -> Maps:
         """The same maps on a device."""
-        moved = (None if x is None else x.to(device) for x in (self.scores, self.confidence))
-        return Maps(self.labels.to(device), self.num_labels, *moved)
+        scores, confidence, features = (
+            None if x is None else x.to(device)
+            for x in (self.scores, self.confidence, self.features)
+        )
+        labels = self.labels.to(device)
+        return Maps(labels, self.num_labels, scores, confidence, features, self.name)
 
 
 def best_labels(scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,7 +54,10 @@ def best_labels(scores: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Refiner(Protocol):
-    """Redraws maps along the edges of their images."""
+    """Redraws maps along the edges of their images.
+
+    One that works on the patch features of the images has the attribute ``needs_features = True``.
+    """
 
     def __call__(
         self,
@@ -65,5 +76,11 @@ class Refiner(Protocol):
             confidence: fill in the new maps' confidence, too.
 
         Returns:
-            New maps of the same numbers of labels, on that device.
+            New maps of the same numbers of labels, on that device; their features and names are
+            filled in by `weaktr.refine.refine`.
         """
+
+
+def needs_features(refiners: Iterable[Refiner]) -> bool:
+    """Whether one of the refiners works on patch features."""
+    return any(getattr(refiner, "needs_features", False) for refiner in refiners)

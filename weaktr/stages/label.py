@@ -17,7 +17,7 @@ from weaktr.inference.cams import CamInputs, CamsOfModel, CamSource
 from weaktr.inference.labels import label_maps
 from weaktr.inference.results import LabelMaps
 from weaktr.inference.timeline import Timeline
-from weaktr.refine import choose_refiners
+from weaktr.refine import Refiner, choose_refiners, needs_features
 from weaktr.stages.masks import MaskReport, make_masks
 from weaktr.stages.run import Run, Stage, masks_digest
 from weaktr.stages.store import MaskStore
@@ -53,9 +53,11 @@ def label(
         What was labelled and what was left out, which is also logged.
 
     Raises:
+        ValueError: a refiner works on patch features, and the source gives none.
         PipelineError: see `weaktr.inference.pipeline.run_pipeline`.
     """
     refiners = choose_refiners(settings)
+    require_features(refiners, source)
     keep_unlabelled = settings.unlabelled == "background"
     store = MaskStore(
         folder,
@@ -91,10 +93,21 @@ def label(
     return report
 
 
+def require_features(refiners: Sequence[Refiner], source: CamSource) -> None:
+    """Raise `ValueError` where refiners work on patch features that a source does not give."""
+    if needs_features(refiners) and not source.with_features:
+        raise ValueError(
+            "refiners: expected CAMs with patch features for propagation, got CAMs without them "
+            "(those in files have none): label with the model, from Python with "
+            "CamsOfModel(..., with_features=True), or leave propagation out"
+        )
+
+
 def label_run(run: Run, folder: Path) -> int:
     """Label the training images of a run; returns how many were left out."""
-    source = CamsOfModel(run.cam_model(), run.recipe.label)
     samples, settings = run.train_images.samples, run.recipe.label
+    features = needs_features(choose_refiners(settings))
+    source = CamsOfModel(run.cam_model(), settings, with_features=features)
     report = label(source, samples, folder, settings, contents=run.contents)
     return len(report.left_out)
 
