@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -120,7 +121,12 @@ class Model:
         return result.arrays()["cam"][[result.classes.index(index) for index in indices]]
 
     def label(
-        self, image: Image, labels: Labels, settings: LabelConfig | None = None
+        self,
+        image: Image,
+        labels: Labels,
+        settings: LabelConfig | None = None,
+        *,
+        threshold: float | Literal["auto"] | None = None,
     ) -> np.ndarray:
         """The pseudo label of an image whose classes are known, as by ``weaktr label``.
 
@@ -128,6 +134,8 @@ class Model:
             image: uint8 [H, W, 3] RGB, or the path of an image file.
             labels: names or class indices; an empty list = all background.
             settings: scales, threshold, CRF and so on; None = the defaults of `LabelConfig`.
+            threshold: in place of that of the settings. "auto" is chosen for this image alone,
+                where ``weaktr label`` chooses one for all images.
 
         Returns:
             uint8 [H, W]: 0 = background, k + 1 = class index k.
@@ -136,7 +144,10 @@ class Model:
             ValueError: as in `cams`.
         """
         indices = self._class_indices(labels)
-        return self._labelled(_pixels(image), indices, _settings(LabelConfig, settings)).mask()
+        chosen = _settings(LabelConfig, settings)
+        if threshold is not None:
+            chosen = replace(chosen, threshold=threshold)
+        return self._labelled(_pixels(image), indices, chosen).mask()
 
     def predict(self, image: Image, settings: PredictConfig | None = None) -> np.ndarray:
         """The mask of an image whose classes are not known, as by ``weaktr predict``.
@@ -169,8 +180,10 @@ class Model:
         """The pseudo label and the CAMs of an image; its classes ascending and each once."""
         assert isinstance(self.module, CamModel)
         refiners = choose_refiners(settings)
+        if settings.threshold == "search_on_masks":
+            raise ValueError("threshold: 'search_on_masks' is for recipes; give a number, or auto")
         if self._source is None or self._source.settings != settings:
-            features = needs_features(refiners)
+            features = needs_features(refiners) or settings.threshold == "auto"
             self._source = CamsOfModel(self.module, settings, with_features=features)
         sample = Sample("image", Path(), tuple(sorted(set(indices))), None, "")
         inputs = self._source.inputs(sample, reduced(pixels, settings.max_side))

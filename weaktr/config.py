@@ -39,6 +39,9 @@ Resize = Literal["timm", "bicubic", "bilinear"]
 Position = Literal["timm", "published_cam", "published_seg"]
 Pool = Literal["avg", "max"]
 AttentionType = Literal["coarse", "fused", "transcam"]
+#: How a threshold is chosen in place of a number.
+ThresholdWay = Literal["auto", "search_on_masks"]
+ConfidenceKind = Literal["score", "stability"]
 Decoder = Literal["mask_transformer", "multi_mask_transformer", "linear"]
 
 #: What an address looks like, of the web or of a hub.
@@ -305,7 +308,10 @@ class LabelConfig(Settings):
         scales: image scales whose CAMs are summed; each side is ``round(side * scale)``.
         flip: add the horizontally flipped image at each scale.
         threshold: background score in [0, 1]; a pixel whose CAMs are all at most this is
-            background.
+            background. "auto" = chosen without pixel labels, by patch features
+            (`weaktr.inference.threshold`); "search_on_masks" = the best one for true masks of the
+            score split, which is no longer weakly supervised. Either is chosen once and kept in
+            ``threshold.json`` beside the masks.
         refiners: what refines the labels with the image, in this order (`weaktr.refine`): names,
             or {name: its settings}.
         crf: of the refiner "crf": a preset of `weaktr.DenseCRF` by name, explicit settings, or None
@@ -324,6 +330,11 @@ class LabelConfig(Settings):
             for a patch.
         queue_mb: MiB of images that may wait for the model, and of results for the writers, each.
         amp: autocast while CAMs are computed; "auto" = fp16 on CUDA.
+        val_masks: with "search_on_masks", how many images with true masks are drawn at random and
+            used; None = all of the score split.
+        confidence: what ``--emit confidence`` writes of a pixel: "score" = how likely its label is
+            by the scores or the last refiner; "stability" = the share of other thresholds, single
+            views and refinements that give the same label (`weaktr.inference.stability`).
 
     Source: reference.md 12, 23-28, 32.
     """
@@ -332,7 +343,7 @@ class LabelConfig(Settings):
     refine: bool = True
     scales: Scales = (1.0, 1.2)
     flip: bool = True
-    threshold: Share = 0.43
+    threshold: Share | ThresholdWay = 0.43
     refiners: tuple[str | dict[str, Any], ...] = later(("crf",))
     crf: str | dict[str, Any] | None = "voc_cam"
     gt_prob: ShareBetween = 0.7
@@ -343,6 +354,17 @@ class LabelConfig(Settings):
     batch_tokens: Count | None = without_effect(None)
     queue_mb: Count = without_effect(128, is_later=True)
     amp: Amp = "none"
+    val_masks: Count | None = later(None)
+    confidence: ConfidenceKind = later("score")
+
+    def conflicts(self) -> dict[str, str]:
+        """A number of masks is of no use where none are searched on."""
+        if self.val_masks is None or self.threshold == "search_on_masks":
+            return {}
+        return {
+            "val_masks": "expected null unless threshold is search_on_masks, got "
+            f"{self.val_masks} with threshold {self.threshold}"
+        }
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ separated by ;, or a 0/1 column for each class); class names are those of the ch
 examples:
   weaktr label runs/voc/train_cam/model.safetensors photos/ --out labels/
   weaktr label model.safetensors photos/ --labels shop.csv --set crf=none --set threshold=0.3
+  weaktr label model.safetensors photos/ --set threshold=auto
   weaktr label model.safetensors photos/ --emit confidence,cam
 
 Without labels.csv the model predicts the classes of each image (those above predict_above,
@@ -112,6 +113,7 @@ def _label_stored_cams(arguments: argparse.Namespace, emit: list[str]) -> int:
     from weaktr.outputs import claimed_for_masks
     from weaktr.refine import choose_refiners
     from weaktr.stages.label import AFTER_CAMS, label, require_features
+    from weaktr.stages.threshold import require_way
 
     settings, folder = with_settings(LabelConfig(), arguments.set), arguments.checkpoint
     refiners = choose_refiners(settings)  # what is wrong is said before anything is written
@@ -133,6 +135,7 @@ def _label_stored_cams(arguments: argparse.Namespace, emit: list[str]) -> int:
     samples = data.unlabelled(arguments.images, exif=arguments.exif).samples
     cams = StoredCams(folder, samples, choose_device(arguments.device))
     require_features(refiners, cams)
+    require_way(settings, cams)
     out, identities = arguments.out, inputs | exif_of(arguments)
     with claimed_for_masks(out, folder, identities, [], [arguments.images]):
         report = label(cams, samples, out, settings, emit=emit, profile=arguments.profile)
@@ -191,6 +194,7 @@ def _label_by_model(arguments: argparse.Namespace, emit: list[str]) -> int:
     from weaktr.stages.check_models import require_views
     from weaktr.stages.label import label
     from weaktr.stages.predict import predict
+    from weaktr.stages.threshold import require_way
 
     out, profile = arguments.out, arguments.profile
     model, description = checkpoints.load(arguments.checkpoint, choose_device(arguments.device))
@@ -220,8 +224,9 @@ def _label_by_model(arguments: argparse.Namespace, emit: list[str]) -> int:
             report = predict(model, samples, out, choices, given_classes=True, profile=profile)
             return show_masks(report, out, samples, names)
     settings = with_settings(LabelConfig(), arguments.set)
-    features = needs_features(choose_refiners(settings))
+    features = needs_features(choose_refiners(settings)) or settings.threshold == "auto"
     source = CamsOfModel(model, settings, settings.predict_above, with_features=features)
+    require_way(settings, source)
     del model  # on a CPU the source has its own copy of most weights
     with claimed(settings):
         report = label(source, samples, out, settings, emit=emit, profile=profile)

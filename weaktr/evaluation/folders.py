@@ -27,6 +27,7 @@ from weaktr.evaluation.pairs import Pair, evaluate_pairs
 from weaktr.evaluation.report import UNKNOWN, Conditions, Row, draw_classes, row_json
 from weaktr.files import files_below, names_in, read_json, write_json
 from weaktr.inference.labels import labels_from_cams
+from weaktr.inference.threshold import read_choice
 from weaktr.messages import few
 from weaktr.progress import track
 from weaktr.recipes import make
@@ -122,7 +123,8 @@ def written_conditions(files: Path, split: str) -> Conditions:
     if "ratios" in settings:
         return prediction_conditions(make(PredictConfig, settings, origin=str(file)), split)
     if "attention_type" in settings:
-        return label_conditions(make(LabelConfig, settings, origin=str(file)), split)
+        label = make(LabelConfig, settings, origin=str(file))
+        return label_conditions(label, split, read_choice(file.parent))
     return Conditions(split)
 
 

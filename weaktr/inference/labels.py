@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from weaktr.inference.cams import CamInputs, CamSource
+from weaktr.inference.cams import CamInputs, Cams, CamSource
 from weaktr.inference.results import FINITE, LabelMaps, hand_over, is_finite
+from weaktr.inference.threshold import THRESHOLDS, best_threshold, fisher_curve
 from weaktr.inference.timeline import Steps, Timeline
 from weaktr.ops.upload import upload
 from weaktr.refine import Maps, Refiner, refine
@@ -50,11 +52,20 @@ def labels_from_cams(cams: Tensor, threshold: float) -> Tensor:
     return best_labels(scores_from_cams(cams, threshold))[0]
 
 
+def _threshold_for(cams: Cams, threshold: float | Literal["auto"]) -> float:
+    """`threshold`, or the best one for these CAMs alone."""
+    if threshold != "auto":
+        return threshold
+    assert cams.features is not None
+    curve = fisher_curve(cams.features, cams.maps, THRESHOLDS)
+    return best_threshold(THRESHOLDS, curve.tolist())
+
+
 @torch.inference_mode()
 def label_maps(
     source: CamSource,
     batch: Sequence[CamInputs],
-    threshold: float,
+    threshold: float | Literal["auto"],
     refiners: Sequence[Refiner],
     *,
     emit: Collection[str] = (),
@@ -65,7 +76,8 @@ def label_maps(
     Args:
         source: of the CAMs.
         batch: photographs that it has read.
-        threshold: see `scores_from_cams`.
+        threshold: see `scores_from_cams`; "auto" = the best one by `fisher_curve` for each image
+            alone, of a source with features.
         refiners: from `choose_refiners`; each takes the whole batch in one call.
         emit: "confidence": also float32 [h, w], how likely each pixel's label is, by the last
             refiner, or by the softmax of the scores where there is none. "cam": also the CAMs.
@@ -80,7 +92,7 @@ def label_maps(
     with steps.step("threshold"):
         plain, finite = [], []
         for one, cams in zip(batch, all_cams, strict=True):
-            scores = scores_from_cams(cams.maps, threshold)
+            scores = scores_from_cams(cams.maps, _threshold_for(cams, threshold))
             labels, best = best_labels(scores)
             confidence = best if "confidence" in emit else None
             maps = Maps(labels, len(scores), scores, confidence, cams.features, one.sample.name)

@@ -16,15 +16,19 @@ from weaktr.data import Sample
 from weaktr.inference.cams import CamInputs, CamsOfModel, CamSource
 from weaktr.inference.labels import label_maps
 from weaktr.inference.results import LabelMaps
+from weaktr.inference.threshold import CHOICE
 from weaktr.inference.timeline import Timeline
 from weaktr.refine import Refiner, choose_refiners, needs_features
 from weaktr.stages.masks import MaskReport, make_masks
 from weaktr.stages.run import Run, Stage, masks_digest
 from weaktr.stages.store import MaskStore
+from weaktr.stages.threshold import masks_to_search_on, require_way, threshold_of
 from weaktr.stages.train_cam import TRAIN_CAM
 
 #: The fields of `LabelConfig` that take effect after the CAMs, not in computing them.
-AFTER_CAMS = ("threshold", "crf", "gt_prob", "unlabelled", "refiners", "queue_mb")
+AFTER_CAMS = (
+    "threshold", "crf", "gt_prob", "unlabelled", "refiners", "queue_mb", "confidence"
+)  # fmt: skip
 
 
 def label(
@@ -36,32 +40,41 @@ def label(
     emit: Collection[str] = (),
     profile: Path | None = None,
     contents: Contents | None = None,
+    masked: Sequence[Sample] = (),
 ) -> MaskReport:
     """Write a pseudo label for every image that shows a class; continues where it stopped.
 
     Args:
         source: of the CAMs.
         samples: the images; their true masks are not read.
-        folder: gets ``masks/``, ``index.jsonl`` and, with refiners, ``before_refinement/``.
+        folder: gets ``masks/``, ``index.jsonl`` and, with refiners, ``before_refinement/``; where
+            the threshold is chosen, ``threshold.json`` and a chart of it.
         settings: see `LabelConfig`; for stored CAMs only those of `AFTER_CAMS` count.
         emit: "confidence": also ``confidence/NAME.png``; "cam": also ``cams/NAME.npz`` (large). The
             mask of an image that has no such file is made again.
         profile: see `make_masks`.
         contents: see `MaskStore`.
+        masked: images with true masks, on which "search_on_masks" chooses the threshold.
 
     Returns:
         What was labelled and what was left out, which is also logged.
 
     Raises:
-        ValueError: a refiner works on patch features, and the source gives none.
+        ValueError: a refiner works on patch features, and the source gives none; or see
+            `weaktr.stages.threshold.threshold_of`.
         PipelineError: see `weaktr.inference.pipeline.run_pipeline`.
     """
     refiners = choose_refiners(settings)
     require_features(refiners, source)
+    require_way(settings, source, masked)
     keep_unlabelled = settings.unlabelled == "background"
+
+    def files(sample: Sample) -> tuple[Path, ...]:
+        return (*source.files(sample), *([folder / CHOICE] if is_chosen else []))
+
     store = MaskStore(
         folder,
-        source.files,
+        files,
         refined=bool(refiners),
         keep_unlabelled=keep_unlabelled,
         emit=emit,
@@ -71,9 +84,12 @@ def label(
     shown = [s for s in samples if keep_unlabelled or source.shows_a_class(s)]
     nothing = [s for s in samples if not (keep_unlabelled or source.shows_a_class(s))]
     left_out = list(store.drop(nothing))
+    candidates = [s for s in shown if source.shows_a_class(s)]
+    is_chosen = bool(candidates) and not isinstance(settings.threshold, float)
+    threshold = threshold_of(source, candidates, folder, settings, masked) if candidates else 1.0
 
     def compute(batch: Sequence[CamInputs], timeline: Timeline) -> list[LabelMaps]:
-        return label_maps(source, batch, settings.threshold, refiners, emit=emit, timeline=timeline)
+        return label_maps(source, batch, threshold, refiners, emit=emit, timeline=timeline)
 
     report = make_masks(
         "pseudo labels",
@@ -106,9 +122,10 @@ def require_features(refiners: Sequence[Refiner], source: CamSource) -> None:
 def label_run(run: Run, folder: Path) -> int:
     """Label the training images of a run; returns how many were left out."""
     samples, settings = run.train_images.samples, run.recipe.label
-    features = needs_features(choose_refiners(settings))
+    features = needs_features(choose_refiners(settings)) or settings.threshold == "auto"
     source = CamsOfModel(run.cam_model(), settings, with_features=features)
-    report = label(source, samples, folder, settings, contents=run.contents)
+    masked = masks_to_search_on(run)
+    report = label(source, samples, folder, settings, contents=run.contents, masked=masked)
     return len(report.left_out)
 
 
@@ -118,6 +135,7 @@ LABEL = Stage(
     images=lambda run: [run.train_images],
     work=label_run,
     result=masks_digest,
+    chosen_on=lambda run: run.score if run.recipe.label.threshold == "search_on_masks" else None,
     by_image=True,
     after=(TRAIN_CAM,),
 )

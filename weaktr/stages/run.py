@@ -102,6 +102,7 @@ class Stage:
             to leave out.
         result: one digest of the results in a folder.
         weights: the file from which a training starts; None = there is none.
+        chosen_on: images with true masks by which a setting is chosen; None = none is.
         by_image: whether each image has a result of its own, from its own file and labels
             (`weaktr.stages.store`), so that those of the other images stay when one changes.
         after: stages whose results it starts from.
@@ -114,6 +115,7 @@ class Stage:
     work: Callable[[Run, Path], int]
     result: Callable[[Run, Path], str]
     weights: Callable[[Run], str | None] = lambda run: None
+    chosen_on: Callable[[Run], Manifest | None] = lambda run: None
     by_image: bool = False
     after: tuple[Stage, ...] = ()
     optional: bool = False
