@@ -137,7 +137,7 @@ def test_settings_change_values_of_every_kind():
         ("label.scales=[1,", r"expected YAML"),
         (
             "label.threshold=|\n  two\n  lines",
-            r"label.threshold: expected a number or one of auto, search_on_masks, got .two\\nlines"
+            r"label.threshold: expected a number or one of auto, search_on_masks, got .two\\nlines",
         ),
         ("seed=1" + "0" * 5000, r"^--set seed=10{494}: .*expected YAML, got: a number of 5001"),
         ("seed='" + "x" * 5000 + "'", r"seed: expected a whole number, got 'x{499}\.\.\.$"),
