@@ -334,7 +334,7 @@ class LabelConfig(Settings):
             used; None = all of the score split.
         confidence: what ``--emit confidence`` writes of a pixel: "score" = how likely its label is
             by the scores or the last refiner; "stability" = the share of other thresholds, single
-            views and refinements that give the same label (`weaktr.inference.stability`).
+            views and refinements that give the same label (`weaktr.inference.labels.stability`).
 
     Source: reference.md 12, 23-28, 32.
     """

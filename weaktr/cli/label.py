@@ -49,6 +49,9 @@ or CRF then takes no model and no labels.csv.
 
   weaktr label labels/cams photos/ --set threshold=0.35 --out labels_35/
 
+confidence/ holds how likely each pixel's label is by the scores; with --set confidence=stability
+how many other thresholds, single scales and flips, and refinements agree with it.
+
 OUT gets masks/, before_refinement/ with the masks before the CRF, index.jsonl, and
 contact_sheet.png with some of the results. Started again, it goes on with the images that are
 left. An image with a side above max_side (default 1024) is labelled at that size and its mask
@@ -225,7 +228,10 @@ def _label_by_model(arguments: argparse.Namespace, emit: list[str]) -> int:
             return show_masks(report, out, samples, names)
     settings = with_settings(LabelConfig(), arguments.set)
     features = needs_features(choose_refiners(settings)) or settings.threshold == "auto"
-    source = CamsOfModel(model, settings, settings.predict_above, with_features=features)
+    views = "confidence" in emit and settings.confidence == "stability"
+    source = CamsOfModel(
+        model, settings, settings.predict_above, with_features=features, with_views=views
+    )
     require_way(settings, source)
     del model  # on a CPU the source has its own copy of most weights
     with claimed(settings):

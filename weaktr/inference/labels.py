@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from weaktr.config import ConfidenceKind
 from weaktr.inference.cams import CamInputs, Cams, CamSource
 from weaktr.inference.results import FINITE, LabelMaps, hand_over, is_finite
 from weaktr.inference.threshold import THRESHOLDS, best_threshold, fisher_curve
@@ -15,6 +16,10 @@ from weaktr.inference.timeline import Steps, Timeline
 from weaktr.ops.upload import upload
 from weaktr.refine import Maps, Refiner, refine
 from weaktr.refine.maps import best_labels
+
+#: Other thresholds, as multiples of the chosen one, whose labels count for `stability`: before
+#: refinement, and those that are refined, too.
+FACTORS, REFINED_FACTORS = (0.5, 0.75, 1.0, 1.25, 1.5), (0.75, 1.25)
 
 
 def scores_from_cams(cams: Tensor, threshold: float) -> Tensor:
@@ -52,6 +57,46 @@ def labels_from_cams(cams: Tensor, threshold: float) -> Tensor:
     return best_labels(scores_from_cams(cams, threshold))[0]
 
 
+def stability(
+    cams: Sequence[Cams],
+    thresholds: Sequence[float],
+    results: Sequence[Maps],
+    images: Sequence[Tensor],
+    refiners: Sequence[Refiner],
+) -> list[Tensor]:
+    """How stable each pixel's label is: the share of other ways of labelling that agree with it.
+
+    The other ways are the labels before refinement from the thresholds of `FACTORS`; those of each
+    scale and flip alone, where the source gives them (`Cams.views`); and, where there are refiners,
+    what these make of the labels from the thresholds of `REFINED_FACTORS`.
+
+    Args:
+        cams: of each image of a batch.
+        thresholds: the background score of each image.
+        results: of each image, with the labels in question.
+        images: uint8 [h, w, 3] of each image, for the refiners.
+        refiners: that led to the labels.
+
+    Returns:
+        float32 [h, w] in [0, 1] of each image, on its device.
+    """
+    agreeing = []
+    for own, threshold, result in zip(cams, thresholds, results, strict=True):
+        others = [labels_from_cams(own.maps, factor * threshold) for factor in FACTORS]
+        others += [labels_from_cams(view, threshold) for view in own.views]
+        agreeing.append([labels == result.labels for labels in others])
+    for factor in REFINED_FACTORS if refiners else ():
+        given = []
+        for own, threshold, result in zip(cams, thresholds, results, strict=True):
+            scores = scores_from_cams(own.maps, factor * threshold)
+            labels, _ = best_labels(scores)
+            given.append(result._replace(labels=labels, scores=scores, confidence=None))
+        refined = refine(refiners, images, given)
+        for agreements, other, result in zip(agreeing, refined, results, strict=True):
+            agreements.append(other.labels == result.labels)
+    return [torch.stack(agreements).float().mean(0) for agreements in agreeing]
+
+
 def _threshold_for(cams: Cams, threshold: float | Literal["auto"]) -> float:
     """`threshold`, or the best one for these CAMs alone."""
     if threshold != "auto":
@@ -69,6 +114,7 @@ def label_maps(
     refiners: Sequence[Refiner],
     *,
     emit: Collection[str] = (),
+    confidence: ConfidenceKind = "score",
     timeline: Timeline | None = None,
 ) -> list[LabelMaps]:
     """Pseudo labels of a batch: CAMs, threshold and refinement on the source's device.
@@ -81,28 +127,35 @@ def label_maps(
         refiners: from `choose_refiners`; each takes the whole batch in one call.
         emit: "confidence": also float32 [h, w], how likely each pixel's label is, by the last
             refiner, or by the softmax of the scores where there is none. "cam": also the CAMs.
+        confidence: "stability": `stability` in its place.
         timeline: gets the seconds of the steps.
 
     Returns:
         Maps "plain" and "refined", uint8 [h, w]: 0 = background, i + 1 = the i-th of `classes`.
     """
     steps = Steps(source.device, timeline)
+    by_scores = "confidence" in emit and confidence == "score"
     with steps.step("CAMs"):
         all_cams = source.cams(batch)
     with steps.step("threshold"):
+        thresholds = [_threshold_for(cams, threshold) for cams in all_cams]
         plain, finite = [], []
-        for one, cams in zip(batch, all_cams, strict=True):
-            scores = scores_from_cams(cams.maps, _threshold_for(cams, threshold))
+        for one, cams, own_threshold in zip(batch, all_cams, thresholds, strict=True):
+            scores = scores_from_cams(cams.maps, own_threshold)
             labels, best = best_labels(scores)
-            confidence = best if "confidence" in emit else None
-            maps = Maps(labels, len(scores), scores, confidence, cams.features, one.sample.name)
+            likely = best if by_scores else None
+            maps = Maps(labels, len(scores), scores, likely, cams.features, one.sample.name)
             plain.append(maps)
             finite.append(is_finite(best))
     with steps.step("refinement"):
         refined = plain
+        images = [upload(one.image, source.device) for one in batch] if refiners else []
         if refiners:
-            images = [upload(one.image, source.device) for one in batch]
-            refined = refine(refiners, images, plain, confidence="confidence" in emit)
+            refined = refine(refiners, images, plain, confidence=by_scores)
+        if "confidence" in emit and confidence == "stability":
+            shares = stability(all_cams, thresholds, refined, images, refiners)
+            pairs = zip(refined, shares, strict=True)
+            refined = [maps._replace(confidence=share) for maps, share in pairs]
     rows = [
         (one.sample, one.photograph, cams.classes, cams.probabilities)
         for one, cams in zip(batch, all_cams, strict=True)

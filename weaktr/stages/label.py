@@ -89,7 +89,10 @@ def label(
     threshold = threshold_of(source, candidates, folder, settings, masked) if candidates else 1.0
 
     def compute(batch: Sequence[CamInputs], timeline: Timeline) -> list[LabelMaps]:
-        return label_maps(source, batch, threshold, refiners, emit=emit, timeline=timeline)
+        return label_maps(
+            source, batch, threshold, refiners,
+            emit=emit, confidence=settings.confidence, timeline=timeline,
+        )  # fmt: skip
 
     report = make_masks(
         "pseudo labels",
