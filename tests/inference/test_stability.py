@@ -18,8 +18,12 @@ CRF = {"gaussian": [3, 3], "bilateral": [20, 8, 4], "iterations": 3}
 
 
 @pytest.fixture
-def inputs(tmp_path):
-    model = small.tiny_cam_model()
+def model():
+    return small.tiny_cam_model()
+
+
+@pytest.fixture
+def inputs(model, tmp_path):
     settings = LabelConfig(scales=(1.0, 1.5), flip=True, threshold=0.4, crf=CRF)
     source = CamsOfModel(model, settings, with_views=True)
     batch = []
@@ -50,9 +54,8 @@ def test_it_is_the_share_of_the_ways_that_agree(inputs, with_refiners):
     assert 0 < results[0].arrays()["confidence"].min() < 1
 
 
-def test_views_are_the_cams_of_one_scale_and_flip(inputs):
+def test_views_are_the_cams_of_one_scale_and_flip(model, inputs):
     source, _, batch = inputs
-    model = small.tiny_cam_model()  # of the same weights
     (cams,) = source.cams(batch[:1])
     assert len(cams.views) == 4
     for number, scale in enumerate((1.0, 1.5)):
