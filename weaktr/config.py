@@ -274,6 +274,9 @@ class TrainCamConfig(Settings):
         validate_every: epochs between measurements of the CAM mIoU on the score split (0 = never).
             They are only logged; training and the saved model do not depend on them.
         augment: see `CamAugment`.
+        choose: which weights are saved: "last", or "fisher" = those of the epoch, of every
+            `validate_every`, at which foreground and background differ most in their patch features
+            at the best threshold (`weaktr.inference.threshold`). No pixel label is used.
 
     Source: reference.md 15-22 (lr 6e-4 * batch 64 / 512).
     """
@@ -294,6 +297,13 @@ class TrainCamConfig(Settings):
     ema_decay: ShareBelow1 | None = None
     validate_every: CountOrNone = 0
     augment: CamAugment = CamAugment()
+    choose: Literal["last", "fisher"] = later("last")
+
+    def conflicts(self) -> dict[str, str]:
+        """Epochs that are not looked at cannot be chosen."""
+        if self.choose == "last" or self.validate_every:
+            return {}
+        return {"choose": "expected last where validate_every is 0, got fisher"}
 
 
 @dataclass(frozen=True)

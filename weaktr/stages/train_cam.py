@@ -20,14 +20,20 @@ from weaktr import data
 from weaktr.evaluation.conditions import split_name
 from weaktr.evaluation.iou import scored
 from weaktr.evaluation.models import cam_curve
+from weaktr.inference.cams import CamsOfModel
+from weaktr.inference.threshold import THRESHOLDS, best_threshold, drawn, mean_fisher_curve
 from weaktr.models import CamModel, CamOutput, checkpoints
 from weaktr.models.pretrained import load_backbone
 from weaktr.stages.run import MODEL, Run, Stage, model_digest
-from weaktr.training.loop import EpochLoader, TrainingLoop, compiled
+from weaktr.training.loop import METRICS, EpochLoader, TrainingLoop, compiled
+from weaktr.training.metrics import entries_in
 from weaktr.training.optimizers import cam_optimizer
 from weaktr.training.state import set_seeds
 
 log = logging.getLogger("weaktr")
+
+#: Training images by which an epoch is chosen.
+CONTRAST_IMAGES = 100
 
 
 def train_cam(run: Run, folder: Path) -> int:
@@ -76,8 +82,9 @@ def train_cam(run: Run, folder: Path) -> int:
         return cam_losses(model(images), targets)
 
     watched = run.score if settings.validate_every else None
+    class_list = {"names": classes.names, "ids": classes.ids}
 
-    def validate(model: CamModel) -> dict[str, float]:
+    def score(model: CamModel) -> dict[str, float]:
         assert watched is not None
         curve = cam_curve(model, watched.samples, recipe.label, recipe.evaluate)
         best = scored(curve.best, f"CAMs against {split_name(watched)}")
@@ -91,10 +98,42 @@ def train_cam(run: Run, folder: Path) -> int:
         return {"cam_miou": scores.miou, "cam_threshold": threshold}
 
     loop = TrainingLoop(folder, model, optimizer, loader, settings, recipe, set_lr)
+    logged = entries_in(folder / METRICS) if settings.choose == "fisher" else []
+    best = max((entry["fisher"] for entry in logged if "fisher" in entry), default=0.0)
+
+    def validate(model: CamModel) -> dict[str, float]:
+        nonlocal best
+        scores = score(model)
+        if settings.choose == "last":
+            return scores
+        value, threshold = contrast(model, run)
+        if value > best:
+            best = value
+            checkpoints.save(model, folder / MODEL, classes=class_list)
+        log.info("fisher %.4f at threshold %.2f, the best so far %.4f", value, threshold, best)
+        return {**scores, "fisher": value, "fisher_threshold": threshold}
+
     trained = loop.train(compiled(losses, settings.compile), validate if watched else None)
-    class_list = {"names": classes.names, "ids": classes.ids}
-    checkpoints.save(trained, folder / MODEL, classes=class_list)
+    if not (best and (folder / MODEL).is_file()):
+        checkpoints.save(trained, folder / MODEL, classes=class_list)
     return 0
+
+
+def contrast(model: CamModel, run: Run) -> tuple[float, float]:
+    """How much foreground and background differ in the patch features of a model.
+
+    Args:
+        model: in eval mode.
+        run: `CONTRAST_IMAGES` of its training images are looked at, always the same ones.
+
+    Returns:
+        The mean of `fisher_curve` at its best threshold, and that threshold.
+    """
+    settings = run.recipe.label
+    source = CamsOfModel(model, settings, with_features=True)
+    samples = drawn([sample for sample in run.train_images if sample.labels], CONTRAST_IMAGES)
+    values, _ = mean_fisher_curve(source, samples, settings.queue_mb, "fisher")
+    return float(values.max()), best_threshold(THRESHOLDS, values.tolist())
 
 
 def cam_losses(output: CamOutput, targets: Tensor) -> dict[str, Tensor]:
