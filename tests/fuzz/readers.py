@@ -40,6 +40,7 @@ from weaktr.data.prepare.unpack import unpack
 from weaktr.data.sources.scenes import scenes
 from weaktr.data.stored_maps import read_cams, write_cams
 from weaktr.evaluation.folders import written_conditions
+from weaktr.inference.threshold import Choice, read_choice, write_choice
 from weaktr.models import CamModel, checkpoints
 from weaktr.models.pretrained import read_state
 from weaktr.models.released.torch_file import read_torch_file
@@ -47,6 +48,7 @@ from weaktr.models.released.variant import read_variant
 from weaktr.outputs import read_inputs
 from weaktr.recipes import dump_recipe, load_recipe
 from weaktr.seals import BLANK, SEAL
+from weaktr.training.metrics import entries_in
 from weaktr.training.state import load_state
 
 #: Relative path -> content.
@@ -362,6 +364,15 @@ def _read_inputs(root: Path) -> None:
     written_conditions(root, "val")
 
 
+def _choice(root: Path) -> None:
+    write_choice(Choice(0.3, "auto", "variance", ("a", "b/c"), ((0.3, 0.5), (0.4, 0.2))), root)
+
+
+def _metrics(root: Path) -> None:
+    entries = [{"epoch": 0, "step": 3, "loss": 0.5}, {"epoch": 0, "step": 3, "fisher": 0.25}]
+    (root / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+
+
 def _contents(root: Path) -> None:
     (root / "a.png").write_bytes(b"a")
     state = FileState("0" * 64, 1, 2, 3, 4)
@@ -500,6 +511,11 @@ def _rows() -> tuple[Reader, ...]:
         ),
         Reader("index.jsonl", "index.jsonl", "json lines", files_of(_masks), _read_index),
         Reader("inputs.json", "inputs.json", "json", files_of(_masks), _read_inputs),
+        Reader("threshold.json", "threshold.json", "json", files_of(_choice), read_choice),
+        Reader(
+            "metrics.jsonl", "metrics.jsonl", "json lines", files_of(_metrics),
+            lambda root: entries_in(root / "metrics.jsonl"),
+        ),
         Reader("contents", ".contents.json", "json", files_of(_contents), _read_contents),
         Reader(
             "CAMs npz", "a.npz", "zip", files_of(_cams), lambda root: read_cams(root / "a.npz")

@@ -19,7 +19,7 @@ from weaktr.refine.maps import best_labels
 
 #: Other thresholds, as multiples of the chosen one, whose labels count for `stability`: before
 #: refinement, and those that are refined, too.
-FACTORS, REFINED_FACTORS = (0.5, 0.75, 1.0, 1.25, 1.5), (0.75, 1.25)
+FACTORS, REFINED_FACTORS = (0.2, 0.4, 0.7, 1.4, 2.0, 3.0, 4.5), (0.5, 2.0)
 
 
 def scores_from_cams(cams: Tensor, threshold: float) -> Tensor:

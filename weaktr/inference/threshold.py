@@ -226,7 +226,9 @@ def read_choice(folder: Path) -> Choice | None:
     try:
         points = tuple((float(t), float(value)) for t, value in content["curve"])
         images = tuple(map(str, content["images"]))
-        way, criterion = str(content["way"]), str(content["criterion"])
-        return Choice(float(content["threshold"]), way, criterion, images, points)
-    except (KeyError, TypeError, ValueError) as error:
+        threshold = float(content["threshold"])
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"the threshold {threshold:g}")
+        return Choice(threshold, str(content["way"]), str(content["criterion"]), images, points)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{path}: expected a choice of a threshold, got {error}") from error

@@ -99,7 +99,8 @@ def train_cam(run: Run, folder: Path) -> int:
 
     loop = TrainingLoop(folder, model, optimizer, loader, settings, recipe, set_lr)
     logged = entries_in(folder / METRICS) if settings.choose == "fisher" else []
-    best = max((entry["fisher"] for entry in logged if "fisher" in entry), default=0.0)
+    values = [entry["fisher"] for entry in logged if isinstance(entry.get("fisher"), float)]
+    best = max(values, default=0.0)
 
     def validate(model: CamModel) -> dict[str, float]:
         nonlocal best
