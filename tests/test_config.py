@@ -137,7 +137,7 @@ def test_settings_change_values_of_every_kind():
         ("label.scales=[1,", r"expected YAML"),
         (
             "label.threshold=|\n  two\n  lines",
-            r"label.threshold: expected a number, got 'two\\nlines'",
+            r"label.threshold: expected a number or one of auto, search_on_masks, got .two\\nlines",
         ),
         ("seed=1" + "0" * 5000, r"^--set seed=10{494}: .*expected YAML, got: a number of 5001"),
         ("seed='" + "x" * 5000 + "'", r"seed: expected a whole number, got 'x{499}\.\.\.$"),
@@ -275,7 +275,7 @@ def test_an_unknown_recipe_lists_the_known_ones():
         ("label.scales=[1, 1e30]", "label.scales: .* each item a number from 0.01 to 64, got"),
         ("label.scales=[-1]", "label.scales: "),
         ("label.gt_prob=1", "label.gt_prob: expected a number above 0 and below 1, got 1$"),
-        ("label.threshold=2", "label.threshold: expected a number from 0 to 1, got 2$"),
+        ("label.threshold=2", "label.threshold: expected a number from 0 to 1 or one of auto, sea"),
         ("label.predict_above=-0.1", "label.predict_above: expected a number from 0 to 1, got -0."),
         ("label.batch_tokens=0", "label.batch_tokens: expected a whole number from 1 to"),
         ("label.queue_mb=-1", "label.queue_mb: expected a whole number from 1 to"),
@@ -364,7 +364,7 @@ def test_settings_made_in_python_are_checked_too():
     assert str(caught.value).splitlines() == [
         "scales: expected a list, each item a number, got 1.0",
         "flip: expected true or false, got 'no'",
-        "threshold: expected a number from 0 to 1, got 2",
+        "threshold: expected a number from 0 to 1 or one of auto, search_on_masks, got 2",
         "crf: expected text or a mapping or null, got 5",
     ]
     with pytest.raises(ValueError, match="augment: expected CamAugment, got "):

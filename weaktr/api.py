@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -23,7 +24,8 @@ from weaktr.inference.results import LabelMaps
 from weaktr.models import CamModel, Segmenter, checkpoints
 from weaktr.models.precision import choose_device
 from weaktr.recipes import load_recipe, with_settings
-from weaktr.refine import choose_refiners, needs_features
+from weaktr.refine import choose_refiners
+from weaktr.stages.label import works_on_features
 from weaktr.stages.pipeline import run_recipe
 
 S = TypeVar("S", LabelConfig, PredictConfig)
@@ -120,7 +122,12 @@ class Model:
         return result.arrays()["cam"][[result.classes.index(index) for index in indices]]
 
     def label(
-        self, image: Image, labels: Labels, settings: LabelConfig | None = None
+        self,
+        image: Image,
+        labels: Labels,
+        settings: LabelConfig | None = None,
+        *,
+        threshold: float | Literal["auto"] | None = None,
     ) -> np.ndarray:
         """The pseudo label of an image whose classes are known, as by ``weaktr label``.
 
@@ -128,6 +135,8 @@ class Model:
             image: uint8 [H, W, 3] RGB, or the path of an image file.
             labels: names or class indices; an empty list = all background.
             settings: scales, threshold, CRF and so on; None = the defaults of `LabelConfig`.
+            threshold: in place of that of the settings. "auto" is chosen for this image alone,
+                where ``weaktr label`` chooses one for all images.
 
         Returns:
             uint8 [H, W]: 0 = background, k + 1 = class index k.
@@ -136,7 +145,10 @@ class Model:
             ValueError: as in `cams`.
         """
         indices = self._class_indices(labels)
-        return self._labelled(_pixels(image), indices, _settings(LabelConfig, settings)).mask()
+        chosen = _settings(LabelConfig, settings)
+        if threshold is not None:
+            chosen = replace(chosen, threshold=threshold)
+        return self._labelled(_pixels(image), indices, chosen).mask()
 
     def predict(self, image: Image, settings: PredictConfig | None = None) -> np.ndarray:
         """The mask of an image whose classes are not known, as by ``weaktr predict``.
@@ -169,8 +181,10 @@ class Model:
         """The pseudo label and the CAMs of an image; its classes ascending and each once."""
         assert isinstance(self.module, CamModel)
         refiners = choose_refiners(settings)
+        if settings.threshold == "search_on_masks":
+            raise ValueError("threshold: 'search_on_masks' is for recipes; give a number, or auto")
         if self._source is None or self._source.settings != settings:
-            features = needs_features(refiners)
+            features = works_on_features(settings, refiners)
             self._source = CamsOfModel(self.module, settings, with_features=features)
         sample = Sample("image", Path(), tuple(sorted(set(indices))), None, "")
         inputs = self._source.inputs(sample, reduced(pixels, settings.max_side))

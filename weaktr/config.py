@@ -39,6 +39,9 @@ Resize = Literal["timm", "bicubic", "bilinear"]
 Position = Literal["timm", "published_cam", "published_seg"]
 Pool = Literal["avg", "max"]
 AttentionType = Literal["coarse", "fused", "transcam"]
+#: How a threshold is chosen in place of a number.
+ThresholdWay = Literal["auto", "search_on_masks"]
+ConfidenceKind = Literal["score", "stability"]
 Decoder = Literal["mask_transformer", "multi_mask_transformer", "linear"]
 
 #: What an address looks like, of the web or of a hub.
@@ -277,6 +280,9 @@ class TrainCamConfig(Settings):
         validate_every: epochs between measurements of the CAM mIoU on the score split (0 = never).
             They are only logged; training and the saved model do not depend on them.
         augment: see `CamAugment`.
+        choose: which weights are saved: "last", or "fisher" = those of the epoch, of every
+            `validate_every`, at which foreground and background differ most in their patch features
+            at the best threshold (`weaktr.inference.threshold`). No pixel label is used.
 
     Source: reference.md 15-22 (lr 6e-4 * batch 64 / 512).
     """
@@ -298,6 +304,13 @@ class TrainCamConfig(Settings):
     validate_every: CountOrNone = 0
     augment: CamAugment = CamAugment()
     class_tokens: Literal["trained", "frozen"] = later("trained")
+    choose: Literal["last", "fisher"] = later("last")
+
+    def conflicts(self) -> dict[str, str]:
+        """Epochs that are not looked at cannot be chosen."""
+        if self.choose == "last" or self.validate_every:
+            return {}
+        return {"choose": "expected last where validate_every is 0, got fisher"}
 
 
 @dataclass(frozen=True)
@@ -360,7 +373,10 @@ class LabelConfig(Settings):
         scales: image scales whose CAMs are summed; each side is ``round(side * scale)``.
         flip: add the horizontally flipped image at each scale.
         threshold: background score in [0, 1]; a pixel whose CAMs are all at most this is
-            background.
+            background. "auto" = chosen without pixel labels, by patch features
+            (`weaktr.inference.threshold`); "search_on_masks" = the best one for true masks of the
+            score split, which is no longer weakly supervised. Either is chosen once and kept in
+            ``threshold.json`` beside the masks.
         refiners: what refines the labels with the image, in this order (`weaktr.refine`): names,
             or {name: its settings}.
         crf: of the refiner "crf": a preset of `weaktr.DenseCRF` by name, explicit settings, or None
@@ -384,6 +400,11 @@ class LabelConfig(Settings):
         soft_temperature: tau of the softmax over threshold and CAMs that gives them, where no
             refiner does; the smaller, the more decided.
         soft_stride: side of a cell in pixels of the working size.
+        val_masks: with "search_on_masks", how many images with true masks are drawn at random and
+            used; None = all of the score split.
+        confidence: what ``--emit confidence`` writes of a pixel: "score" = how likely its label is
+            by the scores or the last refiner; "stability" = the share of other thresholds, single
+            views and refinements that give the same label (`weaktr.inference.labels.stability`).
 
     Source: reference.md 12, 23-28, 32.
     """
@@ -392,7 +413,7 @@ class LabelConfig(Settings):
     refine: bool = True
     scales: Scales = (1.0, 1.2)
     flip: bool = True
-    threshold: Share = 0.43
+    threshold: Share | ThresholdWay = 0.43
     refiners: tuple[str | dict[str, Any], ...] = later(("crf",))
     crf: str | dict[str, Any] | None = "voc_cam"
     gt_prob: ShareBetween = 0.7
@@ -406,6 +427,17 @@ class LabelConfig(Settings):
     soft: bool = later(False)
     soft_temperature: Annotated[float, Field(ge=1e-3, le=100)] = later(0.05)
     soft_stride: Pixels = later(8)
+    val_masks: Count | None = later(None)
+    confidence: ConfidenceKind = later("score")
+
+    def conflicts(self) -> dict[str, str]:
+        """A number of masks is of no use where none are searched on."""
+        if self.val_masks is None or self.threshold == "search_on_masks":
+            return {}
+        return {
+            "val_masks": "expected null unless threshold is search_on_masks, got "
+            f"{self.val_masks} with threshold {self.threshold}"
+        }
 
 
 @dataclass(frozen=True)

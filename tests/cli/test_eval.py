@@ -370,3 +370,28 @@ def test_cams_that_are_none(tmp_path):
     )
     (tmp_path / "cams" / "0.npy").write_bytes(b"nothing")
     assert "0.npy: expected CAMs" in refused(tmp_path, *arguments, masks="cams")
+
+
+def test_the_calibration_of_a_confidence_is_printed(tmp_path):
+    """Of a folder as ``weaktr label --emit confidence`` leaves it."""
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        truth, mask = (rng.integers(0, 3, (8, 10), np.uint8) for _ in range(2))
+        for folder, pixels in (
+            ("truth", truth), ("out/masks", mask), ("out/confidence", np.full_like(mask, 204)),
+        ):  # fmt: skip
+            (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / folder / f"{name}.png")
+    code, text = said(
+        cli.main, "eval", tmp_path / "out", tmp_path / "truth", "--num-labels", 3,
+        "--made-with", "crf=none", "--out", tmp_path / "scores",
+    )  # fmt: skip
+    assert code == 0, text
+    numbers = json.loads((tmp_path / "scores" / "metrics.json").read_text())["calibration"]
+    accuracy = json.loads((tmp_path / "scores" / "metrics.json").read_text())["rows"][0]["scores"][
+        "pixel_accuracy"
+    ]
+    (row,) = numbers["bins"]
+    assert 100 * row["right"] == pytest.approx(accuracy)
+    assert numbers["expected_calibration_error"] == pytest.approx(0.8 - accuracy / 100)
+    assert f"expected calibration error {80 - accuracy:.1f} %" in text

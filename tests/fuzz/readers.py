@@ -49,6 +49,7 @@ from weaktr.data.stored_maps import (
     write_soft_labels,
 )
 from weaktr.evaluation.folders import written_conditions
+from weaktr.inference.threshold import Choice, read_choice, write_choice
 from weaktr.models import CamModel, checkpoints
 from weaktr.models.pretrained import read_state
 from weaktr.models.released.torch_file import read_torch_file
@@ -56,7 +57,8 @@ from weaktr.models.released.variant import read_variant
 from weaktr.outputs import read_inputs
 from weaktr.recipes import dump_recipe, load_recipe
 from weaktr.refine.proposals import checked_runs
-from weaktr.seals import BLANK, SEAL
+from weaktr.seals import BLANK, SEAL, sealed
+from weaktr.training.metrics import entries_in
 from weaktr.training.state import load_state
 
 #: Relative path -> content.
@@ -372,6 +374,23 @@ def _read_inputs(root: Path) -> None:
     written_conditions(root, "val")
 
 
+def _choice(root: Path) -> None:
+    write_choice(Choice(0.3, "auto", "variance", ("a", "b/c"), ((0.3, 0.5), (0.4, 0.2))), root)
+
+
+def _read_choice(root: Path) -> None:
+    path = root / "threshold.json"
+    content = path.read_bytes()
+    if (seal := SEAL.search(content)) is not None:  # so that more than the seal is looked at
+        path.write_bytes(sealed(content.replace(seal[0], BLANK.encode(), 1)))
+    read_choice(root)
+
+
+def _metrics(root: Path) -> None:
+    entries = [{"epoch": 0, "step": 3, "loss": 0.5}, {"epoch": 0, "step": 3, "fisher": 0.25}]
+    (root / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+
+
 def _contents(root: Path) -> None:
     (root / "a.png").write_bytes(b"a")
     state = FileState("0" * 64, 1, 2, 3, 4)
@@ -538,6 +557,11 @@ def _rows() -> tuple[Reader, ...]:
         ),
         Reader("index.jsonl", "index.jsonl", "json lines", files_of(_masks), _read_index),
         Reader("inputs.json", "inputs.json", "json", files_of(_masks), _read_inputs),
+        Reader("threshold.json", "threshold.json", "json", files_of(_choice), _read_choice),
+        Reader(
+            "metrics.jsonl", "metrics.jsonl", "json lines", files_of(_metrics),
+            lambda root: entries_in(root / "metrics.jsonl"),
+        ),
         Reader("contents", ".contents.json", "json", files_of(_contents), _read_contents),
         Reader("proposals", "proposals.json", "json", files_of(_proposals), _read_proposals),
         Reader(

@@ -22,6 +22,9 @@ both scored, and scales, flip, CRF and ensemble are known), or any folder of lab
 CAMs (NAME.npz of --dump-cams, NAME.npy of the published code), whose best threshold is found.
 TRUTH is a folder of label PNGs of the same names, 255 = not counted.
 
+Where MASKS has confidence/ (weaktr label --emit confidence), a table says how many pixels are
+right at each confidence.
+
 Writes OUT/metrics.json and OUT/classes.png; docs/evaluation.md explains every number.
 
 examples:
@@ -104,7 +107,13 @@ def _check_out(out: Path, masks: Path, truth: Path, chart: str) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from weaktr.evaluation import folders
-    from weaktr.evaluation.report import UNKNOWN, print_classes, print_confused, print_rows
+    from weaktr.evaluation.report import (
+        UNKNOWN,
+        print_calibration,
+        print_classes,
+        print_confused,
+        print_rows,
+    )
 
     masks = arguments.masks
     _check_out(arguments.out, masks, arguments.truth, arguments.chart)
@@ -118,6 +127,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     holds_masks = (masks / "masks").is_dir() or any(masks.rglob("*.png"))
     curve: list[tuple[float, float]] = []
+    calibration = None
     if masks.is_dir() and not holds_masks and any(masks.rglob("*.np[yz]")):
         cams = folders.Source("CAMs", masks, replace(conditions, ensemble="-"))
         row, curve = folders.score_cams(cams, truth, _thresholds(arguments.thresholds), tolerance)
@@ -125,10 +135,13 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         sources = folders.mask_sources(masks, conditions, arguments.without_crf)
         rows = [folders.score_masks(source, truth, tolerance) for source in sources]
+        calibration = folders.score_confidence(masks, truth)
 
     print_rows(rows, f"{masks} against {arguments.truth}, in %")
     print_classes(rows, labels)
     print_confused(rows[-1], labels)
+    if calibration is not None:
+        print_calibration(calibration)
     if gain := folders.crf_gain(rows):
         console.print("the CRF adds {miou:+.2f} mIoU ({low:+.2f} to {high:+.2f})".format(**gain))
     if unknown := [key for key in CONDITIONS if getattr(rows[-1].conditions, key) == UNKNOWN]:
@@ -137,7 +150,9 @@ def run(arguments: argparse.Namespace) -> int:
             ", ".join(unknown), " ".join(f"{key}=..." for key in unknown),
         )  # fmt: skip
     out, chart = arguments.out, arguments.chart
-    written = folders.write_report(rows, labels, out, curve, tolerance=tolerance, chart=chart)
+    written = folders.write_report(
+        rows, labels, out, curve, tolerance=tolerance, chart=chart, calibration=calibration
+    )
     for what, path in zip(("numbers", "chart"), written, strict=False):
         log.info("%s: %s", what, path)
     return 0

@@ -35,6 +35,7 @@ separated by ;, or a 0/1 column for each class); class names are those of the ch
 examples:
   weaktr label runs/voc/train_cam/model.safetensors photos/ --out labels/
   weaktr label model.safetensors photos/ --labels shop.csv --set crf=none --set threshold=0.3
+  weaktr label model.safetensors photos/ --set threshold=auto
   weaktr label model.safetensors photos/ --emit confidence,cam
 
 Without labels.csv the model predicts the classes of each image (those above predict_above,
@@ -47,6 +48,9 @@ Or a folder of CAMs (cams/ of --emit cam, or NAME.npy of the published code): an
 or CRF then takes no model and no labels.csv.
 
   weaktr label labels/cams photos/ --set threshold=0.35 --out labels_35/
+
+confidence/ holds how likely each pixel's label is by the scores; with --set confidence=stability
+how many other thresholds, single scales and flips, and refinements agree with it.
 
 OUT gets masks/, before_refinement/ with the masks before the CRF, index.jsonl, and
 contact_sheet.png with some of the results. Started again, it goes on with the images that are
@@ -112,6 +116,7 @@ def _label_stored_cams(arguments: argparse.Namespace, emit: list[str]) -> int:
     from weaktr.outputs import claimed_for_masks
     from weaktr.refine import choose_refiners, paths_of
     from weaktr.stages.label import AFTER_CAMS, label, require_features
+    from weaktr.stages.threshold import require_way
 
     settings, folder = with_settings(LabelConfig(), arguments.set), arguments.checkpoint
     refiners = choose_refiners(settings)  # what is wrong is said before anything is written
@@ -133,6 +138,7 @@ def _label_stored_cams(arguments: argparse.Namespace, emit: list[str]) -> int:
     samples = data.unlabelled(arguments.images, exif=arguments.exif).samples
     cams = StoredCams(folder, samples, choose_device(arguments.device))
     require_features(refiners, cams)
+    require_way(settings, cams)
     out, identities = arguments.out, inputs | exif_of(arguments)
     images = [arguments.images, *paths_of(refiners)]
     with claimed_for_masks(out, folder, identities, [], images):
@@ -188,10 +194,11 @@ def _label_by_model(arguments: argparse.Namespace, emit: list[str]) -> int:
     from weaktr.models import Segmenter, checkpoints
     from weaktr.models.precision import choose_device
     from weaktr.outputs import claimed_for_masks
-    from weaktr.refine import choose_refiners, needs_features, paths_of
+    from weaktr.refine import choose_refiners, paths_of
     from weaktr.stages.check_models import require_views
-    from weaktr.stages.label import label
+    from weaktr.stages.label import label, works_on_features
     from weaktr.stages.predict import predict
+    from weaktr.stages.threshold import require_way
 
     out, profile = arguments.out, arguments.profile
     model, description = checkpoints.load(arguments.checkpoint, choose_device(arguments.device))
@@ -221,8 +228,16 @@ def _label_by_model(arguments: argparse.Namespace, emit: list[str]) -> int:
             report = predict(model, samples, out, choices, given_classes=True, profile=profile)
             return show_masks(report, out, samples, names)
     settings = with_settings(LabelConfig(), arguments.set)
-    features = needs_features(choose_refiners(settings))
-    source = CamsOfModel(model, settings, settings.predict_above, with_features=features)
+    refiners = choose_refiners(settings)
+    views = "confidence" in emit and settings.confidence == "stability"
+    source = CamsOfModel(
+        model,
+        settings,
+        settings.predict_above,
+        with_features=works_on_features(settings, refiners),
+        with_views=views,
+    )
+    require_way(settings, source)
     del model  # on a CPU the source has its own copy of most weights
     with claimed(settings):
         report = label(source, samples, out, settings, emit=emit, profile=profile)

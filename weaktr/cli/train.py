@@ -35,6 +35,7 @@ examples:
   weaktr-train voc12_deit_s --data-root /data --out runs/voc
   weaktr-train voc12_deit_s --set train_cam.batch_size=16 --set train_cam.accumulate=4
   weaktr-train demo --from label --set label.threshold=0.3
+  weaktr-train demo --from label --set label.threshold=auto
   weaktr-train my.yaml --only evaluate --force
   weaktr-train my.yaml --check
 """
@@ -44,6 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a recipe's name or YAML file")
     add_set(parser, "recipe's settings, such as train_cam.epochs=5")
     parser.add_argument("--data-root", metavar="DIR", help="short for --set data.root=DIR")
+    parser.add_argument(
+        "--val-masks",
+        type=int,
+        metavar="N",
+        help="choose the threshold on the true masks of N images of the score split, drawn at "
+        "random: short for --set label.threshold=search_on_masks --set label.val_masks=N",
+    )
     parser.add_argument("--out", type=Path, metavar="RUN", help="folder (default runs/RECIPE)")
     parser.add_argument(
         "--from", dest="start", choices=Recipe.stages, help="take earlier stages as is"
@@ -60,6 +68,9 @@ def run(arguments: argparse.Namespace) -> int:
     settings = list(arguments.set)
     if arguments.data_root is not None:
         settings.append(f"data.root={json.dumps(arguments.data_root)}")
+    if arguments.val_masks is not None:
+        settings.append("label.threshold=search_on_masks")
+        settings.append(f"label.val_masks={arguments.val_masks}")
     recipe = load_recipe(arguments.recipe, settings)
     if arguments.print:
         sys.stdout.write(dump_recipe(recipe))

@@ -81,6 +81,31 @@ def class_bars(
         figure.legend(loc="outside upper right", ncols=len(series), frameon=False, fontsize=8)
 
 
+def threshold_chart(
+    curve: Sequence[tuple[float, float]], chosen: float, path: Path, *, title: str, caption: str
+) -> None:
+    """A criterion over background thresholds, and the threshold that was chosen by it.
+
+    Args:
+        curve: (threshold, criterion), ascending.
+        chosen: the threshold.
+        path: a PNG or SVG, by its suffix.
+        title: stands above.
+        caption: stands below: what the criterion is, of which images.
+    """
+    thresholds, values = np.asarray(curve).T
+    with figure_file(path, (7.5, 3.0)) as (_, axis):
+        axis.plot(thresholds, values, color=_COLOURS[1], linewidth=1.6)
+        axis.axvline(chosen, color=_COLOURS[3], linewidth=1.2)
+        axis.text(chosen + 0.01, values.min(), f"{chosen:g}", fontsize=9, color="#333333")
+        axis.set_xlim(0, 1)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.set_facecolor(BACKDROP)
+        axis.set_title(one_line(title), loc="left", fontsize=11, fontweight="bold")
+        lines = textwrap.fill(one_line(caption), _LINE)
+        axis.set_xlabel(lines, fontsize=7, loc="left", color="#555555")
+
+
 def _number(axis: Axes, value: float, end: tuple[float, float]) -> None:
     """A value beside the end of its class's bars, on a patch that hides the line of the mean."""
     patch = {"facecolor": BACKDROP, "edgecolor": "none", "pad": 0.6}

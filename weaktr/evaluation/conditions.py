@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from weaktr.config import LabelConfig, PredictConfig
 from weaktr.data import Manifest
 from weaktr.evaluation.report import Conditions
+from weaktr.inference.threshold import Choice
 
 log = logging.getLogger("weaktr")
 
@@ -16,11 +17,21 @@ log = logging.getLogger("weaktr")
 HELD_OUT, TRAINED_ON = "val", "not_held_out"
 
 
-def label_conditions(settings: LabelConfig, split: str) -> Conditions:
-    """The conditions of pseudo labels of a split that were produced with these settings."""
+def label_conditions(settings: LabelConfig, split: str, choice: Choice | None = None) -> Conditions:
+    """The conditions of pseudo labels of a split that were produced with these settings.
+
+    Args:
+        settings: of the labels.
+        split: what to call their images.
+        choice: of the threshold, where it was not given as a number.
+    """
+    if isinstance(settings.threshold, float):
+        threshold = f"{settings.threshold:g} of the recipe"
+    else:
+        threshold = choice.in_words() if choice else settings.threshold
     return Conditions(
         split, listed(settings.scales), yes_or_no(settings.flip), refinement_name(settings), "-",
-        f"threshold {settings.threshold:g} of the recipe",
+        f"threshold {threshold}",
     )  # fmt: skip
 
 

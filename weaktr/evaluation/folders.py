@@ -21,12 +21,14 @@ from weaktr.data.photographs import enlarged, working_size
 from weaktr.data.stored_maps import read_cams
 from weaktr.evaluation.bootstrap import LEVEL
 from weaktr.evaluation.boundary import TOLERANCE
+from weaktr.evaluation.calibration import Calibration
 from weaktr.evaluation.conditions import label_conditions, prediction_conditions
 from weaktr.evaluation.iou import NothingToScore, ThresholdCurve
 from weaktr.evaluation.pairs import Pair, evaluate_pairs
 from weaktr.evaluation.report import UNKNOWN, Conditions, Row, draw_classes, row_json
 from weaktr.files import files_below, names_in, read_json, write_json
 from weaktr.inference.labels import labels_from_cams
+from weaktr.inference.threshold import read_choice
 from weaktr.messages import few
 from weaktr.progress import track
 from weaktr.recipes import make
@@ -122,7 +124,8 @@ def written_conditions(files: Path, split: str) -> Conditions:
     if "ratios" in settings:
         return prediction_conditions(make(PredictConfig, settings, origin=str(file)), split)
     if "attention_type" in settings:
-        return label_conditions(make(LabelConfig, settings, origin=str(file)), split)
+        label = make(LabelConfig, settings, origin=str(file))
+        return label_conditions(label, split, read_choice(file.parent))
     return Conditions(split)
 
 
@@ -141,6 +144,31 @@ def score_masks(source: Source, truth: Truth, tolerance: float = TOLERANCE) -> R
         return mask, true
 
     return _row(source, names, pair, truth, tolerance)
+
+
+def score_confidence(masks: Path, truth: Truth) -> Calibration | None:
+    """How often pixels are right at each confidence; None where no confidence was written.
+
+    Args:
+        masks: what `label` wrote, with ``confidence`` beside ``masks``.
+        truth: the true masks.
+
+    Raises:
+        ValueError: see `score_masks`; or a confidence is no grey PNG of its mask's size.
+    """
+    home = stage_folder(masks)
+    folder, there = home / "masks", home / "confidence"
+    if not (folder.is_dir() and there.is_dir()):
+        return None
+    calibration, num_labels = Calibration(), truth.classes.num_labels
+    names = [n for n in chosen_names(folder, (".png",), truth) if (there / f"{n}.png").is_file()]
+    for name in track(names, "calibration", len(names)):
+        mask, true = read_labels(folder / f"{name}.png", num_labels), truth.read(name)
+        grey = there / f"{name}.png"
+        confidence = read_labels(grey, 256)  # all greys
+        require_same_size(confidence, (true.shape[0], true.shape[1]), grey)
+        calibration.add(confidence, mask, true)
+    return calibration if calibration.pixels else None
 
 
 def score_cams(
@@ -227,6 +255,7 @@ def write_report(
     *,
     tolerance: float = TOLERANCE,
     chart: str = "png",
+    calibration: Calibration | None = None,
 ) -> list[Path]:
     """Write ``metrics.json`` and the bar chart ``classes.png``.
 
@@ -237,6 +266,7 @@ def write_report(
         curve: (threshold, mIoU) of CAMs.
         tolerance: of the boundary F-score.
         chart: "png" or "svg".
+        calibration: of the confidence, where there is one.
 
     Returns:
         The files, without the chart where it cannot be drawn.
@@ -247,6 +277,8 @@ def write_report(
     }
     if gain := crf_gain(rows):
         content["crf_gain"] = gain
+    if calibration is not None:
+        content["calibration"] = calibration.as_json()
     if curve:
         content["threshold_curve"] = [{"threshold": t, "miou": miou} for t, miou in curve]
     numbers, picture = folder / "metrics.json", folder / f"classes.{chart}"

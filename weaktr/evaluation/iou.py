@@ -237,6 +237,15 @@ class ThresholdCurve:
             curve.append(scores(total))
         return curve
 
+    def overlaps(self) -> np.ndarray:
+        """int64 [T, 3, L]: at each threshold the pixels of each label in both truth and labels, in
+        the truth, and in the labels; what `weaktr.evaluation.bootstrap` takes of an image.
+        """
+        below = self._counts.cumsum(0)
+        at = below[-1] - below[:-1]
+        at[:, :, 0] += below[:-1].sum(2)
+        return np.stack([np.diagonal(at, axis1=1, axis2=2), at.sum(2), at.sum(1)], 1)
+
     def best(self) -> tuple[float, Scores]:
         """The best threshold over the whole curve (no early stop) and its scores.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +14,7 @@ from weaktr.data import Problem, Sample
 from weaktr.data.photographs import enlarged
 from weaktr.evaluation.iou import ConfusionSum, Scores, ThresholdCurve, scores
 from weaktr.evaluation.pairs import Pair
-from weaktr.inference.cams import CamInputs, CamsOfModel
+from weaktr.inference.cams import CamInputs, CamsOfModel, CamSource
 from weaktr.inference.pipeline import Parts, limits_for, run_pipeline
 from weaktr.inference.predictions import Predictor
 from weaktr.inference.results import FINITE, LabelMaps, hand_over, is_finite
@@ -41,7 +41,29 @@ def cam_curve(
     first, last, step = settings.thresholds
     count = round((last - first) / step) + 1
     curve = ThresholdCurve(first + step * np.arange(count), num_labels)
-    source = CamsOfModel(model, label)
+    use_cams(CamsOfModel(model, label), chosen, label.queue_mb, curve.add)
+    return curve
+
+
+def use_cams(
+    source: CamSource,
+    samples: Sequence[Sample],
+    queue_mb: int,
+    use: Callable[[np.ndarray, Sequence[int], np.ndarray], None],
+    title: str = "scoring CAMs",
+) -> None:
+    """Compute the CAMs of images and hand them on beside the true masks.
+
+    Args:
+        source: of the CAMs, which knows its number of labels.
+        samples: with masks.
+        queue_mb: see `LabelConfig`.
+        use: called with the arguments of `ThresholdCurve.add`, image by image, in their order. An
+            image that cannot be read is left out, which the log says.
+        title: of the progress.
+    """
+    num_labels = source.num_labels
+    assert num_labels is not None
 
     def compute(batch: Sequence[CamInputs]) -> list[LabelMaps]:
         rows, maps = [], []
@@ -56,7 +78,7 @@ def cam_curve(
         cams = enlarged(result.arrays()["cam"], result.photograph.size)
         return cams, result.classes or (), data.read_mask(result.sample, num_labels)
 
-    with Meter("scoring CAMs", len(chosen)) as meter:
+    with Meter(title, len(samples)) as meter:
 
         def record(
             _: Sample, written: tuple[np.ndarray, Sequence[int], np.ndarray] | Problem
@@ -64,15 +86,14 @@ def cam_curve(
             if isinstance(written, Problem):
                 log.warning("not scored: %s", written)
             else:
-                curve.add(*written)
+                use(*written)
             meter.advance()
 
         run_pipeline(
-            chosen,
+            samples,
             Parts(source.read, source.fits, compute, write, record),
-            limits_for(source.device, label.queue_mb),
+            limits_for(source.device, queue_mb),
         )
-    return curve
 
 
 def score_segmenter(model: Segmenter, samples: Sequence[Sample], settings: PredictConfig) -> Scores:

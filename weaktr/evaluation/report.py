@@ -13,6 +13,7 @@ import numpy as np
 from rich.table import Table
 
 from weaktr.evaluation.bootstrap import LEVEL
+from weaktr.evaluation.calibration import Calibration
 from weaktr.evaluation.charts import Bars, class_bars
 from weaktr.evaluation.iou import Confused, Scores
 from weaktr.evaluation.pairs import Evaluation
@@ -187,6 +188,25 @@ def print_confused(row: Row, names: Sequence[str], count: int = 8) -> None:
     for pair in row.evaluation.confused[:count]:
         numbers = (f"{pair.pixels}", f"{pair.share:.1f}")
         table.add_row(names[pair.truth], _predicted(pair, names), *numbers)
+    console.print(table)
+
+
+def print_calibration(calibration: Calibration) -> None:
+    """Print how many pixels are right at each confidence, and the calibration error."""
+    table = Table(
+        title="confidence",
+        caption=f"expected calibration error {100 * calibration.error():.1f} % "
+        f"({calibration.images} images)",
+        title_justify="left",
+        caption_justify="left",
+    )
+    for column in ("confidence", "% of the pixels", "mean", "% right"):
+        table.add_column(column, justify="right")
+    for row in calibration.bins():
+        if row.pixels:
+            share = 100 * row.pixels / calibration.pixels
+            numbers = (f"{share:.1f}", f"{row.confidence:.2f}", f"{100 * row.right:.1f}")
+            table.add_row(f"{row.low:g} - {row.high:g}", *numbers)
     console.print(table)
 
 

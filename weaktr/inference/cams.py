@@ -58,6 +58,8 @@ class Cams(NamedTuple):
     #: float32 [D, h', w'] patch features, where the caller asked for them: those of the last block,
     #: of the photograph as it is (not flipped) at the first scale
     features: Tensor | None = None
+    #: float32 [K, h, w] of each scale and flip alone, scaled as `maps`, where they were asked for
+    views: tuple[Tensor, ...] = ()
 
 
 class CamSource(Protocol):
@@ -101,6 +103,7 @@ class CamsOfModel:
         predict_above: images without image-level labels get the classes whose probability is above
             this; None = they have no class.
         with_features: give the patch features of each photograph, too.
+        with_views: likewise the CAMs of each scale and flip.
     """
 
     def __init__(
@@ -110,9 +113,11 @@ class CamsOfModel:
         predict_above: float | None = None,
         *,
         with_features: bool = False,
+        with_views: bool = False,
     ) -> None:
         self.model, self.settings = for_labelling(model, settings), settings
         self.predict_above, self.with_features = predict_above, with_features
+        self.with_views = with_views
         self.num_labels: int | None = model.num_classes + 1
         self.device = next(model.parameters()).device
 
@@ -163,6 +168,7 @@ class CamsOfModel:
             self.settings,
             self.predict_above,
             with_features=self.with_features,
+            with_views=self.with_views,
         )
 
 
@@ -186,6 +192,7 @@ def multi_scale_cams(
     predict_above: float | None = None,
     *,
     with_features: bool = False,
+    with_views: bool = False,
 ) -> list[Cams]:
     """CAMs summed over scales and flips, then scaled to [0, 1] class by class.
 
@@ -200,8 +207,8 @@ def multi_scale_cams(
         labels: for each image the class indices to compute; None = those that the model predicts
             at the first scale.
         settings: see `LabelConfig`.
-        predict_above, with_features: see `CamsOfModel`. The features are after the backbone's final
-            norm where the head's are (`CamModelConfig.patch_norm`).
+        predict_above, with_features, with_views: see `CamsOfModel`. The features are after the
+            backbone's final norm where the head's are (`CamModelConfig.patch_norm`).
 
     Source: reference.md 23.
     """
@@ -214,6 +221,7 @@ def multi_scale_cams(
     predicted: list[tuple[float, ...] | None] = []
     sums: list[Tensor] = []
     features: list[Tensor | None] = [None] * len(scaled)
+    views_of: list[tuple[Tensor, ...]] = [()] * len(scaled)
     for numbers in _passes(scaled, most_patches // views, model.patch_size):
         inputs = []
         for number, parts in product(numbers, scaled):
@@ -239,15 +247,19 @@ def multi_scale_cams(
             )
         del encoded  # or its queries and keys stay while the next scale is encoded
         for index, cams in enumerate(small):
-            total = sums[index // views % len(scaled)]
+            image = index // views % len(scaled)
+            total = sums[image]
             if len(total):
                 size = (total.shape[1], total.shape[2])
                 large = F.interpolate(cams[None], size, mode="bilinear", align_corners=False)[0]
-                total.add_(large.flip(-1) if index % views else large)
+                large = large.flip(-1) if index % views else large
+                total.add_(large)
+                if with_views:
+                    views_of[image] += (_normalise(large),)
     return [
-        Cams(own, _normalise(total), probabilities, patches)
-        for own, total, probabilities, patches in zip(
-            classes, sums, predicted, features, strict=True
+        Cams(own, _normalise(total), probabilities, patches, of_views)
+        for own, total, probabilities, patches, of_views in zip(
+            classes, sums, predicted, features, views_of, strict=True
         )
     ]
 

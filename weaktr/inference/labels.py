@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from weaktr.inference.cams import CamInputs, CamSource
+from weaktr.config import ConfidenceKind
+from weaktr.inference.cams import CamInputs, Cams, CamSource
 from weaktr.inference.results import FINITE, LabelMaps, hand_over, is_finite
 from weaktr.inference.soft_labels import Softening, soft_labels
+from weaktr.inference.threshold import THRESHOLDS, best_threshold, fisher_curve
 from weaktr.inference.timeline import Steps, Timeline
 from weaktr.ops.upload import upload
 from weaktr.refine import Maps, Refiner, refine
 from weaktr.refine.maps import best_labels
+
+#: Other thresholds, as multiples of the chosen one, whose labels count for `stability`: before
+#: refinement, and those that are refined, too.
+FACTORS, REFINED_FACTORS = (0.2, 0.4, 0.7, 1.4, 2.0, 3.0, 4.5), (0.5, 2.0)
 
 
 def scores_from_cams(cams: Tensor, threshold: float) -> Tensor:
@@ -51,14 +58,64 @@ def labels_from_cams(cams: Tensor, threshold: float) -> Tensor:
     return best_labels(scores_from_cams(cams, threshold))[0]
 
 
+def stability(
+    cams: Sequence[Cams],
+    thresholds: Sequence[float],
+    results: Sequence[Maps],
+    images: Sequence[Tensor],
+    refiners: Sequence[Refiner],
+) -> list[Tensor]:
+    """How stable each pixel's label is: the share of other ways of labelling that agree with it.
+
+    The other ways are the labels before refinement from the thresholds of `FACTORS`; those of each
+    scale and flip alone, where the source gives them (`Cams.views`); and, where there are refiners,
+    what these make of the labels from the thresholds of `REFINED_FACTORS`.
+
+    Args:
+        cams: of each image of a batch.
+        thresholds: the background score of each image.
+        results: of each image, with the labels in question.
+        images: uint8 [h, w, 3] of each image, for the refiners.
+        refiners: that led to the labels.
+
+    Returns:
+        float32 [h, w] in [0, 1] of each image, on its device.
+    """
+    agreeing = []
+    for own, threshold, result in zip(cams, thresholds, results, strict=True):
+        others = [labels_from_cams(own.maps, factor * threshold) for factor in FACTORS]
+        others += [labels_from_cams(view, threshold) for view in own.views]
+        agreeing.append([labels == result.labels for labels in others])
+    for factor in REFINED_FACTORS if refiners else ():
+        given = []
+        for own, threshold, result in zip(cams, thresholds, results, strict=True):
+            scores = scores_from_cams(own.maps, factor * threshold)
+            labels, _ = best_labels(scores)
+            given.append(result._replace(labels=labels, scores=scores, confidence=None))
+        refined = refine(refiners, images, given)
+        for agreements, other, result in zip(agreeing, refined, results, strict=True):
+            agreements.append(other.labels == result.labels)
+    return [torch.stack(agreements).float().mean(0) for agreements in agreeing]
+
+
+def _threshold_for(cams: Cams, threshold: float | Literal["auto"]) -> float:
+    """`threshold`, or the best one for these CAMs alone."""
+    if threshold != "auto":
+        return threshold
+    assert cams.features is not None
+    curve = fisher_curve(cams.features, cams.maps, THRESHOLDS)
+    return best_threshold(THRESHOLDS, curve.tolist())
+
+
 @torch.inference_mode()
 def label_maps(
     source: CamSource,
     batch: Sequence[CamInputs],
-    threshold: float,
+    threshold: float | Literal["auto"],
     refiners: Sequence[Refiner],
     *,
     emit: Collection[str] = (),
+    confidence: ConfidenceKind = "score",
     softening: Softening | None = None,
     timeline: Timeline | None = None,
 ) -> list[LabelMaps]:
@@ -67,10 +124,12 @@ def label_maps(
     Args:
         source: of the CAMs.
         batch: photographs that it has read.
-        threshold: see `scores_from_cams`.
+        threshold: see `scores_from_cams`; "auto" = the best one by `fisher_curve` for each image
+            alone, of a source with features.
         refiners: from `choose_refiners`; each takes the whole batch in one call.
         emit: "confidence": also float32 [h, w], how likely each pixel's label is, by the last
             refiner, or by the softmax of the scores where there is none. "cam": also the CAMs.
+        confidence: "stability": `stability` in its place.
         softening: of "soft", the `soft_labels` that are also computed; None = they are not.
         timeline: gets the seconds of the steps.
 
@@ -78,39 +137,44 @@ def label_maps(
         Maps "plain" and "refined", uint8 [h, w]: 0 = background, i + 1 = the i-th of `classes`.
     """
     steps = Steps(source.device, timeline)
+    by_scores = ("confidence" in emit and confidence == "score") or softening is not None
     with steps.step("CAMs"):
         all_cams = source.cams(batch)
     with steps.step("threshold"):
+        thresholds = [_threshold_for(cams, threshold) for cams in all_cams]
         plain, finite = [], []
-        for one, cams in zip(batch, all_cams, strict=True):
-            scores = scores_from_cams(cams.maps, threshold)
+        for one, cams, own_threshold in zip(batch, all_cams, thresholds, strict=True):
+            scores = scores_from_cams(cams.maps, own_threshold)
             labels, best = best_labels(scores)
-            confidence = best if "confidence" in emit else None
+            likely = best if by_scores else None
             plain.append(
                 Maps(
-                    labels, len(scores), scores, confidence, cams.features, one.sample.name,
+                    labels, len(scores), scores, likely, cams.features, one.sample.name,
                     one.photograph.size,
                 )
             )  # fmt: skip
             finite.append(is_finite(best))
     with steps.step("refinement"):
         refined = plain
+        images = [upload(one.image, source.device) for one in batch] if refiners else []
         if refiners:
-            images = [upload(one.image, source.device) for one in batch]
-            with_confidence = "confidence" in emit or softening is not None
-            refined = refine(refiners, images, plain, confidence=with_confidence)
+            refined = refine(refiners, images, plain, confidence=by_scores)
+        confidences = [maps.confidence for maps in refined]
+        if "confidence" in emit and confidence == "stability":
+            confidences = [*stability(all_cams, thresholds, refined, images, refiners)]
     rows = [
         (one.sample, one.photograph, cams.classes, cams.probabilities)
         for one, cams in zip(batch, all_cams, strict=True)
     ]
     files = []
-    for cams, before, after, sound in zip(all_cams, plain, refined, finite, strict=True):
-        own = {"plain": before.labels, "refined": after.labels, FINITE: sound}
-        if "confidence" in emit and after.confidence is not None:
-            own["confidence"] = after.confidence
+    for index, (cams, before, after) in enumerate(zip(all_cams, plain, refined, strict=True)):
+        own = {"plain": before.labels, "refined": after.labels, FINITE: finite[index]}
+        sure = confidences[index]
+        if "confidence" in emit and sure is not None:
+            own["confidence"] = sure
         if "cam" in emit:
             own["cam"] = cams.maps
         if softening is not None:
-            own["soft"] = soft_labels(softening, cams.maps, threshold, before, after)
+            own["soft"] = soft_labels(softening, cams.maps, thresholds[index], before, after)
         files.append(own)
     return hand_over(rows, files)

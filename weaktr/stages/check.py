@@ -54,6 +54,7 @@ from weaktr.stages.check_models import (
 from weaktr.stages.masks import unusable_in_words
 from weaktr.stages.places import in_the_way
 from weaktr.stages.run import Run, Stage, load_split
+from weaktr.stages.threshold import require_masks
 from weaktr.stages.train_seg import require_soft_labels, starting_config
 
 log = logging.getLogger("weaktr")
@@ -234,7 +235,9 @@ class _Check:
         recipe, names = self.recipe, self.names
         if names & {"train_cam", "label", "train_seg"}:
             self._to_learn_from()
-        if "evaluate" in names or ("train_cam" in names and recipe.train_cam.validate_every):
+        searched = "label" in names and recipe.label.threshold == "search_on_masks"
+        validated = "train_cam" in names and bool(recipe.train_cam.validate_every)
+        if "evaluate" in names or validated or searched:
             self._to_score_on()
         watched = "train_seg" in names and bool(recipe.train_seg.validate_every)
         scored = "evaluate" in names and "predict" in recipe.stages
@@ -263,6 +266,9 @@ class _Check:
         part = self.part(f"split {split}, to score on")
         self.score = score = self._opened(part, split, "score")
         masks = self._masks(split, score, are_scored=True)
+        if "label" in self.names and score is not None:
+            with part.told("label"):
+                require_masks(self.run)
         if masks and self.train is not None and masks.isdisjoint(s.name for s in self.train):
             part.warnings.append("none is a training image, so pseudo labels will not be scored")
 

@@ -33,6 +33,7 @@ from weaktr.evaluation.models import cam_curve
 from weaktr.evaluation.pairs import Evaluation, Pair, evaluate_pairs
 from weaktr.evaluation.report import Conditions, Row, caption, draw_classes, print_rows, row_json
 from weaktr.files import write_json
+from weaktr.inference.threshold import read_choice
 from weaktr.messages import few
 from weaktr.models import CamModel
 from weaktr.stages.label import LABEL
@@ -69,7 +70,8 @@ def evaluate(run: Run, folder: Path) -> int:
     not_scored = 0
     if "train_cam" in recipe.stages:
         rows, not_scored = _cam_rows(recipe, score, run.cam_model())
-    conditions = label_conditions(recipe.label, split_name(score))
+    choice = read_choice(run.of("label"))
+    conditions = label_conditions(recipe.label, split_name(score), choice)
     of_labels, left_out = folder_rows(
         run, "label", "pseudo_label", "pseudo labels", conditions, score
     )

@@ -70,6 +70,8 @@ def inputs_of(stage: Stage, run: Run) -> Inputs:
         for name, tree in settings.items():
             if isinstance(tree, dict) and "weights" in tree:
                 settings[name] = {**tree, "weights": "file"}
+    if (chosen_on := stage.chosen_on(run)) is not None:
+        facts["chosen_on"] = digest_of(_rows(chosen_on, run, ()))
     refiners = stage.refiners(run)
     images = digest_of(row for manifest in manifests for row in _rows(manifest, run, refiners))
     if not stage.by_image:

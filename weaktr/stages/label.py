@@ -18,16 +18,18 @@ from weaktr.inference.cams import CamInputs, CamsOfModel, CamSource
 from weaktr.inference.labels import label_maps
 from weaktr.inference.results import LabelMaps
 from weaktr.inference.soft_labels import Softening
+from weaktr.inference.threshold import CHOICE
 from weaktr.inference.timeline import Timeline
 from weaktr.refine import Refiner, choose_refiners, files_of, needs_features, notes_of
 from weaktr.stages.masks import MaskReport, make_masks
 from weaktr.stages.run import Run, Stage, masks_digest
 from weaktr.stages.store import MaskStore, soft_file
+from weaktr.stages.threshold import masks_to_search_on, require_way, threshold_of
 from weaktr.stages.train_cam import TRAIN_CAM
 
 #: The fields of `LabelConfig` that take effect after the CAMs, not in computing them.
 AFTER_CAMS = (
-    "threshold", "crf", "gt_prob", "unlabelled", "refiners", "queue_mb",
+    "threshold", "crf", "gt_prob", "unlabelled", "refiners", "queue_mb", "confidence",
     "soft", "soft_temperature", "soft_stride",
 )  # fmt: skip
 
@@ -41,6 +43,7 @@ def label(
     emit: Collection[str] = (),
     profile: Path | None = None,
     contents: Contents | None = None,
+    masked: Sequence[Sample] = (),
 ) -> MaskReport:
     """Write a pseudo label for every image that shows a class; continues where it stopped.
 
@@ -48,27 +51,36 @@ def label(
         source: of the CAMs.
         samples: the images; their true masks are not read.
         folder: gets ``masks/``, ``index.jsonl`` and, with refiners, ``before_refinement/``; with
-            `LabelConfig.soft` also ``soft/NAME.npz``, see `write_soft_labels`.
+            `LabelConfig.soft` also ``soft/NAME.npz``, see `write_soft_labels`; where the threshold
+            is chosen, ``threshold.json`` and a chart of it.
         settings: see `LabelConfig`; for stored CAMs only those of `AFTER_CAMS` count.
         emit: "confidence": also ``confidence/NAME.png``; "cam": also ``cams/NAME.npz`` (large). The
             mask of an image that has no such file is made again.
         profile: see `make_masks`.
         contents: see `MaskStore`.
+        masked: images with true masks, on which "search_on_masks" chooses the threshold.
 
     Returns:
         What was labelled and what was left out, which is also logged.
 
     Raises:
-        ValueError: a refiner works on patch features, and the source gives none.
+        ValueError: a refiner works on patch features, and the source gives none; or see
+            `weaktr.stages.threshold.threshold_of`.
         PipelineError: see `weaktr.inference.pipeline.run_pipeline`.
     """
     refiners = choose_refiners(settings)
     require_features(refiners, source)
+    require_way(settings, source, masked)
     keep_unlabelled = settings.unlabelled == "background"
     softening = Softening(settings.soft_temperature, settings.soft_stride)
+
+    def files(sample: Sample) -> tuple[Path, ...]:
+        choice = [folder / CHOICE] if is_chosen else []
+        return (*source.files(sample), *files_of(refiners, sample.name), *choice)
+
     store = MaskStore(
         folder,
-        lambda sample: (*source.files(sample), *files_of(refiners, sample.name)),
+        files,
         refined=bool(refiners),
         keep_unlabelled=keep_unlabelled,
         emit=[*emit, "soft"] if settings.soft else emit,
@@ -78,14 +90,18 @@ def label(
     shown = [s for s in samples if keep_unlabelled or source.shows_a_class(s)]
     nothing = [s for s in samples if not (keep_unlabelled or source.shows_a_class(s))]
     left_out = list(store.drop(nothing))
+    candidates = [s for s in shown if source.shows_a_class(s)]
+    is_chosen = bool(candidates) and not isinstance(settings.threshold, float)
+    threshold = threshold_of(source, candidates, folder, settings, masked) if candidates else 1.0
 
     def compute(batch: Sequence[CamInputs], timeline: Timeline) -> list[LabelMaps]:
         return label_maps(
             source,
             batch,
-            settings.threshold,
+            threshold,
             refiners,
             emit=emit,
+            confidence=settings.confidence,
             softening=softening if settings.soft else None,
             timeline=timeline,
         )
@@ -109,6 +125,11 @@ def label(
     return report
 
 
+def works_on_features(settings: LabelConfig, refiners: Sequence[Refiner]) -> bool:
+    """Whether labels by these settings and their refiners take the patch features of CAMs."""
+    return needs_features(refiners) or settings.threshold == "auto"
+
+
 def require_features(refiners: Sequence[Refiner], source: CamSource) -> None:
     """Raise `ValueError` where refiners work on patch features that a source does not give."""
     if needs_features(refiners) and not source.with_features:
@@ -122,9 +143,10 @@ def require_features(refiners: Sequence[Refiner], source: CamSource) -> None:
 def label_run(run: Run, folder: Path) -> int:
     """Label the training images of a run; returns how many were left out."""
     samples, settings = run.train_images.samples, run.recipe.label
-    features = needs_features(choose_refiners(settings))
+    features = works_on_features(settings, choose_refiners(settings))
     source = CamsOfModel(run.cam_model(), settings, with_features=features)
-    report = label(source, samples, folder, settings, contents=run.contents)
+    masked = masks_to_search_on(run)
+    report = label(source, samples, folder, settings, contents=run.contents, masked=masked)
     return len(report.left_out)
 
 
@@ -145,6 +167,7 @@ LABEL = Stage(
     images=lambda run: [run.train_images],
     work=label_run,
     result=labels_digest,
+    chosen_on=lambda run: run.score if run.recipe.label.threshold == "search_on_masks" else None,
     by_image=True,
     refiners=lambda run: choose_refiners(run.recipe.label),
     after=(TRAIN_CAM,),

@@ -48,7 +48,8 @@ OF_A_RUN = (*OF_FILES, PICTURES, FEATURES)
 OF_A_STAGE = (
     INPUTS, outputs.FINISHED, "index.jsonl", "state.pt", "model.safetensors", "model.json",
     "metrics.jsonl", "metrics.json", TABLE, "contact_sheet.png", CONTENTS, outputs.LOCK,
-    "pseudo_label_classes.png", "val_classes.png", "not_held_out_classes.png",
+    "pseudo_label_classes.png", "val_classes.png", "not_held_out_classes.png", "threshold.json",
+    "threshold.png",
 )  # fmt: skip
 #: Those of them that change, or are looked at apart.
 OF_WORK = (INPUTS, outputs.FINISHED, "index.jsonl", "state.pt", CONTENTS, outputs.LOCK)

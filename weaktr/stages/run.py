@@ -116,6 +116,7 @@ class Stage:
             to leave out.
         result: one digest of the results in a folder.
         weights: the file from which a training starts; None = there is none.
+        chosen_on: images with true masks by which a setting is chosen; None = none is.
         by_image: whether each image has a result of its own, from its own file and labels
             (`weaktr.stages.store`), so that those of the other images stay when one changes.
         refiners: of the masks; files that they read count as those of an image.
@@ -129,6 +130,7 @@ class Stage:
     work: Callable[[Run, Path], int]
     result: Callable[[Run, Path], str]
     weights: Callable[[Run], str | None] = lambda run: None
+    chosen_on: Callable[[Run], Manifest | None] = lambda run: None
     by_image: bool = False
     refiners: Callable[[Run], Sequence[Refiner]] = lambda run: ()
     after: tuple[Stage, ...] = ()

@@ -21,16 +21,22 @@ from weaktr.data.datasets import SeededDataset
 from weaktr.evaluation.conditions import split_name
 from weaktr.evaluation.iou import scored
 from weaktr.evaluation.models import cam_curve
+from weaktr.inference.cams import CamsOfModel
 from weaktr.inference.head_inputs import as_computed, head_inputs_dataset, reasons_against
+from weaktr.inference.threshold import THRESHOLDS, best_threshold, drawn, mean_fisher_curve
 from weaktr.models import CamModel, CamOutput, checkpoints
 from weaktr.models.cam import HeadInputs
 from weaktr.models.pretrained import load_backbone
 from weaktr.stages.run import MODEL, Run, Stage, model_digest
-from weaktr.training.loop import EpochLoader, TrainingLoop, compiled
+from weaktr.training.loop import METRICS, EpochLoader, TrainingLoop, compiled
+from weaktr.training.metrics import entries_in
 from weaktr.training.optimizers import cam_optimizer
 from weaktr.training.state import set_seeds
 
 log = logging.getLogger("weaktr")
+
+#: Training images by which an epoch is chosen.
+CONTRAST_IMAGES = 100
 
 
 def train_cam(run: Run, folder: Path) -> int:
@@ -49,27 +55,7 @@ def train_cam(run: Run, folder: Path) -> int:
     model = CamModel(recipe.cam_model, len(classes))
     load_backbone(model.vit, recipe.cam_model)
     model = model.to(run.device)
-    reasons = reasons_against(model, settings)
-    passes_once = not reasons
-    if reasons and settings.backbone_lr == 0 and settings.class_tokens == "frozen":
-        log.info(
-            "the backbone is frozen, but photographs pass through it in every epoch: %s",
-            "; ".join(reasons),
-        )
-    dataset: SeededDataset
-    if passes_once:
-        dataset = head_inputs_dataset(
-            model, run.train_images, settings, run.cache, run.contents, recipe.seed
-        )
-    else:
-        transform = data.cam_train_transform(
-            recipe.cam_model.image_size,
-            normalization=cast(data.Normalization, model.normalization),
-            **asdict(settings.augment),
-        )
-        dataset = data.CamDataset(run.train_images, transform, seed=recipe.seed)
-    workers = 0 if passes_once else recipe.num_workers  # memory needs no other process
-    loader = EpochLoader(dataset, settings.batch_size, recipe.seed, workers)
+    loader, passes_once = _loader(model, run)
     optimizer = cam_optimizer(
         model,
         settings.lr,
@@ -100,8 +86,9 @@ def train_cam(run: Run, folder: Path) -> int:
         return cam_losses(model(*parts), targets)
 
     watched = run.score if settings.validate_every else None
+    class_list = {"names": classes.names, "ids": classes.ids}
 
-    def validate(model: CamModel) -> dict[str, float]:
+    def score(model: CamModel) -> dict[str, float]:
         assert watched is not None
         curve = cam_curve(model, watched.samples, recipe.label, recipe.evaluate)
         best = scored(curve.best, f"CAMs against {split_name(watched)}")
@@ -115,10 +102,67 @@ def train_cam(run: Run, folder: Path) -> int:
         return {"cam_miou": scores.miou, "cam_threshold": threshold}
 
     loop = TrainingLoop(folder, model, optimizer, loader, settings, recipe, set_lr)
+    logged = entries_in(folder / METRICS) if settings.choose == "fisher" else []
+    values = [entry["fisher"] for entry in logged if isinstance(entry.get("fisher"), float)]
+    best = max(values, default=0.0)
+
+    def validate(model: CamModel) -> dict[str, float]:
+        nonlocal best
+        scores = score(model)
+        if settings.choose == "last":
+            return scores
+        value, threshold = contrast(model, run)
+        if value > best:
+            best = value
+            checkpoints.save(model, folder / MODEL, classes=class_list)
+        log.info("fisher %.4f at threshold %.2f, the best so far %.4f", value, threshold, best)
+        return {**scores, "fisher": value, "fisher_threshold": threshold}
+
     trained = loop.train(compiled(losses, settings.compile), validate if watched else None)
-    class_list = {"names": classes.names, "ids": classes.ids}
-    checkpoints.save(trained, folder / MODEL, classes=class_list)
+    if not (best and (folder / MODEL).is_file()):
+        checkpoints.save(trained, folder / MODEL, classes=class_list)
     return 0
+
+
+def _loader(model: CamModel, run: Run) -> tuple[EpochLoader, bool]:
+    """The batches of a training, and whether photographs pass through the backbone only once."""
+    recipe, settings = run.recipe, run.recipe.train_cam
+    reasons = reasons_against(model, settings)
+    if not reasons:
+        dataset: SeededDataset = head_inputs_dataset(
+            model, run.train_images, settings, run.cache, run.contents, recipe.seed
+        )
+        workers = 0  # memory needs no other process
+        return EpochLoader(dataset, settings.batch_size, recipe.seed, workers), True
+    if settings.backbone_lr == 0 and settings.class_tokens == "frozen":
+        log.info(
+            "the backbone is frozen, but photographs pass through it in every epoch: %s",
+            "; ".join(reasons),
+        )
+    transform = data.cam_train_transform(
+        recipe.cam_model.image_size,
+        normalization=cast(data.Normalization, model.normalization),
+        **asdict(settings.augment),
+    )
+    dataset = data.CamDataset(run.train_images, transform, seed=recipe.seed)
+    return EpochLoader(dataset, settings.batch_size, recipe.seed, recipe.num_workers), False
+
+
+def contrast(model: CamModel, run: Run) -> tuple[float, float]:
+    """How much foreground and background differ in the patch features of a model.
+
+    Args:
+        model: in eval mode.
+        run: `CONTRAST_IMAGES` of its training images are looked at, always the same ones.
+
+    Returns:
+        The mean of `fisher_curve` at its best threshold, and that threshold.
+    """
+    settings = run.recipe.label
+    source = CamsOfModel(model, settings, with_features=True)
+    samples = drawn([sample for sample in run.train_images if sample.labels], CONTRAST_IMAGES)
+    values, _ = mean_fisher_curve(source, samples, settings.queue_mb, "fisher")
+    return float(values.max()), best_threshold(THRESHOLDS, values.tolist())
 
 
 def cam_losses(output: CamOutput, targets: Tensor) -> dict[str, Tensor]:

@@ -198,7 +198,7 @@ class TrainingLoop(Generic[M]):
         Args:
             losses_of: the losses of a batch, whose sum is minimised.
             validate: scores of a model in eval mode, logged every ``validate_every`` epochs. They
-                have no influence on the training or on the model that is saved.
+                have no influence on the training or on the model that is returned.
 
         Returns:
             The trained model in eval mode: the moving average where one is kept.

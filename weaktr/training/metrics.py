@@ -8,7 +8,20 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
-from weaktr.files import keep_lines, require_file
+from weaktr.files import keep_lines, parse_json, read_text, require_file
+
+
+def entries_in(path: Path) -> list[dict[str, Any]]:
+    """The entries of a metrics.jsonl that this training has written.
+
+    Raises:
+        ValueError: a line is no JSON object.
+    """
+    lines = read_text(path).splitlines()
+    entries = [parse_json(line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
+    if wrong := [number for number, e in enumerate(entries, 1) if not isinstance(e, dict)]:
+        raise ValueError(f"{path}:{wrong[0]}: expected a JSON object; delete the stage's folder")
+    return entries
 
 
 class MetricsLog:
