@@ -11,7 +11,7 @@ import pytest
 from tests.cli.test_train import said
 from tests.stages import tiny
 from weaktr import cli, load
-from weaktr.config import LabelConfig
+from weaktr.config import LabelConfig, TrainCamConfig
 from weaktr.data import read_mask
 from weaktr.data.masks import MaskFolder
 from weaktr.evaluation.bootstrap import interval, resampled_miou
@@ -20,7 +20,7 @@ from weaktr.evaluation.iou import ConfusionSum, scores
 from weaktr.inference.cams import CamsOfModel
 from weaktr.inference.labels import labels_from_cams
 from weaktr.inference.threshold import THRESHOLDS, choose_by_features, read_choice
-from weaktr.recipes import dump_recipe
+from weaktr.recipes import dump_recipe, identity
 from weaktr.stages.label import LABEL, label
 from weaktr.stages.pipeline import check_recipe, inputs_of, run_recipe
 from weaktr.stages.run import Run
@@ -93,9 +93,12 @@ def test_masks_of_another_choice_are_made_again(run, tmp_path):
     label(source_of(run), samples[:3], tmp_path, settings)
     kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "masks").iterdir()}
     (tmp_path / "threshold.json").unlink()
+    (tmp_path / "threshold.png").write_bytes(b"somebody's")
     label(source_of(run), samples, tmp_path, settings)
     assert len(read_choice(tmp_path).images) == 12
     assert all(p.stat().st_mtime_ns != stamp for p, stamp in kept.items())
+    (own,) = tmp_path.glob("threshold.old-*.png")
+    assert own.read_bytes() == b"somebody's"
 
 
 def test_images_without_a_class_need_no_threshold(run, tmp_path):
@@ -169,6 +172,13 @@ def test_the_check_finds_too_few_masks(root, tmp_path):
     assert faults[0].startswith("label.val_masks: expected at most the 12 images")
 
 
+def test_runs_of_older_versions_are_as_they_were():
+    """None of the new settings is in a fingerprint where it says what was done before."""
+    assert not {"val_masks", "confidence"} & identity(LabelConfig()).keys()
+    assert "choose" not in identity(TrainCamConfig())
+    assert identity(LabelConfig(threshold="auto"))["threshold"] == "auto"
+
+
 def test_a_number_of_masks_without_a_search_is_refused():
     with pytest.raises(ValueError, match="val_masks: expected null unless"):
         LabelConfig(threshold="auto", val_masks=3)
@@ -204,6 +214,8 @@ def test_val_masks_is_short_for_settings(root, tmp_path):
     choice = read_choice(out / "label")
     assert (choice.way, len(choice.images)) == ("search_on_masks", 3)
     metrics = json.loads((out / "metrics.json").read_text())
+    details = json.loads((out / "evaluate" / "metrics.json").read_text())
+    assert details[0]["supervision"].endswith("the threshold chosen with true masks")
     words = "chosen with true masks of 3 training images"
     assert words in metrics["conditions"]["pseudo_label_miou"]
 

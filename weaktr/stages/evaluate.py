@@ -86,6 +86,8 @@ def evaluate(run: Run, folder: Path) -> int:
         not_scored += left_out
     names = score.classes.label_names
     supervision = "true masks" if recipe.train_seg.masks == "truth" else "image-level labels"
+    if recipe.label.threshold == "search_on_masks":
+        supervision += ", the threshold chosen with true masks"
     details = [row_json(row, names) | {"supervision": supervision} for row in rows]
     write_json(folder / "metrics.json", details)
     flat: dict[str, Any] = {"recipe": recipe.name, "seed": recipe.seed}

@@ -29,6 +29,8 @@ from weaktr.inference.threshold import (
     write_choice,
 )
 from weaktr.messages import one_line
+from weaktr.outputs import keep
+from weaktr.seals import is_sealed
 from weaktr.stages.run import Run
 
 log = logging.getLogger("weaktr")
@@ -72,13 +74,13 @@ def threshold_of(
     else:
         choice = search_on_masks(source, masked, settings)
     write_choice(choice, folder)
-    caption = f"{choice.criterion}; {len(choice.images)} images"
+    chart, caption = folder / CHART, f"{choice.criterion}; {len(choice.images)} images"
+    if chart.exists() and not is_sealed(chart):
+        keep(chart)
     try:
-        threshold_chart(
-            choice.curve, choice.threshold, folder / CHART, title="threshold", caption=caption
-        )
+        threshold_chart(choice.curve, choice.threshold, chart, title="threshold", caption=caption)
     except (ValueError, RuntimeError) as error:  # of matplotlib, its fonts and its settings
-        log.warning("%s: is not drawn: %s", folder / CHART, one_line(str(error))[:300])
+        log.warning("%s: is not drawn: %s", chart, one_line(str(error))[:300])
     return choice.threshold
 
 
