@@ -9,7 +9,7 @@ import torch
 from tests.models import small
 from tests.tolerances import assert_golden
 from weaktr.config import BackboneConfig
-from weaktr.models import ViT
+from weaktr.models import ViT, checkpoints
 
 TINY = {"embed_dim": 48, "depth": 2, "num_heads": 3}
 CAM = {"image_size": 64, "reduction": 2.0, "backbone_args": TINY}
@@ -43,6 +43,21 @@ def test_tokens_equal_timms_own_forward(family):
     images = torch.randn(2, 3, 4 * patch, 6 * patch)
     with torch.no_grad():
         assert_golden(ours(images), theirs.forward_features(images))
+
+
+def test_weights_of_a_file(family, tmp_path):
+    """Those of timm start stage 1, whose checkpoint starts stage 2, learnt frequencies included."""
+    bare, stage1 = tmp_path / "bare.pth", tmp_path / "model.safetensors"
+    theirs = timm.create_model(family, num_classes=0, global_pool="", img_size=64, **TINY)
+    torch.save(theirs.state_dict(), bare)
+    cam = small.cam_model(family, 4, weights=str(bare), **CAM)
+    checkpoints.save(cam, stage1)
+    segmenter = small.segmenter(family, 5, weights=str(stage1), image_size=64, backbone_args=TINY)
+    expected = theirs.state_dict()
+    for vit in (cam.vit, segmenter.vit):
+        for name, value in vit.state_dict().items():
+            if name not in ("cls_token", "pos_embed"):  # of as many class tokens as there are
+                assert torch.equal(value, expected[name]), name
 
 
 @pytest.mark.parametrize("size", [(64, 64), (50, 91)])

@@ -48,10 +48,11 @@ IGNORED = (
     "attn_pool",
     "pre_logits",
     "mask_token",
-    "rope",
     "fusion",
     "adaptive_attention_fusion",
 )
+#: The frequencies of rotary positions where they are learnt; all others follow from the settings.
+LEARNT_ROPE = "rope.freqs"
 #: The largest patches, in pixels, that are resized (the work grows with the fourth power).
 MOST_PATCH = 64
 #: Names of the original EVA-02 and DINOv2 releases -> timm's.
@@ -195,7 +196,8 @@ def timm_names(state: Mapping[str, Tensor]) -> State:
             break
     out: State = {}
     for key, value in state.items():
-        if key.split(".")[0] in IGNORED or ".rope." in key:
+        parts = key.split(".")
+        if parts[0] in IGNORED or ("rope" in parts and key != LEARNT_ROPE):
             continue
         out[timm_name(key)] = value
     if "norm.weight" not in out:  # models with average pooling call their last norm fc_norm
