@@ -397,8 +397,8 @@ class LabelConfig(Settings):
         amp: autocast while CAMs are computed; "auto" = fp16 on CUDA.
         soft: also write soft labels, which `TrainSegConfig.labels` may learn from: the shares of
             background and the image's classes in cells of the image.
-        soft_temperature: tau of the softmax over threshold and CAMs that gives them, where no
-            refiner does; the smaller, the more decided.
+        soft_temperature: tau of the softmax over threshold and CAMs, or over the logarithms of the
+            last refiner's scores, that gives them; the smaller, the more decided.
         soft_stride: side of a cell in pixels of the working size.
         val_masks: with "search_on_masks", how many images with true masks are drawn at random and
             used; None = all of the score split.

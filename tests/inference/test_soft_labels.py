@@ -64,18 +64,29 @@ def test_cams_alone(temperature):
     assert_shares(soft, by_cell(softmax))
 
 
-def test_scores_of_the_last_refiner():
+@pytest.mark.parametrize("temperature", [0.05, 1.0])
+def test_scores_of_the_last_refiner(temperature):
     cams, plain = drawn()
     scores = torch.rand(3, *SIZE)
     scores[:, :4, :4] = 0  # the first cell
     refined = Maps(best_labels(scores)[0], 3, scores)
 
     def shares(y, x):
-        own = scores[:, y, x]
+        own = scores[:, y, x].double() ** (1 / temperature)
         return (own / own.sum()).tolist() if own.any() else [1 / 3] * 3
 
-    soft = soft_labels(Softening(0.05, STRIDE), cams, THRESHOLD, plain, refined)
+    soft = soft_labels(Softening(temperature, STRIDE), cams, THRESHOLD, plain, refined)
     assert_shares(soft, by_cell(shares))
+
+
+def test_a_refiner_that_changes_no_score_changes_no_soft_label():
+    """Such as proposals that agree with the labels: the temperature counts after them, too."""
+    cams, plain = drawn()
+    refined = Maps(plain.labels.clone(), 3, plain.scores.clone())
+    softening = Softening(0.05, STRIDE)
+    before = soft_labels(softening, cams, THRESHOLD, plain, plain)
+    after = soft_labels(softening, cams, THRESHOLD, plain, refined)
+    assert (before.int() - after.int()).abs().max() <= 1
 
 
 @pytest.mark.parametrize("with_confidence", [True, False])

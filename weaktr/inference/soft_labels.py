@@ -14,7 +14,7 @@ from weaktr.refine import Maps
 class Softening(NamedTuple):
     """How soft labels are computed; see `LabelConfig`."""
 
-    temperature: float  #: tau of the softmax over threshold and CAMs
+    temperature: float  #: tau; the smaller, the more decided
     stride: int  #: side of a cell in pixels
 
 
@@ -24,11 +24,12 @@ def soft_labels(
     """Soft labels of one image, by what its last refiner gives.
 
         nothing (none there)  y = softmax([threshold, cam_1, ..., cam_K] / tau)
-        scores                y = scores / Σ scores, uniform where they are all 0
+        scores                y = scores^(1 / tau) / Σ scores^(1 / tau), uniform where all are 0
         labels alone          y = c for the pixel's label, (1 - c) / K for each other one, with the
                               refiner's confidence c in it (1 where it has none)
 
-    Then y is averaged over cells, which divide height and width evenly.
+    Of softmax([threshold, cam_1, ..., cam_K]), from which refiners start, the second line makes the
+    first. Then y is averaged over cells, which divide height and width evenly.
 
     Args:
         softening: temperature and size of the cells.
@@ -44,8 +45,9 @@ def soft_labels(
         background = cams.new_full((1, *cams.shape[1:]), threshold)
         pixels = (torch.cat([background, cams]) / softening.temperature).softmax(0)
     elif refined.scores is not None and refined.scores is not plain.scores:
-        total = refined.scores.sum(0)
-        pixels = torch.where(total > 0, refined.scores / total, 1 / refined.num_labels)
+        best = refined.scores.amax(0)
+        powers = (refined.scores / best).pow(1 / softening.temperature)
+        pixels = torch.where(best > 0, powers / powers.sum(0), 1 / refined.num_labels)
     else:
         pixels = _by_confidence(refined)
     height, width = pixels.shape[1:]
