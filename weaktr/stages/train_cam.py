@@ -17,10 +17,13 @@ from timm.scheduler import CosineLRScheduler
 from torch import Tensor
 
 from weaktr import data
+from weaktr.data.datasets import SeededDataset
 from weaktr.evaluation.conditions import split_name
 from weaktr.evaluation.iou import scored
 from weaktr.evaluation.models import cam_curve
+from weaktr.inference.head_inputs import as_computed, head_inputs_dataset, reasons_against
 from weaktr.models import CamModel, CamOutput, checkpoints
+from weaktr.models.cam import HeadInputs
 from weaktr.models.pretrained import load_backbone
 from weaktr.stages.run import MODEL, Run, Stage, model_digest
 from weaktr.training.loop import EpochLoader, TrainingLoop, compiled
@@ -46,15 +49,33 @@ def train_cam(run: Run, folder: Path) -> int:
     model = CamModel(recipe.cam_model, len(classes))
     load_backbone(model.vit, recipe.cam_model)
     model = model.to(run.device)
-    transform = data.cam_train_transform(
-        recipe.cam_model.image_size,
-        normalization=cast(data.Normalization, model.normalization),
-        **asdict(settings.augment),
-    )
-    dataset = data.CamDataset(run.train_images, transform, seed=recipe.seed)
-    loader = EpochLoader(dataset, settings.batch_size, recipe.seed, recipe.num_workers)
+    reasons = reasons_against(model, settings)
+    passes_once = not reasons
+    if reasons and settings.backbone_lr == 0 and settings.class_tokens == "frozen":
+        log.info(
+            "the backbone is frozen, but photographs pass through it in every epoch: %s",
+            "; ".join(reasons),
+        )
+    dataset: SeededDataset
+    if passes_once:
+        dataset = head_inputs_dataset(
+            model, run.train_images, settings, run.cache, run.contents, recipe.seed
+        )
+    else:
+        transform = data.cam_train_transform(
+            recipe.cam_model.image_size,
+            normalization=cast(data.Normalization, model.normalization),
+            **asdict(settings.augment),
+        )
+        dataset = data.CamDataset(run.train_images, transform, seed=recipe.seed)
+    workers = 0 if passes_once else recipe.num_workers  # memory needs no other process
+    loader = EpochLoader(dataset, settings.batch_size, recipe.seed, workers)
     optimizer = cam_optimizer(
-        model, settings.lr, settings.weight_decay, backbone_lr=settings.backbone_lr
+        model,
+        settings.lr,
+        settings.weight_decay,
+        backbone_lr=settings.backbone_lr,
+        class_tokens=settings.class_tokens,
     )
     batches = len(loader)
     schedule = CosineLRScheduler(
@@ -72,8 +93,11 @@ def train_cam(run: Run, folder: Path) -> int:
             one_epoch_late if settings.lag_one_epoch else step * settings.accumulate
         )
 
-    def losses(images: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        return cam_losses(model(images), targets)
+    def losses(*batch: Tensor) -> dict[str, Tensor]:
+        *parts, targets = batch
+        if passes_once:
+            return cam_losses(model.outputs(as_computed(HeadInputs(*parts))), targets)
+        return cam_losses(model(*parts), targets)
 
     watched = run.score if settings.validate_every else None
 
