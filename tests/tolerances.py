@@ -26,6 +26,14 @@ TOLERANCES = {
     "lattice": Tolerance(1e-4, 1e-5),
     # the lattice's filter against the exact Gaussian, values spread over 0 to 3
     "gaussian_approximation": Tolerance(0.0, 0.1),
+    # what was kept in float16, values of order 1; two of its units in the last place near zero
+    "float16": Tolerance(2**-10, 2e-6),
+    # gradients on such values, as shares of the largest: they are sums in which values cancel
+    "float16_gradient": Tolerance(0.0, 2**-11),
+    # losses and weights of a few steps on what was kept in float16, of order 1
+    "float16_training": Tolerance(1e-4, 1e-4),
+    # likewise in bf16, whose own units in the last place are a hundredth
+    "bf16_training": Tolerance(2e-3, 1e-3),
     # two ways of computing the same thing in float32 or float64
     "float32": Tolerance(1e-5, 1e-6),
     "float64": Tolerance(1e-10, 1e-12),

@@ -259,6 +259,12 @@ class TrainCamConfig(Settings):
         lr: peak learning rate of a step of ``batch_size * accumulate`` images.
         backbone_lr: factor on `lr` for the pretrained backbone; 0 freezes all of it but the class
             tokens, which suits strong backbones (DINOv2) and few images.
+        class_tokens: "frozen" leaves them as they start. Together with ``backbone_lr: 0`` nothing
+            of the backbone changes, and photographs pass through it once instead of in every epoch
+            (`weaktr.inference.head_inputs`), where nothing else changes what it gives: augment
+            with scale and ratio [1, 1] (the square in the middle), without randaugment and
+            erasing (flips are kept as a second view), and ``cam_model.drop_path: 0``. Tokens that
+            are trained change the patches too, through attention.
         weight_decay: on every parameter.
         warmup_epochs: epochs (or parts of one) from `warmup_lr` up to `lr`.
         warmup_lr: learning rate of the first epoch.
@@ -297,6 +303,7 @@ class TrainCamConfig(Settings):
     ema_decay: ShareBelow1 | None = None
     validate_every: CountOrNone = 0
     augment: CamAugment = CamAugment()
+    class_tokens: Literal["trained", "frozen"] = later("trained")
     choose: Literal["last", "fisher"] = later("last")
 
     def conflicts(self) -> dict[str, str]:
@@ -544,6 +551,23 @@ class EvaluateConfig(Settings):
 
 
 @dataclass(frozen=True)
+class CacheConfig(Settings):
+    """Where what a frozen backbone gives for photographs is kept (`weaktr.data.array_cache`).
+
+    No result depends on it.
+
+    Args:
+        folder: of the files; several runs may share it. None = ``features`` in the run's folder.
+        memory_mb: MiB kept in memory.
+        disk_gb: GiB of files; 0 = none are written.
+    """
+
+    folder: Text | None = None
+    memory_mb: CountOrNone = 2048
+    disk_gb: AtLeast0 = 20.0
+
+
+@dataclass(frozen=True)
 class Recipe(Settings):
     """Everything a run depends on.
 
@@ -556,6 +580,7 @@ class Recipe(Settings):
         checkpoint_seconds: time between training checkpoints; changes no result.
         checkpoint_steps: optimiser steps between training checkpoints, or None.
         log_steps: optimiser steps between log entries, which read the losses from the device.
+        cache: see `CacheConfig`.
     """
 
     name: Name = "voc12_deit_s"
@@ -574,3 +599,4 @@ class Recipe(Settings):
     train_seg: TrainSegConfig = TrainSegConfig()
     predict: PredictConfig = PredictConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    cache: CacheConfig = without_effect(CacheConfig(), is_later=True)

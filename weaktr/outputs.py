@@ -32,6 +32,7 @@ log = logging.getLogger("weaktr")
 
 #: What a run writes into its own folder, beside those of its stages.
 RECIPE, METRICS, PICTURES = "recipe.yaml", "metrics.json", "pictures"
+FEATURES = "features"
 INPUTS, FINISHED, LOCK = "inputs.json", "finished.json", ".weaktr-lock"
 #: The files of a claim without results.
 OF_A_CLAIM = {INPUTS, LOCK, CONTENTS}

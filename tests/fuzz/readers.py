@@ -29,6 +29,7 @@ from tests.published import save_variant
 from tests.stages import tiny
 from weaktr.contents import Contents, FileState
 from weaktr.data import Manifest, Sample, coco14, folder, read_names, render_masks, voc12
+from weaktr.data.array_cache import ArrayCache
 from weaktr.data.cls_labels import read_cls_labels
 from weaktr.data.io import image_size, read_labels, read_rgb
 from weaktr.data.masks import MaskFolder
@@ -409,6 +410,14 @@ def _cams(root: Path) -> None:
     write_cams(root / "a.npz", np.random.default_rng(0).random((2, 3, 4), np.float32), (0, 5))
 
 
+def _cached(root: Path) -> None:
+    ArrayCache(root).put(32 * "a", {"patches": np.ones((2, 3, 4), np.float16)})
+
+
+def _read_cached(root: Path) -> None:
+    ArrayCache(root).get(32 * "a")
+
+
 def _published_cams() -> Files:
     return {"a.npy": _npy_of({0: np.ones((3, 4), np.float32), 7: np.zeros((3, 4), np.float32)})}
 
@@ -528,6 +537,7 @@ def _rows() -> tuple[Reader, ...]:
         Reader(
             "CAMs npz", "a.npz", "zip", files_of(_cams), lambda root: read_cams(root / "a.npz")
         ),
+        Reader("cache", f"{32 * 'a'}.npz", "zip", files_of(_cached), _read_cached),
         Reader(
             "CAMs npy", "a.npy", "npy", _published_cams, lambda root: read_cams(root / "a.npy"),
             share=2,

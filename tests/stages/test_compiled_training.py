@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 from tests.models import small
 from tests.stages import tiny
 from tests.tolerances import assert_close, assert_golden
+from weaktr.inference.head_inputs import as_computed
+from weaktr.models.cam import HeadInputs
 from weaktr.stages.pipeline import run_recipe
 from weaktr.stages.train_cam import cam_losses
 
@@ -89,6 +91,21 @@ def test_generated_code_computes_the_same():
     compiled = torch.compile(model.__call__, fullgraph=True)
     for actual, expected in zip(compiled(images), model(images), strict=True):
         assert_golden(actual, expected)
+
+
+def test_stage_1_on_what_is_kept_of_a_frozen_backbone_is_one_graph(graphs):
+    model = small.cam_model("deit_small_patch16_224", 4, reduction=2.0, **SMALL).to(DEVICE)
+    model.vit.requires_grad_(False)
+    with torch.no_grad():
+        kept = model.head_inputs(torch.randn(2, 3, 32, 40, device=DEVICE))
+    targets = torch.eye(4, device=DEVICE)[[0, 2]]
+
+    def loss_of(model, *batch):
+        *parts, targets = batch
+        return sum(cam_losses(model.outputs(as_computed(HeadInputs(*parts))), targets).values())
+
+    assert_same_step(model, loss_of, *kept, targets)
+    assert len(graphs) == 1
 
 
 def test_a_compiled_run_ends_like_another(graphs, tmp_path):

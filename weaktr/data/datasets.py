@@ -16,9 +16,11 @@ import torch
 from torch.utils.data import Dataset, Sampler
 from torchvision import tv_tensors
 
-from weaktr.data.io import read_image, read_labels, require_same_size
+from weaktr.data.io import image_size, read_image, read_labels, require_same_size
 from weaktr.data.manifest import Manifest, Sample
+from weaktr.data.parallel import ordered_map
 from weaktr.data.problems import DataError, Problem
+from weaktr.data.transforms import Crop
 
 Transform = Callable[..., Any]
 
@@ -36,7 +38,7 @@ def multi_hot(labels: Sequence[int], num_classes: int) -> torch.Tensor:
     return target
 
 
-class _SeededDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+class SeededDataset(Dataset[tuple[torch.Tensor, ...]]):
     """Samples with a transform whose random numbers come from (seed, epoch, index)."""
 
     def __init__(self, samples: Sequence[Sample], transform: Transform, seed: int) -> None:
@@ -60,7 +62,7 @@ class _SeededDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
             return self.transform(*inputs)
 
 
-class CamDataset(_SeededDataset):
+class CamDataset(SeededDataset):
     """Stage 1: images and their image-level labels. Never opens a mask.
 
     Args:
@@ -74,13 +76,7 @@ class CamDataset(_SeededDataset):
 
     def __init__(self, manifest: Manifest, transform: Transform, *, seed: int = 0) -> None:
         self.num_classes = len(manifest.classes)
-        for sample in manifest:
-            if sample.labels is None:
-                message = "has no image-level labels, which stage 1 trains from"
-                raise DataError(Problem(str(sample.image), sample.source, message))
-            if any(not 0 <= label < self.num_classes for label in sample.labels):
-                message = f"labels: expected 0..{self.num_classes - 1}, got {sample.labels}"
-                raise DataError(Problem(str(sample.image), sample.source, message))
+        _require_labels(manifest)
         super().__init__(manifest.samples, transform, seed)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -90,11 +86,70 @@ class CamDataset(_SeededDataset):
             DataError: the image is missing or corrupt.
         """
         sample = self.samples[index]
-        image = self._transformed(index, _tv_image(sample))
+        image = self._transformed(index, tv_image(sample))
         return image, multi_hot(sample.labels or (), self.num_classes)
 
 
-class SegDataset(_SeededDataset):
+class EncodedCamDataset(SeededDataset):
+    """Stage 1 on what a frozen backbone gave for the photographs, in the views of `CamDataset`.
+
+    Args:
+        manifest: see `CamDataset`.
+        draw: size (H, W) of a photograph -> a crop, by torch's random numbers.
+        encoded: a sample and a crop of it -> tensors.
+        seed: of the random numbers.
+
+    Raises:
+        ValueError: see `CamDataset`; a photograph has no size.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        draw: Callable[[tuple[int, int]], Crop],
+        encoded: Callable[[Sample, Crop], Sequence[torch.Tensor]],
+        *,
+        seed: int = 0,
+    ) -> None:
+        self.num_classes = len(manifest.classes)
+        _require_labels(manifest)
+        super().__init__(manifest.samples, draw, seed)
+        self._encoded = encoded
+        self._sizes = [*ordered_map(_size_of, manifest.samples)]
+
+    def crop(self, index: int) -> Crop:
+        """What is seen of a photograph in the present epoch."""
+        crop: Crop = self._transformed(index, self._sizes[index])
+        return crop
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
+        """The tensors of a photograph, and its multi-hot target float32 [C].
+
+        Raises:
+            DataError: the photograph is missing or corrupt.
+        """
+        sample = self.samples[index]
+        tensors = self._encoded(sample, self.crop(index))
+        return *tensors, multi_hot(sample.labels or (), self.num_classes)
+
+
+def _require_labels(manifest: Manifest) -> None:
+    """Raise `DataError` for a sample whose labels are not known or outside the classes."""
+    count = len(manifest.classes)
+    for sample in manifest:
+        if sample.labels is None:
+            message = "has no image-level labels, which stage 1 trains from"
+            raise DataError(Problem(str(sample.image), sample.source, message))
+        if any(not 0 <= label < count for label in sample.labels):
+            message = f"labels: expected 0..{count - 1}, got {sample.labels}"
+            raise DataError(Problem(str(sample.image), sample.source, message))
+
+
+def _size_of(sample: Sample) -> tuple[int, int]:
+    return image_size(sample.image, sample.source, sample.exif)
+
+
+class SegDataset(SeededDataset):
     """Stage 2: images and labels of every pixel (pseudo labels, or true masks for comparison).
 
     Args:
@@ -141,14 +196,15 @@ class SegDataset(_SeededDataset):
         """
         sample = self.samples[index]
         assert sample.mask is not None  # checked above
-        image = _tv_image(sample)
+        image = tv_image(sample)
         labels = read_labels(sample.mask, self.num_labels, sample.source, mask_ids=sample.mask_ids)
         require_same_size(labels, tuple(image.shape[-2:]), sample.mask, sample.source)
         image, mask = self._transformed(index, image, tv_tensors.Mask(torch.from_numpy(labels)))
         return image, mask
 
 
-def _tv_image(sample: Sample) -> tv_tensors.Image:
+def tv_image(sample: Sample) -> tv_tensors.Image:
+    """The photograph of a sample, uint8 [3, h, w]."""
     pixels = torch.from_numpy(read_image(sample))
     return tv_tensors.Image(pixels.permute(2, 0, 1).contiguous())
 

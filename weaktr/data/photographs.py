@@ -7,7 +7,7 @@ A photograph of a camera has 12 to 48 megapixels; backbones were trained on 0.05
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -73,7 +73,23 @@ def read_photograph(sample: Sample, max_side: int | None) -> Photograph:
     Raises:
         DataError: see `read_image`.
     """
-    return open_image(sample.image, sample.source, lambda image: _decode(image, sample, max_side))
+    return read_resized(sample, lambda size: working_size(size, max_side))
+
+
+def read_resized(
+    sample: Sample, size_of: Callable[[tuple[int, int]], tuple[int, int]]
+) -> Photograph:
+    """Read the photograph of a sample at a size of the caller's choice, as `read_photograph` does.
+
+    Args:
+        sample: see `read_photograph`.
+        size_of: (H, W) of the file -> (h, w). Of a photograph that is turned it gets and gives
+            the sizes before that.
+
+    Raises:
+        DataError: see `read_image`.
+    """
+    return open_image(sample.image, sample.source, lambda image: _decode(image, sample, size_of))
 
 
 def reduced(pixels: np.ndarray, max_side: int | None) -> Photograph:
@@ -86,10 +102,12 @@ def reduced(pixels: np.ndarray, max_side: int | None) -> Photograph:
     return Photograph(pixels, size)
 
 
-def _decode(image: Image.Image, sample: Sample, max_side: int | None) -> Photograph:
+def _decode(
+    image: Image.Image, sample: Sample, size_of: Callable[[tuple[int, int]], tuple[int, int]]
+) -> Photograph:
     check_is_8_bit(image, sample.image, sample.source)
     size = (image.height, image.width)
-    height, width = working_size(size, max_side)
+    height, width = size_of(size)
     if (height, width) != size:
         image.draft(None, (2 * width, 2 * height))  # does nothing unless it is a JPEG
     is_rgb = image.mode == "RGB"

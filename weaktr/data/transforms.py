@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -72,6 +72,35 @@ def cam_train_transform(
     if erasing > 0:
         steps.append(v2.RandomErasing(erasing, _ERASING_AREA, _ERASING_RATIO, value="random"))
     return v2.Compose([*steps, v2.ToPureTensor()])
+
+
+class Crop(NamedTuple):
+    """What `cam_train_transform` shows of a photograph, where nothing else is augmented."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    flipped: bool
+
+    @staticmethod
+    def draw(
+        size: tuple[int, int],
+        scale: tuple[float, float],
+        ratio: tuple[float, float],
+        flip: float,
+    ) -> Crop:
+        """What `cam_train_transform` would draw now for a photograph of `size` (H, W)."""
+        photograph = tv_tensors.Image(torch.empty(()).expand(3, *size))  # of no memory
+        params = v2.RandomResizedCrop(1, scale, ratio).make_params([photograph])
+        return Crop(**params, flipped=bool(torch.rand(1) < flip))
+
+    def of(self, image: tv_tensors.Image, size: int | tuple[int, int]) -> torch.Tensor:
+        """The crop of a photograph uint8 [3, h, w], resized: uint8 [3, H, W]."""
+        box = self.top, self.left, self.height, self.width
+        resized = F.resized_crop(image, *box, [*_pair(size)], v2.InterpolationMode.BICUBIC)
+        shown = F.horizontal_flip(resized) if self.flipped else resized
+        return shown.as_subclass(torch.Tensor)
 
 
 def cam_val_transform(

@@ -46,6 +46,17 @@ class CamOutput(NamedTuple):
     fine_logits: Tensor  #: mean of the refined CAM; its gradient reaches the fusion only
 
 
+class HeadInputs(NamedTuple):
+    """All that head and fusion take from the backbone's pass over images of one size."""
+
+    class_logits: Tensor  #: [B, C] mean of each class token
+    patch_map: Tensor  #: [B, D, h, w] the patches of the last block
+    features: Tensor  #: [B, K, H, d] pooled attention output of each layer and head
+    #: [B, K, H, C, P] the maps' rows of class tokens; C may be 1 where all have the same
+    class_rows: Tensor
+    column_means: Tensor  #: [B, K, H, P] the maps' means over the rows of patches
+
+
 class Encoding(NamedTuple):
     """The backbone's pass over a batch, before any CAM is computed."""
 
@@ -95,6 +106,10 @@ class CamModel(BackboneModel):
 
         No attention map outlives its layer: each leaves its class rows and column means only.
         """
+        return self.outputs(self.head_inputs(images))
+
+    def head_inputs(self, images: Tensor) -> HeadInputs:
+        """The backbone's part of `forward`."""
         batch = self.vit.embed(images)
         classes, patches = self.num_classes, batch.patches[0]
 
@@ -106,18 +121,26 @@ class CamModel(BackboneModel):
             )
 
         encoding = self.encode(batch, stats_of, with_lse=True, statistics=(classes, patches))
-        coarse_map = self.head(encoding.patch_maps[0])
-        weights = self.fusion(encoding.features)
-        class_rows = torch.stack([stats.class_rows for stats in encoding.collected], 1)
-        columns = torch.stack([stats.column_means for stats in encoding.collected], 1)
-        cross = cross_attention(weights, class_rows)
+        return HeadInputs(
+            class_logits=encoding.tokens[:, :classes].mean(-1),
+            patch_map=encoding.patch_maps[0],
+            features=encoding.features,
+            class_rows=torch.stack([stats.class_rows for stats in encoding.collected], 1),
+            column_means=torch.stack([stats.column_means for stats in encoding.collected], 1),
+        )
+
+    def outputs(self, inputs: HeadInputs) -> CamOutput:
+        """The part of head and fusion in `forward`."""
+        coarse_map = self.head(inputs.patch_map)
+        weights = self.fusion(inputs.features)
+        cross = cross_attention(weights, inputs.class_rows)
         share = share_of(weights)
-        column = torch.einsum("bkh,bkhj->bj", share, columns.to(share.dtype))
+        column = torch.einsum("bkh,bkhj->bj", share, inputs.column_means.to(share.dtype))
         coarse = coarse_map.detach().relu().flatten(2).to(cross.dtype)
         return CamOutput(
-            class_logits=encoding.tokens[:, :classes].mean(-1),
+            class_logits=inputs.class_logits,
             coarse_logits=coarse_map.mean((2, 3)),
-            fine_logits=torch.einsum("bj,bcj,bcj->bc", column, cross, coarse),
+            fine_logits=torch.einsum("bj,bcj,bcj->bc", column, cross.expand_as(coarse), coarse),
         )
 
     @torch.no_grad()

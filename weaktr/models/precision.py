@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from weaktr.config import Amp
@@ -20,6 +22,18 @@ def autocast(amp: Amp, device: torch.device) -> torch.autocast:
     """The autocast context of a setting (see `amp_type`)."""
     dtype = amp_type(amp, device)
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def inference_amp(amp: Amp, device: torch.device) -> Amp:
+    """`amp`, where "auto" also means bf16 on CPUs that multiply it in hardware; never "auto"."""
+    if amp != "auto":
+        return amp
+    if device.type == "cuda":
+        return "fp16"
+    cpu: Any = torch.cpu  # no public name tells what the CPU has in every version
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    has_bf16 = any(getattr(cpu, name)() for name in names if hasattr(cpu, name))
+    return "bf16" if device.type == "cpu" and has_bf16 else "none"
 
 
 def choose_device(name: str) -> torch.device:

@@ -10,6 +10,7 @@
     RUN/STAGE/finished.json   the same fingerprint; written last
     RUN/metrics.json      the scores in one flat table
     RUN/pictures/         the pictures of `weaktr show`
+    RUN/features/         what a frozen backbone gave for the photographs (`CacheConfig`)
 
 A stage runs again only if its inputs have changed: its settings, the seed, the content of its
 images and weights, their labels, or the results of the stage before it. Its earlier results stay

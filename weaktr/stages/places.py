@@ -20,6 +20,7 @@ from weaktr.contents import CONTENTS, Contents
 from weaktr.data.masks import MaskFolder, before_refinement
 from weaktr.files import UNFINISHED, write_bytes
 from weaktr.outputs import (
+    FEATURES,
     INPUTS,
     METRICS,
     PICTURES,
@@ -40,7 +41,7 @@ log = logging.getLogger("weaktr")
 
 #: What a run writes into its folder beside the folders of its stages.
 OF_FILES = (RECIPE, METRICS)
-OF_A_RUN = (*OF_FILES, PICTURES)
+OF_A_RUN = (*OF_FILES, PICTURES, FEATURES)
 #: What stages write into their folders beside masks and charts.
 OF_A_STAGE = (
     INPUTS, outputs.FINISHED, "index.jsonl", "state.pt", "model.safetensors", "model.json",

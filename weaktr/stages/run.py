@@ -12,9 +12,11 @@ import torch
 from weaktr.config import DataConfig, Recipe
 from weaktr.contents import CONTENTS, Contents, digest_of
 from weaktr.data import Manifest, Problem, load_manifest
+from weaktr.data.array_cache import ArrayCache
 from weaktr.data.masks import MaskFolder, before_refinement
 from weaktr.models import CamModel, Segmenter, checkpoints
 from weaktr.models.precision import choose_device
+from weaktr.outputs import FEATURES
 
 MODEL = "model.safetensors"
 
@@ -67,6 +69,17 @@ class Run:
     def results(self) -> dict[str, str]:
         """What `result_of` has found of the stages."""
         return {}
+
+    @cached_property
+    def cache(self) -> ArrayCache:
+        """What a frozen backbone gave for photographs."""
+        settings = self.recipe.cache
+        folder = self.folder / FEATURES if settings.folder is None else Path(settings.folder)
+        return ArrayCache(
+            folder if settings.disk_gb else None,
+            memory_mb=settings.memory_mb,
+            disk_gb=settings.disk_gb,
+        )
 
     @property
     def device(self) -> torch.device:

@@ -21,7 +21,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from weaktr.config import Amp, Recipe
-from weaktr.data import CamDataset, EpochSampler, SegDataset
+from weaktr.data import EpochSampler
+from weaktr.data.datasets import SeededDataset
 from weaktr.models.checkpoints import load_strict
 from weaktr.models.precision import amp_type, autocast
 from weaktr.progress import Meter, TensorBoard
@@ -114,7 +115,7 @@ class EpochLoader:
     """
 
     def __init__(
-        self, dataset: CamDataset | SegDataset, batch_size: int, seed: int, num_workers: int = 0
+        self, dataset: SeededDataset, batch_size: int, seed: int, num_workers: int = 0
     ) -> None:
         self._dataset = dataset
         self._sampler = EpochSampler(len(dataset), batch_size, seed=seed)

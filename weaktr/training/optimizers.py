@@ -7,7 +7,7 @@ rate from the position alone, so a resumed run needs nothing but its position.
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from timm.scheduler import PolyLRScheduler
@@ -19,7 +19,12 @@ NO_DECAY = {"pos_embed", "cls_token", "reg_token", "cls_emb"}
 
 
 def cam_optimizer(
-    model: CamModel, lr: float, weight_decay: float = 0.03, *, backbone_lr: float = 1.0
+    model: CamModel,
+    lr: float,
+    weight_decay: float = 0.03,
+    *,
+    backbone_lr: float = 1.0,
+    class_tokens: Literal["trained", "frozen"] = "trained",
 ) -> torch.optim.AdamW:
     """AdamW for stage 1. With `backbone_lr` 1 it has one group, as published: all weights decay.
 
@@ -30,6 +35,7 @@ def cam_optimizer(
         backbone_lr: factor on `lr` for the pretrained part of the backbone, which is all of it
             but the class tokens. 0 freezes that part, which is cheaper and suits a strong backbone
             (DINOv2) with few images.
+        class_tokens: "frozen" leaves them as they are.
 
     Raises:
         ValueError: `backbone_lr` is negative.
@@ -40,6 +46,8 @@ def cam_optimizer(
     if backbone_lr == 0:
         for parameter in pretrained:
             parameter.requires_grad_(False)
+    if class_tokens == "frozen" and model.vit.cls_token is not None:
+        model.vit.cls_token.requires_grad_(False)
     slow = {id(p) for p in pretrained if backbone_lr != 1}
     trained = [p for p in model.parameters() if p.requires_grad]
     parts = (
