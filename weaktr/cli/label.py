@@ -189,11 +189,12 @@ def _label_by_model(arguments: argparse.Namespace, emit: list[str]) -> int:
     By a stage-2 model: predictions among the image-level labels, where there are any.
     """
     from weaktr.inference.cams import CamsOfModel
+    from weaktr.inference.labels import uses_features
     from weaktr.inference.probabilities import for_ensemble
     from weaktr.models import Segmenter, checkpoints
     from weaktr.models.precision import choose_device
     from weaktr.outputs import claimed_for_masks
-    from weaktr.refine import choose_refiners, needs_features
+    from weaktr.refine import choose_refiners
     from weaktr.stages.check_models import require_views
     from weaktr.stages.label import label
     from weaktr.stages.predict import predict
@@ -227,7 +228,7 @@ def _label_by_model(arguments: argparse.Namespace, emit: list[str]) -> int:
             report = predict(model, samples, out, choices, given_classes=True, profile=profile)
             return show_masks(report, out, samples, names)
     settings = with_settings(LabelConfig(), arguments.set)
-    features = needs_features(choose_refiners(settings)) or settings.threshold == "auto"
+    features = uses_features(settings, choose_refiners(settings))
     views = "confidence" in emit and settings.confidence == "stability"
     source = CamsOfModel(
         model, settings, settings.predict_above, with_features=features, with_views=views

@@ -14,7 +14,7 @@ from weaktr.config import LabelConfig
 from weaktr.contents import Contents
 from weaktr.data import Sample
 from weaktr.inference.cams import CamInputs, CamsOfModel, CamSource
-from weaktr.inference.labels import label_maps
+from weaktr.inference.labels import label_maps, uses_features
 from weaktr.inference.results import LabelMaps
 from weaktr.inference.threshold import CHOICE
 from weaktr.inference.timeline import Timeline
@@ -125,7 +125,7 @@ def require_features(refiners: Sequence[Refiner], source: CamSource) -> None:
 def label_run(run: Run, folder: Path) -> int:
     """Label the training images of a run; returns how many were left out."""
     samples, settings = run.train_images.samples, run.recipe.label
-    features = needs_features(choose_refiners(settings)) or settings.threshold == "auto"
+    features = uses_features(settings, choose_refiners(settings))
     source = CamsOfModel(run.cam_model(), settings, with_features=features)
     masked = masks_to_search_on(run)
     report = label(source, samples, folder, settings, contents=run.contents, masked=masked)
