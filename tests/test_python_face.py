@@ -116,6 +116,7 @@ def test_models_hold_their_modules(cam_model, segmenter):
             ("crf=none", "scales=[1.0,0.8]", "flip=false", "threshold=0.2"),
             LabelConfig(crf=None, scales=(1.0, 0.8), flip=False, threshold=0.2),
         ),
+        (("refiners=[propagation,crf]",), LabelConfig(refiners=("propagation", "crf"))),
     ],
 )
 def test_label_is_the_command(readme, photos, cam_model, tmp_path, changes, settings):

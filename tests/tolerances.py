@@ -39,6 +39,15 @@ TOLERANCES = {
     "float64": Tolerance(1e-10, 1e-12),
 }
 
+
+def solution_error(condition: float) -> float:
+    """Largest error of the solution of linear equations in float32, relative to its magnitude.
+
+    Its residual is below 1e-6 of the right side; sums and products round by 1.2e-7.
+    """
+    return 2.5e-7 * condition
+
+
 #: Share of pixels, at least, whose CRF label is the one of pydensecrf.
 CRF_LABEL_AGREEMENT = 0.999
 

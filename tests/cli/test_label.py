@@ -166,6 +166,11 @@ def test_mistakes_are_told(root):
     assert "none of its 6 CAMs has the name of an image" in " ".join(text.split())
 
 
+def test_cams_in_files_have_no_features_for_propagation(root):
+    text = refused(root, *chosen("refiners=[propagation,crf]"))
+    assert "refiners: expected CAMs with patch features for propagation" in text
+
+
 def test_the_caption_of_eval_does_not_guess(root):
     """How the CAMs were made is not known, so no table may say it."""
     labelled(root, *chosen("crf=none"))

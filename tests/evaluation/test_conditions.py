@@ -20,6 +20,11 @@ from weaktr.refine import choose_refiners
         ({"refiners": ({"crf": "none"},)}, "none"),
         ({"refiners": ({"crf": None},)}, "voc_cam"),
         ({"refiners": ({"crf": {"gaussian": [3, 3]}}, "crf")}, "explicit + voc_cam"),
+        ({"refiners": ({"crf": {}},)}, "explicit"),
+        ({"refiners": ({"crf": {"start": "scores"}},)}, "voc_cam from scores"),
+        ({"refiners": ({"crf": {"start": "scores"}},), "crf": None}, "none"),
+        ({"refiners": ({"crf": {"start": "labels", "gaussian": [3, 3]}},)}, "explicit from labels"),
+        ({"refiners": ("propagation", "crf")}, "propagation + voc_cam"),
     ],
 )
 def test_refinement_in_words(settings, words):

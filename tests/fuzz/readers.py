@@ -25,6 +25,7 @@ from PIL import Image
 
 from tests.data import trees
 from tests.data.prepare import official_archives as little
+from tests.data.proposals import proposal
 from tests.published import save_variant
 from tests.stages import tiny
 from weaktr.contents import Contents, FileState
@@ -38,6 +39,7 @@ from weaktr.data.prepare.archives import Ledger
 from weaktr.data.prepare.matlab import read_mat
 from weaktr.data.prepare.sources import Sources
 from weaktr.data.prepare.unpack import unpack
+from weaktr.data.proposals import read_proposals
 from weaktr.data.sources.scenes import scenes
 from weaktr.data.stored_maps import read_cams, write_cams
 from weaktr.evaluation.folders import written_conditions
@@ -48,6 +50,7 @@ from weaktr.models.released.torch_file import read_torch_file
 from weaktr.models.released.variant import read_variant
 from weaktr.outputs import read_inputs
 from weaktr.recipes import dump_recipe, load_recipe
+from weaktr.refine.proposals import checked_runs
 from weaktr.seals import BLANK, SEAL, sealed
 from weaktr.training.metrics import entries_in
 from weaktr.training.state import load_state
@@ -410,6 +413,21 @@ def _cams(root: Path) -> None:
     write_cams(root / "a.npz", np.random.default_rng(0).random((2, 3, 4), np.float32), (0, 5))
 
 
+def _proposals(root: Path) -> None:
+    mask = np.zeros((4, 5), bool)
+    mask[1:, 2:] = True
+    entries = [proposal(mask, image_id="a"), proposal(~mask, image="b/c.png")]
+    entries[1]["segmentation"]["counts"] = "093H000"  # the same, compressed
+    (root / "proposals.json").write_text(json.dumps(entries))
+
+
+def _read_proposals(root: Path) -> None:
+    there = read_proposals(root / "proposals.json")
+    for name in ("a", "b/c"):
+        for entry in there.of(name):
+            checked_runs(entry, (4, 5))
+
+
 def _cached(root: Path) -> None:
     ArrayCache(root).put(32 * "a", {"patches": np.ones((2, 3, 4), np.float16)})
 
@@ -534,6 +552,7 @@ def _rows() -> tuple[Reader, ...]:
             lambda root: entries_in(root / "metrics.jsonl"),
         ),
         Reader("contents", ".contents.json", "json", files_of(_contents), _read_contents),
+        Reader("proposals", "proposals.json", "json", files_of(_proposals), _read_proposals),
         Reader(
             "CAMs npz", "a.npz", "zip", files_of(_cams), lambda root: read_cams(root / "a.npz")
         ),

@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.numpy import load_file
 
-from tests.inference.published import E, scores_of, segmenter, settings_of
+from tests.inference.published import E, inputs_of, scores_of, segmenter, settings_of
 from tests.models import small
 from tests.parity.recipe import GOLDEN
 from tests.tolerances import assert_golden
-from weaktr.inference.probabilities import for_ensemble, for_prediction
+from weaktr.inference.probabilities import for_ensemble, for_prediction, patch_features
 
 CRF = load_file(GOLDEN / "E_crf.safetensors")
 
@@ -71,3 +72,21 @@ def test_the_ensemble_needs_a_mask_transformer():
     )  # fmt: skip
     with pytest.raises(ValueError, match="needs a mask transformer, got 'linear'"):
         for_ensemble(linear, "published")
+
+
+@pytest.mark.parametrize("ratios", [(0.5, 1.0, 1.5), (0.5, 0.75)])
+def test_features_are_the_encoders_of_the_whole_image(model, ratios):
+    settings = settings_of(ratios=ratios)
+    one = inputs_of(E["image"][:, :90], settings)
+    features = patch_features(model, one, settings)
+    scaled = one.scaled[1].permute(2, 0, 1).float()  # of the ratio nearest to 1
+    if min(scaled.shape[1:]) < settings.window:  # enlarged, as for the windows
+        shape = [int(side * settings.window / min(scaled.shape[1:])) for side in scaled.shape[1:]]
+        scaled = F.interpolate(scaled[None], shape, mode="bilinear", align_corners=False)[0]
+    mean, std = (
+        torch.tensor(np.round(255 * np.array(values), 2)).float().view(3, 1, 1)
+        for values in model.normalization
+    )
+    tokens = model.vit(((scaled - mean) / std)[None])[0, model.vit.num_prefix_tokens :]
+    grid = (scaled.shape[1] // 16, scaled.shape[2] // 16)
+    assert_golden(features, tokens.T.unflatten(1, grid).detach())

@@ -196,7 +196,7 @@ def test_torch_compile_imports_backends_while_it_traces(tmp_path, monkeypatch):
 def test_every_op_has_a_torch_definition():
     statuses = {(row.op, row.backend): row for row in report()}
     names = {"attention", "clipped_cross_entropy", "confusion", "dense_crf", "fuse_heads"}
-    assert OPS.keys() == names | {"head_stats"}
+    assert OPS.keys() == names | {"head_stats", "propagate_labels"}
     for name in OPS:
         assert statuses[name, "torch"].available, statuses[name, "torch"].reason
 

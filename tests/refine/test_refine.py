@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -17,27 +18,42 @@ from weaktr.refine.crf import CrfRefiner
 
 CRF = DenseCRF(gaussian=(3, 3), bilateral=(20, 10, 5), iterations=3)
 SIZES = ((20, 30, 3), (31, 17, 2), (8, 8, 1), (12, 25, 4))
+#: Patches of each image.
+GRIDS = ((3, 4), (5, 2), (1, 1), (2, 4))
 
 
 def batch():
     """Images of different sizes, their maps of 3, 2, 1 and 4 labels."""
     generator = torch.Generator().manual_seed(0)
     images, maps = [], []
-    for height, width, labels in SIZES:
+    for index, (height, width, labels) in enumerate(SIZES):
         shape = (height, width, 3)
         images.append(torch.randint(256, shape, generator=generator, dtype=torch.uint8))
         scores = torch.rand(labels, height, width, generator=generator).softmax(0)
-        maps.append(Maps(scores.argmax(0).to(torch.uint8), labels, scores))
+        features = torch.rand(6, *GRIDS[index], generator=generator)
+        of_image = {"features": features, "name": f"image {index}", "size": (height, width)}
+        maps.append(Maps(scores.argmax(0).to(torch.uint8), labels, scores, **of_image))
     return images, maps
+
+
+def settings_of(name, folder):
+    """What a refiner needs in a recipe; None = its name alone."""
+    if name != "proposals":
+        return None
+    for index, (height, width, _) in enumerate(SIZES):
+        halves = {"size": [height, width], "counts": [0, height * (width // 2)]}
+        halves["counts"].append(height * width - halves["counts"][1])
+        (folder / f"image {index}.json").write_text(json.dumps([{"segmentation": halves}]))
+    return {"file": str(folder)}
 
 
 @pytest.mark.parametrize("stage", [LabelConfig(), PredictConfig()], ids=["label", "predict"])
 @pytest.mark.parametrize("name", REFINERS)
-def test_every_refiner_keeps_sizes_devices_and_what_it_was_given(name, stage, device):
+def test_every_refiner_keeps_sizes_devices_and_what_it_was_given(name, stage, device, tmp_path):
     images, maps = batch()
     given = [image.to(device) for image in images]
-    on_device = [Maps(m.labels.to(device), m.num_labels, m.scores.to(device)) for m in maps]
-    refined = REFINERS[name](None, stage)(given, on_device, num_threads=1)
+    on_device = [one.to(torch.device(device)) for one in maps]
+    refined = REFINERS[name](settings_of(name, tmp_path), stage)(given, on_device, num_threads=1)
     for new, one in zip(refined, maps, strict=True):
         assert new.labels.dtype == torch.uint8 and new.labels.device.type == device
         assert new.labels.shape == one.labels.shape
@@ -85,6 +101,31 @@ def test_recipes_choose_the_crf():
     first, second = choose_refiners(given)
     assert first == CrfRefiner(DenseCRF(bilateral=(20, 10, 5)), 0.6)
     assert second == CrfRefiner(PRESETS["voc_cam"], 0.6)
+
+
+def test_recipes_say_from_what_a_crf_starts():
+    def chosen(stage, **crf):
+        (refiner,) = choose_refiners(replace(stage, refiners=({"crf": crf},)))
+        return refiner
+
+    label, predict = LabelConfig(gt_prob=0.6), PredictConfig()
+    assert chosen(label, start="scores") == CrfRefiner(PRESETS["voc_cam"], None)
+    assert chosen(label, start="labels") == CrfRefiner(PRESETS["voc_cam"], 0.6)
+    assert chosen(predict, start="labels") == CrfRefiner(PRESETS["voc_seg"], LabelConfig().gt_prob)
+    own = chosen(label, start="scores", bilateral=[20, 10, 5])
+    assert own == CrfRefiner(DenseCRF(bilateral=(20, 10, 5)), None)
+    with pytest.raises(ValueError, match="crf: start: expected one of labels, scores, got 'cams'"):
+        chosen(label, start="cams")
+
+
+def test_a_crf_from_scores_comes_after_something_that_has_them():
+    from_scores = {"crf": {"start": "scores"}}
+    for between in ((), ("crf",)):
+        with pytest.raises(ValueError, match="refiners: expected scores for crf, which starts"):
+            choose_refiners(LabelConfig(refiners=("crf", *between, from_scores)))
+    assert len(choose_refiners(LabelConfig(refiners=("crf", "propagation", from_scores)))) == 3
+    assert len(choose_refiners(LabelConfig(refiners=(from_scores, from_scores, "crf")))) == 3
+    assert len(choose_refiners(PredictConfig(refiners=("crf", "crf")))) == 2
 
 
 @pytest.mark.parametrize(
@@ -148,13 +189,10 @@ def test_confidence_is_that_of_the_refined_labels():
 
 def test_features_and_names_reach_every_refiner():
     """Also those after a refiner that knows of neither."""
-    images, maps = batch()
-    given = [
-        m._replace(features=torch.full((2, 3, 4), index), name=f"image {index}")
-        for index, m in enumerate(maps)
-    ]
+    images, given = batch()
     refined = refine([CrfRefiner(CRF, 0.7), CrfRefiner(CRF, 0.6)], images, given)
     assert [one.name for one in refined] == [one.name for one in given]
+    assert [one.size for one in refined] == [one.size for one in given]
     assert all(one.features is m.features for one, m in zip(refined, given, strict=True))
     moved = given[0].to(torch.device("meta"))
     assert moved.features.device.type == "meta" and moved.name == "image 0"

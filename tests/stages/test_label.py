@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.models import small
-from weaktr.config import LabelConfig
+from weaktr.config import LabelConfig, PropagationConfig
 from weaktr.data import Sample
 from weaktr.data.io import read_stored_labels
-from weaktr.data.masks import MaskFolder
+from weaktr.data.masks import MaskFolder, before_refinement
 from weaktr.inference.cams import CamsOfModel
+from weaktr.inference.labels import scores_from_cams
+from weaktr.refine import Maps
+from weaktr.refine.propagation import PropagationRefiner
 from weaktr.stages.label import label
 
 
@@ -112,3 +116,24 @@ def test_cams_of_finished_masks_can_be_dumped(tiny_model, samples, tmp_path):
     with np.load(out / "cams" / "deep" / "1.npz") as stored:
         assert stored["classes"].tolist() == [0, 1]
     assert MaskFolder(out).entries == masks
+
+
+def test_propagation_works_on_the_features_of_the_model(tiny_model, samples, tmp_path):
+    settings = LabelConfig(threshold=0.5, refiners=({"propagation": {"alpha": 0.6}},))
+    source = CamsOfModel(tiny_model, settings, with_features=True)
+    for sample in samples[:2]:  # of 30 patches
+        Image.open(sample.image).resize((96, 80), Image.Resampling.NEAREST).save(sample.image)
+    label(source, samples[:2], tmp_path / "out", settings)
+    masks, before = MaskFolder(tmp_path / "out"), MaskFolder(before_refinement(tmp_path / "out"))
+    for sample in samples[:2]:
+        (cams,) = source.cams([source.read(sample)])
+        scores = scores_from_cams(cams.maps, 0.5)
+        maps = Maps(scores.argmax(0).to(torch.uint8), len(scores), scores, features=cams.features)
+        spread = PropagationRefiner(PropagationConfig(alpha=0.6), 0.7)([None], [maps])[0]
+        values = np.array([0, *(index + 1 for index in cams.classes)])
+        np.testing.assert_array_equal(before.read(sample.name), values[maps.labels])
+        np.testing.assert_array_equal(masks.read(sample.name), values[spread.labels])
+        assert (spread.labels != maps.labels).any()
+    with pytest.raises(ValueError, match=r"refiners: expected CAMs with patch features"):
+        label(CamsOfModel(tiny_model, settings), samples[:1], tmp_path / "other", settings)
+    assert not (tmp_path / "other").exists()

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
 from tests.inference.published import E, inputs_of, segmenter, settings_of
 from tests.parity.recipe import GOLDEN
+from weaktr.config import PropagationConfig
 from weaktr.data import Sample
 from weaktr.data.masks import MaskFolder
 from weaktr.inference.predictions import Predictor
+from weaktr.inference.probabilities import patch_features
+from weaktr.refine import Maps
+from weaktr.refine.propagation import PropagationRefiner
 from weaktr.stages.predict import predict
 
 CRF = load_file(GOLDEN / "E_crf.safetensors")
@@ -29,6 +35,26 @@ def test_crf_after_the_ensemble(model, preset, stored):
     predictor = Predictor(model, replace(settings, crf=preset))
     (result,) = predictor.label_maps([inputs_of(E["image"], settings)])
     assert (result.mask() == CRF[f"{stored}.label"]).mean() >= 0.999
+
+
+def test_propagation_works_on_the_encoders_features(model):
+    """Among the labels that occur, which are compact for the refiner."""
+    settings = settings_of(ratios=(1.0,), refiners=({"propagation": {"alpha": 0.6}},))
+    predictor, one = Predictor(model, settings), inputs_of(E["image"], settings)
+    (scores,) = predictor.probabilities([one])
+    plain = scores.argmax(0)
+    present = plain.unique()
+    maps = Maps(
+        torch.searchsorted(present, plain).to(torch.uint8),
+        len(present),
+        scores[present],
+        features=patch_features(predictor.model, one, settings),
+    )
+    (refined,) = PropagationRefiner(PropagationConfig(alpha=0.6), 0.7)([one.image], [maps])
+    (result,) = predictor.label_maps([one])
+    assert np.array_equal(result.mask("plain"), plain)
+    assert np.array_equal(result.mask(), present[refined.labels.long()])
+    assert (result.mask() != result.mask("plain")).any()
 
 
 def test_masks_of_plain_images(model, tmp_path):

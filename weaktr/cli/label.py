@@ -114,7 +114,7 @@ def _label_stored_cams(arguments: argparse.Namespace, emit: list[str]) -> int:
     from weaktr.inference.stored_cams import StoredCams
     from weaktr.models.precision import choose_device
     from weaktr.outputs import claimed_for_masks
-    from weaktr.refine import choose_refiners
+    from weaktr.refine import choose_refiners, paths_of
     from weaktr.stages.label import AFTER_CAMS, label, require_features
     from weaktr.stages.threshold import require_way
 
@@ -140,7 +140,8 @@ def _label_stored_cams(arguments: argparse.Namespace, emit: list[str]) -> int:
     require_features(refiners, cams)
     require_way(settings, cams)
     out, identities = arguments.out, inputs | exif_of(arguments)
-    with claimed_for_masks(out, folder, identities, [], [arguments.images]):
+    images = [arguments.images, *paths_of(refiners)]
+    with claimed_for_masks(out, folder, identities, [], images):
         report = label(cams, samples, out, settings, emit=emit, profile=arguments.profile)
         return show_masks(report, out, samples, None)
 
@@ -194,7 +195,7 @@ def _label_by_model(arguments: argparse.Namespace, emit: list[str]) -> int:
     from weaktr.models import Segmenter, checkpoints
     from weaktr.models.precision import choose_device
     from weaktr.outputs import claimed_for_masks
-    from weaktr.refine import choose_refiners
+    from weaktr.refine import choose_refiners, paths_of
     from weaktr.stages.check_models import require_views
     from weaktr.stages.label import label
     from weaktr.stages.predict import predict
@@ -211,7 +212,7 @@ def _label_by_model(arguments: argparse.Namespace, emit: list[str]) -> int:
             checkpoints.weights_file(arguments.checkpoint),
             identity(settings) | exif_of(arguments),
             [] if arguments.labels is None else [arguments.labels],
-            [arguments.images],
+            [arguments.images, *paths_of(choose_refiners(settings))],
         )
 
     if isinstance(model, Segmenter):

@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
     from weaktr.models import Segmenter, checkpoints
     from weaktr.models.precision import choose_device
     from weaktr.outputs import claimed_for_masks
-    from weaktr.refine import choose_refiners
+    from weaktr.refine import choose_refiners, paths_of
     from weaktr.stages.check_models import require_views
     from weaktr.stages.predict import predict
 
@@ -90,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
     ensemble = [f"ensemble={arguments.ensemble}"] if arguments.ensemble else []
     settings = with_settings(PredictConfig(), arguments.set + ensemble)
     require_views(settings)
-    choose_refiners(settings)  # what is wrong with them is said before anything is read or written
+    refiners = choose_refiners(settings)  # what is wrong is said before anything is written
     model, description = checkpoints.load(arguments.checkpoint, choose_device(arguments.device))
     if not isinstance(model, Segmenter):
         raise ValueError(f"{arguments.checkpoint}: expected a stage-2 checkpoint, got stage 1")
@@ -102,7 +102,8 @@ def run(arguments: argparse.Namespace) -> int:
     emit = ["scores"] if arguments.dump_scores else []
     inputs = identity(settings) | exif_of(arguments)
     for_ensemble(model, settings.ensemble)  # it fits
-    with claimed_for_masks(out, weights, inputs, names, [arguments.images]):
+    images = [arguments.images, *paths_of(refiners)]
+    with claimed_for_masks(out, weights, inputs, names, images):
         report = predict(model, samples, out, settings, emit=emit, profile=arguments.profile)
         class_names = checkpoints.class_names(description, arguments.checkpoint)
         code = show_masks(report, out, samples, class_names)

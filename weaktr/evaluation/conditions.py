@@ -54,8 +54,11 @@ def refinement_name(settings: LabelConfig | PredictConfig) -> str:
     for entry in settings.refiners:
         name, options = next(iter(entry.items())) if isinstance(entry, dict) else (entry, None)
         if name == "crf":
-            crf = settings.crf if options is None else options
-            names.append("explicit" if isinstance(crf, dict) else str(crf or "none"))
+            start = options.get("start") if isinstance(options, dict) else None
+            is_of_stage = options is None or options == {"start": start}
+            crf = settings.crf if is_of_stage else options
+            named = "explicit" if isinstance(crf, dict) else str(crf or "none")
+            names.append(f"{named} from {start}" if start and named != "none" else named)
         else:
             names.append(name if options is None else f"{name} {options}")
     return " + ".join(name for name in names if name != "none") or "none"

@@ -149,8 +149,12 @@ def label_maps(
             scores = scores_from_cams(cams.maps, own_threshold)
             labels, best = best_labels(scores)
             likely = best if by_scores else None
-            maps = Maps(labels, len(scores), scores, likely, cams.features, one.sample.name)
-            plain.append(maps)
+            plain.append(
+                Maps(
+                    labels, len(scores), scores, likely, cams.features, one.sample.name,
+                    one.photograph.size,
+                )
+            )  # fmt: skip
             finite.append(is_finite(best))
     with steps.step("refinement"):
         refined = plain

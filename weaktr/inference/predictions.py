@@ -14,12 +14,18 @@ from weaktr.config import PredictConfig
 from weaktr.data import Sample
 from weaktr.data.photographs import read_photograph
 from weaktr.inference.pipeline import MIB
-from weaktr.inference.probabilities import SegInputs, for_prediction, probabilities, seg_inputs
+from weaktr.inference.probabilities import (
+    SegInputs,
+    for_prediction,
+    patch_features,
+    probabilities,
+    seg_inputs,
+)
 from weaktr.inference.results import FINITE, LabelMaps, hand_over, is_finite
 from weaktr.inference.timeline import Steps, Timeline
 from weaktr.models import Segmenter
 from weaktr.ops.upload import upload
-from weaktr.refine import Maps, Refiner, choose_refiners, refine
+from weaktr.refine import Maps, Refiner, choose_refiners, needs_features, refine
 from weaktr.refine.maps import best_labels
 
 #: Bytes of the probabilities of the photographs of a batch, and how many they are at most.
@@ -105,7 +111,16 @@ class Predictor:
             refined = list(plain)
             if self.refiners:
                 images = [upload(one.image, self.device) for one in batch]
-                refined = refined_labels(self.refiners, images, plain, scores)
+                given = [
+                    Maps(labels, len(own), own, name=one.sample.name, size=one.photograph.size)
+                    for one, labels, own in zip(batch, plain, scores, strict=True)
+                ]
+                if needs_features(self.refiners):
+                    given = [
+                        own._replace(features=patch_features(self.model, one, self.settings))
+                        for one, own in zip(batch, given, strict=True)
+                    ]
+                refined = refined_labels(self.refiners, images, given)
         maps = [
             {"plain": before, "refined": after, FINITE: is_finite(highest)}
             for before, after, highest in zip(plain, refined, best, strict=True)
@@ -120,29 +135,32 @@ class Predictor:
 def refined_labels(
     refiners: Sequence[Refiner],
     images: Sequence[Tensor],
-    plain: Sequence[Tensor],
-    scores: Sequence[Tensor],
+    maps: Sequence[Maps],
 ) -> list[Tensor]:
     """Refine among the labels that occur in each image before it.
 
     Args:
         refiners: from `choose_refiners`.
         images: uint8 [h, w, 3] each, on one device.
-        plain: uint8 [h, w] labels of each.
-        scores: float32 [L, h, w] of each.
+        maps: of each, with the scores of all L labels.
 
     Returns:
         uint8 [h, w] of each.
     """
-    occurs = torch.stack([_occurring(one, len(scores[0])) for one in plain]).tolist()
+    occurs = torch.stack([_occurring(one.labels, one.num_labels) for one in maps]).tolist()
     given = []
     present = [[label for label, there in enumerate(row) if there] for row in occurs]
-    for labels, own, one in zip(plain, present, scores, strict=True):
+    for own, one in zip(present, maps, strict=True):
+        assert one.scores is not None
         place = torch.zeros(256, dtype=torch.uint8)
         place[own] = torch.arange(len(own), dtype=torch.uint8)
-        compact = upload(place, one.device)[labels.long()]
-        chosen = one.index_select(0, upload(torch.tensor(own), one.device))
-        given.append(Maps(compact, len(own), chosen))
+        compact = upload(place, one.labels.device)[one.labels.long()]
+        chosen = one.scores.index_select(0, upload(torch.tensor(own), one.labels.device))
+        given.append(
+            one._replace(
+                labels=compact, num_labels=len(own), scores=chosen, has_background=0 in own
+            )
+        )
     refined = refine(refiners, images, given)
     return [
         upload(torch.tensor(own, dtype=torch.uint8), new.labels.device)[new.labels.long()]

@@ -16,7 +16,15 @@ from weaktr.data import Sample
 from weaktr.data.photographs import Photograph
 from weaktr.inference.cams import CPU_TOKENS
 from weaktr.inference.transfer import pinned
-from weaktr.inference.windows import View, merge, on_device, scaled_images, views, windows
+from weaktr.inference.windows import (
+    View,
+    merge,
+    on_device,
+    pixels_of,
+    scaled_images,
+    views,
+    windows,
+)
 from weaktr.models import Segmenter
 from weaktr.models.onednn import for_inference, shared_copy
 from weaktr.models.precision import autocast
@@ -123,6 +131,28 @@ def probabilities(
         assert total is not None
         totals.append(total)
     return totals
+
+
+@torch.inference_mode()
+def patch_features(model: Segmenter, one: SegInputs, settings: PredictConfig) -> Tensor:
+    """The encoder's features of an image as a whole, without windows and flip.
+
+    Args:
+        model: see `probabilities`.
+        one: from `seg_inputs`; at the ratio that is nearest to 1.
+        settings: see `PredictConfig`.
+
+    Returns:
+        float32 [D, h', w'] patches after the final norm, on the model's device; less than a patch
+        at the end is cut.
+    """
+    device, patch = next(model.parameters()).device, model.patch_size
+    nearest = min(range(len(settings.ratios)), key=lambda index: abs(settings.ratios[index] - 1))
+    view = views(one.scaled[nearest : nearest + 1], settings)[0]
+    with autocast(settings.amp, device):
+        tokens = model.vit(pixels_of(view, on_device(model.normalization, device))[None])
+    patches = tokens[0, model.vit.num_prefix_tokens :].float()
+    return patches.T.unflatten(1, (view.size[0] // patch, view.size[1] // patch))
 
 
 def _window_logits(

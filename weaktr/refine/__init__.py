@@ -17,14 +17,28 @@ from torch import Tensor
 
 from weaktr.config import LabelConfig, PredictConfig
 from weaktr.refine.crf import crf_refiner
-from weaktr.refine.maps import Maps, Refiner, needs_features
+from weaktr.refine.maps import Maps, Refiner, files_of, needs_features, notes_of, paths_of
+from weaktr.refine.propagation import propagation_refiner
+from weaktr.refine.proposals import proposals_refiner
 
-__all__ = ["REFINERS", "Maps", "Refiner", "choose_refiners", "needs_features", "refine"]
+__all__ = [
+    "REFINERS",
+    "Maps",
+    "Refiner",
+    "choose_refiners",
+    "files_of",
+    "needs_features",
+    "notes_of",
+    "paths_of",
+    "refine",
+]
 
 #: Name in a recipe -> function that builds the refiner from its settings in the list (None = not
 #: given) and from the settings of its stage. It returns None for no refinement.
 REFINERS: dict[str, Callable[[Any, LabelConfig | PredictConfig], Refiner | None]] = {
     "crf": crf_refiner,
+    "propagation": propagation_refiner,
+    "proposals": proposals_refiner,
 }
 
 
@@ -32,9 +46,11 @@ def choose_refiners(stage_settings: LabelConfig | PredictConfig) -> list[Refiner
     """The refiners that a stage's settings ask for, in their order.
 
     Raises:
-        ValueError: an unknown refiner, or settings that it does not take.
+        ValueError: an unknown refiner, settings that it does not take, or one that starts from
+            scores after one that leaves none.
     """
-    chosen = []
+    chosen: list[Refiner] = []
+    with_scores = True
     for entry in stage_settings.refiners:
         named: dict[str, Any] = {entry: None} if isinstance(entry, str) else entry
         if len(named) != 1 or not set(named) <= set(REFINERS):
@@ -44,8 +60,15 @@ def choose_refiners(stage_settings: LabelConfig | PredictConfig) -> list[Refiner
             )
         ((name, settings),) = named.items()
         refiner = REFINERS[name](settings, stage_settings)
-        if refiner is not None:
-            chosen.append(refiner)
+        if refiner is None:
+            continue
+        if getattr(refiner, "needs_scores", False) and not with_scores:
+            raise ValueError(
+                f"refiners: expected scores for {name}, which starts from them; the refiner before "
+                "it leaves labels alone: let one of the two start otherwise, or change their order"
+            )
+        with_scores = getattr(refiner, "gives_scores", with_scores)
+        chosen.append(refiner)
     return chosen
 
 
@@ -63,7 +86,7 @@ def refine(
     for refiner in refiners:
         refined = refiner(images, refined, num_threads=num_threads, **options)
         refined = [
-            new._replace(features=given.features, name=given.name)
+            given._replace(labels=new.labels, scores=new.scores, confidence=new.confidence)
             for new, given in zip(refined, maps, strict=True)
         ]
     return refined

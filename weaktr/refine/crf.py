@@ -18,6 +18,8 @@ from weaktr.refine.maps import Maps, best_labels
 #: What the settings of a recipe may be. Smaller deviations spread the pixels of a photograph too
 #: far for the lattice (`weaktr.ops.dense_crf`).
 DEVIATIONS, MOST_COMPAT = (0.01, 1e5), 1e6
+#: What a CRF may start from.
+STARTS = ("labels", "scores")
 FIELDS = tuple(field.name for field in fields(DenseCRF))
 
 
@@ -35,6 +37,16 @@ class CrfRefiner:
 
     crf: DenseCRF
     gt_prob: float | None = None
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether it starts from scores, and gives some."""
+        return self.gt_prob is None
+
+    @property
+    def gives_scores(self) -> bool:
+        """See `needs_scores`."""
+        return self.gt_prob is None
 
     def __call__(
         self,
@@ -76,7 +88,10 @@ class CrfRefiner:
         else:
             scores = [own.scores for own in own_maps if own.scores is not None]
             if len(scores) < len(own_maps):
-                raise ValueError("maps: expected scores for a CRF without gt_prob, got none")
+                raise ValueError(
+                    "maps: expected scores for a CRF that starts from them, got none (a CRF from "
+                    "labels leaves none); let this one start from labels"
+                )
             marginals = self.crf.refine_probabilities(own_images, scores, num_threads=num_threads)
             results = []
             for q in marginals:
@@ -96,14 +111,25 @@ def crf_refiner(settings: Any, stage_settings: LabelConfig | PredictConfig) -> C
     """The CRF of a stage: from labels in labelling, from probabilities in prediction.
 
     Args:
-        settings: see `choose_crf`; None = `crf` of the stage.
+        settings: see `choose_crf`; None = `crf` of the stage. A mapping may also say ``start``:
+            "labels" or "scores", from which the CRF starts; where it says nothing else, the rest is
+            `crf` of the stage.
         stage_settings: of the stage.
+
+    Raises:
+        ValueError: see `choose_crf`, or another ``start``.
     """
+    start = "labels" if isinstance(stage_settings, LabelConfig) else "scores"
+    if isinstance(settings, dict) and "start" in settings:
+        start = settings["start"]
+        settings = {key: value for key, value in settings.items() if key != "start"} or None
+    if start not in STARTS:
+        raise ValueError(f"crf: start: expected one of {', '.join(STARTS)}, got {start!r:.60}")
     crf = choose_crf(stage_settings.crf if settings is None else settings)
     if crf is None:
         return None
-    gt_prob = stage_settings.gt_prob if isinstance(stage_settings, LabelConfig) else None
-    return CrfRefiner(crf, gt_prob)
+    of_labels = stage_settings if isinstance(stage_settings, LabelConfig) else LabelConfig()
+    return CrfRefiner(crf, of_labels.gt_prob if start == "labels" else None)
 
 
 def choose_crf(setting: str | dict[str, Any] | None) -> DenseCRF | None:

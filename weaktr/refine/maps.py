@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Protocol
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -26,6 +27,10 @@ class Maps(NamedTuple):
     features: Tensor | None = None
     #: of the image among those of its data
     name: str | None = None
+    #: (H, W) of the photograph's file, of which the maps may have a smaller one
+    size: tuple[int, int] | None = None
+    #: whether label 0 is the background
+    has_background: bool = True
 
     def to(self, device: torch.device) -> Maps:
         """The same maps on a device."""
@@ -34,7 +39,7 @@ class Maps(NamedTuple):
             for x in (self.scores, self.confidence, self.features)
         )
         labels = self.labels.to(device)
-        return Maps(labels, self.num_labels, scores, confidence, features, self.name)
+        return self._replace(labels=labels, scores=scores, confidence=confidence, features=features)
 
 
 def best_labels(scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,10 +58,32 @@ def best_labels(scores: Tensor) -> tuple[Tensor, Tensor]:
     return best.indices.to(torch.uint8), best.values
 
 
+def scores_of_labels(labels: Tensor, num_labels: int, gt_prob: float) -> Tensor:
+    """Probabilities that stand for labels without scores.
+
+    Args:
+        labels: uint8 [H, W], 0..K-1.
+        num_labels: K >= 2.
+        gt_prob: of each pixel's label; the others share the rest.
+
+    Returns:
+        float32 [K, H, W], sums to 1.
+    """
+    shape = (num_labels, *labels.shape)
+    scores = labels.new_full(shape, (1 - gt_prob) / (num_labels - 1), dtype=torch.float32)
+    return scores.scatter_(0, labels[None].long(), gt_prob)
+
+
 class Refiner(Protocol):
     """Redraws maps along the edges of their images.
 
-    One that works on the patch features of the images has the attribute ``needs_features = True``.
+    What else one may have:
+        needs_features: True = it works on `Maps.features`.
+        needs_scores, gives_scores: whether there must be `Maps.scores` before it, and are after it;
+            without the latter it is as before.
+        files(name): the files that it reads for an image; a change of them makes its mask again.
+        paths(): the files and folders that it reads from, among which no results may lie.
+        notes(): lines for the log at the end, of the images that it has refined.
     """
 
     def __call__(
@@ -76,11 +103,30 @@ class Refiner(Protocol):
             confidence: fill in the new maps' confidence, too.
 
         Returns:
-            New maps of the same numbers of labels, on that device; their features and names are
-            filled in by `weaktr.refine.refine`.
+            New maps of the same numbers of labels, on that device. What is known of the image
+            (features, name, ...) may be left out, `weaktr.refine.refine` fills it in.
         """
 
 
 def needs_features(refiners: Iterable[Refiner]) -> bool:
     """Whether one of the refiners works on patch features."""
     return any(getattr(refiner, "needs_features", False) for refiner in refiners)
+
+
+def files_of(refiners: Iterable[Refiner], name: str) -> tuple[Path, ...]:
+    """The files from which refiners work on an image, besides its photograph."""
+    return tuple(file for refiner in refiners for file in getattr(refiner, "files", _none)(name))
+
+
+def paths_of(refiners: Iterable[Refiner]) -> list[Path]:
+    """The files and folders that refiners read from."""
+    return [path for refiner in refiners for path in getattr(refiner, "paths", _none)()]
+
+
+def notes_of(refiners: Iterable[Refiner]) -> list[str]:
+    """What refiners have to report of the images that they have refined."""
+    return [note for refiner in refiners for note in getattr(refiner, "notes", _none)()]
+
+
+def _none(*_: object) -> tuple[Any, ...]:
+    return ()

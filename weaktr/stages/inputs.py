@@ -5,7 +5,7 @@ What counts is the content of files, not where they are: `weaktr.contents`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from weaktr.data.parallel import ordered_map
 from weaktr.outputs import fingerprint, finished_facts
 from weaktr.progress import track
 from weaktr.recipes import identity
+from weaktr.refine import Refiner, files_of
 from weaktr.stages.run import Run, Stage, result_of
 
 #: In place of the digest of a file that cannot be read.
@@ -70,8 +71,9 @@ def inputs_of(stage: Stage, run: Run) -> Inputs:
             if isinstance(tree, dict) and "weights" in tree:
                 settings[name] = {**tree, "weights": "file"}
     if (chosen_on := stage.chosen_on(run)) is not None:
-        facts["chosen_on"] = digest_of(_rows(chosen_on, run))
-    images = digest_of(row for manifest in manifests for row in _rows(manifest, run))
+        facts["chosen_on"] = digest_of(_rows(chosen_on, run, ()))
+    refiners = stage.refiners(run)
+    images = digest_of(row for manifest in manifests for row in _rows(manifest, run, refiners))
     if not stage.by_image:
         facts["images"] = images
     return Inputs(fingerprint(stage.name, facts), images, facts, former)
@@ -97,11 +99,14 @@ def _earlier(stage: Stage, run: Run) -> dict[str, tuple[str, str]]:
     return earlier
 
 
-def _rows(manifest: Manifest, run: Run) -> Iterator[tuple[object, ...]]:
+def _rows(
+    manifest: Manifest, run: Run, refiners: Sequence[Refiner]
+) -> Iterator[tuple[object, ...]]:
     """Each image of a manifest, in the order of the names: labels, content of its files."""
 
     def row(sample: Sample) -> tuple[object, ...]:
         files = [_digest(path, run) for path in (sample.image, sample.mask)]
+        files += [_digest(path, run) for path in files_of(refiners, sample.name)]
         return sample.name, sample.labels, sample.mask_ids, sample.exif, *files
 
     samples = sorted(manifest.samples, key=lambda sample: sample.name)

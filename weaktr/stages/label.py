@@ -18,7 +18,7 @@ from weaktr.inference.labels import label_maps, uses_features
 from weaktr.inference.results import LabelMaps
 from weaktr.inference.threshold import CHOICE
 from weaktr.inference.timeline import Timeline
-from weaktr.refine import Refiner, choose_refiners, needs_features
+from weaktr.refine import Refiner, choose_refiners, files_of, needs_features, notes_of
 from weaktr.stages.masks import MaskReport, make_masks
 from weaktr.stages.run import Run, Stage, masks_digest
 from weaktr.stages.store import MaskStore
@@ -70,7 +70,8 @@ def label(
     keep_unlabelled = settings.unlabelled == "background"
 
     def files(sample: Sample) -> tuple[Path, ...]:
-        return (*source.files(sample), *([folder / CHOICE] if is_chosen else []))
+        chosen = [folder / CHOICE] if is_chosen else []
+        return (*source.files(sample), *files_of(refiners, sample.name), *chosen)
 
     store = MaskStore(
         folder,
@@ -106,6 +107,7 @@ def label(
         profile=profile,
     )
     report.left_out[:0] = left_out
+    report.notes += notes_of(refiners)
     report.count_older(store.masks, samples)
     report.unlabelled[:0] = [sample.name for sample in nothing]
     report.log("pseudo labels", settings.max_side)
@@ -140,5 +142,6 @@ LABEL = Stage(
     result=masks_digest,
     chosen_on=lambda run: run.score if run.recipe.label.threshold == "search_on_masks" else None,
     by_image=True,
+    refiners=lambda run: choose_refiners(run.recipe.label),
     after=(TRAIN_CAM,),
 )

@@ -48,6 +48,7 @@ class MaskReport:
         turned: numbers of images whose EXIF asks viewers to turn them: "applied", "ignored".
         older: number of masks in the folder of images that are no longer among those given
             (`count_older`).
+        notes: what the refiners have to report of the masks made now.
     """
 
     masks: int = 0
@@ -57,6 +58,7 @@ class MaskReport:
     reduced: int = 0
     turned: Counter[str] = field(default_factory=Counter)
     older: int = 0
+    notes: list[str] = field(default_factory=list)
 
     def count(self, masks: RefinedMasks, samples: Sequence[Sample]) -> None:
         """Count what is in the folder of these samples now, earlier runs included."""
@@ -97,6 +99,8 @@ class MaskReport:
             log.warning(
                 "%d masks there are of images that are no longer among those given", self.older
             )
+        for note in self.notes:
+            log.warning("%s", note)
         for problem in self.left_out:
             log.warning("left out: %s", problem)
 

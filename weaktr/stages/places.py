@@ -31,6 +31,7 @@ from weaktr.outputs import (
     refuse_files_of_others,
 )
 from weaktr.recipes import dump_recipe, load_recipe
+from weaktr.refine import choose_refiners, paths_of
 from weaktr.seals import BLANK, is_sealed, sealed
 from weaktr.stages.evaluate import TABLE
 from weaktr.stages.inputs import Inputs
@@ -79,6 +80,9 @@ def in_the_way(run: Run) -> list[str]:
         with suppress(ValueError, OSError):  # what is wrong with a split is told where it is used
             for sample in getattr(run, split) or ():
                 images |= {path.parent for path in (sample.image, sample.mask) if path is not None}
+    for stage in {"label", "predict"} & {*run.recipe.stages}:
+        with suppress(ValueError, OSError):  # likewise
+            images.update(paths_of(choose_refiners(getattr(run.recipe, stage))))
     try:
         outputs.require_apart(run.folder, [], images, own=own)
     except ValueError as error:

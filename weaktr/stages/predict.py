@@ -17,6 +17,7 @@ from weaktr.inference.probabilities import SegInputs
 from weaktr.inference.results import LabelMaps
 from weaktr.inference.timeline import Timeline
 from weaktr.models import Segmenter
+from weaktr.refine import choose_refiners, files_of, notes_of
 from weaktr.stages.masks import MaskReport, make_masks
 from weaktr.stages.run import Run, Stage, masks_digest, without_masks
 from weaktr.stages.store import MaskStore
@@ -58,7 +59,7 @@ def predict(
     refined = bool(predictor.refiners)
     store = MaskStore(
         folder,
-        lambda sample: (sample.image,),
+        lambda sample: (sample.image, *files_of(predictor.refiners, sample.name)),
         refined=refined,
         emit=emit,
         contents=contents,
@@ -79,6 +80,7 @@ def predict(
         queue_mb=settings.queue_mb,
         profile=profile,
     )
+    report.notes += notes_of(predictor.refiners)
     report.count_older(store.masks, samples)
     report.log("predictions", settings.max_side)
     return report
@@ -98,5 +100,6 @@ PREDICT = Stage(
     work=predict_run,
     result=masks_digest,
     by_image=True,
+    refiners=lambda run: choose_refiners(run.recipe.predict),
     after=(TRAIN_SEG,),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from weaktr.data.masks import MaskFolder, before_refinement
 from weaktr.models import CamModel, Segmenter, checkpoints
 from weaktr.models.precision import choose_device
 from weaktr.outputs import FEATURES
+from weaktr.refine import Refiner
 
 MODEL = "model.safetensors"
 
@@ -118,6 +119,7 @@ class Stage:
         chosen_on: images with true masks by which a setting is chosen; None = none is.
         by_image: whether each image has a result of its own, from its own file and labels
             (`weaktr.stages.store`), so that those of the other images stay when one changes.
+        refiners: of the masks; files that they read count as those of an image.
         after: stages whose results it starts from.
         optional: whether stages of `after` that are not in the recipe are left out.
     """
@@ -130,6 +132,7 @@ class Stage:
     weights: Callable[[Run], str | None] = lambda run: None
     chosen_on: Callable[[Run], Manifest | None] = lambda run: None
     by_image: bool = False
+    refiners: Callable[[Run], Sequence[Refiner]] = lambda run: ()
     after: tuple[Stage, ...] = ()
     optional: bool = False
 

@@ -1,7 +1,7 @@
 """The files of a folder of masks: which images are done in it, and writing those of further ones.
 
 An image is done if its files are there as they were written, and were made from the photograph
-(and the stored CAMs) and the image-level labels that it has now.
+(and the stored CAMs, and what refiners read) and the image-level labels that it has now.
 """
 
 from __future__ import annotations
