@@ -17,7 +17,7 @@ from weaktr.config import LabelConfig, PredictConfig, Recipe
 from weaktr.data import Sample, read_rgb
 from weaktr.data.photographs import reduced
 from weaktr.inference.cams import CamsOfModel
-from weaktr.inference.labels import label_maps
+from weaktr.inference.labels import label_maps, uses_features
 from weaktr.inference.predictions import Predictor
 from weaktr.inference.probabilities import seg_inputs
 from weaktr.inference.results import LabelMaps
@@ -25,7 +25,6 @@ from weaktr.models import CamModel, Segmenter, checkpoints
 from weaktr.models.precision import choose_device
 from weaktr.recipes import load_recipe, with_settings
 from weaktr.refine import choose_refiners
-from weaktr.stages.label import works_on_features
 from weaktr.stages.pipeline import run_recipe
 
 S = TypeVar("S", LabelConfig, PredictConfig)
@@ -184,7 +183,7 @@ class Model:
         if settings.threshold == "search_on_masks":
             raise ValueError("threshold: 'search_on_masks' is for recipes; give a number, or auto")
         if self._source is None or self._source.settings != settings:
-            features = works_on_features(settings, refiners)
+            features = uses_features(settings, refiners)
             self._source = CamsOfModel(self.module, settings, with_features=features)
         sample = Sample("image", Path(), tuple(sorted(set(indices))), None, "")
         inputs = self._source.inputs(sample, reduced(pixels, settings.max_side))

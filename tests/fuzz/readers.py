@@ -380,7 +380,7 @@ def _choice(root: Path) -> None:
 
 def _read_choice(root: Path) -> None:
     path = root / "threshold.json"
-    content = path.read_bytes()
+    content = path.read_bytes() if path.is_file() else b""
     if (seal := SEAL.search(content)) is not None:  # so that more than the seal is looked at
         path.write_bytes(sealed(content.replace(seal[0], BLANK.encode(), 1)))
     read_choice(root)

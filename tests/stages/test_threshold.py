@@ -7,6 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from tests.cli.test_train import said
 from tests.stages import tiny
@@ -15,12 +17,14 @@ from weaktr.config import LabelConfig, TrainCamConfig
 from weaktr.data import read_mask
 from weaktr.data.masks import MaskFolder
 from weaktr.evaluation.bootstrap import interval, resampled_miou
+from weaktr.evaluation.calibration import Calibration
 from weaktr.evaluation.folders import written_conditions
 from weaktr.evaluation.iou import ConfusionSum, scores
 from weaktr.inference.cams import CamsOfModel
-from weaktr.inference.labels import labels_from_cams
+from weaktr.inference.labels import FACTORS, REFINED_FACTORS, label_maps, labels_from_cams
 from weaktr.inference.threshold import THRESHOLDS, choose_by_features, read_choice
 from weaktr.recipes import dump_recipe, identity
+from weaktr.refine import choose_refiners
 from weaktr.stages.label import LABEL, label
 from weaktr.stages.pipeline import check_recipe, inputs_of, run_recipe
 from weaktr.stages.run import Run
@@ -202,6 +206,65 @@ def test_commands(run, root, tmp_path):
         )  # fmt: skip
         assert code == cli.WRONG_INPUT and not (tmp_path / "no").exists()
         assert f"threshold: '{way}'" in text
+
+
+def test_stability_is_written_and_its_calibration_printed(run, root, tmp_path):
+    model, out = run.of("train_cam") / "model.safetensors", tmp_path / "out"
+    code, text = said(
+        cli.main, "label", model, root / "images", "--labels", root / "labels.csv", "--out", out,
+        "--set", "scales=[1.0]", "--set", "crf=none", "--emit", "confidence",
+        "--set", "confidence=stability",
+    )  # fmt: skip
+    assert code == 0, text
+    settings = LabelConfig(scales=(1.0,), crf=None)
+    source, calibration = CamsOfModel(run.cam_model(), settings, with_views=True), Calibration()
+    for sample in run.score:
+        (result,) = label_maps(
+            source, [source.read(sample)], settings.threshold, [],
+            emit=["confidence"], confidence="stability",
+        )  # fmt: skip
+        grey = np.asarray(Image.open(out / "confidence" / f"{sample.name}.png"))
+        expected = np.round(255 * result.arrays()["confidence"])
+        np.testing.assert_array_equal(grey, expected)
+        calibration.add(grey, result.mask(), read_mask(sample, 4))
+    code, text = said(
+        cli.main, "eval", out, root / "masks", "--num-labels", 4, "--out", tmp_path / "scores"
+    )
+    assert code == 0, text
+    assert f"expected calibration error {100 * calibration.error():.1f} %" in text
+    (tmp_path / "scores" / "metrics.json").unlink()
+    (out / "confidence" / "0.png").unlink()
+    Image.fromarray(np.zeros((5, 5), np.uint8)).save(out / "confidence" / "0.png")
+    code, text = said(
+        cli.main, "eval", out, root / "masks", "--num-labels", 4, "--out", tmp_path / "scores"
+    )
+    assert code == cli.WRONG_INPUT and "confidence/0.png" in "".join(text.split())
+
+
+def test_a_chosen_threshold_stability_and_propagation_go_together(run, tmp_path):
+    settings = replace(
+        run.recipe.label, refiners=("propagation",), threshold="auto", confidence="stability"
+    )
+    source = CamsOfModel(run.cam_model(), settings, with_features=True, with_views=True)
+    samples = run.train_images.samples[:4]
+    label(source, samples, tmp_path, settings, emit=["confidence"])
+    threshold = read_choice(tmp_path).threshold
+    refiners = choose_refiners(settings)
+    for sample in samples:
+        one = source.read(sample)
+        (result,) = label_maps(
+            source, [one], threshold, refiners, emit=["confidence"], confidence="stability"
+        )
+        (cams,) = source.cams([one])
+        ways = [labels_from_cams(cams.maps, threshold * factor) for factor in FACTORS]
+        ways += [labels_from_cams(view, threshold) for view in cams.views]
+        for factor in REFINED_FACTORS:
+            (other,) = label_maps(source, [one], threshold * factor, refiners)
+            ways.append(torch.from_numpy(other.arrays()["refined"]))
+        final = result.arrays()["refined"]
+        expected = np.mean([way.numpy() == final for way in ways], 0)
+        np.testing.assert_allclose(result.arrays()["confidence"], expected, atol=1e-6)
+        assert (tmp_path / "confidence" / f"{sample.name}.png").is_file()
 
 
 def test_val_masks_is_short_for_settings(root, tmp_path):

@@ -190,13 +190,14 @@ def _label_by_model(arguments: argparse.Namespace, emit: list[str]) -> int:
     By a stage-2 model: predictions among the image-level labels, where there are any.
     """
     from weaktr.inference.cams import CamsOfModel
+    from weaktr.inference.labels import uses_features
     from weaktr.inference.probabilities import for_ensemble
     from weaktr.models import Segmenter, checkpoints
     from weaktr.models.precision import choose_device
     from weaktr.outputs import claimed_for_masks
     from weaktr.refine import choose_refiners, paths_of
     from weaktr.stages.check_models import require_views
-    from weaktr.stages.label import label, works_on_features
+    from weaktr.stages.label import label
     from weaktr.stages.predict import predict
     from weaktr.stages.threshold import require_way
 
@@ -228,14 +229,10 @@ def _label_by_model(arguments: argparse.Namespace, emit: list[str]) -> int:
             report = predict(model, samples, out, choices, given_classes=True, profile=profile)
             return show_masks(report, out, samples, names)
     settings = with_settings(LabelConfig(), arguments.set)
-    refiners = choose_refiners(settings)
+    features = uses_features(settings, choose_refiners(settings))
     views = "confidence" in emit and settings.confidence == "stability"
     source = CamsOfModel(
-        model,
-        settings,
-        settings.predict_above,
-        with_features=works_on_features(settings, refiners),
-        with_views=views,
+        model, settings, settings.predict_above, with_features=features, with_views=views
     )
     require_way(settings, source)
     del model  # on a CPU the source has its own copy of most weights

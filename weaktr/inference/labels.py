@@ -8,14 +8,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from weaktr.config import ConfidenceKind
+from weaktr.config import ConfidenceKind, LabelConfig
 from weaktr.inference.cams import CamInputs, Cams, CamSource
 from weaktr.inference.results import FINITE, LabelMaps, hand_over, is_finite
 from weaktr.inference.soft_labels import Softening, soft_labels
 from weaktr.inference.threshold import THRESHOLDS, best_threshold, fisher_curve
 from weaktr.inference.timeline import Steps, Timeline
 from weaktr.ops.upload import upload
-from weaktr.refine import Maps, Refiner, refine
+from weaktr.refine import Maps, Refiner, needs_features, refine
 from weaktr.refine.maps import best_labels
 
 #: Other thresholds, as multiples of the chosen one, whose labels count for `stability`: before
@@ -105,6 +105,11 @@ def _threshold_for(cams: Cams, threshold: float | Literal["auto"]) -> float:
     assert cams.features is not None
     curve = fisher_curve(cams.features, cams.maps, THRESHOLDS)
     return best_threshold(THRESHOLDS, curve.tolist())
+
+
+def uses_features(settings: LabelConfig, refiners: Sequence[Refiner]) -> bool:
+    """Whether labels by these settings need a source with `Cams.features`."""
+    return settings.threshold == "auto" or needs_features(refiners)
 
 
 @torch.inference_mode()

@@ -15,7 +15,7 @@ from weaktr.contents import Contents, digest_of
 from weaktr.data import Sample
 from weaktr.data.masks import MaskFolder
 from weaktr.inference.cams import CamInputs, CamsOfModel, CamSource
-from weaktr.inference.labels import label_maps
+from weaktr.inference.labels import label_maps, uses_features
 from weaktr.inference.results import LabelMaps
 from weaktr.inference.soft_labels import Softening
 from weaktr.inference.threshold import CHOICE
@@ -75,8 +75,8 @@ def label(
     softening = Softening(settings.soft_temperature, settings.soft_stride)
 
     def files(sample: Sample) -> tuple[Path, ...]:
-        choice = [folder / CHOICE] if is_chosen else []
-        return (*source.files(sample), *files_of(refiners, sample.name), *choice)
+        chosen = [folder / CHOICE] if is_chosen else []
+        return (*source.files(sample), *files_of(refiners, sample.name), *chosen)
 
     store = MaskStore(
         folder,
@@ -125,11 +125,6 @@ def label(
     return report
 
 
-def works_on_features(settings: LabelConfig, refiners: Sequence[Refiner]) -> bool:
-    """Whether labels by these settings and their refiners take the patch features of CAMs."""
-    return needs_features(refiners) or settings.threshold == "auto"
-
-
 def require_features(refiners: Sequence[Refiner], source: CamSource) -> None:
     """Raise `ValueError` where refiners work on patch features that a source does not give."""
     if needs_features(refiners) and not source.with_features:
@@ -143,7 +138,7 @@ def require_features(refiners: Sequence[Refiner], source: CamSource) -> None:
 def label_run(run: Run, folder: Path) -> int:
     """Label the training images of a run; returns how many were left out."""
     samples, settings = run.train_images.samples, run.recipe.label
-    features = works_on_features(settings, choose_refiners(settings))
+    features = uses_features(settings, choose_refiners(settings))
     source = CamsOfModel(run.cam_model(), settings, with_features=features)
     masked = masks_to_search_on(run)
     report = label(source, samples, folder, settings, contents=run.contents, masked=masked)

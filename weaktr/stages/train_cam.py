@@ -55,7 +55,27 @@ def train_cam(run: Run, folder: Path) -> int:
     model = CamModel(recipe.cam_model, len(classes))
     load_backbone(model.vit, recipe.cam_model)
     model = model.to(run.device)
-    loader, passes_once = _loader(model, run)
+    reasons = reasons_against(model, settings)
+    passes_once = not reasons
+    if reasons and settings.backbone_lr == 0 and settings.class_tokens == "frozen":
+        log.info(
+            "the backbone is frozen, but photographs pass through it in every epoch: %s",
+            "; ".join(reasons),
+        )
+    dataset: SeededDataset
+    if passes_once:
+        dataset = head_inputs_dataset(
+            model, run.train_images, settings, run.cache, run.contents, recipe.seed
+        )
+    else:
+        transform = data.cam_train_transform(
+            recipe.cam_model.image_size,
+            normalization=cast(data.Normalization, model.normalization),
+            **asdict(settings.augment),
+        )
+        dataset = data.CamDataset(run.train_images, transform, seed=recipe.seed)
+    workers = 0 if passes_once else recipe.num_workers  # memory needs no other process
+    loader = EpochLoader(dataset, settings.batch_size, recipe.seed, workers)
     optimizer = cam_optimizer(
         model,
         settings.lr,
@@ -86,7 +106,6 @@ def train_cam(run: Run, folder: Path) -> int:
         return cam_losses(model(*parts), targets)
 
     watched = run.score if settings.validate_every else None
-    class_list = {"names": classes.names, "ids": classes.ids}
 
     def score(model: CamModel) -> dict[str, float]:
         assert watched is not None
@@ -102,50 +121,49 @@ def train_cam(run: Run, folder: Path) -> int:
         return {"cam_miou": scores.miou, "cam_threshold": threshold}
 
     loop = TrainingLoop(folder, model, optimizer, loader, settings, recipe, set_lr)
-    logged = entries_in(folder / METRICS) if settings.choose == "fisher" else []
-    values = [entry["fisher"] for entry in logged if isinstance(entry.get("fisher"), float)]
-    best = max(values, default=0.0)
+    chosen = BestEpoch(run, folder) if settings.choose == "fisher" else None
 
     def validate(model: CamModel) -> dict[str, float]:
-        nonlocal best
-        scores = score(model)
-        if settings.choose == "last":
-            return scores
-        value, threshold = contrast(model, run)
-        if value > best:
-            best = value
-            checkpoints.save(model, folder / MODEL, classes=class_list)
-        log.info("fisher %.4f at threshold %.2f, the best so far %.4f", value, threshold, best)
-        return {**scores, "fisher": value, "fisher_threshold": threshold}
+        return score(model) | (chosen.consider(model) if chosen else {})
 
     trained = loop.train(compiled(losses, settings.compile), validate if watched else None)
-    if not (best and (folder / MODEL).is_file()):
-        checkpoints.save(trained, folder / MODEL, classes=class_list)
+    if chosen is None or not chosen.is_saved:
+        save(trained, run, folder)
     return 0
 
 
-def _loader(model: CamModel, run: Run) -> tuple[EpochLoader, bool]:
-    """The batches of a training, and whether photographs pass through the backbone only once."""
-    recipe, settings = run.recipe, run.recipe.train_cam
-    reasons = reasons_against(model, settings)
-    if not reasons:
-        dataset: SeededDataset = head_inputs_dataset(
-            model, run.train_images, settings, run.cache, run.contents, recipe.seed
-        )
-        workers = 0  # memory needs no other process
-        return EpochLoader(dataset, settings.batch_size, recipe.seed, workers), True
-    if settings.backbone_lr == 0 and settings.class_tokens == "frozen":
-        log.info(
-            "the backbone is frozen, but photographs pass through it in every epoch: %s",
-            "; ".join(reasons),
-        )
-    transform = data.cam_train_transform(
-        recipe.cam_model.image_size,
-        normalization=cast(data.Normalization, model.normalization),
-        **asdict(settings.augment),
-    )
-    dataset = data.CamDataset(run.train_images, transform, seed=recipe.seed)
-    return EpochLoader(dataset, settings.batch_size, recipe.seed, recipe.num_workers), False
+def save(model: CamModel, run: Run, folder: Path) -> None:
+    """Write `MODEL` into the folder of the stage."""
+    classes = run.train_images.classes
+    checkpoints.save(model, folder / MODEL, classes={"names": classes.names, "ids": classes.ids})
+
+
+class BestEpoch:
+    """Saves the model of the epoch with the largest `contrast` of those that it is shown.
+
+    Args:
+        run: whose training it is.
+        folder: of the stage; its log says which epochs were considered before.
+    """
+
+    def __init__(self, run: Run, folder: Path) -> None:
+        self.run, self.folder = run, folder
+        logged = [entry.get("fisher") for entry in entries_in(folder / METRICS)]
+        self.best = max((value for value in logged if isinstance(value, float)), default=0.0)
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether a model was chosen."""
+        return self.best > 0 and (self.folder / MODEL).is_file()
+
+    def consider(self, model: CamModel) -> dict[str, float]:
+        """Save a model in eval mode if it is the best so far; returns its scores for the log."""
+        value, threshold = contrast(model, self.run)
+        if value > self.best:
+            self.best = value
+            save(model, self.run, self.folder)
+        log.info("fisher %.4f at threshold %.2f, the best so far %.4f", value, threshold, self.best)
+        return {"fisher": value, "fisher_threshold": threshold}
 
 
 def contrast(model: CamModel, run: Run) -> tuple[float, float]:
