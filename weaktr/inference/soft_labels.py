@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from weaktr.refine import Maps
+from weaktr.refine.maps import scores_of_labels
 
 
 class Softening(NamedTuple):
@@ -49,19 +50,10 @@ def soft_labels(
         powers = (refined.scores / best).pow(1 / softening.temperature)
         pixels = torch.where(best > 0, powers / powers.sum(0), 1 / refined.num_labels)
     else:
-        pixels = _by_confidence(refined)
+        sure = None if refined.num_labels == 1 else refined.confidence
+        share = 1.0 if sure is None else sure.float().clamp(0, 1)
+        pixels = scores_of_labels(refined.labels, refined.num_labels, share)
     height, width = pixels.shape[1:]
     cells = (-(-height // softening.stride), -(-width // softening.stride))
     shares = F.adaptive_avg_pool2d(pixels, cells)
     return (255 * shares).round_().to(torch.uint8)
-
-
-def _by_confidence(maps: Maps) -> Tensor:
-    """float32 [K + 1, H, W]: the label of each pixel as sure as the refiner is of it."""
-    count = maps.num_labels
-    sure = torch.ones_like(maps.labels, dtype=torch.float32)
-    if maps.confidence is not None and count > 1:
-        sure = maps.confidence.float().clamp(0, 1)
-    others = (1 - sure) / max(1, count - 1)
-    pixels = others.expand(count, -1, -1).clone()
-    return pixels.scatter_(0, maps.labels[None].long(), sure[None])

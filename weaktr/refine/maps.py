@@ -58,20 +58,23 @@ def best_labels(scores: Tensor) -> tuple[Tensor, Tensor]:
     return best.indices.to(torch.uint8), best.values
 
 
-def scores_of_labels(labels: Tensor, num_labels: int, gt_prob: float) -> Tensor:
+def scores_of_labels(labels: Tensor, num_labels: int, gt_prob: float | Tensor) -> Tensor:
     """Probabilities that stand for labels without scores.
 
     Args:
         labels: uint8 [H, W], 0..K-1.
-        num_labels: K >= 2.
-        gt_prob: of each pixel's label; the others share the rest.
+        num_labels: K.
+        gt_prob: of each pixel's label, one number or float [H, W]; the others share the rest.
 
     Returns:
         float32 [K, H, W], sums to 1.
     """
-    shape = (num_labels, *labels.shape)
-    scores = labels.new_full(shape, (1 - gt_prob) / (num_labels - 1), dtype=torch.float32)
-    return scores.scatter_(0, labels[None].long(), gt_prob)
+    own = gt_prob
+    if not isinstance(own, Tensor):
+        own = labels.new_full(labels.shape, own, dtype=torch.float32)
+    others = (1 - own) / max(1, num_labels - 1)
+    scores = others.expand(num_labels, *labels.shape).clone()
+    return scores.scatter_(0, labels[None].long(), own[None])
 
 
 class Refiner(Protocol):
