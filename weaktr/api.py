@@ -18,10 +18,11 @@ from weaktr.data import Sample, read_rgb
 from weaktr.data.photographs import reduced
 from weaktr.inference.cams import CamsOfModel
 from weaktr.inference.labels import label_maps, uses_features
+from weaktr.inference.patch_cams import CamsOfPatches, cams_of
 from weaktr.inference.predictions import Predictor
 from weaktr.inference.probabilities import seg_inputs
 from weaktr.inference.results import LabelMaps
-from weaktr.models import CamModel, Segmenter, checkpoints
+from weaktr.models import Segmenter, Stage1Model, checkpoints
 from weaktr.models.precision import choose_device
 from weaktr.recipes import load_recipe, with_settings
 from weaktr.refine import choose_refiners
@@ -91,10 +92,12 @@ class Model:
         classes: C names in class-index order; None = not known.
     """
 
-    def __init__(self, module: CamModel | Segmenter, classes: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, module: Stage1Model | Segmenter, classes: Sequence[str] | None = None
+    ) -> None:
         self.module = module
         self.classes = None if classes is None else tuple(classes)
-        self._source: CamsOfModel | None = None
+        self._source: CamsOfModel | CamsOfPatches | None = None
         self._predictor: Predictor | None = None
 
     def cams(self, image: Image, labels: Labels, settings: LabelConfig | None = None) -> np.ndarray:
@@ -178,13 +181,13 @@ class Model:
         self, pixels: np.ndarray, indices: Sequence[int], settings: LabelConfig
     ) -> LabelMaps:
         """The pseudo label and the CAMs of an image; its classes ascending and each once."""
-        assert isinstance(self.module, CamModel)
+        assert not isinstance(self.module, Segmenter)
         refiners = choose_refiners(settings)
         if settings.threshold == "search_on_masks":
             raise ValueError("threshold: 'search_on_masks' is for recipes; give a number, or auto")
         if self._source is None or self._source.settings != settings:
             features = uses_features(settings, refiners)
-            self._source = CamsOfModel(self.module, settings, with_features=features)
+            self._source = cams_of(self.module, settings, with_features=features)
         sample = Sample("image", Path(), tuple(sorted(set(indices))), None, "")
         inputs = self._source.inputs(sample, reduced(pixels, settings.max_side))
         (result,) = label_maps(self._source, [inputs], settings.threshold, refiners, emit=("cam",))
@@ -196,7 +199,7 @@ class Model:
         Raises:
             ValueError: a model of stage 2, or an unknown label.
         """
-        if not isinstance(self.module, CamModel):
+        if isinstance(self.module, Segmenter):
             raise ValueError("labels: a model of stage 2 takes none; use predict")
         if isinstance(labels, str):
             raise ValueError(f"labels: expected a list of class names or indices, got {labels!r}")

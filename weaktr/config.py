@@ -42,6 +42,7 @@ AttentionType = Literal["coarse", "fused", "transcam"]
 #: How a threshold is chosen in place of a number.
 ThresholdWay = Literal["auto", "search_on_masks"]
 ConfidenceKind = Literal["score", "stability"]
+CamModelKind = Literal["class_tokens", "patches"]
 Decoder = Literal["mask_transformer", "multi_mask_transformer", "linear"]
 
 #: What an address looks like, of the web or of a hub.
@@ -97,6 +98,12 @@ def _shares_of_area(pair: tuple[float, float]) -> tuple[float, float]:
     return pair
 
 
+def _some_once(layers: tuple[int, ...]) -> tuple[int, ...]:
+    if not layers or len(set(layers)) < len(layers):
+        raise ValueError("expected at least one block of the backbone, each once")
+    return layers
+
+
 def _curve(thresholds: tuple[float, float, float]) -> tuple[float, float, float]:
     first, last, step = thresholds
     if not (0 <= first <= last <= 1 and 1e-4 <= step <= 1):
@@ -116,6 +123,9 @@ BackboneArgs = Annotated[dict[str, Any], AfterValidator(_of_form)]
 Reduction = Annotated[float, Field(ge=1e-3, le=1e9)]
 ImageSize = Pixels | tuple[Pixels, Pixels]
 AreaShares = Annotated[tuple[float, float], AfterValidator(_shares_of_area)]
+Layers = Annotated[
+    tuple[Annotated[int, Field(ge=-MOST_BLOCKS, lt=MOST_BLOCKS)], ...], AfterValidator(_some_once)
+]
 Thresholds = Annotated[tuple[float, float, float], AfterValidator(_curve)]
 
 
@@ -210,15 +220,40 @@ class BackboneConfig(Settings):
 
 
 @dataclass(frozen=True)
-class CamModelConfig(BackboneConfig):
-    """Stage 1's model (`weaktr.models.CamModel`).
+class PatchesConfig(Settings):
+    """How `weaktr.models.PatchModel` reads a photograph.
 
     Args:
+        short_side: of the photograph as the backbone sees it, in pixels.
+        layers: blocks of the backbone whose patches, side by side, are the features; -1 = the last.
+            Where a network was tuned for another task its last blocks know less of the classes than
+            those before.
+        saliency_weight: how much the background follows the saliency, against the features.
+        least_share: share of a photograph's patches that each class it shows has at least.
+        least_background: likewise of the background.
+    """
+
+    short_side: Pixels = 308
+    layers: Layers = (-4, -2)
+    saliency_weight: Rate = 1.0
+    least_share: Annotated[float, Field(ge=0, le=0.2)] = 0.05
+    least_background: Annotated[float, Field(ge=0, le=0.5)] = 0.2
+
+
+@dataclass(frozen=True)
+class CamModelConfig(BackboneConfig):
+    """Stage 1's model: `weaktr.models.CamModel`, or `weaktr.models.PatchModel` for few photographs.
+
+    Args:
+        kind: "class_tokens" = `CamModel`, which is trained by gradients; "patches" = `PatchModel`,
+            a classifier of the patches of a frozen backbone, of whose settings below only
+            `patches` counts.
         pool: "avg" or "max" over tokens of the attention output that feeds the fusion.
         reduction: the fusion's map MLP has int(depth * heads / reduction) hidden units.
         feat_reduction: its feature MLP has int(head width / feat_reduction).
         patch_norm: apply the backbone's final norm to the patches before the head. The published
             model does not; backbones that were pretrained with it (DINOv2, DINOv3) gain from it.
+        patches: see `PatchesConfig`.
 
     Source: reference.md 1-14, 21.
     """
@@ -227,6 +262,8 @@ class CamModelConfig(BackboneConfig):
     reduction: Reduction = 8.0
     feat_reduction: Reduction = 8.0
     patch_norm: bool = False
+    kind: CamModelKind = later("class_tokens")
+    patches: PatchesConfig = later(PatchesConfig())
 
 
 @dataclass(frozen=True)
@@ -246,6 +283,26 @@ class CamAugment(Settings):
     flip: Share = 0.5
     randaugment: bool = True
     erasing: Share = 0.25
+
+
+@dataclass(frozen=True)
+class TrainPatchesConfig(Settings):
+    """Stage 1 with ``cam_model.kind: patches`` (`weaktr.training.patches`).
+
+    Args:
+        rounds: how often patches are given to classes and classifiers are fitted to that.
+        folds: groups of photographs; each is judged by a classifier that was fitted to the others.
+        shrinkage: of the covariance towards a multiple of the identity, in parts of its mean
+            diagonal.
+        temperature: by which scores are divided; discriminant scores are too sure of themselves.
+        most_patches: patches in memory; of more than that many, each photograph gives a part.
+    """
+
+    rounds: Annotated[int, Field(ge=1, le=1000)] = 6
+    folds: Annotated[int, Field(ge=2, le=1000)] = 10
+    shrinkage: RateAbove0 = 0.1
+    temperature: Above0 = 2.0
+    most_patches: Annotated[int, Field(ge=1000, le=10**9)] = 500_000
 
 
 @dataclass(frozen=True)
@@ -280,6 +337,7 @@ class TrainCamConfig(Settings):
         validate_every: epochs between measurements of the CAM mIoU on the score split (0 = never).
             They are only logged; training and the saved model do not depend on them.
         augment: see `CamAugment`.
+        patches: see `TrainPatchesConfig`; where it counts, nothing else of this group does.
         choose: which weights are saved: "last", or "fisher" = those of the epoch, of every
             `validate_every`, at which foreground and background differ most in their patch features
             at the best threshold (`weaktr.inference.threshold`). No pixel label is used.
@@ -303,6 +361,7 @@ class TrainCamConfig(Settings):
     ema_decay: ShareBelow1 | None = None
     validate_every: CountOrNone = 0
     augment: CamAugment = CamAugment()
+    patches: TrainPatchesConfig = later(TrainPatchesConfig())
     class_tokens: Literal["trained", "frozen"] = later("trained")
     choose: Literal["last", "fisher"] = later("last")
 

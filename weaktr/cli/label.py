@@ -189,8 +189,8 @@ def _label_by_model(arguments: argparse.Namespace, emit: list[str]) -> int:
 
     By a stage-2 model: predictions among the image-level labels, where there are any.
     """
-    from weaktr.inference.cams import CamsOfModel
     from weaktr.inference.labels import uses_features
+    from weaktr.inference.patch_cams import cams_of
     from weaktr.inference.probabilities import for_ensemble
     from weaktr.models import Segmenter, checkpoints
     from weaktr.models.precision import choose_device
@@ -231,7 +231,7 @@ def _label_by_model(arguments: argparse.Namespace, emit: list[str]) -> int:
     settings = with_settings(LabelConfig(), arguments.set)
     features = uses_features(settings, choose_refiners(settings))
     views = "confidence" in emit and settings.confidence == "stability"
-    source = CamsOfModel(
+    source = cams_of(
         model, settings, settings.predict_above, with_features=features, with_views=views
     )
     require_way(settings, source)

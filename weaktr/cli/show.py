@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from weaktr.data import Manifest, Sample
     from weaktr.data.masks import MaskFolder
     from weaktr.evaluation.pictures import Panel, Strip
-    from weaktr.models import CamModel
+    from weaktr.models import Stage1Model
     from weaktr.stages.run import Run
 
 HELP = """\
@@ -139,7 +139,7 @@ def _strips(
     sample: Sample,
     manifest: Manifest,
     recipe: Recipe,
-    cam_model: CamModel | None,
+    cam_model: Stage1Model | None,
     folders: dict[str, MaskFolder],
 ) -> list[Strip]:
     """A strip for each of the sample's first classes; the first one also shows the masks."""
@@ -157,7 +157,7 @@ def _strips(
     if cam_model is None:
         return [Strip(sample.name, image, masks)]
     if not sample.labels:
-        return [Strip(sample.name, image, [None] * len(KINDS) + masks)]
+        return [Strip(sample.name, image, [None] * len(_kinds(cam_model)) + masks)]
     first, *others = _cam_panels(sample, image, manifest, recipe, cam_model)
     return [
         Strip(sample.name, image, [*first, *masks]),
@@ -165,26 +165,37 @@ def _strips(
     ]
 
 
+def _kinds(model: Stage1Model) -> dict[str, tuple[Literal["coarse", "fused"], bool]]:
+    """The CAMs that are drawn of a model; one of patches has no attention to apply."""
+    from weaktr.models import PatchModel
+
+    return {"CAM": ("fused", True)} if isinstance(model, PatchModel) else KINDS
+
+
 def _cam_panels(
-    sample: Sample, image: np.ndarray, manifest: Manifest, recipe: Recipe, model: CamModel
+    sample: Sample,
+    image: np.ndarray,
+    manifest: Manifest,
+    recipe: Recipe,
+    model: Stage1Model,
 ) -> list[list[Panel]]:
     """For each of the sample's first classes its CAM of each kind."""
     from weaktr.data.photographs import enlarged, reduced
     from weaktr.evaluation.pictures import Panel
-    from weaktr.inference.cams import CamsOfModel
+    from weaktr.inference.patch_cams import cams_of
 
     classes = (sample.labels or ())[:MAX_CLASSES]
     few = replace(sample, labels=classes)
     cams = {}
-    for title, (attention_type, refine) in KINDS.items():
+    for title, (attention_type, refine) in _kinds(model).items():
         kind = replace(recipe.label, attention_type=attention_type, refine=refine)
-        source, photograph = CamsOfModel(model, kind), reduced(image, kind.max_side)
+        source, photograph = cams_of(model, kind), reduced(image, kind.max_side)
         (own,) = source.cams([source.inputs(few, photograph)])
         cams[title] = enlarged(own.maps.numpy(force=True), photograph.size)
     return [
         [
             Panel(f"{manifest.classes.names[index]}: {title}", heat=cams[title][position])
-            for title in KINDS
+            for title in cams
         ]
         for position, index in enumerate(classes)
     ]

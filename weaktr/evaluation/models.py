@@ -14,18 +14,22 @@ from weaktr.data import Problem, Sample
 from weaktr.data.photographs import enlarged
 from weaktr.evaluation.iou import ConfusionSum, Scores, ThresholdCurve, scores
 from weaktr.evaluation.pairs import Pair
-from weaktr.inference.cams import CamInputs, CamsOfModel, CamSource
+from weaktr.inference.cams import CamInputs, CamSource
+from weaktr.inference.patch_cams import cams_of
 from weaktr.inference.pipeline import Parts, limits_for, run_pipeline
 from weaktr.inference.predictions import Predictor
 from weaktr.inference.results import FINITE, LabelMaps, hand_over, is_finite
-from weaktr.models import CamModel, Segmenter
+from weaktr.models import Segmenter, Stage1Model
 from weaktr.progress import Meter
 
 log = logging.getLogger("weaktr")
 
 
 def cam_curve(
-    model: CamModel, samples: Sequence[Sample], label: LabelConfig, settings: EvaluateConfig
+    model: Stage1Model,
+    samples: Sequence[Sample],
+    label: LabelConfig,
+    settings: EvaluateConfig,
 ) -> ThresholdCurve:
     """mIoU of CAM labels over background thresholds.
 
@@ -41,7 +45,7 @@ def cam_curve(
     first, last, step = settings.thresholds
     count = round((last - first) / step) + 1
     curve = ThresholdCurve(first + step * np.arange(count), num_labels)
-    use_cams(CamsOfModel(model, label), chosen, label.queue_mb, curve.add)
+    use_cams(cams_of(model, label), chosen, label.queue_mb, curve.add)
     return curve
 
 

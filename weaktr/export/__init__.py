@@ -21,7 +21,7 @@ from torch.export import Dim, ExportedProgram
 from weaktr import __version__
 from weaktr.export.modules import ExportableCams, ExportableSegmenter
 from weaktr.files import write_bytes
-from weaktr.models import CamModel, Segmenter
+from weaktr.models import CamModel, PatchModel, Segmenter, Stage1Model
 
 #: What `export_onnx` imports beside torch: the package's extra ``export``.
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -50,7 +50,7 @@ class Check:
 
 
 def export_onnx(
-    model: CamModel | Segmenter,
+    model: Stage1Model | Segmenter,
     path: Path,
     classes: Sequence[str],
     *,
@@ -110,7 +110,7 @@ def export_onnx(
 
 
 def export_program(
-    model: CamModel | Segmenter,
+    model: Stage1Model | Segmenter,
     path: Path,
     classes: Sequence[str],
     *,
@@ -134,13 +134,18 @@ def export_program(
     return check
 
 
-def exportable(model: CamModel | Segmenter) -> ExportableCams | ExportableSegmenter:
+def exportable(model: Stage1Model | Segmenter) -> ExportableCams | ExportableSegmenter:
     """The module that is traced instead of the model."""
+    if isinstance(model, PatchModel):
+        raise ValueError(
+            "a stage-1 model of cam_model.kind patches cannot be exported: its CAMs depend on the "
+            "classes of each photograph; export the segmenter of stage 2"
+        )
     return ExportableCams(model) if isinstance(model, CamModel) else ExportableSegmenter(model)
 
 
 def trace(
-    model: CamModel | Segmenter, module: nn.Module, size: tuple[int, int] | None
+    model: Stage1Model | Segmenter, module: nn.Module, size: tuple[int, int] | None
 ) -> ExportedProgram:
     """The graph, with free batch and, where `size` is None, free height and width.
 
@@ -166,7 +171,7 @@ def trace(
 
 
 def check_shapes(
-    model: CamModel | Segmenter, size: tuple[int, int] | None
+    model: Stage1Model | Segmenter, size: tuple[int, int] | None
 ) -> tuple[tuple[int, int, int], ...]:
     """(B, H, W) to check: the training size, other sizes, sides that are no multiple of a patch."""
     if size is not None:
@@ -183,7 +188,7 @@ def check_shapes(
 
 @torch.no_grad()
 def compare(
-    model: CamModel | Segmenter, run: Run, shapes: tuple[tuple[int, int, int], ...]
+    model: Stage1Model | Segmenter, run: Run, shapes: tuple[tuple[int, int, int], ...]
 ) -> Check:
     """Run both on the same random images.
 
@@ -212,7 +217,7 @@ def compare(
     return Check(shapes, difference, magnitude)
 
 
-def _eager_outputs(model: CamModel | Segmenter, images: Tensor) -> Sequence[Tensor]:
+def _eager_outputs(model: Stage1Model | Segmenter, images: Tensor) -> Sequence[Tensor]:
     """What the exported model has to give."""
     if isinstance(model, CamModel):
         return [model.cams(images)]
@@ -221,7 +226,7 @@ def _eager_outputs(model: CamModel | Segmenter, images: Tensor) -> Sequence[Tens
 
 
 def describe(
-    model: CamModel | Segmenter,
+    model: Stage1Model | Segmenter,
     classes: Sequence[str],
     size: tuple[int, int] | None,
     check: Check,
@@ -244,7 +249,7 @@ def describe(
     }
 
 
-def name_axes(proto: Any, model: CamModel | Segmenter) -> None:
+def name_axes(proto: Any, model: Stage1Model | Segmenter) -> None:
     """Give readable names to the free axes of an ONNX graph."""
     size = ("height", "width")
     output_size = ("rows", "columns") if isinstance(model, CamModel) else size

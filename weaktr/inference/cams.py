@@ -60,6 +60,8 @@ class Cams(NamedTuple):
     features: Tensor | None = None
     #: float32 [K, h, w] of each scale and flip alone, scaled as `maps`, where they were asked for
     views: tuple[Tensor, ...] = ()
+    #: whether m / (1 - m) of a map is how much likelier the class is than the background
+    odds: bool = False
 
 
 class CamSource(Protocol):
@@ -301,9 +303,14 @@ def _classes(
 def scaled_pixels(pixels: np.ndarray, scale: float, least: int) -> np.ndarray:
     """uint8 [h, w, 3], each side times `scale` and at least `least`, by PIL's bicubic."""
     height, width = (max(least, round(side * scale)) for side in pixels.shape[:2])
-    if (height, width) == pixels.shape[:2]:
+    return scaled_to(pixels, (height, width))
+
+
+def scaled_to(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """uint8 [h, w, 3] of a size (h, w), by PIL's bicubic."""
+    if size == pixels.shape[:2]:
         return pixels
-    return np.array(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
+    return np.array(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BICUBIC))
 
 
 def _normalise(maps: Tensor) -> Tensor:

@@ -101,6 +101,7 @@ class FeatureEncoder:
         device: where it runs.
         amp: autocast; "auto" = fp16 on CUDA, bf16 on CPUs that have AVX512-BF16 or AMX.
         layers: further blocks whose patches are kept, from 0; -1 = the last.
+        vit: the backbone with its weights; None = it is made from `config`.
 
     Raises:
         ValueError, FileNotFoundError: see `ViT` and `load_backbone`; no such layer.
@@ -113,9 +114,11 @@ class FeatureEncoder:
         *,
         amp: Amp = "auto",
         layers: Sequence[int] = (),
+        vit: ViT | None = None,
     ) -> None:
-        vit = ViT(config)
-        load_backbone(vit, config)
+        if vit is None:
+            vit = ViT(config)
+            load_backbone(vit, config)
         depth = len(vit.blocks)
         if wrong := [index for index in layers if not -depth <= index < depth]:
             raise ValueError(f"layers: expected blocks {-depth}..{depth - 1}, got {wrong[0]}")

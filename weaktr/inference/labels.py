@@ -18,6 +18,8 @@ from weaktr.ops.upload import upload
 from weaktr.refine import Maps, Refiner, needs_features, refine
 from weaktr.refine.maps import best_labels
 
+#: The least share of background that odds are computed with.
+CERTAIN = 1e-6
 #: Other thresholds, as multiples of the chosen one, whose labels count for `stability`: before
 #: refinement, and those that are refined, too.
 FACTORS, REFINED_FACTORS = (0.2, 0.4, 0.7, 1.4, 2.0, 3.0, 4.5), (0.5, 2.0)
@@ -44,6 +46,26 @@ def scores_from_cams(cams: Tensor, threshold: float) -> Tensor:
     scores = torch.cat([background, cams])
     scores = scores.sub_(scores.amax(0)).exp_()
     return scores.div_(scores.sum(0))
+
+
+def scores_from_odds(maps: Tensor, threshold: float) -> Tensor:
+    """Probabilities of background and classes behind maps that hold odds (`Cams.odds`).
+
+        odds(m) = m / (1 - m);  scores = [odds(threshold), odds(m_1), ..., odds(m_K)] / their sum
+
+    At a threshold of 0.5 they are the probabilities that the maps were made from. As with CAMs, a
+    class exceeds the background where its map exceeds the threshold.
+
+    Args:
+        maps: float32 [K, H, W] in [0, 1].
+        threshold: background score in [0, 1].
+
+    Returns:
+        float32 [K + 1, H, W], sums to 1.
+    """
+    shares = torch.cat([maps.new_full((1, *maps.shape[1:]), threshold), maps])
+    odds = shares / (1 - shares).clamp_min(CERTAIN)
+    return odds / odds.sum(0).clamp_min(CERTAIN)
 
 
 def labels_from_cams(cams: Tensor, threshold: float) -> Tensor:
@@ -149,7 +171,8 @@ def label_maps(
         thresholds = [_threshold_for(cams, threshold) for cams in all_cams]
         plain, finite = [], []
         for one, cams, own_threshold in zip(batch, all_cams, thresholds, strict=True):
-            scores = scores_from_cams(cams.maps, own_threshold)
+            scores_of = scores_from_odds if cams.odds else scores_from_cams
+            scores = scores_of(cams.maps, own_threshold)
             labels, best = best_labels(scores)
             likely = best if by_scores else None
             plain.append(

@@ -27,7 +27,9 @@ from weaktr.files import (
     write_bytes,
     written_by_library,
 )
+from weaktr.models import Stage1Model
 from weaktr.models.cam import CamModel
+from weaktr.models.patches import PatchModel
 from weaktr.models.segmenter import Segmenter
 from weaktr.recipes import as_tree, make
 
@@ -37,6 +39,7 @@ FORMAT = "weaktr-checkpoint"
 #: Name in a description -> the model, its configuration, and what its second argument is called.
 MODELS: dict[str, tuple[Any, type[BackboneConfig], str]] = {
     "cam": (CamModel, CamModelConfig, "num_classes"),
+    "patches": (PatchModel, CamModelConfig, "num_classes"),
     "segmenter": (Segmenter, SegModelConfig, "num_labels"),
 }
 with torch.device("meta"):
@@ -45,7 +48,7 @@ with torch.device("meta"):
 OF_THE_RUN = ("weights", "resize", "attention")
 
 
-def save(model: CamModel | Segmenter, path: str | Path, **extra: Any) -> Path:
+def save(model: Stage1Model | Segmenter, path: str | Path, **extra: Any) -> Path:
     """Write a model; a crash at any moment leaves the old files or the new ones.
 
     Args:
@@ -83,7 +86,7 @@ def save(model: CamModel | Segmenter, path: str | Path, **extra: Any) -> Path:
 
 def load(
     path: str | Path, device: torch.device | str = "cpu"
-) -> tuple[CamModel | Segmenter, dict[str, Any]]:
+) -> tuple[Stage1Model | Segmenter, dict[str, Any]]:
     """Read a native checkpoint.
 
     Args:
@@ -158,7 +161,7 @@ def weights_file(path: str | Path) -> Path:
 
 def _model_of(
     info: Mapping[str, Any],
-) -> tuple[Callable[[], CamModel | Segmenter], tuple[tuple[float, ...], tuple[float, ...]]]:
+) -> tuple[Callable[[], Stage1Model | Segmenter], tuple[tuple[float, ...], tuple[float, ...]]]:
     """(what builds the model that a description describes, its normalisation (mean, std)).
 
     Raises:
@@ -213,7 +216,7 @@ def class_names(info: Mapping[str, Any], path: Path) -> tuple[str, ...] | None:
     if names is None:
         return None
     config = info["config"]
-    count = config["num_classes"] if info["model"] == "cam" else config["num_labels"] - 1
+    count = config["num_labels"] - 1 if info["model"] == "segmenter" else config["num_classes"]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{path}: classes: expected a list of names, got {names!r:.60}")
     if len(names) != count:

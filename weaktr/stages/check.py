@@ -29,7 +29,7 @@ from weaktr.data.headers import Headers
 from weaktr.data.masks import MaskFolder
 from weaktr.files import WRONG_PATHS
 from weaktr.messages import few, first_lines
-from weaktr.models import CamModel, Segmenter
+from weaktr.models import Segmenter, Stage1Model
 from weaktr.models.precision import choose_device
 from weaktr.ops.attention import ATTENTIONS, chosen_attention
 from weaktr.ops.attention import OP as ATTENTION
@@ -58,7 +58,7 @@ from weaktr.stages.threshold import require_masks
 from weaktr.stages.train_seg import require_soft_labels, starting_config
 
 log = logging.getLogger("weaktr")
-M = TypeVar("M", CamModel, Segmenter)
+M = TypeVar("M", bound=Stage1Model | Segmenter)
 
 
 @dataclass
@@ -171,7 +171,7 @@ class _Check:
         self.score: Manifest | None = None
         self.val: Manifest | None = None
         self.classes: Classes | None = None
-        self.cam_model: CamModel | None = None
+        self.cam_model: Stage1Model | None = None
         self.segmenter: Segmenter | None = None
 
     def part(self, what: str) -> Part:
@@ -338,6 +338,13 @@ class _Check:
                     f"{sample.image} ({sample.source}): labels: expected class indices 0.."
                     f"{len(self.train.classes) - 1}, got {sample.labels}"
                 )
+        if self.recipe.cam_model.kind == "patches":
+            if len(self.train) < 2:
+                part.faults.append(
+                    "train_cam: expected at least 2 photographs to learn from, got "
+                    f"{len(self.train)}"
+                )
+            return
         self._steps(part, len(self.train), settings, "train_cam")
         if 0 < settings.epochs <= settings.warmup_epochs:
             part.warnings.append(

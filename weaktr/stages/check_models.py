@@ -28,24 +28,26 @@ from weaktr.config import (
 )
 from weaktr.data import Classes
 from weaktr.messages import few
-from weaktr.models import CamModel, Segmenter, checkpoints
+from weaktr.models import CamModel, PatchModel, Segmenter, Stage1Model, checkpoints
 from weaktr.models.pretrained import check_backbone, fit_state, timm_names
 from weaktr.models.vit import BackboneModel
 from weaktr.stages.run import MODEL
 
-M = TypeVar("M", CamModel, Segmenter)
+M = TypeVar("M", bound=BackboneModel)
 
 #: Seconds to wait for timm's hub.
 PATIENCE = 10
 GIB = 2**30
 
 
-def built_cam_model(config: CamModelConfig, classes: int) -> CamModel:
+def built_cam_model(config: CamModelConfig, classes: int) -> Stage1Model:
     """Stage 1's model without memory.
 
     Raises:
         ValueError: there is no such model.
     """
+    if config.kind == "patches":
+        return _built(PatchModel, config, classes)
     return _built(CamModel, config, classes)
 
 
@@ -110,10 +112,12 @@ def require_memory(
     _require(device, weights * _copies(settings), f"backbone: {name} and what its training keeps",
              "take a smaller model (backbone_args, image_size)")  # fmt: skip
     size = settings.crop if isinstance(settings, TrainSegConfig) else model.config.image_size
+    batch = settings.batch_size
+    if isinstance(model, PatchModel):
+        size, batch = model.config.patches.short_side, 1
     height, width = (size, size) if isinstance(size, int) else size
     patches = (height // model.patch_size) * (width // model.patch_size)
     image = 4 * 3 * height * width + 8 * model.vit.embed_dim * patches * len(model.vit.blocks)
-    batch = settings.batch_size
     _require(device, batch * image, f"backbone: {name} with {batch} x {height} x {width} pixels",
              "take a smaller batch_size, or smaller images (image_size, crop)")  # fmt: skip
 
@@ -189,7 +193,7 @@ def require_weights(config: BackboneConfig, model: BackboneModel | None) -> None
     check_backbone(model.vit, config)
 
 
-def require_stage1(cam_model: CamModel, model: Segmenter) -> None:
+def require_stage1(cam_model: Stage1Model, model: Segmenter) -> None:
     """Whether the backbone of stage 1, which is not trained yet, fits that of stage 2.
 
     Raises:

@@ -35,7 +35,7 @@ from weaktr.evaluation.report import Conditions, Row, caption, draw_classes, pri
 from weaktr.files import write_json
 from weaktr.inference.threshold import read_choice
 from weaktr.messages import few
-from weaktr.models import CamModel
+from weaktr.models import CamModel, Stage1Model
 from weaktr.stages.label import LABEL
 from weaktr.stages.masks import unusable_in_words
 from weaktr.stages.predict import PREDICT
@@ -125,15 +125,15 @@ def require_same_images(train: Manifest, score: Manifest) -> None:
             )
 
 
-def _cam_rows(recipe: Recipe, score: Manifest, model: CamModel) -> tuple[list[Row], int]:
+def _cam_rows(recipe: Recipe, score: Manifest, model: Stage1Model) -> tuple[list[Row], int]:
     """The plain CAM and the recipe's CAM, each at its best threshold; how many images have none."""
     chosen = [s for s in score.samples if s.mask is not None and s.labels is not None]
     chosen = chosen[: recipe.evaluate.cam_images]
     if not chosen:
         return [], 0
     coarse = replace(recipe.label, attention_type="coarse", refine=False)
-    kinds = {"cam_coarse_miou": coarse}
-    if recipe.label != coarse:
+    kinds = {"cam_coarse_miou": coarse} if isinstance(model, CamModel) else {}
+    if recipe.label != coarse or not kinds:
         kinds["cam_miou"] = recipe.label
     rows, not_scored = [], 0
     for key, kind in kinds.items():

@@ -16,16 +16,19 @@ from weaktr.data import Sample
 from weaktr.data.masks import MaskFolder
 from weaktr.inference.cams import CamInputs, CamsOfModel, CamSource
 from weaktr.inference.labels import label_maps, uses_features
+from weaktr.inference.patch_cams import CamsOfPatches
 from weaktr.inference.results import LabelMaps
 from weaktr.inference.soft_labels import Softening
 from weaktr.inference.threshold import CHOICE
 from weaktr.inference.timeline import Timeline
+from weaktr.models import PatchModel
 from weaktr.refine import Refiner, choose_refiners, files_of, needs_features, notes_of
 from weaktr.stages.masks import MaskReport, make_masks
 from weaktr.stages.run import Run, Stage, masks_digest
 from weaktr.stages.store import MaskStore, soft_file
 from weaktr.stages.threshold import masks_to_search_on, require_way, threshold_of
 from weaktr.stages.train_cam import TRAIN_CAM
+from weaktr.stages.train_patches import features_of_run
 
 #: The fields of `LabelConfig` that take effect after the CAMs, not in computing them.
 AFTER_CAMS = (
@@ -139,7 +142,13 @@ def label_run(run: Run, folder: Path) -> int:
     """Label the training images of a run; returns how many were left out."""
     samples, settings = run.train_images.samples, run.recipe.label
     features = uses_features(settings, choose_refiners(settings))
-    source = CamsOfModel(run.cam_model(), settings, with_features=features)
+    model = run.cam_model()
+    source: CamSource
+    if isinstance(model, PatchModel):
+        store = features_of_run(model, run)
+        source = CamsOfPatches(model, settings, with_features=features, cache=store)
+    else:
+        source = CamsOfModel(model, settings, with_features=features)
     masked = masks_to_search_on(run)
     report = label(source, samples, folder, settings, contents=run.contents, masked=masked)
     return len(report.left_out)

@@ -14,7 +14,7 @@ from weaktr.contents import CONTENTS, Contents, digest_of
 from weaktr.data import Manifest, Problem, load_manifest
 from weaktr.data.array_cache import ArrayCache
 from weaktr.data.masks import MaskFolder, before_refinement
-from weaktr.models import CamModel, Segmenter, checkpoints
+from weaktr.models import Segmenter, Stage1Model, checkpoints
 from weaktr.models.precision import choose_device
 from weaktr.outputs import FEATURES
 from weaktr.refine import Refiner
@@ -91,10 +91,10 @@ class Run:
         """The folder of a stage."""
         return self.folder / stage
 
-    def cam_model(self) -> CamModel:
+    def cam_model(self) -> Stage1Model:
         """The trained stage-1 model."""
         model, _ = checkpoints.load(self.of("train_cam") / MODEL, self.device)
-        assert isinstance(model, CamModel)
+        assert not isinstance(model, Segmenter)
         return model
 
     def segmenter(self) -> Segmenter:

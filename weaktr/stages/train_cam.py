@@ -28,6 +28,7 @@ from weaktr.models import CamModel, CamOutput, checkpoints
 from weaktr.models.cam import HeadInputs
 from weaktr.models.pretrained import load_backbone
 from weaktr.stages.run import MODEL, Run, Stage, model_digest
+from weaktr.stages.train_patches import train_patches
 from weaktr.training.loop import METRICS, EpochLoader, TrainingLoop, compiled
 from weaktr.training.metrics import entries_in
 from weaktr.training.optimizers import cam_optimizer
@@ -47,9 +48,12 @@ def train_cam(run: Run, folder: Path) -> int:
         folder: gets checkpoints, ``metrics.jsonl`` and ``model.safetensors``.
 
     Returns:
-        0, since a training leaves no image out.
+        0, since a training leaves no image out; with ``cam_model.kind: patches`` see
+        `train_patches`.
     """
     recipe, settings = run.recipe, run.recipe.train_cam
+    if recipe.cam_model.kind == "patches":
+        return train_patches(run, folder)
     classes = run.train_images.classes
     set_seeds(recipe.seed)
     model = CamModel(recipe.cam_model, len(classes))

@@ -1,0 +1,180 @@
+"""CAMs of a classifier of patches (`weaktr.models.PatchModel`).
+
+A class's map is its share of what it and the background have of a pixel together, so that it is
+above one half where the class is the likelier of the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from weaktr.config import LabelConfig
+from weaktr.data import Sample
+from weaktr.data.photographs import Photograph, read_photograph
+from weaktr.inference.cams import CPU_BATCH, CamInputs, Cams, CamsOfModel, scaled_to
+from weaktr.inference.features import FeatureEncoder, FeatureInputs, FeatureStore, View
+from weaktr.inference.transfer import pinned
+from weaktr.models import PatchModel, Stage1Model
+from weaktr.ops.upload import upload
+
+
+class CamsOfPatches:
+    """CAMs of a `PatchModel` (`weaktr.inference.cams.CamSource`).
+
+    Args:
+        model: in eval mode, on its device.
+        settings: see `LabelConfig`. Scales are factors on the short side at which the model sees
+            photographs; `attention_type` and `refine` have no effect.
+        predict_above, with_features, with_views: see `CamsOfModel`.
+        cache: of the features of photographs; None = they are computed and not kept.
+    """
+
+    def __init__(
+        self,
+        model: PatchModel,
+        settings: LabelConfig,
+        predict_above: float | None = None,
+        *,
+        with_features: bool = False,
+        with_views: bool = False,
+        cache: FeatureStore | None = None,
+    ) -> None:
+        self.model, self.settings, self.predict_above = model, settings, predict_above
+        self.with_features, self.with_views, self.cache = with_features, with_views, cache
+        self.num_labels: int | None = model.num_classes + 1
+        self.device = model.center.device
+        self.encoder = encoder_of(model) if cache is None else cache.encoder
+
+    @property
+    def views(self) -> list[View]:
+        """How each photograph is seen."""
+        short_side = self.model.config.patches.short_side
+        sides = [max(1, round(short_side * scale)) for scale in self.settings.scales]
+        flips = (False, True) if self.settings.flip else (False,)
+        return [View(side, flipped) for side in sides for flipped in flips]
+
+    def shows_a_class(self, sample: Sample) -> bool:
+        """Whether the sample has an image-level label, or may get one."""
+        return bool(sample.labels) or (sample.labels is None and self.predict_above is not None)
+
+    def files(self, sample: Sample) -> tuple[Path, ...]:
+        """See `CamSource`."""
+        return (sample.image,)
+
+    def read(self, sample: Sample) -> CamInputs:
+        """See `CamSource`."""
+        photograph = read_photograph(sample, self.settings.max_side)
+        image = pinned(photograph.pixels, self.device)
+        return CamInputs(
+            sample, photograph, image, [self._part(sample, view) for view in self.views]
+        )
+
+    def inputs(self, sample: Sample, photograph: Photograph) -> CamInputs:
+        """The inputs of a photograph that has been read."""
+        patch = self.encoder.patch_size
+        height, width = photograph.pixels.shape[:2]
+        parts = [
+            pinned(scaled_to(photograph.pixels, view.size_of((height, width), patch)), self.device)
+            for view in self.views
+        ]
+        return CamInputs(sample, photograph, pinned(photograph.pixels, self.device), parts)
+
+    def _part(self, sample: Sample, view: View) -> Tensor:
+        """Features float16 [h, w, F] by the cache, without one pixels uint8 [h, w, 3]."""
+        if self.cache is not None:
+            return torch.cat(self.cache.get(sample, view).layers, 2)
+        return self.encoder.read(sample, view).pixels
+
+    def fits(self, batch: Sequence[CamInputs], further: CamInputs) -> bool:
+        """See `CamSource`: by `batch_size`, and on a GPU by what the encoder takes."""
+        if self.device.type == "cpu":
+            return len(batch) < min(CPU_BATCH, self.settings.batch_size)
+        rows = [row for one in (*batch, further) for row in self._encodable(one)]
+        fits = not rows or self.encoder.fits(rows[:-1], rows[-1])
+        return fits and len(batch) < self.settings.batch_size
+
+    def _encodable(self, inputs: CamInputs) -> list[FeatureInputs]:
+        """The views of a photograph whose features are yet to be computed."""
+        return [
+            FeatureInputs(inputs.photograph, part, view)
+            for part, view in zip(inputs.parts, self.views, strict=True)
+            if part.dtype == torch.uint8
+        ]
+
+    @torch.inference_mode()
+    def cams(self, batch: Sequence[CamInputs]) -> list[Cams]:
+        """See `CamSource`. On a CPU each view has a forward pass of its own."""
+        rows = [row for one in batch for row in self._encodable(one)]
+        step = 1 if self.device.type == "cpu" else max(1, len(rows))
+        computed = iter(
+            [
+                torch.cat(features.layers, 2)
+                for start in range(0, len(rows), step)
+                for features in self.encoder.features(rows[start : start + step])
+            ]
+        )
+        return [
+            self._cams(
+                one,
+                [
+                    next(computed) if part.dtype == torch.uint8 else upload(part, self.device)
+                    for part in one.parts
+                ],
+            )
+            for one in batch
+        ]
+
+    def _cams(self, inputs: CamInputs, maps: Sequence[Tensor]) -> Cams:
+        """The CAMs of a photograph, the mean over its views, whose features are [h, w, F] each."""
+        classes, probabilities = inputs.sample.labels, None
+        if classes is None:
+            likely = self.model.class_probabilities(maps[0].flatten(0, 1)).tolist()
+            least = 1.0 if self.predict_above is None else self.predict_above
+            classes = tuple(index for index, share in enumerate(likely) if share > least)
+            probabilities = tuple(likely[index] for index in classes)
+        size = inputs.photograph.pixels.shape[:2]
+        views = []
+        for seen in maps:
+            shares = self.model.shares(seen.flatten(0, 1), classes)
+            small = shares.T.unflatten(1, seen.shape[:2])
+            views.append(F.interpolate(small[None], size, mode="bilinear", align_corners=False)[0])
+        mean = views[0] if len(views) == 1 else torch.stack(views).mean(0)
+        features = maps[0].float().permute(2, 0, 1) if self.with_features else None
+        alone = tuple(map(against_background, views)) if self.with_views else ()
+        return Cams(
+            tuple(classes), against_background(mean), probabilities, features, alone, odds=True
+        )
+
+
+def against_background(shares: Tensor) -> Tensor:
+    """Shares [K + 1, H, W] of background and classes -> c / (c + background) [K, H, W]."""
+    return shares[1:] / (shares[1:] + shares[:1]).clamp_min(1e-12)
+
+
+def encoder_of(model: PatchModel) -> FeatureEncoder:
+    """The frozen backbone of a model, which gives the features that it takes."""
+    layers = model.config.patches.layers
+    return FeatureEncoder(model.config, model.center.device, layers=layers, vit=model.vit)
+
+
+def cams_of(
+    model: Stage1Model,
+    settings: LabelConfig,
+    predict_above: float | None = None,
+    *,
+    with_features: bool = False,
+    with_views: bool = False,
+) -> CamsOfModel | CamsOfPatches:
+    """The source of CAMs of a stage-1 model of either kind; the arguments are the sources'."""
+    if isinstance(model, PatchModel):
+        return CamsOfPatches(
+            model, settings, predict_above, with_features=with_features, with_views=with_views
+        )
+    return CamsOfModel(
+        model, settings, predict_above, with_features=with_features, with_views=with_views
+    )

@@ -1,0 +1,137 @@
+"""Stage 1 for few photographs: a linear classifier of the patches of a frozen backbone.
+
+    x_p = (layers of the backbone at patch p, side by side - center) / scale
+    s_p = clamp((v · x_p - low) / (high - low), 0, 1)             saliency
+    z_pc = w_c · x_p + b_c                                        classes, background c = 0
+    P_pc = softmax over c of z_pc - [c = 0] · λ · ln(s_p / (1 - s_p))
+
+The background is compared with the classes that the photograph shows alone. How w, b, v come from
+photographs and image-level labels is in `weaktr.training.patches`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from weaktr.config import CamModelConfig
+from weaktr.models.vit import BackboneModel, ViT
+
+#: Saliencies are taken as certain up to this and its complement.
+LEAST_SALIENCY = 0.02
+#: Rounds in which shares are brought to what they are at least, and by what factor at most in one.
+SHARE_ROUNDS, MOST_FACTOR = 6, 1000.0
+#: Share of a photograph's patches whose mean says how likely a class is in it.
+TOP = 0.05
+
+
+class PatchModel(BackboneModel):
+    """Class scores and saliency of patches; no parameter of it is trained by gradients.
+
+    Args:
+        config: see `CamModelConfig`, with `PatchesConfig`.
+        num_classes: C >= 1 foreground classes.
+
+    Raises:
+        ValueError: any argument out of range.
+    """
+
+    config: CamModelConfig
+    center: Tensor  #: [F], F = layers · D
+    scale: Tensor  #: [F]
+    weight: Tensor  #: w, [C + 1, F]
+    bias: Tensor  #: b, [C + 1]
+    saliency: Tensor  #: v, [F]
+    saliency_range: Tensor  #: low and high, [2]
+
+    def __init__(self, config: CamModelConfig, num_classes: int) -> None:
+        if num_classes < 1:
+            raise ValueError(f"num_classes: expected at least 1, got {num_classes}")
+        super().__init__(config, ViT(config))
+        depth, layers = len(self.vit.blocks), config.patches.layers
+        if wrong := [index for index in layers if not -depth <= index < depth]:
+            raise ValueError(f"layers: expected blocks {-depth}..{depth - 1}, got {wrong[0]}")
+        self.num_classes = num_classes
+        self.requires_grad_(False)
+        width = len(layers) * self.vit.embed_dim
+        self.register_buffer("center", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(width))
+        self.register_buffer("weight", torch.zeros(num_classes + 1, width))
+        self.register_buffer("bias", torch.zeros(num_classes + 1))
+        self.register_buffer("saliency", torch.zeros(width))
+        self.register_buffer("saliency_range", torch.tensor([0.0, 1.0]))
+
+    def standardised(self, features: Tensor) -> Tensor:
+        """x of features [P, F]: float32."""
+        return (features.float() - self.center) / self.scale
+
+    def scores(self, x: Tensor) -> Tensor:
+        """z of all labels, the background's with its saliency: [P, C + 1]."""
+        scores = x @ self.weight.T + self.bias
+        scores[:, 0] -= self.config.patches.saliency_weight * log_odds(self.saliencies(x))
+        return scores
+
+    def saliencies(self, x: Tensor) -> Tensor:
+        """s: [P] in [0, 1]."""
+        low, high = self.saliency_range
+        return ((x @ self.saliency - low) / (high - low)).clamp(0, 1)
+
+    @torch.inference_mode()
+    def shares(self, features: Tensor, classes: Sequence[int]) -> Tensor:
+        """How likely each patch is background or one of a photograph's classes.
+
+        Args:
+            features: [P, F] of its patches.
+            classes: K class indices that it shows.
+
+        Returns:
+            [P, K + 1], sums to 1; each column has its least share on average.
+        """
+        scores = self.scores(self.standardised(features))
+        own = [0, *(index + 1 for index in classes)]
+        settings = self.config.patches
+        least = scores.new_full((1, len(own)), settings.least_share)
+        least[0, 0] = settings.least_background
+        photograph = torch.zeros(len(scores), dtype=torch.long, device=scores.device)
+        return with_least_shares(scores[:, own].softmax(1), photograph, least)
+
+    @torch.inference_mode()
+    def class_probabilities(self, features: Tensor) -> Tensor:
+        """How likely each class is in a photograph with features [P, F]: [C].
+
+        The mean over the patches, of all, that are most like it.
+        """
+        likely = self.scores(self.standardised(features)).softmax(1)[:, 1:]
+        return likely.topk(max(1, round(TOP * len(likely))), 0).values.mean(0)
+
+
+def log_odds(shares: Tensor) -> Tensor:
+    """ln(s / (1 - s)) with s kept away from 0 and 1 by `LEAST_SALIENCY`."""
+    return shares.clamp(LEAST_SALIENCY, 1 - LEAST_SALIENCY).logit()
+
+
+def with_least_shares(likely: Tensor, photograph: Tensor, least: Tensor) -> Tensor:
+    """Raise the labels of a photograph that have too little of it.
+
+    Until every label has its share: one whose mean over the photograph is below its least share is
+    multiplied by what is missing, and each patch is brought back to a sum of 1.
+
+    Args:
+        likely: [P, L], sums to 1 over L.
+        photograph: [P] 0..N-1, to which each patch belongs.
+        least: [N, L]; 0 where nothing is asked for.
+
+    Returns:
+        [P, L], sums to 1.
+    """
+    count = torch.bincount(photograph, minlength=len(least)).clamp_min(1)[:, None]
+    for _ in range(SHARE_ROUNDS):
+        mean = torch.zeros_like(least).index_add_(0, photograph, likely) / count
+        factor = (least / mean.clamp_min(1e-6)).clamp(1, MOST_FACTOR)
+        if not (factor > 1.01).any():
+            break
+        likely = likely * factor[photograph]
+        likely = likely / likely.sum(1, keepdim=True)
+    return likely

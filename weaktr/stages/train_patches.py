@@ -1,0 +1,71 @@
+"""Stage 1 for few photographs: one pass of a frozen backbone, then a classifier of patches.
+
+``train_cam`` with ``cam_model.kind: patches``. Once the features are there, which are kept, it takes
+seconds, so that a run that was stopped starts it again.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+
+from weaktr.inference.features import FeatureStore, View
+from weaktr.inference.patch_cams import encoder_of
+from weaktr.models import PatchModel, checkpoints
+from weaktr.models.pretrained import load_backbone
+from weaktr.progress import Meter
+from weaktr.stages.run import MODEL, Run
+from weaktr.training.loop import METRICS
+from weaktr.training.metrics import MetricsLog
+from weaktr.training.patches import fit_patches
+
+log = logging.getLogger("weaktr")
+
+
+def train_patches(run: Run, folder: Path) -> int:
+    """Fit a `PatchModel` to the training images.
+
+    Args:
+        run: `Recipe.cam_model` and `TrainCamConfig.patches` are used.
+        folder: gets ``metrics.jsonl`` and ``model.safetensors``.
+
+    Returns:
+        How many photographs could not be read.
+
+    Raises:
+        ValueError: fewer than two can.
+    """
+    recipe, settings = run.recipe, run.recipe.train_cam.patches
+    classes = run.train_images.classes
+    model = PatchModel(recipe.cam_model, len(classes))
+    load_backbone(model.vit, recipe.cam_model)
+    model = model.to(run.device).eval()
+    store = features_of_run(model, run)
+    features, shown = [], []
+    for sample, found in store.of(run.train_images.samples):
+        features.append(torch.cat(found.layers, 2))
+        row = torch.zeros(len(classes))
+        row[list(sample.labels or ())] = 1
+        shown.append(row)
+    metrics = MetricsLog(folder / METRICS)
+    metrics.cut(0)
+    with Meter("train_cam rounds", settings.rounds, unit="rounds") as meter:
+
+        def told(number: int, facts: dict[str, float]) -> None:
+            metrics.write([{"round": number, **facts}])
+            meter.advance(1, f"{100 * facts['changed']:.1f} % of the patches changed")
+
+        if not features:
+            raise ValueError("train_cam: no photograph can be read")
+        fit_patches(model, features, torch.stack(shown), settings, recipe.seed, told)
+    metrics.close()
+    checkpoints.save(model, folder / MODEL, classes={"names": classes.names, "ids": classes.ids})
+    return len(store.left_out)
+
+
+def features_of_run(model: PatchModel, run: Run) -> FeatureStore:
+    """The features of a run's photographs, as its model sees them."""
+    view = View(model.config.patches.short_side)
+    return FeatureStore(encoder_of(model), run.cache, view, run.contents)

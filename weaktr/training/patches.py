@@ -1,0 +1,228 @@
+"""Photographs with image-level labels -> the classifier of `weaktr.models.patches`.
+
+    1  saliency s: the first principal component of all patches, turned so that the borders of the
+       photographs are low in it, and scaled by their quantiles
+    2  each patch starts as 1 - s background and s / K of each of its photograph's K classes
+    3  rounds: a linear discriminant is fitted to these shares and gives new ones of patches that it
+       was not fitted to (the photographs are in folds), among the labels of their photograph, at
+       least so much of each
+    4  the discriminant of all patches
+
+Judging photographs by those others is what keeps a classifier from believing what it was told about
+their background. A discriminant has a closed form: means of the labels and one covariance, so that
+a round takes seconds. With all patches of fold f left out it only takes other sums.
+
+Source: the steps are this project's own. Linear discriminants: Fisher, 1936. Least shares:
+Papandreou et al., arXiv 1502.02734. Saliency by principal components is usual with DINO's features.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from weaktr.config import TrainPatchesConfig
+from weaktr.models.patches import PatchModel, log_odds, with_least_shares
+
+log = logging.getLogger("weaktr")
+
+#: Quantiles of the borders' components that count as no saliency and as full.
+BORDER_QUANTILES = (0.5, 0.95)
+
+
+@dataclass(frozen=True)
+class Patches:
+    """The patches of photographs that are learned from, fold by fold.
+
+    Args:
+        x: float32 [P, F], standardised.
+        photograph: [P] 0..N-1, ascending.
+        border: bool [P], whether a patch lies at the border of its photograph.
+        shown: float32 [N, C], multi-hot.
+        folds: of each fold its patches in `x`.
+    """
+
+    x: Tensor
+    photograph: Tensor
+    border: Tensor
+    shown: Tensor
+    folds: Sequence[slice]
+
+
+def fit_patches(
+    model: PatchModel,
+    features: Sequence[Tensor],
+    shown: Tensor,
+    settings: TrainPatchesConfig,
+    seed: int,
+    told: Callable[[int, dict[str, float]], None] = lambda number, facts: None,
+) -> None:
+    """Fit the classifier of a model.
+
+    Args:
+        model: gets its weights.
+        features: of each photograph [h, w, F].
+        shown: float [N, C], multi-hot.
+        settings: see `TrainPatchesConfig`.
+        seed: of the folds, and of the patches that are taken where there are too many.
+        told: called after each round with its number and what it changed.
+
+    Raises:
+        ValueError: fewer than two photographs.
+    """
+    if len(features) < 2:
+        raise ValueError(f"expected at least 2 photographs to learn from, got {len(features)}")
+    patches = gather(model, features, shown, settings, seed)
+    fit_saliency(model, patches)
+    moments = Moments(patches, settings.shrinkage, settings.temperature)
+    salient = model.saliencies(patches.x)
+    background = model.config.patches.saliency_weight * log_odds(salient)
+    allowed = torch.cat([patches.shown.new_ones(len(shown), 1), patches.shown], 1) > 0
+    shares = first_shares(salient, patches)
+    for number in range(1, settings.rounds + 1):
+        scores = moments.scores_of_folds(shares)
+        scores[:, 0] -= background
+        scores.masked_fill_(~allowed[patches.photograph], -torch.inf)
+        likely = scores.softmax(1)
+        del scores
+        likely = with_least_shares(likely, patches.photograph, least_shares(model, patches.shown))
+        changed = (likely.argmax(1) != shares.argmax(1)).float().mean().item()
+        shares = likely
+        told(number, {"changed": changed, "background": shares[:, 0].mean().item()})
+    weight, bias = moments.discriminant(moments.of_all(shares))
+    model.weight.copy_(weight)
+    model.bias.copy_(bias)
+
+
+def gather(
+    model: PatchModel,
+    features: Sequence[Tensor],
+    shown: Tensor,
+    settings: TrainPatchesConfig,
+    seed: int,
+) -> Patches:
+    """The patches in the order of their folds, standardised; the model learns by what.
+
+    Photographs are in random folds, whatever the order in which they came. Of more patches than
+    `most_patches`, every photograph gives the same share, drawn at random.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(features), generator=generator).tolist()
+    total = sum(maps.shape[0] * maps.shape[1] for maps in features)
+    share = min(1.0, settings.most_patches / total)
+    if share < 1:
+        log.info("%d patches: %.0f %% of each photograph are learned from", total, 100 * share)
+    rows, borders, counts = [], [], []
+    for index in order:
+        maps = features[index]
+        inside = torch.zeros(maps.shape[:2], dtype=torch.bool)
+        inside[1:-1, 1:-1] = True
+        count = maps.shape[0] * maps.shape[1]
+        taken = torch.arange(count)
+        if share < 1:
+            taken = torch.randperm(count, generator=generator)[: max(1, round(share * count))]
+        rows.append(maps.flatten(0, 1)[taken])
+        borders.append(~inside.flatten()[taken])
+        counts.append(len(taken))
+    device = model.center.device
+    x = torch.cat(rows).to(device, torch.float32)
+    del rows
+    scale, center = torch.std_mean(x, 0)
+    model.center.copy_(center)
+    model.scale.copy_(scale.clamp_min(1e-6))
+    x.sub_(model.center).div_(model.scale)
+    ends = torch.tensor([0, *counts]).cumsum(0)
+    folds = min(settings.folds, len(features))
+    bounds = [int(ends[round(fold * len(order) / folds)]) for fold in range(folds + 1)]
+    photograph = torch.repeat_interleave(torch.arange(len(order)), torch.tensor(counts))
+    return Patches(
+        x,
+        photograph.to(device),
+        torch.cat(borders).to(device),
+        shown[order].to(device, torch.float32),
+        [slice(*pair) for pair in pairwise(bounds)],
+    )
+
+
+def fit_saliency(model: PatchModel, patches: Patches) -> None:
+    """The first principal component, low at the borders; see the top of this file."""
+    covariance = patches.x.T @ patches.x / len(patches.x)
+    direction = torch.linalg.eigh(covariance)[1][:, -1]
+    values = patches.x @ direction
+    at_border = values[patches.border]
+    if at_border.mean() > values.mean():
+        direction, at_border = -direction, -at_border
+    # torch.quantile takes 16 million values at most
+    at_border = at_border[:: max(1, len(at_border) // 1_000_000)]
+    low, high = torch.quantile(at_border, at_border.new_tensor(BORDER_QUANTILES))
+    model.saliency.copy_(direction)
+    model.saliency_range.copy_(torch.stack([low, torch.maximum(high, low + 1e-3)]))
+
+
+def first_shares(salient: Tensor, patches: Patches) -> Tensor:
+    """What saliency and image-level labels alone say of each patch: [P, C + 1]."""
+    classes = patches.shown / patches.shown.sum(1, keepdim=True).clamp_min(1)
+    front = salient[:, None] * classes[patches.photograph]
+    return torch.cat([1 - front.sum(1, keepdim=True), front], 1)
+
+
+def least_shares(model: PatchModel, shown: Tensor) -> Tensor:
+    """[N, C + 1]: of the background and of each class that a photograph shows."""
+    settings = model.config.patches
+    background = shown.new_full((len(shown), 1), settings.least_background)
+    return torch.cat([background, settings.least_share * shown], 1)
+
+
+class Moments:
+    """Sums over patches, fold by fold, from which discriminants are solved.
+
+    Args:
+        patches: that are fitted to.
+        shrinkage, temperature: see `TrainPatchesConfig`.
+    """
+
+    def __init__(self, patches: Patches, shrinkage: float, temperature: float) -> None:
+        self.patches, self.shrinkage, self.temperature = patches, shrinkage, temperature
+        self.squares = [patches.x[fold].T @ patches.x[fold] for fold in patches.folds]
+        self.all_squares = torch.stack(self.squares).sum(0)
+
+    def of_all(self, shares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mass [L], sums [L, F] and squares [F, F] of all patches with shares [P, L]."""
+        return shares.sum(0), shares.T @ self.patches.x, self.all_squares
+
+    def scores_of_folds(self, shares: Tensor) -> Tensor:
+        """Scores [P, L] of every patch by the discriminant of the other folds."""
+        mass, sums, squares = self.of_all(shares)
+        scores = torch.empty_like(shares)
+        for fold, own_squares in zip(self.patches.folds, self.squares, strict=True):
+            own = shares[fold]
+            others = (
+                mass - own.sum(0),
+                sums - own.T @ self.patches.x[fold],
+                squares - own_squares,
+            )
+            weight, bias = self.discriminant(others)
+            scores[fold] = self.patches.x[fold] @ weight.T + bias
+        return scores
+
+    def discriminant(self, moments: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """w [L, F] and b [L] of a linear discriminant with equal priors.
+
+            w_c = Σ⁻¹ μ_c / τ,  b_c = -½ μ_c · Σ⁻¹ μ_c / τ
+
+        Labels without a patch get the mean of all patches.
+        """
+        mass, sums, squares = moments
+        total = mass.sum()
+        mean = sums.sum(0) / total
+        means = torch.where(mass[:, None] > 1e-3, sums / mass.clamp_min(1e-3)[:, None], mean)
+        within = squares / total - (means.T * (mass / total)) @ means
+        ridge = self.shrinkage * within.diagonal().mean()
+        within.diagonal().add_(ridge)
+        weight = torch.linalg.solve(within, means.T).T / self.temperature
+        return weight, -0.5 * (weight * means).sum(1)
