@@ -454,7 +454,8 @@ class _Check:
                 self.cam_model = self._sized(part, model, device, recipe.train_cam)
         elif "label" in names or ("evaluate" in names and "train_cam" in recipe.stages):
             with self.part("model of train_cam").told():
-                checkpoint_of(run.of("train_cam"), "cam", self.classes)
+                kind = "patches" if recipe.cam_model.kind == "patches" else "cam"
+                checkpoint_of(run.of("train_cam"), kind, self.classes)
         decoder = recipe.seg_model.decoder
         if "train_seg" in names:
             part = self.part("seg_model")
