@@ -17,7 +17,7 @@ from weaktr.config import LabelConfig
 from weaktr.data import Sample
 from weaktr.data.photographs import Photograph, read_photograph
 from weaktr.inference.cams import CPU_BATCH, CamInputs, Cams, CamsOfModel, scaled_to
-from weaktr.inference.features import FeatureEncoder, FeatureInputs, FeatureStore, View
+from weaktr.inference.features import FeatureEncoder, FeatureInputs, Features, FeatureStore, View
 from weaktr.inference.transfer import pinned
 from weaktr.models import PatchModel, Stage1Model
 from weaktr.ops.upload import upload
@@ -85,9 +85,9 @@ class CamsOfPatches:
         return CamInputs(sample, photograph, pinned(photograph.pixels, self.device), parts)
 
     def _part(self, sample: Sample, view: View) -> Tensor:
-        """Features float16 [h, w, F] by the cache, without one pixels uint8 [h, w, 3]."""
+        """`stacked` features by the cache, without one pixels uint8 [h, w, 3]."""
         if self.cache is not None:
-            return torch.cat(self.cache.get(sample, view).layers, 2)
+            return stacked(self.cache.get(sample, view))
         return self.encoder.read(sample, view).pixels
 
     def fits(self, batch: Sequence[CamInputs], further: CamInputs) -> bool:
@@ -113,7 +113,7 @@ class CamsOfPatches:
         step = 1 if self.device.type == "cpu" else max(1, len(rows))
         computed = iter(
             [
-                torch.cat(features.layers, 2)
+                stacked(features)
                 for start in range(0, len(rows), step)
                 for features in self.encoder.features(rows[start : start + step])
             ]
@@ -130,7 +130,7 @@ class CamsOfPatches:
         ]
 
     def _cams(self, inputs: CamInputs, maps: Sequence[Tensor]) -> Cams:
-        """The CAMs of a photograph, the mean over its views, whose features are [h, w, F] each."""
+        """The CAMs of a photograph, the mean over its views, whose features are `stacked`."""
         classes, probabilities = inputs.sample.labels, None
         if classes is None:
             likely = self.model.class_probabilities(maps[0].flatten(0, 1)).tolist()
@@ -144,7 +144,9 @@ class CamsOfPatches:
             small = shares.T.unflatten(1, seen.shape[:2])
             views.append(F.interpolate(small[None], size, mode="bilinear", align_corners=False)[0])
         mean = views[0] if len(views) == 1 else torch.stack(views).mean(0)
-        features = maps[0].float().permute(2, 0, 1) if self.with_features else None
+        features = maps[0][..., self.model.width :] if self.with_features else None
+        if features is not None:
+            features = features.float().permute(2, 0, 1)
         alone = tuple(map(against_background, views)) if self.with_views else ()
         return Cams(
             tuple(classes), against_background(mean), probabilities, features, alone, odds=True
@@ -154,6 +156,11 @@ class CamsOfPatches:
 def against_background(shares: Tensor) -> Tensor:
     """Shares [K + 1, H, W] of background and classes -> c / (c + background) [K, H, W]."""
     return shares[1:] / (shares[1:] + shares[:1]).clamp_min(1e-12)
+
+
+def stacked(features: Features) -> Tensor:
+    """The features that a `PatchModel` takes: its layers, then the last block, [h, w, F + D]."""
+    return torch.cat([*features.layers, features.patches], 2)
 
 
 def encoder_of(model: PatchModel) -> FeatureEncoder:

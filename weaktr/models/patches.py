@@ -1,7 +1,8 @@
 """Stage 1 for few photographs: a linear classifier of the patches of a frozen backbone.
 
     x_p = (layers of the backbone at patch p, side by side - center) / scale
-    s_p = clamp((v · x_p - low) / (high - low), 0, 1)             saliency
+    y_p = the last block at patch p, likewise
+    s_p = clamp((v · y_p - low) / (high - low), 0, 1)             saliency
     z_pc = w_c · x_p + b_c                                        classes, background c = 0
     P_pc = softmax over c of z_pc - [c = 0] · λ · ln(s_p / (1 - s_p))
 
@@ -39,11 +40,11 @@ class PatchModel(BackboneModel):
     """
 
     config: CamModelConfig
-    center: Tensor  #: [F], F = layers · D
-    scale: Tensor  #: [F]
-    weight: Tensor  #: w, [C + 1, F]
+    center: Tensor  #: [F + D], of x and y
+    scale: Tensor  #: [F + D]
+    weight: Tensor  #: w, [C + 1, F], F = layers · D
     bias: Tensor  #: b, [C + 1]
-    saliency: Tensor  #: v, [F]
+    saliency: Tensor  #: v, [D]
     saliency_range: Tensor  #: low and high, [2]
 
     def __init__(self, config: CamModelConfig, num_classes: int) -> None:
@@ -55,41 +56,44 @@ class PatchModel(BackboneModel):
             raise ValueError(f"layers: expected blocks {-depth}..{depth - 1}, got {wrong[0]}")
         self.num_classes = num_classes
         self.requires_grad_(False)
-        width = len(layers) * self.vit.embed_dim
-        self.register_buffer("center", torch.zeros(width))
-        self.register_buffer("scale", torch.ones(width))
-        self.register_buffer("weight", torch.zeros(num_classes + 1, width))
+        dim = self.vit.embed_dim
+        self.width = len(layers) * dim
+        self.register_buffer("center", torch.zeros(self.width + dim))
+        self.register_buffer("scale", torch.ones(self.width + dim))
+        self.register_buffer("weight", torch.zeros(num_classes + 1, self.width))
         self.register_buffer("bias", torch.zeros(num_classes + 1))
-        self.register_buffer("saliency", torch.zeros(width))
+        self.register_buffer("saliency", torch.zeros(dim))
         self.register_buffer("saliency_range", torch.tensor([0.0, 1.0]))
 
-    def standardised(self, features: Tensor) -> Tensor:
-        """x of features [P, F]: float32."""
-        return (features.float() - self.center) / self.scale
+    def standardised(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """x [P, F] and y [P, D] of features [P, F + D] (`weaktr.inference.patch_cams.stacked`)."""
+        values = (features.float() - self.center) / self.scale
+        return values[:, : self.width], values[:, self.width :]
 
-    def scores(self, x: Tensor) -> Tensor:
-        """z of all labels, the background's with its saliency: [P, C + 1]."""
+    def scores(self, features: Tensor) -> Tensor:
+        """z of all labels [P, C + 1] of features [P, F + D]; the background's with its saliency."""
+        x, y = self.standardised(features)
         scores = x @ self.weight.T + self.bias
-        scores[:, 0] -= self.config.patches.saliency_weight * log_odds(self.saliencies(x))
+        scores[:, 0] -= self.config.patches.saliency_weight * log_odds(self.saliencies(y))
         return scores
 
-    def saliencies(self, x: Tensor) -> Tensor:
+    def saliencies(self, y: Tensor) -> Tensor:
         """s: [P] in [0, 1]."""
         low, high = self.saliency_range
-        return ((x @ self.saliency - low) / (high - low)).clamp(0, 1)
+        return ((y @ self.saliency - low) / (high - low)).clamp(0, 1)
 
     @torch.inference_mode()
     def shares(self, features: Tensor, classes: Sequence[int]) -> Tensor:
         """How likely each patch is background or one of a photograph's classes.
 
         Args:
-            features: [P, F] of its patches.
+            features: [P, F + D] of its patches.
             classes: K class indices that it shows.
 
         Returns:
             [P, K + 1], sums to 1; each column has its least share on average.
         """
-        scores = self.scores(self.standardised(features))
+        scores = self.scores(features)
         own = [0, *(index + 1 for index in classes)]
         settings = self.config.patches
         least = scores.new_full((1, len(own)), settings.least_share)
@@ -99,11 +103,11 @@ class PatchModel(BackboneModel):
 
     @torch.inference_mode()
     def class_probabilities(self, features: Tensor) -> Tensor:
-        """How likely each class is in a photograph with features [P, F]: [C].
+        """How likely each class is in a photograph with features [P, F + D]: [C].
 
         The mean over the patches, of all, that are most like it.
         """
-        likely = self.scores(self.standardised(features)).softmax(1)[:, 1:]
+        likely = self.scores(features).softmax(1)[:, 1:]
         return likely.topk(max(1, round(TOP * len(likely))), 0).values.mean(0)
 
 

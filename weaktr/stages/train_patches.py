@@ -1,7 +1,7 @@
 """Stage 1 for few photographs: one pass of a frozen backbone, then a classifier of patches.
 
-``train_cam`` with ``cam_model.kind: patches``. Once the features are there, which are kept, it takes
-seconds, so that a run that was stopped starts it again.
+``train_cam`` with ``cam_model.kind: patches``. Once the features are there, which are kept, it
+takes seconds, so that a run that was stopped starts it again.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from weaktr.inference.features import FeatureStore, View
-from weaktr.inference.patch_cams import encoder_of
+from weaktr.inference.patch_cams import encoder_of, stacked
 from weaktr.models import PatchModel, checkpoints
 from weaktr.models.pretrained import load_backbone
 from weaktr.progress import Meter
@@ -45,7 +45,7 @@ def train_patches(run: Run, folder: Path) -> int:
     store = features_of_run(model, run)
     features, shown = [], []
     for sample, found in store.of(run.train_images.samples):
-        features.append(torch.cat(found.layers, 2))
+        features.append(stacked(found))
         row = torch.zeros(len(classes))
         row[list(sample.labels or ())] = 1
         shown.append(row)

@@ -1,7 +1,7 @@
 """Photographs with image-level labels -> the classifier of `weaktr.models.patches`.
 
-    1  saliency s: the first principal component of all patches, turned so that the borders of the
-       photographs are low in it, and scaled by their quantiles
+    1  saliency s: the first principal component of the last block's patches, turned so that the
+       borders of the photographs are low in it, and scaled by their quantiles
     2  each patch starts as 1 - s background and s / K of each of its photograph's K classes
     3  rounds: a linear discriminant is fitted to these shares and gives new ones of patches that it
        was not fitted to (the photographs are in folds), among the labels of their photograph, at
@@ -40,7 +40,8 @@ class Patches:
     """The patches of photographs that are learned from, fold by fold.
 
     Args:
-        x: float32 [P, F], standardised.
+        x: float32 [P, F], standardised, of which classes are told.
+        y: float32 [P, D], likewise, of which saliency is told.
         photograph: [P] 0..N-1, ascending.
         border: bool [P], whether a patch lies at the border of its photograph.
         shown: float32 [N, C], multi-hot.
@@ -48,6 +49,7 @@ class Patches:
     """
 
     x: Tensor
+    y: Tensor
     photograph: Tensor
     border: Tensor
     shown: Tensor
@@ -66,7 +68,7 @@ def fit_patches(
 
     Args:
         model: gets its weights.
-        features: of each photograph [h, w, F].
+        features: of each photograph [h, w, F + D].
         shown: float [N, C], multi-hot.
         settings: see `TrainPatchesConfig`.
         seed: of the folds, and of the patches that are taken where there are too many.
@@ -80,7 +82,7 @@ def fit_patches(
     patches = gather(model, features, shown, settings, seed)
     fit_saliency(model, patches)
     moments = Moments(patches, settings.shrinkage, settings.temperature)
-    salient = model.saliencies(patches.x)
+    salient = model.saliencies(patches.y)
     background = model.config.patches.saliency_weight * log_odds(salient)
     allowed = torch.cat([patches.shown.new_ones(len(shown), 1), patches.shown], 1) > 0
     shares = first_shares(salient, patches)
@@ -141,7 +143,8 @@ def gather(
     bounds = [int(ends[round(fold * len(order) / folds)]) for fold in range(folds + 1)]
     photograph = torch.repeat_interleave(torch.arange(len(order)), torch.tensor(counts))
     return Patches(
-        x,
+        x[:, : model.width].contiguous(),
+        x[:, model.width :].contiguous(),
         photograph.to(device),
         torch.cat(borders).to(device),
         shown[order].to(device, torch.float32),
@@ -151,9 +154,9 @@ def gather(
 
 def fit_saliency(model: PatchModel, patches: Patches) -> None:
     """The first principal component, low at the borders; see the top of this file."""
-    covariance = patches.x.T @ patches.x / len(patches.x)
+    covariance = patches.y.T @ patches.y / len(patches.y)
     direction = torch.linalg.eigh(covariance)[1][:, -1]
-    values = patches.x @ direction
+    values = patches.y @ direction
     at_border = values[patches.border]
     if at_border.mean() > values.mean():
         direction, at_border = -direction, -at_border
