@@ -405,7 +405,7 @@ class _Check:
     ) -> int:
         """The batches of an epoch over `count` images; too few are a fault."""
         batches = count // settings.batch_size
-        part.found = f"{count} images, {settings.epochs} epochs of {batches} batches"
+        part.found = f"{count} images, {settings.epochs} epochs, {batches} batches in each"
         if batches == 0:
             part.faults.append(
                 f"{stage}.batch_size: {settings.batch_size} is more than the {count} samples, so "
