@@ -31,7 +31,7 @@ from weaktr.ranges import (
     Text,
 )
 
-Amp = Literal["auto", "none", "bf16", "fp16"]
+Amp = Literal["auto", "none", "bf16", "fp16", "fast"]
 AttentionName = Literal["auto", "cpu", "triton", "sdpa", "xformers"]
 #: Names of the stages (`weaktr.stages.pipeline.STAGES`), in their order.
 StageName = Literal["train_cam", "label", "train_seg", "predict", "evaluate"]
@@ -328,7 +328,8 @@ class TrainCamConfig(Settings):
         min_lr: learning rate at the end.
         lag_one_epoch: the published schedule: constant within an epoch and one epoch late (epochs
             0 and 1 run at `warmup_lr`). False: smooth, changing with every step.
-        amp: autocast; "auto" = fp16 on CUDA (as published), none elsewhere.
+        amp: autocast; "auto" = fp16 on CUDA (as published), none elsewhere; "fast" = fp16 on CUDA,
+            bf16 on CPUs that multiply it in hardware (AVX512-BF16, AMX), none elsewhere.
         compile: run forward pass and losses through torch.compile, as one graph. It takes a minute
             or more at the start; later steps are faster, most of all on CUDA. Dropout draws other
             random numbers.
@@ -568,8 +569,9 @@ class TrainSegConfig(Settings):
     Args:
         masks: "pseudo" (the label stage's), or "truth" for an upper bound that is no longer
             weakly supervised.
-        epochs: passes over the pseudo-labelled images.
-        batch_size: crops in a forward pass.
+        epochs: passes over the pseudo-labelled images; "auto" = by their number, the fewer the
+            more (`weaktr.training.amount`).
+        batch_size: crops in a forward pass; "auto" = by their number, the fewer the smaller.
         accumulate: forward passes for an optimiser step.
         crop: side of the training crop, in pixels.
         optimizer: "sgd" (nesterov, as published) or "adamw".
@@ -595,8 +597,8 @@ class TrainSegConfig(Settings):
     """
 
     masks: Literal["pseudo", "truth"] = "pseudo"
-    epochs: CountOrNone = 100
-    batch_size: Count = 4
+    epochs: CountOrNone | Literal["auto"] = 100
+    batch_size: Count | Literal["auto"] = 4
     accumulate: Count = 1
     crop: Pixels = 480
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -630,6 +632,14 @@ class TrainSegConfig(Settings):
         if self.masks == "truth":
             faults["labels"] = "expected hard for true masks, got 'soft'"
         return faults
+
+
+@dataclass(frozen=True)
+class SizedTrainSegConfig(TrainSegConfig):
+    """`TrainSegConfig` with numbers in place of "auto" (`weaktr.training.amount.sized`)."""
+
+    epochs: CountOrNone = 100
+    batch_size: Count = 4
 
 
 @dataclass(frozen=True)

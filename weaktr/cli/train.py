@@ -28,10 +28,14 @@ A finished stage is not run again unless its inputs have changed; a run that was
 interrupted or killed goes on from its last checkpoint when started again. Before
 anything runs, all that can be known is checked: splits, files, settings, weights.
 
+Your own photographs need no recipe but own_dinov2_s, in which train_seg.epochs and
+train_seg.batch_size are auto: by the number of photographs, as configs/README.md says.
+
 recipes: {", ".join(recipe_names())} (or the path of a YAML file)
 
 examples:
   weaktr-train demo
+  weaktr-train own_dinov2_s --data-root photos
   weaktr-train voc12_deit_s --data-root /data --out runs/voc
   weaktr-train voc12_deit_s --set train_cam.batch_size=16 --set train_cam.accumulate=4
   weaktr-train demo --from label --set label.threshold=0.3

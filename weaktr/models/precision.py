@@ -12,10 +12,10 @@ _AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def amp_type(amp: Amp, device: torch.device) -> torch.dtype | None:
-    """The autocast type of a setting, None = no autocast; "auto" = fp16 on CUDA."""
+    """The autocast type of a setting, None = no autocast; "auto" = fp16 on CUDA alone."""
     if amp == "auto":
         return torch.float16 if device.type == "cuda" else None
-    return _AMP_TYPES.get(amp)
+    return _AMP_TYPES.get(inference_amp(amp, device))
 
 
 def autocast(amp: Amp, device: torch.device) -> torch.autocast:
@@ -25,8 +25,12 @@ def autocast(amp: Amp, device: torch.device) -> torch.autocast:
 
 
 def inference_amp(amp: Amp, device: torch.device) -> Amp:
-    """`amp`, where "auto" also means bf16 on CPUs that multiply it in hardware; never "auto"."""
-    if amp != "auto":
+    """`amp`, where "auto" means "fast": fp16 on CUDA, bf16 on CPUs that multiply it in hardware.
+
+    Returns:
+        "none", "bf16" or "fp16".
+    """
+    if amp not in ("auto", "fast"):
         return amp
     if device.type == "cuda":
         return "fp16"

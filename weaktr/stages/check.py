@@ -23,7 +23,7 @@ from typing import TypeVar
 
 import torch
 
-from weaktr.config import TrainCamConfig, TrainSegConfig
+from weaktr.config import SizedTrainSegConfig, TrainCamConfig
 from weaktr.data import Classes, DataError, Manifest, Problem
 from weaktr.data.headers import Headers
 from weaktr.data.masks import MaskFolder
@@ -53,9 +53,10 @@ from weaktr.stages.check_models import (
 )
 from weaktr.stages.masks import unusable_in_words
 from weaktr.stages.places import in_the_way
-from weaktr.stages.run import Run, Stage, load_split
+from weaktr.stages.run import Run, Stage, load_split, to_segment
 from weaktr.stages.threshold import require_masks
 from weaktr.stages.train_seg import require_soft_labels, starting_config
+from weaktr.training.amount import sized
 
 log = logging.getLogger("weaktr")
 M = TypeVar("M", bound=Stage1Model | Segmenter)
@@ -226,7 +227,7 @@ class _Check:
         for stage in sorted(self.names - {"evaluate"}):
             if getattr(recipe, stage).amp == "fp16" and device.type == "cpu":
                 part.faults.append(
-                    f"{stage}.amp: expected auto, none or bf16 on a CPU, got 'fp16', for GPUs"
+                    f"{stage}.amp: expected auto, fast, none or bf16 on a CPU, got 'fp16', for GPUs"
                 )
         return device
 
@@ -354,23 +355,19 @@ class _Check:
 
     def train_seg(self) -> None:
         """How many images there will be at most, and whether they make steps."""
-        part, settings = self.part("train_seg"), self.recipe.train_seg
+        part, settings = self.part("train_seg"), self._train_seg()
         if self.train is None:
             return
         samples = self.train.samples
-        if settings.masks == "truth":
-            count = sum(sample.mask is not None for sample in samples)
-        elif "label" not in self.names:
+        if settings.masks == "truth" or "label" in self.names:
+            count = len(to_segment(samples, self.recipe))
+        else:
             with part.told():
                 is_soft, known = settings.labels == "soft", self.run.contents
                 labelled = MaskFolder(self.run.of("label"), verify=is_soft, contents=known)
                 count = sum(sample.name in labelled for sample in samples)
                 if is_soft:
                     require_soft_labels(labelled, samples)
-        elif self.recipe.label.unlabelled == "background":
-            count = len(samples)
-        else:
-            count = sum(bool(sample.labels) for sample in samples)
         if self.recipe.seg_model.image_head:
             part.faults += [
                 f"{sample.image} ({sample.source}): has no image-level labels, which an image head "
@@ -398,12 +395,17 @@ class _Check:
                 "(augment.short_side, augment.ratio): every crop is padded"
             )
 
+    def _train_seg(self) -> SizedTrainSegConfig:
+        """`Run.train_seg`, also of a split that has faults."""
+        count = len(to_segment(self.train or (), self.recipe))
+        return sized(self.recipe.train_seg, count)
+
     def _steps(
-        self, part: Part, count: int, settings: TrainCamConfig | TrainSegConfig, stage: str
+        self, part: Part, count: int, settings: TrainCamConfig | SizedTrainSegConfig, stage: str
     ) -> int:
         """The batches of an epoch over `count` images; too few are a fault."""
         batches = count // settings.batch_size
-        part.found = f"{count} images, {batches} batches an epoch"
+        part.found = f"{count} images, {settings.epochs} epochs, {batches} batches in each"
         if batches == 0:
             part.faults.append(
                 f"{stage}.batch_size: {settings.batch_size} is more than the {count} samples, so "
@@ -461,7 +463,7 @@ class _Check:
             part = self.part("seg_model")
             with part.told("seg_model"):
                 segmenter = built_segmenter(recipe.seg_model, count + 1)
-                self.segmenter = self._sized(part, segmenter, device, recipe.train_seg)
+                self.segmenter = self._sized(part, segmenter, device, self._train_seg())
                 self._sides(segmenter.patch_size)
         elif "predict" in names:
             with self.part("model of train_seg").told():
@@ -503,7 +505,7 @@ class _Check:
         part: Part,
         model: M,
         device: torch.device | None,
-        settings: TrainCamConfig | TrainSegConfig,
+        settings: TrainCamConfig | SizedTrainSegConfig,
     ) -> M | None:
         """`model`, where it fits the memory and training images are whole patches of it."""
         millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6

@@ -23,8 +23,8 @@ from weaktr.config import (
     CamModelConfig,
     PredictConfig,
     SegModelConfig,
+    SizedTrainSegConfig,
     TrainCamConfig,
-    TrainSegConfig,
 )
 from weaktr.data import Classes
 from weaktr.messages import few
@@ -100,7 +100,7 @@ def require_patch(sizes: Mapping[str, int], patch: int) -> None:
 
 
 def require_memory(
-    model: BackboneModel, device: torch.device, settings: TrainCamConfig | TrainSegConfig
+    model: BackboneModel, device: torch.device, settings: TrainCamConfig | SizedTrainSegConfig
 ) -> None:
     """Raise `ValueError` unless a model, and a step of its training, may fit a device's memory.
 
@@ -111,7 +111,7 @@ def require_memory(
     weights = 4 * sum(parameter.numel() for parameter in model.parameters())
     _require(device, weights * _copies(settings), f"backbone: {name} and what its training keeps",
              "take a smaller model (backbone_args, image_size)")  # fmt: skip
-    size = settings.crop if isinstance(settings, TrainSegConfig) else model.config.image_size
+    size = settings.crop if isinstance(settings, SizedTrainSegConfig) else model.config.image_size
     batch = settings.batch_size
     if isinstance(model, PatchModel):
         size, batch = model.config.patches.short_side, 1
@@ -138,7 +138,7 @@ def require_view_memory(views: Mapping[str, int]) -> None:
         _require(torch.device("cpu"), 12 * side**2, what, "take a smaller one")
 
 
-def _copies(settings: TrainCamConfig | TrainSegConfig) -> int:
+def _copies(settings: TrainCamConfig | SizedTrainSegConfig) -> int:
     """How many values a training keeps of each weight: itself, its gradient, the optimiser's."""
     if isinstance(settings, TrainCamConfig):
         return 4 if settings.backbone_lr else 1

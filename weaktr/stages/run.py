@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import torch
 
-from weaktr.config import DataConfig, Recipe
+from weaktr.config import DataConfig, Recipe, SizedTrainSegConfig
 from weaktr.contents import CONTENTS, Contents, digest_of
-from weaktr.data import Manifest, Problem, load_manifest
+from weaktr.data import Manifest, Problem, Sample, load_manifest
 from weaktr.data.array_cache import ArrayCache
 from weaktr.data.masks import MaskFolder, before_refinement
 from weaktr.models import Segmenter, Stage1Model, checkpoints
 from weaktr.models.precision import choose_device
 from weaktr.outputs import FEATURES
 from weaktr.refine import Refiner
+from weaktr.training.amount import sized
 
 MODEL = "model.safetensors"
 
@@ -60,6 +61,11 @@ class Run:
     def predicted(self) -> Manifest | None:
         """The images that get predictions, or None in a recipe without stage 2."""
         return self.val if "predict" in self.recipe.stages else None
+
+    @cached_property
+    def train_seg(self) -> SizedTrainSegConfig:
+        """`Recipe.train_seg` with numbers in place of "auto"."""
+        return sized(self.recipe.train_seg, len(to_segment(self.train, self.recipe)))
 
     @cached_property
     def contents(self) -> Contents:
@@ -167,6 +173,15 @@ def load_split(settings: DataConfig, split: str, problems: list[Problem] | None 
     if problems is not None:
         options["problems"] = problems
     return load_manifest(settings.source, root, split, **options)
+
+
+def to_segment(samples: Iterable[Sample], recipe: Recipe) -> list[Sample]:
+    """The training images that stage 2 learns from, as far as is known before they are labelled."""
+    if recipe.train_seg.masks == "truth":
+        return [sample for sample in samples if sample.mask is not None]
+    if recipe.label.unlabelled == "background":
+        return list(samples)
+    return [sample for sample in samples if sample.labels != ()]
 
 
 def without_masks(manifest: Manifest) -> Manifest:

@@ -30,7 +30,7 @@ from weaktr.models.pretrained import load_backbone
 from weaktr.ops import collision_cross_entropy, soft_cross_entropy
 from weaktr.stages.label import LABEL
 from weaktr.stages.masks import unusable_in_words
-from weaktr.stages.run import MODEL, Run, Stage, model_digest
+from weaktr.stages.run import MODEL, Run, Stage, model_digest, to_segment
 from weaktr.stages.store import soft_file
 from weaktr.training.loop import EpochLoader, TrainingLoop, compiled
 from weaktr.training.optimizers import PolynomialSchedule, segmenter_optimizer
@@ -44,13 +44,13 @@ def train_seg(run: Run, folder: Path) -> int:
     """Train the segmenter; continues from the last checkpoint in its folder.
 
     Args:
-        run: `Recipe.seg_model` and `Recipe.train_seg` are used.
+        run: `Recipe.seg_model` and `Run.train_seg` are used.
         folder: gets checkpoints, ``metrics.jsonl`` and ``model.safetensors``.
 
     Returns:
         How many pseudo labels cannot be used (`supervision`).
     """
-    recipe, settings = run.recipe, run.recipe.train_seg
+    recipe, settings = run.recipe, run.train_seg
     classes = run.train.classes
     set_seeds(recipe.seed)
     config = starting_config(run)
@@ -64,6 +64,13 @@ def train_seg(run: Run, folder: Path) -> int:
         patch_size=model.patch_size,
     )
     learnt = supervision(run)
+    if "auto" in (recipe.train_seg.epochs, recipe.train_seg.batch_size):
+        log.info(
+            "train_seg: %d epochs, %d crops in a batch, for %d photographs (epochs: %s, "
+            "batch_size: %s)",
+            settings.epochs, settings.batch_size, len(to_segment(run.train, recipe)),
+            recipe.train_seg.epochs, recipe.train_seg.batch_size,
+        )  # fmt: skip
     dataset = data.SegDataset(
         learnt.images,
         transform,

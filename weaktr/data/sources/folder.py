@@ -87,9 +87,12 @@ def folder(
     root, exif = require_folder(root), require_exif(exif)
     path = Path(labels_file) if labels_file else label_file(root, split)
     if path is None:
+        advice = "for images without labels use unlabelled()"
+        if label_file(root) is not None:
+            advice = "split 'train' is there, which can be named in place of it"
         raise ValueError(
             f"labels_file: expected {split}.csv, {split}.json, labels.csv or labels.json in "
-            f"{root}, found none; for images without labels use unlabelled()"
+            f"{root}, found none; {advice}"
         )
     if path.stem == "labels" and split != "train" and not labels_file:
         log.info("%s: there is no %s.csv, so split %s has all images of it", path, split, split)
