@@ -590,6 +590,9 @@ class TrainSegConfig(Settings):
             files that `LabelConfig.soft` writes; a mask that was corrected by hand counts as it is.
         loss: "clipped" (of pixels), or of patches "soft_ce", the cross-entropy, or "collision"
             (`weaktr.ops.collision_cross_entropy`), which is made for soft labels.
+        balance: how much more rare labels count with "soft_ce": their weight is their share of all
+            pixels to minus this power; 0 = not at all, 1 = all labels count the same. What is
+            learnt to be likely stays (`weaktr.training.segmenter_losses.balancing`).
         loss_warmup: the share of the steps at the beginning that a "collision" loss leaves to
             "soft_ce".
 
@@ -621,12 +624,15 @@ class TrainSegConfig(Settings):
     labels: Literal["hard", "soft"] = later("hard")
     loss: Literal["clipped", "soft_ce", "collision"] = later("clipped")
     loss_warmup: Share = later(0.1)
+    balance: Share = later(0.0)
 
     def conflicts(self) -> dict[str, str]:
         """Soft labels are pseudo labels, and the clipped loss takes none."""
-        if self.labels == "hard":
-            return {}
         faults = {}
+        if self.balance and self.loss != "soft_ce":
+            faults["balance"] = f"expected 0 for the loss {self.loss!r}, got {self.balance}"
+        if self.labels == "hard":
+            return faults
         if self.loss == "clipped":
             faults["loss"] = "expected soft_ce or collision for soft labels, got 'clipped'"
         if self.masks == "truth":

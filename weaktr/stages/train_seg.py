@@ -15,12 +15,14 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, cast
 
+import torch
 from torch import Tensor
 
 from weaktr import data
 from weaktr.config import SegModelConfig
 from weaktr.data import Manifest, Sample
 from weaktr.data.masks import MaskEntry, MaskFolder
+from weaktr.data.parallel import ordered_map
 from weaktr.evaluation.conditions import HELD_OUT, held_out, split_name
 from weaktr.evaluation.iou import scored
 from weaktr.evaluation.models import score_segmenter
@@ -28,13 +30,14 @@ from weaktr.messages import few
 from weaktr.models import Segmenter, checkpoints
 from weaktr.models.pretrained import load_backbone
 from weaktr.ops import collision_cross_entropy, soft_cross_entropy
+from weaktr.progress import track
 from weaktr.stages.label import LABEL
 from weaktr.stages.masks import unusable_in_words
 from weaktr.stages.run import MODEL, Run, Stage, model_digest, to_segment
 from weaktr.stages.store import soft_file
 from weaktr.training.loop import EpochLoader, TrainingLoop, compiled
 from weaktr.training.optimizers import PolynomialSchedule, segmenter_optimizer
-from weaktr.training.segmenter_losses import Losses, PatchLoss, segmenter_losses
+from weaktr.training.segmenter_losses import Losses, PatchLoss, balancing, segmenter_losses
 from weaktr.training.state import set_seeds
 
 log = logging.getLogger("weaktr")
@@ -101,9 +104,14 @@ def train_seg(run: Run, folder: Path) -> int:
     def set_lr(_: int, step: int) -> None:
         schedule.step_update(step)
 
+    weights = None
+    if settings.balance:
+        shares = shares_of_labels(learnt.images)
+        weights = balancing(shares, settings.balance).to(run.device)
+
     def losses_with(patch_loss: PatchLoss) -> Callable[..., Losses]:
         def losses(*batch: Tensor) -> Losses:
-            return segmenter_losses(model, settings, patch_loss, *batch)
+            return segmenter_losses(model, settings, patch_loss, *batch, weights=weights)
 
         return compiled(losses, settings.compile)
 
@@ -135,6 +143,20 @@ def train_seg(run: Run, folder: Path) -> int:
     class_list = {"names": classes.names, "ids": classes.ids}
     checkpoints.save(trained, folder / MODEL, classes=class_list)
     return learnt.left_out
+
+
+def shares_of_labels(images: Manifest) -> Tensor:
+    """How large a share of all pixels of masks each label has: float32 [L]; 255 does not count."""
+    num_labels = images.classes.num_labels
+
+    def counts(sample: Sample) -> Tensor:
+        values = torch.from_numpy(data.read_mask(sample, num_labels)).flatten().long()
+        return torch.bincount(values, minlength=256)[:num_labels]
+
+    title = "how frequent labels are"
+    every = track(ordered_map(counts, images.samples), title, len(images), is_minor=True)
+    total = sum(every, torch.zeros(num_labels, dtype=torch.long)).double()
+    return (total / total.sum().clamp_min(1)).float()
 
 
 def starting_config(run: Run) -> SegModelConfig:

@@ -16,6 +16,9 @@ Losses: TypeAlias = dict[str, Tensor]
 #: Logits and shares of labels, each [B, L, h, w] -> scalar.
 PatchLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
+#: Labels that are rarer than this count as if they were not.
+LEAST_SHARE = 1e-4
+
 
 def segmenter_losses(
     model: Segmenter,
@@ -24,6 +27,8 @@ def segmenter_losses(
     images: Tensor,
     labels: Tensor,
     classes: Tensor | None = None,
+    *,
+    weights: Tensor | None = None,
 ) -> Losses:
     """The losses of a batch from one forward pass of the encoder.
 
@@ -35,6 +40,7 @@ def segmenter_losses(
         labels: clipped: [B, H, W] integer, 255 = ignore; else [B, L, h, w], shares of the labels in
             the model's patches, all 0 = ignore.
         classes: [B, C] of `weaktr.data.datasets.shown_classes`, for a model with an image head.
+        weights: [L] of the labels, see `balancing`, for a loss that is a sum over labels.
     """
     encoding = model.encode(images)
     if settings.loss == "clipped":
@@ -43,10 +49,33 @@ def segmenter_losses(
             "clipped": model.clipped_loss(encoding, labels, start_value=start, tile=tile).loss
         }
     else:
-        losses = {"soft": patch_loss(model.decode(encoding), labels)}
+        logits = model.decode(encoding)
+        if weights is not None:
+            logits = logits + weights.log()[:, None, None]
+            labels = labels * weights[:, None, None]
+        losses = {"soft": patch_loss(logits, labels)}
     if classes is not None and encoding.classes is not None:
         losses["image"] = class_loss(encoding.classes, classes)
     return losses
+
+
+def balancing(shares: Tensor, balance: float) -> Tensor:
+    """Weights by which rare labels count as much as frequent ones, or nearly.
+
+        w_l = share_l^-balance / Σ_k share_k^(1 - balance)
+
+    The mean weight over all patches is 1. A model whose logits z are learnt as softmax(z + ln w)
+    against targets times w is not drawn towards rare labels by that: w changes how much each label
+    counts in learning, not what is likely.
+
+    Args:
+        shares: [L] of the labels among all patches, sums to 1.
+        balance: 0 = every weight is 1; 1 = every label counts the same.
+
+    Source: Menon et al., "Long-tail learning via logit adjustment", arXiv 2007.07314 (the shift).
+    """
+    weights = shares.clamp_min(LEAST_SHARE).pow(-balance)
+    return weights / (shares * weights).sum()
 
 
 def class_loss(logits: Tensor, shown: Tensor) -> Tensor:
