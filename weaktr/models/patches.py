@@ -51,8 +51,12 @@ class PatchModel(BackboneModel):
             raise ValueError(f"num_classes: expected at least 1, got {num_classes}")
         super().__init__(config, ViT(config))
         depth, layers = len(self.vit.blocks), config.patches.layers
-        if wrong := [index for index in layers if not -depth <= index < depth]:
-            raise ValueError(f"layers: expected blocks {-depth}..{depth - 1}, got {wrong[0]}")
+        wrong = [index for index in layers if not -depth <= index < depth]
+        if wrong or len({index % depth for index in layers}) < len(layers):
+            raise ValueError(
+                f"patches.layers: expected blocks {-depth}..{depth - 1}, each once, got "
+                f"{list(layers)}"
+            )
         self.num_classes = num_classes
         self.requires_grad_(False)
         width = len(layers) * self.vit.embed_dim
@@ -121,11 +125,13 @@ def with_least_shares(likely: Tensor, photograph: Tensor, least: Tensor) -> Tens
     Args:
         likely: [P, L], sums to 1 over L.
         photograph: [P] 0..N-1, to which each patch belongs.
-        least: [N, L]; 0 where nothing is asked for.
+        least: [N, L]; 0 where nothing is asked for. Those of a photograph with so many labels that
+            they would be more than 1 together are scaled down to 1.
 
     Returns:
         [P, L], sums to 1.
     """
+    least = least / least.sum(1, keepdim=True).clamp_min(1)
     count = torch.bincount(photograph, minlength=len(least)).clamp_min(1)[:, None]
     for _ in range(SHARE_ROUNDS):
         mean = torch.zeros_like(least).index_add_(0, photograph, likely) / count
