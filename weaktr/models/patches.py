@@ -66,6 +66,15 @@ class PatchModel(BackboneModel):
         self.register_buffer("bias", torch.zeros(num_classes + 1))
         self.register_buffer("saliency", torch.zeros(width))
         self.register_buffer("saliency_range", torch.tensor([0.0, 1.0]))
+        self.register_load_state_dict_post_hook(lambda model, _: model.require_ranges())
+
+    def require_ranges(self) -> None:
+        """Raise `ValueError` unless everything by which is divided is above 0."""
+        low, high = self.saliency_range.tolist()
+        if not high > low:
+            raise ValueError(f"saliency_range: expected a range, low and high, got {low}, {high}")
+        if not (self.scale > 0).all():
+            raise ValueError(f"scale: expected numbers above 0, got {self.scale.min().item()}")
 
     def standardised(self, features: Tensor) -> Tensor:
         """x of features [P, F]: float32."""
@@ -120,7 +129,9 @@ def with_least_shares(likely: Tensor, photograph: Tensor, least: Tensor) -> Tens
     """Raise the labels of a photograph that have too little of it.
 
     Until every label has its share: one whose mean over the photograph is below its least share is
-    multiplied by what is missing, and each patch is brought back to a sum of 1.
+    multiplied by what is missing, and each patch is brought back to a sum of 1. After
+    `SHARE_ROUNDS` it ends in any case: labels of which almost every patch is certain that it has
+    another one come nearer to their share, but not up to it.
 
     Args:
         likely: [P, L], sums to 1 over L.

@@ -166,15 +166,12 @@ def without_effect_in(recipe: Recipe) -> list[str]:
     """What to tell of settings that differ from the defaults, but are for stage 1's other kind."""
     names = ["cam_model.patches", "train_cam.patches"]
     if recipe.cam_model.kind == "patches":
-        trained = [f.name for f in fields(TrainCamConfig) if f.name != "patches"]
+        of_training = (f.name for f in fields(TrainCamConfig) if f.name != "patches")
         names = [
-            *(
-                f"cam_model.{name}"
-                for name in ("pool", "reduction", "feat_reduction", "patch_norm")
-            ),
-            *(f"train_cam.{name}" for name in trained),
-            *(f"label.{name}" for name in ("attention_type", "refine", "batch_tokens", "amp")),
-        ]
+            "cam_model.pool", "cam_model.reduction", "cam_model.feat_reduction",
+            "cam_model.patch_norm", *(f"train_cam.{name}" for name in of_training),
+            "label.attention_type", "label.refine", "label.batch_tokens", "label.amp",
+        ]  # fmt: skip
     usual = Recipe()
     given = [name for name in names if attrgetter(name)(recipe) != attrgetter(name)(usual)]
     kind = recipe.cam_model.kind
