@@ -22,6 +22,7 @@ from weaktr.stages.run import MODEL, Run
 from weaktr.training.loop import METRICS
 from weaktr.training.metrics import MetricsLog
 from weaktr.training.patches import fit_patches, gather
+from weaktr.training.state import set_seeds
 
 
 def train_patches(run: Run, folder: Path) -> int:
@@ -39,6 +40,7 @@ def train_patches(run: Run, folder: Path) -> int:
     """
     recipe, settings = run.recipe, run.recipe.train_cam.patches
     classes = run.train_images.classes
+    set_seeds(recipe.seed)  # for a backbone without weights
     model = PatchModel(recipe.cam_model, len(classes))
     load_backbone(model.vit, recipe.cam_model)
     model = model.to(run.device).eval()
