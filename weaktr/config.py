@@ -246,7 +246,7 @@ class CamModelConfig(BackboneConfig):
 
     Args:
         kind: "class_tokens" = `CamModel`, which is trained by gradients; "patches" = `PatchModel`,
-            a classifier of the patches of a frozen backbone, of whose settings below only
+            a classifier of the patches of a frozen backbone, for which of the settings below only
             `patches` counts.
         pool: "avg" or "max" over tokens of the attention output that feeds the fusion.
         reduction: the fusion's map MLP has int(depth * heads / reduction) hidden units.
@@ -292,14 +292,17 @@ class TrainPatchesConfig(Settings):
     Args:
         rounds: how often patches are given to classes and classifiers are fitted to that.
         folds: groups of photographs; each is judged by a classifier that was fitted to the others.
+            1 = by one that was fitted to all, itself included, which believes more of its own
+            errors.
         shrinkage: of the covariance towards a multiple of the identity, in parts of its mean
             diagonal.
         temperature: by which scores are divided; discriminant scores are too sure of themselves.
-        most_patches: patches in memory; of more than that many, each photograph gives a part.
+        most_patches: patches in memory. A photograph gives at most ``most_patches / photographs``
+            of its own, drawn at random, and at least one.
     """
 
     rounds: Annotated[int, Field(ge=1, le=1000)] = 6
-    folds: Annotated[int, Field(ge=2, le=1000)] = 10
+    folds: Annotated[int, Field(ge=1, le=1000)] = 10
     shrinkage: RateAbove0 = 0.1
     temperature: Above0 = 2.0
     most_patches: Annotated[int, Field(ge=1000, le=10**9)] = 500_000

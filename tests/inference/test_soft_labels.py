@@ -60,13 +60,13 @@ def test_cams_alone(temperature):
         powers = [math.exp(score / temperature) for score in (THRESHOLD, *cams[:, y, x].tolist())]
         return [power / sum(powers) for power in powers]
 
-    soft = soft_labels(Softening(temperature, STRIDE), cams, THRESHOLD, plain, plain._replace())
+    soft = soft_labels(Softening(temperature, STRIDE), plain, plain._replace())
     assert_shares(soft, by_cell(softmax))
 
 
 @pytest.mark.parametrize("temperature", [0.05, 1.0])
 def test_scores_of_the_last_refiner(temperature):
-    cams, plain = drawn()
+    _, plain = drawn()
     scores = torch.rand(3, *SIZE)
     scores[:, :4, :4] = 0  # the first cell
     refined = Maps(best_labels(scores)[0], 3, scores)
@@ -75,23 +75,23 @@ def test_scores_of_the_last_refiner(temperature):
         own = scores[:, y, x].double() ** (1 / temperature)
         return (own / own.sum()).tolist() if own.any() else [1 / 3] * 3
 
-    soft = soft_labels(Softening(temperature, STRIDE), cams, THRESHOLD, plain, refined)
+    soft = soft_labels(Softening(temperature, STRIDE), plain, refined)
     assert_shares(soft, by_cell(shares))
 
 
 def test_a_refiner_that_changes_no_score_changes_no_soft_label():
     """Such as proposals that agree with the labels: the temperature counts after them, too."""
-    cams, plain = drawn()
+    _, plain = drawn()
     refined = Maps(plain.labels.clone(), 3, plain.scores.clone())
     softening = Softening(0.05, STRIDE)
-    before = soft_labels(softening, cams, THRESHOLD, plain, plain)
-    after = soft_labels(softening, cams, THRESHOLD, plain, refined)
+    before = soft_labels(softening, plain, plain)
+    after = soft_labels(softening, plain, refined)
     assert (before.int() - after.int()).abs().max() <= 1
 
 
 @pytest.mark.parametrize("with_confidence", [True, False])
 def test_labels_of_the_last_refiner(with_confidence):
-    cams, plain = drawn()
+    _, plain = drawn()
     labels = torch.randint(0, 3, SIZE, dtype=torch.uint8)
     confidence = 0.4 + 0.6 * torch.rand(SIZE)
     refined = Maps(labels, 3, None, confidence if with_confidence else None)
@@ -100,20 +100,20 @@ def test_labels_of_the_last_refiner(with_confidence):
         sure = confidence[y, x].item() if with_confidence else 1
         return [sure if label == labels[y, x] else (1 - sure) / 2 for label in range(3)]
 
-    soft = soft_labels(Softening(0.05, STRIDE), cams, THRESHOLD, plain, refined)
+    soft = soft_labels(Softening(0.05, STRIDE), plain, refined)
     assert_shares(soft, by_cell(shares))
 
 
 def test_an_image_without_class_is_background():
-    cams, plain = drawn(0)
-    assert (soft_labels(Softening(0.05, STRIDE), cams, THRESHOLD, plain, plain) == 255).all()
+    _, plain = drawn(0)
+    assert (soft_labels(Softening(0.05, STRIDE), plain, plain) == 255).all()
     by_labels = Maps(torch.zeros(SIZE, dtype=torch.uint8), 1, None, torch.ones(SIZE))
-    assert (soft_labels(Softening(0.05, STRIDE), cams, THRESHOLD, plain, by_labels) == 255).all()
+    assert (soft_labels(Softening(0.05, STRIDE), plain, by_labels) == 255).all()
 
 
 def test_cells_divide_any_size_evenly():
     cams = torch.rand(1, 10, 13)
     scores = scores_from_cams(cams, THRESHOLD)
     plain = Maps(best_labels(scores)[0], 2, scores)
-    assert soft_labels(Softening(0.05, 4), cams, THRESHOLD, plain, plain).shape == (2, 3, 4)
-    assert soft_labels(Softening(0.05, 99), cams, THRESHOLD, plain, plain).shape == (2, 1, 1)
+    assert soft_labels(Softening(0.05, 4), plain, plain).shape == (2, 3, 4)
+    assert soft_labels(Softening(0.05, 99), plain, plain).shape == (2, 1, 1)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from weaktr.config import CamModelConfig, SegModelConfig
-from weaktr.models import CamModel, Segmenter
+import torch
+
+from weaktr.config import CamModelConfig, PatchesConfig, SegModelConfig
+from weaktr.models import CamModel, PatchModel, Segmenter
 from weaktr.models.pretrained import load_backbone
 
 Model = TypeVar("Model", CamModel, Segmenter)
@@ -41,3 +43,23 @@ def with_weights(model: Model) -> Model:
     """The model with the starting weights that its configuration names, as trainings load them."""
     load_backbone(model.vit, model.config)
     return model
+
+
+def patch_model(num_classes: int, *, seed: int = 0, **patches: Any) -> PatchModel:
+    """A stage-1 model of patches, 8 pixels wide, whose classifier is drawn at random."""
+    config = CamModelConfig(
+        "vit_tiny_patch16_224",
+        weights=None,
+        kind="patches",
+        image_size=32,
+        patch_size=8,
+        backbone_args={"embed_dim": 16, "depth": 2, "num_heads": 2},
+        patches=PatchesConfig(**{"short_side": 32, "layers": (0, -1)} | patches),
+    )
+    torch.manual_seed(seed)
+    model = PatchModel(config, num_classes)
+    for drawn in (model.center, model.weight, model.bias, model.saliency):
+        drawn.normal_()
+    model.scale.uniform_(0.5, 2)
+    model.saliency_range.copy_(torch.tensor([-1.0, 3.0]))
+    return model.eval()

@@ -21,7 +21,8 @@ from weaktr.refine.maps import best_labels
 #: The least share of background that odds are computed with.
 CERTAIN = 1e-6
 #: Other thresholds, as multiples of the chosen one, whose labels count for `stability`: before
-#: refinement, and those that are refined, too.
+#: refinement, and those that are refined, too. Of maps that hold odds (`Cams.odds`) the odds are
+#: multiplied, since multiples of 0.5 would soon be 1.
 FACTORS, REFINED_FACTORS = (0.2, 0.4, 0.7, 1.4, 2.0, 3.0, 4.5), (0.5, 2.0)
 
 
@@ -68,6 +69,18 @@ def scores_from_odds(maps: Tensor, threshold: float) -> Tensor:
     return odds / odds.sum(0).clamp_min(CERTAIN)
 
 
+def scores_of(cams: Cams, threshold: float) -> Tensor:
+    """Scores [K + 1, H, W] of background and classes, by what the maps hold."""
+    scores = scores_from_odds if cams.odds else scores_from_cams
+    return scores(cams.maps, threshold)
+
+
+def times(cams: Cams, threshold: float, factor: float) -> float:
+    """A multiple of a threshold; see `FACTORS`."""
+    multiple = factor * threshold
+    return multiple / (multiple + 1 - threshold) if cams.odds else multiple
+
+
 def labels_from_cams(cams: Tensor, threshold: float) -> Tensor:
     """The best class of each pixel, or background where no CAM exceeds the threshold.
 
@@ -105,13 +118,13 @@ def stability(
     """
     agreeing = []
     for own, threshold, result in zip(cams, thresholds, results, strict=True):
-        others = [labels_from_cams(own.maps, factor * threshold) for factor in FACTORS]
+        others = [labels_from_cams(own.maps, times(own, threshold, f)) for f in FACTORS]
         others += [labels_from_cams(view, threshold) for view in own.views]
         agreeing.append([labels == result.labels for labels in others])
     for factor in REFINED_FACTORS if refiners else ():
         given = []
         for own, threshold, result in zip(cams, thresholds, results, strict=True):
-            scores = scores_from_cams(own.maps, factor * threshold)
+            scores = scores_of(own, times(own, threshold, factor))
             labels, _ = best_labels(scores)
             given.append(result._replace(labels=labels, scores=scores, confidence=None))
         refined = refine(refiners, images, given)
@@ -171,8 +184,7 @@ def label_maps(
         thresholds = [_threshold_for(cams, threshold) for cams in all_cams]
         plain, finite = [], []
         for one, cams, own_threshold in zip(batch, all_cams, thresholds, strict=True):
-            scores_of = scores_from_odds if cams.odds else scores_from_cams
-            scores = scores_of(cams.maps, own_threshold)
+            scores = scores_of(cams, own_threshold)
             labels, best = best_labels(scores)
             likely = best if by_scores else None
             plain.append(
@@ -203,6 +215,6 @@ def label_maps(
         if "cam" in emit:
             own["cam"] = cams.maps
         if softening is not None:
-            own["soft"] = soft_labels(softening, cams.maps, thresholds[index], before, after)
+            own["soft"] = soft_labels(softening, before, after)
         files.append(own)
     return hand_over(rows, files)

@@ -7,13 +7,14 @@ above one half where the class is the likelier of the two.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from weaktr.config import LabelConfig
+from weaktr.config import BackboneConfig, LabelConfig
 from weaktr.data import Sample
 from weaktr.data.photographs import Photograph, read_photograph
 from weaktr.inference.cams import CPU_BATCH, CamInputs, Cams, CamsOfModel, scaled_to
@@ -29,7 +30,7 @@ class CamsOfPatches:
     Args:
         model: in eval mode, on its device.
         settings: see `LabelConfig`. Scales are factors on the short side at which the model sees
-            photographs; `attention_type` and `refine` have no effect.
+            photographs; `attention_type`, `refine`, `amp` and `batch_tokens` have no effect.
         predict_above, with_features, with_views: see `CamsOfModel`.
         cache: of the features of photographs; None = they are computed and not kept.
     """
@@ -132,11 +133,11 @@ class CamsOfPatches:
     def _cams(self, inputs: CamInputs, maps: Sequence[Tensor]) -> Cams:
         """The CAMs of a photograph, the mean over its views, whose features are `stacked`."""
         classes, probabilities = inputs.sample.labels, None
-        if classes is None:
+        if classes is None and self.predict_above is not None:
             likely = self.model.class_probabilities(maps[0].flatten(0, 1)).tolist()
-            least = 1.0 if self.predict_above is None else self.predict_above
-            classes = tuple(index for index, share in enumerate(likely) if share > least)
+            classes = tuple(i for i, share in enumerate(likely) if share > self.predict_above)
             probabilities = tuple(likely[index] for index in classes)
+        classes = tuple(classes or ())
         size = inputs.photograph.pixels.shape[:2]
         views = []
         for seen in maps:
@@ -148,9 +149,7 @@ class CamsOfPatches:
         if features is not None:
             features = features.float().permute(2, 0, 1)
         alone = tuple(map(against_background, views)) if self.with_views else ()
-        return Cams(
-            tuple(classes), against_background(mean), probabilities, features, alone, odds=True
-        )
+        return Cams(classes, against_background(mean), probabilities, features, alone, odds=True)
 
 
 def against_background(shares: Tensor) -> Tensor:
@@ -165,8 +164,10 @@ def stacked(features: Features) -> Tensor:
 
 def encoder_of(model: PatchModel) -> FeatureEncoder:
     """The frozen backbone of a model, which gives the features that it takes."""
+    names = (field.name for field in fields(BackboneConfig))  # its features depend on no others
+    config = BackboneConfig(**{name: getattr(model.config, name) for name in names})
     layers = model.config.patches.layers
-    return FeatureEncoder(model.config, model.center.device, layers=layers, vit=model.vit)
+    return FeatureEncoder(config, model.center.device, layers=layers, vit=model.vit)
 
 
 def cams_of(

@@ -19,33 +19,27 @@ class Softening(NamedTuple):
     stride: int  #: side of a cell in pixels
 
 
-def soft_labels(
-    softening: Softening, cams: Tensor, threshold: float, plain: Maps, refined: Maps
-) -> Tensor:
+def soft_labels(softening: Softening, plain: Maps, refined: Maps) -> Tensor:
     """Soft labels of one image, by what its last refiner gives.
 
-        nothing (none there)  y = softmax([threshold, cam_1, ..., cam_K] / tau)
-        scores                y = scores^(1 / tau) / Σ scores^(1 / tau), uniform where all are 0
-        labels alone          y = c for the pixel's label, (1 - c) / K for each other one, with the
-                              refiner's confidence c in it (1 where it has none)
+        scores, or no refiner  y = scores^(1 / tau) / Σ scores^(1 / tau), uniform where all are 0
+        labels alone           y = c for the pixel's label, (1 - c) / K for each other one, with the
+                               refiner's confidence c in it (1 where it has none)
 
-    Of softmax([threshold, cam_1, ..., cam_K]), from which refiners start, the second line makes the
-    first. Then y is averaged over cells, which divide height and width evenly.
+    Of scores softmax([threshold, cam_1, ..., cam_K]) the first line makes
+    softmax([threshold, cam_1, ..., cam_K] / tau). Then y is averaged over cells, which divide
+    height and width evenly.
 
     Args:
         softening: temperature and size of the cells.
-        cams: float32 [K, H, W] in [0, 1].
-        threshold: background score in [0, 1].
-        plain: the labels before the refiners.
+        plain: the labels before the refiners, with scores.
         refined: those after them.
 
     Returns:
         uint8 [K + 1, h, w], background first: shares in 255ths, with h = ceil(H / stride).
     """
-    if refined.labels is plain.labels:
-        background = cams.new_full((1, *cams.shape[1:]), threshold)
-        pixels = (torch.cat([background, cams]) / softening.temperature).softmax(0)
-    elif refined.scores is not None and refined.scores is not plain.scores:
+    is_plain = refined.labels is plain.labels
+    if refined.scores is not None and (is_plain or refined.scores is not plain.scores):
         best = refined.scores.amax(0)
         powers = (refined.scores / best).pow(1 / softening.temperature)
         pixels = torch.where(best > 0, powers / powers.sum(0), 1 / refined.num_labels)

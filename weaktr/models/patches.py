@@ -52,8 +52,12 @@ class PatchModel(BackboneModel):
             raise ValueError(f"num_classes: expected at least 1, got {num_classes}")
         super().__init__(config, ViT(config))
         depth, layers = len(self.vit.blocks), config.patches.layers
-        if wrong := [index for index in layers if not -depth <= index < depth]:
-            raise ValueError(f"layers: expected blocks {-depth}..{depth - 1}, got {wrong[0]}")
+        wrong = [index for index in layers if not -depth <= index < depth]
+        if wrong or len({index % depth for index in layers}) < len(layers):
+            raise ValueError(
+                f"patches.layers: expected blocks {-depth}..{depth - 1}, each once, got "
+                f"{list(layers)}"
+            )
         self.num_classes = num_classes
         self.requires_grad_(False)
         dim = self.vit.embed_dim
@@ -64,6 +68,15 @@ class PatchModel(BackboneModel):
         self.register_buffer("bias", torch.zeros(num_classes + 1))
         self.register_buffer("saliency", torch.zeros(dim))
         self.register_buffer("saliency_range", torch.tensor([0.0, 1.0]))
+        self.register_load_state_dict_post_hook(lambda model, _: model.require_ranges())
+
+    def require_ranges(self) -> None:
+        """Raise `ValueError` unless everything by which is divided is above 0."""
+        low, high = self.saliency_range.tolist()
+        if not high > low:
+            raise ValueError(f"saliency_range: expected a range, low and high, got {low}, {high}")
+        if not (self.scale > 0).all():
+            raise ValueError(f"scale: expected numbers above 0, got {self.scale.min().item()}")
 
     def standardised(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """x [P, F] and y [P, D] of features [P, F + D] (`weaktr.inference.patch_cams.stacked`)."""
@@ -120,16 +133,20 @@ def with_least_shares(likely: Tensor, photograph: Tensor, least: Tensor) -> Tens
     """Raise the labels of a photograph that have too little of it.
 
     Until every label has its share: one whose mean over the photograph is below its least share is
-    multiplied by what is missing, and each patch is brought back to a sum of 1.
+    multiplied by what is missing, and each patch is brought back to a sum of 1. After
+    `SHARE_ROUNDS` it ends in any case: labels of which almost every patch is certain that it has
+    another one come nearer to their share, but not up to it.
 
     Args:
         likely: [P, L], sums to 1 over L.
         photograph: [P] 0..N-1, to which each patch belongs.
-        least: [N, L]; 0 where nothing is asked for.
+        least: [N, L]; 0 where nothing is asked for. Those of a photograph with so many labels that
+            they would be more than 1 together are scaled down to 1.
 
     Returns:
         [P, L], sums to 1.
     """
+    least = least / least.sum(1, keepdim=True).clamp_min(1)
     count = torch.bincount(photograph, minlength=len(least)).clamp_min(1)[:, None]
     for _ in range(SHARE_ROUNDS):
         mean = torch.zeros_like(least).index_add_(0, photograph, likely) / count

@@ -18,18 +18,19 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from operator import attrgetter
 from typing import TypeVar
 
 import torch
 
-from weaktr.config import SizedTrainSegConfig, TrainCamConfig
+from weaktr.config import Recipe, SizedTrainSegConfig, TrainCamConfig
 from weaktr.data import Classes, DataError, Manifest, Problem
 from weaktr.data.headers import Headers
 from weaktr.data.masks import MaskFolder
 from weaktr.files import WRONG_PATHS
 from weaktr.messages import few, first_lines
-from weaktr.models import Segmenter, Stage1Model
+from weaktr.models import PatchModel, Segmenter, Stage1Model
 from weaktr.models.precision import choose_device
 from weaktr.ops.attention import ATTENTIONS, chosen_attention
 from weaktr.ops.attention import OP as ATTENTION
@@ -45,6 +46,7 @@ from weaktr.stages.check_models import (
     require_hub,
     require_memory,
     require_patch,
+    require_patches_memory,
     require_stage1,
     require_view_memory,
     require_views,
@@ -102,7 +104,7 @@ class Part:
             first = (str(error).splitlines() or [""])[0][:SHOWN]
             if not isinstance(error, (ValueError, OSError, BackendUnavailable)):
                 first = f"{type(error).__name__}: {first}"
-            names_setting = re.match(r"[a-z_]+: ", first)
+            names_setting = re.match(r"[a-z_.]+: ", first)
             fault = f"{group}{'.' if names_setting else ': '}{first}" if group else first
             self.faults.append(fault)
             if isinstance(error, OSError) and not isinstance(error, WRONG_PATHS):
@@ -159,6 +161,22 @@ def check_run(run: Run, stages: Sequence[Stage]) -> list[Part]:
         part.faults = [fault for fault in dict.fromkeys(part.faults) if fault not in told]
         told.update(part.faults)
     return check.parts
+
+
+def without_effect_in(recipe: Recipe) -> list[str]:
+    """What to tell of settings that differ from the defaults, but are for stage 1's other kind."""
+    names = ["cam_model.patches", "train_cam.patches"]
+    if recipe.cam_model.kind == "patches":
+        of_training = (f.name for f in fields(TrainCamConfig) if f.name != "patches")
+        names = [
+            "cam_model.pool", "cam_model.reduction", "cam_model.feat_reduction",
+            "cam_model.patch_norm", *(f"train_cam.{name}" for name in of_training),
+            "label.attention_type", "label.refine", "label.batch_tokens", "label.amp",
+        ]  # fmt: skip
+    usual = Recipe()
+    given = [name for name in names if attrgetter(name)(recipe) != attrgetter(name)(usual)]
+    kind = recipe.cam_model.kind
+    return [f"without effect for cam_model.kind {kind}: {', '.join(given)}"] if given else []
 
 
 class _Check:
@@ -237,7 +255,8 @@ class _Check:
         if names & {"train_cam", "label", "train_seg"}:
             self._to_learn_from()
         searched = "label" in names and recipe.label.threshold == "search_on_masks"
-        validated = "train_cam" in names and bool(recipe.train_cam.validate_every)
+        is_validated = recipe.train_cam.validate_every and recipe.cam_model.kind != "patches"
+        validated = "train_cam" in names and bool(is_validated)
         if "evaluate" in names or validated or searched:
             self._to_score_on()
         watched = "train_seg" in names and bool(recipe.train_seg.validate_every)
@@ -339,18 +358,29 @@ class _Check:
                     f"{sample.image} ({sample.source}): labels: expected class indices 0.."
                     f"{len(self.train.classes) - 1}, got {sample.labels}"
                 )
+        part.warnings += without_effect_in(self.recipe)
         if self.recipe.cam_model.kind == "patches":
-            if len(self.train) < 2:
-                part.faults.append(
-                    "train_cam: expected at least 2 photographs to learn from, got "
-                    f"{len(self.train)}"
-                )
+            self._train_patches(part, self.train)
             return
         self._steps(part, len(self.train), settings, "train_cam")
         if 0 < settings.epochs <= settings.warmup_epochs:
             part.warnings.append(
                 f"warmup_epochs: {settings.warmup_epochs} of {settings.epochs} epochs: lr, "
                 f"{settings.lr}, is never reached"
+            )
+
+    def _train_patches(self, part: Part, train: Manifest) -> None:
+        """There are photographs to learn from, and of every class."""
+        part.found = f"{len(train)} images"
+        if len(train) < 2:
+            part.faults.append(
+                f"train_cam: expected at least 2 photographs to learn from, got {len(train)}"
+            )
+        shown = {label for sample in train for label in sample.labels or ()}
+        missing = [name for index, name in enumerate(train.classes.names) if index not in shown]
+        if missing:
+            part.warnings.append(
+                f"no photograph shows {few(missing)}, so it will not be found in any"
             )
 
     def train_seg(self) -> None:
@@ -515,11 +545,22 @@ class _Check:
         if device is not None:
             with part.told(part.what):
                 require_memory(model, device, settings)
-            if settings.compile and device.type == "cpu":
+            if isinstance(model, PatchModel):
+                self._require_patches(part, model, device)
+            elif settings.compile and device.type == "cpu":
                 stage = "train_cam" if isinstance(settings, TrainCamConfig) else "train_seg"
                 with part.told(stage):
                     require_compiler()
         return None if part.faults else model
+
+    def _require_patches(self, part: Part, model: PatchModel, device: torch.device) -> None:
+        """Photographs have room for a patch, and those that are learned from fit the memory."""
+        with part.told("cam_model.patches"):
+            require_patch({"short_side": model.config.patches.short_side}, model.patch_size)
+        if self.train:
+            with part.told("train_cam"):
+                settings = self.recipe.train_cam.patches
+                require_patches_memory(model, device, settings, len(self.train))
 
     def weights(self) -> None:
         """The weights that trainings start from are there and fit."""

@@ -25,6 +25,7 @@ from weaktr.config import (
     SegModelConfig,
     SizedTrainSegConfig,
     TrainCamConfig,
+    TrainPatchesConfig,
 )
 from weaktr.data import Classes
 from weaktr.messages import few
@@ -109,7 +110,8 @@ def require_memory(
     """
     name = model.config.backbone
     weights = 4 * sum(parameter.numel() for parameter in model.parameters())
-    _require(device, weights * _copies(settings), f"backbone: {name} and what its training keeps",
+    kept = weights * _copies(model, settings)
+    _require(device, kept, f"backbone: {name} and what its training keeps",
              "take a smaller model (backbone_args, image_size)")  # fmt: skip
     size = settings.crop if isinstance(settings, SizedTrainSegConfig) else model.config.image_size
     batch = settings.batch_size
@@ -120,6 +122,21 @@ def require_memory(
     image = 4 * 3 * height * width + 8 * model.vit.embed_dim * patches * len(model.vit.blocks)
     _require(device, batch * image, f"backbone: {name} with {batch} x {height} x {width} pixels",
              "take a smaller batch_size, or smaller images (image_size, crop)")  # fmt: skip
+
+
+def require_patches_memory(
+    model: PatchModel, device: torch.device, settings: TrainPatchesConfig, photographs: int
+) -> None:
+    """Raise `ValueError` unless the patches that a `PatchModel` learns from may fit the memory.
+
+    Counted are the features of square photographs, and the covariance of each fold.
+    """
+    per_side = -(-model.config.patches.short_side // model.patch_size)
+    part = min(per_side**2, max(1, settings.most_patches // photographs))
+    width, folds = len(model.center), min(settings.folds, photographs)
+    _require(device, 4 * width * (part * photographs + folds * width),
+             f"patches.most_patches: {part * photographs} patches of {width} features in {folds} "
+             "folds", "take fewer patches, folds or layers")  # fmt: skip
 
 
 def require_views(settings: PredictConfig) -> None:
@@ -138,8 +155,10 @@ def require_view_memory(views: Mapping[str, int]) -> None:
         _require(torch.device("cpu"), 12 * side**2, what, "take a smaller one")
 
 
-def _copies(settings: TrainCamConfig | SizedTrainSegConfig) -> int:
+def _copies(model: BackboneModel, settings: TrainCamConfig | SizedTrainSegConfig) -> int:
     """How many values a training keeps of each weight: itself, its gradient, the optimiser's."""
+    if isinstance(model, PatchModel):
+        return 1
     if isinstance(settings, TrainCamConfig):
         return 4 if settings.backbone_lr else 1
     if not settings.encoder_lr:
@@ -235,7 +254,7 @@ def checkpoint_of(folder: Path, kind: str, classes: Classes | None) -> dict[str,
 
     Args:
         folder: of its stage.
-        kind: "cam" or "segmenter".
+        kind: a name of `weaktr.models.checkpoints.MODELS`.
         classes: of the images, if they are known.
 
     Raises:

@@ -1,15 +1,17 @@
 """Stage 1 for few photographs: one pass of a frozen backbone, then a classifier of patches.
 
 ``train_cam`` with ``cam_model.kind: patches``. Once the features are there, which are kept, it
-takes seconds, so that a run that was stopped starts it again.
+takes seconds, so that a run that was stopped starts it again. In memory are only as many patches as
+`TrainPatchesConfig.most_patches`.
 """
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from weaktr.inference.features import FeatureStore, View
 from weaktr.inference.patch_cams import encoder_of, stacked
@@ -19,9 +21,8 @@ from weaktr.progress import Meter
 from weaktr.stages.run import MODEL, Run
 from weaktr.training.loop import METRICS
 from weaktr.training.metrics import MetricsLog
-from weaktr.training.patches import fit_patches
-
-log = logging.getLogger("weaktr")
+from weaktr.training.patches import fit_patches, gather
+from weaktr.training.state import set_seeds
 
 
 def train_patches(run: Run, folder: Path) -> int:
@@ -39,16 +40,20 @@ def train_patches(run: Run, folder: Path) -> int:
     """
     recipe, settings = run.recipe, run.recipe.train_cam.patches
     classes = run.train_images.classes
+    set_seeds(recipe.seed)  # for a backbone without weights
     model = PatchModel(recipe.cam_model, len(classes))
     load_backbone(model.vit, recipe.cam_model)
     model = model.to(run.device).eval()
     store = features_of_run(model, run)
-    features, shown = [], []
-    for sample, found in store.of(run.train_images.samples):
-        features.append(stacked(found))
-        row = torch.zeros(len(classes))
-        row[list(sample.labels or ())] = 1
-        shown.append(row)
+    samples = run.train_images.samples
+
+    def photographs() -> Iterator[tuple[Tensor, Tensor]]:
+        for sample, found in store.of(samples):
+            shown = torch.zeros(len(classes))
+            shown[list(sample.labels or ())] = 1
+            yield stacked(found), shown
+
+    patches = gather(model, photographs(), len(samples), settings, recipe.seed)
     metrics = MetricsLog(folder / METRICS)
     metrics.cut(0)
     with Meter("train_cam rounds", settings.rounds, unit="rounds") as meter:
@@ -57,9 +62,7 @@ def train_patches(run: Run, folder: Path) -> int:
             metrics.write([{"round": number, **facts}])
             meter.advance(1, f"{100 * facts['changed']:.1f} % of the patches changed")
 
-        if not features:
-            raise ValueError("train_cam: no photograph can be read")
-        fit_patches(model, features, torch.stack(shown), settings, recipe.seed, told)
+        fit_patches(model, patches, settings, told)
     metrics.close()
     checkpoints.save(model, folder / MODEL, classes={"names": classes.names, "ids": classes.ids})
     return len(store.left_out)

@@ -19,7 +19,7 @@ Papandreou et al., arXiv 1502.02734. Saliency by principal components is usual w
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -33,6 +33,10 @@ log = logging.getLogger("weaktr")
 
 #: Quantiles of the borders' components that count as no saliency and as full.
 BORDER_QUANTILES = (0.5, 0.95)
+#: A feature that varies less is as good as constant.
+LEAST_SCALE = 1e-6
+#: The score of a class that no photograph shows, beside which every other is certain.
+NEVER = -1e4
 
 
 @dataclass(frozen=True)
@@ -56,35 +60,90 @@ class Patches:
     folds: Sequence[slice]
 
 
-def fit_patches(
+def gather(
     model: PatchModel,
-    features: Sequence[Tensor],
-    shown: Tensor,
+    photographs: Iterable[tuple[Tensor, Tensor]],
+    count: int,
     settings: TrainPatchesConfig,
     seed: int,
+) -> Patches:
+    """The patches in the order of their folds, standardised; the model learns by what.
+
+    Photographs are in random folds, whatever the order in which they came. One with more patches
+    than its part of `most_patches` gives so many, drawn at random; the others are not kept.
+
+    Args:
+        model: gets `center` and `scale`.
+        photographs: of each its features [h, w, F + D] and its classes [C], multi-hot.
+        count: how many there are at most.
+        settings: see `TrainPatchesConfig`.
+        seed: of the folds, and of the patches that are drawn.
+
+    Raises:
+        ValueError: fewer than two photographs; features that are not finite.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    part = max(1, settings.most_patches // count)
+    rows, borders, shown, is_cut = [], [], [], False
+    for maps, own in photographs:
+        at_border = torch.ones(maps.shape[:2], dtype=torch.bool)
+        at_border[1:-1, 1:-1] = False
+        taken: Tensor | slice = slice(None)
+        if at_border.numel() > part:
+            taken, is_cut = torch.randperm(at_border.numel(), generator=generator)[:part], True
+        rows.append(maps.flatten(0, 1)[taken])
+        borders.append(at_border.flatten()[taken])
+        shown.append(own)
+    if len(rows) < 2:
+        raise ValueError(f"expected at least 2 photographs to learn from, got {len(rows)}")
+    if is_cut:
+        log.info("at most %d patches of each photograph are learned from (most_patches)", part)
+    order = torch.randperm(len(rows), generator=generator.manual_seed(seed)).tolist()
+    counts = torch.tensor([len(rows[index]) for index in order])
+    ends = [0, *counts.cumsum(0).tolist()]
+    device = model.center.device
+    x = torch.empty(ends[-1], rows[0].shape[1], device=device)
+    for index, (start, end) in zip(order, pairwise(ends), strict=True):
+        x[start:end] = rows[index]
+    del rows
+    if not x.isfinite().all():
+        raise ValueError("features: expected finite numbers, got NaN or infinity")
+    scale, center = torch.std_mean(x, 0)
+    model.center.copy_(center)
+    model.scale.copy_(torch.where(scale > LEAST_SCALE, scale, 1.0))
+    x.sub_(model.center).div_(model.scale)
+    folds = min(settings.folds, len(order))
+    bounds = [ends[round(fold * len(order) / folds)] for fold in range(folds + 1)]
+    return Patches(
+        x[:, : model.width].contiguous(),
+        x[:, model.width :].contiguous(),
+        torch.repeat_interleave(torch.arange(len(order)), counts).to(device),
+        torch.cat([borders[index] for index in order]).to(device),
+        torch.stack([shown[index] for index in order]).to(device, torch.float32),
+        [slice(*pair) for pair in pairwise(bounds)],
+    )
+
+
+def fit_patches(
+    model: PatchModel,
+    patches: Patches,
+    settings: TrainPatchesConfig,
     told: Callable[[int, dict[str, float]], None] = lambda number, facts: None,
 ) -> None:
-    """Fit the classifier of a model.
+    """Fit the classifier of a model. A class that no photograph shows is never found by it.
 
     Args:
         model: gets its weights.
-        features: of each photograph [h, w, F + D].
-        shown: float [N, C], multi-hot.
+        patches: from `gather`, with the same model.
         settings: see `TrainPatchesConfig`.
-        seed: of the folds, and of the patches that are taken where there are too many.
         told: called after each round with its number and what it changed.
-
-    Raises:
-        ValueError: fewer than two photographs.
     """
-    if len(features) < 2:
-        raise ValueError(f"expected at least 2 photographs to learn from, got {len(features)}")
-    patches = gather(model, features, shown, settings, seed)
     fit_saliency(model, patches)
     moments = Moments(patches, settings.shrinkage, settings.temperature)
     salient = model.saliencies(patches.y)
     background = model.config.patches.saliency_weight * log_odds(salient)
-    allowed = torch.cat([patches.shown.new_ones(len(shown), 1), patches.shown], 1) > 0
+    allowed = torch.cat([torch.ones_like(patches.shown[:, :1]), patches.shown], 1) > 0
+    least = least_shares(model, patches.shown)
     shares = first_shares(salient, patches)
     for number in range(1, settings.rounds + 1):
         scores = moments.scores_of_folds(shares)
@@ -92,64 +151,13 @@ def fit_patches(
         scores.masked_fill_(~allowed[patches.photograph], -torch.inf)
         likely = scores.softmax(1)
         del scores
-        likely = with_least_shares(likely, patches.photograph, least_shares(model, patches.shown))
+        likely = with_least_shares(likely, patches.photograph, least)
         changed = (likely.argmax(1) != shares.argmax(1)).float().mean().item()
         shares = likely
         told(number, {"changed": changed, "background": shares[:, 0].mean().item()})
     weight, bias = moments.discriminant(moments.of_all(shares))
     model.weight.copy_(weight)
-    model.bias.copy_(bias)
-
-
-def gather(
-    model: PatchModel,
-    features: Sequence[Tensor],
-    shown: Tensor,
-    settings: TrainPatchesConfig,
-    seed: int,
-) -> Patches:
-    """The patches in the order of their folds, standardised; the model learns by what.
-
-    Photographs are in random folds, whatever the order in which they came. Of more patches than
-    `most_patches`, every photograph gives the same share, drawn at random.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(features), generator=generator).tolist()
-    total = sum(maps.shape[0] * maps.shape[1] for maps in features)
-    share = min(1.0, settings.most_patches / total)
-    if share < 1:
-        log.info("%d patches: %.0f %% of each photograph are learned from", total, 100 * share)
-    rows, borders, counts = [], [], []
-    for index in order:
-        maps = features[index]
-        inside = torch.zeros(maps.shape[:2], dtype=torch.bool)
-        inside[1:-1, 1:-1] = True
-        count = maps.shape[0] * maps.shape[1]
-        taken = torch.arange(count)
-        if share < 1:
-            taken = torch.randperm(count, generator=generator)[: max(1, round(share * count))]
-        rows.append(maps.flatten(0, 1)[taken])
-        borders.append(~inside.flatten()[taken])
-        counts.append(len(taken))
-    device = model.center.device
-    x = torch.cat(rows).to(device, torch.float32)
-    del rows
-    scale, center = torch.std_mean(x, 0)
-    model.center.copy_(center)
-    model.scale.copy_(scale.clamp_min(1e-6))
-    x.sub_(model.center).div_(model.scale)
-    ends = torch.tensor([0, *counts]).cumsum(0)
-    folds = min(settings.folds, len(features))
-    bounds = [int(ends[round(fold * len(order) / folds)]) for fold in range(folds + 1)]
-    photograph = torch.repeat_interleave(torch.arange(len(order)), torch.tensor(counts))
-    return Patches(
-        x[:, : model.width].contiguous(),
-        x[:, model.width :].contiguous(),
-        photograph.to(device),
-        torch.cat(borders).to(device),
-        shown[order].to(device, torch.float32),
-        [slice(*pair) for pair in pairwise(bounds)],
-    )
+    model.bias.copy_(torch.where(allowed.any(0), bias, NEVER))
 
 
 def fit_saliency(model: PatchModel, patches: Patches) -> None:
@@ -199,8 +207,11 @@ class Moments:
         return shares.sum(0), shares.T @ self.patches.x, self.all_squares
 
     def scores_of_folds(self, shares: Tensor) -> Tensor:
-        """Scores [P, L] of every patch by the discriminant of the other folds."""
+        """Scores [P, L] of every patch by the discriminant of the other folds, if there are any."""
         mass, sums, squares = self.of_all(shares)
+        if len(self.patches.folds) == 1:
+            weight, bias = self.discriminant((mass, sums, squares))
+            return self.patches.x @ weight.T + bias
         scores = torch.empty_like(shares)
         for fold, own_squares in zip(self.patches.folds, self.squares, strict=True):
             own = shares[fold]
@@ -225,7 +236,7 @@ class Moments:
         mean = sums.sum(0) / total
         means = torch.where(mass[:, None] > 1e-3, sums / mass.clamp_min(1e-3)[:, None], mean)
         within = squares / total - (means.T * (mass / total)) @ means
-        ridge = self.shrinkage * within.diagonal().mean()
-        within.diagonal().add_(ridge)
+        # where no feature varies, any ridge will do
+        within.diagonal().add_((self.shrinkage * within.diagonal().mean()).clamp_min(1e-6))
         weight = torch.linalg.solve(within, means.T).T / self.temperature
         return weight, -0.5 * (weight * means).sum(1)
