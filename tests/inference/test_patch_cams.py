@@ -20,7 +20,7 @@ from weaktr.data.array_cache import ArrayCache
 from weaktr.inference.cams import Cams
 from weaktr.inference.features import FeatureStore
 from weaktr.inference.labels import FACTORS, label_maps, labels_from_cams, scores_from_odds
-from weaktr.inference.patch_cams import CamsOfPatches, cams_of, encoder_of
+from weaktr.inference.patch_cams import CamsOfPatches, cams_of, encoder_of, stacked
 from weaktr.inference.soft_labels import Softening
 from weaktr.models import PatchModel, checkpoints
 from weaktr.refine import choose_refiners
@@ -49,7 +49,7 @@ def shares_of(model, pixels, classes):
     for index in range(len(model.vit.blocks)):
         current = model.vit.run_block(index, current, tokens).tokens
         kept.append(model.vit.norm(current)[0, model.vit.num_prefix_tokens :])
-    features = torch.cat([kept[index] for index in model.config.patches.layers], 1)
+    features = torch.cat([kept[index] for index in (*model.config.patches.layers, -1)], 1)
     grid = (pixels.shape[0] // model.patch_size, pixels.shape[1] // model.patch_size)
     return model.shares(features.half(), classes).T.unflatten(1, grid)
 
@@ -143,7 +143,7 @@ def test_classes_that_nobody_gave(model, samples):
     assert all_of_them.classes == (0, 1, 2)
     likely = all_of_them.probabilities
     (features,) = encoder_of(model).features([source.encoder.read(sample, source.views[0])])
-    expected = model.class_probabilities(torch.cat(features.layers, 2).flatten(0, 1))
+    expected = model.class_probabilities(stacked(features).flatten(0, 1))
     assert likely == pytest.approx(expected.tolist(), abs=1e-6)
     middle = sorted(likely)[1]
     above = CamsOfPatches(model, ONE_VIEW, middle)
@@ -158,11 +158,11 @@ def test_classes_that_nobody_gave(model, samples):
     assert (cams.classes, cams.probabilities, len(cams.maps)) == ((), None, 0)
 
 
-def test_features_are_those_that_are_classified(model, samples):
+def test_features_are_those_of_the_last_block(model, samples):
     source = CamsOfPatches(model, replace(ONE_VIEW, scales=(1.0, 2.0)), with_features=True)
     for sample, cams in zip(samples, source.cams([source.read(s) for s in samples]), strict=True):
         (seen,) = encoder_of(model).features([source.encoder.read(sample, source.views[0])])
-        expected = torch.cat(seen.layers, 2).permute(2, 0, 1).float()
+        expected = seen.patches.permute(2, 0, 1).float()
         assert cams.features.dtype == torch.float32
         assert torch.equal(cams.features, expected)
 
@@ -188,7 +188,7 @@ def test_max_side_changes_the_maps_not_what_the_model_sees(model, samples):
 
 
 def test_photographs_turned_by_exif(model, tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 64, 3), np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 64, 3), np.uint8)  # as the model sees it
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
@@ -197,8 +197,8 @@ def test_photographs_turned_by_exif(model, tmp_path):
     upright = Sample("upright", tmp_path / "upright.png", (0,), None, "")
     source = CamsOfPatches(model, replace(ONE_VIEW, flip=True))
     one, other = source.cams([source.read(turned), source.read(upright)])
-    assert one.maps.shape == (1, 64, 40)
-    assert_close(one.maps, other.maps, atol=0.02, rtol=0)  # turned after they are resized
+    assert one.maps.shape == (1, 64, 32)
+    assert torch.equal(one.maps, other.maps)
 
 
 def test_photographs_are_labelled_alike_in_any_batch(model, samples):

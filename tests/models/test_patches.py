@@ -16,7 +16,8 @@ from weaktr.config import CamModelConfig, PatchesConfig
 from weaktr.models import PatchModel, checkpoints
 from weaktr.models.patches import with_least_shares
 
-FEATURES = 32  # two blocks of width 16
+CLASSES, SALIENCY = 32, 16  # features of two blocks of width 16, and of the last one
+FEATURES = CLASSES + SALIENCY
 
 
 @pytest.fixture
@@ -32,12 +33,12 @@ def sigmoid(x: float) -> float:
 def test_scores_are_those_of_the_formula(weight):
     model = patch_model(3, seed=1, saliency_weight=weight)
     features = 3 * torch.randn(40, FEATURES)
-    scores = model.scores(model.standardised(features))
+    scores = model.scores(features)
     low, high = model.saliency_range.tolist()
     certain = 0
     for patch, got in zip(features, scores.tolist(), strict=True):
-        x = (patch - model.center) / model.scale
-        salient = min(max(((model.saliency @ x).item() - low) / (high - low), 0.02), 0.98)
+        x, y = ((patch - model.center) / model.scale).split([CLASSES, SALIENCY])
+        salient = min(max(((model.saliency @ y).item() - low) / (high - low), 0.02), 0.98)
         certain += salient in (0.02, 0.98)
         expected = (model.weight @ x + model.bias).tolist()
         expected[0] -= weight * math.log(salient / (1 - salient))
@@ -49,14 +50,14 @@ def test_shares_are_among_the_classes_of_the_photograph():
     """Without least shares: the softmax of background and these classes alone."""
     model = patch_model(3, seed=1, least_share=0.0, least_background=0.0)
     features = torch.randn(9, FEATURES)
-    scores = model.scores(model.standardised(features))
+    scores = model.scores(features)
     assert_close(model.shares(features, [2, 0]), scores[:, [0, 3, 1]].softmax(1))
     assert_close(model.shares(features, []), torch.ones(9, 1))
 
 
 def test_a_class_is_as_likely_as_the_patches_most_like_it(model):
     features = torch.randn(60, FEATURES)
-    likely = model.scores(model.standardised(features)).softmax(1)
+    likely = model.scores(features).softmax(1)
     for index, got in enumerate(model.class_probabilities(features).tolist()):
         best = sorted(likely[:, index + 1].tolist(), reverse=True)[:3]  # 5 % of 60
         assert got == pytest.approx(sum(best) / 3, rel=1e-5)
@@ -150,14 +151,15 @@ def changed(path, tensors=None, **config):
     ("tensors", "config", "told"),
     [
         ({"weight": torch.zeros(3, 32)}, {}, "weight (expected (4, 32), got (3, 32))"),
-        ({"center": torch.zeros(31)}, {}, "center (expected (32,), got (31,))"),
+        ({"center": torch.zeros(32)}, {}, "center (expected (48,), got (32,))"),
         ({"saliency_range": torch.zeros(3)}, {}, "saliency_range (expected (2,), got (3,))"),
         ({"bias": torch.zeros(4, dtype=torch.int64)}, {}, "bias (torch.int64)"),
         ({"bias": torch.full((4,), torch.nan)}, {}, "not finite: bias"),
-        ({"scale": torch.zeros(32)}, {}, "scale: expected numbers above 0"),
+        ({"saliency": torch.zeros(48)}, {}, "saliency (expected (16,), got (48,))"),
+        ({"scale": torch.zeros(48)}, {}, "scale: expected numbers above 0"),
         ({"saliency_range": torch.tensor([1.0, 1.0])}, {}, "saliency_range: expected a range"),
         ({"more": torch.zeros(1)}, {}, "unknown: more"),
-        ({}, {"patches": {"layers": [0]}}, "center (expected (16,), got (32,))"),
+        ({}, {"patches": {"layers": [0]}}, "center (expected (32,), got (48,))"),
         ({}, {"patches": {"layers": [0, 5]}}, "patches.layers: expected blocks -2..1"),
         ({}, {"patches": {"layers": []}}, "expected at least one block"),
         ({}, {"patches": {"least_share": 1.0}}, "patches.least_share"),

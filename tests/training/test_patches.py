@@ -19,7 +19,8 @@ from weaktr.training.patches import (
     least_shares,
 )
 
-FEATURES = 32
+CLASSES, SALIENCY = 32, 16  # features of two blocks of width 16, and of the last one
+FEATURES = CLASSES + SALIENCY
 SETTINGS = TrainPatchesConfig(folds=4)
 
 
@@ -32,7 +33,7 @@ def planted(shown, size=10, seed=0):
         seed: of the means and the noise.
 
     Returns:
-        Of each photograph its features [h, w, F] and its classes [3]; the label of each patch.
+        Of each photograph its features [h, w, F + D] and its classes [3]; the label of each patch.
     """
     rng = np.random.default_rng(seed)
     # objects have something in common, in which they differ from the background
@@ -143,9 +144,11 @@ def test_gathered_patches_are_standardised_and_keep_their_photographs():
     photographs, _ = planted(SHOWN[:5])
     model = patch_model(3)
     patches = gather(model, photographs, 5, SETTINGS, 0)
-    assert_close(patches.x.mean(0), torch.zeros(FEATURES), atol=1e-4, rtol=0)
-    assert_close(patches.x.std(0), torch.ones(FEATURES), atol=1e-4, rtol=0)
-    back = patches.x * model.scale + model.center
+    assert patches.x.shape[1] == CLASSES and patches.y.shape[1] == SALIENCY
+    values = torch.cat([patches.x, patches.y], 1)
+    assert_close(values.mean(0), torch.zeros(FEATURES), atol=1e-4, rtol=0)
+    assert_close(values.std(0), torch.ones(FEATURES), atol=1e-4, rtol=0)
+    back = values * model.scale + model.center
     order = [patches.photograph.eq(number).nonzero().flatten() for number in range(5)]
     for maps, own in photographs:
         (same,) = [
@@ -210,14 +213,14 @@ def test_saliency_is_low_at_the_borders_whatever_the_sign(monkeypatch):
         model = patch_model(3)
         patches = gather(model, photographs, len(SHOWN), SETTINGS, 0)
         fit_saliency(model, patches)
-        values.append(model.saliencies(patches.x))
+        values.append(model.saliencies(patches.y))
         assert values[-1][patches.border].mean() < 0.4
         assert values[-1].max() == 1
         assert values[-1][patches.border].median() == 0
     assert_close(values[0], values[1])
     inside = torch.cat([x.flatten() for x in truth]) > 0
     salient = torch.cat(
-        [model.saliencies(model.standardised(maps.flatten(0, 1))) for maps, _ in photographs]
+        [model.saliencies(model.standardised(maps.flatten(0, 1))[1]) for maps, _ in photographs]
     )
     assert salient[inside].mean() > 0.9
 
@@ -229,7 +232,7 @@ def test_the_order_of_photographs_changes_no_saliency():
     for given in (photographs, photographs[::-1]):
         model = patch_model(3)
         fit_saliency(model, gather(model, given, len(SHOWN), SETTINGS, 0))
-        values.append(model.saliencies(model.standardised(maps)))
+        values.append(model.saliencies(model.standardised(maps)[1]))
     assert_close(values[0], values[1], atol=1e-4, rtol=0)
 
 
@@ -344,10 +347,10 @@ def test_photographs_of_many_sizes():
 
 def test_patches_are_of_their_photographs_only():
     """`Patches` of two folds by hand: what is learned of one does not reach its own scores."""
-    x = torch.randn(40, FEATURES)
+    x, y = torch.randn(40, CLASSES), torch.randn(40, SALIENCY)
     photograph = torch.arange(40) // 10
     patches = Patches(
-        x, photograph, torch.zeros(40) > 0, torch.eye(4)[:, :3], [slice(0, 20), slice(20, 40)]
+        x, y, photograph, torch.zeros(40) > 0, torch.eye(4)[:, :3], [slice(0, 20), slice(20, 40)]
     )
     shares = torch.rand(40, 4).softmax(1)
     other = shares.clone()
