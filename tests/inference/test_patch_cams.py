@@ -188,7 +188,7 @@ def test_max_side_changes_the_maps_not_what_the_model_sees(model, samples):
 
 
 def test_photographs_turned_by_exif(model, tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 256, (32, 64, 3), np.uint8)  # as the model sees it
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 64, 3), np.uint8)  # seen as it is
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from tests.stages import tiny
 from tests.training.lines import read_metrics
@@ -26,7 +27,8 @@ from weaktr.recipes import identity
 from weaktr.stages.pipeline import check_recipe, run_recipe
 from weaktr.stages.run import MODEL, Run, without_masks
 from weaktr.stages.store import soft_file
-from weaktr.stages.train_seg import supervision
+from weaktr.stages.train_seg import shares_of_labels, supervision
+from weaktr.training.segmenter_losses import balancing, segmenter_losses
 from weaktr.training.state import set_seeds
 
 CRF = {"crf": {"gaussian": [3, 3], "bilateral": None, "iterations": 2}}
@@ -156,9 +158,10 @@ def test_labels_without_soft_ones_say_what_to_do(run):
     assert len(told) == 1 and re.search(fault, told[0])
 
 
-def test_resumed_equals_unbroken(root, finished, tmp_path, monkeypatch):
+@pytest.mark.parametrize("changes", [{}, {"loss": "soft_ce", "balance": 0.5}])
+def test_resumed_equals_unbroken(root, finished, tmp_path, monkeypatch, changes):
     """Stopped by an error after the warm-up, in mid-epoch."""
-    recipe = replace(soft_recipe(root, epochs=4), checkpoint_steps=1)
+    recipe = replace(soft_recipe(root, epochs=4, **changes), checkpoint_steps=1)
     for name in ("unbroken", "broken"):
         shutil.rmtree(shutil.copytree(finished, tmp_path / name) / "train_seg")
     run_recipe(recipe, tmp_path / "unbroken", only="train_seg")
@@ -179,6 +182,45 @@ def test_resumed_equals_unbroken(root, finished, tmp_path, monkeypatch):
     logs = [tmp_path / run / "train_seg" / "metrics.jsonl" for run in ("broken", "unbroken")]
     assert logs[0].read_bytes() == logs[1].read_bytes()
     assert len(read_metrics(logs[0])) == 8
+    models = [load_file(tmp_path / run / "train_seg" / MODEL) for run in ("broken", "unbroken")]
+    assert all(torch.equal(models[0][name], value) for name, value in models[1].items())
+
+
+def test_shares_of_labels_are_those_of_all_masks(run):
+    """In photographs of other sizes too; undecided pixels count for no label."""
+    masks = [np.zeros((32, 32), np.uint8) for _ in range(8)]
+    masks[0][:8], masks[3][:, 30:], masks[5][:] = 1, 2, 255
+    for index, mask in enumerate(masks):
+        Image.fromarray(mask).save(run.of("label") / "masks" / f"{index}.png")
+    images = supervision(run).images
+    counts = [sum(int((mask == label).sum()) for mask in masks) for label in range(4)]
+    expected = torch.tensor(counts) / (7 * 32 * 32)
+    torch.testing.assert_close(shares_of_labels(images), expected)
+    assert counts[3] == 0 and balancing(shares_of_labels(images), 1.0).isfinite().all()
+    for index in range(8):
+        Image.fromarray(masks[5]).save(run.of("label") / "masks" / f"{index}.png")
+    assert shares_of_labels(images).tolist() == [0.25] * 4
+
+
+def test_rare_labels_count_more_where_the_recipe_says_so(root, finished, tmp_path, monkeypatch):
+    """By the masks that are learnt from; without balance these are not even looked at."""
+    seen = []
+
+    def recorded(*arguments, weights):
+        seen.append(weights)
+        return segmenter_losses(*arguments, weights=weights)
+
+    monkeypatch.setattr("weaktr.stages.train_seg.segmenter_losses", recorded)
+    for balance in (0.0, 0.5):
+        folder = shutil.copytree(finished, tmp_path / str(balance))
+        recipe = soft_recipe(root, loss="soft_ce", balance=balance, epochs=1)
+        run_recipe(recipe, folder, only="train_seg")
+    masks = [np.array(Image.open(path)) for path in sorted(folder.glob("label/masks/*.png"))]
+    shares = [np.mean([mask == label for mask in masks]) for label in range(4)]
+    assert seen[:2] == [None, None] and len(seen) == 4
+    for weights in seen[2:]:
+        torch.testing.assert_close(weights, balancing(torch.tensor(shares).float(), 0.5))
+    assert weights.max() > 2 * weights.min()
 
 
 @pytest.mark.parametrize("loss", ["soft_ce", "collision"])
@@ -215,6 +257,11 @@ def test_an_image_head_needs_image_level_labels(tmp_path):
         ({"train_seg": {"labels": "soft", "loss": "clipped"}}, "train_seg.loss: expected soft_ce"),
         ({"train_seg": SOFT | {"masks": "truth"}}, "train_seg.labels: expected hard for true"),
         ({"train_seg": SOFT}, "label.soft: expected true for train_seg.labels: soft"),
+        (
+            {"train_seg": SOFT | {"balance": 0.5}},
+            "train_seg.balance: expected 0 for the loss 'coll",
+        ),
+        ({"train_seg": {"balance": 0.5}}, "train_seg.balance: expected 0 for the loss 'clipped'"),
     ],
 )
 def test_settings_that_do_not_go_together(root, changes, fault):
@@ -231,7 +278,7 @@ def test_finished_runs_stay_finished():
     """Their fingerprints do not have the new settings."""
     for settings, names in (
         (LabelConfig(), {"soft", "soft_temperature", "soft_stride"}),
-        (TrainSegConfig(), {"labels", "loss", "loss_warmup"}),
+        (TrainSegConfig(), {"labels", "loss", "loss_warmup", "balance"}),
         (Recipe().seg_model, {"image_head"}),
         (Recipe().predict, {"image_weight"}),
     ):

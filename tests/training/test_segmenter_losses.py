@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,7 +13,12 @@ from tests.models import small
 from weaktr.config import TrainSegConfig
 from weaktr.data.datasets import shown_classes
 from weaktr.ops import collision_cross_entropy, soft_cross_entropy
-from weaktr.training.segmenter_losses import class_loss, segmenter_losses
+from weaktr.training.segmenter_losses import (
+    LEAST_SHARE,
+    balancing,
+    class_loss,
+    segmenter_losses,
+)
 
 
 def test_classes_that_are_not_known_do_not_count():
@@ -58,3 +65,81 @@ def test_all_losses_come_from_one_pass(size, monkeypatch):
     assert clipped.keys() == {"clipped"}
     assert clipped["clipped"].equal(model.loss(images, labels).loss)
     assert len(passes) == 4
+
+
+# ---- rare labels ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("balance", [0.0, 0.3, 0.5, 1.0])
+def test_weights_are_those_of_the_formula(balance):
+    shares = [0.7, 0.2, 0.08, 0.02]
+    weights = balancing(torch.tensor(shares), balance).tolist()
+    whole = sum(share ** (1 - balance) for share in shares)
+    assert weights == pytest.approx([share**-balance / whole for share in shares], rel=1e-5)
+    counts = [share * weight for share, weight in zip(shares, weights, strict=True)]
+    assert sum(counts) == pytest.approx(1, rel=1e-6)  # the mean weight of a patch
+    assert balance < 1 or counts == pytest.approx([0.25] * 4, rel=1e-5)
+
+
+def test_a_label_that_no_mask_holds_counts_like_a_very_rare_one():
+    weights = balancing(torch.tensor([0.75, 0.25, 0.0]), 0.5)
+    some = balancing(torch.tensor([0.75, 0.25]), 0.5)
+    assert weights[:2].tolist() == pytest.approx(some.tolist(), rel=1e-6)
+    assert (weights[2] / weights[1]).item() == pytest.approx((0.25 / LEAST_SHARE) ** 0.5, rel=1e-5)
+
+
+def table(logits):
+    """A model whose patches [B, h, w] are rows of a table of logits [K, L]."""
+    return SimpleNamespace(
+        encode=lambda images: SimpleNamespace(patches=images, classes=None),
+        decode=lambda encoding: logits[encoding.patches].permute(0, 3, 1, 2),
+    )
+
+
+def test_weighted_losses_patch_by_patch():
+    """The cross-entropy of shares times w, and of logits plus ln w; no target, no loss."""
+    logits, patches = torch.randn(5, 3, dtype=torch.float64), torch.randint(0, 5, (2, 3, 4))
+    targets = torch.rand(2, 3, 3, 4).softmax(1)
+    targets[0, :, 1, 2] = 0
+    weights, settings = torch.tensor([0.5, 2.0, 3.0]), TrainSegConfig(loss="soft_ce")
+    arguments = table(logits), settings, soft_cross_entropy, patches, targets
+    terms = []
+    for image, y, x in np.ndindex(2, 3, 4):
+        odds = (weights * logits[patches[image, y, x]].exp()).tolist()
+        for weight, target, odd in zip(weights, targets[image, :, y, x], odds, strict=True):
+            terms.append(-(weight * target).item() * math.log(odd / sum(odds)))
+    loss = segmenter_losses(*arguments, weights=weights)["soft"]
+    assert loss.item() == pytest.approx(sum(terms) / 23, rel=1e-6)
+    plain = segmenter_losses(*arguments)["soft"]
+    assert plain.equal(soft_cross_entropy(logits[patches].permute(0, 3, 1, 2), targets))
+    assert segmenter_losses(*arguments, weights=torch.ones(3))["soft"].equal(plain)
+
+
+@pytest.mark.parametrize("balance", [0.0, 0.5, 1.0])
+def test_what_is_learnt_to_be_likely_stays(balance):
+    """Patches of three kinds with noisy labels, the second one rare, learnt until nothing changes.
+
+    A model that can tell the kinds apart learns each kind's share of labels, whatever the weights.
+    """
+    likely = torch.tensor([0.02, 0.1, 0.6])
+    patches = torch.randint(0, 3, (1, 60, 60))
+    rare = torch.rand(1, 60, 60) < likely[patches]
+    targets = torch.stack([~rare, rare], 1).double()
+    logits = torch.zeros(3, 2, dtype=torch.float64, requires_grad=True)
+    weights = balancing(targets.mean((0, 2, 3)), balance) if balance else None
+    optimizer = torch.optim.LBFGS(
+        [logits], max_iter=200, tolerance_grad=1e-10, line_search_fn="strong_wolfe"
+    )
+
+    def loss():
+        optimizer.zero_grad()
+        settings = TrainSegConfig(loss="soft_ce", balance=balance)
+        every = segmenter_losses(
+            table(logits), settings, soft_cross_entropy, patches, targets, weights=weights
+        )
+        every["soft"].backward()
+        return every["soft"]
+
+    optimizer.step(loss)
+    expected = [rare[patches == kind].double().mean().item() for kind in range(3)]
+    assert logits.softmax(1)[:, 1].tolist() == pytest.approx(expected, abs=1e-4)

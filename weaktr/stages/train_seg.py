@@ -146,7 +146,10 @@ def train_seg(run: Run, folder: Path) -> int:
 
 
 def shares_of_labels(images: Manifest) -> Tensor:
-    """How large a share of all pixels of masks each label has: float32 [L]; 255 does not count."""
+    """How large a share of all pixels of masks each label has: float32 [L], sums to 1.
+
+    255 does not count; where there is nothing else, all labels have the same share.
+    """
     num_labels = images.classes.num_labels
 
     def counts(sample: Sample) -> Tensor:
@@ -156,7 +159,9 @@ def shares_of_labels(images: Manifest) -> Tensor:
     title = "how frequent labels are"
     every = track(ordered_map(counts, images.samples), title, len(images), is_minor=True)
     total = sum(every, torch.zeros(num_labels, dtype=torch.long)).double()
-    return (total / total.sum().clamp_min(1)).float()
+    if not total.any():
+        total = torch.ones_like(total)
+    return (total / total.sum()).float()
 
 
 def starting_config(run: Run) -> SegModelConfig:
