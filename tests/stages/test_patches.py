@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from tests.cli.test_train import said
 from tests.data.proposals import proposal
 from tests.stages import tiny
 from weaktr import cli
-from weaktr.config import LabelConfig
+from weaktr.config import CacheConfig, LabelConfig
 from weaktr.data.masks import MaskFolder
 from weaktr.data.stored_maps import read_soft_labels
 from weaktr.models import PatchModel, checkpoints
@@ -326,6 +327,21 @@ def test_the_check_knows_the_model_of_an_earlier_run(run, root, tmp_path):
     label = recipe(root, label=as_label(run) | {"threshold": 0.6})
     assert not faults(label, tmp_path / "run")
     assert run_recipe(label, tmp_path / "run") == 0
+
+
+def test_a_run_does_not_depend_on_the_cache(run, root, tmp_path):
+    tree = replace(recipe(root), cache=CacheConfig(disk_gb=0.0, memory_mb=0))
+    assert run_recipe(tree, tmp_path / "run") == 0
+    assert not (tmp_path / "run" / "features").exists()
+    assert files(tmp_path / "run" / "label") == files(run.of("label"))
+
+
+def test_a_model_of_the_other_kind_is_told(run, root, tmp_path):
+    shutil.copytree(run.folder, tmp_path / "run")
+    tree = tiny.recipe(root, stages=["label"], label={"threshold": 0.5})
+    stages = check_recipe(tree, tmp_path / "run")
+    told = [line for part in stages for line in part.faults]
+    assert any("expected a cam model, got 'patches'" in line for line in told), told
 
 
 def test_photographs_of_many_sizes(tmp_path):

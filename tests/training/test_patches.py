@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -169,7 +171,8 @@ def test_of_many_photographs_no_more_patches_are_kept_than_may_be():
     def read():
         for maps, own in photographs:
             large = maps.repeat(3, 3, 1)
-            alive.append(large.untyped_storage().data_ptr())
+            alive.append(weakref.ref(large))
+            assert sum(one() is not None for one in alive) <= 2  # this one and the one before
             yield large, own
 
     settings = TrainPatchesConfig(most_patches=1000, folds=4)

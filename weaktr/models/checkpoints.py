@@ -170,7 +170,7 @@ def _model_of(
     name = info.get("model")
     if info.get("format") != FORMAT or not isinstance(name, str) or name not in MODELS:
         raise ValueError(
-            f"expected a description of {FORMAT} with model {' or '.join(MODELS)}, got "
+            f"expected a description of {FORMAT} with model {', '.join(MODELS)}, got "
             f"{info.get('format')!r:.40} with {name!r:.40}"
         )
     kind, settings, count_name = MODELS[name]

@@ -68,9 +68,9 @@ class PatchModel(BackboneModel):
         self.register_buffer("bias", torch.zeros(num_classes + 1))
         self.register_buffer("saliency", torch.zeros(dim))
         self.register_buffer("saliency_range", torch.tensor([0.0, 1.0]))
-        self.register_load_state_dict_post_hook(lambda model, _: model.require_ranges())
+        self.register_load_state_dict_post_hook(PatchModel._require_ranges)
 
-    def require_ranges(self) -> None:
+    def _require_ranges(self, _: object) -> None:
         """Raise `ValueError` unless everything by which is divided is above 0."""
         low, high = self.saliency_range.tolist()
         if not high > low:
