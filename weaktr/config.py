@@ -630,7 +630,7 @@ class TrainSegConfig(Settings):
     balance: Share = later(0.0)
 
     def conflicts(self) -> dict[str, str]:
-        """Soft labels are pseudo labels, and the clipped loss takes none."""
+        """Soft labels are pseudo labels; the clipped loss takes none, and weights only soft_ce."""
         faults = {}
         if self.balance and self.loss != "soft_ce":
             faults["balance"] = f"expected 0 for the loss {self.loss!r}, got {self.balance}"

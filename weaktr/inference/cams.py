@@ -55,9 +55,8 @@ class Cams(NamedTuple):
     maps: Tensor  #: float32 [K, h, w] in [0, 1] at the working size, on the source's device
     #: of each class, where they were predicted from the photograph
     probabilities: tuple[float, ...] | None = None
-    #: float32 [D, h', w'] patch features, where the caller asked for them: those of the last block
-    #: (of a `PatchModel` those that it classifies), of the photograph as it is (not flipped) at the
-    #: first scale
+    #: float32 [D, h', w'] patch features, where the caller asked for them: those of the last block,
+    #: of the photograph as it is (not flipped) at the first scale
     features: Tensor | None = None
     #: float32 [K, h, w] of each scale and flip alone, scaled as `maps`, where they were asked for
     views: tuple[Tensor, ...] = ()

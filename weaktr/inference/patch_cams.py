@@ -145,9 +145,9 @@ class CamsOfPatches:
             small = shares.T.unflatten(1, seen.shape[:2])
             views.append(F.interpolate(small[None], size, mode="bilinear", align_corners=False)[0])
         mean = views[0] if len(views) == 1 else torch.stack(views).mean(0)
-        features = maps[0][..., self.model.width :] if self.with_features else None
-        if features is not None:
-            features = features.float().permute(2, 0, 1)
+        features = None
+        if self.with_features:
+            features = maps[0][..., self.model.width :].float().permute(2, 0, 1)
         alone = tuple(map(against_background, views)) if self.with_views else ()
         return Cams(classes, against_background(mean), probabilities, features, alone, odds=True)
 
