@@ -305,7 +305,7 @@ class TrainPatchesConfig(Settings):
     folds: Annotated[int, Field(ge=1, le=1000)] = 10
     shrinkage: RateAbove0 = 0.1
     temperature: Above0 = 2.0
-    most_patches: Annotated[int, Field(ge=1000, le=10**9)] = 500_000
+    most_patches: Annotated[int, Field(ge=1000, le=10**9)] = 300_000
 
 
 @dataclass(frozen=True)

@@ -206,6 +206,13 @@ class Segmenter(BackboneModel):
             self.vit.eval()
         return self
 
+    @torch.no_grad()
+    def start_from(self, shares: Tensor) -> None:
+        """Begin with the logits ln(share) [L] of every label, whatever the photograph."""
+        decoder = self.decoder
+        bias = decoder.head.bias if isinstance(decoder, LinearDecoder) else decoder.mask_norm.bias
+        bias.copy_(shares.log())
+
     @property
     def multi(self) -> bool:
         """Whether the decoder also gives its logits before the last block."""

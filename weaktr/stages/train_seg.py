@@ -37,7 +37,13 @@ from weaktr.stages.run import MODEL, Run, Stage, model_digest, to_segment
 from weaktr.stages.store import soft_file
 from weaktr.training.loop import EpochLoader, TrainingLoop, compiled
 from weaktr.training.optimizers import PolynomialSchedule, segmenter_optimizer
-from weaktr.training.segmenter_losses import Losses, PatchLoss, balancing, segmenter_losses
+from weaktr.training.segmenter_losses import (
+    LEAST_SHARE,
+    Losses,
+    PatchLoss,
+    balancing,
+    segmenter_losses,
+)
 from weaktr.training.state import set_seeds
 
 log = logging.getLogger("weaktr")
@@ -108,6 +114,7 @@ def train_seg(run: Run, folder: Path) -> int:
     if settings.balance:
         shares = shares_of_labels(learnt.images)
         weights = balancing(shares, settings.balance).to(run.device)
+        model.start_from(shares.clamp_min(LEAST_SHARE))  # or it would start with rare labels
 
     def losses_with(patch_loss: PatchLoss) -> Callable[..., Losses]:
         def losses(*batch: Tensor) -> Losses:
