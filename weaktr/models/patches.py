@@ -19,6 +19,7 @@ from torch import Tensor
 
 from weaktr.config import CamModelConfig
 from weaktr.models.vit import BackboneModel, ViT
+from weaktr.ops.upload import upload
 
 #: Saliencies are taken as certain up to this and its complement.
 LEAST_SALIENCY = 0.02
@@ -83,10 +84,21 @@ class PatchModel(BackboneModel):
         values = (features.float() - self.center) / self.scale
         return values[:, : self.width], values[:, self.width :]
 
-    def scores(self, features: Tensor) -> Tensor:
-        """z of all labels [P, C + 1] of features [P, F + D]; the background's with its saliency."""
+    def scores(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
+        """z of labels, the background's with its saliency.
+
+        Args:
+            features: [P, F + D].
+            labels: [L] integer, 0 = background first; None = all C + 1.
+
+        Returns:
+            float32 [P, L].
+        """
         x, y = self.standardised(features)
-        scores = x @ self.weight.T + self.bias
+        weight, bias = self.weight, self.bias
+        if labels is not None:
+            weight, bias = weight.index_select(0, labels), bias.index_select(0, labels)
+        scores = x @ weight.T + bias
         scores[:, 0] -= self.config.patches.saliency_weight * log_odds(self.saliencies(y))
         return scores
 
@@ -106,13 +118,13 @@ class PatchModel(BackboneModel):
         Returns:
             [P, K + 1], sums to 1; each column has its least share on average.
         """
-        scores = self.scores(features)
-        own = [0, *(index + 1 for index in classes)]
+        own = torch.tensor([0, *(index + 1 for index in classes)])
+        likely = self.scores(features, upload(own, features.device)).softmax(1)
         settings = self.config.patches
-        least = scores.new_full((1, len(own)), settings.least_share)
-        least[0, 0] = settings.least_background
-        photograph = torch.zeros(len(scores), dtype=torch.long, device=scores.device)
-        return with_least_shares(scores[:, own].softmax(1), photograph, least)
+        least = likely.new_full((1, len(own)), settings.least_share)
+        least[0, 0].fill_(settings.least_background)
+        photograph = torch.zeros(len(likely), dtype=torch.long, device=likely.device)
+        return with_least_shares(likely, photograph, least)
 
     @torch.inference_mode()
     def class_probabilities(self, features: Tensor) -> Tensor:
@@ -133,9 +145,10 @@ def with_least_shares(likely: Tensor, photograph: Tensor, least: Tensor) -> Tens
     """Raise the labels of a photograph that have too little of it.
 
     Until every label has its share: one whose mean over the photograph is below its least share is
-    multiplied by what is missing, and each patch is brought back to a sum of 1. After
-    `SHARE_ROUNDS` it ends in any case: labels of which almost every patch is certain that it has
-    another one come nearer to their share, but not up to it.
+    multiplied by what is missing, and each patch is brought back to a sum of 1. That is done
+    `SHARE_ROUNDS` times, without a look at the result, for which the host would wait: labels of
+    which almost every patch is certain that it has another one come nearer to their share, but not
+    up to it.
 
     Args:
         likely: [P, L], sums to 1 over L.
@@ -151,8 +164,6 @@ def with_least_shares(likely: Tensor, photograph: Tensor, least: Tensor) -> Tens
     for _ in range(SHARE_ROUNDS):
         mean = torch.zeros_like(least).index_add_(0, photograph, likely) / count
         factor = (least / mean.clamp_min(1e-6)).clamp(1, MOST_FACTOR)
-        if not (factor > 1.01).any():
-            break
         likely = likely * factor[photograph]
         likely = likely / likely.sum(1, keepdim=True)
     return likely

@@ -102,21 +102,25 @@ def gather(
     counts = torch.tensor([len(rows[index]) for index in order])
     ends = [0, *counts.cumsum(0).tolist()]
     device = model.center.device
-    x = torch.empty(ends[-1], rows[0].shape[1], device=device)
+    widths = (model.width, len(model.saliency))
+    parts = [torch.empty(ends[-1], width, device=device) for width in widths]  # x and y
     for index, (start, end) in zip(order, pairwise(ends), strict=True):
-        x[start:end] = rows[index]
+        for part_of_all, own in zip(parts, rows[index].split(widths, 1), strict=True):
+            part_of_all[start:end] = own
     del rows
-    if not x.isfinite().all():
-        raise ValueError("features: expected finite numbers, got NaN or infinity")
-    scale, center = torch.std_mean(x, 0)
-    model.center.copy_(center)
-    model.scale.copy_(torch.where(scale > LEAST_SCALE, scale, 1.0))
-    x.sub_(model.center).div_(model.scale)
+    centers, scales = model.center.split(widths), model.scale.split(widths)
+    for values, center, scale in zip(parts, centers, scales, strict=True):
+        if not values.isfinite().all():
+            raise ValueError("features: expected finite numbers, got NaN or infinity")
+        deviation, mean = torch.std_mean(values, 0)
+        center.copy_(mean)
+        scale.copy_(torch.where(deviation > LEAST_SCALE, deviation, 1.0))
+        values.sub_(center).div_(scale)
     folds = min(settings.folds, len(order))
     bounds = [ends[round(fold * len(order) / folds)] for fold in range(folds + 1)]
     return Patches(
-        x[:, : model.width].contiguous(),
-        x[:, model.width :].contiguous(),
+        parts[0],
+        parts[1],
         torch.repeat_interleave(torch.arange(len(order)), counts).to(device),
         torch.cat([borders[index] for index in order]).to(device),
         torch.stack([shown[index] for index in order]).to(device, torch.float32),
