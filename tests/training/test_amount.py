@@ -14,8 +14,8 @@ from weaktr.training.amount import amount_for, sized
 @pytest.mark.parametrize(
     ("photographs", "amount"),
     [
-        (0, (40, 1)), (1, (40, 1)), (2, (40, 2)), (12, (40, 2)), (15, (36, 2)), (16, (35, 4)),
-        (50, (20, 4)), (63, (18, 4)), (64, (18, 8)), (311, (8, 8)), (3_000, (3, 8)),
+        (0, (40, 1)), (1, (40, 1)), (2, (40, 2)), (12, (40, 2)), (15, (40, 2)), (16, (40, 4)),
+        (50, (25, 4)), (63, (22, 4)), (64, (22, 8)), (311, (10, 8)), (3_000, (3, 8)),
         (20_000, (1, 8)), (1_000_000, (1, 8)),
     ],
 )  # fmt: skip
@@ -36,8 +36,8 @@ def test_more_photographs_never_mean_fewer_steps_by_much():
 @pytest.mark.parametrize(
     ("settings", "amount"),
     [
-        ({"epochs": "auto", "batch_size": "auto"}, (20, 4)),
-        ({"epochs": "auto", "batch_size": 5}, (20, 5)),
+        ({"epochs": "auto", "batch_size": "auto"}, (25, 4)),
+        ({"epochs": "auto", "batch_size": 5}, (25, 5)),
         ({"epochs": 0, "batch_size": "auto"}, (0, 4)),
         ({"epochs": 7, "batch_size": 9}, (7, 9)),
     ],
