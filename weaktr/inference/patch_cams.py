@@ -88,7 +88,7 @@ class CamsOfPatches:
     def _part(self, sample: Sample, view: View) -> Tensor:
         """`stacked` features by the cache, without one pixels uint8 [h, w, 3]."""
         if self.cache is not None:
-            return stacked(self.cache.get(sample, view))
+            return pinned(stacked(self.cache.get(sample, view)).numpy(), self.device)
         return self.encoder.read(sample, view).pixels
 
     def fits(self, batch: Sequence[CamInputs], further: CamInputs) -> bool:
