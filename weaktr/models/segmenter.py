@@ -208,7 +208,11 @@ class Segmenter(BackboneModel):
 
     @torch.no_grad()
     def start_from(self, shares: Tensor) -> None:
-        """Begin with the logits ln(share) [L] of every label, whatever the photograph."""
+        """Make ln(share) of each label the bias of its logits, so that training starts from it.
+
+        Args:
+            shares: [L] of the labels among all patches, above 0, sum to 1.
+        """
         decoder = self.decoder
         bias = decoder.head.bias if isinstance(decoder, LinearDecoder) else decoder.mask_norm.bias
         bias.copy_(shares.log())
