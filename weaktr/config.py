@@ -515,6 +515,8 @@ class SegModelConfig(BackboneConfig):
         decoder_heads: its heads; None = model width / 64, at least 1.
         dropout: the mask transformer's dropout during training.
         class_tokens: tokens before the patches; None = the backbone's own number.
+        layers: blocks of the backbone whose patches, side by side, the decoder gets, each after the
+            final norm; -1 = the last (published: that alone).
         image_head: also learn from the image-level labels which classes a photograph shows, and
             let predictions of its pixels take that into account (`PredictConfig.image_weight`).
 
@@ -527,6 +529,7 @@ class SegModelConfig(BackboneConfig):
     decoder_heads: Annotated[int, Field(ge=1, le=1000)] | None = None
     dropout: ShareBelow1 = 0.1
     class_tokens: Annotated[int, Field(ge=0, le=1000)] | None = later(None)
+    layers: Layers = later((-1,))
     image_head: bool = later(False)
 
     def conflicts(self) -> dict[str, str]:
@@ -598,6 +601,10 @@ class TrainSegConfig(Settings):
             learnt to be likely stays (`weaktr.training.segmenter_losses.balancing`).
         loss_warmup: the share of the steps at the beginning that a "collision" loss leaves to
             "soft_ce".
+        start: where a linear decoder begins: "random", or "discriminant", the linear discriminant
+            of the labels in what the encoder gives before it is trained, for which each photograph
+            passes once through it; what it gives is kept (`CacheConfig`). Suits a strong backbone
+            and few photographs.
 
     Source: reference.md 41-46.
     """
@@ -628,6 +635,7 @@ class TrainSegConfig(Settings):
     loss: Literal["clipped", "soft_ce", "collision"] = later("clipped")
     loss_warmup: Share = later(0.1)
     balance: Share = later(0.0)
+    start: Literal["random", "discriminant"] = later("random")
 
     def conflicts(self) -> dict[str, str]:
         """Soft labels are pseudo labels; the clipped loss takes none, and weights only soft_ce."""
@@ -762,7 +770,11 @@ class Recipe(Settings):
     cache: CacheConfig = without_effect(CacheConfig(), is_later=True)
 
     def conflicts(self) -> dict[str, str]:
-        """Soft labels are written before they are learnt from."""
-        if self.label.soft or self.train_seg.labels == "hard" or "label" not in self.stages:
-            return {}
-        return {"label.soft": "expected true for train_seg.labels: soft, got False"}
+        """Soft labels are written before they are learnt from; a discriminant is linear."""
+        faults = {}
+        if "label" in self.stages and self.train_seg.labels == "soft" and not self.label.soft:
+            faults["label.soft"] = "expected true for train_seg.labels: soft, got False"
+        if self.train_seg.start == "discriminant" and self.seg_model.decoder != "linear":
+            expected = "expected random unless seg_model.decoder is linear"
+            faults["train_seg.start"] = f"{expected}, got discriminant"
+        return faults

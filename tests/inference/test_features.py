@@ -272,5 +272,7 @@ def test_features_that_are_not_finite_are_not_kept(tmp_path):
 
 
 def test_no_such_layer():
-    with pytest.raises(ValueError, match=r"layers: expected blocks -2\.\.1, got 2"):
+    with pytest.raises(
+        ValueError, match=r"layers: expected blocks -2\.\.1, each once, got \[0, 2\]"
+    ):
         encoder_of(layers=(0, 2))

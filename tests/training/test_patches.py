@@ -13,7 +13,7 @@ from tests.models.small import patch_model
 from weaktr.config import TrainPatchesConfig
 from weaktr.models.patches import with_least_shares
 from weaktr.training.patches import (
-    Moments,
+    Discriminants,
     Patches,
     fit_patches,
     fit_saliency,
@@ -97,8 +97,7 @@ def gathered():
 
 def test_the_discriminant_is_that_of_the_definition(gathered):
     shares = torch.rand(len(gathered.x), 4).softmax(1)
-    moments = Moments(gathered, SETTINGS.shrinkage, SETTINGS.temperature)
-    weight, bias = moments.discriminant(moments.of_all(shares))
+    weight, bias = Discriminants(gathered, SETTINGS).of_all(shares)
     expected = discriminant(gathered.x, shares)
     assert_close(weight, expected[0], atol=1e-3, rtol=1e-3)
     assert_close(bias, expected[1], atol=1e-3, rtol=1e-3)
@@ -106,7 +105,7 @@ def test_the_discriminant_is_that_of_the_definition(gathered):
 
 def test_patches_are_judged_by_the_other_folds(gathered):
     shares = torch.rand(len(gathered.x), 4).softmax(1)
-    scores = Moments(gathered, SETTINGS.shrinkage, SETTINGS.temperature).scores_of_folds(shares)
+    scores = Discriminants(gathered, SETTINGS).scores_of_folds(shares)
     assert len(gathered.folds) == 4
     assert [fold.start for fold in gathered.folds[1:]] == [
         fold.stop for fold in gathered.folds[:-1]
@@ -127,7 +126,7 @@ def test_one_fold_is_no_fold():
     settings = TrainPatchesConfig(folds=1)
     patches = gather(patch_model(3), photographs, 7, settings, 0)
     shares = torch.rand(len(patches.x), 4).softmax(1)
-    scores = Moments(patches, settings.shrinkage, settings.temperature).scores_of_folds(shares)
+    scores = Discriminants(patches, settings).scores_of_folds(shares)
     weight, bias = discriminant(patches.x, shares, settings)
     assert_close(scores, patches.x @ weight.T + bias, atol=5e-3, rtol=1e-3)
 
@@ -135,8 +134,7 @@ def test_one_fold_is_no_fold():
 def test_a_label_without_a_patch_is_as_likely_as_the_mean_of_all(gathered):
     shares = torch.rand(len(gathered.x), 4).softmax(1)
     shares[:, 2] = 0
-    moments = Moments(gathered, SETTINGS.shrinkage, SETTINGS.temperature)
-    weight, bias = moments.discriminant(moments.of_all(shares))
+    weight, bias = Discriminants(gathered, SETTINGS).of_all(shares)
     mean = (shares.sum(1, keepdim=True) * gathered.x).sum(0) / shares.sum()
     assert bias[2].item() == pytest.approx(-0.5 * (weight[2] @ mean).item(), rel=1e-3)
     assert weight.isfinite().all() and bias.isfinite().all()
@@ -358,7 +356,7 @@ def test_patches_are_of_their_photographs_only():
     shares = torch.rand(40, 4).softmax(1)
     other = shares.clone()
     other[:20] = torch.rand(20, 4).softmax(1)
-    moments = Moments(patches, 0.1, 2.0)
-    before, after = moments.scores_of_folds(shares), moments.scores_of_folds(other)
+    discriminants = Discriminants(patches, SETTINGS)
+    before, after = discriminants.scores_of_folds(shares), discriminants.scores_of_folds(other)
     assert_close(before[:20], after[:20], atol=1e-3, rtol=1e-3)
     assert (before[20:] - after[20:]).abs().max() > 0.1

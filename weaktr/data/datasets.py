@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch.utils.data import Dataset, Sampler
 from torchvision import tv_tensors
 
 from weaktr.data.io import image_size, read_image, read_labels, require_same_size
 from weaktr.data.manifest import Manifest, Sample
 from weaktr.data.parallel import ordered_map
-from weaktr.data.patch_targets import SoftMap, shares_of_mask
+from weaktr.data.patch_targets import SoftMap, normalised, shares_of_mask
 from weaktr.data.problems import DataError, Problem
 from weaktr.data.stored_maps import SoftLabels, read_soft_labels
 from weaktr.data.transforms import Crop
@@ -230,6 +231,32 @@ class SegDataset(SeededDataset):
         if not self.with_classes:
             return image, target
         return image, target, shown_classes(sample.labels or (), mask, self.num_labels - 1)
+
+    def shares(self, index: int, grid: tuple[int, int]) -> torch.Tensor:
+        """What share of each cell of a grid over the whole photograph has which label.
+
+        Args:
+            index: of the sample.
+            grid: h rows and w columns.
+
+        Returns:
+            float32 [L, h, w], sums to 1; 0 in all labels = ignore.
+
+        Raises:
+            DataError: a file is missing or corrupt, or a label is outside.
+        """
+        sample = self.samples[index]
+        assert sample.mask is not None  # checked above
+        labels = read_labels(sample.mask, self.num_labels, sample.source, mask_ids=sample.mask_ids)
+        soft = self._soft_labels(sample, labels.shape)
+        if soft is None:
+            own = torch.arange(self.num_labels)
+            maps = torch.from_numpy(labels) == own[:, None, None]
+        else:
+            own, maps = torch.tensor(soft.labels), torch.from_numpy(soft.shares)
+        pooled = F.adaptive_avg_pool2d(maps.float(), grid)
+        shares = pooled.new_zeros((self.num_labels, *grid)).index_copy_(0, own, pooled)
+        return normalised(shares)
 
     def _soft_labels(self, sample: Sample, size: tuple[int, ...]) -> SoftLabels | None:
         """Where shares of patches are wanted, and there is a file of them."""

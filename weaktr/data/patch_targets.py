@@ -50,7 +50,7 @@ class SoftMap(tv_tensors.TVTensor):
         """float32 [K, ceil(H / patch), ceil(W / patch)], sums to 1; 0 where a patch is padding."""
         rows, columns = (_by_patch(weights, patch) for weights in (self.rows, self.columns))
         shares = rows.T @ self.as_subclass(Tensor).float() @ columns
-        return _normalised(shares)
+        return normalised(shares)
 
 
 class ToPatches(v2.Transform):
@@ -87,10 +87,10 @@ def shares_of_mask(mask: Tensor, num_labels: int, patch: int) -> Tensor:
     values = (patches * (IGNORE + 1) + mask.long()).flatten()
     counts = torch.bincount(values, minlength=height * width * (IGNORE + 1))
     by_label = counts.view(height, width, -1)[..., :num_labels].permute(2, 0, 1)
-    return _normalised(by_label.float())
+    return normalised(by_label.float())
 
 
-def _normalised(shares: Tensor) -> Tensor:
+def normalised(shares: Tensor) -> Tensor:
     """[L, h, w] that sums to 1 over L, or to 0 where it did."""
     total = shares.sum(0)
     return torch.where(total > 0, shares / total, 0)

@@ -36,7 +36,7 @@ class ExportableSegmenter(nn.Module):
         size = (images.shape[-2], images.shape[-1])
         grid = ((size[0] - 1) // patch + 1, (size[1] - 1) // patch + 1)
         # Padding by a patch less one pixel: `vit` drops what does not fill a whole patch.
-        tokens = model.vit(F.pad(images, (0, patch - 1, 0, patch - 1)))
+        tokens = model.tokens(F.pad(images, (0, patch - 1, 0, patch - 1)))
         encoding = model.encoding_of(tokens, grid)
         logits = [gated(maps, encoding.classes) for maps in model.outputs(encoding)]
         rows, columns = (

@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from functools import cached_property
 from itertools import groupby
 from typing import NamedTuple
@@ -33,7 +34,7 @@ from weaktr.models.onednn import for_inference
 from weaktr.models.packing import pack
 from weaktr.models.precision import autocast, inference_amp
 from weaktr.models.pretrained import load_backbone
-from weaktr.models.vit import ViT
+from weaktr.models.vit import ViT, blocks_of
 from weaktr.ops.upload import upload
 from weaktr.outputs import fingerprint
 from weaktr.recipes import as_tree
@@ -96,8 +97,9 @@ class FeatureEncoder:
     """A frozen backbone (`weaktr.inference.encoded.Encoder`).
 
     Args:
-        config: the backbone and its weights. With `image_size` at what the weights were trained
-            at (DINOv2: 518), their positions are resized once, to each photograph's grid.
+        config: the backbone and its weights; of a model's configuration only these count. With
+            `image_size` at what the weights were trained at (DINOv2: 518), their positions are
+            resized once, to each photograph's grid.
         device: where it runs.
         amp: autocast; "auto" = fp16 on CUDA, bf16 on CPUs that have AVX512-BF16 or AMX.
         layers: further blocks whose patches are kept, from 0; -1 = the last.
@@ -119,12 +121,10 @@ class FeatureEncoder:
         if vit is None:
             vit = ViT(config)
             load_backbone(vit, config)
-        depth = len(vit.blocks)
-        if wrong := [index for index in layers if not -depth <= index < depth]:
-            raise ValueError(f"layers: expected blocks {-depth}..{depth - 1}, got {wrong[0]}")
         self.device, self.amp = device, inference_amp(amp, device)
-        self.layers = tuple(index % depth for index in layers)
-        self.config = config
+        self.layers = blocks_of(layers, len(vit.blocks))
+        names = (field.name for field in fields(BackboneConfig))
+        self.config = BackboneConfig(**{name: getattr(config, name) for name in names})
         self.weights = vit.requires_grad_(False).eval().to(device)
         self.vit = for_inference(self.weights, self.amp, CPU_TOKENS)
 

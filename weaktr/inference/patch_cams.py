@@ -7,14 +7,13 @@ above one half where the class is the likelier of the two.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from weaktr.config import BackboneConfig, LabelConfig
+from weaktr.config import LabelConfig
 from weaktr.data import Sample
 from weaktr.data.photographs import Photograph, read_photograph
 from weaktr.inference.cams import CPU_BATCH, CamInputs, Cams, CamsOfModel, scaled_to
@@ -164,10 +163,8 @@ def stacked(features: Features) -> Tensor:
 
 def encoder_of(model: PatchModel) -> FeatureEncoder:
     """The frozen backbone of a model, which gives the features that it takes."""
-    names = (field.name for field in fields(BackboneConfig))  # its features depend on no others
-    config = BackboneConfig(**{name: getattr(model.config, name) for name in names})
     layers = model.config.patches.layers
-    return FeatureEncoder(config, model.center.device, layers=layers, vit=model.vit)
+    return FeatureEncoder(model.config, model.center.device, layers=layers, vit=model.vit)
 
 
 def cams_of(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from weaktr.config import CamModelConfig
-from weaktr.models.vit import BackboneModel, ViT
+from weaktr.models.vit import BackboneModel, ViT, blocks_of
 from weaktr.ops.upload import upload
 
 #: Saliencies are taken as certain up to this and its complement.
@@ -52,13 +52,7 @@ class PatchModel(BackboneModel):
         if num_classes < 1:
             raise ValueError(f"num_classes: expected at least 1, got {num_classes}")
         super().__init__(config, ViT(config))
-        depth, layers = len(self.vit.blocks), config.patches.layers
-        wrong = [index for index in layers if not -depth <= index < depth]
-        if wrong or len({index % depth for index in layers}) < len(layers):
-            raise ValueError(
-                f"patches.layers: expected blocks {-depth}..{depth - 1}, each once, got "
-                f"{list(layers)}"
-            )
+        layers = blocks_of(config.patches.layers, len(self.vit.blocks), "patches.layers")
         self.num_classes = num_classes
         self.requires_grad_(False)
         dim = self.vit.embed_dim

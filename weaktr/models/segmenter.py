@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from weaktr.config import SegModelConfig
 from weaktr.models.blocks import run_block
-from weaktr.models.vit import BackboneModel, ViT
+from weaktr.models.vit import BackboneModel, ViT, blocks_of
 from weaktr.ops.clipped_cross_entropy import ClippedLoss, clipped_cross_entropy
 
 DECODERS = ("mask_transformer", "multi_mask_transformer", "linear")
@@ -35,7 +35,7 @@ class MultiLogits(NamedTuple):
 class Encoding(NamedTuple):
     """What the encoder makes of images."""
 
-    patches: Tensor  #: [B, P, D] patch tokens after the final norm
+    patches: Tensor  #: [B, P, W] patch tokens of the model's layers, W = layers · D
     grid: tuple[int, int]  #: their rows and columns, h · w = P
     #: [B, C] logits of the classes that an image shows, where the model has an `image_head`
     classes: Tensor | None
@@ -49,7 +49,7 @@ class LinearDecoder(nn.Module):
         self.head = nn.Linear(dim, num_labels)
 
     def forward(self, patches: Tensor) -> Tensor:
-        """Patches [B, P, D] -> logits [B, L, P]."""
+        """Patches [B, P, W] -> logits [B, L, P]."""
         logits: Tensor = self.head(patches).transpose(1, 2)
         return logits
 
@@ -58,14 +58,17 @@ class MaskTransformer(nn.Module):
     """Class embeddings attend to patches; logits are their normalised scalar products.
 
     Args:
-        dim: D, encoder and decoder width.
+        width: W, of the patches it gets.
+        dim: D, its own.
         num_labels: L.
         layers: transformer blocks.
         heads: attention heads, D / 64 in the published models.
         dropout: rate in attention, projection and MLP during training.
     """
 
-    def __init__(self, dim: int, num_labels: int, layers: int, heads: int, dropout: float) -> None:
+    def __init__(
+        self, width: int, dim: int, num_labels: int, layers: int, heads: int, dropout: float
+    ) -> None:
         super().__init__()
         self.num_labels = num_labels
         self.blocks = nn.ModuleList(
@@ -80,7 +83,7 @@ class MaskTransformer(nn.Module):
             for _ in range(layers)
         )
         self.cls_emb = nn.Parameter(torch.empty(1, num_labels, dim))
-        self.proj_dec = nn.Linear(dim, dim)
+        self.proj_dec = nn.Linear(width, dim)
         self.proj_patch = nn.Parameter(dim**-0.5 * torch.randn(dim, dim))
         self.proj_classes = nn.Parameter(dim**-0.5 * torch.randn(dim, dim))
         self.decoder_norm = nn.LayerNorm(dim, eps=DECODER_NORM_EPS)
@@ -89,7 +92,7 @@ class MaskTransformer(nn.Module):
         nn.init.trunc_normal_(self.cls_emb, std=0.02)
 
     def forward(self, patches: Tensor) -> Tensor:
-        """Patches [B, P, D] -> logits [B, L, P]."""
+        """Patches [B, P, W] -> logits [B, L, P]."""
         x = self._join(patches)
         for block in self.blocks:
             x = run_block(block, x).tokens
@@ -123,7 +126,7 @@ class ImageHead(nn.Module):
     Of several class tokens the mean counts; a backbone without any gives the patches alone.
 
     Args:
-        dim: D, encoder width.
+        dim: W, width of the tokens.
         num_classes: C.
         class_tokens: T, at the front of the encoder's tokens.
     """
@@ -135,7 +138,7 @@ class ImageHead(nn.Module):
         self.apply(_init_linear)
 
     def forward(self, tokens: Tensor, patches: Tensor) -> Tensor:
-        """All tokens [B, N, D] and those of the patches [B, P, D] -> logits [B, C]."""
+        """All tokens [B, N, W] and those of the patches [B, P, W] -> logits [B, C]."""
         parts = [patches.mean(1)]
         if self.class_tokens:
             parts.append(tokens[:, : self.class_tokens].mean(1))
@@ -179,17 +182,20 @@ class Segmenter(BackboneModel):
             raise ValueError(f"num_labels: expected at least 2 (with background), got {num_labels}")
         super().__init__(config, ViT(config, class_tokens=config.class_tokens))
         self.num_labels = num_labels
+        #: blocks of the encoder whose patches the decoder gets, from 0
+        self.layers = blocks_of(config.layers, len(self.vit.blocks))
         dim = self.vit.embed_dim
+        width = len(self.layers) * dim
         self.decoder: LinearDecoder | MaskTransformer
         if config.decoder == "linear":
-            self.decoder = LinearDecoder(dim, num_labels)
+            self.decoder = LinearDecoder(width, num_labels)
         else:
             heads = config.decoder_heads or max(1, dim // 64)
             layers, dropout = config.decoder_layers, config.dropout
-            self.decoder = MaskTransformer(dim, num_labels, layers, heads, dropout)
+            self.decoder = MaskTransformer(width, dim, num_labels, layers, heads, dropout)
         self.image_head: ImageHead | None = None
         if config.image_head:
-            self.image_head = ImageHead(dim, num_labels - 1, self.vit.num_class_tokens)
+            self.image_head = ImageHead(width, num_labels - 1, self.vit.num_class_tokens)
         #: whether the encoder is not trained, see `freeze_encoder`
         self.is_frozen = False
 
@@ -275,11 +281,16 @@ class Segmenter(BackboneModel):
         grid = (-(-height // patch), -(-width // patch))
         padded = F.pad(images, (0, grid[1] * patch - width, 0, grid[0] * patch - height))
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
-            tokens = self.vit(padded)
+            tokens = self.tokens(padded)
         return self.encoding_of(tokens, grid)
 
+    def tokens(self, images: Tensor) -> Tensor:
+        """Normalised images [B, 3, H, W] -> all tokens [B, N, W] of the encoder's `layers`."""
+        tokens: Tensor = self.vit(images, self.layers)
+        return tokens
+
     def encoding_of(self, tokens: Tensor, grid: tuple[int, int]) -> Encoding:
-        """The encoder's tokens [B, N, D] of images of `grid` patches -> their encoding."""
+        """The encoder's tokens [B, N, W] of images of `grid` patches -> their encoding."""
         patches = tokens[:, self.vit.num_prefix_tokens :]
         classes = None if self.image_head is None else self.image_head(tokens, patches)
         return Encoding(patches, grid, classes)

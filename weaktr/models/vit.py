@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, get_args
 
@@ -173,14 +174,25 @@ class ViT(nn.Module):
             attention=self.attention,
         )
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] -> all tokens [B, N, D] after the final norm."""
+    def forward(self, images: Tensor, layers: Sequence[int] = (-1,)) -> Tensor:
+        """All tokens of some blocks, side by side, each after the final norm.
+
+        Args:
+            images: [B, 3, H, W] normalised.
+            layers: K blocks from 0; -1 = the last.
+
+        Returns:
+            [B, N, K · D].
+        """
+        wanted = blocks_of(layers, len(self.blocks))
         batch = self.embed(images)
-        tokens = batch.tokens
+        tokens, kept = batch.tokens, {}
         for index in range(len(self.blocks)):
             tokens = self.run_block(index, tokens, batch).tokens
-        out: Tensor = self.norm(tokens)
-        return out
+            if index in wanted:
+                kept[index] = self.norm(tokens)
+        parts = [kept[index] for index in wanted]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
 
     def _position(self, grid: tuple[int, int], size: tuple[int, int]) -> Tensor | None:
         """Position embedding [1, N or P, D] for `grid` of an image of `size` pixels."""
@@ -223,6 +235,25 @@ class BackboneModel(nn.Module):
     def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """(mean, std) per RGB channel in [0, 1]."""
         return self.vit.normalization
+
+
+def blocks_of(layers: Sequence[int], depth: int, setting: str = "layers") -> tuple[int, ...]:
+    """Blocks 0..depth-1 that may be counted from the end, -1 = the last, each once.
+
+    Args:
+        layers: the blocks.
+        depth: how many there are.
+        setting: where they are from, for the error.
+
+    Raises:
+        ValueError: there is no such block, or one is named twice.
+    """
+    blocks = tuple(index % depth for index in layers)
+    if any(not -depth <= index < depth for index in layers) or len({*blocks}) < len(blocks):
+        raise ValueError(
+            f"{setting}: expected blocks {-depth}..{depth - 1}, each once, got {list(layers)}"
+        )
+    return blocks
 
 
 def create_backbone(config: BackboneConfig) -> Any:

@@ -9,7 +9,8 @@ Source: reference.md 41-46.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from copy import deepcopy
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -26,15 +27,18 @@ from weaktr.data.parallel import ordered_map
 from weaktr.evaluation.conditions import HELD_OUT, held_out, split_name
 from weaktr.evaluation.iou import scored
 from weaktr.evaluation.models import score_segmenter
+from weaktr.inference.features import FeatureEncoder, FeatureStore, View
 from weaktr.messages import few
 from weaktr.models import Segmenter, checkpoints
 from weaktr.models.pretrained import load_backbone
+from weaktr.models.segmenter import LinearDecoder
 from weaktr.ops import collision_cross_entropy, soft_cross_entropy
 from weaktr.progress import track
 from weaktr.stages.label import LABEL
 from weaktr.stages.masks import unusable_in_words
 from weaktr.stages.run import MODEL, Run, Stage, model_digest, to_segment
 from weaktr.stages.store import soft_file
+from weaktr.training.decoder_start import start_decoder
 from weaktr.training.loop import EpochLoader, TrainingLoop, compiled
 from weaktr.training.optimizers import PolynomialSchedule, segmenter_optimizer
 from weaktr.training.segmenter_losses import (
@@ -44,7 +48,7 @@ from weaktr.training.segmenter_losses import (
     balancing,
     segmenter_losses,
 )
-from weaktr.training.state import set_seeds
+from weaktr.training.state import STATE, set_seeds
 
 log = logging.getLogger("weaktr")
 
@@ -115,6 +119,9 @@ def train_seg(run: Run, folder: Path) -> int:
         shares = shares_of_labels(learnt.images)
         weights = balancing(shares, settings.balance).to(run.device)
         model.start_from(shares.clamp_min(LEAST_SHARE))  # or it would start with rare labels
+    if settings.start == "discriminant" and not (folder / STATE).is_file():
+        assert isinstance(model.decoder, LinearDecoder)
+        start_decoder(model.decoder, partial(labelled_patches, model, dataset, run))
 
     def losses_with(patch_loss: PatchLoss) -> Callable[..., Losses]:
         def losses(*batch: Tensor) -> Losses:
@@ -169,6 +176,37 @@ def shares_of_labels(images: Manifest) -> Tensor:
     if not total.any():
         total = torch.ones_like(total)
     return (total / total.sum()).float()
+
+
+def labelled_patches(
+    model: Segmenter, dataset: data.SegDataset, run: Run
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """What the decoder gets of every photograph before training, and the labels of that.
+
+    The photographs pass through the encoder as a whole, at the short side of the training. The
+    last block's features are always kept too, so that both stages can share what they keep.
+
+    Yields:
+        Features float32 [P, W] of the patches that have labels, and their shares [P, L].
+    """
+    depth = len(model.vit.blocks)
+    encoder = FeatureEncoder(
+        model.config,
+        run.device,
+        layers=[index for index in model.layers if index != depth - 1],
+        vit=deepcopy(model.vit),
+    )
+    view = View(run.train_seg.augment.short_side)
+    store = FeatureStore(encoder, run.cache, view, run.contents)
+    index = {sample.name: index for index, sample in enumerate(dataset.samples)}
+    for sample, found in store.of(dataset.samples):
+        others = iter(found.layers)
+        maps = [found.patches if i == depth - 1 else next(others) for i in model.layers]
+        shares = dataset.shares(index[sample.name], (maps[0].shape[0], maps[0].shape[1]))
+        shares = shares.flatten(1).T
+        known = shares.sum(1) > 0
+        features = torch.cat(maps, 2).flatten(0, 1)[known].float()
+        yield features.to(run.device), shares[known].to(run.device)
 
 
 def starting_config(run: Run) -> SegModelConfig:

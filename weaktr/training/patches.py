@@ -12,8 +12,8 @@ Judging photographs by those others is what keeps a classifier from believing wh
 their background. A discriminant has a closed form: means of the labels and one covariance, so that
 a round takes seconds. With all patches of fold f left out it only takes other sums.
 
-Source: the steps are this project's own. Linear discriminants: Fisher, 1936. Least shares:
-Papandreou et al., arXiv 1502.02734. Saliency by principal components is usual with DINO's features.
+Source: the steps are this project's own. Least shares: Papandreou et al., arXiv 1502.02734.
+Saliency by principal components is usual with DINO's features.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from torch import Tensor
 
 from weaktr.config import TrainPatchesConfig
 from weaktr.models.patches import PatchModel, log_odds, with_least_shares
+from weaktr.training.discriminants import Moments, discriminant
 
 log = logging.getLogger("weaktr")
 
@@ -143,14 +144,14 @@ def fit_patches(
         told: called after each round with its number and what it changed.
     """
     fit_saliency(model, patches)
-    moments = Moments(patches, settings.shrinkage, settings.temperature)
+    discriminants = Discriminants(patches, settings)
     salient = model.saliencies(patches.y)
     background = model.config.patches.saliency_weight * log_odds(salient)
     allowed = torch.cat([torch.ones_like(patches.shown[:, :1]), patches.shown], 1) > 0
     least = least_shares(model, patches.shown)
     shares = first_shares(salient, patches)
     for number in range(1, settings.rounds + 1):
-        scores = moments.scores_of_folds(shares)
+        scores = discriminants.scores_of_folds(shares)
         scores[:, 0] -= background
         scores.masked_fill_(~allowed[patches.photograph], -torch.inf)
         likely = scores.softmax(1)
@@ -159,7 +160,7 @@ def fit_patches(
         changed = (likely.argmax(1) != shares.argmax(1)).float().mean().item()
         shares = likely
         told(number, {"changed": changed, "background": shares[:, 0].mean().item()})
-    weight, bias = moments.discriminant(moments.of_all(shares))
+    weight, bias = discriminants.of_all(shares)
     model.weight.copy_(weight)
     model.bias.copy_(torch.where(allowed.any(0), bias, NEVER))
 
@@ -193,54 +194,38 @@ def least_shares(model: PatchModel, shown: Tensor) -> Tensor:
     return torch.cat([background, settings.least_share * shown], 1)
 
 
-class Moments:
-    """Sums over patches, fold by fold, from which discriminants are solved.
+class Discriminants:
+    """Discriminants of patches, fold by fold.
 
     Args:
         patches: that are fitted to.
-        shrinkage, temperature: see `TrainPatchesConfig`.
+        settings: `shrinkage` and `temperature`.
     """
 
-    def __init__(self, patches: Patches, shrinkage: float, temperature: float) -> None:
-        self.patches, self.shrinkage, self.temperature = patches, shrinkage, temperature
+    def __init__(self, patches: Patches, settings: TrainPatchesConfig) -> None:
+        self.patches, self.settings = patches, settings
         self.squares = [patches.x[fold].T @ patches.x[fold] for fold in patches.folds]
         self.all_squares = torch.stack(self.squares).sum(0)
 
-    def of_all(self, shares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mass [L], sums [L, F] and squares [F, F] of all patches with shares [P, L]."""
-        return shares.sum(0), shares.T @ self.patches.x, self.all_squares
+    def of_all(self, shares: Tensor) -> tuple[Tensor, Tensor]:
+        """w [L, F] and b [L] of all patches with shares [P, L]."""
+        return self._solved(self._moments(shares))
 
     def scores_of_folds(self, shares: Tensor) -> Tensor:
         """Scores [P, L] of every patch by the discriminant of the other folds, if there are any."""
-        mass, sums, squares = self.of_all(shares)
         if len(self.patches.folds) == 1:
-            weight, bias = self.discriminant((mass, sums, squares))
+            weight, bias = self.of_all(shares)
             return self.patches.x @ weight.T + bias
-        scores = torch.empty_like(shares)
-        for fold, own_squares in zip(self.patches.folds, self.squares, strict=True):
-            own = shares[fold]
-            others = (
-                mass - own.sum(0),
-                sums - own.T @ self.patches.x[fold],
-                squares - own_squares,
-            )
-            weight, bias = self.discriminant(others)
-            scores[fold] = self.patches.x[fold] @ weight.T + bias
+        moments, scores = self._moments(shares), torch.empty_like(shares)
+        for fold, squares in zip(self.patches.folds, self.squares, strict=True):
+            x, own = self.patches.x[fold], shares[fold]
+            weight, bias = self._solved(moments - Moments(own.sum(0), own.T @ x, squares))
+            scores[fold] = x @ weight.T + bias
         return scores
 
-    def discriminant(self, moments: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """w [L, F] and b [L] of a linear discriminant with equal priors.
+    def _moments(self, shares: Tensor) -> Moments:
+        return Moments(shares.sum(0), shares.T @ self.patches.x, self.all_squares)
 
-            w_c = Σ⁻¹ μ_c / τ,  b_c = -½ μ_c · Σ⁻¹ μ_c / τ
-
-        Labels without a patch get the mean of all patches.
-        """
-        mass, sums, squares = moments
-        total = mass.sum()
-        mean = sums.sum(0) / total
-        means = torch.where(mass[:, None] > 1e-3, sums / mass.clamp_min(1e-3)[:, None], mean)
-        within = squares / total - (means.T * (mass / total)) @ means
-        # where no feature varies, any ridge will do
-        within.diagonal().add_((self.shrinkage * within.diagonal().mean()).clamp_min(1e-6))
-        weight = torch.linalg.solve(within, means.T).T / self.temperature
-        return weight, -0.5 * (weight * means).sum(1)
+    def _solved(self, moments: Moments) -> tuple[Tensor, Tensor]:
+        weight, bias = discriminant(moments, self.settings.shrinkage)
+        return weight / self.settings.temperature, bias / self.settings.temperature
