@@ -52,6 +52,9 @@ from weaktr.training.state import STATE, set_seeds
 
 log = logging.getLogger("weaktr")
 
+#: Photographs from which a discriminant is fitted.
+START_FROM = 4000
+
 
 def train_seg(run: Run, folder: Path) -> int:
     """Train the segmenter; continues from the last checkpoint in its folder.
@@ -181,9 +184,9 @@ def shares_of_labels(images: Manifest) -> Tensor:
 def labelled_patches(
     model: Segmenter, dataset: data.SegDataset, run: Run
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """What the decoder gets of every photograph before training, and the labels of that.
+    """What the decoder gets of photographs before training, and the labels of that.
 
-    The photographs pass through the encoder as a whole, at the short side of the training. The
+    All of them, or of more than `START_FROM` evenly so many. They pass through the encoder as a whole, at the short side of the training. The
     last block's features are always kept too, so that both stages can share what they keep.
 
     Yields:
@@ -199,14 +202,14 @@ def labelled_patches(
     view = View(run.train_seg.augment.short_side)
     store = FeatureStore(encoder, run.cache, view, run.contents)
     index = {sample.name: index for index, sample in enumerate(dataset.samples)}
-    for sample, found in store.of(dataset.samples):
+    for sample, found in store.of(dataset.samples[:: -(-len(dataset) // START_FROM)]):
         others = iter(found.layers)
         maps = [found.patches if i == depth - 1 else next(others) for i in model.layers]
         shares = dataset.shares(index[sample.name], (maps[0].shape[0], maps[0].shape[1]))
         shares = shares.flatten(1).T
         known = shares.sum(1) > 0
-        features = torch.cat(maps, 2).flatten(0, 1)[known].float()
-        yield features.to(run.device), shares[known].to(run.device)
+        features = torch.cat(maps, 2).flatten(0, 1)[known]
+        yield features.to(run.device).float(), shares[known].to(run.device)
 
 
 def starting_config(run: Run) -> SegModelConfig:
