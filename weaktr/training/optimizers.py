@@ -126,15 +126,18 @@ def segmenter_optimizer(
     layer_decay: float = 1.0,
     momentum: float = 0.9,
     weight_decay: float = 0.0,
+    frozen_blocks: int = 0,
     kind: str = "sgd",
 ) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum (published), or AdamW, over `segmenter_groups`.
 
-    An `encoder_lr` of 0 freezes the encoder (`Segmenter.freeze_encoder`).
+    An `encoder_lr` of 0 freezes the encoder (`Segmenter.freeze_encoder`), `frozen_blocks` its first
+    blocks (`Segmenter.freeze_blocks`).
 
     Raises:
-        ValueError: `kind` is neither "sgd" nor "adamw".
+        ValueError: `kind` is neither "sgd" nor "adamw"; there are not so many blocks.
     """
+    model.freeze_blocks(frozen_blocks)
     if encoder_lr == 0:
         model.freeze_encoder()
     groups = segmenter_groups(
