@@ -398,7 +398,7 @@ IDENTITIES = {
     "coco14_eva02_s": "01ee6bf4dd5daac7a8e9a842809793e2",
     "coco14_vit_s": "4de7691868a14eb288dd87949a93a6ad",
     "demo": "929cfd4ec36095c73a5f457bbf234200",
-    "own_dinov2_s": "9545ec3341657fd0df0c0941e113c187",
+    "own_dinov2_s": "e98e65104d18035c9b265fbc45b67f50",
     "voc12_both_dinov2_s": "b0f3442d55613c876cad13afa8d65eb0",
     "voc12_both_dinov3_s": "227d87163612e7f6032da2a9a8b71d7a",
     "voc12_both_eva02_s": "ad2dc4f8dcede62107c84a57a0a4c4de",
@@ -407,7 +407,7 @@ IDENTITIES = {
     "voc12_dinov2_s": "e2d1d12d0a1221efead206eb0c317358",
     "voc12_eva02_s": "95d296d32ece65a542a49cca5af71164",
     "voc12_vit_s": "e77a19335e9dce3b5df1732a1070684d",
-    "voc12s_dinov2_s": "481b65674e2e8135926f6790016a2081",
+    "voc12s_dinov2_s": "94f31f518afc8759728ebcd34899d305",
 }
 
 

@@ -583,8 +583,6 @@ class TrainSegConfig(Settings):
         optimizer: "sgd" (nesterov, as published) or "adamw".
         lr: learning rate of the decoder.
         encoder_lr: factor on `lr` for the backbone; 0 freezes it, which is several times as fast.
-        frozen_blocks: blocks of the backbone, from the first, that stay as they are, and what comes
-            before them; each saves two thirds of its time and all of its memory.
         layer_decay: further factor for each layer, from the last to the first.
         momentum: of SGD.
         weight_decay: on matrices only.
@@ -638,7 +636,6 @@ class TrainSegConfig(Settings):
     loss_warmup: Share = later(0.1)
     balance: Share = later(0.0)
     start: Literal["random", "discriminant"] = later("random")
-    frozen_blocks: CountOrNone = later(0)
 
     def conflicts(self) -> dict[str, str]:
         """Soft labels are pseudo labels; the clipped loss takes none, and weights only soft_ce."""

@@ -205,28 +205,6 @@ class Segmenter(BackboneModel):
         self.vit.requires_grad_(False)
         self.vit.eval()
 
-    def freeze_blocks(self, count: int) -> None:
-        """Keep the encoder's first blocks, and what comes before them, as they are.
-
-        They need no backward pass. Their stochastic depth stays.
-
-        Args:
-            count: how many blocks; 0 = nothing is frozen.
-
-        Raises:
-            ValueError: there are fewer.
-        """
-        blocks = self.vit.blocks
-        if not 0 <= count <= len(blocks):
-            raise ValueError(
-                f"frozen_blocks: expected at most the {len(blocks)} blocks of the backbone, got "
-                f"{count}"
-            )
-        if count:
-            self.vit.requires_grad_(False)
-            for trained in (*blocks[count:], self.vit.norm):
-                trained.requires_grad_(True)
-
     def train(self, mode: bool = True) -> Segmenter:
         """As of every module, but a frozen encoder stays in eval mode."""
         super().train(mode)

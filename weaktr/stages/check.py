@@ -493,8 +493,6 @@ class _Check:
             part = self.part("seg_model")
             with part.told("seg_model"):
                 segmenter = built_segmenter(recipe.seg_model, count + 1)
-                with part.told("train_seg"):
-                    segmenter.freeze_blocks(recipe.train_seg.frozen_blocks)
                 self.segmenter = self._sized(part, segmenter, device, self._train_seg())
                 self._sides(segmenter.patch_size)
         elif "predict" in names:

@@ -110,8 +110,7 @@ def require_memory(
     """
     name = model.config.backbone
     weights = 4 * sum(parameter.numel() for parameter in model.parameters())
-    trained = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
-    kept = weights + trained * (_copies(model, settings) - 1)
+    kept = weights * _copies(model, settings)
     _require(device, kept, f"backbone: {name} and what its training keeps",
              "take a smaller model (backbone_args, image_size)")  # fmt: skip
     size = settings.crop if isinstance(settings, SizedTrainSegConfig) else model.config.image_size
@@ -120,9 +119,7 @@ def require_memory(
         size, batch = model.config.patches.short_side, 1
     height, width = (size, size) if isinstance(size, int) else size
     patches = (height // model.patch_size) * (width // model.patch_size)
-    frozen = settings.frozen_blocks if isinstance(settings, SizedTrainSegConfig) else 0
-    blocks = len(model.vit.blocks) - frozen
-    image = 4 * 3 * height * width + 8 * model.vit.embed_dim * patches * blocks
+    image = 4 * 3 * height * width + 8 * model.vit.embed_dim * patches * len(model.vit.blocks)
     _require(device, batch * image, f"backbone: {name} with {batch} x {height} x {width} pixels",
              "take a smaller batch_size, or smaller images (image_size, crop)")  # fmt: skip
 

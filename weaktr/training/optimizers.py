@@ -126,18 +126,15 @@ def segmenter_optimizer(
     layer_decay: float = 1.0,
     momentum: float = 0.9,
     weight_decay: float = 0.0,
-    frozen_blocks: int = 0,
     kind: str = "sgd",
 ) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum (published), or AdamW, over `segmenter_groups`.
 
-    An `encoder_lr` of 0 freezes the encoder (`Segmenter.freeze_encoder`), `frozen_blocks` its first
-    blocks (`Segmenter.freeze_blocks`).
+    An `encoder_lr` of 0 freezes the encoder (`Segmenter.freeze_encoder`).
 
     Raises:
-        ValueError: `kind` is neither "sgd" nor "adamw"; there are not so many blocks.
+        ValueError: `kind` is neither "sgd" nor "adamw".
     """
-    model.freeze_blocks(frozen_blocks)
     if encoder_lr == 0:
         model.freeze_encoder()
     groups = segmenter_groups(
