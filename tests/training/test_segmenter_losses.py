@@ -54,7 +54,7 @@ def test_all_losses_come_from_one_pass(size, monkeypatch):
     shares = torch.rand(2, 4, 4, 4).softmax(1)
     encoding = model.encode(images)
     forward, passes = model.vit.forward, []
-    monkeypatch.setattr(model.vit, "forward", lambda x: passes.append(x) or forward(x))
+    monkeypatch.setattr(model.vit, "forward", lambda *x: passes.append(x) or forward(*x))
     for loss in (soft_cross_entropy, collision_cross_entropy):
         settings = TrainSegConfig(loss="collision")
         losses = segmenter_losses(model, settings, loss, images, shares, shown)
