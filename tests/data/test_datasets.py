@@ -5,15 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from tests.data.trees import SIZE, write_image, write_mask
 from weaktr.data import DataError, load_manifest
-from weaktr.data.classes import Classes
+from weaktr.data.classes import IGNORE, Classes
 from weaktr.data.datasets import CamDataset, EpochSampler, SegDataset, mixed_seed, multi_hot
 from weaktr.data.manifest import Manifest, Sample
+from weaktr.data.stored_maps import SoftLabels, write_soft_labels
 from weaktr.data.transforms import cam_train_transform, seg_train_transform
 
 CLASSES = Classes(("cat", "dog", "cow"))
@@ -228,3 +231,32 @@ def test_load_manifest(manifest: Manifest, tmp_path: Path) -> None:
         load_manifest("coco14", tmp_path, labels="x")
     with pytest.raises(ValueError, match=r"options of source 'scenes': .*'count'"):
         load_manifest("scenes", tmp_path)
+
+
+def test_shares_of_the_cells_of_a_whole_photograph(tmp_path: Path) -> None:
+    """Of a mask, unlabelled pixels not counted, and of soft labels in its place."""
+    write_image(tmp_path / "a.png")
+    labels = np.zeros(SIZE, np.uint8)
+    labels[: SIZE[0] // 2, : SIZE[1] // 2] = 2
+    labels[SIZE[0] // 2 :, SIZE[1] // 2 :] = IGNORE
+    labels[SIZE[0] // 2 :, : SIZE[1] // 4] = IGNORE
+    Image.fromarray(labels).save(tmp_path / "a_mask.png")
+    pairs = [(tmp_path / "a.png", tmp_path / "a_mask.png")]
+    hard = SegDataset(pairs, tuple, num_labels=4).shares(0, (2, 2))
+    expected = torch.zeros(4, 2, 2)
+    expected[2, 0, 0] = expected[0, 0, 1] = expected[0, 1, 0] = 1
+    assert torch.equal(hard, expected)
+    cells = np.array([[[51, 255]], [[204, 0]]], np.uint8)
+    write_soft_labels(tmp_path / "a.npz", SoftLabels(cells, (0, 3)), SIZE)
+    soft = {"a": tmp_path / "a.npz"}
+    dataset = SegDataset(pairs, tuple, num_labels=4, patch_size=8, soft=soft)
+    both = torch.tensor([[[0.2, 1.0]], [[0.0, 0]], [[0, 0]], [[0.8, 0]]])
+    assert torch.allclose(dataset.shares(0, (1, 2)), both)
+    assert torch.allclose(dataset.shares(0, (3, 1)), both.mean(2, keepdim=True).expand(4, 3, 1))
+
+
+def test_shares_where_nothing_is_labelled(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png")
+    Image.fromarray(np.full(SIZE, IGNORE, np.uint8)).save(tmp_path / "m.png")
+    dataset = SegDataset([(tmp_path / "a.png", tmp_path / "m.png")], tuple, num_labels=4)
+    assert not dataset.shares(0, (2, 3)).any()

@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.utils.data import Dataset, Sampler
 from torchvision import tv_tensors
 
+from weaktr.data.classes import IGNORE
 from weaktr.data.io import image_size, read_image, read_labels, require_same_size
 from weaktr.data.manifest import Manifest, Sample
 from weaktr.data.parallel import ordered_map
@@ -250,7 +252,7 @@ class SegDataset(SeededDataset):
         labels = read_labels(sample.mask, self.num_labels, sample.source, mask_ids=sample.mask_ids)
         soft = self._soft_labels(sample, labels.shape)
         if soft is None:
-            own = torch.arange(self.num_labels)
+            own = torch.tensor(sorted({0, *np.unique(labels).tolist()} - {IGNORE}))
             maps = torch.from_numpy(labels) == own[:, None, None]
         else:
             own, maps = torch.tensor(soft.labels), torch.from_numpy(soft.shares)

@@ -186,8 +186,9 @@ def labelled_patches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """What the decoder gets of photographs before training, and the labels of that.
 
-    All of them, or of more than `START_FROM` evenly so many. They pass through the encoder as a whole, at the short side of the training. The
-    last block's features are always kept too, so that both stages can share what they keep.
+    All of them, or of more than `START_FROM` evenly so many, pass through the encoder as a whole,
+    at the short side of the training. The last block's features are always kept too, so that both
+    stages can share what they keep.
 
     Yields:
         Features float32 [P, W] of the patches that have labels, and their shares [P, L].
