@@ -124,7 +124,7 @@ def train_seg(run: Run, folder: Path) -> int:
         model.start_from(shares.clamp_min(LEAST_SHARE))  # or it would start with rare labels
     if settings.start == "discriminant" and not (folder / STATE).is_file():
         assert isinstance(model.decoder, LinearDecoder)
-        start_decoder(model.decoder, partial(labelled_patches, model, dataset, run))
+        start_decoder(model.decoder, labelled_patches(model, dataset, run))
 
     def losses_with(patch_loss: PatchLoss) -> Callable[..., Losses]:
         def losses(*batch: Tensor) -> Losses:

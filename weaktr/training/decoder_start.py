@@ -12,10 +12,10 @@ Out-of-Distribution", arXiv 2202.10054 (first the head alone, then everything).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from itertools import islice
+from collections.abc import Iterable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from weaktr.models.segmenter import LinearDecoder
@@ -25,22 +25,20 @@ from weaktr.training.discriminants import Moments, discriminant
 SHRINKAGE = 0.1
 #: What scores may be divided by; discriminants are too sure of themselves.
 TEMPERATURES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
-#: Photographs on which the temperature is chosen.
-CHOOSE_ON = 64
+#: Every so many patches of each photograph the temperature is chosen on one.
+CHOOSE_EVERY = 32
 #: A feature that varies less is as good as constant; labels that are rarer count as if not.
 LEAST_SCALE, LEAST_SHARE = 1e-6, 1e-4
 
 
 @torch.no_grad()
-def start_decoder(
-    decoder: LinearDecoder, patches: Callable[[], Iterable[tuple[Tensor, Tensor]]]
-) -> None:
+def start_decoder(decoder: LinearDecoder, patches: Iterable[tuple[Tensor, Tensor]]) -> None:
     """Make a decoder the discriminant of patches; where there are none it stays as it is.
 
     Args:
         decoder: gets the weights.
-        patches: called twice; gives of each photograph the features [P, W] that the decoder gets,
-            and shares of labels [P, L] that sum to 1, both float32 on the decoder's device.
+        patches: of each photograph the features [P, W] that the decoder gets, and shares of labels
+            [P, L] that sum to 1, both float32 on the decoder's device.
     """
     labels, width = decoder.head.weight.shape
     device = decoder.head.weight.device
@@ -48,7 +46,9 @@ def start_decoder(
         torch.zeros(shape, dtype=torch.float64, device=device)
         for shape in ((labels,), (labels, width), (width, width))
     ]
-    for x, shares in patches():
+    some = []
+    for x, shares in patches:
+        some.append((x[::CHOOSE_EVERY].clone(), shares[::CHOOSE_EVERY].clone()))
         for total, own in zip(sums, (shares.sum(0), shares.T @ x, x.T @ x), strict=True):
             total.add_(own)
     if not sums[0].any():
@@ -59,12 +59,10 @@ def start_decoder(
     bias = bias - weight @ center
     prior = (moments.mass / moments.mass.sum()).clamp_min(LEAST_SHARE).log()
     weight, bias, prior = weight.float(), bias.float(), prior.float()
-    losses = torch.zeros(len(TEMPERATURES), device=device)
-    for x, shares in islice(patches(), CHOOSE_ON):
-        scores = x @ weight.T + bias
-        for number, temperature in enumerate(TEMPERATURES):
-            losses[number] -= (shares * (scores / temperature + prior).log_softmax(1)).sum()
-    temperature = TEMPERATURES[int(losses.argmin())]
+    x, shares = (torch.cat(parts) for parts in zip(*some, strict=True))
+    scores = x @ weight.T + bias
+    losses = [F.cross_entropy(scores / temperature + prior, shares) for temperature in TEMPERATURES]
+    temperature = TEMPERATURES[int(torch.stack(losses).argmin())]
     decoder.head.weight.copy_(weight / temperature)
     decoder.head.bias.copy_(bias / temperature + prior)
 
