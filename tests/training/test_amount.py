@@ -15,7 +15,7 @@ from weaktr.training.amount import amount_for, sized
     ("photographs", "amount"),
     [
         (0, (40, 1)), (1, (40, 1)), (2, (40, 2)), (12, (40, 2)), (15, (40, 2)), (16, (40, 4)),
-        (50, (25, 4)), (63, (22, 4)), (64, (22, 8)), (311, (10, 8)), (3_000, (3, 8)),
+        (50, (22, 4)), (63, (20, 4)), (64, (20, 8)), (311, (9, 8)), (3_000, (3, 8)),
         (20_000, (1, 8)), (1_000_000, (1, 8)),
     ],
 )  # fmt: skip
@@ -36,8 +36,8 @@ def test_more_photographs_never_mean_fewer_steps_by_much():
 @pytest.mark.parametrize(
     ("settings", "amount"),
     [
-        ({"epochs": "auto", "batch_size": "auto"}, (25, 4)),
-        ({"epochs": "auto", "batch_size": 5}, (25, 5)),
+        ({"epochs": "auto", "batch_size": "auto"}, (22, 4)),
+        ({"epochs": "auto", "batch_size": 5}, (22, 5)),
         ({"epochs": 0, "batch_size": "auto"}, (0, 4)),
         ({"epochs": 7, "batch_size": 9}, (7, 9)),
     ],

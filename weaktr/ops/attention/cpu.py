@@ -1,7 +1,8 @@
 """Attention of the backbones in C++; importing this raises ImportError without the extension.
 
 It sees all keys of 64 queries at once, so that the log-sum-exp and the statistics of stage 1
-(`weaktr.ops.head_stats`) are by-products. The gradient is PyTorch's own.
+(`weaktr.ops.head_stats`) are by-products. The gradient is PyTorch's own; of bfloat16 it is computed
+in float32 where that is as fast.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ from weaktr.ops.attention.sdpa import gradients_by
 from weaktr.ops.head_stats import HeadStats
 from weaktr.ops.native import with_whole_rows
 from weaktr.ops.registry import takes
+
+#: Up to so many tokens PyTorch's backward pass is not faster in bfloat16 than in float32, whose
+#: error is half as large.
+TOKENS_IN_FLOAT32 = 600
 
 
 def refusal(dtype: torch.dtype, head_dim: int, dropout: bool) -> str:
@@ -77,7 +82,12 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Results) -> None:
 
 
 def _backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Any, ...]:
-    return (*gradients_by("cpu", gradient, *ctx.saved_tensors), None, None)
+    *given, lse = gradient, *ctx.saved_tensors
+    dtype = gradient.dtype
+    if dtype == torch.bfloat16 and gradient.shape[2] <= TOKENS_IN_FLOAT32:
+        given = [x.float() for x in given]
+    gradients = gradients_by("cpu", *given, lse)
+    return *(x.to(dtype) for x in gradients), None, None
 
 
 attend_op.register_autograd(_backward, setup_context=_save)
