@@ -142,6 +142,25 @@ def test_gradients_are_those_of_pytorch():
         assert_close(a.grad, b.grad, "float32")
 
 
+@HALF
+@pytest.mark.parametrize("tokens", [37, 257])
+def test_gradients_of_bfloat16_are_computed_in_float32(tokens):
+    exact = [x.double().requires_grad_() for x in inputs(1, 2, tokens, 16, torch.bfloat16)]
+    weight = torch.randn(1, 2, tokens, 16, generator=torch.Generator().manual_seed(1)).bfloat16()
+    whole = F.scaled_dot_product_attention
+    expected = torch.autograd.grad(whole(*exact), exact, weight.double())
+    errors = []
+    ours = torch.ops.weaktr.attention_cpu.default  # also where PyTorch has AMX
+    for attend in (lambda *x: ours(*x, 0, 0)[0], whole):
+        given = [x.detach().bfloat16().requires_grad_() for x in exact]
+        own = torch.autograd.grad(attend(*given), given, weight)
+        assert all(x.dtype == torch.bfloat16 for x in own)
+        errors.append(
+            max(float((a - b).norm() / b.norm()) for a, b in zip(own, expected, strict=True))
+        )
+    assert errors[0] < 2e-3 and errors[0] < errors[1] / 1.3
+
+
 def test_operator_is_whole_for_the_compiler():
     op = torch.ops.weaktr.attention_cpu.default
     q, k, v = (x.clone().requires_grad_() for x in inputs(1, 2, 20, 8))
