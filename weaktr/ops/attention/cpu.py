@@ -82,12 +82,12 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Results) -> None:
 
 
 def _backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Any, ...]:
-    *given, lse = gradient, *ctx.saved_tensors
+    q, k, v, out, lse = ctx.saved_tensors
     dtype = gradient.dtype
-    if dtype == torch.bfloat16 and gradient.shape[2] <= TOKENS_IN_FLOAT32:
-        given = [x.float() for x in given]
-    gradients = gradients_by("cpu", *given, lse)
-    return *(x.to(dtype) for x in gradients), None, None
+    if dtype == torch.bfloat16 and q.shape[2] <= TOKENS_IN_FLOAT32:
+        gradient, q, k, v, out = (x.float() for x in (gradient, q, k, v, out))
+    gradients = gradients_by("cpu", gradient, q, k, v, out, lse)
+    return (*(x.to(dtype) for x in gradients), None, None)
 
 
 attend_op.register_autograd(_backward, setup_context=_save)
