@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +17,8 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is imported
 os.environ.setdefault("WEAKTR_TUNE", "0")  # on a GPU, every shape of every test would be measured
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # shells start background jobs like that
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from tests.native import emulation as native_emulation
 from weaktr.ops.registry import ENVIRONMENT_VARIABLE, OPS, report
