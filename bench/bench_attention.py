@@ -3,6 +3,8 @@
 On a GPU also the two ways in which `weaktr.kernels.attention` yields both, and the one it takes.
 """
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -14,6 +16,8 @@ HEADS, WIDTH, CLASSES = 6, 64, 20
 #: photograph of 600 x 500, a training batch of 224 x 224.
 WORK = [(8, 900, False), (1, 1167, False), (8, 216, True)]
 ROWS = ["cpu", "torch", "cpu bf16", "torch bf16"]
+#: Training batches of 224 x 224 in patches of 14.
+WORK_WITH_GRADIENT = [(8, 257)]
 #: On a GPU: a training batch of 224 x 224, photographs of 500 x 375.
 WORK_ON_A_GPU = [(64, 216), (8, 733)]
 
@@ -37,6 +41,18 @@ def inputs(batch, tokens, device):
     return qkv.permute(2, 0, 3, 1, 4)
 
 
+def backend_of(row, device):
+    """What `attention` is called with for a row; skips those that cannot run here."""
+    if row.startswith("torch"):
+        return "sdpa"
+    native = pytest.importorskip("weaktr._native")
+    if device != "cpu":
+        pytest.skip("needs tensors on the CPU")
+    if row.endswith("bf16") and not native.has_bfloat16():
+        pytest.skip("this processor does not multiply bfloat16")
+    return "cpu"
+
+
 def group_of(batch, tokens, statistics):
     work = f"attention, {batch} x {tokens} tokens, {HEADS} heads of width {WIDTH}"
     return work + (", with statistics" if statistics else "")
@@ -45,14 +61,8 @@ def group_of(batch, tokens, statistics):
 @pytest.mark.parametrize(("batch", "tokens", "statistics"), WORK)
 @pytest.mark.parametrize("row", ROWS)
 def bench_attention(measure, device, row, batch, tokens, statistics):
-    backend, *half = row.split()
-    if backend == "cpu":
-        native = pytest.importorskip("weaktr._native")
-        if device != "cpu":
-            pytest.skip("needs tensors on the CPU")
-        if half and not native.has_bfloat16():
-            pytest.skip("this processor does not multiply bfloat16")
-    name = "cpu" if backend == "cpu" else "sdpa"
+    half = row.endswith("bf16")
+    name = backend_of(row, device)
     qkv = inputs(batch, tokens, device)
     given = (qkv.bfloat16() if half else qkv).unbind()
     measure(
@@ -61,6 +71,33 @@ def bench_attention(measure, device, row, batch, tokens, statistics):
         row=row,
         baseline=row == "torch",
         expected=attention(*qkv.unbind(), "sdpa", statistics),
+        within=3e-2 if half else 1e-5,
+        items=batch,
+        dtype="bfloat16" if half else "float32",
+    )
+
+
+@pytest.mark.parametrize(("batch", "tokens"), WORK_WITH_GRADIENT)
+@pytest.mark.parametrize("row", ROWS)
+def bench_attention_with_gradient(measure, device, row, batch, tokens):
+    half = row.endswith("bf16")
+    name = backend_of(row, device)
+    qkv = inputs(batch, tokens, device)
+    weight = torch.randn(batch, HEADS, tokens, WIDTH, device=device)
+
+    def gradients(given, weight, name):
+        out = softmax_attention(*given, attention=name).out
+        return out.detach(), *torch.autograd.grad(out, given, weight)
+
+    def prepared(dtype):
+        return [x.to(dtype).requires_grad_() for x in qkv], weight.to(dtype)
+
+    measure(
+        partial(gradients, *prepared(torch.bfloat16 if half else torch.float32), name),
+        group=group_of(batch, tokens, False) + ", forward + backward",
+        row=row,
+        baseline=row == "torch",
+        expected=gradients(*prepared(torch.float32), "sdpa"),
         within=3e-2 if half else 1e-5,
         items=batch,
         dtype="bfloat16" if half else "float32",

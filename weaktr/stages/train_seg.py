@@ -52,7 +52,7 @@ from weaktr.training.state import STATE, set_seeds
 
 log = logging.getLogger("weaktr")
 
-#: Photographs from which a discriminant is fitted.
+#: At most so many photographs give the discriminant from which a decoder starts.
 START_FROM = 4000
 
 

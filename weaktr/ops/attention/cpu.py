@@ -23,7 +23,7 @@ from weaktr.ops.native import with_whole_rows
 from weaktr.ops.registry import takes
 
 #: Up to so many tokens PyTorch's backward pass is not faster in bfloat16 than in float32, whose
-#: error is half as large.
+#: error is half as large (AVX-512 BF16, torch 2.14: bench/bench_attention.py).
 TOKENS_IN_FLOAT32 = 600
 
 
