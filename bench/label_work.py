@@ -41,6 +41,7 @@ from torch import Tensor
 
 from weaktr.cli.memory import keep_freed_memory
 from weaktr.config import CamModelConfig, LabelConfig, PredictConfig, SegModelConfig
+from weaktr.contents import Contents
 from weaktr.data import Sample
 from weaktr.data.classes import palette
 from weaktr.data.masks import RefinedMasks
@@ -107,7 +108,7 @@ def parts_of_weaktr(samples: list[Sample], out: Path, source: CamsOfModel) -> di
     seconds = dict.fromkeys(PARTS, 0.0)
     refiners = choose_refiners(LABEL)
     device = source.device
-    masks = RefinedMasks(out, refined=True)
+    masks = RefinedMasks(out, refined=True, contents=Contents())
     for first in range(0, len(samples), CPU_BATCH):
         chosen = samples[first : first + CPU_BATCH]
         with timed(seconds, "read and resize", device):
