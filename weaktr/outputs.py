@@ -34,6 +34,8 @@ log = logging.getLogger("weaktr")
 RECIPE, METRICS, PICTURES = "recipe.yaml", "metrics.json", "pictures"
 FEATURES = "features"
 INPUTS, FINISHED, LOCK = "inputs.json", "finished.json", ".weaktr-lock"
+#: Facts in INPUTS on which no result depends.
+NOTES = ("source", "about")
 #: The files of a claim without results.
 OF_A_CLAIM = {INPUTS, LOCK, CONTENTS}
 #: Differences between inputs that a message lists.
@@ -99,6 +101,7 @@ def claimed_for_masks(
     settings: Mapping[str, Any],
     inputs: Collection[Path],
     images: Collection[Path],
+    about: Mapping[str, Any],
 ) -> Iterator[None]:
     """Have a folder to oneself for masks of one model (or of CAMs in files) and settings.
 
@@ -109,6 +112,8 @@ def claimed_for_masks(
         source: the checkpoint, or the folder of CAMs.
         settings: that the masks depend on.
         inputs, images: see `require_apart`.
+        about: what else readers of the masks want to know (`weaktr.stages.masked`); of no
+            influence on whether masks are made again.
 
     Raises:
         ValueError: as `require_apart`, `claimed` and `begin`.
@@ -119,7 +124,7 @@ def claimed_for_masks(
     weights = {} if source.is_dir() else {"weights": Contents().digest(source)}
     facts = {**weights, "settings": dict(settings)}
     with claimed(folder):
-        begin(folder, fingerprint("masks", facts), **facts, source=str(source))
+        begin(folder, fingerprint("masks", facts), **facts, source=str(source), about=dict(about))
         yield
 
 
@@ -228,7 +233,8 @@ def begin(folder: Path, made_from: str, **facts: Any) -> None:
     Args:
         folder: created if missing.
         made_from: fingerprint of the inputs.
-        facts: the inputs by name, written beside the fingerprint: plain values, or trees of them.
+        facts: the inputs by name, written beside the fingerprint: plain values, or trees of them;
+            `NOTES` among them are kept up to date.
 
     Raises:
         ValueError: the folder holds results of other inputs (says what differs; inputs alone, of
@@ -240,13 +246,15 @@ def begin(folder: Path, made_from: str, **facts: Any) -> None:
     if stored is None:
         refuse_files_of_others(folder)
     elif stored["made_from"] == made_from:
-        return
+        facts = stored | {name: facts[name] for name in NOTES if name in facts}
+        if facts == stored:
+            return
     elif _visible(folder) != [INPUTS]:
         raise ValueError(
             f"{folder}: holds results of other inputs or settings "
             f"({differences(stored, facts)}); choose another --out"
         )
-    write_json(folder / INPUTS, {"made_from": made_from, **facts})
+    write_json(folder / INPUTS, facts | {"made_from": made_from})
 
 
 def read_inputs(folder: Path) -> dict[str, Any] | None:
@@ -319,9 +327,11 @@ def _leaves(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any
     """The plain values in a tree of inputs, with their names."""
     for key, value in tree.items():
         name = f"{above}{key}"
+        if name in NOTES:
+            continue
         if isinstance(value, Mapping):
             yield from _leaves(value, f"{name}.")
-        elif name not in ("made_from", "source"):
+        elif name != "made_from":
             yield name, value
 
 

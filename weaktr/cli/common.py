@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from weaktr.outputs import require_free_place
 from weaktr.progress import log
@@ -50,6 +50,18 @@ def add_exif(parser: argparse.ArgumentParser) -> None:
 def exif_of(arguments: argparse.Namespace) -> dict[str, str]:
     """``--exif`` as one of the settings that masks depend on."""
     return {} if arguments.exif == "ignore" else {"exif": arguments.exif}
+
+
+def about(
+    command: str, arguments: argparse.Namespace, names: Sequence[str] | None
+) -> dict[str, Any]:
+    """What a folder of masks notes of the command that made them (`weaktr.stages.masked`)."""
+    return {
+        "command": command,
+        "photographs": str(arguments.images.resolve()),
+        "classes": None if names is None else list(names),
+        "exif": arguments.exif,
+    }
 
 
 def add_profile(parser: argparse.ArgumentParser) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weaktr.cli.common import (
+    about,
     add_device,
     add_exif,
     add_profile,
@@ -141,7 +142,8 @@ def _label_stored_cams(arguments: argparse.Namespace, emit: list[str]) -> int:
     require_way(settings, cams)
     out, identities = arguments.out, inputs | exif_of(arguments)
     images = [arguments.images, *paths_of(refiners)]
-    with claimed_for_masks(out, folder, identities, [], images):
+    noted = about("label", arguments, None)
+    with claimed_for_masks(out, folder, identities, [], images, noted):
         report = label(cams, samples, out, settings, emit=emit, profile=arguments.profile)
         return show_masks(report, out, samples, None)
 
@@ -213,6 +215,7 @@ def _label_by_model(arguments: argparse.Namespace, emit: list[str]) -> int:
             identity(settings) | exif_of(arguments),
             [] if arguments.labels is None else [arguments.labels],
             [arguments.images, *paths_of(choose_refiners(settings))],
+            about("label", arguments, names),
         )
 
     if isinstance(model, Segmenter):

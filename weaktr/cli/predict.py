@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from weaktr.cli.common import (
+    about,
     add_device,
     add_exif,
     add_profile,
@@ -103,9 +104,10 @@ def run(arguments: argparse.Namespace) -> int:
     inputs = identity(settings) | exif_of(arguments)
     for_ensemble(model, settings.ensemble)  # it fits
     images = [arguments.images, *paths_of(refiners)]
-    with claimed_for_masks(out, weights, inputs, names, images):
+    class_names = checkpoints.class_names(description, arguments.checkpoint)
+    noted = about("predict", arguments, class_names)
+    with claimed_for_masks(out, weights, inputs, names, images, noted):
         report = predict(model, samples, out, settings, emit=emit, profile=arguments.profile)
-        class_names = checkpoints.class_names(description, arguments.checkpoint)
         code = show_masks(report, out, samples, class_names)
         if arguments.archive is not None and report.left_out:
             log.warning("%s: not written, it needs a mask of every image", arguments.archive)

@@ -1,0 +1,97 @@
+"""Photographs and their masks: of a run, or of ``weaktr label`` and ``weaktr predict``.
+
+What reports and exports start from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from weaktr.contents import Contents
+from weaktr.data import Classes, Manifest, Sample, unlabelled
+from weaktr.data.masks import MaskFolder
+from weaktr.outputs import RECIPE, read_inputs
+from weaktr.recipes import load_recipe
+from weaktr.stages.run import Run
+
+#: The stages and commands that make masks.
+MAKERS = ("label", "predict")
+
+
+@dataclass(frozen=True)
+class Masked:
+    """Photographs with masks of one kind.
+
+    Args:
+        maker: "label" (pseudo labels, the image-level labels were given) or "predict".
+        manifest: the photographs that were to get masks, and their classes; those of
+            `masks.entries` have one.
+        masks: verified; those that somebody corrected count as they are now.
+        run: to which they belong; None = to a command.
+    """
+
+    maker: str
+    manifest: Manifest
+    masks: MaskFolder
+    run: Run | None
+
+    @property
+    def samples(self) -> list[Sample]:
+        """The photographs whose masks can be used, in the manifest's order."""
+        return [sample for sample in self.manifest if self.masks.is_usable(sample.name)]
+
+
+def masked_in(folder: Path) -> list[Masked]:
+    """The photographs with masks of a folder, pseudo labels first.
+
+    Args:
+        folder: of a run, or ``--out`` of ``weaktr label`` or ``weaktr predict``.
+
+    Raises:
+        ValueError: it is neither, or its photographs are no longer where they were.
+    """
+    if (folder / RECIPE).is_file():
+        run = Run(load_recipe(folder / RECIPE), folder)
+        return [_of_stage(run, maker) for maker in MAKERS if (run.of(maker) / "masks").is_dir()]
+    stored = read_inputs(folder)
+    about = None if stored is None else stored.get("about")
+    if not isinstance(about, dict) or about.get("command") not in MAKERS:
+        older = "" if stored is None else " (one of an older version: start its command again)"
+        raise ValueError(
+            f"{folder}: expected the folder of a run, or --out of weaktr label or weaktr predict"
+            f"{older}"
+        )
+    return [_of_command(folder, about)]
+
+
+def _of_stage(run: Run, maker: str) -> Masked:
+    manifest = run.train_images if maker == "label" else run.val
+    masks = MaskFolder(
+        run.of(maker), verify=True, contents=run.contents, num_labels=manifest.classes.num_labels
+    )
+    return Masked(maker, manifest, masks, run)
+
+
+def _of_command(folder: Path, about: Mapping[str, Any]) -> Masked:
+    """Of a command: its photographs with the labels that they were given."""
+    names, exif = about.get("classes"), about.get("exif", "ignore")
+    photographs = Path(str(about.get("photographs")))
+    masks = MaskFolder(folder, verify=True, contents=Contents())
+    entries = masks.entries | masks.without
+    if names is None:  # CAMs in files name no classes
+        highest = max((max(entry.labels, default=0) for entry in entries.values()), default=0)
+        names = [f"class {index}" for index in range(highest)]
+    try:
+        classes = Classes(tuple(names))
+        found = unlabelled(photographs, classes.names, exif=exif)
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{folder}: its photographs: {error}") from error
+    samples = tuple(
+        replace(sample, labels=entries[sample.name].given)
+        for sample in found
+        if sample.name in entries
+    )
+    return Masked(str(about["command"]), replace(found, samples=samples), masks, None)
