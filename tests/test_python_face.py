@@ -18,7 +18,7 @@ from weaktr.config import LabelConfig, PredictConfig
 from weaktr.data.masks import MaskFolder
 from weaktr.data.stored_maps import read_cams
 from weaktr.models import CamModel, Segmenter
-from weaktr.recipes import dump_recipe, load_recipe
+from weaktr.recipes import dump_recipe, load_recipe, with_settings
 
 README = Path(__file__).parents[1] / "README.md"
 #: Photographs of different shapes, and what they show.
@@ -109,18 +109,17 @@ def test_models_hold_their_modules(cam_model, segmenter):
 
 
 @pytest.mark.parametrize(
-    ("changes", "settings"),
+    "changes",
     [
-        ((), LabelConfig(unlabelled="background")),
-        (
-            ("crf=none", "scales=[1.0,0.8]", "flip=false", "threshold=0.2"),
-            LabelConfig(crf=None, scales=(1.0, 0.8), flip=False, threshold=0.2),
-        ),
-        (("refiners=[propagation,crf]",), LabelConfig(refiners=("propagation", "crf"))),
+        (),
+        ("crf=none", "scales=[1.0,0.8]", "flip=false", "threshold=0.2"),
+        ("refiners=[propagation,crf]",),
     ],
 )
-def test_label_is_the_command(readme, photos, cam_model, tmp_path, changes, settings):
-    masks = written("label", readme, photos, tmp_path, settings=(*LABEL, *changes))
+def test_label_is_the_command(readme, photos, cam_model, tmp_path, changes):
+    changes = (*LABEL, *changes)
+    masks = written("label", readme, photos, tmp_path, settings=changes)
+    settings = with_settings(cam_model.settings, changes)
     for name, (_, labels) in PHOTOS.items():
         expected = masks.read(name)
         given = cam_model.label(photos / f"{name}.png", labels, settings)
@@ -154,10 +153,9 @@ def test_cams_come_in_the_order_of_the_labels(readme, photos, cam_model, tmp_pat
 
 @pytest.mark.parametrize("crf", ["voc_seg", "none"])
 def test_predict_is_the_command(readme, photos, segmenter, tmp_path, crf):
-    masks = written("predict", readme, photos, tmp_path, settings=(*PREDICT, f"crf={crf}"))
-    settings = PredictConfig(
-        short_side=32, window=32, stride=16, ratios=(1.0, 1.5), crf=None if crf == "none" else crf
-    )
+    changes = (*PREDICT, f"crf={crf}")
+    masks = written("predict", readme, photos, tmp_path, settings=changes)
+    settings = with_settings(segmenter.settings, changes)
     for name in PHOTOS:
         expected = masks.read(name)
         for image in (photos / f"{name}.png", pixels(photos, name)):
@@ -191,7 +189,7 @@ def test_labels_that_do_not_fit(photos, cam_model, labels, message):
 
 
 def test_names_where_the_checkpoint_has_none(photos, cam_model):
-    nameless = weaktr.Model(cam_model.module)
+    nameless = weaktr.Model(cam_model.module, settings=cam_model.settings)
     assert nameless.classes is None
     np.testing.assert_array_equal(
         nameless.label(photos / "odd.png", [1]), cam_model.label(photos / "odd.png", ["green"])

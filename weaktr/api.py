@@ -9,12 +9,13 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from weaktr.config import LabelConfig, PredictConfig, Recipe
 from weaktr.data import Sample, read_rgb
+from weaktr.data.manifest import Exif
 from weaktr.data.photographs import reduced
 from weaktr.inference.cams import CamsOfModel
 from weaktr.inference.labels import label_maps, uses_features
@@ -26,6 +27,7 @@ from weaktr.models import Segmenter, Stage1Model, checkpoints
 from weaktr.models.precision import choose_device
 from weaktr.recipes import load_recipe, with_settings
 from weaktr.refine import choose_refiners
+from weaktr.stages.carried import Carried, carried
 from weaktr.stages.pipeline import run_recipe
 
 S = TypeVar("S", LabelConfig, PredictConfig)
@@ -47,7 +49,14 @@ def load(path: str | Path, device: str = "auto") -> Model:
         ValueError: not a checkpoint of weaktr, or no such device.
     """
     module, description = checkpoints.load(path, choose_device(device))
-    return Model(module, checkpoints.class_names(description, Path(path)))
+    file = checkpoints.weights_file(path)
+    own: Carried[Any]
+    if isinstance(module, Segmenter):
+        own = carried(PredictConfig, file, description)
+    else:
+        own = carried(LabelConfig, file, description)
+    classes = checkpoints.class_names(description, file)
+    return Model(module, classes, settings=own.settings, exif=own.exif)
 
 
 def train(
@@ -90,13 +99,28 @@ class Model:
         module: in eval mode, on its device. Changes of its weights after the first image may have
             no effect.
         classes: C names in class-index order; None = not known.
+        settings: how CAMs, labels or predictions are computed unless a call says otherwise; None =
+            the defaults of `LabelConfig`, of stage 2 `PredictConfig`. `load` takes those that the
+            checkpoint carries.
+        exif: how files are read, see `Sample`.
     """
 
     def __init__(
-        self, module: Stage1Model | Segmenter, classes: Sequence[str] | None = None
+        self,
+        module: Stage1Model | Segmenter,
+        classes: Sequence[str] | None = None,
+        *,
+        settings: LabelConfig | PredictConfig | None = None,
+        exif: Exif = "ignore",
     ) -> None:
         self.module = module
         self.classes = None if classes is None else tuple(classes)
+        self.settings: LabelConfig | PredictConfig
+        if isinstance(module, Segmenter):
+            self.settings = _of_kind(PredictConfig, settings or PredictConfig())
+        else:
+            self.settings = _of_kind(LabelConfig, settings or LabelConfig())
+        self.exif: Exif = exif
         self._source: CamsOfModel | CamsOfPatches | None = None
         self._predictor: Predictor | None = None
 
@@ -108,7 +132,7 @@ class Model:
         Args:
             image: uint8 [H, W, 3] RGB, or the path of an image file.
             labels: K names or class indices.
-            settings: how they are computed; None = the defaults of `LabelConfig`.
+            settings: how they are computed; None = the model's own, `Model.settings`.
 
         Returns:
             float32 [K, H, W] in [0, 1], in the order of `labels`; of an image with a longer side
@@ -119,7 +143,8 @@ class Model:
                 unknown label, or settings of another kind.
         """
         indices = self._class_indices(labels)
-        result = self._labelled(_pixels(image), indices, _settings(LabelConfig, settings))
+        chosen = self._of_call(LabelConfig, settings)
+        result = self._labelled(self._pixels(image), indices, chosen)
         assert result.classes is not None
         return result.arrays()["cam"][[result.classes.index(index) for index in indices]]
 
@@ -136,7 +161,7 @@ class Model:
         Args:
             image: uint8 [H, W, 3] RGB, or the path of an image file.
             labels: names or class indices; an empty list = all background.
-            settings: scales, threshold, CRF and so on; None = the defaults of `LabelConfig`.
+            settings: scales, threshold, CRF and so on; None = the model's own.
             threshold: in place of that of the settings. "auto" is chosen for this image alone,
                 where ``weaktr label`` chooses one for all images.
 
@@ -147,17 +172,17 @@ class Model:
             ValueError: as in `cams`.
         """
         indices = self._class_indices(labels)
-        chosen = _settings(LabelConfig, settings)
+        chosen = self._of_call(LabelConfig, settings)
         if threshold is not None:
             chosen = replace(chosen, threshold=threshold)
-        return self._labelled(_pixels(image), indices, chosen).mask()
+        return self._labelled(self._pixels(image), indices, chosen).mask()
 
     def predict(self, image: Image, settings: PredictConfig | None = None) -> np.ndarray:
         """The mask of an image whose classes are not known, as by ``weaktr predict``.
 
         Args:
             image: uint8 [H, W, 3] RGB, or the path of an image file.
-            settings: scales, windows, CRF and so on; None = the defaults of `PredictConfig`.
+            settings: scales, windows, CRF and so on; None = the model's own.
 
         Returns:
             uint8 [H, W]: 0 = background, k + 1 = class index k.
@@ -166,16 +191,38 @@ class Model:
             ValueError: a model of stage 1, a file that is no image, another kind of array, or
                 settings of another kind.
         """
-        settings = _settings(PredictConfig, settings)
         if not isinstance(self.module, Segmenter):
             raise ValueError("predict: a model of stage 1 must be told what is shown; use label")
+        settings = self._of_call(PredictConfig, settings)
         if self._predictor is None or self._predictor.settings != settings:
             self._predictor = Predictor(self.module, settings)
-        photograph = reduced(_pixels(image), settings.max_side)
+        photograph = reduced(self._pixels(image), settings.max_side)
         sample = Sample("image", Path(), None, None, "")
         inputs = seg_inputs(sample, photograph, settings, self._predictor.device)
         (result,) = self._predictor.label_maps([inputs])
         return result.mask()
+
+    def _of_call(self, kind: type[S], settings: S | None) -> S:
+        """The settings of a call, else the model's own."""
+        return _of_kind(kind, self.settings if settings is None else settings)
+
+    def _pixels(self, image: Image) -> np.ndarray:
+        """uint8 [H, W, 3], contiguous.
+
+        Raises:
+            ValueError: a file that is no image, or another kind of array.
+        """
+        if isinstance(image, (str, Path)):
+            return read_rgb(Path(image), exif=self.exif)
+        if not isinstance(image, np.ndarray):
+            raise ValueError(
+                f"image: expected uint8 [H, W, 3] RGB or a path, got {type(image).__name__}"
+            )
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+            raise ValueError(
+                f"image: expected uint8 [H, W, 3] RGB or a path, got {image.dtype} {image.shape}"
+            )
+        return np.require(image, requirements=["C", "W"])  # torch shares the memory
 
     def _labelled(
         self, pixels: np.ndarray, indices: Sequence[int], settings: LabelConfig
@@ -226,33 +273,12 @@ class Model:
         return indices
 
 
-def _settings(kind: type[S], settings: S | None) -> S:
-    """`settings`, or the defaults of their kind.
+def _of_kind(kind: type[S], settings: object) -> S:
+    """`settings`, which are to be of a kind.
 
     Raises:
-        ValueError: of another kind.
+        ValueError: of another one.
     """
-    if settings is None:
-        return kind()
     if not isinstance(settings, kind):
         raise ValueError(f"settings: expected a {kind.__name__} or None, got {settings!r}")
     return settings
-
-
-def _pixels(image: Image) -> np.ndarray:
-    """uint8 [H, W, 3], contiguous.
-
-    Raises:
-        ValueError: a file that is no image, or another kind of array.
-    """
-    if isinstance(image, (str, Path)):
-        return read_rgb(Path(image))
-    if not isinstance(image, np.ndarray):
-        raise ValueError(
-            f"image: expected uint8 [H, W, 3] RGB or a path, got {type(image).__name__}"
-        )
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-        raise ValueError(
-            f"image: expected uint8 [H, W, 3] RGB or a path, got {image.dtype} {image.shape}"
-        )
-    return np.require(image, requirements=["C", "W"])  # torch shares the memory

@@ -151,6 +151,19 @@ def identity(settings: Any) -> Any:
     return tree
 
 
+def changes(settings: Any, above: str = "") -> list[str]:
+    """What differs from the defaults in settings, each as ``--set`` takes it."""
+    default, found = type(settings)(), []
+    for field in dataclasses.fields(settings):
+        value, name = getattr(settings, field.name), f"{above}{field.name}"
+        if dataclasses.is_dataclass(value):
+            found += changes(value, f"{name}.")
+        elif value != getattr(default, field.name):
+            text = json.dumps(value, ensure_ascii=False)
+            found.append(f"{name}={value if isinstance(value, str) else text}")
+    return found
+
+
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe with every default written out, as YAML (JSON values, one key a line)."""
     lines: list[str] = []

@@ -6,16 +6,17 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from weaktr.config import LabelConfig, PredictConfig
 from weaktr.outputs import require_free_place
 from weaktr.progress import log
 
 if TYPE_CHECKING:
-    from weaktr.config import LabelConfig, PredictConfig
     from weaktr.data import Sample
     from weaktr.stages.masks import MaskReport
 
+S = TypeVar("S", LabelConfig, PredictConfig)
 #: Exit codes beside 0.
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
 
@@ -41,10 +42,28 @@ def add_exif(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--exif",
         choices=("ignore", "apply"),
-        default="ignore",
-        help="apply: turn photographs as viewers do, and their masks with them (default: ignore, "
-        "the pixels as stored)",
+        help="apply: turn photographs as viewers do, and their masks with them; ignore: the pixels "
+        "as stored (default: as the run that trained the model, else ignore)",
     )
+
+
+def carried_settings(
+    kind: type[S], arguments: argparse.Namespace, description: Mapping[str, Any]
+) -> S:
+    """The settings that the checkpoint carries, with the changes of ``--set``; says which.
+
+    Also gives ``--exif`` its value.
+
+    Raises:
+        ValueError: see `weaktr.stages.carried.carried`; or of a change.
+    """
+    from weaktr.models.checkpoints import weights_file
+    from weaktr.stages.carried import carried
+
+    own = carried(kind, weights_file(arguments.checkpoint), description, arguments.set)
+    arguments.exif = arguments.exif or own.exif
+    log.info("%s", own.in_words())
+    return own.settings
 
 
 def exif_of(arguments: argparse.Namespace) -> dict[str, str]:
@@ -62,6 +81,13 @@ def about(
         "classes": None if names is None else list(names),
         "exif": arguments.exif,
     }
+
+
+def photograph_places(images: Path) -> list[Path]:
+    """The folders in which a command's photographs, and true masks of them, are looked for."""
+    from weaktr.data.sources.folder import photographs_of
+
+    return [photographs_of(images), images / "masks"]
 
 
 def add_profile(parser: argparse.ArgumentParser) -> None:

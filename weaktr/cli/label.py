@@ -14,15 +14,17 @@ from weaktr.cli.common import (
     add_exif,
     add_profile,
     add_set,
+    carried_settings,
     check_files,
     exif_of,
     keys,
+    photograph_places,
     show_masks,
 )
 from weaktr.config import LabelConfig, PredictConfig
 from weaktr.messages import few
 from weaktr.progress import log
-from weaktr.recipes import as_tree, identity, with_settings
+from weaktr.recipes import as_tree, identity
 
 if TYPE_CHECKING:
     from weaktr.data import Sample
@@ -116,10 +118,15 @@ def _label_stored_cams(arguments: argparse.Namespace, emit: list[str]) -> int:
     from weaktr.models.precision import choose_device
     from weaktr.outputs import claimed_for_masks
     from weaktr.refine import choose_refiners, paths_of
+    from weaktr.stages.carried import carried_of_cams
     from weaktr.stages.label import AFTER_CAMS, label, require_features
     from weaktr.stages.threshold import require_way
 
-    settings, folder = with_settings(LabelConfig(), arguments.set), arguments.checkpoint
+    folder = arguments.checkpoint
+    carried = carried_of_cams(folder, AFTER_CAMS, arguments.set)
+    settings = carried.settings
+    arguments.exif = arguments.exif or carried.exif
+    log.info("%s", carried.in_words())
     refiners = choose_refiners(settings)  # what is wrong is said before anything is written
     default = as_tree(LabelConfig())
     ineffective = [
@@ -141,7 +148,7 @@ def _label_stored_cams(arguments: argparse.Namespace, emit: list[str]) -> int:
     require_features(refiners, cams)
     require_way(settings, cams)
     out, identities = arguments.out, inputs | exif_of(arguments)
-    images = [arguments.images, *paths_of(refiners)]
+    images = [*photograph_places(arguments.images), *paths_of(refiners)]
     noted = about("label", arguments, None)
     with claimed_for_masks(out, folder, identities, [], images, noted):
         report = label(cams, samples, out, settings, emit=emit, profile=arguments.profile)
@@ -206,6 +213,10 @@ def _label_by_model(arguments: argparse.Namespace, emit: list[str]) -> int:
     out, profile = arguments.out, arguments.profile
     model, description = checkpoints.load(arguments.checkpoint, choose_device(arguments.device))
     names = checkpoints.class_names(description, arguments.checkpoint)
+    if isinstance(model, Segmenter):
+        choices = carried_settings(PredictConfig, arguments, description)
+    else:
+        settings = carried_settings(LabelConfig, arguments, description)
     samples = _samples(arguments, names)
 
     def claimed(settings: LabelConfig | PredictConfig) -> AbstractContextManager[None]:
@@ -214,7 +225,7 @@ def _label_by_model(arguments: argparse.Namespace, emit: list[str]) -> int:
             checkpoints.weights_file(arguments.checkpoint),
             identity(settings) | exif_of(arguments),
             [] if arguments.labels is None else [arguments.labels],
-            [arguments.images, *paths_of(choose_refiners(settings))],
+            [*photograph_places(arguments.images), *paths_of(choose_refiners(settings))],
             about("label", arguments, names),
         )
 
@@ -224,14 +235,12 @@ def _label_by_model(arguments: argparse.Namespace, emit: list[str]) -> int:
                 f"--emit {','.join(emit)}: expected mask alone for a stage-2 checkpoint "
                 f"({arguments.checkpoint})"
             )
-        choices = with_settings(PredictConfig(), arguments.set)
         choose_refiners(choices)
         require_views(choices)
         for_ensemble(model, choices.ensemble)
         with claimed(choices):
             report = predict(model, samples, out, choices, given_classes=True, profile=profile)
             return show_masks(report, out, samples, names)
-    settings = with_settings(LabelConfig(), arguments.set)
     features = uses_features(settings, choose_refiners(settings))
     views = "confidence" in emit and settings.confidence == "stability"
     source = cams_of(

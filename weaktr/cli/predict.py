@@ -11,9 +11,11 @@ from weaktr.cli.common import (
     add_exif,
     add_profile,
     add_set,
+    carried_settings,
     check_files,
     exif_of,
     keys,
+    photograph_places,
     show_masks,
 )
 from weaktr.config import PredictConfig
@@ -88,13 +90,14 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.archive is not None:
         require_suffix(arguments.archive)
         require_replaceable(arguments.archive, ARCHIVE_MARK)
-    ensemble = [f"ensemble={arguments.ensemble}"] if arguments.ensemble else []
-    settings = with_settings(PredictConfig(), arguments.set + ensemble)
-    require_views(settings)
-    refiners = choose_refiners(settings)  # what is wrong is said before anything is written
+    arguments.set += [f"ensemble={arguments.ensemble}"] if arguments.ensemble else []
+    with_settings(PredictConfig(), arguments.set)  # a slip is said before a model is read
     model, description = checkpoints.load(arguments.checkpoint, choose_device(arguments.device))
     if not isinstance(model, Segmenter):
         raise ValueError(f"{arguments.checkpoint}: expected a stage-2 checkpoint, got stage 1")
+    settings = carried_settings(PredictConfig, arguments, description)
+    require_views(settings)
+    refiners = choose_refiners(settings)  # what is wrong is said before anything is written
     samples = data.unlabelled(arguments.images, exif=arguments.exif).samples
     if arguments.names is not None:
         samples = data.only(samples, data.read_names(arguments.names))
@@ -103,7 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
     emit = ["scores"] if arguments.dump_scores else []
     inputs = identity(settings) | exif_of(arguments)
     for_ensemble(model, settings.ensemble)  # it fits
-    images = [arguments.images, *paths_of(refiners)]
+    images = [*photograph_places(arguments.images), *paths_of(refiners)]
     class_names = checkpoints.class_names(description, arguments.checkpoint)
     noted = about("predict", arguments, class_names)
     with claimed_for_masks(out, weights, inputs, names, images, noted):

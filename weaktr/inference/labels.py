@@ -33,6 +33,8 @@ def scores_from_cams(cams: Tensor, threshold: float) -> Tensor:
 
     The softmax keeps the order but rounds: a CAM that exceeds the threshold by one unit in the last
     place becomes equal to it, and then the first (background) wins, as in the published labels.
+    Exponentials are computed in float64: those of float32 are rounded otherwise on other
+    processors, some of which would let the CAM win.
 
     Args:
         cams: float32 [K, H, W] in [0, 1].
@@ -45,7 +47,7 @@ def scores_from_cams(cams: Tensor, threshold: float) -> Tensor:
     """
     background = cams.new_full((1, *cams.shape[1:]), threshold)
     scores = torch.cat([background, cams])
-    scores = scores.sub_(scores.amax(0)).exp_()
+    scores = scores.sub_(scores.amax(0)).double().exp_().float()
     return scores.div_(scores.sum(0))
 
 

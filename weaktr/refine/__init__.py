@@ -22,6 +22,7 @@ from weaktr.refine.propagation import propagation_refiner
 from weaktr.refine.proposals import proposals_refiner
 
 __all__ = [
+    "READ_FILES",
     "REFINERS",
     "Maps",
     "Refiner",
@@ -40,6 +41,8 @@ REFINERS: dict[str, Callable[[Any, LabelConfig | PredictConfig], Refiner | None]
     "propagation": propagation_refiner,
     "proposals": proposals_refiner,
 }
+#: Those that read files beside the photographs.
+READ_FILES = ("proposals",)
 
 
 def choose_refiners(stage_settings: LabelConfig | PredictConfig) -> list[Refiner]:

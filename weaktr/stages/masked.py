@@ -89,9 +89,12 @@ def _of_command(folder: Path, about: Mapping[str, Any]) -> Masked:
         found = unlabelled(photographs, classes.names, exif=exif)
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"{folder}: its photographs: {error}") from error
+    # Of a label file, names begin in images/ even where there are photographs beside it.
+    known = {sample.name.removeprefix("images/"): sample for sample in found}
+    known |= {sample.name: sample for sample in found}
     samples = tuple(
-        replace(sample, labels=entries[sample.name].given)
-        for sample in found
-        if sample.name in entries
+        replace(known[name], name=name, labels=entry.given)
+        for name, entry in entries.items()
+        if name in known
     )
     return Masked(str(about["command"]), replace(found, samples=samples), masks, None)

@@ -24,9 +24,10 @@ from weaktr.evaluation.models import cam_curve
 from weaktr.inference.cams import CamsOfModel
 from weaktr.inference.head_inputs import as_computed, head_inputs_dataset, reasons_against
 from weaktr.inference.threshold import THRESHOLDS, best_threshold, drawn, mean_fisher_curve
-from weaktr.models import CamModel, CamOutput, checkpoints
+from weaktr.models import CamModel, CamOutput
 from weaktr.models.cam import HeadInputs
 from weaktr.models.pretrained import load_backbone
+from weaktr.stages.carried import save_model
 from weaktr.stages.run import MODEL, Run, Stage, model_digest
 from weaktr.stages.train_patches import train_patches
 from weaktr.training.loop import METRICS, EpochLoader, TrainingLoop, compiled
@@ -132,14 +133,8 @@ def train_cam(run: Run, folder: Path) -> int:
 
     trained = loop.train(compiled(losses, settings.compile), validate if watched else None)
     if chosen is None or not chosen.is_saved:
-        save(trained, run, folder)
+        save_model(trained, run, folder)
     return 0
-
-
-def save(model: CamModel, run: Run, folder: Path) -> None:
-    """Write `MODEL` into the folder of the stage."""
-    classes = run.train_images.classes
-    checkpoints.save(model, folder / MODEL, classes={"names": classes.names, "ids": classes.ids})
 
 
 class BestEpoch:
@@ -165,7 +160,7 @@ class BestEpoch:
         value, threshold = contrast(model, self.run)
         if value > self.best:
             self.best = value
-            save(model, self.run, self.folder)
+            save_model(model, self.run, self.folder)
         log.info("fisher %.4f at threshold %.2f, the best so far %.4f", value, threshold, self.best)
         return {"fisher": value, "fisher_threshold": threshold}
 

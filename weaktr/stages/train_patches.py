@@ -15,10 +15,11 @@ from torch import Tensor
 
 from weaktr.inference.features import FeatureStore, View
 from weaktr.inference.patch_cams import encoder_of, stacked
-from weaktr.models import PatchModel, checkpoints
+from weaktr.models import PatchModel
 from weaktr.models.pretrained import load_backbone
 from weaktr.progress import Meter
-from weaktr.stages.run import MODEL, Run
+from weaktr.stages.carried import save_model
+from weaktr.stages.run import Run
 from weaktr.training.loop import METRICS
 from weaktr.training.metrics import MetricsLog
 from weaktr.training.patches import fit_patches, gather
@@ -64,7 +65,7 @@ def train_patches(run: Run, folder: Path) -> int:
 
         fit_patches(model, patches, settings, told)
     metrics.close()
-    checkpoints.save(model, folder / MODEL, classes={"names": classes.names, "ids": classes.ids})
+    save_model(model, run, folder)
     return len(store.left_out)
 
 

@@ -29,11 +29,12 @@ from weaktr.evaluation.iou import scored
 from weaktr.evaluation.models import score_segmenter
 from weaktr.inference.features import FeatureEncoder, FeatureStore, View
 from weaktr.messages import few
-from weaktr.models import Segmenter, checkpoints
+from weaktr.models import Segmenter
 from weaktr.models.pretrained import load_backbone
 from weaktr.models.segmenter import LinearDecoder
 from weaktr.ops import collision_cross_entropy, soft_cross_entropy
 from weaktr.progress import track
+from weaktr.stages.carried import save_model
 from weaktr.stages.label import LABEL
 from weaktr.stages.masks import unusable_in_words
 from weaktr.stages.run import MODEL, Run, Stage, model_digest, to_segment
@@ -157,8 +158,7 @@ def train_seg(run: Run, folder: Path) -> int:
 
     loop = TrainingLoop(folder, model, optimizer, loader, settings, recipe, set_lr)
     trained = loop.train(losses, validate if watched else None)
-    class_list = {"names": classes.names, "ids": classes.ids}
-    checkpoints.save(trained, folder / MODEL, classes=class_list)
+    save_model(trained, run, folder)
     return learnt.left_out
 
 

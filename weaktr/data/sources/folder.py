@@ -29,6 +29,7 @@ from weaktr.data.names import HEADINGS, class_list
 from weaktr.data.problems import DataError, Problem
 from weaktr.files import files_below
 from weaktr.messages import brief, few
+from weaktr.outputs import INPUTS, LOCK
 
 log = logging.getLogger("weaktr")
 
@@ -157,9 +158,10 @@ def unlabelled(
     """All images below a folder, without labels: for prediction.
 
     Args:
-        root: searched at every depth for jpg, jpeg, png, bmp, webp, tif, tiff; hidden files and
-            folders, and what systems put beside data, are left out (`weaktr.files.is_clutter`).
-            Photographs of other formats are left out with a warning.
+        root: searched at every depth for jpg, jpeg, png, bmp, webp, tif, tiff. Of the root of a
+            data set, its folder of photographs is searched (`photographs_of`). Left out are hidden
+            files and folders, what systems put beside data (`weaktr.files.is_clutter`), results of
+            weaktr, and true masks; with a warning, photographs of other formats.
         classes: names of the model's classes, if the manifest is to carry them.
         split: name of the part.
         exif: see `folder`.
@@ -175,8 +177,8 @@ def unlabelled(
         OSError: `root` itself cannot be listed.
         DataError: two images differ only in suffix, so their results would have the same name.
     """
-    root, exif = require_folder(root), require_exif(exif)
-    below = sorted(files_below(root))
+    root, exif = photographs_of(require_folder(root)), require_exif(exif)
+    below = _without_masks(sorted(files_but_results(root)), root)
     closed = [path for path in below if path.is_dir()]
     files = [file for file in below if file.suffix.lower() in IMAGE_SUFFIXES and file not in closed]
     others = [file for file in below if file.suffix.lower() in OTHER_SUFFIXES]
@@ -203,6 +205,44 @@ def unlabelled(
     if faults and problems is None:
         raise DataError(faults)
     return manifest
+
+
+def photographs_of(root: Path) -> Path:
+    """The folder of photographs of a data set's root: ``images`` beside labels or masks, or VOC's
+    ``JPEGImages``; of any other folder, itself."""
+    images, voc = root / "images", root / "JPEGImages"
+    stems = ("labels", "train", "val", "test")
+    beside = [root / f"{stem}{suffix}" for stem in stems for suffix in (".csv", ".json")]
+    if images.is_dir() and ((root / "masks").is_dir() or first_file(beside)):
+        return images
+    if voc.is_dir() and first_folder([root / "ImageSets", root / "Annotations"]):
+        return voc
+    return root
+
+
+def files_but_results(root: Path) -> Iterator[Path]:
+    """The files below a folder (`files_below`), but those in folders of weaktr's results in it."""
+
+    @cache
+    def holds_results(folder: Path) -> bool:
+        if folder == root:
+            return False
+        is_marked = (folder / INPUTS).is_file() or (folder / LOCK).is_file()
+        return is_marked or holds_results(folder.parent)
+
+    return (file for file in files_below(root) if not holds_results(file.parent))
+
+
+def _without_masks(files: Sequence[Path], root: Path) -> list[Path]:
+    """The files below `root` without those in ``masks`` that are called like a photograph."""
+    masks = root / "masks"
+    names = {_name(_below(file, root)) for file in files if file.suffix.lower() in IMAGE_SUFFIXES}
+    true = {
+        file for file in files if file.is_relative_to(masks) and _name(_below(file, masks)) in names
+    }
+    if true:
+        log.info("%s: left out: %d masks, which are called like the photographs", masks, len(true))
+    return [file for file in files if file not in true]
 
 
 def _splits(root: Path, own: LabelFile) -> list[LabelFile]:
@@ -346,7 +386,7 @@ def _not_listed(
         path = row.image.strip().replace("\\", "/")
         listed |= {path, _name(path)}
     own = {sample.image for sample in samples}
-    for file in sorted(files_below(images)):
+    for file in sorted(files_but_results(images)):
         if file.is_dir():
             yield Problem(str(file), "", "the folder cannot be listed", is_outside=True)
             continue
