@@ -88,7 +88,10 @@ def folder(
     root, exif = require_folder(root), require_exif(exif)
     path = Path(labels_file) if labels_file else label_file(root, split)
     if path is None:
-        advice = "for images without labels use unlabelled()"
+        advice = (
+            "photographs without labels get masks from weaktr predict with a trained model "
+            "(data.source: images in a recipe), and from nothing else"
+        )
         if label_file(root) is not None:
             advice = "split 'train' is there, which can be named in place of it"
         raise ValueError(
