@@ -21,7 +21,18 @@ from typing import Any, NoReturn, Protocol
 
 from rich.text import Text
 
-from weaktr.cli import data, env, eval, export, import_checkpoint, label, predict, show, train
+from weaktr.cli import (
+    data,
+    env,
+    eval,
+    export,
+    import_checkpoint,
+    label,
+    predict,
+    report,
+    show,
+    train,
+)
 from weaktr.cli.common import FAILED, INTERRUPTED, WRONG_INPUT
 from weaktr.cli.memory import keep_freed_memory
 from weaktr.files import WRONG_PATHS
@@ -62,6 +73,7 @@ COMMANDS: dict[str, Command] = {
     "data": data,
     "env": env,
     "show": show,
+    "report": report,
 }
 
 

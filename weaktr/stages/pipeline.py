@@ -10,6 +10,7 @@
     RUN/STAGE/finished.json   the same fingerprint; written last
     RUN/metrics.json      the scores in one flat table
     RUN/pictures/         the pictures of `weaktr show`
+    RUN/report.html       the page of `weaktr report`, also at the end of a run
     RUN/features/         what a frozen backbone gave for the photographs (`CacheConfig`)
 
 A stage runs again only if its inputs have changed: its settings, the seed, the content of its
