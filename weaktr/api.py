@@ -27,6 +27,7 @@ from weaktr.models import Segmenter, Stage1Model, checkpoints
 from weaktr.models.precision import choose_device
 from weaktr.recipes import load_recipe, with_settings
 from weaktr.refine import choose_refiners
+from weaktr.report.page import report_at_the_end
 from weaktr.stages.carried import Carried, carried
 from weaktr.stages.pipeline import run_recipe
 
@@ -60,7 +61,11 @@ def load(path: str | Path, device: str = "auto") -> Model:
 
 
 def train(
-    recipe: str | Path | Recipe, run: str | Path | None = None, settings: Iterable[str] = ()
+    recipe: str | Path | Recipe,
+    run: str | Path | None = None,
+    settings: Iterable[str] = (),
+    *,
+    report: bool = True,
 ) -> Path:
     """Run all stages of a recipe, as ``weaktr-train`` does; continues where a run stopped.
 
@@ -70,10 +75,11 @@ def train(
         recipe: a recipe's name, its YAML file, or the recipe itself.
         run: folder of the results; None = ``runs/NAME``.
         settings: changes such as ``"train_cam.epochs=5"``, in a list.
+        report: also write ``report.html``, as ``weaktr report`` does.
 
     Returns:
         The run's folder: ``train_cam/model.safetensors``, ``label/masks``,
-        ``train_seg/model.safetensors``, ``predict/masks``, ``metrics.json``.
+        ``train_seg/model.safetensors``, ``predict/masks``, ``metrics.json``, ``report.html``.
 
     Raises:
         ValueError: no such recipe, an unknown setting, or what the check before the run found, all
@@ -89,6 +95,8 @@ def train(
         recipe = load_recipe(recipe, settings)
     folder = Path("runs") / recipe.name if run is None else Path(run)
     run_recipe(recipe, folder)
+    if report:
+        report_at_the_end(folder)
     return folder
 
 

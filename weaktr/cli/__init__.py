@@ -22,7 +22,18 @@ from typing import Any, NoReturn, Protocol
 from rich.text import Text
 
 from weaktr import __version__
-from weaktr.cli import data, env, eval, export, import_checkpoint, label, predict, show, train
+from weaktr.cli import (
+    data,
+    env,
+    eval,
+    export,
+    import_checkpoint,
+    label,
+    predict,
+    report,
+    show,
+    train,
+)
 from weaktr.cli.common import FAILED, INTERRUPTED, WRONG_INPUT, add_debug
 from weaktr.cli.memory import keep_freed_memory
 from weaktr.files import WRONG_PATHS
@@ -63,6 +74,7 @@ COMMANDS: dict[str, Command] = {
     "data": data,
     "env": env,
     "show": show,
+    "report": report,
 }
 
 
