@@ -211,8 +211,8 @@ class MaskStore:
         entry = self.masks.entry(name)
         assert entry is not None  # it is in the index
         facts = (entry.name, None, None, entry.size, ())
-        kept = {"working_size": entry.working_size, "exif": entry.exif}
-        self.masks.record([MaskEntry(*facts, **kept)])
+        gone = MaskEntry(*facts, working_size=entry.working_size, exif=entry.exif)
+        self.masks.record([gone])
         for subfolder, suffix in EXTRAS.values():
             path = self.folder / subfolder / f"{name}{suffix}"
             if path.is_file() and is_sealed(path):
