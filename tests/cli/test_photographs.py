@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
@@ -37,6 +38,7 @@ VIT = {"image_size": 32, "patch_size": 16}
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)  # whatever tests ran before
     segmenter = small.segmenter(
         "vit_tiny_patch16_224", 3, decoder="linear", **VIT,
         backbone_args={"embed_dim": 16, "depth": 1, "num_heads": 2},
