@@ -12,7 +12,7 @@ from weaktr.config import Recipe
 from weaktr.files import read_json
 from weaktr.messages import one_line
 from weaktr.outputs import finished_facts, read_inputs
-from weaktr.recipes import as_tree, dump_recipe
+from weaktr.recipes import as_tree
 from weaktr.stages.run import Run
 from weaktr.training.loop import METRICS
 from weaktr.training.metrics import entries_in
@@ -84,11 +84,6 @@ def changed_settings(recipe: Recipe) -> dict[str, str]:
     }
 
 
-def whole_recipe(recipe: Recipe) -> str:
-    """Every setting, as YAML."""
-    return dump_recipe(recipe)
-
-
 def stage_rows(run: Run) -> list[dict[str, Any]]:
     """Of each stage of a run: its title, seconds and end; None = not noted, or not finished."""
     finished = dict(_finished(run))
@@ -108,21 +103,29 @@ def score_rows(run: Run) -> list[dict[str, Any]]:
     file = run.of("evaluate") / "metrics.json"
     if finished_facts(file.parent) is None or not file.is_file():
         return []
-    rows = []
-    for line in read_json(file):
-        scores, interval = line["scores"], line["scores"].get("miou_interval") or {}
-        rows.append(
-            {name: scores.get(name) for name in SCORES}
-            | {name: interval.get(name) for name in ("low", "high", "percent")}
-            | {
-                "key": line["key"],
-                "what": line["what"],
-                "caption": line["caption"],
-                "supervision": line.get("supervision", ""),
-                "classes": {name: of.get("iou") for name, of in scores["classes"].items()},
-            }
-        )
-    return rows
+    try:
+        return [_score_row(line) for line in read_json(file)]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{file}: expected the scores that evaluate wrote, got something else ({error}); run "
+            "it again with --only evaluate --force"
+        ) from error
+
+
+def _score_row(line: Mapping[str, Any]) -> dict[str, Any]:
+    """What is shown of a line of ``metrics.json``."""
+    scores, interval = line["scores"], line["scores"].get("miou_interval") or {}
+    return (
+        {name: scores.get(name) for name in SCORES}
+        | {name: interval.get(name) for name in ("low", "high", "percent")}
+        | {
+            "key": line["key"],
+            "what": line["what"],
+            "caption": line["caption"],
+            "supervision": line.get("supervision", ""),
+            "classes": {name: of.get("iou") for name, of in scores["classes"].items()},
+        }
+    )
 
 
 def curves(run: Run) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from weaktr.data.photographs import read_photograph, reduced
 from weaktr.messages import one_line
 from weaktr.outputs import RECIPE, fingerprint
 from weaktr.progress import track
-from weaktr.recipes import load_recipe
+from weaktr.recipes import dump_recipe, load_recipe
 from weaktr.report import cams, facts, pictures
 from weaktr.report.photographs import (
     LEAST_AREA,
@@ -91,7 +91,7 @@ def _of_run(run: Run | None) -> dict[str, Any]:
     """What a run has beside masks; of a command's folder none of it."""
     return {
         "recipe_name": run.recipe.name if run else "",
-        "recipe": facts.whole_recipe(run.recipe) if run else "",
+        "recipe": dump_recipe(run.recipe) if run else "",
         "changed": facts.changed_settings(run.recipe) if run else {},
         "stages": facts.stage_rows(run) if run else [],
         "scores": facts.score_rows(run) if run else [],

@@ -109,13 +109,18 @@ async function copyMarks() {
   }
 }
 
+/** The theme that is not shown now. */
+function otherTheme() {
+  const own = document.documentElement.dataset.theme;
+  const isDark = own ? own === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+  return isDark ? "light" : "dark";
+}
+
 function showTheme(theme) {
-  const root = document.documentElement;
-  if (theme) root.dataset.theme = theme;
-  const isDark = theme ? theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-  $("theme").textContent = isDark ? "Light" : "Dark";
-  $("theme").setAttribute("aria-label", `Change to ${isDark ? "light" : "dark"} colours`);
-  $("theme").dataset.next = isDark ? "light" : "dark";
+  if (theme === "dark" || theme === "light") document.documentElement.dataset.theme = theme;
+  const other = otherTheme();
+  $("theme").textContent = other === "light" ? "Light" : "Dark";
+  $("theme").setAttribute("aria-label", `Change to ${other} colours`);
 }
 
 // ---- header, overview, scores ------------------------------------------------------------------
@@ -255,21 +260,33 @@ function short(value) {
   return size < 1e-3 || size >= 1e5 ? value.toExponential(1).replace(".0e", "e").replace("e+", "e") : String(Number(value.toPrecision(3)));
 }
 
+/** The mean of each point and its neighbours, a twentieth of the curve together. */
+function smooth(points) {
+  const reach = Math.ceil(points.length / 40);
+  return points.map(([x], at) => {
+    const own = points.slice(Math.max(0, at - reach), at + reach + 1);
+    return [x, own.reduce((sum, point) => sum + point[1], 0) / own.length];
+  });
+}
+
 function curve({ title, x, y, points, is_mean: isMean }) {
   const xs = points.map((point) => point[0]), ys = points.map((point) => point[1]);
   const [x0, x1] = [Math.min(...xs), Math.max(...xs)];
-  const low = Math.min(0, ...ys), high = Math.max(...ys);
-  const span = high - low || Math.abs(high) || 1;
+  const low = Math.min(0, ...ys), marksOf = ticks(low, Math.max(...ys, low + 1e-12), 5);
+  const step = marksOf[1] - marksOf[0] || 1, span = Math.ceil((Math.max(...ys) - low) / step - 1e-9) * step || 1;
   const px = (value) => LEFT + (W - LEFT - RIGHT) * ((value - x0) / (x1 - x0 || 1));
   const py = (value) => H - BOTTOM - (H - TOP - BOTTOM) * ((value - low) / span);
   const drawing = svg("svg", { viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": `${title}: ${y} by ${x}, from ${short(ys[0])} to ${short(ys.at(-1))}` });
   const text = (content, at, anchor) => { const t = svg("text", { ...at, "text-anchor": anchor }); t.textContent = content; return t; };
-  for (const value of ticks(low, low + span, 4)) {
+  for (const value of ticks(low, low + span, span / step)) {
     drawing.append(svg("line", { class: "grid-line", x1: LEFT, x2: W - RIGHT, y1: py(value), y2: py(value) }), text(short(value), { x: LEFT - 6, y: py(value) + 4 }, "end"));
   }
   for (const value of ticks(x0, x1, 5).filter((at) => Number.isInteger(at))) drawing.append(text(short(value), { x: px(value), y: H - BOTTOM + 15 }, "middle"));
   drawing.append(text(isMean ? `${x} (means of pieces)` : x, { x: (LEFT + W - RIGHT) / 2, y: H - 3 }, "middle"));
-  drawing.append(svg("polyline", { class: "line", points: points.map((point) => `${px(point[0]).toFixed(1)},${py(point[1]).toFixed(1)}`).join(" ") }));
+  const drawn = (own) => own.map((point) => `${px(point[0]).toFixed(1)},${py(point[1]).toFixed(1)}`).join(" ");
+  const isNoisy = points.length > 60 && y.includes("loss");
+  if (isNoisy) drawing.append(svg("polyline", { class: "raw", points: drawn(points) }));
+  drawing.append(svg("polyline", { class: "line", points: drawn(isNoisy ? smooth(points) : points) }));
   const value = make("span", { className: "soft" });
   const pointer = svg("line", { class: "pointer", y1: TOP, y2: H - BOTTOM, visibility: "hidden" });
   drawing.append(pointer);
@@ -302,7 +319,7 @@ function classIou() {
 
 function showClasses() {
   const ious = classIou();
-  const heads = ["class", "labels", { text: "found", className: "" }, "missing", "extra", { text: "area", className: "wide" }, "confidence"];
+  const heads = ["class", "labels", { text: "found", className: "wide" }, "missing", "extra", { text: "area", className: "wide" }, "confidence"];
   if (ious) heads.push("IoU %");
   const order = (row) => [row.confidence ?? -1, row.label];
   const classes = [...set().classes].sort((a, b) => order(a)[0] - order(b)[0] || a.label - b.label);
@@ -310,18 +327,18 @@ function showClasses() {
     const missing = row.given - row.found, extra = row.shown - row.found - row.unknown;
     const name = make("button", { type: "button", className: "class-name", onclick: () => choose({ label: row.label }) }, dot(row.label), nameOf(row.label));
     const sure = row.confidence === null ? "–" : make("span", {}, percent(row.confidence), meter(row.confidence));
-    const cells = [name, count(row.given), count(row.found), { text: count(missing), className: missing ? "bad" : "soft" },
+    const cells = [name, count(row.given), { text: count(row.found), className: "wide" }, { text: count(missing), className: missing ? "bad" : "soft" },
       { text: count(extra), className: extra ? "bad" : "soft" }, { text: row.area === null ? "–" : area(row.area), className: "wide" }, sure];
     return ious ? [...cells, number(ious[nameOf(row.label)])] : cells;
   });
   const made = table(heads, rows);
-  classes.forEach((row, index) => { if (row.label === state.label) made.tBodies[0].rows[index].className = "chosen"; });
-  $("class-table").replaceChildren(rows.length ? made : make("p", { className: "soft" }, "No mask shows a class."));
-  showStrips(classes);
+  const chosen = Math.max(0, classes.findIndex((row) => row.label === state.label));
+  if (rows.length) made.tBodies[0].rows[chosen].className = "chosen";
+  $("class-table").replaceChildren(rows.length ? made : make("p", { className: "soft" }, "No photograph has a class."));
+  showStrips(classes[chosen]);
 }
 
-function showStrips(classes) {
-  const row = classes.find((one) => one.label === state.label) ?? classes[0];
+function showStrips(row) {
   const parts = [];
   if (row) {
     parts.push(make("h3", { className: "row" }, dot(row.label), nameOf(row.label)));
@@ -464,6 +481,7 @@ function showOpen() {
   $("next").disabled = state.open === walked.length - 1;
   load($("picture"), photo.file && `${photo.file}.jpg`, photo.picture);
   load($("mask"), photo.file && `${photo.file}.png`, photo.mask);
+  drawOutline(photo.mask);
   $("picture").alt = photo.name;
   const options = photo.cams.map(([label], place) => make("option", { value: place }, nameOf(label)));
   $("cam-class").replaceChildren(...options);
@@ -474,7 +492,6 @@ function showOpen() {
 
 /** Show a file beside the page, or, where there is none, what is inside it. */
 function load(image, file, inside) {
-  image.onload = image === $("mask") ? drawOutline : null;
   image.onerror = file ? () => { image.onerror = null; image.src = inside; } : null;
   image.src = file || inside;
 }
@@ -519,18 +536,28 @@ async function drawCam(url) {
   image.src = url;
   await image.decode();
   if (url !== walked[state.open].cams[Number($("cam-class").value)]?.[1]) return;
-  const canvas = $("cam"), context = canvas.getContext("2d");
+  const canvas = $("cam"), context = canvas.getContext("2d", { willReadFrequently: true });
   canvas.width = image.width;
   canvas.height = image.height;
   context.drawImage(image, 0, 0);
   const pixels = context.getImageData(0, 0, image.width, image.height);
-  for (let at = 0; at < pixels.data.length; at += 4) pixels.data.set(heat(pixels.data[at] / 255), at);
+  for (let at = 0; at < pixels.data.length; at += 4) {
+    const value = pixels.data[at] / 255;
+    pixels.data.set([...heat(value), 255 * (0.3 + 0.7 * value)], at);
+  }
   context.putImageData(pixels, 0, 0);
 }
 
-/** Lines along the borders of the mask's labels, in their colours with a white edge. */
-function drawOutline() {
-  const image = $("mask"), width = image.naturalWidth, height = image.naturalHeight;
+/** Lines along the borders of the mask's labels, in their colours with a white edge.
+ *
+ * They are of the mask inside the page: a browser lets no script look into a file beside it.
+ */
+async function drawOutline(url) {
+  const image = new Image();
+  image.src = url;
+  await image.decode();
+  if (url !== walked[state.open].mask) return;
+  const { width, height } = image;
   const small = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
   small.drawImage(image, 0, 0);
   const data = new Uint32Array(small.getImageData(0, 0, width, height).data.buffer);
@@ -597,7 +624,7 @@ function closed() {
 // ---- start -------------------------------------------------------------------------------------
 
 function listen() {
-  $("theme").onclick = () => { const theme = $("theme").dataset.next; store.put("weaktr:theme", theme); showTheme(theme); };
+  $("theme").onclick = () => { const theme = otherTheme(); store.put("weaktr:theme", theme); showTheme(theme); };
   $("class").onchange = () => choose({ label: Number($("class").value) });
   for (const id of ["order", "which"]) $(id).onchange = showPhotographs;
   for (const [id, other, isWrong] of [["low", "high", (a, b) => a > b], ["high", "low", (a, b) => a < b]]) {
@@ -633,8 +660,7 @@ function listen() {
 }
 
 function start() {
-  const theme = store.get("weaktr:theme");
-  showTheme(theme === "dark" || theme === "light" ? theme : null);
+  showTheme(store.get("weaktr:theme"));
   showHeader();
   showOverview();
   showScores();

@@ -210,9 +210,10 @@ class MaskStore:
         """Note that an image has no mask, and remove what it has from earlier inputs."""
         entry = self.masks.entry(name)
         assert entry is not None  # it is in the index
-        facts = (entry.name, None, None, entry.size, ())
-        gone = MaskEntry(*facts, working_size=entry.working_size, exif=entry.exif)
-        self.masks.record([gone])
+        nothing = MaskEntry(
+            name, None, None, entry.size, (), working_size=entry.working_size, exif=entry.exif
+        )
+        self.masks.record([nothing])
         for subfolder, suffix in EXTRAS.values():
             path = self.folder / subfolder / f"{name}{suffix}"
             if path.is_file() and is_sealed(path):
