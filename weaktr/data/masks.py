@@ -54,13 +54,18 @@ def write_mask(path: Path, labels: np.ndarray, *, durable: bool = True) -> str:
     Raises:
         ValueError: `labels` is not uint8 [H, W].
     """
+    content = png_of(labels)
+    write_bytes(path, content, durable=durable)
+    return hashlib.sha256(content).hexdigest()
+
+
+def png_of(labels: np.ndarray) -> bytes:
+    """Labels uint8 [H, W] as the PNG that `write_mask` writes."""
     if labels.dtype != np.uint8 or labels.ndim != 2:
         raise ValueError(f"labels: expected uint8 [H, W], got {labels.dtype} {labels.shape}")
     picture = Image.fromarray(labels)
     picture.putpalette(palette().tobytes())
-    content = png_bytes(picture)
-    write_bytes(path, content, durable=durable)
-    return hashlib.sha256(content).hexdigest()
+    return png_bytes(picture)
 
 
 def png_bytes(picture: Image.Image) -> bytes:
