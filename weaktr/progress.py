@@ -246,12 +246,17 @@ def track(
             meter.advance()
 
 
+def has_tensorboard() -> bool:
+    """Whether TensorBoard is installed."""
+    return importlib.util.find_spec("tensorboard") is not None
+
+
 class TensorBoard:
     """Scalars for TensorBoard; does nothing where it is not installed."""
 
     def __init__(self, folder: Path) -> None:
         self._writer: Any = None
-        if importlib.util.find_spec("tensorboard") is not None:
+        if has_tensorboard():
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(str(folder))
