@@ -248,7 +248,7 @@ def test_train_takes_a_recipe_and_changes(tmp_path, monkeypatch):
     recipe = tiny.recipe(tiny.squares(tmp_path / "squares", count=4), stages=["train_cam"])
     monkeypatch.chdir(tmp_path)
     run = weaktr.train(recipe, settings=["train_cam.epochs=1"])
-    assert run == Path("runs/tiny")
+    assert Path(run) == run.folder == Path("runs/tiny")
     assert load_recipe(run / "recipe.yaml").train_cam.epochs == 1
     with pytest.raises(ValueError, match=r"did you mean 'train_cam\.epochs'"):
         weaktr.train(recipe, settings=["train_cam.epoch=1"])

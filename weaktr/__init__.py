@@ -2,6 +2,7 @@
 
     model = weaktr.load("runs/mine/train_cam/model.safetensors")
     mask = model.label("photo.jpg", ["dog", "person"])  # uint8 [H, W]
+    masks = weaktr.label(model, "photos", "labels")  # of a folder
 
 torch is imported when a name of `__all__` is used for the first time.
 
@@ -13,16 +14,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["DenseCRF", "Model", "load", "train"]
+__all__ = ["DenseCRF", "Model", "label", "load", "predict", "train"]
 
 if TYPE_CHECKING:
-    from weaktr.api import Model, load, train
+    from weaktr.api import Model, label, load, predict, train
     from weaktr.ops.dense_crf.presets import DenseCRF
 else:
     _MODULES = {
         "DenseCRF": "weaktr.ops.dense_crf.presets",
         "Model": "weaktr.api",
+        "label": "weaktr.api",
         "load": "weaktr.api",
+        "predict": "weaktr.api",
         "train": "weaktr.api",
     }
 

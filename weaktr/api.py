@@ -1,12 +1,15 @@
-"""What ``import weaktr`` offers: trained models for single images, and training by recipe.
+"""What ``import weaktr`` offers: training by recipe, trained models, and masks of folders.
 
-The commands ``weaktr label``, ``weaktr predict`` and ``weaktr-train`` do the same for folders.
+What it returns draws itself in a notebook. The commands ``weaktr-train``, ``weaktr label`` and
+``weaktr predict`` do the same.
 """
 
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -17,6 +20,8 @@ from weaktr.config import LabelConfig, PredictConfig, Recipe
 from weaktr.data import Sample, read_rgb
 from weaktr.data.manifest import Exif
 from weaktr.data.photographs import reduced
+from weaktr.evaluation.notebook import Cams, Mask, table
+from weaktr.files import read_json
 from weaktr.inference.cams import CamsOfModel
 from weaktr.inference.labels import label_maps, uses_features
 from weaktr.inference.patch_cams import CamsOfPatches, cams_of
@@ -25,11 +30,16 @@ from weaktr.inference.probabilities import seg_inputs
 from weaktr.inference.results import LabelMaps
 from weaktr.models import Segmenter, Stage1Model, checkpoints
 from weaktr.models.precision import choose_device
+from weaktr.outputs import METRICS
+from weaktr.progress import shown_log
 from weaktr.recipes import load_recipe, with_settings
 from weaktr.refine import choose_refiners
 from weaktr.report.page import report_at_the_end
 from weaktr.stages.carried import Carried, carried
+from weaktr.stages.folders import Masks, Task, labelled, predicted
+from weaktr.stages.masked import masked_in
 from weaktr.stages.pipeline import run_recipe
+from weaktr.stages.run import MODEL
 
 S = TypeVar("S", LabelConfig, PredictConfig)
 #: uint8 [H, W, 3] RGB, or the path of an image file.
@@ -57,7 +67,7 @@ def load(path: str | Path, device: str = "auto") -> Model:
     else:
         own = carried(LabelConfig, file, description)
     classes = checkpoints.class_names(description, file)
-    return Model(module, classes, settings=own.settings, exif=own.exif)
+    return Model(module, classes, settings=own.settings, exif=own.exif, file=file)
 
 
 def train(
@@ -66,10 +76,10 @@ def train(
     settings: Iterable[str] = (),
     *,
     report: bool = True,
-) -> Path:
+) -> TrainedRun:
     """Run all stages of a recipe, as ``weaktr-train`` does; continues where a run stopped.
 
-    Progress goes to the logger "weaktr": ``logging.basicConfig(level=logging.INFO)`` shows it.
+    Progress is shown; where logging is set up, it goes to the logger "weaktr".
 
     Args:
         recipe: a recipe's name, its YAML file, or the recipe itself.
@@ -78,7 +88,7 @@ def train(
         report: also write ``report.html``, as ``weaktr report`` does.
 
     Returns:
-        The run's folder: ``train_cam/model.safetensors``, ``label/masks``,
+        The run; its folder holds ``train_cam/model.safetensors``, ``label/masks``,
         ``train_seg/model.safetensors``, ``predict/masks``, ``metrics.json``, ``report.html``.
 
     Raises:
@@ -94,10 +104,167 @@ def train(
     else:
         recipe = load_recipe(recipe, settings)
     folder = Path("runs") / recipe.name if run is None else Path(run)
-    run_recipe(recipe, folder)
-    if report:
-        report_at_the_end(folder)
-    return folder
+    with shown_log():
+        run_recipe(recipe, folder)
+        if report:
+            report_at_the_end(folder)
+    return TrainedRun(folder)
+
+
+def label(
+    model: str | Path | Model,
+    photos: str | Path,
+    out: str | Path = "labels",
+    labels: str | Path | None = None,
+    settings: LabelConfig | PredictConfig | Iterable[str] | None = None,
+    *,
+    emit: Iterable[str] = (),
+    exif: Exif | None = None,
+    device: str = "auto",
+) -> Masks:
+    """Pseudo labels of a folder of photographs, as ``weaktr label`` writes them.
+
+    Started again, it goes on with the photographs that are left.
+
+    Args:
+        model: a checkpoint's file, a `Model` that was loaded from one (and stands for it), or a
+            folder of CAMs.
+        photos: folder of photographs, with ``labels.csv`` or ``train.csv``.
+        out: folder that gets the masks.
+        labels: a CSV or JSON with the image-level labels, in place of ``labels.csv``.
+        settings: of labelling, for a model of stage 2 of prediction; or changes of those that the
+            checkpoint carries, such as ``"crf=none"``, in a list.
+        emit: also "confidence", "cam".
+        exif: "apply" turns photographs as viewers do, and their masks with them; "ignore"; None =
+            as the run that trained the model.
+        device: see `load`; that of a `Model` is its own.
+
+    Returns:
+        The masks by the names of their photographs, such as ``masks["shop/0001"]``.
+
+    Raises:
+        ValueError: something does not fit; nothing has been written.
+    """
+    task = _task(model, photos, out, settings, device, emit=tuple(emit), exif=exif)
+    with shown_log(), labelled(task, None if labels is None else Path(labels)) as masks:
+        return masks
+
+
+def predict(
+    model: str | Path | Model,
+    photos: str | Path,
+    out: str | Path = "predictions",
+    settings: PredictConfig | Iterable[str] | None = None,
+    *,
+    names: str | Path | None = None,
+    exif: Exif | None = None,
+    device: str = "auto",
+) -> Masks:
+    """Masks of a folder of photographs by a model of stage 2, as ``weaktr predict`` writes them.
+
+    Started again, it goes on with the photographs that are left.
+
+    Args:
+        names: a file with the names of the only photographs that count, one a line.
+        model, photos, out, settings, exif, device: see `label`.
+
+    Returns:
+        The masks by the names of their photographs.
+
+    Raises:
+        ValueError: something does not fit; nothing has been written.
+    """
+    task = _task(model, photos, out, settings, device, exif=exif)
+    with shown_log(), predicted(task, None if names is None else Path(names)) as masks:
+        return masks
+
+
+def _task(
+    model: str | Path | Model,
+    photos: str | Path,
+    out: str | Path,
+    settings: LabelConfig | PredictConfig | Iterable[str] | None,
+    device: str,
+    **options: Any,
+) -> Task:
+    """What `label` and `predict` are to do.
+
+    Raises:
+        ValueError: a model that is in no file.
+    """
+    source = model
+    if isinstance(model, Model):
+        if model.file is None:
+            raise ValueError("model: expected one that weaktr.load has read, or its file's path")
+        source, device = model.file, str(next(model.module.parameters()).device)
+    if not isinstance(source, (str, Path)):
+        raise ValueError(f"model: expected a checkpoint's path or a Model, got {model!r}")
+    if not isinstance(settings, (str, LabelConfig, PredictConfig)):
+        settings = tuple(settings or ())
+    return Task(Path(source), Path(photos), Path(out), settings, device=device, **options)
+
+
+class TrainedRun(os.PathLike[str]):
+    """A run that `train` has finished. It is used as the path of its folder, too.
+
+    Args:
+        folder: of the run.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
+    def __truediv__(self, name: str) -> Path:
+        return self.folder / name
+
+    def __repr__(self) -> str:
+        return f"<run in {self.folder}>"
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Scores in percent by their names in ``metrics.json``; empty where nothing was scored."""
+        return {key: score for key, (score, _) in self._scores().items()}
+
+    def cam_model(self, device: str = "auto") -> Model:
+        """The model of stage 1; see `load`."""
+        return load(self.folder / "train_cam" / MODEL, device)
+
+    def segmenter(self, device: str = "auto") -> Model:
+        """The model of stage 2; see `load`."""
+        return load(self.folder / "train_seg" / MODEL, device)
+
+    def masks(self, stage: str) -> Masks:
+        """The pseudo labels ("label") or the predictions ("predict").
+
+        Raises:
+            ValueError: there are none.
+        """
+        for masked in masked_in(self.folder):
+            if masked.maker == stage:
+                names = masked.manifest.classes.names
+                return Masks(masked.masks.folder, masked.samples, names)
+        raise ValueError(
+            f"stage: expected label or predict, of which {self.folder} has masks; got {stage!r}"
+        )
+
+    def _scores(self) -> dict[str, tuple[float, str]]:
+        """Name of a score -> the score in percent, and its conditions in words."""
+        file = self.folder / METRICS
+        found = read_json(file) if file.is_file() else {"conditions": {}}
+        return {key: (found[key], about) for key, about in found["conditions"].items()}
+
+    def _repr_html_(self) -> str:
+        """The scores and some of the masks."""
+        rows = [(key, f"{score:.1f}", about) for key, (score, about) in self._scores().items()]
+        parts = [table(("score", "%", "of"), rows)] if rows else []
+        for stage, title in (("label", "pseudo labels"), ("predict", "predictions")):
+            with suppress(ValueError):  # there are none, or their photographs have gone
+                masks = self.masks(stage)
+                parts.append(f"<h4>{len(masks)} {title}</h4>{masks._repr_html_()}")
+        return "".join(parts)
 
 
 class Model:
@@ -111,6 +278,7 @@ class Model:
             the defaults of `LabelConfig`, of stage 2 `PredictConfig`. `load` takes those that the
             checkpoint carries.
         exif: how files are read, see `Sample`.
+        file: from which it was read; None = from none.
     """
 
     def __init__(
@@ -120,8 +288,9 @@ class Model:
         *,
         settings: LabelConfig | PredictConfig | None = None,
         exif: Exif = "ignore",
+        file: Path | None = None,
     ) -> None:
-        self.module = module
+        self.module, self.file = module, file
         self.classes = None if classes is None else tuple(classes)
         self.settings: LabelConfig | PredictConfig
         if isinstance(module, Segmenter):
@@ -132,7 +301,7 @@ class Model:
         self._source: CamsOfModel | CamsOfPatches | None = None
         self._predictor: Predictor | None = None
 
-    def cams(self, image: Image, labels: Labels, settings: LabelConfig | None = None) -> np.ndarray:
+    def cams(self, image: Image, labels: Labels, settings: LabelConfig | None = None) -> Cams:
         """Class activation maps, as ``weaktr label --dump-cams`` writes them.
 
         On a GPU the command takes several images at a time, which may round differently.
@@ -154,7 +323,9 @@ class Model:
         chosen = self._of_call(LabelConfig, settings)
         result = self._labelled(self._pixels(image), indices, chosen)
         assert result.classes is not None
-        return result.arrays()["cam"][[result.classes.index(index) for index in indices]]
+        maps = result.arrays()["cam"][[result.classes.index(index) for index in indices]]
+        names = [f"class {i}" if self.classes is None else self.classes[i] for i in indices]
+        return Cams(maps, self._photograph(image), names)
 
     def label(
         self,
@@ -163,7 +334,7 @@ class Model:
         settings: LabelConfig | None = None,
         *,
         threshold: float | Literal["auto"] | None = None,
-    ) -> np.ndarray:
+    ) -> Mask:
         """The pseudo label of an image whose classes are known, as by ``weaktr label``.
 
         Args:
@@ -183,9 +354,10 @@ class Model:
         chosen = self._of_call(LabelConfig, settings)
         if threshold is not None:
             chosen = replace(chosen, threshold=threshold)
-        return self._labelled(self._pixels(image), indices, chosen).mask()
+        mask = self._labelled(self._pixels(image), indices, chosen).mask()
+        return Mask(mask, self._photograph(image), self.classes)
 
-    def predict(self, image: Image, settings: PredictConfig | None = None) -> np.ndarray:
+    def predict(self, image: Image, settings: PredictConfig | None = None) -> Mask:
         """The mask of an image whose classes are not known, as by ``weaktr predict``.
 
         Args:
@@ -208,11 +380,17 @@ class Model:
         sample = Sample("image", Path(), None, None, "")
         inputs = seg_inputs(sample, photograph, settings, self._predictor.device)
         (result,) = self._predictor.label_maps([inputs])
-        return result.mask()
+        return Mask(result.mask(), self._photograph(image), self.classes)
 
     def _of_call(self, kind: type[S], settings: S | None) -> S:
         """The settings of a call, else the model's own."""
         return _of_kind(kind, self.settings if settings is None else settings)
+
+    def _photograph(self, image: Image) -> np.ndarray | Sample:
+        """What a mask of an image draws itself over."""
+        if isinstance(image, np.ndarray):
+            return image
+        return Sample(Path(image).stem, Path(image), None, None, "", exif=self.exif)
 
     def _pixels(self, image: Image) -> np.ndarray:
         """uint8 [H, W, 3], contiguous.

@@ -38,6 +38,19 @@ def brief(value: object, most: int = 100) -> str:
     return repr(value) if plain else f"a {type(value).__name__}"
 
 
+def duration(seconds: float) -> str:
+    """A time for people: ``40 s``, ``12 min``, ``3 h 20 min``, ``2 days 4 h``."""
+    if round(seconds) < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 120:
+        return f"{minutes} min"
+    hours = round(minutes / 60)
+    if hours < 48:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{hours // 24} days {hours % 24} h"
+
+
 def few(names: Sequence[object], most: int = 5, *, between: str = ", ") -> str:
     """The first names of a list, for a message: ``a, b, c, d, e and 7 more``."""
     return " ".join([one_line(between.join(map(str, names[:most]))), *_more(names, most)])

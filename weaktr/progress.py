@@ -5,6 +5,7 @@ Names of files may hold anything: control characters in them never reach the ter
 
 from __future__ import annotations
 
+import html
 import importlib.util
 import io
 import logging
@@ -29,7 +30,7 @@ from rich.progress import (
 )
 from rich.segment import Segment
 
-from weaktr.messages import one_line, printable
+from weaktr.messages import duration, one_line, printable
 
 T = TypeVar("T")
 log = logging.getLogger("weaktr")
@@ -66,6 +67,8 @@ console = PlainConsole(soft_wrap=True, width=None if sys.stdout.isatty() else 15
 
 #: Seconds between two lines where there is no terminal.
 LINE_SECONDS = 20.0
+#: Seconds between two looks of a notebook's bar.
+CELL_SECONDS = 0.5
 
 
 def set_up_logging(level: int = logging.INFO) -> None:
@@ -75,13 +78,7 @@ def set_up_logging(level: int = logging.INFO) -> None:
     as `printable` has them.
     """
     if not log.handlers:
-        handler: logging.Handler = RichHandler(
-            console=console, show_path=False, show_time=False, show_level=False, markup=False
-        )
-        if not console.is_terminal:
-            handler = logging.StreamHandler()
-            handler.setFormatter(PlainFormatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-        log.addHandler(handler)
+        log.addHandler(_handler())
         log.propagate = False
     log.setLevel(level)
     for stream in (sys.stdout, sys.stderr):
@@ -92,6 +89,34 @@ def set_up_logging(level: int = logging.INFO) -> None:
     warnings.showwarning = _log_warning
     for module in (r"PIL\.TiffImagePlugin", r"PIL\.Image", r"PIL\.PngImagePlugin"):
         warnings.filterwarnings("ignore", module=module)  # of odd files, amid a bar
+
+
+@contextmanager
+def shown_log() -> Iterator[None]:
+    """Show weaktr's messages during a call from Python, unless logging is set up already."""
+    if log.hasHandlers() or log.level != logging.NOTSET:
+        yield
+        return
+    handler = _handler()
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(logging.NOTSET)
+
+
+def _handler() -> logging.Handler:
+    """Lines with the date and the time; in a notebook the time alone, on a terminal neither."""
+    if console.is_terminal:
+        return RichHandler(
+            console=console, show_path=False, show_time=False, show_level=False, markup=False
+        )
+    handler = logging.StreamHandler(sys.stdout if console.is_jupyter else None)
+    date = "%H:%M:%S" if console.is_jupyter else "%Y-%m-%d %H:%M:%S"
+    handler.setFormatter(PlainFormatter("%(asctime)s %(message)s", date))
+    return handler
 
 
 def _log_warning(
@@ -109,6 +134,8 @@ def _log_warning(
 
 class Meter:
     """Progress of counted work: a bar with speed, ETA and a note, or a line every `LINE_SECONDS`.
+
+    In a notebook the bar is one line of HTML, which takes no widgets and stays when it is saved.
 
     Args:
         title: of the work.
@@ -134,6 +161,7 @@ class Meter:
         self._logged = done
         self._bar: Progress | None = None
         self._task: TaskID | None = None
+        self._cell: Any = None  #: a notebook's handle of what it displays
 
     def __enter__(self) -> Meter:
         if console.is_terminal:
@@ -158,6 +186,8 @@ class Meter:
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
+        elif self._cell is not None:
+            self._draw("", is_over=True)
         elif self.done > self._logged and not self.is_minor:
             self._line("")
 
@@ -169,7 +199,10 @@ class Meter:
             self._bar.update(self._task, completed=self.done, speed=speed)
             if note:
                 self._bar.update(self._task, note=note)
-        elif time.monotonic() - self._last_line >= LINE_SECONDS:
+        elif console.is_jupyter and time.monotonic() - self._last_line >= CELL_SECONDS:
+            self._last_line = time.monotonic()
+            self._draw(note)
+        elif not console.is_jupyter and time.monotonic() - self._last_line >= LINE_SECONDS:
             self._last_line = time.monotonic()
             self._line(note)
 
@@ -180,13 +213,27 @@ class Meter:
     def _line(self, note: str) -> None:
         """Log the progress as a line."""
         self._logged = self.done
-        left = (self.total - self.done) / max(self.speed(), 1e-9)
-        eta = f", {left:.0f} s left" if self.done < self.total else ""
-        log.info(
-            "%s: %d of %d, %.1f %s/s%s%s",
-            self.title, self.done, self.total, self.speed(), self.unit, eta,
-            f", {note}" if note else "",
-        )  # fmt: skip
+        log.info("%s: %s", self.title, self._state(note))
+
+    def _draw(self, note: str, *, is_over: bool = False) -> None:
+        """Show the progress in a notebook's cell; what was minor and is over leaves nothing."""
+        from IPython.display import HTML, display
+
+        bar = f'<progress value="{self.done}" max="{self.total}"></progress>'
+        line = html.escape(one_line(f"{self.title}: {self._state(note)}"))
+        shown = HTML("" if is_over and self.is_minor else f"{bar} {line}")
+        if self._cell is None:
+            self._cell = display(shown, display_id=True)
+        else:
+            self._cell.update(shown)
+
+    def _state(self, note: str) -> str:
+        """How much is done, how fast, how long the rest will take, and `note`."""
+        parts = [f"{self.done} of {self.total}", f"{self.speed():.1f} {self.unit}/s"]
+        if self.done < self.total:
+            left = (self.total - self.done) / max(self.speed(), 1e-9)
+            parts.append(f"{duration(left)} left")
+        return ", ".join([*parts, *([note] if note else [])])
 
 
 def track(
@@ -199,12 +246,17 @@ def track(
             meter.advance()
 
 
+def has_tensorboard() -> bool:
+    """Whether TensorBoard is installed."""
+    return importlib.util.find_spec("tensorboard") is not None
+
+
 class TensorBoard:
     """Scalars for TensorBoard; does nothing where it is not installed."""
 
     def __init__(self, folder: Path) -> None:
         self._writer: Any = None
-        if importlib.util.find_spec("tensorboard") is not None:
+        if has_tensorboard():
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(str(folder))
@@ -226,4 +278,4 @@ def timed(what: str) -> Iterator[None]:
     """Log how long the body of a ``with`` statement took."""
     start = time.monotonic()
     yield
-    log.info("%s took %.0f s", what, time.monotonic() - start)
+    log.info("%s took %s", what, duration(time.monotonic() - start))

@@ -167,7 +167,7 @@ def test_mistakes_are_told(root):
     write_image(root / "elsewhere" / "z.png", (4, 4))
     (root / "empty").mkdir()
     text = refused(root, *chosen("scales=[1.0]", "flip=false"), "--dump-cams")
-    assert "scales, flip, --dump-cams: of no effect on CAMs that are there" in text
+    assert "scales, flip, --emit cam: of no effect on CAMs that are there" in text
     assert "expected threshold, crf, gt_prob, unlabelled" in text
     assert "--labels: of no effect" in refused(root, "--labels", root / "labels.csv")
     assert "no NPZ or NPY in" in refused(root, cams="empty")

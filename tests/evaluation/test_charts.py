@@ -9,6 +9,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib import pyplot
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
@@ -52,7 +53,7 @@ def test_names_of_any_kind_are_drawn_as_they_are(texts: list[str], tmp_path: Pat
         strips = [pictures.Strip(name, image, [pictures.Panel(name, mask)]) for name in STRANGE[:2]]
         pictures.draw(strips, ["background", *STRANGE], tmp_path / "b.png", "a$_$b \x07")
     assert {*SHOWN[:8], "a$_$b \\x07"} <= {*texts}
-    assert dict(matplotlib.rcParams) == settings and not pictures.plt.get_fignums()
+    assert dict(matplotlib.rcParams) == settings and not pyplot.get_fignums()
 
 
 def test_numbers_are_there_where_no_chart_can_be_drawn(
@@ -72,5 +73,5 @@ def test_numbers_are_there_where_no_chart_can_be_drawn(
     assert written == [tmp_path / "metrics.json"]
     (written,) = json.loads((tmp_path / "metrics.json").read_text())["rows"]
     assert written["scores"]["miou"] == 100
-    assert not (tmp_path / "classes.png").exists() and not pictures.plt.get_fignums()
+    assert not (tmp_path / "classes.png").exists() and not pyplot.get_fignums()
     assert "classes.png: the chart is not drawn: \\nno\\nfont" in caplog.text

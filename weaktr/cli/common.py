@@ -6,17 +6,15 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
-from weaktr.config import LabelConfig, PredictConfig
 from weaktr.outputs import require_free_place
 from weaktr.progress import log
 
 if TYPE_CHECKING:
-    from weaktr.data import Sample
-    from weaktr.stages.masks import MaskReport
+    from weaktr.config import LabelConfig, PredictConfig
+    from weaktr.stages.folders import Masks
 
-S = TypeVar("S", LabelConfig, PredictConfig)
 #: Exit codes beside 0.
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
 
@@ -52,49 +50,6 @@ def add_exif(parser: argparse.ArgumentParser) -> None:
         help="apply: turn photographs as viewers do, and their masks with them; ignore: the pixels "
         "as stored (default: as the run that trained the model, else ignore)",
     )
-
-
-def carried_settings(
-    kind: type[S], arguments: argparse.Namespace, description: Mapping[str, Any]
-) -> S:
-    """The settings that the checkpoint carries, with the changes of ``--set``; says which.
-
-    Also gives ``--exif`` its value.
-
-    Raises:
-        ValueError: see `weaktr.stages.carried.carried`; or of a change.
-    """
-    from weaktr.models.checkpoints import weights_file
-    from weaktr.stages.carried import carried
-
-    own = carried(kind, weights_file(arguments.checkpoint), description, arguments.set)
-    arguments.exif = arguments.exif or own.exif
-    log.info("%s", own.in_words())
-    return own.settings
-
-
-def exif_of(arguments: argparse.Namespace) -> dict[str, str]:
-    """``--exif`` as one of the settings that masks depend on."""
-    return {} if arguments.exif == "ignore" else {"exif": arguments.exif}
-
-
-def about(
-    command: str, arguments: argparse.Namespace, names: Sequence[str] | None
-) -> dict[str, Any]:
-    """What a folder of masks notes of the command that made them (`weaktr.stages.masked`)."""
-    return {
-        "command": command,
-        "photographs": str(arguments.images.resolve()),
-        "classes": None if names is None else list(names),
-        "exif": arguments.exif,
-    }
-
-
-def photograph_places(images: Path) -> list[Path]:
-    """The folders in which a command's photographs, and true masks of them, are looked for."""
-    from weaktr.data.sources.folder import photographs_of
-
-    return [photographs_of(images), images / "masks"]
 
 
 def add_profile(parser: argparse.ArgumentParser) -> None:
@@ -133,27 +88,16 @@ def check_files(files: Mapping[str, Path | None], apart: Sequence[Path] = ()) ->
                 raise ValueError(f"{option} {path}: expected a file outside {folder}")
 
 
-def show_masks(
-    report: MaskReport, out: Path, samples: Sequence[Sample], names: Sequence[str] | None
-) -> int:
-    """Say what is in a folder of masks, in a table and a picture; returns the exit code.
+def show_masks(masks: Masks) -> int:
+    """Say what is in a folder of masks that was just made; returns the exit code."""
+    from weaktr.evaluation.overview import print_labels
 
-    Args:
-        report: of the command that made them.
-        out: the folder.
-        samples: its images.
-        names: of the classes; None = not known.
-    """
-    from weaktr.evaluation.overview import draw_contact_sheet, print_labels
-
-    last = max(report.images_of, default=0)
-    classes = names or [f"class {index}" for index in range(last)]
-    labels = ["background", *classes]
-    print_labels(report.images_of, labels, report.masks)
-    log.info("masks: %s", out / "masks")
-    if picture := draw_contact_sheet(out, samples, labels):
-        log.info("contact sheet: %s", picture)
-    return FAILED if report.left_out else 0
+    assert masks.report is not None
+    print_labels(masks.report.images_of, masks.label_names, masks.report.masks)
+    log.info("masks: %s", masks.folder / "masks")
+    if masks.contact_sheet is not None:
+        log.info("contact sheet: %s", masks.contact_sheet)
+    return FAILED if masks.report.left_out else 0
 
 
 def keys(settings: type[LabelConfig | PredictConfig]) -> str:

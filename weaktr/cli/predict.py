@@ -6,21 +6,16 @@ import argparse
 from pathlib import Path
 
 from weaktr.cli.common import (
-    about,
     add_device,
     add_exif,
     add_profile,
     add_set,
-    carried_settings,
     check_files,
-    exif_of,
     keys,
-    photograph_places,
     show_masks,
 )
 from weaktr.config import PredictConfig
 from weaktr.progress import log
-from weaktr.recipes import identity, with_settings
 
 HELP = """\
 Masks for plain images: sliding windows over scales and flips, then the CRF.
@@ -73,49 +68,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from weaktr import data
     from weaktr.data.masks import MaskFolder
     from weaktr.evaluation.voc_server import ARCHIVE_MARK, require_suffix, write_voc_archive
     from weaktr.files import require_replaceable
-    from weaktr.inference.probabilities import for_ensemble
-    from weaktr.models import Segmenter, checkpoints
-    from weaktr.models.precision import choose_device
-    from weaktr.outputs import claimed_for_masks
-    from weaktr.refine import choose_refiners, paths_of
-    from weaktr.stages.check_models import require_views
-    from weaktr.stages.predict import predict
+    from weaktr.stages.folders import Task, predicted
 
-    results = {"--archive": arguments.archive, "--profile": arguments.profile}
+    archive, comp = arguments.archive, arguments.comp
+    results = {"--archive": archive, "--profile": arguments.profile}
     check_files(results, [arguments.out, arguments.images])
-    if arguments.archive is not None:
-        require_suffix(arguments.archive)
-        require_replaceable(arguments.archive, ARCHIVE_MARK)
-    arguments.set += [f"ensemble={arguments.ensemble}"] if arguments.ensemble else []
-    with_settings(PredictConfig(), arguments.set)  # a slip is said before a model is read
-    model, description = checkpoints.load(arguments.checkpoint, choose_device(arguments.device))
-    if not isinstance(model, Segmenter):
-        raise ValueError(f"{arguments.checkpoint}: expected a stage-2 checkpoint, got stage 1")
-    settings = carried_settings(PredictConfig, arguments, description)
-    require_views(settings)
-    refiners = choose_refiners(settings)  # what is wrong is said before anything is written
-    samples = data.unlabelled(arguments.images, exif=arguments.exif).samples
-    if arguments.names is not None:
-        samples = data.only(samples, data.read_names(arguments.names))
-    out, names = arguments.out, [] if arguments.names is None else [arguments.names]
-    weights = checkpoints.weights_file(arguments.checkpoint)
-    emit = ["scores"] if arguments.dump_scores else []
-    inputs = identity(settings) | exif_of(arguments)
-    for_ensemble(model, settings.ensemble)  # it fits
-    images = [*photograph_places(arguments.images), *paths_of(refiners)]
-    class_names = checkpoints.class_names(description, arguments.checkpoint)
-    noted = about("predict", arguments, class_names)
-    with claimed_for_masks(out, weights, inputs, names, images, noted):
-        report = predict(model, samples, out, settings, emit=emit, profile=arguments.profile)
-        code = show_masks(report, out, samples, class_names)
-        if arguments.archive is not None and report.left_out:
-            log.warning("%s: not written, it needs a mask of every image", arguments.archive)
-        elif arguments.archive is not None:
-            masks = MaskFolder(out)
-            write_voc_archive(arguments.archive, masks, [s.name for s in samples], arguments.comp)
-            log.info("for the VOC server: %s", arguments.archive)
+    if archive is not None:
+        require_suffix(archive)
+        require_replaceable(archive, ARCHIVE_MARK)
+    ensemble = [f"ensemble={arguments.ensemble}"] if arguments.ensemble else []
+    task = Task(
+        arguments.checkpoint,
+        arguments.images,
+        arguments.out,
+        arguments.set + ensemble,
+        emit=["scores"] if arguments.dump_scores else [],
+        exif=arguments.exif,
+        device=arguments.device,
+        profile=arguments.profile,
+    )
+    with predicted(task, arguments.names) as masks:
+        code = show_masks(masks)
+        if archive is not None and code:
+            log.warning("%s: not written, it needs a mask of every image", archive)
+        elif archive is not None:
+            write_voc_archive(archive, MaskFolder(arguments.out), list(masks), comp)
+            log.info("for the VOC server: %s", archive)
     return code

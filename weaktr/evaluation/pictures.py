@@ -12,10 +12,6 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-
-matplotlib.use("Agg")
-
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -104,27 +100,23 @@ def figure_file(
 
     Every figure is made here: its texts are taken as they are, and letters that no font has become
     boxes without a warning. `one_line` makes names of others fit to be texts. (matplotlib's own
-    ``wrap`` still reads formulas.)
+    ``wrap`` still reads formulas.) pyplot is not used: its figures, and where it draws them, are
+    the user's.
 
     Args:
         path: a PNG or SVG, by its suffix; the same for the same figure.
         size: width and height in inches.
-        grid, options: of `pyplot.subplots`.
+        grid, options: of `Figure.subplots`.
 
     Raises:
         ValueError: another suffix.
     """
-    as_it_is = plt.rc_context({"text.parse_math": False, "text.usetex": False})
+    as_it_is = matplotlib.rc_context({"text.parse_math": False, "text.usetex": False})
     with as_it_is, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of letters, and of names that take the room
-        figure, axes = plt.subplots(
-            *grid, figsize=size, layout="constrained", facecolor=BACKDROP, **options
-        )
-        try:
-            yield figure, axes
-            write_bytes(path, _figure_bytes(figure, path.suffix))
-        finally:
-            plt.close(figure)
+        figure = Figure(figsize=size, layout="constrained", facecolor=BACKDROP)
+        yield figure, figure.subplots(*grid, **options)
+        write_bytes(path, _figure_bytes(figure, path.suffix))
 
 
 def _figure_bytes(figure: Figure, suffix: str) -> bytes:
@@ -133,7 +125,7 @@ def _figure_bytes(figure: Figure, suffix: str) -> bytes:
         raise ValueError(f"suffix: expected .png or .svg, got {suffix!r}")
     buffer = io.BytesIO()
     metadata = {"Date": None} if suffix == ".svg" else {"Software": None}
-    with plt.rc_context({"svg.hashsalt": "weaktr"}):
+    with matplotlib.rc_context({"svg.hashsalt": "weaktr"}):
         figure.savefig(buffer, format=suffix[1:], dpi=130, facecolor=BACKDROP, metadata=metadata)
     content = buffer.getvalue()
     if suffix == ".svg":

@@ -40,8 +40,8 @@ class Item:
         mask: uint8 [H, W], 0 = background, k + 1 = class index k, 255 = ignore.
         shown: image-level labels as class indices: given ones, else predicted ones; None = not
             known.
-        confidence: label -> mean score of its pixels, else its predicted probability; of those labels
-            for which one is known.
+        confidence: label -> mean score of its pixels, else its predicted probability; of those
+            labels for which one is known.
         content: of the file that goes into the export; None = none does, or a link.
         is_turned: whether viewers turn the photograph's own file, by its EXIF.
     """

@@ -365,8 +365,8 @@ class _Check:
         self._steps(part, len(self.train), settings, "train_cam")
         if 0 < settings.epochs <= settings.warmup_epochs:
             part.warnings.append(
-                f"warmup_epochs: {settings.warmup_epochs} of {settings.epochs} epochs: lr, "
-                f"{settings.lr}, is never reached"
+                f"train_cam.warmup_epochs: {settings.warmup_epochs} of {settings.epochs} epochs: "
+                f"lr, {settings.lr}, is never reached"
             )
 
     def _train_patches(self, part: Part, train: Manifest) -> None:
@@ -415,14 +415,14 @@ class _Check:
         steps = settings.epochs * (batches // settings.accumulate)
         if 0 < steps <= settings.warmup_steps:
             part.warnings.append(
-                f"warmup_steps: {settings.warmup_steps} of at most {steps} steps: lr, "
+                f"train_seg.warmup_steps: {settings.warmup_steps} of at most {steps} steps: lr, "
                 f"{settings.lr}, is never reached"
             )
         largest = int(settings.augment.short_side * settings.augment.ratio[1])
         if largest < settings.crop:
             part.warnings.append(
-                f"crop: {settings.crop} pixels, but the short side of images is at most {largest} "
-                "(augment.short_side, augment.ratio): every crop is padded"
+                f"train_seg.crop: {settings.crop} pixels, but the short side of images is at most "
+                f"{largest} (train_seg.augment.short_side and ratio): every crop is padded"
             )
 
     def _train_seg(self) -> SizedTrainSegConfig:

@@ -18,7 +18,7 @@ PACKAGES = ("weaktr", "torch", "timm", "numpy", "Pillow")
 def machine_facts(device: torch.device) -> dict[str, str]:
     """What computed: the GPU where `device` is one, the CPU, Python and the packages, in words."""
     facts = {"GPU": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
-    parts = (_cpu_name(), f"{usable_cores()} cores", f"{torch.get_num_threads()} threads")
+    parts = (cpu_name(), f"{usable_cores()} cores", f"{torch.get_num_threads()} threads")
     facts["CPU"] = ", ".join(part for part in parts if part)
     facts["Python"] = f"{platform.python_version()} on {platform.platform()}"
     for package in PACKAGES:
@@ -27,10 +27,10 @@ def machine_facts(device: torch.device) -> dict[str, str]:
     return facts
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     """The CPU's name, as far as the system tells it."""
     with suppress(OSError):  # Linux
         for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
             if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
+                return " ".join(line.partition(":")[2].split())
+    return platform.processor() or platform.machine()

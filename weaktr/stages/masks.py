@@ -92,7 +92,8 @@ class MaskReport:
             )  # fmt: skip
         if self.unlabelled:
             log.warning(
-                "%d images show no class and were left out (%s); unlabelled=background keeps them",
+                "%d images show no class and were left out (%s); unlabelled=background (of label) "
+                "keeps them",
                 len(self.unlabelled), few(self.unlabelled),
             )  # fmt: skip
         if self.older:

@@ -34,8 +34,10 @@ from weaktr.stages import places
 from weaktr.stages.check import Part, check_run, require_no_faults
 from weaktr.stages.evaluate import EVALUATE
 from weaktr.stages.inputs import Inputs, inputs_of
+from weaktr.stages.keys import whole_keys
 from weaktr.stages.label import LABEL
 from weaktr.stages.machine import machine_facts
+from weaktr.stages.plan import plan
 from weaktr.stages.predict import PREDICT
 from weaktr.stages.run import MODEL, Run, Stage, model_digest, result_of
 from weaktr.stages.train_cam import TRAIN_CAM
@@ -75,7 +77,11 @@ def run_recipe(
             works.
     """
     run, stages = Run(recipe, folder), chosen_stages(recipe, start, only)
-    require_no_faults(check_run(run, unfinished(run, stages, force=force)))
+    left = unfinished(run, stages, force=force)
+    parts = check_run(run, left)
+    require_no_faults(parts)
+    for line in plan(run, left, parts):
+        log.info("%s", line)
     with places.claimed_run(run):
         if not (folder / places.RECIPE).exists():
             places.write_recipe(run)
@@ -165,7 +171,7 @@ def run_stage(stage: Stage, run: Run, *, force: bool = False) -> int:
         return int(left_out)
     place = places.begin(folder, inputs, force=force)
     started = time.monotonic()
-    with timed(stage.name):
+    with timed(stage.name), whole_keys(stage.settings[::-1]):  # its own come before its model's
         left_out = stage.work(run, place)
     mark_finished(
         place,

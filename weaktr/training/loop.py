@@ -23,10 +23,11 @@ from torch.utils.data import DataLoader
 from weaktr.config import Amp, Recipe
 from weaktr.data import EpochSampler
 from weaktr.data.datasets import SeededDataset
+from weaktr.messages import duration
 from weaktr.models.checkpoints import load_strict
 from weaktr.models.precision import amp_type, autocast
 from weaktr.progress import Meter, TensorBoard
-from weaktr.training.metrics import MetricsLog
+from weaktr.training.metrics import MetricsLog, entries_in
 from weaktr.training.state import (
     STATE,
     load_state,
@@ -44,6 +45,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 METRICS = "metrics.jsonl"
+#: Seconds of training by which the first estimate of its time is made.
+ESTIMATE_SECONDS = 15.0
 
 
 class StepSettings(Protocol):
@@ -165,6 +168,7 @@ class TrainingLoop(Generic[M]):
         set_lr: Callable[[int, int], None],
     ) -> None:
         self.folder, self.model, self.optimizer, self.loader = folder, model, optimizer, loader
+        self.stage = folder.name.partition(".")[0]  # an attempt has more in its name
         self.settings, self.recipe, self.set_lr = settings, recipe, set_lr
         self.device = next(model.parameters()).device
         self.epoch = self.batch = self.step = 0
@@ -185,8 +189,11 @@ class TrainingLoop(Generic[M]):
         self._pending: list[tuple[int, float, dict[str, Tensor]]] = []
         self._sums: dict[str, Tensor] = {}
         self._note = ""
+        self._of_epoch: list[dict[str, float]] = []  #: what was logged of the present epoch
         self._saved_at = time.monotonic()
         self._resume()
+        self._started, self._trained = time.monotonic(), 0  #: since when, how many batches
+        self._is_estimated = False
 
     def train(
         self,
@@ -217,11 +224,13 @@ class TrainingLoop(Generic[M]):
         return self.trained_model().eval()
 
     def epochs(self) -> Iterator[int]:
-        """The epochs that are left; saves after each."""
+        """The epochs that are left; saves after each, and logs a line."""
         while self.epoch < self.settings.epochs:
             yield self.epoch
+            self._log_losses()  # of the epoch before it ends
             self.epoch, self.batch = self.epoch + 1, 0
             self.save()
+            self._log_epoch()
 
     def batches(self) -> Iterator[list[Tensor]]:
         """The batches that are left of this epoch, on the model's device."""
@@ -229,14 +238,17 @@ class TrainingLoop(Generic[M]):
         total = self.steps_per_epoch * settings.accumulate
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        title = f"{self.folder.name} epoch {self.epoch + 1}/{settings.epochs}"
+        title = f"{self.stage} epoch {self.epoch + 1}/{settings.epochs}"
         size = settings.batch_size
-        with Meter(title, total * size, done=self.batch * size) as meter:
+        done = self.batch * size
+        with Meter(title, total * size, done=done, is_minor=True) as meter:
             for batch in self.loader.epoch(self.epoch, self.batch):
                 if self.batch == total:
                     break
                 yield [part.to(self.device, non_blocking=True) for part in batch]
+                self._trained += 1
                 meter.advance(size, self._note)
+                self._log_estimate()
 
     def backward(self, losses: Mapping[str, Tensor]) -> None:
         """Add the gradients of the sum of `losses`; update the weights after a step's last batch.
@@ -301,7 +313,12 @@ class TrainingLoop(Generic[M]):
             )
             restore_random_state(state["random"])
         self.metrics.cut(written)
-        log.info("%s: going on from epoch %d, step %d", self.folder.name, self.epoch, self.step)
+        self._of_epoch = [
+            entry
+            for entry in entries_in(self.metrics.path)
+            if entry.get("epoch") == self.epoch and "loss" in entry
+        ]
+        log.info("%s: going on from epoch %d, step %d", self.stage, self.epoch, self.step)
 
     def _step(self) -> None:
         """Update the weights; log and save when due."""
@@ -337,12 +354,54 @@ class TrainingLoop(Generic[M]):
             if not all(map(math.isfinite, numbers)):
                 shown = ", ".join(f"{name} {value:.3g}" for name, value in losses.items())
                 raise ValueError(
-                    f"{self.folder.name}: loss not finite at epoch {self.epoch}, step {step} "
-                    f"({shown}). Try a lower lr, a longer warm-up, clip_grad=1, or amp=bf16 / "
-                    "amp=none; the last checkpoint is whole"
+                    f"{self.stage}: loss not finite at epoch {self.epoch}, step {step} ({shown}). "
+                    f"Try a lower {self.stage}.lr, a longer warm-up, {self.stage}.clip_grad=1, or "
+                    f"{self.stage}.amp=bf16 or none; the last checkpoint is whole"
                 )
             entries.append({"epoch": self.epoch, "step": step, "lr": lr, **losses})
         self.metrics.write(entries)
         self.board.scalars({name: entries[-1][name] for name in ("lr", *names)}, self.step)
         self._note = f"loss {entries[-1]['loss']:.3f}"
+        self._of_epoch += entries
         self._pending = []
+
+    def _seconds_each(self) -> float:
+        """How long a batch takes: the mean over those of this process."""
+        return (time.monotonic() - self._started) / max(self._trained, 1)
+
+    def _seconds_left(self) -> float:
+        """How long the training will still take at this speed."""
+        total = self.settings.epochs * self.steps_per_epoch * self.settings.accumulate
+        done = self.epoch * self.steps_per_epoch * self.settings.accumulate + self.batch
+        return (total - done) * self._seconds_each()
+
+    def _log_estimate(self) -> None:
+        """Log once, after the first `ESTIMATE_SECONDS`, how long the whole training will take."""
+        if self._is_estimated or time.monotonic() - self._started < ESTIMATE_SECONDS:
+            return
+        self._is_estimated = True
+        log.info(
+            "%s: about %s left for %d epochs, by the first %d batches",
+            self.stage, duration(self._seconds_left()), self.settings.epochs, self._trained,
+        )  # fmt: skip
+
+    def _log_epoch(self) -> None:
+        """Log the epoch that has ended: losses, learning rate, speed and what is left.
+
+        The losses are means over its steps. Speed and time left go by all batches of this process,
+        the scores in between included.
+        """
+        entries, self._of_epoch = self._of_epoch, []
+        if not entries:
+            return
+        names = [name for name in entries[0] if name not in ("epoch", "step", "lr", "loss")]
+        means = {n: sum(e[n] for e in entries) / len(entries) for n in ("loss", *names)}
+        parts = ", ".join(f"{name} {means[name]:.4f}" for name in names)
+        left = self._seconds_left()
+        log.info(
+            "%s: epoch %d of %d, loss %.4f%s, lr %.3g, %.1f images/s%s",
+            self.stage, self.epoch, self.settings.epochs, means["loss"],
+            f" ({parts})" if len(names) > 1 else "", entries[-1]["lr"],
+            self.settings.batch_size / max(self._seconds_each(), 1e-9),
+            f", about {duration(left)} left" if left else "",
+        )  # fmt: skip

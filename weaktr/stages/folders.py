@@ -1,0 +1,392 @@
+"""A model and a folder of photographs -> a folder of masks.
+
+What ``weaktr label`` and ``weaktr predict`` do, and `weaktr.label` and `weaktr.predict` in Python.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from weaktr import data
+from weaktr.config import LabelConfig, PredictConfig
+from weaktr.data import IGNORE, DataError, Sample
+from weaktr.data.manifest import Exif
+from weaktr.data.masks import MaskFolder
+from weaktr.data.problems import Findings
+from weaktr.data.sources.folder import NOT_LISTED, label_file, photographs_of
+from weaktr.evaluation.notebook import MOST_PICTURES, Mask, masks_html
+from weaktr.evaluation.overview import draw_contact_sheet
+from weaktr.inference.labels import uses_features
+from weaktr.inference.patch_cams import cams_of
+from weaktr.inference.probabilities import for_ensemble
+from weaktr.inference.stored_cams import StoredCams
+from weaktr.messages import few
+from weaktr.models import Segmenter, Stage1Model, checkpoints
+from weaktr.models.precision import choose_device
+from weaktr.outputs import claimed_for_masks
+from weaktr.recipes import as_tree, identity, with_settings
+from weaktr.refine import Refiner, choose_refiners, paths_of
+from weaktr.stages.carried import Carried, carried, carried_of_cams
+from weaktr.stages.check_models import require_views
+from weaktr.stages.label import AFTER_CAMS, label, require_features
+from weaktr.stages.masks import MaskReport
+from weaktr.stages.predict import predict
+from weaktr.stages.threshold import require_way
+
+log = logging.getLogger("weaktr")
+
+#: What ``--emit`` takes.
+EMITTED = ("mask", "confidence", "cam")
+S = TypeVar("S", LabelConfig, PredictConfig)
+
+
+class Masks(Mapping[str, Mask]):
+    """The masks that were made of photographs, by their names; drawn in a notebook.
+
+    Args:
+        folder: of the masks.
+        samples: the photographs that were to get one.
+        classes: C names; None = not known.
+        report: what was made now and what was left out; None = they were there.
+
+    Attributes:
+        contact_sheet: a picture of some of them; None = there is no mask.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        samples: Sequence[Sample],
+        classes: Sequence[str] | None,
+        report: MaskReport | None = None,
+    ) -> None:
+        self.folder, self.report = folder, report
+        self.contact_sheet: Path | None = None
+        self.classes = None if classes is None else tuple(classes)
+        self._masks = MaskFolder(folder)
+        self._samples = {s.name: s for s in samples if s.name in self._masks}
+
+    @property
+    def label_names(self) -> list[str]:
+        """L names, background first; by number where the names of the classes are not known."""
+        if self.classes is not None:
+            return ["background", *self.classes]
+        of_all = (label for entry in self._masks.entries.values() for label in entry.labels)
+        last = max((label for label in of_all if label != IGNORE), default=0)
+        return ["background", *(f"class {index}" for index in range(last))]
+
+    def __getitem__(self, name: str) -> Mask:
+        sample = self._samples[name]
+        return Mask(self._masks.read(name), sample, self.classes)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._samples)
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} masks in {self.folder}>"
+
+    def _repr_html_(self) -> str:
+        """Some of them, spread evenly over all."""
+        names = list(self)[:: max(1, len(self) // MOST_PICTURES)][:MOST_PICTURES]
+        drawn = []
+        for name in names:
+            with suppress(DataError):  # gone, or changed by hand into something else
+                drawn.append((name, self[name]))
+        return masks_html(drawn, len(self) - len(drawn))
+
+
+@dataclass(frozen=True)
+class Task:
+    """Which masks to make, and where.
+
+    Args:
+        source: a checkpoint; to label also a folder of CAMs.
+        images: the folder of photographs.
+        out: gets the masks.
+        settings: of labelling or prediction; or changes of those that the checkpoint carries, such
+            as ``"crf=none"``.
+        emit: what to write beside the masks, see `label` and `predict`.
+        exif: see `Sample`; None = as the checkpoint carries it.
+        device: a name for `choose_device`.
+        profile: see `weaktr.stages.masks.make_masks`.
+    """
+
+    source: Path
+    images: Path
+    out: Path
+    settings: LabelConfig | PredictConfig | Sequence[str] = ()
+    emit: Collection[str] = ()
+    exif: Exif | None = None
+    device: str = "auto"
+    profile: Path | None = None
+
+    def chosen(
+        self, kind: type[S], carried_with: Callable[[Sequence[str]], Carried[S]]
+    ) -> tuple[S, Task]:
+        """The settings of the task, which the log tells, and the task with its `exif`.
+
+        Args:
+            kind: of the settings.
+            carried_with: gives those that are carried, with changes ``key=value``.
+
+        Raises:
+            ValueError: settings of another kind, or a change that cannot be.
+        """
+        given = self.settings
+        if isinstance(given, kind):
+            every = [f"{key}={json.dumps(value)}" for key, value in as_tree(given).items()]
+            own = replace(carried_with(every), settings=given, origin="as given", changed=())
+        elif isinstance(given, (str, LabelConfig, PredictConfig)):
+            raise ValueError(
+                f"settings: expected a {kind.__name__} or a list such as ['crf=none'], "
+                f"got {given!r}"
+            )
+        else:
+            own = carried_with(given)
+        exif = self.exif or own.exif
+        log.info("%s", replace(own, exif=exif).in_words())
+        return own.settings, replace(self, exif=exif)
+
+    @contextmanager
+    def claimed(
+        self,
+        command: str,
+        source: Path,
+        inputs: Mapping[str, Any],
+        classes: Sequence[str] | None,
+        files: Iterable[Path | None],
+        read: Iterable[Path],
+    ) -> Iterator[None]:
+        """Have the folder to oneself.
+
+        Args:
+            command: "label" or "predict".
+            source: the checkpoint's ``.safetensors`` file, or the folder of CAMs.
+            inputs: settings that the masks depend on.
+            classes: their names; None = not known.
+            files: that say what the photographs are, if any.
+            read: what the refiners read.
+
+        Raises:
+            ValueError: see `claimed_for_masks`.
+        """
+        about = {
+            "command": command,
+            "photographs": str(self.images.resolve()),
+            "classes": None if classes is None else list(classes),
+            "exif": self.exif,
+        }
+        settings = {**inputs} if self.exif == "ignore" else {**inputs, "exif": self.exif}
+        given = [file for file in files if file is not None]
+        images = [photographs_of(self.images), self.images / "masks", *read]
+        with claimed_for_masks(self.out, source, settings, given, images, about):
+            yield
+
+    def masks(
+        self, report: MaskReport, samples: Sequence[Sample], classes: Sequence[str] | None
+    ) -> Masks:
+        """The masks that were made, with a contact sheet beside them."""
+        masks = Masks(self.out, samples, classes, report)
+        masks.contact_sheet = draw_contact_sheet(self.out, samples, masks.label_names)
+        return masks
+
+
+@contextmanager
+def labelled(task: Task, labels: Path | None = None) -> Iterator[Masks]:
+    """Label photographs; their folder is ours until the end of the ``with`` statement.
+
+    Args:
+        task: its `source` is a checkpoint of either stage, or a folder of CAMs.
+        labels: the image-level labels; None = ``labels.csv`` or ``train.csv`` among the
+            photographs. Without any, the model predicts what each of them shows.
+
+    Raises:
+        ValueError: something does not fit; nothing has been written.
+        PipelineError: see `weaktr.inference.pipeline.run_pipeline`.
+    """
+    for name in task.emit:
+        if name not in EMITTED:
+            raise ValueError(f"--emit: expected some of {', '.join(EMITTED)}; got {name!r}")
+    task = replace(task, emit=sorted(set(task.emit) - {"mask"}))
+    if task.source.is_dir():
+        with _labelled_stored_cams(task, labels) as masks:
+            yield masks
+        return
+    loaded = _load(task)
+    by = _labelled_by_segmenter if isinstance(loaded.model, Segmenter) else _labelled_by_cams
+    with by(loaded, task, labels) as masks:
+        yield masks
+
+
+@contextmanager
+def predicted(task: Task, names: Path | None = None) -> Iterator[Masks]:
+    """Predict photographs; their folder is ours until the end of the ``with`` statement.
+
+    Args:
+        task: its `source` is a checkpoint of stage 2.
+        names: a file with the names of the only photographs that count; None = all.
+
+    Raises:
+        ValueError: something does not fit; nothing has been written.
+        PipelineError: see `weaktr.inference.pipeline.run_pipeline`.
+    """
+    if not isinstance(task.settings, (str, LabelConfig, PredictConfig)):
+        with_settings(PredictConfig(), task.settings)  # a slip is said before a model is read
+    loaded = _load(task)
+    if not isinstance(loaded.model, Segmenter):
+        raise ValueError(f"{task.source}: expected a stage-2 checkpoint, got stage 1")
+    settings, task = task.chosen(PredictConfig, partial(loaded.carried, PredictConfig))
+    refiners = _require_settings(loaded.model, settings)
+    samples = data.unlabelled(task.images, exif=task.exif or "ignore").samples
+    if names is not None:
+        samples = data.only(samples, data.read_names(names))
+    classes, files = loaded.classes, [names]
+    with task.claimed(
+        "predict", loaded.file, identity(settings), classes, files, paths_of(refiners)
+    ):
+        report = predict(
+            loaded.model, samples, task.out, settings, emit=task.emit, profile=task.profile
+        )
+        yield task.masks(report, samples, classes)
+
+
+class _Loaded(NamedTuple):
+    """A model from its checkpoint."""
+
+    model: Stage1Model | Segmenter
+    classes: tuple[str, ...] | None
+    file: Path  #: ``.safetensors``
+    description: dict[str, Any]
+
+    def carried(self, kind: type[S], changes: Sequence[str]) -> Carried[S]:
+        """The settings that the checkpoint carries, with changes; see `carried`."""
+        return carried(kind, self.file, self.description, changes)
+
+
+def _load(task: Task) -> _Loaded:
+    model, description = checkpoints.load(task.source, choose_device(task.device))
+    classes = checkpoints.class_names(description, task.source)
+    return _Loaded(model, classes, checkpoints.weights_file(task.source), description)
+
+
+def _require_settings(model: Segmenter, settings: PredictConfig) -> list[Refiner]:
+    """What is wrong with the settings is said before anything is written; gives the refiners."""
+    require_views(settings)
+    for_ensemble(model, settings.ensemble)
+    return choose_refiners(settings)
+
+
+def _photographs(
+    task: Task, labels: Path | None, classes: Sequence[str] | None
+) -> tuple[Sample, ...]:
+    """The photographs: with image-level labels where there is a file of them, else without.
+
+    Raises:
+        ValueError: a file that may be meant as the labels, but has another name.
+    """
+    images = task.images
+    if labels is None and label_file(images) is None:
+        patterns = ("[!.]*.csv", "[!.]*.json")
+        if others := sorted(file.name for kind in patterns for file in images.glob(kind)):
+            raise ValueError(
+                f"{images}: expected labels.csv for image-level labels, found {others[0]}: give it "
+                "by --labels, or move it away to let the model predict what each image shows"
+            )
+        log.warning(
+            "%s: no labels.csv and no --labels, so the model predicts what each image shows", images
+        )
+        return data.unlabelled(images, exif=task.exif or "ignore").samples
+    if classes is None:
+        raise ValueError(f"{task.source}: this checkpoint does not name its classes")
+    found = Findings()
+    options: dict[str, Any] = {"classes": classes, "exif": task.exif or "ignore"}
+    samples = data.folder(images, labels, problems=found, **options).samples
+    if found.count("error"):
+        samples = data.folder(images, labels, **options).samples  # raises
+    if count := found.counts["warning", NOT_LISTED]:
+        first = [Path(problem.file).name for problem in found if problem.kind == NOT_LISTED]
+        log.warning(
+            "%d images in %s are not in the list of labels, so they get no mask (%s)",
+            count, images, few(first),
+        )  # fmt: skip
+    return samples
+
+
+@contextmanager
+def _labelled_by_cams(loaded: _Loaded, task: Task, labels: Path | None) -> Iterator[Masks]:
+    """By CAMs of the image-level labels, or of the classes that the model predicts."""
+    model, classes, file, _ = loaded
+    assert not isinstance(model, Segmenter)
+    settings, task = task.chosen(LabelConfig, partial(loaded.carried, LabelConfig))
+    samples = _photographs(task, labels, classes)
+    refiners = choose_refiners(settings)
+    source = cams_of(
+        model,
+        settings,
+        settings.predict_above,
+        with_features=uses_features(settings, refiners),
+        with_views="confidence" in task.emit and settings.confidence == "stability",
+    )
+    require_way(settings, source)
+    del model, loaded  # on a CPU the source has its own copy of most weights
+    with task.claimed("label", file, identity(settings), classes, [labels], paths_of(refiners)):
+        report = label(source, samples, task.out, settings, emit=task.emit, profile=task.profile)
+        yield task.masks(report, samples, classes)
+
+
+@contextmanager
+def _labelled_by_segmenter(loaded: _Loaded, task: Task, labels: Path | None) -> Iterator[Masks]:
+    """By predictions among the image-level labels, where there are any."""
+    model, classes, file, _ = loaded
+    assert isinstance(model, Segmenter)
+    if task.emit:
+        raise ValueError(
+            f"--emit {','.join(task.emit)}: expected mask alone for a stage-2 checkpoint "
+            f"({task.source})"
+        )
+    settings, task = task.chosen(PredictConfig, partial(loaded.carried, PredictConfig))
+    samples = _photographs(task, labels, classes)
+    refiners = _require_settings(model, settings)
+    with task.claimed("label", file, identity(settings), classes, [labels], paths_of(refiners)):
+        report = predict(
+            model, samples, task.out, settings, given_classes=True, profile=task.profile
+        )
+        yield task.masks(report, samples, classes)
+
+
+@contextmanager
+def _labelled_stored_cams(task: Task, labels: Path | None) -> Iterator[Masks]:
+    """By CAMs that are there: threshold and refinement."""
+    settings, task = task.chosen(LabelConfig, partial(carried_of_cams, task.source, AFTER_CAMS))
+    refiners = choose_refiners(settings)  # what is wrong is said before anything is written
+    default = as_tree(LabelConfig())
+    ineffective = [
+        key
+        for key, value in as_tree(settings).items()
+        if key not in AFTER_CAMS and value != default[key]
+    ]
+    ineffective += ["--labels"] if labels else []
+    ineffective += ["--emit cam"] if "cam" in task.emit else []
+    if ineffective:
+        raise ValueError(
+            f"{', '.join(ineffective)}: of no effect on CAMs that are there ({task.source}); "
+            f"expected {', '.join(AFTER_CAMS)}"
+        )
+    inputs = {key: value for key, value in identity(settings).items() if key in AFTER_CAMS}
+    samples = data.unlabelled(task.images, exif=task.exif or "ignore").samples
+    cams = StoredCams(task.source, samples, choose_device(task.device))
+    require_features(refiners, cams)
+    require_way(settings, cams)
+    with task.claimed("label", task.source, inputs, None, [], paths_of(refiners)):
+        report = label(cams, samples, task.out, settings, emit=task.emit, profile=task.profile)
+        yield task.masks(report, samples, None)

@@ -1,0 +1,49 @@
+"""The first lines of a run: what will be done, with how much, and on what."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from weaktr.messages import one_line
+from weaktr.models.precision import inference_amp
+from weaktr.progress import has_tensorboard
+from weaktr.stages.check import Part
+from weaktr.stages.machine import cpu_name
+from weaktr.stages.run import Run, Stage
+
+#: Parts of the check that say how much there is to do, beside the splits.
+AMOUNTS = ("train_cam", "cam_model", "train_seg", "seg_model")
+
+
+def plan(run: Run, stages: Sequence[Stage], parts: Sequence[Part]) -> Iterator[str]:
+    """The lines of a plan.
+
+    Args:
+        run: that is to start.
+        stages: that will run; none = no line.
+        parts: what the check of them has found.
+    """
+    if not stages:
+        return
+    names = ", ".join(stage.name for stage in stages)
+    yield f"{run.recipe.name}: {names}; on {in_words(run.device)}"
+    for part in parts:
+        if part.found and (part.what.startswith("split ") or part.what in AMOUNTS):
+            yield one_line(f"{part.what}: {part.found}")
+    trains = any(stage.name.startswith("train_") for stage in stages)
+    if trains and has_tensorboard():
+        yield one_line(f"losses as curves: tensorboard --logdir {shlex.quote(str(run.folder))}")
+
+
+def in_words(device: torch.device) -> str:
+    """A device with its name, and how it computes."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)} ({device})"
+    if device.type != "cpu":
+        return str(device)
+    fast = inference_amp("fast", device)
+    amp = "bfloat16 in hardware" if fast == "bf16" else "no bfloat16 in hardware"
+    return f"{cpu_name()}, {torch.get_num_threads()} threads, {amp}"
