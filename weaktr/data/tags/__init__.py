@@ -20,10 +20,11 @@ from weaktr.data.layout import read_json, read_text, read_xml
 from weaktr.data.problems import DataError
 from weaktr.data.tags import coco, cvat, label_studio, labelme, names, table
 from weaktr.data.tags.form import Form, Tags, fault
+from weaktr.data.tags.table import OWN
 from weaktr.files import files_below, is_clutter
 from weaktr.messages import few
 
-__all__ = ["FORMS", "Tags", "read_tags", "tags_below"]
+__all__ = ["FORMS", "OWN", "Tags", "read_tags", "tags_below"]
 
 _TABLES = (label_studio.CSV, table.OWN_TABLE, table.TABLE)
 #: Suffix -> the forms that a file may have, the more special ones first.
