@@ -39,9 +39,10 @@ def hold_out(labels: Labels, share: float, kept: Collection[str] = ()) -> set[st
 
 
 def spread(labels: Labels, count: int) -> list[str]:
-    """Some photographs of all classes, always the same: each next one is of the rarest class so far.
+    """Some photographs of all classes, always the same.
 
-    Photographs without classes count as a class of their own.
+    Each next one is of the class that fewest so far show. Photographs without classes count as a
+    class of their own.
 
     Args:
         labels: names of all photographs -> their classes.

@@ -139,7 +139,7 @@ def look_at(
 
 
 def _photographs(images: Path, masks: Path) -> tuple[dict[str, Path], list[Path], list[str]]:
-    """Photographs below a folder; those of other formats; and those that cannot be used, and why."""
+    """Photographs below a folder, those of other formats, and why some cannot be used."""
     found: dict[str, Path] = {}
     others, left_out = [], []
     first: dict[str, str] = {}
@@ -245,6 +245,6 @@ def doubts(own: OwnPhotographs, held_out: Collection[str]) -> Iterator[str]:
     if len(labels) > MANY:
         yield f"{len(labels):,} photographs: the recipe was made for at most {MANY:,}"
     for group in own.copies():
-        sides = "one side each" if set(group) - set(held_out) and set(group) & set(held_out) else ""
-        where = ": held out and trained on" if sides else ""
+        both = 0 < len(set(group) & set(held_out)) < len(group)
+        where = ", held out and trained on: remove one" if both else ""
         yield f"{few(group)} are the same photograph{where}"
