@@ -46,8 +46,8 @@ examples:
 SHOWN, TRIED, TRY_EPOCHS = 30, 30, 12
 #: Share of the photographs that is held out.
 HOLD_OUT = 0.2
-#: Seconds of a photograph in stage 1 with its labels, in an epoch of stage 2, in the prediction, and
-#: what they were measured on (docs/own_data.md).
+#: Seconds of a photograph in stage 1 with its labels, in an epoch of stage 2, in the prediction;
+#: and what they were measured on (docs/own_data.md).
 SECONDS = (0.26, 0.18, 0.3)
 MEASURED_ON = "two cores of an AMD EPYC with AVX512-BF16"
 
@@ -165,14 +165,16 @@ def _show(own: OwnPhotographs, headers: Mapping[str, Header], held: Collection[s
 
 
 def _checked(recipe: Recipe) -> Findings:
-    """What `weaktr data check` finds in both splits."""
+    """What `weaktr data check` finds in both splits; of what is held out only single photographs."""
     from weaktr.data import check
     from weaktr.data.problems import Findings
     from weaktr.stages.run import load_split
 
-    found = Findings()
-    for split in dict.fromkeys((recipe.data.train_split, recipe.data.val_split)):
-        check(load_split(recipe.data, split, problems=found), problems=found)
+    settings, found = recipe.data, Findings()
+    check(load_split(settings, settings.train_split, problems=found), problems=found)
+    if settings.val_split != settings.train_split:
+        of_val = check(load_split(settings, settings.val_split, problems=[]))
+        found.extend(problem for problem in of_val if not problem.where.startswith("split "))
     return found
 
 

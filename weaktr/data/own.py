@@ -104,8 +104,8 @@ def look_at(
     Args:
         root: the folder.
         labels: the label file, or a folder of LabelMe's; None = it is looked for.
-        classes: a text file with a class name a line; None = ``root/classes.txt``, else the classes
-            that the labels declare, then all others by name.
+        classes: a text file with a class name a line; None = ``root/classes.txt``, else all that a
+            photograph shows, those that the labels declare in that order, then the others by name.
         own: files in `root` that weaktr wrote, so that they are not the labels.
 
     Raises:
@@ -177,7 +177,7 @@ def _classes(root: Path, given: Path | None, tags: Tags, found: Matched) -> Clas
     shown = {label for labels in found.labels.values() for label in labels}
     file = given or first_file([root / "classes.txt"])
     if file is None:
-        declared = [name.strip() for name in tags.classes]
+        declared = [name.strip() for name in tags.classes if name.strip() in shown]
         try:
             known = Classes((*declared, *sorted(shown - set(declared))))
         except ValueError as error:
@@ -213,6 +213,9 @@ def doubts(own: OwnPhotographs, held_out: Collection[str]) -> Iterator[str]:
     """
     yield from own.tags.doubts
     found, labels = own.found, own.labels
+    declared = [name.strip() for name in own.tags.classes]
+    if unseen := [name for name in declared if name not in own.classes.index_of_name]:
+        yield f"{len(unseen)} classes are in no photograph and left out: {few(unseen)}"
     if found.missing:
         names = few([row.image for row in found.missing])
         yield f"{len(found.missing)} listed images are not below {own.images}: {names}"

@@ -175,9 +175,10 @@ def recipe_text(own: OwnPhotographs, splits: Splits, choices: Choices) -> str:
     shown = one_line(str(own.root))
     weights = "timm" if choices.weights is None else str(choices.weights.resolve())
     lines = [
-        f"# {BLANK}: by this line weaktr init knows its own recipe. Once you change anything, it",
-        f"# keeps off the file. {len(own.labels)} photographs of {shown}.",
-        f"# Every setting: weaktr-train {one_line(BASE)} --print",
+        f"# {BLANK}",
+        "# By the line above weaktr init knows its own recipe: once you change anything, it keeps off.",
+        f"# {len(own.labels)} photographs of {shown}",
+        f"# Every setting: weaktr-train {BASE} --print",
         _line("base", BASE, "what is not said here is said there"),
         _line("name", name if PLAIN_WORD.fullmatch(name) else "photos", "results: runs/NAME"),
         "data:",

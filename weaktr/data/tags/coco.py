@@ -19,7 +19,7 @@ def fits(content: Any) -> bool:
 
 
 def read(path: Path, _: Any) -> Tags:
-    """The labels of an instances JSON. Categories that no photograph shows are left out.
+    """The labels of an instances JSON; classes are its categories in the order of their ids.
 
     Raises:
         DataError: see `read_instances`; all faults at once.
@@ -32,11 +32,7 @@ def read(path: Path, _: Any) -> Tags:
         row(image.file_name, [names[k] for k in content.labels(image.id)], f"{path}:{image.where}")
         for image in content.images
     ]
-    shown = {label for one in rows for label in one.labels}
-    classes = tuple(name.strip() for name in names if name.strip() in shown)
-    left_out = len(names) - len(classes)
-    doubts = (f"{left_out} categories of the JSON are in no photograph and left out",)
-    return Tags(path, NAME, rows, classes, doubts if left_out else ())
+    return Tags(path, NAME, rows, names)
 
 
 COCO = Form(NAME, fits, read)

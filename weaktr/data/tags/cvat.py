@@ -33,10 +33,9 @@ def read(path: Path, root: Element) -> Tags:
         if not name.strip():
             raise fault(path, where, "expected an image with a name, got none")
         rows.append(row(name, [part.get("label", "") for part in image], where))
-    shown = {label for one in rows for label in one.labels}
     declared = root.findall("meta//labels/label/name")
     names = dict.fromkeys((name.text or "").strip() for name in declared)
-    return Tags(path, NAME, rows, tuple(name for name in names if name in shown))
+    return Tags(path, NAME, rows, tuple(filter(None, names)))
 
 
 CVAT = Form(NAME, fits, read)
