@@ -43,7 +43,7 @@ examples:
   weaktr init photos/ --hold-out 0.1 --weights dinov2_small.safetensors
 """
 #: Classes in the table; photographs and epochs of ``--try``.
-SHOWN, TRIED, TRY_EPOCHS = 30, 30, 12
+SHOWN, TRIED, TRY_EPOCHS = 30, 30, 10
 #: Share of the photographs that is held out.
 HOLD_OUT = 0.2
 #: Seconds of a photograph in stage 1 with its labels, in an epoch of stage 2, in the prediction;
@@ -165,7 +165,7 @@ def _show(own: OwnPhotographs, headers: Mapping[str, Header], held: Collection[s
 
 
 def _checked(recipe: Recipe) -> Findings:
-    """What `weaktr data check` finds in both splits; of what is held out only single photographs."""
+    """What `weaktr data check` finds; of the held-out photographs, only of single ones."""
     from weaktr.data import check
     from weaktr.data.problems import Findings
     from weaktr.stages.run import load_split
@@ -224,9 +224,11 @@ def _show_next(own: OwnPhotographs, held: Collection[str], recipe: Recipe, file:
 
 def _try(arguments: argparse.Namespace, own: OwnPhotographs, choices: Choices) -> int:
     """Train on a few photographs, into a folder of its own, and draw what came out."""
+    import shlex
     from dataclasses import replace
 
     from weaktr.cli.show import show_run
+    from weaktr.data import Classes
     from weaktr.data.hold_out import hold_out, spread
     from weaktr.outputs import require_apart
     from weaktr.recipes import load_recipe
@@ -237,7 +239,10 @@ def _try(arguments: argparse.Namespace, own: OwnPhotographs, choices: Choices) -
     out = arguments.out_run or Path("runs") / f"try-{own.root.resolve().name}"
     require_apart(out, [own.tags.path], [own.root])
     chosen = spread(own.labels, TRIED)
-    own = replace(own, found=replace(own.found, labels={n: own.labels[n] for n in chosen}))
+    labels = {name: own.labels[name] for name in chosen}
+    shown = {label for names in labels.values() for label in names}
+    classes = Classes(tuple(name for name in own.classes.names if name in shown))
+    own = replace(own, found=replace(own.found, labels=labels), classes=classes)
     held = hold_out(own.labels, HOLD_OUT)
     splits = splits_of(own, held, out)
     text = recipe_text(own, splits, replace(choices, epochs=TRY_EPOCHS))
@@ -249,8 +254,8 @@ def _try(arguments: argparse.Namespace, own: OwnPhotographs, choices: Choices) -
     for picture in show_run(Run(recipe, out / "run"), count=8)[0]:
         log.info("picture: %s", picture)
     log.info(
-        "%d photographs are few: most classes are learned from one or two. The pictures show that "
-        "your photographs are read, and how masks look, not how good they become; next: weaktr "
-        "init %s", len(chosen), arguments.photographs,
+        "%d photographs of %d classes are few: the pictures show that your photographs are read, "
+        "and how masks look, not how good they become; next: weaktr init %s",
+        len(chosen), len(classes), shlex.quote(str(arguments.photographs)),
     )  # fmt: skip
     return FAILED if left_out else 0

@@ -39,26 +39,27 @@ def hold_out(labels: Labels, share: float, kept: Collection[str] = ()) -> set[st
 
 
 def spread(labels: Labels, count: int) -> list[str]:
-    """Some photographs of all classes, always the same.
+    """Some photographs of the classes that most photographs show, always the same.
 
-    Each next one is of the class that fewest so far show. Photographs without classes count as a
-    class of their own.
+    Each next one is of the class that fewest so far show, so that there are several of each.
+    Photographs without classes count as a class of their own.
 
     Args:
         labels: names of all photographs -> their classes.
-        count: how many are wanted.
+        count: how many are wanted; of at most a third as many classes, if these have enough.
     """
     of_class: dict[str, list[str]] = {}
     for name in sorted(labels, key=_place, reverse=True):
         for label in set(labels[name]) or {""}:
             of_class.setdefault(label, []).append(name)
+    common = sorted(of_class, key=lambda label: (-len(of_class[label]), label))
     chosen: dict[str, None] = {}
     shown: Counter[str] = Counter()
-    while of_class and len(chosen) < count:
-        rarest = min(of_class, key=lambda label: (shown[label], label))
+    while common and len(chosen) < count:
+        rarest = min(common[: max(1, count // 3)], key=lambda label: (shown[label], label))
         name = of_class[rarest].pop()
         if not of_class[rarest]:
-            del of_class[rarest]
+            common.remove(rarest)
         if name not in chosen:
             chosen[name] = None
             shown.update(set(labels[name]) or {""})

@@ -176,7 +176,7 @@ def recipe_text(own: OwnPhotographs, splits: Splits, choices: Choices) -> str:
     weights = "timm" if choices.weights is None else str(choices.weights.resolve())
     lines = [
         f"# {BLANK}",
-        "# By the line above weaktr init knows its own recipe: once you change anything, it keeps off.",
+        "# So weaktr init knows its own recipe: once you change anything, it keeps off.",
         f"# {len(own.labels)} photographs of {shown}",
         f"# Every setting: weaktr-train {BASE} --print",
         _line("base", BASE, "what is not said here is said there"),
