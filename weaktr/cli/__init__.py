@@ -29,6 +29,7 @@ from weaktr.cli import (
     export,
     export_masks,
     import_checkpoint,
+    init,
     label,
     predict,
     report,
@@ -66,6 +67,7 @@ class Command(Protocol):
 
 
 COMMANDS: dict[str, Command] = {
+    "init": init,
     "train": train,
     "label": label,
     "predict": predict,
