@@ -249,7 +249,8 @@ def require_hub(backbone: str) -> None:
 def is_fetched(known: timm.models.PretrainedCfg) -> bool:
     """Whether pretrained weights of timm's hub are on this computer."""
     names = ("model.safetensors", "pytorch_model.bin", known.hf_hub_filename or "model.bin")
-    return any(huggingface_hub.try_to_load_from_cache(known.hf_hub_id, name) for name in names)
+    hub = known.hf_hub_id or ""
+    return any(huggingface_hub.try_to_load_from_cache(hub, name) for name in names if hub)
 
 
 def checkpoint_of(folder: Path, kind: str, classes: Classes | None) -> dict[str, Any]:
