@@ -140,11 +140,14 @@ def curves(run: Run) -> list[dict[str, Any]]:
             if name in POSITIONS or len(points) < 2 or points in seen:
                 continue
             seen.append(points)
+            is_part = name not in ("loss", "lr") and any(
+                {"loss", name} <= e.keys() for e in entries
+            )
             found.append(
                 {
                     "title": STAGES[stage],
                     "x": next(x for x in POSITIONS if x in entries[0]),
-                    "y": IN_WORDS.get(name, name.replace("_", " ")),
+                    "y": f"loss: {name}" if is_part else IN_WORDS.get(name, name.replace("_", " ")),
                     "points": _thinned(points),
                     "is_mean": len(points) > MOST_POINTS,
                 }
