@@ -209,13 +209,13 @@ def test_a_run_writes_it_at_its_end(root, tmp_path, monkeypatch, caplog):
     recipe = tiny.recipe(root, stages=["train_cam"])
     assert not (train(recipe, tmp_path / "run", report=False) / "report.html").exists()
     assert is_sealed(train(recipe, tmp_path / "run") / "report.html")
-    assert train(recipe, tmp_path / "run").is_dir()  # its own file is not in the way
+    assert train(recipe, tmp_path / "run").folder.is_dir()  # its own file is not in the way
 
     def fail(*_, **__):
         raise RuntimeError("no room")
 
     monkeypatch.setattr("weaktr.report.page.report_of", fail)
-    assert train(recipe, tmp_path / "run").is_dir()
+    assert train(recipe, tmp_path / "run").folder.is_dir()
     assert "no report: no room" in caplog.text
 
 
