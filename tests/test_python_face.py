@@ -356,3 +356,4 @@ def test_a_run_whose_photographs_have_gone_shows_its_scores(run, tmp_path):
     recipe.write_text(recipe.read_text().replace(root, str(tmp_path / "nowhere")))
     text = weaktr.api.TrainedRun(tmp_path / "run")._repr_html_()
     assert "<table>" in text and "data:image" not in text
+    assert "no pictures: root: expected a folder, got " in text
