@@ -131,6 +131,36 @@ def test_a_base_is_overlaid_group_by_group(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("base", "source", "options"),
+    [
+        ("demo", "folder", ({}, {})),
+        ("demo", "scenes", ({"count": 3000, "size": 64, "seed": 0}, {"count": 300})),
+        ("coco128_dinov2_s", "folder", ({}, {})),
+        ("coco128_dinov2_s", "coco14", ({"ids": 80}, {})),
+        ("voc12_deit_s", "folder", ({}, {})),
+        ("[voc12_deit_s, demo]", "voc12", ({}, {})),
+    ],
+)
+def test_options_of_the_base_go_with_its_source(tmp_path, base, source, options):
+    (tmp_path / "mine.yaml").write_text(f"base: {base}\ndata: {{source: {source}, root: mine}}\n")
+    data = load_recipe(tmp_path / "mine.yaml").data
+    assert (data.source, data.root, (data.options, data.val_options)) == (source, "mine", options)
+
+
+def test_options_stay_where_the_source_is_only_left_out(tmp_path):
+    (tmp_path / "one.yaml").write_text("data: {options: {cls_labels: x.npy}}\n")  # of voc12
+    (tmp_path / "two.yaml").write_text("base: one\ndata: {source: voc12, val_split: test}\n")
+    assert load_recipe(tmp_path / "two.yaml").data.options == {"cls_labels": "x.npy"}
+    (tmp_path / "three.yaml").write_text("base: demo\ndata: {options: {count: 5}}\n")
+    assert load_recipe(tmp_path / "three.yaml").data.options == {"count": 5}
+    (tmp_path / "four.yaml").write_text(
+        "base: demo\ndata: {source: folder, options: {exif: apply}}\n"
+    )
+    data = load_recipe(tmp_path / "four.yaml").data
+    assert (data.options, data.val_options) == ({"exif": "apply"}, {})
+
+
+@pytest.mark.parametrize(
     ("text", "complaint"),
     [
         ("base: mine\n", "itself based on mine"),

@@ -33,6 +33,7 @@ from weaktr.outputs import METRICS
 from weaktr.progress import shown_log
 from weaktr.recipes import load_recipe, with_settings
 from weaktr.refine import choose_refiners
+from weaktr.report.page import report_at_the_end
 from weaktr.stages.carried import Carried, carried
 from weaktr.stages.folders import Masks, Task, labelled, predicted
 from weaktr.stages.masked import masked_in
@@ -69,7 +70,11 @@ def load(path: str | Path, device: str = "auto") -> Model:
 
 
 def train(
-    recipe: str | Path | Recipe, run: str | Path | None = None, settings: Iterable[str] = ()
+    recipe: str | Path | Recipe,
+    run: str | Path | None = None,
+    settings: Iterable[str] = (),
+    *,
+    report: bool = True,
 ) -> TrainedRun:
     """Run all stages of a recipe, as ``weaktr-train`` does; continues where a run stopped.
 
@@ -79,10 +84,11 @@ def train(
         recipe: a recipe's name, its YAML file, or the recipe itself.
         run: folder of the results; None = ``runs/NAME``.
         settings: changes such as ``"train_cam.epochs=5"``, in a list.
+        report: also write ``report.html``, as ``weaktr report`` does.
 
     Returns:
         The run; its folder holds ``train_cam/model.safetensors``, ``label/masks``,
-        ``train_seg/model.safetensors``, ``predict/masks``, ``metrics.json``.
+        ``train_seg/model.safetensors``, ``predict/masks``, ``metrics.json``, ``report.html``.
 
     Raises:
         ValueError: no such recipe, an unknown setting, or what the check before the run found, all
@@ -99,6 +105,8 @@ def train(
     folder = Path("runs") / recipe.name if run is None else Path(run)
     with shown_log():
         run_recipe(recipe, folder)
+        if report:
+            report_at_the_end(folder)
     return TrainedRun(folder)
 
 

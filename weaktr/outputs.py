@@ -32,7 +32,7 @@ log = logging.getLogger("weaktr")
 
 #: What a run writes into its own folder, beside those of its stages.
 RECIPE, METRICS, PICTURES = "recipe.yaml", "metrics.json", "pictures"
-FEATURES = "features"
+FEATURES, REPORT, REPORT_FILES = "features", "report.html", "report_files"
 INPUTS, FINISHED, LOCK = "inputs.json", "finished.json", ".weaktr-lock"
 #: Facts in INPUTS on which no result depends.
 NOTES = ("source", "about")
@@ -222,8 +222,8 @@ def require_free_place(file: Path, option: str) -> None:
     """
     require_outside_results(file, option)
     folder = file.parent
-    is_own = file.name in (RECIPE, METRICS) and (folder / LOCK).exists()
-    if is_own or (folder.name == PICTURES and (folder.parent / LOCK).exists()):
+    is_own = file.name in (RECIPE, METRICS, REPORT) and (folder / LOCK).exists()
+    if is_own or (folder.name in (PICTURES, REPORT_FILES) and (folder.parent / LOCK).exists()):
         raise ValueError(f"{option} {file}: a run keeps its own there; choose another place")
 
 

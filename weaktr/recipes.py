@@ -1,9 +1,10 @@
 """Recipes: YAML and ``--set key=value`` -> `weaktr.config.Recipe`.
 
 A recipe file states only what differs from the defaults, or, with ``base: OTHER``, from another
-recipe. ``base`` may be a list of recipes, of which later ones override earlier ones. An unknown key
-is an error that names the nearest known one. Files hold JSON's values only: nothing in them is
-imported or run.
+recipe. ``base`` may be a list of recipes, of which later ones override earlier ones. Where a recipe
+names another ``data.source`` than its base, the base's ``options`` and ``val_options`` are dropped,
+since they are arguments of that source; splits and root stay. An unknown key is an error that names
+the nearest known one. Files hold JSON's values only: nothing in them is imported or run.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any, ClassVar, TypeVar, get_type_hints
 
 import yaml
 
-from weaktr.config import Recipe
+from weaktr.config import DataConfig, Recipe
 from weaktr.files import read_text
 from weaktr.messages import brief
 from weaktr.ranges import SHOWN, SettingsError, shown
@@ -27,6 +28,8 @@ T = TypeVar("T")
 
 #: The folder of the recipes that have a name (part of the package).
 RECIPES = Path(__file__).parent / "configs"
+#: Keys of `DataConfig` that mean something else, or nothing, for another source.
+OF_SOURCE = ("options", "val_options")
 #: In ``--set``, short for the weights of every model that has the recipe's backbone.
 MODEL_WEIGHTS = "model.weights"
 
@@ -204,13 +207,23 @@ def _read_tree(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def _over(kind: type, under: Mapping[str, Any], tree: Mapping[str, Any]) -> dict[str, Any]:
-    """`tree` over `under`: groups of settings are merged, any other value replaces the old one."""
+    """`tree` over `under`: groups of settings are merged, any other value replaces the old one.
+
+    Options of a data source are not merged into those of another one.
+    """
     hints = get_type_hints(kind)
     merged = dict(under)
+    if kind is DataConfig and tree.get("source", _source(under)) != _source(under):
+        merged = {key: value for key, value in under.items() if key not in OF_SOURCE}
     for key, value in tree.items():
         group = dataclasses.is_dataclass(hints[key]) and key in merged
         merged[key] = _over(hints[key], merged[key], value) if group else value
     return merged
+
+
+def _source(data: Mapping[str, Any]) -> Any:
+    """The data source of a tree of `DataConfig`."""
+    return data.get("source", DataConfig.source)
 
 
 def _models_of_the_backbone(recipe: Recipe) -> list[str]:

@@ -218,3 +218,21 @@ def test_soft_labels_stay_with_the_run(tmp_path, made):
     assert (tmp_path / "run" / "label" / "soft").is_dir()
     made(tmp_path, "label", tmp_path / "run", tmp_path / "out")
     assert not (tmp_path / "out" / "soft").exists()
+
+
+@pytest.mark.parametrize("folder", ["label", "label/masks", "predict"])
+def test_scores_take_the_classes_of_the_run(root, tmp_path, folder, caplog):
+    truth = root / "photos" / "masks"
+    out = tmp_path / "scores"
+    ended, text = said(cli.main, "eval", root / "run" / folder, truth, "--out", out)
+    assert ended == 0, text
+    assert f"classes of {root / 'run' / folder}: red, green, blue" in caplog.text
+    assert "green" in text
+
+
+def test_scores_take_the_classes_of_the_command(root, tmp_path, made):
+    made(root, "predict", root / "run", tmp_path / "out")
+    call = ("eval", tmp_path / "out", root / "photos" / "masks", "--out", tmp_path / "scores")
+    ended, text = said(cli.main, *call)
+    assert ended == 0, text
+    assert "green" in text

@@ -315,7 +315,7 @@ def test_only_ignored_truth(two):
     ("arguments", "told"),
     [
         ((), "--classes: expected voc12, coco14, coco80 or a file of names, or else --num-labels"),
-        (("--classes", "voc12", "--num-labels", 21), "or else --num-labels"),
+        (("--classes", "voc12", "--num-labels", 21), "expected one of the two, got both"),
         (("--classes", "vok"), "--classes: expected voc12, coco14, coco80 or a file, got 'vok'"),
         (("--num-labels", 1), "--num-labels: expected 2 to 255 with background, got 1"),
         (("--num-labels", 3, "--boundary", 2), "--boundary: expected a share of the diagonal"),

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
@@ -37,6 +38,7 @@ VIT = {"image_size": 32, "patch_size": 16}
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)  # whatever tests ran before
     segmenter = small.segmenter(
         "vit_tiny_patch16_224", 3, decoder="linear", **VIT,
         backbone_args={"embed_dim": 16, "depth": 1, "num_heads": 2},
@@ -562,3 +564,27 @@ def test_the_root_of_voc(tmp_path, models):
     call = arguments("predict", models, tmp_path / "VOC2012", tmp_path / "out")
     assert said(cli.main, *call)[0] == 0
     assert set(MaskFolder(tmp_path / "out").entries) == {"2007_000032"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_index_holds_the_confidence_of_each_label(command, models, tmp_path):
+    """That of the map that is written where it is asked for."""
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photo(photos / "a.png", 80, 60)
+    extra = {"label": ("--emit", "confidence"), "predict": ("--dump-scores",)}[command]
+    no_crf = ("--set", "crf=null")
+    call = arguments(command, models, with_labels(photos, "dog"), out, *extra, *no_crf)
+    assert said(cli.main, *call)[0] == 0
+    (entry,) = MaskFolder(out, verify=True).entries.values()
+    labels = MaskFolder(out).read("a")
+    if command == "label":
+        with Image.open(out / "confidence/a.png") as picture:
+            score_of = dict.fromkeys(range(3), np.asarray(picture) / 255)
+    else:
+        with np.load(out / "scores/a.npz") as stored:
+            score_of = dict(enumerate(stored[stored.files[0]].astype(np.float32)))
+    assert entry.confidence.keys() == entry.areas.keys() == {*entry.labels}
+    for label in entry.labels:
+        own = labels == label
+        assert entry.areas[label] == pytest.approx(own.mean(), abs=1e-6)
+        assert entry.confidence[label] == pytest.approx(score_of[label][own].mean(), abs=3e-3)

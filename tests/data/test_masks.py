@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from weaktr.contents import Contents
 from weaktr.data.classes import palette
 from weaktr.data.io import read_stored_labels
-from weaktr.data.masks import MaskEntry, MaskFolder, write_mask
+from weaktr.data.masks import MaskEntry, MaskFolder, RefinedMasks, write_mask
 
 MASK = np.array([[0, 1, 20], [255, 5, 0]], np.uint8)
 
@@ -107,3 +110,25 @@ def test_a_hard_link_to_an_index_stays_as_it_is(tmp_path):
     masks.add("c", MASK)
     assert backup.read_bytes() == before
     assert MaskFolder(tmp_path / "masks").entries.keys() == {"a", "b", "c"}
+
+
+def test_areas_and_confidence_are_noted_until_somebody_changes_the_mask(tmp_path):
+    masks = RefinedMasks(tmp_path, refined=True, contents=Contents())
+    plain, refined = np.zeros((2, 4), np.uint8), np.array([[0, 0, 3, 3], [0, 0, 0, 255]], np.uint8)
+    kinds = {"plain": plain, "refined": refined}
+    masks.record(masks.write("a", kinds.__getitem__, confidence={0: 0.75, 3: 0.5}))
+    again = RefinedMasks(tmp_path, refined=True, contents=Contents())
+    entry, before = again.masks.entries["a"], again.before.entries["a"]
+    assert entry.areas == {0: 0.625, 3: 0.25, 255: 0.125} and entry.confidence == {0: 0.75, 3: 0.5}
+    assert before.areas == {0: 1.0} and before.confidence is None
+    Image.fromarray(plain).save(again.masks.path("a"))
+    (entry,) = MaskFolder(tmp_path, verify=True).entries.values()
+    assert entry.labels == (0,) and entry.areas is None and entry.confidence is None
+
+
+def test_indices_of_older_versions_have_no_areas(tmp_path):
+    MaskFolder(tmp_path).add("a", np.zeros((2, 2), np.uint8))
+    row = json.loads((tmp_path / "index.jsonl").read_text())
+    del row["areas"]
+    (tmp_path / "index.jsonl").write_text(json.dumps(row) + "\n")
+    assert MaskFolder(tmp_path, verify=True).entries["a"].areas is None

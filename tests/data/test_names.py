@@ -22,6 +22,8 @@ from weaktr.data.problems import DataError
         ("my photo", {"my photo", "my"}, "my photo"),
         ("my photo.jpg", {"my photo", "my"}, "my photo"),
         ("my photo", {"my"}, None),
+        ("a.jpg and b.jpg", {"a.jpg and b"}, "a.jpg and b"),
+        ("a.jpg b.jpg", {"a.jpg b", "a"}, "a.jpg b"),
         ("2008_000123 -1", {"2008_000123"}, None),
         ("/JPEGImages/b.jpg /SegmentationClassAug/b.png", {"b"}, "b"),
         ("/JPEGImages/b.jpg /SegmentationClassAug/b.png", {"b", "JPEGImages/b"}, "JPEGImages/b"),

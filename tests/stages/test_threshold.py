@@ -213,10 +213,10 @@ def test_stability_is_written_and_its_calibration_printed(run, root, tmp_path):
     code, text = said(
         cli.main, "label", model, root / "images", "--labels", root / "labels.csv", "--out", out,
         "--set", "scales=[1.0]", "--set", "crf=none", "--emit", "confidence",
-        "--set", "confidence=stability",
+        "--set", "confidence=stability", "--set", "threshold=0.4",
     )  # fmt: skip
     assert code == 0, text
-    settings = LabelConfig(scales=(1.0,), crf=None)
+    settings = replace(run.recipe.label, scales=(1.0,), crf=None, threshold=0.4)
     source, calibration = CamsOfModel(run.cam_model(), settings, with_views=True), Calibration()
     for sample in run.score:
         (result,) = label_maps(

@@ -21,8 +21,22 @@ from typing import Any, NoReturn, Protocol
 
 from rich.text import Text
 
-from weaktr.cli import data, env, eval, export, import_checkpoint, label, predict, show, train
-from weaktr.cli.common import FAILED, INTERRUPTED, WRONG_INPUT
+from weaktr import __version__
+from weaktr.cli import (
+    data,
+    env,
+    eval,
+    export,
+    export_masks,
+    import_checkpoint,
+    init,
+    label,
+    predict,
+    report,
+    show,
+    train,
+)
+from weaktr.cli.common import FAILED, INTERRUPTED, WRONG_INPUT, add_debug
 from weaktr.cli.memory import keep_freed_memory
 from weaktr.files import WRONG_PATHS
 from weaktr.messages import printable
@@ -53,15 +67,18 @@ class Command(Protocol):
 
 
 COMMANDS: dict[str, Command] = {
+    "init": init,
     "train": train,
     "label": label,
     "predict": predict,
     "eval": eval,
     "import": import_checkpoint,
     "export": export,
+    "export-masks": export_masks,
     "data": data,
     "env": env,
     "show": show,
+    "report": report,
 }
 
 
@@ -110,6 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Weakly-supervised semantic segmentation with plain vision transformers.",
         epilog=EXIT_CODES,
     )
+    _add_version(parser)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         subparser = subparsers.add_parser(
@@ -120,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         command.add_arguments(subparser)
-        _add_debug(subparser)
+        add_debug(subparser)
     arguments = parser.parse_args(argv)
     return _run(COMMANDS[arguments.command].run, arguments)
 
@@ -133,13 +151,14 @@ def train_main(argv: Sequence[str] | None = None) -> int:
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    _add_version(parser)
     train.add_arguments(parser)
-    _add_debug(parser)
+    add_debug(parser)
     return _run(train.run, parser.parse_args(argv))
 
 
-def _add_debug(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--debug", action="store_true", help="show tracebacks and debug messages")
+def _add_version(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--version", action="version", version=f"weaktr {__version__}")
 
 
 def _run(command: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:

@@ -19,6 +19,13 @@ if TYPE_CHECKING:
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
 
 
+def add_debug(parser: argparse.ArgumentParser, default: object = False) -> None:
+    """``--debug``; `default` ``argparse.SUPPRESS`` where a parser above has it too."""
+    parser.add_argument(
+        "--debug", action="store_true", default=default, help="show tracebacks and debug messages"
+    )
+
+
 def add_set(parser: argparse.ArgumentParser, what: str) -> None:
     """``--set KEY=VALUE``, a change of one of `what`."""
     parser.add_argument(

@@ -14,7 +14,7 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from weaktr.cli.common import check_files
+from weaktr.cli.common import add_debug, check_files
 from weaktr.files import WRONG_PATHS
 from weaktr.progress import console, log
 from weaktr.recipes import apply_setting
@@ -28,59 +28,123 @@ if TYPE_CHECKING:
 HELP = """\
 Prepare a data set, or look at it before training on it.
 
-  check   reads every file and lists all faults at once, with file and line (of one kind the
-          first 20 and the number of all)
-  stats   counts images, labels, sizes
-  write   writes the manifest as JSON
-  masks   draws the true masks of a COCO instances JSON
-  prepare downloads (or finds), unpacks and completes VOC 2012 or COCO 2014, and says
-          what is missing; goes on where it was interrupted
+examples:
+  weaktr data prepare voc12 --root data --download
+  weaktr data check folder photos/
+  weaktr data stats voc12 VOCdevkit/VOC2012 --split train_aug
+
+`weaktr data ACTION --help` says what an action takes.
+"""
+#: Action -> its help; the first line also stands in the list of actions.
+ACTIONS = {
+    "check": """\
+List all faults of a data set at once, with file and line.
+
+Every file is read. Of one kind of fault the first 20 are listed and the others counted. The exit
+code is 1 if there is an error, 0 if there are at most warnings.
+
+examples:
+  weaktr data check folder photos/
+  weaktr data check voc12 VOCdevkit/VOC2012 --split train_aug
+  weaktr data check coco14 MSCOCO --split train --option ids=80
+""",
+    "stats": """\
+Count images, labels, sizes and the images of each class.
+
+example:
+  weaktr data stats folder photos/ --split train
+""",
+    "write": """\
+Write a data set's manifest as JSON, which `data.source: manifest` of a recipe reads.
+
+example:
+  weaktr data write folder photos/ --split train --out train.json
+""",
+    "masks": """\
+Draw the true masks of a COCO instances JSON.
+
+example:
+  weaktr data masks coco14 annotations/instances_val2014.json --out masks/ --option ids=80
+""",
+    "prepare": """\
+Download (or find), unpack and complete VOC 2012 or COCO 2014, and say what is missing.
+
+It goes on where it was interrupted.
 
 examples:
   weaktr data prepare voc12 --root data --download
   weaktr data prepare coco14 --root data/coco --archives /mnt/zips --coco-ids 90
-  weaktr data check voc12 VOCdevkit/VOC2012 --split train_aug
-  weaktr data check coco14 MSCOCO --split train --option ids=80
-  weaktr data stats folder photos/
-  weaktr data masks coco14 annotations/instances_val2014.json --out masks/ --option ids=80
-"""
+""",
+}
 _STYLES = {"error": "bold red", "warning": "yellow"}
 #: Splits that a data set may have; `check` compares them.
 SPLITS = ("train", "train_aug", "val", "test")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("action", choices=("check", "stats", "write", "masks", "prepare"))
-    parser.add_argument("source", help="voc12, coco14, folder, images, scenes, manifest")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for action, text in ACTIONS.items():
+        own = actions.add_parser(
+            action,
+            help=text.splitlines()[0],
+            description=text,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if action == "prepare":
+            _add_to_prepare(own)
+        else:
+            _add_to_read(own, action)
+        add_debug(own, argparse.SUPPRESS)
+
+
+def _add_to_prepare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", choices=("voc12", "coco14"))
+    _add_root(parser, "where the data set is, or is to be")
     parser.add_argument(
-        "folder", type=Path, nargs="?", help="the data set's folder (manifest: the JSON)"
+        "--download", action="store_true", help="get what is missing from the official addresses"
     )
-    parser.add_argument("--root", type=Path, metavar="DIR", help="the same, by name")
-    parser.add_argument("--split", default="train")
+    parser.add_argument(
+        "--archives", type=Path, metavar="DIR", help="further folder with downloaded archives"
+    )
+    parser.add_argument(
+        "--sbd",
+        type=Path,
+        help="of VOC: SegmentationClassAug (folder, zip) or SBD (benchmark.tgz, folder)",
+    )
+    parser.add_argument(
+        "--cls-labels", type=Path, metavar="FILE", help="cls_labels.npy (default: XML or JSON)"
+    )
+    parser.add_argument(
+        "--coco-ids", type=int, choices=(80, 90), help="of COCO: class numbering (default 90)"
+    )
+
+
+def _add_to_read(parser: argparse.ArgumentParser, action: str) -> None:
+    """Arguments of an action that reads a data set."""
+    if action == "masks":
+        parser.add_argument("source", choices=("coco14",))
+        _add_root(parser, "the instances JSON")
+        parser.add_argument("--out", type=Path, required=True, help="folder of the masks")
+        options = "ids (90, 80, json) or images (folder of the photographs)"
+    else:
+        parser.add_argument("source", help="voc12, coco14, folder, images, scenes, manifest")
+        _add_root(parser, "the data set's folder (manifest: the JSON)")
+        parser.add_argument("--split", default="train", help="default: train")
+        options = "further argument of the source, such as ids=80"
+    if action == "write":
+        parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the JSON")
     parser.add_argument(
         "--option",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="further argument of the source, such as ids=80; may be repeated",
+        help=f"{options}; may be repeated",
     )
-    parser.add_argument("--out", type=Path, help="write: the JSON; masks: the folder")
-    group = parser.add_argument_group("prepare")
-    group.add_argument(
-        "--download", action="store_true", help="get what is missing from the official addresses"
-    )
-    group.add_argument(
-        "--archives", type=Path, metavar="DIR", help="further folder with downloaded archives"
-    )
-    group.add_argument(
-        "--sbd", type=Path, help="SegmentationClassAug (folder, zip) or SBD (benchmark.tgz, folder)"
-    )
-    group.add_argument(
-        "--cls-labels", type=Path, metavar="FILE", help="cls_labels.npy (default: XML or JSON)"
-    )
-    group.add_argument(
-        "--coco-ids", type=int, choices=(80, 90), help="class numbering of COCO (default 90)"
-    )
+
+
+def _add_root(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("folder", type=Path, nargs="?", help=what)
+    parser.add_argument("--root", type=Path, metavar="DIR", help="the same, by name")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -103,8 +167,6 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.action == "stats":
         run_stats(manifest, console)
         return 0
-    if arguments.out is None:
-        raise ValueError("--out: data write needs the JSON file to write")
     check_files({"--out": arguments.out})
     place = arguments.out.resolve()
     inside = arguments.source == "folder" and place.is_relative_to(root.resolve())
@@ -127,8 +189,6 @@ def _draw(arguments: argparse.Namespace, json_file: Path, options: dict[str, Any
     from weaktr.data.sources.coco14 import photographs_of
 
     out = arguments.out
-    if arguments.source != "coco14" or out is None:
-        raise ValueError("data masks: expected coco14 INSTANCES.json --out FOLDER")
     if unknown := options.keys() - {"ids", "images"}:
         raise ValueError(f"--option: data masks takes ids and images, got {min(unknown)}")
     if not isinstance(options.get("images", ""), str):
@@ -149,6 +209,7 @@ def _check(source: str, root: Path, split: str, options: dict[str, Any]) -> int:
     """Check a split of a data set; the splits beside it are looked at for common images."""
     from weaktr import data
     from weaktr.data.problems import Findings, Problem
+    from weaktr.data.sources.folder import PART, family
 
     found = Findings()
     if source == "manifest":
@@ -160,7 +221,7 @@ def _check(source: str, root: Path, split: str, options: dict[str, Any]) -> int:
         return run_check(manifest, console, problems=found, others=others)
     manifest = data.load_manifest(source, root, split, problems=found, **options)
     others = []
-    for name in SPLITS:
+    for name in family(split) if split.endswith(PART) else SPLITS:
         if name != split and _has_split(source, root, name, options):
             try:
                 others.append(data.load_manifest(source, root, name, problems=[], **options))
@@ -332,10 +393,8 @@ def _prepare(source: str, root: Path, options: argparse.Namespace) -> int:
         elif source == "coco14" and options.sbd is None:
             prepared = prepare_coco14(root, coco_ids=options.coco_ids or 90, **common)
         else:
-            raise ValueError(
-                f"data prepare: expected voc12 (without --coco-ids) or coco14 (without --sbd), "
-                f"got {source!r}"
-            )
+            option = "--coco-ids" if source == "voc12" else "--sbd"
+            raise ValueError(f"data prepare: {source} takes no {option}")
     except OSError as error:
         kind = ValueError if isinstance(error, WRONG_PATHS) else OSError
         raise kind(f"{error}; what is done so far stays, start again to go on") from error

@@ -30,7 +30,7 @@ Writes OUT/metrics.json and OUT/classes.png; docs/evaluation.md explains every n
 examples:
   weaktr eval predictions VOCdevkit/VOC2012/SegmentationClassAug --classes voc12 \\
       --names VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt
-  weaktr eval runs/voc/predict VOCdevkit/VOC2012/SegmentationClassAug --classes voc12
+  weaktr eval runs/voc/predict VOCdevkit/VOC2012/SegmentationClassAug
   weaktr eval theirs/ truth/ --num-labels 21 --made-with scales=1 flip=no crf=none ensemble=-
   weaktr eval labels/cams truth/ --classes voc12 --thresholds 0.2:0.6:0.01
 """
@@ -47,7 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("truth", type=Path, metavar="TRUTH", help="folder of true masks")
     parser.add_argument(
         "--classes",
-        help=f"{', '.join(KNOWN)} (true masks hold COCO's ids 1..90), or a file with a name a line",
+        help=f"{', '.join(KNOWN)} (true masks hold COCO's ids 1..90), or a file with a name a line "
+        "(default: those of the run or command that made the masks)",
     )
     parser.add_argument("--num-labels", type=int, help="in place of --classes; VOC: 21")
     parser.add_argument("--names", type=Path, help="the split's images, a name or path a line")
@@ -162,15 +163,23 @@ def _truth(arguments: argparse.Namespace) -> Truth:
     """The true masks that --classes, --num-labels and --names describe."""
     from weaktr.data import COCO80, COCO90, VOC, Classes, read_names
     from weaktr.data.names import class_list
-    from weaktr.evaluation.folders import Truth
+    from weaktr.evaluation.folders import Truth, stage_folder
+    from weaktr.stages.masked import noted_classes
 
     known = {"voc12": VOC, "coco14": COCO90, "coco80": COCO80}
     given, num_labels = arguments.classes, arguments.num_labels
-    if (given is None) == (num_labels is None):
-        raise ValueError(
-            f"--classes: expected {', '.join(KNOWN)} or a file of names, or else --num-labels"
-        )
-    if num_labels is not None:
+    if given is not None and num_labels is not None:
+        raise ValueError("--classes, --num-labels: expected one of the two, got both")
+    if given is None and num_labels is None:
+        noted = noted_classes(stage_folder(arguments.masks))
+        if noted is None:
+            raise ValueError(
+                f"--classes: expected {', '.join(KNOWN)} or a file of names, or else --num-labels: "
+                f"{arguments.masks} does not say what its classes are called"
+            )
+        classes = noted
+        log.info("classes of %s: %s", arguments.masks, few(classes.names))
+    elif num_labels is not None:
         if not 2 <= num_labels <= 255:
             raise ValueError(f"--num-labels: expected 2 to 255 with background, got {num_labels}")
         classes = Classes(tuple(f"label {label}" for label in range(1, num_labels)))

@@ -78,6 +78,7 @@ def show_run(run: Run, *, count: int = 5, names: Sequence[str] = ()) -> tuple[li
     Raises:
         ValueError: a name that no split has; `count` is not 1 to `MOST_IMAGES`.
     """
+    from weaktr.data.names import known_names
     from weaktr.evaluation.pictures import draw
     from weaktr.stages.run import MODEL
 
@@ -87,6 +88,7 @@ def show_run(run: Run, *, count: int = 5, names: Sequence[str] = ()) -> tuple[li
     splits = [split for split in (run.score, run.predicted) if split is not None]
     manifests = list({manifest.split: manifest for manifest in splits}.values())
     known = {sample.name for manifest in manifests for sample in manifest.samples}
+    names = known_names(names, known)
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"names: expected samples of the run's splits, got {unknown}")
     model = run.cam_model() if (run.of("train_cam") / MODEL).is_file() else None

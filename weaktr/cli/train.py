@@ -65,6 +65,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--check", action="store_true", help="check the recipe, its data and weights, and stop"
     )
+    parser.add_argument(
+        "--no-report", action="store_true", help="do not write RUN/report.html at the end"
+    )
     parser.add_argument("--print", action="store_true", help="print the whole recipe and stop")
 
 
@@ -79,6 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.print:
         sys.stdout.write(dump_recipe(recipe))
         return 0
+    from weaktr.report.page import report_at_the_end
     from weaktr.stages.pipeline import check_recipe, run_recipe
 
     folder = arguments.out or Path("runs") / recipe.name
@@ -95,6 +99,8 @@ def run(arguments: argparse.Namespace) -> int:
         return show_check(recipe.name, parts, time.monotonic() - started)
     left_out = run_recipe(recipe, folder, **chosen)
     log.info("results: %s, numbers: %s", folder, folder / "metrics.json")
+    if not arguments.no_report:
+        report_at_the_end(folder)
     if left_out:
         log.warning("images were left out (see above); start again to try them")
     return FAILED if left_out else 0

@@ -28,6 +28,8 @@ from weaktr.data.problems import DataError, Problem
 _SEPARATOR = re.compile("[;|]")
 #: The first cell of a CSV and what parts it from the next.
 _FIRST_CELL = re.compile(r'\s*"?image"?[ ]*([,;\t])')
+#: What may part the columns of a table -> its name. Of several in a line the first counts.
+SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "|", ":": ":", " ": "a blank"}
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ def _read_csv(path: Path, faults: list[Problem]) -> LabelFile:
     header = [cell.strip() for cell in lines[0][1]] if lines else []
     if header[:1] != ["image"] or len(header) < 2 or ("labels" in header and len(header) != 2):
         message = f"expected the header image,labels or image,<class>,<class>,..., got {header[:9]}"
+        message += _separator_hint(text)
         raise DataError(Problem(str(path), f"{path}:1", message))
     if not all(header):
         message = f"expected a name for every column, got none for column {header.index('') + 1}"
@@ -101,11 +104,7 @@ def _read_csv(path: Path, faults: list[Problem]) -> LabelFile:
         if values == header:
             faults.append(Problem(str(path), source, "the header stands here a second time"))
         elif len(values) != len(header):
-            message = f"expected {len(header)} columns, got {len(values)}"
-            if not columns and len(values) > 2:
-                message += "; part several labels by ; or |" + (
-                    "" if delimiter == "," else f" in quotes, since {delimiter!r} parts the columns"
-                )
+            message = _wrong_count(values, len(header), bool(columns), delimiter)
             faults.append(Problem(str(path), source, message, kind="number of columns"))
         elif not columns:
             labels = (label.strip() for label in _SEPARATOR.split(values[1]))
@@ -118,6 +117,40 @@ def _read_csv(path: Path, faults: list[Problem]) -> LabelFile:
             shown = tuple(name for name, value in pairs if flag(value))
             rows.append(Row(cells[0], shown, source))
     return LabelFile(path, rows, columns)
+
+
+def _wrong_count(values: Sequence[str], expected: int, has_flags: bool, delimiter: str) -> str:
+    """The message about a line that has not the header's number of columns."""
+    message = f"expected {expected} columns, got {len(values)}"
+    other = separator_of(values[0]) if len(values) == 1 else None
+    if other not in (None, " ", ":"):
+        return (
+            f"{message}: {SEPARATORS[other]} parts them here, {SEPARATORS[delimiter]} in the header"
+        )
+    if has_flags or len(values) <= 2:
+        return message
+    quotes = "" if delimiter == "," else f" in quotes, since {delimiter!r} parts the columns"
+    return f"{message}; part several labels by ; or |{quotes}"
+
+
+def _separator_hint(text: str) -> str:
+    """What to do about columns that something else parts than a comma, a semicolon or a tab."""
+    found = separator_of(text)
+    if found in (None, ",", ";", "\t"):
+        return ""
+    return (
+        f"; its columns seem to be parted by {SEPARATORS[found]}: expected a comma, a semicolon or "
+        "a tab; save it with one of these"
+    )
+
+
+def separator_of(text: str) -> str | None:
+    """What parts the columns in the first line of a table: one of `SEPARATORS`; None = nothing.
+
+    What stands in quotes does not count.
+    """
+    line = re.sub('"[^"]*"', "", text.lstrip().partition("\n")[0].strip())
+    return next((separator for separator in SEPARATORS if separator in line), None)
 
 
 def _require_flags(

@@ -54,13 +54,18 @@ def write_mask(path: Path, labels: np.ndarray, *, durable: bool = True) -> str:
     Raises:
         ValueError: `labels` is not uint8 [H, W].
     """
+    content = png_of(labels)
+    write_bytes(path, content, durable=durable)
+    return hashlib.sha256(content).hexdigest()
+
+
+def png_of(labels: np.ndarray) -> bytes:
+    """Labels uint8 [H, W] as the PNG that `write_mask` writes."""
     if labels.dtype != np.uint8 or labels.ndim != 2:
         raise ValueError(f"labels: expected uint8 [H, W], got {labels.dtype} {labels.shape}")
     picture = Image.fromarray(labels)
     picture.putpalette(palette().tobytes())
-    content = png_bytes(picture)
-    write_bytes(path, content, durable=durable)
-    return hashlib.sha256(content).hexdigest()
+    return png_bytes(picture)
 
 
 def png_bytes(picture: Image.Image) -> bytes:
@@ -85,6 +90,10 @@ class MaskEntry:
         predicted: label -> probability, where no image-level labels were given.
         exif: see `Photograph`.
         given: the class indices that were given; None = none were, or they do not matter.
+        areas: label -> its share of the pixels; None = somebody has changed the mask, or an older
+            version did not note them.
+        confidence: label -> mean over its pixels of the score that the model gave it before
+            refinement; None as of `areas`, and of the masks before refinement.
         inputs: SHA-256 of the files from which it was made, the photograph first; None = an older
             version did not note them.
     """
@@ -98,6 +107,8 @@ class MaskEntry:
     predicted: dict[int, float] | None = None
     exif: str | None = None
     given: tuple[int, ...] | None = None
+    areas: dict[int, float] | None = None
+    confidence: dict[int, float] | None = None
     inputs: tuple[str, ...] | None = None
 
     def line(self) -> str:
@@ -172,7 +183,8 @@ class MaskFolder:
         """
         digest = write_mask(self.folder / _file_of(name), labels, durable=False)
         size = (labels.shape[0], labels.shape[1])
-        return MaskEntry(name, _file_of(name), digest, size, _occurring(labels), **facts)
+        areas = areas_of(labels)
+        return MaskEntry(name, _file_of(name), digest, size, tuple(areas), areas=areas, **facts)
 
     def record(self, entry: MaskEntry) -> None:
         """Add the line of a mask that was written, or of an image that has none.
@@ -254,7 +266,8 @@ class MaskFolder:
                     return None
                 self.unusable[entry.name] = str(error)
                 return replace(entry, sha256=digest)
-            return replace(entry, sha256=digest, labels=_occurring(labels.astype(np.uint8)))
+            occurring = tuple(areas_of(labels.astype(np.uint8)))
+            return replace(entry, sha256=digest, labels=occurring, areas=None, confidence=None)
 
         before, self.entries = self.entries, {}
         for entry in ordered_map(check, before.values()):
@@ -345,7 +358,11 @@ class RefinedMasks:
         return next(filter(None, found), None)
 
     def write(
-        self, name: str, mask_of: Callable[[str], np.ndarray], **facts: Any
+        self,
+        name: str,
+        mask_of: Callable[[str], np.ndarray],
+        confidence: dict[int, float] | None = None,
+        **facts: Any,
     ) -> list[MaskEntry]:
         """Write one image's masks without their lines; may be called in several threads.
 
@@ -353,10 +370,12 @@ class RefinedMasks:
             name: of the sample.
             mask_of: gives the masks before ("plain") and after refinement ("refined"), uint8
                 [H, W]; asked only for those that are stored.
+            confidence: of the mask after refinement.
             facts: further fields of their `MaskEntry`.
         """
         before = [] if self.before is None else [self.before.write(name, mask_of("plain"), **facts)]
-        return [*before, self.masks.write(name, mask_of("refined"), **facts)]
+        refined = self.masks.write(name, mask_of("refined"), confidence=confidence, **facts)
+        return [*before, refined]
 
     def record(self, entries: Sequence[MaskEntry]) -> None:
         """Add an image's lines: of its masks in the order of `write`, or that it has none."""
@@ -375,12 +394,16 @@ class RefinedMasks:
         return [self.masks] if self.before is None else [self.before, self.masks]
 
 
-def _occurring(labels: np.ndarray) -> tuple[int, ...]:
-    """The values in uint8 [H, W], ascending; in pieces, since NumPy counts in 64 bits."""
+def areas_of(labels: np.ndarray) -> dict[int, float]:
+    """The values in uint8 [H, W], ascending, and the share of the pixels that each has.
+
+    Counted in pieces, since NumPy counts in 64 bits.
+    """
     values, count = labels.ravel(), np.zeros(256, np.int64)
     for first in range(0, len(values), PIECE):
         count += np.bincount(values[first : first + PIECE], minlength=256)
-    return tuple(np.flatnonzero(count).tolist())
+    shares = count / max(1, len(values))
+    return {label: round(float(shares[label]), 6) for label in np.flatnonzero(count).tolist()}
 
 
 def files_of_others(folder: Path, names: Container[str]) -> Iterator[Path]:
@@ -441,8 +464,9 @@ def _entry(row: dict[str, Any]) -> MaskEntry:
             row[key] = tuple(map(operator.index, row[key]))
     if "inputs" in row:
         row["inputs"] = tuple(row["inputs"])
-    if "predicted" in row:  # JSON's keys are strings
-        row["predicted"] = {int(label): float(share) for label, share in row["predicted"].items()}
+    for key in ("predicted", "areas", "confidence"):
+        if key in row:  # JSON's keys are strings
+            row[key] = {int(label): float(share) for label, share in row[key].items()}
     entry = MaskEntry(**row)
     if not isinstance(entry.name, str) or not is_inside(entry.name):
         raise ValueError(f"expected the name of a sample, got {brief(entry.name)}")

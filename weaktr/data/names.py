@@ -46,13 +46,16 @@ def read_names(path: Path) -> list[str]:
 def readings(line: str) -> Iterator[str]:
     """The names that a line of a list may mean, the line itself first.
 
-    Others come from a line with the path of an image, or with those of an image and its mask (as in
-    the lists of psa, ``/JPEGImages/2007_000032.jpg /SegmentationClassAug/2007_000032.png``): the
-    image's path without suffix, then without its first folder, and so on. Backslashes part folders.
+    Others come from a line with the path of an image, which may hold blanks, or with those of an
+    image and its mask (as in the lists of psa, ``/JPEGImages/2007_000032.jpg
+    /SegmentationClassAug/2007_000032.png``): the image's path without suffix, then without its
+    first folder, and so on. Backslashes part folders.
     """
     yield line
     words = line.split()
     is_pair = len(words) == 2 and all(map(_is_image, words))
+    if is_pair:  # or one image with a blank in its name
+        yield str(PurePosixPath(line.replace("\\", "/")).with_suffix(""))
     path = (words[0] if is_pair else line).replace("\\", "/")
     if not _is_image(path):
         yield path

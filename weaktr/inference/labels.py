@@ -10,7 +10,14 @@ from torch import Tensor
 
 from weaktr.config import ConfidenceKind, LabelConfig
 from weaktr.inference.cams import CamInputs, Cams, CamSource
-from weaktr.inference.results import FINITE, LabelMaps, hand_over, is_finite
+from weaktr.inference.results import (
+    FINITE,
+    MEAN_SCORES,
+    LabelMaps,
+    hand_over,
+    is_finite,
+    mean_scores,
+)
 from weaktr.inference.soft_labels import Softening, soft_labels
 from weaktr.inference.threshold import THRESHOLDS, best_threshold, fisher_curve
 from weaktr.inference.timeline import Steps, Timeline
@@ -210,7 +217,13 @@ def label_maps(
     ]
     files = []
     for index, (cams, before, after) in enumerate(zip(all_cams, plain, refined, strict=True)):
-        own = {"plain": before.labels, "refined": after.labels, FINITE: finite[index]}
+        assert before.scores is not None
+        own = {
+            "plain": before.labels,
+            "refined": after.labels,
+            FINITE: finite[index],
+            MEAN_SCORES: mean_scores(after.labels, before.scores),
+        }
         sure = confidences[index]
         if "confidence" in emit and sure is not None:
             own["confidence"] = sure

@@ -21,7 +21,14 @@ from weaktr.inference.probabilities import (
     probabilities,
     seg_inputs,
 )
-from weaktr.inference.results import FINITE, LabelMaps, hand_over, is_finite
+from weaktr.inference.results import (
+    FINITE,
+    MEAN_SCORES,
+    LabelMaps,
+    hand_over,
+    is_finite,
+    mean_scores,
+)
 from weaktr.inference.timeline import Steps, Timeline
 from weaktr.models import Segmenter
 from weaktr.ops.upload import upload
@@ -122,8 +129,13 @@ class Predictor:
                     ]
                 refined = refined_labels(self.refiners, images, given)
         maps = [
-            {"plain": before, "refined": after, FINITE: is_finite(highest)}
-            for before, after, highest in zip(plain, refined, best, strict=True)
+            {
+                "plain": before,
+                "refined": after,
+                FINITE: is_finite(highest),
+                MEAN_SCORES: mean_scores(after, own),
+            }
+            for before, after, highest, own in zip(plain, refined, best, scores, strict=True)
         ]
         if "scores" in emit:
             maps = [own | {"scores": one} for own, one in zip(maps, scores, strict=True)]

@@ -13,8 +13,9 @@ from weaktr.data import DataError, Problem, Sample
 from weaktr.data.photographs import Photograph, enlarged
 from weaktr.inference.transfer import Download
 
-#: The map that says whether all scores behind the others are numbers (`is_finite`).
-FINITE = "finite"
+#: The map that says whether all scores behind the others are numbers (`is_finite`), and the one of
+#: `mean_scores`.
+FINITE, MEAN_SCORES = "finite", "mean_scores"
 
 
 class LabelMaps(NamedTuple):
@@ -60,15 +61,50 @@ class LabelMaps(NamedTuple):
         Raises:
             DataError: see `arrays`.
         """
+        return enlarged(self._labels()[self.arrays()[kind]], self.photograph.size)
+
+    def confidence(self) -> dict[int, float] | None:
+        """Label -> mean score of its pixels in the refined mask; None = they are not known.
+
+        Raises:
+            DataError: see `arrays`.
+        """
+        means = self.arrays().get(MEAN_SCORES)
+        if means is None:
+            return None
+        labels = self._labels()
+        return {int(labels[i]): float(means[i]) for i in np.flatnonzero(~np.isnan(means))}
+
+    def _labels(self) -> np.ndarray:
+        """What the values of its maps are in the file, uint8 [256]."""
         values = np.arange(256, dtype=np.uint8)
         if self.classes is not None:
             values[1 : len(self.classes) + 1] = np.array(self.classes, np.uint8) + 1
-        return enlarged(values[self.arrays()[kind]], self.photograph.size)
+        return values
 
 
 def is_finite(scores: Tensor) -> Tensor:
     """Whether all are numbers, as uint8 [] on their device, which the host does not wait for."""
     return scores.isfinite().all().to(torch.uint8)
+
+
+def mean_scores(labels: Tensor, scores: Tensor) -> Tensor:
+    """The mean score that the pixels of each label have for it; the host does not wait.
+
+    Args:
+        labels: uint8 [h, w], 0..L-1; other values, such as 255, are left out.
+        scores: float [L, h, w] on the same device.
+
+    Returns:
+        float32 [L] on their device; NaN of a label that does not occur.
+    """
+    count = len(scores)
+    values = labels.flatten().long()
+    own = scores.flatten(1).gather(0, values.clamp_max(count - 1)[None])[0].double()
+    bins = values.clamp_max(count)  # the last one gets what is no label
+    sums = own.new_zeros(count + 1).scatter_add_(0, bins, own)
+    pixels = own.new_zeros(count + 1).scatter_add_(0, bins, torch.ones_like(own))
+    return (sums / pixels)[:count].float()
 
 
 def hand_over(

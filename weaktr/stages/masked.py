@@ -13,7 +13,7 @@ from typing import Any
 from weaktr.contents import Contents
 from weaktr.data import Classes, Manifest, Sample, unlabelled
 from weaktr.data.masks import MaskFolder
-from weaktr.outputs import RECIPE, read_inputs
+from weaktr.outputs import INPUTS, RECIPE, read_inputs
 from weaktr.recipes import load_recipe
 from weaktr.stages.run import Run
 
@@ -65,6 +65,29 @@ def masked_in(folder: Path) -> list[Masked]:
             f"{older}"
         )
     return [_of_command(folder, about)]
+
+
+def noted_classes(folder: Path) -> Classes | None:
+    """The classes of masks or CAMs in a folder, as what made them noted in it; None = it did not.
+
+    Args:
+        folder: of a stage in a run, or ``--out`` of a command.
+
+    Raises:
+        ValueError: the note is damaged.
+    """
+    stored = read_inputs(folder) or {}
+    about, of_stage = stored.get("about"), stored.get("classes")
+    names = about.get("classes") if isinstance(about, dict) else None
+    if names is None and isinstance(of_stage, list) and of_stage:
+        names = of_stage[0]  # of each split of the stage; they are the same
+    if names is None:
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(
+            f"{folder}: {INPUTS}: classes: expected a list of names, got {names!r:.60}"
+        )
+    return Classes(tuple(names))
 
 
 def _of_stage(run: Run, maker: str) -> Masked:

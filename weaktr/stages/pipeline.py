@@ -10,6 +10,7 @@
     RUN/STAGE/finished.json   the same fingerprint; written last
     RUN/metrics.json      the scores in one flat table
     RUN/pictures/         the pictures of `weaktr show`
+    RUN/report.html       the page of `weaktr report`, also at the end of a run
     RUN/features/         what a frozen backbone gave for the photographs (`CacheConfig`)
 
 A stage runs again only if its inputs have changed: its settings, the seed, the content of its
@@ -21,7 +22,9 @@ instead where only images have changed, with those images.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 from weaktr.config import Recipe
@@ -33,6 +36,7 @@ from weaktr.stages.evaluate import EVALUATE
 from weaktr.stages.inputs import Inputs, inputs_of
 from weaktr.stages.keys import whole_keys
 from weaktr.stages.label import LABEL
+from weaktr.stages.machine import machine_facts
 from weaktr.stages.plan import plan
 from weaktr.stages.predict import PREDICT
 from weaktr.stages.run import MODEL, Run, Stage, model_digest, result_of
@@ -166,6 +170,7 @@ def run_stage(stage: Stage, run: Run, *, force: bool = False) -> int:
             log.warning("%s: %d masks that cannot be used were left out", stage.name, left_out)
         return int(left_out)
     place = places.begin(folder, inputs, force=force)
+    started = time.monotonic()
     with timed(stage.name), whole_keys(stage.settings[::-1]):  # its own come before its model's
         left_out = stage.work(run, place)
     mark_finished(
@@ -175,6 +180,9 @@ def run_stage(stage: Stage, run: Run, *, force: bool = False) -> int:
         result=stage.result(run, place),
         files=places.digests_of(place, run.contents),
         left_out=left_out,
+        seconds=round(time.monotonic() - started, 1),  # of this start, where there were several
+        finished_at=datetime.now().astimezone().isoformat(timespec="seconds"),
+        machine=machine_facts(run.device),
     )
     (place / STATE).unlink(missing_ok=True)
     places.write_table(run, place)

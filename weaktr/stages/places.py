@@ -26,6 +26,8 @@ from weaktr.outputs import (
     METRICS,
     PICTURES,
     RECIPE,
+    REPORT,
+    REPORT_FILES,
     claimed,
     clear_unfinished,
     read_inputs,
@@ -42,8 +44,8 @@ from weaktr.training.state import STATE
 log = logging.getLogger("weaktr")
 
 #: What a run writes into its folder beside the folders of its stages.
-OF_FILES = (RECIPE, METRICS)
-OF_A_RUN = (*OF_FILES, PICTURES, FEATURES)
+OF_FILES = (RECIPE, METRICS, REPORT)
+OF_A_RUN = (*OF_FILES, PICTURES, FEATURES, REPORT_FILES)
 #: What stages write into their folders beside masks and charts.
 OF_A_STAGE = (
     INPUTS, outputs.FINISHED, "index.jsonl", "state.pt", "model.safetensors", "model.json",

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import platform
 import shlex
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import torch
 
@@ -13,6 +11,7 @@ from weaktr.messages import one_line
 from weaktr.models.precision import inference_amp
 from weaktr.progress import has_tensorboard
 from weaktr.stages.check import Part
+from weaktr.stages.machine import cpu_name
 from weaktr.stages.run import Run, Stage
 
 #: Parts of the check that say how much there is to do, beside the splits.
@@ -47,12 +46,4 @@ def in_words(device: torch.device) -> str:
         return str(device)
     fast = inference_amp("fast", device)
     amp = "bfloat16 in hardware" if fast == "bf16" else "no bfloat16 in hardware"
-    return f"{_cpu_name()}, {torch.get_num_threads()} threads, {amp}"
-
-
-def _cpu_name() -> str:
-    """The CPU's name as Linux tells it, else as Python does."""
-    facts = Path("/proc/cpuinfo")
-    lines = facts.read_text(errors="replace").splitlines() if facts.is_file() else []
-    names = [line.partition(":")[2] for line in lines if line.startswith("model name")]
-    return " ".join((names or [platform.processor() or platform.machine()])[0].split())
+    return f"{cpu_name()}, {torch.get_num_threads()} threads, {amp}"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -202,14 +201,19 @@ class MaskStore:
             write_soft_labels(self._extra("soft", name), SoftLabels(maps["soft"], labels), size)
         if "confidence" in self.extras:
             write_confidence(self._extra("confidence", name), result, maps["confidence"])
-        return self.masks.write(name, result.mask, **facts)
+        confidence = result.confidence()
+        if confidence is not None:
+            confidence = {label: round(mean, 4) for label, mean in confidence.items()}
+        return self.masks.write(name, result.mask, confidence=confidence, **facts)
 
     def _forget(self, name: str) -> None:
         """Note that an image has no mask, and remove what it has from earlier inputs."""
         entry = self.masks.entry(name)
         assert entry is not None  # it is in the index
-        nothing = replace(entry, file=None, sha256=None, labels=(), given=None, inputs=None)
-        self.masks.record([replace(nothing, predicted=None)])
+        nothing = MaskEntry(
+            name, None, None, entry.size, (), working_size=entry.working_size, exif=entry.exif
+        )
+        self.masks.record([nothing])
         for subfolder, suffix in EXTRAS.values():
             path = self.folder / subfolder / f"{name}{suffix}"
             if path.is_file() and is_sealed(path):

@@ -136,6 +136,10 @@ def test_all_faults_at_once(root: Path) -> None:
     ("name", "text", "message"),
     [
         ("labels.csv", "cats/1.jpg,cat\n", r"labels\.csv:1\): expected the header image,labels"),
+        ("labels.csv", "image|labels\nx.jpg|cat\n", r"parted by \|: expected a comma, a semicolon"),
+        ("labels.csv", "image labels\nx.jpg cat\n", "parted by a blank: expected a comma"),
+        ("labels.csv", "image,labels\nx.jpg;cat\n", "a semicolon parts them here, a comma in the"),
+        ("labels.csv", "image\tlabels\nx.jpg,cat\n", "a comma parts them here, a tab in the"),
         ("labels.csv", "", r"labels\.csv:1\): expected the header"),
         ("labels.csv", "image,labels,more\nx.jpg,a,b\n", "expected the header"),
         ("labels.csv", "image,cat,cat\nx.jpg,1,1\n", "twice"),

@@ -1,0 +1,236 @@
+"""The page in a browser: it opens, filters, walks, marks, and complains of nothing."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.report.browser import Browser
+from tests.report.test_report import HOSTILE
+from weaktr.report.gather import report_of
+from weaktr.report.page import page_of, write_report
+
+CARDS = "document.querySelectorAll('#grid .card').length"
+NAMED = "document.getElementById('viewer-name').textContent"
+FOCUSED = "document.activeElement.dataset.name"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    started = Browser(tmp_path_factory.mktemp("browser") / "profile")
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="module")
+def values(run):
+    return report_of(run)
+
+
+@pytest.fixture
+def opened(browser, values, tmp_path):
+    """The page of the run, anew."""
+    return show(browser, values, tmp_path / "page.html")
+
+
+def show(browser, values, file):
+    file.write_bytes(page_of(values))
+    browser.complaints.clear()
+    browser.requests.clear()
+    browser.size(1280)
+    browser.open(file)
+    browser.eval("localStorage.clear()")
+    browser.open(file)
+    return browser
+
+
+def pick(browser, field, value):
+    browser.eval(
+        f"{{const e = document.getElementById('{field}'); e.value = '{value}';"
+        "e.dispatchEvent(new Event('input')); e.dispatchEvent(new Event('change'))}"
+    )
+
+
+def test_it_opens_without_complaints_and_asks_for_nothing(opened):
+    assert opened.eval("document.querySelector('h1').textContent") == "tiny"
+    assert opened.eval(CARDS) == 8
+    assert opened.eval("document.querySelectorAll('figure svg polyline').length") >= 4
+    opened.until("[...document.querySelectorAll('.card img')].every((i) => i.naturalWidth === 32)")
+    assert opened.complaints == []
+    assert [a for a in opened.requests if not a.startswith(("data:", "file:"))] == []
+
+
+def test_filters_leave_what_they_say(opened, values):
+    photos = [photo for photo in values["photographs"] if photo["maker"] == "label"]
+    pick(opened, "class", 2)
+    green = [photo for photo in photos if 2 in photo["given"]]
+    assert 0 < opened.eval(CARDS) == len(green) < 8
+    assert opened.eval("document.getElementById('count').textContent") == (
+        f"{len(green)} of 8 photographs"
+    )
+    pick(opened, "class", 0)
+    sure = sorted(photo["confidence"] for photo in photos)
+    middle = round(100 * sure[4])
+    pick(opened, "low", middle)
+    assert opened.eval(CARDS) == sum(one >= middle / 100 for one in sure)
+    pick(opened, "low", 0)
+    pick(opened, "which", "missing")
+    assert opened.eval(CARDS) == sum(bool(photo["missing"]) for photo in photos)
+
+
+def test_classes_and_kinds_of_masks_choose(opened):
+    opened.eval("document.querySelector('#classes .tabs button:last-child').click()")
+    assert opened.eval(
+        "document.querySelector('#photographs .tabs [aria-pressed=true]').innerText"
+    ).startswith("Predictions")
+    opened.eval("document.querySelector('.class-name').click()")
+    assert opened.eval("document.getElementById('class').value") != "0"
+    assert opened.eval("document.querySelectorAll('tr.chosen').length") == 1
+
+
+def test_orders(opened, values):
+    photos = [photo for photo in values["photographs"] if photo["maker"] == "label"]
+    first = "document.querySelector('#grid .card').dataset.name"
+    pick(opened, "order", "unsure")
+    assert opened.eval(first) == min(photos, key=lambda photo: photo["confidence"])["name"]
+    pick(opened, "order", "iou")
+    assert opened.eval(first) == min(photos, key=lambda photo: photo["iou"])["name"]
+
+
+def test_the_keyboard_walks_marks_and_switches(opened):
+    names = opened.eval("[...document.querySelectorAll('#grid .card')].map((c) => c.dataset.name)")
+    opened.eval("document.querySelector('#grid .card').focus()")
+    opened.press("ArrowRight")
+    assert opened.eval(FOCUSED) == names[1]
+    opened.press("Enter")
+    assert opened.eval("document.getElementById('viewer').open")
+    assert opened.eval(NAMED) == names[1]
+    opened.press("ArrowRight", "ArrowRight", "ArrowLeft")
+    assert opened.eval(NAMED) == names[2]
+    opened.press("m")
+    assert opened.eval("document.getElementById('marked-list').value") == names[2]
+    pressed = "document.getElementById('show-{}').getAttribute('aria-pressed')"
+    assert opened.eval(pressed.format("mask")) == "true"
+    opened.press("2", "1")
+    assert opened.eval(pressed.format("mask")) == "false"
+    assert opened.eval(pressed.format("cam")) == "true"
+    assert opened.eval("document.getElementById('mask').hidden")
+    opened.until("document.getElementById('cam').width <= 44")
+    for _ in range(15):  # the focus stays in the dialog, or goes to the browser's own bar
+        opened.press("Tab")
+        assert opened.eval("document.activeElement.matches('#viewer *, body')")
+    opened.press("Escape")
+    assert not opened.eval("document.getElementById('viewer').open")
+    assert opened.eval(FOCUSED) == names[2]
+    assert opened.complaints == []
+
+
+def test_marks_stay_for_the_next_visit(opened, tmp_path):
+    opened.eval("document.querySelector('#grid .card').focus()")
+    opened.press("m")
+    name = opened.eval("document.getElementById('marked-list').value")
+    assert name
+    opened.open(tmp_path / "page.html")
+    assert opened.eval("document.getElementById('marked-list').value") == name
+    pick(opened, "which", "marked")
+    assert opened.eval(CARDS) == 1
+    opened.eval("document.getElementById('unmark').click()")
+    assert opened.eval("document.getElementById('marked-list').value") == ""
+
+
+def test_slider_and_outline(opened):
+    opened.eval("document.querySelector('#grid .card').click()")
+    pick(opened, "opacity", 20)
+    assert opened.eval("document.getElementById('mask').style.opacity") == "0.2"
+    opened.until("document.getElementById('outline').width > 300")
+    drawn = (
+        "(() => {const c = document.getElementById('outline');"
+        "return c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some((v) => v)})()"
+    )
+    several = opened.eval("document.querySelectorAll('#legend .dot').length") > 1
+    opened.until(f"{drawn} === {str(several).lower()}")
+
+
+def test_dark_and_light(opened):
+    colour = "getComputedStyle(document.body).backgroundColor"
+    light = opened.eval(colour)
+    opened.size(1280, dark=True)
+    dark = opened.eval(colour)
+    assert dark != light
+    opened.eval("document.getElementById('theme').click()")
+    assert opened.eval(colour) == light
+
+
+@pytest.mark.parametrize("width", [390, 320, 1280])
+def test_nothing_is_wider_than_the_window(width, browser, values, tmp_path):
+    hard = copy.deepcopy(values)
+    hard["labels"][1:4] = ["a" * 90, "一" * 60, "two words"]
+    hard["name"] = "run_" * 30
+    for photo in hard["photographs"]:
+        photo["name"] = f"a/{'b' * 80}/{photo['name']}"
+    show(browser, hard, tmp_path / "page.html")
+    browser.size(width)
+    wide = "document.documentElement.scrollWidth <= innerWidth"
+    assert browser.eval(wide)
+    browser.eval("document.querySelector('#grid .card').click()")
+    assert browser.eval("document.getElementById('viewer').scrollWidth <= innerWidth")
+
+
+def test_names_of_others_are_text(browser, values, tmp_path):
+    hard = copy.deepcopy(values)
+    hard["labels"] = ["background", *HOSTILE, *(f"class {index}" for index in range(7, 255))]
+    hard["name"] = HOSTILE[0]
+    table = hard["sets"][0]["classes"]
+    table[:] = [{**table[0], "label": label} for label in range(1, 255)]
+    for index, photo in enumerate(hard["photographs"]):
+        photo["name"] = HOSTILE[index % len(HOSTILE)]
+        photo["missing"] = [*range(1, 200)]
+    show(browser, hard, tmp_path / "page.html")
+    assert browser.eval("document.querySelector('h1').textContent") == HOSTILE[0]
+    assert browser.eval("document.querySelectorAll('img[onerror], [src=x]').length") == 0
+    names = browser.eval("[...document.getElementById('class').options].map((o) => o.textContent)")
+    assert {*HOSTILE} <= {*names} and len(names) == 255
+    browser.eval("document.querySelector('#grid .card').click()")
+    assert browser.complaints == []
+
+
+def test_2000_photographs_are_drawn_as_they_are_reached(browser, values, tmp_path):
+    many = copy.deepcopy(values)
+    photo = many["photographs"][0]
+    more = [{**photo, "name": f"more {index}"} for index in range(2000)]
+    many["photographs"] += more
+    show(browser, many, tmp_path / "page.html")
+    browser.until(f"{CARDS} >= 60")
+    assert browser.eval(CARDS) <= 240
+    browser.eval("scrollTo(0, document.body.scrollHeight)")
+    browser.until(f"{CARDS} > 240 || {CARDS} > 60")
+    assert browser.eval("document.getElementById('count').textContent") == (
+        "2,008 of 2,008 photographs"
+    )
+
+
+def test_larger_pictures_are_shown_from_beside_the_page(browser, run, tmp_path):
+    own = Path(shutil.copytree(run, tmp_path / "own"))
+    file = write_report(own, full=True)
+    browser.complaints.clear()
+    browser.open(file)
+    browser.eval("document.querySelector('#grid .card').click()")
+    browser.until("document.getElementById('picture').src.startsWith('file:')")
+    browser.until("document.getElementById('picture').naturalWidth === 32")
+    browser.until("document.getElementById('outline').width > 300")
+    assert browser.complaints == []
+    shutil.rmtree(own / "report_files")  # then the small ones are shown
+    browser.press("Escape")
+    browser.eval("document.querySelectorAll('#grid .card')[1].click()")
+    browser.until("document.getElementById('picture').src.startsWith('data:')")
+
+
+def test_a_run_that_has_only_begun_shows_what_it_has(browser, values, tmp_path):
+    empty = {**values, "sets": [], "photographs": [], "scores": []}
+    show(browser, empty, tmp_path / "page.html")
+    hidden = "[...document.querySelectorAll('main > section[hidden]')].map((s) => s.id)"
+    assert browser.eval(hidden) == ["scores", "classes", "photographs", "marked"]
+    assert browser.complaints == []

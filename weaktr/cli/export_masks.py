@@ -1,0 +1,152 @@
+"""``weaktr export-masks RUN --to FORMAT``: masks for other tools."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from weaktr.cli.common import FAILED
+from weaktr.messages import few, first_lines
+from weaktr.progress import log
+
+if TYPE_CHECKING:
+    from weaktr.exchange import Format, Options, Report, Source
+    from weaktr.stages.masked import Masked
+
+HELP = """\
+Write masks for other tools: labelling tools, COCO, YOLO, FiftyOne, Hugging Face.
+
+RUN is the folder of a run, or --out of `weaktr label` or `weaktr predict`. OUT gets the masks in
+the format, and images/ with the photographs (hf has them inside). A photograph that viewers would
+turn, by its EXIF, becomes a PNG that fits its mask. docs/exchange.md says what each format keeps.
+
+Of a run the pseudo labels of its training photographs are written and the predictions of its
+held-out ones; of a photograph with both, the prediction. Started again, OUT gets the masks as they
+are now; a result in which you have changed something is kept beside it. A photograph that cannot be
+read is named and left out; the exit code is then 1.
+
+examples:
+  weaktr export-masks runs/own --to coco --out coco/
+  weaktr export-masks labels/ --to cvat --out cvat/ --images link
+  weaktr export-masks runs/own --to yolo-seg --masks label --least-area 0.0005 --out yolo/
+"""
+#: What ``--to`` takes; `weaktr.exchange.FORMATS` has them.
+NAMES = ("coco", "yolo-seg", "labelme", "cvat", "label-studio", "fiftyone", "hf")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run, or a folder of masks")
+    parser.add_argument("--to", choices=NAMES, required=True, help="the format")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the export")
+    parser.add_argument(
+        "--masks",
+        choices=("label", "predict", "all"),
+        default="all",
+        help="pseudo labels, predictions, or both (default: all)",
+    )
+    parser.add_argument(
+        "--images",
+        choices=("copy", "link", "none"),
+        default="copy",
+        help="copy the photographs, link to them, or write masks alone (default: copy)",
+    )
+    parser.add_argument(
+        "--least-area",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="leave out parts that cover less of their photograph (default: 0, keep all)",
+    )
+    parser.add_argument(
+        "--coco-segmentation",
+        choices=("rle", "polygons"),
+        default="rle",
+        help="of coco: run lengths, which are exact, or polygons (default: rle)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from weaktr.exchange import Options, export_masks, require_packages
+    from weaktr.exchange.place import replaced
+    from weaktr.stages.masked import masked_in
+
+    if not 0 <= arguments.least_area < 1:
+        raise ValueError(
+            f"--least-area: expected a share of the photograph, 0 or more and below 1, got "
+            f"{arguments.least_area}"
+        )
+    chosen = require_packages(arguments.to)
+    options = Options(arguments.images, arguments.least_area, arguments.coco_segmentation)
+    require_effect(arguments.to, chosen, options)
+    found = masked_in(arguments.run)
+    sources = chosen_sources(found, arguments.masks)
+    if not sources:
+        raise ValueError(
+            f"{arguments.run}: expected masks ({arguments.masks}), found none that can be used"
+        )
+    unusable = [why for one in found for why in one.masks.unusable.values()]
+    out, classes = arguments.out, found[0].manifest.classes
+    facts = {"to": arguments.to, "masks": arguments.masks, "options": vars(options)}
+    folders = {source.sample.image.parent for source in sources}
+    with replaced(out, arguments.run, folders, facts) as fresh:
+        report = export_masks(sources, classes, chosen, fresh, options)
+        if not report.written:
+            raise ValueError(f"no photograph could be exported: {few(report.left_out, 2)}")
+    report.left_out[:0] = unusable
+    tell(report, out, chosen)
+    return FAILED if report.left_out else 0
+
+
+def require_effect(name: str, chosen: Format, options: Options) -> None:
+    """Refuse options that a format does not know.
+
+    Raises:
+        ValueError: names the option.
+    """
+    if name != "coco" and options.coco_segmentation != "rle":
+        raise ValueError("--coco-segmentation: expected with --to coco alone")
+    if chosen.holds_images and options.images != "copy":
+        raise ValueError(f"--images: expected copy for {name}, which has the photographs inside")
+    if not chosen.by_parts and options.least_area:
+        raise ValueError(f"--least-area: expected none for {name}, which has whole masks")
+
+
+def chosen_sources(found: Sequence[Masked], which: str) -> list[Source]:
+    """The photographs of an export; of two masks of a photograph the prediction.
+
+    Args:
+        found: see `weaktr.stages.masked.masked_in`.
+        which: "label", "predict", or "all".
+
+    Raises:
+        ValueError: two photographs have the same name.
+    """
+    from weaktr.exchange import Source
+
+    sources: dict[str, Source] = {}
+    for one in found:
+        if which not in (one.maker, "all"):
+            continue
+        for sample in one.samples:
+            before = sources.get(sample.name)
+            if before is not None and before.sample.image.resolve() != sample.image.resolve():
+                raise ValueError(
+                    f"--masks all: {before.sample.image} and {sample.image} have the same name; "
+                    "export them apart, with --masks label and --masks predict"
+                )
+            sources[sample.name] = Source(sample, one.masks, one.maker)
+    return list(sources.values())
+
+
+def tell(report: Report, out: Path, chosen: Format) -> None:
+    """Log what was written, what was not, and how to open it."""
+    for line in first_lines(report.left_out):
+        log.warning("left out: %s", line)
+    for note, count in sorted(report.notes.items()):
+        log.warning("%d %s", count, note)
+    if not chosen.has_labels:
+        log.info("image-level labels have no place in this format")
+    log.info("%d photographs with their masks: %s", report.written, out)
+    log.info("to open it: %s", chosen.opening.format(out=out, root=out.resolve()))

@@ -1,0 +1,163 @@
+"""What an exported photograph consists of: its pixels, its mask, its image-level labels."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from weaktr.data import Sample, read_image
+from weaktr.data.io import image_size, open_image, orientation, require_same_size
+from weaktr.data.manifest import name_fault
+from weaktr.data.masks import MaskEntry, MaskFolder
+from weaktr.files import write_bytes
+
+#: The folder of the photographs in an export.
+IMAGES = "images"
+
+
+class Source(NamedTuple):
+    """A photograph, and where its mask is."""
+
+    sample: Sample
+    masks: MaskFolder
+    maker: str  #: "label" (pseudo labels) or "predict"
+
+
+@dataclass(frozen=True)
+class Item:
+    """A photograph with its mask, as the formats take it.
+
+    Args:
+        source: where both are.
+        file: name and suffix that the photograph has among the exported ones.
+        mask: uint8 [H, W], 0 = background, k + 1 = class index k, 255 = ignore.
+        shown: image-level labels as class indices: given ones, else predicted ones; None = not
+            known.
+        confidence: label -> mean score of its pixels, else its predicted probability; of those
+            labels for which one is known.
+        content: of the file that goes into the export; None = none does, or a link.
+        is_turned: whether viewers turn the photograph's own file, by its EXIF.
+    """
+
+    source: Source
+    file: str
+    mask: np.ndarray
+    shown: tuple[int, ...] | None
+    confidence: dict[int, float]
+    content: bytes | None
+    is_turned: bool
+
+    @property
+    def name(self) -> str:
+        """Of the sample."""
+        return self.source.sample.name
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.mask.shape[0], self.mask.shape[1]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What may be chosen of an export.
+
+    Args:
+        images: "copy" the photographs, "link" to them, or "none" of them.
+        least_area: parts that cover less than this share of their photograph are left out.
+        coco_segmentation: "rle" (exact) or "polygons".
+    """
+
+    images: str = "copy"
+    least_area: float = 0.0
+    coco_segmentation: str = "rle"
+
+
+@dataclass
+class Report:
+    """What should be known of an export.
+
+    Args:
+        written: how many photographs are in it.
+        left_out: why each of the others is not; names it.
+        notes: what happened to parts of masks -> how often.
+    """
+
+    written: int = 0
+    left_out: list[str] = field(default_factory=list)
+    notes: Counter[str] = field(default_factory=Counter)
+
+    def leave_out(self, item: Item, why: str) -> None:
+        """Note that a photograph is not in the export after all."""
+        self.written -= 1
+        self.left_out.append(f"{item.name}: {why}")
+
+
+def read_item(source: Source, images: str) -> Item:
+    """Read the mask of a photograph, and the photograph's file where it is wanted.
+
+    Args:
+        source: the photograph.
+        images: see `Options`; a photograph that viewers turn is read for a link, too.
+
+    Raises:
+        DataError: one of them cannot be read, or the mask has another size.
+        ValueError: the photograph has a name that no exported file can have.
+        OSError: the photograph's file cannot be read.
+    """
+    sample, masks = source.sample, source.masks
+    mask = masks.read(sample.name).astype(np.uint8, copy=False)
+    size = image_size(sample.image, sample.source, sample.exif)
+    require_same_size(mask, size, masks.path(sample.name), sample.source)
+    is_turned = open_image(sample.image, sample.source, orientation) != 1
+    is_read = images == "copy" or (images == "link" and is_turned)
+    suffix = ".png" if is_turned and is_read else sample.image.suffix
+    file = f"{sample.name}{suffix}"
+    if fault := name_fault(file):
+        raise ValueError(f"{sample.image}: {fault}")
+    entry = masks.entries[sample.name]
+    return Item(
+        source,
+        file,
+        mask,
+        _shown(sample, entry),
+        {**(entry.predicted or {}), **(entry.confidence or {})},
+        _content(sample, is_turned) if is_read else None,
+        is_turned,
+    )
+
+
+def _content(sample: Sample, is_turned: bool) -> bytes:
+    """The file of a photograph that every viewer shows as its mask has it.
+
+    It is the photograph's own one; where viewers would turn that, a PNG of the pixels to which the
+    mask belongs, without EXIF.
+    """
+    if not is_turned:
+        return sample.image.read_bytes()
+    buffer = io.BytesIO()
+    Image.fromarray(read_image(sample)).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _shown(sample: Sample, entry: MaskEntry) -> tuple[int, ...] | None:
+    if sample.labels is None and entry.predicted is not None:
+        return tuple(sorted(label - 1 for label in entry.predicted if label > 0))
+    return sample.labels
+
+
+def put_photograph(item: Item, folder: Path) -> None:
+    """Put a photograph, or a link to it, beside its masks in the folder of an export."""
+    path = folder / IMAGES / item.file
+    if item.content is not None:
+        write_bytes(path, item.content, durable=False)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(os.path.abspath(item.source.sample.image))
