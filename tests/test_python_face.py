@@ -1,8 +1,9 @@
-"""``import weaktr``: README's lines run, and give what the commands write."""
+"""``import weaktr`` gives what the commands write; what it returns draws itself."""
 
 from __future__ import annotations
 
-import re
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from weaktr.config import LabelConfig, PredictConfig
 from weaktr.data.masks import MaskFolder
 from weaktr.data.stored_maps import read_cams
 from weaktr.models import CamModel, Segmenter
-from weaktr.recipes import dump_recipe, load_recipe, with_settings
+from weaktr.recipes import load_recipe, with_settings
 
 README = Path(__file__).parents[1] / "README.md"
 #: Photographs of different shapes, and what they show.
@@ -45,40 +46,26 @@ def photos(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def readme(photos, tmp_path_factory):
-    """What the names of README's lines stand for after they ran, on files of ours."""
-    root = tmp_path_factory.mktemp("readme")
+def run(tmp_path_factory):
+    """The folder of a finished run."""
+    root = tmp_path_factory.mktemp("run")
     recipe = tiny.recipe(tiny.squares(root / "squares", count=8))
-    (root / "tiny.yaml").write_text(dump_recipe(recipe))
-    section = README.read_text().split("## In Python")[1].split("\n## ")[0]
-    (code,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
-    for theirs, ours in {
-        "my_recipe.yaml": root / "tiny.yaml",
-        "runs/mine": root / "run",
-        "photos/images/shop/0001.jpg": photos / "wide.png",
-        '["apple", "banana"]': '["blue", "red"]',
-    }.items():
-        assert theirs in code
-        code = code.replace(theirs, str(ours))
-    image = np.random.default_rng(0).integers(0, 256, (24, 30, 3), np.uint8)
-    names = {"image": image, "unary": np.ones((4, 24, 30), np.float32)}
-    exec(code, names)
-    return names
+    return weaktr.train(recipe, root / "run")
 
 
 @pytest.fixture(scope="module")
-def cam_model(readme):
-    return weaktr.load(readme["run"] / "train_cam" / "model.safetensors", device="cpu")
+def cam_model(run):
+    return weaktr.load(run / "train_cam" / "model.safetensors", device="cpu")
 
 
 @pytest.fixture(scope="module")
-def segmenter(readme):
-    return weaktr.load(readme["run"] / "train_seg" / "model.safetensors", device="cpu")
+def segmenter(run):
+    return weaktr.load(run / "train_seg" / "model.safetensors", device="cpu")
 
 
-def written(command, readme, photos, out, *options, settings=()):
+def written(command, run, photos, out, *options, settings=()):
     """The folder that ``weaktr COMMAND`` leaves."""
-    model = readme["run"] / {"label": "train_cam", "predict": "train_seg"}[command]
+    model = run / {"label": "train_cam", "predict": "train_seg"}[command]
     changes = [part for setting in settings for part in ("--set", setting)]
     arguments = [command, model / "model.safetensors", photos, "--out", out, *options, *changes]
     assert cli.main([str(argument) for argument in arguments]) == 0
@@ -88,17 +75,6 @@ def written(command, readme, photos, out, *options, settings=()):
 def pixels(photos, name):
     with Image.open(photos / f"{name}.png") as image:
         return np.array(image)
-
-
-def test_readme(readme):
-    assert load_recipe(readme["run"] / "recipe.yaml").label.threshold == 0.4
-    assert (readme["run"] / "metrics.json").is_file()
-    assert readme["model"].classes == tiny.NAMES
-    assert readme["cams"].shape == (2, *PHOTOS["wide"][0])
-    assert readme["cams"].dtype == np.float32
-    assert (readme["mask"].shape, readme["mask"].dtype) == ((24, 30), np.uint8)
-    assert readme["marginals"].shape == (4, 24, 30)
-    assert readme["refined"].shape == (24, 30)
 
 
 def test_models_hold_their_modules(cam_model, segmenter):
@@ -116,9 +92,9 @@ def test_models_hold_their_modules(cam_model, segmenter):
         ("refiners=[propagation,crf]",),
     ],
 )
-def test_label_is_the_command(readme, photos, cam_model, tmp_path, changes):
+def test_label_is_the_command(run, photos, cam_model, tmp_path, changes):
     changes = (*LABEL, *changes)
-    masks = written("label", readme, photos, tmp_path, settings=changes)
+    masks = written("label", run, photos, tmp_path, settings=changes)
     settings = with_settings(cam_model.settings, changes)
     for name, (_, labels) in PHOTOS.items():
         expected = masks.read(name)
@@ -131,15 +107,15 @@ def test_label_is_the_command(readme, photos, cam_model, tmp_path, changes):
     assert len(np.unique(masks.read("large"))) > 1
 
 
-def test_label_has_the_defaults_of_the_command(readme, photos, cam_model, tmp_path):
-    masks = written("label", readme, photos, tmp_path)
+def test_label_has_the_defaults_of_the_command(run, photos, cam_model, tmp_path):
+    masks = written("label", run, photos, tmp_path)
     labels = PHOTOS["large"][1]
     given = cam_model.label(str(photos / "large.png"), labels)
     np.testing.assert_array_equal(given, masks.read("large"))
 
 
-def test_cams_come_in_the_order_of_the_labels(readme, photos, cam_model, tmp_path):
-    written("label", readme, photos, tmp_path, "--dump-cams", settings=["batch_size=1"])
+def test_cams_come_in_the_order_of_the_labels(run, photos, cam_model, tmp_path):
+    written("label", run, photos, tmp_path, "--dump-cams", settings=["batch_size=1"])
     for name in ("wide", "odd", "large"):
         cams, classes = read_cams(tmp_path / "cams" / f"{name}.npz")
         names = [tiny.NAMES[index] for index in classes]
@@ -152,9 +128,9 @@ def test_cams_come_in_the_order_of_the_labels(readme, photos, cam_model, tmp_pat
 
 
 @pytest.mark.parametrize("crf", ["voc_seg", "none"])
-def test_predict_is_the_command(readme, photos, segmenter, tmp_path, crf):
+def test_predict_is_the_command(run, photos, segmenter, tmp_path, crf):
     changes = (*PREDICT, f"crf={crf}")
-    masks = written("predict", readme, photos, tmp_path, settings=changes)
+    masks = written("predict", run, photos, tmp_path, settings=changes)
     settings = with_settings(segmenter.settings, changes)
     for name in PHOTOS:
         expected = masks.read(name)
@@ -237,11 +213,11 @@ def test_models_of_the_other_stage(photos, cam_model, segmenter):
         segmenter.label(photos / "odd.png", ["red"])
 
 
-def test_checkpoints_and_devices_that_are_none(readme, tmp_path):
+def test_checkpoints_and_devices_that_are_none(run, tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing"):
         weaktr.load(tmp_path / "nothing.safetensors")
     with pytest.raises(ValueError, match="device: 'nonsense'"):
-        weaktr.load(readme["run"] / "train_cam" / "model.safetensors", device="nonsense")
+        weaktr.load(run / "train_cam" / "model.safetensors", device="nonsense")
 
 
 def test_train_takes_a_recipe_and_changes(tmp_path, monkeypatch):
@@ -277,3 +253,107 @@ def test_names_that_are_not_there():
         weaktr.lode  # noqa: B018
     with pytest.raises(ImportError):
         from weaktr import lode  # noqa: F401
+
+
+def same_files(one, other):
+    """The masks of two folders, by name; they must be equal."""
+    first, second = MaskFolder(one, verify=True), MaskFolder(other, verify=True)
+    assert first.entries.keys() == second.entries.keys()
+    for name in first.entries:
+        np.testing.assert_array_equal(first.read(name), second.read(name))
+    return set(first.entries)
+
+
+def test_label_of_a_folder_is_the_command(run, photos, cam_model, tmp_path):
+    written("label", run, photos, tmp_path / "command", settings=["crf=none"])
+    masks = weaktr.label(cam_model, photos, tmp_path / "python", settings=["crf=none"])
+    names = same_files(tmp_path / "command", tmp_path / "python")
+    assert set(masks) == names == {"wide", "odd", "large"} and len(masks) == 3
+    assert masks.report.masks == 3 and masks.report.unlabelled == ["none"]
+    assert masks.contact_sheet == tmp_path / "python/contact_sheet.png"
+    assert masks["large"].classes == tiny.NAMES
+    np.testing.assert_array_equal(masks["large"].pixels(), pixels(photos, "large"))
+    assert masks._repr_html_().count("data:image/jpeg") == 3
+    with pytest.raises(KeyError):
+        masks["none"]
+    whole = with_settings(cam_model.settings, ["crf=none"])
+    path = run / "train_cam/model.safetensors"
+    again = weaktr.label(str(path), str(photos), str(tmp_path / "python"), settings=whole)
+    assert set(again) == names  # the same settings, so it is the same folder
+    with pytest.raises(ValueError, match="holds results of other inputs or settings"):
+        weaktr.label(cam_model, photos, tmp_path / "python", settings=["threshold=0.1"])
+
+
+def test_predict_of_a_folder_is_the_command(run, photos, segmenter, tmp_path):
+    written("predict", run, photos, tmp_path / "command")
+    masks = weaktr.predict(segmenter, photos, tmp_path / "python")
+    assert same_files(tmp_path / "command", tmp_path / "python") == set(PHOTOS) == set(masks)
+    (tmp_path / "some.txt").write_text("odd\n")
+    few = weaktr.predict(segmenter, photos, tmp_path / "few", names=tmp_path / "some.txt")
+    assert list(few) == ["odd"]
+
+
+def test_folders_take_other_labels_and_cams(run, photos, cam_model, tmp_path):
+    (tmp_path / "own.csv").write_text("image,labels\nodd.png,red\n")
+    options = {"labels": tmp_path / "own.csv", "emit": ["cam"], "settings": ["crf=none"]}
+    masks = weaktr.label(cam_model, photos, tmp_path / "out", **options)
+    assert list(masks) == ["odd"] and set(np.unique(masks["odd"])) <= {0, 1}
+    again = weaktr.label(tmp_path / "out/cams", photos, tmp_path / "again")
+    np.testing.assert_array_equal(again["odd"], masks["odd"])
+    assert again.classes is None and set(again["odd"].labels()) <= {"background", "class 0"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"settings": "crf=none"}, "settings: expected a LabelConfig or a list such as"),
+        ({"settings": PredictConfig()}, "settings: expected a LabelConfig or a list such as"),
+        ({"settings": ["crfs=none"]}, "did you mean 'crf'"),
+        ({"emit": ["mask", "scores"]}, "--emit: expected some of mask, confidence, cam; got 'sco"),
+        ({"model": 5}, "model: expected a checkpoint's path or a Model, got 5"),
+    ],
+)
+def test_folders_refuse_what_does_not_fit(photos, cam_model, tmp_path, options, message):
+    options = {"model": cam_model, "photos": photos, "out": tmp_path / "out"} | options
+    with pytest.raises(ValueError, match=message):
+        weaktr.label(**options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_of_no_file_labels_no_folder(photos, cam_model, segmenter, tmp_path):
+    with pytest.raises(ValueError, match=r"model: expected one that weaktr\.load has read"):
+        weaktr.label(weaktr.Model(cam_model.module), photos, tmp_path / "out")
+    with pytest.raises(ValueError, match="expected a stage-2 checkpoint, got stage 1"):
+        weaktr.predict(cam_model, photos, tmp_path / "out")
+
+
+def test_masks_and_cams_draw_the_photograph(photos, cam_model):
+    mask = cam_model.label(photos / "large.png", ["red", "blue"])
+    assert mask.classes == tiny.NAMES and "data:image/jpeg" in mask._repr_html_()
+    np.testing.assert_array_equal(mask.pixels(), pixels(photos, "large"))
+    cams = cam_model.cams(pixels(photos, "large"), ["blue", 0])
+    assert cams.classes == ("blue", "red") and cams._repr_html_().count("<figure") == 2
+
+
+def test_a_run_is_a_path_and_draws_itself(run):
+    assert Path(run) == run.folder and (run / "metrics.json").is_file()
+    assert run.scores.keys() == json.loads((run / "metrics.json").read_text())["conditions"].keys()
+    assert all(0 <= score <= 100 for score in run.scores.values())
+    assert isinstance(run.cam_model("cpu").module, CamModel)
+    assert isinstance(run.segmenter("cpu").module, Segmenter)
+    assert len(run.masks("label")) == len(run.masks("predict")) == 8
+    with pytest.raises(ValueError, match="stage: expected label or predict"):
+        run.masks("train_cam")
+    text = run._repr_html_()
+    assert "8 pseudo labels" in text and "8 predictions" in text and "not_held_out_miou" in text
+    assert text.count("data:image/jpeg") == 16
+
+
+def test_a_run_whose_photographs_have_gone_shows_its_scores(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("features"))
+    recipe = tmp_path / "run/recipe.yaml"
+    root = load_recipe(recipe).data.root
+    recipe.write_text(recipe.read_text().replace(root, str(tmp_path / "nowhere")))
+    text = weaktr.api.TrainedRun(tmp_path / "run")._repr_html_()
+    assert "<table>" in text and "data:image" not in text
+    assert "no pictures: root: expected a folder, got " in text

@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -20,7 +19,7 @@ from weaktr.config import LabelConfig, PredictConfig, Recipe
 from weaktr.data import Sample, read_rgb
 from weaktr.data.manifest import Exif
 from weaktr.data.photographs import reduced
-from weaktr.evaluation.notebook import Cams, Mask, table
+from weaktr.evaluation.notebook import Cams, Mask, as_html, table
 from weaktr.files import read_json
 from weaktr.inference.cams import CamsOfModel
 from weaktr.inference.labels import label_maps, uses_features
@@ -260,10 +259,14 @@ class TrainedRun(os.PathLike[str]):
         """The scores and some of the masks."""
         rows = [(key, f"{score:.1f}", about) for key, (score, about) in self._scores().items()]
         parts = [table(("score", "%", "of"), rows)] if rows else []
-        for stage, title in (("label", "pseudo labels"), ("predict", "predictions")):
-            with suppress(ValueError):  # there are none, or their photographs have gone
-                masks = self.masks(stage)
-                parts.append(f"<h4>{len(masks)} {title}</h4>{masks._repr_html_()}")
+        try:
+            makers = [masked.maker for masked in masked_in(self.folder)]
+        except ValueError as error:  # the photographs have gone
+            return "".join([*parts, f"<p>no pictures: {as_html(str(error))}</p>"])
+        for maker in makers:
+            masks = self.masks(maker)
+            title = {"label": "pseudo labels", "predict": "predictions"}[maker]
+            parts.append(f"<h4>{len(masks)} {title}</h4>{masks._repr_html_()}")
         return "".join(parts)
 
 

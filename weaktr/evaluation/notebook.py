@@ -144,7 +144,7 @@ class Cams(OfPhotograph):
         pictures = []
         for name, heat in zip(names, _plain(self)[:MOST_PICTURES], strict=False):
             small = Image.fromarray(heat).resize(size, Image.Resampling.BILINEAR)
-            pictures.append(figure(heat_overlay(pixels, np.asarray(small)), _text(name)))
+            pictures.append(figure(heat_overlay(pixels, np.asarray(small)), as_html(name)))
         return gallery(pictures, len(self) - len(pictures))
 
 
@@ -159,7 +159,7 @@ def legend(mask: Mask) -> str:
         parts.append(
             f'<span style="white-space:nowrap"><span style="background:{colour};border:1px solid '
             f'#888;display:inline-block;width:0.8em;height:0.8em"></span> '
-            f"{_text(name)} {share:.0%}</span>"
+            f"{as_html(name)} {share:.0%}</span>"
         )
     more = len(there) - MOST_NAMES
     return " &ensp; ".join([*parts, *([f"and {more} more"] if more > 0 else [])])
@@ -192,7 +192,7 @@ def masks_html(masks: Iterable[tuple[str, Mask]], more: int = 0) -> str:
         more: how many there are beside them.
     """
     figures = [
-        figure(mask.picture(SMALL_SIDE), f"<b>{_text(name)}</b><br>{legend(mask)}")
+        figure(mask.picture(SMALL_SIDE), f"<b>{as_html(name)}</b><br>{legend(mask)}")
         for name, mask in masks
     ]
     return gallery(figures, more)
@@ -201,13 +201,13 @@ def masks_html(masks: Iterable[tuple[str, Mask]], more: int = 0) -> str:
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table of plain texts as HTML."""
     lines = [
-        "<tr>" + "".join(f"<{cell}>{_text(text)}</{cell}>" for text in row) + "</tr>"
+        "<tr>" + "".join(f"<{cell}>{as_html(text)}</{cell}>" for text in row) + "</tr>"
         for cell, row in [("th", head), *(("td", row) for row in rows)]
     ]
     return f"<table>{''.join(lines)}</table>"
 
 
-def _text(text: str) -> str:
+def as_html(text: str) -> str:
     """Text of others as HTML, on one line."""
     return html.escape(one_line(text))
 
