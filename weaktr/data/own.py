@@ -90,7 +90,8 @@ class OwnPhotographs:
         of_size: dict[int, list[str]] = {}
         for name in self.labels:
             of_size.setdefault(self.photographs[name].stat().st_size, []).append(name)
-        contents, same = Contents(), {}
+        contents = Contents()
+        same: dict[str, list[str]] = {}
         for name in (name for names in of_size.values() if len(names) > 1 for name in names):
             same.setdefault(contents.digest(self.photographs[name]), []).append(name)
         return [sorted(names) for names in same.values() if len(names) > 1]

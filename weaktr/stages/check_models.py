@@ -235,7 +235,7 @@ def require_hub(backbone: str) -> None:
     if known is None or not known.has_weights:
         raise ValueError(f"weights: timm has none of {backbone!r}; give a file, or null for random")
     hub = known.hf_hub_id
-    if not hub or is_fetched(known):
+    if is_fetched(known):
         return
     try:
         huggingface_hub.model_info(hub, timeout=PATIENCE)
@@ -247,7 +247,9 @@ def require_hub(backbone: str) -> None:
 
 
 def is_fetched(known: timm.models.PretrainedCfg) -> bool:
-    """Whether pretrained weights of timm's hub are on this computer."""
+    """Whether pretrained weights are on this computer, or need not be fetched from a hub."""
+    if not known.hf_hub_id:
+        return True
     names = ("model.safetensors", "pytorch_model.bin", known.hf_hub_filename or "model.bin")
     return any(huggingface_hub.try_to_load_from_cache(known.hf_hub_id, name) for name in names)
 
