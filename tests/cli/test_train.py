@@ -47,8 +47,11 @@ def said(call, *arguments):
 
 @pytest.mark.parametrize(
     "command",
-    ["train", "label", "predict", "import", "export", "eval", "data", "env", "show", "report"],
-)
+    [
+        "init", "train", "label", "predict", "import", "export", "export-masks", "eval", "data",
+        "env", "show", "report",
+    ],
+)  # fmt: skip
 def test_every_command_explains_itself(command, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--help"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -116,12 +117,18 @@ def run(arguments: argparse.Namespace) -> int:
     found = _checked(recipe)
     for doubt in doubts(own, held):
         console.print(Text(f"look at: {one_line(doubt)}", style="yellow"))
-    _show_findings(found, recipe)
+    _show_findings(found)
     for name in sorted(splits.files):
         log.info("labels: %s", root / name)
     log.info("recipe: %s", file)
+    if found.count("error"):
+        log.warning(
+            "correct the errors, then start this again; all of them: weaktr data check folder %s "
+            "--split %s", shlex.quote(recipe.data.root), recipe.data.train_split,
+        )  # fmt: skip
+        return FAILED
     _show_next(own, held, recipe, file)
-    return FAILED if found.count("error") else 0
+    return 0
 
 
 def _choices(
@@ -178,7 +185,7 @@ def _checked(recipe: Recipe) -> Findings:
     return found
 
 
-def _show_findings(found: Findings, recipe: Recipe) -> None:
+def _show_findings(found: Findings) -> None:
     """Print a line for each kind of problem; photographs without a class are none here."""
     first = {found.key(problem): problem for problem in reversed(found)}
     for (level, kind), count in found.counts.items():
@@ -188,17 +195,10 @@ def _show_findings(found: Findings, recipe: Recipe) -> None:
         more = f" ({count:,} of this kind)" if count > 1 else ""
         style = "bold red" if level == "error" else "yellow"
         console.print(Text(f"{level}: {problem}{more}", style=style))
-    if found.count("error"):
-        log.warning(
-            "correct the errors, then start this again; all of them: weaktr data check folder %s "
-            "--split %s", recipe.data.root, recipe.data.train_split,
-        )  # fmt: skip
 
 
 def _show_next(own: OwnPhotographs, held: Collection[str], recipe: Recipe, file: Path) -> None:
     """Print what the training needs, how long it may take, and its command."""
-    import shlex
-
     import timm
     import torch
 
@@ -224,7 +224,6 @@ def _show_next(own: OwnPhotographs, held: Collection[str], recipe: Recipe, file:
 
 def _try(arguments: argparse.Namespace, own: OwnPhotographs, choices: Choices) -> int:
     """Train on a few photographs, into a folder of its own, and draw what came out."""
-    import shlex
     from dataclasses import replace
 
     from weaktr.cli.show import show_run

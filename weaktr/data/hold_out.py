@@ -53,16 +53,19 @@ def spread(labels: Labels, count: int) -> list[str]:
         for label in set(labels[name]) or {""}:
             of_class.setdefault(label, []).append(name)
     common = sorted(of_class, key=lambda label: (-len(of_class[label]), label))
+    together = max(1, count // 3)
     chosen: dict[str, None] = {}
     shown: Counter[str] = Counter()
-    while common and len(chosen) < count:
-        rarest = min(common[: max(1, count // 3)], key=lambda label: (shown[label], label))
-        name = of_class[rarest].pop()
-        if not of_class[rarest]:
-            common.remove(rarest)
-        if name not in chosen:
-            chosen[name] = None
-            shown.update(set(labels[name]) or {""})
+    for first in range(0, len(common), together):
+        group = set(common[first : first + together])
+        while group and len(chosen) < count:
+            rarest = min(group, key=lambda label: (shown[label], label))
+            name = of_class[rarest].pop()
+            if not of_class[rarest]:
+                group.remove(rarest)
+            if name not in chosen:
+                chosen[name] = None
+                shown.update(set(labels[name]) or {""})
     return sorted(chosen)
 
 

@@ -234,9 +234,9 @@ def require_hub(backbone: str) -> None:
         raise ValueError(f"backbone: {error}") from error
     if known is None or not known.has_weights:
         raise ValueError(f"weights: timm has none of {backbone!r}; give a file, or null for random")
-    hub = known.hf_hub_id
-    if not hub or is_fetched(known):
+    if is_fetched(known):
         return
+    hub = known.hf_hub_id or ""
     try:
         huggingface_hub.model_info(hub, timeout=PATIENCE)
     except Exception as error:  # of any kind: the hub, the network, a setting against both
@@ -247,10 +247,12 @@ def require_hub(backbone: str) -> None:
 
 
 def is_fetched(known: timm.models.PretrainedCfg) -> bool:
-    """Whether pretrained weights of timm's hub are on this computer."""
+    """Whether pretrained weights are on this computer, or need not be fetched from a hub."""
+    hub = known.hf_hub_id
+    if not hub:
+        return True
     names = ("model.safetensors", "pytorch_model.bin", known.hf_hub_filename or "model.bin")
-    hub = known.hf_hub_id or ""
-    return any(huggingface_hub.try_to_load_from_cache(hub, name) for name in names if hub)
+    return any(huggingface_hub.try_to_load_from_cache(hub, name) for name in names)
 
 
 def checkpoint_of(folder: Path, kind: str, classes: Classes | None) -> dict[str, Any]:

@@ -129,10 +129,11 @@ def write_start(splits: Splits, recipe: Path, text: str) -> None:
     require_replaceable(recipe)
     own = own_files(splits.folder)
     if splits.files or own:
-        digests = {name: [_digest(content)] for name, content in splits.files.items()}
+        digests = {name: {_digest(content)} for name, content in splits.files.items()}
         for file in own:  # whenever this is interrupted, each is known as it was or as it will be
-            digests.setdefault(file.name, []).append(_digest(file.read_bytes()))
-        write_json(splits.folder / RECORD, {"files": digests}, seal=True)
+            digests.setdefault(file.name, set()).add(_digest(file.read_bytes()))
+        files = {name: sorted(digests[name]) for name in sorted(digests)}
+        write_json(splits.folder / RECORD, {"files": files}, seal=True)
     for name, content in splits.files.items():
         write_bytes(splits.folder / name, content)
     for file in own - {splits.folder / name for name in splits.files}:
@@ -203,8 +204,8 @@ def _data_lines(own: OwnPhotographs, splits: Splits, choices: Choices) -> list[s
         paths = [str(place / (name + suffixes[name])) for name in (splits.train, splits.val)]
         lines += [_line("    labels_file", paths[0], "of the training photographs")]
     if choices.turned or choices.exif == "apply":
-        told = f"EXIF turns {choices.turned} photographs; apply: as viewers show them, ignore: as "
-        lines += [_line("    exif", choices.exif, f"{told}stored; weaktr predict needs the same")]
+        told = f"EXIF turns {choices.turned}; apply: as viewers show them, ignore: as stored"
+        lines += [_line("    exif", choices.exif, told)]
     lines += ["    classes:               # the first is pixel value 1 of masks; 0 is background"]
     lines += [f"      - {_yaml(name)}" for name in own.classes.names]
     if splits.folder != own.root:

@@ -43,8 +43,9 @@ def matched(rows: Iterable[Row], photographs: Sequence[str]) -> Matched:
     """
     known, by_name, result = set(photographs), _by_name(photographs), Matched()
     for row in rows:
-        written = row.image.strip().replace("\\", "/")
-        meant = [written] if written in known else _ends_alike(written, by_name)
+        plain = row.image.strip().replace("\\", "/")
+        written = row.image if row.image in known else plain
+        meant = [written] if written in known else _ends_alike(plain, by_name)
         if not meant:
             result.missing.append(row)
         elif len(meant) > 1:
