@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 from weaktr import files
 from weaktr.data.manifest import Manifest
@@ -54,6 +55,19 @@ def read_json(path: Path, *, finite: bool = True) -> Any:
     """`weaktr.files.read_json`, with faults as `DataError`."""
     with _faults_of(path):
         return files.read_json(path, finite=finite)
+
+
+def read_xml(path: Path) -> ElementTree.Element:
+    """The root of an XML file. Entities are not fetched from elsewhere, nor multiplied without end.
+
+    Raises:
+        ValueError: it cannot be read, or is no XML; says what to do, not which file.
+    """
+    try:
+        return ElementTree.parse(path).getroot()
+    except Exception as error:  # of any kind, from bytes that anybody wrote
+        remedy = "; save it as UTF-8" if "encoding" in str(error) else ""
+        raise ValueError(f"expected XML, got: {error}{remedy}") from error
 
 
 @contextmanager

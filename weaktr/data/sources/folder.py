@@ -34,6 +34,8 @@ log = logging.getLogger("weaktr")
 
 #: Unknown labels for which the nearest class is looked for, which takes milliseconds.
 HINTS = 200
+#: What the splits end in that `weaktr init` writes beside a train.csv of the user's.
+PART = "_part"
 #: The kind of problem of an image that no label file speaks of.
 NOT_LISTED = "image that is not listed"
 #: What is wrong with a file among the masks.
@@ -62,9 +64,9 @@ def folder(
         split: name of the part that the file describes.
         classes: class names in class-index order, or the path of a text file with one a line.
             None = ``classes.txt`` in `root`, else the columns of a 0/1 CSV, else all names of
-            the label file, sorted. The files of other splits (``train``, ``val``, ``test``) in
-            `root` count as well, columns in the order of the splits, so that all splits have the
-            same classes in the same order.
+            the label file, sorted. The files of other splits (see `family`) in `root` count as
+            well, columns in the order of the splits, so that all splits have the same classes in
+            the same order.
         images: where the image paths of the label file start. None = ``root/images``, and `root`
             itself for paths that are not there. A path that is no file as it is written is read
             without blanks around it, then with / for \\, then, if it has no suffix, as the one
@@ -205,9 +207,19 @@ def unlabelled(
     return manifest
 
 
+def family(split: str) -> tuple[str, ...]:
+    """The splits that belong together: train, val and test, or train_part, val_part and test_part.
+
+    Args:
+        split: one of them, or any other, which belongs to the first three.
+    """
+    ending = PART if split.endswith(PART) else ""
+    return tuple(f"{name}{ending}" for name in ("train", "val", "test"))
+
+
 def _splits(root: Path, own: LabelFile) -> list[LabelFile]:
     """`own` and the label files of the other splits in `root`, whose faults are ignored."""
-    stems = ("train", "val", "test")
+    stems = family(own.path.stem)
     files = [root / f"{stem}{suffix}" for stem in stems for suffix in (".csv", ".json")]
     found = [
         own if file == own.path else read_label_file(file, []) for file in files if file.is_file()

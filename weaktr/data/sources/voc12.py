@@ -6,7 +6,6 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from xml.etree import ElementTree
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from weaktr.data.layout import (
     first_folder,
     flag,
     read_lines,
+    read_xml,
     require_folder,
 )
 from weaktr.data.manifest import Manifest, Sample, is_inside
@@ -189,11 +189,9 @@ def _xml_labeller(folder: Path, difficult: bool, faults: list[Problem]) -> Label
             faults.append(Problem(str(path), source, message))
             return ()
         try:
-            annotation = ElementTree.parse(path).getroot()
-        except Exception as error:  # of any kind, from bytes that anybody wrote
-            remedy = "; save it as UTF-8" if "encoding" in str(error) else ""
-            message = f"expected XML, got: {error}{remedy}"
-            faults.append(Problem(str(path), source, message))
+            annotation = read_xml(path)
+        except ValueError as error:
+            faults.append(Problem(str(path), source, str(error)))
             return ()
         if annotation.tag != "annotation":
             message = f"expected <annotation>, got <{annotation.tag:.60}>"

@@ -1,0 +1,270 @@
+"""Each form of labels: what is read of it, and what is said where it is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.data.trees import coco_json, write_image
+from weaktr.data.problems import DataError
+from weaktr.data.tags import read_tags, tags_below
+
+
+def labels(path: Path, content: Any) -> dict[str, tuple[str, ...]]:
+    """What a file of this content says; bytes and texts as they are, all else as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        path.write_text(content if isinstance(content, str) else json.dumps(content), "utf-8")
+    return {row.image: row.labels for row in read_tags(path).rows}
+
+
+EXPECTED = {"a b.jpg": ("cat", "big dog"), "d/É.JPG": ("cat",), "x.png": ()}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", 'image,labels\na b.jpg,cat;big dog\n"d/É.JPG",cat\nx.png,\n'),
+        ("a.csv", "\ufeffimage,labels\r\na b.jpg,cat|big dog\r\nd/É.JPG, cat \r\n\r\nx.png,\r\n"),
+        ("a.csv", "image;labels\na b.jpg;cat|big dog\nd/É.JPG;cat\nx.png;\n"),
+        ("a.csv", "filename,width,class\na b.jpg,9,cat;big dog\nd/É.JPG,9,cat\nx.png,9,\n"),
+        ("a.csv", "id;Tags;File\n1;cat|big dog;a b.jpg\n2;cat;d/É.JPG\n3;;x.png\n"),
+        ("a.tsv", "image\tlabels\na b.jpg\tcat;big dog\nd/É.JPG\tcat\nx.png\t\n"),
+        ("a.csv", "File|Label\na b.jpg|cat;big dog\nd/É.JPG|cat\nx.png|\n"),
+        ("a.csv", "a b.jpg,cat;big dog\nd/É.JPG,cat\nx.png,\n"),
+        ("a.csv", "image,cat,big dog\na b.jpg,1,1\nd/É.JPG,1,0\nx.png,0,0\n"),
+        ("a.csv", "path,cat,big dog\na b.jpg,1,yes\nd/É.JPG,true,\nx.png,0,0\n"),
+        ("a.json", '{"a b.jpg": ["cat", "big dog"], "d/É.JPG": ["cat"], "x.png": []}'),
+    ],
+)
+def test_tables_and_json(tmp_path, name, text):
+    assert labels(tmp_path / name, text) == EXPECTED
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.csv", "", "expected at least one image"),
+        ("a.csv", "image,labels\nä.jpg,cat\n".encode("latin-1"), "save it as UTF-8"),
+        ("a.csv", "image,labels\na.jpg,cat\n".encode("utf-16"), "save it as UTF-8"),
+        ("a.csv", "image,labels\na.jpg,cat,dog\n", r"a\.csv:2\): expected 2 columns, got 3"),
+        ("a.csv", "what,ever\n1,2\n", "expected a column of paths"),
+        ("a.csv", "file,label\na.jpg\n", r"a\.csv:2\): expected at least 2 columns, got 1"),
+        ("a.csv", "file,cat\na.jpg,maybe\n", "or columns of 0 and 1"),
+        ("a.json", "[" * 100_000, "nested too deep"),
+        ("a.json", "[1, 2]", "expected labels of one of the forms"),
+        ("a.json", '{"a": [], "a": []}', "stands twice"),
+        ("a.xml", "<annotation/>", "expected labels of one of the forms"),
+        ("a.xml", "<annotations><meta/>", "expected XML"),
+        ("a.txt", "a.jpg,cat", "expected .csv, .tsv, .json, .xml or a folder"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path, name, content, said):
+    with pytest.raises(ValueError, match=said):
+        labels(tmp_path / name, content)
+
+
+def test_a_long_table_has_several_lines_for_an_image(tmp_path):
+    path = tmp_path / "boxes.csv"
+    path.write_text("filename,width,class,xmin\na.jpg,9,cat,1\na.jpg,9,dog,2\n")
+    rows = read_tags(path).rows
+    assert [(row.image, row.labels) for row in rows] == [("a.jpg", ("cat",)), ("a.jpg", ("dog",))]
+    assert rows[1].source == f"{path}:3"
+
+
+def test_coco(tmp_path):
+    tags = read_tags(coco_json(tmp_path / "instances.json"))
+    assert [row.labels for row in tags.rows] == [("person", "bottle"), ("toothbrush",), ()]
+    assert tags.classes == ("person", "stop sign", "bottle", "toothbrush")
+
+
+def test_coco_with_faults_is_refused(tmp_path):
+    with pytest.raises(DataError, match="is no image"):
+        read_tags(coco_json(tmp_path / "a.json", annotations=[{"image_id": 7, "category_id": 1}]))
+
+
+def task(image: str, *results: Any, **more: Any) -> dict[str, Any]:
+    return {
+        "id": 1,
+        "data": {"image": image},
+        "annotations": [{"result": [{"value": value} for value in results], **more}],
+    }
+
+
+def test_label_studio(tmp_path):
+    content = [
+        task("/data/upload/1/0a1b2c3d-a%20b.jpg", {"choices": ["cat", " dog "]}),
+        task("/data/local-files/?d=set/é.jpg", {"x": 1, "rectanglelabels": ["cat"]}),
+        task("s3://bucket/deep/c.png", {"format": "rle", "brushlabels": ["bird"], "rle": [1]}),
+        task("https://host/d.jpg?token=x", {"text": ["no class"]}),
+        task("skipped.jpg", {"choices": ["cat"]}, was_cancelled=True),
+        {"id": 9, "data": {"image": "nobody.jpg"}, "annotations": []},
+    ]
+    assert labels(tmp_path / "a.json", content) == {
+        "/data/upload/1/0a1b2c3d-a b.jpg": ("cat", "dog"),
+        "set/é.jpg": ("cat",),
+        "/deep/c.png": ("bird",),
+        "/d.jpg": (),
+    }
+    (doubt,) = read_tags(tmp_path / "a.json").doubts
+    assert doubt.startswith("2 tasks are not annotated or were skipped")
+
+
+def test_several_annotations_of_a_task_add_up(tmp_path):
+    both = task("a.jpg", {"choices": ["cat"]})
+    both["annotations"] += task("a.jpg", {"choices": ["dog"]})["annotations"]
+    assert labels(tmp_path / "a.json", [both]) == {"a.jpg": ("cat", "dog")}
+    assert "several annotations" in read_tags(tmp_path / "a.json").doubts[0]
+
+
+@pytest.mark.parametrize("name", ["small.json", "table.csv"])
+def test_label_studio_in_short(tmp_path, name):
+    if name == "small.json":
+        about = {"annotation_id": 5, "annotator": 1, "lead_time": 2.5}
+        content: Any = [
+            {"image": "/data/upload/0a1b2c3d-a.jpg", "id": 1, "choice": "cat", **about},
+            {"image": "b.jpg", "id": 2, "choice": {"choices": ["cat", "dog"]}, **about},
+            {"image": "c.jpg", "id": 3, "box": [{"x": 1, "rectanglelabels": ["bird"]}], **about},
+            {"image": "d.jpg", "id": 4, **about},
+        ]
+    else:
+        content = (
+            "annotation_id,annotator,box,choice,created_at,id,image,lead_time\n"
+            "5,1,,cat,2026-01-01,1,/data/upload/0a1b2c3d-a.jpg,2.5\n"
+            '5,1,,"{""choices"":[""cat"",""dog""]}",2026-01-01,2,b.jpg,2.5\n'
+            '5,1,"[{""x"":1,""rectanglelabels"":[""bird""]}]",,2026-01-01,3,c.jpg,2.5\n'
+            "5,1,,,2026-01-01,4,d.jpg,2.5\n"
+        )
+    assert labels(tmp_path / name, content) == {
+        "/data/upload/0a1b2c3d-a.jpg": ("cat",),
+        "b.jpg": ("cat", "dog"),
+        "c.jpg": ("bird",),
+        "d.jpg": (),
+    }
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        [task("a.jpg") | {"annotations": 3}],
+        [task("a.jpg") | {"annotations": [{}]}],
+        [task("no image")],
+        [task("a.jpg"), 7],
+        [{"annotation_id": 1, "image": 3}],
+        [{"annotation_id": 1, "image": "a.jpg"}, "b.jpg"],
+    ],
+)
+def test_a_damaged_export_of_label_studio_is_refused(tmp_path, wrong):
+    with pytest.raises(DataError, match=r"a\.json\["):
+        labels(tmp_path / "a.json", wrong)
+
+
+CVAT = """<?xml version="1.0" encoding="utf-8"?><annotations><version>1.1</version>
+<meta><task><labels><label><name>dog</name></label><label><name>cat</name></label></labels></task>
+</meta>
+<image id="0" name="d/é.jpg" width="9" height="9"><tag label="cat"/><box label="dog"/></image>
+<image id="1" name="b.jpg"><mask label="cat" rle="1"/><polygon label="cat" points="1,2"/></image>
+<image id="2" name="c.jpg"/></annotations>"""
+
+
+def test_cvat(tmp_path):
+    found = labels(tmp_path / "a.xml", CVAT)
+    assert found == {"d/é.jpg": ("cat", "dog"), "b.jpg": ("cat",), "c.jpg": ()}
+    assert read_tags(tmp_path / "a.xml").classes == ("dog", "cat")
+
+
+def test_cvat_of_a_video_or_without_names_is_refused(tmp_path):
+    with pytest.raises(DataError, match="tracks of a video"):
+        labels(tmp_path / "a.xml", CVAT.replace("</annotations>", "<track/></annotations>"))
+    with pytest.raises(DataError, match=r"image 1.*with a name"):
+        labels(tmp_path / "a.xml", CVAT.replace('name="b.jpg"', ""))
+
+
+def test_entities_of_others_are_not_followed(tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("a secret")
+    head = f'<!DOCTYPE a [<!ENTITY e SYSTEM "{secret.as_uri()}">]>'
+    text = CVAT.split("?>", 1)[1].replace("<name>dog", "<name>&e;")
+    with pytest.raises(DataError, match="expected XML") as caught:
+        labels(tmp_path / "a.xml", head + text)
+    assert "a secret" not in str(caught.value)
+
+
+def labelme(image: str, flags: Any = None, *shapes: str) -> dict[str, Any]:
+    return {
+        "version": "5.4",
+        "flags": flags or {},
+        "shapes": [{"label": label, "points": []} for label in shapes],
+        "imagePath": image,
+        "imageData": None,
+    }
+
+
+def test_labelme(tmp_path):
+    for name, content in {
+        "a": labelme("..\\images\\a.jpg", {"cat": True, "dog": False}, "bird", "bird"),
+        "deep/b": labelme("b.jpg", None, "cat"),
+        "c": labelme("c.jpg"),
+    }.items():
+        path = tmp_path / f"tags/{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content))
+    (tmp_path / "tags/other.json").write_text("{}")
+    rows = {row.image: row.labels for row in read_tags(tmp_path / "tags").rows}
+    assert rows == {"..\\images\\a.jpg": ("cat", "bird"), "b.jpg": ("cat",), "c.jpg": ()}
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"shapes": [{}]}, {"shapes": 3}, {"flags": []}, {"flags": 5}, {"imagePath": None}]
+)
+def test_a_damaged_json_of_labelme_is_named(tmp_path, wrong):
+    if wrong == {"flags": []}:
+        assert labels(tmp_path / "a.json", labelme("a.jpg") | wrong) == {"a.jpg": ()}
+        return
+    with pytest.raises(DataError, match=r"a\.json: expected flags, shapes"):
+        labels(tmp_path / "a.json", labelme("a.jpg") | wrong)
+
+
+def below(root: Path, *photographs: str, own: tuple[Path, ...] = ()):
+    return tags_below(root, root, photographs, own)
+
+
+def test_folders_are_classes(tmp_path):
+    tags = below(tmp_path, "cat/1.jpg", "dog/deep/2.jpg", "background/3.jpg", "4.jpg")
+    assert {row.image: row.labels for row in tags.rows} == {
+        "cat/1.jpg": ("cat",),
+        "dog/deep/2.jpg": ("dog",),
+        "background/3.jpg": (),
+    }
+    with pytest.raises(ValueError, match="found no labels; write"):
+        below(tmp_path, "cat/1.jpg", "2.jpg")
+    with pytest.raises(ValueError, match="train, val are called as splits are"):
+        below(tmp_path, "train/cat/1.jpg", "val/cat/2.jpg")
+
+
+def test_which_file_counts(tmp_path):
+    first, second = tmp_path / "export.json", tmp_path / "annotations/a.csv"
+    labels(first, {"a.jpg": ["cat"]})
+    assert below(tmp_path, "a.jpg").path == first
+    labels(second, "file,label\na.jpg,dog\n")
+    with pytest.raises(ValueError, match=r"found .*a\.csv, .*export\.json; say which: --labels"):
+        below(tmp_path, "a.jpg")
+    assert below(tmp_path, "a.jpg", own=(second,)).path == first
+    labels(tmp_path / "labels.csv", "image,labels\na.jpg,bird\n")
+    tags = below(tmp_path, "a.jpg")
+    assert tags.path.name == "labels.csv"
+    assert tags.doubts[0].startswith("labels.csv counts before ")
+    labels(tmp_path / "train.csv", "image,labels\na.jpg,bird\n")
+    assert below(tmp_path, "a.jpg").path.name == "train.csv"
+
+
+def test_labelme_beside_the_photographs(tmp_path):
+    write_image(tmp_path / "a.jpg")
+    labels(tmp_path / "a.json", labelme("a.jpg", None, "cat"))
+    labels(tmp_path / "b/c.json", labelme("c.jpg", None, "dog"))
+    assert [row.labels for row in below(tmp_path, "a.jpg", "b/c.jpg").rows] == [("cat",), ("dog",)]

@@ -1,0 +1,261 @@
+"""A folder of somebody's photographs as it is: what lies in it, and what it says they show."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+from PIL import Image
+
+from weaktr.contents import Contents
+from weaktr.data.classes import Classes
+from weaktr.data.io import open_image, orientation
+from weaktr.data.layout import IMAGE_SUFFIXES, OTHER_SUFFIXES, first_file, require_folder
+from weaktr.data.manifest import name_fault
+from weaktr.data.names import class_list
+from weaktr.data.parallel import ordered_map
+from weaktr.data.problems import DataError
+from weaktr.data.tags import OWN, Tags, read_tags, tags_below
+from weaktr.data.tags.places import Matched, matched
+from weaktr.files import files_below
+from weaktr.messages import few
+from weaktr.outputs import LOCK
+from weaktr.progress import track
+
+#: Fewer photographs, in all and of a class, are too few to expect much; more take long.
+FEW, FEW_OF_CLASS, MANY = 20, 5, 20_000
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the header of a photograph says: its format, sides in pixels, whether EXIF turns it."""
+
+    format: str
+    size: tuple[int, int]
+    is_turned: bool
+
+
+@dataclass(frozen=True)
+class OwnPhotographs:
+    """A folder of photographs with image-level labels.
+
+    Args:
+        root: the folder.
+        images: in which the photographs lie: `root` or ``root/images``.
+        photographs: path below `images` -> file.
+        others: photographs of formats that are not read.
+        left_out: photographs that cannot be used, and why.
+        tags: the labels as they are written.
+        found: whose labels they are.
+        classes: in class order.
+        held_out: the photographs of the user's own val.csv; None = there is none.
+    """
+
+    root: Path
+    images: Path
+    photographs: dict[str, Path]
+    others: list[Path]
+    left_out: list[str]
+    tags: Tags
+    found: Matched
+    classes: Classes
+    held_out: frozenset[str] | None
+
+    @property
+    def labels(self) -> dict[str, tuple[str, ...]]:
+        """Path of each photograph with known labels -> its class names."""
+        return self.found.labels
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the source ``folder`` reads the label file as it is."""
+        path, found = self.tags.path, self.found
+        return (
+            self.tags.form == OWN
+            and path.parent == self.root
+            and path.stem in ("train", "labels")
+            and not (found.missing or found.unclear or found.otherwise)
+        )
+
+    def headers(self) -> dict[str, Header]:
+        """The headers of the photographs with known labels; of those that can be opened."""
+        paths = [self.photographs[name] for name in self.labels]
+        read = track(ordered_map(_header, paths), "looking at headers", len(paths), is_minor=True)
+        pairs = zip(self.labels, read, strict=True)
+        return {name: header for name, header in pairs if header is not None}
+
+    def copies(self) -> list[list[str]]:
+        """Groups of photographs with known labels and of one content."""
+        of_size: dict[int, list[str]] = {}
+        for name in self.labels:
+            of_size.setdefault(self.photographs[name].stat().st_size, []).append(name)
+        contents = Contents()
+        same: dict[str, list[str]] = {}
+        for name in (name for names in of_size.values() if len(names) > 1 for name in names):
+            same.setdefault(contents.digest(self.photographs[name]), []).append(name)
+        return [sorted(names) for names in same.values() if len(names) > 1]
+
+
+def look_at(
+    root: Path, labels: Path | None, classes: Path | None, own: Collection[Path] = ()
+) -> OwnPhotographs:
+    """Look at a folder of photographs and find their labels.
+
+    Args:
+        root: the folder.
+        labels: the label file, or a folder of LabelMe's; None = it is looked for.
+        classes: a text file with a class name a line; None = ``root/classes.txt``, else all that a
+            photograph shows, those that the labels declare in that order, then the others by name.
+        own: files in `root` that weaktr wrote, so that they are not the labels.
+
+    Raises:
+        ValueError: no photographs, no labels or several, labels of none of the photographs, or
+            names that are no classes; says what to do.
+        DataError: a label file is wrong; names the place.
+    """
+    root = require_folder(root)
+    images = root / "images" if (root / "images").is_dir() else root
+    photographs, others, left_out = _photographs(images, root / "masks")
+    if not photographs:
+        told = f", but {few(others)}: convert these to JPEG or PNG" if others else ""
+        raise ValueError(f"{root}: expected photographs below {images}, found none{told}")
+    tags = tags_below(root, images, photographs, own) if labels is None else read_tags(labels)
+    rows, held_out = tags.rows, None
+    val = first_file(root / name for name in ("val.csv", "val.json") if root / name not in own)
+    if tags.path.stem == "train" and tags.path.parent == root and val is not None:
+        of_val = read_tags(val)
+        held_out = frozenset(matched(of_val.rows, list(photographs)).labels)
+        rows = [*rows, *of_val.rows]
+        if of_val.form != tags.form:
+            tags = replace(tags, form=f"{tags.form}; {val.name}: {of_val.form}")
+    found = matched(rows, list(photographs))
+    if not found.labels:
+        raise ValueError(
+            f"{tags.path}: none of its {len(rows)} images is below {images}, such as "
+            f"{rows[0].image!r:.200}; there are {few(sorted(photographs))}"
+        )
+    known = _classes(root, classes, tags, found)
+    return OwnPhotographs(
+        root, images, photographs, others, left_out, tags, found, known, held_out
+    )  # fmt: skip
+
+
+def _photographs(images: Path, masks: Path) -> tuple[dict[str, Path], list[Path], list[str]]:
+    """Photographs below a folder, those of other formats, and why some cannot be used.
+
+    True masks are none, nor is anything in a folder of results.
+    """
+    found: dict[str, Path] = {}
+    others, left_out = [], []
+    first: dict[str, str] = {}
+    passed_over = [masks, *(lock.parent for lock in images.rglob(LOCK))]
+    for file in sorted(files_below(images)):
+        name, suffix = file.relative_to(images).as_posix(), file.suffix.lower()
+        if file.is_dir() or any(file.is_relative_to(folder) for folder in passed_over):
+            continue
+        if suffix in OTHER_SUFFIXES:
+            others.append(file)
+        if suffix not in IMAGE_SUFFIXES:
+            continue
+        bare = PurePosixPath(name).with_suffix("").as_posix()
+        earlier = first.setdefault(bare, name)
+        if not _is_text(name):
+            left_out.append(f"{name!a}: its name is not text in UTF-8: rename it")
+        elif (fault := name_fault(bare)) is not None:
+            left_out.append(f"{name}: {fault}")
+        elif earlier != name:
+            left_out.append(f"{name}: differs from {earlier} in the suffix alone: rename one")
+        else:
+            found[name] = file
+    return found, others, left_out
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _classes(root: Path, given: Path | None, tags: Tags, found: Matched) -> Classes:
+    """The classes, see `look_at`."""
+    shown = {label for labels in found.labels.values() for label in labels}
+    file = given or first_file([root / "classes.txt"])
+    if file is None:
+        declared = [name.strip() for name in tags.classes if name.strip() in shown]
+        try:
+            known = Classes((*declared, *sorted(shown - set(declared))))
+        except ValueError as error:
+            raise ValueError(f"{tags.path}: {error}") from error
+    else:
+        known = class_list(file)
+        if unknown := sorted(shown - set(known.names)):
+            raise ValueError(
+                f"{file}: expected all classes of {tags.path}, {few(unknown)} are missing; add "
+                "them, or correct the labels"
+            )
+    if not known.names:
+        raise ValueError(f"{tags.path}: expected at least one class, no photograph has a label")
+    return known
+
+
+def _header(file: Path) -> Header | None:
+    def read(image: Image.Image) -> Header:
+        return Header(image.format or "?", image.size, orientation(image) != 1)
+
+    try:
+        return open_image(file, "", read)
+    except DataError:  # the check of the data names it
+        return None
+
+
+def doubts(own: OwnPhotographs, held_out: Collection[str]) -> Iterator[str]:
+    """What should be looked at before training, a sentence each; beside what `check` finds.
+
+    Args:
+        own: the photographs.
+        held_out: those that are not trained on.
+    """
+    yield from own.tags.doubts
+    found, labels = own.found, own.labels
+    declared = [name.strip() for name in own.tags.classes]
+    if unseen := [name for name in declared if name not in own.classes.index_of_name]:
+        yield f"{len(unseen)} classes are in no photograph and left out: {few(unseen)}"
+    if found.missing:
+        names = few([row.image for row in found.missing])
+        yield f"{len(found.missing)} listed images are not below {own.images}: {names}"
+    for row, meant in found.unclear[:1]:
+        more = len(found.unclear)
+        yield f"{more} listed images may be several, such as {row.image} ({few(meant)}): left out"
+    if found.otherwise:
+        written, path = found.otherwise[0]
+        yield (
+            f"{len(found.otherwise)} images were found by the end of their path, such as {path} "
+            f"for {written}"
+        )
+    if unlisted := sorted(own.photographs.keys() - labels.keys()):
+        yield f"{len(unlisted)} photographs have no labels and are not used: {few(unlisted)}"
+    if own.others:
+        names = few([path.name for path in own.others])
+        yield f"{len(own.others)} photographs are of other formats: convert {names} to JPEG or PNG"
+    if own.left_out:
+        yield f"{len(own.left_out)} photographs are left out: {few(own.left_out, between='; ')}"
+    counts = Counter(label for names in labels.values() for label in names)
+    if rare := [f"{n} ({counts[n]})" for n in own.classes.names if counts[n] < FEW_OF_CLASS]:
+        yield f"{len(rare)} classes have fewer than {FEW_OF_CLASS} photographs: {few(rare)}"
+    if all(labels.values()):
+        yield (
+            "every photograph shows a class: add some that show none, with an empty cell in place "
+            "of labels; they teach what the classes do not look like"
+        )
+    if len(labels) < FEW:
+        yield f"{len(labels)} photographs are very few: 50 are a start, hundreds are better"
+    if len(labels) > MANY:
+        yield f"{len(labels):,} photographs: the recipe was made for at most {MANY:,}"
+    for group in own.copies():
+        both = 0 < len(set(group) & set(held_out)) < len(group)
+        where = ", held out and trained on: remove one" if both else ""
+        yield f"{few(group)} are the same photograph{where}"

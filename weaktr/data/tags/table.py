@@ -1,0 +1,125 @@
+"""Tables: weaktr's own CSV and JSON, and others with one column of paths and one of labels."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from weaktr.data.label_files import Row, read_label_file, separator_of
+from weaktr.data.layout import ALL_SUFFIXES, flag
+from weaktr.data.names import HEADINGS
+from weaktr.data.problems import DataError, Problem
+from weaktr.data.tags.form import Form, Tags, fault, row
+
+#: What a column of paths is called; one of labels is called by the others of `HEADINGS`.
+PATHS = {
+    *("image", "images", "image_path", "image_name", "image_id", "imagename", "imagepath"),
+    *("file", "file_name", "filename", "filepath", "path", "photo", "photograph", "picture"),
+}
+LABELS = HEADINGS - PATHS
+OWN = "weaktr's own form"
+#: Number and cells of a line.
+Line = tuple[int, list[str]]
+#: Parts the labels in a cell.
+_BETWEEN = re.compile("[;|]")
+
+
+def is_own_table(text: str) -> bool:
+    """Whether a CSV has a header that `weaktr.data.label_files` reads."""
+    header = [cell.casefold() for cell in _cells(text)[0][1]] if text.strip() else []
+    return header[:1] == ["image"] and (header[1:] == ["labels"] or LABELS.isdisjoint(header[1:]))
+
+
+def is_own_json(content: Any) -> bool:
+    """Whether a JSON is an object of lists of names."""
+    return (
+        isinstance(content, dict)
+        and bool(content)
+        and all(isinstance(names, list) for names in content.values())
+        and all(isinstance(name, str) for names in content.values() for name in names)
+    )
+
+
+def read_own(path: Path, _: Any) -> Tags:
+    """A file that `weaktr.data.label_files` reads.
+
+    Raises:
+        DataError: names every line that is wrong.
+    """
+    faults: list[Problem] = []
+    content = read_label_file(path, faults)
+    if faults:
+        raise DataError(faults)
+    return Tags(path, OWN, content.rows, content.columns)
+
+
+def read_table(path: Path, text: str) -> Tags:
+    """A table with a column of paths and one of labels, or a column of 0 and 1 for each class.
+
+    Without a header, the first line has a path and labels.
+
+    Raises:
+        DataError: no such columns; names the header.
+    """
+    lines = _cells(text)
+    source, header = lines[0]
+    lower = [cell.casefold() for cell in header]
+    paths = next((k for k, cell in enumerate(lower) if cell in PATHS), None)
+    if paths is None and len(header) == 2 and lower[0].endswith(ALL_SUFFIXES):
+        return Tags(path, "a table of path and labels without header", _labelled(path, lines, 0, 1))
+    labels = next((k for k, cell in enumerate(lower) if cell in LABELS), None)
+    if paths is not None and labels is not None:
+        form = f"a table with the columns {header[paths]!r:.60} and {header[labels]!r:.60}"
+        return Tags(path, form, _labelled(path, lines[1:], paths, labels))
+    others = [k for k in range(len(header)) if k != paths]
+    cells = [line[k] for _, line in lines[1:] for k in others if k < len(line)]
+    if paths is None or not others or any(flag(cell) is None for cell in cells):
+        raise fault(
+            path, f"{path}:{source}",
+            "expected a column of paths (called image or filename) and one of labels (called "
+            f"labels), or columns of 0 and 1; got {header[:9]}",
+        )  # fmt: skip
+    rows = [
+        row(line[paths], [header[k] for k in others if flag(line[k])], f"{path}:{number}")
+        for number, line in _whole(path, lines[1:], len(header))
+    ]
+    form = f"a table of 0 and 1, a column for each of {len(others)} classes"
+    return Tags(path, form, rows, tuple(header[k] for k in others))
+
+
+def _labelled(
+    path: Path, lines: Sequence[tuple[int, list[str]]], at: int, labels: int
+) -> list[Row]:
+    """The rows of lines with a path in one column and labels in another."""
+    whole = _whole(path, lines, max(at, labels) + 1)
+    return [row(line[at], _BETWEEN.split(line[labels]), f"{path}:{n}") for n, line in whole]
+
+
+def _whole(path: Path, lines: Sequence[Line], least: int) -> list[Line]:
+    """The lines that are not empty, all of which have at least so many columns."""
+    filled = [(number, line) for number, line in lines if any(line)]
+    for number, line in filled:
+        if len(line) < least:
+            message = f"expected at least {least} columns, got {len(line)}"
+            raise fault(path, f"{path}:{number}", message)
+    return filled
+
+
+def _cells(text: str) -> list[Line]:
+    """Number and cells of every line of a table."""
+    separator = separator_of(text) or ","
+    separator = separator if separator in ",;\t|" else ","
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
+    try:
+        return [(reader.line_num, [cell.strip() for cell in line]) for line in reader]
+    except csv.Error as error:
+        raise ValueError(f"expected a table, got: {error}") from error
+
+
+OWN_TABLE = Form(OWN, is_own_table, read_own)
+OWN_JSON = Form(OWN, is_own_json, read_own)
+TABLE = Form("a table", lambda text: bool(text.strip()), read_table)
