@@ -205,6 +205,28 @@ def test_photographs_in_folders_that_are_classes(tmp_path):
         assert sample.labels == {"cat": (0,), "dog": (1,), "background": ()}[kind]
 
 
+def test_results_and_masks_are_no_photographs(tmp_path):
+    for k in range(4):
+        write_image(tmp_path / f"{('cat', 'dog')[k % 2]}/{k}.png", seed=k)
+        write_image(tmp_path / f"masks/{k}.png", seed=k)
+        write_image(tmp_path / f"runs/mine/label/masks/{k}.png", seed=k)
+    (tmp_path / "runs/mine/.weaktr-lock").touch()
+    text = initialised(tmp_path)
+    assert "4 below" in text
+    assert manifests(tmp_path)[0].classes.names == ("cat", "dog")
+
+
+def test_a_val_csv_of_another_form_keeps_its_side(root):
+    os.rename(root / "labels.csv", root / "train.csv")
+    write_image(root / "images/held.png", seed=55)
+    (root / "val.csv").write_text("file;tag\nheld.png;cat\n")
+    before = contents(root)
+    initialised(root)
+    assert contents(root).items() >= before.items()
+    train, val = manifests(root)
+    assert (len(train), [sample.name for sample in val], val.split) == (30, ["held"], "val_part")
+
+
 def test_coco_of_photographs_beside_it(tmp_path):
     for k, name in enumerate(("009", "025", "030")):
         write_image(tmp_path / f"images/COCO_train2014_000000000{name}.jpg", seed=k)
@@ -221,16 +243,16 @@ def test_doubts(root):
     (root / "images/a b/é0.png").write_bytes((root / "images/a b/é1.png").read_bytes())
     write_image(root / "images/unlisted.png", seed=77)
     (root / "images/b.heic").write_bytes(b"x")
-    write_image(root / "images/a b/é2.jpg")
+    write_image(root / "images/a b/é2.webp")
     with open(root / "labels.csv", "a", encoding="utf-8") as file:
         file.write("gone.png,cat\na b/é3.png,Cat\n")
     write_csv(root / "classes.txt", [["cat"], ["dog"], ["bird"], ["Cat"]])
     text = initialised(root)
     for doubt in (
-        "2 listed images are not below",
+        "1 listed images are not below",
         "1 photographs have no labels and are not used: unlisted.png",
         "1 photographs are of other formats: convert b.heic",
-        "differs from a b/é2.jpg in the suffix alone",
+        "differs from a b/é2.png in the suffix alone",
         "1 classes have fewer than 5 photographs: Cat (1)",
         "a b/é0.png, a b/é1.png are the same photograph",
         "two classes that may be meant as one: 'cat' and 'Cat'",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from PIL import Image
@@ -17,9 +17,9 @@ from weaktr.data.manifest import name_fault
 from weaktr.data.names import class_list
 from weaktr.data.parallel import ordered_map
 from weaktr.data.problems import DataError
+from weaktr.data.sources.folder import files_but_results
 from weaktr.data.tags import OWN, Tags, read_tags, tags_below
 from weaktr.data.tags.places import Matched, matched
-from weaktr.files import files_below
 from weaktr.messages import few
 from weaktr.progress import track
 
@@ -127,6 +127,8 @@ def look_at(
         of_val = read_tags(val)
         held_out = frozenset(matched(of_val.rows, list(photographs)).labels)
         rows = [*rows, *of_val.rows]
+        if of_val.form != tags.form:
+            tags = replace(tags, form=f"{tags.form}; {val.name}: {of_val.form}")
     found = matched(rows, list(photographs))
     if not found.labels:
         raise ValueError(
@@ -140,11 +142,14 @@ def look_at(
 
 
 def _photographs(images: Path, masks: Path) -> tuple[dict[str, Path], list[Path], list[str]]:
-    """Photographs below a folder, those of other formats, and why some cannot be used."""
+    """Photographs below a folder, those of other formats, and why some cannot be used.
+
+    True masks are none, nor is anything in a folder of results.
+    """
     found: dict[str, Path] = {}
     others, left_out = [], []
     first: dict[str, str] = {}
-    for file in sorted(files_below(images)):
+    for file in sorted(files_but_results(images)):
         name, suffix = file.relative_to(images).as_posix(), file.suffix.lower()
         if file.is_relative_to(masks) or file.is_dir():
             continue

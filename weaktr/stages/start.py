@@ -204,8 +204,8 @@ def _data_lines(own: OwnPhotographs, splits: Splits, choices: Choices) -> list[s
         paths = [str(place / (name + suffixes[name])) for name in (splits.train, splits.val)]
         lines += [_line("    labels_file", paths[0], "of the training photographs")]
     if choices.turned or choices.exif == "apply":
-        told = f"EXIF turns {choices.turned}; apply: as viewers show them, ignore: as stored"
-        lines += [_line("    exif", choices.exif, told)]
+        told = f"EXIF turns {choices.turned} photographs; apply: as viewers show them, ignore: "
+        lines += [_line("    exif", choices.exif, f"{told}as stored")]
     lines += ["    classes:               # the first is pixel value 1 of masks; 0 is background"]
     lines += [f"      - {_yaml(name)}" for name in own.classes.names]
     if splits.folder != own.root:
