@@ -223,16 +223,15 @@ def _show_next(own: OwnPhotographs, held: Collection[str], recipe: Recipe, file:
 
 
 def _try(arguments: argparse.Namespace, own: OwnPhotographs, choices: Choices) -> int:
-    """Train on a few photographs, into a folder of its own, and draw what came out."""
+    """Train on a few photographs, into a folder of its own, and write the report of it."""
     from dataclasses import replace
 
-    from weaktr.cli.show import show_run
     from weaktr.data import Classes
     from weaktr.data.hold_out import hold_out, spread
     from weaktr.outputs import require_apart
     from weaktr.recipes import load_recipe
+    from weaktr.report.page import report_at_the_end
     from weaktr.stages.pipeline import run_recipe
-    from weaktr.stages.run import Run
     from weaktr.stages.start import recipe_text, splits_of, write_start
 
     out = arguments.out_run or Path("runs") / f"try-{own.root.resolve().name}"
@@ -250,10 +249,9 @@ def _try(arguments: argparse.Namespace, own: OwnPhotographs, choices: Choices) -
              len(chosen) - len(held), len(held), few(chosen))  # fmt: skip
     recipe = load_recipe(out / "recipe.yaml")
     left_out = run_recipe(recipe, out / "run")
-    for picture in show_run(Run(recipe, out / "run"), count=8)[0]:
-        log.info("picture: %s", picture)
+    report_at_the_end(out / "run")
     log.info(
-        "%d photographs of %d classes are few: the pictures show that your photographs are read, "
+        "%d photographs of %d classes are few: the report shows that your photographs are read, "
         "and how masks look, not how good they become; next: weaktr init %s",
         len(chosen), len(classes), shlex.quote(str(arguments.photographs)),
     )  # fmt: skip
