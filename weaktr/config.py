@@ -425,6 +425,20 @@ class ProposalsConfig(Settings):
 
 
 @dataclass(frozen=True)
+class TeacherConfig(Settings):
+    """The refiner "teacher": masks of any other tool, where image-level labels and ours allow.
+
+    Args:
+        folder: with NAME.png for each photograph: 0 background, k + 1 class index k, 255 ignore.
+        least_agreement: a class with a lower agreement (`weaktr.refine.teacher.agreements`) keeps
+            our own region; 0 = the teacher's, for every class that the photograph shows.
+    """
+
+    folder: Text | None = None
+    least_agreement: Share = 0.5
+
+
+@dataclass(frozen=True)
 class LabelConfig(Settings):
     """CAMs -> pseudo labels.
 

@@ -11,7 +11,7 @@ from PIL import Image
 from tests.cli.test_train import said
 from tests.stored import arrays
 from weaktr import cli
-from weaktr.data.masks import MaskFolder
+from weaktr.data.masks import MaskFolder, write_mask
 from weaktr.data.stored_maps import read_soft_labels, write_cams
 from weaktr.ops.dense_crf.presets import PRESETS
 
@@ -186,3 +186,30 @@ def test_the_caption_of_eval_does_not_guess(root):
     labelled(root, *chosen("crf=none"))
     noted = json.loads((root / "out" / "inputs.json").read_text())["settings"]
     assert noted.keys() == {"threshold", "crf", "gt_prob", "unlabelled"}
+
+
+def test_a_teacher(root):
+    """Its regions where they agree; a changed mask of it makes that photograph's again."""
+    settings, teacher = chosen("crf=none", "threshold=0.3"), root / "teacher"
+    plain = labelled(root, *settings)
+    ours = {name: plain.read(name) for name in plain.entries}
+    for name, mask in ours.items():
+        write_mask(teacher / f"{name}.png", mask)
+    theirs = ours["1"].copy()
+    theirs[:3] = int(max(ours["1"].max(), 1))
+    write_mask(teacher / "1.png", theirs)
+    (teacher / "2.png").unlink()
+    taught = ("--teacher", teacher, *settings)
+    masks = labelled(root, *taught, out="taught")
+    for name, mask in ours.items():
+        np.testing.assert_array_equal(masks.read(name), theirs if name == "1" else mask)
+    agreement = masks.entries["1"].agreement
+    assert agreement is not None and agreement[int(theirs[0, 0])] == 1
+    assert masks.entries["2"].agreement is None
+    times = {name: masks.path(name).stat().st_mtime_ns for name in ours}
+    write_mask(teacher / "1.png", ours["1"])
+    again = labelled(root, *taught, out="taught")
+    np.testing.assert_array_equal(again.read("1"), ours["1"])
+    made = {n for n in ours if again.path(n).stat().st_mtime_ns != times[n]}
+    assert made == {"1"}
+    assert "is not one" in refused(root, "--teacher", root / "nowhere")

@@ -11,6 +11,7 @@ import torch
 
 from weaktr import refine as package
 from weaktr.config import LabelConfig, PredictConfig
+from weaktr.data.masks import write_mask
 from weaktr.ops.dense_crf import device_of_crf
 from weaktr.ops.dense_crf.presets import PRESETS, DenseCRF
 from weaktr.refine import REFINERS, Maps, choose_refiners, refine
@@ -38,6 +39,11 @@ def batch():
 
 def settings_of(name, folder):
     """What a refiner needs in a recipe; None = its name alone."""
+    if name == "teacher":
+        for index, (height, width, labels) in enumerate(SIZES):
+            mask = np.arange(height * width).reshape(height, width) % labels
+            write_mask(folder / f"image {index}.png", mask.astype(np.uint8))
+        return {"folder": str(folder)}
     if name != "proposals":
         return None
     for index, (height, width, _) in enumerate(SIZES):

@@ -27,6 +27,7 @@ examples:
   weaktr label model.safetensors photos/ --labels shop.csv --set crf=none --set threshold=0.3
   weaktr label model.safetensors photos/ --set threshold=auto
   weaktr label model.safetensors photos/ --emit confidence,cam
+  weaktr label model.safetensors photos/ --teacher sam3/
 
 Without labels.csv the model predicts the classes of each image (those above predict_above,
 default 0.5); index.jsonl says which they were.
@@ -41,6 +42,10 @@ or CRF then takes no model and no labels.csv.
 
 confidence/ holds how likely each pixel's label is by the scores; with --set confidence=stability
 how many other thresholds, single scales and flips, and refinements agree with it.
+
+--teacher DIR has masks of another tool, NAME.png with the numbers of ours. A class that the labels
+of a photograph exclude is not taken from them, and one whose region hardly meets ours stays as we
+found it; index.jsonl says how well each agrees.
 
 OUT gets masks/, before_refinement/ with the masks before the CRF, index.jsonl, and
 contact_sheet.png with some of the results. Started again, it goes on with the images that are
@@ -60,6 +65,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", type=Path, metavar="IMAGES", help="folder of images")
     parser.add_argument("--labels", type=Path, help="CSV or JSON (default IMAGES/labels.csv)")
     parser.add_argument("--out", type=Path, default=Path("labels"), help="default: labels")
+    parser.add_argument(
+        "--teacher",
+        type=Path,
+        metavar="DIR",
+        help="masks of another tool, NAME.png each: used where they agree with ours",
+    )
     parser.add_argument(
         "--emit",
         default="mask",
@@ -88,6 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
         exif=arguments.exif,
         device=arguments.device,
         profile=arguments.profile,
+        teacher=arguments.teacher,
     )
     with labelled(task, arguments.labels) as masks:
         return show_masks(masks)

@@ -94,6 +94,8 @@ class MaskEntry:
             version did not note them.
         confidence: label -> mean over its pixels of the score that the model gave it before
             refinement; None as of `areas`, and of the masks before refinement.
+        agreement: label -> how well a teacher's mask agrees (`weaktr.refine.teacher`); None = there
+            was no teacher, or as of `confidence`.
         inputs: SHA-256 of the files from which it was made, the photograph first; None = an older
             version did not note them.
     """
@@ -109,6 +111,7 @@ class MaskEntry:
     given: tuple[int, ...] | None = None
     areas: dict[int, float] | None = None
     confidence: dict[int, float] | None = None
+    agreement: dict[int, float] | None = None
     inputs: tuple[str, ...] | None = None
 
     def line(self) -> str:
@@ -267,7 +270,9 @@ class MaskFolder:
                 self.unusable[entry.name] = str(error)
                 return replace(entry, sha256=digest)
             occurring = tuple(areas_of(labels.astype(np.uint8)))
-            return replace(entry, sha256=digest, labels=occurring, areas=None, confidence=None)
+            return replace(
+                entry, sha256=digest, labels=occurring, areas=None, confidence=None, agreement=None
+            )
 
         before, self.entries = self.entries, {}
         for entry in ordered_map(check, before.values()):
@@ -362,6 +367,7 @@ class RefinedMasks:
         name: str,
         mask_of: Callable[[str], np.ndarray],
         confidence: dict[int, float] | None = None,
+        agreement: dict[int, float] | None = None,
         **facts: Any,
     ) -> list[MaskEntry]:
         """Write one image's masks without their lines; may be called in several threads.
@@ -370,11 +376,12 @@ class RefinedMasks:
             name: of the sample.
             mask_of: gives the masks before ("plain") and after refinement ("refined"), uint8
                 [H, W]; asked only for those that are stored.
-            confidence: of the mask after refinement.
+            confidence, agreement: of the mask after refinement.
             facts: further fields of their `MaskEntry`.
         """
         before = [] if self.before is None else [self.before.write(name, mask_of("plain"), **facts)]
-        refined = self.masks.write(name, mask_of("refined"), confidence=confidence, **facts)
+        facts |= {"confidence": confidence, "agreement": agreement}
+        refined = self.masks.write(name, mask_of("refined"), **facts)
         return [*before, refined]
 
     def record(self, entries: Sequence[MaskEntry]) -> None:
@@ -464,7 +471,7 @@ def _entry(row: dict[str, Any]) -> MaskEntry:
             row[key] = tuple(map(operator.index, row[key]))
     if "inputs" in row:
         row["inputs"] = tuple(row["inputs"])
-    for key in ("predicted", "areas", "confidence"):
+    for key in ("predicted", "areas", "confidence", "agreement"):
         if key in row:  # JSON's keys are strings
             row[key] = {int(label): float(share) for label, share in row[key].items()}
     entry = MaskEntry(**row)

@@ -11,6 +11,7 @@ from torch import Tensor
 from weaktr.config import ConfidenceKind, LabelConfig
 from weaktr.inference.cams import CamInputs, Cams, CamSource
 from weaktr.inference.results import (
+    AGREEMENT,
     FINITE,
     MEAN_SCORES,
     LabelMaps,
@@ -151,6 +152,11 @@ def _threshold_for(cams: Cams, threshold: float | Literal["auto"]) -> float:
     return best_threshold(THRESHOLDS, curve.tolist())
 
 
+def _file_labels(cams: Cams) -> tuple[int, ...] | None:
+    """See `Maps.file_labels`."""
+    return None if cams.classes is None else (0, *(index + 1 for index in cams.classes))
+
+
 def uses_features(settings: LabelConfig, refiners: Sequence[Refiner]) -> bool:
     """Whether labels by these settings need a source with `Cams.features`."""
     return settings.threshold == "auto" or needs_features(refiners)
@@ -199,7 +205,7 @@ def label_maps(
             plain.append(
                 Maps(
                     labels, len(scores), scores, likely, cams.features, one.sample.name,
-                    one.photograph.size,
+                    one.photograph.size, file_labels=_file_labels(cams),
                 )
             )  # fmt: skip
             finite.append(is_finite(best))
@@ -224,6 +230,8 @@ def label_maps(
             FINITE: finite[index],
             MEAN_SCORES: mean_scores(after.labels, before.scores),
         }
+        if after.agreement is not None:
+            own[AGREEMENT] = after.agreement
         sure = confidences[index]
         if "confidence" in emit and sure is not None:
             own["confidence"] = sure

@@ -170,7 +170,11 @@ def refined_labels(
         chosen = one.scores.index_select(0, upload(torch.tensor(own), one.labels.device))
         given.append(
             one._replace(
-                labels=compact, num_labels=len(own), scores=chosen, has_background=0 in own
+                labels=compact,
+                num_labels=len(own),
+                scores=chosen,
+                has_background=0 in own,
+                file_labels=tuple(own),
             )
         )
     refined = refine(refiners, images, given)

@@ -16,6 +16,8 @@ from weaktr.inference.transfer import Download
 #: The map that says whether all scores behind the others are numbers (`is_finite`), and the one of
 #: `mean_scores`.
 FINITE, MEAN_SCORES = "finite", "mean_scores"
+#: The map of `Maps.agreement`, where there is a teacher.
+AGREEMENT = "agreement"
 
 
 class LabelMaps(NamedTuple):
@@ -69,11 +71,23 @@ class LabelMaps(NamedTuple):
         Raises:
             DataError: see `arrays`.
         """
-        means = self.arrays().get(MEAN_SCORES)
-        if means is None:
+        return self._by_label(MEAN_SCORES)
+
+    def agreement(self) -> dict[int, float] | None:
+        """Label -> how well the teacher's mask agrees; None = there is no teacher for it.
+
+        Raises:
+            DataError: see `arrays`.
+        """
+        return self._by_label(AGREEMENT)
+
+    def _by_label(self, name: str) -> dict[int, float] | None:
+        """Label -> its value in a map of a number for each label; NaN = it has none."""
+        values = self.arrays().get(name)
+        if values is None:
             return None
-        labels = self._labels()
-        return {int(labels[i]): float(means[i]) for i in np.flatnonzero(~np.isnan(means))}
+        labels, known = self._labels(), np.flatnonzero(~np.isnan(values))
+        return {int(labels[i]): round(float(values[i]), 4) for i in known}
 
     def _labels(self) -> np.ndarray:
         """What the values of its maps are in the file, uint8 [256]."""

@@ -20,6 +20,7 @@ from weaktr.refine.crf import crf_refiner
 from weaktr.refine.maps import Maps, Refiner, files_of, needs_features, notes_of, paths_of
 from weaktr.refine.propagation import propagation_refiner
 from weaktr.refine.proposals import proposals_refiner
+from weaktr.refine.teacher import teacher_refiner
 
 __all__ = [
     "READ_FILES",
@@ -40,9 +41,10 @@ REFINERS: dict[str, Callable[[Any, LabelConfig | PredictConfig], Refiner | None]
     "crf": crf_refiner,
     "propagation": propagation_refiner,
     "proposals": proposals_refiner,
+    "teacher": teacher_refiner,
 }
 #: Those that read files beside the photographs.
-READ_FILES = ("proposals",)
+READ_FILES = ("proposals", "teacher")
 
 
 def choose_refiners(stage_settings: LabelConfig | PredictConfig) -> list[Refiner]:
@@ -85,11 +87,21 @@ def refine(
 ) -> list[Maps]:
     """Apply the refiners one after the other; arguments and result as those of a `Refiner`."""
     refined = list(maps)
+    scored = [own.agreement for own in maps]
     options = {"confidence": True} if confidence else {}  # else refiners need not know of it
     for refiner in refiners:
         refined = refiner(images, refined, num_threads=num_threads, **options)
+        scored = [
+            before if new.agreement is None else new.agreement
+            for before, new in zip(scored, refined, strict=True)
+        ]
         refined = [
-            given._replace(labels=new.labels, scores=new.scores, confidence=new.confidence)
-            for new, given in zip(refined, maps, strict=True)
+            given._replace(
+                labels=new.labels,
+                scores=new.scores,
+                confidence=new.confidence,
+                agreement=agreement,
+            )
+            for new, given, agreement in zip(refined, maps, scored, strict=True)
         ]
     return refined

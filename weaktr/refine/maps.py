@@ -31,6 +31,10 @@ class Maps(NamedTuple):
     size: tuple[int, int] | None = None
     #: whether label 0 is the background
     has_background: bool = True
+    #: what each label is in masks as files, 0 = background, k + 1 = class index k; None = the same
+    file_labels: tuple[int, ...] | None = None
+    #: float32 [K], how well a teacher's masks agree, where there is a teacher; NaN = no such label
+    agreement: Tensor | None = None
 
     def to(self, device: torch.device) -> Maps:
         """The same maps on a device."""

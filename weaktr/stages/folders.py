@@ -119,6 +119,7 @@ class Task:
         exif: see `Sample`; None = as the checkpoint carries it.
         device: a name for `choose_device`.
         profile: see `weaktr.stages.masks.make_masks`.
+        teacher: a folder of masks for the refiner "teacher", which then comes last.
     """
 
     source: Path
@@ -129,6 +130,7 @@ class Task:
     exif: Exif | None = None
     device: str = "auto"
     profile: Path | None = None
+    teacher: Path | None = None
 
     def chosen(
         self, kind: type[S], carried_with: Callable[[Sequence[str]], Carried[S]]
@@ -153,6 +155,10 @@ class Task:
             )
         else:
             own = carried_with(given)
+        if self.teacher is not None:
+            teacher = {"teacher": {"folder": str(self.teacher)}}
+            refiners = (*own.settings.refiners, teacher)
+            own = replace(own, settings=replace(own.settings, refiners=refiners))
         exif = self.exif or own.exif
         log.info("%s", replace(own, exif=exif).in_words())
         return own.settings, replace(self, exif=exif)

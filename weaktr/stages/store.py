@@ -201,10 +201,8 @@ class MaskStore:
             write_soft_labels(self._extra("soft", name), SoftLabels(maps["soft"], labels), size)
         if "confidence" in self.extras:
             write_confidence(self._extra("confidence", name), result, maps["confidence"])
-        confidence = result.confidence()
-        if confidence is not None:
-            confidence = {label: round(mean, 4) for label, mean in confidence.items()}
-        return self.masks.write(name, result.mask, confidence=confidence, **facts)
+        of_refined = {"confidence": result.confidence(), "agreement": result.agreement()}
+        return self.masks.write(name, result.mask, **of_refined, **facts)
 
     def _forget(self, name: str) -> None:
         """Note that an image has no mask, and remove what it has from earlier inputs."""
