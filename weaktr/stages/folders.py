@@ -145,6 +145,7 @@ class Task:
             ValueError: settings of another kind, or a change that cannot be.
         """
         given = self.settings
+        own: Carried[S]
         if isinstance(given, kind):
             every = [f"{key}={json.dumps(value)}" for key, value in as_tree(given).items()]
             own = replace(carried_with(every), settings=given, origin="as given", changed=())
@@ -156,9 +157,9 @@ class Task:
         else:
             own = carried_with(given)
         if self.teacher is not None:
-            teacher = {"teacher": {"folder": str(self.teacher)}}
-            refiners = (*own.settings.refiners, teacher)
-            own = replace(own, settings=replace(own.settings, refiners=refiners))
+            teacher: dict[str, Any] = {"teacher": {"folder": str(self.teacher)}}
+            refiners: dict[str, Any] = {"refiners": (*own.settings.refiners, teacher)}
+            own = replace(own, settings=replace(own.settings, **refiners))
         exif = self.exif or own.exif
         log.info("%s", replace(own, exif=exif).in_words())
         return own.settings, replace(self, exif=exif)
