@@ -11,7 +11,9 @@ from PIL import Image
 
 from tests.exchange.folders import photograph
 from weaktr.cli import FAILED, WRONG_INPUT, main
+from weaktr.cli.export_masks import NAMES
 from weaktr.data.masks import MaskFolder
+from weaktr.exchange import FORMATS
 from weaktr.outputs import begin
 
 
@@ -180,3 +182,7 @@ def test_names_that_xml_cannot_hold(labels, caplog):
     masks.add("a\x01", np.ones((6, 8), np.uint8))
     assert export(labels, to="cvat") == FAILED
     assert "XML cannot hold its name" in caplog.text
+
+
+def test_every_format_may_be_chosen():
+    assert tuple(FORMATS) == NAMES
