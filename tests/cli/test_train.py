@@ -46,7 +46,8 @@ def said(call, *arguments):
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "label", "predict", "import", "export", "eval", "data", "env", "show"]
+    "command",
+    ["init", "train", "label", "predict", "import", "export", "eval", "data", "env", "show"],
 )
 def test_every_command_explains_itself(command, capsys):
     with pytest.raises(SystemExit) as stop:

@@ -21,7 +21,18 @@ from typing import Any, NoReturn, Protocol
 
 from rich.text import Text
 
-from weaktr.cli import data, env, eval, export, import_checkpoint, label, predict, show, train
+from weaktr.cli import (
+    data,
+    env,
+    eval,
+    export,
+    import_checkpoint,
+    init,
+    label,
+    predict,
+    show,
+    train,
+)
 from weaktr.cli.common import FAILED, INTERRUPTED, WRONG_INPUT
 from weaktr.cli.memory import keep_freed_memory
 from weaktr.files import WRONG_PATHS
@@ -53,6 +64,7 @@ class Command(Protocol):
 
 
 COMMANDS: dict[str, Command] = {
+    "init": init,
     "train": train,
     "label": label,
     "predict": predict,

@@ -149,6 +149,7 @@ def _check(source: str, root: Path, split: str, options: dict[str, Any]) -> int:
     """Check a split of a data set; the splits beside it are looked at for common images."""
     from weaktr import data
     from weaktr.data.problems import Findings, Problem
+    from weaktr.data.sources.folder import PART, family
 
     found = Findings()
     if source == "manifest":
@@ -160,7 +161,7 @@ def _check(source: str, root: Path, split: str, options: dict[str, Any]) -> int:
         return run_check(manifest, console, problems=found, others=others)
     manifest = data.load_manifest(source, root, split, problems=found, **options)
     others = []
-    for name in SPLITS:
+    for name in family(split) if split.endswith(PART) else SPLITS:
         if name != split and _has_split(source, root, name, options):
             try:
                 others.append(data.load_manifest(source, root, name, problems=[], **options))

@@ -235,10 +235,7 @@ def require_hub(backbone: str) -> None:
     if known is None or not known.has_weights:
         raise ValueError(f"weights: timm has none of {backbone!r}; give a file, or null for random")
     hub = known.hf_hub_id
-    if not hub or any(
-        huggingface_hub.try_to_load_from_cache(hub, name)
-        for name in ("model.safetensors", "pytorch_model.bin", known.hf_hub_filename or "model.bin")
-    ):
+    if hub is None or is_fetched(known):
         return
     try:
         huggingface_hub.model_info(hub, timeout=PATIENCE)
@@ -247,6 +244,13 @@ def require_hub(backbone: str) -> None:
             f"weights: {hub} is not on this computer and cannot be fetched ({error}); get the file "
             "elsewhere and give it as weights"
         ) from error
+
+
+def is_fetched(known: timm.models.PretrainedCfg) -> bool:
+    """Whether pretrained weights are on this computer, or need not be fetched from a hub."""
+    hub = known.hf_hub_id
+    names = ("model.safetensors", "pytorch_model.bin", known.hf_hub_filename or "model.bin")
+    return not hub or any(huggingface_hub.try_to_load_from_cache(hub, name) for name in names)
 
 
 def checkpoint_of(folder: Path, kind: str, classes: Classes | None) -> dict[str, Any]:

@@ -1,0 +1,392 @@
+"""``weaktr init``: what it understands, writes and leaves alone; a training starts from it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.cli.test_train import said
+from tests.data.trees import coco_json, write_csv, write_image
+from tests.stages import tiny
+from weaktr import cli
+from weaktr.data import load_manifest
+from weaktr.recipes import load_recipe
+from weaktr.seals import is_sealed
+from weaktr.stages.pipeline import check_recipe
+from weaktr.stages.run import load_split
+
+CLASSES = ("cat", "dog", "bird")
+#: For recipes whose backbone is DINOv2-S: one that needs no weights.
+SMALL = [
+    f"{model}.{key}={json.dumps(tiny.MODEL[key])}"
+    for model in ("cam_model", "seg_model")
+    for key in tiny.MODEL
+] + ["seg_model.layers=[-1]", "cam_model.patches.layers=[-1]", "device=cpu"]  # fmt: skip
+
+
+def photographs(root: Path, count: int = 30, suffix: str = ".png") -> dict[str, str]:
+    """Photographs in ``images/a b`` and their labels, every tenth without; a cell of each."""
+    labels = {}
+    for k in range(count):
+        name = f"a b/é{k}{suffix}"
+        write_image(root / "images" / name, seed=k)
+        labels[name] = "" if k % 10 == 9 else ";".join({CLASSES[k % 3], CLASSES[k % 2]})
+    return labels
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Photographs and ``labels.csv``."""
+    root = tmp_path / "my photos"
+    write_csv(root / "labels.csv", [("image", "labels"), *photographs(root).items()])
+    return root
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    """What lies below a folder."""
+    files = (file for file in sorted(root.rglob("*")) if file.is_file())
+    return {file.relative_to(root).as_posix(): file.read_bytes() for file in files}
+
+
+def initialised(root: Path, *arguments: object) -> str:
+    code, text = said(cli.main, "init", root, *arguments)
+    assert code == 0, text
+    return " ".join(text.split())
+
+
+def manifests(root: Path, recipe: str = "recipe.yaml"):
+    data = load_recipe(root / recipe).data
+    return load_split(data, data.train_split), load_split(data, data.val_split)
+
+
+def test_a_first_start(root, caplog):
+    before = contents(root)
+    text = initialised(root)
+    after = contents(root)
+    new = {".weaktr-init.json", "recipe.yaml", "train.csv", "val.csv"}
+    assert after.keys() - before.keys() == new
+    assert all(after[name] == content for name, content in before.items())
+    train, val = manifests(root)
+    assert len(train) + len(val) == 30 and 3 <= len(val) <= 9
+    assert {s.name for s in train} & {s.name for s in val} == set()
+    assert train.classes == val.classes and train.classes.names == ("bird", "cat", "dog")
+    with open(root / "labels.csv", encoding="utf-8", newline="") as file:
+        told = {
+            line["image"]: set(filter(None, line["labels"].split(";")))
+            for line in csv.DictReader(file)
+        }
+    for sample in (*train, *val):
+        names = {train.classes.names[index] for index in sample.labels}
+        assert names == told[f"{sample.name}.png"]
+    assert "30 below" in text and f"{len(val)}, trained on {len(train)}" in text
+    assert f"next: weaktr-train '{root}/recipe.yaml'" in caplog.messages
+
+
+def test_the_recipe_is_one_to_train_with(root, tmp_path):
+    initialised(root)
+    recipe = load_recipe(root / "recipe.yaml", SMALL)
+    own = load_recipe("own_dinov2_s", SMALL)
+    for part in ("cam_model", "label", "seg_model", "train_seg", "predict", "stages"):
+        assert getattr(recipe, part) == getattr(own, part)
+    assert (recipe.name, recipe.data.root) == ("my_photos", str(root.resolve()))
+    lines = (root / "recipe.yaml").read_text().splitlines()
+    assert all("#" in line for line in lines if ": " in line and "- " not in line)
+    parts = check_recipe(recipe, tmp_path / "run")
+    assert len(parts) > 5 and [fault for part in parts for fault in part.faults] == []
+
+
+def test_started_again_it_replaces_what_it_wrote(root):
+    initialised(root)
+    before = contents(root)
+    initialised(root)
+    assert contents(root) == before
+    write_image(root / "images/new.png", seed=99)
+    with open(root / "labels.csv", "a", encoding="utf-8") as file:
+        file.write("new.png,owl\n")
+    initialised(root)
+    train, _ = manifests(root)
+    assert "new" in {sample.name for sample in train}
+    assert train.classes.names[-1] == "owl"
+
+
+def test_a_recipe_that_somebody_changed_stays(root):
+    initialised(root)
+    file = root / "recipe.yaml"
+    file.write_text(file.read_text().replace("seed: 0", "seed: 7"))
+    before = contents(root)
+    code, text = said(cli.main, "init", root)
+    assert (code, contents(root)) == (cli.WRONG_INPUT, before)
+    assert "choose another name" in " ".join(text.split())
+    initialised(root, "--out", root / "other.yaml")
+    assert load_recipe(file).seed == 7
+    assert is_sealed(root / "other.yaml")
+
+
+def test_labels_that_somebody_corrected_count(root):
+    initialised(root)
+    changed = root / "train.csv"
+    text = changed.read_text("utf-8").replace("dog", "puppy")
+    changed.write_text(text, "utf-8")
+    said_now = initialised(root)
+    assert changed.read_text("utf-8") == text
+    assert "puppy" in manifests(root)[0].classes.names
+    assert "train.csv counts before labels.csv" in said_now.replace(str(root) + "/", "")
+
+
+def test_own_splits_are_used_as_they_are(root):
+    with open(root / "labels.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file))
+    (root / "labels.csv").unlink()
+    write_csv(root / "train.csv", rows[:20])
+    write_csv(root / "val.csv", [rows[0], *rows[20:]])
+    before = contents(root)
+    initialised(root)
+    after = contents(root)
+    assert after.keys() - before.keys() == {"recipe.yaml"}
+    train, val = manifests(root)
+    assert (len(train), len(val)) == (19, 11)
+    code, text = said(cli.main, "init", root, "--hold-out", 0.1)
+    assert code == cli.WRONG_INPUT and "has a val.csv" in text
+
+
+def test_a_train_csv_of_the_users_stays(root):
+    os.rename(root / "labels.csv", root / "train.csv")
+    before = contents(root)
+    initialised(root)
+    after = contents(root)
+    assert all(after[name] == content for name, content in before.items())
+    data = load_recipe(root / "recipe.yaml").data
+    assert (data.train_split, data.val_split) == ("train_part", "val_part")
+    train, val = manifests(root)
+    assert len(train) + len(val) == 30
+    for split in (data.train_split, data.val_split):
+        code, text = said(cli.main, "data", "check", "folder", root, "--split", split)
+        assert code == 0, text
+        assert "no line of" not in text
+    (root / "val_part.csv").write_text("mine")
+    code, text = said(cli.main, "init", root)
+    assert code == cli.WRONG_INPUT and "move it away" in text
+    assert (root / "val_part.csv").read_text() == "mine"
+
+
+def test_a_train_csv_of_another_form_stays(root):
+    text = (root / "labels.csv").read_text("utf-8").replace("image,labels", "file,tags")
+    (root / "labels.csv").unlink()
+    (root / "train.csv").write_text(text, "utf-8")
+    initialised(root)
+    assert (root / "train.csv").read_text("utf-8") == text
+    assert sum(map(len, manifests(root))) == 30
+
+
+def test_without_hold_out_nothing_but_the_recipe_is_written(root):
+    before = contents(root)
+    initialised(root, "--hold-out", 0)
+    assert contents(root).keys() - before.keys() == {"recipe.yaml"}
+    train, val = manifests(root)
+    assert train == val and len(train) == 30
+
+
+def test_photographs_in_folders_that_are_classes(tmp_path):
+    for k in range(6):
+        write_image(tmp_path / f"cat/{k}.jpg", seed=k)
+        write_image(tmp_path / f"dog/{k}.JPG", seed=10 + k)
+        write_image(tmp_path / f"background/{k}.webp", seed=20 + k)
+    initialised(tmp_path)
+    initialised(tmp_path)
+    train, val = manifests(tmp_path)
+    assert train.classes.names == ("cat", "dog") and len(train) + len(val) == 18
+    for sample in (*train, *val):
+        kind = sample.name.split("/")[0]
+        assert sample.labels == {"cat": (0,), "dog": (1,), "background": ()}[kind]
+
+
+def test_results_and_masks_are_no_photographs(tmp_path):
+    for k in range(4):
+        write_image(tmp_path / f"{('cat', 'dog')[k % 2]}/{k}.png", seed=k)
+        write_image(tmp_path / f"masks/{k}.png", seed=k)
+        write_image(tmp_path / f"runs/mine/label/masks/{k}.png", seed=k)
+    (tmp_path / "runs/mine/.weaktr-lock").touch()
+    text = initialised(tmp_path)
+    assert "4 below" in text
+    assert manifests(tmp_path)[0].classes.names == ("cat", "dog")
+
+
+def test_a_val_csv_of_another_form_keeps_its_side(root):
+    os.rename(root / "labels.csv", root / "train.csv")
+    write_image(root / "images/held.png", seed=55)
+    (root / "val.csv").write_text("file;tag\nheld.png;cat\n")
+    before = contents(root)
+    initialised(root)
+    assert contents(root).items() >= before.items()
+    train, val = manifests(root)
+    assert (len(train), [sample.name for sample in val], val.split) == (30, ["held"], "val_part")
+
+
+def test_coco_of_photographs_beside_it(tmp_path):
+    for k, name in enumerate(("009", "025", "030")):
+        write_image(tmp_path / f"images/COCO_train2014_000000000{name}.jpg", seed=k)
+    coco_json(tmp_path / "annotations/instances.json")
+    text = initialised(tmp_path)
+    train, val = manifests(tmp_path)
+    assert train.classes.names == ("person", "bottle", "toothbrush")
+    assert len(train) + len(val) == 3
+    assert "1 classes are in no photograph and left out: stop sign" in text
+    assert "3 photographs are very few" in text
+
+
+def test_doubts(root):
+    (root / "images/a b/é0.png").write_bytes((root / "images/a b/é1.png").read_bytes())
+    write_image(root / "images/unlisted.png", seed=77)
+    (root / "images/b.heic").write_bytes(b"x")
+    write_image(root / "images/a b/é2.webp")
+    with open(root / "labels.csv", "a", encoding="utf-8") as file:
+        file.write("gone.png,cat\na b/é3.png,Cat\n")
+    write_csv(root / "classes.txt", [["cat"], ["dog"], ["bird"], ["Cat"]])
+    text = initialised(root)
+    for doubt in (
+        "1 listed images are not below",
+        "1 photographs have no labels and are not used: unlisted.png",
+        "1 photographs are of other formats: convert b.heic",
+        "differs from a b/é2.png in the suffix alone",
+        "1 classes have fewer than 5 photographs: Cat (1)",
+        "a b/é0.png, a b/é1.png are the same photograph",
+        "two classes that may be meant as one: 'cat' and 'Cat'",
+    ):
+        assert doubt in text
+
+
+def test_photographs_that_exif_turns(tmp_path):
+    labels = photographs(tmp_path, 10, ".jpg")
+    write_csv(tmp_path / "labels.csv", [("image", "labels"), *labels.items()])
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    file = tmp_path / "images" / min(labels)
+    Image.open(file).save(file, exif=turned)
+    initialised(tmp_path)
+    assert load_recipe(tmp_path / "recipe.yaml").data.options["exif"] == "apply"
+    assert "EXIF turns 1 photographs" in (tmp_path / "recipe.yaml").read_text()
+    initialised(tmp_path, "--exif", "ignore")
+    assert load_recipe(tmp_path / "recipe.yaml").data.options["exif"] == "ignore"
+
+
+NAMES = ["=HYPERLINK(1)", "yes", "a: b # c", "[x]", "\u202eevil", "😀", 'quo"te', "-1", "1e5"]
+
+
+@pytest.mark.parametrize("more", [[], ["semi;colon", "pipe|"]])
+def test_names_of_classes_and_photographs_are_text(tmp_path, more):
+    names = [*NAMES, *more]
+    labels = {}
+    for k, name in enumerate(names * 3):
+        path = f"{'=@+-'[k % 4]}cmd,{k} 'x'.png" if k < 8 else f" {k}.png"
+        write_image(tmp_path / path, seed=k)
+        labels[path] = [name]
+    (tmp_path / "export.json").write_text(json.dumps(labels))
+    initialised(tmp_path)
+    train, val = manifests(tmp_path)
+    assert set(train.classes.names) == set(names)
+    for sample in (*train, *val):
+        (index,) = sample.labels
+        assert labels[sample.image.relative_to(tmp_path).as_posix()] == [train.classes.names[index]]
+    if not more:
+        text = (tmp_path / "train.csv").read_text("utf-8")
+        cells = [cell for line in csv.reader(text.splitlines()) for cell in line]
+        assert len(cells) > 20 and not any(cell.startswith(tuple("=+-@")) for cell in cells)
+
+
+def test_254_classes_and_no_more(tmp_path):
+    rows = [(f"{k % 20}.png", f"class {k}") for k in range(254)]
+    for k in range(20):
+        write_image(tmp_path / f"{k}.png", seed=k)
+    write_csv(tmp_path / "tags.csv", [("file", "label"), *rows])
+    text = initialised(tmp_path)
+    assert "and 224 more" in text
+    assert len(manifests(tmp_path)[0].classes) == 254
+    write_csv(tmp_path / "tags.csv", [("file", "label"), *rows, ("0.png", "one more")])
+    code, text = said(cli.main, "init", tmp_path)
+    assert code == cli.WRONG_INPUT and "at most 254 classes" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--hold-out", 0.9], "--hold-out: expected a share"),
+        (["--labels", "none.csv"], "file is missing"),
+        (["--labels", "notes.txt"], "--labels: expected .csv"),
+        (["--weights", "none.pth"], "--weights: expected a file"),
+        (["--classes", "classes"], "are missing; add them"),
+    ],
+)
+def test_mistakes(root, arguments, complaint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("classes").write_text("cat\n")
+    before = contents(root)
+    code, text = said(cli.main, "init", root, *arguments)
+    assert code == cli.WRONG_INPUT and complaint in " ".join(text.split())
+    assert contents(root) == before
+
+
+def test_no_photographs_and_labels_of_others(tmp_path):
+    (tmp_path / "a.heic").write_bytes(b"x")
+    code, text = said(cli.main, "init", tmp_path)
+    assert code == cli.WRONG_INPUT and "found none, but" in " ".join(text.split())
+    write_image(tmp_path / "a.png")
+    write_csv(tmp_path / "labels.csv", [("image", "labels"), ("../../etc/passwd", "cat")])
+    code, text = said(cli.main, "init", tmp_path)
+    assert code == cli.WRONG_INPUT and "none of its 1 images is below" in " ".join(text.split())
+
+
+def test_a_damaged_photograph_is_told_in_the_end(root, caplog):
+    (root / "images/a b/é5.png").write_bytes(b"no image")
+    code, text = said(cli.main, "init", root)
+    text = " ".join(text.split())
+    assert code == cli.FAILED
+    assert "cannot be read as an image" in text
+    assert caplog.messages[-1].startswith("correct the errors, then start this again")
+
+
+def test_nothing_is_written_through_a_link(root, tmp_path):
+    (tmp_path / "elsewhere").write_text("mine")
+    (root / "recipe.yaml").symlink_to(tmp_path / "elsewhere")
+    code, _ = said(cli.main, "init", root)
+    assert code == cli.WRONG_INPUT
+    assert (tmp_path / "elsewhere").read_text() == "mine" and not (root / "train.csv").exists()
+
+
+def test_a_record_of_strangers_names_no_other_files(root):
+    initialised(root)
+    from weaktr.files import write_json
+    from weaktr.stages.start import RECORD, _digest, own_files
+
+    digest = _digest((root / "labels.csv").read_bytes())
+    write_json(root / RECORD, {"files": {"labels.csv": [digest], "../x": [digest]}}, seal=True)
+    assert own_files(root) == set()
+
+
+def test_a_try_leaves_the_folder_alone(root, tmp_path, monkeypatch, caplog):
+    before, started = contents(root), []
+    monkeypatch.setattr(
+        "weaktr.stages.pipeline.run_recipe", lambda recipe, out: started.append((recipe, out)) or 0
+    )
+    monkeypatch.setattr("weaktr.cli.show.show_run", lambda run, count: ([out / "x.png"], 0))
+    out = tmp_path / "try"
+    initialised(root, "--try", "--out-run", out)
+    assert contents(root) == before
+    ((recipe, folder),) = started
+    assert folder == out / "run" and recipe.train_seg.epochs == 10
+    train = load_split(recipe.data, recipe.data.train_split)
+    val = load_split(recipe.data, recipe.data.val_split)
+    assert len(train) + len(val) == 30 and len(val)
+    assert train.samples[0].image.is_relative_to(root)
+    assert "30 photographs of 3 classes are few" in caplog.messages[-1]
+    code, _ = said(cli.main, "init", root, "--try", "--out-run", root / "images/x")
+    assert code == cli.WRONG_INPUT and contents(root) == before
+
+
+def test_the_source_folder_reads_the_splits_alone(root):
+    initialised(root)
+    assert len(load_manifest("folder", root, "val")) == len(manifests(root)[1])

@@ -1,0 +1,260 @@
+"""What a first training on somebody's photographs starts from: label files of the splits, a recipe.
+
+``weaktr init`` writes them. Nothing of the user's is replaced: which files are weaktr's own, a
+record beside them says, with their digests.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from weaktr.config import PLAIN_WORD, Recipe
+from weaktr.data.own import OwnPhotographs
+from weaktr.data.sources.folder import PART, family
+from weaktr.files import read_json_object, require_replaceable, write_bytes, write_json
+from weaktr.messages import one_line
+from weaktr.recipes import as_tree, load_recipe
+from weaktr.seals import BLANK, is_sealed, sealed
+
+BASE = "own_dinov2_s"
+#: What `weaktr init` wrote into a folder: names of files and the SHA-256 that they may have.
+RECORD = ".weaktr-init.json"
+SUFFIXES = (".csv", ".json")
+#: The only files that a record may name.
+SPLIT_FILES = {
+    f"{split}{suffix}"
+    for one in ("train", f"train{PART}")
+    for split in family(one)
+    for suffix in SUFFIXES
+}
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the user chose for the recipe.
+
+    Args:
+        exif: "apply" or "ignore".
+        turned: photographs that EXIF turns.
+        weights: a file; None = timm's.
+        epochs: of stage 2; None = as in the base.
+    """
+
+    exif: str
+    turned: int
+    weights: Path | None = None
+    epochs: int | None = None
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The label files of both splits.
+
+    Args:
+        train, val: names of the splits.
+        files: to be written: name -> content; empty where the user's own are used.
+        folder: in which they lie.
+    """
+
+    train: str
+    val: str
+    files: Mapping[str, bytes]
+    folder: Path
+
+
+def own_files(folder: Path) -> set[Path]:
+    """The label files in a folder that weaktr wrote and nobody has changed since."""
+    record = folder / RECORD
+    if not is_sealed(record):
+        return set()
+    files = read_json_object(record).get("files", {})
+    names = [name for name in SPLIT_FILES if isinstance(files, dict) and name in files]
+    there = [folder / name for name in names if (folder / name).is_file()]
+    return {file for file in there if _digest(file.read_bytes()) in files[file.name]}
+
+
+def splits_of(own: OwnPhotographs, held_out: Collection[str], folder: Path) -> Splits:
+    """The label files of training and held-out photographs: the user's own, or new ones.
+
+    Args:
+        own: the photographs.
+        held_out: those that are not trained on.
+        folder: for new files; the photographs' own, or another one.
+
+    Raises:
+        ValueError: files of the user's have all names that new ones may have.
+    """
+    val = "val" if held_out else "train"
+    if folder == own.root and own.is_ready and (own.held_out is not None or not held_out):
+        return Splits("train", val, {}, folder)
+    replaceable = own_files(folder)
+    suffix = ".json" if any(re.search("[;|]", name) for name in own.classes.names) else ".csv"
+    write = _as_json if suffix == ".json" else _as_csv
+    for ending in ("", PART):
+        names = {name + end for name in family(f"train{ending}") for end in SUFFIXES}
+        taken = [folder / name for name in names if (folder / name).exists()]
+        if set(taken) <= replaceable:
+            break
+    else:
+        raise ValueError(
+            f"{folder}: expected free names for the labels, {min(taken)} is there already, and "
+            "weaktr did not write it, or somebody has changed it; move it away"
+        )
+    train = {name: labels for name, labels in own.labels.items() if name not in held_out}
+    files = {f"train{ending}{suffix}": write(train)}
+    if held_out:
+        files[f"val{ending}{suffix}"] = write({name: own.labels[name] for name in held_out})
+    return Splits(f"train{ending}", f"{val}{ending}", files, folder)
+
+
+def write_start(splits: Splits, recipe: Path, text: str) -> None:
+    """Write the label files and the recipe; nothing where one of them may not be written.
+
+    Args:
+        splits: the label files.
+        recipe: to be written.
+        text: its content, see `recipe_text`.
+
+    Raises:
+        ValueError: there is a recipe that weaktr did not write, or somebody has changed it.
+    """
+    require_replaceable(recipe)
+    own = own_files(splits.folder)
+    if splits.files or own:
+        digests = {name: {_digest(content)} for name, content in splits.files.items()}
+        for file in own:  # whenever this is interrupted, each is known as it was or as it will be
+            digests.setdefault(file.name, set()).add(_digest(file.read_bytes()))
+        files = {name: sorted(digests[name]) for name in sorted(digests)}
+        write_json(splits.folder / RECORD, {"files": files}, seal=True)
+    for name, content in splits.files.items():
+        write_bytes(splits.folder / name, content)
+    for file in own - {splits.folder / name for name in splits.files}:
+        file.unlink()  # of an earlier start, as weaktr wrote it
+    write_bytes(recipe, sealed(text.encode()))
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _as_csv(labels: Mapping[str, Sequence[str]]) -> bytes:
+    """A CSV of the form image,labels. No cell begins as a formula of a spreadsheet does."""
+    out = io.StringIO(newline="")
+    blanks = any(name != name.strip() for name in labels)
+    writer = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_ALL if blanks else 0)
+    writer.writerow(("image", "labels"))
+    for name in sorted(labels):
+        cell = ";".join(labels[name])
+        writer.writerow((_no_formula(name, "./"), _no_formula(cell, ";")))
+    return out.getvalue().encode()
+
+
+def _no_formula(text: str, before: str) -> str:
+    """A cell's text with `before`, which does not change its meaning, where it looks a formula."""
+    return before + text if text[:1] in ("=", "+", "-", "@") else text
+
+
+def _as_json(labels: Mapping[str, Sequence[str]]) -> bytes:
+    content = {name: list(labels[name]) for name in sorted(labels)}
+    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def recipe_text(own: OwnPhotographs, splits: Splits, choices: Choices) -> str:
+    """A recipe for photographs, with what a user may want to change and a comment at each line.
+
+    Its values are those of `BASE` but for what `choices` say.
+    """
+    name = re.sub(r"[^\w.-]+", "_", own.root.resolve().name).lstrip(".")[:100]
+    shown = one_line(str(own.root))
+    weights = "timm" if choices.weights is None else str(choices.weights.resolve())
+    lines = [
+        f"# {BLANK}",
+        "# So weaktr init knows its own recipe: once you change anything, it keeps off.",
+        f"# {len(own.labels)} photographs of {shown}",
+        f"# Every setting: weaktr-train {BASE} --print",
+        _line("base", BASE, "what is not said here is said there"),
+        _line("name", name if PLAIN_WORD.fullmatch(name) else "photos", "results: runs/NAME"),
+        "data:",
+        _line("  source", "folder", "photographs in a folder, labels in a CSV or JSON"),
+        _line("  root", str(own.root.resolve()), "the folder"),
+        *_data_lines(own, splits, choices),
+        *_setting_lines(load_recipe(BASE), weights, choices),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _data_lines(own: OwnPhotographs, splits: Splits, choices: Choices) -> list[str]:
+    """The splits and the options of the source."""
+    suffixes = {Path(name).stem: Path(name).suffix for name in splits.files}
+    lines = [
+        _line("  train_split", splits.train, "label file of the photographs that are trained on"),
+        _line("  val_split", splits.val, "of those that get predictions"),
+        "  options:",
+    ]
+    if splits.folder != own.root:
+        place = splits.folder.resolve()
+        paths = [str(place / (name + suffixes[name])) for name in (splits.train, splits.val)]
+        lines += [_line("    labels_file", paths[0], "of the training photographs")]
+    if choices.turned or choices.exif == "apply":
+        told = f"EXIF turns {choices.turned} photographs; apply: as viewers show them, ignore: as "
+        lines += [_line("    exif", choices.exif, f"{told}stored; weaktr predict needs the same")]
+    lines += ["    classes:               # the first is pixel value 1 of masks; 0 is background"]
+    lines += [f"      - {_yaml(name)}" for name in own.classes.names]
+    if splits.folder != own.root:
+        lines += ["  val_options:", _line("    labels_file", paths[1], "of the others")]
+    return lines
+
+
+def _setting_lines(recipe: Recipe, weights: str, choices: Choices) -> list[str]:
+    """The settings of the stages that a user may want to change."""
+    tree = as_tree(recipe)
+    patches, label, seg = tree["cam_model"]["patches"], tree["label"], tree["train_seg"]
+    epochs = seg["epochs"] if choices.epochs is None else choices.epochs
+    where = "of DINOv2-S: timm fetches them once, or a file"
+    return [
+        _line("device", tree["device"], "auto, cpu or cuda"),
+        _line("seed", tree["seed"], "another number is another training"),
+        "cam_model:",
+        _line("  weights", weights, where),
+        "  patches:",
+        _line("    saliency_weight", patches["saliency_weight"],
+              "less where objects reach the borders of photographs"),
+        _line("    least_share", patches["least_share"],
+              "of a photograph for each of its classes; smaller for small objects"),
+        _line("    least_background", patches["least_background"],
+              "smaller where an object fills the photograph"),
+        "label:",
+        _line("  threshold", label["threshold"],
+              "higher: less of each object; auto: chosen without masks"),
+        "seg_model:",
+        _line("  weights", weights, where),
+        "train_seg:",
+        _line("  epochs", epochs, "auto: by the number of photographs"),
+        _line("  batch_size", seg["batch_size"], "smaller where the memory is too small"),
+        "predict:",
+        _line("  crf", tree["predict"]["crf"], "sharpens masks along edges; null: as predicted"),
+    ]  # fmt: skip
+
+
+def _line(key: str, value: Any, comment: str) -> str:
+    return f"{key + ': ' + _yaml(value):26} # {comment}"
+
+
+def _yaml(value: Any) -> str:
+    """A plain value in YAML: a word as it is, any other text in quotes."""
+    if isinstance(value, str) and re.fullmatch(r"[a-z][a-z0-9_]*", value) and value not in _WORDS:
+        return value
+    readable = isinstance(value, str) and value.isprintable()
+    return json.dumps(value, ensure_ascii=not readable)
+
+
+#: Words that YAML reads as something else than text.
+_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
