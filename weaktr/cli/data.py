@@ -98,7 +98,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_to_prepare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", choices=("voc12", "coco14"))
+    parser.add_argument("source", help="voc12 or coco14")
     _add_root(parser, "where the data set is, or is to be")
     parser.add_argument(
         "--download", action="store_true", help="get what is missing from the official addresses"
@@ -122,7 +122,7 @@ def _add_to_prepare(parser: argparse.ArgumentParser) -> None:
 def _add_to_read(parser: argparse.ArgumentParser, action: str) -> None:
     """Arguments of an action that reads a data set."""
     if action == "masks":
-        parser.add_argument("source", choices=("coco14",))
+        parser.add_argument("source", help="coco14")
         _add_root(parser, "the instances JSON")
         parser.add_argument("--out", type=Path, required=True, help="folder of the masks")
         options = "ids (90, 80, json) or images (folder of the photographs)"
@@ -189,6 +189,8 @@ def _draw(arguments: argparse.Namespace, json_file: Path, options: dict[str, Any
     from weaktr.data.sources.coco14 import photographs_of
 
     out = arguments.out
+    if arguments.source != "coco14":
+        raise ValueError(f"data masks: expected coco14 INSTANCES.json, got {arguments.source!r}")
     if unknown := options.keys() - {"ids", "images"}:
         raise ValueError(f"--option: data masks takes ids and images, got {min(unknown)}")
     if not isinstance(options.get("images", ""), str):
@@ -393,8 +395,10 @@ def _prepare(source: str, root: Path, options: argparse.Namespace) -> int:
         elif source == "coco14" and options.sbd is None:
             prepared = prepare_coco14(root, coco_ids=options.coco_ids or 90, **common)
         else:
-            option = "--coco-ids" if source == "voc12" else "--sbd"
-            raise ValueError(f"data prepare: {source} takes no {option}")
+            raise ValueError(
+                f"data prepare: expected voc12 (without --coco-ids) or coco14 (without --sbd), "
+                f"got {source!r}"
+            )
     except OSError as error:
         kind = ValueError if isinstance(error, WRONG_PATHS) else OSError
         raise kind(f"{error}; what is done so far stays, start again to go on") from error
