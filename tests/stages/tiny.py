@@ -69,5 +69,5 @@ def recipe(root: Path, **changes: dict[str, Any]) -> Recipe:
     """The recipe, with changes to its parts: ``recipe(root, label={"threshold": 0.5})``."""
     values = tree(root)
     for part, change in changes.items():
-        values[part] = {**values[part], **change} if isinstance(change, dict) else change
+        values[part] = {**values.get(part, {}), **change} if isinstance(change, dict) else change
     return make(Recipe, values)

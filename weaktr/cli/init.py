@@ -47,10 +47,6 @@ examples:
 SHOWN, TRIED, TRY_EPOCHS = 30, 30, 10
 #: Share of the photographs that is held out.
 HOLD_OUT = 0.2
-#: Seconds of a photograph in stage 1 with its labels, in an epoch of stage 2, in the prediction;
-#: and what they were measured on (docs/own_data.md).
-SECONDS = (0.26, 0.18, 0.3)
-MEASURED_ON = "two cores of an AMD EPYC with AVX512-BF16"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -127,7 +123,7 @@ def run(arguments: argparse.Namespace) -> int:
             "--split %s", shlex.quote(recipe.data.root), recipe.data.train_split,
         )  # fmt: skip
         return FAILED
-    _show_next(own, held, recipe, file)
+    _show_next(recipe, file)
     return 0
 
 
@@ -197,25 +193,20 @@ def _show_findings(found: Findings) -> None:
         console.print(Text(f"{level}: {problem}{more}", style=style))
 
 
-def _show_next(own: OwnPhotographs, held: Collection[str], recipe: Recipe, file: Path) -> None:
-    """Print what the training needs, how long it may take, and its command."""
+def _show_next(recipe: Recipe, file: Path) -> None:
+    """Print what the training needs, how long it may take here, and its command."""
     import timm
-    import torch
 
-    from weaktr.data.parallel import usable_cores
     from weaktr.stages.check_models import is_fetched
-    from weaktr.training.amount import amount_for
+    from weaktr.stages.forecast import forecast
+    from weaktr.stages.pipeline import STAGES
+    from weaktr.stages.plan import in_words, time_in_words
+    from weaktr.stages.run import Run
 
-    train = [name for name in own.labels if name not in held]
-    with_class = sum(bool(own.labels[name]) for name in train)
-    epochs, _ = amount_for(with_class)
-    stage1, stage2, predict = SECONDS
-    seconds = stage1 * len(train) + stage2 * epochs * with_class + predict * len(held or train)
-    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "no GPU"
-    log.info(
-        "about %d minutes on %s (%d epochs; as measured with 311 photographs); this machine: %d "
-        "cores, %s", max(1, round(seconds / 60)), MEASURED_ON, epochs, usable_cores(), gpu,
-    )  # fmt: skip
+    run = Run(recipe, Path("runs") / recipe.name)
+    log.info("measuring how long this machine takes: %s", in_words(run.device))
+    if seconds := forecast(run, STAGES):
+        log.info("%s", time_in_words(seconds))
     known = timm.models.get_pretrained_cfg(recipe.cam_model.backbone)
     if recipe.cam_model.weights == "timm" and known is not None and not is_fetched(known):
         log.info("weights: timm fetches them once, about 90 MB; or give a file: --weights FILE")

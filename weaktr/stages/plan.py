@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
-from weaktr.messages import one_line
+from weaktr.messages import duration, one_line
 from weaktr.models.precision import inference_amp
 from weaktr.progress import has_tensorboard
 from weaktr.stages.check import Part
+from weaktr.stages.forecast import forecast
 from weaktr.stages.machine import cpu_name
 from weaktr.stages.run import Run, Stage
 
@@ -36,6 +37,14 @@ def plan(run: Run, stages: Sequence[Stage], parts: Sequence[Part]) -> Iterator[s
     trains = any(stage.name.startswith("train_") for stage in stages)
     if trains and has_tensorboard():
         yield one_line(f"losses as curves: tensorboard --logdir {shlex.quote(str(run.folder))}")
+    if seconds := forecast(run, stages):
+        yield time_in_words(seconds)
+
+
+def time_in_words(seconds: Mapping[str, float]) -> str:
+    """What `forecast` has found."""
+    parts = ", ".join(f"{stage} {duration(own)}" for stage, own in seconds.items())
+    return f"about {duration(sum(seconds.values()))} on this machine, measured just now: {parts}"
 
 
 def in_words(device: torch.device) -> str:

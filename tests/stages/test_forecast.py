@@ -1,0 +1,138 @@
+"""The forecast of a run: what it counts, what it leaves out, and that it changes nothing."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from tests.stages import tiny
+from weaktr.stages import forecast as module
+from weaktr.stages.forecast import forecast
+from weaktr.stages.pipeline import STAGES, run_recipe
+from weaktr.stages.run import Run
+
+COUNT = 24
+PATCHES = {
+    "cam_model": {"kind": "patches", "patches": {"layers": [-2, -1], "short_side": 32}},
+    "seg_model": {"weights": None},
+}
+SOFT = {
+    "label": {"soft": True},
+    "train_seg": {"labels": "soft", "loss": "soft_ce", "epochs": 2, "batch_size": 4},
+}
+
+
+@pytest.fixture(scope="module")
+def squares(tmp_path_factory):
+    return tiny.squares(tmp_path_factory.mktemp("forecast") / "squares", count=COUNT)
+
+
+@pytest.fixture
+def each_takes_a_second(monkeypatch):
+    """Every piece of work that is measured is done, and said to take a second."""
+
+    def second(work, device):
+        work()
+        return 1.0
+
+    monkeypatch.setattr(module, "_seconds", second)
+
+
+def seconds_of(recipe, tmp_path):
+    return forecast(Run(recipe, tmp_path / "run"), STAGES)
+
+
+@pytest.mark.usefixtures("each_takes_a_second")
+def test_photographs_epochs_and_windows_are_counted(squares, tmp_path):
+    changes = {
+        "train_cam": {"epochs": 3, "batch_size": 4, "warmup_epochs": 1},
+        "train_seg": {"epochs": 5, "batch_size": 1, "crop": 32, "clip_patch": 8},
+        "predict": {"ratios": [1.0, 2.0], "flip": True},
+    }
+    # a step is of two images at most; 1 and 9 windows of 32 pixels every 16, twice
+    assert seconds_of(tiny.recipe(squares, **changes), tmp_path) == {
+        "train_cam": 3 * COUNT / 2,
+        "label": COUNT,
+        "train_seg": 5 * COUNT,
+        "predict": COUNT * (1 + 9) * 2,
+    }
+
+
+@pytest.mark.usefixtures("each_takes_a_second")
+@pytest.mark.parametrize(("cached", "label"), [(True, 0), (False, COUNT)])
+def test_a_classifier_of_patches_needs_each_photograph_once(squares, tmp_path, cached, label):
+    changes = {**PATCHES, **SOFT}
+    if not cached:
+        changes["cache"] = {"memory_mb": 0, "disk_gb": 0}
+    seconds = seconds_of(tiny.recipe(squares, **changes), tmp_path)
+    assert seconds["train_cam"] == COUNT
+    assert seconds["label"] == label  # all of a second is taken for the encoder's
+
+
+@pytest.mark.usefixtures("each_takes_a_second")
+def test_a_frozen_backbone_passes_once(squares, tmp_path):
+    augment = {"scale": [1.0, 1.0], "ratio": [1.0, 1.0], "randaugment": False, "erasing": 0.0}
+    train = {"epochs": 3, "batch_size": 1, "backbone_lr": 0.0, "class_tokens": "frozen"}
+    changes = {"train_cam": {**train, "augment": augment}, "cam_model": {"drop_path": 0.0}}
+    assert seconds_of(tiny.recipe(squares, **changes), tmp_path)["train_cam"] == COUNT
+
+
+@pytest.mark.usefixtures("each_takes_a_second")
+def test_stages_that_will_not_run_or_have_begun_are_left_out(squares, tmp_path):
+    recipe = tiny.recipe(squares)
+    some = [stage for stage in STAGES if stage.name in ("label", "predict")]
+    assert [*forecast(Run(recipe, tmp_path), some)] == ["label", "predict"]
+    (tmp_path / "train_seg").mkdir()
+    (tmp_path / "train_seg/state.pt").touch()
+    assert [*forecast(Run(recipe, tmp_path), STAGES)] == ["train_cam", "label", "predict"]
+
+
+def test_few_photographs_and_failures_have_no_forecast(squares, tmp_path, monkeypatch):
+    few = tiny.squares(tmp_path / "few", count=module.FEWEST - 1)
+    assert seconds_of(tiny.recipe(few), tmp_path) == {}
+
+    def failing(*_):
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(module, "_seconds", failing)
+    assert seconds_of(tiny.recipe(squares), tmp_path) == {}
+
+
+def test_a_run_says_it_first_and_is_the_same(squares, tmp_path, caplog, monkeypatch):
+    recipe = tiny.recipe(squares, stages=["train_cam", "label", "train_seg"])
+    with caplog.at_level("INFO", "weaktr"):
+        run_recipe(recipe, tmp_path / "told")
+    lines = [line for line in caplog.messages if "measured just now" in line]
+    pattern = r"about \d+ s on this machine, measured just now: " + ", ".join(
+        rf"{stage} \d+ s" for stage in recipe.stages
+    )
+    assert len(lines) == 1 and re.fullmatch(pattern, lines[0])
+    first = next(i for i, m in enumerate(caplog.messages) if m.startswith("train_cam: epoch"))
+    assert caplog.messages.index(lines[0]) < first
+    monkeypatch.setattr("weaktr.stages.plan.forecast", lambda *_: {})
+    run_recipe(recipe, tmp_path / "silent")
+    for stage in ("train_cam", "train_seg"):
+        told, silent = (
+            (tmp_path / run / stage / "model.safetensors").read_bytes()
+            for run in ("told", "silent")
+        )
+        assert told == silent
+
+
+def test_it_leaves_random_numbers_as_they_are(squares, tmp_path):
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    assert seconds_of(tiny.recipe(squares), tmp_path)
+    assert torch.rand(1) == expected
+
+
+def test_the_first_time_does_not_count_unless_it_is_long(monkeypatch):
+    calls = []
+    module._seconds(lambda: calls.append(1), torch.device("cpu"))
+    assert len(calls) == 2
+    monkeypatch.setattr(module, "LONG", 0.0)
+    module._seconds(lambda: calls.append(1), torch.device("cpu"))
+    assert len(calls) == 3

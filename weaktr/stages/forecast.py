@@ -1,0 +1,188 @@
+"""How long the stages of a run will take on this machine: a photograph or a step of each, measured.
+
+Models with random weights do the work, since the values do not matter for the time. Scores are left
+out, and so is what happens once: reading weights, fitting the classifier of patches.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from weaktr.config import PredictConfig
+from weaktr.data import Sample
+from weaktr.data.io import image_size
+from weaktr.inference.head_inputs import reasons_against
+from weaktr.inference.labels import label_maps, uses_features
+from weaktr.inference.patch_cams import cams_of
+from weaktr.inference.predictions import Predictor
+from weaktr.inference.threshold import drawn
+from weaktr.inference.windows import scaled_images, views
+from weaktr.models import CamModel, PatchModel, Segmenter
+from weaktr.models.precision import autocast
+from weaktr.ops import soft_cross_entropy
+from weaktr.refine import choose_refiners
+from weaktr.stages.run import Run, Stage, to_segment
+from weaktr.stages.train_cam import cam_losses
+from weaktr.training.optimizers import cam_optimizer, segmenter_optimizer
+from weaktr.training.segmenter_losses import segmenter_losses
+from weaktr.training.state import STATE
+
+log = logging.getLogger("weaktr")
+
+#: Runs of fewer photographs are over soon anyway.
+FEWEST = 20
+#: Work that took so many seconds at its first time is not done again for a better measurement.
+LONG = 1.0
+#: Photographs of which one of usual size is looked for; images in a step on a CPU.
+LOOKED_AT, IMAGES_ON_CPU = 9, 2
+
+
+def forecast(run: Run, stages: Sequence[Stage]) -> dict[str, float]:
+    """About how many seconds stages will take, by their names.
+
+    Args:
+        run: whose data have been checked.
+        stages: that will run. A training that goes on where it stopped is left out.
+
+    Returns:
+        Nothing for few photographs, and where something goes wrong: the run will say what.
+    """
+    names = {stage.name for stage in stages if not (run.of(stage.name) / STATE).is_file()}
+    seconds: dict[str, float] = {}
+    state = torch.get_rng_state()
+    try:
+        if names & {"train_cam", "label"} and len(run.train_images) >= FEWEST:
+            seconds |= _of_stage1(run)
+        if names & {"train_seg", "predict"} and len(run.train) >= FEWEST:
+            seconds |= _of_stage2(run, "predict" in names)
+    except Exception:
+        log.debug("forecast", exc_info=True)
+        return {}
+    finally:
+        torch.set_rng_state(state)
+    return {
+        stage.name: seconds[stage.name] for stage in stages if stage.name in names & set(seconds)
+    }
+
+
+def _of_stage1(run: Run) -> dict[str, float]:
+    """The seconds of stage 1 and of labelling."""
+    recipe, images = run.recipe, run.train_images
+    config, settings = recipe.cam_model, recipe.label
+    kind = PatchModel if config.kind == "patches" else CamModel
+    model = kind(config, len(images.classes)).to(run.device).eval()
+    refiners = choose_refiners(settings)
+    source = cams_of(model, settings, with_features=uses_features(settings, refiners))
+    shown = [sample for sample in images if sample.labels]
+    inputs = source.read(_usual(shown))
+    cams = _seconds(lambda: source.cams([inputs]), run.device)
+    maps = _seconds(lambda: label_maps(source, [inputs], 0.5, refiners), run.device)
+    if not isinstance(model, CamModel):
+        kept = 0.0 if recipe.cache.disk_gb or recipe.cache.memory_mb else cams
+        after = max(maps - cams, 0.0)
+        return {"train_cam": len(images) * cams, "label": len(shown) * (after + kept)}
+    seconds = {"label": len(shown) * maps}
+    train = recipe.train_cam
+    optimizer = cam_optimizer(
+        model.train(), train.lr, backbone_lr=train.backbone_lr, class_tokens=train.class_tokens
+    )
+    batch = _batch(train.batch_size, run.device)
+    size = config.image_size if isinstance(config.image_size, tuple) else (config.image_size,) * 2
+    pixels = torch.zeros(batch, 3, *size, device=run.device)
+    targets = torch.zeros(batch, len(images.classes), device=run.device)
+
+    def step() -> None:
+        with autocast(train.amp, run.device):
+            losses = cam_losses(model(pixels), targets)
+        _update(losses, optimizer)
+
+    each = _seconds(step, run.device) / batch
+    epochs = train.epochs if reasons_against(model, train) else 1  # else each passes once
+    return {"train_cam": epochs * len(images) * each, **seconds}
+
+
+def _of_stage2(run: Run, predicts: bool) -> dict[str, float]:
+    """The seconds of stage 2's training and of predictions."""
+    settings, images = run.train_seg, to_segment(run.train, run.recipe)
+    labels = run.train.classes.num_labels
+    model = Segmenter(run.recipe.seg_model, labels).to(run.device)
+    predict = _seconds_of_predictions(run, model.eval()) if predicts else 0.0
+    optimizer = segmenter_optimizer(
+        model.train(), settings.lr, encoder_lr=settings.encoder_lr,
+        layer_decay=settings.layer_decay, momentum=settings.momentum,
+        weight_decay=settings.weight_decay, kind=settings.optimizer,
+    )  # fmt: skip
+    batch = _batch(settings.batch_size, run.device)
+    side = settings.crop
+    pixels = torch.zeros(batch, 3, side, side, device=run.device)
+    grid = side // model.patch_size
+    if settings.loss == "clipped":
+        targets = torch.zeros(batch, side, side, dtype=torch.long, device=run.device)
+    else:
+        targets = torch.full((batch, labels, grid, grid), 1 / labels, device=run.device)
+    classes = torch.zeros(batch, labels - 1, device=run.device)
+
+    def step() -> None:
+        with autocast(settings.amp, run.device):
+            losses = segmenter_losses(model, settings, soft_cross_entropy, pixels, targets, classes)
+        _update(losses, optimizer)
+
+    each = _seconds(step, run.device) / batch
+    return {"train_seg": settings.epochs * len(images) * each, "predict": predict}
+
+
+def _seconds_of_predictions(run: Run, model: Segmenter) -> float:
+    """The seconds of all predictions, by the windows of the smallest ratio of one photograph."""
+    settings: PredictConfig = run.recipe.predict
+    least = replace(settings, ratios=(min(settings.ratios),), flip=False)
+    predictor = Predictor(model, least)
+    inputs = predictor.read(_usual(run.val.samples))
+    windows = _seconds(lambda: predictor.probabilities([inputs]), run.device)
+    maps = _seconds(lambda: predictor.label_maps([inputs]), run.device)
+    scaled = [torch.from_numpy(i) for i in scaled_images(inputs.photograph.pixels, settings)]
+    every, measured = (
+        sum(len(view.tops) * len(view.lefts) for view in views(images, own))
+        for images, own in ((scaled, settings), (inputs.scaled, least))
+    )
+    return len(run.val) * (windows * every / measured + max(maps - windows, 0.0))
+
+
+def _usual(samples: Sequence[Sample]) -> Sample:
+    """One of some photographs whose number of pixels is their median."""
+    some = drawn(samples, LOOKED_AT)
+
+    def pixels(sample: Sample) -> int:
+        height, width = image_size(sample.image, sample.source, sample.exif)
+        return height * width
+
+    return sorted(some, key=pixels)[len(some) // 2]
+
+
+def _batch(size: int, device: torch.device) -> int:
+    """Images of a step that is measured."""
+    return min(size, IMAGES_ON_CPU) if device.type == "cpu" else size
+
+
+def _update(losses: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
+    torch.stack(list(losses.values())).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    """How long some work takes: at its second time, unless the first was long."""
+    for _ in range(2):
+        started = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds = time.perf_counter() - started
+        if seconds > LONG:
+            break
+    return seconds
