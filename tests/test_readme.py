@@ -23,7 +23,7 @@ from weaktr.recipes import dump_recipe, load_recipe, make
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("README", "docs/own_data", "docs/labelling", "docs/crf", "docs/evaluation",
-         "docs/checkpoints")  # fmt: skip
+         "docs/checkpoints", "docs/report")  # fmt: skip
 #: How a line begins that is not run -> why.
 SKIPPED = {
     "make ": "installs, and trains for minutes",

@@ -51,6 +51,11 @@ def duration(seconds: float) -> str:
     return f"{hours // 24} days {hours % 24} h"
 
 
+def counted(count: int, one: str, many: str) -> str:
+    """A number with its words: ``1 image is``, ``2,000 images are``."""
+    return f"{count:,} {one if count == 1 else many}"
+
+
 def few(names: Sequence[object], most: int = 5, *, between: str = ", ") -> str:
     """The first names of a list, for a message: ``a, b, c, d, e and 7 more``."""
     return " ".join([one_line(between.join(map(str, names[:most]))), *_more(names, most)])

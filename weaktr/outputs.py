@@ -160,6 +160,7 @@ def require_apart(
     inputs: Collection[Path],
     images: Collection[Path],
     own: Collection[Path] | None = None,
+    option: str = "--out",
 ) -> None:
     """Refuse a folder of results that would mix them with what they are made from.
 
@@ -168,6 +169,7 @@ def require_apart(
         inputs: files and folders that are read.
         images: folders in which photographs are looked for.
         own: files and folders of the results; None = `folder`.
+        option: by which the folder is given.
 
     Raises:
         ValueError: an input lies in one of `own`, or `folder` in one of `images` or in a folder of
@@ -175,18 +177,18 @@ def require_apart(
     """
     place = folder.resolve()
     places = [path.resolve() for path in own or [folder]]
-    require_outside_results(folder, "--out", inside=own is not None)
+    require_outside_results(folder, option, inside=own is not None)
     for path in images:
         if place.is_relative_to(path.resolve()):
             raise ValueError(
-                f"--out {folder}: lies in the folder of the photographs or masks, {path}, where "
+                f"{option} {folder}: lies in the folder of the photographs or masks, {path}, where "
                 "its masks would be taken for these; choose a folder beside it"
             )
     for path in (*inputs, *images):
         if any(path.resolve().is_relative_to(one) for one in places):
             raise ValueError(
-                f"--out {folder}: holds {path}, from which the results are to be made; "
-                "choose another --out"
+                f"{option} {folder}: holds {path}, from which the results are to be made; "
+                f"choose another {option}"
             )
 
 

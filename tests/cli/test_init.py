@@ -253,7 +253,7 @@ def test_coco_of_photographs_beside_it(tmp_path):
     train, val = manifests(tmp_path)
     assert train.classes.names == ("person", "bottle", "toothbrush")
     assert len(train) + len(val) == 3
-    assert "1 classes are in no photograph and left out: stop sign" in text
+    assert "1 class is in no photograph and left out: stop sign" in text
     assert "3 photographs are very few" in text
 
 
@@ -267,11 +267,11 @@ def test_doubts(root):
     write_csv(root / "classes.txt", [["cat"], ["dog"], ["bird"], ["Cat"]])
     text = initialised(root)
     for doubt in (
-        "1 listed images are not below",
-        "1 photographs have no labels and are not used: unlisted.png",
-        "1 photographs are of other formats: convert b.heic",
+        "1 listed image is not below",
+        "1 photograph has no labels and is not used: unlisted.png",
+        "1 photograph is of other formats: convert b.heic",
         "differs from a b/é2.png in the suffix alone",
-        "1 classes have fewer than 5 photographs: Cat (1)",
+        "1 class has fewer than 5 photographs: Cat (1)",
         "a b/é0.png, a b/é1.png are the same photograph",
         "two classes that may be meant as one: 'cat' and 'Cat'",
     ):
@@ -287,7 +287,7 @@ def test_photographs_that_exif_turns(tmp_path):
     Image.open(file).save(file, exif=turned)
     initialised(tmp_path)
     assert load_recipe(tmp_path / "recipe.yaml").data.options["exif"] == "apply"
-    assert "EXIF turns 1 photographs" in (tmp_path / "recipe.yaml").read_text()
+    assert "EXIF turns 1 photograph;" in (tmp_path / "recipe.yaml").read_text()
     initialised(tmp_path, "--exif", "ignore")
     assert load_recipe(tmp_path / "recipe.yaml").data.options["exif"] == "ignore"
 
@@ -401,8 +401,11 @@ def test_a_try_leaves_the_folder_alone(root, tmp_path, monkeypatch, caplog):
     assert len(train) + len(val) == 30 and len(val)
     assert train.samples[0].image.is_relative_to(root)
     assert "30 photographs of 3 classes are few" in caplog.messages[-1]
-    code, _ = said(cli.main, "init", root, "--try", "--out-run", root / "images/x")
+    code, text = said(cli.main, "init", root, "--try", "--out-run", root / "images/x")
     assert code == cli.WRONG_INPUT and contents(root) == before
+    assert "--out-run " in text and "lies in the folder of the photographs" in " ".join(
+        text.split()
+    )
 
 
 def test_the_source_folder_reads_the_splits_alone(root):

@@ -106,7 +106,7 @@ def test_a_large_photograph_is_worked_on_at_a_stated_size(command, models, tmp_p
     out = tmp_path / "out"
     code, _ = said(cli.main, *arguments(command, models, with_labels(photos), out))
     assert code == 0
-    assert "1 images are above max_side=1024: worked on at that size" in caplog.text
+    assert "1 image is above max_side=1024: worked on at that size" in caplog.text
     lines = [json.loads(line) for line in (out / "index.jsonl").read_text().splitlines()]
     large, smaller = sorted(lines, key=lambda line: line["name"])
     assert large["size"] == [200, 1500] and large["working_size"] == [137, 1024]
@@ -305,13 +305,13 @@ def test_masks_are_turned_with_their_photographs(command, models, tmp_path, capl
         image.save(photos / "turned.jpg", exif=turned)
     call = arguments(command, models, with_labels(photos), tmp_path / "stored")
     assert said(cli.main, *call)[0] == 0
-    assert "1 images are turned by viewers (EXIF), their masks are not" in caplog.text
+    assert "1 image is turned by viewers (EXIF), masks are not" in caplog.text
     stored = MaskFolder(tmp_path / "stored")
     assert stored.entries["turned"].size == (40, 60)
     assert stored.entries["turned"].exif == "ignored" and stored.entries["plain"].exif is None
     call = arguments(command, models, photos, tmp_path / "upright", "--exif", "apply")
     assert said(cli.main, *call)[0] == 0
-    assert "1 images were turned as their EXIF says" in caplog.text
+    assert "1 image was turned as EXIF says" in caplog.text
     upright = MaskFolder(tmp_path / "upright")
     assert upright.entries["turned"].size == upright.read("turned").shape == (60, 40)
     np.testing.assert_array_equal(upright.read("plain"), stored.read("plain"))
@@ -446,7 +446,7 @@ def test_classes_are_predicted_where_nobody_gave_any(models, tmp_path, caplog, m
     more = ("--set", "predict_above=1.0")
     assert said(cli.main, *arguments("label", models, photos, none, *more))[0] == 0
     assert len(MaskFolder(none)) == 0
-    assert "4 images show no class and were left out" in caplog.text
+    assert "4 photographs show no class and get no mask" in caplog.text
     lines = (none / "index.jsonl").read_text()
     photograph = hashlib.sha256((photos / "0.png").read_bytes()).hexdigest()
     assert json.loads(lines.splitlines()[0]) == {
@@ -457,7 +457,7 @@ def test_classes_are_predicted_where_nobody_gave_any(models, tmp_path, caplog, m
         caplog.clear()
         again = arguments("label", models, photos, none, *more, "--emit", "confidence")
         assert said(cli.main, *again)[0] == 0
-    assert "4 images show no class and were left out" in caplog.text
+    assert "4 photographs show no class and get no mask" in caplog.text
     assert (none / "index.jsonl").read_text() == lines
     kept = tmp_path / "kept"
     call = arguments("label", models, photos, kept, *more, "--set", "unlabelled=background")

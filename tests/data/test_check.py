@@ -142,8 +142,8 @@ def test_classes_that_teach_little(good: Manifest) -> None:
         for k, sample in enumerate(good)
     )
     assert told(check(replace(good, samples=samples))) == [
-        "1 classes have only one image: dog",
-        "1 classes are in every image, so that nothing shows what they are not: cat",
+        "1 class has only one image: dog",
+        "1 class is in every image, so that nothing shows what they are not: cat",
     ]
 
 

@@ -56,7 +56,6 @@ WRONG_ANNOTATIONS: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("case", WRONG_ANNOTATIONS)
 def test_a_wrong_outline_leaves_out_one_image_by_name(tmp_path, case):
-    pytest.importorskip("pycocotools", reason="the extra coco is not installed")
     change, message = WRONG_ANNOTATIONS[case]
     whole = content(tmp_path)
     whole["annotations"][0] |= change
@@ -200,7 +199,6 @@ def test_an_image_that_an_annotation_may_mean_is_incomplete(tmp_path, image_id):
     "size", [{"height": None}, {"height": 0}, {"width": 1e300}, {"height": 2**31, "width": 2**31}]
 )
 def test_absurd_sizes_are_named(tmp_path, size):
-    pytest.importorskip("pycocotools", reason="the extra coco is not installed")
     whole = content(tmp_path)
     whole["images"][0] |= size
     problems: list[Problem] = []
@@ -211,7 +209,6 @@ def test_absurd_sizes_are_named(tmp_path, size):
 
 
 def test_sizes_are_compared_with_the_photographs(tmp_path):
-    pytest.importorskip("pycocotools", reason="the extra coco is not installed")
     write_image(with_images(tmp_path) / f"images/{NAMES[0]}.jpg", (SIZE[0], SIZE[1] + 1))
     path, problems = written(tmp_path, content(tmp_path)), []  # type: ignore[var-annotated]
     drawn = render_masks(path, tmp_path / "o", images=tmp_path / "images", problems=problems)
@@ -223,7 +220,6 @@ def test_sizes_are_compared_with_the_photographs(tmp_path):
 
 
 def test_command_finds_the_photographs_of_a_layout(tmp_path, capsys, monkeypatch):
-    pytest.importorskip("pycocotools", reason="the extra coco is not installed")
     write_image(with_images(tmp_path) / f"images/{NAMES[0]}.jpg", (SIZE[0] + 2, SIZE[1]))
     path = written(tmp_path, content(tmp_path))
     monkeypatch.setattr(console, "width", 400)
@@ -264,7 +260,6 @@ def test_masks_are_drawn_one_object_at_a_time(tmp_path):
 
 
 def test_command_draws_the_others_and_says_so(tmp_path, capsys, monkeypatch):
-    pytest.importorskip("pycocotools", reason="the extra coco is not installed")
     whole = content(tmp_path)
     whole["annotations"][0]["segmentation"] = [[0, 0, math.nan, 1, 2, 2]]
     path = written(tmp_path, whole)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pycocotools import mask as coco_mask
 
 from weaktr.data.outlines import MOST_PIXELS, area, check_outline, paint, require_size, runs_of
 
@@ -23,7 +24,6 @@ def painted(outline: Any, size: tuple[int, int]) -> np.ndarray:
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools'
 @pytest.mark.parametrize("seed", range(40))
 def test_outlines_agree_with_pycocotools(seed):
-    coco_mask = pytest.importorskip("pycocotools.mask", reason="the extra coco is not installed")
     rng = np.random.default_rng(seed)
     height, width = size = (int(rng.integers(1, 60)), int(rng.integers(1, 60)))
     inside = np.asfortranarray(rng.random(size) < rng.random(), np.uint8)

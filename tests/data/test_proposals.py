@@ -7,6 +7,7 @@ import os
 
 import numpy as np
 import pytest
+from pycocotools import mask as coco_mask
 
 from tests.data.proposals import proposal, run_lengths
 from weaktr.data import DataError, proposals
@@ -141,7 +142,6 @@ def test_the_helper_of_these_tests_writes_run_lengths():
     for seed in range(20):
         rng = np.random.default_rng(seed)
         mask = rng.random((3, 1 + seed % 4)) < rng.random()
-        coco_mask = pytest.importorskip("pycocotools.mask", reason="the extra coco is missing")
         packed = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
         text = {"size": packed["size"], "counts": packed["counts"].decode()}
         own = runs_of(run_lengths(mask), mask.shape)

@@ -226,7 +226,7 @@ def _try(arguments: argparse.Namespace, own: OwnPhotographs, choices: Choices) -
     from weaktr.stages.start import recipe_text, splits_of, write_start
 
     out = arguments.out_run or Path("runs") / f"try-{own.root.resolve().name}"
-    require_apart(out, [own.tags.path], [own.root])
+    require_apart(out, [own.tags.path], [own.root], option="--out-run")
     chosen = spread(own.labels, TRIED)
     labels = {name: own.labels[name] for name in chosen}
     shown = {label for names in labels.values() for label in names}

@@ -98,7 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
         parts = check_recipe(recipe, folder, **chosen)
         return show_check(recipe.name, parts, time.monotonic() - started)
     left_out = run_recipe(recipe, folder, **chosen)
-    log.info("results: %s, numbers: %s", folder, folder / "metrics.json")
+    log.info("results: %s", folder)
     if not arguments.no_report:
         report_at_the_end(folder)
     if left_out:

@@ -28,7 +28,7 @@ from weaktr.data.manifest import Exif, Manifest, Sample, name_fault
 from weaktr.data.names import HEADINGS
 from weaktr.data.parallel import ordered_map, usable_cores
 from weaktr.data.problems import DataError, Problem
-from weaktr.messages import few
+from weaktr.messages import counted, few
 
 __all__ = ["Problem", "check", "near_names"]
 
@@ -272,14 +272,13 @@ def _check_counts(manifest: Manifest) -> Iterator[str]:
     never = COCO_UNUSED if manifest.classes == COCO90 else ()
     seen = {name: counts[index] for index, name in enumerate(names) if name not in never}
     if unseen := [name for name, count in seen.items() if count == 0]:
-        yield f"{len(unseen)} classes have no image: {few(unseen)}"
+        yield f"{counted(len(unseen), 'class has', 'classes have')} no image: {few(unseen)}"
     if single := [name for name, count in seen.items() if count == 1]:
-        yield f"{len(single)} classes have only one image: {few(single)}"
+        have = counted(len(single), "class has", "classes have")
+        yield f"{have} only one image: {few(single)}"
     if always := [name for name, count in seen.items() if count == len(labelled) > 1]:
-        yield (
-            f"{len(always)} classes are in every image, so that nothing shows what they are not: "
-            f"{few(always)}"
-        )
+        are = counted(len(always), "class is", "classes are")
+        yield f"{are} in every image, so that nothing shows what they are not: {few(always)}"
 
 
 def _check_class_names(classes: Classes) -> Iterator[str]:

@@ -83,7 +83,6 @@ def runs_of(outline: Any, size: tuple[int, int]) -> np.ndarray:
         the top left; their sum is H · W.
 
     Raises:
-        ImportError: these are polygons, and pycocotools is not installed.
         ValueError: see `check_outline`.
     """
     checked = check_outline(outline, size)

@@ -20,7 +20,7 @@ from weaktr.data.problems import DataError
 from weaktr.data.sources.folder import files_but_results
 from weaktr.data.tags import OWN, Tags, read_tags, tags_below
 from weaktr.data.tags.places import Matched, matched
-from weaktr.messages import few
+from weaktr.messages import counted, few
 from weaktr.progress import track
 
 #: Fewer photographs, in all and of a class, are too few to expect much; more take long.
@@ -221,36 +221,45 @@ def doubts(own: OwnPhotographs, held_out: Collection[str]) -> Iterator[str]:
     found, labels = own.found, own.labels
     declared = [name.strip() for name in own.tags.classes]
     if unseen := [name for name in declared if name not in own.classes.index_of_name]:
-        yield f"{len(unseen)} classes are in no photograph and left out: {few(unseen)}"
+        are = counted(len(unseen), "class is", "classes are")
+        yield f"{are} in no photograph and left out: {few(unseen)}"
     if found.missing:
         names = few([row.image for row in found.missing])
-        yield f"{len(found.missing)} listed images are not below {own.images}: {names}"
+        listed = counted(len(found.missing), "listed image is", "listed images are")
+        yield f"{listed} not below {own.images}: {names}"
     for row, meant in found.unclear[:1]:
         more = len(found.unclear)
         yield f"{more} listed images may be several, such as {row.image} ({few(meant)}): left out"
     if found.otherwise:
         written, path = found.otherwise[0]
         yield (
-            f"{len(found.otherwise)} images were found by the end of their path, such as {path} "
-            f"for {written}"
+            f"{counted(len(found.otherwise), 'image was', 'images were')} found by the end of the "
+            f"path, such as {path} for {written}"
         )
     if unlisted := sorted(own.photographs.keys() - labels.keys()):
-        yield f"{len(unlisted)} photographs have no labels and are not used: {few(unlisted)}"
+        has = counted(
+            len(unlisted), "photograph has no labels and is", "photographs have no labels and are"
+        )
+        yield f"{has} not used: {few(unlisted)}"
     if own.others:
         names = few([path.name for path in own.others])
-        yield f"{len(own.others)} photographs are of other formats: convert {names} to JPEG or PNG"
+        others = counted(len(own.others), "photograph is", "photographs are")
+        yield f"{others} of other formats: convert {names} to JPEG or PNG"
     if own.left_out:
-        yield f"{len(own.left_out)} photographs are left out: {few(own.left_out, between='; ')}"
+        left = counted(len(own.left_out), "photograph is", "photographs are")
+        yield f"{left} left out: {few(own.left_out, between='; ')}"
     counts = Counter(label for names in labels.values() for label in names)
     if rare := [f"{n} ({counts[n]})" for n in own.classes.names if counts[n] < FEW_OF_CLASS]:
-        yield f"{len(rare)} classes have fewer than {FEW_OF_CLASS} photographs: {few(rare)}"
+        have = counted(len(rare), "class has", "classes have")
+        yield f"{have} fewer than {FEW_OF_CLASS} photographs: {few(rare)}"
     if all(labels.values()):
         yield (
             "every photograph shows a class: add some that show none, with an empty cell in place "
             "of labels; they teach what the classes do not look like"
         )
     if len(labels) < FEW:
-        yield f"{len(labels)} photographs are very few: 50 are a start, hundreds are better"
+        are = counted(len(labels), "photograph is", "photographs are")
+        yield f"{are} very few: 50 are a start, hundreds are better"
     if len(labels) > MANY:
         yield f"{len(labels):,} photographs: the recipe was made for at most {MANY:,}"
     for group in own.copies():

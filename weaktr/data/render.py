@@ -37,7 +37,7 @@ def render_masks(
     pixel.
 
     Args:
-        instances_json: COCO's annotations; needs the extra ``coco`` (pycocotools).
+        instances_json: COCO's annotations.
         out_dir: where ``<file_name without suffix>.png`` are written; created if missing.
         ids: 90 draws COCO ids, 80 labels 1..80, "json" labels 1..C of the JSON's own categories.
         images: the folder of the photographs, whose sizes are then compared with the JSON's.
@@ -49,7 +49,6 @@ def render_masks(
         an object that has a box but no outline get none.
 
     Raises:
-        ImportError: pycocotools is not installed.
         ValueError: `images` is no folder, or `ids` is none of these.
         DataError: the JSON cannot be read, its categories are not those of `ids`, or `problems` is
             None and there are faults.
@@ -120,7 +119,6 @@ def draw_mask(
         photographs: their folder. Where it holds this one, that must have the size in the JSON.
 
     Raises:
-        ImportError: pycocotools is not installed.
         DataError: the size or an outline is faulty; lists all faults of the image.
     """
     if faults := [*_faults(declared, image, photographs)]:

@@ -34,8 +34,7 @@ class Format:
         write: takes photographs one by one, their classes, the folder of the export, what was
             chosen, and the report; writes all files but the photographs.
         opening: how the tool opens the folder, which stands as ``{out}``.
-        needs: packages.
-        extra: of weaktr's, with those packages.
+        needs: packages, of weaktr's extra of the same name.
         holds_images: the format has the photographs in its own files.
         has_labels: whether it keeps image-level labels.
         has_ignore: whether it keeps ignored pixels.
@@ -45,7 +44,6 @@ class Format:
     write: Callable[[Iterable[Item], Classes, Path, Options, Report], None]
     opening: str
     needs: tuple[str, ...] = ()
-    extra: str = "exchange"
     holds_images: bool = False
     has_labels: bool = True
     has_ignore: bool = False
@@ -56,20 +54,17 @@ FORMATS: dict[str, Format] = {
     "coco": Format(
         coco.write,
         "pycocotools.coco.COCO('{out}/annotations.json'), photographs in {out}/images",
-        needs=("scipy", "pycocotools"),
     ),
     "yolo-seg": Format(
         yolo.write,
         "yolo segment train data={out}/data.yaml model=...",
-        needs=("scipy",),
         has_labels=False,
     ),
-    "labelme": Format(labelme.write, "labelme {out}/images", needs=("scipy",)),
+    "labelme": Format(labelme.write, "labelme {out}/images"),
     "cvat": Format(
         cvat.write,
         "a task with the photographs of {out}/images, then Upload annotations: CVAT 1.1, "
         "{out}/annotations.xml",
-        needs=("scipy",),
     ),
     "label-studio": Format(
         label_studio.write,
@@ -89,7 +84,6 @@ FORMATS: dict[str, Format] = {
         hf.write,
         "datasets.load_dataset('{out}')",
         needs=("datasets", "pyarrow"),
-        extra="hf",
         holds_images=True,
         has_ignore=True,
         by_parts=False,
@@ -107,7 +101,7 @@ def require_packages(name: str) -> Format:
     missing = [package for package in chosen.needs if importlib.util.find_spec(package) is None]
     if missing:
         raise ValueError(
-            f"--to {name} needs {', '.join(missing)}: pip install 'weaktr[{chosen.extra}]' (or "
+            f"--to {name} needs {', '.join(missing)}: pip install 'weaktr[{name}]' (or "
             f"pip install {' '.join(missing)})"
         )
     return chosen

@@ -61,6 +61,9 @@ from weaktr.stages.train_seg import require_soft_labels, starting_config
 from weaktr.training.amount import sized
 
 log = logging.getLogger("weaktr")
+
+#: How parts are called that count true masks, and that are only scored.
+TRUTH, TO_SCORE_ON = "true masks of split ", ", to score on"
 M = TypeVar("M", bound=Stage1Model | Segmenter)
 
 
@@ -147,6 +150,7 @@ def check_run(run: Run, stages: Sequence[Stage]) -> list[Part]:
     check.folder(stages)
     device = check.device()
     check.images()
+    check.truth()
     if "train_cam" in check.names:
         check.train_cam()
     if "train_seg" in check.names:
@@ -190,6 +194,8 @@ class _Check:
         self.score: Manifest | None = None
         self.val: Manifest | None = None
         self.classes: Classes | None = None
+        #: split that is scored -> the part of its true masks, and how many there are
+        self.scored: dict[str, tuple[Part, int]] = {}
         self.cam_model: Stage1Model | None = None
         self.segmenter: Segmenter | None = None
 
@@ -283,7 +289,7 @@ class _Check:
     def _to_score_on(self) -> None:
         """The images whose true masks score CAMs and pseudo labels."""
         split = self.recipe.data.score_split or self.recipe.data.train_split
-        part = self.part(f"split {split}, to score on")
+        part = self.part(f"split {split}{TO_SCORE_ON}")
         self.score = score = self._opened(part, split, "score")
         masks = self._masks(split, score, are_scored=True)
         if "label" in self.names and score is not None:
@@ -334,13 +340,21 @@ class _Check:
         self, split: str, manifest: Manifest | None, *, are_scored: bool = False
     ) -> set[str]:
         """The true masks of a split are of the size of their photographs; returns their names."""
-        part = self.part(f"true masks of split {split}")
+        part = self.part(f"{TRUTH}{split}")
         samples = [sample for sample in manifest or () if sample.mask is not None]
         part.found = str(len(samples))
         part.add(self.headers.problems(samples, masks=True))
-        if are_scored and manifest and not samples:
-            part.warnings.append("no image has a true mask, so nothing of this split is scored")
+        if are_scored and manifest:
+            self.scored[split] = part, len(samples)
         return {sample.name for sample in samples}
+
+    def truth(self) -> None:
+        """Where there are true masks of one scored split, those of the other are missed."""
+        if not any(count for _, count in self.scored.values()):
+            return
+        for part, count in self.scored.values():
+            if not count:
+                part.warnings.append("no image has a true mask, so nothing of this split is scored")
 
     def train_cam(self) -> None:
         """The labels, and whether there are steps."""

@@ -183,11 +183,12 @@ def score_folder(masks: MaskFolder, truth: Manifest) -> Evaluation | None:
     if told := unusable_in_words(masks, true):
         log.warning("%s: %s", masks.folder, told)
     both = [sample for sample in true if masks.is_usable(sample.name)]
-    if not both:
+    if true and not both:
         log.info(
             "%s: not scored: no image has both a mask here and a true mask in %s",
             masks.folder, split_name(truth),
         )  # fmt: skip
+    if not both:
         return None
     if len(both) < len(true):
         log.warning("%s: %d of %d images have a mask", masks.folder, len(both), len(true))

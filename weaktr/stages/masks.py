@@ -24,7 +24,7 @@ from weaktr.inference.pipeline import (
 )
 from weaktr.inference.results import LabelMaps
 from weaktr.inference.timeline import GPU, TRACE_MARK, Timeline
-from weaktr.messages import few
+from weaktr.messages import counted, few
 from weaktr.progress import Meter
 from weaktr.stages.store import MaskStore
 
@@ -80,25 +80,32 @@ class MaskReport:
         log.info("%s: %d masks", title, self.masks)
         if self.reduced:
             log.info(
-                "%d images are above max_side=%d: worked on at that size, their masks enlarged",
-                self.reduced, max_side,
+                "%s above max_side=%d: worked on at that size, masks enlarged",
+                counted(self.reduced, "image is", "images are"), max_side,
             )  # fmt: skip
         if count := self.turned["applied"]:
-            log.info("%d images were turned as their EXIF says, and so are their masks", count)
+            turned = counted(count, "image was", "images were")
+            log.info("%s turned as EXIF says, masks likewise", turned)
         if count := self.turned["ignored"]:
             log.warning(
-                "%d images are turned by viewers (EXIF), their masks are not: these are of the "
-                "pixels as stored; --exif apply (data.options.exif in a recipe) turns both", count,
+                "%s turned by viewers (EXIF), masks are not: they are of the pixels as stored; "
+                "--exif apply (data.options.exif in a recipe) turns both",
+                counted(count, "image is", "images are"),
             )  # fmt: skip
         if self.unlabelled:
             log.warning(
-                "%d images show no class and were left out (%s); unlabelled=background (of label) "
-                "keeps them",
-                len(self.unlabelled), few(self.unlabelled),
+                "%s no mask (%s); label.unlabelled=background gives one",
+                counted(
+                    len(self.unlabelled),
+                    "photograph shows no class and gets",
+                    "photographs show no class and get",
+                ),
+                few(self.unlabelled),
             )  # fmt: skip
         if self.older:
             log.warning(
-                "%d masks there are of images that are no longer among those given", self.older
+                "%s of images that are no longer among those given",
+                counted(self.older, "mask there is", "masks there are"),
             )
         for note in self.notes:
             log.warning("%s", note)
@@ -111,9 +118,10 @@ def unusable_in_words(masks: MaskFolder, samples: Iterable[Sample]) -> str | Non
     names = [sample.name for sample in samples if sample.name in masks.unusable]
     if not names:
         return None
+    wrong = counted(len(names), "mask that was", "masks that were")
     return (
-        f"{len(names)} masks that were changed by hand cannot be used and are left out "
-        f"({few(names)}): {masks.unusable[names[0]]}; correct or delete them"
+        f"{wrong} changed by hand cannot be used, so left out ({few(names)}): "
+        f"{masks.unusable[names[0]]}; correct or delete them"
     )
 
 
@@ -158,7 +166,7 @@ def make_masks(
 
     def note() -> str:
         bad = f"{len(report.left_out)} left out, " if report.left_out else ""
-        return bad + waits_in_words(timeline)
+        return bad + busy_in_words(timeline)
 
     if profile is not None:
         require_replaceable(profile, TRACE_MARK)
@@ -195,26 +203,24 @@ def make_masks(
             except OSError as error:  # must not hide the error of the run, nor end a finished one
                 log.warning("no trace: %s", error)
     if todo:
-        log.info("%s; %s", waits_in_words(timeline), bottleneck_in_words(timeline))
+        log.info("%s: %s", title, busy_in_words(timeline))
     report.count(store.masks, samples)
     return report
 
 
-def waits_in_words(timeline: Timeline) -> str:
-    """The share of its time in which each part waited for the others."""
-    shares = ", ".join(f"{part} {1 - timeline.busy(part):.0%}" for part in PARTS)
-    busy = f"; GPU busy at most {timeline.busy(GPU):.0%}" if timeline.work(GPU) else ""
-    return f"waiting: {shares}{busy}"
+def busy_in_words(timeline: Timeline) -> str:
+    """For which share of the time each part worked, and of the model, at what.
 
-
-def bottleneck_in_words(timeline: Timeline) -> str:
-    """Which part the others waited for; of the model, what its time went into."""
-    slowest = max(PARTS, key=timeline.busy)
+    The part that worked nearly always is the one that the others waited for.
+    """
     steps = timeline.work(GPU) or {
         name: sum(timeline.work(name).values()) for name in STEPS if timeline.work(name)
     }
     total = sum(steps.values())
-    if slowest != MODEL or not total:
-        return f"the bottleneck: {slowest}"
-    shares = ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in steps.items())
-    return f"the bottleneck: {slowest} ({shares})"
+    shares = ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in steps.items() if total)
+    parts = [f"{part} {timeline.busy(part):.0%}" for part in PARTS]
+    if shares:
+        parts[PARTS.index(MODEL)] += f" ({shares})"
+    if timeline.work(GPU):
+        parts.append(f"GPU at most {timeline.busy(GPU):.0%}")
+    return f"busy: {', '.join(parts)}"

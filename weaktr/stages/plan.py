@@ -10,7 +10,7 @@ import torch
 from weaktr.messages import duration, one_line
 from weaktr.models.precision import inference_amp
 from weaktr.progress import has_tensorboard
-from weaktr.stages.check import Part
+from weaktr.stages.check import TO_SCORE_ON, TRUTH, Part
 from weaktr.stages.forecast import forecast
 from weaktr.stages.machine import cpu_name
 from weaktr.stages.run import Run, Stage
@@ -31,9 +31,14 @@ def plan(run: Run, stages: Sequence[Stage], parts: Sequence[Part]) -> Iterator[s
         return
     names = ", ".join(stage.name for stage in stages)
     yield f"{run.recipe.name}: {names}; on {in_words(run.device)}"
+    truth = [part.found for part in parts if part.what.startswith(TRUTH)]
+    is_scored = any(found != "0" for found in truth)
     for part in parts:
-        if part.found and (part.what.startswith("split ") or part.what in AMOUNTS):
+        is_told = part.what.startswith("split ") or part.what in AMOUNTS
+        if part.found and is_told and (is_scored or not part.what.endswith(TO_SCORE_ON)):
             yield one_line(f"{part.what}: {part.found}")
+    if truth and not is_scored:
+        yield "there are no true masks, so nothing is scored"
     trains = any(stage.name.startswith("train_") for stage in stages)
     if trains and has_tensorboard():
         yield one_line(f"losses as curves: tensorboard --logdir {shlex.quote(str(run.folder))}")

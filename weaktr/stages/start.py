@@ -20,7 +20,7 @@ from weaktr.config import PLAIN_WORD, Recipe
 from weaktr.data.own import OwnPhotographs
 from weaktr.data.sources.folder import PART, family
 from weaktr.files import read_json_object, require_replaceable, write_bytes, write_json
-from weaktr.messages import one_line
+from weaktr.messages import counted, one_line
 from weaktr.recipes import as_tree, load_recipe
 from weaktr.seals import BLANK, is_sealed, sealed
 
@@ -204,7 +204,8 @@ def _data_lines(own: OwnPhotographs, splits: Splits, choices: Choices) -> list[s
         paths = [str(place / (name + suffixes[name])) for name in (splits.train, splits.val)]
         lines += [_line("    labels_file", paths[0], "of the training photographs")]
     if choices.turned or choices.exif == "apply":
-        told = f"EXIF turns {choices.turned} photographs; apply: as viewers show them, ignore: "
+        turned = counted(choices.turned, "photograph", "photographs")
+        told = f"EXIF turns {turned}; apply: as viewers show them, ignore: "
         lines += [_line("    exif", choices.exif, f"{told}as stored")]
     lines += ["    classes:               # the first is pixel value 1 of masks; 0 is background"]
     lines += [f"      - {_yaml(name)}" for name in own.classes.names]

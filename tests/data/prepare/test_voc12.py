@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import io
 
 from tests.data.prepare import official_archives as little
 from tests.data.prepare.loopback import Site, serving
@@ -314,7 +315,6 @@ def test_matlab_files_that_are_cut_off() -> None:
 
 
 def test_matlab_files_agree_with_scipy(tmp_path: Path) -> None:
-    io = pytest.importorskip("scipy.io", reason="SciPy, the check of our reader, is not installed")
     truth = np.random.default_rng(0).integers(0, 21, (37, 50)).astype(np.uint8)
     boundaries = np.empty((2, 1), object)
     boundaries[:, 0] = [np.eye(3), np.ones((1, 2))]

@@ -283,10 +283,6 @@ def test_names_and_ids_that_stand_twice(tmp_path: Path) -> None:
 class TestRenderMasks:
     """Outlines become class masks."""
 
-    @pytest.fixture(autouse=True)
-    def _coco(self) -> None:
-        pytest.importorskip("pycocotools", reason="the extra coco is not installed")
-
     def write(self, path: Path, annotations: list[dict[str, object]]) -> Path:
         rows = [{"id": k, "image_id": 9, **row} for k, row in enumerate(annotations)]
         return coco_json(path, prefix="", annotations=rows)
@@ -375,7 +371,6 @@ class TestPhotographs:
 
     @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
     def test_drawn_masks_agree_with_the_given(self, tmp_path: Path) -> None:
-        pytest.importorskip("pycocotools", reason="the extra coco is not installed")
         written = render_masks(COCO128 / "annotations/instances_train2017.json", tmp_path)
         assert len(written) == 100
         shares = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 from typing import Literal
@@ -138,10 +137,6 @@ class _Split:
         if self.declared is None:
             return
         self.result.origins[what] = self.sources.origin(what, _DRAWN)
-        if importlib.util.find_spec("pycocotools") is None:
-            remedy = "pip install 'weaktr[coco]' (pycocotools), and start again"
-            self.result.missing.append(Missing(f"{what}: outlines cannot be drawn", remedy))
-            return
         masks = folder or self.root / "masks" / self.parts[0]
         drawn, faults = draw_masks(self.declared, self._undrawn(masks), masks, self.images)
         log.info("%s: %d drawn", what, len(drawn))
