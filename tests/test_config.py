@@ -40,6 +40,24 @@ from weaktr.recipes import (
 
 
 @pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("voc12_deit", "; did you mean voc12_deit_s?"),
+        ("foto/recipe", "got 'foto/recipe', where there is none"),
+        ("recipe.yaml", "got 'recipe.yaml', where there is none"),
+        ("photos", "got the folder photos; take photos/recipe.yaml"),
+    ],
+)
+def test_recipes_that_are_not_there(tmp_path, monkeypatch, name, told):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/recipe.yaml").touch()
+    with pytest.raises(ValueError, match=re.escape(told) + "$") as error:
+        find_recipe(name)
+    assert str(error.value).count("voc12_deit_b,") <= 1
+
+
 def test_every_shipped_recipe_is_whole(name):
     recipe = load_recipe(name)
     assert recipe.name == name

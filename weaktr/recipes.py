@@ -43,14 +43,22 @@ def find_recipe(name: str | Path) -> Path:
     """The file of a recipe given by name (``demo``) or path (``mine/voc.yaml``).
 
     Raises:
-        ValueError: there is no such recipe; the message lists the known names.
+        ValueError: there is no such recipe; says what may be meant.
     """
-    for candidate in (Path(name), RECIPES / f"{name}.yaml"):
+    path = Path(name)
+    for candidate in (path, RECIPES / f"{name}.yaml"):
         if candidate.is_file():
             return candidate
+    inside = path / "recipe.yaml"
+    if inside.is_file():
+        raise ValueError(f"recipe: expected a YAML file, got the folder {path}; take {inside}")
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        raise ValueError(f"recipe: expected a YAML file, got {str(name)!r}, where there is none")
+    near = difflib.get_close_matches(str(name), recipe_names(), n=1, cutoff=0.5)
+    told = f"; did you mean {near[0]}?" if near else ""
     raise ValueError(
         f"recipe: expected a YAML file or one of {', '.join(recipe_names())}; got {str(name)!r}"
-        f"{_did_you_mean(str(name), recipe_names())}"
+        f"{told}"
     )
 
 

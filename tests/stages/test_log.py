@@ -36,7 +36,9 @@ def test_the_first_lines_are_the_plan(squares, tmp_path, caplog, monkeypatch):
     lines = told(caplog, recipe, tmp_path / "my run")
     first = next(i for i, line in enumerate(lines) if line.startswith("tiny: "))
     stages = "train_cam, label, train_seg, predict, evaluate"
-    assert re.fullmatch(rf"tiny: {stages}; on .+, \d+ threads, (no )?bfloat16 .*", lines[first])
+    assert re.fullmatch(
+        rf"tiny: {stages}; into .+/my run; on .+, \d+ threads, (no )?bfloat16 .*", lines[first]
+    )
     assert lines[first + 1 : first + 4] == [
         "split train, to learn from: 8 images, 3 classes",
         "split train, to score on: 8 images, 3 classes",
@@ -48,7 +50,7 @@ def test_the_first_lines_are_the_plan(squares, tmp_path, caplog, monkeypatch):
     assert not [line for line in again if line.startswith("tiny: ")]
     part = told(caplog, recipe, tmp_path / "my run", only="evaluate", force=True)
     (line,) = [line for line in part if line.startswith("tiny: ")]
-    assert line.startswith("tiny: evaluate; on ")
+    assert line.startswith("tiny: evaluate; into ")
     assert not [line for line in part if "tensorboard" in line]
 
 

@@ -23,15 +23,20 @@ OTHER_SUFFIXES = (
 ALL_SUFFIXES = (*IMAGE_SUFFIXES, *OTHER_SUFFIXES)
 
 
-def require_folder(root: str | Path) -> Path:
+def require_folder(root: str | Path, name: str = "root") -> Path:
     """`root` as a path.
+
+    Args:
+        root: the folder.
+        name: what it is called where it is given.
 
     Raises:
         ValueError: there is no such folder.
     """
     folder = Path(root)
     if not folder.is_dir():
-        raise ValueError(f"root: expected a folder, got {str(root)!r}, which is not one")
+        what = "a file" if folder.is_file() else "nothing of that name"
+        raise ValueError(f"{name}: expected a folder, got {str(root)!r}, where there is {what}")
     return folder
 
 

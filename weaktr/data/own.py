@@ -114,7 +114,7 @@ def look_at(
             names that are no classes; says what to do.
         DataError: a label file is wrong; names the place.
     """
-    root = require_folder(root)
+    root = require_folder(root, "PHOTOS")
     images = root / "images" if (root / "images").is_dir() else root
     photographs, others, left_out = _photographs(images, root / "masks")
     if not photographs:
@@ -251,7 +251,10 @@ def doubts(own: OwnPhotographs, held_out: Collection[str]) -> Iterator[str]:
     counts = Counter(label for names in labels.values() for label in names)
     if rare := [f"{n} ({counts[n]})" for n in own.classes.names if counts[n] < FEW_OF_CLASS]:
         have = counted(len(rare), "class has", "classes have")
-        yield f"{have} fewer than {FEW_OF_CLASS} photographs: {few(rare)}"
+        yield (
+            f"{have} fewer than {FEW_OF_CLASS} photographs ({few(rare)}): expect poor masks of "
+            "them; more photographs of them help most, or labels that put classes together"
+        )
     if all(labels.values()):
         yield (
             "every photograph shows a class: add some that show none, with an empty cell in place "

@@ -241,8 +241,9 @@ def require_hub(backbone: str) -> None:
         huggingface_hub.model_info(hub, timeout=PATIENCE)
     except Exception as error:  # of any kind: the hub, the network, a setting against both
         raise ValueError(
-            f"weights: {hub} is not on this computer and cannot be fetched ({error}); get the file "
-            "elsewhere and give it as weights"
+            f"weights: {hub} is not on this computer and cannot be fetched ({error}); get "
+            f"https://huggingface.co/{hub}/resolve/main/model.safetensors elsewhere, and give the "
+            "file: --set model.weights=FILE (weaktr init PHOTOS --weights FILE)"
         ) from error
 
 

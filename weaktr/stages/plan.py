@@ -30,7 +30,7 @@ def plan(run: Run, stages: Sequence[Stage], parts: Sequence[Part]) -> Iterator[s
     if not stages:
         return
     names = ", ".join(stage.name for stage in stages)
-    yield f"{run.recipe.name}: {names}; on {in_words(run.device)}"
+    yield one_line(f"{run.recipe.name}: {names}; into {run.folder}; on {in_words(run.device)}")
     truth = [part.found for part in parts if part.what.startswith(TRUTH)]
     is_scored = any(found != "0" for found in truth)
     for part in parts:

@@ -25,9 +25,12 @@ from weaktr.recipes import as_tree, load_recipe
 from weaktr.seals import BLANK, is_sealed, sealed
 
 BASE = "own_dinov2_s"
-#: What `weaktr init` wrote into a folder: names of files and the SHA-256 that they may have.
+#: What `weaktr init` wrote into a folder: names of files and the SHA-256 that they may have; and
+#: with which options.
 RECORD = ".weaktr-init.json"
 SUFFIXES = (".csv", ".json")
+#: Options of ``weaktr init`` that count until others are given.
+OPTIONS = ("labels", "classes", "hold_out", "weights", "exif")
 #: The only files that a record may name.
 SPLIT_FILES = {
     f"{split}{suffix}"
@@ -81,6 +84,17 @@ def own_files(folder: Path) -> set[Path]:
     return {file for file in there if _digest(file.read_bytes()) in files[file.name]}
 
 
+def options_of(folder: Path) -> dict[str, str | float]:
+    """The options with which ``weaktr init`` was last called for a folder, by their names."""
+    record = folder / RECORD
+    if not is_sealed(record):
+        return {}
+    options = read_json_object(record).get("options", {})
+    kept = options.items() if isinstance(options, dict) else ()
+    kinds = {name: float if name == "hold_out" else str for name in OPTIONS}
+    return {name: value for name, value in kept if type(value) is kinds.get(name)}
+
+
 def splits_of(own: OwnPhotographs, held_out: Collection[str], folder: Path) -> Splits:
     """The label files of training and held-out photographs: the user's own, or new ones.
 
@@ -115,25 +129,29 @@ def splits_of(own: OwnPhotographs, held_out: Collection[str], folder: Path) -> S
     return Splits(f"train{ending}", f"{val}{ending}", files, folder)
 
 
-def write_start(splits: Splits, recipe: Path, text: str) -> None:
+def write_start(
+    splits: Splits, recipe: Path, text: str, options: Mapping[str, str | float] | None = None
+) -> None:
     """Write the label files and the recipe; nothing where one of them may not be written.
 
     Args:
         splits: the label files.
         recipe: to be written.
         text: its content, see `recipe_text`.
+        options: of the command, for `options_of`.
 
     Raises:
         ValueError: there is a recipe that weaktr did not write, or somebody has changed it.
     """
     require_replaceable(recipe)
     own = own_files(splits.folder)
-    if splits.files or own:
+    if splits.files or own or options:
         digests = {name: {_digest(content)} for name, content in splits.files.items()}
         for file in own:  # whenever this is interrupted, each is known as it was or as it will be
             digests.setdefault(file.name, set()).add(_digest(file.read_bytes()))
         files = {name: sorted(digests[name]) for name in sorted(digests)}
-        write_json(splits.folder / RECORD, {"files": files}, seal=True)
+        record = {"files": files, "options": dict(options or {})}
+        write_json(splits.folder / RECORD, record, seal=True)
     for name, content in splits.files.items():
         write_bytes(splits.folder / name, content)
     for file in own - {splits.folder / name for name in splits.files}:

@@ -192,7 +192,9 @@ class TrainingLoop(Generic[M]):
         self._of_epoch: list[dict[str, float]] = []  #: what was logged of the present epoch
         self._saved_at = time.monotonic()
         self._resume()
-        self._started, self._trained = time.monotonic(), 0  #: since when, how many batches
+        #: Since when, and how many batches: those after the first of this process.
+        self._started, self._trained = time.monotonic(), -1
+        self._first = 0.0  #: seconds of that one
         self._is_estimated = False
 
     def train(
@@ -247,6 +249,9 @@ class TrainingLoop(Generic[M]):
                     break
                 yield [part.to(self.device, non_blocking=True) for part in batch]
                 self._trained += 1
+                if self._trained == 0:  # slow: processes and memory are new
+                    self._first = time.monotonic() - self._started
+                    self._started = time.monotonic()
                 meter.advance(size, self._note)
                 self._log_estimate()
 
@@ -366,8 +371,10 @@ class TrainingLoop(Generic[M]):
         self._pending = []
 
     def _seconds_each(self) -> float:
-        """How long a batch takes: the mean over those of this process."""
-        return (time.monotonic() - self._started) / max(self._trained, 1)
+        """How long a batch takes: the mean over those of this process after the first."""
+        if self._trained < 1:
+            return self._first
+        return (time.monotonic() - self._started) / self._trained
 
     def _seconds_left(self) -> float:
         """How long the training will still take at this speed."""
@@ -377,7 +384,9 @@ class TrainingLoop(Generic[M]):
 
     def _log_estimate(self) -> None:
         """Log once, after the first `ESTIMATE_SECONDS`, how long the whole training will take."""
-        if self._is_estimated or time.monotonic() - self._started < ESTIMATE_SECONDS:
+        if self._is_estimated or self._trained < 1:
+            return
+        if time.monotonic() - self._started < ESTIMATE_SECONDS:
             return
         self._is_estimated = True
         log.info(

@@ -6,6 +6,7 @@ import csv
 import io
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from weaktr.data.layout import ALL_SUFFIXES, flag
 from weaktr.data.names import HEADINGS
 from weaktr.data.problems import DataError, Problem
 from weaktr.data.tags.form import Form, Tags, fault, row
+from weaktr.messages import counted, one_line
 
 #: What a column of paths is called; one of labels is called by the others of `HEADINGS`.
 PATHS = {
@@ -54,7 +56,7 @@ def read_own(path: Path, _: Any) -> Tags:
     content = read_label_file(path, faults)
     if faults:
         raise DataError(faults)
-    return Tags(path, OWN, content.rows, content.columns)
+    return _parted_at_commas(Tags(path, OWN, content.rows, content.columns))
 
 
 def read_table(path: Path, text: str) -> Tags:
@@ -70,11 +72,12 @@ def read_table(path: Path, text: str) -> Tags:
     lower = [cell.casefold() for cell in header]
     paths = next((k for k, cell in enumerate(lower) if cell in PATHS), None)
     if paths is None and len(header) == 2 and lower[0].endswith(ALL_SUFFIXES):
-        return Tags(path, "a table of path and labels without header", _labelled(path, lines, 0, 1))
+        form = "a table of path and labels without header"
+        return _parted_at_commas(Tags(path, form, _labelled(path, lines, 0, 1)))
     labels = next((k for k, cell in enumerate(lower) if cell in LABELS), None)
     if paths is not None and labels is not None:
         form = f"a table with the columns {header[paths]!r:.60} and {header[labels]!r:.60}"
-        return Tags(path, form, _labelled(path, lines[1:], paths, labels))
+        return _parted_at_commas(Tags(path, form, _labelled(path, lines[1:], paths, labels)))
     others = [k for k in range(len(header)) if k != paths]
     cells = [line[k] for _, line in lines[1:] for k in others if k < len(line)]
     if paths is None or not others or any(flag(cell) is None for cell in cells):
@@ -97,6 +100,24 @@ def _labelled(
     """The rows of lines with a path in one column and labels in another."""
     whole = _whole(path, lines, max(at, labels) + 1)
     return [row(line[at], _BETWEEN.split(line[labels]), f"{path}:{n}") for n, line in whole]
+
+
+def _parted_at_commas(tags: Tags) -> Tags:
+    """Tags of a table whose labels are parted at commas, where none are by ; or |."""
+    together = [own.labels[0] for own in tags.rows if any("," in label for label in own.labels)]
+    is_parted = tags.classes or any(len(own.labels) > 1 for own in tags.rows)
+    if not together or is_parted or tags.path.suffix.lower() == ".json":
+        return tags
+    rows = [
+        row(own.image, [part for label in own.labels for part in label.split(",")], own.source)
+        for own in tags.rows
+    ]
+    doubt = (
+        f"labels are parted at commas, {counted(len(together), 'cell has', 'cells have')} several, "
+        f"such as {one_line(together[0])!r:.80}; a class with a comma in its name needs a JSON"
+    )
+    form = f"{tags.form}, labels parted at commas"
+    return replace(tags, form=form, rows=rows, doubts=(*tags.doubts, doubt))
 
 
 def _whole(path: Path, lines: Sequence[Line], least: int) -> list[Line]:
