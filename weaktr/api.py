@@ -128,9 +128,11 @@ def label(
     Args:
         model: a checkpoint's file, a `Model` that was loaded from one (and stands for it), or a
             folder of CAMs.
-        photos: folder of photographs, with ``labels.csv`` or ``train.csv``.
+        photos: folder of photographs. All whose labels are known get a mask: those of
+            ``train.csv``, ``val.csv`` and ``test.csv`` together (``train_part.csv`` and
+            ``val_part.csv`` where ``weaktr init`` wrote these), or of ``labels.csv``.
         out: folder that gets the masks.
-        labels: a CSV or JSON with the image-level labels, in place of ``labels.csv``.
+        labels: a CSV or JSON with the image-level labels, in place of these.
         settings: of labelling, for a model of stage 2 of prediction; or changes of those that the
             checkpoint carries, such as ``"crf=none"``, in a list.
         emit: also "confidence", "cam".
