@@ -34,7 +34,7 @@ from weaktr.progress import shown_log
 from weaktr.recipes import load_recipe, with_settings
 from weaktr.refine import choose_refiners
 from weaktr.report.page import report_at_the_end
-from weaktr.stages.carried import Carried, carried
+from weaktr.stages.carried import Carried, carried, of_other_stage
 from weaktr.stages.folders import Masks, Task, labelled, predicted
 from weaktr.stages.masked import masked_in
 from weaktr.stages.pipeline import run_recipe
@@ -377,7 +377,10 @@ class Model:
                 settings of another kind.
         """
         if not isinstance(self.module, Segmenter):
-            raise ValueError("predict: a model of stage 1 must be told what is shown; use label")
+            hint = of_other_stage(PredictConfig, self.file)
+            raise ValueError(
+                f"predict: a model of stage 1 must be told what is shown; use label{hint}"
+            )
         settings = self._of_call(PredictConfig, settings)
         if self._predictor is None or self._predictor.settings != settings:
             self._predictor = Predictor(self.module, settings)
@@ -438,7 +441,8 @@ class Model:
             ValueError: a model of stage 2, or an unknown label.
         """
         if isinstance(self.module, Segmenter):
-            raise ValueError("labels: a model of stage 2 takes none; use predict")
+            hint = of_other_stage(LabelConfig, self.file)
+            raise ValueError(f"labels: a model of stage 2 takes none; use predict{hint}")
         if isinstance(labels, str):
             raise ValueError(f"labels: expected a list of class names or indices, got {labels!r}")
         names, count = self.classes or (), self.module.num_classes

@@ -135,6 +135,8 @@ def _log_warning(
 class Meter:
     """Progress of counted work: a bar with speed, ETA and a note, or a line every `LINE_SECONDS`.
 
+    Work of nothing has no bar.
+
     In a notebook the bar is one line of HTML, which takes no widgets and stays when it is saved.
 
     Args:
@@ -164,7 +166,7 @@ class Meter:
         self._cell: Any = None  #: a notebook's handle of what it displays
 
     def __enter__(self) -> Meter:
-        if console.is_terminal:
+        if console.is_terminal and self.total:
             self._bar = Progress(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(),

@@ -33,7 +33,7 @@ from weaktr.models.precision import choose_device
 from weaktr.outputs import claimed_for_masks
 from weaktr.recipes import as_tree, identity, with_settings
 from weaktr.refine import Refiner, choose_refiners, paths_of
-from weaktr.stages.carried import Carried, carried, carried_of_cams
+from weaktr.stages.carried import Carried, carried, carried_of_cams, of_other_stage
 from weaktr.stages.check_models import require_views
 from weaktr.stages.label import AFTER_CAMS, label, require_features
 from weaktr.stages.masks import MaskReport
@@ -252,7 +252,8 @@ def predicted(task: Task, names: Path | None = None) -> Iterator[Masks]:
         with_settings(PredictConfig(), task.settings)  # a slip is said before a model is read
     loaded = _load(task)
     if not isinstance(loaded.model, Segmenter):
-        raise ValueError(f"{task.source}: expected a stage-2 checkpoint, got stage 1")
+        hint = of_other_stage(PredictConfig, loaded.file)
+        raise ValueError(f"{task.source}: expected a stage-2 checkpoint, got stage 1{hint}")
     settings, task = task.chosen(PredictConfig, partial(loaded.carried, PredictConfig))
     refiners = _require_settings(loaded.model, settings)
     samples = data.unlabelled(task.images, exif=task.exif or "ignore").samples
@@ -378,11 +379,14 @@ def _labelled_by_segmenter(loaded: _Loaded, task: Task, labels: Path | None) -> 
     """By predictions among the image-level labels, where there are any."""
     model, classes, file, _ = loaded
     assert isinstance(model, Segmenter)
+    hint = of_other_stage(LabelConfig, file)
     if task.emit:
         raise ValueError(
             f"--emit {','.join(task.emit)}: expected mask alone for a stage-2 checkpoint "
-            f"({task.source})"
+            f"({task.source}); CAMs are of stage 1{hint}"
         )
+    if hint:
+        log.info("%s: of stage 2, so masks are predictions; CAMs are of stage 1%s", file, hint)
     settings, task = task.chosen(PredictConfig, partial(loaded.carried, PredictConfig))
     samples = _photographs(task, labels, classes)
     refiners = _require_settings(model, settings)
