@@ -112,6 +112,14 @@ def test_work_of_nothing_has_no_bar(is_minor, monkeypatch):
     assert stream.getvalue() == ""
 
 
+def test_a_narrow_terminal_shows_how_much_is_done(monkeypatch):
+    stream = io.StringIO()
+    terminal = PlainConsole(file=stream, force_terminal=True, width=40)
+    monkeypatch.setattr(progress, "console", terminal)
+    list(progress.track(range(1234), "looking at headers", 1234))
+    assert "1234/1234" in stream.getvalue()
+
+
 def test_warnings_of_python_are_a_line_of_the_log(caplog):
     with warnings.catch_warnings():
         progress.set_up_logging()
