@@ -310,8 +310,9 @@ def _photographs(
         patterns = ("[!.]*.csv", "[!.]*.json")
         if others := sorted(file.name for kind in patterns for file in images.glob(kind)):
             raise ValueError(
-                f"{images}: expected labels.csv or train.csv for image-level labels, found {others[0]}: give it "
-                "by --labels, or move it away to let the model predict what each image shows"
+                f"{images}: expected labels.csv or train.csv for image-level labels, found "
+                f"{others[0]}: give it by --labels, or move it away to let the model predict what "
+                "each image shows"
             )
         log.warning(
             "%s: no labels.csv or train.csv and no --labels, so the model predicts what each image "
