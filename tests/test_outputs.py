@@ -14,6 +14,7 @@ from weaktr.outputs import (
     fingerprint,
     finished_facts,
     mark_finished,
+    others_in_words,
     read_inputs,
 )
 
@@ -85,14 +86,37 @@ def test_differences_are_named_as_far_as_they_matter():
     lines = differences(one, other).split("; ")
     assert lines[0] == "settings.a: 1 there, 2 now"
     assert lines[1] == 'settings.b: [1, 2] there, "nothing" now'
-    assert lines[2].startswith('settings.c: "nothing" there, "xxx') and len(lines[2]) < 100
-    assert lines[3:] == ["weights: other content"]
+    assert lines[2].startswith('settings.c: "nothing" there, "xxx') and len(lines[2]) < 120
+    assert lines[2].endswith(" and 1 more")
+    assert differences({"weights": "0" * 64}, {"weights": "1" * 64}) == "weights: other content"
     assert differences({"checkpoint": "x"}, other) == "noted by an older version of weaktr"
     many = {f"n{row}": row for row in range(10)}
     told = differences(many, {name: 0 for name in many})
-    assert told.startswith("n1: 1 there, 0 now; n2") and told.endswith(
-        "n8: 8 there, 0 now and 1 more"
+    assert told.startswith("n1: 1 there, 0 now; n2")
+    assert told.endswith("n3: 3 there, 0 now and 6 more")
+
+
+def test_another_checkpoint_or_command_is_said_first():
+    def facts(command="label", source="a", weights="1", **settings):
+        about = {"command": command}
+        return {"weights": weights, "source": source, "about": about, "settings": settings}
+
+    told = others_in_words(facts(x=1), facts(source="b", weights="2", x=2))
+    assert told == (
+        "another checkpoint (a there, b now) with other settings (settings.x: 1 there, 2 now)"
     )
+    told = others_in_words(facts(x=1), facts("predict", "b", "2", x=1))
+    assert told == (
+        "another command (weaktr label there, weaktr predict now) and another checkpoint (a there, "
+        "b now)"
+    )
+    told = others_in_words(facts(), facts(weights="2"))
+    assert told == "another checkpoint (a has changed since)"
+    told = others_in_words(facts(x=1), facts(source="b", x=2))
+    assert told == "other inputs or settings (settings.x: 1 there, 2 now)"
+    many = {f"n{row}": row for row in range(9)}
+    told = others_in_words(facts(**many), facts(weights="2", **{name: -1 for name in many}))
+    assert told.count(" there, -1 now") == 3 and told.endswith(" and 6 more)")
 
 
 def test_a_kill_while_the_inputs_are_written_refuses_nothing(tmp_path, monkeypatch):

@@ -103,6 +103,23 @@ def test_bars_take_names_as_they_are(monkeypatch):
     assert "a[/x]:smile:" in stream.getvalue() and "b[/x]:smile:" in stream.getvalue()
 
 
+@pytest.mark.parametrize("is_minor", [False, True])
+def test_work_of_nothing_has_no_bar(is_minor, monkeypatch):
+    stream = io.StringIO()
+    terminal = PlainConsole(file=stream, force_terminal=True, width=40)
+    monkeypatch.setattr(progress, "console", terminal)
+    assert list(progress.track([], "looking", 0, is_minor=is_minor)) == []
+    assert stream.getvalue() == ""
+
+
+def test_a_narrow_terminal_shows_how_much_is_done(monkeypatch):
+    stream = io.StringIO()
+    terminal = PlainConsole(file=stream, force_terminal=True, width=40)
+    monkeypatch.setattr(progress, "console", terminal)
+    list(progress.track(range(1234), "looking at headers", 1234))
+    assert "1234/1234" in stream.getvalue()
+
+
 def test_warnings_of_python_are_a_line_of_the_log(caplog):
     with warnings.catch_warnings():
         progress.set_up_logging()

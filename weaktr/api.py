@@ -34,7 +34,7 @@ from weaktr.progress import shown_log
 from weaktr.recipes import load_recipe, with_settings
 from weaktr.refine import choose_refiners
 from weaktr.report.page import report_at_the_end
-from weaktr.stages.carried import Carried, carried
+from weaktr.stages.carried import Carried, carried, of_other_stage
 from weaktr.stages.folders import Masks, Task, labelled, predicted
 from weaktr.stages.masked import masked_in
 from weaktr.stages.pipeline import run_recipe
@@ -128,9 +128,11 @@ def label(
     Args:
         model: a checkpoint's file, a `Model` that was loaded from one (and stands for it), or a
             folder of CAMs.
-        photos: folder of photographs, with ``labels.csv`` or ``train.csv``.
+        photos: folder of photographs. All whose labels are known get a mask: those of
+            ``train.csv``, ``val.csv`` and ``test.csv`` together (``train_part.csv`` and
+            ``val_part.csv`` where ``weaktr init`` wrote these), or of ``labels.csv``.
         out: folder that gets the masks.
-        labels: a CSV or JSON with the image-level labels, in place of ``labels.csv``.
+        labels: a CSV or JSON with the image-level labels, in place of these.
         settings: of labelling, for a model of stage 2 of prediction; or changes of those that the
             checkpoint carries, such as ``"crf=none"``, in a list.
         emit: also "confidence", "cam".
@@ -375,7 +377,10 @@ class Model:
                 settings of another kind.
         """
         if not isinstance(self.module, Segmenter):
-            raise ValueError("predict: a model of stage 1 must be told what is shown; use label")
+            hint = of_other_stage(PredictConfig, self.file)
+            raise ValueError(
+                f"predict: a model of stage 1 must be told what is shown; use label{hint}"
+            )
         settings = self._of_call(PredictConfig, settings)
         if self._predictor is None or self._predictor.settings != settings:
             self._predictor = Predictor(self.module, settings)
@@ -436,7 +441,8 @@ class Model:
             ValueError: a model of stage 2, or an unknown label.
         """
         if isinstance(self.module, Segmenter):
-            raise ValueError("labels: a model of stage 2 takes none; use predict")
+            hint = of_other_stage(LabelConfig, self.file)
+            raise ValueError(f"labels: a model of stage 2 takes none; use predict{hint}")
         if isinstance(labels, str):
             raise ValueError(f"labels: expected a list of class names or indices, got {labels!r}")
         names, count = self.classes or (), self.module.num_classes

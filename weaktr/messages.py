@@ -61,6 +61,12 @@ def few(names: Sequence[object], most: int = 5, *, between: str = ", ") -> str:
     return " ".join([one_line(between.join(map(str, names[:most]))), *_more(names, most)])
 
 
+def listed(names: Sequence[object]) -> str:
+    """All names of a short list, in a sentence: ``a, b and c``."""
+    *first, last = map(str, names)
+    return one_line(f"{', '.join(first)} and {last}" if first else last)
+
+
 def first_lines(things: Sequence[object], most: int = 20) -> list[str]:
     """The first of many things, a line each, and a line that says how many more there are."""
     return [*map(str, things[:most]), *(f"... {line}" for line in _more(things, most))]

@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 
 from weaktr.contents import CONTENTS, Contents
 from weaktr.files import UNFINISHED, is_clutter, read_json, write_json
-from weaktr.messages import few
+from weaktr.messages import few, one_line
 
 log = logging.getLogger("weaktr")
 
@@ -39,7 +39,7 @@ NOTES = ("source", "about")
 #: The files of a claim without results.
 OF_A_CLAIM = {INPUTS, LOCK, CONTENTS}
 #: Differences between inputs that a message lists.
-SHOWN = 8
+SHOWN = 3
 #: Seconds that a lock is waited for: loading processes outlive a killed training by five.
 PATIENCE = 6
 
@@ -253,8 +253,7 @@ def begin(folder: Path, made_from: str, **facts: Any) -> None:
             return
     elif _visible(folder) != [INPUTS]:
         raise ValueError(
-            f"{folder}: holds results of other inputs or settings "
-            f"({differences(stored, facts)}); choose another --out"
+            f"{folder}: holds results of {others_in_words(stored, facts)}; choose another --out"
         )
     write_json(folder / INPUTS, facts | {"made_from": made_from})
 
@@ -266,6 +265,32 @@ def read_inputs(folder: Path) -> dict[str, Any] | None:
         ValueError: it is damaged.
     """
     return _stored(folder / INPUTS)
+
+
+def others_in_words(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Whose the results in a folder are: of another checkpoint or command, else what differs."""
+    lines = []
+    commands = [_command_of(facts) for facts in (before, now)]
+    if None not in commands and commands[0] != commands[1]:
+        lines.append(f"another command (weaktr {commands[0]} there, weaktr {commands[1]} now)")
+    weights = [facts.get("weights") for facts in (before, now)]
+    files = [facts.get("source") for facts in (before, now)]
+    if None not in (*weights, *files) and weights[0] != weights[1]:
+        places = f"{files[0]} there, {files[1]} now"
+        told = places if files[0] != files[1] else f"{files[0]} has changed since"
+        lines.append(f"another checkpoint ({told})")
+    if not lines:
+        return f"other inputs or settings ({differences(before, now)})"
+    settings = [{"settings": facts.get("settings")} for facts in (before, now)]
+    is_same = settings[0] == settings[1]
+    also = "" if is_same else f" with other settings ({differences(*settings)})"
+    return one_line(" and ".join(lines)) + also
+
+
+def _command_of(facts: Mapping[str, Any]) -> str | None:
+    """The command that made, or is to make, masks; None = it is not noted."""
+    about = facts.get("about")
+    return about.get("command") if isinstance(about, Mapping) else None
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -23,6 +23,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
@@ -65,6 +66,8 @@ class PlainFormatter(logging.Formatter):
 
 console = PlainConsole(soft_wrap=True, width=None if sys.stdout.isatty() else 150)
 
+#: Columns of a terminal below which bars show less.
+NARROW = 70
 #: Seconds between two lines where there is no terminal.
 LINE_SECONDS = 20.0
 #: Seconds between two looks of a notebook's bar.
@@ -135,6 +138,8 @@ def _log_warning(
 class Meter:
     """Progress of counted work: a bar with speed, ETA and a note, or a line every `LINE_SECONDS`.
 
+    Work of nothing has no bar.
+
     In a notebook the bar is one line of HTML, which takes no widgets and stays when it is saved.
 
     Args:
@@ -164,19 +169,8 @@ class Meter:
         self._cell: Any = None  #: a notebook's handle of what it displays
 
     def __enter__(self) -> Meter:
-        if console.is_terminal:
-            self._bar = Progress(
-                TextColumn("{task.description}", markup=False),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[speed]}", markup=False),
-                TimeElapsedColumn(),
-                TextColumn("ETA"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}", markup=False),
-                console=console,
-                transient=self.is_minor,
-            )
+        if console.is_terminal and self.total:
+            self._bar = Progress(*_columns(), console=console, transient=self.is_minor)
             self._bar.start()
             self._task = self._bar.add_task(
                 self.title, total=self.total, completed=self.done, speed="", note=""
@@ -234,6 +228,23 @@ class Meter:
             left = (self.total - self.done) / max(self.speed(), 1e-9)
             parts.append(f"{duration(left)} left")
         return ", ".join([*parts, *([note] if note else [])])
+
+
+def _columns() -> list[ProgressColumn]:
+    """Of a bar; in a narrow terminal fewer, since each would be cut short."""
+    title, count = TextColumn("{task.description}", markup=False), MofNCompleteColumn()
+    if console.width < NARROW:
+        return [title, count, TimeRemainingColumn()]
+    return [
+        title,
+        BarColumn(),
+        count,
+        TextColumn("{task.fields[speed]}", markup=False),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+    ]
 
 
 def track(

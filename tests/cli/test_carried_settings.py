@@ -236,3 +236,34 @@ def test_scores_take_the_classes_of_the_command(root, tmp_path, made):
     ended, text = said(cli.main, *call)
     assert ended == 0, text
     assert "green" in text
+
+
+def test_a_checkpoint_of_the_other_stage_names_that_of_its_run(root, tmp_path, made, caplog):
+    cam, seg = (root / "run" / MODEL[command] for command in ("label", "predict"))
+    _, text = made(root, "predict", cam, tmp_path / "out", code=cli.WRONG_INPUT)
+    assert f"expected a stage-2 checkpoint, got stage 1; that of its run is {seg}" in text
+    _, text = made(root, "label", seg, tmp_path / "out", "--emit", "cam", code=cli.WRONG_INPUT)
+    assert f"CAMs are of stage 1; that of its run is {cam}" in text
+    _, text = made(root, "label", seg, tmp_path / "out")
+    assert f"masks are predictions; CAMs are of stage 1; that of its run is {cam}" in text
+    file = root / "photos" / "images" / "0.png"
+    with pytest.raises(ValueError, match=f"use label; that of its run is {seg}"):
+        weaktr.load(cam).predict(file)
+    with pytest.raises(ValueError, match=f"use predict; that of its run is {cam}"):
+        weaktr.load(seg).label(file, ["red"])
+    call = ("export", cam, "--onnx", tmp_path / "x.onnx", "--ensemble", "published")
+    ended, text = said(cli.main, *call)
+    assert ended == cli.WRONG_INPUT and f"for CAMs; that of its run is {seg}" in text
+    alone = shutil.copy(cam, tmp_path / "model.safetensors")
+    _, text = made(root, "predict", alone, tmp_path / "alone", code=cli.WRONG_INPUT)
+    assert "got stage 1" in text and "of its run" not in text
+
+
+def test_another_checkpoint_in_the_same_folder_is_said_first(root, tmp_path, made):
+    made(root, "label", root / "run", tmp_path / "out")
+    model = root / "auto" / MODEL["predict"]
+    _, text = made(root, "label", model, tmp_path / "out", code=cli.WRONG_INPUT)
+    first = f"holds results of another checkpoint ({root / 'run' / MODEL['label']} there, {model}"
+    assert first in text
+    assert text.count(" there, ") == 4  # the checkpoint, and three settings
+    assert "; choose another --out" in text

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +12,13 @@ import pytest
 from PIL import Image
 
 from tests.exchange.folders import photograph
+from tests.stages import tiny
 from weaktr.cli import FAILED, WRONG_INPUT, main
-from weaktr.cli.export_masks import NAMES
+from weaktr.cli.export_masks import NAMES, way_out
 from weaktr.data.masks import MaskFolder
 from weaktr.exchange import FORMATS
 from weaktr.outputs import begin
+from weaktr.stages.pipeline import run_recipe
 
 
 @pytest.fixture
@@ -186,3 +190,117 @@ def test_names_that_xml_cannot_hold(labels, caplog):
 
 def test_every_format_may_be_chosen():
     assert tuple(FORMATS) == NAMES
+
+
+# ---- of a run ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run of ten photographs, of which three are held out."""
+    root = tmp_path_factory.mktemp("run")
+    photos = tiny.squares(root / "pho tos", 10)
+    header, *rows = (photos / "labels.csv").read_text().splitlines()
+    (photos / "labels.csv").unlink()
+    (photos / "train.csv").write_text("\n".join([header, *rows[:7]]) + "\n")
+    (photos / "val.csv").write_text("\n".join([header, *rows[7:]]) + "\n")
+    run_recipe(tiny.recipe(photos), root / "run")
+    masks = MaskFolder(root / "run" / "predict")
+    red, blue = np.full((32, 32), 1, np.uint8), np.full((32, 32), 3, np.uint8)
+    for name in ("7", "8", "9"):  # of one class that is not given
+        is_red = rows[int(name)].endswith(",red")
+        masks.record(masks.write(name, blue if is_red else red))
+    return root / "run"
+
+
+@pytest.fixture
+def run_export(run, tmp_path, caplog):
+    """A function: exports, and gives the folder and what was logged."""
+
+    def export(folder, *options, to="coco", name="out"):
+        caplog.clear()
+        call = ["export-masks", str(folder), "--to", to, "--out", str(tmp_path / name), *options]
+        assert main(call) == 0
+        return tmp_path / name, caplog.text
+
+    return export
+
+
+def test_predictions_that_do_not_know_their_labels_are_said_with_the_way_out(
+    run, run_export, tmp_path, monkeypatch, caplog
+):
+    _, text = run_export(run)
+    assert "10 photographs with masks (7 pseudo labels, 3 predictions)" in text
+    assert "3 photographs have predictions, which do not know the labels" in text
+    assert "3 masks have other classes (such as 7: given " in text
+    (told,) = [r.message for r in caplog.records if "that follow the labels" in r.message]
+    monkeypatch.chdir(tmp_path)
+    first, second, _ = told.split(": ", 1)[1].split("; ")
+    for command in (first, second.removeprefix("then ")):
+        program, *arguments = shlex.split(command)
+        assert program == "weaktr"
+        assert main(arguments) == 0
+    content = json.loads((tmp_path / "out_labels/annotations.json").read_text())
+    assert len(content["images"]) == 10
+    labels = {image["id"]: image["labels"] for image in content["images"]}
+    names = {one["id"]: one["name"] for one in content["categories"]}
+    for one in content["annotations"]:
+        assert names[one["category_id"]] in labels[one["image_id"]]
+
+
+def test_nothing_is_said_of_pseudo_labels(run, run_export):
+    _, text = run_export(run, "--masks", "label")
+    assert "(7 pseudo labels)" in text and "do not know" not in text
+
+
+def test_where_no_label_file_is_left_pseudo_labels_are_the_way_out(run):
+    assert way_out(None, "coco", Path("x")) == "--masks label leaves predictions out"
+
+
+@pytest.mark.parametrize("command", ["run", "label"])
+def test_held_out_photographs_are_the_val_split_of_yolo(run, run_export, tmp_path, command):
+    folder = run
+    if command == "label":  # of a command, by the run of its model
+        folder, model = tmp_path / "labels", run / "train_cam" / "model.safetensors"
+        assert main(["label", str(model), str(run.parent / "pho tos"), "--out", str(folder)]) == 0
+    out, _ = run_export(folder, to="yolo-seg")
+    val = (out / "val.txt").read_text().split()
+    assert val == [f"./images/{name}.png" for name in (7, 8, 9)]
+    assert len((out / "train.txt").read_text().split()) == 7
+
+
+def test_one_kind_of_masks_has_no_splits(run, run_export):
+    out, _ = run_export(run, "--masks", "label", to="yolo-seg")
+    assert not list(out.glob("*.txt"))
+
+
+def test_a_run_that_has_gone_says_nothing_of_splits(run, run_export, tmp_path):
+    moved = shutil.copytree(run, tmp_path / "moved")
+    model, folder = moved / "train_cam" / "model.safetensors", tmp_path / "labels"
+    assert main(["label", str(model), str(run.parent / "pho tos"), "--out", str(folder)]) == 0
+    shutil.rmtree(moved)
+    out, _ = run_export(folder, to="yolo-seg")
+    assert not list(out.glob("*.txt"))
+
+
+def test_many_tiny_parts_are_said(tmp_path, caplog):
+    labels = labelled(tmp_path)
+    masks = MaskFolder(labels)
+    mask = np.zeros((100, 100), np.uint8)
+    mask[::10, ::10] = 1
+    mask[95:, 95:] = 2
+    photograph(tmp_path / "photographs/a.png", mask.shape)
+    masks.add("a", mask)
+    assert export(labels) == 0
+    assert "100 of 102 parts are smaller than 0.05 % of their photograph" in caplog.text
+    assert "--least-area 0.0005 leaves them out" in caplog.text
+    caplog.clear()
+    assert export(labels, "--least-area", "0.0005", out="less") == 0
+    assert "100 parts below --least-area are left out" in caplog.text
+    assert "are smaller than" not in caplog.text
+
+
+def test_few_tiny_parts_are_not_worth_a_word(labels, caplog):
+    assert export(labels) == 0
+    assert "are smaller than" not in caplog.text
+    assert "2 photographs with masks (2 pseudo labels)" in caplog.text

@@ -85,7 +85,7 @@ def test_another_model_of_the_same_name_and_size_does_not_go_on(command, models,
     assert own[command].stat().st_size == size
     code, text, _ = run(command, own=own)
     assert code == cli.WRONG_INPUT
-    assert "holds results of other inputs or settings (weights: other content)" in text
+    assert f"another checkpoint ({own[command]} has changed since); choose another --out" in text
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -372,7 +372,9 @@ def test_photographs_that_no_line_lists_are_told(run, photos, caplog):
     photo(photos / "d.png", 50, 40)
     code, _, masks = run("label")
     assert code == 0 and sorted(masks.entries) == ["a", "b", "c"]
-    assert "1 images in" in caplog.text and "get no mask (d.png)" in caplog.text
+    assert (
+        f"1 photograph in {photos} is not in labels.csv, so without a mask (d.png)" in caplog.text
+    )
 
 
 # ---------------------------------------------------------------- nothing of anybody's is touched

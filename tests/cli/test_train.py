@@ -203,7 +203,8 @@ def test_a_stage_1_checkpoint_does_not_predict(run, root, tmp_path):
     one = run / "train_cam" / "model.safetensors"
     code, text = said(cli.main, "predict", one, root, "--out", tmp_path)
     assert code == cli.WRONG_INPUT
-    assert "expected a stage-2 checkpoint" in text
+    assert "expected a stage-2 checkpoint, got stage 1" in text
+    assert str(run / "train_seg" / "model.safetensors") in text
 
 
 def test_eval_scores_folders(root, tmp_path):

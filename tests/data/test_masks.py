@@ -112,7 +112,7 @@ def test_a_hard_link_to_an_index_stays_as_it_is(tmp_path):
     assert MaskFolder(tmp_path / "masks").entries.keys() == {"a", "b", "c"}
 
 
-def test_areas_and_confidence_are_noted_until_somebody_changes_the_mask(tmp_path):
+def test_areas_follow_a_mask_that_somebody_changes_and_confidence_goes(tmp_path):
     masks = RefinedMasks(tmp_path, refined=True, contents=Contents())
     plain, refined = np.zeros((2, 4), np.uint8), np.array([[0, 0, 3, 3], [0, 0, 0, 255]], np.uint8)
     kinds = {"plain": plain, "refined": refined}
@@ -123,7 +123,7 @@ def test_areas_and_confidence_are_noted_until_somebody_changes_the_mask(tmp_path
     assert before.areas == {0: 1.0} and before.confidence is None
     Image.fromarray(plain).save(again.masks.path("a"))
     (entry,) = MaskFolder(tmp_path, verify=True).entries.values()
-    assert entry.labels == (0,) and entry.areas is None and entry.confidence is None
+    assert entry.labels == (0,) and entry.areas == {0: 1.0} and entry.confidence is None
 
 
 def test_indices_of_older_versions_have_no_areas(tmp_path):

@@ -20,6 +20,7 @@ from tests.exchange.folders import HOSTILE, difficult, exported, sources_of
 from weaktr.data import Classes
 from weaktr.data.classes import MAX_CLASSES
 from weaktr.exchange import FORMATS
+from weaktr.exchange.items import TINY
 
 THREE = Classes(("cat", "dog", "bird"))
 MANY = Classes((*HOSTILE, *(f"class {k}" for k in range(MAX_CLASSES - len(HOSTILE)))))
@@ -183,7 +184,7 @@ def test_a_mask_comes_back_pixel_by_pixel(tmp_path, to, case):
     }[case]
     sources = sources_of(tmp_path, {"a": mask})
     out, report = exported(tmp_path, to, sources, classes)
-    assert report.written == 1 and not report.left_out
+    assert report.written == {"label": 1} and not report.left_out
     expected = without_ignored(mask) if to in INSTANCES else mask
     np.testing.assert_array_equal(READERS[to](out, "a.png", mask.shape, classes), expected)
     ignored = [note for note in report.notes if "255" in note]
@@ -196,7 +197,7 @@ def test_photographs_in_folders_with_equal_names(tmp_path, to):
     names = ("a", "cats/a", "cats/ä 猫 #1", "dogs/a.b", "dogs/100%")
     masks = {name: np.full((4, 5), k % 4, np.uint8) for k, name in enumerate(names)}
     out, report = exported(tmp_path, to, sources_of(tmp_path, masks), THREE)
-    assert report.written == len(names)
+    assert report.written.total() == len(names)
     for name, mask in masks.items():
         file = f"{name}.png"
         found = READERS[to](out, file, mask.shape, THREE)
@@ -266,6 +267,82 @@ def test_labels_and_rows_of_hf(tmp_path):
     )
     assert [file.metadata.row_group(k).num_rows for k in range(3)] == [100, 100, 5]
     assert json.loads((out / "id2label.json").read_text())["3"] == "bird"
+
+
+def test_tiny_parts_are_counted(tmp_path):
+    mask = np.zeros((100, 100), np.uint8)
+    mask[10:20, 10:20] = 1
+    mask[40, 40:45] = 2  # five pixels are the share that is not tiny
+    mask[50, 50:54] = mask[60, 60] = 3
+    for to in READERS:
+        if FORMATS[to].by_parts:
+            _, report = exported(
+                tmp_path / "out", to, sources_of(tmp_path / to, {"a": mask}), THREE
+            )
+            assert (report.parts, report.tiny) == (4, 2), to
+    _, report = exported(
+        tmp_path / "x", "coco", sources_of(tmp_path, {"a": mask}), THREE, least_area=TINY
+    )
+    assert (report.parts, report.tiny) == (2, 0)
+
+
+def listed_photographs(out: Path, split: str) -> list[Path]:
+    """The photographs of a split as ultralytics finds them (`BaseDataset.get_img_files`)."""
+    description = yaml.safe_load((out / "data.yaml").read_text(encoding="utf-8"))
+    place = (out / description[split]).resolve()
+    if place.is_dir():
+        return sorted(file for file in place.rglob("*") if file.is_file())
+    lines = place.read_text(encoding="utf-8").strip().splitlines()
+    parent = f"{place.parent}/"
+    return [Path(p.replace("./", parent) if p.startswith("./") else p) for p in lines]
+
+
+NAMES_OF_FILES = ("a", "cats/ä 猫 #1", " blank", "dogs/a.b", "100%")
+
+
+@pytest.mark.parametrize("held_out", [(), (1, 4), (0, 1, 2, 3, 4)])
+def test_splits_of_yolo(tmp_path, held_out):
+    masks = {name: np.full((4, 5), 1, np.uint8) for name in NAMES_OF_FILES}
+    sources = [
+        source._replace(is_held_out=index in held_out)
+        for index, source in enumerate(sources_of(tmp_path, masks))
+    ]
+    out, report = exported(tmp_path, "yolo-seg", sources, THREE)
+    found = {split: set(listed_photographs(out, split)) for split in ("train", "val")}
+    files = [(out / "images" / f"{name}.png").resolve() for name in NAMES_OF_FILES]
+    assert all(file.is_file() for file in files)
+    if len(held_out) in (0, len(files)):
+        assert found == {"train": set(files), "val": set(files)}
+        assert not list(out.glob("*.txt"))
+    else:
+        val = {files[index] for index in held_out}
+        assert found == {"train": set(files) - val, "val": val}
+        for file in files:  # as ultralytics finds the labels of a photograph
+            before, _, after = str(file).rpartition("/images/")
+            assert Path(f"{before}/labels/{after}").with_suffix(".txt").is_file()
+    assert not report.notes
+
+
+@pytest.mark.parametrize("name", ["a./b", "a\u2028b"])
+def test_names_that_no_list_of_yolo_can_hold(tmp_path, name):
+    masks = {"a": np.ones((4, 5), np.uint8), name: np.ones((4, 5), np.uint8)}
+    first, second = sources_of(tmp_path, masks)
+    sources = [first, second._replace(is_held_out=True)]
+    out, report = exported(tmp_path, "yolo-seg", sources, THREE)
+    assert len(listed_photographs(out, "train")) == len(listed_photographs(out, "val")) == 2
+    assert sum(report.notes[note] for note in report.notes if "no list can hold" in note) == 1
+
+
+def test_splits_of_hf(tmp_path):
+    datasets = pytest.importorskip("datasets", reason="the reader, not installed")
+    masks = {name: np.ones((4, 5), np.uint8) for name in ("a", "b")}
+    first, second = sources_of(tmp_path, masks)
+    sources = [first, second._replace(is_held_out=True)]
+    out, _ = exported(tmp_path, "hf", sources, THREE)
+    rows = datasets.load_dataset(str(out), cache_dir=str(tmp_path / "cache"))
+    assert {split: rows[split]["name"][:] for split in rows} == {
+        "train": ["a"], "validation": ["b"],
+    }  # fmt: skip
 
 
 # ---- the readers of the tools themselves -----------------------------------------------------

@@ -44,10 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from weaktr.config import PredictConfig
     from weaktr.export import DESCRIPTION, FORMAT, export_onnx, export_program
     from weaktr.files import require_replaceable
     from weaktr.inference.probabilities import for_ensemble
     from weaktr.models import Segmenter, checkpoints
+    from weaktr.stages.carried import of_other_stage
 
     targets = {export_onnx: arguments.onnx, export_program: arguments.torch_export}
     if not any(targets.values()):
@@ -63,7 +65,8 @@ def run(arguments: argparse.Namespace) -> int:
     if isinstance(model, Segmenter):
         model, names = for_ensemble(model, arguments.ensemble), ["background", *names]
     elif arguments.ensemble != "plain":
-        raise ValueError("--ensemble: only stage 2 has a decoder; leave it out for CAMs")
+        hint = of_other_stage(PredictConfig, checkpoints.weights_file(arguments.checkpoint))
+        raise ValueError(f"--ensemble: only stage 2 has a decoder; leave it out for CAMs{hint}")
     size = None if arguments.size is None else (arguments.size[0], arguments.size[1])
     if size is not None and not all(model.patch_size <= side <= MOST_SIDE for side in size):
         raise ValueError(

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from weaktr.cli.common import FAILED
-from weaktr.messages import few, first_lines
+from weaktr.messages import counted, few, first_lines, one_line
 from weaktr.progress import log
 
 if TYPE_CHECKING:
+    from weaktr.data import Classes
     from weaktr.exchange import Format, Options, Report, Source
     from weaktr.stages.masked import Masked
+    from weaktr.stages.run import Run
 
 HELP = """\
 Write masks for other tools: labelling tools, COCO, YOLO, FiftyOne, Hugging Face.
@@ -23,7 +26,9 @@ the format, and images/ with the photographs (hf has them inside). A photograph 
 turn, by its EXIF, becomes a PNG that fits its mask. docs/exchange.md says what each format keeps.
 
 Of a run the pseudo labels of its training photographs are written and the predictions of its
-held-out ones; of a photograph with both, the prediction. Started again, OUT gets the masks as they
+held-out ones; of a photograph with both, the prediction. Predictions do not know the labels of
+their photographs: for masks that all follow the labels, export what `weaktr label` makes with the
+run's train_cam/model.safetensors. Started again, OUT gets the masks as they
 are now; a result in which you have changed something is kept beside it. A photograph that cannot be
 read is named and left out; the exit code is then 1.
 
@@ -32,6 +37,8 @@ examples:
   weaktr export-masks labels/ --to cvat --out cvat/ --images link
   weaktr export-masks runs/own --to yolo-seg --masks label --least-area 0.0005 --out yolo/
 """
+#: Fewer tiny parts than these are not worth a word.
+MANY_TINY = 10
 #: What ``--to`` takes; `weaktr.exchange.FORMATS` has them.
 NAMES = ("coco", "yolo-seg", "labelme", "cvat", "label-studio", "fiftyone", "hf")
 
@@ -92,10 +99,13 @@ def run(arguments: argparse.Namespace) -> int:
     folders = {source.sample.image.parent for source in sources}
     with replaced(out, arguments.run, folders, facts) as fresh:
         report = export_masks(sources, classes, chosen, fresh, options)
-        if not report.written:
+        if not report.written.total():
             raise ValueError(f"no photograph could be exported: {few(report.left_out, 2)}")
     report.left_out[:0] = unusable
     tell(report, out, chosen)
+    if report.unlike:
+        log.warning("%s", unlike_in_words(report, classes))
+        log.warning("%s", way_out(found[0].run, arguments.to, out))
     return FAILED if report.left_out else 0
 
 
@@ -124,11 +134,13 @@ def chosen_sources(found: Sequence[Masked], which: str) -> list[Source]:
         ValueError: two photographs have the same name.
     """
     from weaktr.exchange import Source
+    from weaktr.stages.masked import held_out_by
 
     sources: dict[str, Source] = {}
     for one in found:
         if which not in (one.maker, "all"):
             continue
+        is_held_out = held_out_by(one)
         for sample in one.samples:
             before = sources.get(sample.name)
             if before is not None and before.sample.image.resolve() != sample.image.resolve():
@@ -136,17 +148,81 @@ def chosen_sources(found: Sequence[Masked], which: str) -> list[Source]:
                     f"--masks all: {before.sample.image} and {sample.image} have the same name; "
                     "export them apart, with --masks label and --masks predict"
                 )
-            sources[sample.name] = Source(sample, one.masks, one.maker)
+            sources[sample.name] = Source(sample, one.masks, one.maker, is_held_out(sample))
     return list(sources.values())
+
+
+def written_in_words(report: Report) -> str:
+    """``60 photographs with their masks (52 pseudo labels, 8 predictions)``."""
+    kinds = {"label": ("pseudo label", "pseudo labels"), "predict": ("prediction", "predictions")}
+    counts = [counted(report.written[kind], *kinds[kind]) for kind in kinds if report.written[kind]]
+    total = counted(report.written.total(), "photograph with its mask", "photographs with masks")
+    return f"{total} ({', '.join(counts)})"
+
+
+def unlike_in_words(report: Report, classes: Classes) -> str:
+    """Which predictions show other classes than the labels of their photographs say."""
+
+    def names(indices: Sequence[int]) -> str:
+        return few([classes.names[index] for index in indices]) or "none"
+
+    examples = [
+        f"{name}: given {names(given)}, mask {names(shown)}"
+        for name, (given, shown) in [*report.unlike.items()][:3]
+    ]
+    return (
+        f"{counted(report.told, 'photograph has a prediction', 'photographs have predictions')}, "
+        f"which {'does' if report.told == 1 else 'do'} not know the labels: "
+        f"{counted(len(report.unlike), 'mask has', 'masks have')} other classes "
+        f"(such as {one_line(' | '.join(examples))})"
+    )
+
+
+def way_out(run: Run | None, to: str, out: Path) -> str:
+    """How all photographs of a run get masks that follow their labels."""
+    from weaktr.data.sources.folder import label_files
+    from weaktr.stages.run import MODEL
+
+    alone = "--masks label leaves predictions out"
+    data = None if run is None else run.recipe.data
+    if run is None or data is None or data.source != "folder" or not label_files(data.root):
+        return alone
+    models = [run.of(stage) / MODEL for stage in ("train_cam", "train_seg")]
+    model = next(filter(Path.is_file, models), None)
+    if model is None:
+        return alone
+    labels = Path(f"labels_{run.folder.resolve().name}")
+    first = ["weaktr", "label", model, data.root, "--out", labels]
+    then = [
+        "weaktr",
+        "export-masks",
+        labels,
+        "--to",
+        to,
+        "--out",
+        out.with_name(f"{out.name}_labels"),
+    ]
+    commands = [shlex.join(map(str, command)) for command in (first, then)]
+    return (
+        f"for masks of all photographs that follow the labels: {commands[0]}; "
+        f"then {commands[1]}; or {alone}"
+    )
 
 
 def tell(report: Report, out: Path, chosen: Format) -> None:
     """Log what was written, what was not, and how to open it."""
+    from weaktr.exchange.items import TINY
+
     for line in first_lines(report.left_out):
         log.warning("left out: %s", line)
     for note, count in sorted(report.notes.items()):
-        log.warning("%d %s", count, note)
+        log.warning("%s %s", f"{count:,}", note)
     if not chosen.has_labels:
         log.info("image-level labels have no place in this format")
-    log.info("%d photographs with their masks: %s", report.written, out)
+    if report.tiny >= MANY_TINY and report.tiny >= report.parts / 4:
+        log.warning(
+            "%s of %s are smaller than %g %% of their photograph; --least-area %g leaves them out",
+            f"{report.tiny:,}", counted(report.parts, "part", "parts"), 100 * TINY, TINY,
+        )  # fmt: skip
+    log.info("%s: %s", written_in_words(report), out)
     log.info("to open it: %s", chosen.opening.format(out=out, root=out.resolve()))

@@ -19,8 +19,11 @@ from weaktr.config import LabelConfig
 HELP = """\
 Pseudo labels for images with image-level labels: CAMs, threshold, CRF, palette PNGs.
 
-IMAGES is a folder with labels.csv, or train.csv, which comes first (image,labels with labels
-separated by ;, or a 0/1 column for each class); class names are those of the checkpoint.
+IMAGES is a folder with label files: train.csv with val.csv and test.csv (train_part.csv and
+val_part.csv where weaktr init wrote these), or labels.csv where there is no train.csv. All
+photographs that they list get a mask. Such a file has the columns image,labels with labels
+separated by ;, or a 0/1 column for each class, or is a JSON; class names are those of the
+checkpoint.
 
 examples:
   weaktr label runs/voc/train_cam/model.safetensors photos/ --out labels/
@@ -29,14 +32,14 @@ examples:
   weaktr label model.safetensors photos/ --emit confidence,cam
   weaktr label model.safetensors photos/ --teacher sam3/
 
-Without labels.csv the model predicts the classes of each image (those above predict_above,
+Without any the model predicts the classes of each image (those above predict_above,
 default 0.5); index.jsonl says which they were.
 
-MODEL may also be a stage-2 checkpoint: then labels.csv, if there is one, limits the classes that
-an image can have, and --set changes the settings of prediction.
+MODEL may also be a stage-2 checkpoint: then the label files, if there are some, limit the classes
+that an image can have, and --set changes the settings of prediction.
 
 Or a folder of CAMs (cams/ of --emit cam, or NAME.npy of the published code): another threshold
-or CRF then takes no model and no labels.csv.
+or CRF then takes no model and no labels.
 
   weaktr label labels/cams photos/ --set threshold=0.35 --out labels_35/
 
@@ -63,7 +66,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="model.safetensors of either stage, or a folder of CAMs",
     )
     parser.add_argument("images", type=Path, metavar="IMAGES", help="folder of images")
-    parser.add_argument("--labels", type=Path, help="CSV or JSON (default IMAGES/labels.csv)")
+    parser.add_argument(
+        "--labels",
+        type=Path,
+        help="CSV or JSON (default: train.csv, val.csv and test.csv of IMAGES together, else "
+        "labels.csv)",
+    )
     parser.add_argument("--out", type=Path, default=Path("labels"), help="default: labels")
     parser.add_argument(
         "--teacher",

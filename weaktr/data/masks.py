@@ -12,7 +12,7 @@ import io
 import json
 import operator
 import os
-from collections.abc import Callable, Collection, Container, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ from weaktr.files import is_clutter, keep_lines, require_file, write_bytes
 from weaktr.messages import brief
 from weaktr.seals import is_sealed, sealed_png, was_sealed
 
+#: A label with a smaller share of a mask's pixels counts as not shown by it.
+LEAST_SHARE = 0.001
 #: Pixels that are counted together.
 PIECE = 2**20
 
@@ -90,10 +92,10 @@ class MaskEntry:
         predicted: label -> probability, where no image-level labels were given.
         exif: see `Photograph`.
         given: the class indices that were given; None = none were, or they do not matter.
-        areas: label -> its share of the pixels; None = somebody has changed the mask, or an older
-            version did not note them.
+        areas: label -> its share of the pixels; None = an older version did not note them.
         confidence: label -> mean over its pixels of the score that the model gave it before
-            refinement; None as of `areas`, and of the masks before refinement.
+            refinement; None = somebody has changed the mask, an older version did not note it, or
+            it is a mask before refinement.
         agreement: label -> how well a teacher's mask agrees (`weaktr.refine.teacher`); None = there
             was no teacher, or as of `confidence`.
         inputs: SHA-256 of the files from which it was made, the photograph first; None = an older
@@ -113,6 +115,11 @@ class MaskEntry:
     confidence: dict[int, float] | None = None
     agreement: dict[int, float] | None = None
     inputs: tuple[str, ...] | None = None
+
+    @property
+    def shown(self) -> frozenset[int]:
+        """The labels that the mask shows, see `labels_shown`; all where areas are not known."""
+        return frozenset(self.labels) if self.areas is None else labels_shown(self.areas)
 
     def line(self) -> str:
         """As JSON, without what is None."""
@@ -269,10 +276,11 @@ class MaskFolder:
                     return None
                 self.unusable[entry.name] = str(error)
                 return replace(entry, sha256=digest)
-            occurring = tuple(areas_of(labels.astype(np.uint8)))
+            areas = areas_of(labels.astype(np.uint8))
             return replace(
-                entry, sha256=digest, labels=occurring, areas=None, confidence=None, agreement=None
-            )
+                entry, sha256=digest, labels=tuple(areas), areas=areas, confidence=None,
+                agreement=None,
+            )  # fmt: skip
 
         before, self.entries = self.entries, {}
         for entry in ordered_map(check, before.values()):
@@ -411,6 +419,11 @@ def areas_of(labels: np.ndarray) -> dict[int, float]:
         count += np.bincount(values[first : first + PIECE], minlength=256)
     shares = count / max(1, len(values))
     return {label: round(float(shares[label]), 6) for label in np.flatnonzero(count).tolist()}
+
+
+def labels_shown(areas: Mapping[int, float]) -> frozenset[int]:
+    """The labels that cover at least `LEAST_SHARE` of a mask, of their shares (`areas_of`)."""
+    return frozenset(label for label, share in areas.items() if share >= LEAST_SHARE)
 
 
 def files_of_others(folder: Path, names: Container[str]) -> Iterator[Path]:

@@ -17,7 +17,7 @@ from weaktr.data.masks import MaskFolder, before_refinement, png_bytes
 from weaktr.data.photographs import read_photograph
 from weaktr.evaluation.overlay import overlay
 from weaktr.files import write_bytes
-from weaktr.messages import one_line
+from weaktr.messages import counted, few, one_line
 from weaktr.outputs import keep
 from weaktr.progress import console
 from weaktr.seals import is_sealed
@@ -27,21 +27,26 @@ IMAGES, SIDE, GAP, LINE = 8, 360, 10, 16
 
 
 def print_labels(images_of: Mapping[int, int], names: Sequence[str], masks: int) -> None:
-    """Print in how many masks each label occurs.
+    """Print how many masks show each label, the most frequent first, and which classes none does.
 
     Args:
         images_of: label -> number of masks.
         names: L names, background first.
         masks: how many there are.
     """
+    counts = [(images_of.get(label, 0), name) for label, name in enumerate(names)]
+    missing = [name for count, name in counts[1:] if not count]
     table = Table(title=f"labels in {masks} masks", title_justify="left")
     table.add_column("label")
     for column in ("masks", "share"):
         table.add_column(column, justify="right")
-    for label, name in enumerate(names):
-        count = images_of.get(label, 0)
-        table.add_row(name, str(count), f"{count / max(masks, 1):.0%}")
+    for count, name in sorted(counts, key=lambda pair: -pair[0]):
+        if count:
+            table.add_row(name, str(count), f"{count / max(masks, 1):.0%}")
     console.print(table)
+    if missing and masks:
+        are = counted(len(missing), "class is", "classes are")
+        console.print(f"{are} in no mask: {few(missing)}")
 
 
 def draw_contact_sheet(

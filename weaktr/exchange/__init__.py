@@ -143,7 +143,7 @@ def export_masks(
                 put_photograph(item, folder)
             if not chosen.has_ignore and (item.mask == IGNORE).any():
                 report.notes["masks have ignored pixels (255), which become background"] += 1
-            report.written += 1
+            report.count(item)
             yield item
 
     chosen.write(items(), classes, folder, options, report)

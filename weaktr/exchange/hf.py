@@ -18,8 +18,6 @@ from weaktr.messages import printable
 
 #: Rows of a Parquet file that are written, and read, together.
 ROWS = 100
-#: The maker of a mask -> the split that its photograph is in.
-SPLITS = {"label": "train", "predict": "validation"}
 
 
 def write(
@@ -41,7 +39,7 @@ def write(
     )
     files: dict[str, _Rows] = {}
     for item in items:
-        split = SPLITS[item.source.maker]
+        split = "validation" if item.source.is_held_out else "train"
         if split not in files:
             files[split] = _Rows(folder / "data" / f"{split}-00000-of-00001.parquet", features)
         files[split].add(_row(item))

@@ -16,7 +16,7 @@ import contourpy
 import numpy as np
 
 from weaktr.data.classes import IGNORE
-from weaktr.exchange.items import Item, Options, Report
+from weaktr.exchange.items import TINY, Item, Options, Report
 
 #: Contours run this far outside of the pixels' centres; below a half, diagonal pixels are joined.
 LEVEL = 0.49
@@ -48,11 +48,13 @@ def parts_of(item: Item, options: Options, report: Report) -> Iterator[Part]:
     Args:
         item: with the mask.
         options: `least_area` leaves small parts out.
-        report: counts those.
+        report: counts those, and tiny ones that are kept.
     """
-    least = options.least_area * item.mask.size
+    least, tiny = options.least_area * item.mask.size, TINY * item.mask.size
     for part in connected(item.mask):
         if part.area >= least:
+            report.parts += 1
+            report.tiny += part.area < tiny
             yield part
         else:
             report.notes["parts below --least-area are left out"] += 1

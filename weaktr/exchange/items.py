@@ -12,12 +12,14 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from weaktr.data import Sample, read_image
+from weaktr.data import IGNORE, Sample, read_image
 from weaktr.data.io import image_size, open_image, orientation, require_same_size
 from weaktr.data.manifest import name_fault
-from weaktr.data.masks import MaskEntry, MaskFolder
+from weaktr.data.masks import MaskEntry, MaskFolder, areas_of, labels_shown
 from weaktr.files import write_bytes
 
+#: Parts with a smaller share of their photograph are counted as tiny ones.
+TINY = 0.0005
 #: The folder of the photographs in an export.
 IMAGES = "images"
 
@@ -28,6 +30,7 @@ class Source(NamedTuple):
     sample: Sample
     masks: MaskFolder
     maker: str  #: "label" (pseudo labels) or "predict"
+    is_held_out: bool = False  #: whether the model was not trained on it
 
 
 @dataclass(frozen=True)
@@ -85,18 +88,39 @@ class Report:
     """What should be known of an export.
 
     Args:
-        written: how many photographs are in it.
+        written: how many photographs are in it, by the makers of their masks.
+        unlike: photographs whose predictions show other classes than their image-level labels: name
+            -> class indices of the labels, and of the mask.
+        told: how many predictions are of photographs with known labels.
+        parts, tiny: how many parts are written, and how many of them are below `TINY`.
         left_out: why each of the others is not; names it.
         notes: what happened to parts of masks -> how often.
     """
 
-    written: int = 0
+    written: Counter[str] = field(default_factory=Counter)
+    unlike: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+    told: int = 0
+    parts: int = 0
+    tiny: int = 0
     left_out: list[str] = field(default_factory=list)
     notes: Counter[str] = field(default_factory=Counter)
 
+    def count(self, item: Item) -> None:
+        """Count a photograph that is written."""
+        self.written[item.source.maker] += 1
+        given = item.source.sample.labels
+        if item.source.maker != "predict" or given is None:
+            return
+        self.told += 1
+        shown = labels_shown(areas_of(item.mask)) - {0, IGNORE}
+        if shown != {index + 1 for index in given}:
+            self.unlike[item.name] = given, tuple(sorted(label - 1 for label in shown))
+
     def leave_out(self, item: Item, why: str) -> None:
         """Note that a photograph is not in the export after all."""
-        self.written -= 1
+        self.written[item.source.maker] -= 1
+        self.told -= item.source.maker == "predict" and item.source.sample.labels is not None
+        self.unlike.pop(item.name, None)
         self.left_out.append(f"{item.name}: {why}")
 
 

@@ -14,13 +14,13 @@ import numpy as np
 from weaktr.data import Sample, read_mask
 from weaktr.data.classes import IGNORE
 from weaktr.data.io import require_same_size
-from weaktr.data.masks import areas_of
+from weaktr.data.masks import LEAST_SHARE, areas_of
 from weaktr.data.parallel import ordered_map
 from weaktr.evaluation.iou import ConfusionSum, NothingToScore, scores
 from weaktr.stages.masked import Masked
 
 #: A label with a smaller share of the pixels counts as not shown by the mask.
-LEAST_AREA = 0.001
+LEAST_AREA = LEAST_SHARE
 #: How many photographs show the worst, the typical and the best of a class.
 STRIP = 6
 

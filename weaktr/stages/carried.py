@@ -67,6 +67,26 @@ def save_model(model: Stage1Model | Segmenter, run: Run, folder: Path) -> None:
     )
 
 
+def of_other_stage(kind: type[LabelConfig | PredictConfig], checkpoint: Path | None) -> str:
+    """Which checkpoint makes masks by settings of a kind, where one of the other stage was given.
+
+    Args:
+        kind: of the settings.
+        checkpoint: that was given; None = it is in no file.
+
+    Returns:
+        To be put behind a message; empty where the checkpoint is not in a run that has one.
+    """
+    if checkpoint is None or checkpoint.name != MODEL:
+        return ""
+    trainings = {training for _, training in STAGES.values()}
+    training = STAGES[kind][1]
+    file = checkpoint.parent.parent / training / MODEL
+    if checkpoint.parent.name not in trainings - {training} or not file.is_file():
+        return ""
+    return f"; that of its run is {file}"
+
+
 def carried(
     kind: type[S], checkpoint: Path, description: Mapping[str, Any], settings: Sequence[str] = ()
 ) -> Carried[S]:

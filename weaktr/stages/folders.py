@@ -20,20 +20,20 @@ from weaktr.data import IGNORE, DataError, Sample
 from weaktr.data.manifest import Exif
 from weaktr.data.masks import MaskFolder
 from weaktr.data.problems import Findings
-from weaktr.data.sources.folder import NOT_LISTED, label_file, photographs_of
+from weaktr.data.sources.folder import NOT_LISTED, joined, label_files, photographs_of
 from weaktr.evaluation.notebook import MOST_PICTURES, Mask, masks_html
 from weaktr.evaluation.overview import draw_contact_sheet
 from weaktr.inference.labels import uses_features
 from weaktr.inference.patch_cams import cams_of
 from weaktr.inference.probabilities import for_ensemble
 from weaktr.inference.stored_cams import StoredCams
-from weaktr.messages import few
+from weaktr.messages import counted, few, listed
 from weaktr.models import Segmenter, Stage1Model, checkpoints
 from weaktr.models.precision import choose_device
 from weaktr.outputs import claimed_for_masks
 from weaktr.recipes import as_tree, identity, with_settings
 from weaktr.refine import Refiner, choose_refiners, paths_of
-from weaktr.stages.carried import Carried, carried, carried_of_cams
+from weaktr.stages.carried import Carried, carried, carried_of_cams, of_other_stage
 from weaktr.stages.check_models import require_views
 from weaktr.stages.label import AFTER_CAMS, label, require_features
 from weaktr.stages.masks import MaskReport
@@ -214,8 +214,9 @@ def labelled(task: Task, labels: Path | None = None) -> Iterator[Masks]:
 
     Args:
         task: its `source` is a checkpoint of either stage, or a folder of CAMs.
-        labels: the image-level labels; None = ``labels.csv`` or ``train.csv`` among the
-            photographs. Without any, the model predicts what each of them shows.
+        labels: the image-level labels; None = the label files among the photographs, those of
+            all splits together (`weaktr.data.sources.folder.label_files`). Without any, the model
+            predicts what each of them shows.
 
     Raises:
         ValueError: something does not fit; nothing has been written.
@@ -251,7 +252,8 @@ def predicted(task: Task, names: Path | None = None) -> Iterator[Masks]:
         with_settings(PredictConfig(), task.settings)  # a slip is said before a model is read
     loaded = _load(task)
     if not isinstance(loaded.model, Segmenter):
-        raise ValueError(f"{task.source}: expected a stage-2 checkpoint, got stage 1")
+        hint = of_other_stage(PredictConfig, loaded.file)
+        raise ValueError(f"{task.source}: expected a stage-2 checkpoint, got stage 1{hint}")
     settings, task = task.chosen(PredictConfig, partial(loaded.carried, PredictConfig))
     refiners = _require_settings(loaded.model, settings)
     samples = data.unlabelled(task.images, exif=task.exif or "ignore").samples
@@ -296,37 +298,59 @@ def _require_settings(model: Segmenter, settings: PredictConfig) -> list[Refiner
 def _photographs(
     task: Task, labels: Path | None, classes: Sequence[str] | None
 ) -> tuple[Sample, ...]:
-    """The photographs: with image-level labels where there is a file of them, else without.
+    """The photographs: with image-level labels where there are files of them, else without.
 
     Raises:
         ValueError: a file that may be meant as the labels, but has another name.
+        DataError: label files are wrong, or say different things of a photograph.
     """
     images = task.images
-    if labels is None and label_file(images) is None:
+    files = label_files(images) if labels is None else {"train": labels}
+    if not files:
         patterns = ("[!.]*.csv", "[!.]*.json")
         if others := sorted(file.name for kind in patterns for file in images.glob(kind)):
             raise ValueError(
-                f"{images}: expected labels.csv for image-level labels, found {others[0]}: give it "
-                "by --labels, or move it away to let the model predict what each image shows"
+                f"{images}: expected labels.csv or train.csv for image-level labels, found "
+                f"{others[0]}: give it by --labels, or move it away to let the model predict what "
+                "each image shows"
             )
         log.warning(
-            "%s: no labels.csv and no --labels, so the model predicts what each image shows", images
-        )
+            "%s: no labels.csv or train.csv and no --labels, so the model predicts what each image "
+            "shows", images,
+        )  # fmt: skip
         return data.unlabelled(images, exif=task.exif or "ignore").samples
     if classes is None:
         raise ValueError(f"{task.source}: this checkpoint does not name its classes")
-    found = Findings()
+    found = {split: Findings() for split in files}
     options: dict[str, Any] = {"classes": classes, "exif": task.exif or "ignore"}
-    samples = data.folder(images, labels, problems=found, **options).samples
-    if found.count("error"):
-        samples = data.folder(images, labels, **options).samples  # raises
+    manifests = []
+    for split in files:
+        own = data.folder(images, labels, split=split, problems=found[split], **options)
+        if found[split].count("error"):
+            own = data.folder(images, labels, split=split, **options)  # raises
+        manifests.append(own)
+    samples = joined(manifests)
+    log.info("labels: %s", _counted_files(files.values(), list(map(len, manifests))))
+    _tell_not_listed(next(iter(found.values())), images, [file.name for file in files.values()])
+    return samples
+
+
+def _counted_files(files: Iterable[Path], counts: Sequence[int]) -> str:
+    """``photos/train.csv (52 photographs) and photos/val.csv (8)``."""
+    told = [f"{file} ({count:,})" for file, count in zip(files, counts, strict=True)]
+    told[0] = f"{told[0][:-1]} {'photograph' if counts[0] == 1 else 'photographs'})"
+    return listed(told)
+
+
+def _tell_not_listed(found: Findings, images: Path, files: Sequence[str]) -> None:
+    """Warn of photographs that no label file speaks of."""
     if count := found.counts["warning", NOT_LISTED]:
         first = [Path(problem.file).name for problem in found if problem.kind == NOT_LISTED]
         log.warning(
-            "%d images in %s are not in the list of labels, so they get no mask (%s)",
-            count, images, few(first),
+            "%s not in %s, so without a mask (%s)",
+            counted(count, f"photograph in {images} is", f"photographs in {images} are"),
+            listed(files), few(first),
         )  # fmt: skip
-    return samples
 
 
 @contextmanager
@@ -356,11 +380,14 @@ def _labelled_by_segmenter(loaded: _Loaded, task: Task, labels: Path | None) -> 
     """By predictions among the image-level labels, where there are any."""
     model, classes, file, _ = loaded
     assert isinstance(model, Segmenter)
+    hint = of_other_stage(LabelConfig, file)
     if task.emit:
         raise ValueError(
             f"--emit {','.join(task.emit)}: expected mask alone for a stage-2 checkpoint "
-            f"({task.source})"
+            f"({task.source}); CAMs are of stage 1{hint}"
         )
+    if hint:
+        log.info("%s: of stage 2, so masks are predictions; CAMs are of stage 1%s", file, hint)
     settings, task = task.chosen(PredictConfig, partial(loaded.carried, PredictConfig))
     samples = _photographs(task, labels, classes)
     refiners = _require_settings(model, settings)

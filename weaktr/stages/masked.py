@@ -5,7 +5,8 @@ What reports and exports start from.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from weaktr.data import Classes, Manifest, Sample, unlabelled
 from weaktr.data.masks import MaskFolder
 from weaktr.outputs import INPUTS, RECIPE, read_inputs
 from weaktr.recipes import load_recipe
-from weaktr.stages.run import Run
+from weaktr.stages.run import MODEL, Run
 
 #: The stages and commands that make masks.
 MAKERS = ("label", "predict")
@@ -65,6 +66,39 @@ def masked_in(folder: Path) -> list[Masked]:
             f"{older}"
         )
     return [_of_command(folder, about)]
+
+
+def held_out_by(masked: Masked) -> Callable[[Sample], bool]:
+    """A function that says whether the model of masks was not trained on a photograph.
+
+    The run of the model says it, where it is there; of photographs that are not in it, or where it
+    is not known, predictions count as of held-out ones and pseudo labels not.
+    """
+    try:
+        run = _run_of_model(masked)
+        splits = [] if run is None else [run.train, run.val]
+    except (OSError, ValueError):
+        splits = []
+    train, val = ({os.path.realpath(s.image) for s in split} for split in splits or ((), ()))
+
+    def is_held_out(sample: Sample) -> bool:
+        image = os.path.realpath(sample.image)
+        return image not in train and (image in val or masked.maker == "predict")
+
+    return is_held_out
+
+
+def _run_of_model(masked: Masked) -> Run | None:
+    """The run of the model that made masks; None = it is not where it was, or they have none."""
+    if masked.run is not None:
+        return masked.run
+    source = (read_inputs(masked.masks.folder) or {}).get("source")
+    if not isinstance(source, str) or Path(source).name != MODEL:
+        return None
+    folder = Path(source).parent.parent
+    if not (folder / RECIPE).is_file():
+        return None
+    return Run(load_recipe(folder / RECIPE), folder)
 
 
 def noted_classes(folder: Path) -> Classes | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from weaktr.data import Problem, Sample
+from weaktr.data import IGNORE, Problem, Sample
 from weaktr.data.masks import MaskEntry, MaskFolder, RefinedMasks
 from weaktr.files import require_replaceable
 from weaktr.inference.pipeline import (
@@ -41,23 +41,27 @@ class MaskReport:
 
     Args:
         masks: number of masks that are now in the folder.
-        images_of: label -> number of masks in which it occurs.
+        images_of: label -> number of masks that show it (`MaskEntry.shown`).
+        background: names of images whose masks show no class, though the image may have one.
         unlabelled: names of images without a class, which got no mask.
         left_out: images that could not be read, or do not fit the memory.
         reduced: number of images that were worked on at a smaller size.
         turned: numbers of images whose EXIF asks viewers to turn them: "applied", "ignored".
-        older: number of masks in the folder of images that are no longer among those given
+        older: number of masks in the folder of images that are not among those given
             (`count_older`).
+        folder: of the masks; None = `count_older` was not called.
         notes: what the refiners have to report of the masks made now.
     """
 
     masks: int = 0
     images_of: Counter[int] = field(default_factory=Counter)
+    background: list[str] = field(default_factory=list)
     unlabelled: list[str] = field(default_factory=list)
     left_out: list[Problem] = field(default_factory=list)
     reduced: int = 0
     turned: Counter[str] = field(default_factory=Counter)
     older: int = 0
+    folder: Path | None = None
     notes: list[str] = field(default_factory=list)
 
     def count(self, masks: RefinedMasks, samples: Sequence[Sample]) -> None:
@@ -66,7 +70,8 @@ class MaskReport:
         entries = [entry for entry in done if entry.file is not None]
         self.masks = len(entries)
         self.unlabelled = [e.name for e in done if e.file is None and e.inputs is not None]
-        self.images_of.update(label for entry in entries for label in entry.labels)
+        self.images_of.update(label for entry in entries for label in entry.shown)
+        self.background = [e.name for e in entries if e.given != () and not e.shown - {0, IGNORE}]
         self.turned.update(entry.exif for entry in entries if entry.exif is not None)
         self.reduced = sum(entry.working_size is not None for entry in entries)
 
@@ -74,6 +79,7 @@ class MaskReport:
         """Count the masks of images that are not among all that were given."""
         given = {sample.name for sample in samples}
         self.older = sum(name not in given for name in masks.masks.entries)
+        self.folder = masks.masks.folder
 
     def log(self, title: str, max_side: int | None) -> None:
         """Log the report."""
@@ -102,11 +108,16 @@ class MaskReport:
                 ),
                 few(self.unlabelled),
             )  # fmt: skip
+        if self.background:
+            log.warning(
+                "%s background alone (%s)",
+                counted(len(self.background), "mask shows", "masks show"), few(self.background),
+            )  # fmt: skip
         if self.older:
             log.warning(
-                "%s of images that are no longer among those given",
-                counted(self.older, "mask there is", "masks there are"),
-            )
+                "%s of images that are not among those given now; they stay, in %s",
+                counted(self.older, "mask there is", "masks there are"), self.folder,
+            )  # fmt: skip
         for note in self.notes:
             log.warning("%s", note)
         for problem in self.left_out:
