@@ -192,17 +192,14 @@ def way_out(run: Run | None, to: str, out: Path) -> str:
     if model is None:
         return alone
     labels = Path(f"labels_{run.folder.resolve().name}")
-    first = ["weaktr", "label", model, data.root, "--out", labels]
-    then = [
-        "weaktr",
-        "export-masks",
-        labels,
-        "--to",
-        to,
-        "--out",
-        out.with_name(f"{out.name}_labels"),
+    beside = out.with_name(f"{out.name}_labels")
+    commands = [
+        shlex.join(map(str, command))
+        for command in (
+            ("weaktr", "label", model, data.root, "--out", labels),
+            ("weaktr", "export-masks", labels, "--to", to, "--out", beside),
+        )
     ]
-    commands = [shlex.join(map(str, command)) for command in (first, then)]
     return (
         f"for masks of all photographs that follow the labels: {commands[0]}; "
         f"then {commands[1]}; or {alone}"
