@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, features
 
-from weaktr.data.classes import palette
 from weaktr.data.masks import png_bytes
 from weaktr.files import write_bytes
 from weaktr.outputs import keep
+from weaktr.report.colours import colours
 from weaktr.seals import BLANK, is_sealed, sealed
 
 #: Of lossy pictures, 0 to 100.
@@ -54,7 +54,7 @@ def _coloured(labels: np.ndarray, size: tuple[int, int]) -> Image.Image:
     """A mask in the colours of its labels, without those that are not needed."""
     height, width = size
     picture = Image.fromarray(labels).resize((width, height), Image.Resampling.NEAREST)
-    picture.putpalette(palette()[: int(labels.max(initial=0)) + 1].tobytes())
+    picture.putpalette(colours()[: int(labels.max(initial=0)) + 1].tobytes())
     return picture
 
 
