@@ -38,7 +38,7 @@ HINTS = {
 OF_PART = "A part of the loss: should fall too."
 OF_SCORE = "A score in %: higher is better."
 #: Values that say least; they are folded away.
-MINOR = frozenset({"lr", "changed", "background", "fisher_threshold"})
+MINOR = frozenset({"lr", "changed", "background", "fisher_threshold", "cam_threshold"})
 #: Titles of the stages.
 STAGES = {
     "train_cam": "Stage 1: classifier",

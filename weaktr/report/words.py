@@ -181,9 +181,9 @@ def no_truth(case: Case) -> str | None:
     root = _quoted(f"{one_line(case.recipe.data.root)}/masks/")
     return (
         f"{start} Draw masks of some photographs, put them into `{root}` (docs/own_data.md says "
-        "what they look like) and start the run again: their scores then stand here. They are not "
-        "trained on. With `weaktr-train RECIPE --val-masks N`, N of the training photographs' ones "
-        "choose the threshold."
+        "what they look like) and start the run again: their scores then stand here. They are "
+        "never trained on. With `weaktr-train RECIPE --val-masks N`, masks of N training "
+        "photographs choose the threshold."
     )
 
 
