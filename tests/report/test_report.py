@@ -17,6 +17,7 @@ from weaktr import cli
 from weaktr.api import train
 from weaktr.data.masks import MaskFolder
 from weaktr.report import gather
+from weaktr.report.colours import colours
 from weaktr.report.gather import report_of
 from weaktr.report.page import as_json, page_of, write_report
 from weaktr.seals import is_sealed
@@ -256,6 +257,6 @@ def test_2000_photographs_take_less_than_20_mb(tmp_path):
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(gather, "SIDES", gather_side)
         photos, maps = many_photos(tmp_path, 40)
-        pages = [page for _, page in gather._pages(photos, maps, None)]
+        pages = [page for _, page in gather._pages(photos, maps, colours(), None)]
     assert all(len(page["cams"]) == 3 for page in pages)
     assert len(as_json(pages)) / 40 * 2000 < 20e6

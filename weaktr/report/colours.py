@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Collection, Iterable
 
 import numpy as np
 
@@ -14,25 +14,51 @@ STEPS = 18
 #: bright page and in a dark one.
 LIGHTNESS, LEAST_CHROMA = (0.55, 0.9), 0.09
 UNDECIDED = (190, 190, 190)
+#: Labels that no photograph has together count as so many times as far from each other.
+FAR = 3.0
 
 
-@cache
-def colours() -> np.ndarray:
-    """uint8 [256, 3] RGB: of each label the candidate that is furthest from those before it.
+def colours(together: Iterable[Collection[int]] = ()) -> np.ndarray:
+    """The colours of a report.
 
-    Background is black (it is drawn transparent), undecided pixels are grey.
+    Labels come in turn, those of most photographs first, and each gets the candidate that is
+    furthest from the colours given before, most of all from those of labels beside it.
+
+    Args:
+        together: of each photograph its labels, 1..254.
+
+    Returns:
+        uint8 [256, 3] RGB. Background is black (it is drawn transparent), undecided pixels are
+        grey.
     """
+    count, beside = _neighbours(together)
     candidates = _candidates()
     places = oklab(candidates)
     found = np.zeros((256, 3), np.uint8)
-    distance = np.linalg.norm(places - oklab(np.array([UNDECIDED], np.uint8)), axis=1)
-    for label in range(1, IGNORE):
-        chosen = int(distance.argmax())
-        found[label] = candidates[chosen]
-        distance = np.minimum(distance, np.linalg.norm(places - places[chosen], axis=1))
     found[IGNORE] = UNDECIDED
-    found.setflags(write=False)
+    given = [IGNORE]
+    away = np.linalg.norm(places - oklab(found[[IGNORE]]), axis=1)[None]
+    for label in sorted(range(1, IGNORE), key=lambda label: -count[label]):
+        apart = np.where(beside[label][given], 1, FAR)
+        chosen = int((away * apart[:, None]).min(0).argmax())
+        found[label] = candidates[chosen]
+        given.append(label)
+        away = np.vstack([away, np.linalg.norm(places - places[chosen], axis=1)])
     return found
+
+
+def _neighbours(together: Iterable[Collection[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Of labels their photographs, int [256], and whether two share one, bool [256, 256].
+
+    Undecided pixels may be beside every label.
+    """
+    count, beside = np.zeros(256, int), np.zeros((256, 256), bool)
+    beside[:, IGNORE] = True
+    for labels in together:
+        own = sorted(labels)
+        count[own] += 1
+        beside[np.ix_(own, own)] = True
+    return count, beside
 
 
 def _candidates() -> np.ndarray:

@@ -69,14 +69,15 @@ def report_of(folder: Path, beside: Path | None = None) -> dict[str, Any]:
     ]
     shown = chosen([*chain(*sets)], in_turn([*chain(*best)]), MOST_PHOTOGRAPHS)
     maps = _cams(run, shown, in_turn([*chain(*best)]), everything=beside is not None)
-    pages = dict(_pages(shown, maps, beside))
+    of_labels = colours((photo.given or photo.shown) for photo in chain(*sets))
+    pages = dict(_pages(shown, maps, of_labels, beside))
     of_run = _of_run(run)
     return {
         "id": fingerprint(str(folder.resolve())),
         "name": one_line(folder.resolve().name),
         "made": datetime.now().astimezone().isoformat(timespec="minutes"),
         "labels": ["background", *map(one_line, classes.names)],
-        "colours": colours().tolist(),
+        "colours": of_labels.tolist(),
         "least_area": LEAST_AREA,
         "least_background": LEAST_BACKGROUND,
         **of_run,
@@ -153,7 +154,7 @@ def _cams(
 
 
 def _pages(
-    photos: Sequence[Photo], maps: cams.CamsOf, beside: Path | None
+    photos: Sequence[Photo], maps: cams.CamsOf, of_labels: np.ndarray, beside: Path | None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """The `id` of each photograph and what is shown of it; unreadable ones are left out.
 
@@ -173,7 +174,7 @@ def _pages(
         values = _plain(photo) | {
             "place": places[id(photo)],
             "picture": pictures.photograph_url(small),
-            "mask": pictures.mask_url(labels, small.shape[:2]),
+            "mask": pictures.mask_url(labels, small.shape[:2], of_labels),
             "cams": [
                 [label, pictures.photograph_url(grey)] for label, grey in maps.get(id(photo), ())
             ],
@@ -181,7 +182,7 @@ def _pages(
         if beside is not None:
             name = f"{photo.maker}/{photo.sample.name}"
             pictures.write_photograph(beside / f"{name}.jpg", pixels)
-            pictures.write_mask_picture(beside / f"{name}.png", labels, pixels.shape[:2])
+            pictures.write_mask_picture(beside / f"{name}.png", labels, pixels.shape[:2], of_labels)
             values["file"] = quote(os.fsencode(f"{beside.name}/{name}"))
         return values
 

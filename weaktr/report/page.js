@@ -51,7 +51,8 @@ function dot(label) {
 
 /** Text in which what stands between backticks is code. */
 function withCode(text) {
-  return text.split("`").map((part, place) => (place % 2 ? make("code", {}, part) : part));
+  const unbroken = (word) => (word.startsWith("-") ? make("span", {}, word) : word);
+  return text.split("`").map((part, place) => (place % 2 ? make("code", {}, ...part.split(/( )/).map(unbroken)) : part));
 }
 
 function meter(share) {
@@ -199,7 +200,7 @@ function notes() {
 }
 
 function showWords() {
-  for (const group of ["what", "helps"]) {
+  for (const group of Object.keys(report.words)) {
     $(group).append(...report.words[group].map((text) => make("li", {}, ...withCode(text))));
     $(group).parentElement.hidden = !report.words[group].length;
   }
@@ -241,8 +242,7 @@ function showScores() {
   } else {
     $("scores-title").textContent = "Agreement";
     $("scores-body").append(make("p", { className: "soft" },
-      "There are no true masks, or no finished evaluation: this is how the masks agree with the image-level labels. A label counts as found where its class has at least "
-      + `${percent(report.least_area, 1)} of the pixels. It says nothing about outlines.`));
+      "Without true masks, or a finished evaluation: how the masks agree with the image-level labels. It says nothing about outlines."));
   }
   const rows = report.sets.map((one) => {
     const { given, shown, found, unknown } = totals(one);

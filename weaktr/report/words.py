@@ -90,13 +90,12 @@ def case_of(folder: str, sets: Mapping[str, MaskSet], run: Run | None, *, scored
 
 
 def in_words(case: Case) -> dict[str, list[str]]:
-    """What applies: "what" the masks are, and what "helps"; nothing where there are none."""
+    """What applies: "what" the masks are, how "good", what "helps"; nothing without masks."""
     if not any(masks.photos for masks in case.sets.values()):
-        return {"what": [], "helps": []}
-    groups = {"what": WHAT, "helps": HELPS}
+        return {group: [] for group in GROUPS}
     return {
         group: [text for rule in rules if (text := rule(case)) is not None]
-        for group, rules in groups.items()
+        for group, rules in GROUPS.items()
     }
 
 
@@ -116,8 +115,8 @@ def pseudo_labels(case: Case) -> str | None:
     whose = "" if known == count else f" of {known:,} of them"
     return (
         f"{start} Which classes a photograph shows was given{whose}, and only these are possible "
-        "in its mask. So their precision is 100 % by construction: what may be wrong is which "
-        "pixels a class gets, and whether it gets any."
+        "in its mask: a precision of 100 % is by construction. What may be wrong is which pixels "
+        "a class gets."
     )
 
 
@@ -138,7 +137,7 @@ def predictions(case: Case) -> str | None:
             f"{start} {case.seen:,} of the photographs were trained on, so that this says little "
             "of new ones."
         )
-    return f"{start} These were kept apart from training: masks of new photographs are like them."
+    return f"{start} These were kept apart from training, as new photographs are."
 
 
 def confidence(case: Case) -> str | None:
@@ -147,8 +146,8 @@ def confidence(case: Case) -> str | None:
     if all(photo.confidence is None for photo in photos):
         return None
     return (
-        "Confidence is how sure the model was of the classes that it drew. It is no chance of "
-        "being right: a mask may be wrong all over at 95 %."
+        "Confidence is how sure the model was of the classes that it drew, not how likely it is "
+        "right: a mask may be wrong all over at 95 %."
     )
 
 
@@ -163,9 +162,8 @@ def found(case: Case) -> str | None:
     if not parts:
         return None
     return (
-        f"Of the labels that the photographs are known to have, {' and '.join(parts)}. A class "
-        f"counts as shown from {100 * LEAST_AREA:g} % of the pixels on; that it is shown does not "
-        "mean that its outline is right."
+        f"Of the labels that the photographs are known to have, {' and '.join(parts)}, on at least "
+        f"{100 * LEAST_AREA:g} % of the pixels. Whether the right pixels, this does not say."
     )
 
 
@@ -173,17 +171,16 @@ def no_truth(case: Case) -> str | None:
     """How to learn how good the masks are."""
     if case.has_scores:
         return None
-    start = "How good the outlines are nobody has measured: there are no true masks."
+    start = "There are no true masks, so how good the outlines are is not known."
     if case.recipe is None:
         return f"{start} With some, `weaktr eval {_quoted(case.folder)} TRUTH` scores these."
     if case.recipe.data.source != "folder":
         return start
     root = _quoted(f"{one_line(case.recipe.data.root)}/masks/")
     return (
-        f"{start} Draw masks of some photographs, put them into `{root}` (docs/own_data.md says "
-        "what they look like) and start the run again: their scores then stand here. They are "
-        "never trained on. With `weaktr-train RECIPE --val-masks N`, masks of N training "
-        "photographs choose the threshold."
+        f"{start} To measure it, draw a few, put them into `{root}` (docs/own_data.md says how) and "
+        "start the run again: the scores then stand here. Nothing learns from them; with "
+        "`weaktr-train RECIPE --val-masks N` the threshold is chosen by N of them."
     )
 
 
@@ -308,11 +305,14 @@ def correction(case: Case) -> str | None:
     return f"{text}. `weaktr export-masks {run} --to FORMAT` gives masks to an annotation tool."
 
 
-WHAT: Sequence[Rule] = (pseudo_labels, predictions, found, confidence, no_truth, to_expect)
-HELPS: Sequence[Rule] = (
-    few_of_a_class, few_photographs, missing_labels, without_background, nothing_found,
-    blind_segmenter, correction,
-)  # fmt: skip
+GROUPS: Mapping[str, Sequence[Rule]] = {
+    "what": (pseudo_labels, predictions, confidence),
+    "good": (found, no_truth, to_expect),
+    "helps": (
+        few_of_a_class, few_photographs, missing_labels, without_background, nothing_found,
+        blind_segmenter, correction,
+    ),
+}  # fmt: skip
 
 
 def _quoted(path: str) -> str:
