@@ -48,12 +48,8 @@ def colours(together: Iterable[Collection[int]] = ()) -> np.ndarray:
 
 
 def _neighbours(together: Iterable[Collection[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Of labels their photographs, int [256], and whether two share one, bool [256, 256].
-
-    Undecided pixels may be beside every label.
-    """
+    """Of labels their photographs, int [256], and whether two share one, bool [256, 256]."""
     count, beside = np.zeros(256, int), np.zeros((256, 256), bool)
-    beside[:, IGNORE] = True
     for labels in together:
         own = sorted(labels)
         count[own] += 1

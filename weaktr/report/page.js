@@ -351,7 +351,7 @@ function classIou() {
 
 function showClasses() {
   const ious = classIou();
-  const heads = ["class", "labels", { text: "found", className: "wide" }, "missing", "extra", { text: "area", className: "wide" }, "confidence"];
+  const heads = ["class", "labels", { text: "found", className: "wide" }, "missing", "extra", { text: "area", className: "wide" }, { text: "confidence", className: ious ? "wide" : "" }];
   if (ious) heads.push("IoU %");
   const order = (row) => [row.confidence ?? -1, row.label];
   const classes = [...set().classes].sort((a, b) => order(a)[0] - order(b)[0] || a.label - b.label);
@@ -360,7 +360,7 @@ function showClasses() {
     const name = make("button", { type: "button", className: "class-name", onclick: () => choose({ label: row.label }) }, dot(row.label), nameOf(row.label));
     const sure = row.confidence === null ? "–" : make("span", {}, percent(row.confidence), meter(row.confidence));
     const cells = [name, count(row.given), { text: count(row.found), className: "wide" }, { text: count(missing), className: missing ? "bad" : "soft" },
-      { text: count(extra), className: extra ? "bad" : "soft" }, { text: row.area === null ? "–" : area(row.area), className: "wide" }, sure];
+      { text: count(extra), className: extra ? "bad" : "soft" }, { text: row.area === null ? "–" : area(row.area), className: "wide" }, { text: sure, className: ious ? "wide" : "" }];
     return ious ? [...cells, number(ious[nameOf(row.label)])] : cells;
   });
   const made = table(heads, rows);

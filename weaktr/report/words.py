@@ -108,8 +108,11 @@ def pseudo_labels(case: Case) -> str | None:
     if masks is None or not masks.photos:
         return None
     count, known = len(masks.photos), len(masks.photos) - masks.unknown
-    where = " that were trained on" if case.trained else ""
-    start = f"Pseudo labels are masks of {counted(count, 'photograph', 'photographs')}{where}."
+    of = counted(case.trained or count, "photograph", "photographs")
+    if case.trained:
+        of = f"the {of} that the run learns from"
+    some = f"{count:,} of " if count < case.trained else ""
+    start = f"Pseudo labels are masks of {some}{of}."
     if not known:
         return f"{start} Which classes a photograph shows was not given: the model chose them."
     whose = "" if known == count else f" of {known:,} of them"
@@ -178,8 +181,8 @@ def no_truth(case: Case) -> str | None:
         return start
     root = _quoted(f"{one_line(case.recipe.data.root)}/masks/")
     return (
-        f"{start} To measure it, draw a few, put them into `{root}` (docs/own_data.md says how) and "
-        "start the run again: the scores then stand here. Nothing learns from them; with "
+        f"{start} To measure it, draw a few, put them into `{root}` (docs/own_data.md says how) "
+        "and start the run again: the scores then stand here. Nothing learns from them; with "
         "`weaktr-train RECIPE --val-masks N` the threshold is chosen by N of them."
     )
 
@@ -201,8 +204,8 @@ def few_photographs(case: Case) -> str | None:
     """Whether there is too little to learn from."""
     if not 0 < case.trained < FEW:
         return None
-    photographs = counted(case.trained, "photograph was", "photographs were")
-    return f"{photographs} trained on: {FEW} or more make sense, some hundreds are better."
+    photographs = counted(case.trained, "photograph is", "photographs are")
+    return f"{photographs} few to learn from: {FEW} or more make sense, some hundreds are better."
 
 
 def few_of_a_class(case: Case) -> str | None:
