@@ -483,12 +483,13 @@ function showPhotographs() {
 
 function drawMore() {
   const photos = state.photos, first = state.drawn;
-  const next = photos.slice(first, first + PAGE);
+  const rest = photos.length - first;
+  const next = photos.slice(first, first + (rest <= 1.25 * PAGE ? rest : PAGE)); // no page of a few
   state.drawn += next.length;
   $("grid").append(...next.map((photo, index) => card(photo, () => view(photos, first + index))));
   const left = photos.length - state.drawn;
   $("more").hidden = !left;
-  $("show-more").textContent = `Show ${count(Math.min(PAGE, left))} more of ${count(left)}`;
+  $("show-more").textContent = `Show ${count(PAGE)} more of ${count(left)}`;
 }
 
 /** Draw more photographs, and give the focus to the first of them. */
