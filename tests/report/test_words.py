@@ -115,7 +115,7 @@ def test_masks_without_background(own):
     case = Case("run", {"label": masks(photo(areas=FULL), *good)}, own)
     told = words.without_background(case)
     assert "1 of 10 pseudo labels" in told and "below 10 %" in told
-    assert "`label.threshold` (now 0.5) to a higher number" in told
+    assert "`label.threshold` (now 0.5) higher" in told
     assert "`cam_model.patches.least_background` (now 0.2) higher" in told
     seldom = replace(case, sets={"label": masks(photo(areas=FULL), *good, *good)})
     assert "1 of 19 pseudo labels" in words.without_background(seldom)

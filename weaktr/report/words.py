@@ -245,7 +245,7 @@ def without_background(case: Case) -> str | None:
     if labels.doubtful("full") < OFTEN * len(labels.photos):
         return text
     more = f" Where many are wrong, set `label.threshold` (now {case.recipe.label.threshold}) "
-    more += "to a higher number: less of each object"
+    more += "higher: less of each object"
     if case.is_of_patches:
         now = case.recipe.cam_model.patches.least_background
         more += f"; or `cam_model.patches.least_background` (now {now:g}) higher"
