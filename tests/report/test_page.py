@@ -124,7 +124,7 @@ def test_the_keyboard_walks_marks_and_switches(opened):
         assert opened.eval("document.activeElement.matches('#viewer *, body')")
     opened.press("Escape")
     assert not opened.eval("document.getElementById('viewer').open")
-    assert opened.eval(FOCUSED) == names[2]
+    opened.until(f"{FOCUSED} === '{names[2]}'")  # a task after the dialog has closed
     assert opened.complaints == []
 
 
@@ -164,9 +164,131 @@ def test_dark_and_light(opened):
     assert opened.eval(colour) == light
 
 
-@pytest.mark.parametrize("width", [390, 320, 1280])
-def test_nothing_is_wider_than_the_window(width, browser, values, tmp_path):
+def test_sections_stand_in_order_and_links_are_called_as_they_are(opened, values, tmp_path):
+    titles = (
+        "[...document.querySelectorAll('main > section:not([hidden]) h2')]"
+        ".map((t) => t.innerText.replace(/ \\(.*/, ''))"
+    )
+    links = "[...document.querySelectorAll('#links a')].map((link) => link.textContent)"
+    order = ["In short", "Scores", "Classes", "Photographs", "Marked", "Curves", "How it was made"]
+    assert opened.eval(titles) == opened.eval(links) == order
+    places = (
+        "[...document.querySelectorAll('#links a')]"
+        ".map((a) => document.querySelector(a.hash).offsetTop)"
+    )
+    assert opened.eval(places) == sorted(opened.eval(places))
+    show(opened, {**values, "scores": []}, tmp_path / "page.html")
+    assert opened.eval(titles) == opened.eval(links)
+    assert opened.eval(links)[1] == "Agreement"
+
+
+def test_the_words_are_shown_with_code(browser, values, tmp_path):
+    said = {"what": ["Masks <b>of</b> `weaktr --names x`."], "good": [], "helps": ["More."]}
+    show(browser, {**values, "words": said}, tmp_path / "page.html")
+    assert browser.eval("document.getElementById('what').innerText") == (
+        "Masks <b>of</b> weaktr --names x."
+    )
+    assert browser.eval("document.querySelector('#what code').textContent") == "weaktr --names x"
+    shown = "[...document.querySelectorAll('#short h3')].filter((t) => t.offsetHeight).length"
+    assert browser.eval(shown) == 2
+
+
+def with_doubts(values):
+    """One mask without background, one of background alone, and one with a trace of a class."""
     hard = copy.deepcopy(values)
+    full, empty, trace = hard["photographs"][:3]
+    full |= {"doubt": "full", "place": -1, "confidence": 0.99, "missing": [], "extra": []}
+    empty |= {"doubt": "empty", "given": None, "missing": [], "extra": []}
+    trace |= {"labels": [[1, 0.4, 0.8], [2, 0.0009, 0.83], [0, 0.5991, 0.9]], "missing": [2]}
+    return hard
+
+
+def test_suspicious_masks_say_so_and_are_found(browser, values, tmp_path):
+    show(browser, with_doubts(values), tmp_path / "page.html")
+    first = "document.querySelector('#grid .card')"
+    assert browser.eval(f"{first}.querySelector('.why.bad').textContent") == "hardly any background"
+    assert "hardly any background" in browser.eval(f"{first}.title")
+    for kind, words in (("full", "hardly any background"), ("empty", "nothing found")):
+        pick(browser, "which", kind)
+        assert browser.eval(CARDS) == 1
+        assert browser.eval(f"{first}.querySelector('.why.bad').textContent") == words
+        browser.eval(f"{first}.click()")
+        assert browser.eval("document.getElementById('viewer-doubt').textContent") == words
+        browser.press("Escape")
+
+
+def test_the_least_background_comes_first(browser, values, tmp_path):
+    hard = copy.deepcopy(values)
+    shares = [0.5, 0.2, 0.9, 0.4, 0.05, 0.6, 0.7, 0.8]
+    for photo, share in zip(hard["photographs"], shares, strict=False):
+        photo["labels"] = [[1, 1 - share, 0.5], [0, share, 0.5]]
+    hard["photographs"][2]["labels"] = [[1, 0.09, 0.5], [0, 0.01, 0.5], [255, 0.9, None]]
+    show(browser, hard, tmp_path / "page.html")
+    pick(browser, "order", "full")
+    names = browser.eval("[...document.querySelectorAll('#grid .card')].map((c) => c.dataset.name)")
+    decided = [0.1 if share == 0.9 else share for share in shares]
+    wanted = sorted(zip(decided, (p["name"] for p in hard["photographs"]), strict=False))
+    assert names == [name for _, name in wanted]
+
+
+def test_traces_stand_apart_in_the_viewer(browser, values, tmp_path):
+    show(browser, with_doubts(values), tmp_path / "page.html")
+    name = values["photographs"][2]["name"]
+    browser.eval(f"document.querySelector('#grid [data-name=\"{name}\"]').click()")
+    lines = browser.eval("[...document.querySelectorAll('#legend li')].map((l) => l.innerText)")
+    lines = [line.replace("\n", " ").strip() for line in lines]
+    assert lines == [
+        "label area · confidence", "red 40 % · 80 %", "background 60 % · 90 %", "green missing",
+        "traces below 0.1 %: not counted", "green 0.09 %",
+    ]  # fmt: skip
+    opacity = "getComputedStyle(document.querySelector('.trace')).opacity"
+    assert browser.eval(opacity) == "0.6"
+    assert "0.1 %" in browser.eval("document.getElementById('class-rule').textContent")
+
+
+def test_long_captions_take_two_lines(browser, values, tmp_path):
+    hard = copy.deepcopy(values)
+    hard["labels"][1:4] = ["dining table", "potted plant", "traffic light"]
+    hard["photographs"][0] |= {"missing": [1, 2, 3], "place": -1}
+    show(browser, hard, tmp_path / "page.html")
+    why = "document.querySelector('#grid .why.bad')"
+    told = "missing dining table, potted plant, traffic light"
+    assert browser.eval(f"{why}.title") == told and told in browser.eval(f"{why}.innerText")
+    assert browser.eval(f"{why}.scrollHeight <= {why}.clientHeight")
+    assert 30 < browser.eval(f"{why}.clientHeight") < 45
+
+
+def test_a_class_with_one_photograph_has_no_worst(browser, values, tmp_path):
+    one = copy.deepcopy(values)
+    for row in one["sets"][0]["classes"]:
+        row["strips"] = {"worst": [0], "typical": [], "best": []}
+    show(browser, one, tmp_path / "page.html")
+    assert browser.eval("document.querySelectorAll('#strips .card').length") == 1
+    assert browser.eval("document.querySelectorAll('#strips p').length") == 0
+    one["sets"][0]["classes"][0]["strips"]["best"] = [1]
+    show(browser, one, tmp_path / "page.html")
+    label = one["sets"][0]["classes"][0]["label"]
+    pick(browser, "class", label)
+    assert browser.eval("[...document.querySelectorAll('#strips p')].map((p) => p.innerText)") == [
+        "Worst", "Best",
+    ]  # fmt: skip
+
+
+def test_curves_say_what_to_look_for(opened, values):
+    for place, is_minor in (("curves-body", False), ("curves-minor", True)):
+        found = f"[...document.querySelectorAll('#{place} .hint')].map((h) => h.textContent)"
+        hints = opened.eval(found)
+        wanted = [one["hint"] for one in values["curves"] if one["is_minor"] == is_minor]
+        assert hints == [hint for hint in wanted if hint] != []
+    assert not opened.eval("document.getElementById('curves-more').open")
+
+
+@pytest.mark.parametrize("has_scores", [True, False])
+@pytest.mark.parametrize("width", [390, 320, 1280])
+def test_nothing_is_wider_than_the_window(width, has_scores, browser, values, tmp_path):
+    hard = copy.deepcopy(values)
+    hard["scores"] = hard["scores"] if has_scores else []
+    hard["words"]["helps"].append(f"`weaktr label {'/a' * 60}{'b' * 90} PHOTOS`")
     hard["labels"][1:4] = ["a" * 90, "一" * 60, "two words"]
     hard["name"] = "run_" * 30
     for photo in hard["photographs"]:
@@ -175,6 +297,9 @@ def test_nothing_is_wider_than_the_window(width, browser, values, tmp_path):
     browser.size(width)
     wide = "document.documentElement.scrollWidth <= innerWidth"
     assert browser.eval(wide)
+    inner = "[...document.querySelectorAll('.scroll, #scores-body, .stacked')]"
+    wider = ".filter((e) => e.scrollWidth > e.clientWidth).map((e) => e.innerText.slice(0, 60))"
+    assert browser.eval(inner + wider) == []
     browser.eval("document.querySelector('#grid .card').click()")
     assert browser.eval("document.getElementById('viewer').scrollWidth <= innerWidth")
 
@@ -197,16 +322,25 @@ def test_names_of_others_are_text(browser, values, tmp_path):
     assert browser.complaints == []
 
 
-def test_2000_photographs_are_drawn_as_they_are_reached(browser, values, tmp_path):
+def test_2000_photographs_are_drawn_a_page_at_a_time(browser, values, tmp_path):
     many = copy.deepcopy(values)
     photo = many["photographs"][0]
     more = [{**photo, "name": f"more {index}"} for index in range(2000)]
     many["photographs"] += more
     show(browser, many, tmp_path / "page.html")
-    browser.until(f"{CARDS} >= 60")
-    assert browser.eval(CARDS) <= 240
+    assert browser.eval(CARDS) == 48
     browser.eval("scrollTo(0, document.body.scrollHeight)")
-    browser.until(f"{CARDS} > 240 || {CARDS} > 60")
+    browser.eval("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    assert browser.eval(CARDS) == 48  # so that what stands below can be reached
+    button = "document.getElementById('show-more')"
+    assert browser.eval(f"{button}.textContent") == "Show 48 more of 1,960"
+    browser.eval(f"{button}.focus()")
+    browser.press("Enter")
+    assert browser.eval(CARDS) == 96
+    assert browser.eval(f"{FOCUSED} === document.querySelectorAll('.grid .card')[48].dataset.name")
+    browser.eval("document.getElementById('show-all').click()")
+    assert browser.eval(CARDS) == 2008
+    assert browser.eval("document.getElementById('more').hidden")
     assert browser.eval("document.getElementById('count').textContent") == (
         "2,008 of 2,008 photographs"
     )
@@ -229,8 +363,11 @@ def test_larger_pictures_are_shown_from_beside_the_page(browser, run, tmp_path):
 
 
 def test_a_run_that_has_only_begun_shows_what_it_has(browser, values, tmp_path):
-    empty = {**values, "sets": [], "photographs": [], "scores": []}
+    words = {"what": [], "good": [], "helps": []}
+    empty = {**values, "sets": [], "photographs": [], "scores": [], "words": words}
     show(browser, empty, tmp_path / "page.html")
     hidden = "[...document.querySelectorAll('main > section[hidden]')].map((s) => s.id)"
-    assert browser.eval(hidden) == ["scores", "classes", "photographs", "marked"]
+    assert browser.eval(hidden) == [
+        "short", "scores", "classes", "photographs", "marked",
+    ]  # fmt: skip
     assert browser.complaints == []

@@ -11,10 +11,10 @@ from weaktr.data import Sample
 from weaktr.report.photographs import Photo, chosen, class_rows, in_turn, strips
 
 
-def photo(name="a", given=(0,), areas=None, sure=None):
+def photo(name="a", given=(0,), areas=None, sure=None, *, is_edited=False):
     sample = Sample(name, Path("a.png"), given, None, "")
     areas = {0: 0.5, 1: 0.5} if areas is None else areas
-    return Photo("predict", sample, Path("m.png"), (4, 4), areas, sure or {}, is_edited=False)
+    return Photo("predict", sample, Path("m.png"), (4, 4), areas, sure or {}, is_edited)
 
 
 def test_a_label_on_too_few_pixels_is_missing():
@@ -34,6 +34,51 @@ def test_confidence_is_the_mean_over_the_pixels_of_all_classes():
     assert photo(areas={0: 0.6, 1: 0.3, 2: 0.1}, sure=sure).confidence == pytest.approx(0.6)
     assert photo(areas={0: 1.0}, sure={0: 0.7}).confidence == 0.7
     assert photo().confidence is None
+
+
+@pytest.mark.parametrize(
+    ("given", "areas", "doubt"),
+    [
+        ((0,), {0: 0.0999, 1: 0.9001}, "full"),
+        ((0,), {1: 1.0}, "full"),
+        (None, {1: 1.0}, "full"),
+        ((0,), {0: 0.1, 1: 0.9}, None),
+        ((0,), {0: 0.05, 1: 0.15, 255: 0.8}, None),  # a quarter of what is decided
+        ((0,), {0: 0.01, 1: 0.19, 255: 0.8}, "full"),
+        ((0,), {255: 1.0}, None),  # which is missing
+        (None, {0: 1.0}, "empty"),
+        (None, {0: 0.9995, 1: 0.0005}, "empty"),
+        ((0,), {0: 1.0}, None),  # which is missing
+        ((), {0: 1.0}, None),
+    ],
+)
+def test_masks_are_suspicious_by_themselves(given, areas, doubt):
+    assert photo(given=given, areas=areas).doubt == doubt
+
+
+def test_a_mask_that_somebody_changed_may_fill_its_photograph():
+    assert photo(areas={1: 1.0}, is_edited=True).doubt is None
+
+
+def test_the_worst_come_first():
+    everywhere = {0: 0.01, 1: 0.99}
+    in_order = [
+        photo("two missing", given=(0, 1, 2), sure={1: 0.9}),
+        photo("missing and full", given=(0, 1), areas=everywhere, sure={1: 0.95}),
+        photo("full", areas=everywhere, sure={1: 0.96}),
+        photo("missing", given=(0, 1), sure={1: 0.4}),
+        photo("unsure", sure={1: 0.3}),
+        photo("sure", sure={1: 0.9}),
+        photo("drawn", is_edited=True),
+    ]
+    in_order[:2] = in_order[1::-1]  # of as many, the whole mask comes before single labels
+    ranked = sorted(in_order[::-1], key=Photo.rank)
+    assert [one.sample.name for one in ranked] == [one.sample.name for one in in_order]
+
+
+def test_the_worst_of_a_class_are_those_that_cover_everything_too():
+    photos = [photo("good", sure={1: 0.5}), photo("full", areas={1: 1.0}, sure={1: 0.99})]
+    assert [one.sample.name for one in strips(photos, 1)["worst"]] == ["full"]
 
 
 def test_rows_of_classes():

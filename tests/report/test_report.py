@@ -17,6 +17,7 @@ from weaktr import cli
 from weaktr.api import train
 from weaktr.data.masks import MaskFolder
 from weaktr.report import gather
+from weaktr.report.colours import colours
 from weaktr.report.gather import report_of
 from weaktr.report.page import as_json, page_of, write_report
 from weaktr.seals import is_sealed
@@ -53,6 +54,8 @@ def test_values_of_a_run(run):
     logged = [entry["loss"] for entry in map(json.loads, lines) if "loss" in entry]
     assert [value for _, value in loss["points"]] == pytest.approx(logged, rel=1e-5)
     assert all(stage["seconds"] >= 0 and stage["finished_at"] for stage in values["stages"])
+    assert "Falls" in loss["hint"] and not loss["is_minor"]
+    assert curves["Stage 1: classifier", "learning rate"]["is_minor"]
     assert "torch" in values["facts"]["Machine"]
     assert values["changed"]["label.crf"] == "None" and "train_seg.loss" not in values["changed"]
 
@@ -69,9 +72,16 @@ def test_values_of_photographs(run):
         assert set(photo["missing"]) == set(photo["given"]) - shown
         assert set(photo["extra"]) == shown - set(photo["given"])
         assert 0 <= photo["iou"] <= 100
+        assert photo["doubt"] == ("full" if (labels == 0).mean() < 0.1 else None)
         assert photo["picture"].startswith("data:image/webp;base64,")
         assert photo["mask"].startswith("data:image/png;base64,")
         assert [label for label, _ in photo["cams"]] == photo["given"]
+    assert sorted(photo["place"] for photo in values["photographs"]) == [*range(16)]
+    for one in values["sets"]:
+        full = [
+            p for p in values["photographs"] if (p["maker"], p["doubt"]) == (one["maker"], "full")
+        ]
+        assert one["doubts"].get("full", 0) == len(full)
     places = [row["strips"] for one in values["sets"] for row in one["classes"]]
     assert all(
         0 <= place < 16 for strips in places for own in strips.values() for place in own
@@ -82,6 +92,7 @@ def test_a_run_that_has_only_begun(root, tmp_path):
     run_recipe(tiny.recipe(root), tmp_path, only="train_cam")
     values = report_of(tmp_path)
     assert values["sets"] == values["photographs"] == values["scores"] == []
+    assert values["words"] == {"what": [], "good": [], "helps": []}
     assert [stage["is_finished"] for stage in values["stages"]] == [True, *[False] * 4]
     assert len(values["curves"]) > 1
 
@@ -128,8 +139,27 @@ def test_the_folder_of_a_command(command, run, root, tmp_path):
     values = data_of(out / "report.html")
     assert len(values["photographs"]) == 8 and values["recipe"] == ""
     assert values["facts"]["Models"]["from"] == str(model)
+    assert "weaktr eval" in " ".join(values["words"]["good"])
+    assert not any("train" in text for text in values["words"]["helps"])
     assert all(photo["given"] is None for photo in values["photographs"])
     assert said(cli.main, command, model, images, "--out", out, *more[command])[0] == 0
+
+
+def test_marked_names_are_those_that_predict_takes(run, root, tmp_path):
+    names = [photo["name"] for photo in report_of(run)["photographs"][:2]]
+    (tmp_path / "marked.txt").write_text("\n".join(names))
+    model, out = run / "train_seg/model.safetensors", tmp_path / "out"
+    more = ("--names", tmp_path / "marked.txt", "--out", out)
+    assert said(cli.main, "predict", model, root / "images", *more)[0] == 0
+    assert MaskFolder(out).entries.keys() == {*names}
+
+
+def test_the_words_of_a_run_have_its_numbers(run, root):
+    words = report_of(run)["words"]
+    assert words["what"][0].startswith("Pseudo labels are masks of the 8 photographs")
+    assert "8 of the photographs were trained on" in words["what"][1]  # labels.csv is every split
+    assert not any("no true masks" in text for text in words["good"])
+    assert "8 photographs are few to learn from" in " ".join(words["helps"])
 
 
 def test_photographs_that_are_gone_are_counted(root, tmp_path):
@@ -256,6 +286,6 @@ def test_2000_photographs_take_less_than_20_mb(tmp_path):
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(gather, "SIDES", gather_side)
         photos, maps = many_photos(tmp_path, 40)
-        pages = [page for _, page in gather._pages(photos, maps, None)]
+        pages = [page for _, page in gather._pages(photos, maps, colours(), None)]
     assert all(len(page["cams"]) == 3 for page in pages)
     assert len(as_json(pages)) / 40 * 2000 < 20e6

@@ -26,6 +26,19 @@ IN_WORDS = {
     "changed": "share of the patches whose label changed",
     "background": "share of the patches that are background",
 }
+#: What to look for in a curve, by the value's name.
+HINTS = {
+    "loss": "Falls, then stays level: settled. Still falling at the end: more epochs may help.",
+    "changed": "Falls, then stays low: settled.",
+    "background": "Stays between the two ends. Near 1 hardly any object is left, near 0 hardly any "
+    "background.",
+    "lr": "A setting, not a result: how far each step goes.",
+    "fisher": "How well foreground and background part, without masks: higher is better.",
+}
+OF_PART = "A part of the loss: should fall too."
+OF_SCORE = "A score in %: higher is better."
+#: Values that say least; they are folded away.
+MINOR = frozenset({"lr", "changed", "background", "fisher_threshold", "cam_threshold"})
 #: Titles of the stages.
 STAGES = {
     "train_cam": "Stage 1: classifier",
@@ -129,7 +142,7 @@ def _score_row(line: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def curves(run: Run) -> list[dict[str, Any]]:
-    """Of each training of a run its curves: title, what is on the axes, points."""
+    """Of each training of a run its curves: title, axes, points, and what to look for."""
     found = []
     for stage in ("train_cam", "train_seg"):
         file = run.of(stage) / METRICS
@@ -150,9 +163,18 @@ def curves(run: Run) -> list[dict[str, Any]]:
                     "y": f"loss: {name}" if is_part else IN_WORDS.get(name, name.replace("_", " ")),
                     "points": _thinned(points),
                     "is_mean": len(points) > MOST_POINTS,
+                    "hint": _hint(name, is_part=is_part),
+                    "is_minor": name in MINOR,
                 }
             )
     return found
+
+
+def _hint(name: str, *, is_part: bool) -> str:
+    """What to look for in a curve; empty = nothing is known."""
+    if is_part:
+        return OF_PART
+    return HINTS.get(name, OF_SCORE if name.endswith("miou") else "")
 
 
 def _points(entries: list[dict[str, Any]], name: str) -> Iterator[tuple[float, float]]:

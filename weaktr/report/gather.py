@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import datetime
@@ -14,7 +15,6 @@ from urllib.parse import quote
 
 import numpy as np
 
-from weaktr.data import palette
 from weaktr.data.io import read_stored_labels
 from weaktr.data.parallel import ordered_map
 from weaktr.data.photographs import read_photograph, reduced
@@ -22,9 +22,11 @@ from weaktr.messages import one_line
 from weaktr.outputs import RECIPE, fingerprint
 from weaktr.progress import track
 from weaktr.recipes import dump_recipe, load_recipe
-from weaktr.report import cams, facts, pictures
+from weaktr.report import cams, facts, pictures, words
+from weaktr.report.colours import colours
 from weaktr.report.photographs import (
     LEAST_AREA,
+    LEAST_BACKGROUND,
     Photo,
     chosen,
     class_rows,
@@ -67,15 +69,29 @@ def report_of(folder: Path, beside: Path | None = None) -> dict[str, Any]:
     ]
     shown = chosen([*chain(*sets)], in_turn([*chain(*best)]), MOST_PHOTOGRAPHS)
     maps = _cams(run, shown, in_turn([*chain(*best)]), everything=beside is not None)
-    pages = dict(_pages(shown, maps, beside))
+    of_labels = colours((photo.given or photo.shown) for photo in chain(*sets))
+    pages = dict(_pages(shown, maps, of_labels, beside))
+    of_run = _of_run(run)
     return {
         "id": fingerprint(str(folder.resolve())),
         "name": one_line(folder.resolve().name),
         "made": datetime.now().astimezone().isoformat(timespec="minutes"),
         "labels": ["background", *map(one_line, classes.names)],
-        "colours": palette().tolist(),
+        "colours": of_labels.tolist(),
         "least_area": LEAST_AREA,
-        **_of_run(run),
+        "least_background": LEAST_BACKGROUND,
+        **of_run,
+        "words": words.in_words(
+            words.case_of(
+                str(folder),
+                {
+                    masked.maker: words.MaskSet(own, table)
+                    for masked, own, table in zip(all_masked, sets, tables, strict=True)
+                },
+                run,
+                scored=bool(of_run["scores"]),
+            )
+        ),
         "facts": facts.facts_of_run(run) if run else facts.facts_of_command(folder),
         "sets": [
             _set(masked, own, table, strip, [*pages])
@@ -119,6 +135,7 @@ def _set(
         "edited": sum(photo.is_edited for photo in photos),
         "without": len(masked.masks.without),
         "unusable": len(masked.masks.unusable),
+        "doubts": Counter(photo.doubt for photo in photos if photo.doubt),
         "confidence": sum(sure) / len(sure) if sure else None,
         "classes": classes,
     }
@@ -137,9 +154,13 @@ def _cams(
 
 
 def _pages(
-    photos: Sequence[Photo], maps: cams.CamsOf, beside: Path | None
+    photos: Sequence[Photo], maps: cams.CamsOf, of_labels: np.ndarray, beside: Path | None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The `id` of each photograph and what is shown of it; unreadable ones are left out."""
+    """The `id` of each photograph and what is shown of it; unreadable ones are left out.
+
+    `place` is where it stands in an order that begins with the worst.
+    """
+    places = {id(photo): place for place, photo in enumerate(sorted(photos, key=Photo.rank))}
     side = next(side for most, side in SIDES if len(photos) <= most)
 
     def page(photo: Photo) -> dict[str, Any] | None:
@@ -151,8 +172,9 @@ def _pages(
             return None
         small = reduced(pixels, side).pixels
         values = _plain(photo) | {
+            "place": places[id(photo)],
             "picture": pictures.photograph_url(small),
-            "mask": pictures.mask_url(labels, small.shape[:2]),
+            "mask": pictures.mask_url(labels, small.shape[:2], of_labels),
             "cams": [
                 [label, pictures.photograph_url(grey)] for label, grey in maps.get(id(photo), ())
             ],
@@ -160,7 +182,7 @@ def _pages(
         if beside is not None:
             name = f"{photo.maker}/{photo.sample.name}"
             pictures.write_photograph(beside / f"{name}.jpg", pixels)
-            pictures.write_mask_picture(beside / f"{name}.png", labels, pixels.shape[:2])
+            pictures.write_mask_picture(beside / f"{name}.png", labels, pixels.shape[:2], of_labels)
             values["file"] = quote(os.fsencode(f"{beside.name}/{name}"))
         return values
 
@@ -181,6 +203,7 @@ def _plain(photo: Photo) -> dict[str, Any]:
         "given": None if photo.given is None else sorted(photo.given),
         "missing": sorted(photo.missing),
         "extra": sorted(photo.extra),
+        "doubt": photo.doubt,
         "confidence": None if photo.confidence is None else round(photo.confidence, 4),
         "iou": None if photo.iou is None else round(photo.iou, 2),
         "is_edited": photo.is_edited,

@@ -2,7 +2,7 @@
 
 const report = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id);
-const PAGE = 60;
+const PAGE = 48;
 
 /** What is chosen; `photos` are those that the filters leave, in order. */
 const state = { set: 0, label: 0, open: -1, photos: [], drawn: 0, layers: { cam: false, mask: true, outline: true } };
@@ -23,6 +23,7 @@ function make(tag, properties = {}, ...children) {
 const percent = (share, digits = 0) => (share === null || share === undefined ? "–" : `${(100 * share).toFixed(digits)} %`);
 const number = (value, digits = 1) => (value === null || value === undefined ? "–" : value.toFixed(digits));
 const count = (value) => value.toLocaleString("en-US");
+const DOUBTS = { full: "hardly any background", empty: "nothing found" };
 const nameOf = (label) => (label === 255 ? "undecided" : report.labels[label] ?? `label ${label}`);
 const set = () => report.sets[state.set] ?? { classes: [], title: "", masks: 0, maker: "" };
 
@@ -48,6 +49,12 @@ function dot(label) {
   return element;
 }
 
+/** Text in which what stands between backticks is code. */
+function withCode(text) {
+  const unbroken = (word) => (word.startsWith("-") ? make("span", {}, word) : word);
+  return text.split("`").map((part, place) => (place % 2 ? make("code", {}, ...part.split(/( )/).map(unbroken)) : part));
+}
+
 function meter(share) {
   const bar = make("i");
   bar.style.width = `${Math.max(0, Math.min(100, 100 * share))}%`;
@@ -62,6 +69,15 @@ function table(heads, rows) {
   return make("table", {},
     make("thead", {}, make("tr", {}, ...cells("th", heads))),
     make("tbody", {}, ...rows.map((row) => make("tr", {}, ...cells("td", row)))));
+}
+
+/** A table that a narrow window shows as a list for each row, in which each cell has its head. */
+function stacked(heads, rows) {
+  const made = table(heads, rows);
+  made.className = "stacked";
+  const names = [...made.tHead.rows[0].cells].map((cell) => cell.textContent);
+  for (const row of made.tBodies[0].rows) [...row.cells].forEach((cell, place) => { cell.dataset.head = names[place]; });
+  return made;
 }
 
 // ---- marks and theme, kept where the browser allows it -----------------------------------------
@@ -123,7 +139,7 @@ function showTheme(theme) {
   $("theme").setAttribute("aria-label", `Change to ${other} colours`);
 }
 
-// ---- header, overview, scores ------------------------------------------------------------------
+// ---- header, words, scores, how it was made ------------------------------------------------------------------
 
 function showHeader() {
   document.title = `${report.name} - weaktr`;
@@ -183,7 +199,14 @@ function notes() {
   return lines;
 }
 
-function showOverview() {
+function showWords() {
+  for (const group of Object.keys(report.words)) {
+    $(group).append(...report.words[group].map((text) => make("li", {}, ...withCode(text))));
+    $(group).parentElement.hidden = !report.words[group].length;
+  }
+}
+
+function showMade() {
   if (report.stages.length) {
     const rows = report.stages.map((stage) => [
       stage.title, stage.is_finished ? duration(stage.seconds) : { text: "not finished", className: "bad" }, moment(stage.finished_at) || "–",
@@ -205,31 +228,30 @@ function showOverview() {
 
 function showScores() {
   if (report.scores.length) {
-    const heads = ["in %", "mIoU", "interval", "precision", "recall", "pixels right", "boundary F", { text: "made with", className: "words" }];
+    const heads = ["in %", "mIoU", "interval", "precision", "recall", "pixels right", "boundary F", { text: "made with", className: "text" }];
     const rows = report.scores.map((row) => [
       row.what, make("b", {}, number(row.miou)),
       row.low === null ? "–" : `${number(row.low)}–${number(row.high)}`,
       number(row.precision), number(row.recall), number(row.pixel_accuracy), number(row.boundary_f),
-      { text: row.caption.replace(`${row.what}; `, ""), className: "words" },
+      { text: row.caption.replace(`${row.what}; `, ""), className: "text" },
     ]);
-    $("scores-body").append(make("div", { className: "scroll" }, table(heads, rows)));
+    $("scores-body").append(stacked(heads, rows));
     const level = report.scores.find((row) => row.percent)?.percent;
     const told = report.scores[0].supervision ? `Trained from ${report.scores[0].supervision}. ` : "";
     $("scores-body").append(make("p", { className: "soft" }, `${told}${level ? `Intervals: ${level} %, bootstrap over the photographs.` : ""}`));
   } else {
-    $("scores-title").textContent = "Agreement without truth";
+    $("scores-title").textContent = "Agreement";
     $("scores-body").append(make("p", { className: "soft" },
-      "There are no true masks, or no finished evaluation: this is how the masks agree with the image-level labels. A label counts as found where its class has at least "
-      + `${percent(report.least_area, 1)} of the pixels. It says nothing about outlines.`));
+      "Without true masks, or a finished evaluation: how the masks agree with the image-level labels. It says nothing about outlines."));
   }
   const rows = report.sets.map((one) => {
     const { given, shown, found, unknown } = totals(one);
     return [one.title, count(one.masks), count(given), given ? percent(found / given, 1) : "–",
-      shown - unknown ? percent(found / (shown - unknown), 1) : "–", percent(one.confidence, 1)];
+      shown - unknown ? percent(found / (shown - unknown), 1) : "–", count(one.doubts.full ?? 0), percent(one.confidence, 1)];
   });
   if (rows.length) {
-    const heads = ["image-level labels", "photographs", "labels", "recall", "precision", "mean confidence"];
-    $("scores-body").append(make("div", { className: "scroll" }, table(heads, rows)));
+    const heads = ["image-level labels", "photographs", "labels", "recall", "precision", DOUBTS.full, "mean confidence"];
+    $("scores-body").append(stacked(heads, rows));
   }
 }
 
@@ -269,7 +291,7 @@ function smooth(points) {
   });
 }
 
-function curve({ title, x, y, points, is_mean: isMean }) {
+function curve({ title, x, y, points, is_mean: isMean, hint }) {
   const xs = points.map((point) => point[0]), ys = points.map((point) => point[1]);
   const [x0, x1] = [Math.min(...xs), Math.max(...xs)];
   const low = Math.min(0, ...ys), marksOf = ticks(low, Math.max(...ys, low + 1e-12), 5);
@@ -298,7 +320,17 @@ function curve({ title, x, y, points, is_mean: isMean }) {
     value.textContent = ` ${short(nearest[1])} at ${Math.round(nearest[0])}`;
   });
   drawing.addEventListener("pointerleave", () => { pointer.setAttribute("visibility", "hidden"); value.textContent = ""; });
-  return make("figure", {}, make("figcaption", {}, make("b", {}, y), make("span", { className: "soft" }, ` · ${title}`), value), drawing);
+  return make("figure", {}, make("figcaption", {}, make("b", {}, y), make("span", { className: "soft" }, ` · ${title}`), value), drawing,
+    hint ? make("p", { className: "soft hint" }, hint) : null);
+}
+
+/** The curves that say most, and folded away the others. */
+function showCurves() {
+  const main = report.curves.filter((one) => !one.is_minor), minor = report.curves.filter((one) => one.is_minor);
+  $("curves-body").append(...main.map(curve));
+  $("curves-minor").append(...minor.map(curve));
+  $("curves-more").hidden = !minor.length;
+  $("curves-more").open = !main.length;
 }
 
 // ---- classes -----------------------------------------------------------------------------------
@@ -319,7 +351,7 @@ function classIou() {
 
 function showClasses() {
   const ious = classIou();
-  const heads = ["class", "labels", { text: "found", className: "wide" }, "missing", "extra", { text: "area", className: "wide" }, "confidence"];
+  const heads = ["class", "labels", { text: "found", className: "wide" }, "missing", "extra", { text: "area", className: "wide" }, { text: "confidence", className: ious ? "wide" : "" }];
   if (ious) heads.push("IoU %");
   const order = (row) => [row.confidence ?? -1, row.label];
   const classes = [...set().classes].sort((a, b) => order(a)[0] - order(b)[0] || a.label - b.label);
@@ -328,13 +360,15 @@ function showClasses() {
     const name = make("button", { type: "button", className: "class-name", onclick: () => choose({ label: row.label }) }, dot(row.label), nameOf(row.label));
     const sure = row.confidence === null ? "–" : make("span", {}, percent(row.confidence), meter(row.confidence));
     const cells = [name, count(row.given), { text: count(row.found), className: "wide" }, { text: count(missing), className: missing ? "bad" : "soft" },
-      { text: count(extra), className: extra ? "bad" : "soft" }, { text: row.area === null ? "–" : area(row.area), className: "wide" }, sure];
+      { text: count(extra), className: extra ? "bad" : "soft" }, { text: row.area === null ? "–" : area(row.area), className: "wide" }, { text: sure, className: ious ? "wide" : "" }];
     return ious ? [...cells, number(ious[nameOf(row.label)])] : cells;
   });
   const made = table(heads, rows);
   const chosen = Math.max(0, classes.findIndex((row) => row.label === state.label));
   if (rows.length) made.tBodies[0].rows[chosen].className = "chosen";
   $("class-table").replaceChildren(rows.length ? made : make("p", { className: "soft" }, "No photograph has a class."));
+  $("class-rule").textContent = `A mask shows a class, which then counts as found or extra, from ${percent(report.least_area, 1)} of its pixels on.`;
+  $("class-rule").hidden = !rows.length;
   showStrips(classes[chosen]);
 }
 
@@ -342,10 +376,11 @@ function showStrips(row) {
   const parts = [];
   if (row) {
     parts.push(make("h3", { className: "row" }, dot(row.label), nameOf(row.label)));
-    for (const [kind, places] of Object.entries(row.strips)) {
-      if (!places.length) continue;
+    const strips = Object.entries(row.strips).filter(([, places]) => places.length);
+    const isLone = strips.length === 1 && strips[0][1].length === 1;
+    for (const [kind, places] of strips) {
       const photos = places.map((place) => report.photographs[place]);
-      parts.push(make("p", { className: "soft" }, { worst: "Worst", typical: "Typical", best: "Best" }[kind]));
+      if (!isLone) parts.push(make("p", { className: "soft" }, { worst: "Worst", typical: "Typical", best: "Best" }[kind]));
       parts.push(make("div", { className: "strip" }, ...photos.map((photo, index) => card(photo, () => view(photos, index), false))));
     }
   }
@@ -354,11 +389,12 @@ function showStrips(row) {
 
 // ---- photographs -------------------------------------------------------------------------------
 
-/** In words what is wrong with a mask, or how sure the model was. */
+/** In words what disagrees with the labels, or is suspicious by itself; empty = nothing. */
 function why(photo) {
   const parts = [];
   if (photo.missing.length) parts.push(`missing ${photo.missing.map(nameOf).join(", ")}`);
   if (photo.extra.length) parts.push(`extra ${photo.extra.map(nameOf).join(", ")}`);
+  if (photo.doubt) parts.push(DOUBTS[photo.doubt]);
   return parts.join("; ");
 }
 
@@ -370,28 +406,41 @@ function sureness(photo) {
   return parts.join(" · ");
 }
 
+/** The classes that a mask shows, and those of which it has traces: label, share, confidence. */
+function shownBy(photo) {
+  const isTrace = ([label, share]) => label && label !== 255 && share < report.least_area;
+  return { shown: photo.labels.filter((one) => !isTrace(one)), traces: photo.labels.filter(isTrace) };
+}
+
 function card(photo, open, withText = true) {
   const wrong = why(photo), sure = sureness(photo);
   const shot = make("span", { className: "shot" },
     make("img", { src: photo.picture, alt: "", decoding: "async" }),
     make("img", { src: photo.mask, alt: "", className: "over", decoding: "async" }));
+  const classes = shownBy(photo).shown.filter(([label]) => label && label !== 255).map(([label]) => nameOf(label)).join(", ") || "background only";
+  const line = (text, className) => make("span", { className, title: text }, text || "\u00a0");
   const about = withText ? make("span", { className: "about" }, make("b", {}, photo.name),
-    make("span", { className: wrong ? "why bad" : "why" }, wrong || sure || "\u00a0"),
-    wrong ? make("span", { className: "why" }, sure || "\u00a0") : make("span", { className: "why" }, photo.labels.filter(([label]) => label && label !== 255).map(([label]) => nameOf(label)).join(", ") || "background only")) : null;
+    wrong ? line(wrong, "why bad") : null, line(sure, "sure"), wrong ? null : line(classes, "why")) : null;
   const star = make("span", { className: "star", hidden: !marks.has(photo.name) }, "marked");
-  const element = make("button", { type: "button", className: "card", title: photo.name, onclick: open, "aria-label": [photo.name, wrong, sure].filter(Boolean).join(", ") }, shot, about, star);
+  const title = [photo.name, wrong, sure].filter(Boolean);
+  const element = make("button", { type: "button", className: "card", title: title.join("\n"), onclick: open, "aria-label": title.join(", ") }, shot, about, star);
   element.dataset.name = photo.name;
   return element;
 }
 
 /** Orders of photographs: each gives a number or text, the least first. */
 const orders = {
-  worst: { title: "worst first", of: (photo) => -(photo.missing.length + photo.extra.length) + (photo.confidence ?? 0.999) },
+  worst: { title: "worst first", of: (photo) => photo.place },
   unsure: { title: "least confident first", of: (photo) => sureOf(photo) ?? 2 },
   sure: { title: "most confident first", of: (photo) => -(sureOf(photo) ?? -1) },
+  full: { title: "least background first", of: (photo) => shareOf(photo, 0) / (1 - shareOf(photo, 255) || 1) },
   iou: { title: "lowest IoU first", of: (photo) => photo.iou ?? 101 },
   name: { title: "by name", of: (photo) => photo.name },
 };
+
+function shareOf(photo, label) {
+  return photo.labels.find(([own]) => own === label)?.[1] ?? 0;
+}
 
 /** The confidence in the chosen class, or in all. */
 function sureOf(photo) {
@@ -405,6 +454,8 @@ function filtered() {
     all: () => true,
     missing: (photo) => (state.label ? photo.missing.includes(state.label) : photo.missing.length),
     extra: (photo) => (state.label ? photo.extra.includes(state.label) : photo.extra.length),
+    full: (photo) => photo.doubt === "full",
+    empty: (photo) => photo.doubt === "empty",
     edited: (photo) => photo.is_edited,
     marked: (photo) => marks.has(photo.name),
   };
@@ -432,9 +483,20 @@ function showPhotographs() {
 
 function drawMore() {
   const photos = state.photos, first = state.drawn;
-  const next = photos.slice(first, first + PAGE);
+  const rest = photos.length - first;
+  const next = photos.slice(first, first + (rest <= 1.25 * PAGE ? rest : PAGE)); // no page of a few
   state.drawn += next.length;
   $("grid").append(...next.map((photo, index) => card(photo, () => view(photos, first + index))));
+  const left = photos.length - state.drawn;
+  $("more").hidden = !left;
+  $("show-more").textContent = `Show ${count(PAGE)} more of ${count(left)}`;
+}
+
+/** Draw more photographs, and give the focus to the first of them. */
+function drawOn(isAll) {
+  const first = state.drawn;
+  do drawMore(); while (isAll && state.drawn < state.photos.length);
+  $("grid").children[first]?.focus();
 }
 
 /** Change what is chosen, and show it. */
@@ -475,6 +537,7 @@ function showOpen() {
   const photo = walked[state.open];
   $("viewer-place").textContent = `${count(state.open + 1)} of ${count(walked.length)}`;
   $("viewer-name").textContent = photo.name;
+  $("viewer-doubt").textContent = photo.doubt ? DOUBTS[photo.doubt] : "";
   $("viewer-facts").textContent = [`${photo.size[1]} × ${photo.size[0]} pixels`, sureness(photo)].filter(Boolean).join(" · ");
   $("legend").replaceChildren(...legend(photo));
   $("previous").disabled = state.open === 0;
@@ -497,16 +560,23 @@ function load(image, file, inside) {
 }
 
 function legend(photo) {
-  const lines = photo.labels.map(([label, share, sure]) => {
+  const { shown, traces } = shownBy(photo);
+  const isSure = photo.labels.some(([, , sure]) => sure !== null);
+  const lines = shown.map(([label, share, sure]) => {
     const isExtra = photo.extra.includes(label);
     const name = make("span", {}, nameOf(label), isExtra ? make("em", { className: "bad" }, " extra") : null);
     const facts = sure === null ? area(share) : `${area(share)} · ${percent(sure)}`;
     return make("li", {}, dot(label), name, make("span", { className: "soft", title: "share of the pixels · confidence" }, facts));
   });
-  const missing = photo.missing.filter((label) => !photo.labels.some(([own]) => own === label));
-  lines.push(...missing.map((label) => make("li", {}, dot(label), make("span", {}, nameOf(label)), make("em", { className: "bad" }, "missing"))));
-  if (lines.length) lines.unshift(make("li", { className: "soft" }, make("span"), make("span", {}, "label"), make("span", {}, photo.confidence === null ? "area" : "area · confidence")));
+  lines.push(...photo.missing.map((label) => make("li", {}, dot(label), make("span", {}, nameOf(label)), make("em", { className: "bad" }, "missing"))));
+  if (lines.length) lines.unshift(legendHead("label", isSure ? "area · confidence" : "area"));
+  if (traces.length) lines.push(legendHead(`traces below ${percent(report.least_area, 1)}: not counted`, ""));
+  lines.push(...traces.map(([label, share]) => make("li", { className: "trace" }, dot(label), make("span", {}, nameOf(label)), make("span", {}, area(share)))));
   return lines;
+}
+
+function legendHead(left, right) {
+  return make("li", { className: "soft head" }, make("span"), make("span", {}, left), make("span", {}, right));
 }
 
 function showLayers() {
@@ -654,26 +724,32 @@ function listen() {
   $("copy").onclick = copyMarks;
   $("unmark").onclick = () => [...marks].forEach(mark);
   matchMedia("(prefers-color-scheme: dark)").onchange = () => showTheme(store.get("weaktr:theme"));
-  new IntersectionObserver((entries) => {
-    if (entries.some((entry) => entry.isIntersecting) && state.drawn < state.photos.length) drawMore();
-  }, { rootMargin: "800px" }).observe($("more"));
+  $("show-more").onclick = () => drawOn(false);
+  $("show-all").onclick = () => drawOn(true);
 }
 
 function start() {
   showTheme(store.get("weaktr:theme"));
   showHeader();
-  showOverview();
+  showWords();
   showScores();
-  $("curves-body").append(...report.curves.map(curve));
-  const isEmpty = { curves: !report.curves.length, scores: !report.sets.length && !report.scores.length, classes: !report.sets.length, photographs: !report.photographs.length, marked: !report.photographs.length };
+  showCurves();
+  showMade();
+  const isEmpty = {
+    short: !report.words.what.length, scores: !report.sets.length && !report.scores.length, classes: !report.sets.length,
+    photographs: !report.photographs.length, marked: !report.photographs.length, curves: !report.curves.length,
+  };
   for (const [id, isGone] of Object.entries(isEmpty)) $(id).hidden = isGone;
   for (const section of document.querySelectorAll("main > section:not([hidden])")) {
-    $("links").append(make("a", { href: `#${section.id}` }, section.id[0].toUpperCase() + section.id.slice(1)));
+    const title = section.querySelector("h2").firstChild.textContent.trim();
+    $("links").append(make("a", { href: `#${section.id}` }, title));
   }
   const hasIou = report.photographs.some((photo) => photo.iou !== null);
   $("order").append(...Object.entries(orders).filter(([key]) => key !== "iou" || hasIou).map(([key, { title }]) => make("option", { value: key }, title)));
   $("confidence-range").hidden = !report.photographs.some((photo) => photo.confidence !== null);
-  $("which").querySelector("[value=edited]").hidden = !report.photographs.some((photo) => photo.is_edited);
+  for (const [value, has] of [["edited", (photo) => photo.is_edited], ["empty", (photo) => photo.doubt === "empty"]]) {
+    $("which").querySelector(`[value=${value}]`).hidden = !report.photographs.some(has);
+  }
   listen();
   if (report.sets.length) choose({});
   showMarks();

@@ -1,5 +1,5 @@
-"""What is known of each photograph's mask without truth: areas, confidence, and whether it agrees
-with the image-level labels; and which photographs show it best.
+"""What is known of each photograph's mask without truth: areas, confidence, whether it agrees with
+the image-level labels and whether it is suspicious by itself; and which photographs show it best.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from weaktr.stages.masked import Masked
 
 #: A label with a smaller share of the pixels counts as not shown by the mask.
 LEAST_AREA = LEAST_SHARE
+#: A mask with a smaller share of background, of the decided pixels, is suspicious: a rule of thumb.
+LEAST_BACKGROUND = 0.1
 #: How many photographs show the worst, the typical and the best of a class.
 STRIP = 6
 
@@ -72,6 +74,24 @@ class Photo:
         return frozenset() if self.given is None else self.shown - self.given
 
     @property
+    def background(self) -> float | None:
+        """The background's share of the decided pixels; None = all are undecided."""
+        decided = 1 - self.areas.get(IGNORE, 0)
+        return self.areas.get(0, 0) / decided if decided > 0 else None
+
+    @property
+    def doubt(self) -> str | None:
+        """Why the mask is suspicious, whatever the labels say; None = it is not.
+
+        "full": it has hardly any background, and nobody has changed it. "empty": it shows nothing,
+        and it is not known whether the photograph does.
+        """
+        if not self.shown:
+            return "empty" if self.given is None else None
+        is_full = self.background is not None and self.background < LEAST_BACKGROUND
+        return "full" if is_full and not self.is_edited else None
+
+    @property
     def confidence(self) -> float | None:
         """Mean over the pixels of all classes, or of the background where there is none else."""
         known = {label: self.areas.get(label, 0) for label in self.confidence_of}
@@ -81,8 +101,12 @@ class Photo:
             return None
         return sum(self.confidence_of[label] * area for label, area in weights.items()) / total
 
-    def rank(self, label: int | None = None) -> tuple[int, float]:
+    def rank(self, label: int | None = None) -> tuple[int, bool, float]:
         """The place in an order that begins with the worst.
+
+        What disagrees or is suspicious counts first; of as many, what is suspicious as a whole
+        comes before single labels; then the least confident. Where the confidence is not known,
+        somebody has changed the mask, or an older version made it: it counts as 1.
 
         Args:
             label: of which the mask is looked at; None = of all.
@@ -91,7 +115,8 @@ class Photo:
             wrong, sure = len(self.missing) + len(self.extra), self.confidence
         else:
             wrong, sure = int(label in self.missing | self.extra), self.confidence_of.get(label)
-        return -wrong, 0.0 if sure is None else sure
+        is_whole = self.doubt is not None
+        return -wrong - is_whole, not is_whole, 1.0 if sure is None else sure
 
 
 def photos_of(masked: Masked) -> list[Photo]:

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, features
 
-from weaktr.data.classes import palette
 from weaktr.data.masks import png_bytes
 from weaktr.files import write_bytes
 from weaktr.outputs import keep
@@ -29,10 +28,14 @@ def photograph_url(pixels: np.ndarray) -> str:
     return _url(kind, buffer.getvalue())
 
 
-def mask_url(labels: np.ndarray, size: tuple[int, int]) -> str:
-    """A mask uint8 [H, W] at another size (h, w) as a PNG whose background is transparent."""
+def mask_url(labels: np.ndarray, size: tuple[int, int], colours: np.ndarray) -> str:
+    """A mask uint8 [H, W] at another size (h, w) as a PNG whose background is transparent.
+
+    Args:
+        colours: uint8 [256, 3] RGB, of each label.
+    """
     buffer = io.BytesIO()
-    _coloured(labels, size).save(buffer, "PNG", optimize=True, transparency=0)
+    _coloured(labels, size, colours).save(buffer, "PNG", optimize=True, transparency=0)
     return _url("png", buffer.getvalue())
 
 
@@ -43,18 +46,20 @@ def write_photograph(path: Path, pixels: np.ndarray) -> None:
     _write(path, sealed(buffer.getvalue()))
 
 
-def write_mask_picture(path: Path, labels: np.ndarray, size: tuple[int, int]) -> None:
+def write_mask_picture(
+    path: Path, labels: np.ndarray, size: tuple[int, int], colours: np.ndarray
+) -> None:
     """Write a mask, as `mask_url` has it, as a sealed PNG; likewise."""
-    picture = _coloured(labels, size)
+    picture = _coloured(labels, size, colours)
     picture.info["transparency"] = 0
     _write(path, png_bytes(picture))
 
 
-def _coloured(labels: np.ndarray, size: tuple[int, int]) -> Image.Image:
+def _coloured(labels: np.ndarray, size: tuple[int, int], colours: np.ndarray) -> Image.Image:
     """A mask in the colours of its labels, without those that are not needed."""
     height, width = size
     picture = Image.fromarray(labels).resize((width, height), Image.Resampling.NEAREST)
-    picture.putpalette(palette()[: int(labels.max(initial=0)) + 1].tobytes())
+    picture.putpalette(colours[: int(labels.max(initial=0)) + 1].tobytes())
     return picture
 
 
