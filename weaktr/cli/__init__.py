@@ -38,6 +38,7 @@ from weaktr.cli import (
 )
 from weaktr.cli.common import FAILED, INTERRUPTED, WRONG_INPUT, add_debug
 from weaktr.cli.memory import keep_freed_memory
+from weaktr.cli.threads import let_threads_sleep
 from weaktr.files import WRONG_PATHS
 from weaktr.messages import printable
 from weaktr.progress import console, log, set_up_logging
@@ -95,12 +96,14 @@ class Parser(argparse.ArgumentParser):
 def program() -> NoReturn:
     """The program ``weaktr``."""
     sys.excepthook = _print_traceback
+    let_threads_sleep()
     _leave(main())
 
 
 def train_program() -> NoReturn:
     """The program ``weaktr-train``."""
     sys.excepthook = _print_traceback
+    let_threads_sleep()
     _leave(train_main())
 
 
