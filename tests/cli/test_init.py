@@ -231,6 +231,61 @@ def test_options_that_are_left_out_are_those_of_the_last_time(root, tmp_path, ca
     assert load_recipe(root / "recipe.yaml").seg_model.weights == "timm"
 
 
+@pytest.fixture
+def trained(root, tmp_path, monkeypatch) -> list[str]:
+    """The command of a training of these photographs that has ended; in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    initialised(root)
+    command = [str(root / "recipe.yaml"), "--no-report", "--set", "stages=[train_cam, label]"]
+    for setting in SMALL:
+        command += ["--set", setting]
+    assert cli.train_main(command) == 0
+    return command
+
+
+def test_labels_that_were_corrected_after_init_are_told(root, trained, caplog):
+    model = "runs/my_photos/train_cam/model.safetensors"
+    assert cli.train_main(trained) == 0
+    assert cli.main(["label", model, str(root), "--out", "labels"]) == 0
+    assert not [line for line in caplog.messages if "is not what" in line]
+    text = (root / "labels.csv").read_text("utf-8")
+    (root / "labels.csv").write_text(text.replace("cat", "dog", 1), "utf-8")
+    expected = (
+        f"{root / 'labels.csv'} is not what train.csv and val.csv were made of: to take it as it "
+        f"is now, start weaktr init '{root}' again"
+    )
+    for command in (
+        lambda: cli.train_main(trained),
+        lambda: cli.train_main([*trained, "--force"]),
+        lambda: cli.main(["label", model, str(root), "--out", "labels"]),
+    ):
+        caplog.clear()
+        assert command() == 0
+        assert sum(expected in line for line in caplog.messages) == 1
+    initialised(root)
+    caplog.clear()
+    assert cli.train_main(trained) == 0
+    assert not [line for line in caplog.messages if "is not what" in line]
+    with open(root / "train.csv", "a", encoding="utf-8") as file:  # now these files are the user's
+        file.write("\n")
+    assert cli.train_main(trained) == 0
+    assert not [line for line in caplog.messages if "is not what" in line]
+
+
+def test_a_recipe_of_the_users_stays_and_says_how_to_go_on(root):
+    initialised(root)
+    with open(root / "recipe.yaml", "a", encoding="utf-8") as file:
+        file.write("# mine\n")
+    code, text = said(cli.main, "init", root)
+    assert code == cli.WRONG_INPUT
+    assert "--out FILE writes another recipe, and the label files anew" in " ".join(text.split())
+
+
+def test_a_file_is_no_folder_of_photographs(root):
+    code, text = said(cli.main, "init", root / "labels.csv")
+    assert code == cli.WRONG_INPUT and "PHOTOS: expected a folder" in text and "a file" in text
+
+
 @pytest.mark.parametrize("heading", ["image;labels", "Datei;tags", "image,labels"])
 def test_labels_that_commas_part(tmp_path, heading):
     labels, between = photographs(tmp_path), heading[-7 if "labels" in heading else -5]

@@ -131,7 +131,8 @@ def test_images_without_cams(root, caplog):
     write_image(root / "images" / "none.png", (5, 6))
     masks = labelled(root, *chosen("crf=none"))
     assert "none" not in masks
-    assert "1 photograph shows no class and gets no mask (none" in caplog.text
+    hint = "--set unlabelled=background (with another --out) gives one"
+    assert f"1 photograph shows no class and gets no mask (none); {hint}" in caplog.text
     masks = labelled(root, *chosen("crf=none", "unlabelled=background"), out="all")
     assert masks.entries["none"].labels == (0,)
     assert masks.entries["none"].size == (5, 6)

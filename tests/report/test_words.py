@@ -91,9 +91,9 @@ def test_what_was_measured_is_told_of_that_model_alone(own):
 
 
 def test_few_photographs(own):
-    case = Case("run", {"label": masks(photo())}, own, trained=59)
-    assert words.few_photographs(case).startswith("59 photographs are few")
-    assert words.few_photographs(replace(case, trained=60)) is None
+    case = Case("run", {"label": masks(photo())}, own, trained=47)
+    assert words.few_photographs(case).startswith("47 photographs are few")
+    assert words.few_photographs(replace(case, trained=48)) is None
     assert words.few_photographs(replace(case, trained=0)) is None
 
 
@@ -129,7 +129,10 @@ def test_masks_without_background(own):
 def test_missing_labels(own):
     case = Case("run", {"label": rows(row(10, 9))}, own)
     told = words.missing_labels(case)
-    assert told.startswith("1 of 10 labels") and "least_share` (now 0.05) smaller" in told
+    assert (
+        told.startswith("1 of 10 labels")
+        and "larger `cam_model.patches.least_share` (now 0.05)" in told
+    )
     assert "least_share" not in words.missing_labels(replace(case, recipe=Recipe()))
     assert words.missing_labels(replace(case, sets={"label": rows(row(11, 10))})) is None
     assert words.missing_labels(replace(case, recipe=None)) is None

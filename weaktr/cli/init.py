@@ -102,10 +102,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from weaktr.data.hold_out import hold_out
+    from weaktr.data.layout import require_folder
     from weaktr.data.own import doubts, look_at
     from weaktr.recipes import load_recipe
     from weaktr.stages.start import own_files, recipe_text, splits_of, write_start
 
+    require_folder(arguments.photographs, "PHOTOS")
     root, file = arguments.photographs, arguments.out or arguments.photographs / "recipe.yaml"
     if arguments.weights not in (None, FETCHED) and not arguments.weights.is_file():
         raise ValueError(f"--weights: expected a file, got {str(arguments.weights)!r}")
@@ -125,7 +127,7 @@ def run(arguments: argparse.Namespace) -> int:
     copies = [name for group in own.copies() for name in group]
     held = hold_out(own.labels, share, copies) if own.held_out is None else own.held_out
     splits = splits_of(own, held, root)
-    write_start(splits, file, recipe_text(own, splits, choices), _options(arguments))
+    write_start(own, splits, file, recipe_text(own, splits, choices), _options(arguments))
     recipe = load_recipe(file)
     _show(own, headers, held, share)
     found = _checked(recipe)
@@ -294,7 +296,7 @@ def _try(arguments: argparse.Namespace, own: OwnPhotographs, choices: Choices) -
     held = hold_out(own.labels, HOLD_OUT)
     splits = splits_of(own, held, out)
     text = recipe_text(own, splits, replace(choices, epochs=TRY_EPOCHS))
-    write_start(splits, out / "recipe.yaml", text)
+    write_start(own, splits, out / "recipe.yaml", text)
     log.info("a try of %d photographs (%s): %d are trained on, %d held out",
              len(chosen), few(chosen), len(chosen) - len(held), len(held))  # fmt: skip
     recipe = load_recipe(out / "recipe.yaml")

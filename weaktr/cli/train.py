@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -101,6 +102,9 @@ def run(arguments: argparse.Namespace) -> int:
     log.info("results: %s", folder)
     if not arguments.no_report:
         report_at_the_end(folder)
+    if (model := folder / "train_seg/model.safetensors").is_file():
+        command = shlex.join(["weaktr", "predict", str(model), "PHOTOS", "--out", "masks"])
+        log.info("masks of any photographs: %s", command)
     if left_out:
         log.warning("images were left out (see above); start again to try them")
     return FAILED if left_out else 0

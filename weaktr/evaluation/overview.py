@@ -38,7 +38,7 @@ def print_labels(images_of: Mapping[int, int], names: Sequence[str], masks: int)
     missing = [name for count, name in counts[1:] if not count]
     table = Table(title=f"labels in {masks} masks", title_justify="left")
     table.add_column("label")
-    for column in ("masks", "share"):
+    for column in ("masks", "of all"):
         table.add_column(column, justify="right")
     for count, name in sorted(counts, key=lambda pair: -pair[0]):
         if count:

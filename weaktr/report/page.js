@@ -161,7 +161,7 @@ function headline() {
   const numbers = report.sets.map((one) => [count(one.masks), "", `photographs with ${one.maker === "label" ? "pseudo labels" : "predictions"}`]);
   if (report.sets.length) {
     const classes = new Set(report.sets.flatMap((one) => one.classes.map((row) => row.label)));
-    numbers.push([count(classes.size), ` of ${report.labels.length - 1}`, "classes occur"]);
+    numbers.push([count(classes.size), ` of ${report.labels.length - 1}`, "classes in labels or masks"]);
   }
   const best = report.scores.at(-1);
   if (best) {
@@ -475,7 +475,8 @@ function showPhotographs() {
   state.photos = filtered();
   state.drawn = 0;
   const here = report.photographs.filter((photo) => photo.maker === set().maker).length;
-  $("count").textContent = `${count(state.photos.length)} of ${count(here)} photographs`;
+  const why = $("order").value === "worst" ? ". Worst first: masks that disagree with the labels, or have hardly any background, then those that the model is least sure of." : "";
+  $("count").textContent = `${count(state.photos.length)} of ${count(here)} photographs${why}`;
   $("range").textContent = `${$("low").value}–${$("high").value} %`;
   $("grid").replaceChildren();
   drawMore();

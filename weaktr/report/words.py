@@ -19,7 +19,7 @@ from weaktr.report.photographs import LEAST_AREA, LEAST_BACKGROUND, ClassRow, Ph
 from weaktr.stages.run import Run
 
 #: Fewer photographs are few.
-FEW = 60
+FEW = 48
 #: From this share of masks or labels on, something happens often enough for a setting.
 OFTEN = 0.1
 
@@ -207,7 +207,7 @@ def few_photographs(case: Case) -> str | None:
     if not 0 < case.trained < FEW:
         return None
     photographs = counted(case.trained, "photograph is", "photographs are")
-    return f"{photographs} few to learn from: {FEW} or more make sense, some hundreds are better."
+    return f"{photographs} few to learn from; some hundreds are better."
 
 
 def few_of_a_class(case: Case) -> str | None:
@@ -267,8 +267,9 @@ def missing_labels(case: Case) -> str | None:
         return f"{text} More photographs of these classes help."
     now = case.recipe.cam_model.patches.least_share
     return (
-        f"{text} Where these are small objects, set `cam_model.patches.least_share` (now {now:g}) "
-        "smaller, or add photographs that show them large."
+        f"{text} More photographs of these classes help most. A larger "
+        f"`cam_model.patches.least_share` (now {now:g}) makes masks show more of them, but small "
+        "objects too large; a smaller one hides more."
     )
 
 

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from operator import attrgetter
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -56,6 +57,7 @@ from weaktr.stages.check_models import (
 from weaktr.stages.masks import unusable_in_words
 from weaktr.stages.places import in_the_way
 from weaktr.stages.run import Run, Stage, load_split, to_segment
+from weaktr.stages.start import labels_since
 from weaktr.stages.threshold import require_masks
 from weaktr.stages.train_seg import require_soft_labels, starting_config
 from weaktr.training.amount import sized
@@ -165,6 +167,15 @@ def check_run(run: Run, stages: Sequence[Stage]) -> list[Part]:
         part.faults = [fault for fault in dict.fromkeys(part.faults) if fault not in told]
         told.update(part.faults)
     return check.parts
+
+
+def changed_labels(recipe: Recipe) -> list[str]:
+    """What to tell where the labels have changed of which ``weaktr init`` made the splits."""
+    data = recipe.data
+    if data.source != "folder" or "labels_file" in data.options:
+        return []
+    told = labels_since(Path(data.root))
+    return [] if told is None else [told]
 
 
 def without_effect_in(recipe: Recipe) -> list[str]:
@@ -277,6 +288,7 @@ class _Check:
         self.train = self._opened(part, split, "train")
         if self.train is None:
             return
+        part.warnings += changed_labels(self.recipe)
         stops = bool(names & {"train_cam", "train_seg"})
         problems = self.headers.problems(self.train.samples)
         if stops:

@@ -38,6 +38,7 @@ from weaktr.stages.check_models import require_views
 from weaktr.stages.label import AFTER_CAMS, label, require_features
 from weaktr.stages.masks import MaskReport
 from weaktr.stages.predict import predict
+from weaktr.stages.start import labels_since
 from weaktr.stages.threshold import require_way
 
 log = logging.getLogger("weaktr")
@@ -331,6 +332,8 @@ def _photographs(
         manifests.append(own)
     samples = joined(manifests)
     log.info("labels: %s", _counted_files(files.values(), list(map(len, manifests))))
+    if labels is None and (told := labels_since(images)) is not None:
+        log.warning("%s", told)
     _tell_not_listed(next(iter(found.values())), images, [file.name for file in files.values()])
     return samples
 

@@ -47,6 +47,7 @@ def label(
     profile: Path | None = None,
     contents: Contents | None = None,
     masked: Sequence[Sample] = (),
+    group: str = "",
 ) -> MaskReport:
     """Write a pseudo label for every image that shows a class; continues where it stopped.
 
@@ -62,6 +63,7 @@ def label(
         profile: see `make_masks`.
         contents: see `MaskStore`.
         masked: images with true masks, on which "search_on_masks" chooses the threshold.
+        group: see `MaskReport.log`.
 
     Returns:
         What was labelled and what was left out, which is also logged.
@@ -124,7 +126,7 @@ def label(
     report.notes += notes_of(refiners)
     report.count_older(store.masks, samples)
     report.unlabelled[:0] = [sample.name for sample in nothing]
-    report.log("pseudo labels", settings.max_side)
+    report.log("pseudo labels", settings.max_side, group)
     return report
 
 
@@ -150,7 +152,9 @@ def label_run(run: Run, folder: Path) -> int:
     else:
         source = CamsOfModel(model, settings, with_features=features)
     masked = masks_to_search_on(run)
-    report = label(source, samples, folder, settings, contents=run.contents, masked=masked)
+    report = label(
+        source, samples, folder, settings, contents=run.contents, masked=masked, group="label."
+    )
     return len(report.left_out)
 
 

@@ -81,8 +81,14 @@ class MaskReport:
         self.older = sum(name not in given for name in masks.masks.entries)
         self.folder = masks.masks.folder
 
-    def log(self, title: str, max_side: int | None) -> None:
-        """Log the report."""
+    def log(self, title: str, max_side: int | None, group: str = "") -> None:
+        """Log the report.
+
+        Args:
+            title: of the masks.
+            max_side: see `LabelConfig`.
+            group: in which a recipe has the settings, such as ``label.``; "" = of a command.
+        """
         log.info("%s: %d masks", title, self.masks)
         if self.reduced:
             log.info(
@@ -100,13 +106,13 @@ class MaskReport:
             )  # fmt: skip
         if self.unlabelled:
             log.warning(
-                "%s no mask (%s); label.unlabelled=background gives one",
+                "%s no mask (%s); --set %sunlabelled=background%s gives one",
                 counted(
                     len(self.unlabelled),
                     "photograph shows no class and gets",
                     "photographs show no class and get",
                 ),
-                few(self.unlabelled),
+                few(self.unlabelled), group, "" if group else " (with another --out)",
             )  # fmt: skip
         if self.background:
             log.warning(

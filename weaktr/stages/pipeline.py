@@ -31,7 +31,7 @@ from weaktr.config import Recipe
 from weaktr.outputs import finished_facts, mark_finished
 from weaktr.progress import timed
 from weaktr.stages import places
-from weaktr.stages.check import Part, check_run, require_no_faults
+from weaktr.stages.check import Part, changed_labels, check_run, require_no_faults
 from weaktr.stages.evaluate import EVALUATE
 from weaktr.stages.inputs import Inputs, inputs_of
 from weaktr.stages.keys import whole_keys
@@ -80,6 +80,8 @@ def run_recipe(
     left = unfinished(run, stages, force=force)
     parts = check_run(run, left)
     require_no_faults(parts)
+    for warning in [] if left else changed_labels(recipe):
+        log.warning("%s", warning)
     for line in plan(run, left, parts):
         log.info("%s", line)
     with places.claimed_run(run):

@@ -10,23 +10,28 @@ import csv
 import hashlib
 import io
 import json
+import logging
 import re
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from weaktr.config import PLAIN_WORD, Recipe
-from weaktr.data.own import OwnPhotographs
+from weaktr.contents import digest_of
+from weaktr.data.own import OwnPhotographs, look_at
 from weaktr.data.sources.folder import PART, family
 from weaktr.files import read_json_object, require_replaceable, write_bytes, write_json
-from weaktr.messages import counted, one_line
+from weaktr.messages import counted, listed, one_line
 from weaktr.recipes import as_tree, load_recipe
 from weaktr.seals import BLANK, is_sealed, sealed
 
+log = logging.getLogger("weaktr")
+
 BASE = "own_dinov2_s"
-#: What `weaktr init` wrote into a folder: names of files and the SHA-256 that they may have; and
-#: with which options.
+#: What `weaktr init` wrote into a folder: names of files and the SHA-256 that they may have; of
+#: which labels, and with which options.
 RECORD = ".weaktr-init.json"
 SUFFIXES = (".csv", ".json")
 #: Options of ``weaktr init`` that count until others are given.
@@ -84,6 +89,38 @@ def own_files(folder: Path) -> set[Path]:
     return {file for file in there if _digest(file.read_bytes()) in files[file.name]}
 
 
+def labels_since(folder: Path) -> str | None:
+    """What to tell where labels have changed since ``weaktr init`` read them; None = they have not.
+
+    Args:
+        folder: of photographs. Where somebody has changed the files of its splits, these count.
+    """
+    files = own_files(folder)
+    record = read_json_object(folder / RECORD) if files else {}
+    if not files or {file.name for file in files} != set(record.get("files", ())):
+        return None
+    before, options = record.get("labels"), options_of(folder)
+    labels, classes = (
+        Path(str(options[name])) if name in options else None for name in ("labels", "classes")
+    )
+    try:
+        own = look_at(folder, labels, classes, files)
+    except (ValueError, OSError) as error:
+        log.debug("labels that weaktr init read: %s", error)
+        return None
+    if before is None or before == _digest_of_labels(own):
+        return None
+    names = listed(sorted(file.name for file in files))
+    return (
+        f"{own.tags.path} is not what {names} were made of: to take it as it is now, start "
+        f"weaktr init {shlex.quote(str(folder))} again"
+    )
+
+
+def _digest_of_labels(own: OwnPhotographs) -> str:
+    return digest_of([*sorted(own.labels.items()), own.classes.names])
+
+
 def options_of(folder: Path) -> dict[str, str | float]:
     """The options with which ``weaktr init`` was last called for a folder, by their names."""
     record = folder / RECORD
@@ -130,12 +167,17 @@ def splits_of(own: OwnPhotographs, held_out: Collection[str], folder: Path) -> S
 
 
 def write_start(
-    splits: Splits, recipe: Path, text: str, options: Mapping[str, str | float] | None = None
+    own: OwnPhotographs,
+    splits: Splits,
+    recipe: Path,
+    text: str,
+    options: Mapping[str, str | float] | None = None,
 ) -> None:
     """Write the label files and the recipe; nothing where one of them may not be written.
 
     Args:
-        splits: the label files.
+        own: the photographs.
+        splits: their label files.
         recipe: to be written.
         text: its content, see `recipe_text`.
         options: of the command, for `options_of`.
@@ -143,18 +185,25 @@ def write_start(
     Raises:
         ValueError: there is a recipe that weaktr did not write, or somebody has changed it.
     """
-    require_replaceable(recipe)
-    own = own_files(splits.folder)
-    if splits.files or own or options:
+    try:
+        require_replaceable(recipe)
+    except ValueError as error:
+        advice = "or --out FILE writes another recipe, and the label files anew"
+        raise ValueError(f"{error}; {advice}") from error
+    former = own_files(splits.folder)
+    if splits.files or former or options:
         digests = {name: {_digest(content)} for name, content in splits.files.items()}
-        for file in own:  # whenever this is interrupted, each is known as it was or as it will be
+        for (
+            file
+        ) in former:  # whenever this is interrupted, each is known as it was or as it will be
             digests.setdefault(file.name, set()).add(_digest(file.read_bytes()))
         files = {name: sorted(digests[name]) for name in sorted(digests)}
-        record = {"files": files, "options": dict(options or {})}
+        of_labels = _digest_of_labels(own)
+        record = {"files": files, "labels": of_labels, "options": dict(options or {})}
         write_json(splits.folder / RECORD, record, seal=True)
     for name, content in splits.files.items():
         write_bytes(splits.folder / name, content)
-    for file in own - {splits.folder / name for name in splits.files}:
+    for file in former - {splits.folder / name for name in splits.files}:
         file.unlink()  # of an earlier start, as weaktr wrote it
     write_bytes(recipe, sealed(text.encode()))
 
@@ -247,7 +296,7 @@ def _setting_lines(recipe: Recipe, weights: str, choices: Choices) -> list[str]:
         _line("    saliency_weight", patches["saliency_weight"],
               "less where objects reach the borders of photographs"),
         _line("    least_share", patches["least_share"],
-              "of a photograph for each of its classes; smaller for small objects"),
+              "of a photograph for each of its classes; smaller misses more, larger bloats"),
         _line("    least_background", patches["least_background"],
               "smaller where an object fills the photograph"),
         "label:",
