@@ -94,7 +94,10 @@ def test_classes_and_kinds_of_masks_choose(opened):
 def test_orders(opened, values):
     photos = [photo for photo in values["photographs"] if photo["maker"] == "label"]
     first = "document.querySelector('#grid .card').dataset.name"
+    hidden = "document.getElementById('why').hidden"
+    assert opened.eval(hidden) is False
     pick(opened, "order", "unsure")
+    assert opened.eval(hidden) is True
     assert opened.eval(first) == min(photos, key=lambda photo: photo["confidence"])["name"]
     pick(opened, "order", "iou")
     assert opened.eval(first) == min(photos, key=lambda photo: photo["iou"])["name"]

@@ -475,8 +475,8 @@ function showPhotographs() {
   state.photos = filtered();
   state.drawn = 0;
   const here = report.photographs.filter((photo) => photo.maker === set().maker).length;
-  const why = $("order").value === "worst" ? ". Worst first: masks that disagree with the labels, or have hardly any background, then those that the model is least sure of." : "";
-  $("count").textContent = `${count(state.photos.length)} of ${count(here)} photographs${why}`;
+  $("count").textContent = `${count(state.photos.length)} of ${count(here)} photographs`;
+  $("why").hidden = $("order").value !== "worst";
   $("range").textContent = `${$("low").value}–${$("high").value} %`;
   $("grid").replaceChildren();
   drawMore();
