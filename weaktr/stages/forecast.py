@@ -39,8 +39,9 @@ log = logging.getLogger("weaktr")
 FEWEST = 20
 #: Work that took so many seconds at its first time is not done again for a better measurement.
 LONG = 1.0
-#: Photographs of which one of usual size is looked for; images in a step on a CPU.
-LOOKED_AT, IMAGES_ON_CPU = 9, 2
+#: Photographs of which one of usual size is looked for; images in a step on a CPU whose whole batch
+#: would take more than so many seconds.
+LOOKED_AT, IMAGES_ON_CPU, AFFORDED = 9, 2, 4.0
 
 
 def forecast(run: Run, stages: Sequence[Stage]) -> dict[str, float]:
@@ -80,29 +81,30 @@ def _of_stage1(run: Run) -> dict[str, float]:
     refiners = choose_refiners(settings)
     source = cams_of(model, settings, with_features=uses_features(settings, refiners))
     shown = [sample for sample in images if sample.labels]
-    inputs = source.read(_usual(shown))
+    usual = _usual(shown)
+    inputs = source.read(usual)
+    read = _seconds(lambda: source.read(usual), run.device)
     cams = _seconds(lambda: source.cams([inputs]), run.device)
     maps = _seconds(lambda: label_maps(source, [inputs], 0.5, refiners), run.device)
     if not isinstance(model, CamModel):
         kept = 0.0 if recipe.cache.disk_gb or recipe.cache.memory_mb else cams
-        after = max(maps - cams, 0.0)
+        after = read + max(maps - cams, 0.0)
         return {"train_cam": len(images) * cams, "label": len(shown) * (after + kept)}
-    seconds = {"label": len(shown) * maps}
+    seconds = {"label": len(shown) * (read + maps)}
     train = recipe.train_cam
     optimizer = cam_optimizer(
         model.train(), train.lr, backbone_lr=train.backbone_lr, class_tokens=train.class_tokens
     )
-    batch = _batch(train.batch_size, run.device)
     size = config.image_size if isinstance(config.image_size, tuple) else (config.image_size,) * 2
-    pixels = torch.zeros(batch, 3, *size, device=run.device)
-    targets = torch.zeros(batch, len(images.classes), device=run.device)
 
-    def step() -> None:
+    def step(count: int) -> None:
+        pixels = torch.zeros(count, 3, *size, device=run.device)
+        targets = torch.zeros(count, len(images.classes), device=run.device)
         with autocast(train.amp, run.device):
             losses = cam_losses(model(pixels), targets)
         _update(losses, optimizer)
 
-    each = _seconds(step, run.device) / batch
+    each = _seconds_of_an_image(step, train.batch_size, run.device)
     epochs = train.epochs if reasons_against(model, train) else 1  # else each passes once
     return {"train_cam": epochs * len(images) * each, **seconds}
 
@@ -118,22 +120,20 @@ def _of_stage2(run: Run, predicts: bool) -> dict[str, float]:
         layer_decay=settings.layer_decay, momentum=settings.momentum,
         weight_decay=settings.weight_decay, kind=settings.optimizer,
     )  # fmt: skip
-    batch = _batch(settings.batch_size, run.device)
-    side = settings.crop
-    pixels = torch.zeros(batch, 3, side, side, device=run.device)
-    grid = side // model.patch_size
-    if settings.loss == "clipped":
-        targets = torch.zeros(batch, side, side, dtype=torch.long, device=run.device)
-    else:
-        targets = torch.full((batch, labels, grid, grid), 1 / labels, device=run.device)
-    classes = torch.zeros(batch, labels - 1, device=run.device)
+    side, grid = settings.crop, settings.crop // model.patch_size
 
-    def step() -> None:
+    def step(count: int) -> None:
+        pixels = torch.zeros(count, 3, side, side, device=run.device)
+        if settings.loss == "clipped":
+            targets = torch.zeros(count, side, side, dtype=torch.long, device=run.device)
+        else:
+            targets = torch.full((count, labels, grid, grid), 1 / labels, device=run.device)
+        classes = torch.zeros(count, labels - 1, device=run.device)
         with autocast(settings.amp, run.device):
             losses = segmenter_losses(model, settings, soft_cross_entropy, pixels, targets, classes)
         _update(losses, optimizer)
 
-    each = _seconds(step, run.device) / batch
+    each = _seconds_of_an_image(step, settings.batch_size, run.device)
     return {"train_seg": settings.epochs * len(images) * each, "predict": predict}
 
 
@@ -143,6 +143,7 @@ def _seconds_of_predictions(run: Run, model: Segmenter) -> float:
     least = replace(settings, ratios=(min(settings.ratios),), flip=False)
     predictor = Predictor(model, least)
     inputs = predictor.read(_usual(run.val.samples))
+    read = _seconds(lambda: predictor.read(inputs.sample), run.device)
     windows = _seconds(lambda: predictor.probabilities([inputs]), run.device)
     maps = _seconds(lambda: predictor.label_maps([inputs]), run.device)
     scaled = [torch.from_numpy(i) for i in scaled_images(inputs.photograph.pixels, settings)]
@@ -150,7 +151,8 @@ def _seconds_of_predictions(run: Run, model: Segmenter) -> float:
         sum(len(view.tops) * len(view.lefts) for view in views(images, own))
         for images, own in ((scaled, settings), (inputs.scaled, least))
     )
-    return len(run.val) * (windows * every / measured + max(maps - windows, 0.0))
+    each = read + windows * every / measured + max(maps - windows, 0.0)
+    return len(run.val) * each
 
 
 def _usual(samples: Sequence[Sample]) -> Sample:
@@ -164,9 +166,19 @@ def _usual(samples: Sequence[Sample]) -> Sample:
     return sorted(some, key=pixels)[len(some) // 2]
 
 
-def _batch(size: int, device: torch.device) -> int:
-    """Images of a step that is measured."""
-    return min(size, IMAGES_ON_CPU) if device.type == "cpu" else size
+def _seconds_of_an_image(step: Callable[[int], None], batch: int, device: torch.device) -> float:
+    """The seconds of a step for each of its images; of a whole batch, unless that takes long.
+
+    Args:
+        step: does a step with so many images.
+        batch: images of a step of the training.
+        device: where it runs.
+    """
+    few = min(batch, IMAGES_ON_CPU) if device.type == "cpu" else batch
+    seconds = _seconds(lambda: step(few), device)
+    if few < batch and seconds / few * batch < AFFORDED:
+        few, seconds = batch, _seconds(lambda: step(batch), device)
+    return seconds / few
 
 
 def _update(losses: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
