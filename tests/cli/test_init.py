@@ -281,6 +281,14 @@ def test_a_recipe_of_the_users_stays_and_says_how_to_go_on(root):
     assert "--out FILE writes another recipe, and the label files anew" in " ".join(text.split())
 
 
+def test_where_the_machine_cannot_be_measured_it_is_said(root, monkeypatch, caplog):
+    monkeypatch.setattr("weaktr.stages.forecast.forecast", lambda run, stages: {})
+    initialised(root)
+    assert (
+        "it could not be measured; the training says it after its first batches" in caplog.messages
+    )
+
+
 def test_a_file_is_no_folder_of_photographs(root):
     code, text = said(cli.main, "init", root / "labels.csv")
     assert code == cli.WRONG_INPUT and "PHOTOS: expected a folder" in text and "a file" in text

@@ -9,8 +9,9 @@ import torch
 
 from tests.stages import tiny
 from weaktr.stages import forecast as module
-from weaktr.stages.forecast import forecast
+from weaktr.stages.forecast import forecast, go_on
 from weaktr.stages.pipeline import STAGES, run_recipe
+from weaktr.stages.plan import time_in_words
 from weaktr.stages.run import Run
 
 COUNT = 24
@@ -81,18 +82,22 @@ def test_a_frozen_backbone_passes_once(squares, tmp_path):
 
 
 @pytest.mark.usefixtures("each_takes_a_second")
-def test_stages_that_will_not_run_or_have_begun_are_left_out(squares, tmp_path):
+def test_stages_that_will_not_run_are_left_out_and_begun_ones_told(squares, tmp_path):
     recipe = tiny.recipe(squares)
     some = [stage for stage in STAGES if stage.name in ("label", "predict")]
     assert [*forecast(Run(recipe, tmp_path), some)] == ["label", "predict"]
     (tmp_path / "train_seg").mkdir()
     (tmp_path / "train_seg/state.pt").touch()
-    assert [*forecast(Run(recipe, tmp_path), STAGES)] == ["train_cam", "label", "predict"]
+    run = Run(recipe, tmp_path)
+    every = ["train_cam", "label", "train_seg", "predict"]
+    assert [*forecast(run, STAGES)] == every and go_on(run, STAGES) == ["train_seg"]
+    told = time_in_words({"train_seg": 60.0}, go_on(run, STAGES))
+    assert told.endswith("train_seg 60 s; less where train_seg goes on where it stopped")
 
 
 def test_few_photographs_and_failures_have_no_forecast(squares, tmp_path, monkeypatch):
-    few = tiny.squares(tmp_path / "few", count=module.FEWEST - 1)
-    assert seconds_of(tiny.recipe(few), tmp_path) == {}
+    run = Run(tiny.recipe(tiny.squares(tmp_path / "few", count=3)), tmp_path / "run")
+    assert forecast(run, STAGES, 4) == {} != forecast(run, STAGES, 3)
 
     def failing(*_):
         raise RuntimeError("no memory")

@@ -267,6 +267,8 @@ def _show_next(recipe: Recipe, file: Path) -> None:
     log.info("measuring how long this machine takes: %s", in_words(run.device))
     if seconds := forecast(run, STAGES):
         log.info("%s", time_in_words(seconds))
+    else:
+        log.info("it could not be measured; the training says it after its first batches")
     known = timm.models.get_pretrained_cfg(recipe.cam_model.backbone)
     if recipe.cam_model.weights == "timm" and known is not None and not is_fetched(known):
         log.info("weights: timm fetches them once, about 90 MB; or give a file: --weights FILE")

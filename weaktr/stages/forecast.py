@@ -35,8 +35,6 @@ from weaktr.training.state import STATE
 
 log = logging.getLogger("weaktr")
 
-#: Runs of fewer photographs are over soon anyway.
-FEWEST = 20
 #: Work that took so many seconds at its first time is not done again for a better measurement.
 LONG = 1.0
 #: Photographs of which one of usual size is looked for; images in a step on a CPU whose whole batch
@@ -44,23 +42,24 @@ LONG = 1.0
 LOOKED_AT, IMAGES_ON_CPU, AFFORDED = 9, 2, 4.0
 
 
-def forecast(run: Run, stages: Sequence[Stage]) -> dict[str, float]:
+def forecast(run: Run, stages: Sequence[Stage], fewest: int = 1) -> dict[str, float]:
     """About how many seconds stages will take, by their names.
 
     Args:
         run: whose data have been checked.
-        stages: that will run. A training that goes on where it stopped is left out.
+        stages: that will run, each from its beginning; see `go_on`.
+        fewest: photographs for which it is worth the time.
 
     Returns:
-        Nothing for few photographs, and where something goes wrong: the run will say what.
+        Nothing for fewer photographs, and where something goes wrong: the run will say what.
     """
-    names = {stage.name for stage in stages if not (run.of(stage.name) / STATE).is_file()}
+    names = {stage.name for stage in stages}
     seconds: dict[str, float] = {}
     state = torch.get_rng_state()
     try:
-        if names & {"train_cam", "label"} and len(run.train_images) >= FEWEST:
+        if names & {"train_cam", "label"} and len(run.train_images) >= fewest:
             seconds |= _of_stage1(run)
-        if names & {"train_seg", "predict"} and len(run.train) >= FEWEST:
+        if names & {"train_seg", "predict"} and len(run.train) >= fewest:
             seconds |= _of_stage2(run, "predict" in names)
     except Exception:
         log.debug("forecast", exc_info=True)
@@ -70,6 +69,11 @@ def forecast(run: Run, stages: Sequence[Stage]) -> dict[str, float]:
     return {
         stage.name: seconds[stage.name] for stage in stages if stage.name in names & set(seconds)
     }
+
+
+def go_on(run: Run, stages: Sequence[Stage]) -> list[str]:
+    """The trainings that may go on where they stopped, so that a part of their time is over."""
+    return [stage.name for stage in stages if (run.of(stage.name) / STATE).is_file()]
 
 
 def _of_stage1(run: Run) -> dict[str, float]:

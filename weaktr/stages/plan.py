@@ -7,16 +7,19 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
-from weaktr.messages import duration, one_line
+from weaktr.messages import duration, listed, one_line
 from weaktr.models.precision import inference_amp
 from weaktr.progress import has_tensorboard
 from weaktr.stages.check import TO_SCORE_ON, TRUTH, Part
-from weaktr.stages.forecast import forecast
+from weaktr.stages.forecast import forecast, go_on
 from weaktr.stages.machine import cpu_name
 from weaktr.stages.run import Run, Stage
 
 #: Parts of the check that say how much there is to do, beside the splits.
 AMOUNTS = ("train_cam", "cam_model", "train_seg", "seg_model")
+
+#: Runs of fewer photographs are over soon, and are not measured for.
+FEWEST = 20
 
 
 def plan(run: Run, stages: Sequence[Stage], parts: Sequence[Part]) -> Iterator[str]:
@@ -42,14 +45,15 @@ def plan(run: Run, stages: Sequence[Stage], parts: Sequence[Part]) -> Iterator[s
     trains = any(stage.name.startswith("train_") for stage in stages)
     if trains and has_tensorboard():
         yield one_line(f"losses as curves: tensorboard --logdir {shlex.quote(str(run.folder))}")
-    if seconds := forecast(run, stages):
-        yield time_in_words(seconds)
+    if seconds := forecast(run, stages, FEWEST):
+        yield time_in_words(seconds, go_on(run, stages))
 
 
-def time_in_words(seconds: Mapping[str, float]) -> str:
-    """What `forecast` has found."""
+def time_in_words(seconds: Mapping[str, float], begun: Sequence[str] = ()) -> str:
+    """What `forecast` has found; `begun`: trainings that may go on where they stopped."""
     parts = ", ".join(f"{stage} {duration(own)}" for stage, own in seconds.items())
-    return f"about {duration(sum(seconds.values()))} on this machine, measured just now: {parts}"
+    told = f"about {duration(sum(seconds.values()))} on this machine, measured just now: {parts}"
+    return f"{told}; less where {listed(begun)} goes on where it stopped" if begun else told
 
 
 def in_words(device: torch.device) -> str:
