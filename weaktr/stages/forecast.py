@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 import torch
@@ -58,9 +58,9 @@ def forecast(run: Run, stages: Sequence[Stage], fewest: int = 1) -> dict[str, fl
     state = torch.get_rng_state()
     try:
         if names & {"train_cam", "label"} and len(run.train_images) >= fewest:
-            seconds |= _of_stage1(run)
+            seconds |= _of_stage1(run, "train_cam" in names)
         if names & {"train_seg", "predict"} and len(run.train) >= fewest:
-            seconds |= _of_stage2(run, "predict" in names)
+            seconds |= _of_stage2(run, names)
     except Exception:
         log.debug("forecast", exc_info=True)
         return {}
@@ -76,8 +76,8 @@ def go_on(run: Run, stages: Sequence[Stage]) -> list[str]:
     return [stage.name for stage in stages if (run.of(stage.name) / STATE).is_file()]
 
 
-def _of_stage1(run: Run) -> dict[str, float]:
-    """The seconds of stage 1 and of labelling."""
+def _of_stage1(run: Run, trains: bool) -> dict[str, float]:
+    """The seconds of labelling, and where it `trains` of stage 1."""
     recipe, images = run.recipe, run.train_images
     config, settings = recipe.cam_model, recipe.label
     kind = PatchModel if config.kind == "patches" else CamModel
@@ -95,6 +95,8 @@ def _of_stage1(run: Run) -> dict[str, float]:
         after = read + max(maps - cams, 0.0)
         return {"train_cam": len(images) * cams, "label": len(shown) * (after + kept)}
     seconds = {"label": len(shown) * (read + maps)}
+    if not trains:
+        return seconds
     train = recipe.train_cam
     optimizer = cam_optimizer(
         model.train(), train.lr, backbone_lr=train.backbone_lr, class_tokens=train.class_tokens
@@ -113,12 +115,16 @@ def _of_stage1(run: Run) -> dict[str, float]:
     return {"train_cam": epochs * len(images) * each, **seconds}
 
 
-def _of_stage2(run: Run, predicts: bool) -> dict[str, float]:
-    """The seconds of stage 2's training and of predictions."""
+def _of_stage2(run: Run, names: Collection[str]) -> dict[str, float]:
+    """The seconds of stage 2's training and of predictions, those of `names`."""
     settings, images = run.train_seg, to_segment(run.train, run.recipe)
     labels = run.train.classes.num_labels
     model = Segmenter(run.recipe.seg_model, labels).to(run.device)
-    predict = _seconds_of_predictions(run, model.eval()) if predicts else 0.0
+    seconds = {}
+    if "predict" in names:
+        seconds["predict"] = _seconds_of_predictions(run, model.eval())
+    if "train_seg" not in names:
+        return seconds
     optimizer = segmenter_optimizer(
         model.train(), settings.lr, encoder_lr=settings.encoder_lr,
         layer_decay=settings.layer_decay, momentum=settings.momentum,
@@ -138,7 +144,7 @@ def _of_stage2(run: Run, predicts: bool) -> dict[str, float]:
         _update(losses, optimizer)
 
     each = _seconds_of_an_image(step, settings.batch_size, run.device)
-    return {"train_seg": settings.epochs * len(images) * each, "predict": predict}
+    return {"train_seg": settings.epochs * len(images) * each, **seconds}
 
 
 def _seconds_of_predictions(run: Run, model: Segmenter) -> float:
