@@ -1,0 +1,161 @@
+"""Files inside of tar archives, by paths that go on behind the archive: ``shards/000.tar/dog.jpg``.
+
+Such a path can stand wherever a photograph or a mask is read. A tar has no table of contents: its
+headers are read once for each process, and its files by their offsets, in any order.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from weaktr.files import require_file
+
+#: Bytes of a block, of which a tar is made.
+BLOCK = 512
+#: Files of archives whose places are kept, of all archives together.
+KEPT_MEMBERS = 2_000_000
+SUFFIX = ".tar"
+
+
+class Member(NamedTuple):
+    """A file in a tar."""
+
+    name: str  #: as it is written there
+    offset: int  #: of its first byte in the archive
+    size: int  #: in bytes
+
+
+class Status(NamedTuple):
+    """What tells without reading it that a file is the same still: fields of `os.stat_result`."""
+
+    st_size: int
+    st_mtime_ns: int
+    st_ctime_ns: int
+    st_ino: int
+
+
+def members_of(archive: Path) -> Sequence[Member]:
+    """The files in a tar, in its order; links, folders and devices are passed over.
+
+    Raises:
+        ValueError: it is no tar, is compressed, or was cut off; names it.
+        OSError: it cannot be read.
+    """
+    return _table(archive)[0]
+
+
+def archive_of(path: Path) -> tuple[Path, str] | None:
+    """The archive in which a path leads, and the name of the file in it; None = it is in none."""
+    for above in path.parents:
+        if above.is_file():
+            return above, path.relative_to(above).as_posix()
+        if above.is_dir():
+            return None
+    return None
+
+
+def opened(path: Path) -> Path | BinaryIO:
+    """What to open in place of a path: the bytes of a file in a tar, else the path itself.
+
+    Raises:
+        FileNotFoundError: the archive holds no such file.
+        ValueError: see `members_of`.
+    """
+    inside = None if os.path.lexists(path) else archive_of(path)
+    return path if inside is None else io.BytesIO(_bytes_of(*inside))
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file, which may be in a tar; errors as of `opened`."""
+    try:
+        return path.read_bytes()
+    except NotADirectoryError:
+        inside = archive_of(path)
+        if inside is None:
+            raise
+        return _bytes_of(*inside)
+
+
+def status(path: Path | str) -> Status:
+    """The status of a file; of one in a tar its size, and the rest of the archive.
+
+    Raises:
+        OSError: it is not there.
+        ValueError: see `members_of`.
+    """
+    try:
+        own = os.stat(path)
+    except NotADirectoryError:
+        inside = archive_of(Path(path))
+        if inside is None:
+            raise
+        member = _member(*inside)
+        own = os.stat(inside[0])
+        # files of one archive differ by their offsets, as files of a disk by their inodes
+        return Status(member.size, own.st_mtime_ns, own.st_ctime_ns, own.st_ino + member.offset)
+    return Status(own.st_size, own.st_mtime_ns, own.st_ctime_ns, own.st_ino)
+
+
+def _bytes_of(archive: Path, name: str) -> bytes:
+    member = _member(archive, name)
+    with open(archive, "rb") as file:
+        file.seek(member.offset)
+        content = file.read(member.size)
+    if len(content) < member.size:
+        raise ValueError(f"{archive}: ends within {name}")
+    return content
+
+
+def _member(archive: Path, name: str) -> Member:
+    try:
+        return _table(archive)[1][name]
+    except KeyError:
+        raise FileNotFoundError(f"{archive}: holds no {name}") from None
+
+
+_Table = tuple[list[Member], dict[str, Member]]
+_tables: OrderedDict[str, tuple[Status, _Table]] = OrderedDict()
+_lock = threading.Lock()
+
+
+def _table(archive: Path) -> _Table:
+    """The files of an archive; read again where it has changed."""
+    key, now = os.path.abspath(archive), status(archive)
+    with _lock:
+        before = _tables.get(key)
+        if before is not None and before[0] == now:
+            _tables.move_to_end(key)
+            return before[1]
+    members = list(_read_headers(archive))
+    table = members, {member.name: member for member in members}
+    with _lock:
+        _tables[key] = now, table
+        while len(_tables) > 1 and sum(len(t[0]) for _, t in _tables.values()) > KEPT_MEMBERS:
+            _tables.popitem(last=False)
+    return table
+
+
+def _read_headers(archive: Path) -> Iterator[Member]:
+    require_file(archive)
+    with open(archive, "rb") as file:
+        try:
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                end = 0
+                for info in tar:
+                    end = info.offset_data + -(-info.size // BLOCK) * BLOCK
+                    if info.isfile() and not info.issparse():
+                        yield Member(info.name.removeprefix("./"), info.offset_data, info.size)
+        except (tarfile.TarError, EOFError, UnicodeError) as error:
+            raise ValueError(
+                f"{archive}: expected a tar without compression, got: {error}"
+            ) from error
+        file.seek(end)
+        if file.read(BLOCK) != bytes(BLOCK):
+            raise ValueError(f"{archive}: is cut off, or damaged: a tar ends with a block of zeros")
