@@ -10,7 +10,8 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from weaktr.data.masks import png_bytes
-from weaktr.data.stored_maps import write_cams
+from weaktr.data.stored_maps import npz_of_cams
+from weaktr.files import write_bytes
 from weaktr.seals import BLANK, is_sealed, sealed, was_sealed
 
 MASK = Image.fromarray(np.arange(20, dtype=np.uint8).reshape(4, 5))
@@ -63,7 +64,7 @@ def test_links_and_folders_are_not_sealed(png, tmp_path):
 
 def test_an_archive_is_sealed_until_somebody_adds_to_it(tmp_path):
     path = tmp_path / "cams.npz"
-    write_cams(path, np.zeros((1, 4, 5), np.float32), [2])
+    write_bytes(path, npz_of_cams(np.zeros((1, 4, 5), np.float32), [2]))
     assert is_sealed(path)
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("notes.txt", "mine")

@@ -14,7 +14,8 @@ from weaktr import cli
 from weaktr.config import PredictConfig
 from weaktr.data.classes import COCO80
 from weaktr.data.masks import write_mask
-from weaktr.data.stored_maps import write_cams
+from weaktr.data.stored_maps import npz_of_cams
+from weaktr.files import write_bytes
 from weaktr.recipes import as_tree
 
 C = arrays("C_labels_miou")
@@ -112,7 +113,9 @@ def test_dumped_cams_are_read(tmp_path):
     write_stored(tmp_path, "voc")
     for index in SAMPLES:
         classes = [int(key) for key in stored("voc", index, "keys")]
-        write_cams(tmp_path / "dumped" / f"{index}.npz", stored("voc", index, "cam"), classes)
+        write_bytes(
+            tmp_path / "dumped" / f"{index}.npz", npz_of_cams(stored("voc", index, "cam"), classes)
+        )
     arguments = ("--classes", "voc12", "--thresholds", "0.43")
     theirs, _ = evaluated(tmp_path, *arguments, masks="cams")
     ours, _ = evaluated(tmp_path, *arguments, masks="dumped")
@@ -351,7 +354,7 @@ def test_lists_with_faults(two):
 
 def test_cams_of_two_kinds(tmp_path):
     write_stored(tmp_path, "voc")
-    write_cams(tmp_path / "cams" / "0.npz", stored("voc", 0, "cam"), [0])
+    write_bytes(tmp_path / "cams" / "0.npz", npz_of_cams(stored("voc", 0, "cam"), [0]))
     text = refused(tmp_path, "--num-labels", 21, masks="cams")
     assert "expected files of one kind, got .npy and .npz" in text
 

@@ -12,7 +12,8 @@ from tests.cli.test_train import said
 from tests.stored import arrays
 from weaktr import cli
 from weaktr.data.masks import MaskFolder, write_mask
-from weaktr.data.stored_maps import read_soft_labels, write_cams
+from weaktr.data.stored_maps import npz_of_cams, read_soft_labels
+from weaktr.files import write_bytes
 from weaktr.ops.dense_crf.presets import PRESETS
 
 C = arrays("C_labels_miou")
@@ -98,7 +99,7 @@ def test_the_crf_runs_on_them(tmp_path):
 def test_dumped_cams_give_the_same(root):
     for index in SAMPLES:
         classes = C[f"voc.{index}.keys"].tolist()
-        write_cams(root / "dumped" / f"{index}.npz", C[f"voc.{index}.cam"], classes)
+        write_bytes(root / "dumped" / f"{index}.npz", npz_of_cams(C[f"voc.{index}.cam"], classes))
     theirs = labelled(root, *chosen("crf=none"))
     ours = labelled(root, *chosen("crf=none"), cams="dumped", out="ours")
     masks = [{name: e.sha256 for name, e in one.entries.items()} for one in (ours, theirs)]

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from weaktr.data.arrays import read_npz, read_pickled_arrays
-from weaktr.data.stored_maps import read_cams, write_cams
+from weaktr.data.stored_maps import npz_of_cams, read_cams
+from weaktr.files import write_bytes
 
 TYPES = ["f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?", ">f4", ">i2"]
 
@@ -138,7 +139,7 @@ def test_an_archive_that_inflates_without_end(
         archive.writestr("classes.npy", npy(header("(1,)", "'<i8'"), bytes(8)))
     with pytest.raises(ValueError, match=r"\d+ bytes that claims to hold 1677"):
         read_cams(path)
-    write_cams(path, np.zeros((1, 512, 512), np.float32), [3])
+    write_bytes(path, npz_of_cams(np.zeros((1, 512, 512), np.float32), [3]))
     assert read_cams(path)[0].shape == (1, 512, 512)
 
 
@@ -155,7 +156,7 @@ def test_a_member_that_claims_more_bytes_than_the_archive_has(tmp_path: Path) ->
 @pytest.mark.parametrize("cut", [0, 10, 100, -30, -1])
 def test_damaged_archives(tmp_path: Path, cut: int) -> None:
     path = tmp_path / "a.npz"
-    write_cams(path, np.random.rand(2, 9, 9).astype(np.float32), [3, 5])
+    write_bytes(path, npz_of_cams(np.random.rand(2, 9, 9).astype(np.float32), [3, 5]))
     path.write_bytes(path.read_bytes()[:cut])
     with pytest.raises(ValueError, match=f"^{path}: expected CAMs"):
         read_cams(path)
@@ -187,7 +188,7 @@ SHAPE = (2, 3, 4)
 )
 def test_cams_are_from_0_to_1(tmp_path: Path, cams: np.ndarray, reason: str | None) -> None:
     classes = list(range(len(cams)))
-    write_cams(tmp_path / "a.npz", cams, classes)
+    write_bytes(tmp_path / "a.npz", npz_of_cams(cams, classes))
     paths = [tmp_path / "a.npz"]
     if classes:
         np.save(tmp_path / "a.npy", dict(enumerate(cams)), allow_pickle=True)

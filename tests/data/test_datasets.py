@@ -16,8 +16,9 @@ from weaktr.data import DataError, load_manifest
 from weaktr.data.classes import IGNORE, Classes
 from weaktr.data.datasets import CamDataset, EpochSampler, SegDataset, mixed_seed, multi_hot
 from weaktr.data.manifest import Manifest, Sample
-from weaktr.data.stored_maps import SoftLabels, write_soft_labels
+from weaktr.data.stored_maps import SoftLabels, npz_of_soft_labels
 from weaktr.data.transforms import cam_train_transform, seg_train_transform
+from weaktr.files import write_bytes
 
 CLASSES = Classes(("cat", "dog", "cow"))
 COUNT = 6
@@ -247,7 +248,7 @@ def test_shares_of_the_cells_of_a_whole_photograph(tmp_path: Path) -> None:
     expected[2, 0, 0] = expected[0, 0, 1] = expected[0, 1, 0] = 1
     assert torch.equal(hard, expected)
     cells = np.array([[[51, 255]], [[204, 0]]], np.uint8)
-    write_soft_labels(tmp_path / "a.npz", SoftLabels(cells, (0, 3)), SIZE)
+    write_bytes(tmp_path / "a.npz", npz_of_soft_labels(SoftLabels(cells, (0, 3)), SIZE))
     soft = {"a": tmp_path / "a.npz"}
     dataset = SegDataset(pairs, tuple, num_labels=4, patch_size=8, soft=soft)
     both = torch.tensor([[[0.2, 1.0]], [[0.0, 0]], [[0, 0]], [[0.8, 0]]])

@@ -9,10 +9,11 @@ from weaktr.data.problems import DataError
 from weaktr.data.stored_maps import (
     SoftLabels,
     is_damaged,
+    npz_of_cams,
+    npz_of_soft_labels,
     read_soft_labels,
-    write_cams,
-    write_soft_labels,
 )
+from weaktr.files import write_bytes
 from weaktr.seals import is_sealed
 
 SIZE = (20, 31)
@@ -26,7 +27,7 @@ def soft():
 
 @pytest.fixture
 def path(tmp_path, soft):
-    write_soft_labels(tmp_path / "deep" / "a.npz", soft, SIZE)
+    write_bytes(tmp_path / "deep" / "a.npz", npz_of_soft_labels(soft, SIZE))
     return tmp_path / "deep" / "a.npz"
 
 
@@ -46,13 +47,15 @@ def refused(path, message, num_labels=8, size=SIZE):
 def test_others_are_refused(path, soft):
     refused(path, r"labels \[0, 2, 7\], expected 0\.\.6", num_labels=7)
     refused(path, r"an image of \[20, 31\] pixels, not \(20, 30\)", size=(20, 30))
-    write_soft_labels(path, soft._replace(labels=(0, 2, 2)), SIZE)
+    write_bytes(path, npz_of_soft_labels(soft._replace(labels=(0, 2, 2)), SIZE))
     refused(path, r"labels \[0, 2, 2\] for 3 maps")
-    write_soft_labels(path, soft._replace(shares=soft.shares.astype(np.float32)), SIZE)
+    write_bytes(
+        path, npz_of_soft_labels(soft._replace(shares=soft.shares.astype(np.float32)), SIZE)
+    )
     refused(path, "of float32")
-    write_soft_labels(path, soft._replace(shares=0 * soft.shares), SIZE)
+    write_bytes(path, npz_of_soft_labels(soft._replace(shares=0 * soft.shares), SIZE))
     refused(path, "cells without any label")
-    write_cams(path, np.ones((1, 2, 2), np.float32), [0])
+    write_bytes(path, npz_of_cams(np.ones((1, 2, 2), np.float32), [0]))
     refused(path, "an archive without soft, labels, size")
     path.unlink()
     refused(path, "No such file")

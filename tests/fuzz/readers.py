@@ -43,12 +43,13 @@ from weaktr.data.proposals import read_proposals
 from weaktr.data.sources.scenes import scenes
 from weaktr.data.stored_maps import (
     SoftLabels,
+    npz_of_cams,
+    npz_of_soft_labels,
     read_cams,
     read_soft_labels,
-    write_cams,
-    write_soft_labels,
 )
 from weaktr.evaluation.folders import written_conditions
+from weaktr.files import write_bytes
 from weaktr.inference.threshold import Choice, read_choice, write_choice
 from weaktr.models import CamModel, checkpoints
 from weaktr.models.pretrained import read_state
@@ -416,7 +417,9 @@ def _stage2_variant(root: Path) -> None:
 
 
 def _cams(root: Path) -> None:
-    write_cams(root / "a.npz", np.random.default_rng(0).random((2, 3, 4), np.float32), (0, 5))
+    write_bytes(
+        root / "a.npz", npz_of_cams(np.random.default_rng(0).random((2, 3, 4), np.float32), (0, 5))
+    )
 
 
 def _cached(root: Path) -> None:
@@ -429,7 +432,7 @@ def _read_cached(root: Path) -> None:
 
 def _soft_labels(root: Path) -> None:
     shares = np.random.default_rng(0).integers(1, 256, (2, 3, 4), np.uint8)
-    write_soft_labels(root / "a.npz", SoftLabels(shares, (0, 5)), (12, 16))
+    write_bytes(root / "a.npz", npz_of_soft_labels(SoftLabels(shares, (0, 5)), (12, 16)))
 
 
 def _proposals(root: Path) -> None:

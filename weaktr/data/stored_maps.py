@@ -14,7 +14,7 @@ import numpy as np
 from weaktr.data.arrays import read_npz, read_pickled_arrays
 from weaktr.data.classes import MAX_CLASSES
 from weaktr.data.problems import DataError, Problem
-from weaktr.files import is_outside_input, write_bytes
+from weaktr.files import is_outside_input
 from weaktr.seals import sealed_zip
 
 #: CAMs may leave 0 to 1 by so much: half precision rounds them.
@@ -23,21 +23,23 @@ ROUNDING = 1e-3
 ZIP = b"PK\x03\x04"
 
 
-def write_cams(path: Path, cams: np.ndarray, classes: Sequence[int]) -> None:
-    """Write one image's CAMs: float32 [K, H, W] in [0, 1] and the K class indices, as npz."""
-    _write_npz(path, cams=cams, classes=np.asarray(classes, np.int64))
+def npz_of_cams(cams: np.ndarray, classes: Sequence[int]) -> bytes:
+    """One image's CAMs, float32 [K, H, W] in [0, 1], and the K class indices, as npz."""
+    return _npz(cams=cams, classes=np.asarray(classes, np.int64))
 
 
-def write_scores(path: Path, scores: np.ndarray) -> None:
-    """Write the scores of the labels that win somewhere in an image, as npz.
+def npz_of_scores(scores: np.ndarray) -> bytes:
+    """The scores of the labels that win somewhere in an image, as npz.
 
     Args:
-        path: the file; ``prob`` is float32 [K, H, W], ``keys`` the K labels, ascending, as in the
-            files of the published code.
         scores: float32 [L, H, W].
+
+    Returns:
+        An npz with ``prob``, float32 [K, H, W], and ``keys``, the K labels, ascending, as in the
+        files of the published code.
     """
     keys = np.unique(scores.argmax(0))
-    _write_npz(path, prob=scores[keys], keys=keys)
+    return _npz(prob=scores[keys], keys=keys)
 
 
 class SoftLabels(NamedTuple):
@@ -50,17 +52,17 @@ class SoftLabels(NamedTuple):
     labels: tuple[int, ...]  #: the K labels, background 0 first
 
 
-def write_soft_labels(path: Path, soft: SoftLabels, size: tuple[int, int]) -> None:
-    """Write the soft labels of one image of `size` (H, W) pixels, as npz."""
+def npz_of_soft_labels(soft: SoftLabels, size: tuple[int, int]) -> bytes:
+    """The soft labels of one image of `size` (H, W) pixels, as npz."""
     labels = np.asarray(soft.labels, np.uint8)
-    _write_npz(path, soft=soft.shares, labels=labels, size=np.asarray(size, np.int32))
+    return _npz(soft=soft.shares, labels=labels, size=np.asarray(size, np.int32))
 
 
 def read_soft_labels(path: Path, num_labels: int, size: tuple[int, int]) -> SoftLabels:
     """Read the soft labels of one image.
 
     Args:
-        path: an npz of `write_soft_labels`.
+        path: an npz of `npz_of_soft_labels`.
         num_labels: L, background included.
         size: (H, W) of the image in pixels.
 
@@ -104,8 +106,8 @@ def is_damaged(path: Path) -> bool:
     return False
 
 
-def _write_npz(path: Path, **arrays: np.ndarray) -> None:
-    """Write arrays as a sealed npz; the same ones give the same file at any time."""
+def _npz(**arrays: np.ndarray) -> bytes:
+    """Arrays as a sealed npz; the same ones give the same bytes at any time."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, array in arrays.items():
@@ -113,14 +115,14 @@ def _write_npz(path: Path, **arrays: np.ndarray) -> None:
             np.save(content, array, allow_pickle=False)
             undated = zipfile.ZipInfo(f"{name}.npy")
             archive.writestr(undated, content.getvalue(), zipfile.ZIP_DEFLATED)
-    write_bytes(path, sealed_zip(buffer.getvalue()), durable=False)
+    return sealed_zip(buffer.getvalue())
 
 
 def read_cams(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Read one image's CAMs.
 
     Args:
-        path: an npz of `write_cams`, or an npy of the published code: a pickled dict of class
+        path: an npz of `npz_of_cams`, or an npy of the published code: a pickled dict of class
             index -> float32 [H, W], read without running what a pickle could run.
 
     Returns:

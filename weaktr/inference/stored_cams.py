@@ -30,7 +30,7 @@ class StoredCams:
     image without CAMs has none.
 
     Args:
-        folder: of NAME.npz (`write_cams`) or NAME.npy (the published code), at any depth.
+        folder: of NAME.npz (`npz_of_cams`) or NAME.npy (the published code), at any depth.
         samples: the images, which are worked on at the size of their CAMs.
         device: where thresholds and refiners work.
 

@@ -22,8 +22,8 @@ from weaktr.inference.soft_labels import Softening
 from weaktr.inference.threshold import CHOICE
 from weaktr.inference.timeline import Timeline
 from weaktr.models import PatchModel
-from weaktr.refine import Refiner, choose_refiners, files_of, needs_features, notes_of
-from weaktr.stages.masks import MaskReport, make_masks
+from weaktr.refine import Refiner, choose_refiners, files_of, needs_features
+from weaktr.stages.masks import MaskMaker, MaskReport, make_masks
 from weaktr.stages.run import Run, Stage, masks_digest
 from weaktr.stages.store import MaskStore, soft_file
 from weaktr.stages.threshold import masks_to_search_on, require_way, threshold_of
@@ -55,7 +55,7 @@ def label(
         source: of the CAMs.
         samples: the images; their true masks are not read.
         folder: gets ``masks/``, ``index.jsonl`` and, with refiners, ``before_refinement/``; with
-            `LabelConfig.soft` also ``soft/NAME.npz``, see `write_soft_labels`; where the threshold
+            `LabelConfig.soft` also ``soft/NAME.npz``, see `npz_of_soft_labels`; where the threshold
             is chosen, ``threshold.json`` and a chart of it.
         settings: see `LabelConfig`; for stored CAMs only those of `AFTER_CAMS` count.
         emit: "confidence": also ``confidence/NAME.png``; "cam": also ``cams/NAME.npz`` (large). The
@@ -77,7 +77,6 @@ def label(
     require_features(refiners, source)
     require_way(settings, source, masked)
     keep_unlabelled = settings.unlabelled == "background"
-    softening = Softening(settings.soft_temperature, settings.soft_stride)
 
     def files(sample: Sample) -> tuple[Path, ...]:
         chosen = [folder / CHOICE] if is_chosen else []
@@ -88,7 +87,7 @@ def label(
         files,
         refined=bool(refiners),
         keep_unlabelled=keep_unlabelled,
-        emit=[*emit, "soft"] if settings.soft else emit,
+        emit=emitted(settings, emit),
         contents=contents,
         num_labels=source.num_labels,
     )
@@ -98,6 +97,25 @@ def label(
     candidates = [s for s in shown if source.shows_a_class(s)]
     is_chosen = bool(candidates) and not isinstance(settings.threshold, float)
     threshold = threshold_of(source, candidates, folder, settings, masked) if candidates else 1.0
+
+    maker = label_maker(source, settings, threshold, refiners, emit)
+    report = make_masks(maker, shown, store, profile=profile)
+    report.left_out[:0] = left_out
+    report.count_older(store.masks, samples)
+    report.unlabelled[:0] = [sample.name for sample in nothing]
+    report.log("pseudo labels", settings.max_side, group)
+    return report
+
+
+def label_maker(
+    source: CamSource,
+    settings: LabelConfig,
+    threshold: float,
+    refiners: Sequence[Refiner],
+    emit: Collection[str] = (),
+) -> MaskMaker[CamInputs]:
+    """What makes the pseudo labels of `label`; arguments as there, the threshold a number."""
+    softening = Softening(settings.soft_temperature, settings.soft_stride)
 
     def compute(batch: Sequence[CamInputs], timeline: Timeline) -> list[LabelMaps]:
         return label_maps(
@@ -111,23 +129,13 @@ def label(
             timeline=timeline,
         )
 
-    report = make_masks(
-        "pseudo labels",
-        shown,
-        store,
-        read=source.read,
-        fits=source.fits,
-        compute=compute,
-        device=source.device,
-        queue_mb=settings.queue_mb,
-        profile=profile,
-    )
-    report.left_out[:0] = left_out
-    report.notes += notes_of(refiners)
-    report.count_older(store.masks, samples)
-    report.unlabelled[:0] = [sample.name for sample in nothing]
-    report.log("pseudo labels", settings.max_side, group)
-    return report
+    device, queue_mb = source.device, settings.queue_mb
+    return MaskMaker("pseudo labels", source.read, source.fits, compute, device, queue_mb, refiners)
+
+
+def emitted(settings: LabelConfig, emit: Collection[str]) -> list[str]:
+    """What is written beside the masks: names of `weaktr.stages.store.EXTRAS`."""
+    return [*emit, "soft"] if settings.soft else [*emit]
 
 
 def require_features(refiners: Sequence[Refiner], source: CamSource) -> None:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Generic
 
 import torch
 
@@ -26,6 +27,7 @@ from weaktr.inference.results import LabelMaps
 from weaktr.inference.timeline import GPU, TRACE_MARK, Timeline
 from weaktr.messages import counted, few
 from weaktr.progress import Meter
+from weaktr.refine import Refiner, notes_of
 from weaktr.stages.store import MaskStore
 
 log = logging.getLogger("weaktr")
@@ -142,28 +144,41 @@ def unusable_in_words(masks: MaskFolder, samples: Iterable[Sample]) -> str | Non
     )
 
 
+@dataclass(frozen=True)
+class MaskMaker(Generic[Read]):
+    """How the masks of photographs are made, wherever they are stored.
+
+    Args:
+        title: of the work, for the progress.
+        read, fits: see `weaktr.inference.pipeline.Parts`.
+        compute: likewise; also gets the timeline, for its steps.
+        device: of the model.
+        queue_mb: see `LabelConfig`.
+        refiners: that `compute` applies.
+    """
+
+    title: str
+    read: Callable[[Sample], Read]
+    fits: Callable[[Sequence[Read], Read], bool]
+    compute: Callable[[Sequence[Read], Timeline], Sequence[LabelMaps]]
+    device: torch.device
+    queue_mb: int
+    refiners: Sequence[Refiner] = ()
+
+
 def make_masks(
-    title: str,
+    maker: MaskMaker[Read],
     samples: Sequence[Sample],
     store: MaskStore,
     *,
-    read: Callable[[Sample], Read],
-    fits: Callable[[Sequence[Read], Read], bool],
-    compute: Callable[[Sequence[Read], Timeline], Sequence[LabelMaps]],
-    device: torch.device,
-    queue_mb: int,
     profile: Path | None = None,
 ) -> MaskReport:
     """Write a mask for every image that is not done yet.
 
     Args:
-        title: of the work, for the progress.
+        maker: of the masks.
         samples: the images.
         store: where the masks go.
-        read, fits: see `weaktr.inference.pipeline.Parts`.
-        compute: likewise; also gets the timeline, for its steps.
-        device: of the model.
-        queue_mb: see `LabelConfig`.
         profile: a file for a trace of what each part did when (`Timeline.write_trace`).
 
     Returns:
@@ -197,17 +212,17 @@ def make_masks(
             todo.append(one)
     timeline = Timeline(keep_spans=profile is not None)
     try:
-        with Meter(title, len(samples), done=len(samples) - len(todo)) as meter:
+        with Meter(maker.title, len(samples), done=len(samples) - len(todo)) as meter:
             run_pipeline(
                 todo,
                 Parts(
-                    lambda sample: store.reading(sample, read),
-                    fits,
-                    lambda batch: compute(batch, timeline),
+                    lambda sample: store.reading(sample, maker.read),
+                    maker.fits,
+                    lambda batch: maker.compute(batch, timeline),
                     store.write,
                     record,
                 ),
-                limits_for(device, queue_mb),
+                limits_for(maker.device, maker.queue_mb),
                 timeline,
             )
     finally:
@@ -220,8 +235,9 @@ def make_masks(
             except OSError as error:  # must not hide the error of the run, nor end a finished one
                 log.warning("no trace: %s", error)
     if todo:
-        log.info("%s: %s", title, busy_in_words(timeline))
+        log.info("%s: %s", maker.title, busy_in_words(timeline))
     report.count(store.masks, samples)
+    report.notes += notes_of(maker.refiners)
     return report
 
 

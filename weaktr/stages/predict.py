@@ -17,8 +17,8 @@ from weaktr.inference.probabilities import SegInputs
 from weaktr.inference.results import LabelMaps
 from weaktr.inference.timeline import Timeline
 from weaktr.models import Segmenter
-from weaktr.refine import choose_refiners, files_of, notes_of
-from weaktr.stages.masks import MaskReport, make_masks
+from weaktr.refine import choose_refiners, files_of
+from weaktr.stages.masks import MaskMaker, MaskReport, make_masks
 from weaktr.stages.run import Run, Stage, masks_digest, without_masks
 from weaktr.stages.store import MaskStore
 from weaktr.stages.train_seg import TRAIN_SEG
@@ -43,7 +43,7 @@ def predict(
         folder: gets ``masks/``, ``index.jsonl`` and, with refiners, ``before_refinement/``.
         settings: see `PredictConfig`.
         given_classes: see `Predictor`.
-        emit: "scores": also ``scores/NAME.npz`` (large), see `write_scores`.
+        emit: "scores": also ``scores/NAME.npz`` (large), see `npz_of_scores`.
         profile: see `make_masks`.
         contents: see `MaskStore`.
 
@@ -66,24 +66,23 @@ def predict(
         num_labels=model.num_labels,
     )
 
-    def compute(batch: Sequence[SegInputs], timeline: Timeline) -> list[LabelMaps]:
-        return predictor.label_maps(batch, emit=emit, timeline=timeline)
-
-    report = make_masks(
-        "predictions",
-        samples,
-        store,
-        read=predictor.read,
-        fits=predictor.fits,
-        compute=compute,
-        device=predictor.device,
-        queue_mb=settings.queue_mb,
-        profile=profile,
-    )
-    report.notes += notes_of(predictor.refiners)
+    report = make_masks(prediction_maker(predictor, emit), samples, store, profile=profile)
     report.count_older(store.masks, samples)
     report.log("predictions", settings.max_side)
     return report
+
+
+def prediction_maker(predictor: Predictor, emit: Collection[str] = ()) -> MaskMaker[SegInputs]:
+    """What makes the masks of `predict`, whose `emit` this is."""
+
+    def compute(batch: Sequence[SegInputs], timeline: Timeline) -> list[LabelMaps]:
+        return predictor.label_maps(batch, emit=emit, timeline=timeline)
+
+    queue_mb = predictor.settings.queue_mb
+    return MaskMaker(
+        "predictions", predictor.read, predictor.fits, compute, predictor.device, queue_mb,
+        predictor.refiners,
+    )  # fmt: skip
 
 
 def predict_run(run: Run, folder: Path) -> int:

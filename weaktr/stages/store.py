@@ -22,9 +22,9 @@ from weaktr.data.photographs import enlarged
 from weaktr.data.stored_maps import (
     SoftLabels,
     is_damaged,
-    write_cams,
-    write_scores,
-    write_soft_labels,
+    npz_of_cams,
+    npz_of_scores,
+    npz_of_soft_labels,
 )
 from weaktr.files import write_bytes
 from weaktr.inference.results import LabelMaps
@@ -182,7 +182,7 @@ class MaskStore:
         """Write the files of one image: none where it shows no class and such are skipped."""
         if (problem := result.problem()) is not None:
             return problem
-        maps, name = result.arrays(), result.sample.name
+        name = result.sample.name
         facts = facts_of(result) | self._read.pop(name)
         if result.classes == () and not self.keep_unlabelled:
             return [MaskEntry(name, None, None, result.photograph.size, (), **facts)]
@@ -191,16 +191,8 @@ class MaskStore:
             if path.exists() and not is_sealed(path) and not (kind == "soft" and is_damaged(path)):
                 message = f"{path} was changed by hand: move it away to have it made again"
                 return Problem(str(result.sample.image), result.sample.source, message)
-        if "cam" in self.extras:
-            write_cams(self._extra("cam", name), maps["cam"], result.classes or ())
-        if "scores" in self.extras:
-            write_scores(self._extra("scores", name), maps["scores"])
-        if "soft" in self.extras:
-            labels = (0, *(index + 1 for index in result.classes or ()))
-            size = result.photograph.size
-            write_soft_labels(self._extra("soft", name), SoftLabels(maps["soft"], labels), size)
-        if "confidence" in self.extras:
-            write_confidence(self._extra("confidence", name), result, maps["confidence"])
+        for kind in self.extras:
+            write_bytes(self._extra(kind, name), extra_bytes(kind, result), durable=False)
         of_refined = {"confidence": result.confidence(), "agreement": result.agreement()}
         return self.masks.write(name, result.mask, **of_refined, **facts)
 
@@ -278,8 +270,20 @@ def facts_of(result: LabelMaps) -> dict[str, Any]:
     return facts
 
 
-def write_confidence(path: Path, result: LabelMaps, confidence: np.ndarray) -> None:
-    """Write how likely each pixel's label is, as a grey PNG: 0 = 0, 255 = 1."""
-    grey = np.round(255 * confidence.clip(0, 1)).astype(np.uint8)
-    picture = Image.fromarray(enlarged(grey, result.photograph.size))
-    write_bytes(path, png_bytes(picture), durable=False)
+def extra_bytes(kind: str, result: LabelMaps) -> bytes:
+    """The file of one kind of `EXTRAS` of an image.
+
+    "confidence" is how likely each pixel's label is, as a grey PNG: 0 = 0, 255 = 1.
+    """
+    maps, classes, size = result.arrays(), result.classes or (), result.photograph.size
+    match kind:
+        case "cam":
+            return npz_of_cams(maps["cam"], classes)
+        case "scores":
+            return npz_of_scores(maps["scores"])
+        case "soft":
+            labels = (0, *(index + 1 for index in classes))
+            return npz_of_soft_labels(SoftLabels(maps["soft"], labels), size)
+        case _:
+            grey = np.round(255 * maps["confidence"].clip(0, 1)).astype(np.uint8)
+            return png_bytes(Image.fromarray(enlarged(grey, size)))
