@@ -62,13 +62,13 @@ def whole_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
         if temporary.stat().st_mode != mode:
             temporary.chmod(stat.S_IMODE(mode))
         if durable:
-            _flush(temporary)
+            flush(temporary)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     if durable:
-        _flush(path.parent)
+        flush(path.parent)
 
 
 @contextmanager
@@ -431,7 +431,7 @@ def _is_running(process: int) -> bool:
     return True
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Flush a file's content, or the names in a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:

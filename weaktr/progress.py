@@ -200,6 +200,16 @@ class Meter:
             self._last_line = time.monotonic()
             self._line(note)
 
+    def expect(self, total: int, *, skipped: int = 0) -> None:
+        """Take another number for the total; `skipped` units were done without work."""
+        self.total = total
+        self.done += skipped
+        self._start_done += skipped
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, total=total, completed=self.done)
+        elif self._bar is None and console.is_terminal and total:
+            self.__enter__()
+
     def speed(self) -> float:
         """Units a second since the start."""
         return (self.done - self._start_done) / max(time.monotonic() - self._started, 1e-9)

@@ -267,8 +267,7 @@ class MaskFolder:
                 digest = contents.digest(path)
                 if digest == entry.sha256:
                     return entry
-                labels = read_stored_labels(path)
-                _require_labels(path, labels, entry.size, num_labels)
+                labels = read_changed_mask(path, entry.size, num_labels)
             except FileNotFoundError:
                 return None
             except (OSError, ValueError) as error:
@@ -276,7 +275,7 @@ class MaskFolder:
                     return None
                 self.unusable[entry.name] = str(error)
                 return replace(entry, sha256=digest)
-            areas = areas_of(labels.astype(np.uint8))
+            areas = areas_of(labels)
             return replace(
                 entry, sha256=digest, labels=tuple(areas), areas=areas, confidence=None,
                 agreement=None,
@@ -290,19 +289,27 @@ class MaskFolder:
                     self.edited.add(entry.name)
 
 
-def _require_labels(
-    path: Path, labels: np.ndarray, size: tuple[int, int], num_labels: int | None
-) -> None:
-    """Raise `ValueError` unless a mask that somebody has changed is one of its photograph."""
+def read_changed_mask(path: Path, size: tuple[int, int], num_labels: int | None) -> np.ndarray:
+    """A mask that somebody has changed, uint8 [H, W].
+
+    Args:
+        path: the mask.
+        size: (H, W) of its photograph.
+        num_labels: L; None = not known.
+
+    Raises:
+        ValueError: it is no mask of that photograph; names the file.
+        OSError: it cannot be read.
+    """
+    labels = read_stored_labels(path)
     if labels.shape != size:
         raise ValueError(f"{path}: {size_message('mask', labels.shape, size)}")
     if num_labels is None:
         if labels.max(initial=0) > 255:
             raise ValueError(f"{path}: expected labels up to 255, got {labels.max()}")
-        return
-    outside = to_labels(labels, num_labels, None)[1]
-    if outside:
+    elif outside := to_labels(labels, num_labels, None)[1]:
         raise ValueError(f"{path}: {outside_message(outside, num_labels, None)}")
+    return labels.astype(np.uint8)
 
 
 def _is_damaged(path: Path) -> bool:

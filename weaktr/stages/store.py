@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -33,6 +33,7 @@ from weaktr.progress import track
 from weaktr.seals import is_sealed
 
 log = logging.getLogger("weaktr")
+T = TypeVar("T")
 
 #: What can be written beside the masks: name -> its folder and the suffix of its files.
 EXTRAS = {
@@ -170,12 +171,8 @@ class MaskStore:
         Raises:
             DataError: as `read`; or a file was changed meanwhile.
         """
-        before = self._digests(sample)
-        value = read(sample)  # says what is wrong where there are no digests
-        if before is None or before != self._digests(sample):
-            message = "changed while it was read"
-            raise DataError(Problem(str(sample.image), sample.source, message))
-        self._read[sample.name] = {"given": sample.labels, "inputs": before}
+        value, inputs = read_with_inputs(sample, read, lambda: self._digests(sample))
+        self._read[sample.name] = {"given": sample.labels, "inputs": inputs}
         return value
 
     def write(self, result: LabelMaps) -> list[MaskEntry] | Problem:
@@ -256,6 +253,22 @@ def soft_file(folder: Path, name: str) -> Path:
     """Where the soft labels of an image are in a folder of pseudo labels."""
     subfolder, suffix = EXTRAS["soft"]
     return folder / subfolder / f"{name}{suffix}"
+
+
+def read_with_inputs(
+    sample: Sample, read: Callable[[Sample], T], digests: Callable[[], tuple[str, ...] | None]
+) -> tuple[T, tuple[str, ...]]:
+    """Read a sample; also the digests of its files, which are the same before and after.
+
+    Raises:
+        DataError: as `read`; or a file was changed meanwhile.
+    """
+    before = digests()
+    value = read(sample)  # says what is wrong where there are no digests
+    if before is None or before != digests():
+        message = "changed while it was read"
+        raise DataError(Problem(str(sample.image), sample.source, message))
+    return value, before
 
 
 def facts_of(result: LabelMaps) -> dict[str, Any]:

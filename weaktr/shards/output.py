@@ -1,0 +1,428 @@
+"""The files of a shard: begun, gone on with by whoever comes next, and whole in the end.
+
+What a process makes of a shard goes into files of its own, with a journal:
+
+    OUT/unfinished/SHARD/WRITER.jsonl        a line for each photograph, in their order
+    OUT/unfinished/SHARD/WRITER.masks.tar    a tar that grows; loose PNGs are at their places already
+
+Nobody writes into the files of another: who goes on where another has stopped copies what its
+journal lists. So two processes at one shard do no harm, whether they see each other's locks or not.
+At the end the files get their names, the table of rows is written, and the record last: a shard
+is whole when its record is there and the files have the sizes that it says.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import os
+import shutil
+import socket
+import tarfile
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+from filelock import FileLock, Timeout
+
+from weaktr.contents import Contents
+from weaktr.files import flush, read_json, write_json
+from weaktr.outputs import keep
+from weaktr.seals import is_sealed
+from weaktr.shards.rows import Row, read_table, rows_of, table_of, write_table
+from weaktr.tars import members_of
+
+FORMAT = "weaktr-shard-1"
+#: Where things are in a folder of results.
+INDEX, UNFINISHED = "index", "unfinished"
+MASKS = "masks"
+Form = Literal["tar", "png"]
+#: Files of a photograph: kind -> content.
+Files = Mapping[str, bytes]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the results of shards are.
+
+    Args:
+        out: the folder of results.
+        form: "tar" = an archive a shard and kind, "png" = loose files.
+        kinds: what there is of a photograph: kind -> its folder and the suffix of its files.
+        nested: loose files lie in a folder for each shard, since names are unique in shards alone.
+    """
+
+    out: Path
+    form: Form
+    kinds: Mapping[str, tuple[str, str]]
+    nested: bool = False
+
+    def record(self, shard: str) -> Path:
+        """The statistics of a shard, with which it is whole."""
+        return self.out / INDEX / f"{shard}.json"
+
+    def table(self, shard: str) -> Path:
+        """The rows of a shard."""
+        return self.out / INDEX / f"{shard}.parquet"
+
+    def unfinished(self, shard: str) -> Path:
+        """What processes have begun of a shard."""
+        return self.out / UNFINISHED / shard
+
+    def archive(self, kind: str, shard: str) -> Path:
+        """The tar of a kind."""
+        return self.out / self.kinds[kind][0] / f"{shard}.tar"
+
+    def folder(self, kind: str, shard: str) -> Path:
+        """The folder of loose files of a kind."""
+        own = self.out / self.kinds[kind][0]
+        return own / shard if self.nested else own
+
+    def file(self, kind: str, shard: str, name: str) -> Path:
+        """A loose file."""
+        return self.folder(kind, shard) / f"{name}{self.kinds[kind][1]}"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Where the content of a file is: in a tar, which may not be whole, or all of a loose file."""
+
+    path: Path
+    offset: int = 0
+    size: int | None = None
+    digest: str | None = None
+
+    def read(self) -> bytes | None:
+        """The content; None where it is not there as it was written."""
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(self.offset)
+                content = file.read() if self.size is None else file.read(self.size)
+        except OSError:
+            return None
+        if self.size is not None and len(content) < self.size:
+            return None
+        if self.digest is not None and hashlib.sha256(content).hexdigest() != self.digest:
+            return None
+        return content
+
+
+@dataclass
+class Earlier:
+    """What is there of a shard: of each photograph the row, and where its files are."""
+
+    rows: dict[str, Row] = field(default_factory=dict)
+    pieces: dict[str, dict[str, Piece]] = field(default_factory=dict)
+
+    def files_of(self, row: Row, kinds: Sequence[str]) -> dict[str, bytes] | None:
+        """The files of a row as they were written; None where one is not."""
+        if row.mask_digest is None:
+            return {}
+        files = {}
+        for kind in kinds:
+            piece = self.pieces.get(row.name, {}).get(kind)
+            content = None if piece is None else piece.read()
+            if content is None:
+                return None
+            files[kind] = content
+        if hashlib.sha256(files[MASKS]).hexdigest() != row.mask_digest:
+            return None
+        return files
+
+
+def read_earlier(layout: Layout, shard: str, made_from: str) -> Earlier:
+    """What earlier processes have left of a shard, whole or begun, from the same settings.
+
+    What is damaged counts as not there.
+    """
+    earlier = Earlier()
+    _add_whole(earlier, layout, shard, made_from)
+    folder = layout.unfinished(shard)
+    journals = sorted(folder.glob("*.jsonl")) if folder.is_dir() else []
+    for journal in journals:
+        _add_journal(earlier, layout, shard, made_from, journal)
+    return earlier
+
+
+def _add_whole(earlier: Earlier, layout: Layout, shard: str, made_from: str) -> None:
+    record = read_record(layout, shard)
+    if record is None or record.get("made_from") != made_from:
+        return
+    try:
+        rows = [row for row in rows_of(read_table(layout.table(shard))) if row.status != "failed"]
+        if layout.form == "tar":
+            for kind, (_, suffix) in layout.kinds.items():
+                archive = layout.archive(kind, shard)
+                for member in members_of(archive):
+                    name = member.name.removesuffix(suffix)
+                    own = earlier.pieces.setdefault(name, {})
+                    own[kind] = Piece(archive, member.offset, member.size)
+    except (OSError, ValueError, TypeError, AttributeError):
+        earlier.pieces.clear()
+        return
+    for row in rows:
+        earlier.rows[row.name] = row
+        if layout.form == "png":
+            kinds = layout.kinds
+            earlier.pieces[row.name] = {k: Piece(layout.file(k, shard, row.name)) for k in kinds}
+
+
+def _add_journal(
+    earlier: Earlier, layout: Layout, shard: str, made_from: str, journal: Path
+) -> None:
+    try:
+        content = journal.read_bytes()
+    except OSError:  # its process has finished the shard meanwhile
+        return
+    lines = content[: content.rfind(b"\n") + 1].splitlines()
+    with suppress(ValueError, TypeError, AttributeError, KeyError, IndexError):
+        if json.loads(lines[0]) != {"made_from": made_from}:
+            return
+        for line in lines[1:]:
+            stored = json.loads(line)
+            row = Row.of(stored["row"])
+            if row.status == "failed":
+                continue
+            pieces = {}
+            for kind, (offset, size, digest) in stored["files"].items():
+                path = journal.with_name(f"{journal.stem}.{kind}.tar")
+                loose = layout.form == "png"
+                path = layout.file(kind, shard, row.name) if loose else path
+                pieces[kind] = Piece(path, offset, None if loose else size, digest)
+            earlier.rows[row.name], earlier.pieces[row.name] = row, pieces
+
+
+class ShardWriter:
+    """Writes the files of one shard; a photograph after the other, in their order.
+
+    Args:
+        layout: of the results.
+        shard: its name.
+        made_from: fingerprint of settings and weights.
+    """
+
+    def __init__(self, layout: Layout, shard: str, made_from: str) -> None:
+        self.layout, self.shard, self.made_from = layout, shard, made_from
+        self.rows: list[Row] = []
+        folder = layout.unfinished(shard)
+        folder.mkdir(parents=True, exist_ok=True)
+        machine = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
+        self._stem = f"{machine}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self._journal = open(folder / f"{self._stem}.jsonl", "xb")
+        self._journal.write(json.dumps({"made_from": made_from}).encode() + b"\n")
+        self._archives: dict[str, tuple[BinaryIO, tarfile.TarFile]] = {}
+        if layout.form == "tar":
+            for kind in layout.kinds:
+                file = open(self._begun(kind), "xb")
+                tar = tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT)
+                self._archives[kind] = file, tar
+
+    def add(self, row: Row, files: Files) -> None:
+        """Note what became of a photograph, and append its files to the tars.
+
+        Loose files are at their places already (`write_loose`).
+        """
+        places = {}
+        for kind, content in files.items():
+            digest = hashlib.sha256(content).hexdigest()
+            places[kind] = (self._append(kind, row.name, content), len(content), digest)
+        self.rows.append(row)
+        line = {"row": json.loads(row.line()), "files": places}
+        self._journal.write(json.dumps(line).encode() + b"\n")
+        self._journal.flush()
+
+    def _append(self, kind: str, name: str, content: bytes) -> int:
+        """Append a file to the tar of its kind; returns where its content begins."""
+        if kind not in self._archives:
+            return 0
+        file, tar = self._archives[kind]
+        info = tarfile.TarInfo(f"{name}{self.layout.kinds[kind][1]}")
+        info.size = len(content)
+        tar.addfile(info, BytesIO(content))
+        tar.members = []  # type: ignore[attr-defined]  # which it would keep
+        file.flush()
+        return tar.offset - -(-len(content) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+
+    def finish(self, data: Mapping[str, Any], statistics: Mapping[str, Any], **facts: Any) -> None:
+        """Make the shard whole.
+
+        Args:
+            data: what its photographs were, for the next start.
+            statistics: of its rows.
+            facts: further ones for the record.
+
+        Raises:
+            OSError: something cannot be written; what was begun stays.
+        """
+        layout, shard = self.layout, self.shard
+        before = read_record(layout, shard)
+        for file, tar in self._archives.values():
+            tar.close()
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+        self._journal.close()
+        outputs = {kind: self._described(kind) for kind in layout.kinds}
+        if before is not None:
+            layout.record(shard).unlink(missing_ok=True)
+        if layout.form == "tar":
+            for kind in layout.kinds:
+                self._publish(kind, outputs[kind]["sha256"], before)
+        else:
+            _flush_file_system(layout.out)
+        table = layout.table(shard)
+        size = write_table(table, table_of(self.rows))
+        index = {"file": _relative(table, layout.out), "bytes": size}
+        index["sha256"] = Contents().digest(table)
+        record = {
+            "format": FORMAT,
+            "shard": shard,
+            "made_from": self.made_from,
+            "data": dict(data),
+            "outputs": {**outputs, "index": index},
+            "statistics": dict(statistics),
+            **facts,
+        }
+        write_json(layout.record(shard), record)
+        remove_unfinished(layout, shard)
+
+    def _begun(self, kind: str) -> Path:
+        return self.layout.unfinished(self.shard) / f"{self._stem}.{kind}.tar"
+
+    def _described(self, kind: str) -> dict[str, Any]:
+        """What the record says of the files of a kind."""
+        layout = self.layout
+        if layout.form == "tar":
+            begun = self._begun(kind)
+            place = _relative(layout.archive(kind, self.shard), layout.out)
+            size, digest = begun.stat().st_size, Contents().digest(begun)
+            return {"file": place, "bytes": size, "sha256": digest}
+        names = [row.name for row in self.rows if row.mask_digest is not None]
+        sizes = [layout.file(kind, self.shard, name).stat().st_size for name in names]
+        folder = _relative(layout.folder(kind, self.shard), layout.out)
+        return {"folder": folder, "files": len(sizes), "bytes": sum(sizes)}
+
+    def _publish(self, kind: str, digest: str, before: Mapping[str, Any] | None) -> None:
+        """Give a tar its name; one there that is not as the record says is kept aside."""
+        target = self.layout.archive(kind, self.shard)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.is_file() and not target.is_symlink():
+            known = (before or {}).get("outputs", {}).get(kind, {}).get("sha256")
+            if Contents().digest(target) not in (digest, known):
+                keep(target)
+        elif os.path.lexists(target):
+            keep(target)
+        self._begun(kind).replace(target)
+        flush(target.parent)
+
+    def close(self) -> None:
+        """Leave what was begun to whoever goes on."""
+        for file, _ in self._archives.values():
+            file.close()
+        self._journal.close()
+
+
+def read_record(layout: Layout, shard: str) -> dict[str, Any] | None:
+    """The record of a shard; None = it is not whole, or the record is damaged."""
+    try:
+        record = read_json(layout.record(shard))
+    except (OSError, ValueError):
+        return None
+    is_one = isinstance(record, dict) and record.get("format") == FORMAT
+    return record if is_one and record.get("shard") == shard else None
+
+
+def is_whole(layout: Layout, shard: str, made_from: str) -> bool:
+    """Whether all files of a shard are there, as its record says; masks are not read.
+
+    Loose masks are looked for by name and size; one that is newer than the record was changed.
+    """
+    record = read_record(layout, shard)
+    if record is None or record.get("made_from") != made_from:
+        return False
+    try:
+        for output in record["outputs"].values():
+            if "file" in output and _size_of(layout.out / output["file"]) != output["bytes"]:
+                return False
+        if not set(layout.kinds) <= set(record["outputs"]):
+            return False
+        return layout.form == "tar" or _are_loose_files_whole(layout, shard)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _are_loose_files_whole(layout: Layout, shard: str) -> bool:
+    written = layout.record(shard).stat().st_mtime_ns
+    table = read_table(layout.table(shard), ["name", "mask_digest", "mask_bytes"])
+    names, digests, sizes = (column.to_pylist() for column in table.columns)
+    for name, digest, size in zip(names, digests, sizes, strict=True):
+        for kind in layout.kinds if digest is not None else ():
+            status = os.stat(layout.file(kind, shard, name))
+            if status.st_mtime_ns > written or (kind == MASKS and status.st_size != size):
+                return False
+    return True
+
+
+@contextmanager
+def alone_at(layout: Layout, shard: str) -> Iterator[bool]:
+    """Whether no other process works on a shard, during the ``with`` statement.
+
+    Where a file system has no locks nobody is seen, and two processes may do the same work.
+    """
+    folder = layout.unfinished(shard)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    except (OSError, NotImplementedError):
+        yield True
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+        with suppress(OSError):
+            if set(os.listdir(folder)) <= {".lock"}:
+                remove_unfinished(layout, shard)
+
+
+def remove_unfinished(layout: Layout, shard: str) -> None:
+    """Remove what was begun of a shard, and folders that are empty then."""
+    folder = layout.unfinished(shard)
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):
+        while folder != layout.out / UNFINISHED:
+            folder = folder.parent
+            folder.rmdir()
+
+
+def is_of_others(path: Path) -> bool:
+    """Whether there is something at a place that weaktr did not write, or somebody has changed."""
+    return os.path.lexists(path) and not is_sealed(path)
+
+
+def _size_of(path: Path) -> int:
+    return path.stat().st_size
+
+
+def _relative(path: Path, out: Path) -> str:
+    return path.relative_to(out).as_posix()
+
+
+def _flush_file_system(folder: Path) -> None:
+    """Bring loose files to the disk, all in one call."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        syncfs = getattr(ctypes.CDLL(None), "syncfs", None)
+        if syncfs is None or syncfs(handle) != 0:
+            os.sync()
+    finally:
+        os.close(handle)

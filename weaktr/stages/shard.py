@@ -1,0 +1,329 @@
+"""One shard of photographs -> its masks.
+
+Every engine runs `make_shard`: one process here, several by torchrun or Slurm, actors of Ray.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Generic
+
+import numpy as np
+
+from weaktr.contents import Contents
+from weaktr.data import Problem, Sample
+from weaktr.data.manifest import name_fault
+from weaktr.data.masks import areas_of, png_of, read_changed_mask
+from weaktr.data.parallel import ordered_map
+from weaktr.files import write_bytes
+from weaktr.inference.pipeline import Parts, PipelineError, Read, limits_for, run_pipeline
+from weaktr.inference.results import LabelMaps
+from weaktr.inference.timeline import Timeline
+from weaktr.shards.inputs import ShardInput, Shards
+from weaktr.shards.output import (
+    MASKS,
+    Earlier,
+    Files,
+    Layout,
+    ShardWriter,
+    is_of_others,
+    is_whole,
+    read_earlier,
+    read_record,
+)
+from weaktr.shards.rows import Row, table_of
+from weaktr.shards.statistics import statistics_of
+from weaktr.stages.masks import MaskMaker, busy_in_words
+from weaktr.stages.shard_report import Progress
+from weaktr.stages.store import extra_bytes, facts_of, read_with_inputs
+
+log = logging.getLogger("weaktr")
+
+
+@dataclass(frozen=True)
+class MaxBad:
+    """How many photographs may be unusable.
+
+    Args:
+        count: at most so many of a process; None = any number.
+        share: at most this share of a shard; None = any share.
+    """
+
+    count: int | None = None
+    share: float | None = None
+
+
+class TooManyBad(ValueError):
+    """More photographs are unusable than `MaxBad` allows."""
+
+
+@dataclass(frozen=True)
+class ShardMaker(Generic[Read]):
+    """What makes the masks of any shard of a run.
+
+    Args:
+        maker: of masks.
+        layout: where they go.
+        made_from: fingerprint of all that masks depend on, photographs apart.
+        facts: fields that all rows have: weights, settings, threshold.
+        files: of a sample: from which its files are made, the photograph first.
+        shows_a_class: whether an image may show a class; others get no mask.
+        keep_unlabelled: whether an image in which no class was found gets a mask.
+        num_labels: L, which a mask that somebody has changed may hold.
+        max_bad: bounds unusable photographs.
+        retry_failed: whether whole shards with such photographs are gone through again.
+    """
+
+    maker: MaskMaker[Read]
+    layout: Layout
+    made_from: str
+    facts: Mapping[str, Any]
+    files: Callable[[Sample], tuple[Path, ...]]
+    shows_a_class: Callable[[Sample], bool]
+    keep_unlabelled: bool
+    num_labels: int | None
+    max_bad: MaxBad = MaxBad()
+    retry_failed: bool = False
+
+    def is_done(self, shards: Shards, name: str) -> bool:
+        """Whether a shard is whole, and its photographs are those of its record."""
+        if not is_whole(self.layout, name, self.made_from):
+            return False
+        record = read_record(self.layout, name)
+        if record is None or record.get("unread"):
+            return False
+        if self.retry_failed and record.get("statistics", {}).get("status", {}).get("failed"):
+            return False
+        return bool(record.get("data") == shards.data_of(name))
+
+
+def make_shard(own: ShardMaker[Read], given: ShardInput, progress: Progress) -> None:
+    """Make the masks of one shard and make it whole; goes on where others have stopped.
+
+    Args:
+        own: makes them.
+        given: the photographs.
+        progress: of the process.
+
+    Raises:
+        TooManyBad, PipelineError: see `make_shards`.
+        OSError: something cannot be written.
+    """
+    started = time.monotonic()
+    layout, contents = own.layout, Contents()
+    for kind in layout.kinds if layout.form == "png" else ():
+        layout.folder(kind, given.name).mkdir(parents=True, exist_ok=True)
+    earlier = read_earlier(layout, given.name, own.made_from)
+    shard = _Shard(own, given, earlier, contents)
+    ready = dict(zip(
+        (sample.name for sample in given.samples),
+        ordered_map(shard.ready, given.samples), strict=True,
+    ))  # fmt: skip
+    todo = [sample for sample in given.samples if ready[sample.name] is None]
+    progress.begin(len(given.samples), len(given.samples) - len(todo))
+    writer = ShardWriter(layout, given.name, own.made_from)
+    waiting = iter(given.samples)
+    unread = 0
+
+    def add_ready_until(end: Sample | None) -> None:
+        for sample in waiting:
+            if sample is end:
+                return
+            row = ready[sample.name]
+            assert row is not None
+            writer.add(row, shard.files_of(row))
+
+    def record(sample: Sample, written: tuple[Row, Files] | Problem) -> None:
+        nonlocal unread
+        add_ready_until(sample)
+        if isinstance(written, Problem):
+            unread += written.is_outside
+            writer.add(shard.failed(sample.name, written), {})
+            own_bad = sum(row.status == "failed" for row in writer.rows)
+            progress.report.left_out.append(written)
+            log.warning("left out: %s", written)
+            _require_few(own.max_bad, progress, own_bad, len(given.samples), given.name, written)
+        else:
+            writer.add(*written)
+        timeline.settle()
+        progress.advance(busy_in_words(timeline))
+
+    timeline = Timeline()
+    parts = Parts(shard.read, own.maker.fits, lambda batch: own.maker.compute(batch, timeline),
+                  shard.write, record)  # fmt: skip
+    try:
+        try:
+            run_pipeline(todo, parts, limits_for(own.maker.device, own.maker.queue_mb), timeline)
+        except PipelineError as error:
+            if isinstance(error.__cause__, TooManyBad):
+                raise error.__cause__ from None
+            raise
+        add_ready_until(None)
+        for name, fault in sorted(given.faults.items()):
+            writer.add(shard.failed(name, fault), {})
+        seconds = time.monotonic() - started
+        writer.finish(
+            given.data,
+            statistics_of(table_of(writer.rows)),
+            unread=unread,
+            seconds=round(seconds, 2),
+            images_per_second=round(len(given.samples) / max(seconds, 1e-9), 2),
+            worker={"host": socket.gethostname(), "process": os.getpid()},
+        )
+    finally:
+        writer.close()
+
+
+def _require_few(
+    most: MaxBad, progress: Progress, bad: int, photographs: int, shard: str, last: Problem
+) -> None:
+    """Raise `TooManyBad` where more photographs are unusable than may be."""
+    before = progress.report.status["failed"]
+    if most.count is not None and before + bad > most.count:
+        told = f"more than {most.count} photographs"
+    elif most.share is not None and bad > most.share * photographs:
+        told = f"more than {most.share:.2%} of the {photographs} photographs"
+    else:
+        return
+    raise TooManyBad(
+        f"shard {shard}: {told} cannot be used, the last one: {last}; mend them or raise --max-bad "
+        "and start again: what is made stays"
+    )
+
+
+class _Shard(Generic[Read]):
+    """The steps of one shard's photographs."""
+
+    def __init__(
+        self, own: ShardMaker[Read], given: ShardInput, earlier: Earlier, contents: Contents
+    ) -> None:
+        self.own, self.given, self.earlier, self.contents = own, given, earlier, contents
+        self.layout, self.kinds = own.layout, list(own.layout.kinds)
+        self._inputs: dict[str, tuple[str, ...]] = {}
+
+    def ready(self, sample: Sample) -> Row | None:
+        """The row of a photograph for which nothing is to be computed; None = something is."""
+        before = self.earlier.rows.get(sample.name)
+        fault = name_fault(sample.name)
+        if fault is None and _in_utf8(sample.name) != sample.name:
+            fault = "expected a name in UTF-8: rename the photograph"
+        if fault is not None:
+            return self.failed(sample.name, Problem("", "", fault))
+        if self.layout.form == "png":
+            place = self._loose(MASKS, sample.name)
+            if is_of_others(place):
+                return self._edited(sample, before, place)
+        if not self.own.shows_a_class(sample):
+            self._remove_loose(sample.name)
+            return self._row(sample.name, "no class", given=sample.labels)
+        if before is None or before.status == "edited" or before.given != sample.labels:
+            return None
+        turned = before.exif is not None and (before.exif == "applied") != (sample.exif == "apply")
+        if turned or before.inputs != self._digests(sample):
+            return None
+        return None if self.earlier.files_of(before, self.kinds) is None else before
+
+    def files_of(self, row: Row) -> Files:
+        """The files of a row that is ready, to be appended to the tars."""
+        if self.layout.form == "png":
+            return {}
+        files = self.earlier.files_of(row, self.kinds)
+        if files is None:
+            raise OSError(f"{row.name}: its mask is not there any more; start again")
+        return files
+
+    def read(self, sample: Sample) -> Read:
+        """See `Parts`; remembers of which content the photograph was."""
+        value, inputs = read_with_inputs(
+            sample, self.own.maker.read, lambda: self._digests(sample)
+        )
+        self._inputs[sample.name] = inputs
+        return value
+
+    def write(self, result: LabelMaps) -> tuple[Row, Files] | Problem:
+        """See `Parts`: the row and the files of a photograph; loose files are written here."""
+        if (problem := result.problem()) is not None:
+            return problem
+        name = result.sample.name
+        facts = facts_of(result)
+        size = facts.pop("working_size", (None, None))
+        facts |= {"working_height": size[0], "working_width": size[1]}
+        inputs = self._inputs.pop(name)
+        facts |= {"given": result.sample.labels, "inputs": inputs, "digest": inputs[0]}
+        height, width = result.photograph.size
+        facts |= {"height": height, "width": width}
+        if result.classes == () and not self.own.keep_unlabelled:
+            self._remove_loose(name)
+            return self._row(name, "no class", **facts), {}
+        mask = result.mask()
+        files = {MASKS: png_of(mask)}
+        files |= {kind: extra_bytes(kind, result) for kind in self.kinds if kind != MASKS}
+        facts |= _facts_of_mask(mask, files[MASKS])
+        facts |= {"confidence": result.confidence(), "agreement": result.agreement()}
+        for kind, content in files.items() if self.layout.form == "png" else ():
+            place = self._loose(kind, name)
+            if is_of_others(place):
+                message = f"weaktr did not write {place}, or it was changed: move it away"
+                return Problem(str(result.sample.image), result.sample.source, message)
+            write_bytes(place, content, durable=False)
+        return self._row(name, "labelled", **facts), files
+
+    def failed(self, name: str, problem: Problem) -> Row:
+        """The row of a photograph that cannot be used."""
+        return self._row(name, "failed", error=_in_utf8(problem.message))
+
+    def _edited(self, sample: Sample, before: Row | None, place: Path) -> Row:
+        """The row of a photograph at whose mask's place there is something of the user's."""
+        if before is None or before.mask_digest is None:
+            message = f"weaktr did not write {place}: move it away to have the mask made"
+            return self.failed(sample.name, Problem(str(place), "", message))
+        try:
+            size = (before.height or 0, before.width or 0)
+            labels = read_changed_mask(place, size, self.own.num_labels)
+        except (OSError, ValueError) as error:
+            message = f"its mask, which was changed by hand, cannot be used: {error}"
+            return self.failed(sample.name, Problem(str(place), "", message))
+        facts = _facts_of_mask(labels, place.read_bytes())
+        return replace(before, status="edited", confidence=None, agreement=None, **facts)
+
+    def _row(self, name: str, status: Any, **facts: Any) -> Row:
+        image = _in_utf8(self.given.images.get(name, name))
+        return Row(_in_utf8(name), self.given.name, image, status, **{**self.own.facts, **facts})
+
+    def _loose(self, kind: str, name: str) -> Path:
+        return self.layout.file(kind, self.given.name, name)
+
+    def _remove_loose(self, name: str) -> None:
+        """Remove the files that a photograph has from earlier labels."""
+        for kind in self.kinds if self.layout.form == "png" else ():
+            place = self._loose(kind, name)
+            if place.is_file() and not is_of_others(place):
+                place.unlink()
+
+    def _digests(self, sample: Sample) -> tuple[str, ...] | None:
+        try:
+            return tuple(self.contents.digest(path) for path in self.own.files(sample))
+        except (OSError, ValueError):
+            return None
+
+
+def _facts_of_mask(labels: np.ndarray, content: bytes) -> dict[str, Any]:
+    areas = areas_of(labels)
+    return {
+        "labels": tuple(areas),
+        "areas": areas,
+        "mask_digest": hashlib.sha256(content).hexdigest(),
+        "mask_bytes": len(content),
+    }
+
+
+def _in_utf8(text: str) -> str:
+    """A text that Parquet can hold: what is not UTF-8 in the name of a file is escaped."""
+    return os.fsencode(text).decode(errors="backslashreplace")
