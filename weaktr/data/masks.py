@@ -3,6 +3,8 @@
 FOLDER/index.jsonl            a line for each image that is done
 FOLDER/masks/NAME.png
 FOLDER/before_refinement/     a folder like this one, of the masks before refinement
+
+Masks that were made a shard at a time have ``index/SHARD.parquet`` in place of ``index.jsonl``.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from weaktr.data.manifest import is_inside
 from weaktr.data.parallel import ordered_map
 from weaktr.data.pngs import is_whole_png
 from weaktr.data.problems import DataError, Problem
+from weaktr.data.shard_tables import shard_rows, whole_shards
 from weaktr.files import is_clutter, keep_lines, require_file, write_bytes
 from weaktr.messages import brief
 from weaktr.seals import is_sealed, sealed_png, was_sealed
@@ -137,6 +140,9 @@ class MaskFolder:
     A mask is valid once its line is in the index and its digest agrees. A line is written after
     the mask; a half-written last line counts as none.
 
+    Masks that were made a shard at a time (``index/SHARD.parquet``) can be read, and not added to:
+    those of shards that are whole, under the names that they have below ``masks/``.
+
     Args:
         folder: holds ``masks/`` and ``index.jsonl``. Nothing is written before `record`.
         verify: whether entries of masks that are not there as they were written are dropped.
@@ -163,7 +169,11 @@ class MaskFolder:
     ) -> None:
         self.folder = folder
         self.index = folder / "index.jsonl"
-        lines = {entry.name: entry for entry in _read_index(self.index)}
+        self._is_sharded = not os.path.lexists(self.index) and bool(whole_shards(folder))
+        if self._is_sharded:
+            self.index = folder / "index"
+        read = _read_shards if self._is_sharded else _read_index
+        lines = {entry.name: entry for entry in read(self.index)}
         self.entries = {name: entry for name, entry in lines.items() if entry.file is not None}
         self.without = {name: entry for name, entry in lines.items() if entry.file is None}
         self.edited: set[str] = set()
@@ -200,7 +210,15 @@ class MaskFolder:
         """Add the line of a mask that was written, or of an image that has none.
 
         A mask that such an image had before is removed, unless somebody has changed it.
+
+        Raises:
+            ValueError: the masks were made a shard at a time.
         """
+        if self._is_sharded:
+            raise ValueError(
+                f"{self.folder}: its masks were made a shard at a time, and none can be added "
+                "singly; choose another --out"
+            )
         self.folder.mkdir(parents=True, exist_ok=True)
         if not self._is_whole:
             keep_lines(self.index)
@@ -236,7 +254,7 @@ class MaskFolder:
 
     def flush(self) -> None:
         """Bring the index to the disk (call at the end)."""
-        if self.index.exists():
+        if self.index.is_file():
             with open(self.index, "rb") as index:
                 os.fsync(index.fileno())
 
@@ -476,6 +494,42 @@ def _read_index(path: Path) -> Iterator[MaskEntry]:
         ) as error:  # fmt: skip
             message = f"damaged ({error}): remove this line, its image is then done again"
             raise DataError(Problem(str(path), f"{path}:{number}", message)) from error
+
+
+def _read_shards(index: Path) -> Iterator[MaskEntry]:
+    """Of the photographs in whole shards; those that could not be labelled have none.
+
+    Raises:
+        DataError: a file is damaged; names it.
+    """
+    for row in shard_rows(index.parent):
+        if row["status"] == "failed":
+            continue
+        try:
+            yield entry_of(row)
+        except (AttributeError, TypeError, ValueError) as error:
+            message = f"damaged (the row {brief(row['name'])}: {error})"
+            raise DataError(Problem(str(index), "", message)) from error
+
+
+def entry_of(row: Mapping[str, Any]) -> MaskEntry:
+    """The entry of a photograph's row (`weaktr.shards.rows`).
+
+    Raises:
+        AttributeError, TypeError, ValueError: something is missing or of the wrong kind.
+    """
+    same = ("name", "exif", "given", "inputs", "predicted", "areas", "confidence", "agreement")
+    line = {key: row[key] for key in same if row[key] is not None}
+    for key in ("predicted", "areas", "confidence", "agreement"):
+        if key in line:  # pairs in a table
+            line[key] = dict(line[key])
+    if row["mask_digest"] is not None:
+        line |= {"file": _file_of(row["name"]), "sha256": row["mask_digest"]}
+    line["size"] = row["height"] or 0, row["width"] or 0
+    line["labels"] = row["labels"] or ()
+    if row["working_height"] is not None and row["working_width"] is not None:
+        line["working_size"] = row["working_height"], row["working_width"]
+    return _entry(line)
 
 
 def _entry(row: dict[str, Any]) -> MaskEntry:

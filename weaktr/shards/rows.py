@@ -12,7 +12,8 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from weaktr.data.masks import MaskEntry
+from weaktr.data.masks import MaskEntry, entry_of
+from weaktr.data.shard_tables import named_text, stored_text
 from weaktr.files import write_bytes
 
 #: What became of a photograph: it has a mask; it shows no class, so has none; it could not be read
@@ -21,6 +22,8 @@ Status = Literal["labelled", "no class", "failed", "edited"]
 #: Rows that a Parquet file holds, and readers read, together.
 GROUP = 100_000
 
+#: Columns with names of files, which may not be UTF-8 (`stored_text`).
+_NAMES = ("name", "shard", "image", "error")
 _SHARES = pa.map_(pa.int16(), pa.float64())
 _NAME = pa.dictionary(pa.int32(), pa.string())
 #: The columns of an index. Labels are the numbers in masks: 0 = background, k + 1 = class index k,
@@ -105,24 +108,12 @@ class Row:
         return Row(**row)
 
     def entry(self) -> MaskEntry:
-        """As the index of a folder of loose masks has it."""
-        has_mask = self.mask_digest is not None
-        reduced = self.working_height is not None and self.working_width is not None
-        return MaskEntry(
-            self.name,
-            f"masks/{self.name}.png" if has_mask else None,
-            self.mask_digest,
-            (self.height or 0, self.width or 0),
-            self.labels or (),
-            working_size=(self.working_height or 0, self.working_width or 0) if reduced else None,
-            predicted=self.predicted,
-            exif=self.exif,
-            given=self.given,
-            areas=self.areas,
-            confidence=self.confidence,
-            agreement=self.agreement,
-            inputs=self.inputs,
-        )  # fmt: skip
+        """As the index of a folder of loose masks has it.
+
+        Raises:
+            TypeError, ValueError: a name or a label that such an index cannot hold.
+        """
+        return entry_of(vars(self))
 
 
 def table_of(rows: Iterable[Row]) -> pa.Table:
@@ -163,7 +154,9 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 def rows_of(table: pa.Table) -> Iterable[Row]:
     """The rows of a table of `SCHEMA`."""
     for batch in table.to_batches():
-        yield from map(Row.of, batch.to_pylist())
+        for values in batch.to_pylist():
+            texts = {key: named_text(values[key]) for key in _NAMES if values[key] is not None}
+            yield Row.of(values | texts)
 
 
 def _plain(row: Row) -> dict[str, Any]:
@@ -172,4 +165,6 @@ def _plain(row: Row) -> dict[str, Any]:
     for key, value in values.items():
         if isinstance(value, dict):
             values[key] = list(value.items())
+        elif isinstance(value, str):
+            values[key] = stored_text(value)
     return values
