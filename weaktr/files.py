@@ -12,7 +12,7 @@ import socket
 import stat
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path, PurePath
 from typing import Any, TypeGuard
@@ -30,7 +30,7 @@ ENDS = 2**16
 
 
 @contextmanager
-def whole_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
+def whole_file(path: Path, *, durable: bool = True, is_new: bool = False) -> Iterator[Path]:
     """Write a file whole or not at all: whatever happens, `path` is the old file or the new one.
 
     Args:
@@ -39,8 +39,10 @@ def whole_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
             file. Without it a power failure (not a killed process) may lose the file, and its
             readers must check a digest; leftovers are cleared with the whole folder
             (`clear_abandoned`, `weaktr.outputs.clear_unfinished`).
+        is_new: never replace a file.
 
     Raises:
+        FileExistsError: `path` is there, and `is_new`.
         OSError: there is a folder of that name, or the file cannot be written.
 
     Yields:
@@ -63,12 +65,33 @@ def whole_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
             temporary.chmod(stat.S_IMODE(mode))
         if durable:
             flush(temporary)
-        temporary.replace(path)
+        if is_new:
+            _name_once(temporary, path)
+        else:
+            temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     if durable:
         flush(path.parent)
+
+
+def _name_once(temporary: Path, path: Path) -> None:
+    """Give a file a name that no file has yet.
+
+    Raises:
+        FileExistsError: one has it.
+    """
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if os.path.lexists(path):
+            raise FileExistsError(f"{path}: is there already") from None
+        temporary.replace(path)
+    else:
+        temporary.unlink()
 
 
 @contextmanager
@@ -85,6 +108,12 @@ def written_by_library(path: Path) -> Iterator[None]:
 def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
     """Write a file of this content; arguments as in `whole_file`."""
     with whole_file(path, durable=durable) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_once(path: Path, content: bytes) -> None:
+    """Write a file unless it is there: of several processes that do so at once, one succeeds."""
+    with suppress(FileExistsError), whole_file(path, is_new=True) as temporary:
         temporary.write_bytes(content)
 
 

@@ -25,7 +25,14 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from weaktr.contents import CONTENTS, Contents
-from weaktr.files import UNFINISHED, is_clutter, read_json, write_json
+from weaktr.files import (
+    UNFINISHED,
+    clear_abandoned,
+    is_clutter,
+    read_json,
+    write_json,
+    write_once,
+)
 from weaktr.messages import few, one_line
 
 log = logging.getLogger("weaktr")
@@ -35,7 +42,7 @@ RECIPE, METRICS, PICTURES = "recipe.yaml", "metrics.json", "pictures"
 FEATURES, REPORT, REPORT_FILES = "features", "report.html", "report_files"
 INPUTS, FINISHED, LOCK = "inputs.json", "finished.json", ".weaktr-lock"
 #: Facts in INPUTS on which no result depends.
-NOTES = ("source", "about")
+NOTES = ("source", "about", "layout")
 #: The files of a claim without results.
 OF_A_CLAIM = {INPUTS, LOCK, CONTENTS}
 #: Differences between inputs that a message lists.
@@ -256,6 +263,35 @@ def begin(folder: Path, made_from: str, **facts: Any) -> None:
             f"{folder}: holds results of {others_in_words(stored, facts)}; choose another --out"
         )
     write_json(folder / INPUTS, facts | {"made_from": made_from})
+
+
+def begin_shared(folder: Path, made_from: str, **facts: Any) -> None:
+    """As `begin`, of a folder in which several processes may work at once.
+
+    Args:
+        folder, made_from, facts: see `begin`.
+
+    Raises:
+        ValueError: see `begin`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    stored = read_inputs(folder)
+    if stored is None:
+        others = [name for name in _visible(folder) if name != INPUTS]
+        if others and read_inputs(folder) is None:
+            refuse_files_of_others(folder)
+        content = json.dumps(facts | {"made_from": made_from}, indent=1, ensure_ascii=False)
+        write_once(folder / INPUTS, content.encode() + b"\n")
+        stored = read_inputs(folder)
+        assert stored is not None  # somebody has written it
+    if stored["made_from"] != made_from:
+        raise ValueError(
+            f"{folder}: holds results of {others_in_words(stored, facts)}; choose another --out"
+        )
+    clear_abandoned(folder)
+    now = stored | {name: facts[name] for name in NOTES if name in facts}
+    if now != stored:
+        write_json(folder / INPUTS, now)
 
 
 def read_inputs(folder: Path) -> dict[str, Any] | None:

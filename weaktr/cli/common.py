@@ -63,6 +63,38 @@ def add_profile(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_shards(parser: argparse.ArgumentParser) -> None:
+    """The options of work on shards; see `shard_options`."""
+    group = parser.add_argument_group(
+        "many photographs, several processes",
+        "see docs/scale.md; torchrun and Slurm arrays say by themselves which part a process does",
+    )
+    group.add_argument(
+        "--shard", metavar="I/N", help="do every N-th shard, from number I on (0..N-1)"
+    )
+    group.add_argument(
+        "--shard-size",
+        type=int,
+        metavar="PHOTOS",
+        help="photographs of a shard, where they are not in tars (default: 1000)",
+    )
+    group.add_argument(
+        "--output",
+        choices=("png", "tar"),
+        help="loose masks, or a tar a shard (default: as IMAGES)",
+    )
+    group.add_argument(
+        "--max-bad",
+        metavar="N",
+        help="stop where more than N photographs, or N%% of a shard, cannot be used",
+    )
+    group.add_argument(
+        "--retry-failed",
+        action="store_true",
+        help="try again those that could not be used, in shards that are whole",
+    )
+
+
 def check_files(files: Mapping[str, Path | None], apart: Sequence[Path] = ()) -> None:
     """Refuse files of results that would replace each other, or be taken for something else.
 

@@ -10,6 +10,7 @@ from weaktr.cli.common import (
     add_exif,
     add_profile,
     add_set,
+    add_shards,
     check_files,
     keys,
     show_masks,
@@ -65,12 +66,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="model.safetensors of either stage, or a folder of CAMs",
     )
-    parser.add_argument("images", type=Path, metavar="IMAGES", help="folder of images")
+    parser.add_argument("images", metavar="IMAGES", help="folder of images, or tars of them")
     parser.add_argument(
         "--labels",
-        type=Path,
+        metavar="FILE",
         help="CSV or JSON (default: train.csv, val.csv and test.csv of IMAGES together, else "
-        "labels.csv)",
+        "labels.csv); of tars also: inside them, beside them, none (the model predicts)",
     )
     parser.add_argument("--out", type=Path, default=Path("labels"), help="default: labels")
     parser.add_argument(
@@ -88,19 +89,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dump-cams", action="store_true", help="the same as --emit cam")
     add_exif(parser)
+    add_shards(parser)
     add_profile(parser)
     add_device(parser)
     add_set(parser, f"settings of labelling ({keys(LabelConfig)})")
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from weaktr.cli.sharded import is_sharded, run_sharded
     from weaktr.stages.folders import Task, labelled
 
-    check_files({"--profile": arguments.profile}, [arguments.out, arguments.images])
+    check_files({"--profile": arguments.profile}, [arguments.out, Path(arguments.images)])
     emit = [name.strip() for name in arguments.emit.split(",") if name.strip()]
     task = Task(
         arguments.checkpoint,
-        arguments.images,
+        Path(arguments.images),
         arguments.out,
         arguments.set,
         emit=[*emit, "cam"] if arguments.dump_cams else emit,
@@ -109,5 +112,8 @@ def run(arguments: argparse.Namespace) -> int:
         profile=arguments.profile,
         teacher=arguments.teacher,
     )
-    with labelled(task, arguments.labels) as masks:
+    labels = arguments.labels
+    if is_sharded(arguments):
+        return run_sharded("label", task, arguments, labels=labels or "auto")
+    with labelled(task, None if labels is None else Path(labels)) as masks:
         return show_masks(masks)

@@ -10,6 +10,7 @@ from weaktr.cli.common import (
     add_exif,
     add_profile,
     add_set,
+    add_shards,
     check_files,
     keys,
     show_masks,
@@ -39,7 +40,7 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, help="stage-2 model.safetensors")
-    parser.add_argument("images", type=Path, metavar="IMAGES", help="folder of images")
+    parser.add_argument("images", metavar="IMAGES", help="folder of images, or tars of them")
     parser.add_argument(
         "--out", type=Path, default=Path("predictions"), help="default: predictions"
     )
@@ -62,12 +63,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dump-scores", action="store_true", help="also write scores/NAME.npz (large)"
     )
     add_exif(parser)
+    add_shards(parser)
     add_profile(parser)
     add_device(parser)
     add_set(parser, f"settings of prediction ({keys(PredictConfig)})")
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from weaktr.cli.sharded import is_sharded, run_sharded
     from weaktr.data.masks import MaskFolder
     from weaktr.evaluation.voc_server import ARCHIVE_MARK, require_suffix, write_voc_archive
     from weaktr.files import require_replaceable
@@ -75,14 +78,14 @@ def run(arguments: argparse.Namespace) -> int:
 
     archive, comp = arguments.archive, arguments.comp
     results = {"--archive": archive, "--profile": arguments.profile}
-    check_files(results, [arguments.out, arguments.images])
+    check_files(results, [arguments.out, Path(arguments.images)])
     if archive is not None:
         require_suffix(archive)
         require_replaceable(archive, ARCHIVE_MARK)
     ensemble = [f"ensemble={arguments.ensemble}"] if arguments.ensemble else []
     task = Task(
         arguments.checkpoint,
-        arguments.images,
+        Path(arguments.images),
         arguments.out,
         arguments.set + ensemble,
         emit=["scores"] if arguments.dump_scores else [],
@@ -90,6 +93,10 @@ def run(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         profile=arguments.profile,
     )
+    if is_sharded(arguments):
+        if archive is not None:
+            raise ValueError("--archive: expected work on a folder without shards")
+        return run_sharded("predict", task, arguments, names=arguments.names)
     with predicted(task, arguments.names) as masks:
         code = show_masks(masks)
         if archive is not None and code:

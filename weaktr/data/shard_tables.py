@@ -1,7 +1,7 @@
 """Rows of masks that were made a shard at a time, as `weaktr.data.masks.MaskFolder` reads them.
 
-    FOLDER/index/SHARD.parquet    a row for each photograph (`weaktr.shards.rows`)
-    FOLDER/index/SHARD.json       where the masks of the shard are; a shard that has it is whole
+FOLDER/index/SHARD.parquet    a row for each photograph (`weaktr.shards.rows`)
+FOLDER/index/SHARD.json       where the masks of the shard are; a shard that has it is whole
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _HALF = re.compile(r"\\u(d[89a-f][0-9a-f]{2})")
 
 
 def stored_text(text: str) -> str:
-    """A text as Parquet can hold it: the name of a file may not be UTF-8; `named_text` undoes it."""
+    """A text as Parquet can hold it: names may not be UTF-8; `named_text` undoes it."""
     try:
         text.encode()
     except UnicodeEncodeError:

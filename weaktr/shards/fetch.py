@@ -1,4 +1,4 @@
-"""Shards of other places (``s3://``, ``https://``, ...) come to this machine, one after the other."""
+"""Shards of other places (``s3://``, ``https://``, ...) come to this machine, one by one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -58,15 +59,29 @@ def fetched(address: str, folder: Path | None = None) -> Iterator[Path]:
     """
     with tempfile.TemporaryDirectory(prefix="weaktr-", dir=folder) as own:
         target = Path(own) / os.path.basename(address.rstrip("/"))
-
-        def get(place: Any, path: str) -> None:
-            size = place.info(path).get("size")
-            place.get_file(path, str(target))
-            if size is not None and target.stat().st_size != size:
-                raise OSError(f"expected {size} bytes, got {target.stat().st_size}")
-
-        asked(address, get)
+        asked(address, partial(_get, target))
         yield target
+
+
+def fetch_beside(address: str, local: Path, *, required: bool) -> None:
+    """Bring the label file that stands beside a tar of another place.
+
+    Raises:
+        OSError: there is none, and it is required; or it cannot be had.
+    """
+    for suffix in (".csv", ".json"):
+        with suppress(FileNotFoundError):
+            asked(address.removesuffix(".tar") + suffix, partial(_get, local.with_suffix(suffix)))
+            return
+    if required:
+        raise FileNotFoundError(f"{address}: no file of labels stands beside it")
+
+
+def _get(target: Path, place: Any, path: str) -> None:
+    size = place.info(path).get("size")
+    place.get_file(path, str(target))
+    if size is not None and target.stat().st_size != size:
+        raise OSError(f"expected {size} bytes, got {target.stat().st_size}")
 
 
 def asked(address: str, ask: Callable[[Any, str], R]) -> R:
@@ -102,9 +117,8 @@ def one_ahead(function: Callable[[T], R], items: Sequence[T]) -> Iterator[Callab
     An error is raised by the call for its item, so that the caller can go on with the next.
     """
     with ThreadPoolExecutor(1) as pool:
-        waiting = [pool.submit(function, item) for item in items[:1]]
-        for item in (*items[1:], None):
-            current = waiting.pop()
-            if item is not None:
-                waiting.append(pool.submit(function, item))
+        following = [pool.submit(function, item) for item in items[:1]]
+        for number in range(len(items)):
+            current = following.pop()
+            following += [pool.submit(function, item) for item in items[number + 1 : number + 2]]
             yield current.result

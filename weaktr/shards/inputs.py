@@ -1,4 +1,4 @@
-"""Which shards there are, and their photographs: tar archives, or parts of a list of photographs."""
+"""Which shards there are, and their photographs: tar archives, or parts of a list."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
-from weaktr.contents import digest_of
-from weaktr.data import Problem, Sample
-from weaktr.messages import counted, few
-from weaktr.shards.fetch import asked, fetched, is_address, marks_of
+from weaktr.contents import Contents, digest_of
+from weaktr.data import Classes, DataError, Problem, Sample
+from weaktr.data.manifest import Exif
+from weaktr.data.sources.tar import LabelRows, Labels, read_rows, read_shard, with_classes
+from weaktr.shards.fetch import asked, fetch_beside, fetched, is_address, marks_of
 from weaktr.tars import SUFFIX, status
 
 #: Photographs of a list that make a shard, unless somebody says otherwise.
@@ -46,8 +47,9 @@ class ShardInput:
 class Shards(Protocol):
     """The shards of a run, by name."""
 
-    names: Sequence[str]
+    names: list[str]
     nested: bool  #: whether names of photographs are unique in their shard alone
+    labels: str  #: where the image-level labels stand
 
     def data_of(self, name: str) -> dict[str, Any]:
         """See `ShardInput.data`; photographs are not read."""
@@ -80,6 +82,7 @@ class ListShards:
     """
 
     nested = False
+    labels = "list"
 
     def __init__(self, samples: Sequence[Sample], count: int, root: Path) -> None:
         digits = max(5, len(str(count - 1)))
@@ -107,6 +110,107 @@ class ListShards:
         return absolute.relative_to(self.root).as_posix() if inside else str(absolute)
 
 
+class TarShards:
+    """Tar archives in the layout of WebDataset (`weaktr.data.sources.tar`), of any place.
+
+    Args:
+        pattern: see `find_archives`.
+        labels: where the image-level labels stand: "inside" the tars, "beside" them, nowhere
+            ("none"), in a file for all tars, by its path; "auto" = as in the first tar.
+        classes: their names; None = not known.
+        exif: see `Sample`.
+
+    Attributes:
+        labels: as above, but "auto" decided.
+
+    Raises:
+        ValueError: see `find_archives`; or labels without classes.
+        DataError: the file of labels cannot be used.
+    """
+
+    nested = True
+
+    def __init__(
+        self, pattern: str, labels: str, classes: Sequence[str] | None, exif: Exif
+    ) -> None:
+        self._archives = find_archives(pattern)
+        self.names = list(self._archives)
+        self._classes = None if classes is None else Classes(tuple(classes))
+        self._exif: Exif = exif
+        self._rows: LabelRows | None = None
+        self._file: Path | None = None
+        self.labels = labels
+        if labels not in get_args(Labels):
+            self._file, self.labels = Path(labels), "file"
+            faults: list[Problem] = []
+            self._rows = read_rows(self._file, faults)
+            if faults:
+                raise DataError(faults)
+        if labels == "auto":
+            with ExitStack() as stack:
+                self.labels = read_shard(self._local(self.names[0], stack, None)).labels
+        if self.labels != "none" and self._classes is None:
+            raise ValueError("labels: this checkpoint does not name its classes")
+
+    def data_of(self, name: str) -> dict[str, Any]:
+        """See `Shards`: of the status of the tar, and of a file of labels."""
+        archive = self._archives[name]
+        if is_address(archive):
+            return {"archive": marks_of(archive), **self._labels_data(None)}
+        return {"archive": _status_of(Path(archive)), **self._labels_data(Path(archive))}
+
+    def read(self, name: str, stack: ExitStack, scratch: Path | None) -> ShardInput:
+        """See `Shards`."""
+        data = self.data_of(name)
+        archive = self._local(name, stack, scratch)
+        mode: Any = self.labels if self._rows is None else self._rows
+        shard = read_shard(archive, mode)
+        found = with_classes(shard, self._classes, prefix="", exif=self._exif)
+        errors = [problem for problem in found.problems if problem.level == "error"]
+        faults = {_key_in(archive, problem): problem for problem in reversed(errors)}
+        if "" in faults:
+            raise DataError([p for p in errors if _key_in(archive, p) == ""])
+        samples = [sample for sample in found.samples if sample.name not in faults]
+        images = {s.name: s.image.relative_to(archive).as_posix() for s in samples}
+        return ShardInput(name, samples, faults, data, images)
+
+    def _local(self, name: str, stack: ExitStack, scratch: Path | None) -> Path:
+        """A tar on this machine; what stands beside one of another place comes with it."""
+        archive = self._archives[name]
+        if not is_address(archive):
+            return Path(archive)
+        local = stack.enter_context(fetched(archive, scratch))
+        if self.labels in ("auto", "beside"):
+            fetch_beside(archive, local, required=self.labels == "beside")
+        return local
+
+    def _labels_data(self, archive: Path | None) -> dict[str, Any]:
+        """What tells that the labels beside the tars are the same still."""
+        if self._file is not None:
+            return {"labels": Contents().digest(self._file)}
+        if archive is None or self.labels != "beside":
+            return {}
+        files = [archive.with_suffix(suffix) for suffix in (".csv", ".json")]
+        return {"labels": [_status_of(file) for file in files if file.is_file()]}
+
+
+def _status_of(path: Path) -> list[int]:
+    try:
+        return [*status(path)]
+    except OSError:
+        return []
+
+
+def _key_in(archive: Path, problem: Problem) -> str:
+    """The key of the file that a problem names; "" = it is not in the archive."""
+    inside = problem.file.removeprefix(f"{archive}/")
+    if inside == problem.file:
+        return ""
+    folder, _, file = inside.rpartition("/")
+    key = file.partition(".")[0]
+    return f"{folder}/{key}" if folder else key
+
+
 def _facts_of(sample: Sample) -> tuple[object, ...]:
     try:
         facts: tuple[object, ...] = status(sample.image)
@@ -118,6 +222,15 @@ def _facts_of(sample: Sample) -> tuple[object, ...]:
 def shard_count(photographs: int, size: int) -> int:
     """How many shards a list of photographs makes, of about `size` each."""
     return max(1, -(-photographs // size))
+
+
+def is_pattern(images: str) -> bool:
+    """Whether the name of an input means tar archives (`find_archives`)."""
+    if is_address(images) or images.endswith(SUFFIX):
+        return True
+    if os.path.isdir(images):
+        return any(name.endswith(SUFFIX) for name in os.listdir(images))
+    return not os.path.exists(images) and _WILD.search(images) is not None
 
 
 def find_archives(pattern: str) -> dict[str, str]:

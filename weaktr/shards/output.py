@@ -3,7 +3,7 @@
 What a process makes of a shard goes into files of its own, with a journal:
 
     OUT/unfinished/SHARD/WRITER.jsonl        a line for each photograph, in their order
-    OUT/unfinished/SHARD/WRITER.masks.tar    a tar that grows; loose PNGs are at their places already
+    OUT/unfinished/SHARD/WRITER.masks.tar    a tar that grows; loose PNGs are at their places
 
 Nobody writes into the files of another: who goes on where another has stopped copies what its
 journal lists. So two processes at one shard do no harm, whether they see each other's locks or not.
@@ -22,7 +22,7 @@ import socket
 import tarfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -213,13 +213,15 @@ class ShardWriter:
         folder.mkdir(parents=True, exist_ok=True)
         machine = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
         self._stem = f"{machine}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        self._journal = open(folder / f"{self._stem}.jsonl", "xb")
+        self._opened = ExitStack()
+        self._journal = self._opened.enter_context(_new(folder / f"{self._stem}.jsonl"))
         self._journal.write(json.dumps({"made_from": made_from}).encode() + b"\n")
         self._archives: dict[str, tuple[BinaryIO, tarfile.TarFile]] = {}
         if layout.form == "tar":
             for kind in layout.kinds:
-                file = open(self._begun(kind), "xb")
-                tar = tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT)
+                file = self._opened.enter_context(_new(self._begun(kind)))
+                # not closed with the others: that would end a tar that is to be gone on with
+                tar = tarfile.TarFile(fileobj=file, mode="w", format=tarfile.PAX_FORMAT)
                 self._archives[kind] = file, tar
 
     def add(self, row: Row, files: Files) -> None:
@@ -265,8 +267,7 @@ class ShardWriter:
             tar.close()
             file.flush()
             os.fsync(file.fileno())
-            file.close()
-        self._journal.close()
+        self.close()
         outputs = {kind: self._described(kind) for kind in layout.kinds}
         if before is not None:
             layout.record(shard).unlink(missing_ok=True)
@@ -322,9 +323,7 @@ class ShardWriter:
 
     def close(self) -> None:
         """Leave what was begun to whoever goes on."""
-        for file, _ in self._archives.values():
-            file.close()
-        self._journal.close()
+        self._opened.close()
 
 
 def read_record(layout: Layout, shard: str) -> dict[str, Any] | None:
@@ -411,6 +410,10 @@ def is_of_others(path: Path) -> bool:
 
 def _size_of(path: Path) -> int:
     return path.stat().st_size
+
+
+def _new(path: Path) -> BinaryIO:
+    return path.open("xb")
 
 
 def _relative(path: Path, out: Path) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import TypeVar
 
 T = TypeVar("T")
 
@@ -18,7 +19,8 @@ _LAUNCHERS = (
 )
 
 
-class Rank(NamedTuple):
+@dataclass(frozen=True)
+class Rank:
     """Process number `index` of `count`; it works on every `count`-th shard."""
 
     index: int = 0

@@ -231,7 +231,7 @@ def labelled(task: Task, labels: Path | None = None) -> Iterator[Masks]:
         with _labelled_stored_cams(task, labels) as masks:
             yield masks
         return
-    loaded = _load(task)
+    loaded = load_model(task)
     by = _labelled_by_segmenter if isinstance(loaded.model, Segmenter) else _labelled_by_cams
     with by(loaded, task, labels) as masks:
         yield masks
@@ -251,12 +251,12 @@ def predicted(task: Task, names: Path | None = None) -> Iterator[Masks]:
     """
     if not isinstance(task.settings, (str, LabelConfig, PredictConfig)):
         with_settings(PredictConfig(), task.settings)  # a slip is said before a model is read
-    loaded = _load(task)
+    loaded = load_model(task)
     if not isinstance(loaded.model, Segmenter):
         hint = of_other_stage(PredictConfig, loaded.file)
         raise ValueError(f"{task.source}: expected a stage-2 checkpoint, got stage 1{hint}")
     settings, task = task.chosen(PredictConfig, partial(loaded.carried, PredictConfig))
-    refiners = _require_settings(loaded.model, settings)
+    refiners = require_settings(loaded.model, settings)
     samples = data.unlabelled(task.images, exif=task.exif or "ignore").samples
     if names is not None:
         samples = data.only(samples, data.read_names(names))
@@ -270,7 +270,7 @@ def predicted(task: Task, names: Path | None = None) -> Iterator[Masks]:
         yield task.masks(report, samples, classes)
 
 
-class _Loaded(NamedTuple):
+class Loaded(NamedTuple):
     """A model from its checkpoint."""
 
     model: Stage1Model | Segmenter
@@ -283,20 +283,20 @@ class _Loaded(NamedTuple):
         return carried(kind, self.file, self.description, changes)
 
 
-def _load(task: Task) -> _Loaded:
+def load_model(task: Task) -> Loaded:
     model, description = checkpoints.load(task.source, choose_device(task.device))
     classes = checkpoints.class_names(description, task.source)
-    return _Loaded(model, classes, checkpoints.weights_file(task.source), description)
+    return Loaded(model, classes, checkpoints.weights_file(task.source), description)
 
 
-def _require_settings(model: Segmenter, settings: PredictConfig) -> list[Refiner]:
+def require_settings(model: Segmenter, settings: PredictConfig) -> list[Refiner]:
     """What is wrong with the settings is said before anything is written; gives the refiners."""
     require_views(settings)
     for_ensemble(model, settings.ensemble)
     return choose_refiners(settings)
 
 
-def _photographs(
+def photographs(
     task: Task, labels: Path | None, classes: Sequence[str] | None
 ) -> tuple[Sample, ...]:
     """The photographs: with image-level labels where there are files of them, else without.
@@ -357,12 +357,12 @@ def _tell_not_listed(found: Findings, images: Path, files: Sequence[str]) -> Non
 
 
 @contextmanager
-def _labelled_by_cams(loaded: _Loaded, task: Task, labels: Path | None) -> Iterator[Masks]:
+def _labelled_by_cams(loaded: Loaded, task: Task, labels: Path | None) -> Iterator[Masks]:
     """By CAMs of the image-level labels, or of the classes that the model predicts."""
     model, classes, file, _ = loaded
     assert not isinstance(model, Segmenter)
     settings, task = task.chosen(LabelConfig, partial(loaded.carried, LabelConfig))
-    samples = _photographs(task, labels, classes)
+    samples = photographs(task, labels, classes)
     refiners = choose_refiners(settings)
     source = cams_of(
         model,
@@ -379,7 +379,7 @@ def _labelled_by_cams(loaded: _Loaded, task: Task, labels: Path | None) -> Itera
 
 
 @contextmanager
-def _labelled_by_segmenter(loaded: _Loaded, task: Task, labels: Path | None) -> Iterator[Masks]:
+def _labelled_by_segmenter(loaded: Loaded, task: Task, labels: Path | None) -> Iterator[Masks]:
     """By predictions among the image-level labels, where there are any."""
     model, classes, file, _ = loaded
     assert isinstance(model, Segmenter)
@@ -392,8 +392,8 @@ def _labelled_by_segmenter(loaded: _Loaded, task: Task, labels: Path | None) -> 
     if hint:
         log.info("%s: of stage 2, so masks are predictions; CAMs are of stage 1%s", file, hint)
     settings, task = task.chosen(PredictConfig, partial(loaded.carried, PredictConfig))
-    samples = _photographs(task, labels, classes)
-    refiners = _require_settings(model, settings)
+    samples = photographs(task, labels, classes)
+    refiners = require_settings(model, settings)
     with task.claimed("label", file, identity(settings), classes, [labels], paths_of(refiners)):
         report = predict(
             model, samples, task.out, settings, given_classes=True, profile=task.profile

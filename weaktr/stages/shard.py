@@ -11,7 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic
 
@@ -89,7 +89,7 @@ class ShardMaker(Generic[Read]):
     shows_a_class: Callable[[Sample], bool]
     keep_unlabelled: bool
     num_labels: int | None
-    max_bad: MaxBad = MaxBad()
+    max_bad: MaxBad = field(default_factory=MaxBad)
     retry_failed: bool = False
 
     def is_done(self, shards: Shards, name: str) -> bool:
@@ -211,10 +211,7 @@ class _Shard(Generic[Read]):
     def ready(self, sample: Sample) -> Row | None:
         """The row of a photograph for which nothing is to be computed; None = something is."""
         before = self.earlier.rows.get(sample.name)
-        fault = name_fault(sample.name)
-        if fault is None and _in_utf8(sample.name) != sample.name:
-            fault = "expected a name in UTF-8: rename the photograph"
-        if fault is not None:
+        if (fault := name_fault(sample.name)) is not None:
             return self.failed(sample.name, Problem("", "", fault))
         if self.layout.form == "png":
             place = self._loose(MASKS, sample.name)
@@ -241,9 +238,7 @@ class _Shard(Generic[Read]):
 
     def read(self, sample: Sample) -> Read:
         """See `Parts`; remembers of which content the photograph was."""
-        value, inputs = read_with_inputs(
-            sample, self.own.maker.read, lambda: self._digests(sample)
-        )
+        value, inputs = read_with_inputs(sample, self.own.maker.read, lambda: self._digests(sample))
         self._inputs[sample.name] = inputs
         return value
 
@@ -277,7 +272,7 @@ class _Shard(Generic[Read]):
 
     def failed(self, name: str, problem: Problem) -> Row:
         """The row of a photograph that cannot be used."""
-        return self._row(name, "failed", error=_in_utf8(problem.message))
+        return self._row(name, "failed", error=problem.message)
 
     def _edited(self, sample: Sample, before: Row | None, place: Path) -> Row:
         """The row of a photograph at whose mask's place there is something of the user's."""
@@ -294,8 +289,8 @@ class _Shard(Generic[Read]):
         return replace(before, status="edited", confidence=None, agreement=None, **facts)
 
     def _row(self, name: str, status: Any, **facts: Any) -> Row:
-        image = _in_utf8(self.given.images.get(name, name))
-        return Row(_in_utf8(name), self.given.name, image, status, **{**self.own.facts, **facts})
+        image = self.given.images.get(name, name)
+        return Row(name, self.given.name, image, status, **{**self.own.facts, **facts})
 
     def _loose(self, kind: str, name: str) -> Path:
         return self.layout.file(kind, self.given.name, name)
@@ -322,8 +317,3 @@ def _facts_of_mask(labels: np.ndarray, content: bytes) -> dict[str, Any]:
         "mask_digest": hashlib.sha256(content).hexdigest(),
         "mask_bytes": len(content),
     }
-
-
-def _in_utf8(text: str) -> str:
-    """A text that Parquet can hold: what is not UTF-8 in the name of a file is escaped."""
-    return os.fsencode(text).decode(errors="backslashreplace")

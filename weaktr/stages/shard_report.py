@@ -37,6 +37,12 @@ class ShardsReport:
         for label, facts in statistics.get("labels", {}).items():
             self.images_of[int(label)] += facts["images"]
 
+    def in_words(self) -> str:
+        """How many shards and photographs there are, and what became of them."""
+        shards = ", ".join(f"{count:,} {what}" for what, count in self.shards.items())
+        photographs = ", ".join(f"{count:,} {what}" for what, count in self.status.items() if count)
+        return f"shards: {shards or 'none'}; photographs: {photographs or 'none'}"
+
     @property
     def is_complete(self) -> bool:
         """Whether nothing is missing: no shard, no photograph."""
@@ -65,7 +71,7 @@ class Progress:
         self._meter.__exit__(*details)
 
     def begin(self, photographs: int, ready: int) -> None:
-        """A shard of so many begins, of which some are ready; later ones are taken to be as large."""
+        """A shard of so many begins, some of them ready; later ones are taken to be as large."""
         left = self._shards - sum(self.report.shards.values()) - len(self.report.broken)
         total = self._meter.done + photographs * max(1, left)
         self._meter.expect(total, skipped=ready)

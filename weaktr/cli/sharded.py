@@ -1,0 +1,98 @@
+"""What ``weaktr label`` and ``weaktr predict`` do where the photographs come in shards."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from weaktr.cli.common import FAILED
+
+if TYPE_CHECKING:
+    from weaktr.stages.folders import Task
+    from weaktr.stages.shard import MaxBad
+    from weaktr.stages.shard_report import ShardsReport
+    from weaktr.stages.sharded import ShardJob
+
+log = logging.getLogger("weaktr")
+
+
+def is_sharded(arguments: argparse.Namespace) -> bool:
+    """Whether photographs come in tars, or the work is shared, or an option speaks of shards."""
+    from weaktr.shards.inputs import is_pattern
+    from weaktr.shards.ranks import rank_of
+
+    chosen = arguments.shard_size, arguments.output, arguments.max_bad, arguments.shard
+    wanted = any(value is not None for value in chosen) or arguments.retry_failed
+    shared = rank_of(arguments.shard, os.environ).count > 1
+    return wanted or shared or is_pattern(arguments.images)
+
+
+def run_sharded(
+    command: Literal["label", "predict"],
+    task: Task,
+    arguments: argparse.Namespace,
+    *,
+    labels: str = "auto",
+    names: Path | None = None,
+) -> int:
+    """Make the masks of this process' shards; returns the exit code.
+
+    Raises:
+        ValueError: see `weaktr.stages.sharded.run_here`; or an option that shards do not have.
+    """
+    from weaktr.shards.ranks import rank_of
+    from weaktr.stages.sharded import ShardTask, run_here
+
+    if task.profile is not None:
+        raise ValueError("--profile: expected work on a folder without shards")
+    if arguments.shard_size is not None and arguments.shard_size < 1:
+        raise ValueError(f"--shard-size: expected at least 1, got {arguments.shard_size}")
+    shard_task = ShardTask(
+        command,
+        task,
+        arguments.images,
+        labels,
+        names,
+        arguments.output,
+        arguments.shard_size,
+        max_bad_of(arguments.max_bad),
+        arguments.retry_failed,
+    )
+    report, job = run_here(shard_task, rank_of(arguments.shard, os.environ))
+    return show_shards(report, job)
+
+
+def max_bad_of(text: str | None) -> MaxBad:
+    """What ``--max-bad`` says.
+
+    Raises:
+        ValueError: neither a number nor a share in percent.
+    """
+    from weaktr.stages.shard import MaxBad
+
+    if text is None:
+        return MaxBad()
+    if re.fullmatch(r"\d{1,12}", text):
+        return MaxBad(count=int(text))
+    share = re.fullmatch(r"(\d{1,3}(\.\d{1,9})?)%", text)
+    if share is None or float(share[1]) > 100:
+        raise ValueError(f"--max-bad: expected a number such as 20, or 0.5%, got {text!r:.40}")
+    return MaxBad(share=float(share[1]) / 100)
+
+
+def show_shards(report: ShardsReport, job: ShardJob) -> int:
+    """Say what became of the shards, and join their index where all are whole."""
+    from weaktr.evaluation.overview import print_labels
+    from weaktr.messages import few
+
+    print_labels(report.images_of, job.label_names, report.masks)
+    out = job.maker.layout.out
+    log.info("%s", report.in_words())
+    if report.broken:
+        log.error("%d shards cannot be used: %s", len(report.broken), few(list(report.broken)))
+    log.info("masks: %s", out / "masks")
+    return 0 if report.is_complete else FAILED
