@@ -1,7 +1,7 @@
 """Rows of masks that were made a shard at a time, as `weaktr.data.masks.MaskFolder` reads them.
 
-    FOLDER/index/SHARD.parquet    a row for each photograph (`weaktr.shards.rows`)
-    FOLDER/index/SHARD.json       where the masks of the shard are; a shard that has it is whole
+FOLDER/index/SHARD.parquet    a row for each photograph (`weaktr.shards.rows`)
+FOLDER/index/SHARD.json       where the masks of the shard are; a shard that has it is whole
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +45,9 @@ def join(out: Path) -> dict[str, Any]:
         OSError: something cannot be read or written.
     """
     results = read_results(out)
-    if results.missing:
-        raise ValueError(missing_in_words(results))
+    if missing := results.missing:
+        total = len(results.records) + len(missing)
+        raise ValueError(missing_in_words(out, missing, total))
     index, state = out / INDEX, results.state()
     stats = _current_stats(out, state)
     if stats is not None and is_current(index, state):
@@ -78,12 +79,10 @@ def stats_of(results: Results, statistics: list[dict[str, Any]], state: str) -> 
     }
 
 
-def missing_in_words(results: Results) -> str:
-    """Which shards are missing, and what to do."""
-    assert results.layout is not None
-    missing, total = results.missing, len(results.layout.shards)
+def missing_in_words(out: Path, missing: Sequence[str], total: int) -> str:
+    """Which of `total` shards are missing, and what to do."""
     return (
-        f"{results.out}: {len(missing):,} of {counted(total, 'shard is', 'shards are')} not whole: "
+        f"{out}: {len(missing):,} of {counted(total, 'shard is', 'shards are')} not whole: "
         f"{few(missing)}; start weaktr label again, which makes those alone"
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -147,12 +147,35 @@ def read_results(out: Path) -> Results:
             and says what to do.
         OSError: something cannot be read.
     """
-    made_from, classes, layout = _read_inputs(out)
+    results = read_layout(out)
+    shards = () if results.layout is None else results.layout.shards
+    records = (read_record(out, shard, results.made_from) for shard in shards)
+    return replace(results, records=tuple(record for record in records if record is not None))
+
+
+def read_layout(out: Path) -> Results:
+    """What `read_results` gives, without the records.
+
+    Raises:
+        ValueError: it is no such folder, or ``inputs.json`` is damaged.
+        OSError: it cannot be read.
+    """
+    facts = read_inputs(out)
+    if facts is None:
+        raise ValueError(f"{out}: expected --out of weaktr label, {INPUTS} is missing")
+    file, about, layout = out / INPUTS, facts.get("about"), facts.get("layout")
+    classes = about.get("classes") if isinstance(about, dict) else None
+    if classes is None:  # of a stage in a run, for each split
+        of_splits = facts.get("classes")
+        classes = of_splits[0] if isinstance(of_splits, list) and of_splits else None
+    if classes is not None and not _are_texts(classes):
+        raise ValueError(f"{file}: classes: expected a list of names, got {brief(classes)}")
+    names = None if classes is None else tuple(classes)
     if layout is None:
-        return Results(out, made_from, classes, None)
-    records = (read_record(out, shard, made_from) for shard in layout.shards)
-    whole = tuple(record for record in records if record is not None)
-    return Results(out, made_from, classes, layout, whole)
+        if not (out / "index.jsonl").is_file():
+            raise ValueError(f"{out}: expected masks of weaktr label, found none yet")
+        return Results(out, facts["made_from"], names, None)
+    return Results(out, facts["made_from"], names, _layout(file, layout))
 
 
 def read_records(out: Path) -> list[Record]:
@@ -227,26 +250,6 @@ def rows_of_folder(out: Path) -> Iterator[Row]:
         )  # fmt: skip
 
 
-def _read_inputs(out: Path) -> tuple[str, tuple[str, ...] | None, Layout | None]:
-    """Fingerprint, classes and layout of a folder of results."""
-    facts = read_inputs(out)
-    if facts is None:
-        raise ValueError(f"{out}: expected --out of weaktr label, {INPUTS} is missing")
-    file, about, layout = out / INPUTS, facts.get("about"), facts.get("layout")
-    classes = about.get("classes") if isinstance(about, dict) else None
-    if classes is None:  # of a stage in a run, for each split
-        of_splits = facts.get("classes")
-        classes = of_splits[0] if isinstance(of_splits, list) and of_splits else None
-    if classes is not None and not _are_texts(classes):
-        raise ValueError(f"{file}: classes: expected a list of names, got {brief(classes)}")
-    names = None if classes is None else tuple(classes)
-    if layout is None:
-        if not (out / "index.jsonl").is_file():
-            raise ValueError(f"{out}: expected masks of weaktr label, found none yet")
-        return facts["made_from"], names, None
-    return facts["made_from"], names, _layout(file, layout)
-
-
 def _layout(file: Path, layout: Any) -> Layout:
     shards = layout.get("shards") if isinstance(layout, dict) else None
     if not _are_texts(shards) or not all(map(is_inside, shards)):
@@ -288,5 +291,3 @@ def _checked(out: Path, shard: str, made_from: str, content: Mapping[str, Any]) 
     return Record(
         out, shard, outputs, statistics, seconds, content.get("data"), content.get("worker")
     )
-
-
