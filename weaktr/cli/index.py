@@ -1,4 +1,4 @@
-"""``weaktr index OUT``: all masks of a folder at a glance, checked, or those that fit a question."""
+"""``weaktr index OUT``: masks counted, checked, and found by what they show."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import csv
 import difflib
 import io
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,7 +112,9 @@ def query_of(arguments: argparse.Namespace, classes: tuple[str, ...] | None) -> 
             **{name: getattr(arguments, name) for name in names},
         )
     except ValueError as error:
-        raise ValueError(f"--{error}") from error
+        what, colon, message = str(error).partition(":")
+        option = f"min-{what}, --max-{what}" if what in ("area", "confidence") else what
+        raise ValueError(f"--{option}{colon}{message}") from error
 
 
 def require_shard(shard: str | None, results: Results) -> None:
@@ -203,7 +206,7 @@ def totals_in_words(stats: Mapping[str, Any], results: Results) -> list[str]:
     if seconds:
         speed = statistics["images"] / seconds
         lines.append(
-            f"made in {duration(seconds)} of all processes, {speed:,.1f} photographs/s each"
+            f"{duration(seconds)} of all processes together, {speed:,.1f} photographs/s each"
         )
     if results.layout is not None:
         total = len(results.layout.shards)
@@ -301,8 +304,6 @@ def write_new(path: Path, content: bytes, option: str) -> None:
     Raises:
         ValueError: there is another; names the option.
     """
-    import os
-
     from weaktr.files import write_bytes
 
     if os.path.lexists(path):

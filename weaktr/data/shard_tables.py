@@ -24,7 +24,7 @@ _HALF = re.compile(r"\\u(d[89a-f][0-9a-f]{2})")
 
 
 def stored_text(text: str) -> str:
-    """A text as Parquet can hold it: the name of a file may not be UTF-8; `named_text` undoes it."""
+    """A text, such as a file name that is not UTF-8, as Parquet can hold it; see `named_text`."""
     try:
         text.encode()
     except UnicodeEncodeError:

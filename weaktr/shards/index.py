@@ -119,7 +119,8 @@ def read_checked(record: Record) -> pa.Table:
     """The rows of a shard, if they are those of its record.
 
     Raises:
-        ValueError: they are not, it is missing, the file is damaged, or rows are of another shard, or twice.
+        ValueError: they are not; the file is missing or damaged; rows are of another shard, or a
+            photograph has two.
         OSError: it cannot be read.
     """
     advice = again(record.file)

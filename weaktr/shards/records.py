@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import pyarrow as pa
 
@@ -168,9 +168,11 @@ def read_layout(out: Path) -> Results:
     if classes is None:  # of a stage in a run, for each split
         of_splits = facts.get("classes")
         classes = of_splits[0] if isinstance(of_splits, list) and of_splits else None
-    if classes is not None and not _are_texts(classes):
-        raise ValueError(f"{file}: classes: expected a list of names, got {brief(classes)}")
-    names = None if classes is None else tuple(classes)
+    names = None
+    if classes is not None:
+        if not _are_texts(classes):
+            raise ValueError(f"{file}: classes: expected a list of names, got {brief(classes)}")
+        names = tuple(classes)
     if layout is None:
         if not (out / "index.jsonl").is_file():
             raise ValueError(f"{out}: expected masks of weaktr label, found none yet")
@@ -251,43 +253,38 @@ def rows_of_folder(out: Path) -> Iterator[Row]:
 
 
 def _layout(file: Path, layout: Any) -> Layout:
-    shards = layout.get("shards") if isinstance(layout, dict) else None
+    facts: dict[str, Any] = layout if isinstance(layout, dict) else {}
+    output, shards = facts.get("output"), facts.get("shards")
     if not _are_texts(shards) or not all(map(is_inside, shards)):
         raise ValueError(f"{file}: layout: expected shards with names, got {brief(shards)}")
-    if layout.get("output") not in ("png", "tar"):
-        got = brief(layout.get("output"))
-        raise ValueError(f"{file}: layout: expected the output png or tar, got {got}")
+    if output not in ("png", "tar"):
+        raise ValueError(f"{file}: layout: expected the output png or tar, got {brief(output)}")
     if twice := [shard for shard, count in Counter(shards).items() if count > 1]:
         raise ValueError(f"{file}: layout: expected each shard once, got {few(twice)} twice")
-    return Layout(layout["output"], tuple(shards))
+    return Layout(output, tuple(shards))
 
 
-def _are_texts(values: Any) -> bool:
+def _are_texts(values: Any) -> TypeGuard[list[str]]:
     return isinstance(values, list) and all(isinstance(value, str) for value in values)
 
 
 def _checked(out: Path, shard: str, made_from: str, content: Mapping[str, Any]) -> Record:
     """A record, of what its file holds; ValueError says what is wrong with it."""
-    if content.get("format") != FORMAT:
-        got = brief(content.get("format"))
-        raise ValueError(f"expected a record of the form {FORMAT}, got {got}")
-    if content.get("made_from") != made_from:
-        raise ValueError(
-            f"belongs to other results: made from {brief(content.get('made_from'))}, expected "
-            f"{made_from!r}, as {INPUTS} says"
-        )
-    if content.get("shard") != shard:
-        raise ValueError(f"expected the shard {shard!r}, got {brief(content.get('shard'))}")
-    outputs, statistics = content.get("outputs"), content.get("statistics")
-    try:
-        is_whole = isinstance(statistics, dict) and isinstance(outputs["index"]["sha256"], str)
-        places = [place_of(output) for output in outputs.values()]
-        is_whole &= "masks" in outputs and all(map(is_inside, places))
-    except (AttributeError, KeyError, TypeError):
-        is_whole = False
-    seconds = content.get("seconds")
-    if not is_whole or not isinstance(seconds, int | float | None):
-        raise ValueError("damaged: expected outputs with masks and index, statistics and seconds")
+    for key, wanted in (("format", FORMAT), ("made_from", made_from), ("shard", shard)):
+        if content.get(key) != wanted:
+            other = "belongs to other results: " if key == "made_from" else ""
+            raise ValueError(f"{other}{key}: expected {wanted!r}, got {brief(content.get(key))}")
+    outputs, statistics, seconds = (content.get(k) for k in ("outputs", "statistics", "seconds"))
+    if not isinstance(statistics, dict) or not isinstance(seconds, int | float | None):
+        raise ValueError("damaged: expected statistics and seconds")
+    if not isinstance(outputs, dict) or not {"masks", "index"} <= outputs.keys():
+        raise ValueError(f"damaged: expected outputs masks and index, got {brief(outputs)}")
+    for name, output in outputs.items():
+        place = output.get("file", output.get("folder")) if isinstance(output, dict) else None
+        if not isinstance(place, str) or not is_inside(place):
+            raise ValueError(f"damaged: outputs: {name}: expected a file or folder here")
+    if not isinstance(outputs["index"].get("sha256"), str):
+        raise ValueError("damaged: outputs: index: expected its sha256")
     return Record(
         out, shard, outputs, statistics, seconds, content.get("data"), content.get("worker")
     )

@@ -66,7 +66,8 @@ def verify(out: Path) -> Iterator[Problem]:
         yield from _others(out / "masks", listed, is_whole=True)
         yield from _verify_index(results)
         return
-    shards, records, damaged = results.layout.shards, [], []
+    layout, records, damaged = results.layout, [], []
+    shards = layout.shards
     for shard in shards:
         try:
             record = read_record(out, shard, results.made_from)
@@ -81,7 +82,7 @@ def verify(out: Path) -> Iterator[Problem]:
     with Meter("verified", sum(_masks_of(record) for record in records)) as meter:
         for record in records:
             yield from _verify_shard(record, listed, meter)
-    if results.layout.output == "tar":
+    if layout.output == "tar":
         listed |= {out / "masks" / f"{shard}.tar" for shard in results.missing}
     yield from _others(out / "masks", listed, is_whole=not results.missing)
     own = {of(out, shard) for shard in shards for of in (record_file, table_file)}
