@@ -60,8 +60,17 @@ def is_sealed(path: Path) -> bool:
     """
     if path.is_symlink() or not path.is_file():
         return False
-    content = path.read_bytes()
-    if path.suffix == ".npz":
+    return holds_seal(path.read_bytes(), at_end=path.suffix == ".npz")
+
+
+def holds_seal(content: bytes, *, at_end: bool = False) -> bool:
+    """What `is_sealed` says of a file's content.
+
+    Args:
+        content: of the file.
+        at_end: whether the seal is its end, as in an archive.
+    """
+    if at_end:
         start = len(content) - len(BLANK)
         found = SEAL.match(content, max(0, start))
     else:
@@ -79,7 +88,12 @@ def was_sealed(path: Path) -> bool:
     if not path.is_file():
         return False
     with open(path, "rb") as file:
-        head = file.read(HEAD)
+        return held_seal(file.read(HEAD))
+
+
+def held_seal(content: bytes) -> bool:
+    """What `was_sealed` says of a file's content, or of the first `HEAD` bytes of it."""
+    head = content[:HEAD]
     is_short = len(head) < PNG_HEAD + len(BLANK) and head.startswith(b"\x89PNG")
     return is_short or SEAL.search(head) is not None or not head.strip(b"\0")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from weaktr.data.problems import DataError, Problem
-from weaktr.files import files_below, read_json
+from weaktr.files import files_below, is_outside_input, read_json
 
 #: The columns of which a `MaskEntry` is made.
 COLUMNS = (
@@ -24,7 +24,7 @@ _HALF = re.compile(r"\\u(d[89a-f][0-9a-f]{2})")
 
 
 def stored_text(text: str) -> str:
-    """A text as Parquet can hold it: names may not be UTF-8; `named_text` undoes it."""
+    """A text, such as a file name that is not UTF-8, as Parquet can hold it; see `named_text`."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -88,5 +88,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
                     raise ValueError(f"expected the columns {', '.join(COLUMNS)}")
                 yield from batch.to_pylist()
         except (pa.ArrowException, OSError, ValueError) as error:
+            if is_outside_input(error):
+                raise
             message = f"damaged ({error!s:.200}): remove it, its shard is then made again"
             raise DataError(Problem(str(path), "", message)) from error

@@ -7,14 +7,14 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from weaktr.data.masks import MaskEntry, entry_of
 from weaktr.data.shard_tables import named_text, stored_text
-from weaktr.files import write_bytes
+from weaktr.files import is_outside_input, write_bytes
 
 #: What became of a photograph: it has a mask; it shows no class, so has none; it could not be read
 #: or labelled; somebody has changed its mask, which stays.
@@ -141,14 +141,24 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         OSError: it is not there, or cannot be read.
     """
     with open(path, "rb") as file:  # what the system says of it is clearer than pyarrow's words
-        try:
-            table = pq.read_table(file, columns=None if columns is None else list(columns))
-        except (pa.ArrowException, KeyError) as error:
-            raise ValueError(f"{path}: damaged, or no index of weaktr: {error!s:.200}") from error
+        return parsed_table(file, path, columns)
+
+
+def parsed_table(file: BinaryIO, path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """A table of an open file, which errors call `path`; see `read_table`."""
+    try:
+        table = pq.read_table(file, columns=None if columns is None else list(columns))
+    except (pa.ArrowException, KeyError, OSError) as error:
+        if is_outside_input(error):
+            raise
+        raise ValueError(f"{path}: damaged, or no index of weaktr: {error!s:.200}") from error
     wanted = SCHEMA if columns is None else pa.schema([SCHEMA.field(name) for name in columns])
-    if table.schema.names != wanted.names:
+    if set(table.schema.names) != set(wanted.names):
         raise ValueError(f"{path}: expected the columns {', '.join(wanted.names)}")
-    return table
+    try:
+        return table.select(wanted.names).cast(wanted)
+    except (pa.ArrowException, ValueError) as error:
+        raise ValueError(f"{path}: expected columns of other types: {error!s:.200}") from error
 
 
 def rows_of(table: pa.Table) -> Iterable[Row]:

@@ -175,7 +175,7 @@ def kind_of(error: str, names: Sequence[str] = ()) -> str:
         names: of the photograph, with which the message may begin.
     """
     head, colon, rest = error.partition(": ")
-    while colon and rest and ("/" in head or any(name in head for name in names)):
+    while colon and rest and ("/" in head or head.split(" (")[0] in names):
         error = rest
         head, colon, rest = error.partition(": ")
     return re.sub(r"\d+", "#", one_line(error.partition(":")[0]))[:KIND_LENGTH]
