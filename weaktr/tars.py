@@ -11,8 +11,8 @@ import os
 import tarfile
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
 from weaktr.files import require_file
@@ -27,7 +27,7 @@ SUFFIX = ".tar"
 class Member(NamedTuple):
     """A file in a tar."""
 
-    name: str  #: as it is written there
+    name: str  #: as it is written there, without "." and double "/" between its parts
     offset: int  #: of its first byte in the archive
     size: int  #: in bytes
 
@@ -49,6 +49,18 @@ def members_of(archive: Path) -> Sequence[Member]:
         OSError: it cannot be read.
     """
     return _table(archive)[0]
+
+
+def contents_of(archive: Path, members: Iterable[Member]) -> Iterator[bytes]:
+    """The content of several files of a tar, one after the other; opens it once.
+
+    Raises:
+        ValueError: it ends within one of them.
+        OSError: it cannot be read.
+    """
+    with open(archive, "rb") as file:
+        for member in members:
+            yield _read(file, archive, member)
 
 
 def archive_of(path: Path) -> tuple[Path, str] | None:
@@ -104,12 +116,14 @@ def status(path: Path | str) -> Status:
 
 
 def _bytes_of(archive: Path, name: str) -> bytes:
-    member = _member(archive, name)
-    with open(archive, "rb") as file:
-        file.seek(member.offset)
-        content = file.read(member.size)
+    return next(contents_of(archive, [_member(archive, name)]))
+
+
+def _read(file: BinaryIO, archive: Path, member: Member) -> bytes:
+    file.seek(member.offset)
+    content = file.read(member.size)
     if len(content) < member.size:
-        raise ValueError(f"{archive}: ends within {name}")
+        raise ValueError(f"{archive}: ends within {member.name}")
     return content
 
 
@@ -151,7 +165,7 @@ def _read_headers(archive: Path) -> Iterator[Member]:
                 for info in tar:
                     end = info.offset_data + -(-info.size // BLOCK) * BLOCK
                     if info.isfile() and not info.issparse():
-                        yield Member(info.name.removeprefix("./"), info.offset_data, info.size)
+                        yield Member(_plain(info.name), info.offset_data, info.size)
         except (tarfile.TarError, EOFError, UnicodeError) as error:
             raise ValueError(
                 f"{archive}: expected a tar without compression, got: {error}"
@@ -159,3 +173,9 @@ def _read_headers(archive: Path) -> Iterator[Member]:
         file.seek(end)
         if file.read(BLOCK) != bytes(BLOCK):
             raise ValueError(f"{archive}: is cut off, or damaged: a tar ends with a block of zeros")
+
+
+def _plain(name: str) -> str:
+    """A name as it comes back from a path; ``..`` stays, and a ``/`` in front."""
+    is_plain = "./" not in name and "//" not in name and not name.endswith("/.")
+    return name if is_plain else PurePosixPath(name).as_posix()

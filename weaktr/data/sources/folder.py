@@ -116,7 +116,7 @@ def folder(
     mask_root = Path(masks) if masks else root / "masks"
     if masks and not mask_root.is_dir():
         log.warning("masks: there is no folder %s, so no image has a mask", mask_root)
-    hint = _hints(known.names)
+    hint = hints(known.names)
     mask_files = sorted(files_below(mask_root))
     capital = {_name(_below(f, mask_root)): f for f in mask_files if f.suffix.lower() == ".png"}
     samples = []
@@ -481,7 +481,7 @@ def _indices(
     return tuple(sorted(indices))
 
 
-def _hints(names: Sequence[str]) -> Callable[[str], str]:
+def hints(names: Sequence[str]) -> Callable[[str], str]:
     """A function that says which of `names` a label may stand for; for the first few labels."""
     asked: dict[str, str] = {}
 
