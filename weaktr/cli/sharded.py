@@ -87,12 +87,20 @@ def max_bad_of(text: str | None) -> MaxBad:
 def show_shards(report: ShardsReport, job: ShardJob) -> int:
     """Say what became of the shards, and join their index where all are whole."""
     from weaktr.evaluation.overview import print_labels
-    from weaktr.messages import few
+    from weaktr.messages import counted, few
+    from weaktr.shards.index import join
+    from weaktr.shards.records import read_results
 
     print_labels(report.images_of, job.label_names, report.masks)
     out = job.maker.layout.out
     log.info("%s", report.in_words())
     if report.broken:
-        log.error("%d shards cannot be used: %s", len(report.broken), few(list(report.broken)))
+        shards = counted(len(report.broken), "shard", "shards")
+        log.error("%s cannot be used: %s", shards, few(list(report.broken)))
+    if missing := read_results(out).missing:
+        log.info("not yet whole: %s", counted(len(missing), "shard", "shards"))
+    else:
+        join(out)
+        log.info("index of all shards: %s (see weaktr index %s)", out / "index.parquet", out)
     log.info("masks: %s", out / "masks")
     return 0 if report.is_complete else FAILED
