@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from weaktr import tars
 from weaktr.files import require_file, write_bytes
 
 #: Bytes that are read together.
@@ -57,7 +58,7 @@ class Contents:
         """
         key = os.path.abspath(path)
         before = self._states.get(key)
-        if before is not None and before.changed_ns and _stamp(os.stat(path)) == before[1:]:
+        if before is not None and before.changed_ns and _stamp(tars.status(path)) == before[1:]:
             return before.sha256
         state = _state_of(path)
         with self._lock:
@@ -81,7 +82,9 @@ def digest_of(rows: Iterable[tuple[object, ...]]) -> str:
 
 
 def _state_of(path: Path) -> FileState:
-    require_file(path)
+    opened = tars.opened(path)
+    if not isinstance(opened, Path):
+        return _state_in_tar(path)
     with open(path, "rb") as file:
         stamp = _stamp(os.fstat(file.fileno()))
         digest = hashlib.sha256()
@@ -92,7 +95,15 @@ def _state_of(path: Path) -> FileState:
     return FileState(digest.hexdigest(), *stamp)
 
 
-def _stamp(stat: os.stat_result) -> tuple[int, int, int, int]:
+def _state_in_tar(path: Path) -> FileState:
+    stamp = _stamp(tars.status(path))
+    digest = hashlib.sha256(tars.read_bytes(path)).hexdigest()
+    if stamp != _stamp(tars.status(path)):  # another archive meanwhile
+        stamp = (*stamp[:2], 0, stamp[3])
+    return FileState(digest, *stamp)
+
+
+def _stamp(stat: os.stat_result | tars.Status) -> tuple[int, int, int, int]:
     is_settled = time.time_ns() - stat.st_ctime_ns > SETTLED_AFTER_NS
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns if is_settled else 0, stat.st_ino
 

@@ -73,15 +73,37 @@ def archive_of(path: Path) -> tuple[Path, str] | None:
     return None
 
 
+def places_of(paths: Iterable[Path]) -> tuple[set[Path], set[Path]]:
+    """Where files are: the tars, and the folders of those that are in none."""
+    folders = {path.parent for path in paths}
+    inside = {folder: archive_of(folder / "file") for folder in folders}
+    archives = {place[0] for place in inside.values() if place is not None}
+    return archives, {folder for folder in folders if inside[folder] is None}
+
+
+def is_file(path: Path) -> bool:
+    """Whether a path leads to a file, which may be in a tar."""
+    if os.path.isfile(path):
+        return True
+    try:
+        inside = archive_of(path)
+        return inside is not None and inside[1] in _table(inside[0])[1]
+    except (OSError, ValueError):
+        return False
+
+
 def opened(path: Path) -> Path | BinaryIO:
     """What to open in place of a path: the bytes of a file in a tar, else the path itself.
 
     Raises:
-        FileNotFoundError: the archive holds no such file.
-        ValueError: see `members_of`.
+        FileNotFoundError: there is no such file, or the archive holds none.
+        ValueError: it is no file (`weaktr.files.require_file`); or see `members_of`.
     """
-    inside = None if os.path.lexists(path) else archive_of(path)
-    return path if inside is None else io.BytesIO(_bytes_of(*inside))
+    try:
+        require_file(path)
+    except NotADirectoryError:  # which costs ordinary files nothing
+        return io.BytesIO(_inside(path))
+    return path
 
 
 def read_bytes(path: Path) -> bytes:
@@ -89,10 +111,7 @@ def read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except NotADirectoryError:
-        inside = archive_of(path)
-        if inside is None:
-            raise
-        return _bytes_of(*inside)
+        return _inside(path)
 
 
 def status(path: Path | str) -> Status:
@@ -115,7 +134,12 @@ def status(path: Path | str) -> Status:
     return Status(own.st_size, own.st_mtime_ns, own.st_ctime_ns, own.st_ino)
 
 
-def _bytes_of(archive: Path, name: str) -> bytes:
+def _inside(path: Path) -> bytes:
+    """The content of a file in a tar."""
+    inside = archive_of(path)
+    if inside is None:
+        raise FileNotFoundError(f"{path}: there is no such file")
+    archive, name = inside
     return next(contents_of(archive, [_member(archive, name)]))
 
 
@@ -142,18 +166,27 @@ _lock = threading.Lock()
 def _table(archive: Path) -> _Table:
     """The files of an archive; read again where it has changed."""
     key, now = os.path.abspath(archive), status(archive)
-    with _lock:
+    with _lock:  # while headers are read too: threads that need the same ones wait for them
         before = _tables.get(key)
         if before is not None and before[0] == now:
             _tables.move_to_end(key)
             return before[1]
-    members = list(_read_headers(archive))
-    table = members, {member.name: member for member in members}
-    with _lock:
+        members = list(_read_headers(archive))
+        table = members, {member.name: member for member in members}
         _tables[key] = now, table
         while len(_tables) > 1 and sum(len(t[0]) for _, t in _tables.values()) > KEPT_MEMBERS:
             _tables.popitem(last=False)
     return table
+
+
+def _after_fork() -> None:
+    """In a new process no other thread holds the lock."""
+    global _lock  # noqa: PLW0603
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _read_headers(archive: Path) -> Iterator[Member]:

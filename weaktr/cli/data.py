@@ -46,6 +46,7 @@ code is 1 if there is an error, 0 if there are at most warnings.
 examples:
   weaktr data check folder photos/
   weaktr data check voc12 VOCdevkit/VOC2012 --split train_aug
+  weaktr data check tar shards/ --split train
   weaktr data check coco14 MSCOCO --split train --option ids=80
 """,
     "stats": """\
@@ -127,7 +128,7 @@ def _add_to_read(parser: argparse.ArgumentParser, action: str) -> None:
         parser.add_argument("--out", type=Path, required=True, help="folder of the masks")
         options = "ids (90, 80, json) or images (folder of the photographs)"
     else:
-        parser.add_argument("source", help="voc12, coco14, folder, images, scenes, manifest")
+        parser.add_argument("source", help="voc12, coco14, folder, tar, images, scenes, manifest")
         _add_root(parser, "the data set's folder (manifest: the JSON)")
         parser.add_argument("--split", default="train", help="default: train")
         options = "further argument of the source, such as ids=80"
@@ -169,7 +170,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     check_files({"--out": arguments.out})
     place = arguments.out.resolve()
-    inside = arguments.source == "folder" and place.is_relative_to(root.resolve())
+    inside = arguments.source in ("folder", "tar") and place.is_relative_to(root.resolve())
     if inside or place == root.resolve():
         raise ValueError(
             f"--out {arguments.out}: expected a file beside the data, where it is not taken for "
@@ -234,9 +235,13 @@ def _check(source: str, root: Path, split: str, options: dict[str, Any]) -> int:
 
 
 def _has_split(source: str, root: Path, split: str, options: dict[str, Any]) -> bool:
-    """Whether a data set of the user's has a file of its own for a split."""
+    """Whether a data set of the user's has a file, or shards, of its own for a split."""
+    from weaktr.data.sources.tar import has_shards
+
     if source == "folder" and "labels_file" not in options:
         return any((root / f"{split}{suffix}").is_file() for suffix in (".csv", ".json"))
+    if source == "tar":
+        return has_shards(root, split)
     places = (root, root / "VOC2012", root / "VOCdevkit/VOC2012")
     lists = (place / f"ImageSets/Segmentation/{split}.txt" for place in places)
     return source == "voc12" and any(file.is_file() for file in lists)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from weaktr import tars
 from weaktr.cli.common import FAILED
 from weaktr.messages import counted, few, first_lines, one_line
 from weaktr.progress import log
@@ -96,8 +97,8 @@ def run(arguments: argparse.Namespace) -> int:
     unusable = [why for one in found for why in one.masks.unusable.values()]
     out, classes = arguments.out, found[0].manifest.classes
     facts = {"to": arguments.to, "masks": arguments.masks, "options": vars(options)}
-    folders = {source.sample.image.parent for source in sources}
-    with replaced(out, arguments.run, folders, facts) as fresh:
+    archives, folders = tars.places_of(source.sample.image for source in sources)
+    with replaced(out, arguments.run, folders, facts, archives) as fresh:
         report = export_masks(sources, classes, chosen, fresh, options)
         if not report.written.total():
             raise ValueError(f"no photograph could be exported: {few(report.left_out, 2)}")

@@ -6,6 +6,7 @@ Every error names the file and the line that declared it (`Sample.source`).
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -13,11 +14,12 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image, ImageFile
 
+from weaktr import tars
 from weaktr.data.classes import IGNORE
 from weaktr.data.manifest import Exif, Sample
 from weaktr.data.pngs import holds_all_rows
 from weaktr.data.problems import DataError, Problem
-from weaktr.files import is_outside_input, refusal, require_file
+from weaktr.files import is_outside_input, refusal
 
 T = TypeVar("T")
 
@@ -47,6 +49,8 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+#: What Pillow calls a file that is in a tar.
+_BYTES = re.compile(r"<_io\.BytesIO object at 0x[0-9A-Fa-f]+>")
 #: Those that make height of width.
 ACROSS = (5, 6, 7, 8)
 
@@ -303,8 +307,7 @@ def open_image(path: Path, source: str, use: Callable[[Image.Image], T]) -> T:
     try:
         if path.is_dir():
             os.scandir(path).close()  # of one that cannot be listed the system says why
-        require_file(path)
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(tars.opened(path), formats=FORMATS) as image:
             return use(image)
     except (DataError, MemoryError):
         raise
@@ -314,6 +317,6 @@ def open_image(path: Path, source: str, use: Callable[[Image.Image], T]) -> T:
         if is_outside_input(error):
             problem = Problem(str(path), source, refusal(error), is_outside=True)
             raise DataError(problem) from error
-        reason = str(error).removeprefix(f"{path}: ")
+        reason = _BYTES.sub(lambda _: repr(str(path)), str(error)).removeprefix(f"{path}: ")
         message = f"cannot be read as an image: {reason}"
         raise DataError(Problem(str(path), source, message)) from error

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from weaktr import files
+from weaktr import files, tars
 from weaktr.data.manifest import Manifest
 from weaktr.data.problems import DataError, Problem
 
@@ -138,5 +138,5 @@ def missing_files(manifest: Manifest) -> list[Problem]:
         Problem(str(path), sample.source, "file is missing")
         for sample in manifest
         for path in (sample.image, sample.mask)
-        if path is not None and not os.path.isfile(path)
+        if path is not None and not tars.is_file(path)
     ]

@@ -17,6 +17,7 @@ from typing import Any, Literal, NotRequired, cast, get_args
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
+from weaktr import tars
 from weaktr.data.classes import MAX_CLASSES, Classes
 from weaktr.data.problems import DataError, Problem
 from weaktr.files import read_json, write_bytes
@@ -245,7 +246,7 @@ def _stamp(path: Path | None) -> tuple[str, int] | None:
         return None
     absolute = os.path.abspath(path)
     try:
-        return absolute, os.stat(absolute).st_size
+        return absolute, tars.status(absolute).st_size
     except (OSError, ValueError):  # ValueError: a name that no file can have
         return absolute, -1
 

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from weaktr.files import require_file
+from weaktr import tars
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 #: The last chunk of every PNG: length 0, its name, its checksum.
@@ -38,8 +38,8 @@ def is_whole_png(path: Path, size: tuple[int, int] | None = None) -> bool:
         True if it does. Pixels are not decoded, so a hundred thousand files take seconds.
     """
     try:
-        require_file(path)
-        with open(path, "rb") as file:
+        opened = tars.opened(path)
+        with open(opened, "rb") if isinstance(opened, Path) else opened as file:
             head = file.read(24)
             file.seek(-len(_END), 2)
             end = file.read()
@@ -59,7 +59,7 @@ def holds_all_rows(path: Path) -> bool:
 
     Source: W3C, "Portable Network Graphics (PNG) Specification", 2003, sections 5.3, 7.2, 8.
     """
-    chunks = _chunks(path.read_bytes())
+    chunks = _chunks(tars.read_bytes(path))
     try:
         wanted = _length(next(chunks)[1])
         unpack = zlib.decompressobj()

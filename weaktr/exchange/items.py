@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from weaktr import tars
 from weaktr.data import IGNORE, Sample, read_image
 from weaktr.data.io import image_size, open_image, orientation, require_same_size
 from weaktr.data.manifest import name_fault
@@ -129,7 +130,8 @@ def read_item(source: Source, images: str) -> Item:
 
     Args:
         source: the photograph.
-        images: see `Options`; a photograph that viewers turn is read for a link, too.
+        images: see `Options`; a photograph that viewers turn, or that is in a tar, is read for a
+            link, too.
 
     Raises:
         DataError: one of them cannot be read, or the mask has another size.
@@ -141,7 +143,8 @@ def read_item(source: Source, images: str) -> Item:
     size = image_size(sample.image, sample.source, sample.exif)
     require_same_size(mask, size, masks.path(sample.name), sample.source)
     is_turned = open_image(sample.image, sample.source, orientation) != 1
-    is_read = images == "copy" or (images == "link" and is_turned)
+    in_tar = images == "link" and tars.archive_of(sample.image) is not None
+    is_read = images == "copy" or (images == "link" and (is_turned or in_tar))
     suffix = ".png" if is_turned and is_read else sample.image.suffix
     file = f"{sample.name}{suffix}"
     if fault := name_fault(file):
@@ -165,7 +168,7 @@ def _content(sample: Sample, is_turned: bool) -> bytes:
     mask belongs, without EXIF.
     """
     if not is_turned:
-        return sample.image.read_bytes()
+        return tars.read_bytes(sample.image)
     buffer = io.BytesIO()
     Image.fromarray(read_image(sample)).save(buffer, format="PNG")
     return buffer.getvalue()

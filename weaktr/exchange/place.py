@@ -34,7 +34,11 @@ from weaktr.progress import log
 
 @contextmanager
 def replaced(
-    folder: Path, source: Path, images: Collection[Path], facts: Mapping[str, Any]
+    folder: Path,
+    source: Path,
+    images: Collection[Path],
+    facts: Mapping[str, Any],
+    archives: Collection[Path] = (),
 ) -> Iterator[Path]:
     """Have an empty folder whose files take the place of those in `folder` at the end.
 
@@ -45,11 +49,12 @@ def replaced(
         source: the folder of masks that it is made from.
         images: folders in which photographs are looked for.
         facts: what was asked for; an export of something else is refused.
+        archives: tars in which photographs are.
 
     Raises:
         ValueError: see `require_apart`, `claimed` and `begin`.
     """
-    require_apart(folder, [source], images)
+    require_apart(folder, [source, *archives], images)
     if read_inputs(folder) is None:
         refuse_files_of_others(folder)
     known = {**facts, "masks_of": str(source.resolve())}

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from weaktr import outputs
+from weaktr import outputs, tars
 from weaktr.contents import CONTENTS, Contents
 from weaktr.data.masks import MaskFolder, before_refinement
 from weaktr.data.stored_maps import is_damaged
@@ -78,16 +78,17 @@ def in_the_way(run: Run) -> list[str]:
             for path in own
             if path.is_file() or (path.is_dir() and any(path.iterdir()))
         ]
-    images: set[Path] = set()
+    files: set[Path] = set()
     for split in ("train", "score", "predicted"):
         with suppress(ValueError, OSError):  # what is wrong with a split is told where it is used
             for sample in getattr(run, split) or ():
-                images |= {path.parent for path in (sample.image, sample.mask) if path is not None}
+                files |= {path for path in (sample.image, sample.mask) if path is not None}
+    archives, images = tars.places_of(files)
     for stage in {"label", "predict"} & {*run.recipe.stages}:
         with suppress(ValueError, OSError):  # likewise
             images.update(paths_of(choose_refiners(getattr(run.recipe, stage))))
     try:
-        outputs.require_apart(run.folder, [], images, own=own)
+        outputs.require_apart(run.folder, archives, images, own=own)
     except ValueError as error:
         faults.append(str(error))
     return faults

@@ -14,7 +14,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from weaktr.data.manifest import Exif, Manifest
 from weaktr.data.problems import Problem
-from weaktr.data.sources import coco14, folder, scenes, voc12
+from weaktr.data.sources import coco14, folder, scenes, tar, voc12
 
 __all__ = ["SOURCES", "load_manifest"]
 
@@ -48,6 +48,7 @@ SOURCES: dict[str, Callable[..., Manifest]] = {
     "voc12": voc12.voc12,
     "coco14": coco14.coco14,
     "folder": folder.folder,
+    "tar": tar.tar,
     "images": _images,
     "scenes": _scenes,
 }
@@ -57,8 +58,8 @@ def load_manifest(source: str, root: str | Path, split: str = "train", **options
     """Describe a split of a data set.
 
     Args:
-        source: ``voc12``, ``coco14``, ``folder``, ``images`` (no labels), ``scenes`` (drawn);
-            or ``manifest``: `root` is a JSON written by `Manifest.save`.
+        source: ``voc12``, ``coco14``, ``folder``, ``tar`` (shards), ``images`` (no labels),
+            ``scenes`` (drawn); or ``manifest``: `root` is a JSON written by `Manifest.save`.
         root: the data set's folder.
         split: the part of it.
         options: further arguments of the source's function of the same name; for ``scenes`` also
