@@ -282,14 +282,12 @@ def _expanded(pattern: str) -> list[str]:
 def _matching(pattern: str) -> list[str]:
     """The tars of one pattern."""
     if is_address(pattern):
-        protocol = pattern.rpartition("://")[0]
         wild = _WILD.search(pattern) is not None
         if not wild and pattern.endswith(SUFFIX):
             return [pattern]
         look = pattern if wild else f"{pattern.rstrip('/')}/**"
-        found = asked(look, lambda place, path: place.glob(path))
-        return [f"{protocol}://{path.lstrip('/')}" if "://" not in path else path
-                for path in sorted(found) if path.endswith(SUFFIX)]  # fmt: skip
+        found = asked(look, lambda place, path: list(map(place.unstrip_protocol, place.glob(path))))
+        return sorted(address for address in found if address.endswith(SUFFIX))
     if os.path.isdir(pattern):
         below = (Path(top, name) for top, _, names in os.walk(pattern) for name in names)
         return sorted(str(path) for path in below if _is_archive(path, Path(pattern)))
