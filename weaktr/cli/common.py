@@ -73,6 +73,18 @@ def add_shards(parser: argparse.ArgumentParser) -> None:
         "--shard", metavar="I/N", help="do every N-th shard, from number I on (0..N-1)"
     )
     group.add_argument(
+        "--engine",
+        choices=("here", "ray"),
+        default="here",
+        help="ray: workers of a Ray cluster, or of this machine (default: here, this process)",
+    )
+    group.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="of Ray (default: as many as there are GPUs, or CPUs where there are none)",
+    )
+    group.add_argument(
         "--shard-size",
         type=int,
         metavar="PHOTOS",

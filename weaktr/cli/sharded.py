@@ -27,6 +27,7 @@ def is_sharded(arguments: argparse.Namespace) -> bool:
 
     chosen = arguments.shard_size, arguments.output, arguments.max_bad, arguments.shard
     wanted = any(value is not None for value in chosen) or arguments.retry_failed
+    wanted = wanted or arguments.engine != "here"
     shared = rank_of(arguments.shard, os.environ).count > 1
     return wanted or shared or is_pattern(arguments.images)
 
@@ -49,8 +50,12 @@ def run_sharded(
 
     if task.profile is not None:
         raise ValueError("--profile: expected work on a folder without shards")
-    if arguments.shard_size is not None and arguments.shard_size < 1:
-        raise ValueError(f"--shard-size: expected at least 1, got {arguments.shard_size}")
+    for option in ("shard_size", "workers"):
+        value = getattr(arguments, option)
+        if value is not None and value < 1:
+            raise ValueError(f"--{option.replace('_', '-')}: expected at least 1, got {value}")
+    if arguments.workers is not None and arguments.engine == "here":
+        raise ValueError("--workers: of --engine ray; here, torchrun starts several processes")
     shard_task = ShardTask(
         command,
         task,
@@ -62,7 +67,14 @@ def run_sharded(
         max_bad_of(arguments.max_bad),
         arguments.retry_failed,
     )
-    report, job = run_here(shard_task, rank_of(arguments.shard, os.environ))
+    rank = rank_of(arguments.shard, os.environ)
+    if arguments.engine == "ray":
+        from weaktr.stages.on_ray import run_on_ray
+
+        if rank.count > 1:
+            raise ValueError(f"--engine ray: does all shards; expected no {rank.origin}")
+        return show_shards(*run_on_ray(shard_task, arguments.workers))
+    report, job = run_here(shard_task, rank)
     return show_shards(report, job)
 
 

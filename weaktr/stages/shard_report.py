@@ -37,6 +37,14 @@ class ShardsReport:
         for label, facts in statistics.get("labels", {}).items():
             self.images_of[int(label)] += facts["images"]
 
+    def merge(self, other: ShardsReport) -> None:
+        """Add what another process reports."""
+        self.shards.update(other.shards)
+        self.status.update(other.status)
+        self.images_of.update(other.images_of)
+        self.left_out += other.left_out
+        self.broken |= other.broken
+
     def in_words(self) -> str:
         """How many shards and photographs there are, and what became of them."""
         shards = ", ".join(f"{count:,} {what}" for what, count in self.shards.items())
