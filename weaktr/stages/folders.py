@@ -231,10 +231,7 @@ def labelled(task: Task, labels: Path | None = None) -> Iterator[Masks]:
         ValueError: something does not fit; nothing has been written.
         PipelineError: see `weaktr.inference.pipeline.run_pipeline`.
     """
-    for name in task.emit:
-        if name not in EMITTED:
-            raise ValueError(f"--emit: expected some of {', '.join(EMITTED)}; got {name!r}")
-    task = replace(task, emit=sorted(set(task.emit) - {"mask"}))
+    task = with_emit(task)
     if task.source.is_dir():
         with _labelled_stored_cams(task, labels) as masks:
             yield masks
@@ -243,6 +240,18 @@ def labelled(task: Task, labels: Path | None = None) -> Iterator[Masks]:
     by = _labelled_by_segmenter if isinstance(loaded.model, Segmenter) else _labelled_by_cams
     with by(loaded, task, labels) as masks:
         yield masks
+
+
+def with_emit(task: Task) -> Task:
+    """A task of labelling whose `emit` is what is written beside the masks.
+
+    Raises:
+        ValueError: something that cannot be written.
+    """
+    for name in task.emit:
+        if name not in EMITTED:
+            raise ValueError(f"--emit: expected some of {', '.join(EMITTED)}; got {name!r}")
+    return replace(task, emit=sorted(set(task.emit) - {"mask"}))
 
 
 @contextmanager

@@ -45,6 +45,7 @@ from weaktr.stages.folders import (
     manifest_of,
     photographs,
     require_settings,
+    with_emit,
 )
 from weaktr.stages.label import emitted, label_maker
 from weaktr.stages.predict import prediction_maker
@@ -102,6 +103,8 @@ def ready_job(task: ShardTask) -> ShardJob:
     """
     if task.task.source.is_dir():
         raise ValueError(f"{task.task.source}: expected model.safetensors for shards, got a folder")
+    if task.command == "label":
+        task = replace(task, task=with_emit(task.task))
     loaded = load_model(task.task)
     if isinstance(loaded.model, Segmenter):
         return _prediction_job(task, loaded)
