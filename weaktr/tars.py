@@ -12,6 +12,7 @@ import tarfile
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
@@ -42,7 +43,10 @@ class Status(NamedTuple):
 
 
 def members_of(archive: Path) -> Sequence[Member]:
-    """The files in a tar, in its order; links, folders and devices are passed over.
+    """The files in a tar, in its order; symbolic links, folders and devices are passed over.
+
+    A hard link, by which a tar has a file under a second name, is a file with the content of the
+    first.
 
     Raises:
         ValueError: it is no tar, is compressed, or was cut off; names it.
@@ -131,6 +135,10 @@ def status(path: Path | str) -> Status:
         own = os.stat(inside[0])
         # files of one archive differ by their offsets, as files of a disk by their inodes
         return Status(member.size, own.st_mtime_ns, own.st_ctime_ns, own.st_ino + member.offset)
+    return _status_of(own)
+
+
+def _status_of(own: os.stat_result) -> Status:
     return Status(own.st_size, own.st_mtime_ns, own.st_ctime_ns, own.st_ino)
 
 
@@ -140,7 +148,8 @@ def _inside(path: Path) -> bytes:
     if inside is None:
         raise FileNotFoundError(f"{path}: there is no such file")
     archive, name = inside
-    return next(contents_of(archive, [_member(archive, name)]))
+    with open(archive, "rb") as file:  # whose headers count, whatever takes its place meanwhile
+        return _read(file, archive, _member(archive, name, file))
 
 
 def _read(file: BinaryIO, archive: Path, member: Member) -> bytes:
@@ -151,9 +160,9 @@ def _read(file: BinaryIO, archive: Path, member: Member) -> bytes:
     return content
 
 
-def _member(archive: Path, name: str) -> Member:
+def _member(archive: Path, name: str, file: BinaryIO | None = None) -> Member:
     try:
-        return _table(archive)[1][name]
+        return _table(archive, file)[1][name]
     except KeyError:
         raise FileNotFoundError(f"{archive}: holds no {name}") from None
 
@@ -163,15 +172,19 @@ _tables: OrderedDict[str, tuple[Status, _Table]] = OrderedDict()
 _lock = threading.Lock()
 
 
-def _table(archive: Path) -> _Table:
-    """The files of an archive; read again where it has changed."""
-    key, now = os.path.abspath(archive), status(archive)
+def _table(archive: Path, file: BinaryIO | None = None) -> _Table:
+    """The files of an archive, which may be open; read again where it has changed."""
+    key = os.path.abspath(archive)
+    now = _status_of(os.stat(archive) if file is None else os.fstat(file.fileno()))
     with _lock:  # while headers are read too: threads that need the same ones wait for them
         before = _tables.get(key)
         if before is not None and before[0] == now:
             _tables.move_to_end(key)
             return before[1]
-        members = list(_read_headers(archive))
+        require_file(archive)
+        with open(archive, "rb") if file is None else nullcontext(file) as own:
+            now = _status_of(os.fstat(own.fileno()))
+            members = list(_read_headers(archive, own))
         table = members, {member.name: member for member in members}
         _tables[key] = now, table
         while len(_tables) > 1 and sum(len(t[0]) for _, t in _tables.values()) > KEPT_MEMBERS:
@@ -189,23 +202,31 @@ if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def _read_headers(archive: Path) -> Iterator[Member]:
-    require_file(archive)
-    with open(archive, "rb") as file:
-        try:
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                end = 0
-                for info in tar:
-                    end = info.offset_data + -(-info.size // BLOCK) * BLOCK
-                    if info.isfile() and not info.issparse():
-                        yield Member(_plain(info.name), info.offset_data, info.size)
-        except (tarfile.TarError, EOFError, UnicodeError) as error:
-            raise ValueError(
-                f"{archive}: expected a tar without compression, got: {error}"
-            ) from error
-        file.seek(end)
-        if file.read(BLOCK) != bytes(BLOCK):
-            raise ValueError(f"{archive}: is cut off, or damaged: a tar ends with a block of zeros")
+def _read_headers(archive: Path, file: BinaryIO) -> Iterator[Member]:
+    members: dict[str, Member] = {}
+    file.seek(0)
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            for info in tar:
+                if info.issparse():
+                    raise ValueError(
+                        f"{archive}: {info.name} is stored with holes: write the tar without "
+                        "--sparse"
+                    )
+                name, member = _plain(info.name), None
+                if info.isfile():
+                    member = Member(name, info.offset_data, info.size)
+                elif info.islnk() and (first := members.get(_plain(info.linkname))) is not None:
+                    member = first._replace(name=name)
+                if member is not None:
+                    members[name] = member
+                    yield member
+            end = tar.offset
+    except (tarfile.TarError, EOFError, UnicodeError) as error:
+        raise ValueError(f"{archive}: expected a tar without compression, got: {error}") from error
+    file.seek(end)
+    if file.read(BLOCK) != bytes(BLOCK):
+        raise ValueError(f"{archive}: is cut off, or damaged: a tar ends with a block of zeros")
 
 
 def _plain(name: str) -> str:
