@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import tarfile
 import threading
 from collections import OrderedDict
@@ -23,6 +24,13 @@ BLOCK = 512
 #: Files of archives whose places are kept, of all archives together.
 KEPT_MEMBERS = 2_000_000
 SUFFIX = ".tar"
+
+
+_ZEROS = bytes(BLOCK)
+_OCTAL = re.compile(rb"([0-7]+)[ \0]+")
+#: Length and key of a line of a PAX header, whose value follows.
+_RECORD = re.compile(rb"([1-9][0-9]{0,9}) ([^=\n]+)=")
+_WITHOUT_EFFECT = (b"mtime", b"atime", b"ctime", b"uid", b"gid", b"uname", b"gname", b"comment")
 
 
 class Member(NamedTuple):
@@ -184,7 +192,9 @@ def _table(archive: Path, file: BinaryIO | None = None) -> _Table:
         require_file(archive)
         with open(archive, "rb") if file is None else nullcontext(file) as own:
             now = _status_of(os.fstat(own.fileno()))
-            members = list(_read_headers(archive, own))
+            members = _read_plain(own)
+            if members is None:
+                members = list(_read_headers(archive, own))
         table = members, {member.name: member for member in members}
         _tables[key] = now, table
         while len(_tables) > 1 and sum(len(t[0]) for _, t in _tables.values()) > KEPT_MEMBERS:
@@ -200,6 +210,69 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=_after_fork)
+
+
+def _read_plain(file: BinaryIO) -> list[Member] | None:
+    """The files of a tar of files alone, maybe with PAX headers; `tarfile` takes five times longer.
+
+    Returns:
+        None = there is something else in it, or it is damaged.
+
+    Source: POSIX.1-2017, pax, "pax Header Block" and "ustar Interchange Format".
+    """
+    members: list[Member] = []
+    place, path, is_described = 0, None, False
+    while True:
+        file.seek(place)
+        header = file.read(BLOCK)
+        if header == _ZEROS:
+            return None if is_described else members
+        size = _OCTAL.fullmatch(header, 124, 136)
+        checksum = _OCTAL.fullmatch(header, 148, 156)
+        if size is None or checksum is None or header[257:265] != b"ustar\x0000":
+            return None
+        if int(checksum[1], 8) != sum(header) - sum(header[148:156]) + 8 * ord(" "):
+            return None
+        kind, length = header[156:157], int(size[1], 8)
+        try:
+            if kind == b"x" and not is_described:
+                path, is_described = _pax_path(file.read(length)), True
+            elif kind == b"0":
+                prefix, name = header[345:500].rstrip(b"\0"), header[:100].rstrip(b"\0")
+                own = (prefix + b"/" + name if prefix else name).decode() if path is None else path
+                if "\0" in own:
+                    return None
+                members.append(Member(_plain(own), place + BLOCK, length))
+                path, is_described = None, False
+            else:
+                return None
+        except ValueError:
+            return None
+        place += BLOCK + -(-length // BLOCK) * BLOCK
+
+
+def _pax_path(records: bytes) -> str | None:
+    """The path in a PAX header; None = there is none.
+
+    Raises:
+        ValueError: it has something else of effect, or is damaged.
+    """
+    path, place = None, 0
+    while place < len(records):
+        match = _RECORD.match(records, place)
+        end = 0 if match is None else place + int(match[1])
+        if (
+            match is None
+            or not match.end() < end <= len(records)
+            or records[end - 1 : end] != b"\n"
+        ):
+            raise ValueError("damaged")
+        if match[2] == b"path":
+            path = records[match.end() : end - 1].decode().rstrip("/")
+        elif match[2] not in _WITHOUT_EFFECT:
+            raise ValueError("of effect")
+        place = end
+    return path
 
 
 def _read_headers(archive: Path, file: BinaryIO) -> Iterator[Member]:
@@ -225,7 +298,7 @@ def _read_headers(archive: Path, file: BinaryIO) -> Iterator[Member]:
     except (tarfile.TarError, EOFError, UnicodeError) as error:
         raise ValueError(f"{archive}: expected a tar without compression, got: {error}") from error
     file.seek(end)
-    if file.read(BLOCK) != bytes(BLOCK):
+    if file.read(BLOCK) != _ZEROS:
         raise ValueError(f"{archive}: is cut off, or damaged: a tar ends with a block of zeros")
 
 
