@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -15,8 +16,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.cli.test_train import said
 from tests.stages import tiny
 from tests.stages.test_pipeline import kill_after
+from weaktr import cli
+from weaktr.config import Recipe
 from weaktr.data import EpochSampler, SegDataset
 from weaktr.data.label_files import read_label_file
 from weaktr.data.masks import MaskFolder
@@ -58,12 +62,12 @@ def shards(folder, tmp_path_factory):
     return root
 
 
-def recipe(root, **changes):
-    """The tiny recipe without stages after stage 2."""
+def recipe(root, stages=TRAININGS, **changes):
+    """The tiny recipe, usually without stages after stage 2."""
     data = tiny.tree(root)["data"] | {"source": "tar"}
     if (root / "labels.csv").is_file():
         data["source"] = "folder"
-    return tiny.recipe(root, data=data, stages=list(TRAININGS), **changes)
+    return tiny.recipe(root, data=data, stages=list(stages), **changes)
 
 
 PATCHES = {"kind": "patches", "patches": {"short_side": 64, "layers": [0, 1]}}
@@ -113,6 +117,25 @@ def test_photographs_in_tars_give_the_losses_of_those_in_a_folder(
     assert len(ours) == len(theirs) == COUNT
     for entry in ours.entries.values():
         assert (ours.read(entry.name) == theirs.read(entry.name.partition("/")[2])).all()
+
+
+def test_all_stages_and_what_shows_their_results(shards, tmp_path):
+    run = tmp_path / "run"
+    assert run_recipe(recipe(shards, Recipe.stages), run) == 0
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert {"cam_miou", "pseudo_label_miou"} <= metrics.keys()
+    for command in (
+        ["show", run],
+        ["report", run],
+        ["export-masks", run, "--to", "coco", "--images", "link", "--out", tmp_path / "coco"],
+        ["export-masks", run, "--to", "labelme", "--images", "none", "--out", tmp_path / "labelme"],
+    ):
+        code, text = said(cli.main, *command)
+        assert code == 0, text
+    assert "photographs are in tars, which other programs do not open" in " ".join(text.split())
+    images = [path for path in (tmp_path / "coco/images").rglob("*") if path.is_file()]
+    assert len(images) == 2 * COUNT or len(images) == COUNT
+    assert not any(path.is_symlink() for path in images)
 
 
 def test_workers_change_no_result(shards, run, tmp_path):
