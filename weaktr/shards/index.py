@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from weaktr.files import read_json, require_replaceable, whole_file, write_json
-from weaktr.messages import brief, counted, few
+from weaktr.files import is_outside_input, read_json, require_replaceable, whole_file, write_json
+from weaktr.messages import brief, counted, few, one_line
 from weaktr.shards.columns import texts_of
 from weaktr.shards.records import Record, Results, again, read_results
 from weaktr.shards.rows import GROUP, SCHEMA, parsed_table
@@ -108,7 +108,9 @@ def batches_of(results: Results, columns: list[str]) -> Iterator[pa.RecordBatch]
             with pq.ParquetFile(index) as file:
                 yield from file.iter_batches(GROUP, columns=columns)
         except pa.ArrowException as error:
-            message = f"damaged ({error!s:.200}): remove it; weaktr index writes it again"
+            message = (
+                f"damaged ({one_line(str(error)):.200}): remove it; weaktr index writes it again"
+            )
             raise ValueError(f"{index}: {message}") from error
         return
     for table in results.tables(columns):
