@@ -297,6 +297,24 @@ def test_a_damaged_index_does_not_count_as_current(out):
     assert count(read_results(out), Query()) == 5
 
 
+def test_an_index_that_is_damaged_within_is_named(tmp_path):
+    out = three_shards(tmp_path / "out")
+    join(out)
+    damage(out / INDEX, "changed")
+    with pytest.raises(ValueError, match=r"index\.parquet: damaged \(.*remove it"):
+        select(read_results(out), Query())
+
+
+def test_an_index_of_other_columns_does_not_count_as_current(out):
+    join(out)
+    with pq.ParquetFile(out / INDEX) as file:
+        table = file.read()
+    pq.write_table(table.drop_columns(["areas"]), out / INDEX)
+    assert count(read_results(out), Query(label=1, min_area=0.0)) == 1
+    join(out)
+    assert read_table(out / INDEX).num_rows == 5
+
+
 def test_other_columns_are_refused(tmp_path):
     out = three_shards(tmp_path / "out")
     pq.write_table(pa.table({"name": [1]}), table_file(out, "b"))

@@ -91,7 +91,6 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
         except (pa.ArrowException, OSError, ValueError) as error:
             if is_outside_input(error):
                 raise
-            message = (
-                f"damaged ({one_line(str(error)):.200}): remove it, its shard is then made again"
-            )
+            reason, record = one_line(str(error)), path.with_suffix(".json").name
+            message = f"damaged ({reason:.200}): remove {record} beside it to make it again"
             raise DataError(Problem(str(path), "", message)) from error

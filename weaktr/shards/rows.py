@@ -24,7 +24,7 @@ Status = Literal["labelled", "no class", "failed", "edited"]
 GROUP = 100_000
 
 #: Columns with names of files, which may not be UTF-8 (`stored_text`).
-_NAMES = ("name", "shard", "image", "error")
+_NAMES = ("name", "shard", "image")
 _SHARES = pa.map_(pa.int16(), pa.float64())
 _NAME = pa.dictionary(pa.int32(), pa.string())
 #: The columns of an index. Labels are the numbers in masks: 0 = background, k + 1 = class index k,
