@@ -13,6 +13,7 @@ from typing import Any
 
 from weaktr.data.problems import DataError, Problem
 from weaktr.files import files_below, is_outside_input, read_json
+from weaktr.messages import one_line
 
 #: The columns of which a `MaskEntry` is made.
 COLUMNS = (
@@ -90,5 +91,6 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
         except (pa.ArrowException, OSError, ValueError) as error:
             if is_outside_input(error):
                 raise
-            message = f"damaged ({error!s:.200}): remove it, its shard is then made again"
+            reason, record = one_line(str(error)), path.with_suffix(".json").name
+            message = f"damaged ({reason:.200}): remove {record} beside it to make it again"
             raise DataError(Problem(str(path), "", message)) from error

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from weaktr.files import read_json, require_replaceable, whole_file, write_json
-from weaktr.messages import brief, counted, few
+from weaktr.files import is_outside_input, read_json, require_replaceable, whole_file, write_json
+from weaktr.messages import brief, counted, few, one_line
 from weaktr.shards.columns import texts_of
 from weaktr.shards.records import Record, Results, again, read_results
 from weaktr.shards.rows import GROUP, SCHEMA, parsed_table
@@ -90,8 +90,9 @@ def missing_in_words(out: Path, missing: Sequence[str], total: int) -> str:
 def is_current(index: Path, state: str) -> bool:
     """Whether there is an index, and of the rows that have this state."""
     try:
-        metadata = pq.read_schema(index).metadata or {}
-        return bool(json.loads(metadata[KEY])["state"] == state)
+        schema = pq.read_schema(index)
+        stored = json.loads((schema.metadata or {})[KEY])["state"]
+        return bool(stored == state) and schema.equals(SCHEMA)
     except (OSError, KeyError, TypeError, ValueError, pa.ArrowException):
         return False
 
@@ -106,9 +107,14 @@ def batches_of(results: Results, columns: list[str]) -> Iterator[pa.RecordBatch]
     if not results.missing and is_current(index, results.state()):
         try:
             with pq.ParquetFile(index) as file:
-                yield from file.iter_batches(GROUP, columns=columns)
-        except pa.ArrowException as error:
-            message = f"damaged ({error!s:.200}): remove it; weaktr index writes it again"
+                for batch in file.iter_batches(GROUP, columns=columns):
+                    if set(batch.schema.names) != set(columns):
+                        raise ValueError(f"expected the columns {', '.join(columns)}")
+                    yield batch
+        except (pa.ArrowException, OSError, ValueError) as error:
+            if is_outside_input(error):
+                raise
+            message = f"damaged ({one_line(str(error)):.200}): remove it, it is then written again"
             raise ValueError(f"{index}: {message}") from error
         return
     for table in results.tables(columns):
