@@ -29,6 +29,7 @@ from weaktr.files import (
     UNFINISHED,
     clear_abandoned,
     is_clutter,
+    json_bytes,
     read_json,
     write_json,
     write_once,
@@ -274,14 +275,16 @@ def begin_shared(folder: Path, made_from: str, **facts: Any) -> None:
     Raises:
         ValueError: see `begin`.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(f"--out {folder}: expected a folder, {error.filename} is a file") from None
     stored = read_inputs(folder)
     if stored is None:
         others = [name for name in _visible(folder) if name != INPUTS]
         if others and read_inputs(folder) is None:
             refuse_files_of_others(folder)
-        content = json.dumps(facts | {"made_from": made_from}, indent=1, ensure_ascii=False)
-        write_once(folder / INPUTS, content.encode() + b"\n")
+        write_once(folder / INPUTS, json_bytes(facts | {"made_from": made_from}))
         stored = read_inputs(folder)
         assert stored is not None  # somebody has written it
     if stored["made_from"] != made_from:

@@ -223,10 +223,7 @@ def labelled(task: Task, labels: Path | None = None) -> Iterator[Masks]:
         ValueError: something does not fit; nothing has been written.
         PipelineError: see `weaktr.inference.pipeline.run_pipeline`.
     """
-    for name in task.emit:
-        if name not in EMITTED:
-            raise ValueError(f"--emit: expected some of {', '.join(EMITTED)}; got {name!r}")
-    task = replace(task, emit=sorted(set(task.emit) - {"mask"}))
+    task = replace(task, emit=beside_masks(task.emit))
     if task.source.is_dir():
         with _labelled_stored_cams(task, labels) as masks:
             yield masks
@@ -235,6 +232,18 @@ def labelled(task: Task, labels: Path | None = None) -> Iterator[Masks]:
     by = _labelled_by_segmenter if isinstance(loaded.model, Segmenter) else _labelled_by_cams
     with by(loaded, task, labels) as masks:
         yield masks
+
+
+def beside_masks(emit: Collection[str]) -> list[str]:
+    """What is to be written beside the masks, of what ``--emit`` says.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    for name in emit:
+        if name not in EMITTED:
+            raise ValueError(f"--emit: expected some of {', '.join(EMITTED)}; got {name!r}")
+    return sorted(set(emit) - {"mask"})
 
 
 @contextmanager
