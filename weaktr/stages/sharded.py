@@ -35,7 +35,14 @@ from weaktr.shards.inputs import (
 )
 from weaktr.shards.output import MASKS, Form, Layout
 from weaktr.shards.ranks import Rank
-from weaktr.stages.folders import Loaded, Task, load_model, photographs, require_settings
+from weaktr.stages.folders import (
+    Loaded,
+    Task,
+    beside_masks,
+    load_model,
+    photographs,
+    require_settings,
+)
 from weaktr.stages.label import emitted, label_maker
 from weaktr.stages.masks import MaskMaker
 from weaktr.stages.predict import prediction_maker
@@ -90,6 +97,13 @@ def ready_job(task: ShardTask) -> ShardJob:
     Raises:
         ValueError: something does not fit; nothing has been written.
     """
+    if task.command == "label":
+        own = task.task
+        if own.source.is_dir():
+            raise ValueError(
+                f"{own.source}: expected a checkpoint for shards, got a folder of CAMs"
+            )
+        task = replace(task, task=replace(own, emit=beside_masks(own.emit)))
     loaded = load_model(task.task)
     if task.command == "predict" or isinstance(loaded.model, Segmenter):
         return _prediction_job(task, loaded)
@@ -162,7 +176,10 @@ def _job(
     shards = _shards_of(task, loaded)
     form = task.output or ("tar" if isinstance(shards, TarShards) else "png")
     given = [Path(task.labels)] if _is_file(task.labels) else []
-    images = [] if isinstance(shards, TarShards) else [own.images]
+    images = [own.images]
+    if isinstance(shards, TarShards):
+        images = [shards.folder] if shards.folder is not None and shards.is_deep else []
+        given += [shards.folder] if shards.folder is not None else []
     require_apart(own.out, [loaded.file, *given], [*images, *paths_of(maker.refiners)])
     depends_on: dict[str, Any] = identity(settings)
     if own.exif != "ignore":
@@ -230,6 +247,8 @@ def _samples(task: ShardTask, loaded: Loaded) -> tuple[Sample, ...]:
         samples = data.unlabelled(own.images, exif=own.exif or "ignore").samples
         return data.only(samples, data.read_names(task.names)) if task.names else samples
     labels = Path(task.labels) if _is_file(task.labels) else None
+    if labels is None and task.labels != "auto":
+        raise ValueError(f"--labels {task.labels}: of photographs in tars; expected a CSV or JSON")
     return photographs(own, labels, loaded.classes)
 
 
