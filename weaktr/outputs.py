@@ -273,7 +273,10 @@ def begin_shared(folder: Path, made_from: str, **facts: Any) -> None:
     Raises:
         ValueError: see `begin`.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(f"--out {folder}: expected a folder, {error.filename} is a file") from None
     stored = read_inputs(folder)
     if stored is None:
         others = [name for name in _visible(folder) if name != INPUTS]

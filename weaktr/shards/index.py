@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from weaktr.data.shard_tables import stored_text
 from weaktr.files import is_outside_input, read_json, require_replaceable, whole_file, write_json
 from weaktr.messages import brief, counted, few, one_line
 from weaktr.shards.columns import texts_of
@@ -138,8 +139,9 @@ def read_checked(record: Record) -> pa.Table:
         raise ValueError(f"{record.table}: is not as its record says; {advice}")
     table = parsed_table(io.BytesIO(content), record.table)
     shards = texts_of(table["shard"]).unique().to_pylist()
-    if shards not in ([], [record.shard]):
-        other = next(shard for shard in shards if shard != record.shard)
+    own = stored_text(record.shard)
+    if shards not in ([], [own]):
+        other = next(shard for shard in shards if shard != own)
         raise ValueError(f"{record.table}: has rows of the shard {brief(other)}; {advice}")
     if twice := repeated_names(table):
         raise ValueError(

@@ -231,7 +231,7 @@ def labelled(task: Task, labels: Path | None = None) -> Iterator[Masks]:
         ValueError: something does not fit; nothing has been written.
         PipelineError: see `weaktr.inference.pipeline.run_pipeline`.
     """
-    task = with_emit(task)
+    task = replace(task, emit=beside_masks(task.emit))
     if task.source.is_dir():
         with _labelled_stored_cams(task, labels) as masks:
             yield masks
@@ -242,16 +242,16 @@ def labelled(task: Task, labels: Path | None = None) -> Iterator[Masks]:
         yield masks
 
 
-def with_emit(task: Task) -> Task:
-    """A task of labelling whose `emit` is what is written beside the masks.
+def beside_masks(emit: Collection[str]) -> list[str]:
+    """What is to be written beside the masks, of what ``--emit`` says.
 
     Raises:
-        ValueError: something that cannot be written.
+        ValueError: an unknown name.
     """
-    for name in task.emit:
+    for name in emit:
         if name not in EMITTED:
             raise ValueError(f"--emit: expected some of {', '.join(EMITTED)}; got {name!r}")
-    return replace(task, emit=sorted(set(task.emit) - {"mask"}))
+    return sorted(set(emit) - {"mask"})
 
 
 @contextmanager

@@ -41,11 +41,11 @@ from weaktr.shards.ranks import Rank
 from weaktr.stages.folders import (
     Loaded,
     Task,
+    beside_masks,
     load_model,
     manifest_of,
     photographs,
     require_settings,
-    with_emit,
 )
 from weaktr.stages.label import emitted, label_maker
 from weaktr.stages.predict import prediction_maker
@@ -102,9 +102,9 @@ def ready_job(task: ShardTask) -> ShardJob:
         ValueError: something does not fit; nothing has been written.
     """
     if task.task.source.is_dir():
-        raise ValueError(f"{task.task.source}: expected model.safetensors for shards, got a folder")
+        raise ValueError(f"{task.task.source}: expected a checkpoint for shards, got a folder")
     if task.command == "label":
-        task = replace(task, task=with_emit(task.task))
+        task = replace(task, task=replace(task.task, emit=beside_masks(task.task.emit)))
     loaded = load_model(task.task)
     if isinstance(loaded.model, Segmenter):
         return _prediction_job(task, loaded)
@@ -194,6 +194,9 @@ def _begin(
     form = task.output or ("tar" if isinstance(shards, TarShards) else "png")
     given = [Path(task.labels)] if _is_file(task.labels) else []
     images = [own.images] if own.images.is_dir() and own.dataset is None else []
+    if isinstance(shards, TarShards):
+        images = [shards.folder] if shards.folder is not None and shards.is_deep else []
+        given += [shards.folder] if shards.folder is not None else []
     require_apart(own.out, [loaded.file, *given], [*images, *paths_of(refiners)])
     depends_on: dict[str, Any] = identity(settings)
     if own.exif != "ignore":
@@ -274,6 +277,8 @@ def _samples(task: ShardTask, loaded: Loaded) -> tuple[Sample, ...]:
         samples = (listed_in or data.unlabelled(own.images, exif=own.exif or "ignore")).samples
         return data.only(samples, data.read_names(task.names)) if task.names else samples
     labels = Path(task.labels) if _is_file(task.labels) else None
+    if labels is None and task.labels != "auto":
+        raise ValueError(f"--labels {task.labels}: of photographs in tars; expected a CSV or JSON")
     return photographs(own, labels, loaded.classes)
 
 
