@@ -202,6 +202,12 @@ def _table(archive: Path, file: BinaryIO | None = None) -> _Table:
     return table
 
 
+def forget(archive: Path) -> None:
+    """Drop what is known of an archive that will not be read again."""
+    with _lock:
+        _tables.pop(os.path.abspath(archive), None)
+
+
 def _after_fork() -> None:
     """In a new process no other thread holds the lock."""
     global _lock  # noqa: PLW0603
