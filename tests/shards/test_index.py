@@ -286,9 +286,8 @@ def test_damaged_parquets_are_named(tmp_path, how):
         join(out)
     assert not (out / INDEX).exists() and not list(out.glob(".*.part"))
     assert kinds(out) == ["shard damaged"]
-    if how != "changed":  # which the digest alone tells
-        with pytest.raises(ValueError, match=r"b\.parquet"):
-            count(read_results(out), Query(label=1))
+    with pytest.raises(ValueError, match=r"b\.parquet"):
+        select(read_results(out), Query(label=1))
 
 
 def test_a_damaged_index_does_not_count_as_current(out):
@@ -693,7 +692,7 @@ def test_masks_in_tars_are_refused_with_what_to_do(tmp_path):
 @pytest.mark.parametrize("how", ["cut off", "empty", "changed"])
 def test_a_mask_folder_names_damage(tmp_path, how):
     out = three_shards(tmp_path / "out", "png")
-    damage(table_file(out, "b"), "cut off" if how == "changed" else how)
+    damage(table_file(out, "b"), how)
     with pytest.raises(DataError, match=r"b\.parquet: damaged"):
         MaskFolder(out)
     record_file(out, "b").write_text("[]")

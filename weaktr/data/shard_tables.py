@@ -84,7 +84,8 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 
     with open(path, "rb") as file:
         try:
-            for batch in pq.ParquetFile(file).iter_batches(10_000, columns=list(COLUMNS)):
+            table = pq.ParquetFile(file, page_checksum_verification=True)
+            for batch in table.iter_batches(10_000, columns=list(COLUMNS)):
                 if set(batch.schema.names) != set(COLUMNS):
                     raise ValueError(f"expected the columns {', '.join(COLUMNS)}")
                 yield from batch.to_pylist()

@@ -18,7 +18,7 @@ from weaktr.files import is_outside_input, read_json, require_replaceable, whole
 from weaktr.messages import brief, counted, few, one_line
 from weaktr.shards.columns import texts_of
 from weaktr.shards.records import Record, Results, again, read_results
-from weaktr.shards.rows import GROUP, SCHEMA, parsed_table
+from weaktr.shards.rows import GROUP, SCHEMA, WRITTEN, parsed_table
 from weaktr.shards.statistics import COLUMNS, added, statistics_of
 
 INDEX, STATS = "index.parquet", "stats.json"
@@ -57,7 +57,7 @@ def join(out: Path) -> dict[str, Any]:
     require_replaceable(out / STATS)
     statistics: list[dict[str, Any]] = []
     with whole_file(index) as temporary, pq.ParquetWriter(
-        temporary, _schema(state), compression="zstd"
+        temporary, _schema(state), **WRITTEN
     ) as writer:  # fmt: skip
         for table in _grouped(_tables(results)):
             statistics.append(statistics_of(table.select(list(COLUMNS))))
@@ -107,7 +107,7 @@ def batches_of(results: Results, columns: list[str]) -> Iterator[pa.RecordBatch]
     index = results.out / INDEX
     if not results.missing and is_current(index, results.state()):
         try:
-            with pq.ParquetFile(index) as file:
+            with pq.ParquetFile(index, page_checksum_verification=True) as file:
                 for batch in file.iter_batches(GROUP, columns=columns):
                     if set(batch.schema.names) != set(columns):
                         raise ValueError(f"expected the columns {', '.join(columns)}")

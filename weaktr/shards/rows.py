@@ -23,6 +23,8 @@ Status = Literal["labelled", "no class", "failed", "edited"]
 #: Rows that a Parquet file holds, and readers read, together.
 GROUP = 100_000
 
+#: How Parquet is written; check sums tell what compression does not.
+WRITTEN: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
 #: Columns with names of files, which may not be UTF-8 (`stored_text`).
 _NAMES = ("name", "shard", "image")
 _SHARES = pa.map_(pa.int16(), pa.float64())
@@ -129,7 +131,7 @@ def write_table(path: Path, table: pa.Table) -> int:
         Bytes of the file.
     """
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, row_group_size=GROUP, compression="zstd")
+    pq.write_table(table, buffer, row_group_size=GROUP, **WRITTEN)
     write_bytes(path, buffer.getvalue())
     return buffer.tell()
 
@@ -148,7 +150,8 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 def parsed_table(file: BinaryIO, path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """A table of an open file, which errors call `path`; see `read_table`."""
     try:
-        table = pq.read_table(file, columns=None if columns is None else list(columns))
+        wanted_columns = None if columns is None else list(columns)
+        table = pq.read_table(file, columns=wanted_columns, page_checksum_verification=True)
     except (pa.ArrowException, KeyError, OSError) as error:
         if is_outside_input(error):
             raise
