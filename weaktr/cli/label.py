@@ -65,7 +65,8 @@ where several processes share them or --shard-size is given. Whole shards are sk
 start; `weaktr index OUT` counts, checks and finds what is in them.
 
   weaktr label model.safetensors 'shards/{000..127}.tar' --out labels/
-  torchrun --nproc-per-node 8 -m weaktr label model.safetensors data/coco14 --dataset coco14 --out labels/
+  torchrun --nproc-per-node 8 --no-python \\
+      weaktr label model.safetensors data/coco14 --dataset coco14 --out labels/
   weaktr label model.safetensors s3://bucket/shards --out labels/ --engine ray
 """
 
