@@ -162,11 +162,15 @@ def require_replaceable(path: Path, mark: bytes | None = None) -> None:
     )
 
 
-def write_json(path: Path, content: Any, *, seal: bool = False) -> None:
-    """Write JSON, indented, as a whole file; an object gets a seal, if wanted, as first value."""
+def write_json(path: Path, content: Any, *, seal: bool = False, is_new: bool = False) -> None:
+    """Write JSON, indented, as a whole file; an object gets a seal, if wanted, as first value.
+
+    With `is_new` a file that is there stays (`write_once`).
+    """
     content = {"seal": BLANK, **content} if seal else content
     text = json_bytes(content)
-    write_bytes(path, sealed(text) if seal else text)
+    write = write_once if is_new else write_bytes
+    write(path, sealed(text) if seal else text)
 
 
 def json_bytes(content: Any) -> bytes:

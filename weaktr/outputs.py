@@ -29,10 +29,8 @@ from weaktr.files import (
     UNFINISHED,
     clear_abandoned,
     is_clutter,
-    json_bytes,
     read_json,
     write_json,
-    write_once,
 )
 from weaktr.messages import few, one_line
 
@@ -284,7 +282,7 @@ def begin_shared(folder: Path, made_from: str, **facts: Any) -> None:
         others = [name for name in _visible(folder) if name != INPUTS]
         if others and read_inputs(folder) is None:
             refuse_files_of_others(folder)
-        write_once(folder / INPUTS, json_bytes(facts | {"made_from": made_from}))
+        write_json(folder / INPUTS, facts | {"made_from": made_from}, is_new=True)
         stored = read_inputs(folder)
         assert stored is not None  # somebody has written it
     if stored["made_from"] != made_from:

@@ -109,6 +109,25 @@ def later(path):
 # ---- what comes out -----------------------------------------------------------------------------
 
 
+def test_a_threshold_that_is_chosen_is_chosen_once_for_all_processes(home, monkeypatch):
+    auto = ("--set", "threshold=auto")
+    assert label(home, *auto, out="alone") == 0
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        assert label(home, "--shard-size", "5", *auto) == 0
+        chosen = (home / "out" / "threshold.json").read_bytes()
+    choice = json.loads(chosen)
+    first = [row for row in rows(home / "out").values() if row.shard == "00000"]
+    assert set(choice["images"]) == {row.name for row in first if row.status == "labelled"}
+    assert {row.threshold for row in rows(home / "out").values()} == {choice["threshold"]}
+    monkeypatch.delenv("RANK")
+    assert label(home, "--shard-size", "12", *auto, out="one") == 0  # of all photographs
+    choices = [json.loads((home / out / "threshold.json").read_bytes()) for out in ("one", "alone")]
+    assert choices[0]["threshold"] == choices[1]["threshold"]
+    assert masks_of(home / "one") == masks_of(home / "alone")
+
+
 @pytest.mark.parametrize("images", ["photos", "tars"])
 @pytest.mark.parametrize("form", ["png", "tar"])
 def test_the_files_are_those_of_a_run_without_shards(home, images, form):
@@ -631,7 +650,6 @@ def test_mistakes_in_options_are_told_before_anything_is_written(home):
     assert "--shard-size: of no effect" in refused("--shard-size", "3", images="tars")
     assert "--profile" in refused("--shard-size", "3", "--profile", home / "trace.json")
     assert "--emit" in refused("--shard-size", "3", "--emit", "confidense")
-    assert "threshold" in refused("--shard-size", "3", "--set", "threshold=auto")
     assert "--labels" in refused("--shard-size", "3", "--labels", "none")
     assert "--labels" in refused("--shard-size", "3", "--labels", "inside")
     assert "nowhere" in refused("--shard-size", "3", "--labels", home / "nowhere.csv")

@@ -17,7 +17,7 @@ from weaktr.data import Classes, DataError, Problem, Sample
 from weaktr.data.manifest import Exif
 from weaktr.data.sources.tar import LabelRows, Labels, read_rows, read_shard, with_classes
 from weaktr.shards.fetch import asked, fetch_beside, fetched, is_address, marks_of
-from weaktr.tars import SUFFIX, status
+from weaktr.tars import SUFFIX, forget, status
 
 #: Photographs of a list that make a shard, unless somebody says otherwise.
 SHARD_SIZE = 1000
@@ -197,8 +197,10 @@ class TarShards:
         """A tar on this machine; what stands beside one of another place comes with it."""
         archive = self._archives[name]
         if not is_address(archive):
+            stack.callback(forget, Path(archive))
             return Path(archive)
         local = stack.enter_context(fetched(archive, scratch))
+        stack.callback(forget, local)
         if self.labels in ("auto", "beside"):
             fetch_beside(archive, local, required=self.labels == "beside")
         return local

@@ -34,12 +34,12 @@ from weaktr.data.shard_tables import named_text
 from weaktr.files import flush, read_json, read_json_object, write_json
 from weaktr.outputs import keep
 from weaktr.seals import is_sealed
+from weaktr.shards.records import FORMAT, record_file, table_file
 from weaktr.shards.rows import Row, read_table, rows_of, table_of, write_table
 from weaktr.tars import members_of
 
-FORMAT = "weaktr-shard-1"
-#: Where things are in a folder of results.
-INDEX, UNFINISHED = "index", "unfinished"
+#: The folder of what is begun, and the kind of file that every photograph has.
+UNFINISHED = "unfinished"
 MASKS = "masks"
 #: How often a file is begun in a folder that others remove.
 ATTEMPTS = 5
@@ -66,11 +66,11 @@ class Layout:
 
     def record(self, shard: str) -> Path:
         """The statistics of a shard, with which it is whole."""
-        return self.out / INDEX / f"{shard}.json"
+        return record_file(self.out, shard)
 
     def table(self, shard: str) -> Path:
         """The rows of a shard."""
-        return self.out / INDEX / f"{shard}.parquet"
+        return table_file(self.out, shard)
 
     def unfinished(self, shard: str) -> Path:
         """What processes have begun of a shard."""

@@ -248,7 +248,7 @@ class _Rows(Generic[Read]):
         self.writer.add(row, {})
         self._bad += 1
         self._unread += problem.is_outside
-        self.progress.report.left_out.append(problem)
+        self.progress.report.left_out += 1
         log.warning("left out: %s", problem)
         most, total = self.own.max_bad, len(self.given.samples) + len(self.given.faults)
         bad_before = self.progress.report.status["failed"]
