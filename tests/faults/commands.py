@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from tests.faults.sweep import Command
 from tests.models import small
+from tests.shards import work
 from tests.stages import tiny
 from weaktr.data.masks import MaskFolder
 from weaktr.models import checkpoints
@@ -32,6 +33,11 @@ def prepare(home: Path) -> None:
     for name in "abc":
         noise = np.random.default_rng(ord(name)).integers(0, 255, (40, 50, 3), np.uint8)
         Image.fromarray(noise).save(home / "photos" / f"{name}.png")
+    for number, pair in enumerate(("ab", "cd")):
+        files: dict[str, bytes] = {}
+        for name in pair:
+            files |= {f"{name}.png": work.photograph(ord(name)), f"{name}.cls": b"cat"}
+        work.write_tar(home / "tars" / f"{number}.tar", files)
     rows = "".join(f"{name}.png,cat\n" for name in "abc")
     (home / "photos" / "labels.csv").write_text("image,labels\n" + rows)
     known = {"classes": {"names": ["cat", "dog"]}}
@@ -69,6 +75,17 @@ def _of_out(home: Path) -> dict[str, object]:
     return found
 
 
+def _of_shards(home: Path) -> dict[str, object]:
+    out = home / "out"
+    found: dict[str, object] = {**work.files_in(out)}
+    for record in sorted((out / "index").glob("*.json")):
+        content = json.loads(record.read_text())
+        kept = "format", "shard", "made_from", "outputs", "statistics"
+        found[record.name] = [content[key] for key in kept]
+    found["rest"] = sorted(path.name for path in out.iterdir() if path.name[0] != ".")
+    return found
+
+
 def _of_run(home: Path) -> dict[str, object]:
     run = home / "run"
     found = _masks(str(run / "label"), str(run / "predict"))
@@ -91,6 +108,14 @@ def _label(home: Path) -> list[str]:
         "label", str(home / "cam.safetensors"), str(home / "photos"), "--out", str(home / "out"),
         "--emit", "confidence,cam", "--set", "scales=[1.0]", "--set", "flip=false",
     ]  # fmt: skip
+
+
+def _label_in_shards(home: Path) -> list[str]:
+    return [*_label(home), "--shard-size", "2"]
+
+
+def _label_tars(home: Path) -> list[str]:
+    return [str(home / "tars") if part == str(home / "photos") else part for part in _label(home)]
 
 
 def _predict(home: Path) -> list[str]:
@@ -117,9 +142,11 @@ def _write(home: Path) -> list[str]:
     return ["data", "write", "folder", str(home / "photos"), "--out", str(home / "manifest.json")]
 
 
-PHOTOS = ("photos", "cam.safetensors", "seg.safetensors")
+PHOTOS = ("photos", "tars", "cam.safetensors", "seg.safetensors")
 COMMANDS = {
     "label": Command("weaktr", _label, _of_out, PHOTOS),
+    "label in shards": Command("weaktr", _label_in_shards, _of_shards, PHOTOS),
+    "label tars": Command("weaktr", _label_tars, _of_shards, PHOTOS),
     "predict": Command("weaktr", _predict, _of_out, PHOTOS),
     "train": Command("weaktr-train", _train, _of_run, ("squares",)),
     "draw": Command("weaktr", _draw, _of_file(f"drawn/{DRAWN}.png"), ("instances",)),
