@@ -127,7 +127,7 @@ def test_a_kill_while_the_inputs_are_written_refuses_nothing(tmp_path, monkeypat
         raise SystemExit
 
     with monkeypatch.context() as patch:
-        patch.setattr("weaktr.files._flush", killed)
+        patch.setattr("weaktr.files.flush", killed)
         patch.setattr("pathlib.Path.unlink", lambda path, missing_ok=False: None)
         with pytest.raises(SystemExit):
             begin(folder, "one")

@@ -162,11 +162,23 @@ def require_replaceable(path: Path, mark: bytes | None = None) -> None:
     )
 
 
-def write_json(path: Path, content: Any, *, seal: bool = False) -> None:
-    """Write JSON, indented, as a whole file; an object gets a seal, if wanted, as first value."""
+def write_json(path: Path, content: Any, *, seal: bool = False, is_new: bool = False) -> None:
+    """Write JSON, indented, as a whole file; an object gets a seal, if wanted, as first value.
+
+    With `is_new` a file that is there stays (`write_once`).
+    """
     content = {"seal": BLANK, **content} if seal else content
-    text = (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
-    write_bytes(path, sealed(text) if seal else text)
+    text = json_bytes(content)
+    write = write_once if is_new else write_bytes
+    write(path, sealed(text) if seal else text)
+
+
+def json_bytes(content: Any) -> bytes:
+    """JSON, indented; names of files that are not in UTF-8 are escaped."""
+    try:
+        return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+    except UnicodeEncodeError:
+        return (json.dumps(content, indent=1) + "\n").encode()
 
 
 #: What is not a file, in words.

@@ -31,7 +31,6 @@ from weaktr.files import (
     is_clutter,
     read_json,
     write_json,
-    write_once,
 )
 from weaktr.messages import few, one_line
 
@@ -274,14 +273,16 @@ def begin_shared(folder: Path, made_from: str, **facts: Any) -> None:
     Raises:
         ValueError: see `begin`.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(f"--out {folder}: expected a folder, {error.filename} is a file") from None
     stored = read_inputs(folder)
     if stored is None:
         others = [name for name in _visible(folder) if name != INPUTS]
         if others and read_inputs(folder) is None:
             refuse_files_of_others(folder)
-        content = json.dumps(facts | {"made_from": made_from}, indent=1, ensure_ascii=False)
-        write_once(folder / INPUTS, content.encode() + b"\n")
+        write_json(folder / INPUTS, facts | {"made_from": made_from}, is_new=True)
         stored = read_inputs(folder)
         assert stored is not None  # somebody has written it
     if stored["made_from"] != made_from:

@@ -49,7 +49,7 @@ def said(call, *arguments):
     "command",
     [
         "init", "train", "label", "predict", "import", "export", "export-masks", "eval", "data",
-        "env", "show", "report",
+        "env", "show", "report", "index",
     ],
 )  # fmt: skip
 def test_every_command_explains_itself(command, capsys):

@@ -41,6 +41,7 @@ from weaktr.data.prepare.sources import Sources
 from weaktr.data.prepare.unpack import unpack
 from weaktr.data.proposals import read_proposals
 from weaktr.data.sources.scenes import scenes
+from weaktr.data.sources.tar import tar
 from weaktr.data.stored_maps import (
     SoftLabels,
     npz_of_cams,
@@ -175,6 +176,22 @@ def _read_coco(root: Path) -> None:
     coco14(root, problems=[])
     for ids in (90, "json"):
         render_masks(path, root / "masks", ids=ids, problems=[])  # type: ignore[arg-type]
+
+
+def _shard(root: Path) -> None:
+    trees.write_image(root / "a.png", (6, 8))
+    image = (root / "a.png").read_bytes()
+    (root / "a.png").unlink()
+    files = {"a.png": image, "a.cls": b"dog cat", "b/c.png": image, "b/c.json": b'{"labels": []}'}
+    content = little.tar(files | {"b/c.mask.png": image, "b/c.txt": b"1"})
+    (root / "train-0.tar").write_bytes(content)
+
+
+def _read_shard(root: Path) -> None:
+    contents = Contents()
+    for sample in tar(root):
+        contents.digest(sample.image)
+        read_rgb(sample.image, sample.source)
 
 
 def _manifest(root: Path) -> None:
@@ -490,6 +507,7 @@ def _rows() -> tuple[Reader, ...]:
             "COCO instances", "annotations/instances_train2014.json", "json", files_of(_coco),
             _read_coco, share=4,
         ),
+        Reader("shard", "train-0.tar", "tar", files_of(_shard), _read_shard, share=2),
         Reader("manifest", "manifest.json", "json", files_of(_manifest), _read_manifest),
         Reader(
             "cls_labels.npy", "cls_labels.npy", "npy", _cls_labels,

@@ -63,6 +63,16 @@ def add_profile(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_dataset(parser: argparse.ArgumentParser, split: str) -> None:
+    """``--dataset`` and ``--split``, of which `split` is the default."""
+    parser.add_argument(
+        "--dataset",
+        choices=("coco14", "voc12"),
+        help="IMAGES is the root of this data set, with its lists and image-level labels",
+    )
+    parser.add_argument("--split", default=split, help=f"of the data set (default: {split})")
+
+
 def add_shards(parser: argparse.ArgumentParser) -> None:
     """The options of work on shards; see `shard_options`."""
     group = parser.add_argument_group(

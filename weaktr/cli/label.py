@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from weaktr.cli.common import (
+    add_dataset,
     add_device,
     add_exif,
     add_profile,
@@ -66,7 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="model.safetensors of either stage, or a folder of CAMs",
     )
-    parser.add_argument("images", metavar="IMAGES", help="folder of images, or tars of them")
+    parser.add_argument(
+        "images", metavar="IMAGES", help="folder of images, tars of them, or a manifest (.json)"
+    )
     parser.add_argument(
         "--labels",
         metavar="FILE",
@@ -88,6 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "cam (cams/NAME.npz, large); separated by commas",
     )
     parser.add_argument("--dump-cams", action="store_true", help="the same as --emit cam")
+    add_dataset(parser, "train")
     add_exif(parser)
     add_shards(parser)
     add_profile(parser)
@@ -110,6 +114,8 @@ def run(arguments: argparse.Namespace) -> int:
         exif=arguments.exif,
         device=arguments.device,
         profile=arguments.profile,
+        dataset=arguments.dataset,
+        split=arguments.split,
         teacher=arguments.teacher,
     )
     labels = arguments.labels

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from weaktr.cli.common import (
+    add_dataset,
     add_device,
     add_exif,
     add_profile,
@@ -40,7 +41,9 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, help="stage-2 model.safetensors")
-    parser.add_argument("images", metavar="IMAGES", help="folder of images, or tars of them")
+    parser.add_argument(
+        "images", metavar="IMAGES", help="folder of images, tars of them, or a manifest (.json)"
+    )
     parser.add_argument(
         "--out", type=Path, default=Path("predictions"), help="default: predictions"
     )
@@ -62,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dump-scores", action="store_true", help="also write scores/NAME.npz (large)"
     )
+    add_dataset(parser, "val")
     add_exif(parser)
     add_shards(parser)
     add_profile(parser)
@@ -92,6 +96,8 @@ def run(arguments: argparse.Namespace) -> int:
         exif=arguments.exif,
         device=arguments.device,
         profile=arguments.profile,
+        dataset=arguments.dataset,
+        split=arguments.split,
     )
     if is_sharded(arguments):
         if archive is not None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from weaktr.data.problems import DataError, Problem
 from weaktr.files import files_below, is_outside_input, read_json
+from weaktr.messages import one_line
 
 #: The columns of which a `MaskEntry` is made.
 COLUMNS = (
@@ -83,12 +84,14 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 
     with open(path, "rb") as file:
         try:
-            for batch in pq.ParquetFile(file).iter_batches(10_000, columns=list(COLUMNS)):
+            table = pq.ParquetFile(file, page_checksum_verification=True)
+            for batch in table.iter_batches(10_000, columns=list(COLUMNS)):
                 if set(batch.schema.names) != set(COLUMNS):
                     raise ValueError(f"expected the columns {', '.join(COLUMNS)}")
                 yield from batch.to_pylist()
         except (pa.ArrowException, OSError, ValueError) as error:
             if is_outside_input(error):
                 raise
-            message = f"damaged ({error!s:.200}): remove it, its shard is then made again"
+            reason, record = one_line(str(error)), path.with_suffix(".json").name
+            message = f"damaged ({reason:.200}): remove {record} beside it to make it again"
             raise DataError(Problem(str(path), "", message)) from error

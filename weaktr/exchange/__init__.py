@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from weaktr import tars
 from weaktr.data import IGNORE, Classes
 from weaktr.data.parallel import ordered_map
 from weaktr.exchange import coco, cvat, fiftyone, hf, label_studio, labelme, yolo
@@ -139,6 +140,8 @@ def export_masks(
                 continue
             if images == "none" and item.is_turned:
                 report.notes["photographs are turned by viewers, their masks are not"] += 1
+            elif images == "none" and tars.archive_of(item.source.sample.image) is not None:
+                report.notes["photographs are in tars, which other programs do not open"] += 1
             elif images != "none" and not chosen.holds_images:
                 put_photograph(item, folder)
             if not chosen.has_ignore and (item.mask == IGNORE).any():

@@ -203,9 +203,9 @@ def choose_by_features(source: CamSource, samples: Sequence[Sample], queue_mb: i
     return Choice(best, "auto", criterion, tuple(names), points)
 
 
-def write_choice(choice: Choice, folder: Path) -> None:
-    """Write `CHOICE` into a folder of masks."""
-    write_json(folder / CHOICE, asdict(choice), seal=True)
+def write_choice(choice: Choice, folder: Path, *, once: bool = False) -> None:
+    """Write `CHOICE` into a folder of masks; with `once` only where nobody has done so."""
+    write_json(folder / CHOICE, asdict(choice), seal=True, is_new=once)
 
 
 def read_choice(folder: Path) -> Choice | None:

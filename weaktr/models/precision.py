@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -43,6 +44,9 @@ def inference_amp(amp: Amp, device: torch.device) -> Amp:
 def choose_device(name: str) -> torch.device:
     """The device called `name`; "auto" = CUDA if there is one, else the CPU.
 
+    Of several processes of a machine, which torchrun or srun has numbered, "auto" gives each
+    another GPU.
+
     A GPU with a number becomes this thread's current one: kernels are launched on it and events
     recorded on it by default, whatever tensors they belong to.
 
@@ -50,7 +54,12 @@ def choose_device(name: str) -> torch.device:
         ValueError: there is no such device here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        local = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or ""
+        if not local.isdecimal() or torch.cuda.device_count() < 2:
+            return torch.device("cuda")
+        name = f"cuda:{int(local) % torch.cuda.device_count()}"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

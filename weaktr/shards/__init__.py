@@ -5,7 +5,10 @@
     (weaktr.stages makes the masks of one shard)
     output  a tar or a folder of PNGs, and what was begun before
     rows    a row for each photograph: the Parquet index of a shard, and its statistics
-    index   all shards together: joined, verified, counted
+    columns, statistics       what rows amount to, added exactly
+    records                   which shards a folder of results has, and which of them are whole
+    index                     all shards together: one index, one file of statistics
+    query, verify             photographs with something in common; masks held against their rows
 
 A folder of results:
 

@@ -13,11 +13,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from weaktr.files import read_json, require_replaceable, whole_file, write_json
-from weaktr.messages import brief, counted, few
+from weaktr.data.shard_tables import stored_text
+from weaktr.files import is_outside_input, read_json, require_replaceable, whole_file, write_json
+from weaktr.messages import brief, counted, few, one_line
 from weaktr.shards.columns import texts_of
 from weaktr.shards.records import Record, Results, again, read_results
-from weaktr.shards.rows import GROUP, SCHEMA, parsed_table
+from weaktr.shards.rows import GROUP, SCHEMA, WRITTEN, parsed_table
 from weaktr.shards.statistics import COLUMNS, added, statistics_of
 
 INDEX, STATS = "index.parquet", "stats.json"
@@ -56,7 +57,7 @@ def join(out: Path) -> dict[str, Any]:
     require_replaceable(out / STATS)
     statistics: list[dict[str, Any]] = []
     with whole_file(index) as temporary, pq.ParquetWriter(
-        temporary, _schema(state), compression="zstd"
+        temporary, _schema(state), **WRITTEN
     ) as writer:  # fmt: skip
         for table in _grouped(_tables(results)):
             statistics.append(statistics_of(table.select(list(COLUMNS))))
@@ -90,8 +91,9 @@ def missing_in_words(out: Path, missing: Sequence[str], total: int) -> str:
 def is_current(index: Path, state: str) -> bool:
     """Whether there is an index, and of the rows that have this state."""
     try:
-        metadata = pq.read_schema(index).metadata or {}
-        return bool(json.loads(metadata[KEY])["state"] == state)
+        schema = pq.read_schema(index)
+        stored = json.loads((schema.metadata or {})[KEY])["state"]
+        return bool(stored == state) and schema.equals(SCHEMA)
     except (OSError, KeyError, TypeError, ValueError, pa.ArrowException):
         return False
 
@@ -105,10 +107,15 @@ def batches_of(results: Results, columns: list[str]) -> Iterator[pa.RecordBatch]
     index = results.out / INDEX
     if not results.missing and is_current(index, results.state()):
         try:
-            with pq.ParquetFile(index) as file:
-                yield from file.iter_batches(GROUP, columns=columns)
-        except pa.ArrowException as error:
-            message = f"damaged ({error!s:.200}): remove it; weaktr index writes it again"
+            with pq.ParquetFile(index, page_checksum_verification=True) as file:
+                for batch in file.iter_batches(GROUP, columns=columns):
+                    if set(batch.schema.names) != set(columns):
+                        raise ValueError(f"expected the columns {', '.join(columns)}")
+                    yield batch
+        except (pa.ArrowException, OSError, ValueError) as error:
+            if is_outside_input(error):
+                raise
+            message = f"damaged ({one_line(str(error)):.200}): remove it, it is then written again"
             raise ValueError(f"{index}: {message}") from error
         return
     for table in results.tables(columns):
@@ -132,8 +139,9 @@ def read_checked(record: Record) -> pa.Table:
         raise ValueError(f"{record.table}: is not as its record says; {advice}")
     table = parsed_table(io.BytesIO(content), record.table)
     shards = texts_of(table["shard"]).unique().to_pylist()
-    if shards not in ([], [record.shard]):
-        other = next(shard for shard in shards if shard != record.shard)
+    own = stored_text(record.shard)
+    if shards not in ([], [own]):
+        other = next(shard for shard in shards if shard != own)
         raise ValueError(f"{record.table}: has rows of the shard {brief(other)}; {advice}")
     if twice := repeated_names(table):
         raise ValueError(

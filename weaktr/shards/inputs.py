@@ -17,7 +17,7 @@ from weaktr.data import Classes, DataError, Problem, Sample
 from weaktr.data.manifest import Exif
 from weaktr.data.sources.tar import LabelRows, Labels, read_rows, read_shard, with_classes
 from weaktr.shards.fetch import asked, fetch_beside, fetched, is_address, marks_of
-from weaktr.tars import SUFFIX, status
+from weaktr.tars import SUFFIX, forget, status
 
 #: Photographs of a list that make a shard, unless somebody says otherwise.
 SHARD_SIZE = 1000
@@ -121,11 +121,14 @@ class TarShards:
         exif: see `Sample`.
 
     Attributes:
-        labels: as above, but "auto" decided.
+        labels: as above, but "auto" decided, by the first tar that can be used.
+        folder: below which they are, on this machine; None = elsewhere.
+        is_deep: whether tars are looked for at any depth below it.
 
     Raises:
         ValueError: see `find_archives`; or labels without classes.
-        DataError: the file of labels cannot be used.
+        DataError: the file of labels cannot be used, or no tar, where they have to be looked at.
+        OSError: likewise, of another place.
     """
 
     nested = True
@@ -134,6 +137,8 @@ class TarShards:
         self, pattern: str, labels: str, classes: Sequence[str] | None, exif: Exif
     ) -> None:
         self._archives = find_archives(pattern)
+        self.folder = None if is_address(pattern) else Path(_base(pattern) or ".")
+        self.is_deep = "**" in pattern or os.path.isdir(pattern)
         self.names = list(self._archives)
         self._classes = None if classes is None else Classes(tuple(classes))
         self._exif: Exif = exif
@@ -147,10 +152,24 @@ class TarShards:
             if faults:
                 raise DataError(faults)
         if labels == "auto":
-            with ExitStack() as stack:
-                self.labels = read_shard(self._local(self.names[0], stack, None)).labels
+            self.labels = self._labels_found()
         if self.labels != "none" and self._classes is None:
             raise ValueError("labels: this checkpoint does not name its classes")
+
+    def _labels_found(self) -> str:
+        """Where the labels of the first tar stand that can be used."""
+        faults: list[Problem] = []
+        for name in self.names:
+            with ExitStack() as stack:
+                try:
+                    shard = read_shard(self._local(name, stack, None))
+                except FileNotFoundError as error:
+                    faults.append(Problem(self._archives[name], "", str(error)))
+                    continue
+            if shard.entries:
+                return shard.labels
+            faults += shard.problems
+        raise DataError(faults)
 
     def data_of(self, name: str) -> dict[str, Any]:
         """See `Shards`: of the status of the tar, and of a file of labels."""
@@ -178,8 +197,10 @@ class TarShards:
         """A tar on this machine; what stands beside one of another place comes with it."""
         archive = self._archives[name]
         if not is_address(archive):
+            stack.callback(forget, Path(archive))
             return Path(archive)
         local = stack.enter_context(fetched(archive, scratch))
+        stack.callback(forget, local)
         if self.labels in ("auto", "beside"):
             fetch_beside(archive, local, required=self.labels == "beside")
         return local

@@ -17,11 +17,10 @@ import ctypes
 import hashlib
 import json
 import os
-import shutil
 import socket
 import tarfile
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -31,16 +30,19 @@ from typing import Any, BinaryIO, Literal
 from filelock import FileLock, Timeout
 
 from weaktr.contents import Contents
-from weaktr.files import flush, read_json, write_json
+from weaktr.data.shard_tables import named_text
+from weaktr.files import flush, read_json, read_json_object, write_json
 from weaktr.outputs import keep
 from weaktr.seals import is_sealed
+from weaktr.shards.records import FORMAT, record_file, table_file
 from weaktr.shards.rows import Row, read_table, rows_of, table_of, write_table
 from weaktr.tars import members_of
 
-FORMAT = "weaktr-shard-1"
-#: Where things are in a folder of results.
-INDEX, UNFINISHED = "index", "unfinished"
+#: The folder of what is begun, and the kind of file that every photograph has.
+UNFINISHED = "unfinished"
 MASKS = "masks"
+#: How often a file is begun in a folder that others remove.
+ATTEMPTS = 5
 Form = Literal["tar", "png"]
 #: Files of a photograph: kind -> content.
 Files = Mapping[str, bytes]
@@ -64,11 +66,11 @@ class Layout:
 
     def record(self, shard: str) -> Path:
         """The statistics of a shard, with which it is whole."""
-        return self.out / INDEX / f"{shard}.json"
+        return record_file(self.out, shard)
 
     def table(self, shard: str) -> Path:
         """The rows of a shard."""
-        return self.out / INDEX / f"{shard}.parquet"
+        return table_file(self.out, shard)
 
     def unfinished(self, shard: str) -> Path:
         """What processes have begun of a shard."""
@@ -90,17 +92,29 @@ class Layout:
 
 @dataclass(frozen=True)
 class Piece:
-    """Where the content of a file is: in a tar, which may not be whole, or all of a loose file."""
+    """Where the content of a file is: in a tar, which may not be whole, or all of a loose file.
+
+    Args:
+        path: of the tar, or the loose file.
+        offset, size: in the tar; None = all.
+        digest: SHA-256; None = not known.
+        moved: where the tar is once it is whole.
+    """
 
     path: Path
     offset: int = 0
     size: int | None = None
     digest: str | None = None
+    moved: Path | None = None
 
     def read(self) -> bytes | None:
         """The content; None where it is not there as it was written."""
+        content = self._read(self.path)
+        return self._read(self.moved) if content is None and self.moved is not None else content
+
+    def _read(self, path: Path) -> bytes | None:
         try:
-            with open(self.path, "rb") as file:
+            with open(path, "rb") as file:
                 file.seek(self.offset)
                 content = file.read() if self.size is None else file.read(self.size)
         except OSError:
@@ -114,7 +128,10 @@ class Piece:
 
 @dataclass
 class Earlier:
-    """What is there of a shard: of each photograph the row, and where its files are."""
+    """What is there of a shard: of each photograph the row, and where its files are.
+
+    Of those that failed only the ones whose masks somebody has changed, which were made before.
+    """
 
     rows: dict[str, Row] = field(default_factory=dict)
     pieces: dict[str, dict[str, Piece]] = field(default_factory=dict)
@@ -143,8 +160,7 @@ def read_earlier(layout: Layout, shard: str, made_from: str) -> Earlier:
     earlier = Earlier()
     _add_whole(earlier, layout, shard, made_from)
     folder = layout.unfinished(shard)
-    journals = sorted(folder.glob("*.jsonl")) if folder.is_dir() else []
-    for journal in journals:
+    for journal in sorted(folder.glob("*.jsonl")):
         _add_journal(earlier, layout, shard, made_from, journal)
     return earlier
 
@@ -154,7 +170,7 @@ def _add_whole(earlier: Earlier, layout: Layout, shard: str, made_from: str) -> 
     if record is None or record.get("made_from") != made_from:
         return
     try:
-        rows = [row for row in rows_of(read_table(layout.table(shard))) if row.status != "failed"]
+        rows = [row for row in rows_of(read_table(layout.table(shard))) if _was_made(row)]
         if layout.form == "tar":
             for kind, (_, suffix) in layout.kinds.items():
                 archive = layout.archive(kind, shard)
@@ -186,15 +202,21 @@ def _add_journal(
         for line in lines[1:]:
             stored = json.loads(line)
             row = Row.of(stored["row"])
-            if row.status == "failed":
+            if not _was_made(row):
                 continue
             pieces = {}
             for kind, (offset, size, digest) in stored["files"].items():
-                path = journal.with_name(f"{journal.stem}.{kind}.tar")
-                loose = layout.form == "png"
-                path = layout.file(kind, shard, row.name) if loose else path
-                pieces[kind] = Piece(path, offset, None if loose else size, digest)
+                if layout.form == "png":
+                    pieces[kind] = Piece(layout.file(kind, shard, row.name), digest=digest)
+                else:
+                    begun = journal.with_name(f"{journal.stem}.{kind}.tar")
+                    whole = layout.archive(kind, shard)
+                    pieces[kind] = Piece(begun, offset, size, digest, whole)
             earlier.rows[row.name], earlier.pieces[row.name] = row, pieces
+
+
+def _was_made(row: Row) -> bool:
+    return row.status != "failed" or row.inputs is not None
 
 
 class ShardWriter:
@@ -209,20 +231,17 @@ class ShardWriter:
     def __init__(self, layout: Layout, shard: str, made_from: str) -> None:
         self.layout, self.shard, self.made_from = layout, shard, made_from
         self.rows: list[Row] = []
-        folder = layout.unfinished(shard)
-        folder.mkdir(parents=True, exist_ok=True)
         machine = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
         self._stem = f"{machine}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._opened = ExitStack()
-        self._journal = self._opened.enter_context(_new(folder / f"{self._stem}.jsonl"))
-        self._journal.write(json.dumps({"made_from": made_from}).encode() + b"\n")
         self._archives: dict[str, tuple[BinaryIO, tarfile.TarFile]] = {}
-        if layout.form == "tar":
-            for kind in layout.kinds:
-                file = self._opened.enter_context(_new(self._begun(kind)))
-                # not closed with the others: that would end a tar that is to be gone on with
-                tar = tarfile.TarFile(fileobj=file, mode="w", format=tarfile.PAX_FORMAT)
-                self._archives[kind] = file, tar
+        self._journal = self._opened.enter_context(_new(self._own("jsonl")))
+        self._journal.write(json.dumps({"made_from": made_from}).encode() + b"\n")
+        for kind in layout.kinds if layout.form == "tar" else ():
+            file = self._opened.enter_context(_new(self._begun(kind)))
+            # not closed with the others: that would end a tar that is to be gone on with
+            tar = tarfile.TarFile(fileobj=file, mode="w", format=tarfile.PAX_FORMAT)
+            self._archives[kind] = file, tar
 
     def add(self, row: Row, files: Files) -> None:
         """Note what became of a photograph, and append its files to the tars.
@@ -259,21 +278,23 @@ class ShardWriter:
             facts: further ones for the record.
 
         Raises:
-            OSError: something cannot be written; what was begun stays.
+            OSError: something cannot be written; what was begun stays. `FileNotFoundError` also
+                where another process has made the shard whole meanwhile.
         """
         layout, shard = self.layout, self.shard
-        before = read_record(layout, shard)
         for file, tar in self._archives.values():
             tar.close()
             file.flush()
             os.fsync(file.fileno())
         self.close()
         outputs = {kind: self._described(kind) for kind in layout.kinds}
+        before = read_record(layout, shard)
+        known = self._known([outputs, {} if before is None else before["outputs"]])
         if before is not None:
             layout.record(shard).unlink(missing_ok=True)
         if layout.form == "tar":
             for kind in layout.kinds:
-                self._publish(kind, outputs[kind]["sha256"], before)
+                self._publish(kind, known[kind])
         else:
             _flush_file_system(layout.out)
         table = layout.table(shard)
@@ -292,8 +313,30 @@ class ShardWriter:
         write_json(layout.record(shard), record)
         remove_unfinished(layout, shard)
 
+    def _own(self, suffix: str) -> Path:
+        return self.layout.unfinished(self.shard) / f"{self._stem}.{suffix}"
+
     def _begun(self, kind: str) -> Path:
-        return self.layout.unfinished(self.shard) / f"{self._stem}.{kind}.tar"
+        return self._own(f"{kind}.tar")
+
+    def _known(self, outputs: Sequence[Mapping[str, Any]]) -> dict[str, set[str]]:
+        """The digests of the tars of each kind that weaktr has written, of now and before.
+
+        They are noted, for whoever goes on where this process has given some tars their names.
+
+        Args:
+            outputs: of records.
+        """
+        own = self._own("known")
+        noted = [read_json_object(path) for path in sorted(own.parent.glob("*.known"))]
+        known = {
+            kind: {d for one in noted for d in one.get(kind, [])} for kind in self.layout.kinds
+        }
+        for kind in known.keys() if self.layout.form == "tar" else ():
+            known[kind] |= {one[kind]["sha256"] for one in outputs if kind in one}
+        if self.layout.form == "tar":
+            write_json(own, {kind: sorted(digests) for kind, digests in known.items()})
+        return known
 
     def _described(self, kind: str) -> dict[str, Any]:
         """What the record says of the files of a kind."""
@@ -308,13 +351,12 @@ class ShardWriter:
         folder = _relative(layout.folder(kind, self.shard), layout.out)
         return {"folder": folder, "files": len(sizes), "bytes": sum(sizes)}
 
-    def _publish(self, kind: str, digest: str, before: Mapping[str, Any] | None) -> None:
-        """Give a tar its name; one there that is not as the record says is kept aside."""
+    def _publish(self, kind: str, known: Collection[str]) -> None:
+        """Give a tar its name; one there of which the digest is not known is kept aside."""
         target = self.layout.archive(kind, self.shard)
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_file() and not target.is_symlink():
-            known = (before or {}).get("outputs", {}).get(kind, {}).get("sha256")
-            if Contents().digest(target) not in (digest, known):
+            if Contents().digest(target) not in known:
                 keep(target)
         elif os.path.lexists(target):
             keep(target)
@@ -339,7 +381,8 @@ def read_record(layout: Layout, shard: str) -> dict[str, Any] | None:
 def is_whole(layout: Layout, shard: str, made_from: str) -> bool:
     """Whether all files of a shard are there, as its record says; masks are not read.
 
-    Loose masks are looked for by name and size; one that is newer than the record was changed.
+    Loose masks are looked for by name and size; one that is newer than the record was changed, and
+    so was one that could not be used.
     """
     record = read_record(layout, shard)
     if record is None or record.get("made_from") != made_from:
@@ -357,12 +400,16 @@ def is_whole(layout: Layout, shard: str, made_from: str) -> bool:
 
 def _are_loose_files_whole(layout: Layout, shard: str) -> bool:
     written = layout.record(shard).stat().st_mtime_ns
-    table = read_table(layout.table(shard), ["name", "mask_digest", "mask_bytes"])
-    names, digests, sizes = (column.to_pylist() for column in table.columns)
-    for name, digest, size in zip(names, digests, sizes, strict=True):
-        for kind in layout.kinds if digest is not None else ():
-            status = os.stat(layout.file(kind, shard, name))
-            if status.st_mtime_ns > written or (kind == MASKS and status.st_size != size):
+    columns = ["name", "status", "digest", "mask_digest", "mask_bytes"]
+    rows = zip(*(c.to_pylist() for c in read_table(layout.table(shard), columns)), strict=True)
+    for stored_name, state, made_from, mask, size in rows:
+        kinds = list(layout.kinds) if mask is not None else []
+        if state == "failed" and made_from is not None:  # somebody has changed its mask
+            kinds = [MASKS]
+        for kind in kinds:
+            status = os.stat(layout.file(kind, shard, named_text(stored_name)))
+            is_other = kind == MASKS and mask is not None and status.st_size != size
+            if status.st_mtime_ns > written or is_other:
                 return False
     return True
 
@@ -387,17 +434,23 @@ def alone_at(layout: Layout, shard: str) -> Iterator[bool]:
     try:
         yield True
     finally:
-        lock.release()
         with suppress(OSError):
             if set(os.listdir(folder)) <= {".lock"}:
-                remove_unfinished(layout, shard)
+                remove_unfinished(layout, shard)  # while nobody else has the lock
+        lock.release()
 
 
 def remove_unfinished(layout: Layout, shard: str) -> None:
-    """Remove what was begun of a shard, and folders that are empty then."""
+    """Remove what was begun of a shard, and folders that are empty then.
+
+    Folders in it are of other shards: of ``a/b`` in that of ``a``.
+    """
     folder = layout.unfinished(shard)
-    shutil.rmtree(folder, ignore_errors=True)
     with suppress(OSError):
+        for entry in list(os.scandir(folder)):
+            if not entry.is_dir(follow_symlinks=False):
+                Path(entry.path).unlink(missing_ok=True)
+        folder.rmdir()
         while folder != layout.out / UNFINISHED:
             folder = folder.parent
             folder.rmdir()
@@ -413,6 +466,11 @@ def _size_of(path: Path) -> int:
 
 
 def _new(path: Path) -> BinaryIO:
+    """Open a file to be written, in a folder that other processes may remove when it is empty."""
+    for _ in range(ATTEMPTS):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            return path.open("xb")
     return path.open("xb")
 
 

@@ -209,6 +209,8 @@ def read_record(out: Path, shard: str, made_from: str) -> Record | None:
     try:
         return _checked(out, shard, made_from, read_json_object(path))
     except ValueError as error:
+        if not path.exists():  # another process makes the shard again
+            return None
         reason = str(error).removeprefix(f"{path}: ")
         raise ValueError(f"{path}: {reason}; {again(path)}") from error
 

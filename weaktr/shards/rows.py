@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from weaktr.data.masks import MaskEntry, entry_of
 from weaktr.data.shard_tables import named_text, stored_text
 from weaktr.files import is_outside_input, write_bytes
+from weaktr.messages import one_line
 
 #: What became of a photograph: it has a mask; it shows no class, so has none; it could not be read
 #: or labelled; somebody has changed its mask, which stays.
@@ -22,8 +23,10 @@ Status = Literal["labelled", "no class", "failed", "edited"]
 #: Rows that a Parquet file holds, and readers read, together.
 GROUP = 100_000
 
+#: How Parquet is written; check sums tell what compression does not.
+WRITTEN: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
 #: Columns with names of files, which may not be UTF-8 (`stored_text`).
-_NAMES = ("name", "shard", "image", "error")
+_NAMES = ("name", "shard", "image")
 _SHARES = pa.map_(pa.int16(), pa.float64())
 _NAME = pa.dictionary(pa.int32(), pa.string())
 #: The columns of an index. Labels are the numbers in masks: 0 = background, k + 1 = class index k,
@@ -128,7 +131,7 @@ def write_table(path: Path, table: pa.Table) -> int:
         Bytes of the file.
     """
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, row_group_size=GROUP, compression="zstd")
+    pq.write_table(table, buffer, row_group_size=GROUP, **WRITTEN)
     write_bytes(path, buffer.getvalue())
     return buffer.tell()
 
@@ -147,18 +150,21 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 def parsed_table(file: BinaryIO, path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """A table of an open file, which errors call `path`; see `read_table`."""
     try:
-        table = pq.read_table(file, columns=None if columns is None else list(columns))
+        wanted_columns = None if columns is None else list(columns)
+        table = pq.read_table(file, columns=wanted_columns, page_checksum_verification=True)
     except (pa.ArrowException, KeyError, OSError) as error:
         if is_outside_input(error):
             raise
-        raise ValueError(f"{path}: damaged, or no index of weaktr: {error!s:.200}") from error
+        message = f"damaged, or no index of weaktr: {one_line(str(error)):.200}"
+        raise ValueError(f"{path}: {message}") from error
     wanted = SCHEMA if columns is None else pa.schema([SCHEMA.field(name) for name in columns])
     if set(table.schema.names) != set(wanted.names):
         raise ValueError(f"{path}: expected the columns {', '.join(wanted.names)}")
     try:
         return table.select(wanted.names).cast(wanted)
     except (pa.ArrowException, ValueError) as error:
-        raise ValueError(f"{path}: expected columns of other types: {error!s:.200}") from error
+        message = f"expected columns of other types: {one_line(str(error)):.200}"
+        raise ValueError(f"{path}: {message}") from error
 
 
 def rows_of(table: pa.Table) -> Iterable[Row]:

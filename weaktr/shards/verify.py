@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -79,15 +79,16 @@ def verify(out: Path) -> Iterator[Problem]:
     if missing := [shard for shard in results.missing if shard not in damaged]:
         message = missing_in_words(out, missing, len(shards)).removeprefix(f"{out}: ")
         yield Problem(str(out), "", message, kind="shards missing")
+    is_whole = not results.missing
     with Meter("verified", sum(_masks_of(record) for record in records)) as meter:
         for record in records:
-            yield from _verify_shard(record, listed, meter)
+            is_whole &= yield from _verify_shard(record, listed, meter)
     if layout.output == "tar":
         listed |= {out / "masks" / f"{shard}.tar" for shard in results.missing}
-    yield from _others(out / "masks", listed, is_whole=not results.missing)
+    yield from _others(out / "masks", listed, is_whole=is_whole)
     own = {of(out, shard) for shard in shards for of in (record_file, table_file)}
     yield from _others(out / FOLDER, own, is_whole=True)
-    if not results.missing:
+    if is_whole:
         yield from _verify_index(results)
 
 
@@ -109,29 +110,37 @@ def _verify_folder(out: Path, listed: set[Path]) -> Iterator[Problem]:
         yield from _verify_masks(rows, paths, meter)
 
 
-def _verify_shard(record: Record, listed: set[Path], meter: Meter) -> Iterator[Problem]:
-    """Of a whole shard; `listed` gets the paths of its masks, or of its tar."""
+def _verify_shard(
+    record: Record, listed: set[Path], meter: Meter
+) -> Generator[Problem, None, bool]:
+    """Of a whole shard; `listed` gets the paths of its masks, or of its tar.
+
+    Returns:
+        Whether its rows could be read.
+    """
+    is_tar = "file" in record.outputs["masks"]
+    if is_tar:
+        listed.add(record.masks)
     try:
         rows = list(rows_of(read_checked(record)))
     except (AttributeError, OSError, TypeError, ValueError) as error:
         yield _problem(record.table, error, OF_A_SHARD)
-        return
+        return False
     for row in rows:
         if (row.status in ("labelled", "edited")) != (row.mask_digest is not None):
             message = f"{row.name}: is {row.status}, and has {row.mask_digest or 'no mask'}"
             yield Problem(str(record.table), "", message, kind=OF_A_SHARD)
     rows = [row for row in rows if row.mask_digest is not None]
     paths = [record.mask(row.name) for row in rows]
-    if "file" in record.outputs["masks"]:
-        listed.add(record.masks)
+    if is_tar:
         try:
             names = [member.name for member in tars.members_of(record.masks)]
         except FileNotFoundError:
             yield Problem(str(record.masks), "", "file is missing", kind=MISSING)
-            return
+            return True
         except (OSError, ValueError) as error:
             yield _problem(record.masks, error, DAMAGED)
-            return
+            return True
         yield from _unlisted_members(record.masks, names, rows)
     else:
         listed.update(paths)
@@ -139,6 +148,7 @@ def _verify_shard(record: Record, listed: set[Path], meter: Meter) -> Iterator[P
     for name, output in record.outputs.items():
         if name not in ("masks", "index") and "file" in output:
             yield from _verify_file(record, output)
+    return True
 
 
 def _unlisted_members(

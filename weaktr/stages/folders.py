@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 from weaktr import data
 from weaktr.config import LabelConfig, PredictConfig
 from weaktr.data import IGNORE, DataError, Sample
-from weaktr.data.manifest import Exif
+from weaktr.data.manifest import Exif, Manifest
 from weaktr.data.masks import MaskFolder
 from weaktr.data.problems import Findings
 from weaktr.data.sources.folder import NOT_LISTED, joined, label_files, photographs_of
@@ -43,6 +43,8 @@ from weaktr.stages.threshold import require_way
 
 log = logging.getLogger("weaktr")
 
+#: Data sets with lists and image-level labels of their own, see `weaktr.data.SOURCES`.
+DATASETS = ("coco14", "voc12")
 #: What ``--emit`` takes.
 EMITTED = ("mask", "confidence", "cam")
 S = TypeVar("S", LabelConfig, PredictConfig)
@@ -121,6 +123,9 @@ class Task:
         device: a name for `choose_device`.
         profile: see `weaktr.stages.masks.make_masks`.
         teacher: a folder of masks for the refiner "teacher", which then comes last.
+        dataset: what `images` is the root of, one of `DATASETS`; None = a folder of photographs,
+            or a manifest (.json).
+        split: of the data set.
     """
 
     source: Path
@@ -132,6 +137,8 @@ class Task:
     device: str = "auto"
     profile: Path | None = None
     teacher: Path | None = None
+    dataset: str | None = None
+    split: str = "train"
 
     def chosen(
         self, kind: type[S], carried_with: Callable[[Sequence[str]], Carried[S]]
@@ -196,7 +203,8 @@ class Task:
         }
         settings = {**inputs} if self.exif == "ignore" else {**inputs, "exif": self.exif}
         given = [file for file in files if file is not None]
-        images = [photographs_of(self.images), self.images / "masks", *read]
+        folders = [photographs_of(self.images), self.images / "masks"]
+        images = [*(folders if self.images.is_dir() else []), *read]
         with claimed_for_masks(self.out, source, settings, given, images, about):
             yield
 
@@ -223,10 +231,7 @@ def labelled(task: Task, labels: Path | None = None) -> Iterator[Masks]:
         ValueError: something does not fit; nothing has been written.
         PipelineError: see `weaktr.inference.pipeline.run_pipeline`.
     """
-    for name in task.emit:
-        if name not in EMITTED:
-            raise ValueError(f"--emit: expected some of {', '.join(EMITTED)}; got {name!r}")
-    task = replace(task, emit=sorted(set(task.emit) - {"mask"}))
+    task = replace(task, emit=beside_masks(task.emit))
     if task.source.is_dir():
         with _labelled_stored_cams(task, labels) as masks:
             yield masks
@@ -235,6 +240,18 @@ def labelled(task: Task, labels: Path | None = None) -> Iterator[Masks]:
     by = _labelled_by_segmenter if isinstance(loaded.model, Segmenter) else _labelled_by_cams
     with by(loaded, task, labels) as masks:
         yield masks
+
+
+def beside_masks(emit: Collection[str]) -> list[str]:
+    """What is to be written beside the masks, of what ``--emit`` says.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    for name in emit:
+        if name not in EMITTED:
+            raise ValueError(f"--emit: expected some of {', '.join(EMITTED)}; got {name!r}")
+    return sorted(set(emit) - {"mask"})
 
 
 @contextmanager
@@ -257,7 +274,8 @@ def predicted(task: Task, names: Path | None = None) -> Iterator[Masks]:
         raise ValueError(f"{task.source}: expected a stage-2 checkpoint, got stage 1{hint}")
     settings, task = task.chosen(PredictConfig, partial(loaded.carried, PredictConfig))
     refiners = require_settings(loaded.model, settings)
-    samples = data.unlabelled(task.images, exif=task.exif or "ignore").samples
+    listed_in = manifest_of(task)
+    samples = (listed_in or data.unlabelled(task.images, exif=task.exif or "ignore")).samples
     if names is not None:
         samples = data.only(samples, data.read_names(names))
     classes, files = loaded.classes, [names]
@@ -306,6 +324,8 @@ def photographs(
         DataError: label files are wrong, or say different things of a photograph.
     """
     images = task.images
+    if (listed_in := manifest_of(task, labels, classes)) is not None:
+        return listed_in.samples
     files = label_files(images) if labels is None else {"train": labels}
     if not files:
         patterns = ("[!.]*.csv", "[!.]*.json")
@@ -336,6 +356,61 @@ def photographs(
         log.warning("%s", told)
     _tell_not_listed(next(iter(found.values())), images, [file.name for file in files.values()])
     return samples
+
+
+def manifest_of(
+    task: Task, labels: Path | None = None, classes: Sequence[str] | None = None
+) -> Manifest | None:
+    """The photographs of a data set, or of a manifest; None = the task speaks of a folder.
+
+    Args:
+        task: see `Task`.
+        labels: a file of image-level labels, which data sets have already.
+        classes: C names, among which those of the data set must be; None = they do not matter.
+
+    Raises:
+        ValueError: other classes, or a file of labels; or what the data set's reader raises.
+    """
+    is_manifest = task.dataset is None and task.images.suffix == ".json"
+    if task.dataset is None and not is_manifest:
+        return None
+    if labels is not None:
+        raise ValueError(f"--labels: {task.images} has image-level labels already")
+    if is_manifest:
+        manifest = Manifest.load(task.images)
+    else:
+        options: dict[str, Any] = {}
+        if task.exif == "apply":
+            raise ValueError(f"--exif apply: masks of {task.dataset} are of the pixels as stored")
+        if task.dataset == "coco14" and classes is not None and len(classes) in (80, 90):
+            options = {"ids": len(classes)}
+        assert task.dataset is not None
+        manifest = data.load_manifest(task.dataset, task.images, task.split, **options)
+    where = "" if is_manifest else f", {task.dataset} {task.split}"
+    log.info("photographs: %s of %s%s", f"{len(manifest):,}", task.images, where)
+    return manifest if classes is None else _renumbered(manifest, classes, task)
+
+
+def _renumbered(manifest: Manifest, classes: Sequence[str], task: Task) -> Manifest:
+    """A manifest whose class indices are those of the checkpoint.
+
+    Raises:
+        ValueError: it has classes that the checkpoint does not know.
+    """
+    own = manifest.classes.names
+    if not own or own == tuple(classes):
+        return manifest
+    if unknown := [name for name in own if name not in classes]:
+        raise ValueError(
+            f"{task.images}: expected classes of {task.source} ({few(classes)}), got {few(unknown)}"
+        )
+    index = [list(classes).index(name) for name in own]
+    samples = tuple(
+        sample if sample.labels is None
+        else replace(sample, labels=tuple(sorted(index[label] for label in sample.labels)))
+        for sample in manifest
+    )  # fmt: skip
+    return replace(manifest, samples=samples)
 
 
 def _counted_files(files: Iterable[Path], counts: Sequence[int]) -> str:
@@ -420,7 +495,8 @@ def _labelled_stored_cams(task: Task, labels: Path | None) -> Iterator[Masks]:
             f"expected {', '.join(AFTER_CAMS)}"
         )
     inputs = {key: value for key, value in identity(settings).items() if key in AFTER_CAMS}
-    samples = data.unlabelled(task.images, exif=task.exif or "ignore").samples
+    listed_in = manifest_of(task)
+    samples = (listed_in or data.unlabelled(task.images, exif=task.exif or "ignore")).samples
     cams = StoredCams(task.source, samples, choose_device(task.device))
     require_features(refiners, cams)
     require_way(settings, cams)

@@ -42,7 +42,13 @@ from weaktr.shards.rows import Row, table_of
 from weaktr.shards.statistics import statistics_of
 from weaktr.stages.masks import MaskMaker, busy_in_words
 from weaktr.stages.shard_report import Progress
-from weaktr.stages.store import extra_bytes, facts_of, read_with_inputs
+from weaktr.stages.store import (
+    EDITED_BEFORE,
+    EDITED_UNREAD,
+    extra_bytes,
+    facts_of,
+    read_with_inputs,
+)
 
 log = logging.getLogger("weaktr")
 
@@ -93,7 +99,10 @@ class ShardMaker(Generic[Read]):
     retry_failed: bool = False
 
     def is_done(self, shards: Shards, name: str) -> bool:
-        """Whether a shard is whole, and its photographs are those of its record."""
+        """Whether a shard is whole, and its photographs are those of its record.
+
+        A shard of which the photographs cannot be asked for is none: who reads it says why.
+        """
         if not is_whole(self.layout, name, self.made_from):
             return False
         record = read_record(self.layout, name)
@@ -101,7 +110,10 @@ class ShardMaker(Generic[Read]):
             return False
         if self.retry_failed and record.get("statistics", {}).get("status", {}).get("failed"):
             return False
-        return bool(record.get("data") == shards.data_of(name))
+        try:
+            return bool(record.get("data") == shards.data_of(name))
+        except (OSError, ValueError):
+            return False
 
 
 def make_shard(own: ShardMaker[Read], given: ShardInput, progress: Progress) -> None:
@@ -116,6 +128,16 @@ def make_shard(own: ShardMaker[Read], given: ShardInput, progress: Progress) -> 
         TooManyBad, PipelineError: see `make_shards`.
         OSError: something cannot be written.
     """
+    try:
+        _make_shard(own, given, progress)
+    except FileNotFoundError:  # what this process had begun
+        record = read_record(own.layout, given.name)
+        if record is None or record.get("data") != given.data:
+            raise
+        log.info("shard %s: another process has finished it meanwhile", given.name)
+
+
+def _make_shard(own: ShardMaker[Read], given: ShardInput, progress: Progress) -> None:
     started = time.monotonic()
     layout, contents = own.layout, Contents()
     for kind in layout.kinds if layout.form == "png" else ():
@@ -128,34 +150,14 @@ def make_shard(own: ShardMaker[Read], given: ShardInput, progress: Progress) -> 
     ))  # fmt: skip
     todo = [sample for sample in given.samples if ready[sample.name] is None]
     progress.begin(len(given.samples), len(given.samples) - len(todo))
-    writer = ShardWriter(layout, given.name, own.made_from)
-    waiting = iter(given.samples)
-    unread = 0
-
-    def add_ready_until(end: Sample | None) -> None:
-        for sample in waiting:
-            if sample is end:
-                return
-            row = ready[sample.name]
-            assert row is not None
-            writer.add(row, shard.files_of(row))
+    rows = _Rows(own, given, shard, ready, progress)
+    timeline = Timeline()
 
     def record(sample: Sample, written: tuple[Row, Files] | Problem) -> None:
-        nonlocal unread
-        add_ready_until(sample)
-        if isinstance(written, Problem):
-            unread += written.is_outside
-            writer.add(shard.failed(sample.name, written), {})
-            own_bad = sum(row.status == "failed" for row in writer.rows)
-            progress.report.left_out.append(written)
-            log.warning("left out: %s", written)
-            _require_few(own.max_bad, progress, own_bad, len(given.samples), given.name, written)
-        else:
-            writer.add(*written)
+        rows.record(sample, written)
         timeline.settle()
         progress.advance(busy_in_words(timeline))
 
-    timeline = Timeline()
     parts = Parts(shard.read, own.maker.fits, lambda batch: own.maker.compute(batch, timeline),
                   shard.write, record)  # fmt: skip
     try:
@@ -165,37 +167,101 @@ def make_shard(own: ShardMaker[Read], given: ShardInput, progress: Progress) -> 
             if isinstance(error.__cause__, TooManyBad):
                 raise error.__cause__ from None
             raise
-        add_ready_until(None)
-        for name, fault in sorted(given.faults.items()):
-            writer.add(shard.failed(name, fault), {})
-        seconds = time.monotonic() - started
-        writer.finish(
-            given.data,
-            statistics_of(table_of(writer.rows)),
-            unread=unread,
+        rows.finish(time.monotonic() - started)
+    finally:
+        rows.writer.close()
+
+
+class _Rows(Generic[Read]):
+    """Hands the rows of one shard to its writer, in the order of the photographs.
+
+    Args:
+        own, given, progress: see `make_shard`.
+        shard: the steps of its photographs.
+        ready: sample name -> the row where nothing is to be computed.
+    """
+
+    def __init__(
+        self,
+        own: ShardMaker[Read],
+        given: ShardInput,
+        shard: _Shard[Read],
+        ready: Mapping[str, Row | None],
+        progress: Progress,
+    ) -> None:
+        self.own, self.given, self.shard, self.progress = own, given, shard, progress
+        self.writer = ShardWriter(own.layout, given.name, own.made_from)
+        self._ready, self._waiting = ready, iter(given.samples)
+        self._bad = self._unread = 0
+
+    def record(self, sample: Sample, written: tuple[Row, Files] | Problem) -> None:
+        """Add what was computed of a photograph, after those before it that are ready.
+
+        Raises:
+            TooManyBad: see `MaxBad`.
+        """
+        self._add_ready(sample)
+        if isinstance(written, Problem):
+            self._fail(self.shard.failed(sample.name, written), written)
+        else:
+            self.writer.add(*written)
+
+    def finish(self, seconds: float) -> None:
+        """Add the rest and make the shard whole.
+
+        Args:
+            seconds: that it took.
+
+        Raises:
+            TooManyBad: see `MaxBad`.
+            OSError: see `ShardWriter.finish`.
+        """
+        self._add_ready(None)
+        for name, fault in sorted(self.given.faults.items()):
+            self._fail(self.shard.failed(name, fault), fault)
+        self.writer.finish(
+            self.given.data,
+            statistics_of(table_of(self.writer.rows)),
+            unread=self._unread,
             seconds=round(seconds, 2),
-            images_per_second=round(len(given.samples) / max(seconds, 1e-9), 2),
+            images_per_second=round(len(self.given.samples) / max(seconds, 1e-9), 2),
             worker={"host": socket.gethostname(), "process": os.getpid()},
         )
-    finally:
-        writer.close()
 
+    def _add_ready(self, end: Sample | None) -> None:
+        """Add photographs up to one that is not ready."""
+        for sample in self._waiting:
+            if sample is end:
+                return
+            row = self._ready[sample.name]
+            assert row is not None
+            if row.status == "failed":
+                message = row.error or ""
+                is_outside = message == EDITED_UNREAD
+                problem = Problem(str(sample.image), sample.source, message, is_outside=is_outside)
+                self._fail(row, problem)
+            else:
+                self.writer.add(row, self.shard.files_of(row))
 
-def _require_few(
-    most: MaxBad, progress: Progress, bad: int, photographs: int, shard: str, last: Problem
-) -> None:
-    """Raise `TooManyBad` where more photographs are unusable than may be."""
-    before = progress.report.status["failed"]
-    if most.count is not None and before + bad > most.count:
-        told = f"more than {most.count} photographs"
-    elif most.share is not None and bad > most.share * photographs:
-        told = f"more than {most.share:.2%} of the {photographs} photographs"
-    else:
-        return
-    raise TooManyBad(
-        f"shard {shard}: {told} cannot be used, the last one: {last}; mend them or raise --max-bad "
-        "and start again: what is made stays"
-    )
+    def _fail(self, row: Row, problem: Problem) -> None:
+        """Add a photograph that cannot be used, and see whether there are too many."""
+        self.writer.add(row, {})
+        self._bad += 1
+        self._unread += problem.is_outside
+        self.progress.report.left_out += 1
+        log.warning("left out: %s", problem)
+        most, total = self.own.max_bad, len(self.given.samples) + len(self.given.faults)
+        bad_before = self.progress.report.status["failed"]
+        if most.count is not None and bad_before + self._bad > most.count:
+            told = f"more than {most.count} photographs"
+        elif most.share is not None and self._bad > most.share * total:
+            told = f"more than {most.share:.2%} of the {total} photographs"
+        else:
+            return
+        raise TooManyBad(
+            f"shard {self.given.name}: {told} cannot be used, the last one: {problem}; mend them "
+            "or raise --max-bad and start again: what is made stays"
+        )
 
 
 class _Shard(Generic[Read]):
@@ -220,16 +286,15 @@ class _Shard(Generic[Read]):
         if not self.own.shows_a_class(sample):
             self._remove_loose(sample.name)
             return self._row(sample.name, "no class", given=sample.labels)
-        if before is None or before.status == "edited" or before.given != sample.labels:
+        if before is None or before.status in ("edited", "failed"):
             return None
-        turned = before.exif is not None and (before.exif == "applied") != (sample.exif == "apply")
-        if turned or before.inputs != self._digests(sample):
+        if not _is_current(sample, before, self._digests(sample)):
             return None
         return None if self.earlier.files_of(before, self.kinds) is None else before
 
     def files_of(self, row: Row) -> Files:
         """The files of a row that is ready, to be appended to the tars."""
-        if self.layout.form == "png":
+        if row.status == "edited":
             return {}
         files = self.earlier.files_of(row, self.kinds)
         if files is None:
@@ -262,12 +327,12 @@ class _Shard(Generic[Read]):
         files |= {kind: extra_bytes(kind, result) for kind in self.kinds if kind != MASKS}
         facts |= _facts_of_mask(mask, files[MASKS])
         facts |= {"confidence": result.confidence(), "agreement": result.agreement()}
-        for kind, content in files.items() if self.layout.form == "png" else ():
-            place = self._loose(kind, name)
-            if is_of_others(place):
-                message = f"weaktr did not write {place}, or it was changed: move it away"
-                return Problem(str(result.sample.image), result.sample.source, message)
-            write_bytes(place, content, durable=False)
+        places = {kind: self._loose(kind, name) for kind in files if self.layout.form == "png"}
+        for place in filter(is_of_others, places.values()):
+            message = f"weaktr did not write {place}, or it was changed: move it away"
+            return Problem(str(result.sample.image), result.sample.source, message)
+        for kind, place in places.items():
+            write_bytes(place, files[kind], durable=False)
         return self._row(name, "labelled", **facts), files
 
     def failed(self, name: str, problem: Problem) -> Row:
@@ -276,17 +341,23 @@ class _Shard(Generic[Read]):
 
     def _edited(self, sample: Sample, before: Row | None, place: Path) -> Row:
         """The row of a photograph at whose mask's place there is something of the user's."""
-        if before is None or before.mask_digest is None:
+        if before is None or (before.mask_digest is None and before.status != "failed"):
             message = f"weaktr did not write {place}: move it away to have the mask made"
             return self.failed(sample.name, Problem(str(place), "", message))
+        own: dict[str, Any] = {"confidence": None, "agreement": None}
+        digests, fault = self._digests(sample), ""
         try:
             size = (before.height or 0, before.width or 0)
             labels = read_changed_mask(place, size, self.own.num_labels)
         except (OSError, ValueError) as error:
-            message = f"its mask, which was changed by hand, cannot be used: {error}"
-            return self.failed(sample.name, Problem(str(place), "", message))
+            fault = f"its mask, which was changed by hand, cannot be used: {error}"
+        if not fault and not _is_current(sample, before, digests):
+            fault = EDITED_UNREAD if digests is None else EDITED_BEFORE
+        if fault:  # what it was made from stays known, for the time when it is mended
+            own |= dict.fromkeys(("labels", "areas", "mask_digest", "mask_bytes"))
+            return replace(before, status="failed", error=fault, **own)
         facts = _facts_of_mask(labels, place.read_bytes())
-        return replace(before, status="edited", confidence=None, agreement=None, **facts)
+        return replace(before, status="edited", error=None, **own, **facts)
 
     def _row(self, name: str, status: Any, **facts: Any) -> Row:
         image = self.given.images.get(name, name)
@@ -300,13 +371,19 @@ class _Shard(Generic[Read]):
         for kind in self.kinds if self.layout.form == "png" else ():
             place = self._loose(kind, name)
             if place.is_file() and not is_of_others(place):
-                place.unlink()
+                place.unlink(missing_ok=True)
 
     def _digests(self, sample: Sample) -> tuple[str, ...] | None:
         try:
             return tuple(self.contents.digest(path) for path in self.own.files(sample))
         except (OSError, ValueError):
             return None
+
+
+def _is_current(sample: Sample, row: Row, inputs: tuple[str, ...] | None) -> bool:
+    """Whether a row is of the files (by their digests) and the labels that a sample has now."""
+    turned = row.exif is not None and (row.exif == "applied") != (sample.exif == "apply")
+    return not turned and row.given == sample.labels and row.inputs == inputs
 
 
 def _facts_of_mask(labels: np.ndarray, content: bytes) -> dict[str, Any]:

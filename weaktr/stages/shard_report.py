@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from weaktr.data import Problem
 from weaktr.progress import Meter
 
 #: What happened to a shard: its masks were made; it was whole; another process works on it.
@@ -21,7 +20,7 @@ class ShardsReport:
     shards: Counter[str] = field(default_factory=Counter)  #: `MADE`, `WHOLE`, `ELSEWHERE`
     status: Counter[str] = field(default_factory=Counter)  #: of photographs, `weaktr.shards.rows`
     images_of: Counter[int] = field(default_factory=Counter)  #: label -> masks that show it
-    left_out: list[Problem] = field(default_factory=list)  #: some of those that failed now
+    left_out: int = 0  #: photographs that failed now
     broken: dict[str, str] = field(default_factory=dict)  #: shards that cannot be used -> why
 
     @property
@@ -86,5 +85,5 @@ class Progress:
 
     def advance(self, note: str) -> None:
         """One photograph more is done."""
-        bad = f"{len(self.report.left_out)} left out, " if self.report.left_out else ""
+        bad = f"{self.report.left_out:,} left out, " if self.report.left_out else ""
         self._meter.advance(note=bad + note)

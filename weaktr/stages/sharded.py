@@ -8,23 +8,26 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from weaktr import data
 from weaktr.config import LabelConfig, PredictConfig
 from weaktr.contents import Contents
 from weaktr.data import Sample
+from weaktr.inference.cams import CamSource
 from weaktr.inference.labels import uses_features
 from weaktr.inference.patch_cams import cams_of
 from weaktr.inference.predictions import Predictor
+from weaktr.inference.threshold import CHOICE, choose_by_features, read_choice, write_choice
 from weaktr.models import Segmenter
 from weaktr.outputs import begin_shared, fingerprint, read_inputs, require_apart
 from weaktr.recipes import identity
-from weaktr.refine import choose_refiners, files_of, paths_of
+from weaktr.refine import Refiner, choose_refiners, files_of, paths_of
 from weaktr.shards.inputs import (
     SHARD_SIZE,
     ListShards,
@@ -35,14 +38,22 @@ from weaktr.shards.inputs import (
 )
 from weaktr.shards.output import MASKS, Form, Layout
 from weaktr.shards.ranks import Rank
-from weaktr.stages.folders import Loaded, Task, load_model, photographs, require_settings
+from weaktr.stages.folders import (
+    Loaded,
+    Task,
+    beside_masks,
+    load_model,
+    manifest_of,
+    photographs,
+    require_settings,
+)
 from weaktr.stages.label import emitted, label_maker
-from weaktr.stages.masks import MaskMaker
 from weaktr.stages.predict import prediction_maker
 from weaktr.stages.shard import MaxBad, ShardMaker
 from weaktr.stages.shard_report import ShardsReport
 from weaktr.stages.shards import make_shards
 from weaktr.stages.store import EXTRAS
+from weaktr.stages.threshold import require_way
 
 log = logging.getLogger("weaktr")
 
@@ -90,16 +101,21 @@ def ready_job(task: ShardTask) -> ShardJob:
     Raises:
         ValueError: something does not fit; nothing has been written.
     """
+    if task.task.source.is_dir():
+        raise ValueError(f"{task.task.source}: expected a checkpoint for shards, got a folder")
+    if task.command == "label":
+        task = replace(task, task=replace(task.task, emit=beside_masks(task.task.emit)))
     loaded = load_model(task.task)
-    if task.command == "predict" or isinstance(loaded.model, Segmenter):
+    if isinstance(loaded.model, Segmenter):
         return _prediction_job(task, loaded)
+    if task.command == "predict":
+        raise ValueError(f"{task.task.source}: expected a stage-2 checkpoint, got stage 1")
+    return _label_job(task, loaded)
+
+
+def _label_job(task: ShardTask, loaded: Loaded) -> ShardJob:
+    """By CAMs of the image-level labels, or of the classes that the model predicts."""
     settings, own = task.task.chosen(LabelConfig, partial(loaded.carried, LabelConfig))
-    task = replace(task, task=own)
-    if not isinstance(settings.threshold, float):
-        raise ValueError(
-            f"threshold: expected a number for shards, got {settings.threshold!r}: label some of "
-            "the photographs without shards, and take the threshold that threshold.json says"
-        )
     refiners = choose_refiners(settings)
     assert not isinstance(loaded.model, Segmenter)
     source = cams_of(
@@ -109,61 +125,79 @@ def ready_job(task: ShardTask) -> ShardJob:
         with_features=uses_features(settings, refiners),
         with_views="confidence" in own.emit and settings.confidence == "stability",
     )
+    require_way(settings, source)
+    kinds = emitted(settings, own.emit)
+    frame = _begin(replace(task, task=own), loaded, settings, refiners, kinds)
+    threshold = _threshold(source, settings, frame.shards, own.out)
+    is_chosen = not isinstance(settings.threshold, float)
+    chosen = [own.out / CHOICE] if is_chosen else []
     keep = settings.unlabelled == "background"
-    return _job(
-        task,
-        loaded,
-        settings,
-        label_maker(source, settings, settings.threshold, refiners, own.emit),
-        kinds=emitted(settings, own.emit),
+    own_maker = ShardMaker(
+        label_maker(source, settings, threshold, refiners, own.emit),
+        frame.layout,
+        frame.made_from,
+        {**frame.facts, "threshold": threshold},
+        files=lambda sample: (sample.image, *files_of(refiners, sample.name), *chosen),
         shows_a_class=lambda sample: keep or source.shows_a_class(sample),
         keep_unlabelled=keep,
-        threshold=settings.threshold,
         num_labels=source.num_labels,
+        max_bad=task.max_bad,
+        retry_failed=task.retry_failed,
     )
+    return ShardJob(own_maker, frame.shards, _label_names(loaded, source.num_labels))
 
 
 def _prediction_job(task: ShardTask, loaded: Loaded) -> ShardJob:
+    """By predictions; to label, among the image-level labels where there are any."""
     settings, own = task.task.chosen(PredictConfig, partial(loaded.carried, PredictConfig))
-    if not isinstance(loaded.model, Segmenter):
-        raise ValueError(f"{task.task.source}: expected a stage-2 checkpoint, got stage 1")
     if task.command == "label" and own.emit:
-        raise ValueError(
-            f"--emit {','.join(own.emit)}: expected mask alone for a stage-2 checkpoint"
-        )
-    require_settings(loaded.model, settings)
+        asked = ",".join(own.emit)
+        raise ValueError(f"--emit {asked}: expected mask alone for a stage-2 checkpoint")
+    assert isinstance(loaded.model, Segmenter)
+    refiners = require_settings(loaded.model, settings)
     predictor = Predictor(loaded.model, settings, given_classes=task.command == "label")
-    return _job(
-        replace(task, task=own),
-        loaded,
-        settings,
+    frame = _begin(replace(task, task=own), loaded, settings, refiners, list(own.emit))
+    own_maker = ShardMaker(
         prediction_maker(predictor, own.emit),
-        kinds=list(own.emit),
+        frame.layout,
+        frame.made_from,
+        frame.facts,
+        files=lambda sample: (sample.image, *files_of(refiners, sample.name)),
         shows_a_class=lambda sample: True,
         keep_unlabelled=True,
-        threshold=None,
         num_labels=loaded.model.num_labels,
+        max_bad=task.max_bad,
+        retry_failed=task.retry_failed,
     )
+    return ShardJob(own_maker, frame.shards, _label_names(loaded, loaded.model.num_labels))
 
 
-def _job(
+class _Frame(NamedTuple):
+    """What a job has whatever its model is."""
+
+    shards: Shards
+    layout: Layout
+    made_from: str
+    facts: dict[str, Any]  #: that all rows have
+
+
+def _begin(
     task: ShardTask,
     loaded: Loaded,
     settings: LabelConfig | PredictConfig,
-    maker: MaskMaker[Any],
-    *,
+    refiners: Sequence[Refiner],
     kinds: Collection[str],
-    shows_a_class: Any,
-    keep_unlabelled: bool,
-    threshold: float | None,
-    num_labels: int | None,
-) -> ShardJob:
+) -> _Frame:
+    """Look for the shards, and mark the folder of results as theirs."""
     own, classes = task.task, loaded.classes
     shards = _shards_of(task, loaded)
     form = task.output or ("tar" if isinstance(shards, TarShards) else "png")
     given = [Path(task.labels)] if _is_file(task.labels) else []
-    images = [] if isinstance(shards, TarShards) else [own.images]
-    require_apart(own.out, [loaded.file, *given], [*images, *paths_of(maker.refiners)])
+    images = [own.images] if own.images.is_dir() and own.dataset is None else []
+    if isinstance(shards, TarShards):
+        images = [shards.folder] if shards.folder is not None and shards.is_deep else []
+        given += [shards.folder] if shards.folder is not None else []
+    require_apart(own.out, [loaded.file, *given], [*images, *paths_of(refiners)])
     depends_on: dict[str, Any] = identity(settings)
     if own.exif != "ignore":
         depends_on["exif"] = own.exif
@@ -173,34 +207,46 @@ def _job(
         "settings": depends_on,
         "results": {"output": form, "beside": sorted(kinds), "labels": shards.labels},
     }
-    made_from = fingerprint("shards", facts)
     about = {
         "command": task.command,
         "photographs": task.photographs,
         "classes": None if classes is None else list(classes),
         "exif": own.exif,
     }
-    layout = {"output": form, "shards": list(shards.names)}
+    made_from = fingerprint("shards", facts)
+    layout = {"output": form, "shards": shards.names}
     begin_shared(own.out, made_from, **facts, source=str(own.source), about=about, layout=layout)
-    refiners = maker.refiners
     wanted = {MASKS: (MASKS, ".png")} | {kind: EXTRAS[kind] for kind in kinds}
-    row_facts = {"weights": weights, "settings": fingerprint(depends_on), "threshold": threshold}
-    return ShardJob(
-        ShardMaker(
-            maker,
-            Layout(own.out, form, wanted, nested=shards.nested),
-            made_from,
-            row_facts,
-            files=lambda sample: (sample.image, *files_of(refiners, sample.name)),
-            shows_a_class=shows_a_class,
-            keep_unlabelled=keep_unlabelled,
-            num_labels=num_labels,
-            max_bad=task.max_bad,
-            retry_failed=task.retry_failed,
-        ),
-        shards,
-        ("background", *(classes or map(str, range(1, num_labels or 1)))),
-    )
+    row_facts = {"weights": weights, "settings": fingerprint(depends_on)}
+    return _Frame(shards, Layout(own.out, form, wanted, shards.nested), made_from, row_facts)
+
+
+def _label_names(loaded: Loaded, num_labels: int | None) -> tuple[str, ...]:
+    return ("background", *(loaded.classes or map(str, range(1, num_labels or 1))))
+
+
+def _threshold(source: CamSource, settings: LabelConfig, shards: Shards, out: Path) -> float:
+    """The threshold: as given, or chosen by the first shard that shows a class.
+
+    Processes that choose at the same time keep what the first of them has written.
+    """
+    if isinstance(settings.threshold, float):
+        return settings.threshold
+    choice = read_choice(out)
+    if choice is None:
+        for name in shards.names:
+            with ExitStack() as stack:
+                given = shards.read(name, stack, None)
+                samples = [sample for sample in given.samples if source.shows_a_class(sample)]
+                if samples:
+                    chosen = choose_by_features(source, samples, settings.queue_mb)
+                    write_choice(chosen, out, once=True)
+                    break
+        choice = read_choice(out)
+    if choice is None:
+        return 1.0
+    log.info("threshold %s; chosen of %d images", choice.in_words(), len(choice.images))
+    return choice.threshold
 
 
 def _shards_of(task: ShardTask, loaded: Loaded) -> Shards:
@@ -227,9 +273,12 @@ def _shards_of(task: ShardTask, loaded: Loaded) -> Shards:
 def _samples(task: ShardTask, loaded: Loaded) -> tuple[Sample, ...]:
     own = task.task
     if task.command == "predict":
-        samples = data.unlabelled(own.images, exif=own.exif or "ignore").samples
+        listed_in = manifest_of(own)
+        samples = (listed_in or data.unlabelled(own.images, exif=own.exif or "ignore")).samples
         return data.only(samples, data.read_names(task.names)) if task.names else samples
     labels = Path(task.labels) if _is_file(task.labels) else None
+    if labels is None and task.labels != "auto":
+        raise ValueError(f"--labels {task.labels}: of photographs in tars; expected a CSV or JSON")
     return photographs(own, labels, loaded.classes)
 
 

@@ -81,7 +81,7 @@ def _make_each(
                     report.add(ELSEWHERE, None)
                     log.warning("shard %s: left to another process that works on it", name)
                 continue
-            if is_last and own.is_done(shards, name):
+            if own.is_done(shards, name):  # by another process meanwhile
                 report.add(WHOLE, read_record(own.layout, name))
                 continue
             make_shard(own, given, progress)

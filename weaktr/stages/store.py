@@ -48,6 +48,8 @@ EDITED_BEFORE = (
     "its mask was changed by hand, and its photograph or its labels since: "
     "delete the mask to have it made again"
 )
+#: What is said of one whose mask somebody had corrected, and which cannot be read.
+EDITED_UNREAD = "cannot be read now; its mask, which was changed by hand, stays as it is"
 
 
 class MaskStore:
@@ -142,7 +144,7 @@ class MaskStore:
         if (why := self.masks.unusable(name)) is not None:
             return f"its mask cannot be used: {why}; or delete it to have it made again"
         if is_current is None:
-            return "cannot be read now; its mask, which was changed by hand, stays as it is"
+            return EDITED_UNREAD
         if not is_current:
             return EDITED_BEFORE
         if self.masks.done(name) is None:

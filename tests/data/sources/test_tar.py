@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import tarfile
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from weaktr.data import Classes, Sample
-from weaktr.data.sources.tar import samples_of_shard
+from tests.cli.test_train import said
+from weaktr import cli
+from weaktr.data import Classes, DataError, Manifest, Sample, check, load_manifest, read_mask
+from weaktr.data.problems import Problem
+from weaktr.data.sources.tar import samples_of_shard, tar
 
 CLASSES = Classes(("cat", "dog", "traffic light"))
 
@@ -155,3 +162,197 @@ def test_what_systems_put_into_tars_is_passed_over(tmp_path):
     files = [("./._a.jpg", ""), ("./a.jpg", ""), ("__MACOSX/a.jpg", ""), ("README", "")]
     samples, problems, _ = samples_of_shard(shard(tmp_path / "s.tar", *files), None)
     assert ([sample.name for sample in samples], problems) == (["s/a"], [])
+
+
+def test_a_large_shard_is_read_at_once(tmp_path):
+    files = [
+        (f"{number:05d}.{kind}", content)
+        for number in range(5000)
+        for kind, content in (("jpg", b"no picture"), ("cls", b"1"))
+    ]
+    archive = shard(tmp_path / "s.tar", *files)
+    start = time.perf_counter()
+    samples, problems, _ = samples_of_shard(archive, CLASSES)
+    assert time.perf_counter() - start < 3  # 0.25 s on an idle machine
+    assert (len(samples), problems) == (5000, [])
+
+
+def test_what_webdataset_writes(tmp_path):
+    webdataset = pytest.importorskip("webdataset")
+    with webdataset.ShardWriter(f"{tmp_path}/train-%03d.tar", maxcount=2, verbose=0) as writer:
+        for number in range(3):
+            image = np.full((6, 8, 3), number, np.uint8)
+            mask = np.full((6, 8), number % 3, np.uint8)
+            sample = {"__key__": f"x/{number}", "png": image, "cls": [0, number]}
+            writer.write(sample | {"mask.png": mask, "txt": "a text"})
+    manifest = tar(tmp_path, classes=CLASSES.names)
+    assert [s.name for s in manifest] == ["train-000/x/0", "train-000/x/1", "train-001/x/2"]
+    assert labels_of(manifest) == [(0,), (0, 1), (0, 2)]
+    assert read_mask(manifest.samples[2], 4).tolist() == np.full((6, 8), 2).tolist()
+
+
+# ---- the data source ----------------------------------------------------------------------------
+
+
+def png(value: int = 0, mode: str = "RGB") -> bytes:
+    buffer = io.BytesIO()
+    Image.new(mode, (8, 6), value).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def sample_files(key: str, labels: str, mask: int = 0) -> list[tuple[str, bytes | str]]:
+    files: list[tuple[str, bytes | str]] = [(f"{key}.png", png(mask)), (f"{key}.cls", labels)]
+    return [*files, (f"{key}.mask.png", png(mask, "L"))] if mask else files
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Three shards of train, one of val."""
+    root = tmp_path / "shards"
+    shard(root / "train-2.tar", *sample_files("a", "dog cat", 1), *sample_files("b", "cow"))
+    shard(root / "train-10.tar", *sample_files("a", "dog"))
+    shard(root / "train-1.tar", *sample_files("f/a", ""))
+    shard(root / "val" / "0.tar", *sample_files("a", "zebra"))
+    return root
+
+
+def test_a_split_has_its_shards_in_natural_order(root):
+    train, val = (load_manifest("tar", root, split) for split in ("train", "val"))
+    names = ["train-1/f/a", "train-2/a", "train-2/b", "train-10/a"]
+    assert [sample.name for sample in train] == names
+    assert train.classes.names == val.classes.names == ("cat", "cow", "dog", "zebra")
+    assert labels_of(train) == [(), (0, 2), (1,), (2,)]
+    assert labels_of(val) == [(3,)]
+    assert val.samples[0].image == root / "val/0.tar/a.png"
+    assert not any(problem.level == "error" for problem in check(train))
+    every = load_manifest("tar", root, "all")
+    assert [sample.name for sample in every] == names
+
+
+def test_a_split_of_no_shards_says_what_is_expected(root):
+    message = (
+        r"expected the shards test-\*\.tar or test/\*\.tar in .*, found none; there are train-1"
+    )
+    with pytest.raises(ValueError, match=message):
+        tar(root, split="test")
+
+
+@pytest.mark.parametrize("place", ["s3://bucket/shards", "https://a.org/shards", "gs:/a"])
+def test_shards_elsewhere_have_to_be_copied(place):
+    for root in (place, Path(place)):
+        with pytest.raises(ValueError, match="copy them to a disk first"):
+            tar(root)
+
+
+def test_classes(root):
+    (root / "classes.txt").write_text("zebra\ncow\ndog\ncat\n")
+    assert tar(root).classes.names == ("zebra", "cow", "dog", "cat")
+    assert tar(root, classes=["dog", "cat", "cow"]).classes.names == ("dog", "cat", "cow")
+    with pytest.raises(DataError, match="label 'cow' is none of the 2 classes"):
+        tar(root, classes=["dog", "cat"])
+
+
+def test_indices_need_a_list_of_classes(root):
+    shard(root / "train-3.tar", *sample_files("a", "2"))
+    with pytest.raises(
+        DataError, match=r"train-3\.tar/a\.png .*got the index '2': write the names"
+    ):
+        tar(root)
+    assert labels_of(tar(root, classes=["cow", "dog", "cat"]))[3] == (2,)
+
+
+def test_columns_beside_shards_give_the_order_of_the_classes(root):
+    for path in root.glob("train-*.tar"):
+        path.unlink()
+    shard(root / "train-1.tar", ("a.png", png()), ("b.png", png()))
+    (root / "train-1.csv").write_text("image,zebra,ape\na,1,0\nb,1,1\n")
+    manifest = tar(root)
+    assert manifest.classes.names == ("zebra", "ape")
+    assert labels_of(manifest) == [(0,), (0, 1)]
+
+
+def test_one_label_file_for_all_shards(root, tmp_path):
+    file = tmp_path / "labels.csv"
+    file.write_text("image,labels\nf/a.png,cat\ntrain-2/a,dog\nb,dog;cat\ntrain-10/a,\nelse,cat\n")
+    manifest = tar(root, labels=file)
+    assert labels_of(manifest) == [(0,), (1,), (0, 1), ()]
+    assert manifest.samples[1].source == f"{file}:3"
+    file.write_text("image,labels\nf/a,cat\na,dog\nb,dog;cat\n")
+    with pytest.raises(DataError, match=r"labels\.csv:3\): 'a' is in several shards: .* SHARD/a"):
+        tar(root, labels=file)
+    with pytest.raises(DataError, match=r"none\.csv: file is missing"):
+        tar(root, labels="none.csv")
+
+
+def test_all_faults_are_told_at_once(root):
+    shard(root / "train-3.tar", ("a.png", png()))
+    shard(root / "train-4.tar")
+    (root / "train-5.tar").write_bytes((root / "train-2.tar").read_bytes()[:1000])
+    (root / "train-6.tar.gz").write_bytes(gzip.compress(b"1"))
+    shard(root / "train-7.tar", ("../a.png", png()), *sample_files("b", "cow"))
+    with pytest.raises(DataError) as error:
+        tar(root)
+    expected = [
+        "train-6.tar.gz: expected a tar without compression",
+        "train-4.tar: holds no photographs",
+        "train-5.tar: expected a tar without compression, got: unexpected end of data",
+        "train-7.tar/../a.png: name: expected a relative path without '..'",
+        "train-3.tar: has no labels, train-1.tar has some",
+    ]
+    told = str(error.value)
+    assert [message for message in expected if message not in told] == []
+    assert len(error.value.problems) == len(expected)
+    problems: list[Problem] = []
+    manifest = tar(root, problems=problems)
+    assert problems == list(error.value.problems)
+    assert "train-7/b" in [sample.name for sample in manifest]
+    assert all(".." not in sample.image.parts for sample in manifest)
+
+
+def test_masks_of_a_labelling(root, tmp_path):
+    made = tmp_path / "run"
+    for name in ("train-1", "train-2", "train-10"):
+        shard(made / "masks" / f"{name}.tar", ("a.png", png(2, "L")))
+    shard(made / "masks" / "train-1.tar", ("f/a.png", png(2, "L")))
+    manifest = tar(root, masks=made)
+    masks = [sample.mask for sample in manifest]
+    assert masks[0] == made / "masks/train-1.tar/f/a.png"
+    assert masks[1] == made / "masks/train-2.tar/a.png"
+    assert masks[2] is None
+    assert read_mask(manifest.samples[1], 4).tolist() == np.full((6, 8), 2).tolist()
+
+
+def test_a_manifest_of_shards_can_be_saved(root, tmp_path):
+    manifest = tar(root)
+    manifest.save(root / "train.json")
+    assert Manifest.load(root / "train.json") == manifest
+    assert '"image": "train-2.tar/a.png"' in (root / "train.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"exif": "turn"}, "exif: expected one of ignore, apply"),
+        ({"labels": 3}, "labels: expected a path"),
+        ({"folder": "x"}, "options of source 'tar'"),
+    ],
+)
+def test_options(root, options, message):
+    with pytest.raises(ValueError, match=message):
+        load_manifest("tar", root, "train", **options)
+
+
+def test_commands(root, tmp_path):
+    code, text = said(cli.main, "data", "check", "tar", root)
+    assert code == 0, text
+    code, text = said(cli.main, "data", "stats", "tar", root)
+    assert code == 0 and "zebra" in text
+    out = tmp_path / "train.json"
+    assert said(cli.main, "data", "write", "tar", root, "--out", out)[0] == 0
+    assert said(cli.main, "data", "check", "manifest", out)[0] == 0
+    code, text = said(cli.main, "data", "write", "tar", root, "--out", root / "train-1.json")
+    assert code == cli.WRONG_INPUT
+    shard(root / "train-2.tar", ("a.png", b"no picture"), ("a.cls", "ape, zebra"))
+    code, text = said(cli.main, "data", "check", "tar", root)
+    assert code == 1
+    assert "train-2.tar/a.png" in "".join(text.split())
