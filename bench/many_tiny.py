@@ -113,9 +113,7 @@ def weaktr(command: Iterable[object]) -> list[str]:
 def seconds_of(command: Sequence[object]) -> float:
     """How long a command takes, its start included."""
     began = time.monotonic()
-    subprocess.run(
-        weaktr(command), env=scale_work.environment(1), check=True, capture_output=True
-    )
+    subprocess.run(weaktr(command), env=scale_work.environment(1), check=True, capture_output=True)
     return time.monotonic() - began
 
 
