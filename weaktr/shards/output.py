@@ -440,6 +440,17 @@ def alone_at(layout: Layout, shard: str) -> Iterator[bool]:
         lock.release()
 
 
+def clear_whole(layout: Layout, shards: Collection[str]) -> None:
+    """Remove what processes that ended at the end of shards, which are whole, have left."""
+    for shard in shards if (layout.out / UNFINISHED).is_dir() else ():
+        if layout.unfinished(shard).is_dir():
+            with alone_at(layout, shard) as alone:
+                if alone:
+                    remove_unfinished(layout, shard)
+        else:
+            remove_unfinished(layout, shard)  # folders above it
+
+
 def remove_unfinished(layout: Layout, shard: str) -> None:
     """Remove what was begun of a shard, and folders that are empty then.
 
@@ -450,10 +461,12 @@ def remove_unfinished(layout: Layout, shard: str) -> None:
         for entry in list(os.scandir(folder)):
             if not entry.is_dir(follow_symlinks=False):
                 Path(entry.path).unlink(missing_ok=True)
-        folder.rmdir()
-        while folder != layout.out / UNFINISHED:
-            folder = folder.parent
-            folder.rmdir()
+    with suppress(OSError):
+        for place in (folder, *folder.parents):
+            with suppress(FileNotFoundError):
+                place.rmdir()
+            if place == layout.out / UNFINISHED:
+                break
 
 
 def is_of_others(path: Path) -> bool:

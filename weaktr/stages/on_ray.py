@@ -21,7 +21,7 @@ from typing import Any
 
 from weaktr.progress import Meter, set_up_logging
 from weaktr.shards.fetch import is_address
-from weaktr.shards.output import read_record
+from weaktr.shards.output import clear_whole, read_record
 from weaktr.stages.shard_report import ELSEWHERE, WHOLE, ShardsReport
 from weaktr.stages.sharded import ShardJob, ShardTask, ready_job
 from weaktr.stages.shards import make_shards
@@ -83,6 +83,7 @@ def run_on_ray(task: ShardTask, workers: int | None = None) -> tuple[ShardsRepor
             report.add(WHOLE, read_record(job.maker.layout, name))
         else:
             todo.append(name)
+    clear_whole(job.maker.layout, set(job.shards.names) - set(todo))
     log.info("%d shards are whole, %d to do", report.shards[WHOLE], len(todo))
     if todo:
         with _ray() as ray, Meter(job.maker.maker.title, len(todo), unit="shards") as meter:

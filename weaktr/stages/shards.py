@@ -11,7 +11,7 @@ from typing import Any
 from weaktr.messages import counted
 from weaktr.shards.fetch import one_ahead
 from weaktr.shards.inputs import ShardInput, Shards
-from weaktr.shards.output import alone_at, read_record
+from weaktr.shards.output import alone_at, clear_whole, read_record
 from weaktr.stages.shard import ShardMaker, make_shard
 from weaktr.stages.shard_report import ELSEWHERE, MADE, WHOLE, Progress, ShardsReport
 
@@ -40,6 +40,7 @@ def make_shards(
             report.add(WHOLE, read_record(own.layout, name))
         else:
             todo.append(name)
+    clear_whole(own.layout, set(names) - set(todo))
     if report.shards[WHOLE]:
         count = counted(report.shards[WHOLE], "shard is", "shards are")
         log.info("%s whole, %s to do", count, len(todo))

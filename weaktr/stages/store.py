@@ -269,7 +269,7 @@ def read_with_inputs(
     value = read(sample)  # says what is wrong where there are no digests
     if before is None or before != digests():
         message = "changed while it was read"
-        raise DataError(Problem(str(sample.image), sample.source, message))
+        raise DataError(Problem(str(sample.image), sample.source, message, is_outside=True))
     return value, before
 
 
