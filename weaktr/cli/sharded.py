@@ -6,7 +6,6 @@ import argparse
 import logging
 import os
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -47,14 +46,8 @@ def run_sharded(
         ValueError: see `weaktr.stages.sharded.run_here`; or an option that shards do not have.
     """
     from weaktr.shards.ranks import rank_of
-    from weaktr.stages.folders import EMITTED
     from weaktr.stages.sharded import ShardTask, run_here
 
-    if command == "label":
-        for name in task.emit:
-            if name not in EMITTED:
-                raise ValueError(f"--emit: expected some of {', '.join(EMITTED)}; got {name!r}")
-        task = replace(task, emit=sorted(set(task.emit) - {"mask"}))
     if task.profile is not None:
         raise ValueError("--profile: expected work on a folder without shards")
     for option in ("shard_size", "workers"):
