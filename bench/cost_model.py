@@ -1,6 +1,6 @@
 """What a million, 100 million, 10 billion photographs cost: hours, money, bytes; what is scarce.
 
-    python bench/cost_model.py --results bench/results/0.1.0/MACHINE.json
+    python bench/cost_model.py --results bench/results/0.1.0/amd-epyc-2.json
     python bench/cost_model.py --profile trace.json --cores-used 2 --machine "AMD EPYC, 2 cores"
     python bench/cost_model.py --results ... --gpu-images 100 --gpu-source "assumption"
 
