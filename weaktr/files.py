@@ -346,8 +346,11 @@ def is_clutter(relative: str | PurePath) -> bool:
     Args:
         relative: the path below the folder that was named, so that one may be in a hidden folder.
     """
-    parts = PurePath(relative).parts
-    return any(part.startswith(".") or part.lower() in _CLUTTER for part in parts)
+    return any(map(_is_clutter, PurePath(relative).parts))
+
+
+def _is_clutter(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _CLUTTER
 
 
 _CLUTTER = {"__macosx", "thumbs.db", "desktop.ini", "$recycle.bin", "@eadir"}
@@ -370,9 +373,9 @@ def files_below(folder: Path) -> Iterator[Path]:
         closed.append(Path(error.filename))
 
     for top, folders, files in os.walk(folder, onerror=note if folder.is_dir() else None):
-        folders[:] = (name for name in folders if not is_clutter(name))
-        paths = (Path(top, name) for name in files if not is_clutter(name))
-        yield from filter(_may_be_file, paths)
+        folders[:] = (name for name in folders if not _is_clutter(name))
+        paths = (os.path.join(top, name) for name in files if not _is_clutter(name))
+        yield from map(Path, filter(_may_be_file, paths))
     yield from closed
 
 
@@ -389,10 +392,10 @@ def require_listed(path: Path) -> None:
             raise type(error)(f"{path}: {refusal(error)}") from error
 
 
-def _may_be_file(path: Path) -> bool:
+def _may_be_file(path: str) -> bool:
     """Whether this is no pipe, device or socket, as far as can be seen."""
     try:
-        return stat.S_ISREG(path.stat().st_mode)
+        return stat.S_ISREG(os.stat(path).st_mode)
     except OSError:
         return True
 

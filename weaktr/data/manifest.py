@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -29,6 +30,8 @@ __all__ = ["Classes", "Manifest", "Sample"]
 FORMAT = "weaktr-manifest-1"
 #: The most bytes of a part of a sample's name: file systems take 255, suffixes included.
 NAME_BYTES = 243
+#: Paths that need no closer look.
+_PLAIN_PATH = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)*")
 Exif = Literal["ignore", "apply"]
 
 
@@ -217,6 +220,8 @@ class Manifest:
 
 def is_inside(relative: str) -> bool:
     """Whether a relative path stays in its folder: not absolute, no ``..``, not empty."""
+    if _PLAIN_PATH.fullmatch(relative):
+        return True
     path = PurePosixPath(relative.replace("\\", "/"))
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 

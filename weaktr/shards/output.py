@@ -402,12 +402,14 @@ def _are_loose_files_whole(layout: Layout, shard: str) -> bool:
     written = layout.record(shard).stat().st_mtime_ns
     columns = ["name", "status", "digest", "mask_digest", "mask_bytes"]
     rows = zip(*(c.to_pylist() for c in read_table(layout.table(shard), columns)), strict=True)
+    starts = {kind: f"{layout.folder(kind, shard)}/" for kind in layout.kinds}
     for stored_name, state, made_from, mask, size in rows:
         kinds = list(layout.kinds) if mask is not None else []
         if state == "failed" and made_from is not None:  # somebody has changed its mask
             kinds = [MASKS]
         for kind in kinds:
-            status = os.stat(layout.file(kind, shard, named_text(stored_name)))
+            name = f"{named_text(stored_name)}{layout.kinds[kind][1]}"
+            status = os.stat(starts[kind] + name)
             is_other = kind == MASKS and mask is not None and status.st_size != size
             if status.st_mtime_ns > written or is_other:
                 return False

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, lru_cache
@@ -32,6 +33,8 @@ from weaktr.messages import brief, few
 from weaktr.outputs import INPUTS, LOCK
 
 log = logging.getLogger("weaktr")
+#: Paths of images, with a suffix, that need no closer look.
+_PLAIN_IMAGE = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)*(?<=[\w-])\.\w+")
 
 #: Unknown labels for which the nearest class is looked for, which takes milliseconds.
 HINTS = 200
@@ -117,11 +120,13 @@ def folder(
     if masks and not mask_root.is_dir():
         log.warning("masks: there is no folder %s, so no image has a mask", mask_root)
     hint = hints(known.names)
-    mask_files = sorted(files_below(mask_root))
+    mask_files = in_order(files_below(mask_root))
     capital = {_name(_below(f, mask_root)): f for f in mask_files if f.suffix.lower() == ".png"}
+    has_masks = mask_root.is_dir()
     samples = []
     for name, row, image in _unrepeated(own.rows, [image_root, root], path, faults):
-        mask = first_file([mask_root / f"{name}.png"]) or capital.get(name)
+        exact = first_file([mask_root / f"{name}.png"]) if has_masks else None
+        mask = exact or capital.get(name)
         labels = _indices(row, known, path, faults, hint)
         samples.append(Sample(name, image, labels, mask, row.source, exif=exif))
     unread = _unread_masks(mask_files, samples)
@@ -233,8 +238,8 @@ def unlabelled(
         DataError: two images differ only in suffix, so their results would have the same name.
     """
     root, exif = photographs_of(require_folder(root)), require_exif(exif)
-    below = _without_masks(sorted(files_but_results(root)), root)
-    closed = [path for path in below if path.is_dir()]
+    below = _without_masks(in_order(files_but_results(root)), root)
+    closed = [path for path in below if os.path.isdir(path)]
     files = [file for file in below if file.suffix.lower() in IMAGE_SUFFIXES and file not in closed]
     others = [file for file in below if file.suffix.lower() in OTHER_SUFFIXES]
     advice = "of a format that is not looked for: convert to JPEG or PNG"
@@ -279,13 +284,18 @@ def files_but_results(root: Path) -> Iterator[Path]:
     """The files below a folder (`files_below`), but those in folders of weaktr's results in it."""
 
     @cache
-    def holds_results(folder: Path) -> bool:
-        if folder == root:
+    def holds_results(folder: str) -> bool:
+        if Path(folder) == root:
             return False
-        is_marked = (folder / INPUTS).is_file() or (folder / LOCK).is_file()
-        return is_marked or holds_results(folder.parent)
+        marks = (os.path.join(folder, mark) for mark in (INPUTS, LOCK))
+        return any(map(os.path.isfile, marks)) or holds_results(os.path.dirname(folder))
 
-    return (file for file in files_below(root) if not holds_results(file.parent))
+    return (file for file in files_below(root) if not holds_results(os.path.dirname(file)))
+
+
+def in_order(files: Iterable[Path]) -> list[Path]:
+    """Files in the order of their paths' parts, as paths are compared."""
+    return sorted(files, key=lambda file: file.parts)
 
 
 def _without_masks(files: Sequence[Path], root: Path) -> list[Path]:
@@ -349,6 +359,7 @@ def _unrepeated(
     The paths of the rows are as their files are called (see `folder`); `roots`: where they start.
     """
     likely = first_folder(roots) or roots[-1]
+    there = [root for root in roots if root.is_dir()]
     first: dict[str, Row] = {}
     images, other_spelling = {}, []
     listing = cache(_paths_of_stems)
@@ -359,8 +370,11 @@ def _unrepeated(
             faults.append(Problem(str(path), row.source, message, kind="path outside"))
             continue
         spellings = dict.fromkeys((row.image, bare, bare.replace("\\", "/")))
-        places = ((spelling, root / spelling) for spelling in spellings for root in roots)
-        place = next((place for place in places if os.path.isfile(place[1])), None)
+        places = ((spelling, root) for spelling in spellings for root in there)
+        place = next(
+            ((own, root / own) for own, root in places if os.path.isfile(os.path.join(root, own))),
+            None,
+        )
         meant = [] if place else _without_suffix(bare, roots, listing)
         if len(meant) > 1:
             message = f"{bare!r:.300} may be {few([path for path, _ in meant])}: write the suffix"
@@ -391,7 +405,7 @@ def _unrepeated(
 def _paths_of_stems(root: Path) -> dict[str, list[str]]:
     """The images below a folder: path without suffix -> paths."""
     found: dict[str, list[str]] = {}
-    for file in sorted(files_below(root)):
+    for file in in_order(files_below(root)):
         if file.suffix.lower() in IMAGE_SUFFIXES:
             path = _below(file, root)
             found.setdefault(_name(path), []).append(path)
@@ -451,16 +465,17 @@ def _not_listed(
         path = row.image.strip().replace("\\", "/")
         listed |= {path, _name(path)}
     own = {sample.image for sample in samples}
-    for file in sorted(files_but_results(images)):
+    for file in in_order(files_but_results(images)):
+        name = _name(_below(file, images))
+        if name in listed or file in own:
+            continue
         if file.is_dir():
             yield Problem(str(file), "", "the folder cannot be listed", is_outside=True)
             continue
-        name = _name(_below(file, images))
-        is_image = file.suffix.lower() in ALL_SUFFIXES and not file.is_relative_to(masks)
-        if is_image and file not in own and name not in listed:
+        if file.suffix.lower() in ALL_SUFFIXES and not file.is_relative_to(masks):
             message = f"no line of {files} lists this image"
             yield Problem(str(file), "", message, "warning", NOT_LISTED)
-    for file in sorted(files_below(masks)):
+    for file in in_order(files_below(masks)):
         is_mask = file.suffix.lower() == ".png"
         if is_mask and _name(_below(file, masks)) not in listed:
             message = f"no line of {files} lists the image of this mask"
@@ -496,9 +511,14 @@ def hints(names: Sequence[str]) -> Callable[[str], str]:
 
 def _below(file: Path, folder: Path) -> str:
     """The path of a file from a folder on, its parts parted by /."""
+    path, start = str(file), f"{folder}/"
+    if os.sep == "/" and path.startswith(start):  # in many folders, many times faster
+        return path[len(start) :]
     return file.relative_to(folder).as_posix()
 
 
 def _name(image: str) -> str:
     """The sample's name: the image path without suffix."""
+    if _PLAIN_IMAGE.fullmatch(image):
+        return image[: image.rindex(".")]
     return PurePosixPath(image).with_suffix("").as_posix()
