@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, get_args
 
+import fsspec
+
 from weaktr.contents import Contents, digest_of
 from weaktr.data import Classes, DataError, Problem, Sample
 from weaktr.data.manifest import Exif
@@ -273,10 +275,11 @@ def find_archives(pattern: str) -> dict[str, str]:
     paths = [path for one in ranges for path in _matching(one)]
     if not paths:
         raise ValueError(f"{pattern}: expected tar archives, found none")
-    base = _base(pattern)
+    bases = _spellings(_base(pattern))
     archives: dict[str, str] = {}
     for path in paths:
-        relative = path[len(base) :] if path.startswith(base) else path
+        base = next((base for base in bases if path.startswith(base)), "")
+        relative = path[len(base) :]
         name = relative.strip("/").removesuffix(SUFFIX)
         if name in archives and archives[name] != path:
             raise ValueError(f"{pattern}: {archives[name]} and {path} have one name: {name}")
@@ -284,6 +287,14 @@ def find_archives(pattern: str) -> dict[str, str]:
             raise ValueError(f"{pattern}: expected a path without '..', got {path}")
         archives[name] = path
     return dict(sorted(archives.items(), key=lambda item: _natural(item[0])))
+
+
+def _spellings(base: str) -> list[str]:
+    """A folder as it was given, and as its file system spells it in what it finds there."""
+    if not is_address(base):
+        return [base]
+    place, path = fsspec.core.url_to_fs(base)
+    return [base, f"{place.unstrip_protocol(path).rstrip('/')}/"]
 
 
 def _expanded(pattern: str) -> list[str]:

@@ -129,7 +129,7 @@ def _label_job(task: ShardTask, loaded: Loaded) -> ShardJob:
     kinds = emitted(settings, own.emit)
     frame = _begin(replace(task, task=own), loaded, settings, refiners, kinds)
     threshold = _threshold(source, settings, frame.shards, own.out)
-    is_chosen = not isinstance(settings.threshold, float)
+    is_chosen = not isinstance(settings.threshold, float) and read_choice(own.out) is not None
     chosen = [own.out / CHOICE] if is_chosen else []
     keep = settings.unlabelled == "background"
     own_maker = ShardMaker(
@@ -236,7 +236,10 @@ def _threshold(source: CamSource, settings: LabelConfig, shards: Shards, out: Pa
     if choice is None:
         for name in shards.names:
             with ExitStack() as stack:
-                given = shards.read(name, stack, None)
+                try:
+                    given = shards.read(name, stack, None)
+                except (OSError, ValueError):  # it is left out, and the log says why
+                    continue
                 samples = [sample for sample in given.samples if source.shows_a_class(sample)]
                 if samples:
                     chosen = choose_by_features(source, samples, settings.queue_mb)
