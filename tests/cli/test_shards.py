@@ -9,22 +9,28 @@ import io
 import json
 import os
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.shards import work
-from tests.shards.work import files_in, in_tar, label, photograph, said, write_labels
+from tests.shards.work import (
+    BESIDE,
+    files_in,
+    in_tar,
+    label,
+    masks_of,
+    photograph,
+    rows,
+    said,
+    write_labels,
+)
 from weaktr.cli import FAILED, WRONG_INPUT
 from weaktr.data.masks import MaskFolder, read_changed_mask
 from weaktr.shards.records import read_results
-from weaktr.shards.rows import rows_of
-from weaktr.stages import sharded
 
 COUNT = 12
-BESIDE = ("--emit", "confidence")
 BY_SHARDS = ("--shard-size", "5", *BESIDE)
 
 
@@ -49,20 +55,7 @@ def home(prepared, tmp_path):
 @pytest.fixture
 def computed(monkeypatch):
     """The names of the photographs that the model saw, in order."""
-    names = []
-    make = sharded.label_maker
-
-    def label_maker(*arguments):
-        maker = make(*arguments)
-
-        def compute(batch, timeline):
-            names.extend(one.sample.name for one in batch)
-            return maker.compute(batch, timeline)
-
-        return replace(maker, compute=compute)
-
-    monkeypatch.setattr(sharded, "label_maker", label_maker)
-    return names
+    return work.noted_names(monkeypatch)
 
 
 @pytest.fixture(autouse=True)
@@ -71,24 +64,8 @@ def _no_launcher(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-def rows(out):
-    """Name -> row, of all whole shards."""
-    return {row.name: row for table in read_results(out).tables() for row in rows_of(table)}
-
-
 def statuses(out):
     return {name: row.status for name, row in rows(out).items()}
-
-
-def masks_of(out, kind="masks"):
-    """Name -> content, of loose files and of those in tars."""
-    found = {}
-    for path in sorted((out / kind).rglob("*")):
-        if path.suffix == ".tar":
-            found |= in_tar(path)
-        elif path.is_file():
-            found[path.name] = path.read_bytes()
-    return found
 
 
 def edit(mask):

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, get_args
 
-import fsspec
-
 from weaktr.contents import Contents, digest_of
 from weaktr.data import Classes, DataError, Problem, Sample
 from weaktr.data.manifest import Exif
@@ -293,8 +291,8 @@ def _spellings(base: str) -> list[str]:
     """A folder as it was given, and as its file system spells it in what it finds there."""
     if not is_address(base):
         return [base]
-    place, path = fsspec.core.url_to_fs(base)
-    return [base, f"{place.unstrip_protocol(path).rstrip('/')}/"]
+    spelt = asked(base, lambda place, path: str(place.unstrip_protocol(path)))
+    return [base, f"{spelt.rstrip('/')}/"]
 
 
 def _expanded(pattern: str) -> list[str]:

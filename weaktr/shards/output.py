@@ -333,7 +333,7 @@ class ShardWriter:
             kind: {d for one in noted for d in one.get(kind, [])} for kind in self.layout.kinds
         }
         for kind in known.keys() if self.layout.form == "tar" else ():
-            known[kind] |= {one[kind]["sha256"] for one in outputs if kind in one}
+            known[kind] |= {one[kind].get("sha256") for one in outputs if kind in one} - {None}
         if self.layout.form == "tar":
             write_json(own, {kind: sorted(digests) for kind, digests in known.items()})
         return known
@@ -374,8 +374,14 @@ def read_record(layout: Layout, shard: str) -> dict[str, Any] | None:
         record = read_json(layout.record(shard))
     except (OSError, ValueError):
         return None
-    is_one = isinstance(record, dict) and record.get("format") == FORMAT
-    return record if is_one and record.get("shard") == shard else None
+    if not isinstance(record, dict) or (record.get("format"), record.get("shard")) != (
+        FORMAT,
+        shard,
+    ):
+        return None
+    outputs, statistics = record.get("outputs"), record.get("statistics")
+    are_objects = isinstance(outputs, dict) and isinstance(statistics, dict)
+    return record if are_objects and all(isinstance(o, dict) for o in outputs.values()) else None
 
 
 def is_whole(layout: Layout, shard: str, made_from: str) -> bool:
