@@ -134,7 +134,7 @@ FOLDER_NAME = r"(?:[\w<>*-]+/)+"
 NO_MODULES = {"weaktr._native", "weaktr.json", "weaktr.onnx"}
 DOTTED = re.compile(r"weaktr(?:\.\w+)+")
 #: Folders of results, which no checkout has.
-RESULTS = re.compile(r"(RUN|PHOTOS)/|before_(?:refinement|crf)/")
+RESULTS = re.compile(r"(RUN|PHOTOS|OUT)/|before_(?:refinement|crf)/")
 
 
 def is_there(path: str) -> bool:

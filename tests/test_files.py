@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -251,3 +252,13 @@ def test_a_folder_where_a_file_is_to_be_written_is_named(tmp_path):
     with pytest.raises(IsADirectoryError, match=r"metrics.json: a folder is where a file is to be"):
         weaktr.files.write_json(tmp_path / "metrics.json", {})
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
+
+
+def test_what_others_have_not_written_to_for_a_day_is_abandoned(tmp_path):
+    of_others = [tmp_path / f".{'a' * 10}{'b' * 6}{n:08x}{'0' * 8}.part" for n in (1, 2)]
+    for path in of_others:
+        path.touch()
+    long_ago = time.time() - weaktr.files.ABANDONED_AFTER - 60
+    os.utime(of_others[0], (long_ago, long_ago))
+    weaktr.files.clear_abandoned(tmp_path)
+    assert [path.exists() for path in of_others] == [False, True]

@@ -33,6 +33,8 @@ SKIPPED = {
     "weaktr show runs/own_dinov2_s": "shows that run",
     "weaktr data check coco14": "needs MS COCO",
     "weaktr data masks coco14": "needs MS COCO",
+    "weaktr label model.safetensors data/coco": "needs MS COCO",
+    "weaktr label model.safetensors 's3://": "needs photographs of another place",
     "weaktr predict model.safetensors VOC2012": "needs PASCAL VOC",
     "weaktr eval val/ VOC2012": "needs PASCAL VOC",
     "weaktr label model.safetensors photos/ --set 'refiners=[{propagation": "needs masks of SAM",

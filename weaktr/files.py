@@ -10,6 +10,7 @@ import os
 import re
 import socket
 import stat
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -27,6 +28,8 @@ UNFINISHED = re.compile(r"\.[0-9a-f]{32}\.(part|removed)")
 WRONG_PATHS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
 #: Bytes at both ends of a file among which its mark is looked for.
 ENDS = 2**16
+#: Seconds after which a file that is being written, and has not grown, is abandoned.
+ABANDONED_AFTER = 24 * 3600
 
 
 @contextmanager
@@ -433,7 +436,14 @@ def _digits(text: str, count: int) -> str:
 
 @cache
 def _this_machine() -> str:
-    return _digits(socket.gethostname(), 6)
+    """Of the processes that can see each other: machines and containers may share a name."""
+    facts = [socket.gethostname()]
+    with suppress(OSError):  # not Linux
+        facts += [
+            Path("/proc/sys/kernel/random/boot_id").read_text(),
+            os.readlink("/proc/self/ns/pid"),
+        ]
+    return _digits(" ".join(facts), 6)
 
 
 def _clear_leftovers(folder: Path, prefix: str) -> None:
@@ -444,20 +454,29 @@ def _clear_leftovers(folder: Path, prefix: str) -> None:
 
 
 def clear_abandoned(folder: Path) -> None:
-    """Remove what processes of this machine that are no more had begun to write below a folder.
+    """Remove what processes that are no more had begun to write below a folder.
 
-    Other processes may be at work there; where none is, `weaktr.outputs.clear_unfinished` removes
-    everything.
+    Those of this machine, and whatever nobody has written to for `ABANDONED_AFTER`. Other processes
+    may be at work there; where none is, `weaktr.outputs.clear_unfinished` removes everything.
     """
     for place, _, names in os.walk(folder):
         for name in filter(UNFINISHED.fullmatch, names):
-            if name.endswith(".part") and _is_abandoned(name):
-                (Path(place) / name).unlink(missing_ok=True)
+            path = Path(place) / name
+            if name.endswith(".part") and (_is_abandoned(name) or _is_old(path)):
+                path.unlink(missing_ok=True)
 
 
 def _is_abandoned(name: str) -> bool:
     """Whether the writer of a file that `whole_file` named was a process that is no more."""
     return name[11:17] == _this_machine() and not _is_running(int(name[17:25], 16))
+
+
+def _is_old(path: Path) -> bool:
+    """Whether nobody has written a file for so long that its writer is no more."""
+    try:
+        return time.time() - path.stat().st_mtime > ABANDONED_AFTER
+    except OSError:
+        return False
 
 
 def _is_running(process: int) -> bool:

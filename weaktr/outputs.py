@@ -140,6 +140,12 @@ def tidy(folder: Path) -> None:
     Raises:
         ValueError: something in it is a link.
     """
+    refuse_links(folder)
+    clear_unfinished(folder)
+
+
+def refuse_links(folder: Path) -> None:
+    """Raise `ValueError` where something in a folder of results is a link."""
     for place in (folder, folder / "before_refinement", folder / "before_crf"):
         for entry in os.scandir(place) if place.is_dir() else ():
             if entry.is_symlink():
@@ -147,7 +153,6 @@ def tidy(folder: Path) -> None:
                     f"{entry.path}: is a link; expected files and folders that weaktr made: "
                     "move it away, or choose another --out"
                 )
-    clear_unfinished(folder)
 
 
 def clear_unfinished(folder: Path, *, at_depth: bool = True) -> None:
@@ -289,6 +294,7 @@ def begin_shared(folder: Path, made_from: str, **facts: Any) -> None:
         raise ValueError(
             f"{folder}: holds results of {others_in_words(stored, facts)}; choose another --out"
         )
+    refuse_links(folder)
     clear_abandoned(folder)
     now = stored | {name: facts[name] for name in NOTES if name in facts}
     if now != stored:

@@ -219,7 +219,7 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 
 
 def _read_plain(file: BinaryIO) -> list[Member] | None:
-    """The files of a tar of files alone, maybe with PAX headers; `tarfile` takes five times longer.
+    """The files of a tar of files alone, PAX headers included; 3 to 5 times as fast as `tarfile`.
 
     Returns:
         None = there is something else in it, or it is damaged.

@@ -57,6 +57,17 @@ contact_sheet.png with some of the results. Started again, it goes on with the i
 left. An image with a side above max_side (default 1024) is labelled at that size and its mask
 enlarged. An image that cannot be read, or does not fit the memory, is named and left out; the exit
 code is then 1.
+
+Many photographs: IMAGES may also be tars in the layout of WebDataset (a folder of them, a pattern,
+or an address that fsspec knows), a manifest, or with --dataset the root of COCO or VOC. Tars are
+labelled one by one, each into a tar of masks and an index; the photographs of a folder likewise
+where several processes share them or --shard-size is given. Whole shards are skipped at the next
+start; `weaktr index OUT` counts, checks and finds what is in them.
+
+  weaktr label model.safetensors 'shards/{000..127}.tar' --out labels/
+  torchrun --nproc-per-node 8 --no-python \\
+      weaktr label model.safetensors data/coco14 --dataset coco14 --out labels/
+  weaktr label model.safetensors s3://bucket/shards --out labels/ --engine ray
 """
 
 

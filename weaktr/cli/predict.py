@@ -27,6 +27,9 @@ scores both. Started again, it goes on with the images that are left. An image w
 max_side (default 1024) is predicted at that size and its mask enlarged. An image that cannot be
 read, or does not fit the memory, is named and left out; the exit code is then 1.
 
+IMAGES may also be tars, a manifest, or with --dataset the root of COCO or VOC, and several
+processes may share them: see `weaktr label --help`.
+
 For a test set without masks, --archive writes what the PASCAL VOC server takes
 (results/VOC2012/Segmentation/comp6_test_cls/NAME.png).
 

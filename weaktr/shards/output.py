@@ -253,7 +253,7 @@ class ShardWriter:
             digest = hashlib.sha256(content).hexdigest()
             places[kind] = (self._append(kind, row.name, content), len(content), digest)
         self.rows.append(row)
-        line = {"row": json.loads(row.line()), "files": places}
+        line = {"row": row.known(), "files": places}
         self._journal.write(json.dumps(line).encode() + b"\n")
         self._journal.flush()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -88,10 +88,13 @@ class Row:
     weights: str | None = None
     settings: str | None = None
 
+    def known(self) -> dict[str, Any]:
+        """The fields without those that are None; values of JSON, but that keys are numbers."""
+        return {key: value for key, value in vars(self).items() if value is not None}
+
     def line(self) -> bytes:
         """As a line of JSON, without what is None."""
-        row = {key: value for key, value in asdict(self).items() if value is not None}
-        return json.dumps(row).encode() + b"\n"
+        return json.dumps(self.known()).encode() + b"\n"
 
     @staticmethod
     def of(values: Mapping[str, Any]) -> Row:

@@ -1,0 +1,87 @@
+"""Processes of torchrun, and workers of Ray of which one is killed: the files of one process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.shards import work
+from tests.shards.work import files_in, label
+
+ROOT = Path(__file__).parents[2]
+SHARDS, EACH = 6, 12
+BESIDE = ("--emit", "confidence")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, tars of photographs, and what one process makes of them."""
+    home = tmp_path_factory.mktemp("engines")
+    work.model(home / "cam.safetensors")
+    work.tars(home / "tars", SHARDS, EACH)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as each process below has
+    try:
+        assert label(home, *BESIDE, images="tars", out="one") == 0
+    finally:
+        torch.set_num_threads(threads)
+    return home
+
+
+@pytest.mark.slow
+def test_four_processes_of_torchrun_make_what_one_makes(home: Path) -> None:
+    out = home / "torchrun"
+    settings = [part for setting in work.SETTINGS for part in ("--set", setting)]
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "4"]
+    arguments = ["label", home / "cam.safetensors", home / "tars", "--out", out, *settings, *BESIDE]
+    command = [sys.executable, "-m", *launcher, "-m", "weaktr.cli", *arguments]
+    own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    ended = subprocess.run(
+        list(map(str, command)), env=os.environ | own, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    for rank in range(4):
+        assert f"process {rank} of 0..3 (RANK and WORLD_SIZE)" in ended.stderr
+    assert files_in(out) == files_in(home / "one")
+    assert "index.parquet" in files_in(out)
+
+
+def kill_a_worker(unfinished: Path, killed: list[int]) -> None:
+    """Kill the first process that has begun a shard and noted three photographs of it."""
+    while not killed:
+        for journal in unfinished.rglob("*.jsonl"):
+            try:
+                lines = journal.read_bytes().count(b"\n")
+            except FileNotFoundError:
+                continue
+            if 3 < lines <= EACH:
+                process = int(journal.name.split("-")[1])
+                os.kill(process, signal.SIGKILL)
+                killed.append(process)
+                return
+        time.sleep(0.002)
+
+
+@pytest.mark.slow
+def test_workers_of_ray_of_which_one_is_killed_make_what_one_process_makes(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    out, killed = home / "ray", list[int]()
+    watch = threading.Thread(target=kill_a_worker, args=(out / "unfinished", killed), daemon=True)
+    watch.start()
+    engine = ("--engine", "ray", "--workers", "2")
+    assert label(home, *BESIDE, *engine, images="tars", out="ray") == 0
+    assert len(killed) == 1, "no worker was killed"
+    assert files_in(out) == files_in(home / "one")
+    assert not (out / "unfinished").exists()
