@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.shards import killed, work
-from tests.shards.work import BESIDE, files_in, label, rows
+from tests.shards.work import BESIDE, files_in, label
 from weaktr.shards.output import FileLock
 from weaktr.stages.folders import Task
 from weaktr.stages.sharded import ShardTask, ready_job
@@ -23,10 +23,7 @@ ROOT = Path(__file__).parents[2]
 #: Photographs, of which three shards have 6, 2 and 4.
 COUNT = 12
 #: When a process is killed (`tests.shards.killed`), and how many are left to compute then.
-MOMENTS = {
-    "add1": 11, "add4": 8, "add9": 3, "known1": 6, "known3": 0, "table1": 6, "table3": 0,
-    "remove1": 6, "remove3": 0,
-}  # fmt: skip
+MOMENTS = {"add4": 8, "add9": 3, "known3": 0, "table1": 6, "remove3": 0}
 OF_TARS = {"publish1": 6, "publish6": 0}
 RUNS = {f"{moment}-png": left for moment, left in MOMENTS.items()} | {
     f"{moment}-tar": left for moment, left in (MOMENTS | OF_TARS).items()
@@ -207,24 +204,3 @@ def test_processes_at_once(home, task, computed, monkeypatch):
 def test_a_process_that_was_killed_holds_no_lock(home, tmp_path):
     shutil.copytree(home / "add4-tar", tmp_path / "out")
     assert label(home, "--shard-size", "5", *BESIDE, "--output", "tar", out=tmp_path / "out") == 0
-
-
-# ---- processes of torchrun ----------------------------------------------------------------------
-
-
-def test_four_processes_of_torchrun(home, tmp_path):
-    out = tmp_path / "out"
-    settings = [part for setting in work.SETTINGS for part in ("--set", setting)]
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4",
-        "-m", "weaktr.cli", "label", home / "cam.safetensors", home / "photos", "--out", out,
-        "--shard-size", "5", *BESIDE, "--output", "tar", *settings,
-    ]  # fmt: skip
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    ended = subprocess.run(
-        list(map(str, command)), capture_output=True, text=True, env=environment, check=False
-    )
-    assert ended.returncode == 0, ended.stderr
-    assert files_in(out) == files_in(home / "tar")
-    assert {row.status for row in rows(out).values()} == {"labelled"}
-    assert "process 3 of 0..3 (RANK and WORLD_SIZE): 0 of 3 shards" in ended.stderr

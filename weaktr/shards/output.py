@@ -374,14 +374,13 @@ def read_record(layout: Layout, shard: str) -> dict[str, Any] | None:
         record = read_json(layout.record(shard))
     except (OSError, ValueError):
         return None
-    if not isinstance(record, dict) or (record.get("format"), record.get("shard")) != (
-        FORMAT,
-        shard,
-    ):
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
         return None
-    outputs, statistics = record.get("outputs"), record.get("statistics")
-    are_objects = isinstance(outputs, dict) and isinstance(statistics, dict)
-    return record if are_objects and all(isinstance(o, dict) for o in outputs.values()) else None
+    outputs = record.get("outputs")
+    if not isinstance(outputs, dict) or not all(isinstance(one, dict) for one in outputs.values()):
+        return None
+    is_one = record.get("shard") == shard and isinstance(record.get("statistics"), dict)
+    return record if is_one else None
 
 
 def is_whole(layout: Layout, shard: str, made_from: str) -> bool:
