@@ -161,6 +161,17 @@ def test_predictions_are_those_of_a_run_without_shards(home, images):
         assert masks_of(out, kind) == masks_of(home / "one", kind)
 
 
+def test_predictions_of_chosen_names(home):
+    work.segmenter(home / "seg.safetensors")
+    settings = [part for setting in work.QUICK for part in ("--set", setting)]
+    (home / "names.txt").write_text("03\n05\n11\n")
+    predict = ("predict", home / "seg.safetensors", home / "photos", *settings)
+    names = ("--names", home / "names.txt")
+    assert said(*predict, *names, "--out", home / "out", "--shard-size", "2")[0] == 0
+    assert masks_of(home / "out").keys() == {"03.png", "05.png", "11.png"}
+    assert statuses(home / "out").keys() == {"03", "05", "11"}
+
+
 def test_a_segmenter_labels_shards(home):
     work.segmenter(home / "cam.safetensors")
     shutil.rmtree(home / "plain")
@@ -375,6 +386,10 @@ def test_a_mask_that_was_edited_stays(home, computed, caplog):
     before = files_in(home / "out")
     assert label(home, *BY_SHARDS) == 0
     assert files_in(home / "out") == before
+    (home / "out" / "confidence" / "03.png").unlink()  # which an edited mask does not need
+    caplog.clear()
+    assert label(home, *BY_SHARDS) == 0
+    assert "3 shards are whole, 0 to do" in caplog.text
     mask.unlink()  # so that it is made again
     assert label(home, *BY_SHARDS) == 0
     assert computed == ["03"]
@@ -706,6 +721,15 @@ def test_a_shard_in_a_folder_that_is_called_like_a_shard(home):
             assert begun.is_file()
     assert not (home / "out" / "unfinished").exists()
     assert masks_of(home / "out") == masks_of(home / "plain")
+
+
+def test_loose_masks_of_such_shards_are_refused(home):
+    """A key ``b/x`` of ``a.tar`` would be called as the key ``x`` of ``a/b.tar``."""
+    (home / "tars" / "a").mkdir()
+    (home / "tars" / "000.tar").rename(home / "tars" / "a.tar")
+    (home / "tars" / "001.tar").rename(home / "tars" / "a" / "b.tar")
+    assert label(home, "--output", "png", images="tars") == WRONG_INPUT
+    assert not (home / "out").exists()
 
 
 def test_labels_beside_tars_and_in_a_file_of_all(home, computed):

@@ -409,8 +409,8 @@ def _are_loose_files_whole(layout: Layout, shard: str) -> bool:
     rows = zip(*(c.to_pylist() for c in read_table(layout.table(shard), columns)), strict=True)
     for stored_name, state, made_from, mask, size in rows:
         kinds = list(layout.kinds) if mask is not None else []
-        if state == "failed" and made_from is not None:  # somebody has changed its mask
-            kinds = [MASKS]
+        if state == "edited" or (state == "failed" and made_from is not None):
+            kinds = [MASKS]  # which somebody has changed
         for kind in kinds:
             status = os.stat(layout.file(kind, shard, named_text(stored_name)))
             is_other = kind == MASKS and mask is not None and status.st_size != size

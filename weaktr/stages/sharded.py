@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
 from weaktr import data
@@ -191,6 +191,8 @@ def _begin(
     """Look for the shards, and mark the folder of results as theirs."""
     own, classes = task.task, loaded.classes
     shards = _shards_of(task, loaded)
+    if isinstance(shards, TarShards) and task.output == "png":
+        _require_apart_folders(shards.names)
     form = task.output or ("tar" if isinstance(shards, TarShards) else "png")
     given = [Path(task.labels)] if _is_file(task.labels) else []
     images = [own.images] if own.images.is_dir() and own.dataset is None else []
@@ -219,6 +221,18 @@ def _begin(
     wanted = {MASKS: (MASKS, ".png")} | {kind: EXTRAS[kind] for kind in kinds}
     row_facts = {"weights": weights, "settings": fingerprint(depends_on)}
     return _Frame(shards, Layout(own.out, form, wanted, shards.nested), made_from, row_facts)
+
+
+def _require_apart_folders(shards: Collection[str]) -> None:
+    """Refuse loose masks of a tar ``a`` and of a tar ``a/b``, which a key ``b/c`` would share."""
+    names = set(shards)
+    for name in shards:
+        for above in PurePosixPath(name).parents:
+            if str(above) in names:
+                raise ValueError(
+                    f"--output png: masks of {above}.tar and {name}.tar would lie in one folder; "
+                    "expected --output tar, or other names"
+                )
 
 
 def _label_names(loaded: Loaded, num_labels: int | None) -> tuple[str, ...]:
