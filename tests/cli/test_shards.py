@@ -9,22 +9,28 @@ import io
 import json
 import os
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.shards import work
-from tests.shards.work import files_in, in_tar, label, photograph, said, write_labels
+from tests.shards.work import (
+    BESIDE,
+    files_in,
+    in_tar,
+    label,
+    masks_of,
+    photograph,
+    rows,
+    said,
+    write_labels,
+)
 from weaktr.cli import FAILED, WRONG_INPUT
 from weaktr.data.masks import MaskFolder, read_changed_mask
 from weaktr.shards.records import read_results
-from weaktr.shards.rows import rows_of
-from weaktr.stages import sharded
 
 COUNT = 12
-BESIDE = ("--emit", "confidence")
 BY_SHARDS = ("--shard-size", "5", *BESIDE)
 
 
@@ -49,20 +55,7 @@ def home(prepared, tmp_path):
 @pytest.fixture
 def computed(monkeypatch):
     """The names of the photographs that the model saw, in order."""
-    names = []
-    make = sharded.label_maker
-
-    def label_maker(*arguments):
-        maker = make(*arguments)
-
-        def compute(batch, timeline):
-            names.extend(one.sample.name for one in batch)
-            return maker.compute(batch, timeline)
-
-        return replace(maker, compute=compute)
-
-    monkeypatch.setattr(sharded, "label_maker", label_maker)
-    return names
+    return work.noted_names(monkeypatch)
 
 
 @pytest.fixture(autouse=True)
@@ -71,24 +64,8 @@ def _no_launcher(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-def rows(out):
-    """Name -> row, of all whole shards."""
-    return {row.name: row for table in read_results(out).tables() for row in rows_of(table)}
-
-
 def statuses(out):
     return {name: row.status for name, row in rows(out).items()}
-
-
-def masks_of(out, kind="masks"):
-    """Name -> content, of loose files and of those in tars."""
-    found = {}
-    for path in sorted((out / kind).rglob("*")):
-        if path.suffix == ".tar":
-            found |= in_tar(path)
-        elif path.is_file():
-            found[path.name] = path.read_bytes()
-    return found
 
 
 def edit(mask):
@@ -182,6 +159,17 @@ def test_predictions_are_those_of_a_run_without_shards(home, images):
     assert said(*predict, home / images, "--out", out, *options, *scores)[0] == 0
     for kind in ("masks", "scores"):
         assert masks_of(out, kind) == masks_of(home / "one", kind)
+
+
+def test_predictions_of_chosen_names(home):
+    work.segmenter(home / "seg.safetensors")
+    settings = [part for setting in work.QUICK for part in ("--set", setting)]
+    (home / "names.txt").write_text("03\n05\n11\n")
+    predict = ("predict", home / "seg.safetensors", home / "photos", *settings)
+    names = ("--names", home / "names.txt")
+    assert said(*predict, *names, "--out", home / "out", "--shard-size", "2")[0] == 0
+    assert masks_of(home / "out").keys() == {"03.png", "05.png", "11.png"}
+    assert statuses(home / "out").keys() == {"03", "05", "11"}
 
 
 def test_a_segmenter_labels_shards(home):
@@ -398,6 +386,10 @@ def test_a_mask_that_was_edited_stays(home, computed, caplog):
     before = files_in(home / "out")
     assert label(home, *BY_SHARDS) == 0
     assert files_in(home / "out") == before
+    (home / "out" / "confidence" / "03.png").unlink()  # which an edited mask does not need
+    caplog.clear()
+    assert label(home, *BY_SHARDS) == 0
+    assert "3 shards are whole, 0 to do" in caplog.text
     mask.unlink()  # so that it is made again
     assert label(home, *BY_SHARDS) == 0
     assert computed == ["03"]
@@ -729,6 +721,15 @@ def test_a_shard_in_a_folder_that_is_called_like_a_shard(home):
             assert begun.is_file()
     assert not (home / "out" / "unfinished").exists()
     assert masks_of(home / "out") == masks_of(home / "plain")
+
+
+def test_loose_masks_of_such_shards_are_refused(home):
+    """A key ``b/x`` of ``a.tar`` would be called as the key ``x`` of ``a/b.tar``."""
+    (home / "tars" / "a").mkdir()
+    (home / "tars" / "000.tar").rename(home / "tars" / "a.tar")
+    (home / "tars" / "001.tar").rename(home / "tars" / "a" / "b.tar")
+    assert label(home, "--output", "png", images="tars") == WRONG_INPUT
+    assert not (home / "out").exists()
 
 
 def test_labels_beside_tars_and_in_a_file_of_all(home, computed):

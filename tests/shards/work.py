@@ -5,19 +5,30 @@ from __future__ import annotations
 import io
 import os
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
 from tests.models import small
 from weaktr import cli
+from weaktr.inference.results import LabelMaps
+from weaktr.inference.timeline import Timeline
 from weaktr.models import checkpoints
 from weaktr.progress import console
+from weaktr.shards.records import read_results
+from weaktr.shards.rows import Row, rows_of
+from weaktr.stages import sharded
+from weaktr.stages.masks import MaskMaker
 
 CLASSES = ("cat", "dog")
+#: Let the confidence be written too.
+BESIDE = ("--emit", "confidence")
 SETTINGS = ("crf=none", "scales=[1.0]", "flip=false")
 QUICK = (
     "short_side=32", "window=32", "stride=32", "ratios=[1.0]", "flip=false", "ensemble=plain",
@@ -102,6 +113,40 @@ def label(home: Path, *arguments: object, images: object = "photos", out: str = 
     place = home / images if isinstance(images, str) and "://" not in images else images
     return said("label", home / "cam.safetensors", place, "--out", home / out, *chosen,
                 *arguments)[0]  # fmt: skip
+
+
+def noted_names(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the photographs that the model will see, in order."""
+    names: list[str] = []
+    make = sharded.label_maker
+
+    def label_maker(*arguments: Any) -> MaskMaker[Any]:
+        maker = make(*arguments)
+
+        def compute(batch: Sequence[Any], timeline: Timeline) -> Sequence[LabelMaps]:
+            names.extend(one.sample.name for one in batch)
+            return maker.compute(batch, timeline)
+
+        return replace(maker, compute=compute)
+
+    monkeypatch.setattr(sharded, "label_maker", label_maker)
+    return names
+
+
+def masks_of(out: Path, kind: str = "masks") -> dict[str, bytes]:
+    """Name -> content, of loose files and of those in tars."""
+    found: dict[str, bytes] = {}
+    for path in sorted((out / kind).rglob("*")):
+        if path.suffix == ".tar":
+            found |= in_tar(path)
+        elif path.is_file():
+            found[path.name] = path.read_bytes()
+    return found
+
+
+def rows(out: Path) -> dict[str, Row]:
+    """Name -> row, of all whole shards."""
+    return {row.name: row for table in read_results(out).tables() for row in rows_of(table)}
 
 
 def files_in(folder: Path) -> dict[str, bytes]:

@@ -273,10 +273,11 @@ def find_archives(pattern: str) -> dict[str, str]:
     paths = [path for one in ranges for path in _matching(one)]
     if not paths:
         raise ValueError(f"{pattern}: expected tar archives, found none")
-    base = _base(pattern)
+    bases = _spellings(_base(pattern))
     archives: dict[str, str] = {}
     for path in paths:
-        relative = path[len(base) :] if path.startswith(base) else path
+        base = next((base for base in bases if path.startswith(base)), "")
+        relative = path[len(base) :]
         name = relative.strip("/").removesuffix(SUFFIX)
         if name in archives and archives[name] != path:
             raise ValueError(f"{pattern}: {archives[name]} and {path} have one name: {name}")
@@ -284,6 +285,14 @@ def find_archives(pattern: str) -> dict[str, str]:
             raise ValueError(f"{pattern}: expected a path without '..', got {path}")
         archives[name] = path
     return dict(sorted(archives.items(), key=lambda item: _natural(item[0])))
+
+
+def _spellings(base: str) -> list[str]:
+    """A folder as it was given, and as its file system spells it in what it finds there."""
+    if not is_address(base):
+        return [base]
+    spelt = asked(base, lambda place, path: str(place.unstrip_protocol(path)))
+    return [base, f"{spelt.rstrip('/')}/"]
 
 
 def _expanded(pattern: str) -> list[str]:

@@ -333,7 +333,7 @@ class ShardWriter:
             kind: {d for one in noted for d in one.get(kind, [])} for kind in self.layout.kinds
         }
         for kind in known.keys() if self.layout.form == "tar" else ():
-            known[kind] |= {one[kind]["sha256"] for one in outputs if kind in one}
+            known[kind] |= {one[kind].get("sha256") for one in outputs if kind in one} - {None}
         if self.layout.form == "tar":
             write_json(own, {kind: sorted(digests) for kind, digests in known.items()})
         return known
@@ -374,8 +374,13 @@ def read_record(layout: Layout, shard: str) -> dict[str, Any] | None:
         record = read_json(layout.record(shard))
     except (OSError, ValueError):
         return None
-    is_one = isinstance(record, dict) and record.get("format") == FORMAT
-    return record if is_one and record.get("shard") == shard else None
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        return None
+    outputs = record.get("outputs")
+    if not isinstance(outputs, dict) or not all(isinstance(one, dict) for one in outputs.values()):
+        return None
+    is_one = record.get("shard") == shard and isinstance(record.get("statistics"), dict)
+    return record if is_one else None
 
 
 def is_whole(layout: Layout, shard: str, made_from: str) -> bool:
@@ -405,8 +410,8 @@ def _are_loose_files_whole(layout: Layout, shard: str) -> bool:
     starts = {kind: f"{layout.folder(kind, shard)}/" for kind in layout.kinds}
     for stored_name, state, made_from, mask, size in rows:
         kinds = list(layout.kinds) if mask is not None else []
-        if state == "failed" and made_from is not None:  # somebody has changed its mask
-            kinds = [MASKS]
+        if state == "edited" or (state == "failed" and made_from is not None):
+            kinds = [MASKS]  # which somebody has changed
         for kind in kinds:
             name = f"{named_text(stored_name)}{layout.kinds[kind][1]}"
             status = os.stat(starts[kind] + name)

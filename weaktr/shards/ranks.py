@@ -10,12 +10,12 @@ from typing import TypeVar
 T = TypeVar("T")
 
 #: Where launchers say which of how many processes this is: variables of the number, of the count,
-#: and of the first number. `torchrun` and MPI-like launchers, then the tasks of Slurm's ``srun``
-#: and arrays.
+#: and of the first number. `torchrun` and MPI-like launchers, then Slurm's arrays and the tasks of
+#: ``srun``: not SLURM_NTASKS, which a batch script has too, that runs once.
 _LAUNCHERS = (
     ("RANK", "WORLD_SIZE", None),
     ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN"),
-    ("SLURM_PROCID", "SLURM_NTASKS", None),
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", None),
 )
 
 

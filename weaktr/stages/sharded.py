@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
 from weaktr import data
@@ -129,7 +129,7 @@ def _label_job(task: ShardTask, loaded: Loaded) -> ShardJob:
     kinds = emitted(settings, own.emit)
     frame = _begin(replace(task, task=own), loaded, settings, refiners, kinds)
     threshold = _threshold(source, settings, frame.shards, own.out)
-    is_chosen = not isinstance(settings.threshold, float)
+    is_chosen = not isinstance(settings.threshold, float) and read_choice(own.out) is not None
     chosen = [own.out / CHOICE] if is_chosen else []
     keep = settings.unlabelled == "background"
     own_maker = ShardMaker(
@@ -191,6 +191,8 @@ def _begin(
     """Look for the shards, and mark the folder of results as theirs."""
     own, classes = task.task, loaded.classes
     shards = _shards_of(task, loaded)
+    if isinstance(shards, TarShards) and task.output == "png":
+        _require_apart_folders(shards.names)
     form = task.output or ("tar" if isinstance(shards, TarShards) else "png")
     given = [Path(task.labels)] if _is_file(task.labels) else []
     images = [own.images] if own.images.is_dir() and own.dataset is None else []
@@ -221,6 +223,18 @@ def _begin(
     return _Frame(shards, Layout(own.out, form, wanted, shards.nested), made_from, row_facts)
 
 
+def _require_apart_folders(shards: Collection[str]) -> None:
+    """Refuse loose masks of a tar ``a`` and of a tar ``a/b``, which a key ``b/c`` would share."""
+    names = set(shards)
+    for name in shards:
+        for above in PurePosixPath(name).parents:
+            if str(above) in names:
+                raise ValueError(
+                    f"--output png: masks of {above}.tar and {name}.tar would lie in one folder; "
+                    "expected --output tar, or other names"
+                )
+
+
 def _label_names(loaded: Loaded, num_labels: int | None) -> tuple[str, ...]:
     return ("background", *(loaded.classes or map(str, range(1, num_labels or 1))))
 
@@ -236,7 +250,10 @@ def _threshold(source: CamSource, settings: LabelConfig, shards: Shards, out: Pa
     if choice is None:
         for name in shards.names:
             with ExitStack() as stack:
-                given = shards.read(name, stack, None)
+                try:
+                    given = shards.read(name, stack, None)
+                except (OSError, ValueError):  # it is left out, and the log says why
+                    continue
                 samples = [sample for sample in given.samples if source.shows_a_class(sample)]
                 if samples:
                     chosen = choose_by_features(source, samples, settings.queue_mb)

@@ -1,0 +1,141 @@
+"""Which shards there are."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.shards import work
+from weaktr.data import DataError, Sample
+from weaktr.shards.inputs import ListShards, TarShards, find_archives, is_pattern, shard_count
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("2.tar", "10.tar", "a.tar", "below/1.tar", ".hidden.tar", ".x/1.tar", "note.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("", ["a", "below/1", "2", "10"]),
+        ("*.tar", ["a", "2", "10"]),
+        ("[0-9]*.tar", ["2", "10"]),
+        ("?.tar", ["a", "2"]),
+        ("**/*.tar", ["a", "below/1", "2", "10"]),
+        ("below", ["1"]),
+        ("10.tar", ["10"]),
+        ("{2..3}.tar", ["2", "3"]),
+        ("{09..11}.tar", ["09", "10", "11"]),
+        ("s{0..1}-{00..01}.tar", ["s0-00", "s0-01", "s1-00", "s1-01"]),
+    ],
+)
+def test_names_in_natural_order(folder, pattern, names):
+    archives = find_archives(os.path.join(folder, pattern))
+    assert list(archives) == names
+    assert all(path.endswith(f"{name}.tar") for name, path in archives.items())
+
+
+@pytest.mark.parametrize("pattern", ["x*.tar", "*.png", "{3..2}.tar"])
+def test_patterns_that_mean_nothing(folder, pattern):
+    with pytest.raises(ValueError, match="expected tar archives, found none"):
+        find_archives(os.path.join(folder, pattern))
+
+
+def test_too_many_are_refused_at_once(folder):
+    with pytest.raises(ValueError, match="at most 10 million"):
+        find_archives(f"{folder}/{{0..99999999}}.tar")
+
+
+def test_what_is_a_pattern(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert is_pattern(".") and is_pattern("a.tar") and is_pattern("nowhere.tar")
+    assert is_pattern("*.tar") and is_pattern("s3://bucket/x") and is_pattern("{1..2}.tar")
+    assert not is_pattern("note.txt") and not is_pattern("nowhere")
+    Path("a[b]").mkdir()
+    assert not is_pattern("a[b]")  # a folder of that name
+
+
+def samples(names):
+    return [Sample(name, Path("/photos") / f"{name}.png", None, None, "") for name in names]
+
+
+def test_photographs_stay_in_their_shards():
+    names = [f"{number}" for number in range(200)]
+    shards = ListShards(samples(names), 7, Path("/photos"))
+    before = {name: photographs(shards, name) for name in shards.names}
+    assert sorted(name for own in before.values() for name in own) == sorted(names)
+    assert all(before.values())
+    shards = ListShards(samples([*names[:50], *names[51:], "new"]), 7, Path("/photos"))
+    for name, own in before.items():
+        assert set(own) - {"50"} == set(photographs(shards, name)) - {"new"}
+
+
+def photographs(shards, name):
+    with ExitStack() as stack:
+        return [sample.name for sample in shards.read(name, stack, None).samples]
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "shards"), [(0, 5, 1), (1, 5, 1), (5, 5, 1), (6, 5, 2), (82_081, 1000, 83)]
+)
+def test_how_many_shards_a_list_makes(count, size, shards):
+    assert shard_count(count, size) == shards
+
+
+def test_data_of_a_list_tell_what_changed(tmp_path):
+    work.photographs(tmp_path, 2)
+    given = [Sample(f"{i:02d}", tmp_path / f"{i:02d}.png", (i,), None, "") for i in range(2)]
+
+    def data(own):
+        return ListShards(own, 1, tmp_path).data_of("00000")
+
+    before = data(given)
+    assert data(given) == before
+    assert data(given[::-1]) != before
+    assert data(given[:1]) != before
+    assert data([given[0], Sample("01", given[1].image, (0,), None, "")]) != before
+    (tmp_path / "01.png").write_bytes(work.photograph(7))
+    assert data(given) != before
+    (tmp_path / "01.png").unlink()
+    assert data(given)["photographs"] == 2
+
+
+def test_faults_of_keys_and_of_the_tar(tmp_path):
+    files = {"a.png": b"1", "a.cls": b"cat", "b.cls": b"cat", "c.png": b"2", "c.cls": b"bird"}
+    archive = work.write_tar(tmp_path / "0.tar", files)
+    shards = TarShards(str(archive), "inside", work.CLASSES, "ignore")
+    with ExitStack() as stack:
+        given = shards.read("0", stack, None)
+    assert [sample.name for sample in given.samples] == ["a"]
+    assert given.faults.keys() == {"b", "c"}
+    assert "no photograph" in given.faults["b"].message
+    assert "'bird'" in given.faults["c"].message
+    archive.write_bytes(archive.read_bytes()[:1500])
+    with ExitStack() as stack, pytest.raises(DataError, match=r"0\.tar"):
+        shards.read("0", stack, None)
+
+
+def test_where_labels_are_is_said_by_the_first_tar_that_can_be_used(tmp_path):
+    (tmp_path / "0.tar").write_bytes(b"no tar")
+    work.write_tar(tmp_path / "1.tar", {"a.png": b"1", "a.cls": b"cat"})
+    work.write_tar(tmp_path / "2.tar", {"a.png": b"1"})
+    assert TarShards(str(tmp_path), "auto", work.CLASSES, "ignore").labels == "inside"
+    (tmp_path / "1.tar").unlink()
+    assert TarShards(str(tmp_path), "auto", work.CLASSES, "ignore").labels == "none"
+    (tmp_path / "2.tar").unlink()
+    with pytest.raises(DataError, match="expected a tar without compression"):
+        TarShards(str(tmp_path), "auto", work.CLASSES, "ignore")
+
+
+def test_labels_need_classes(tmp_path):
+    work.write_tar(tmp_path / "1.tar", {"a.png": b"1", "a.cls": b"cat"})
+    with pytest.raises(ValueError, match="does not name its classes"):
+        TarShards(str(tmp_path), "auto", None, "ignore")
+    assert TarShards(str(tmp_path), "none", None, "ignore").labels == "none"
