@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.models import small
 from tests.shards import work
 from tests.shards.work import (
     BESIDE,
@@ -26,8 +27,11 @@ from tests.shards.work import (
     said,
     write_labels,
 )
+from weaktr import data
 from weaktr.cli import FAILED, WRONG_INPUT
+from weaktr.data import VOC
 from weaktr.data.masks import MaskFolder, read_changed_mask
+from weaktr.models import checkpoints
 from weaktr.shards.records import read_results
 
 COUNT = 12
@@ -764,3 +768,44 @@ def test_read_changed_mask_is_what_an_editor_writes(home):
     size = np.array(Image.open(mask)).shape
     edit(mask)
     assert read_changed_mask(mask, size, 3).shape == size
+
+
+# ---- photographs of manifests and data sets -----------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [(), ("--shard-size", "5")])
+def test_a_manifest_gives_the_masks_of_its_folder_whatever_the_order_of_its_classes(home, options):
+    manifest = data.folder(home / "photos", classes=["dog", "cat"])
+    manifest.save(home / "all.json")
+    assert label(home, *options, *BESIDE, images="all.json") == 0
+    assert masks_of(home / "out") == masks_of(home / "plain")
+
+
+@pytest.mark.parametrize("options", [(), ("--shard-size", "5")])
+def test_a_data_set_is_labelled_by_its_own_lists(home, options):
+    names = ["2007_000001", "2007_000002"]
+    root = home / "VOC2012"
+    for folder in ("JPEGImages", "Annotations", "ImageSets/Segmentation"):
+        (root / folder).mkdir(parents=True)
+    (root / "ImageSets/Segmentation/train.txt").write_text("\n".join(names) + "\n")
+    for index, name in enumerate((*names, "2007_000003")):
+        (root / "JPEGImages" / f"{name}.jpg").write_bytes(photograph(index, "JPEG"))
+        shown = f"<object><name>{'cat' if index else 'dog'}</name></object>"
+        (root / "Annotations" / f"{name}.xml").write_text(f"<annotation>{shown}</annotation>")
+    code, told = said("label", home / "cam.safetensors", root, "--dataset", "voc12", "--out", "out")
+    assert code == WRONG_INPUT and "expected classes of" in told  # of its two classes
+    named = {"names": list(VOC.names)}
+    checkpoints.save(small.tiny_cam_model(20), home / "cam.safetensors", classes=named)
+    assert label(home, *options, "--dataset", "voc12", images="VOC2012") == 0
+    assert set(masks_of(home / "out")) == {f"{name}.png" for name in names}
+    given = {entry.name: entry.given for entry in MaskFolder(home / "out").entries.values()}
+    assert given == {names[0]: (VOC.names.index("dog"),), names[1]: (VOC.names.index("cat"),)}
+
+
+def test_a_link_in_the_results_is_refused(home):
+    assert label(home, *BY_SHARDS) == 0
+    (home / "elsewhere").mkdir()
+    shutil.rmtree(home / "out" / "masks")
+    (home / "out" / "masks").symlink_to(home / "elsewhere")
+    assert label(home, *BY_SHARDS) == WRONG_INPUT
+    assert not list((home / "elsewhere").iterdir())

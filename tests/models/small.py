@@ -19,11 +19,11 @@ def cam_model(backbone: str, num_classes: int, **settings: Any) -> CamModel:
     return with_weights(CamModel(CamModelConfig(backbone, **given), num_classes))
 
 
-def tiny_cam_model(**settings: Any) -> CamModel:
-    """A stage-1 model of two classes, small enough to label images in milliseconds."""
+def tiny_cam_model(num_classes: int = 2, **settings: Any) -> CamModel:
+    """A stage-1 model, small enough to label images in milliseconds."""
     return cam_model(
         "vit_tiny_patch16_224",
-        2,
+        num_classes,
         image_size=32,
         patch_size=16,
         reduction=1,
