@@ -29,6 +29,7 @@ from tests.shards.work import (
 from weaktr.cli import FAILED, WRONG_INPUT
 from weaktr.data.masks import MaskFolder, read_changed_mask
 from weaktr.shards.records import read_results
+from weaktr.shards.verify import verify
 
 COUNT = 12
 BY_SHARDS = ("--shard-size", "5", *BESIDE)
@@ -764,3 +765,16 @@ def test_read_changed_mask_is_what_an_editor_writes(home):
     size = np.array(Image.open(mask)).shape
     edit(mask)
     assert read_changed_mask(mask, size, 3).shape == size
+
+
+@pytest.mark.parametrize("form", ["png", "tar"])
+def test_what_was_made_is_verified(home, form, bad):
+    (home / "photos" / os.fsdecode(b"caf\xe9 1.png")).write_bytes(photograph(3))
+    (home / "photos" / "labels.csv").unlink()
+    assert label(home, *BY_SHARDS, "--output", form) == FAILED
+    assert list(verify(home / "out")) == []
+    if form == "png":
+        edit(home / "out" / "masks" / "03.png")
+        assert label(home, *BY_SHARDS) == FAILED
+        assert list(verify(home / "out")) == []
+        assert statuses(home / "out")["03"] == "edited"
