@@ -33,6 +33,7 @@ from weaktr.data import VOC
 from weaktr.data.masks import MaskFolder, read_changed_mask
 from weaktr.models import checkpoints
 from weaktr.shards.records import read_results
+from weaktr.shards.verify import verify
 
 COUNT = 12
 BY_SHARDS = ("--shard-size", "5", *BESIDE)
@@ -809,3 +810,16 @@ def test_a_link_in_the_results_is_refused(home):
     (home / "out" / "masks").symlink_to(home / "elsewhere")
     assert label(home, *BY_SHARDS) == WRONG_INPUT
     assert not list((home / "elsewhere").iterdir())
+
+
+@pytest.mark.parametrize("form", ["png", "tar"])
+def test_what_was_made_is_verified(home, form, bad):
+    (home / "photos" / os.fsdecode(b"caf\xe9 1.png")).write_bytes(photograph(3))
+    (home / "photos" / "labels.csv").unlink()
+    assert label(home, *BY_SHARDS, "--output", form) == FAILED
+    assert list(verify(home / "out")) == []
+    if form == "png":
+        edit(home / "out" / "masks" / "03.png")
+        assert label(home, *BY_SHARDS) == FAILED
+        assert list(verify(home / "out")) == []
+        assert statuses(home / "out")["03"] == "edited"
