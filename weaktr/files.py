@@ -357,6 +357,11 @@ _CLUTTER = {"__macosx", "thumbs.db", "desktop.ini", "$recycle.bin", "@eadir"}
 
 
 def files_below(folder: Path) -> Iterator[Path]:
+    """`paths_below` as paths, which takes twice as long."""
+    return map(Path, paths_below(folder))
+
+
+def paths_below(folder: Path) -> Iterator[str]:
     """The files below a folder, at any depth and in any order, without clutter (`is_clutter`).
 
     A file that cannot be looked at, such as a link to one that is not there, is among them: who
@@ -365,17 +370,17 @@ def files_below(folder: Path) -> Iterator[Path]:
     Raises:
         OSError: `folder` itself cannot be listed; one that is not there has no files.
     """
-    closed: list[Path] = []
+    closed: list[str] = []
 
     def note(error: OSError) -> None:
         if Path(error.filename) == folder:
             raise error
-        closed.append(Path(error.filename))
+        closed.append(error.filename)
 
     for top, folders, files in os.walk(folder, onerror=note if folder.is_dir() else None):
         folders[:] = (name for name in folders if not _is_clutter(name))
         paths = (os.path.join(top, name) for name in files if not _is_clutter(name))
-        yield from map(Path, filter(_may_be_file, paths))
+        yield from filter(_may_be_file, paths)
     yield from closed
 
 

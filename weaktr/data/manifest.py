@@ -122,7 +122,7 @@ class Manifest:
                 kind = "name declared twice"
                 faults.append(Problem(str(sample.image), sample.source, message, kind=kind))
         for sample in first.values():
-            for folder in PurePosixPath(sample.name).parents:
+            for folder in PurePosixPath(sample.name).parents if "/" in sample.name else ():
                 other = folder.with_suffix("").as_posix() if folder.name else ""
                 if folder.suffix in (".png", ".npz") and other in first:
                     message = f"is in a folder called like the mask of {brief(other)}: rename one"
