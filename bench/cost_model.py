@@ -132,6 +132,11 @@ def rates(costs: Costs, machine: Machine) -> dict[str, float]:
             "network": machine.network / moved}  # fmt: skip
 
 
+def _short(number: float) -> str:
+    """A number with two digits that count, or all before the point."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.2g}"
+
+
 def in_words(
     costs: Costs, machine: Machine, *, machines: int, storage: float, shard: int, starts: float
 ) -> list[str]:
@@ -167,7 +172,7 @@ def in_words(
         busy = min(machines, shards)
         hours = (images / (total / machines) + busy * starts) / 3600
         lines.append(
-            f"| {images:,} | {hours:,.0f} | {hours / machines / 24:,.2g} "
+            f"| {images:,} | {hours:,.0f} | {_short(hours / machines / 24)} "
             f"| {hours * machine.price:,.0f} | {images * costs.photograph / 1e12:,.2f} "
             f"| {images * costs.mask / 1e12:,.3f} | {images * costs.row / 1e9:,.1f} | {shards:,} "
             f"| {shards * (READS + WRITES):,} | {images * BYTES_OF_INODE / 1e12:,.2f} |"
