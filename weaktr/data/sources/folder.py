@@ -470,8 +470,12 @@ def _not_listed(
         path = row.image.strip().replace("\\", "/")
         listed |= {path, _name(path)}
     own = {sample.image for sample in samples}
+
+    def is_listed_image(path: str) -> bool:
+        return path.lower().endswith(ALL_SUFFIXES) and _name(_below(path, images)) in listed
+
     below = paths_but_results(images)
-    for file in in_order(Path(p) for p in below if _name(_below(p, images)) not in listed):
+    for file in in_order(Path(path) for path in below if not is_listed_image(path)):
         if file in own:
             continue
         if file.is_dir():
