@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import report
 import scale_work
-from scale import facts_of_machine
+from bench_scale import facts_of_machine
 
 MIB = 2**20
 #: By how much memory may differ from that at 10 % of the images.
