@@ -1,6 +1,6 @@
 """`weaktr label` in several processes, in shards, and started again: whole commands, in turns.
 
-    python bench/bench_scale.py                       # all three; about 50 minutes on two cores
+    python bench/bench_scale.py            # all three; about 50 minutes on two cores
     python bench/bench_scale.py sharding restart --photographs 8 --rounds 1 --finished 2000
 
 A script rather than a file of pytest-benchmark: a row is a command of minutes, several of them at
