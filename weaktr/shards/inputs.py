@@ -7,7 +7,7 @@ import os
 import re
 import zlib
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, get_args
@@ -143,12 +143,12 @@ class TarShards:
         self._classes = None if classes is None else Classes(tuple(classes))
         self._exif: Exif = exif
         self._rows: LabelRows | None = None
-        self._file: Path | None = None
+        self._file_digest: str | None = None  # of the file of labels, which may be large
         self.labels = labels
         if labels not in get_args(Labels):
-            self._file, self.labels = Path(labels), "file"
             faults: list[Problem] = []
-            self._rows = read_rows(self._file, faults)
+            self._rows, self.labels = read_rows(Path(labels), faults), "file"
+            self._file_digest = Contents().digest(Path(labels))
             if faults:
                 raise DataError(faults)
         if labels == "auto":
@@ -174,9 +174,8 @@ class TarShards:
     def data_of(self, name: str) -> dict[str, Any]:
         """See `Shards`: of the status of the tar, and of a file of labels."""
         archive = self._archives[name]
-        if is_address(archive):
-            return {"archive": marks_of(archive), **self._labels_data(None)}
-        return {"archive": _status_of(Path(archive)), **self._labels_data(Path(archive))}
+        marks = marks_of(archive) if is_address(archive) else _status_of(Path(archive))
+        return {"archive": marks, **self._labels_data(archive)}
 
     def read(self, name: str, stack: ExitStack, scratch: Path | None) -> ShardInput:
         """See `Shards`."""
@@ -205,14 +204,20 @@ class TarShards:
             fetch_beside(archive, local, required=self.labels == "beside")
         return local
 
-    def _labels_data(self, archive: Path | None) -> dict[str, Any]:
-        """What tells that the labels beside the tars are the same still."""
-        if self._file is not None:
-            return {"labels": Contents().digest(self._file)}
-        if archive is None or self.labels != "beside":
+    def _labels_data(self, archive: str) -> dict[str, Any]:
+        """What tells that the labels beside a tar are the same still."""
+        if self._file_digest is not None:
+            return {"labels": self._file_digest}
+        if self.labels != "beside":
             return {}
-        files = [archive.with_suffix(suffix) for suffix in (".csv", ".json")]
-        return {"labels": [_status_of(file) for file in files if file.is_file()]}
+        files = [f"{archive.removesuffix(SUFFIX)}{suffix}" for suffix in (".csv", ".json")]
+        if not is_address(archive):
+            return {"labels": [_status_of(Path(file)) for file in files]}
+        marks = []
+        for file in files:
+            with suppress(FileNotFoundError):
+                marks.append(marks_of(file))
+        return {"labels": marks}
 
 
 def _status_of(path: Path) -> list[int]:

@@ -142,8 +142,9 @@ class _Pool:
                 todo.extend(sorted(open_shards))
                 latest = time.monotonic()
             while self.idle and todo:
-                actor, name = self.idle.pop(), todo.popleft()
+                name = todo.popleft()
                 if name in open_shards:
+                    actor = self.idle.pop()
                     self.waiting[actor.make.remote(name)] = actor, name
             if not self.waiting:
                 break
