@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from tests.shards.work import write_tar
 from weaktr.data.masks import areas_of, png_of
 from weaktr.shards.records import FORMAT, record_file, table_file
 from weaktr.shards.rows import Row, table_of, write_table
@@ -85,15 +84,6 @@ def results(
                 path.write_bytes(content)
         write_shard(out, shard, [row for row, _ in pairs], masks)
     return out
-
-
-def write_tar(path: Path, files: Mapping[str, bytes]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for name, content in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
 
 
 def write_shard(

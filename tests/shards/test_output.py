@@ -14,10 +14,10 @@ from weaktr.shards.output import (
     ShardWriter,
     alone_at,
     clear_whole,
-    is_whole,
     read_earlier,
     read_record,
     remove_unfinished,
+    whole_record,
 )
 from weaktr.shards.rows import Row
 
@@ -48,7 +48,7 @@ def begun(layout, *numbers, shard="s", made_from="m"):
 
 def finished(layout, *numbers, **options):
     writer = begun(layout, *numbers, **options)
-    writer.finish(DATA, {})
+    writer.finish(DATA)
     return read_record(layout, options.get("shard", "s"))
 
 
@@ -58,9 +58,9 @@ def content_of(earlier, number):
 
 def test_a_whole_shard(layout):
     record = finished(layout, 1, 2, 3)
-    assert is_whole(layout, "s", "m")
-    assert not is_whole(layout, "s", "other")
-    assert not is_whole(layout, "t", "m")
+    assert whole_record(layout, "s", "m")
+    assert not whole_record(layout, "s", "other")
+    assert not whole_record(layout, "t", "m")
     assert record["data"] == DATA
     assert in_tar(layout.archive("masks", "s")) == {
         f"{i}.png": files(i)["masks"] for i in (1, 2, 3)
@@ -82,7 +82,7 @@ def test_the_same_photographs_give_the_same_bytes(layout, tmp_path):
 
 def test_what_was_begun_is_found(layout):
     begun(layout, 1, 2)
-    assert not is_whole(layout, "s", "m")
+    assert not whole_record(layout, "s", "m")
     earlier = read_earlier(layout, "s", "m")
     assert [content_of(earlier, i) for i in (1, 2)] == [files(i) for i in (1, 2)]
     assert read_earlier(layout, "s", "other").rows == {}
@@ -140,11 +140,11 @@ def test_a_file_that_is_missing_or_of_another_size(layout, kind):
     path = layout.table("s") if kind == "index" else layout.archive(kind, "s")
     content = path.read_bytes()
     path.write_bytes(content + b"\0")
-    assert not is_whole(layout, "s", "m")
+    assert not whole_record(layout, "s", "m")
     path.unlink()
-    assert not is_whole(layout, "s", "m")
+    assert not whole_record(layout, "s", "m")
     path.write_bytes(content)
-    assert is_whole(layout, "s", "m")
+    assert whole_record(layout, "s", "m")
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_a_record_that_is_damaged_is_none(layout, content):
     finished(layout, 1)
     layout.record("s").write_bytes(content)
     assert read_record(layout, "s") is None
-    assert not is_whole(layout, "s", "m")
+    assert not whole_record(layout, "s", "m")
     assert read_earlier(layout, "s", "m").rows == {}
 
 
@@ -164,9 +164,9 @@ def test_a_record_that_lacks_something(layout, key):
     content = json.loads(layout.record("s").read_bytes())
     del content[key]
     layout.record("s").write_text(json.dumps(content))
-    assert is_whole(layout, "s", "m") == (key == "data")
+    assert (whole_record(layout, "s", "m") is not None) == (key == "data")
     finished(layout, 1, 2)
-    assert is_whole(layout, "s", "m")
+    assert whole_record(layout, "s", "m")
 
 
 def test_a_shard_of_other_content_replaces_its_tar_and_keeps_none_of_others(layout):
@@ -191,7 +191,7 @@ def test_a_process_that_goes_on_knows_the_tars_of_the_one_before(layout, monkeyp
 
     monkeypatch.setattr(ShardWriter, "_publish", publish)
     with pytest.raises(KeyboardInterrupt):
-        writer.finish(DATA, {})
+        writer.finish(DATA)
     monkeypatch.undo()
     finished(layout, 1)
     assert [os.listdir(layout.out / kind) for kind in KINDS] == [["s.tar"], ["s.tar"]]
@@ -204,7 +204,7 @@ def test_links_and_folders_where_a_tar_goes_are_kept(layout, tmp_path):
     layout.archive("confidence", "s").mkdir(parents=True)
     finished(layout, 1)
     assert (tmp_path / "mine").read_bytes() == b"mine"
-    assert is_whole(layout, "s", "m")
+    assert whole_record(layout, "s", "m")
     assert any(path.is_dir() for path in (layout.out / "confidence").iterdir())
 
 
@@ -258,5 +258,5 @@ def test_names(layout, name):
         assert earlier.files_of(earlier.rows[name], list(KINDS)) == mask
         writer = ShardWriter(layout, "s", "m")
         writer.add(earlier.rows[name], mask)
-        writer.finish(DATA, {})
+        writer.finish(DATA)
     assert in_tar(layout.archive("masks", "s")) == {f"{name}.png": mask["masks"]}

@@ -36,6 +36,7 @@ from weaktr.outputs import keep
 from weaktr.seals import is_sealed
 from weaktr.shards.records import FORMAT, record_file, table_file
 from weaktr.shards.rows import Row, read_table, rows_of, table_of, write_table
+from weaktr.shards.statistics import statistics_of
 from weaktr.tars import members_of
 
 #: The folder of what is begun, and the kind of file that every photograph has.
@@ -269,12 +270,11 @@ class ShardWriter:
         file.flush()
         return tar.offset - -(-len(content) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
 
-    def finish(self, data: Mapping[str, Any], statistics: Mapping[str, Any], **facts: Any) -> None:
+    def finish(self, data: Mapping[str, Any], **facts: Any) -> None:
         """Make the shard whole.
 
         Args:
             data: what its photographs were, for the next start.
-            statistics: of its rows.
             facts: further ones for the record.
 
         Raises:
@@ -297,17 +297,17 @@ class ShardWriter:
                 self._publish(kind, known[kind])
         else:
             _flush_file_system(layout.out)
-        table = layout.table(shard)
-        size = write_table(table, table_of(self.rows))
-        index = {"file": _relative(table, layout.out), "bytes": size}
-        index["sha256"] = Contents().digest(table)
+        file_of_rows, table = layout.table(shard), table_of(self.rows)
+        size = write_table(file_of_rows, table)
+        index = {"file": _relative(file_of_rows, layout.out), "bytes": size}
+        index["sha256"] = Contents().digest(file_of_rows)
         record = {
             "format": FORMAT,
             "shard": shard,
             "made_from": self.made_from,
             "data": dict(data),
             "outputs": {**outputs, "index": index},
-            "statistics": dict(statistics),
+            "statistics": statistics_of(table),
             **facts,
         }
         write_json(layout.record(shard), record)
@@ -383,24 +383,24 @@ def read_record(layout: Layout, shard: str) -> dict[str, Any] | None:
     return record if is_one else None
 
 
-def is_whole(layout: Layout, shard: str, made_from: str) -> bool:
-    """Whether all files of a shard are there, as its record says; masks are not read.
+def whole_record(layout: Layout, shard: str, made_from: str) -> dict[str, Any] | None:
+    """The record of a shard of which all files are there, as it says; masks are not read.
 
     Loose masks are looked for by name and size; one that is newer than the record was changed, and
-    so was one that could not be used.
+    so was one that could not be used. None = it is not whole, or of other settings.
     """
     record = read_record(layout, shard)
     if record is None or record.get("made_from") != made_from:
-        return False
+        return None
     try:
         for output in record["outputs"].values():
             if "file" in output and _size_of(layout.out / output["file"]) != output["bytes"]:
-                return False
-        if not set(layout.kinds) <= set(record["outputs"]):
-            return False
-        return layout.form == "tar" or _are_loose_files_whole(layout, shard)
+                return None
+        has_all = set(layout.kinds) <= set(record["outputs"])
+        is_whole = has_all and (layout.form == "tar" or _are_loose_files_whole(layout, shard))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
+        return None
+    return record if is_whole else None
 
 
 def _are_loose_files_whole(layout: Layout, shard: str) -> bool:

@@ -26,7 +26,7 @@ FOLDER, TABLE, RECORD = "index", ".parquet", ".json"
 
 
 @dataclass(frozen=True)
-class Layout:
+class ShardList:
     """Of which shards the results of a folder are.
 
     Args:
@@ -100,7 +100,7 @@ class Results:
     out: Path
     made_from: str
     classes: tuple[str, ...] | None
-    layout: Layout | None
+    layout: ShardList | None
     records: tuple[Record, ...] = ()
 
     @property
@@ -254,7 +254,7 @@ def rows_of_folder(out: Path) -> Iterator[Row]:
         )  # fmt: skip
 
 
-def _layout(file: Path, layout: Any) -> Layout:
+def _layout(file: Path, layout: Any) -> ShardList:
     facts: dict[str, Any] = layout if isinstance(layout, dict) else {}
     output, shards = facts.get("output"), facts.get("shards")
     if not _are_texts(shards) or not all(map(is_inside, shards)):
@@ -263,7 +263,7 @@ def _layout(file: Path, layout: Any) -> Layout:
         raise ValueError(f"{file}: layout: expected the output png or tar, got {brief(output)}")
     if twice := [shard for shard, count in Counter(shards).items() if count > 1]:
         raise ValueError(f"{file}: layout: expected each shard once, got {few(twice)} twice")
-    return Layout(output, tuple(shards))
+    return ShardList(output, tuple(shards))
 
 
 def _are_texts(values: Any) -> TypeGuard[list[str]]:

@@ -21,7 +21,7 @@ from typing import Any
 
 from weaktr.progress import Meter, set_up_logging
 from weaktr.shards.fetch import is_address
-from weaktr.shards.output import clear_whole, read_record
+from weaktr.shards.output import clear_whole
 from weaktr.stages.shard_report import ELSEWHERE, WHOLE, ShardsReport
 from weaktr.stages.sharded import ShardJob, ShardTask, ready_job
 from weaktr.stages.shards import make_shards
@@ -79,8 +79,8 @@ def run_on_ray(task: ShardTask, workers: int | None = None) -> tuple[ShardsRepor
     job = ready_job(replace(task, task=replace(task.task, device="cpu")))
     report, todo = ShardsReport(), deque[str]()
     for name in job.shards.names:
-        if job.maker.is_done(job.shards, name):
-            report.add(WHOLE, read_record(job.maker.layout, name))
+        if (record := job.maker.done_record(job.shards, name)) is not None:
+            report.add(WHOLE, record)
         else:
             todo.append(name)
     clear_whole(job.maker.layout, set(job.shards.names) - set(todo))

@@ -34,12 +34,11 @@ from weaktr.shards.output import (
     Layout,
     ShardWriter,
     is_of_others,
-    is_whole,
     read_earlier,
     read_record,
+    whole_record,
 )
-from weaktr.shards.rows import Row, table_of
-from weaktr.shards.statistics import statistics_of
+from weaktr.shards.rows import Row
 from weaktr.stages.masks import MaskMaker, busy_in_words
 from weaktr.stages.shard_report import Progress
 from weaktr.stages.store import (
@@ -98,22 +97,20 @@ class ShardMaker(Generic[Read]):
     max_bad: MaxBad = field(default_factory=MaxBad)
     retry_failed: bool = False
 
-    def is_done(self, shards: Shards, name: str) -> bool:
-        """Whether a shard is whole, and its photographs are those of its record.
+    def done_record(self, shards: Shards, name: str) -> dict[str, Any] | None:
+        """The record of a shard that is whole, of the photographs that there are now; else None.
 
-        A shard of which the photographs cannot be asked for is none: who reads it says why.
+        A shard of which the photographs cannot be asked for has none: who reads it says why.
         """
-        if not is_whole(self.layout, name, self.made_from):
-            return False
-        record = read_record(self.layout, name)
+        record = whole_record(self.layout, name, self.made_from)
         if record is None or record.get("unread"):
-            return False
+            return None
         if self.retry_failed and record.get("statistics", {}).get("status", {}).get("failed"):
-            return False
+            return None
         try:
-            return bool(record.get("data") == shards.data_of(name))
+            return record if record.get("data") == shards.data_of(name) else None
         except (OSError, ValueError):
-            return False
+            return None
 
 
 def make_shard(own: ShardMaker[Read], given: ShardInput, progress: Progress) -> None:
@@ -221,7 +218,6 @@ class _Rows(Generic[Read]):
             self._fail(self.shard.failed(name, fault), fault)
         self.writer.finish(
             self.given.data,
-            statistics_of(table_of(self.writer.rows)),
             unread=self._unread,
             seconds=round(seconds, 2),
             images_per_second=round(len(self.given.samples) / max(seconds, 1e-9), 2),

@@ -36,8 +36,8 @@ def make_shards(
     report = ShardsReport()
     todo = []
     for name in names:
-        if own.is_done(shards, name):
-            report.add(WHOLE, read_record(own.layout, name))
+        if (record := own.done_record(shards, name)) is not None:
+            report.add(WHOLE, record)
         else:
             todo.append(name)
     clear_whole(own.layout, set(names) - set(todo))
@@ -82,8 +82,10 @@ def _make_each(
                     report.add(ELSEWHERE, None)
                     log.warning("shard %s: left to another process that works on it", name)
                 continue
-            if own.is_done(shards, name):  # by another process meanwhile
-                report.add(WHOLE, read_record(own.layout, name))
+            if (
+                record := own.done_record(shards, name)
+            ) is not None:  # by another process meanwhile
+                report.add(WHOLE, record)
                 continue
             make_shard(own, given, progress)
             report.add(MADE, read_record(own.layout, name))
