@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.shards import work
+from weaktr.contents import Contents
 from weaktr.data import DataError, Sample
 from weaktr.shards.inputs import ListShards, TarShards, find_archives, is_pattern, shard_count
 
@@ -139,3 +141,28 @@ def test_labels_need_classes(tmp_path):
     with pytest.raises(ValueError, match="does not name its classes"):
         TarShards(str(tmp_path), "auto", None, "ignore")
     assert TarShards(str(tmp_path), "none", None, "ignore").labels == "none"
+
+
+@pytest.mark.parametrize("place", ["here", "elsewhere"])
+def test_data_of_a_tar_tell_that_labels_beside_it_changed(tmp_path, place):
+    tar = work.write_tar(tmp_path / "000.tar", {"00.png": work.photograph(0)})
+    beside = tar.with_suffix(".csv")
+    beside.write_text("image,labels\n00.png,cat\n")
+    pattern = str(tar) if place == "here" else tar.as_uri()
+    shards = TarShards(pattern, "beside", work.CLASSES, "ignore")
+    before = shards.data_of("000")
+    assert shards.data_of("000") == before
+    beside.write_text("image,labels\n00.png,cat;dog\n")
+    assert shards.data_of("000") != before
+    with ExitStack() as stack:
+        assert shards.read("000", stack, None).samples[0].labels == (0, 1)
+
+
+def test_a_file_of_labels_is_read_once_for_all_tars(tmp_path, monkeypatch):
+    tars = work.tars(tmp_path / "tars", 3, 2)
+    file = tmp_path / "all.csv"
+    file.write_text("image,labels\n" + "".join(f"{i:02d}.png,dog\n" for i in range(6)))
+    shards = TarShards(str(tars), str(file), work.CLASSES, "ignore")
+    monkeypatch.setattr(Contents, "digest", None)
+    data = [shards.data_of(name) for name in shards.names]
+    assert {one["labels"] for one in data} == {hashlib.sha256(file.read_bytes()).hexdigest()}
