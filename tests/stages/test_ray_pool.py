@@ -38,8 +38,8 @@ class Actor:
 class Ray:
     """One reference is ready at each turn.
 
-    Where the first one of a shard `lost` is not, since its worker is gone, nothing is ready at every
-    other turn, for so long that open shards are dealt out again.
+    Where the first one of a shard `lost` is not, since its worker is gone, nothing is ready at
+    every other turn, for so long that open shards are dealt out again.
     """
 
     exceptions = SimpleNamespace(RayTaskError=KeyError, RayActorError=OSError)
