@@ -1,21 +1,16 @@
-"""Stage 1 on a GPU: statistics and fusion of all maps, the training step, and where its time goes.
+"""Statistics and fusion of all maps of a photograph on a GPU.
 
-Run by `bench/gpu.sh`; `bench_cam.py` has whole CAMs. `published` is the published way, `eager` the
-definition in PyTorch's own operators, `compiled` a row through torch.compile.
+`published` is the published way, `eager` the definition in PyTorch's own operators, `compiled` the
+same through torch.compile. `bench_cam.py` has whole CAMs, `bench_training_cuda.py` training.
 """
 
-import published
 import pytest
 import torch
-from floor import floor_seconds, fusion_work, training_work
-from torch.nn.functional import multilabel_soft_margin_loss
+from floor import floor_seconds, fusion_work
 
-from weaktr.config import CamModelConfig
-from weaktr.models import CamModel
 from weaktr.ops import fuse_heads, head_stats
 from weaktr.ops.attention_maps import full_precision
 
-BACKBONE = "deit_small_patch16_224"
 CLASSES, PRESENT = 20, 4
 DEPTH, HEADS, WIDTH = 12, 6, 64
 GRID = (31, 37)  # 500 x 600
@@ -98,117 +93,4 @@ def bench_fusion(measure, row, dtype):
         within=(1e-5 if dtype == "float32" else 0.05) * float(expected.max()),
         floor=floor_seconds(work, DTYPES[dtype]),
         dtype=dtype,
-    )
-
-
-# ---- training -----------------------------------------------------------------------------------
-
-
-def model_and_batch(batch=64, side=224):
-    torch.manual_seed(0)
-    config = CamModelConfig(BACKBONE, weights=None, drop_path=0.0)
-    model = CamModel(config, CLASSES).cuda().train()
-    labels = torch.zeros(batch, CLASSES, device="cuda")
-    labels[:, [3, 14]] = 1
-    return model, torch.randn(batch, 3, side, side, device="cuda"), labels
-
-
-def losses(forward, images, labels):
-    logits = forward(images)
-    return sum(multilabel_soft_margin_loss(x.float(), labels) for x in logits)
-
-
-def training_step(model, row):
-    """(images, labels) -> loss: forward, backward under autocast, the way of a row."""
-
-    def loss_of(images, labels):
-        if row.startswith("published"):
-            return losses(lambda x: published.cam_forward(model, x), images, labels)
-        return losses(model, images, labels)
-
-    if row.endswith("compiled"):
-        loss_of = torch.compile(loss_of, fullgraph=True)
-
-    def step(images, labels):
-        model.zero_grad(set_to_none=True)
-        with torch.autocast("cuda", dtype=torch.bfloat16):
-            loss = loss_of(images, labels)
-        loss.backward()
-        return loss.detach()
-
-    return step
-
-
-@pytest.mark.parametrize("row", ["published", "published, compiled", "weaktr", "weaktr, compiled"])
-def bench_training(measure, row):
-    model, images, labels = model_and_batch()
-    with torch.autocast("cuda", dtype=torch.bfloat16):
-        work = training_work(model.vit, images)
-    expected = losses(model, images, labels).detach()  # in float32
-    step = training_step(model, row)
-    step(images, labels)
-    measure(
-        lambda: step(images, labels),
-        group=f"stage 1 training, DeiT-S, batch {len(images)}, 224x224, bfloat16 autocast",
-        row=row,
-        baseline=row == "published",
-        expected=expected,
-        within=0.02 * float(expected),
-        floor=floor_seconds(work, torch.bfloat16),
-        items=len(images),
-        dtype="bfloat16",
-    )
-
-
-def parts(model, images, labels):
-    """Name -> what to time of a training step: the step, then what it consists of.
-
-    The share of "pooling and regrouping" decides whether it gets a kernel of its own.
-    """
-    tokens, _, rope = model.vit.embed(images)
-    layer = model.vit.run_block(0, tokens, rope)
-    attended, q, k = (x.detach() for x in (layer.attended, layer.q, layer.k))
-    patches = tokens.shape[1] - CLASSES
-    features = torch.randn(len(images), DEPTH, HEADS, WIDTH, device="cuda")
-
-    def backbone():
-        model.zero_grad(set_to_none=True)
-        model.vit(images).float().mean().backward()
-
-    def statistics():
-        for _ in range(DEPTH):
-            head_stats(q, k, num_classes=CLASSES, num_patches=patches)
-
-    def pooling():
-        return torch.stack([model.pooled(attended) for _ in range(DEPTH)], 1)
-
-    return {
-        "whole step": lambda: losses(model, images, labels).backward(),
-        "backbone, forward and backward": backbone,
-        "head_stats of all layers": statistics,
-        "pooling of features": pooling,
-        "fusion weights": lambda: model.fusion(features).sum().backward(),
-    }
-
-
-@pytest.mark.parametrize("row", range(5))
-def bench_parts_of_training(measure, row):
-    model, images, labels = model_and_batch()
-    with torch.autocast("cuda", dtype=torch.bfloat16):
-        name, part = list(parts(model, images, labels).items())[row]
-
-    def call():
-        with torch.autocast("cuda", dtype=torch.bfloat16):
-            part()
-        return torch.zeros(())  # the values are compared in `bench_training`
-
-    measure(
-        call,
-        group="stage 1 training, DeiT-S, batch 64, 224x224, bfloat16 autocast: parts",
-        row=name,
-        baseline=row == 0,
-        expected=torch.zeros(()),
-        within=0.0,
-        items=len(images),
-        dtype="bfloat16",
     )

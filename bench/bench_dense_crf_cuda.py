@@ -1,11 +1,18 @@
-"""`dense_crf` on a GPU: batches of photographs, beside the time that moving the data would take."""
+"""`dense_crf` on a GPU: batches of photographs, beside the C++ code on all cores of the host.
+
+The pictures are parts of one that is "smooth", the same "textured" by noise, or "photographs" of
+COCO at their own sizes, where they are (see `crf_work.COCO128`).
+"""
 
 import importlib
 
 import numpy as np
 import pytest
 import torch
+from crf_work import COCO128
+from PIL import Image
 
+from weaktr.data.parallel import usable_cores
 from weaktr.ops import unary_from_probabilities
 from weaktr.ops.dense_crf.definition import dense_crf_torch
 from weaktr.ops.dense_crf.permutohedral import build_lattice
@@ -13,15 +20,15 @@ from weaktr.ops.dense_crf.presets import PRESETS
 from weaktr.ops.dense_crf.problem import Pairwise, Problem, divided, grid_positions, image_features
 from weaktr.ops.registry import report
 
-#: preset, labels, images, whether these are textured
+#: preset, labels, images, pictures
 WORK = [
-    ("voc_cam", 4, 1, False),
-    ("voc_cam", 4, 64, False),
-    ("coco_cam", 4, 64, False),
-    ("coco_cam", 4, 64, True),
-    ("voc_seg", 21, 64, False),
-    ("voc_seg", 21, 64, True),
-    ("coco_seg", 81, 16, True),
+    ("voc_cam", 4, 1, "smooth"),
+    ("voc_cam", 4, 64, "smooth"),
+    ("coco_cam", 4, 64, "textured"),
+    ("coco_cam", 4, 64, "photographs"),
+    ("voc_seg", 21, 64, "textured"),
+    ("voc_seg", 21, 64, "photographs"),
+    ("coco_seg", 81, 16, "photographs"),
 ]
 #: Of the noise that makes a picture textured: 153 thousand vertices under coco_cam, as many as the
 #: photographs of COCO have on average; without it 86 thousand.
@@ -30,7 +37,7 @@ AMPLITUDE = 6.0
 ROWS = [
     (row, *work)
     for work in WORK
-    for row in ("cuda", "cuda, not deterministic", "torch")
+    for row in ("cuda", "cpu, all cores", "torch")
     if row != "torch" or work[2] == 1
 ]
 ITERATIONS = 10
@@ -53,10 +60,16 @@ def textured(image):
     return result.clamp(0, 255).byte().numpy()
 
 
-def photographs(data, count, is_textured):
-    """Parts of a photograph, of sizes around 500 x 375, mirrored and not: uint8 [H, W, 3] each."""
+def pictures_of(data, count, pictures):
+    """uint8 [H, W, 3] each; parts are of sizes around 500 x 375, mirrored and not."""
+    if pictures == "photographs":
+        paths = sorted(COCO128.glob("*.jpg"))
+        for number in range(count):
+            photograph = Image.open(paths[number % len(paths)]).convert("RGB")
+            yield torch.from_numpy(np.array(photograph))
+        return
     whole = np.load(data / "crf" / "large_b_coco_cam_L3.npz")["image"]
-    whole = textured(whole) if is_textured else whole
+    whole = textured(whole) if pictures == "textured" else whole
     rng = np.random.default_rng(0)
     for i in range(count):
         part = whole if i == 0 else whole[rng.integers(0, 40) :, rng.integers(0, 50) :]
@@ -70,7 +83,7 @@ def smooth_energies(shape, num_labels, seed):
     return unary_from_probabilities(scores.softmax(0))
 
 
-def problems(data, preset, num_labels, count, is_textured=False):
+def problems(data, preset, num_labels, count, pictures="smooth"):
     settings = PRESETS[preset]
     gaussian, bilateral = settings.gaussian, settings.bilateral
     deviations = [(gaussian[0],) * 2, (bilateral[0],) * 2 + (bilateral[1],) * 3]
@@ -84,7 +97,7 @@ def problems(data, preset, num_labels, count, is_textured=False):
         Problem(
             image.shape[:2], image.cuda(), smooth_energies(image.shape[:2], num_labels, i), kernels
         )
-        for i, image in enumerate(photographs(data, count, is_textured))
+        for i, image in enumerate(pictures_of(data, count, pictures))
     ]
 
 
@@ -119,35 +132,41 @@ def bytes_per_second():
     return 10 * 2 * source.numel() / (start.elapsed_time(end) * 1e-3)
 
 
-@pytest.mark.parametrize(("row", "preset", "num_labels", "count", "is_textured"), ROWS)
-def bench_dense_crf_cuda(measure, benchmark, data, row, preset, num_labels, count, is_textured):
+def on_cpu(problem):
+    """The same problem in the host's memory."""
+    return problem._replace(image=problem.image.cpu(), unary=problem.unary.cpu())
+
+
+@pytest.mark.parametrize(("row", "preset", "num_labels", "count", "pictures"), ROWS)
+def bench_dense_crf_cuda(measure, benchmark, data, row, preset, num_labels, count, pictures):
     (status,) = (s for s in report() if (s.op, s.backend) == ("dense_crf", "cuda"))
     if not status.available:
         pytest.skip(status.reason)
-    solve = importlib.import_module("weaktr.ops.dense_crf.cuda").dense_crf_cuda
-    batch = problems(data, preset, num_labels, count, is_textured)
-    arguments = {"iterations": ITERATIONS, "num_threads": 1, "output": "marginals"}
-    expected = [marginals for (marginals,) in dense_crf_torch(batch, **arguments)]
-
-    def call():
-        if row == "torch":
-            outputs = dense_crf_torch(batch, **arguments)
-        else:
-            outputs = solve(batch, **arguments, deterministic=row == "cuda")
-        return [marginals for (marginals,) in outputs]
-
+    if pictures == "photographs" and not COCO128.is_dir():
+        pytest.skip(f"there are no photographs in {COCO128}")
+    on_gpu = importlib.import_module("weaktr.ops.dense_crf.cuda").dense_crf_cuda
+    in_cpp = importlib.import_module("weaktr.ops.dense_crf.cpu").dense_crf_cpu
+    batch = problems(data, preset, num_labels, count, pictures)
+    arguments = {"iterations": ITERATIONS, "num_threads": usable_cores(), "output": "marginals"}
+    on_host = list(map(on_cpu, batch))
+    way, given = {
+        "cuda": (on_gpu, batch),
+        "cpu, all cores": (in_cpp, on_host),
+        "torch": (dense_crf_torch, batch),
+    }[row]
     floor = sum(map(least_bytes, batch)) / count / bytes_per_second()
     measure(
-        call,
-        group=f"dense_crf {preset} GPU, {count} of 500x375 L{num_labels}"
-        + (", textured" if is_textured else ""),
+        lambda: [marginals for (marginals,) in way(given, **arguments)],
+        group=f"dense_crf {preset}, {count} of L{num_labels}, {pictures}",
         row=row,
-        baseline=row == "torch",
-        expected=expected,
+        baseline=row.startswith("cpu"),
+        expected=[marginals for (marginals,) in in_cpp(on_host, **arguments)],
         within=1e-4,
         items=count,
         iterations=ITERATIONS,
         dtype="float32",
+        megapixels=sum(problem.image[..., 0].numel() for problem in batch) / 1e6,
         floor_ms=1e3 * floor,
     )
-    benchmark.extra_info["share_of_floor"] = floor / (benchmark.stats.stats.median / count)
+    if benchmark.stats is not None:  # None: --benchmark-disable
+        benchmark.extra_info["share_of_floor"] = floor / (benchmark.stats.stats.median / count)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from weaktr import __version__
 
@@ -149,6 +150,20 @@ def describe(
     benchmark.extra_info.update(facts)
 
 
+def device_ms(call: Call) -> float | None:
+    """Milliseconds that the GPU computes for a call, however long the host takes; None without one.
+
+    The sum over its kernels and copies, as CUPTI clocks them.
+    """
+    if not torch.cuda.is_available():
+        return None
+    synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        call()
+        synchronize()
+    return sum(event.self_device_time_total for event in profiled.key_averages()) / 1000
+
+
 def require_right(benchmark: Any) -> None:
     """Fail a row that differs from the definition by more than it may.
 
@@ -159,6 +174,18 @@ def require_right(benchmark: Any) -> None:
     assert error <= within, (
         f"{facts['row']} differs from the definition by {error:.3g}, more than {within:.3g}"
     )
+
+
+def add_device_time(benchmark: Any, call: Call, floor: float | None) -> None:
+    """Note how long the GPU computes, and both times as multiples of the floor (seconds)."""
+    facts, computed = benchmark.extra_info, device_ms(call)
+    if computed is not None:
+        facts["device_ms"] = computed
+    if floor is not None:
+        median = benchmark.stats.stats.median
+        facts.update(floor_ms=1000 * floor, times_the_floor=median / floor)
+        if computed is not None:
+            facts["device_times_the_floor"] = computed / (1000 * floor)
 
 
 @pytest.fixture
@@ -210,9 +237,8 @@ def measure(benchmark: Any) -> Callable[..., None]:
             synchronize()
 
         benchmark(timed)
-        if floor is not None and benchmark.stats is not None:  # None: --benchmark-disable
-            median = benchmark.stats.stats.median
-            benchmark.extra_info.update(floor_ms=1000 * floor, times_the_floor=median / floor)
+        if benchmark.stats is not None:  # None: --benchmark-disable
+            add_device_time(benchmark, call, floor)
         require_right(benchmark)
 
     return run
