@@ -13,7 +13,7 @@ PINNED := -c constraints.txt --build-constraint constraints.txt
 # Threads that wait asleep: spinning ones starve the data loader on a machine of few cores.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test bench fuzz lint clean
+.PHONY: demo test test-oldest bench fuzz lint clean
 
 demo: .venv/installed
 	$(BIN)/weaktr-train demo --out $(RUN)
@@ -33,6 +33,11 @@ lint: .venv/installed
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(CPP)
 
+# With the oldest torch and Triton that are supported; takes its own environment, and is not part of CI.
+test-oldest: export WEAKTR_TEST_REQUIRE ?= cpu,triton
+test-oldest: .venv-oldest/installed
+	.venv-oldest/bin/python -m pytest -n $(JOBS) --dist loadfile
+
 bench: .venv/installed-bench
 	$(BIN)/python -m pytest -q tests/ops
 	$(BIN)/python -m pytest bench --benchmark-json="$$($(BIN)/python bench/report.py --where)"
@@ -44,7 +49,7 @@ fuzz: .venv/installed
 	$(BIN)/python -m tests.fuzz.run --cases $(CASES)
 
 clean:
-	rm -rf .venv build *.egg-info weaktr/_native*.so .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv .venv-oldest build *.egg-info weaktr/_native*.so .pytest_cache .ruff_cache .mypy_cache
 
 # $(call aloud,WORDS,COMMAND): run a command that is silent for minutes, with a line a minute.
 aloud = @echo "$(1)"; (while sleep 60 >/dev/null 2>&1; do echo "  still at it, $$(date +%H:%M)"; done) & \
@@ -56,6 +61,13 @@ aloud = @echo "$(1)"; (while sleep 60 >/dev/null 2>&1; do echo "  still at it, $
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --upgrade pip
 	$(call aloud,Installing weaktr and what it needs into .venv (some minutes):,$(BIN)/python -m pip install --quiet $(PINNED) -e '.[test]')
+	@touch $@
+
+.venv-oldest/installed: export PYTHONWARNINGS := ignore:Editable installation
+.venv-oldest/installed: constraints-oldest.txt pyproject.toml setup.py CMakeLists.txt $(CSRC)
+	@$(PYTHON) -m venv .venv-oldest
+	@.venv-oldest/bin/python -m pip install --quiet --upgrade pip
+	$(call aloud,Installing weaktr with its oldest torch into .venv-oldest (some minutes):,.venv-oldest/bin/python -m pip install --quiet -c constraints-oldest.txt -e '.[test]')
 	@touch $@
 
 .venv/installed-bench: .venv/installed
