@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from tests.models import small
+from tests.tolerances import assert_close
 from weaktr.config import BackboneConfig
 from weaktr.models import ViT, checkpoints
 from weaktr.models.pretrained import load_backbone
+from weaktr.models.vit import projected_by_convolution, projected_by_product
 
 TINY = {"embed_dim": 48, "depth": 1, "num_heads": 3}
 
@@ -54,3 +56,19 @@ def test_backbone_weights_of_another_grid_of_as_many_patches(tmp_path, caplog):
             load_backbone(vit, config)
             assert torch.equal(vit.pos_embed[:, 1:], model.vit.pos_embed[:, 1:]) == stays
     assert caplog.messages == ["pos_embed: 36 positions are taken as 6 x 6, not as 3 x 12"] * 2
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_patches_by_a_product_are_those_of_the_convolution(bias):
+    projection = torch.nn.Conv2d(3, 20, 8, stride=8, bias=bias)
+    images = torch.randn(2, 3, 29, 43)  # 3 x 5 patches, and less than one at the end
+    expected, grid = projected_by_convolution(projection, images)
+    patches, own_grid = projected_by_product(projection, images)
+    assert own_grid == grid == (3, 5)
+    assert_close(patches, expected, "float32")
+    found, wanted = (
+        torch.autograd.grad((x * torch.arange(20.0)).sum(), projection.parameters())
+        for x in (patches, expected)
+    )
+    for own, other in zip(found, wanted, strict=True):
+        assert_close(own, other, "float32")
