@@ -25,18 +25,17 @@ def main(
     preset: str = "voc_cam", num_labels: str = "4", count: str = "64", texture: str = ""
 ) -> None:
     batch = problems(DATA, preset, int(num_labels), int(count), bool(texture))
-    for deterministic in (True, False):
-        dense_crf_cuda(batch, iterations=ITERATIONS, deterministic=deterministic)
+    dense_crf_cuda(batch, iterations=ITERATIONS)
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        dense_crf_cuda(batch, iterations=ITERATIONS)
         torch.cuda.synchronize()
-        with profile(activities=[ProfilerActivity.CUDA]) as profiled:
-            dense_crf_cuda(batch, iterations=ITERATIONS, deterministic=deterministic)
-            torch.cuda.synchronize()
-        print(f"{preset} L{num_labels}, {count} images, deterministic={deterministic}")
-        kernels = [event for event in profiled.key_averages() if event.self_device_time_total]
-        for event in sorted(kernels, key=lambda event: -event.self_device_time_total):
-            name = re.sub(r"weaktr::|\(anonymous namespace\)::|blocks::|void ", "", event.key)
-            milliseconds = event.self_device_time_total / 1000
-            print(f"  {milliseconds:9.3f} ms  {event.count:4d} times  {name[:70]}")
+    print(f"{preset} L{num_labels}, {count} images")
+    kernels = [event for event in profiled.key_averages() if event.self_device_time_total]
+    for event in sorted(kernels, key=lambda event: -event.self_device_time_total):
+        name = re.sub(r"weaktr::|\(anonymous namespace\)::|blocks::|void ", "", event.key)
+        milliseconds = event.self_device_time_total / 1000
+        print(f"  {milliseconds:9.3f} ms  {event.count:4d} times  {name[:70]}")
 
 
 if __name__ == "__main__":

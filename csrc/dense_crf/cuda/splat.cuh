@@ -1,0 +1,177 @@
+// The splat's first half, and programs that normalise the kernels with it.
+//
+//   RunSums                what the runs of a tile add to their vertices
+//   SplatOnes, Normalize   n = K 1 into the weights
+#pragma once
+
+#include "dense_crf/cuda/blur.cuh"
+
+namespace weaktr {
+namespace blocks {
+
+// What one pixel keeps of one lattice.
+template <int D>
+struct TileCorners {
+  float weights[D + 1];  // of its corners
+  Packed<D> runs;        // of its corners
+  Packed<D> entries;     // the thread's part of the order
+  Part part;
+
+  WEAKTR_MEMBER float total_weight() const {
+    float total = 0.0f;
+    WEAKTR_UNROLL
+    for (int i = 0; i <= D; ++i) total += weights[i];
+    return total;
+  }
+  WEAKTR_MEMBER void read(const LatticeTile& tile, int thread, bool inside) {
+    WEAKTR_UNROLL
+    for (int i = 0; i <= D; ++i)
+      weights[i] = inside ? tile.corner_weights()[i * kThreads + thread] : 0.0f;
+    if (inside) runs = unpacked<D>(tile.corner_runs(), thread);
+    entries = unpacked<D>(tile.ordered_entries(), thread);
+    part = tile.parts()[thread];
+  }
+};
+
+// Sums up the runs of a tile, `Width` quads of labels at a time: every thread those in its part of
+// the order, then the one that goes on after it. Two phases for all lattices.
+template <int D, int Width>
+struct RunSums {
+  using Heads = Quad[Width][kThreads];
+  struct Tail {
+    int run;  // -1: the thread's part begins no run
+    Quad sums[Width];
+  };
+
+  // Sum of weight * value over the entries of the thread's part. Of the run that an earlier part
+  // begins, it is left in `heads`; of the last one that begins here, returned; others are
+  // `done(run, sums)`. `value(i, pixel)`: quad i of a pixel.
+  template <class Value, class Done>
+  WEAKTR_MEMBER static Tail add(const TileCorners<D>& corners, const float* weights, Heads& heads,
+                                int thread, const Value& value, const Done& done) {
+    Tail current = {-1, {}};
+    int run = corners.part.runs_before();
+    WEAKTR_UNROLL
+    for (int i = 0; i <= D; ++i) {
+      if (corners.part.starts(i)) {
+        finish(current, heads, thread, done);
+        current = {run++, {}};
+      }
+      const int entry = corners.entries[i];
+      const float weight = weights[entry];
+      WEAKTR_UNROLL
+      for (int j = 0; j < Width; ++j)
+        multiply_add(current.sums[j], weight, value(j, entry % kThreads));
+    }
+    if (current.run < 0) finish(current, heads, thread, done);
+    return current;
+  }
+
+  // Once all threads have added theirs.
+  template <class Done>
+  WEAKTR_MEMBER static void add_followers(Tail& tail, const Heads& heads, Part part, int thread,
+                                          const Done& done) {
+    if (tail.run < 0) return;
+    const int end = thread + part.followers();
+    WEAKTR_UNROLL_BY_4
+    for (int other = thread + 1; other <= end; ++other) WEAKTR_UNROLL
+    for (int j = 0; j < Width; ++j) multiply_add(tail.sums[j], 1.0f, heads[j][other]);
+    done(tail.run, tail.sums);
+  }
+
+ private:
+  template <class Done>
+  WEAKTR_MEMBER static void finish(const Tail& current, Heads& heads, int thread,
+                                   const Done& done) {
+    if (current.run >= 0) return done(current.run, current.sums);
+    WEAKTR_UNROLL
+    for (int j = 0; j < Width; ++j) heads[j][thread] = current.sums[j];
+  }
+};
+
+// One block per lattice tile.
+struct SplatOnes {
+  struct Shared {
+    float weights[kMaxEntries];
+    Quad heads[1][kThreads];
+  };
+  BatchView batch;
+
+  template <class Block>
+  WEAKTR_MEMBER void operator()(const Block& block, Shared& shared) const {
+    const LatticeTile tile = lattice_tile(batch, block.index);
+    if (tile.lattice.normalization == Normalization::none) return;
+    if (tile.lattice.dimensions == 2)
+      splat<2>(block, shared, tile);
+    else
+      splat<5>(block, shared, tile);
+  }
+
+  template <int D, class Block>
+  WEAKTR_MEMBER static void splat(const Block& block, Shared& shared, const LatticeTile& tile) {
+    using Sums = RunSums<D, 1>;
+    typename Block::template Private<TileCorners<D>> corners;
+    typename Block::template Private<typename Sums::Tail> tails;
+    const auto ones = [](int, int) { return Quad{{1.0f, 0.0f, 0.0f, 0.0f}}; };
+    const auto done = [&](int run, const Quad(&sums)[1]) {
+      tile.lattice.run_sums[tile.claim(run)] = sums[0];
+    };
+    block.each([&](int thread) {
+      corners[thread].read(tile, thread, Place(tile.image, tile.number, thread).inside);
+      WEAKTR_UNROLL
+      for (int i = 0; i <= D; ++i)
+        shared.weights[i * kThreads + thread] = corners[thread].weights[i];
+    });
+    block.each([&](int thread) {
+      tails[thread] = Sums::add(corners[thread], shared.weights, shared.heads, thread, ones, done);
+    });
+    block.each([&](int thread) {
+      Sums::add_followers(tails[thread], shared.heads, corners[thread].part, thread, done);
+    });
+  }
+};
+
+// One block per lattice tile: the weights are scaled by 1 / n, or by its root where that goes to
+// both sides. Before that they add up to 1, so that their sum tells the scale.
+struct Normalize {
+  struct Shared {
+    float ones[kMaxEntries];  // of every run's vertex
+  };
+  BatchView batch;
+
+  template <class Block>
+  WEAKTR_MEMBER void operator()(const Block& block, Shared& shared) const {
+    const LatticeTile tile = lattice_tile(batch, block.index);
+    if (tile.lattice.normalization == Normalization::none) return;
+    const Quad* const ones = Round{true, 0}.result(tile.lattice);
+    block.each([&](int thread) {
+      for (int run = thread; run < tile.runs(); run += kThreads)
+        shared.ones[run] = ones[tile.run_vertices()[run]].lane[0];
+    });
+    block.each([&](int thread) {
+      if (!Place(tile.image, tile.number, thread).inside) return;
+      if (tile.lattice.dimensions == 2)
+        scale<2>(shared, tile, thread);
+      else
+        scale<5>(shared, tile, thread);
+    });
+  }
+
+  template <int D>
+  WEAKTR_MEMBER static void scale(const Shared& shared, const LatticeTile& tile, int thread) {
+    float* const weights = tile.corner_weights() + thread;
+    const Packed<D> runs = unpacked<D>(tile.corner_runs(), thread);
+    float n = 0.0f;
+    WEAKTR_UNROLL
+    for (int i = 0; i <= D; ++i)
+      n += weights[i * kThreads] * tile.lattice.alpha() * shared.ones[runs[i]];
+    n += 1e-20f;
+    const bool both = tile.lattice.normalization == Normalization::symmetric;
+    const float factor = 1.0f / (both ? std::sqrt(n) : n);
+    WEAKTR_UNROLL
+    for (int i = 0; i <= D; ++i) weights[i * kThreads] *= factor;
+  }
+};
+
+}  // namespace blocks
+}  // namespace weaktr
