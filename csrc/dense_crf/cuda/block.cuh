@@ -15,6 +15,8 @@
 #include "dense_crf/permutohedral.hpp"
 
 #if defined(__CUDACC__)
+#include <cuda_pipeline.h>
+
 #define WEAKTR_UNROLL _Pragma("unroll")
 #define WEAKTR_UNROLL_BY_4 _Pragma("unroll 4")
 #else
@@ -45,6 +47,34 @@ WEAKTR_INLINE void multiply_add(Quad& sum, float weight, const Quad& value) {
     sum.lane[i] += weight * value.lane[i];
 #endif
   }
+}
+
+// 1 / x to within two units in the last place.
+WEAKTR_INLINE float inverse(float x) {
+#if defined(__CUDA_ARCH__)
+  return __fdividef(1.0f, x);
+#else
+  return 1.0f / x;
+#endif
+}
+
+// ---- copies into shared memory that go on while the thread does other things
+
+template <class T>
+WEAKTR_INLINE void copy_later(T* to, const T* from) {
+#if defined(__CUDA_ARCH__)
+  __pipeline_memcpy_async(to, from, sizeof(T));
+#else
+  *to = *from;
+#endif
+}
+
+// Until what this thread copies is there.
+WEAKTR_INLINE void wait_for_copies() {
+#if defined(__CUDA_ARCH__)
+  __pipeline_commit();
+  __pipeline_wait_prior(0);
+#endif
 }
 
 // ---- atomics: on the GPU between all threads, on the CPU between threads of the emulation
@@ -207,7 +237,7 @@ struct Packed {
 // An entry is one corner of one pixel's simplex, number corner * 256 + pixel. Entries of the same
 // vertex are a run. In the order of the runs every thread has an equal part, D + 1 entries.
 struct Part {
-  uint32_t bits = 0;
+  uint32_t bits;
 
   Part() = default;
   WEAKTR_MEMBER Part(int runs_before, int followers, uint32_t starts)

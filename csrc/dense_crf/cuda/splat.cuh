@@ -9,27 +9,69 @@
 namespace weaktr {
 namespace blocks {
 
-// What one pixel keeps of one lattice.
+// What is read and written of one lattice over one tile. It lies in shared memory, as registers are
+// few.
+struct TileView {
+  int runs;  // 0: there is no lattice
+  int quads;
+  Normalization normalization;
+  Global<const float> corner_weights;
+  Global<const uint32_t> corner_runs, ordered_entries, run_vertices;
+  Global<const Part> parts;
+  Global<Quad> run_sums;      // [runs][quads]
+  Global<const Quad> compat;  // nullptr: vertices are mixed
+  Global<const Quad> result;  // of the round before
+
+  TileView() = default;
+  WEAKTR_MEMBER explicit TileView(const LatticeTile& tile)
+      : runs(tile.runs()),
+        quads(tile.lattice.quads),
+        normalization(tile.lattice.normalization),
+        corner_weights(tile.corner_weights()),
+        corner_runs(tile.corner_runs()),
+        ordered_entries(tile.ordered_entries()),
+        run_vertices(tile.run_vertices()),
+        parts(tile.parts()),
+        run_sums(tile.lattice.run_sums + tile.base() * quads),
+        compat(tile.lattice.mixes ? nullptr : tile.lattice.compat),
+        result(nullptr) {}
+};
+
+// The corners of a tile's pixels, and its entries run after run, in shared memory: of each thread
+// what it uses itself, and the weights.
 template <int D>
 struct TileCorners {
-  float weights[D + 1];  // of its corners
-  Packed<D> runs;        // of its corners
-  Packed<D> entries;     // the thread's part of the order
-  Part part;
+  static constexpr int kWords = Packed<D>::kWords;
+  float weights[D + 1][kThreads];
+  uint32_t runs[kWords][kThreads];
+  uint32_t entries[kWords][kThreads];  // the thread's part of the order
+  Part parts[kThreads];
 
-  WEAKTR_MEMBER float total_weight() const {
+  // Begins to copy; `wait_for_copies` before use.
+  WEAKTR_MEMBER void read(const TileView& tile, int thread, bool inside) {
+    WEAKTR_UNROLL
+    for (int i = 0; i <= D; ++i) {
+      if (inside)
+        copy_later(&weights[i][thread], tile.corner_weights + i * kThreads + thread);
+      else
+        weights[i][thread] = 0.0f;
+    }
+    WEAKTR_UNROLL
+    for (int i = 0; i < kWords; ++i) {
+      if (inside) copy_later(&runs[i][thread], tile.corner_runs + i * kThreads + thread);
+      copy_later(&entries[i][thread], tile.ordered_entries + i * kThreads + thread);
+    }
+    copy_later(&parts[thread], tile.parts + thread);
+  }
+  WEAKTR_MEMBER float total_weight(int thread) const {
     float total = 0.0f;
     WEAKTR_UNROLL
-    for (int i = 0; i <= D; ++i) total += weights[i];
+    for (int i = 0; i <= D; ++i) total += weights[i][thread];
     return total;
   }
-  WEAKTR_MEMBER void read(const LatticeTile& tile, int thread, bool inside) {
+  WEAKTR_MEMBER void scale(int thread, float factor) {
     WEAKTR_UNROLL
-    for (int i = 0; i <= D; ++i)
-      weights[i] = inside ? tile.corner_weights()[i * kThreads + thread] : 0.0f;
-    if (inside) runs = unpacked<D>(tile.corner_runs(), thread);
-    entries = unpacked<D>(tile.ordered_entries(), thread);
-    part = tile.parts()[thread];
+    for (int i = 0; i <= D; ++i) weights[i][thread] *= factor;
   }
 };
 
@@ -39,29 +81,30 @@ template <int D, int Width>
 struct RunSums {
   using Heads = Quad[Width][kThreads];
   struct Tail {
-    int run;  // -1: the thread's part begins no run
-    Quad sums[Width];
+    int run = -1;  // the thread's part begins no run
+    Quad sums[Width] = {};
   };
 
   // Sum of weight * value over the entries of the thread's part. Of the run that an earlier part
   // begins, it is left in `heads`; of the last one that begins here, returned; others are
   // `done(run, sums)`. `value(i, pixel)`: quad i of a pixel.
   template <class Value, class Done>
-  WEAKTR_MEMBER static Tail add(const TileCorners<D>& corners, const float* weights, Heads& heads,
-                                int thread, const Value& value, const Done& done) {
-    Tail current = {-1, {}};
-    int run = corners.part.runs_before();
+  WEAKTR_MEMBER static Tail add(const TileCorners<D>& corners, Heads& heads, int thread,
+                                const Value& value, const Done& done) {
+    const Part part = corners.parts[thread];
+    const Packed<D> entries = unpacked<D>(&corners.entries[0][0], thread);
+    Tail current;
+    int run = part.runs_before();
     WEAKTR_UNROLL
     for (int i = 0; i <= D; ++i) {
-      if (corners.part.starts(i)) {
+      if (part.starts(i)) {
         finish(current, heads, thread, done);
-        current = {run++, {}};
+        current = Tail{run++};
       }
-      const int entry = corners.entries[i];
-      const float weight = weights[entry];
+      const int entry = entries[i], pixel = entry % kThreads;
+      const float weight = corners.weights[entry / kThreads][pixel];
       WEAKTR_UNROLL
-      for (int j = 0; j < Width; ++j)
-        multiply_add(current.sums[j], weight, value(j, entry % kThreads));
+      for (int j = 0; j < Width; ++j) multiply_add(current.sums[j], weight, value(j, pixel));
     }
     if (current.run < 0) finish(current, heads, thread, done);
     return current;
@@ -92,7 +135,10 @@ struct RunSums {
 // One block per lattice tile.
 struct SplatOnes {
   struct Shared {
-    float weights[kMaxEntries];
+    union {
+      TileCorners<2> position;
+      TileCorners<5> colour;
+    };
     Quad heads[1][kThreads];
   };
   BatchView batch;
@@ -102,31 +148,27 @@ struct SplatOnes {
     const LatticeTile tile = lattice_tile(batch, block.index);
     if (tile.lattice.normalization == Normalization::none) return;
     if (tile.lattice.dimensions == 2)
-      splat<2>(block, shared, tile);
+      splat(block, shared.position, shared.heads, tile);
     else
-      splat<5>(block, shared, tile);
+      splat(block, shared.colour, shared.heads, tile);
   }
 
   template <int D, class Block>
-  WEAKTR_MEMBER static void splat(const Block& block, Shared& shared, const LatticeTile& tile) {
+  WEAKTR_MEMBER static void splat(const Block& block, TileCorners<D>& corners,
+                                  Quad (&heads)[1][kThreads], const LatticeTile& tile) {
     using Sums = RunSums<D, 1>;
-    typename Block::template Private<TileCorners<D>> corners;
     typename Block::template Private<typename Sums::Tail> tails;
     const auto ones = [](int, int) { return Quad{{1.0f, 0.0f, 0.0f, 0.0f}}; };
     const auto done = [&](int run, const Quad(&sums)[1]) {
       tile.lattice.run_sums[tile.claim(run)] = sums[0];
     };
     block.each([&](int thread) {
-      corners[thread].read(tile, thread, Place(tile.image, tile.number, thread).inside);
-      WEAKTR_UNROLL
-      for (int i = 0; i <= D; ++i)
-        shared.weights[i * kThreads + thread] = corners[thread].weights[i];
+      corners.read(TileView(tile), thread, Place(tile.image, tile.number, thread).inside);
+      wait_for_copies();
     });
+    block.each([&](int thread) { tails[thread] = Sums::add(corners, heads, thread, ones, done); });
     block.each([&](int thread) {
-      tails[thread] = Sums::add(corners[thread], shared.weights, shared.heads, thread, ones, done);
-    });
-    block.each([&](int thread) {
-      Sums::add_followers(tails[thread], shared.heads, corners[thread].part, thread, done);
+      Sums::add_followers(tails[thread], heads, corners.parts[thread], thread, done);
     });
   }
 };

@@ -151,8 +151,8 @@ void solve_on_gpu(std::vector<Image>& images, weaktr::Schedule) {
         static_cast<float*>(memory.allocate(image.marginals.size() * sizeof(float)));
     problems.push_back(problem);
   }
-  weaktr::dense_crf_cuda(
-      problems, kIterations, nullptr, [&](size_t bytes) { return memory.allocate(bytes); });
+  weaktr::dense_crf_cuda(problems, kIterations, nullptr,
+                         [&](size_t bytes) { return memory.allocate(bytes); });
   for (size_t i = 0; i < images.size(); ++i)
     check(cudaMemcpy(images[i].marginals.data(), problems[i].marginals,
                      images[i].marginals.size() * sizeof(float), cudaMemcpyDeviceToHost));
