@@ -8,21 +8,11 @@
 namespace weaktr {
 namespace blocks {
 
-// -U of four labels of a pixel. A label that the table lacks gives NaN.
-WEAKTR_INLINE Quad minus_unary(const ImageView& image, int64_t pixel, int quad) {
-  const size_t pixels = static_cast<size_t>(image.height) * image.width;
-  const int row = image.unary ? 0 : image.label_map[pixel];
+// -U of four labels of a pixel, from `unary` [L] that are `stride` apart.
+WEAKTR_INLINE Quad minus_unary(const float* unary, int64_t stride, int labels) {
   Quad minus;
   WEAKTR_UNROLL
-  for (int i = 0; i < 4; ++i) {
-    const int label = 4 * quad + i;
-    minus.lane[i] = -INFINITY;
-    if (label >= image.labels) continue;
-    if (image.unary)
-      minus.lane[i] = -image.unary[label * pixels + pixel];
-    else
-      minus.lane[i] = row < image.table_rows ? -image.table[row * image.labels + label] : NAN;
-  }
+  for (int i = 0; i < 4; ++i) minus.lane[i] = i < labels ? -unary[i * stride] : -INFINITY;
   return minus;
 }
 
@@ -52,14 +42,16 @@ struct PixelState {
 // in `scratch` [blocks][most_quads][kThreads].
 template <int Quads>
 struct Pass {
-  static constexpr int kWidth = Quads == 1 ? 1 : 2;     // quads at a time
-  static constexpr int kRows = 896;                     // at a time; of most tiles, all
-  static constexpr int kGathered = Quads == 8 ? 2 : 4;  // by a thread at once
+  static constexpr int kWidth = Quads == 1 ? 1 : 2;  // quads at a time
+  static constexpr int kRows = 896;                  // at a time; of most tiles, all
+  static constexpr int kGathered = Quads == 1 ? 4 : Quads <= 2 ? 3 : 2;  // by a thread at once
   // As many as registers and shared memory allow.
   static constexpr int kBlocksPerMultiprocessor = Quads == 1 ? 6 : Quads <= 6 ? 4 : 3;
 
   // What shares a place is used one after the other.
   struct Shared {
+    int image;
+    uint32_t tile;              // in the image
     TileView position, colour;  // of the pair that is worked on
     TileCorners<2> position_corners;
     TileCorners<5> colour_corners;
@@ -91,50 +83,68 @@ struct Pass {
   template <class Block>
   WEAKTR_MEMBER void run(const Block& block, Shared& shared, uint32_t number) const {
     States<Block> states;
-    const int image_number = segment_of(batch.image_tiles, batch.image_count, number);
-    const ImageView& image = batch.images[image_number];
-    const uint32_t tile = number - batch.image_tiles[image_number];
-    const int first = image.first_pair, pairs = image.pairs;
-    if (pairs) view_pair(block, shared, first, tile);
+    block.each([&](int thread) {
+      if (thread > 0) return;
+      shared.image = segment_of(batch.image_tiles, batch.image_count, number);
+      shared.tile = number - batch.image_tiles[shared.image];
+    });
+    const int pairs = batch.images[shared.image].pairs;
+    if (pairs) view_pair(block, shared, 0);
     block.each([&](int thread) {
       PixelState<Quads>& state = states[thread];
       state.values.place(scratch + static_cast<size_t>(block.index) * most_quads * kThreads +
                          thread);
-      const Place place(image, tile, thread);
+      const ImageView& image = batch.images[shared.image];
+      const Place place(image, shared.tile, thread);
       state.pixel = place.inside ? static_cast<int32_t>(place.pixel) : -1;
-      for_quads(image.quads, [&](int quad) {
-        state.values[quad] = place.inside ? minus_unary(image, place.pixel, quad) : Quad{};
-      });
+      read_unary(image, place, state.values);
       if (pairs == 1) read_corners(shared, state.pixel >= 0, thread);
     });
     const auto next_pair = [&](int pair) {
       if (pairs == 1) return;  // it is there already
-      view_pair(block, shared, first + pair, tile);
+      view_pair(block, shared, pair);
       block.each([&](int thread) { read_corners(shared, states[thread].pixel >= 0, thread); });
     };
     for (int pair = 0; iteration > 0 && pair < pairs; ++pair) {
       next_pair(pair);
-      slice(block, shared, image.quads, states);
+      slice(block, shared, batch.images[shared.image].quads, states);
     }
     block.each([&](int thread) {
       PixelState<Quads>& state = states[thread];
       if (state.pixel < 0) return;
+      const ImageView& image = batch.images[shared.image];
       softmax(image.quads, state.values);
       if (last) write(image, state.pixel, state.values);
     });
     for (int pair = 0; !last && pair < pairs; ++pair) {
       next_pair(pair);
-      splat(block, shared, image.quads, states);
+      splat(block, shared, batch.images[shared.image].quads, states);
     }
   }
 
+  // z = -U. A label that the table lacks gives NaN.
+  WEAKTR_MEMBER static void read_unary(const ImageView& image, const Place& place,
+                                       PixelValues<Quads>& values) {
+    for_quads(image.quads, [&](int quad) { values[quad] = Quad{}; });
+    if (!place.inside) return;
+    const bool looks_up = !image.unary;
+    const int row = looks_up ? image.label_map[place.pixel] : 0;
+    const bool lacks = looks_up && row >= image.table_rows;
+    const int64_t stride = looks_up ? 1 : static_cast<int64_t>(image.height) * image.width;
+    const float* const unary =
+        looks_up ? image.table + (lacks ? 0 : row * image.labels) : image.unary + place.pixel;
+    for_quads(image.quads, [&](int quad) {
+      values[quad] = minus_unary(unary + 4 * quad * stride, stride, image.labels - 4 * quad);
+      if (lacks) values[quad] = Quad{{NAN, NAN, NAN, NAN}};
+    });
+  }
+
   template <class Block>
-  WEAKTR_MEMBER void view_pair(const Block& block, Shared& shared, int number,
-                               uint32_t tile) const {
+  WEAKTR_MEMBER void view_pair(const Block& block, Shared& shared, int number) const {
     block.each([&](int thread) {
-      const Pair& pair = batch.pairs[number];
-      if (thread == 0) view(pair.position, tile, shared.position);
-      if (thread == kThreads / 2) view(pair.colour, tile, shared.colour);
+      const Pair& pair = batch.pairs[batch.images[shared.image].first_pair + number];
+      if (thread == 0) view(pair.position, shared.tile, shared.position);
+      if (thread == kThreads / 2) view(pair.colour, shared.tile, shared.colour);
     });
   }
 

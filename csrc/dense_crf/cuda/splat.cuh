@@ -116,9 +116,12 @@ struct RunSums {
                                           const Done& done) {
     if (tail.run < 0) return;
     const int end = thread + part.followers();
-    WEAKTR_UNROLL_BY_4
-    for (int other = thread + 1; other <= end; ++other) WEAKTR_UNROLL
-    for (int j = 0; j < Width; ++j) multiply_add(tail.sums[j], 1.0f, heads[j][other]);
+    WEAKTR_UNROLL
+    for (int j = 0; j < Width; ++j) {
+      WEAKTR_UNROLL_BY_4
+      for (int other = thread + 1; other <= end; ++other)
+        multiply_add(tail.sums[j], 1.0f, heads[j][other]);
+    }
     done(tail.run, tail.sums);
   }
 
