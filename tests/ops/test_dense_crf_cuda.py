@@ -223,7 +223,9 @@ def native_cuda(emulation, monkeypatch):
     properties = SimpleNamespace(total_memory=10_000)
     monkeypatch.setattr(_native, "has_cuda", lambda: True, raising=False)
     monkeypatch.setattr(_native, "dense_crf_cuda", solve, raising=False)
-    monkeypatch.setattr(_native, "dense_crf_cuda_bytes", lambda *_: 1000, raising=False)
+    monkeypatch.setattr(
+        _native, "dense_crf_cuda_bytes", lambda dicts: [1000] * len(dicts), raising=False
+    )
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: SimpleNamespace(cuda_stream=42))

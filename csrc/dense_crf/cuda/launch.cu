@@ -137,9 +137,12 @@ uint32_t busy_blocks(const Problem& problem) {
 
 }  // namespace
 
-size_t dense_crf_cuda_bytes(const std::vector<Problem>& problems) {
-  if (problems.empty()) return 0;
-  return blocks::Batch(problems, 1, busy_blocks(problems.front())).bytes();
+std::vector<size_t> dense_crf_cuda_bytes(const std::vector<Problem>& problems) {
+  std::vector<size_t> bytes;
+  const uint32_t blocks = problems.empty() ? 0 : busy_blocks(problems.front());
+  for (const Problem& problem : problems)
+    bytes.push_back(blocks::Batch({problem}, 1, blocks).bytes());
+  return bytes;
 }
 
 void dense_crf_cuda(const std::vector<Problem>& problems, int iterations, void* stream,

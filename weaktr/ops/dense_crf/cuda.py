@@ -79,7 +79,7 @@ def _solve(
     with torch.cuda.device(device):
         stream = torch.cuda.current_stream(device).cuda_stream
         limit = int(MEMORY_SHARE * torch.cuda.get_device_properties(device).total_memory)
-        sizes = [_native.dense_crf_cuda_bytes([given]) for given in dicts]
+        sizes = _native.dense_crf_cuda_bytes(dicts)
         for part in _parts(sizes, limit):
             workspace: list[Tensor] = []
             allocate = partial(_allocate, device, workspace)
