@@ -4,8 +4,9 @@
 //
 // A block works in phases: `block.each([&](int thread) { ... })` runs the phase once per thread and
 // waits until all are done. Within a phase threads write to different places, or use the `atomic_`
-// functions. What is read outside of phases is the same for all threads, and no phase writes it.
-// What a thread keeps from one phase to the next is a `Block::Private<T>`, indexed by the thread.
+// functions. What is read outside of phases is the same for all threads, and written in a phase
+// before, if at all. What a thread keeps from one phase to the next is a `Block::Private<T>`,
+// indexed by the thread.
 #pragma once
 
 #include <cmath>

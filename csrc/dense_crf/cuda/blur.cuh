@@ -100,9 +100,7 @@ struct Blur : Sides {
 
   WEAKTR_MEMBER Blur(const LatticeView& lattice, Round round, int step)
       : Sides(lattice, round, step),
-        neighbours(step < lattice.axes()
-                       ? lattice.neighbours + static_cast<size_t>(step) * lattice.most_vertices
-                       : nullptr) {}
+        neighbours(step < lattice.axes() ? lattice.neighbours_along(step) : nullptr) {}
   WEAKTR_MEMBER void operator()(VertexQuad at) const {
     if (!neighbours) return;
     const Neighbours next = neighbours[at.vertex];

@@ -192,10 +192,16 @@ struct NumberVertices {
       for (int i = 0; i < kMaxCorners; ++i) {
         const int run = kMaxCorners * thread + i;
         if (!is_ours(run)) continue;
-        tile.lattice.lists[number].count = 0;
+        begin_vertex(tile.lattice, number);
         atomic_write(&tile.lattice.owners[tile.run_vertices()[run]], kNumbered | number++);
       }
     });
+  }
+
+  WEAKTR_MEMBER static void begin_vertex(const LatticeView& lattice, uint32_t vertex) {
+    lattice.lists[vertex].count = 0;
+    for (int axis = 0; axis < lattice.axes(); ++axis)
+      lattice.neighbours_along(axis)[vertex] = {-1, -1};
   }
 };
 
@@ -215,18 +221,22 @@ struct LinkVertices {
       for (int run = thread; run < tile.runs(); run += kThreads) {
         const uint32_t slot = vertices[run];
         const uint32_t vertex = lattice.owners[slot] ^ kNumbered;
-        if (first <= vertex && vertex < end) link(lattice, vertex, lattice.keys[slot]);
+        if (first <= vertex && vertex < end)
+          link(lattice, static_cast<int32_t>(vertex), lattice.keys[slot]);
         tile.arrivals()[run] = atomic_add(&lattice.lists[vertex].count, 1);
         vertices[run] = vertex;
       }
     });
   }
 
-  WEAKTR_MEMBER static void link(const LatticeView& lattice, uint32_t vertex, uint64_t key) {
+  // Looks for the neighbours on one side; on the other side they find this vertex.
+  WEAKTR_MEMBER static void link(const LatticeView& lattice, int32_t vertex, uint64_t key) {
     for (int axis = 0; axis < lattice.axes(); ++axis) {
-      const uint64_t step = lattice.packing.axis_step(axis);
-      lattice.neighbours[static_cast<size_t>(axis) * lattice.most_vertices + vertex] = {
-          number_of(lattice, key - step), number_of(lattice, key + step)};
+      Neighbours* const neighbours = lattice.neighbours_along(axis);
+      const int32_t after = number_of(lattice, key + lattice.packing.axis_step(axis));
+      if (after < 0) continue;
+      neighbours[vertex].after = after;
+      neighbours[after].before = vertex;
     }
   }
 

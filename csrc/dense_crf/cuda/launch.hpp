@@ -9,7 +9,8 @@
 
 namespace weaktr {
 
-// Bytes of device memory that each problem needs, besides what it points to. Those of a call add up.
+// Bytes of device memory that each problem needs, besides what it points to. Those of a call add
+// up.
 std::vector<size_t> dense_crf_cuda_bytes(const std::vector<Problem>& problems);
 
 // Solves all problems together. They may differ in size and labels, and point to memory of one

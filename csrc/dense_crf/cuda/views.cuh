@@ -104,7 +104,10 @@ struct LatticeView {
   WEAKTR_MEMBER int words() const {
     return dimensions == 2 ? Packed<2>::kWords : Packed<5>::kWords;
   }
-  // What a slice is divided by, as pydensecrf does.
+  WEAKTR_MEMBER Neighbours* neighbours_along(int axis) const {
+    return neighbours + static_cast<size_t>(axis) * most_vertices;
+  }
+  // What a slice is multiplied by, as pydensecrf does.
   WEAKTR_MEMBER float alpha() const {
     return 1.0f / (1.0f + 1.0f / static_cast<float>(1 << dimensions));
   }
