@@ -63,7 +63,8 @@ void bind_cuda(py::module_& module) {
             parse_list(given, parse_problem_with_outputs<DeviceMemory>);
         return dense_crf_cuda_bytes(problems_of(parsed));
       },
-      py::arg("problems"), "Device memory that dense_crf_cuda allocates for each problem, in bytes.");
+      py::arg("problems"),
+      "Device memory that dense_crf_cuda allocates for each problem, in bytes.");
   module.def("has_cuda", [] { return true; }, "Whether the CUDA code was built.");
 }
 

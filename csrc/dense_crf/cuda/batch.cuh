@@ -106,6 +106,7 @@ inline void Batch::add_image(const Problem& problem) {
         "labels: expected 1 to 255, got " + std::to_string(problem.labels));
   check((problem.unary != nullptr) != (problem.label_map != nullptr && problem.table != nullptr),
         "unary: expected either unary or labels with a table");
+  check(problem.unary || problem.table_rows > 0, "table: expected at least one row, got none");
   const int64_t across = (problem.width + kTileSide - 1) / kTileSide;
   const int64_t tiles = across * ((problem.height + kTileSide - 1) / kTileSide);
   check(tiles < (int64_t{1} << 31) / kMaxEntries,

@@ -25,6 +25,7 @@ struct VertexQuad {
 template <class Operation>
 struct ForEachQuad {
   using Shared = Nothing;
+  static constexpr int kBlocksPerMultiprocessor = Operation::kBlocksPerMultiprocessor;
   BatchView batch;
   Round round;
   int step;
@@ -57,6 +58,7 @@ struct ForEachQuad {
 
 // The splat's second half: a vertex's value is the sum of what its runs add, in the order of tiles.
 struct Pull {
+  static constexpr int kBlocksPerMultiprocessor = 6;
   static constexpr uint32_t kAtATime = 4;
   const RunList* lists;
   const uint32_t* runs;
@@ -96,6 +98,7 @@ struct Sides {
 
 // One step along a blur axis: V'[v] = V[v] + (V[before v] + V[after v]) / 2.
 struct Blur : Sides {
+  static constexpr int kBlocksPerMultiprocessor = 8;
   const Neighbours* neighbours;  // nullptr: this step is another
 
   WEAKTR_MEMBER Blur(const LatticeView& lattice, Round round, int step)
@@ -115,6 +118,7 @@ struct Blur : Sides {
 
 // The label compatibility, applied to vertices, as they are fewer than pixels: V'[v] = V[v] compat.
 struct Mix : Sides {
+  static constexpr int kBlocksPerMultiprocessor = 4;
   const Quad* compat;  // nullptr: this step is another
 
   WEAKTR_MEMBER Mix(const LatticeView& lattice, Round round, int step)

@@ -25,6 +25,7 @@ constexpr uint32_t kNumbered = 0x80000000u;
 // groups its entries by itself, and of all tiles that touch a vertex the first one gets it.
 struct BuildTiles {
   using Shared = Grouping;
+  static constexpr int kBlocksPerMultiprocessor = 5;
   BatchView batch;
 
   template <class Block>

@@ -151,7 +151,7 @@ struct Pass {
   WEAKTR_MEMBER void view(int lattice, uint32_t tile, TileView& view) const {
     view.runs = 0;
     if (lattice < 0) return;
-    view = TileView(LatticeTile(batch, batch.lattices[lattice], tile));
+    view.look_at(LatticeTile(batch, batch.lattices[lattice], tile));
     if (iteration > 0) view.result = Round{false, iteration - 1}.result(batch.lattices[lattice]);
   }
 

@@ -22,19 +22,18 @@ struct TileView {
   Global<const Quad> compat;  // nullptr: vertices are mixed
   Global<const Quad> result;  // of the round before
 
-  TileView() = default;
-  WEAKTR_MEMBER explicit TileView(const LatticeTile& tile)
-      : runs(tile.runs()),
-        quads(tile.lattice.quads),
-        normalization(tile.lattice.normalization),
-        corner_weights(tile.corner_weights()),
-        corner_runs(tile.corner_runs()),
-        ordered_entries(tile.ordered_entries()),
-        run_vertices(tile.run_vertices()),
-        parts(tile.parts()),
-        run_sums(tile.lattice.run_sums + tile.base() * quads),
-        compat(tile.lattice.mixes ? nullptr : tile.lattice.compat),
-        result(nullptr) {}
+  WEAKTR_MEMBER void look_at(const LatticeTile& tile) {
+    runs = tile.runs();
+    quads = tile.lattice.quads;
+    normalization = tile.lattice.normalization;
+    corner_weights = tile.corner_weights();
+    corner_runs = tile.corner_runs();
+    ordered_entries = tile.ordered_entries();
+    run_vertices = tile.run_vertices();
+    parts = tile.parts();
+    run_sums = tile.lattice.run_sums + tile.base() * quads;
+    compat = tile.lattice.mixes ? nullptr : tile.lattice.compat;
+  }
 };
 
 // The corners of a tile's pixels, and its entries run after run, in shared memory: of each thread
@@ -166,7 +165,9 @@ struct SplatOnes {
       tile.lattice.run_sums[tile.claim(run)] = sums[0];
     };
     block.each([&](int thread) {
-      corners.read(TileView(tile), thread, Place(tile.image, tile.number, thread).inside);
+      TileView view;
+      view.look_at(tile);
+      corners.read(view, thread, Place(tile.image, tile.number, thread).inside);
       wait_for_copies();
     });
     block.each([&](int thread) { tails[thread] = Sums::add(corners, heads, thread, ones, done); });
