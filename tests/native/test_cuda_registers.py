@@ -72,7 +72,7 @@ def parsed(log: str) -> dict[str, Needs]:
 
 def demangled(symbol: str) -> str:
     """The program that a kernel runs: ...run_programINS_6blocks4PassILi6EEEEEvT_ -> Pass<6>."""
-    rest = symbol.partition("run_program")[2]
+    rest = re.sub(r"S\d*_", "", symbol.partition("run_program")[2])  # repeated namespaces
     names = []
     while match := re.search(r"Li(\d+)E|(\d+)", rest):
         number, length = match.groups()
