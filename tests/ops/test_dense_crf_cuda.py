@@ -72,6 +72,27 @@ def test_emulated_batch_of_mixed_sizes_and_labels():
         assert_close(torch.from_numpy(marginals), expected, "crf_marginals")
 
 
+def textured_photograph(height, width, seed):
+    """A part of a photograph, with noise: uint8 [height, width, 3], many vertices a pixel."""
+    whole = stored_case("large_b_coco_cam_L3.npz")[0]["image"]
+    part = whole[seed * 20 :, seed * 30 :][:height, :width]
+    noise = np.random.default_rng(seed).normal(0, 6, part.shape)
+    return (part + noise).clip(0, 255).astype(np.uint8)
+
+
+def test_emulated_photographs_are_those_of_the_cpu():
+    sizes = [(75, 100, 2), (61, 47, 4), (48, 50, 21), (33, 34, 81)]
+    images = [textured_photograph(*size[:2], seed) for seed, size in enumerate(sizes)]
+    unaries = [random_problem(*size, seed=seed)[1] for seed, size in enumerate(sizes)]
+    kernels = {"gaussian": (3, 3), "bilateral": (50, 5, 10)}
+    expected = dense_crf(images, unaries, **kernels, backend="cpu")
+    together = dense_crf(images, unaries, **kernels, backend="emulated")
+    alone = dense_crf(images[1], unaries[1], **kernels, backend="emulated")
+    np.testing.assert_array_equal(together[1], alone)
+    for actual, wanted in zip(together, expected, strict=True):
+        assert_close(torch.from_numpy(actual), torch.from_numpy(wanted), "crf_marginals")
+
+
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 @pytest.mark.parametrize("kind", ["potts", "vector", "matrix"])
 def test_emulated_compat_and_normalization(kind, normalization):

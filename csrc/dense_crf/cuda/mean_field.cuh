@@ -131,7 +131,7 @@ struct Pass {
     const int row = looks_up ? image.label_map[place.pixel] : 0;
     const bool lacks = looks_up && row >= image.table_rows;
     const int64_t stride = looks_up ? 1 : static_cast<int64_t>(image.height) * image.width;
-    const float* const unary =
+    const Global<const float> unary =
         looks_up ? image.table + (lacks ? 0 : row * image.labels) : image.unary + place.pixel;
     for_quads(image.quads, [&](int quad) {
       values[quad] = minus_unary(unary + 4 * quad * stride, stride, image.labels - 4 * quad);
