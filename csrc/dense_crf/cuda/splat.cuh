@@ -48,19 +48,23 @@ struct TileCorners {
 
   // Begins to copy; `wait_for_copies` before use.
   WEAKTR_MEMBER void read(const TileView& tile, int thread, bool inside) {
+    const float* const tile_weights = tile.corner_weights + thread;
+    const uint32_t* const tile_runs = tile.corner_runs + thread;
+    const uint32_t* const tile_entries = tile.ordered_entries + thread;
+    const Part* const tile_part = tile.parts + thread;
     WEAKTR_UNROLL
     for (int i = 0; i <= D; ++i) {
       if (inside)
-        copy_later(&weights[i][thread], tile.corner_weights + i * kThreads + thread);
+        copy_later(&weights[i][thread], tile_weights + i * kThreads);
       else
         weights[i][thread] = 0.0f;
     }
     WEAKTR_UNROLL
     for (int i = 0; i < kWords; ++i) {
-      if (inside) copy_later(&runs[i][thread], tile.corner_runs + i * kThreads + thread);
-      copy_later(&entries[i][thread], tile.ordered_entries + i * kThreads + thread);
+      if (inside) copy_later(&runs[i][thread], tile_runs + i * kThreads);
+      copy_later(&entries[i][thread], tile_entries + i * kThreads);
     }
-    copy_later(&parts[thread], tile.parts + thread);
+    copy_later(&parts[thread], tile_part);
   }
   WEAKTR_MEMBER float total_weight(int thread) const {
     float total = 0.0f;
