@@ -41,11 +41,12 @@ ROWS = [
     if row != "torch" or work[2] == 1
 ]
 ITERATIONS = 10
-#: Per entry (a pixel's corner): weight and place in the slice, weight and pixel in the splat.
-ENTRY_BYTES = 4 + 2 + 4 + 1
+#: Per entry (a pixel's corner): weight and run in the slice, place in the order of the splat.
+ENTRY_BYTES = 4 + 2 + 2
 #: Per vertex and axis: its neighbours.
 NEIGHBOURS_BYTES = 8
-#: Times per iteration that a vertex's values are moved, besides the blur: clear, splat, slice.
+#: Times per iteration that a vertex's values are moved, besides the blur: splat (written by a tile,
+#: read again), slice; as if every vertex were touched by one tile.
 MOVES = 3
 
 

@@ -42,30 +42,29 @@ py::list solve(const py::list& given, int iterations, int threads, const std::st
 #if defined(WEAKTR_WITH_CUDA)
 
 void solve_on_gpu(const py::list& given, int iterations, uintptr_t stream,
-                  const std::function<uintptr_t(size_t)>& allocate, bool deterministic) {
+                  const std::function<uintptr_t(size_t)>& allocate) {
   const std::vector<Parsed> parsed = parse_list(given, parse_problem_with_outputs<DeviceMemory>);
   const auto allocate_memory = [&](size_t bytes) {  // takes the GIL
     return reinterpret_cast<void*>(allocate(bytes));
   };
   const py::gil_scoped_release release;
-  dense_crf_cuda(problems_of(parsed), iterations, reinterpret_cast<void*>(stream), allocate_memory,
-                 deterministic);
+  dense_crf_cuda(problems_of(parsed), iterations, reinterpret_cast<void*>(stream), allocate_memory);
 }
 
 void bind_cuda(py::module_& module) {
   module.def("dense_crf_cuda", &solve_on_gpu, py::arg("problems"), py::arg("iterations"),
-             py::arg("stream"), py::arg("allocate"), py::arg("deterministic"),
+             py::arg("stream"), py::arg("allocate"),
              "Mean-field inference of a list of problems on a GPU, enqueued on a stream; fills the "
              "problems' output arrays.");
   module.def(
       "dense_crf_cuda_bytes",
-      [](const py::list& given, bool deterministic) {
+      [](const py::list& given) {
         const std::vector<Parsed> parsed =
             parse_list(given, parse_problem_with_outputs<DeviceMemory>);
-        return dense_crf_cuda_bytes(problems_of(parsed), deterministic);
+        return dense_crf_cuda_bytes(problems_of(parsed));
       },
-      py::arg("problems"), py::arg("deterministic"),
-      "Device memory that one call of dense_crf_cuda allocates, in bytes.");
+      py::arg("problems"),
+      "Device memory that dense_crf_cuda allocates for each problem, in bytes.");
   module.def("has_cuda", [] { return true; }, "Whether the CUDA code was built.");
 }
 

@@ -52,4 +52,4 @@ def test_cuda_takes_addresses() -> None:
     if not native.has_cuda():
         pytest.skip("weaktr._native was built without CUDA")
     with pytest.raises(ValueError, match=r"image: expected \(address, shape\) of memory on a GPU"):
-        native.dense_crf_cuda_bytes([PROBLEM | {"kernels": []}], True)
+        native.dense_crf_cuda_bytes([PROBLEM | {"kernels": []}])

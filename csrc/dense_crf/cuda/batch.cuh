@@ -40,7 +40,7 @@ class Batch {
  public:
   // `blocks`: as many as keep the device busy. Throws std::invalid_argument, with the reason, for
   // what the CUDA code does not take.
-  Batch(const std::vector<Problem>& problems, int iterations, bool deterministic, uint32_t blocks);
+  Batch(const std::vector<Problem>& problems, int iterations, uint32_t blocks);
 
   // Of the workspace: device memory aligned to 256 bytes, whatever it holds.
   size_t bytes() const { return bytes_; }
@@ -51,7 +51,8 @@ class Batch {
  private:
   void add_image(const Problem& problem);
   void add_lattice(const Problem& problem, const Kernel& kernel, size_t number);
-  size_t add_compat(const Problem& problem, const Kernel& kernel);
+  size_t add_compat(const Problem& problem, const Kernel& kernel, float alpha);
+  void pair_up(size_t first);
   void lay_out(uintptr_t workspace);
   void lay_out_lattice(Arena& arena, size_t number);
   std::vector<uint8_t> description() const;
@@ -59,19 +60,19 @@ class Batch {
   template <class Device>
   void build(Device& device);
   template <class Device>
+  void normalize(Device& device);
+  template <class Device>
   void blur(Device& device, Round round);
-  template <class Sums, class Device>
-  void iterate(Device& device);
-  template <class Sums, class Device>
+  template <class Device>
   void pass(Device& device, int iteration);
-  template <int Quads, class Sums, class Device>
+  template <int Quads, class Device>
   void pass_of(Device& device, int iteration);
 
   int iterations_;
-  bool deterministic_;
   uint32_t blocks_;
   std::vector<ImageView> images_;
   std::vector<LatticeView> lattices_;
+  std::vector<Pair> pairs_;
   std::vector<uint32_t> image_tiles_{0}, lattice_tiles_{0};
   std::vector<float> compats_;          // different ones, one after the other
   std::vector<size_t> compat_offsets_;  // per lattice
@@ -82,15 +83,14 @@ class Batch {
   // of the device
   BatchView view_ = {};
   Quad *compats_place_ = nullptr, *scratch_ = nullptr;
-  uint8_t *workspace_ = nullptr, *tables_ = nullptr, *sums_ = nullptr;
-  size_t description_bytes_ = 0, tables_bytes_ = 0, sums_bytes_ = 0, bytes_ = 0;
+  uint8_t *workspace_ = nullptr, *tables_ = nullptr;
+  size_t description_bytes_ = 0, tables_bytes_ = 0, bytes_ = 0;
 };
 
 // ---- what is asked
 
-inline Batch::Batch(const std::vector<Problem>& problems, int iterations, bool deterministic,
-                    uint32_t blocks)
-    : iterations_(iterations), deterministic_(deterministic), blocks_(blocks) {
+inline Batch::Batch(const std::vector<Problem>& problems, int iterations, uint32_t blocks)
+    : iterations_(iterations), blocks_(blocks) {
   check(iterations >= 0, "iterations: expected 0 or more, got " + std::to_string(iterations));
   for (const Problem& problem : problems) add_image(problem);
   if (lattices_.empty()) iterations_ = 0;
@@ -106,6 +106,7 @@ inline void Batch::add_image(const Problem& problem) {
         "labels: expected 1 to 255, got " + std::to_string(problem.labels));
   check((problem.unary != nullptr) != (problem.label_map != nullptr && problem.table != nullptr),
         "unary: expected either unary or labels with a table");
+  check(problem.unary || problem.table_rows > 0, "table: expected at least one row, got none");
   const int64_t across = (problem.width + kTileSide - 1) / kTileSide;
   const int64_t tiles = across * ((problem.height + kTileSide - 1) / kTileSide);
   check(tiles < (int64_t{1} << 31) / kMaxEntries,
@@ -116,8 +117,7 @@ inline void Batch::add_image(const Problem& problem) {
   image.labels = problem.labels;
   image.quads = (problem.labels + 3) / 4;
   image.tiles_across = static_cast<int>(across);
-  image.first_lattice = static_cast<int>(lattices_.size());
-  image.lattices = static_cast<int>(problem.kernels.size());
+  image.first_pair = static_cast<int>(pairs_.size());
   image.colours = problem.image;
   image.unary = problem.unary;
   image.label_map = problem.label_map;
@@ -129,10 +129,21 @@ inline void Batch::add_image(const Problem& problem) {
   for (size_t i = 0; i < problem.kernels.size(); ++i) {
     add_lattice(problem, problem.kernels[i], i);
     lattice_tiles_.push_back(lattice_tiles_.back() + static_cast<uint32_t>(tiles));
+    pair_up(image.first_pair);
   }
+  image.pairs = static_cast<int>(pairs_.size()) - image.first_pair;
   images_.push_back(image);
   image_tiles_.push_back(image_tiles_.back() + static_cast<uint32_t>(tiles));
   most_quads_ = std::max(most_quads_, image.quads);
+}
+
+// Puts the last lattice beside one of the other kind, if its image has such a one left.
+inline void Batch::pair_up(size_t first) {
+  const int number = static_cast<int>(lattices_.size()) - 1;
+  const auto member = lattices_.back().dimensions == 2 ? &Pair::position : &Pair::colour;
+  while (first < pairs_.size() && pairs_[first].*member >= 0) ++first;
+  if (first == pairs_.size()) pairs_.push_back({-1, -1});
+  pairs_[first].*member = number;
 }
 
 // Scales and keys of a kernel. Throws std::invalid_argument where they do not fit.
@@ -172,7 +183,7 @@ inline void Batch::add_lattice(const Problem& problem, const Kernel& kernel, siz
   if (lattice.packing.bits < 31) vertices = std::min(vertices, int64_t{1} << lattice.packing.bits);
   lattice.most_vertices = static_cast<int32_t>(vertices);
   lattice.slots = static_cast<uint32_t>(vertices + vertices / 3 + 1);
-  compat_offsets_.push_back(add_compat(problem, kernel));
+  compat_offsets_.push_back(add_compat(problem, kernel, lattice.alpha()));
   lattices_.push_back(lattice);
   normalizes_ |= kernel.normalization != Normalization::none;
   mixes_[lattice.axes()] |= lattice.mixes;
@@ -181,12 +192,13 @@ inline void Batch::add_lattice(const Problem& problem, const Kernel& kernel, siz
 }
 
 // Its place among the different ones, filled up with zeros to whole quads.
-inline size_t Batch::add_compat(const Problem& problem, const Kernel& kernel) {
+inline size_t Batch::add_compat(const Problem& problem, const Kernel& kernel, float alpha) {
   const size_t labels = problem.labels, padded = (labels + 3) / 4 * 4;
   const size_t rows = kernel.compat.size() / labels;
   std::vector<float> compat((rows > 1 ? padded : 1) * padded);
   for (size_t row = 0; row < rows; ++row)
-    std::copy_n(&kernel.compat[row * labels], labels, &compat[row * padded]);
+    for (size_t i = 0; i < labels; ++i)
+      compat[row * padded + i] = alpha * kernel.compat[row * labels + i];
   const auto known = known_compats_.emplace(compat, compats_.size() / 4);
   if (known.second) compats_.insert(compats_.end(), compat.begin(), compat.end());
   return known.first->second;
@@ -201,6 +213,7 @@ inline void Batch::lay_out(uintptr_t workspace) {
   view_.lattice_count = static_cast<int>(lattices_.size());
   view_.images = arena.take<ImageView>(images_.size());
   view_.lattices = arena.take<LatticeView>(lattices_.size());
+  view_.pairs = arena.take<Pair>(pairs_.size());
   view_.image_tiles = arena.take<uint32_t>(image_tiles_.size());
   view_.lattice_tiles = arena.take<uint32_t>(lattice_tiles_.size());
   compats_place_ = arena.take<Quad>(compats_.size() / 4);
@@ -212,12 +225,6 @@ inline void Batch::lay_out(uintptr_t workspace) {
     lattice.owners = arena.take<uint32_t>(lattice.slots);
   }
   tables_bytes_ = arena.used() - description_bytes_;
-  sums_ = arena.take<uint8_t>(0);
-  for (LatticeView& lattice : lattices_)
-    lattice.sums = deterministic_
-                       ? arena.take<int64_t>(size_t{4} * lattice.most_vertices * lattice.quads)
-                       : nullptr;
-  sums_bytes_ = arena.used() - tables_bytes_ - description_bytes_;
   for (size_t i = 0; i < lattices_.size(); ++i) lay_out_lattice(arena, i);
   view_.chunks = arena.take<uint32_t>(2 * kMaxSteps * (lattices_.size() + 1));
   scratch_ = arena.take<Quad>(most_quads_ > 8 ? size_t{blocks_} * most_quads_ * kThreads : 0);
@@ -230,12 +237,17 @@ inline void Batch::lay_out_lattice(Arena& arena, size_t number) {
   const size_t entries = tiles * lattice.entries();
   const size_t vertices = lattice.most_vertices;
   lattice.corner_weights = arena.take<float>(entries);
-  lattice.corner_pieces = arena.take<uint16_t>(entries);
-  lattice.piece_vertices = arena.take<uint32_t>(entries);
-  lattice.piece_starts = arena.take<uint16_t>(entries + tiles);
-  lattice.entry_pixels = arena.take<uint8_t>(entries);
-  lattice.entry_weights = arena.take<float>(entries);
-  lattice.tile_pieces = arena.take<uint16_t>(tiles);
+  lattice.corner_runs = arena.take<uint32_t>(tiles * kThreads * lattice.words());
+  lattice.ordered_entries = arena.take<uint32_t>(tiles * kThreads * lattice.words());
+  lattice.parts = arena.take<Part>(tiles * kThreads);
+  lattice.run_vertices = arena.take<uint32_t>(entries);
+  lattice.arrivals = arena.take<uint32_t>(entries);
+  lattice.run_sums = arena.take<Quad>(entries * lattice.quads);
+  lattice.tile_runs = arena.take<uint16_t>(tiles);
+  lattice.lists = arena.take<RunList>(vertices);
+  lattice.listed = arena.take<uint32_t>(1);
+  lattice.arrived = arena.take<uint32_t>(entries);
+  lattice.listed_runs = arena.take<uint32_t>(entries);
   lattice.tile_vertices = arena.take<uint32_t>(tiles + 1);
   lattice.neighbours = arena.take<Neighbours>(lattice.axes() * vertices);
   for (Global<Quad>& values : lattice.values) values = arena.take<Quad>(vertices * lattice.quads);
@@ -252,6 +264,7 @@ inline std::vector<uint8_t> Batch::description() const {
   };
   put(view_.images, images_);
   put(view_.lattices, lattices_);
+  put(view_.pairs, pairs_);
   put(view_.image_tiles, image_tiles_);
   put(view_.lattice_tiles, lattice_tiles_);
   put(compats_place_, compats_);
@@ -266,74 +279,65 @@ void Batch::solve(Device& device, void* workspace) {
   lay_out(reinterpret_cast<uintptr_t>(workspace));
   const std::vector<uint8_t> bytes = description();
   device.upload(workspace, bytes.data(), bytes.size());
-  if (deterministic_)
-    iterate<ExactSums>(device);
-  else
-    iterate<FloatSums>(device);
+  if (!lattices_.empty()) {
+    build(device);
+    normalize(device);
+  }
+  for (int iteration = 0; iteration < iterations_; ++iteration) {
+    pass(device, iteration);
+    blur(device, Round{false, iteration});
+  }
+  pass(device, iterations_);
 }
 
 template <class Device>
 void Batch::build(Device& device) {
   const uint32_t tiles = lattice_tiles_.back();
   device.fill(tables_, 0xff, tables_bytes_);
-  if (deterministic_) device.fill(sums_, 0, sums_bytes_);
   device.launch(BuildTiles{view_}, tiles);
   device.launch(CountVertices{view_}, tiles);
   device.launch(AddUpVertices{view_}, static_cast<uint32_t>(lattices_.size()));
   device.launch(NumberVertices{view_}, tiles);
   device.launch(LinkVertices{view_}, tiles);
+  device.launch(PlaceLists{view_}, tiles);
+  device.launch(ForEachRun<FillLists>{view_}, tiles);
+  device.launch(ForEachRun<SortLists>{view_}, tiles);
   device.launch(PlanChunks{view_}, 1);
 }
 
 template <class Device>
 void Batch::blur(Device& device, Round round) {
   const uint32_t blocks = static_cast<uint32_t>(std::min<uint64_t>(blocks_, most_chunks_));
-  if (deterministic_) device.launch(ForEachQuad<Settle>{view_, round, 0}, blocks);
+  device.launch(ForEachQuad<Pull>{view_, round, 0}, blocks);
   for (int step = 0; step <= axes_; ++step) {
     if (step < axes_) device.launch(ForEachQuad<Blur>{view_, round, step}, blocks);
     if (!round.ones && mixes_[step]) device.launch(ForEachQuad<Mix>{view_, round, step}, blocks);
   }
 }
 
-template <class Sums, class Device>
-void Batch::iterate(Device& device) {
-  const auto clear = [&](Round round) {
-    const uint32_t blocks = static_cast<uint32_t>(std::min<uint64_t>(blocks_, most_chunks_));
-    if (!deterministic_) device.launch(ForEachQuad<Clear>{view_, round, 0}, blocks);
-  };
-  if (!lattices_.empty()) {
-    build(device);
-    const Round ones{true, 0};
-    if (normalizes_) {
-      clear(ones);
-      device.launch(SplatOnes<Sums>{view_}, lattice_tiles_.back());
-      blur(device, ones);
-    }
-    device.launch(Normalize{view_}, lattice_tiles_.back());
-  }
-  for (int iteration = 0; iteration < iterations_; ++iteration) {
-    clear(Round{false, iteration});
-    pass<Sums>(device, iteration);
-    blur(device, Round{false, iteration});
-  }
-  pass<Sums>(device, iterations_);
+template <class Device>
+void Batch::normalize(Device& device) {
+  if (!normalizes_) return;
+  device.launch(SplatOnes{view_}, lattice_tiles_.back());
+  blur(device, Round{true, 0});
+  device.launch(Normalize{view_}, lattice_tiles_.back());
 }
 
-template <class Sums, class Device>
+template <class Device>
 void Batch::pass(Device& device, int iteration) {
-  if (most_quads_ <= 1) return pass_of<1, Sums>(device, iteration);
-  if (most_quads_ <= 2) return pass_of<2, Sums>(device, iteration);
-  if (most_quads_ <= 4) return pass_of<4, Sums>(device, iteration);
-  if (most_quads_ <= 6) return pass_of<6, Sums>(device, iteration);
-  if (most_quads_ <= 8) return pass_of<8, Sums>(device, iteration);
-  pass_of<0, Sums>(device, iteration);
+  if (most_quads_ <= 1) return pass_of<1>(device, iteration);
+  if (most_quads_ <= 2) return pass_of<2>(device, iteration);
+  if (most_quads_ <= 4) return pass_of<4>(device, iteration);
+  if (most_quads_ <= 6) return pass_of<6>(device, iteration);
+  if (most_quads_ <= 8) return pass_of<8>(device, iteration);
+  pass_of<0>(device, iteration);
 }
 
-template <int Quads, class Sums, class Device>
+template <int Quads, class Device>
 void Batch::pass_of(Device& device, int iteration) {
   const bool last = iteration == iterations_;
   const uint32_t tiles = image_tiles_.back();
-  device.launch(Pass<Quads, Sums>{view_, iteration, last, scratch_, most_quads_},
+  device.launch(Pass<Quads>{view_, iteration, last, scratch_, most_quads_},
                 Quads ? tiles : std::min(tiles, blocks_));
 }
 

@@ -1,11 +1,12 @@
-// What a block of 256 threads does together: sort, add up, look up vertices, group the entries of a
-// tile. Written once: CUDA runs it on the GPU, tests/native/emulation on the CPU, where
-// tests cover everything but the launch itself.
+// What a block of 256 threads does together: add up, look up vertices, group the entries of a tile.
+// Written once: CUDA runs it on the GPU, tests/native/emulation on the CPU, where tests cover
+// everything but the launch itself.
 //
 // A block works in phases: `block.each([&](int thread) { ... })` runs the phase once per thread and
 // waits until all are done. Within a phase threads write to different places, or use the `atomic_`
-// functions. What is read outside of phases is the same for all threads, and no phase writes it.
-// What a thread keeps from one phase to the next is a `Block::Private<T>`, indexed by the thread.
+// functions. What is read outside of phases is the same for all threads, and written in a phase
+// before, if at all. What a thread keeps from one phase to the next is a `Block::Private<T>`,
+// indexed by the thread.
 #pragma once
 
 #include <cmath>
@@ -15,9 +16,13 @@
 #include "dense_crf/permutohedral.hpp"
 
 #if defined(__CUDACC__)
+#include <cuda_pipeline.h>
+
 #define WEAKTR_UNROLL _Pragma("unroll")
+#define WEAKTR_UNROLL_BY_4 _Pragma("unroll 4")
 #else
 #define WEAKTR_UNROLL
+#define WEAKTR_UNROLL_BY_4
 #endif
 
 namespace weaktr {
@@ -27,8 +32,6 @@ constexpr int kTileSide = 16;
 constexpr int kThreads = kTileSide * kTileSide;  // of a block; one per pixel of a tile
 constexpr int kMaxCorners = 6;                   // of a simplex, d + 1
 constexpr int kMaxEntries = kThreads * kMaxCorners;
-// Entries that one thread adds up; a vertex with more is shared by several threads.
-constexpr int kPieceLength = 16;
 
 // Four labels of one vertex or pixel, moved in one piece.
 struct alignas(16) Quad {
@@ -45,6 +48,34 @@ WEAKTR_INLINE void multiply_add(Quad& sum, float weight, const Quad& value) {
     sum.lane[i] += weight * value.lane[i];
 #endif
   }
+}
+
+// 1 / x to within two units in the last place.
+WEAKTR_INLINE float inverse(float x) {
+#if defined(__CUDA_ARCH__)
+  return __fdividef(1.0f, x);
+#else
+  return 1.0f / x;
+#endif
+}
+
+// ---- copies into shared memory that go on while the thread does other things
+
+template <class T>
+WEAKTR_INLINE void copy_later(T* to, const T* from) {
+#if defined(__CUDA_ARCH__)
+  __pipeline_memcpy_async(to, from, sizeof(T));
+#else
+  *to = *from;
+#endif
+}
+
+// Until what this thread copies is there.
+WEAKTR_INLINE void wait_for_copies() {
+#if defined(__CUDA_ARCH__)
+  __pipeline_commit();
+  __pipeline_wait_prior(0);
+#endif
 }
 
 // ---- atomics: on the GPU between all threads, on the CPU between threads of the emulation
@@ -86,77 +117,58 @@ WEAKTR_INLINE void atomic_lower(uint32_t* place, uint32_t value) {
 #endif
 }
 
-WEAKTR_INLINE void atomic_add(uint32_t* place, uint32_t value) {
+// Returns what was there before.
+WEAKTR_INLINE uint32_t atomic_add(uint32_t* place, uint32_t value) {
 #if defined(__CUDA_ARCH__)
-  atomicAdd(place, value);
+  return atomicAdd(place, value);
 #else
-  __atomic_fetch_add(place, value, __ATOMIC_RELAXED);
+  return __atomic_fetch_add(place, value, __ATOMIC_RELAXED);
 #endif
 }
 
-WEAKTR_INLINE void atomic_add(int64_t* place, int64_t value) {
+WEAKTR_INLINE void atomic_or(uint32_t* place, uint32_t bits) {
 #if defined(__CUDA_ARCH__)
-  atomicAdd(reinterpret_cast<unsigned long long*>(place), static_cast<unsigned long long>(value));
+  atomicOr(place, bits);
 #else
-  __atomic_fetch_add(place, value, __ATOMIC_RELAXED);
+  __atomic_fetch_or(place, bits, __ATOMIC_RELAXED);
 #endif
 }
 
-WEAKTR_INLINE void atomic_add(float* place, float value) {
+WEAKTR_INLINE int count_bits(uint32_t bits) {
 #if defined(__CUDA_ARCH__)
-  atomicAdd(place, value);
+  return __popc(bits);
 #else
-  float seen, sum;
-  __atomic_load(place, &seen, __ATOMIC_RELAXED);
-  do {
-    sum = seen + value;
-  } while (
-      !__atomic_compare_exchange(place, &seen, &sum, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+  return __builtin_popcount(bits);
 #endif
 }
 
-WEAKTR_INLINE void atomic_add(Quad* place, const Quad& value) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  atomicAdd(reinterpret_cast<float4*>(place),
-            make_float4(value.lane[0], value.lane[1], value.lane[2], value.lane[3]));
-#else
-  for (int i = 0; i < 4; ++i) atomic_add(&place->lane[i], value.lane[i]);
-#endif
-}
+// ---- adding up
 
-// ---- sorting and adding up
+// One number per thread.
+struct Sums {
+  static constexpr int kGroup = 16;
+  uint32_t before[kThreads + 1];  // of all threads before; at the end, of all
+  uint32_t groups[kThreads / kGroup];
 
-// Sorts `size` numbers, a power of two, ascending (Batcher's bitonic sort).
+  // Where a thread's own number goes for `add_up`.
+  WEAKTR_MEMBER uint32_t& own(int thread) { return before[thread + 1]; }
+  WEAKTR_MEMBER uint32_t all() const { return before[kThreads]; }
+};
+
 template <class Block>
-WEAKTR_INLINE void sort(const Block& block, uint32_t* numbers, int size) {
-  for (int run = 2; run <= size; run *= 2)
-    for (int distance = run / 2; distance > 0; distance /= 2)
-      block.each([&](int thread) {
-        for (int pair = thread; pair < size / 2; pair += kThreads) {
-          const int low = 2 * pair - (pair & (distance - 1)), high = low + distance;
-          const bool descending = (low & run) != 0;
-          const uint32_t a = numbers[low], b = numbers[high];
-          if ((a > b) != descending) {
-            numbers[low] = b;
-            numbers[high] = a;
-          }
-        }
-      });
-}
-
-// One number per thread in sums[thread + 1] -> sums[thread]: of all threads before; sums[kThreads]:
-// of all threads.
-template <class Block>
-WEAKTR_INLINE void add_up(const Block& block, uint32_t (&sums)[kThreads + 1]) {
-  typename Block::template Private<uint32_t> sum;
-  for (int distance = 1; distance < kThreads; distance *= 2) {
-    block.each([&](int thread) {
-      sum[thread] = sums[thread + 1] + (thread >= distance ? sums[thread + 1 - distance] : 0);
-    });
-    block.each([&](int thread) { sums[thread + 1] = sum[thread]; });
-  }
+WEAKTR_INLINE void add_up(const Block& block, Sums& sums) {
+  constexpr int group = Sums::kGroup;
   block.each([&](int thread) {
-    if (thread == 0) sums[0] = 0;
+    if (thread >= kThreads / group) return;
+    uint32_t sum = 0;
+    for (int i = group * thread; i < group * (thread + 1); ++i) sum = sums.own(i) += sum;
+    sums.groups[thread] = sum;
+  });
+  block.each([&](int thread) {
+    uint32_t before = 0;
+    for (int i = 0; i < thread / group; ++i) before += sums.groups[i];
+    sums.own(thread) += before;
+    if (thread == 0) sums.before[0] = 0;
   });
 }
 
@@ -207,38 +219,74 @@ WEAKTR_INLINE uint32_t find(const uint64_t* keys, uint32_t slots, uint64_t key) 
 
 // ---- the entries of a tile
 
-// Shared memory in which a tile's entries are grouped. An entry is one corner of one pixel's
-// simplex, number corner * 256 + pixel. Entries of the same vertex are a run, cut into pieces of at
-// most `kPieceLength`.
+// One number below 256 * (D + 1) for each of a pixel's D + 1 corners, in few words.
+template <int D>
+struct Packed {
+  static constexpr int kBits = D == 2 ? 10 : 16, kPerWord = 32 / kBits;
+  static constexpr int kWords = D / kPerWord + 1;
+  static_assert(kThreads * (D + 1) <= 1 << kBits, "room for every number");
+  uint32_t words[kWords] = {};
+
+  WEAKTR_MEMBER int operator[](int i) const {
+    return words[i / kPerWord] >> i % kPerWord * kBits & ((1u << kBits) - 1);
+  }
+  WEAKTR_MEMBER void put(int i, uint32_t number) {
+    words[i / kPerWord] |= number << i % kPerWord * kBits;
+  }
+};
+
+// An entry is one corner of one pixel's simplex, number corner * 256 + pixel. Entries of the same
+// vertex are a run. In the order of the runs every thread has an equal part, D + 1 entries.
+struct Part {
+  uint32_t bits;
+
+  Part() = default;
+  WEAKTR_MEMBER Part(int runs_before, int followers, uint32_t starts)
+      : bits(static_cast<uint32_t>(runs_before) | static_cast<uint32_t>(followers) << 11 |
+             starts << 19) {}
+  // Runs that begin in the parts before.
+  WEAKTR_MEMBER int runs_before() const { return bits & 2047; }
+  // Parts after this one into which its last run goes on.
+  WEAKTR_MEMBER int followers() const { return bits >> 11 & 255; }
+  // Whether its entry i is the first of a run.
+  WEAKTR_MEMBER bool starts(int i) const { return bits >> (19 + i) & 1; }
+};
+
+// Shared memory in which a tile's entries are grouped. What shares a place is used one after the
+// other.
 struct Grouping {
   static constexpr int kSlots = 2048;
-  uint64_t keys[kSlots];        // hash table of the tile's vertices
-  uint32_t first[kSlots];       // the lowest entry of the vertex in that slot
-  uint32_t order[kSlots];       // entries in the order of their vertex's first entry, then of their
-                                // own: first entry << 16 | entry, then kNowhere
-  uint16_t begin[kMaxEntries];  // [a vertex's first entry]: where its run begins in `order`
-  uint16_t piece[kMaxEntries];  // [position in order]: the piece it belongs to
-  uint32_t sums[kThreads + 1];  // [thread]: pieces before this thread's part of `order`
+  static constexpr int kMasks = 768;  // runs of which it is known at a time who is in them
+  static constexpr int kWords = kThreads / 32;
+  struct Order {
+    uint16_t entry[kMaxEntries];  // in the order of runs, those by their first entry; in a run by
+                                  // pixel
+    uint16_t run[kMaxEntries];    // its run
+    uint16_t end[kMaxEntries];    // [run] where it ends
+  };
+  union {
+    uint64_t keys[kSlots];           // hash table of the tile's vertices
+    uint32_t masks[kMasks][kWords];  // pixels in each run
+  };
+  union {
+    uint32_t first[kSlots];  // of the vertex in that slot: its lowest pixel * (D + 1) + corner
+    Order order;
+  };
+  uint32_t place[kSlots];  // how many entries that vertex has; then start << 16 | run
+  Sums sums;
 
-  WEAKTR_MEMBER int first_entry(int position) const { return order[position] >> 16; }
-  WEAKTR_MEMBER int entry(int position) const { return order[position] & 0xffff; }
-  WEAKTR_MEMBER bool used(int position) const { return order[position] != kNowhere; }
-  WEAKTR_MEMBER bool starts_run(int position) const {
-    return used(position) && begin[first_entry(position)] == position;
-  }
-  WEAKTR_MEMBER bool starts_piece(int position) const {
-    return used(position) && (position - begin[first_entry(position)]) % kPieceLength == 0;
-  }
-  // The first piece of the vertex with this first entry.
-  WEAKTR_MEMBER int first_piece(int first_entry) const { return piece[begin[first_entry]]; }
+  WEAKTR_MEMBER int runs() const { return static_cast<int>(sums.all() & 0xffff); }
+  WEAKTR_MEMBER int entries() const { return static_cast<int>(sums.all() >> 16); }
 };
 
 // The corners of one pixel's simplex.
 template <int D>
 struct Corners {
-  bool used;  // else there is no pixel
+  bool used;        // else there is no pixel
+  uint32_t firsts;  // bit i: corner i is the first entry of its run
   uint64_t keys[D + 1];
-  uint16_t slots[D + 1];  // in Grouping::keys
+  uint16_t slots[D + 1];  // in Grouping
+  uint16_t runs[D + 1];
 };
 
 template <class Block>
@@ -247,6 +295,7 @@ WEAKTR_INLINE void clear(const Block& block, Grouping& group) {
     for (int slot = thread; slot < Grouping::kSlots; slot += kThreads) {
       group.keys[slot] = kEmpty;
       group.first[slot] = kNowhere;
+      group.place[slot] = 0;
     }
   });
 }
@@ -255,49 +304,105 @@ WEAKTR_INLINE void clear(const Block& block, Grouping& group) {
 template <int D>
 WEAKTR_INLINE void enter(Grouping& group, Corners<D>& corners, int thread) {
   WEAKTR_UNROLL
-  for (int corner = 0; corner <= D; ++corner) {
-    const uint32_t slot = insert(group.keys, Grouping::kSlots, corners.keys[corner]);
-    atomic_lower(&group.first[slot], static_cast<uint32_t>(corner * kThreads + thread));
-    corners.slots[corner] = static_cast<uint16_t>(slot);
+  for (int i = 0; i <= D; ++i) {
+    const uint32_t slot = insert(group.keys, Grouping::kSlots, corners.keys[i]);
+    atomic_lower(&group.first[slot], static_cast<uint32_t>(thread * (D + 1) + i));
+    atomic_add(&group.place[slot], 1);
+    corners.slots[i] = static_cast<uint16_t>(slot);
   }
 }
 
-// Sorts the entries and cuts them into pieces, all in an order that depends on nothing but the
-// keys. Afterwards group.sums[kThreads] is the number of pieces.
+// Numbers the runs and finds where each begins. Keys are gone afterwards.
 template <int D, class Block, class AllCorners>
-WEAKTR_INLINE void group_entries(const Block& block, Grouping& group, AllCorners& corners) {
-  constexpr int entries = kThreads * (D + 1);
-  constexpr int size = entries <= 1024 ? 1024 : 2048;
-  constexpr int part = size / kThreads;  // of the order, per thread
-  static_assert(entries <= size && size <= Grouping::kSlots, "room for every entry");
+WEAKTR_INLINE void number_runs(const Block& block, Grouping& group, AllCorners& all) {
   block.each([&](int thread) {
-    for (int corner = 0; corner <= D; ++corner) {
-      const uint32_t entry = corner * kThreads + thread;
-      group.order[entry] = corners[thread].used
-                               ? group.first[corners[thread].slots[corner]] << 16 | entry
-                               : kNowhere;
+    Corners<D>& corners = all[thread];
+    corners.firsts = 0;
+    uint32_t sum = 0;
+    WEAKTR_UNROLL
+    for (int i = 0; i <= D; ++i) {
+      if (!corners.used ||
+          group.first[corners.slots[i]] != static_cast<uint32_t>(thread * (D + 1) + i))
+        continue;
+      corners.firsts |= 1u << i;
+      sum += group.place[corners.slots[i]] << 16 | 1;
     }
-    for (int i = entries + thread; i < size; i += kThreads) group.order[i] = kNowhere;
-  });
-  sort(block, group.order, size);
-  block.each([&](int thread) {
-    for (int i = thread; i < entries; i += kThreads)
-      if (group.used(i) && (i == 0 || group.first_entry(i - 1) != group.first_entry(i)))
-        group.begin[group.first_entry(i)] = static_cast<uint16_t>(i);
-  });
-  block.each([&](int thread) {
-    uint32_t pieces = 0;
-    for (int i = part * thread; i < part * (thread + 1); ++i) pieces += group.starts_piece(i);
-    group.sums[thread + 1] = pieces;
+    group.sums.own(thread) = sum;
   });
   add_up(block, group.sums);
   block.each([&](int thread) {
-    uint32_t pieces = group.sums[thread];
-    for (int i = part * thread; i < part * (thread + 1); ++i) {
-      pieces += group.starts_piece(i);
-      if (group.used(i)) group.piece[i] = static_cast<uint16_t>(pieces - 1);
+    const Corners<D>& corners = all[thread];
+    uint32_t before = group.sums.before[thread];
+    WEAKTR_UNROLL
+    for (int i = 0; i <= D; ++i) {
+      if (!(corners.firsts >> i & 1)) continue;
+      uint32_t& place = group.place[corners.slots[i]];
+      const uint32_t length = place;
+      place = before;
+      before += length << 16 | 1;
+      group.order.end[(before & 0xffff) - 1] = static_cast<uint16_t>(before >> 16);
     }
   });
+}
+
+// Puts the entries into their order. Runs are worked on in portions, so that their masks fit.
+template <int D, class Block, class AllCorners>
+WEAKTR_INLINE void order_entries(const Block& block, Grouping& group, AllCorners& all) {
+  const int runs = group.runs(), entries = group.entries();
+  for (int first = 0; first < runs; first += Grouping::kMasks) {
+    const auto for_runs = [&](int thread, const auto& body) {
+      Corners<D>& corners = all[thread];
+      WEAKTR_UNROLL
+      for (int i = 0; i <= D; ++i) {
+        if (!corners.used) continue;
+        const uint32_t place = group.place[corners.slots[i]];
+        const int run = static_cast<int>(place & 0xffff);
+        corners.runs[i] = static_cast<uint16_t>(run);
+        if (run >= first && run - first < Grouping::kMasks)
+          body(i, run, static_cast<int>(place >> 16), group.masks[run - first]);
+      }
+    };
+    block.each([&](int thread) {
+      const int count = (runs - first < Grouping::kMasks ? runs - first : Grouping::kMasks);
+      for (int i = thread; i < count * Grouping::kWords; i += kThreads)
+        group.masks[i / Grouping::kWords][i % Grouping::kWords] = 0;
+      for (int i = entries + thread; first == 0 && i < kThreads * (D + 1); i += kThreads)
+        group.order.entry[i] = kThreads - 1;  // outside of the image, where any place is
+    });
+    block.each([&](int thread) {
+      for_runs(thread, [&](int, int, int, uint32_t (&mask)[Grouping::kWords]) {
+        atomic_or(&mask[thread / 32], 1u << thread % 32);
+      });
+    });
+    block.each([&](int thread) {
+      for_runs(thread, [&](int i, int run, int start, const uint32_t (&mask)[Grouping::kWords]) {
+        int position = start + count_bits(mask[thread / 32] & ((1u << thread % 32) - 1));
+        WEAKTR_UNROLL
+        for (int word = 0; word < Grouping::kWords; ++word)
+          if (word < thread / 32) position += count_bits(mask[word]);
+        group.order.entry[position] = static_cast<uint16_t>(i * kThreads + thread);
+        group.order.run[position] = static_cast<uint16_t>(run);
+      });
+    });
+  }
+}
+
+// A thread's part of the order.
+template <int D>
+WEAKTR_INLINE Part part_of(const Grouping& group, int thread) {
+  const int first = thread * (D + 1), entries = group.entries();
+  if (first >= entries) return Part(group.runs(), 0, 0);
+  uint32_t starts = 0;
+  WEAKTR_UNROLL
+  for (int i = 0; i <= D; ++i) {
+    const int position = first + i;
+    if (position < entries &&
+        (position == 0 || group.order.run[position] != group.order.run[position - 1]))
+      starts |= 1u << i;
+  }
+  const int last = first + D < entries ? first + D : entries - 1;
+  const int followers = (group.order.end[group.order.run[last]] - 1) / (D + 1) - thread;
+  return Part(group.order.run[first] + !(starts & 1), followers, starts);
 }
 
 }  // namespace blocks

@@ -1,7 +1,6 @@
-// Programs around the blur.
+// Programs for every vertex.
 //
-//   ForEachQuad<...>   one step for every quad of values: Clear, Settle, Blur or Mix
-//   SplatOnes, Normalize   n = K 1 into the weights of splat and slice
+//   ForEachQuad<...>   one step for every quad of values: Pull, Blur or Mix
 #pragma once
 
 #include "dense_crf/cuda/build.cuh"
@@ -26,6 +25,7 @@ struct VertexQuad {
 template <class Operation>
 struct ForEachQuad {
   using Shared = Nothing;
+  static constexpr int kBlocksPerMultiprocessor = Operation::kBlocksPerMultiprocessor;
   BatchView batch;
   Round round;
   int step;
@@ -56,13 +56,34 @@ struct ForEachQuad {
   }
 };
 
-// Nothing is splatted yet.
-struct Clear {
+// The splat's second half: a vertex's value is the sum of what its runs add, in the order of tiles.
+struct Pull {
+  static constexpr int kBlocksPerMultiprocessor = 6;
+  static constexpr uint32_t kAtATime = 4;
+  const RunList* lists;
+  const uint32_t* runs;
+  const Quad* sums;
   Quad* values;
 
-  WEAKTR_MEMBER Clear(const LatticeView& lattice, Round round, int)
-      : values(lattice.values[round.splat_side(lattice)]) {}
-  WEAKTR_MEMBER void operator()(VertexQuad at) const { values[at.index()] = Quad{}; }
+  WEAKTR_MEMBER Pull(const LatticeView& lattice, Round round, int)
+      : lists(lattice.lists),
+        runs(lattice.listed_runs),
+        sums(lattice.run_sums),
+        values(lattice.values[round.splat_side(lattice)]) {}
+  WEAKTR_MEMBER void operator()(VertexQuad at) const {
+    const RunList list = lists[at.vertex];
+    Quad total = {};
+    for (uint32_t first = 0; first < list.count; first += kAtATime) {
+      Quad parts[kAtATime] = {};
+      WEAKTR_UNROLL
+      for (uint32_t i = 0; i < kAtATime; ++i)
+        if (first + i < list.count)
+          parts[i] = sums[VertexQuad{runs[list.first + first + i], at.quad, at.quads}.index()];
+      WEAKTR_UNROLL
+      for (uint32_t i = 0; i < kAtATime; ++i) multiply_add(total, 1.0f, parts[i]);
+    }
+    values[at.index()] = total;
+  }
 };
 
 // What a step reads and writes: the vertices' values before and after it.
@@ -77,13 +98,12 @@ struct Sides {
 
 // One step along a blur axis: V'[v] = V[v] + (V[before v] + V[after v]) / 2.
 struct Blur : Sides {
+  static constexpr int kBlocksPerMultiprocessor = 8;
   const Neighbours* neighbours;  // nullptr: this step is another
 
   WEAKTR_MEMBER Blur(const LatticeView& lattice, Round round, int step)
       : Sides(lattice, round, step),
-        neighbours(step < lattice.axes()
-                       ? lattice.neighbours + static_cast<size_t>(step) * lattice.most_vertices
-                       : nullptr) {}
+        neighbours(step < lattice.axes() ? lattice.neighbours_along(step) : nullptr) {}
   WEAKTR_MEMBER void operator()(VertexQuad at) const {
     if (!neighbours) return;
     const Neighbours next = neighbours[at.vertex];
@@ -98,6 +118,7 @@ struct Blur : Sides {
 
 // The label compatibility, applied to vertices, as they are fewer than pixels: V'[v] = V[v] compat.
 struct Mix : Sides {
+  static constexpr int kBlocksPerMultiprocessor = 4;
   const Quad* compat;  // nullptr: this step is another
 
   WEAKTR_MEMBER Mix(const LatticeView& lattice, Round round, int step)
@@ -112,125 +133,6 @@ struct Mix : Sides {
         multiply_add(sum, value.lane[i], compat[(4 * quad + i) * at.quads + at.quad]);
     }
     to[at.index()] = sum;
-  }
-};
-
-// ---- splatting
-
-// Values add up in the order in which the device comes to them: the last digits vary.
-struct FloatSums {
-  WEAKTR_MEMBER static void add(const LatticeView& lattice, Round round, VertexQuad at,
-                                const Quad& value) {
-    atomic_add(&lattice.values[round.splat_side(lattice)][at.index()], value);
-  }
-};
-
-// Values add up as whole multiples of 2^-32, so that no order matters. Sums stay below 2^31:
-// weights are at most 1 / n <= 6.2, as a point's own share of n is at least 1 / (d + 1) less the
-// scale.
-struct ExactSums {
-  static constexpr float kScale = 4294967296.0f;
-  WEAKTR_MEMBER static void add(const LatticeView& lattice, Round, VertexQuad at,
-                                const Quad& value) {
-    WEAKTR_UNROLL
-    for (int i = 0; i < 4; ++i)
-      atomic_add(&lattice.sums[4 * at.index() + i],
-                 static_cast<int64_t>(llrintf(value.lane[i] * kScale)));
-  }
-};
-
-// Takes over what `ExactSums` has, and clears it for the next round.
-struct Settle {
-  int64_t* sums;
-  Quad* values;
-
-  WEAKTR_MEMBER Settle(const LatticeView& lattice, Round round, int)
-      : sums(lattice.sums), values(lattice.values[round.splat_side(lattice)]) {}
-  WEAKTR_MEMBER void operator()(VertexQuad at) const {
-    Quad value;
-    WEAKTR_UNROLL
-    for (int i = 0; i < 4; ++i) {
-      value.lane[i] = static_cast<float>(sums[4 * at.index() + i]) / ExactSums::kScale;
-      sums[4 * at.index() + i] = 0;
-    }
-    values[at.index()] = value;
-  }
-};
-
-// What one piece adds to its vertex: sum of weight * value over its entries.
-template <class Value>
-WEAKTR_INLINE Quad piece_sum(const LatticeTile& tile, int piece, const Value& value_of_pixel) {
-  const uint8_t* const pixels = tile.entry_pixels();
-  const float* const weights = tile.entry_weights();
-  const int end = tile.piece_starts()[piece + 1];
-  Quad sum = {};
-  for (int entry = tile.piece_starts()[piece]; entry < end; ++entry)
-    multiply_add(sum, weights[entry], value_of_pixel(pixels[entry]));
-  return sum;
-}
-
-// One block per lattice tile.
-template <class Sums>
-struct SplatOnes {
-  using Shared = Nothing;
-  BatchView batch;
-
-  template <class Block>
-  WEAKTR_MEMBER void operator()(const Block& block, Shared&) const {
-    const LatticeTile tile = lattice_tile(batch, block.index);
-    const int pieces = tile.pieces();
-    block.each([&](int thread) {
-      for (int piece = thread; piece < pieces; piece += kThreads) {
-        const Quad sum = piece_sum(tile, piece, [](int) { return Quad{{1.0f, 0.0f, 0.0f, 0.0f}}; });
-        Sums::add(tile.lattice, Round{true, 0}, VertexQuad{tile.piece_vertices()[piece], 0, 1},
-                  sum);
-      }
-    });
-  }
-};
-
-// One block per lattice tile: 1/n and alpha = 1 / (1 + 2^-d) go into the weights.
-struct Normalize {
-  struct Shared {
-    float before[kThreads];
-  };
-  BatchView batch;
-
-  template <class Block>
-  WEAKTR_MEMBER void operator()(const Block& block, Shared& shared) const {
-    const LatticeTile tile = lattice_tile(batch, block.index);
-    block.each([&](int thread) {
-      shared.before[thread] = 1.0f;
-      if (Place(tile.image, tile.number, thread).inside)
-        shared.before[thread] = scale_slice(tile, thread);
-    });
-    block.each([&](int thread) {
-      const int end = tile.piece_starts()[tile.pieces()];
-      for (int entry = thread; entry < end; entry += kThreads)
-        tile.entry_weights()[entry] *= shared.before[tile.entry_pixels()[entry]];
-    });
-  }
-
-  // Scales the weights of a pixel's slice; returns the factor for its splat.
-  WEAKTR_MEMBER static float scale_slice(const LatticeTile& tile, int thread) {
-    const LatticeView& lattice = tile.lattice;
-    const float alpha = 1.0f / (1.0f + 1.0f / static_cast<float>(1 << lattice.dimensions));
-    float* const weights = tile.corner_weights() + thread;
-    float before = 1.0f, after = 1.0f;
-    if (lattice.normalization != Normalization::none) {
-      const Quad* const ones = Round{true, 0}.result(lattice);
-      float sum = 0.0f;
-      for (int i = 0; i < lattice.axes(); ++i) {
-        const int piece = tile.corner_pieces()[i * kThreads + thread];
-        sum += weights[i * kThreads] * alpha * ones[tile.piece_vertices()[piece]].lane[0];
-      }
-      sum += 1e-20f;
-      if (lattice.normalization == Normalization::symmetric) before = after = 1.0f / std::sqrt(sum);
-      if (lattice.normalization == Normalization::before) before = 1.0f / sum;
-      if (lattice.normalization == Normalization::after) after = 1.0f / sum;
-    }
-    for (int i = 0; i < lattice.axes(); ++i) weights[i * kThreads] *= alpha * after;
-    return before;
   }
 };
 

@@ -4,7 +4,10 @@
 //   CountVertices   vertices that each tile touches first
 //   AddUpVertices   ... and all tiles before it: the numbers of the vertices
 //   NumberVertices  the numbers into the table
-//   LinkVertices    the numbers to the tiles; neighbours along the blur axes
+//   LinkVertices    the numbers to the tiles; neighbours along the blur axes; runs of each vertex
+//   PlaceLists      where the runs of each vertex are listed
+//   FillLists       the runs as they come
+//   SortLists       ... in the order of tiles
 //   PlanChunks      who blurs what
 #pragma once
 
@@ -22,6 +25,7 @@ constexpr uint32_t kNumbered = 0x80000000u;
 // groups its entries by itself, and of all tiles that touch a vertex the first one gets it.
 struct BuildTiles {
   using Shared = Grouping;
+  static constexpr int kBlocksPerMultiprocessor = 5;
   BatchView batch;
 
   template <class Block>
@@ -41,12 +45,13 @@ struct BuildTiles {
       corners[thread].used = find_corners<D>(tile, thread, corners[thread].keys);
       if (corners[thread].used) enter<D>(group, corners[thread], thread);
     });
-    group_entries<D>(block, group, corners);
+    number_runs<D>(block, group, corners);
+    order_entries<D>(block, group, corners);
     block.each([&](int thread) {
-      write_entries(group, tile, thread);
-      if (corners[thread].used) claim_vertices<D>(group, corners[thread], tile, thread);
+      if (corners[thread].used) write_runs<D>(group, corners[thread], tile, thread);
+      write_order<D>(group, tile, thread);
+      if (thread == 0) tile.lattice.tile_runs[tile.number] = static_cast<uint16_t>(group.runs());
     });
-    block.each([&](int thread) { copy_slots(group, tile, thread); });
   }
 
   // Writes the weights of a pixel's corners and returns their keys; false: there is no pixel.
@@ -80,44 +85,33 @@ struct BuildTiles {
     return true;
   }
 
-  WEAKTR_MEMBER static void write_entries(const Grouping& group, const LatticeTile& tile,
-                                          int thread) {
-    const int entries = tile.lattice.entries();
-    for (int i = thread; i < entries; i += kThreads) {
-      if (!group.used(i)) continue;
-      const int entry = group.entry(i);
-      tile.entry_pixels()[i] = static_cast<uint8_t>(entry % kThreads);
-      tile.entry_weights()[i] = tile.corner_weights()[entry];
-      tile.corner_pieces()[entry] = static_cast<uint16_t>(group.first_piece(group.first_entry(i)));
-      if (group.starts_piece(i)) tile.piece_starts()[group.piece[i]] = static_cast<uint16_t>(i);
-      if (i + 1 == entries || !group.used(i + 1))  // the last one
-        tile.piece_starts()[group.piece[i] + 1] = static_cast<uint16_t>(i + 1);
-    }
-    if (thread == 0) tile.lattice.tile_pieces[tile.number] = group.sums[kThreads];
-  }
-
-  // The thread with a vertex's first entry puts it into the table.
+  // The runs of a pixel's corners. The first entry of a run puts its vertex into the table.
   template <int D>
-  WEAKTR_MEMBER static void claim_vertices(const Grouping& group, const Corners<D>& corners,
-                                           const LatticeTile& tile, int thread) {
+  WEAKTR_MEMBER static void write_runs(const Grouping& group, const Corners<D>& corners,
+                                       const LatticeTile& tile, int thread) {
     const LatticeView& lattice = tile.lattice;
+    Packed<D> runs;
     WEAKTR_UNROLL
-    for (int corner = 0; corner <= D; ++corner) {
-      const int entry = corner * kThreads + thread;
-      if (static_cast<int>(group.first[corners.slots[corner]]) != entry) continue;
-      const uint32_t slot = insert(lattice.keys, lattice.slots, corners.keys[corner]);
-      const int piece = group.first_piece(entry);
-      atomic_lower(&lattice.owners[slot], tile.claim(piece));
-      tile.piece_vertices()[piece] = slot;
+    for (int i = 0; i <= D; ++i) {
+      const int run = static_cast<int>(group.place[corners.slots[i]] & 0xffff);
+      runs.put(i, run);
+      if (!(corners.firsts >> i & 1)) continue;
+      const uint32_t slot = insert(lattice.keys, lattice.slots, corners.keys[i]);
+      atomic_lower(&lattice.owners[slot], tile.claim(run));
+      tile.run_vertices()[run] = slot;
     }
+    write<D>(tile.corner_runs(), thread, runs);
   }
 
-  // A vertex's other pieces have the slot of its first one.
-  WEAKTR_MEMBER static void copy_slots(const Grouping& group, const LatticeTile& tile, int thread) {
-    uint32_t* const slots = tile.piece_vertices();
-    for (int i = thread; i < tile.lattice.entries(); i += kThreads)
-      if (group.starts_piece(i) && !group.starts_run(i))
-        slots[group.piece[i]] = slots[group.first_piece(group.first_entry(i))];
+  // The thread's part of the order.
+  template <int D>
+  WEAKTR_MEMBER static void write_order(const Grouping& group, const LatticeTile& tile,
+                                        int thread) {
+    Packed<D> entries;
+    WEAKTR_UNROLL
+    for (int i = 0; i <= D; ++i) entries.put(i, group.order.entry[thread * (D + 1) + i]);
+    write<D>(tile.ordered_entries(), thread, entries);
+    tile.parts()[thread] = part_of<D>(group, thread);
   }
 };
 
@@ -136,8 +130,8 @@ struct CountVertices {
     });
     block.each([&](int thread) {
       uint32_t mine = 0;
-      for (int piece = thread; piece < tile.pieces(); piece += kThreads)
-        mine += tile.lattice.owners[tile.piece_vertices()[piece]] == tile.claim(piece);
+      for (int run = thread; run < tile.runs(); run += kThreads)
+        mine += tile.lattice.owners[tile.run_vertices()[run]] == tile.claim(run);
       if (mine) atomic_add(&shared.count, mine);
     });
     block.each([&](int thread) {
@@ -148,29 +142,27 @@ struct CountVertices {
 
 // One block per lattice.
 struct AddUpVertices {
-  struct Shared {
-    uint32_t sums[kThreads + 1];
-  };
+  using Shared = Sums;
   BatchView batch;
 
   template <class Block>
-  WEAKTR_MEMBER void operator()(const Block& block, Shared& shared) const {
+  WEAKTR_MEMBER void operator()(const Block& block, Shared& sums) const {
     const uint32_t tiles = batch.lattice_tiles[block.index + 1] - batch.lattice_tiles[block.index];
-    uint32_t* const counts = batch.lattices[block.index].tile_vertices;
+    const LatticeView& lattice = batch.lattices[block.index];
+    uint32_t* const counts = lattice.tile_vertices;
     typename Block::template Private<uint32_t> before;
     block.each([&](int thread) {
       before[thread] = 0;
-      if (thread == 0) counts[0] = 0;
+      if (thread == 0) counts[0] = *lattice.listed = 0;
     });
     for (uint32_t first = 1; first <= tiles; first += kThreads) {
       block.each([&](int thread) {
-        shared.sums[thread + 1] = first + thread <= tiles ? counts[first + thread] : 0;
+        sums.own(thread) = first + thread <= tiles ? counts[first + thread] : 0;
       });
-      add_up(block, shared.sums);
+      add_up(block, sums);
       block.each([&](int thread) {
-        if (first + thread <= tiles)
-          counts[first + thread] = before[thread] + shared.sums[thread + 1];
-        before[thread] += shared.sums[kThreads];
+        if (first + thread <= tiles) counts[first + thread] = before[thread] + sums.own(thread);
+        before[thread] += sums.all();
       });
     }
   }
@@ -178,34 +170,39 @@ struct AddUpVertices {
 
 // One block per lattice tile.
 struct NumberVertices {
-  struct Shared {
-    uint32_t sums[kThreads + 1];
-  };
+  using Shared = Sums;
   BatchView batch;
 
   template <class Block>
-  WEAKTR_MEMBER void operator()(const Block& block, Shared& shared) const {
+  WEAKTR_MEMBER void operator()(const Block& block, Shared& sums) const {
     const LatticeTile tile = lattice_tile(batch, block.index);
     // Blocks of other tiles may have numbered a vertex already; what they write is no claim of
     // ours.
-    const auto is_ours = [&](int piece) {
-      return piece < tile.pieces() &&
-             atomic_read(&tile.lattice.owners[tile.piece_vertices()[piece]]) == tile.claim(piece);
+    const auto is_ours = [&](int run) {
+      return run < tile.runs() &&
+             atomic_read(&tile.lattice.owners[tile.run_vertices()[run]]) == tile.claim(run);
     };
     block.each([&](int thread) {
       uint32_t ours = 0;
       for (int i = 0; i < kMaxCorners; ++i) ours += is_ours(kMaxCorners * thread + i);
-      shared.sums[thread + 1] = ours;
+      sums.own(thread) = ours;
     });
-    add_up(block, shared.sums);
+    add_up(block, sums);
     block.each([&](int thread) {
-      uint32_t number = tile.lattice.tile_vertices[tile.number] + shared.sums[thread];
+      uint32_t number = tile.lattice.tile_vertices[tile.number] + sums.before[thread];
       for (int i = 0; i < kMaxCorners; ++i) {
-        const int piece = kMaxCorners * thread + i;
-        if (is_ours(piece))
-          atomic_write(&tile.lattice.owners[tile.piece_vertices()[piece]], kNumbered | number++);
+        const int run = kMaxCorners * thread + i;
+        if (!is_ours(run)) continue;
+        begin_vertex(tile.lattice, number);
+        atomic_write(&tile.lattice.owners[tile.run_vertices()[run]], kNumbered | number++);
       }
     });
+  }
+
+  WEAKTR_MEMBER static void begin_vertex(const LatticeView& lattice, uint32_t vertex) {
+    lattice.lists[vertex].count = 0;
+    for (int axis = 0; axis < lattice.axes(); ++axis)
+      lattice.neighbours_along(axis)[vertex] = {-1, -1};
   }
 };
 
@@ -220,31 +217,103 @@ struct LinkVertices {
     const LatticeView& lattice = tile.lattice;
     const uint32_t first = lattice.tile_vertices[tile.number];
     const uint32_t end = lattice.tile_vertices[tile.number + 1];
-    uint32_t* const slots = tile.piece_vertices();  // become vertices
+    uint32_t* const vertices = tile.run_vertices();  // slots until now
     block.each([&](int thread) {
-      for (int piece = thread; piece < tile.pieces(); piece += kThreads) {
-        if (piece > 0 && slots[piece - 1] == slots[piece]) continue;  // the same vertex
-        const uint32_t vertex = lattice.owners[slots[piece]] ^ kNumbered;
-        if (first <= vertex && vertex < end) link(lattice, vertex, lattice.keys[slots[piece]]);
+      for (int run = thread; run < tile.runs(); run += kThreads) {
+        const uint32_t slot = vertices[run];
+        const uint32_t vertex = lattice.owners[slot] ^ kNumbered;
+        if (first <= vertex && vertex < end)
+          link(lattice, static_cast<int32_t>(vertex), lattice.keys[slot]);
+        tile.arrivals()[run] = atomic_add(&lattice.lists[vertex].count, 1);
+        vertices[run] = vertex;
       }
-    });
-    block.each([&](int thread) {
-      for (int piece = thread; piece < tile.pieces(); piece += kThreads)
-        slots[piece] = lattice.owners[slots[piece]] ^ kNumbered;
     });
   }
 
-  WEAKTR_MEMBER static void link(const LatticeView& lattice, uint32_t vertex, uint64_t key) {
+  // Looks for the neighbours on one side; on the other side they find this vertex.
+  WEAKTR_MEMBER static void link(const LatticeView& lattice, int32_t vertex, uint64_t key) {
     for (int axis = 0; axis < lattice.axes(); ++axis) {
-      const uint64_t step = lattice.packing.axis_step(axis);
-      lattice.neighbours[static_cast<size_t>(axis) * lattice.most_vertices + vertex] = {
-          number_of(lattice, key - step), number_of(lattice, key + step)};
+      Neighbours* const neighbours = lattice.neighbours_along(axis);
+      const int32_t after = number_of(lattice, key + lattice.packing.axis_step(axis));
+      if (after < 0) continue;
+      neighbours[vertex].after = after;
+      neighbours[after].before = vertex;
     }
   }
 
   WEAKTR_MEMBER static int32_t number_of(const LatticeView& lattice, uint64_t key) {
     const uint32_t slot = find(lattice.keys, lattice.slots, key);
     return slot == kNowhere ? -1 : static_cast<int32_t>(lattice.owners[slot] ^ kNumbered);
+  }
+};
+
+// One block per lattice tile: those vertices that it touches first get their place.
+struct PlaceLists {
+  struct Shared {
+    Sums sums;
+    uint32_t first;  // of this block's places
+  };
+  BatchView batch;
+
+  template <class Block>
+  WEAKTR_MEMBER void operator()(const Block& block, Shared& shared) const {
+    const LatticeTile tile = lattice_tile(batch, block.index);
+    RunList* const lists = tile.lattice.lists + tile.lattice.tile_vertices[tile.number];
+    const int vertices = static_cast<int>(tile.lattice.tile_vertices[tile.number + 1] -
+                                          tile.lattice.tile_vertices[tile.number]);
+    block.each([&](int thread) {
+      uint32_t runs = 0;
+      for (int i = kMaxCorners * thread; i < kMaxCorners * (thread + 1); ++i)
+        if (i < vertices) runs += lists[i].count;
+      shared.sums.own(thread) = runs;
+    });
+    add_up(block, shared.sums);
+    block.each([&](int thread) {
+      if (thread == 0) shared.first = atomic_add(tile.lattice.listed, shared.sums.all());
+    });
+    block.each([&](int thread) {
+      uint32_t place = shared.first + shared.sums.before[thread];
+      for (int i = kMaxCorners * thread; i < kMaxCorners * (thread + 1); ++i) {
+        if (i >= vertices) continue;
+        lists[i].first = place;
+        place += lists[i].count;
+      }
+    });
+  }
+};
+
+// One block per lattice tile. `Operation(tile, run, list)` is applied to every run.
+template <class Operation>
+struct ForEachRun {
+  using Shared = Nothing;
+  BatchView batch;
+
+  template <class Block>
+  WEAKTR_MEMBER void operator()(const Block& block, Shared&) const {
+    const LatticeTile tile = lattice_tile(batch, block.index);
+    block.each([&](int thread) {
+      for (int run = thread; run < tile.runs(); run += kThreads)
+        Operation()(tile, run, tile.lattice.lists[tile.run_vertices()[run]]);
+    });
+  }
+};
+
+struct FillLists {
+  WEAKTR_MEMBER void operator()(const LatticeTile& tile, int run, RunList list) const {
+    tile.lattice.arrived[list.first + tile.arrivals()[run]] = tile.claim(run);
+  }
+};
+
+// A run's place is how many runs of its vertex belong to tiles before: results do not depend on
+// the order in which blocks ran.
+struct SortLists {
+  WEAKTR_MEMBER void operator()(const LatticeTile& tile, int run, RunList list) const {
+    const uint32_t own = tile.claim(run);
+    const uint32_t* const arrived = tile.lattice.arrived + list.first;
+    uint32_t before = 0;
+    WEAKTR_UNROLL_BY_4
+    for (uint32_t i = 0; i < list.count; ++i) before += arrived[i] < own;
+    tile.lattice.listed_runs[list.first + before] = own;
   }
 };
 

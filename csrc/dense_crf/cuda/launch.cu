@@ -5,6 +5,7 @@
 #include <cstring>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 #include "dense_crf/cuda/batch.cuh"
 #include "dense_crf/cuda/launch.hpp"
@@ -40,8 +41,15 @@ struct CudaBlock {
   }
 };
 
+// Blocks of a program that are to share a multiprocessor; 1: it does not say.
+template <class Program, class = void>
+constexpr int kBlocksTogether = 1;
 template <class Program>
-__global__ void __launch_bounds__(blocks::kThreads)
+constexpr int kBlocksTogether<Program, std::void_t<decltype(Program::kBlocksPerMultiprocessor)>> =
+    Program::kBlocksPerMultiprocessor;
+
+template <class Program>
+__global__ void __launch_bounds__(blocks::kThreads, kBlocksTogether<Program>)
     run_program(const __grid_constant__ Program program) {
   __shared__ typename Program::Shared shared;
   program(CudaBlock{blockIdx.x, gridDim.x}, shared);
@@ -129,16 +137,19 @@ uint32_t busy_blocks(const Problem& problem) {
 
 }  // namespace
 
-size_t dense_crf_cuda_bytes(const std::vector<Problem>& problems, bool deterministic) {
-  if (problems.empty()) return 0;
-  return blocks::Batch(problems, 1, deterministic, busy_blocks(problems.front())).bytes();
+std::vector<size_t> dense_crf_cuda_bytes(const std::vector<Problem>& problems) {
+  std::vector<size_t> bytes;
+  const uint32_t blocks = problems.empty() ? 0 : busy_blocks(problems.front());
+  for (const Problem& problem : problems)
+    bytes.push_back(blocks::Batch({problem}, 1, blocks).bytes());
+  return bytes;
 }
 
 void dense_crf_cuda(const std::vector<Problem>& problems, int iterations, void* stream,
-                    const std::function<void*(size_t)>& allocate, bool deterministic) {
+                    const std::function<void*(size_t)>& allocate) {
   if (problems.empty()) return;
   const uint32_t blocks = busy_blocks(problems.front());
-  blocks::Batch batch(problems, iterations, deterministic, blocks);
+  blocks::Batch batch(problems, iterations, blocks);
   void* const workspace = allocate(batch.bytes());
   check(workspace && reinterpret_cast<uintptr_t>(workspace) % 256 == 0,
         "allocate: expected device memory aligned to 256 bytes");

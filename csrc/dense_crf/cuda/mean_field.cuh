@@ -1,28 +1,18 @@
 // The program of the mean field.
 //
-//   Pass   slice, softmax and splat of a tile: one iteration less the blur
+//   Pass   slice, softmax and the splat's first half of a tile
 #pragma once
 
-#include "dense_crf/cuda/blur.cuh"
+#include "dense_crf/cuda/splat.cuh"
 
 namespace weaktr {
 namespace blocks {
 
-// -U of four labels of a pixel. A label that the table lacks gives NaN.
-WEAKTR_INLINE Quad minus_unary(const ImageView& image, int64_t pixel, int quad) {
-  const size_t pixels = static_cast<size_t>(image.height) * image.width;
-  const int row = image.unary ? 0 : image.label_map[pixel];
+// -U of four labels of a pixel, from `unary` [L] that are `stride` apart.
+WEAKTR_INLINE Quad minus_unary(const float* unary, int64_t stride, int labels) {
   Quad minus;
   WEAKTR_UNROLL
-  for (int i = 0; i < 4; ++i) {
-    const int label = 4 * quad + i;
-    minus.lane[i] = -INFINITY;
-    if (label >= image.labels) continue;
-    if (image.unary)
-      minus.lane[i] = -image.unary[label * pixels + pixel];
-    else
-      minus.lane[i] = row < image.table_rows ? -image.table[row * image.labels + label] : NAN;
-  }
+  for (int i = 0; i < 4; ++i) minus.lane[i] = i < labels ? -unary[i * stride] : -INFINITY;
   return minus;
 }
 
@@ -44,19 +34,34 @@ template <int Quads>
 struct PixelState {
   int32_t pixel;              // -1: outside of the image
   PixelValues<Quads> values;  // z, then Q
-  float weights[kMaxCorners];
-  uint16_t pieces[kMaxCorners];
 };
 
 // One block per tile, or any number of blocks. Slices round `iteration` - 1 into
-// z = -U - sum over kernels of compat(K~ Q), takes Q = softmax(z), and splats it for round
+// z = -U - sum over kernels of compat(K~ Q), takes Q = softmax(z), and sums it up for round
 // `iteration`, or writes it down after the last one. Up to `Quads` quads of labels; 0: any number,
 // in `scratch` [blocks][most_quads][kThreads].
-template <int Quads, class Sums>
+template <int Quads>
 struct Pass {
+  static constexpr int kWidth = Quads == 1 ? 1 : 2;  // quads at a time
+  static constexpr int kRows = 896;                  // at a time; of most tiles, all
+  static constexpr int kGathered = Quads == 1 ? 4 : Quads <= 2 ? 3 : 2;  // by a thread at once
+  // As many as registers and shared memory allow.
+  static constexpr int kBlocksPerMultiprocessor = Quads == 1 ? 6 : Quads <= 6 ? 4 : 3;
+
+  // What shares a place is used one after the other.
   struct Shared {
-    Quad blurred[kMaxEntries];  // a quad of every piece's vertex
-    Quad marginals[kThreads];
+    int image;
+    uint32_t tile;              // in the image
+    TileView position, colour;  // of the pair that is worked on
+    TileCorners<2> position_corners;
+    TileCorners<5> colour_corners;
+    union {
+      Quad blurred[kRows][kWidth];  // of every row's vertex
+      struct {
+        Quad marginals[kWidth][kThreads];
+        Quad position_heads[kWidth][kThreads], colour_heads[kWidth][kThreads];
+      } splat;
+    };
   };
   template <class Block>
   using States = typename Block::template Private<PixelState<Quads>>;
@@ -69,107 +74,215 @@ struct Pass {
 
   template <class Block>
   WEAKTR_MEMBER void operator()(const Block& block, Shared& shared) const {
+    if (Quads) return run(block, shared, block.index);
     const uint32_t tiles = batch.image_tiles[batch.image_count];
-    for (uint32_t tile = block.index; tile < tiles; tile += block.count) {
-      const int number = segment_of(batch.image_tiles, batch.image_count, tile);
-      run(block, shared, batch.images[number], tile - batch.image_tiles[number]);
-    }
+    for (uint32_t tile = block.index; tile < tiles; tile += block.count) run(block, shared, tile);
   }
 
+  // `number`: of the tile in the batch.
   template <class Block>
-  WEAKTR_MEMBER void run(const Block& block, Shared& shared, const ImageView& image,
-                         uint32_t tile) const {
+  WEAKTR_MEMBER void run(const Block& block, Shared& shared, uint32_t number) const {
     States<Block> states;
-    const int quads = image.quads;
-    const auto for_quads = [&](const auto& body) {
-      WEAKTR_UNROLL
-      for (int quad = 0; quad < (Quads ? Quads : quads); ++quad)
-        if (!Quads || quad < quads) body(quad);
-    };
+    block.each([&](int thread) {
+      if (thread > 0) return;
+      shared.image = segment_of(batch.image_tiles, batch.image_count, number);
+      shared.tile = number - batch.image_tiles[shared.image];
+    });
+    const int pairs = batch.images[shared.image].pairs;
+    if (pairs) view_pair(block, shared, 0);
     block.each([&](int thread) {
       PixelState<Quads>& state = states[thread];
       state.values.place(scratch + static_cast<size_t>(block.index) * most_quads * kThreads +
                          thread);
-      const Place place(image, tile, thread);
+      const ImageView& image = batch.images[shared.image];
+      const Place place(image, shared.tile, thread);
       state.pixel = place.inside ? static_cast<int32_t>(place.pixel) : -1;
-      if (place.inside)
-        for_quads([&](int quad) { state.values[quad] = minus_unary(image, place.pixel, quad); });
+      read_unary(image, place, state.values);
+      if (pairs == 1) read_corners(shared, state.pixel >= 0, thread);
     });
-    for (int i = 0; iteration > 0 && i < image.lattices; ++i)
-      slice(block, shared, LatticeTile(batch, batch.lattices[image.first_lattice + i], tile),
-            states, for_quads);
+    const auto next_pair = [&](int pair) {
+      if (pairs == 1) return;  // it is there already
+      view_pair(block, shared, pair);
+      block.each([&](int thread) { read_corners(shared, states[thread].pixel >= 0, thread); });
+    };
+    for (int pair = 0; iteration > 0 && pair < pairs; ++pair) {
+      next_pair(pair);
+      slice(block, shared, batch.images[shared.image].quads, states);
+    }
     block.each([&](int thread) {
       PixelState<Quads>& state = states[thread];
       if (state.pixel < 0) return;
-      softmax(state.values, for_quads);
-      if (last) write(image, state.pixel, state.values, for_quads);
+      const ImageView& image = batch.images[shared.image];
+      softmax(image.quads, state.values);
+      if (last) write(image, state.pixel, state.values);
     });
-    if (!last) splat(block, shared, image, tile, states, for_quads);
+    for (int pair = 0; !last && pair < pairs; ++pair) {
+      next_pair(pair);
+      splat(block, shared, batch.images[shared.image].quads, states);
+    }
   }
 
-  // z -= compat(K~ Q) of one kernel.
-  template <class Block, class ForQuads>
-  WEAKTR_MEMBER void slice(const Block& block, Shared& shared, const LatticeTile& tile,
-                           States<Block>& states, const ForQuads& for_quads) const {
-    const LatticeView& lattice = tile.lattice;
-    const Quad* const result = Round{false, iteration - 1}.result(lattice);
-    const Quad* const compat = lattice.mixes ? nullptr : lattice.compat;
-    const uint32_t* const vertices = tile.piece_vertices();
-    const uint32_t quads = lattice.quads;
-    const int pieces = tile.pieces(), corners = lattice.axes();
+  // z = -U. A label that the table lacks gives NaN.
+  WEAKTR_MEMBER static void read_unary(const ImageView& image, const Place& place,
+                                       PixelValues<Quads>& values) {
+    for_quads(image.quads, [&](int quad) { values[quad] = Quad{}; });
+    if (!place.inside) return;
+    const bool looks_up = !image.unary;
+    const int row = looks_up ? image.label_map[place.pixel] : 0;
+    const bool lacks = looks_up && row >= image.table_rows;
+    const int64_t stride = looks_up ? 1 : static_cast<int64_t>(image.height) * image.width;
+    const Global<const float> unary =
+        looks_up ? image.table + (lacks ? 0 : row * image.labels) : image.unary + place.pixel;
+    for_quads(image.quads, [&](int quad) {
+      values[quad] = minus_unary(unary + 4 * quad * stride, stride, image.labels - 4 * quad);
+      if (lacks) values[quad] = Quad{{NAN, NAN, NAN, NAN}};
+    });
+  }
+
+  template <class Block>
+  WEAKTR_MEMBER void view_pair(const Block& block, Shared& shared, int number) const {
     block.each([&](int thread) {
-      PixelState<Quads>& state = states[thread];
-      WEAKTR_UNROLL
-      for (int i = 0; i < kMaxCorners; ++i)
-        if (i < corners && state.pixel >= 0) {
-          state.weights[i] = tile.corner_weights()[i * kThreads + thread];
-          state.pieces[i] = tile.corner_pieces()[i * kThreads + thread];
-        }
-    });
-    for_quads([&](uint32_t quad) {
-      block.each([&](int thread) {
-        for (int piece = thread; piece < pieces; piece += kThreads)
-          shared.blurred[piece] = result[VertexQuad{vertices[piece], quad, quads}.index()];
-      });
-      block.each([&](int thread) {
-        PixelState<Quads>& state = states[thread];
-        if (state.pixel < 0) return;
-        Quad message = {};
-        WEAKTR_UNROLL
-        for (int i = 0; i < kMaxCorners; ++i)
-          if (i < corners) multiply_add(message, state.weights[i], shared.blurred[state.pieces[i]]);
-        const Quad factor = compat ? compat[quad] : Quad{{1.0f, 1.0f, 1.0f, 1.0f}};
-        WEAKTR_UNROLL
-        for (int i = 0; i < 4; ++i) state.values[quad].lane[i] -= factor.lane[i] * message.lane[i];
-      });
+      const Pair& pair = batch.pairs[batch.images[shared.image].first_pair + number];
+      if (thread == 0) view(pair.position, shared.tile, shared.position);
+      if (thread == kThreads / 2) view(pair.colour, shared.tile, shared.colour);
     });
   }
 
-  template <class ForQuads>
-  WEAKTR_MEMBER static void softmax(PixelValues<Quads>& values, const ForQuads& for_quads) {
+  WEAKTR_MEMBER void view(int lattice, uint32_t tile, TileView& view) const {
+    view.runs = 0;
+    if (lattice < 0) return;
+    view.look_at(LatticeTile(batch, batch.lattices[lattice], tile));
+    if (iteration > 0) view.result = Round{false, iteration - 1}.result(batch.lattices[lattice]);
+  }
+
+  template <class Body>
+  WEAKTR_MEMBER static void for_quads(int quads, const Body& body) {
+    WEAKTR_UNROLL
+    for (int quad = 0; quad < (Quads ? Quads : quads); ++quad)
+      if (!Quads || quad < quads) body(quad);
+  }
+
+  // body(the first quad, how many) for `kWidth` quads at a time.
+  template <class Body>
+  WEAKTR_MEMBER static void for_widths(int quads, const Body& body) {
+    WEAKTR_UNROLL
+    for (int quad = 0; quad < (Quads ? Quads : quads); quad += kWidth)
+      if (!Quads || quad < quads) body(quad, quads - quad < kWidth ? quads - quad : kWidth);
+  }
+
+  // body(a lattice, its corners) of the pair, where they are.
+  template <class Shared_, class Body>
+  WEAKTR_MEMBER static void for_lattices(Shared_& shared, const Body& body) {
+    if (shared.position.runs) body(shared.position, shared.position_corners);
+    if (shared.colour.runs) body(shared.colour, shared.colour_corners);
+  }
+
+  WEAKTR_MEMBER static void read_corners(Shared& shared, bool inside, int thread) {
+    for_lattices(shared,
+                 [&](const TileView& tile, auto& corners) { corners.read(tile, thread, inside); });
+  }
+
+  // z -= compat(K~ Q) of a pair's kernels. Rows are the runs of the first, then of the second.
+  template <class Block>
+  WEAKTR_MEMBER static void slice(const Block& block, Shared& shared, int quads,
+                                  States<Block>& states) {
+    const int rows = shared.position.runs + shared.colour.runs;
+    for_widths(quads, [&](int quad, int width) {
+      for (int first = 0; first < rows; first += kRows) {
+        block.each([&](int thread) {
+          gather(shared, first, quad, width, thread);
+          wait_for_copies();
+        });
+        block.each([&](int thread) {
+          PixelState<Quads>& state = states[thread];
+          if (state.pixel < 0) return;
+          if (shared.position.runs)
+            take_messages(shared, shared.position, shared.position_corners, -first, state.values,
+                          thread, quad, width);
+          if (shared.colour.runs)
+            take_messages(shared, shared.colour, shared.colour_corners,
+                          shared.position.runs - first, state.values, thread, quad, width);
+        });
+      }
+    });
+  }
+
+  // Some rows' quads into shared memory.
+  WEAKTR_MEMBER static void gather(Shared& shared, int first, int quad, int width, int thread) {
+    const int rows = shared.position.runs + shared.colour.runs;
+    const int end = rows - first < kRows ? rows - first : kRows;
+    for (int begin = thread; begin < end * kWidth; begin += kGathered * kThreads) {
+      Quad quads[kGathered] = {};
+      WEAKTR_UNROLL
+      for (int i = 0; i < kGathered; ++i) {
+        const int place = begin + i * kThreads, row = place / kWidth, offset = place % kWidth;
+        if (row < end && offset < width) quads[i] = result_of(shared, first + row, quad + offset);
+      }
+      WEAKTR_UNROLL
+      for (int i = 0; i < kGathered; ++i) {
+        const int place = begin + i * kThreads, row = place / kWidth;
+        if (row < end) shared.blurred[row][place % kWidth] = quads[i];
+      }
+    }
+  }
+
+  WEAKTR_MEMBER static Quad result_of(const Shared& shared, int row, int quad) {
+    const bool is_colour = row >= shared.position.runs;
+    const TileView& tile = is_colour ? shared.colour : shared.position;
+    const int run = is_colour ? row - shared.position.runs : row;
+    return tile.result[static_cast<size_t>(tile.run_vertices[run]) * tile.quads + quad];
+  }
+
+  // z -= compat(K~ Q) of one kernel, from rows that are there; `first_row`: of its first run.
+  template <int D>
+  WEAKTR_MEMBER static void take_messages(const Shared& shared, const TileView& tile,
+                                          const TileCorners<D>& corners, int first_row,
+                                          PixelValues<Quads>& values, int thread, int quad,
+                                          int width) {
+    const Quad* const compat = tile.compat;
+    const Packed<D> runs = unpacked<D>(&corners.runs[0][0], thread);
+    const float share =
+        tile.normalization == Normalization::before ? inverse(corners.total_weight(thread)) : 1.0f;
+    WEAKTR_UNROLL
+    for (int i = 0; i < kWidth; ++i) {
+      if (i >= width) continue;
+      Quad message = {};
+      WEAKTR_UNROLL
+      for (int corner = 0; corner <= D; ++corner) {
+        const int row = first_row + runs[corner];
+        if (row >= 0 && row < kRows)
+          multiply_add(message, corners.weights[corner][thread], shared.blurred[row][i]);
+      }
+      const Quad factor = compat ? compat[quad + i] : Quad{{1.0f, 1.0f, 1.0f, 1.0f}};
+      WEAKTR_UNROLL
+      for (int lane = 0; lane < 4; ++lane)
+        values[quad + i].lane[lane] -= factor.lane[lane] * (share * message.lane[lane]);
+    }
+  }
+
+  WEAKTR_MEMBER static void softmax(int quads, PixelValues<Quads>& values) {
     float largest = -INFINITY, sum = 0.0f;
-    for_quads([&](int quad) {
+    for_quads(quads, [&](int quad) {
       for (int i = 0; i < 4; ++i) largest = std::fmax(largest, values[quad].lane[i]);
     });
-    for_quads([&](int quad) {
+    for_quads(quads, [&](int quad) {
       for (int i = 0; i < 4; ++i) {
         values[quad].lane[i] = std::exp(values[quad].lane[i] - largest);
         sum += values[quad].lane[i];
       }
     });
-    const float inverse = 1.0f / sum;
-    for_quads([&](int quad) {
-      for (int i = 0; i < 4; ++i) values[quad].lane[i] *= inverse;
+    const float share = inverse(sum);
+    for_quads(quads, [&](int quad) {
+      for (int i = 0; i < 4; ++i) values[quad].lane[i] *= share;
     });
   }
 
-  template <class ForQuads>
-  WEAKTR_MEMBER static void write(const ImageView& image, int64_t pixel, PixelValues<Quads>& values,
-                                  const ForQuads& for_quads) {
+  WEAKTR_MEMBER static void write(const ImageView& image, int64_t pixel,
+                                  PixelValues<Quads>& values) {
     const size_t pixels = static_cast<size_t>(image.height) * image.width;
     int best = 0;
     float largest = 0.0f;
-    for_quads([&](int quad) {
+    for_quads(image.quads, [&](int quad) {
       for (int i = 0; i < 4; ++i) {
         const int label = 4 * quad + i;
         if (label >= image.labels) continue;
@@ -185,33 +298,62 @@ struct Pass {
     if (image.confidence) image.confidence[pixel] = largest;
   }
 
-  // Adds Q to the vertices of all kernels.
-  template <class Block, class ForQuads>
-  WEAKTR_MEMBER void splat(const Block& block, Shared& shared, const ImageView& image,
-                           uint32_t number, States<Block>& states,
-                           const ForQuads& for_quads) const {
-    const int first = image.first_lattice, end = first + image.lattices;
-    for_quads([&](uint32_t quad) {
+  // Sums up Q over the runs of a pair's lattices.
+  template <class Block>
+  WEAKTR_MEMBER static void splat(const Block& block, Shared& shared, int quads,
+                                  States<Block>& states) {
+    block.each([&](int thread) {
+      wait_for_copies();
+      for_lattices(shared, [&](const TileView& tile, auto& corners) {
+        if (tile.normalization == Normalization::after && states[thread].pixel >= 0)
+          corners.scale(thread, inverse(corners.total_weight(thread)));
+      });
+    });
+    for_widths(quads, [&](int quad, int width) {
+      typename Block::template Private<typename RunSums<2, kWidth>::Tail> position_tails;
+      typename Block::template Private<typename RunSums<5, kWidth>::Tail> colour_tails;
+      const auto value = [&](int i, int pixel) { return shared.splat.marginals[i][pixel]; };
+      const auto write_to = [&](const TileView& tile) {
+        return [&tile, quad, width](int run, const Quad(&sums)[kWidth]) {
+          Quad* const place = tile.run_sums + static_cast<size_t>(run) * tile.quads + quad;
+          WEAKTR_UNROLL
+          for (int i = 0; i < kWidth; ++i)
+            if (i < width) place[i] = sums[i];
+        };
+      };
       block.each([&](int thread) {
-        shared.marginals[thread] = states[thread].pixel >= 0 ? states[thread].values[quad] : Quad{};
+        WEAKTR_UNROLL
+        for (int i = 0; i < kWidth; ++i)
+          shared.splat.marginals[i][thread] =
+              i < width ? splatted(states[thread], quad + i) : Quad{};
       });
       block.each([&](int thread) {
-        for (int i = first; i < end; ++i)
-          splat_quad(shared, LatticeTile(batch, batch.lattices[i], number), quad, thread);
+        if (shared.position.runs)
+          position_tails[thread] =
+              RunSums<2, kWidth>::add(shared.position_corners, shared.splat.position_heads, thread,
+                                      value, write_to(shared.position));
+        if (shared.colour.runs)
+          colour_tails[thread] =
+              RunSums<5, kWidth>::add(shared.colour_corners, shared.splat.colour_heads, thread,
+                                      value, write_to(shared.colour));
+      });
+      block.each([&](int thread) {
+        if (shared.position.runs)
+          RunSums<2, kWidth>::add_followers(position_tails[thread], shared.splat.position_heads,
+                                            shared.position_corners.parts[thread], thread,
+                                            write_to(shared.position));
+        if (shared.colour.runs)
+          RunSums<5, kWidth>::add_followers(colour_tails[thread], shared.splat.colour_heads,
+                                            shared.colour_corners.parts[thread], thread,
+                                            write_to(shared.colour));
       });
     });
   }
 
-  WEAKTR_MEMBER void splat_quad(const Shared& shared, const LatticeTile& tile, uint32_t quad,
-                                int thread) const {
-    const uint32_t* const vertices = tile.piece_vertices();
-    const uint32_t quads = tile.lattice.quads;
-    const int pieces = tile.pieces();
-    for (int piece = thread; piece < pieces; piece += kThreads) {
-      const Quad sum = piece_sum(tile, piece, [&](int pixel) { return shared.marginals[pixel]; });
-      Sums::add(tile.lattice, Round{false, iteration}, VertexQuad{vertices[piece], quad, quads},
-                sum);
-    }
+  // A quad of a pixel's Q. What is not a number stays where it is.
+  WEAKTR_MEMBER static Quad splatted(PixelState<Quads>& state, int quad) {
+    if (state.pixel < 0 || std::isnan(state.values[quad].lane[0])) return Quad{};
+    return state.values[quad];
   }
 };
 

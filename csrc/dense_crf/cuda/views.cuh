@@ -25,12 +25,18 @@ class Global {
   T* address_;
 };
 
+// A number of dimensions as a type.
+template <int D>
+struct Dimensions {
+  static constexpr int value = D;
+};
+
 // One image; see `Problem`.
 struct ImageView {
   int height, width, labels;
   int quads;         // four labels each; those beyond L have probability 0
   int tiles_across;  // tiles of 16 x 16 pixels, row by row; those at the edges are cut off
-  int first_lattice, lattices;
+  int first_pair, pairs;
   Global<const uint8_t> colours;
   Global<const float> unary;
   Global<const uint8_t> label_map;
@@ -39,6 +45,16 @@ struct ImageView {
   Global<float> marginals;
   Global<uint8_t> argmax;
   Global<float> confidence;
+};
+
+// Lattices of an image that are sliced together, by their numbers; -1: there is none.
+struct Pair {
+  int position, colour;
+};
+
+// Where the runs of a vertex are listed, one for each tile that touches it.
+struct alignas(8) RunList {
+  uint32_t first, count;
 };
 
 // Along one blur axis; -1: there is none.
@@ -59,28 +75,42 @@ struct LatticeView {
   KeyPacking<uint64_t> packing;
 
   Global<uint64_t> keys;    // [slots] hash table of the vertices
-  Global<uint32_t> owners;  // [slots] tile and piece that touch the vertex first; then its number
+  Global<uint32_t> owners;  // [slots] tile and run that touch the vertex first; then its number
   uint32_t slots;
 
+  // of each tile, for threads 0 ... 255 one after the other (what is `Packed`, word by word):
+  Global<float> corner_weights;      // [axes] weights of the pixel's corners, scaled by `Normalize`
+  Global<uint32_t> corner_runs;      // packed: the runs of the corners
+  Global<uint32_t> ordered_entries;  // packed: the thread's part of the entries, run after run
+  Global<Part> parts;                // which runs these are
   // of each tile, entries() places:
-  Global<float> corner_weights;     // weight of an entry in the slice
-  Global<uint16_t> corner_pieces;   // the first piece of its vertex
-  Global<uint32_t> piece_vertices;  // the vertex of a piece (while building: its slot)
-  Global<uint16_t> piece_starts;    // and one more: where its part of the next two begins
-  Global<uint8_t> entry_pixels;     // entries in the order of pieces: pixel
-  Global<float> entry_weights;      // weight in the splat
-  Global<uint16_t> tile_pieces;     // [tiles] how many pieces there are
-  Global<uint32_t> tile_vertices;   // [tiles + 1] vertices touched first by the tiles before
+  Global<uint32_t> run_vertices;  // the vertex of a run (while building: its slot)
+  Global<uint32_t> arrivals;   // while building: runs of the same vertex that were counted before
+  Global<Quad> run_sums;       // [quads] what a run adds to its vertex
+  Global<uint16_t> tile_runs;  // [tiles] how many runs there are
+  Global<uint32_t> tile_vertices;  // [tiles + 1] vertices touched first by the tiles before
 
   int32_t most_vertices;          // that there can be
+  Global<RunList> lists;          // [most_vertices]
+  Global<uint32_t> listed;        // [1] runs that have a place in a list
+  Global<uint32_t> arrived;       // runs of a vertex as they came; then, in the tiles' order:
+  Global<uint32_t> listed_runs;   // tile * entries() + run
   Global<Neighbours> neighbours;  // [axes][most_vertices]
-  Global<Quad> values[2];  // [most_vertices][quads] values, read from one and written to the other
-  Global<int64_t> sums;  // [most_vertices][quads][4] fixed-point, for results that do not depend on
-                         // the order of additions; nullptr otherwise
-  Global<const Quad> compat;  // [quads], or [4 * quads][quads] where it mixes
+  Global<Quad> values[2];         // [most_vertices][quads], read from one and written to the other
+  Global<const Quad> compat;      // times alpha; [quads], or [4 * quads][quads] where it mixes
 
   WEAKTR_MEMBER int axes() const { return dimensions + 1; }
   WEAKTR_MEMBER int entries() const { return kThreads * axes(); }
+  WEAKTR_MEMBER int words() const {
+    return dimensions == 2 ? Packed<2>::kWords : Packed<5>::kWords;
+  }
+  WEAKTR_MEMBER Neighbours* neighbours_along(int axis) const {
+    return neighbours + static_cast<size_t>(axis) * most_vertices;
+  }
+  // What a slice is multiplied by, as pydensecrf does.
+  WEAKTR_MEMBER float alpha() const {
+    return 1.0f / (1.0f + 1.0f / static_cast<float>(1 << dimensions));
+  }
 };
 
 constexpr int kMaxSteps = kMaxCorners + 1;  // blur axes and the mixing of labels
@@ -91,6 +121,7 @@ constexpr int kChunk = kQuadsPerThread * kThreads;
 struct BatchView {
   Global<const ImageView> images;
   Global<const LatticeView> lattices;
+  Global<const Pair> pairs;
   Global<const uint32_t> image_tiles;    // [images + 1] tiles of the images before
   Global<const uint32_t> lattice_tiles;  // [lattices + 1]
   Global<uint32_t> chunks;               // [2][kMaxSteps][lattices + 1], see `PlanChunks`
@@ -107,7 +138,7 @@ struct Round {
     return lattice.axes() + (lattice.mixes && !ones);
   }
   WEAKTR_MEMBER int quads(const LatticeView& lattice) const { return ones ? 1 : lattice.quads; }
-  // Which of `values` the splat adds to. The slice of the round before reads the other one.
+  // Which of `values` the splat writes. The slice of the round before reads the other one.
   WEAKTR_MEMBER int splat_side(const LatticeView& lattice) const {
     return steps(lattice) % 2 == 0 ? iteration % 2 : 0;
   }
@@ -131,17 +162,41 @@ struct LatticeTile {
 
   WEAKTR_MEMBER size_t base() const { return static_cast<size_t>(number) * lattice.entries(); }
   WEAKTR_MEMBER float* corner_weights() const { return lattice.corner_weights + base(); }
-  WEAKTR_MEMBER uint16_t* corner_pieces() const { return lattice.corner_pieces + base(); }
-  WEAKTR_MEMBER uint32_t* piece_vertices() const { return lattice.piece_vertices + base(); }
-  WEAKTR_MEMBER uint16_t* piece_starts() const { return lattice.piece_starts + base() + number; }
-  WEAKTR_MEMBER uint8_t* entry_pixels() const { return lattice.entry_pixels + base(); }
-  WEAKTR_MEMBER float* entry_weights() const { return lattice.entry_weights + base(); }
-  WEAKTR_MEMBER int pieces() const { return lattice.tile_pieces[number]; }
-  // What `owners` says of a vertex that this piece touches first.
-  WEAKTR_MEMBER uint32_t claim(int piece) const {
-    return static_cast<uint32_t>(base()) + static_cast<uint32_t>(piece);
+  WEAKTR_MEMBER uint32_t* corner_runs() const { return lattice.corner_runs + packed_base(); }
+  WEAKTR_MEMBER uint32_t* ordered_entries() const {
+    return lattice.ordered_entries + packed_base();
+  }
+  WEAKTR_MEMBER Part* parts() const {
+    return lattice.parts + static_cast<size_t>(number) * kThreads;
+  }
+  WEAKTR_MEMBER uint32_t* run_vertices() const { return lattice.run_vertices + base(); }
+  WEAKTR_MEMBER uint32_t* arrivals() const { return lattice.arrivals + base(); }
+  WEAKTR_MEMBER int runs() const { return lattice.tile_runs[number]; }
+  // The number of a run in the lattice. Also what `owners` says of a vertex that it touches first.
+  WEAKTR_MEMBER uint32_t claim(int run) const {
+    return static_cast<uint32_t>(base()) + static_cast<uint32_t>(run);
+  }
+
+ private:
+  WEAKTR_MEMBER size_t packed_base() const {
+    return static_cast<size_t>(number) * kThreads * lattice.words();
   }
 };
+
+// Reads a thread's numbers, words [kWords][256].
+template <int D>
+WEAKTR_INLINE Packed<D> unpacked(const uint32_t* words, int thread) {
+  Packed<D> packed;
+  WEAKTR_UNROLL
+  for (int i = 0; i < Packed<D>::kWords; ++i) packed.words[i] = words[i * kThreads + thread];
+  return packed;
+}
+
+template <int D>
+WEAKTR_INLINE void write(uint32_t* words, int thread, const Packed<D>& packed) {
+  WEAKTR_UNROLL
+  for (int i = 0; i < Packed<D>::kWords; ++i) words[i * kThreads + thread] = packed.words[i];
+}
 
 // The lattice tile with this number in the batch.
 WEAKTR_INLINE LatticeTile lattice_tile(const BatchView& batch, uint32_t number) {

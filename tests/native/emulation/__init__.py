@@ -1,7 +1,7 @@
 """The CUDA code of the dense CRF on the CPU, thread by thread: slow, for where there is no GPU.
 
 `load` compiles it on first use into an extension module of its own with one function,
-``dense_crf_emulated(problems, iterations, deterministic, seed=0)``.
+``dense_crf_emulated(problems, iterations, seed=0)``.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ struct EmulatedMemory {
 
 // Fills the arrays marginals, argmax and confidence of the dicts, where they are. Returns the
 // marginals of each, None where there was an array for them.
-py::list emulate(const py::list& given, int iterations, bool deterministic, uint32_t seed) {
+py::list emulate(const py::list& given, int iterations, uint32_t seed) {
   std::vector<Parsed> parsed = parse_list(given, parse_problem_with_outputs<EmulatedMemory>);
   py::list results;
   for (Parsed& each : parsed) {
@@ -32,7 +32,7 @@ py::list emulate(const py::list& given, int iterations, bool deterministic, uint
     results.append(marginals);
   }
   const py::gil_scoped_release release;
-  dense_crf_emulated(problems_of(parsed), iterations, deterministic, Schedule{seed, 1});
+  dense_crf_emulated(problems_of(parsed), iterations, Schedule{seed, 1});
   return results;
 }
 
@@ -42,6 +42,6 @@ py::list emulate(const py::list& given, int iterations, bool deterministic, uint
 PYBIND11_MODULE(weaktr_emulation, module) {
   module.doc() = "weaktr's CUDA code on the CPU, for tests";
   module.def("dense_crf_emulated", &weaktr::emulate, pybind11::arg("problems"),
-             pybind11::arg("iterations"), pybind11::arg("deterministic"), pybind11::arg("seed") = 0,
+             pybind11::arg("iterations"), pybind11::arg("seed") = 0,
              "The CUDA code on the CPU, thread by thread: marginals of a list of problems.");
 }

@@ -125,11 +125,11 @@ class EmulatedDevice {
 
 }  // namespace
 
-void dense_crf_emulated(const std::vector<Problem>& problems, int iterations, bool deterministic,
+void dense_crf_emulated(const std::vector<Problem>& problems, int iterations,
                         const Schedule& schedule) {
   check(schedule.threads >= 1,
         "threads: expected at least 1, got " + std::to_string(schedule.threads));
-  blocks::Batch batch(problems, iterations, deterministic, EmulatedDevice::kBlocks);
+  blocks::Batch batch(problems, iterations, EmulatedDevice::kBlocks);
   // Like device memory: never cleared; 0xff is NaN as float.
   std::vector<uint8_t> memory(batch.bytes() + 256, 0xff);
   void* workspace = memory.data();

@@ -17,7 +17,7 @@ struct Schedule {
 
 // Like `dense_crf_cuda`, on the host's memory. Throws std::invalid_argument for what that does not
 // take.
-void dense_crf_emulated(const std::vector<Problem>& problems, int iterations, bool deterministic,
+void dense_crf_emulated(const std::vector<Problem>& problems, int iterations,
                         const Schedule& schedule);
 
 }  // namespace weaktr

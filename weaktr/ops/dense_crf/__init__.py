@@ -193,7 +193,7 @@ def dense_crf_labels(
         BackendUnavailable: `backend` was named and cannot run.
     """
     shared = shared_kernels(gaussian, bilateral, normalization)
-    energies = partial(label_map, gt_prob=gt_prob, zero_unsure=zero_unsure)
+    energies = partial(label_map, gt_prob=gt_prob, zero_unsure=zero_unsure, tables={})
     problems = make_problems(
         labels, energies, shared, normalization, image=image, features=features, n_labels=n_labels
     )

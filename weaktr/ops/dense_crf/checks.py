@@ -67,11 +67,15 @@ def make_problems(
         image, features, more: one or a list, like `maps`.
     """
     problems = []
+    made: dict[tuple[Any, ...], list[Pairwise]] = {}
     images = _by_image(maps, image=image, features=features, **more)
     for index, (given, pixels, own, *rest) in enumerate(images):
         with _naming(index, maps):
-            settings = [*shared, *kernel_settings("features", own, normalization)]
-            problems.append(_problem(energies(given, *rest), pixels, settings))
+            problem = _problem(energies(given, *rest), pixels)
+            kernels = _shared_pairwise(shared, problem, made)
+            for settings in kernel_settings("features", own, normalization):
+                kernels = [*kernels, pairwise(settings, problem)]
+            problems.append(problem._replace(kernels=kernels))
     return problems
 
 
@@ -259,13 +263,22 @@ def _naming(index: int, given: object) -> Iterator[None]:
         raise ValueError(f"image {index} of {len(given)}: {error}") from error
 
 
-def _problem(
-    unary: Tensor | LabelMap, image: Array | None, settings: Sequence[KernelSettings]
-) -> Problem:
-    """One image with its kernels.
+def _shared_pairwise(
+    shared: Sequence[KernelSettings], problem: Problem, made: dict[tuple[Any, ...], list[Pairwise]]
+) -> list[Pairwise]:
+    """The kernels that all images have; `made`: those of other images, by all they depend on."""
+    grid = None if len(problem.shape) == 2 else (problem.shape, problem.device)
+    alike = (problem.num_labels, problem.image is None, grid)
+    if alike not in made:
+        made[alike] = [pairwise(settings, problem) for settings in shared]
+    return made[alike]
+
+
+def _problem(unary: Tensor | LabelMap, image: Array | None) -> Problem:
+    """One image, yet without kernels.
 
     Raises:
-        ValueError: an image or a kernel of the wrong shape, dtype or range.
+        ValueError: an image of the wrong shape, dtype or range.
     """
     is_map = isinstance(unary, LabelMap)
     given = tuple((unary.labels if isinstance(unary, LabelMap) else unary).shape)
@@ -279,7 +292,7 @@ def _problem(
                 f"{name}: expected [{axes}{height}, {width}] to fit image, got {given}"
             )
         problem = problem._replace(image=pixels)
-    return problem._replace(kernels=[pairwise(one, problem) for one in settings])
+    return problem
 
 
 def _checked_image(value: Array, device: torch.device) -> Tensor:

@@ -30,20 +30,18 @@ def dense_crf_cuda(
     iterations: int,
     num_threads: int = 1,
     output: Output = "marginals",
-    deterministic: bool = True,
 ) -> list[tuple[Tensor, ...]]:
     """`weaktr.ops.dense_crf` on a GPU; arguments and results like `dense_crf_torch`.
 
     Images go through the device together, on its current stream and without waiting for it; memory
-    comes from torch's allocator.
+    comes from torch's allocator. Results are the same bits in every run, whatever other images
+    there are.
 
     Args:
         problems: checked, on one GPU: images (H, W) with kernels of positions and colours.
         iterations: mean-field steps.
         num_threads: not used.
         output: what to return for each problem.
-        deterministic: the same bits in every run; otherwise a little faster, and the last digits
-            vary.
 
     Raises:
         ValueError: not on a GPU; features; an image so large, or deviations so small, that the
@@ -56,7 +54,7 @@ def dense_crf_cuda(
     if device.type != "cuda":
         raise ValueError(f"unary: expected on a GPU, got {device}; use .cuda() or backend 'cpu'")
     outputs = [_empty_outputs(problem, output) for problem in problems]
-    _solve(problems, outputs, iterations, deterministic)
+    _solve(problems, outputs, iterations)
     return [tuple(maps.values()) for maps in outputs]
 
 
@@ -64,7 +62,6 @@ def _solve(
     problems: Sequence[Problem],
     outputs: Sequence[dict[str, Tensor]],
     iterations: int,
-    deterministic: bool,
 ) -> None:
     """Fill `outputs`. What is freed here is used again only after what is enqueued here."""
     device = problems[0].device
@@ -82,11 +79,11 @@ def _solve(
     with torch.cuda.device(device):
         stream = torch.cuda.current_stream(device).cuda_stream
         limit = int(MEMORY_SHARE * torch.cuda.get_device_properties(device).total_memory)
-        sizes = [_native.dense_crf_cuda_bytes([given], deterministic) for given in dicts]
+        sizes = _native.dense_crf_cuda_bytes(dicts)
         for part in _parts(sizes, limit):
             workspace: list[Tensor] = []
             allocate = partial(_allocate, device, workspace)
-            _native.dense_crf_cuda(dicts[part], iterations, stream, allocate, deterministic)
+            _native.dense_crf_cuda(dicts[part], iterations, stream, allocate)
 
 
 def _allocate(device: torch.device, workspace: list[Tensor], size: int) -> int:

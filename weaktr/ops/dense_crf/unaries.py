@@ -129,20 +129,36 @@ def require_range(labels: Tensor, values: int, zero_unsure: bool) -> None:
         )
 
 
-def label_map(labels: Array, n_labels: int, gt_prob: float, zero_unsure: bool) -> LabelMap:
+def label_map(
+    labels: Array,
+    n_labels: int,
+    gt_prob: float,
+    zero_unsure: bool,
+    tables: dict[tuple[int, torch.device], Tensor] | None = None,
+) -> LabelMap:
     """A label map and the table of its energies, on its device.
 
     The range of uint8 labels is left to `check_energies`, which looks at all images at once.
+
+    Args:
+        labels, n_labels, gt_prob, zero_unsure: see `unary_from_labels`.
+        tables: of other images with the same settings, by their number of labels and device; this
+            one's is added.
 
     Raises:
         ValueError: an argument of the wrong shape, dtype or range, or an empty map.
     """
     if isinstance(n_labels, (int, np.integer)) and n_labels > MOST_LABELS:
         raise ValueError(f"n_labels: expected 1..{MOST_LABELS}, got {n_labels}")
-    table = label_table(n_labels, gt_prob, zero_unsure)
+    tables = {} if tables is None else tables
     checked = as_tensor("labels", labels)
+    known = isinstance(n_labels, (int, np.integer))
+    table = tables.get((int(n_labels), checked.device)) if known else None
+    if table is None:
+        table = upload(label_table(n_labels, gt_prob, zero_unsure), checked.device)
+        tables[int(n_labels), checked.device] = table
     if checked.dtype != torch.uint8 or checked.ndim == 0:
         checked = checked_labels(checked, len(table), zero_unsure).to(torch.uint8)
     if checked.numel() == 0:
         raise ValueError(f"labels: expected at least one pixel, got {tuple(checked.shape)}")
-    return LabelMap(checked, upload(table, checked.device))
+    return LabelMap(checked, table)
