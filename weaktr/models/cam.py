@@ -312,8 +312,8 @@ class CamModel(BackboneModel):
         """Coarse CAMs [ΣP, C'] -> CAMs with attention applied."""
         weights = self.fusion(features.to(self.head.weight.dtype)).float()
         q, k, lse = (None if part is None else part[0] for part in layers.stacked())
-        assert q is not None and k is not None and batch.lengths is not None
-        lengths, patches = batch.lengths, batch.patches
+        assert q is not None and k is not None and batch.packing is not None
+        lengths, patches = batch.packing.lengths, batch.patches
         stats = head_stats_packed(
             q, k, num_classes=self.num_classes, tokens=lengths, patches=patches, lse=lse,
             column_means=False, classes=classes,
@@ -391,9 +391,9 @@ class CamModel(BackboneModel):
 
     def _lengths(self, batch: TokenBatch) -> list[int] | Tensor | None:
         """Of packed images, as `pooled` takes them: on a GPU as a tensor there."""
-        if batch.lengths is None or not batch.tokens.is_cuda:
-            return batch.lengths
-        return upload(torch.tensor(batch.lengths), batch.tokens.device)
+        if batch.packing is None or not batch.tokens.is_cuda:
+            return None if batch.packing is None else batch.packing.lengths
+        return upload(torch.tensor(batch.packing.lengths), batch.tokens.device)
 
 
 def _indices(classes: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, ...]:

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from weaktr.ops.attention import Packing, packing_of
+
 
 class TokenBatch(NamedTuple):
     """Embedded images: of each image class, register, patch tokens, in this order."""
@@ -20,7 +22,7 @@ class TokenBatch(NamedTuple):
     tokens: Tensor  #: [B, N, D]; packed [1, ΣN, D]
     grids: list[tuple[int, int]]  #: (h, w) in patches of each packed image; one for all of one size
     rope: Tensor | None  #: rotary embedding, where the backbone has one; packed of all tokens
-    lengths: list[int] | None = None  #: N of each packed image, None for images of one size
+    packing: Packing | None = None  #: where packed images lie, None for images of one size
 
     @property
     def patches(self) -> list[int]:
@@ -29,7 +31,7 @@ class TokenBatch(NamedTuple):
 
     def split(self, x: Tensor) -> list[Tensor]:
         """Anything laid out like `tokens`, [b, N, D] for each of `grids`: b = B, packed b = 1."""
-        return [x] if self.lengths is None else list(x.split(self.lengths, 1))
+        return [x] if self.packing is None else list(x.split(self.packing.lengths, 1))
 
 
 def pack(batches: Sequence[TokenBatch], prefix: int) -> TokenBatch:
@@ -48,7 +50,8 @@ def pack(batches: Sequence[TokenBatch], prefix: int) -> TokenBatch:
         if batch.rope is not None
         for _ in batch.tokens
     ]
-    return TokenBatch(tokens, grids, torch.cat(ropes, -2) if ropes else None, lengths)
+    rope = torch.cat(ropes, -2) if ropes else None
+    return TokenBatch(tokens, grids, rope, packing_of(lengths, tokens.device))
 
 
 def _with_prefix(rope: Tensor, prefix: int) -> Tensor:

@@ -159,7 +159,7 @@ class ViT(nn.Module):
         Args:
             index: of the block.
             tokens: laid out like those of `batch`: the output of the block before.
-            batch: whose lengths and rotary embedding are used.
+            batch: whose packing and rotary embedding are used.
             with_lse, statistics: see `weaktr.ops.attention.softmax_attention`.
         """
         rope = batch.rope
@@ -167,9 +167,9 @@ class ViT(nn.Module):
             self.blocks[index],
             tokens,
             rope[index] if rope is not None and self.rope_per_block else rope,
-            self.num_prefix_tokens if batch.lengths is None else 0,
+            self.num_prefix_tokens if batch.packing is None else 0,
             with_lse=with_lse,
-            lengths=batch.lengths,
+            packing=batch.packing,
             statistics=statistics,
             attention=self.attention,
         )
