@@ -239,8 +239,9 @@ def multi_scale_cams(
                     for own, size in zip(classes, sizes, strict=True)
                 ]
                 if with_features:
-                    firsts = encoded.encoding.patch_maps[: views * len(scaled) : views]
-                    features = [patch_map[0].contiguous().float() for patch_map in firsts]
+                    each = [one for group in encoded.encoding.patch_maps for one in group]
+                    firsts = each[: views * len(scaled) : views]
+                    features = [patch_map.contiguous().float() for patch_map in firsts]
             small = model.cams_of_encoded(
                 encoded,
                 [own for _ in numbers for own in classes for _ in range(views)],
