@@ -67,8 +67,10 @@ def attention_triton(inputs: AttentionInputs) -> Attended:
         kernel = ""
     if not kernel:
         return attention_torch(inputs)
-    attend = attend_op if torch.compiler.is_compiling() else _Attend.apply
-    out, lse, rows, means = attend(q, k, v, *(statistics or (0, 0)), kernel)
+    run = _Attend.apply if is_trained(q, k, v) else attend
+    if torch.compiler.is_compiling():
+        run = attend_op
+    out, lse, rows, means = run(q, k, v, *(statistics or (0, 0)), kernel)
     stats = HeadStats(rows, means, lse) if statistics else None
     return Attended(out, lse if with_lse else None, stats)
 

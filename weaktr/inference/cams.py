@@ -162,6 +162,12 @@ class CamsOfModel:
         """See `CamSource`. On a CPU each photograph has a forward pass of its own."""
         if self.device.type == "cpu" and len(batch) > 1:
             return [cams for one in batch for cams in self.cams([one])]
+        order = sorted(range(len(batch)), key=lambda i: batch[i].photograph.pixels.shape)
+        cams = self._cams_together([batch[i] for i in order])
+        return [one for _, one in sorted(zip(order, cams, strict=True), key=lambda pair: pair[0])]
+
+    def _cams_together(self, batch: Sequence[CamInputs]) -> list[Cams]:
+        """`cams` in one pass; neighbours of one size are embedded at once."""
         return multi_scale_cams(
             self.model,
             [one.parts for one in batch],
