@@ -237,8 +237,9 @@ def _attention_kernel(
         lse += head * tokens + first
     else:
         lse += index * tokens
-    if block * BLOCK_I >= own:  # the image is smaller than the largest
-        return
+    if PACKED:
+        if block * BLOCK_I >= own:  # the image is smaller than the largest
+            return
     q = _map_of(q, q_strides, image, head, first, PACKED)
     k = _map_of(k, k_strides, image, head, first, PACKED)
     v = _map_of(v, v_strides, image, head, first, PACKED)
