@@ -63,9 +63,7 @@ def attention_triton(inputs: AttentionInputs) -> Attended:
             return attention_torch(inputs)
         out, lse = packed_in_one_launch(q, k, v, packing)
         return Attended(out, lse if with_lse else None)
-    if statistics is None and kernel != "efficient":
-        kernel = ""
-    if not kernel:
+    if not kernel or (statistics is None and kernel != "efficient"):
         return attention_torch(inputs)
     run = _Attend.apply if is_trained(q, k, v) else attend
     if torch.compiler.is_compiling():
