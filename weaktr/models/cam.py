@@ -14,6 +14,7 @@ Source: arXiv 2304.01184, section 3.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple, get_args
@@ -111,7 +112,7 @@ class CamModel(BackboneModel):
     def head_inputs(self, images: Tensor) -> HeadInputs:
         """The backbone's part of `forward`."""
         batch = self.vit.embed(images)
-        classes, patches = self.num_classes, batch.patches[0]
+        classes, patches = self.num_classes, math.prod(batch.groups[0][1])
 
         def stats_of(layer: Layer) -> HeadStats:
             if layer.stats is not None:

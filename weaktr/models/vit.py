@@ -143,7 +143,7 @@ class ViT(nn.Module):
         if position is not None and self.embed_prefix:
             tokens = tokens + position
         rope = None if self.rope is None else self.rope.get_embed(shape=list(grid))
-        return TokenBatch(self.norm_pre(tokens), [(len(images), grid)], rope)
+        return TokenBatch(self.norm_pre(tokens), [(images.shape[0], grid)], rope)
 
     def run_block(
         self,
