@@ -236,12 +236,11 @@ def _attention_kernel(
     if PACKED:
         first = tl.load(starts + image)
         own = tl.load(starts + image + 1) - first
+        if block * BLOCK_I >= own:  # the image is smaller than the largest
+            return
         lse += head * tokens + first
     else:
         lse += index * tokens
-    if PACKED:
-        if block * BLOCK_I >= own:  # the image is smaller than the largest
-            return
     q = _map_of(q, q_strides, image, head, first, PACKED)
     k = _map_of(k, k_strides, image, head, first, PACKED)
     v = _map_of(v, v_strides, image, head, first, PACKED)
