@@ -1,15 +1,19 @@
 """Attention of DeiT-S: C++ beside PyTorch's, alone and with the statistics that training needs.
 
-On a GPU also the two ways in which `weaktr.kernels.attention` yields both, and the one it takes.
+On a GPU also the two ways in which `weaktr.kernels.attention` yields both, and the one it takes;
+and photographs of many sizes packed one after another, with the log-sum-exp.
 """
 
+import random
 from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from weaktr.ops import head_stats
-from weaktr.ops.attention import softmax_attention
+from weaktr.ops.attention import Attended, packing_of, softmax_attention
+from weaktr.ops.attention.definition import by_length
 
 HEADS, WIDTH, CLASSES = 6, 64, 20
 #: Images and tokens, and whether statistics are wanted: a batch of windows of 480 x 480, a
@@ -20,6 +24,9 @@ ROWS = ["cpu", "torch", "cpu bf16", "torch bf16"]
 WORK_WITH_GRADIENT = [(8, 257)]
 #: On a GPU: a training batch of 224 x 224, photographs of 500 x 375.
 WORK_ON_A_GPU = [(64, 216), (8, 733)]
+#: Sides of photographs of COCO and VOC.
+SIDES = [(375, 500), (500, 375), (333, 500), (480, 640), (427, 640), (640, 480), (500, 600)]
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 def attention(q, k, v, name, statistics):
@@ -104,7 +111,39 @@ def bench_attention_with_gradient(measure, device, row, batch, tokens):
     )
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@GPU
+@pytest.mark.parametrize("images", [32])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("row", ["length by length", "one launch"])
+def bench_packed_attention(measure, row, dtype, images):
+    """As labelling needs it."""
+    draw = random.Random(0)
+    sides = [draw.choice(SIDES) for _ in range(images)]
+    lengths = [CLASSES + (height // 16) * (width // 16) for height, width in sides]
+    qkv = inputs(1, sum(lengths), "cuda")
+    given, packing = qkv.to(dtype).unbind(), packing_of(lengths, qkv.device)
+
+    def alone(q, k, v):
+        return Attended(F.scaled_dot_product_attention(q, k, v), None)
+
+    calls = {
+        "length by length": lambda: (by_length(alone, *given, lengths).out,),
+        "one launch": lambda: softmax_attention(*given, with_lse=True, packing=packing)[:1],
+    }
+    with torch.no_grad():
+        measure(
+            calls[row],
+            group=f"attention, {images} packed photographs, {dtype}",
+            row=row,
+            baseline=row == "length by length",
+            expected=(by_length(alone, *qkv.unbind(), lengths).out,),
+            within=1e-5 if dtype == torch.float32 else 3e-2,
+            items=images,
+            dtype=str(dtype).removeprefix("torch."),
+        )
+
+
+@GPU
 @pytest.mark.parametrize(("batch", "tokens"), WORK_ON_A_GPU)
 @pytest.mark.parametrize("row", ["sdpa, then statistics", "one launch", "as chosen"])
 def bench_attention_with_statistics(measure, row, batch, tokens):
@@ -116,7 +155,7 @@ def bench_attention_with_statistics(measure, row, batch, tokens):
     qkv = inputs(batch, tokens, "cuda")
     q, k, v = qkv.bfloat16().unbind()
     sizes = (CLASSES, tokens - CLASSES)
-    by = kernels.kernel_of(q, k, v)
+    by = kernels.kernel_of(*(x.detach().requires_grad_() for x in (q, k, v)))  # as in training
     assert by, "SDPA takes no kernel that knows the log-sum-exp"
 
     def launched(config):
@@ -127,7 +166,7 @@ def bench_attention_with_statistics(measure, row, batch, tokens):
     calls = {
         "sdpa, then statistics": lambda: kernels.separately(q, k, v, *sizes, by),
         "one launch": lambda: launched(config),
-        "as chosen": lambda: kernels.attend_op(q, k, v, *sizes, by),
+        "as chosen": lambda: kernels.attend(q, k, v, *sizes, by),
     }
 
     def call():

@@ -21,6 +21,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # shells start background
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from tests.native import emulation as native_emulation
+from weaktr.models.precision import keep_float32_in_convolutions
 from weaktr.ops.registry import ENVIRONMENT_VARIABLE, OPS, report
 
 #: Comma-separated backends whose absence is a failure instead of a skip (set in CI).
@@ -87,6 +88,13 @@ def _seeds() -> None:
 @pytest.fixture(autouse=True)
 def _no_backend_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(ENVIRONMENT_VARIABLE, raising=False)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _float32_as_in_every_command() -> None:
+    """`choose_device` does it, which tests of models on a GPU do not call."""
+    if torch.cuda.is_available():
+        keep_float32_in_convolutions()
 
 
 def _poison(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

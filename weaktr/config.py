@@ -332,7 +332,8 @@ class TrainCamConfig(Settings):
         lag_one_epoch: the published schedule: constant within an epoch and one epoch late (epochs
             0 and 1 run at `warmup_lr`). False: smooth, changing with every step.
         amp: autocast; "auto" = fp16 on CUDA (as published), none elsewhere; "fast" = fp16 on CUDA,
-            bf16 on CPUs that multiply it in hardware (AVX512-BF16, AMX), none elsewhere.
+            bf16 on CPUs that multiply it in hardware (AVX512-BF16, AMX), none elsewhere. "none" =
+            float32, on a GPU without TF32.
         compile: run forward pass and losses through torch.compile, as one graph. It takes a minute
             or more at the start; later steps are faster, most of all on CUDA. Dropout draws other
             random numbers.
@@ -471,7 +472,8 @@ class LabelConfig(Settings):
             although the name says tokens); a single image may have more. DeiT-S needs about 0.12 MB
             for a patch.
         queue_mb: MiB of images that may wait for the model, and of results for the writers, each.
-        amp: autocast while CAMs are computed; "auto" = fp16 on CUDA.
+        amp: autocast while CAMs are computed; "auto" = fp16 on CUDA; "none" = float32, without
+            TF32.
         soft: also write soft labels, which `TrainSegConfig.labels` may learn from: the shares of
             background and the image's classes in cells of the image.
         soft_temperature: tau of the softmax over threshold and CAMs, or over the logarithms of the
@@ -690,7 +692,7 @@ class PredictConfig(Settings):
             decoder's last block + its output.
         refiners, crf: as in `LabelConfig`; they start from the probabilities.
         queue_mb: as in `LabelConfig`.
-        amp: autocast.
+        amp: autocast; "none" = float32, without TF32.
         image_weight: factor on the log-probabilities of a model's `image_head`, which are added to
             the logits of the classes; 0 = predict without it.
 

@@ -120,6 +120,22 @@ def test_batches_on_a_gpu_are_as_large_as_the_settings_say(settings, sizes, tiny
     assert list(map(len, batches)) == sizes
 
 
+def test_images_of_one_size_are_neighbours_in_the_model_alone(tiny_model, monkeypatch):
+    """On a GPU; the CAMs come in the order of the batch."""
+    source = CamsOfModel(tiny_model, LabelConfig())
+    batch = some_inputs(source)
+    seen = []
+
+    def together(batch):
+        seen.extend(one.photograph.pixels.shape[:2] for one in batch)
+        return [one.sample.name for one in batch]
+
+    monkeypatch.setattr(source, "_cams_together", together)
+    source.device = torch.device("cuda")  # nothing is computed
+    assert source.cams([batch[i] for i in (2, 0, 3, 1)]) == ["2", "0", "3", "1"]
+    assert seen == [(80, 48), (80, 112), (80, 112), (200, 112)]
+
+
 def test_images_of_any_sizes_go_through_the_model_together(tiny_model, monkeypatch):
     """The same CAMs as one image at a time; on a CPU the same bits, whatever the batch."""
     source = CamsOfModel(tiny_model, LabelConfig(scales=(1.0, 0.5)))

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
-from weaktr.inference.results import mean_scores
+from weaktr.inference.results import mean_scores, means_by_comparing
+
+#: On a CPU, and as on a GPU.
+each_way = pytest.mark.parametrize("mean_scores", [mean_scores, means_by_comparing])
 
 
-def test_the_mean_is_over_the_pixels_of_a_label():
+@each_way
+def test_the_mean_is_over_the_pixels_of_a_label(mean_scores):
     labels = torch.tensor([[0, 0, 2], [2, 2, 255]], dtype=torch.uint8)
     scores = torch.zeros(4, 2, 3)
     scores[0, 0, :2] = torch.tensor([0.5, 0.75])
@@ -18,11 +23,13 @@ def test_the_mean_is_over_the_pixels_of_a_label():
     assert np.isnan(means[[1, 3]]).all()
 
 
-def test_undecided_pixels_alone_have_no_mean():
+@each_way
+def test_undecided_pixels_alone_have_no_mean(mean_scores):
     means = mean_scores(torch.full((2, 2), 255, dtype=torch.uint8), torch.ones(2, 2, 2))
     assert means.shape == (2,) and means.isnan().all()
 
 
-def test_means_of_many_pixels_do_not_drift():
+@each_way
+def test_means_of_many_pixels_do_not_drift(mean_scores):
     labels, scores = torch.zeros(2000, 2000, dtype=torch.uint8), torch.full((1, 2000, 2000), 0.1)
     assert abs(float(mean_scores(labels, scores)) - 0.1) < 1e-7

@@ -50,11 +50,14 @@ def attention_kernels(dtype: torch.dtype, dim: int) -> None:
     from weaktr.kernels import attention, common
     from weaktr.kernels.fuse_heads import FuseHeadsInputs, fuse_heads_triton
     from weaktr.kernels.head_stats import HeadStatsInputs, head_stats_triton
+    from weaktr.ops.attention import packing_of
 
     for name in ("CONFIGS", "EXACT_CONFIGS"):
         setattr(common, name, getattr(common, name)[:1])
     q, k, v = torch.zeros(3, 1, 2, 40, dim, dtype=dtype)
-    attention.in_one_launch(q, k, v, 3, 37, common.configs_of(q)[0])
+    for statistics in ((3, 37), (0, 0)):
+        attention.in_one_launch(q, k, v, *statistics, common.configs_of(q)[0])
+    attention.packed_in_one_launch(q, k, v, packing_of([10, 30], q.device))
     layouts = ((), ([40], [37]))
     for column_means, layout in product((True, False), layouts):
         head_stats_triton(HeadStatsInputs(q, k, None, 3, 37, 0.1, column_means, *layout))

@@ -8,6 +8,7 @@ import torch
 from tests.models import small
 from tests.models.test_families import CAM, FAMILIES
 from tests.tolerances import assert_close, assert_golden
+from weaktr.models.cam import PIECE, pieces_of
 from weaktr.ops import registry as backends
 
 CLASSES = [(0, 3), (2,), (), (1, 0, 2), (3,)]
@@ -90,15 +91,15 @@ def test_no_image_and_wrong_arguments():
 @pytest.mark.parametrize(
     ("pool", "dtype"), [("max", torch.float32), ("max", torch.bfloat16), ("avg", torch.float32)]
 )
-def test_pooling_in_one_launch_is_pooling_image_by_image(pool, dtype):
-    """With the lengths as a tensor, as on a GPU."""
+def test_pooling_together_is_pooling_image_by_image(pool, dtype):
+    """In pieces, as on a GPU; an image may be several, one or a part of one."""
     model = small.cam_model(
         "vit_tiny_patch16_224", 3, image_size=32, pool=pool, reduction=1, feat_reduction=1,
         backbone_args={"embed_dim": 16, "depth": 1, "num_heads": 2},
     )  # fmt: skip
-    lengths = [10, 5, 15]
+    lengths = [10, 2 * PIECE, 1, 3 * PIECE + 7]
     attended = torch.randn(1, sum(lengths), 16).to(dtype)
     expected = model.pooled(attended, lengths)
-    actual = model.pooled(attended, torch.tensor(lengths))
-    assert actual.shape == (3, 2, 8) and actual.dtype == dtype
+    actual = model.pooled(attended, pieces_of(lengths, attended.device))
+    assert actual.shape == (4, 2, 8) and actual.dtype == dtype
     assert_close(actual, expected, "float32")

@@ -5,7 +5,67 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.models import small
+from tests.models.test_families import CAM
+from tests.tolerances import assert_golden
 from weaktr.models.precision import amp_type, choose_device, inference_amp
+
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.fixture
+def as_torch_begins():
+    """PyTorch's defaults: TF32 in convolutions, not in products. Afterwards all is as before."""
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = True
+    yield
+    torch.set_float32_matmul_precision(products)
+    torch.backends.cudnn.allow_tf32 = convolutions
+
+
+def settings_in_forward(model, images):
+    """Whether products and convolutions may be in TF32 while a model's convolutions run."""
+    seen = []
+
+    def look(*_):
+        backends = torch.backends
+        seen.append((backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32))
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_pre_hook(look)
+    model(images)
+    assert len(seen) == 2  # the patch embedding, the head
+    return set(seen)
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_float32_is_float32_in_a_forward_pass(as_torch_begins, monkeypatch, asked):
+    """With a stand-in for the GPU; a program that has asked for TF32 gets it in both."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    torch.set_float32_matmul_precision("high" if asked else "highest")
+    assert choose_device("auto") == torch.device("cuda")
+    monkeypatch.undo()
+    model = small.cam_model("deit_small_patch16_224", 3, **CAM)
+    assert settings_in_forward(model, torch.randn(1, 3, 64, 64)) == {(asked, asked)}
+
+
+def test_without_a_gpu_torch_is_left_as_it_is(as_torch_begins, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    choose_device("cpu")
+    assert torch.backends.cudnn.allow_tf32
+
+
+@GPU
+def test_float32_is_float32_on_a_gpu(as_torch_begins):
+    """A whole forward pass; TF32 in any product would be off by 1e-4 or more."""
+    model = small.cam_model("deit_small_patch16_224", 3, **CAM).eval()
+    images = torch.randn(2, 3, 64, 64)
+    expected = model(images)
+    device = choose_device("cuda")
+    for actual, wanted in zip(model.to(device)(images.to(device)), expected, strict=True):
+        assert_golden(actual.cpu(), wanted)
 
 
 def test_a_gpu_with_a_number_becomes_the_current_one(monkeypatch):

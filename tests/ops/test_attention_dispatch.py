@@ -17,11 +17,12 @@ from tests.models.test_families import CAM, TINY
 from tests.tolerances import assert_close, assert_golden
 from weaktr.models.checkpoints import save
 from weaktr.ops import registry as backends
-from weaktr.ops.attention import OP, chosen_attention, softmax_attention
+from weaktr.ops.attention import OP, chosen_attention, packing_of, softmax_attention
 from weaktr.ops.registry import OPS, Backend, BackendUnavailable
 
 NAME = "weaktr.ops.attention.xformers"
 LENGTHS = (5, 5, 3, 9, 9, 9, 1)
+PACKING = packing_of(LENGTHS, torch.device("cpu"))
 
 
 def literally(q, k, v, lengths):
@@ -68,11 +69,11 @@ def xformers(monkeypatch):
 @pytest.mark.parametrize("attention", ["auto", "sdpa"])
 def test_packed_images_attend_to_themselves_alone(attention):
     q, k, v = tensors(sum(LENGTHS))
-    out, lse, _ = softmax_attention(q, k, v, lengths=LENGTHS, with_lse=True, attention=attention)
+    out, lse, _ = softmax_attention(q, k, v, packing=PACKING, with_lse=True, attention=attention)
     expected, expected_lse = literally(q, k, v, LENGTHS)
     assert_close(out, expected, "float32")
     assert_close(lse, expected_lse, "float32")
-    assert softmax_attention(q, k, v, lengths=LENGTHS, attention=attention).lse is None
+    assert softmax_attention(q, k, v, packing=PACKING, attention=attention).lse is None
 
 
 def test_xformers_is_called_in_its_own_layout(xformers):
@@ -85,7 +86,7 @@ def test_xformers_is_called_in_its_own_layout(xformers):
 
 def test_xformers_takes_packed_images_at_once(xformers):
     q, k, v = tensors(sum(LENGTHS))
-    out = softmax_attention(q, k, v, lengths=LENGTHS, attention="xformers").out
+    out = softmax_attention(q, k, v, packing=PACKING, attention="xformers").out
     assert_close(out, literally(q, k, v, LENGTHS)[0], "float32")
     assert len(xformers) == 1 and xformers[0][1].lengths == list(LENGTHS)
 

@@ -14,8 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tests.ops.attention import literal_lse, strided
 from tests.tolerances import assert_close, assert_golden
+from weaktr.ops.attention import Packing, packing_of, sdpa, softmax_attention
 from weaktr.ops.attention import definition as attention_module
-from weaktr.ops.attention import sdpa, softmax_attention
 
 BACKENDS = {
     "flash": SDPBackend.FLASH_ATTENTION,
@@ -45,6 +45,24 @@ def chosen(monkeypatch):
 
 
 # ---- the choice ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("trained", [True, False])
+def test_without_gradient_flash_attention_takes_the_place_of_cudnn(name, trained, monkeypatch):
+    """Whose plans, one for every size of photographs, cost more than they save."""
+    monkeypatch.setattr(torch, "_fused_sdp_choice", lambda *_: BACKENDS[name].value)
+    with FakeTensorMode():
+        given = [x.requires_grad_(trained) for x in inputs(DTYPES[name], "cuda")]
+        taken = "flash" if name == "cudnn" and not trained else name
+        assert sdpa.kernel_of(*given) == taken
+        with torch.no_grad():
+            assert sdpa.kernel_of(*given) == ("flash" if name == "cudnn" else name)
+        torch.backends.cuda.enable_flash_sdp(False)
+        try:
+            assert sdpa.kernel_of(*given) == name
+        finally:
+            torch.backends.cuda.enable_flash_sdp(True)
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -115,6 +133,30 @@ def test_lse_comes_with_attention_on_cuda(name, chosen, monkeypatch):
 def both(q, k, v):
     """Output and log-sum-exp by SDPA."""
     return softmax_attention(2 * q, k, v, with_lse=True, attention="sdpa")[:2]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "auto"])
+@pytest.mark.parametrize("with_lse", [True, False])
+def test_packed_images_take_one_launch_of_flash_attention(attention, with_lse, chosen, monkeypatch):
+    chosen("flash")
+    q, k, v = (x[:1] for x in inputs(torch.float16, "cuda"))
+    packing = Packing([11, 38, 1], torch.tensor([0, 11, 49, 50], dtype=torch.int32, device="cuda"))
+    asked = {"packing": packing, "with_lse": with_lse, "attention": attention}
+    with torch.profiler.profile() as profile:
+        out, lse, _ = softmax_attention(q, k, v, **asked)
+    calls = [event.key for event in profile.key_averages() if "attention" in event.key]
+    assert calls == ["aten::_flash_attention_forward"]
+    assert (out.shape, out.dtype, out.device) == (q.shape, q.dtype, q.device)
+    assert (None if lse is None else lse.shape) == ((1, 4, 50) if with_lse else None)
+
+
+def test_packed_images_with_a_gradient_go_length_by_length(chosen, monkeypatch):
+    chosen("flash")
+    q, k, v = (x[:1].requires_grad_() for x in inputs(torch.float16, "cuda"))
+    monkeypatch.setattr(attention_module, "attend_packed", None)
+    packing = Packing([11, 38, 1], torch.tensor([0, 11, 49, 50], dtype=torch.int32, device="cuda"))
+    attended = softmax_attention(q, k, v, packing=packing, with_lse=True, attention="sdpa")
+    assert attended.out.requires_grad and attended.lse.shape == (1, 4, 50)
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -213,6 +255,23 @@ def test_any_strides_on_a_gpu(dtype, spread):
     assert (out - maps @ v.double()).abs().max() <= 2 * error + 1e-5
     if lse is not None:
         assert_golden(lse, literal_lse(q, k))
+
+
+@GPU
+@pytest.mark.parametrize("attention", ["sdpa", "auto"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_packed_images_on_a_gpu(attention, dtype):
+    """Each is what it is alone, to twice the error of SDPA."""
+    lengths = [50, 217, 1, 217, 96]
+    q, k, v = (x[:1] for x in inputs(dtype, "cuda", width=64, tokens=sum(lengths)))
+    packing = packing_of(lengths, q.device)
+    out, lse, _ = softmax_attention(q, k, v, packing=packing, with_lse=True, attention=attention)
+    parts = (x.split(lengths, 2) for x in (q, k, v, out, lse))
+    for a, b, c, ours, own_lse in zip(*parts, strict=True):
+        exact = (a.double() @ b.double().mT / 8).softmax(-1) @ c.double()
+        error = (F.scaled_dot_product_attention(a, b, c) - exact).abs().max()
+        assert (ours - exact).abs().max() <= 2 * error + 1e-5 * exact.abs().max()
+        assert_golden(own_lse, literal_lse(a, b))
 
 
 @GPU

@@ -1,4 +1,4 @@
-"""Attention with statistics in Triton, both ways that it may go, against the literal softmax."""
+"""Attention in Triton, every way that it may go, against the literal softmax."""
 
 from __future__ import annotations
 
@@ -20,7 +20,13 @@ from tests.ops.attention import (
     strided,
 )
 from tests.tolerances import GOLDEN_RELATIVE, assert_golden
-from weaktr.ops.attention import empty_results, softmax_attention
+from weaktr.ops.attention import (
+    Attended,
+    AttentionInputs,
+    empty_results,
+    packing_of,
+    softmax_attention,
+)
 from weaktr.ops.registry import OPS, BackendUnavailable
 
 OP = "attention"
@@ -163,6 +169,107 @@ def test_torch_compile_takes_it_whole(way):
         assert_golden(actual, expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_without_statistics(kernels, dtype, way):
+    """What float32 on a GPU takes: output, log-sum-exp, gradient, and no statistics."""
+    given = [x.requires_grad_() for x in inputs(2, 3, 4, 37, 16, dtype=dtype)]
+    weight = torch.randn(given[0].shape, dtype=torch.float64).to(given[0])
+    out, lse, rows, means = kernels._Attend.apply(*given, 0, 0, kernels.kernel_of(*given))
+    assert rows.numel() == means.numel() == 0
+    exact = exactly(*(x.detach() for x in given), 4, 37)
+    assert_golden(lse, exact[1])
+    plain = F.scaled_dot_product_attention(*given)
+    assert_within_twice(out, plain, exact[0])
+    leaves = [x.detach().double().requires_grad_() for x in given]
+    true = torch.autograd.grad(literal(*leaves[:2]) @ leaves[2], leaves, weight.double())
+    theirs, ours = (torch.autograd.grad(x, given, weight) for x in (plain, out))
+    for actual, theirs_, truth in zip(ours, theirs, true, strict=True):
+        assert_within_twice(actual, theirs_, truth)
+
+
+def test_float32_without_statistics_is_measured_too(kernels, monkeypatch):
+    """Where SDPA would take "efficient"; in half precision its kernels are left to it."""
+    calls = []
+    monkeypatch.setattr(kernels, "kernel_of", lambda *_: "efficient")
+    monkeypatch.setattr(kernels, "candidates", lambda q: kernels.configs_of(q)[:1])
+    monkeypatch.setattr(kernels, "attention_torch", calls.append)
+    given = inputs(2, 3, 4, 37, 16)
+    with torch.inference_mode():
+        out, lse, stats = kernels.attention_triton(AttentionInputs(*given, 0.0, True, None, None))
+    for actual, expected in zip((out, lse), exactly(*given, 4, 37), strict=False):
+        assert_golden(actual, expected)
+    assert stats is None and not calls
+    monkeypatch.setattr(kernels, "kernel_of", lambda *_: "flash")
+    kernels.attention_triton(AttentionInputs(*given, 0.0, True, None, None))
+    assert len(calls) == 1
+
+
+# ---- packed images ------------------------------------------------------------------------------
+
+LENGTHS = [41, 5, 5, 1, 100]
+
+
+def packed_inputs(dtype=torch.float32, width=24):
+    """q, k, v as a ViT leaves them, and where the images lie."""
+    device = home("triton")
+    generator = torch.Generator().manual_seed(7)
+    qkv = torch.randn(1, sum(LENGTHS), 3, 2, width, generator=generator, dtype=torch.float64)
+    given = qkv.to(device, dtype).permute(2, 0, 3, 1, 4).unbind()
+    return given, packing_of(LENGTHS, device)
+
+
+def assert_packed(results, given):
+    """Output and log-sum-exp of each image are those of the image alone."""
+    parts = [x.split(LENGTHS, 2) for x in (*given, *results)]
+    for q, k, v, out, lse in zip(*parts, strict=True):
+        exact, exact_lse, *_ = exactly(q, k, v, 1, 1)
+        assert_within_twice(out, F.scaled_dot_product_attention(q, k, v), exact)
+        assert_golden(lse, exact_lse)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("width", [16, 24, 64, 128])
+def test_packed_images_attend_to_themselves_alone(kernels, dtype, width):
+    given, packing = packed_inputs(dtype, width)
+    out, lse = kernels.packed_in_one_launch(*given, packing)
+    assert (out.dtype, lse.dtype) == (dtype, torch.float32)
+    assert_packed((out, lse), given)
+
+
+@every_config
+def test_packed_images_in_every_configuration(kernels, dtype, config, monkeypatch):
+    monkeypatch.setattr(kernels, "configs_of", lambda q: (config,))
+    given, packing = packed_inputs(dtype)
+    assert_packed(kernels.packed_in_one_launch(*given, packing), given)
+
+
+def test_packed_images_of_any_strides(kernels):
+    given, packing = packed_inputs()
+    expected = kernels.packed_in_one_launch(*given, packing)
+    actual = kernels.packed_in_one_launch(*map(strided, given), packing)
+    for one, other in zip(actual, expected, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_packed_images_take_one_launch(kernels, monkeypatch):
+    """Of float32; half precision goes to flash attention, a gradient to PyTorch."""
+    given, packing = packed_inputs()
+    expected = kernels.packed_in_one_launch(*given, packing)
+    left = []
+    monkeypatch.setattr(
+        kernels, "attention_torch", lambda _: left.append(1) or Attended(None, None)
+    )
+    asked = {"packing": packing, "attention": "triton"}
+    out, lse, _ = softmax_attention(*given, with_lse=True, **asked)
+    assert torch.equal(out, expected[0]) and torch.equal(lse, expected[1]) and not left
+    assert softmax_attention(*given, **asked).lse is None and not left
+    softmax_attention(given[0].clone().requires_grad_(), *given[1:], **asked)
+    assert len(left) == 1
+    monkeypatch.setattr(kernels, "kernel_of", lambda *_: "flash")
+    softmax_attention(*given, **asked)
+    assert len(left) == 2
+
+
 # ---- the choice ---------------------------------------------------------------------------------
 
 
@@ -219,15 +326,15 @@ def test_training_takes_statistics_from_attention(way, monkeypatch):
 @pytest.mark.parametrize(
     ("dtype", "width", "asked"),
     [
-        (torch.float32, 16, {}),
+        (torch.bfloat16, 16, {}),
         (torch.float32, 16, {"statistics": (4, 37), "dropout": 0.5}),
-        (torch.float32, 16, {"lengths": [11, 30], "with_lse": True}),
+        (torch.float32, 136, {"packing": packing_of([11, 30], home("triton")), "with_lse": True}),
         (torch.float64, 16, {"statistics": (4, 37)}),
         (torch.float32, 136, {"statistics": (4, 37)}),
     ],
 )
 def test_all_else_is_left_to_pytorch(dtype, width, asked, kernels, monkeypatch):
-    monkeypatch.setattr(kernels, "attend_op", None)
+    monkeypatch.setattr(kernels, "attend", None)
     given = inputs(1, 3, 4, 37, width, dtype=dtype)
     results = []
     for name in ("triton", "sdpa"):

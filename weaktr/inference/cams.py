@@ -162,6 +162,12 @@ class CamsOfModel:
         """See `CamSource`. On a CPU each photograph has a forward pass of its own."""
         if self.device.type == "cpu" and len(batch) > 1:
             return [cams for one in batch for cams in self.cams([one])]
+        order = sorted(range(len(batch)), key=lambda i: batch[i].photograph.pixels.shape)
+        cams = self._cams_together([batch[i] for i in order])
+        return [one for _, one in sorted(zip(order, cams, strict=True), key=lambda pair: pair[0])]
+
+    def _cams_together(self, batch: Sequence[CamInputs]) -> list[Cams]:
+        """`cams` in one pass; neighbours of one size are embedded at once."""
         return multi_scale_cams(
             self.model,
             [one.parts for one in batch],
@@ -239,8 +245,9 @@ def multi_scale_cams(
                     for own, size in zip(classes, sizes, strict=True)
                 ]
                 if with_features:
-                    firsts = encoded.encoding.patch_maps[: views * len(scaled) : views]
-                    features = [patch_map[0].contiguous().float() for patch_map in firsts]
+                    each = [one for group in encoded.encoding.patch_maps for one in group]
+                    firsts = each[: views * len(scaled) : views]
+                    features = [patch_map.contiguous().float() for patch_map in firsts]
             small = model.cams_of_encoded(
                 encoded,
                 [own for _ in numbers for own in classes for _ in range(views)],

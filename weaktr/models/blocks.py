@@ -6,7 +6,6 @@ modules and parameter names.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +15,7 @@ from timm.models.eva import EvaBlock
 from torch import Tensor, nn
 
 from weaktr.models.mlp import mlp_of_norm
-from weaktr.ops.attention import Attended, Statistics, softmax_attention
+from weaktr.ops.attention import Attended, Packing, Statistics, softmax_attention
 from weaktr.ops.head_stats import HeadStats
 
 
@@ -62,7 +61,7 @@ def attend(
     prefix: int,
     *,
     with_lse: bool = False,
-    lengths: Sequence[int] | None = None,
+    packing: Packing | None = None,
     statistics: Statistics | None = None,
     attention: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor, Attended]:
@@ -74,7 +73,7 @@ def attend(
         x: [B, N, D] normalised tokens.
         rope: rotary embedding of the N - prefix patch tokens, or None.
         prefix: number of tokens at the front that take no rotary embedding.
-        with_lse, lengths, statistics, attention: see `softmax_attention`.
+        with_lse, packing, statistics, attention: see `softmax_attention`.
 
     Returns:
         (output [B, N, D] after projection, q and k [B, H, N, d], what attention returned).
@@ -91,7 +90,7 @@ def attend(
         *(q, k, v),
         dropout=dropout,
         with_lse=with_lse,
-        lengths=lengths,
+        packing=packing,
         statistics=statistics,
         attention=attention,
     )

@@ -14,6 +14,7 @@ Source: arXiv 2304.01184, section 3.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple, get_args
@@ -61,7 +62,7 @@ class Encoding(NamedTuple):
     """The backbone's pass over a batch, before any CAM is computed."""
 
     tokens: Tensor  #: of the last block, laid out like those of the batch
-    patch_maps: list[Tensor]  #: the patches of the last block, [b, D, h, w] for each grid
+    patch_maps: list[Tensor]  #: the patches of the last block, [images, D, h, w] of each group
     features: Tensor  #: [B, K, H, d] pooled attention output of each layer and head
     collected: list[Any]  #: what `collect` returned for each layer
 
@@ -111,7 +112,7 @@ class CamModel(BackboneModel):
     def head_inputs(self, images: Tensor) -> HeadInputs:
         """The backbone's part of `forward`."""
         batch = self.vit.embed(images)
-        classes, patches = self.num_classes, batch.patches[0]
+        classes, patches = self.num_classes, math.prod(batch.groups[0][1])
 
         def stats_of(layer: Layer) -> HeadStats:
             if layer.stats is not None:
@@ -246,13 +247,13 @@ class CamModel(BackboneModel):
         with torch.autocast(encoded.batch.tokens.device.type, enabled=False):
             rows = [
                 (
-                    tokens[0, : self.num_classes].float().mean(-1).sigmoid()
-                    + self._class_map(patch_map)[0].float().mean((1, 2)).sigmoid()
+                    tokens[:, : self.num_classes].float().mean(-1).sigmoid()
+                    + self._class_map(patch_map).float().mean((2, 3)).sigmoid()
                 )
                 / 2
                 for tokens, patch_map in parts
             ]
-        return torch.stack(rows)
+        return torch.cat(rows)
 
     @torch.no_grad()
     def cams_of_encoded(
@@ -266,10 +267,11 @@ class CamModel(BackboneModel):
         """See `cams_of_sizes`; `encoded` was made with attention where these CAMs need it."""
         batch, encoding, layers = encoded
         with torch.autocast(batch.tokens.device.type, enabled=False):
-            values = self._coarse(encoding, classes)
+            chosen = ChosenClasses(classes, batch.patches, batch.tokens.device)
+            values = self._coarse(encoding, chosen)
             if layers is not None:
                 values = self._with_attention(
-                    batch, layers, encoding.features, values, classes, attention_type, refine
+                    batch, layers, encoding.features, values, chosen, attention_type, refine
                 )
         by_image = zip(values.split(batch.patches), classes, batch.grids, strict=True)
         return [part[:, : len(own)].T.unflatten(1, grid) for part, own, grid in by_image]
@@ -282,22 +284,15 @@ class CamModel(BackboneModel):
             bias = None if bias is None else bias.index_select(0, classes)
         return F.conv2d(patch_map.to(weight.dtype), weight, bias, padding=1)
 
-    def _coarse(self, encoding: Encoding, classes: Sequence[Sequence[int]]) -> Tensor:
-        """ReLU of the head for each packed image's own classes.
-
-        Returns:
-            [ΣP, C'], C' the largest number of classes of an image; columns beyond an image's own
-            classes are 0.
-        """
-        parts = []
-        width = max(1, *map(len, classes))
-        indices = _indices(classes, encoding.tokens.device)
-        for patch_map, own in zip(encoding.patch_maps, indices, strict=True):
-            scores = patch_map.new_zeros(0, *patch_map.shape[2:])
-            if len(own):
-                scores = F.relu(self._class_map(patch_map, own)[0])
-            parts.append(F.pad(scores.flatten(1).T, (0, width - len(own))))
-        return torch.cat(parts).float()
+    def _coarse(self, encoding: Encoding, chosen: ChosenClasses) -> Tensor:
+        """ReLU of the head for each packed image's own classes: [ΣP, C'], see `ChosenClasses`."""
+        if not len(chosen.union):
+            return torch.zeros_like(chosen.image_of, dtype=torch.float32)[:, None]
+        scores = [
+            F.relu(self._class_map(patch_map, chosen.union)).flatten(2).transpose(1, 2)
+            for patch_map in encoding.patch_maps
+        ]
+        return chosen.columns_of(torch.cat([part.flatten(0, 1) for part in scores]).float())
 
     def _with_attention(
         self,
@@ -305,29 +300,23 @@ class CamModel(BackboneModel):
         layers: StackedLayers,
         features: Tensor,
         coarse: Tensor,
-        classes: Sequence[Sequence[int]],
+        chosen: ChosenClasses,
         attention_type: AttentionType,
         refine: bool,
     ) -> Tensor:
         """Coarse CAMs [ΣP, C'] -> CAMs with attention applied."""
         weights = self.fusion(features.to(self.head.weight.dtype)).float()
         q, k, lse = (None if part is None else part[0] for part in layers.stacked())
-        assert q is not None and k is not None and batch.lengths is not None
-        lengths, patches = batch.lengths, batch.patches
+        assert q is not None and k is not None and batch.packing is not None
+        lengths, patches = batch.packing.lengths, batch.patches
         stats = head_stats_packed(
             q, k, num_classes=self.num_classes, tokens=lengths, patches=patches, lse=lse,
-            column_means=False, classes=classes,
+            column_means=False, classes=chosen.classes,
         )  # fmt: skip
         values = coarse
         if attention_type != "coarse":
-            rows_of_layers = stats.class_rows.unflatten(0, weights.shape[1:])
-            parts = []
-            for own, weight, rows in zip(
-                classes, weights, rows_of_layers.split(patches, 3), strict=True
-            ):
-                cross = cross_attention(weight[None], rows[None, :, :, : len(own)].float())[0]
-                parts.append(F.pad(cross.T, (0, coarse.shape[1] - len(own))))
-            values = torch.cat(parts)
+            share = share_of(weights).flatten(1).T.index_select(1, chosen.image_of)  # [M, ΣP]
+            values = chosen.own(stats.class_rows.float().mul_(share[:, None]).sum(0).T)
             if attention_type == "fused":
                 values = values * coarse
         if not refine:
@@ -364,11 +353,11 @@ class CamModel(BackboneModel):
         last = self.vit.norm(tokens) if self.config.patch_norm else tokens
         patch_maps = [
             part[:, part.shape[1] - height * width :].transpose(1, 2).unflatten(2, (height, width))
-            for part, (height, width) in zip(batch.split(last), batch.grids, strict=True)
+            for part, (_, (height, width)) in zip(batch.split(last), batch.groups, strict=True)
         ]
         return Encoding(tokens, patch_maps, torch.stack(features, 1), kept)
 
-    def pooled(self, attended: Tensor, lengths: list[int] | Tensor | None = None) -> Tensor:
+    def pooled(self, attended: Tensor, lengths: list[int] | Pieces | None = None) -> Tensor:
         """[B, N, D] -> [B, H, d], pooled over all tokens.
 
         Head j takes the channels j, j + H, j + 2H, ..., as in the published model: its fusion
@@ -376,27 +365,84 @@ class CamModel(BackboneModel):
 
         Args:
             attended: of images of one size, or packed [1, ΣN, D].
-            lengths: N of each packed image; a tensor on the device has them pooled in one launch.
+            lengths: N of each packed image; `Pieces` have them pooled together.
         """
         is_max = self.config.pool == "max"
-        if isinstance(lengths, Tensor):
+        if isinstance(lengths, Pieces):
             values = attended[0] if is_max else attended[0].float()
-            pooled = torch.segment_reduce(  # unsafe: the lengths are not read back to be checked
-                values, "max" if is_max else "mean", lengths=lengths, axis=0, unsafe=True
-            ).to(attended.dtype)
+            for counts in (lengths.tokens, lengths.pieces):
+                values = torch.segment_reduce(  # unsafe: the counts are not read back to be checked
+                    values, "max" if is_max else "sum", lengths=counts, axis=0, unsafe=True
+                )
+            pooled = (values if is_max else values / lengths.lengths).to(attended.dtype)
         else:
             parts = [attended] if lengths is None else attended.split(lengths, 1)
             pooled = torch.cat([part.amax(1) if is_max else part.mean(1) for part in parts])
         return pooled.unflatten(1, (-1, self.vit.num_heads)).transpose(1, 2)
 
-    def _lengths(self, batch: TokenBatch) -> list[int] | Tensor | None:
-        """Of packed images, as `pooled` takes them: on a GPU as a tensor there."""
-        if batch.lengths is None or not batch.tokens.is_cuda:
-            return batch.lengths
-        return upload(torch.tensor(batch.lengths), batch.tokens.device)
+    def _lengths(self, batch: TokenBatch) -> list[int] | Pieces | None:
+        """Of packed images, as `pooled` takes them: on a GPU all together."""
+        if batch.packing is None:
+            return None
+        lengths = batch.packing.lengths
+        return pieces_of(lengths, batch.tokens.device) if batch.tokens.is_cuda else lengths
 
 
-def _indices(classes: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, ...]:
-    """Each image's classes as a tensor on the device: all of them go there in one copy."""
-    listed = torch.tensor([index for own in classes for index in own], dtype=torch.int64)
-    return upload(listed, device).split([len(own) for own in classes])
+#: Tokens of a piece. A thread of a GPU pools a channel of one, whose tokens pass one by one.
+PIECE = 64
+
+
+class Pieces(NamedTuple):
+    """Packed images cut into pieces, which are pooled first; on the device."""
+
+    tokens: Tensor  #: int64 [pieces] of each piece, at most `PIECE`
+    pieces: Tensor  #: int64 [images] of each image
+    lengths: Tensor  #: float32 [images, 1] N of each image
+
+
+def pieces_of(lengths: Sequence[int], device: torch.device) -> Pieces:
+    """`Pieces` of images with so many tokens."""
+    cuts = [[min(PIECE, n - start) for start in range(0, n, PIECE)] for n in lengths]
+    tokens = torch.tensor([count for own in cuts for count in own])
+    numbers = upload(torch.cat([tokens, torch.tensor([len(own) for own in cuts])]), device)
+    counts = upload(torch.tensor(lengths, dtype=torch.float32), device)
+    return Pieces(numbers[: len(tokens)], numbers[len(tokens) :], counts[:, None])
+
+
+class ChosenClasses:
+    """Which classes' CAMs are computed of each packed image, as tables on the device.
+
+    What is computed has C' columns, the largest number of classes of an image, at least 1. Those
+    beyond an image's own classes are 0.
+
+    Args:
+        classes: of each image.
+        patches: P of each image.
+        device: where the tables go, in two copies.
+    """
+
+    def __init__(
+        self, classes: Sequence[Sequence[int]], patches: Sequence[int], device: torch.device
+    ) -> None:
+        self.classes = classes
+        union = sorted({index for own in classes for index in own})
+        place = {index: column for column, index in enumerate(union)}
+        width = max(1, *map(len, classes))
+        rows = [[place[index] for index in own] for own in classes]
+        table = [row + [len(union)] * (width - len(row)) for row in rows]
+        images = torch.arange(len(classes)).repeat_interleave(torch.tensor(patches))
+        numbers = upload(
+            torch.tensor([*union, *(column for row in table for column in row)]), device
+        )
+        #: int64: all classes, sorted; of each image its classes' places among them, their number
+        #: where it has fewer than C'; the image of each patch
+        self.union, self.table = numbers[: len(union)], numbers[len(union) :].view(-1, width)
+        self.image_of = upload(images, device)
+
+    def columns_of(self, scores: Tensor) -> Tensor:
+        """Each patch's scores of `union` [ΣP, U] -> those of its own image's classes [ΣP, C']."""
+        return F.pad(scores, (0, 1)).gather(1, self.table[self.image_of])
+
+    def own(self, values: Tensor) -> Tensor:
+        """[ΣP, C'] with zeros in the columns beyond an image's own classes."""
+        return values.where((self.table < len(self.union))[self.image_of], 0)

@@ -13,23 +13,38 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from weaktr.ops.attention import Packing, packing_of
+
 
 class TokenBatch(NamedTuple):
     """Embedded images: of each image class, register, patch tokens, in this order."""
 
     tokens: Tensor  #: [B, N, D]; packed [1, ΣN, D]
-    grids: list[tuple[int, int]]  #: (h, w) in patches of each packed image; one for all of one size
+    #: neighbours of one size: how many they are, (h, w) in patches; one group if not packed
+    groups: list[tuple[int, tuple[int, int]]]
     rope: Tensor | None  #: rotary embedding, where the backbone has one; packed of all tokens
-    lengths: list[int] | None = None  #: N of each packed image, None for images of one size
+    packing: Packing | None = None  #: where packed images lie, None for images of one size
+
+    @property
+    def grids(self) -> list[tuple[int, int]]:
+        """(h, w) of each image, in patches."""
+        return [grid for images, grid in self.groups for _ in range(images)]
 
     @property
     def patches(self) -> list[int]:
-        """P = h · w of each grid."""
+        """P = h · w of each image."""
         return [height * width for height, width in self.grids]
 
     def split(self, x: Tensor) -> list[Tensor]:
-        """Anything laid out like `tokens`, [b, N, D] for each of `grids`: b = B, packed b = 1."""
-        return [x] if self.lengths is None else list(x.split(self.lengths, 1))
+        """Anything laid out like `tokens`, [images, N, D] for each of `groups`."""
+        if self.packing is None:
+            return [x]
+        lengths = iter(self.packing.lengths)
+        shapes = [[next(lengths) for _ in range(images)] for images, _ in self.groups]
+        parts = x[0].split([sum(own) for own in shapes])
+        return [
+            part.unflatten(0, (len(own), own[0])) for part, own in zip(parts, shapes, strict=True)
+        ]
 
 
 def pack(batches: Sequence[TokenBatch], prefix: int) -> TokenBatch:
@@ -40,15 +55,15 @@ def pack(batches: Sequence[TokenBatch], prefix: int) -> TokenBatch:
         prefix: tokens at the front of each image, which are not rotated.
     """
     tokens = torch.cat([batch.tokens.flatten(0, 1) for batch in batches])[None]
-    lengths = [batch.tokens.shape[1] for batch in batches for _ in batch.tokens]
-    grids = [batch.grids[0] for batch in batches for _ in batch.tokens]
-    ropes = [
-        _with_prefix(batch.rope, prefix)
-        for batch in batches
-        if batch.rope is not None
-        for _ in batch.tokens
-    ]
-    return TokenBatch(tokens, grids, torch.cat(ropes, -2) if ropes else None, lengths)
+    lengths, groups, ropes = [], [], []
+    for batch in batches:
+        images, length, _ = batch.tokens.shape
+        lengths += [length] * images
+        groups += batch.groups
+        if batch.rope is not None:
+            ropes += [_with_prefix(batch.rope, prefix)] * images
+    rope = torch.cat(ropes, -2) if ropes else None
+    return TokenBatch(tokens, groups, rope, packing_of(lengths, tokens.device))
 
 
 def _with_prefix(rope: Tensor, prefix: int) -> Tensor:

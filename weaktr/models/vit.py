@@ -143,7 +143,7 @@ class ViT(nn.Module):
         if position is not None and self.embed_prefix:
             tokens = tokens + position
         rope = None if self.rope is None else self.rope.get_embed(shape=list(grid))
-        return TokenBatch(self.norm_pre(tokens), [grid], rope)
+        return TokenBatch(self.norm_pre(tokens), [(images.shape[0], grid)], rope)
 
     def run_block(
         self,
@@ -159,7 +159,7 @@ class ViT(nn.Module):
         Args:
             index: of the block.
             tokens: laid out like those of `batch`: the output of the block before.
-            batch: whose lengths and rotary embedding are used.
+            batch: whose packing and rotary embedding are used.
             with_lse, statistics: see `weaktr.ops.attention.softmax_attention`.
         """
         rope = batch.rope
@@ -167,9 +167,9 @@ class ViT(nn.Module):
             self.blocks[index],
             tokens,
             rope[index] if rope is not None and self.rope_per_block else rope,
-            self.num_prefix_tokens if batch.lengths is None else 0,
+            self.num_prefix_tokens if batch.packing is None else 0,
             with_lse=with_lse,
-            lengths=batch.lengths,
+            packing=batch.packing,
             statistics=statistics,
             attention=self.attention,
         )

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor
 from weaktr.ops.head_stats import HeadStats
 from weaktr.ops.registry import Backend, Op, Triton, register
 from weaktr.ops.tracing import is_exporting
+from weaktr.ops.upload import upload
 
 OP = register(
     Op(
@@ -56,6 +58,19 @@ ATTENTIONS = {
 Statistics = tuple[int, int]
 
 
+class Packing(NamedTuple):
+    """Where images lie that are packed one after another along the tokens; made once a batch."""
+
+    lengths: list[int]  #: tokens of each, at least 1
+    starts: Tensor  #: int32 [images + 1] on the device: each one's first token, then their sum
+
+
+def packing_of(lengths: Sequence[int], device: torch.device) -> Packing:
+    """`Packing` of images with so many tokens."""
+    starts = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+    return Packing(list(lengths), upload(starts, device))
+
+
 class AttentionInputs(NamedTuple):
     """What the backends take; see `softmax_attention`."""
 
@@ -64,7 +79,7 @@ class AttentionInputs(NamedTuple):
     v: Tensor  #: [B, H, N, d]
     dropout: float  #: probability that a weight is dropped
     with_lse: bool  #: whether the log-sum-exp of the rows is wanted
-    lengths: Sequence[int] | None  #: tokens of each packed image; B is 1 then
+    packing: Packing | None  #: of packed images; B is 1 then
     statistics: Statistics | None  #: wanted of images that are not packed
 
 
@@ -103,7 +118,7 @@ def softmax_attention(
     *,
     dropout: float = 0.0,
     with_lse: bool = False,
-    lengths: Sequence[int] | None = None,
+    packing: Packing | None = None,
     statistics: Statistics | None = None,
     attention: str = "auto",
 ) -> Attended:
@@ -113,9 +128,9 @@ def softmax_attention(
         q, k, v: [B, H, N, d], N >= 1.
         dropout: probability that an attention weight is dropped.
         with_lse: whether the log-sum-exp of the rows is wanted.
-        lengths: tokens of each of several images, packed into one sequence (B is 1); each attends
+        packing: of several images, one after another in one sequence (B is 1); each attends
             to itself alone.
-        statistics: (C, P) whose `head_stats` are wanted; not together with `lengths`.
+        statistics: (C, P) whose `head_stats` are wanted; not together with `packing`.
         attention: one of `ATTENTIONS`.
 
     Returns:
@@ -129,7 +144,7 @@ def softmax_attention(
         attention = "sdpa"  # exporters know the public function alone
     facts = {"dtype": q.dtype, "head_dim": q.shape[-1], "dropout": dropout > 0}
     run = OP.pick(q.device, ATTENTIONS[attention], **facts)
-    attended: Attended = run(AttentionInputs(q, k, v, dropout, with_lse, lengths, statistics))
+    attended: Attended = run(AttentionInputs(q, k, v, dropout, with_lse, packing, statistics))
     return attended
 
 

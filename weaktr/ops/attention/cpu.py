@@ -46,7 +46,7 @@ def attention_cpu(inputs: AttentionInputs) -> Attended:
 
     With torch's threads; neither their number nor the batch changes the result.
     """
-    q, k, v, _, with_lse, lengths, statistics = inputs
+    q, k, v, _, with_lse, packing, statistics = inputs
     classes, patches = statistics or (0, 0)
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Attended:
@@ -55,8 +55,8 @@ def attention_cpu(inputs: AttentionInputs) -> Attended:
         stats = HeadStats(rows, means, lse) if statistics else None
         return Attended(out, lse if with_lse else None, stats)
 
-    assert lengths is None or statistics is None
-    return attend(q, k, v) if lengths is None else by_length(attend, q, k, v, lengths)
+    assert packing is None or statistics is None
+    return attend(q, k, v) if packing is None else by_length(attend, q, k, v, packing.lengths)
 
 
 @torch.library.custom_op("weaktr::attention_cpu", mutates_args=(), device_types="cpu")

@@ -10,20 +10,27 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from weaktr.ops.attention import Attended, AttentionInputs
-from weaktr.ops.attention.sdpa import attend_by, kernel_of
+from weaktr.ops.attention.sdpa import attend_by, attend_packed, is_trained, kernel_of
 
 
 def attention_torch(inputs: AttentionInputs) -> Attended:
-    """`softmax_attention` by SDPA; statistics never."""
-    q, k, v, dropout, with_lse, lengths, _ = inputs
+    """`softmax_attention` by SDPA's kernels; statistics never."""
+    q, k, v, dropout, with_lse, packing, _ = inputs
+    by_name = with_lse or (q.is_cuda and not is_trained(q, k, v))
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Attended:
-        kernel = kernel_of(q, k, v, dropout) if with_lse else ""
+        kernel = kernel_of(q, k, v, dropout) if by_name else ""
         if not kernel:
             return Attended(F.scaled_dot_product_attention(q, k, v, dropout_p=dropout), None)
-        return Attended(*attend_by(kernel, q, k, v))
+        out, lse = attend_by(kernel, q, k, v)
+        return Attended(out, lse if with_lse else None)
 
-    return attend(q, k, v) if lengths is None else by_length(attend, q, k, v, lengths)
+    if packing is None:
+        return attend(q, k, v)
+    if q.is_cuda and not is_trained(q, k, v) and kernel_of(q, k, v, dropout) == "flash":
+        out, lse = attend_packed(q, k, v, packing)
+        return Attended(out, lse if with_lse else None)
+    return by_length(attend, q, k, v, packing.lengths)
 
 
 def by_length(

@@ -2,7 +2,12 @@
 
 Each of them finds the log-sum-exp of every row, which SDPA keeps to itself. `kernel_of` asks which
 one SDPA would take, `attend_by` runs that one and returns the log-sum-exp too. `gradients_by` is
-its backward pass for an output and a log-sum-exp that may come from elsewhere.
+its backward pass for an output and a log-sum-exp that may come from elsewhere. `attend_packed` is
+what SDPA does not offer: images of different sizes in one launch.
+
+cuDNN plans its kernel anew for every number of images and tokens, for 43 ms of the host (H200,
+torch 2.11). Trainings have one shape and get their time back. Without a gradient shapes are as many
+as photographs, and "flash" takes its place.
 
 The operators have no stable interface; their arguments are those of torch 2.11 to 2.14.
 """
@@ -16,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
+from weaktr.ops.attention import Packing
 from weaktr.ops.tracing import is_exporting
 
 aten = torch.ops.aten
@@ -35,7 +41,9 @@ WIDTHS_OF_FLASH = 8
 
 
 def kernel_of(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> str:
-    """The kernel that SDPA takes for q, k, v [B, H, N, d]: "cpu", "flash", "efficient", "cudnn".
+    """The kernel to take for q, k, v [B, H, N, d]: "cpu", "flash", "efficient" or "cudnn".
+
+    It is the one of SDPA's choice, but "flash" in the place of "cudnn" where there is no gradient.
 
     "" where it takes none of these, would change its inputs before, drops weights, or is exported
     (exporters know the public function alone). What a user has switched off (`sdpa_kernel`) is not
@@ -53,14 +61,27 @@ def kernel_of(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> str:
 
 
 def choice(q: Tensor, k: Tensor, v: Tensor) -> int:
-    """SDPA's choice for inputs of such layouts and dtypes: the value of an `SDPBackend`."""
+    """The choice for inputs of such layouts and dtypes: the value of an `SDPBackend`."""
     if not torch.compiler.is_compiling():
-        return int(torch._fused_sdp_choice(q, k, v))
+        return _choice_now(q, k, v)
     if q.stride(3) != 1 or k.stride(3) != 1 or v.stride(3) != 1:
         return SDPBackend.MATH.value
     order = "token, head" if q.stride(1) < q.stride(2) else "head, token"
-    trained = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    return choice_for(str(q.device), q.dtype, q.shape[1], q.shape[3], order, trained)
+    return choice_for(str(q.device), q.dtype, q.shape[1], q.shape[3], order, is_trained(q, k, v))
+
+
+def is_trained(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether there will be a gradient."""
+    return torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+
+
+def _choice_now(q: Tensor, k: Tensor, v: Tensor) -> int:
+    """`choice`, which asks SDPA."""
+    number = int(torch._fused_sdp_choice(q, k, v))
+    is_cudnn = number == SDPBackend.CUDNN_ATTENTION.value
+    if is_cudnn and not is_trained(q, k, v) and torch.backends.cuda.flash_sdp_enabled():
+        return SDPBackend.FLASH_ATTENTION.value
+    return number
 
 
 @torch.compiler.assume_constant_result  # torch.compile asks once, for the graph that it makes
@@ -82,7 +103,7 @@ def choice_for(
         qkv = qkv.contiguous()
     with torch.set_grad_enabled(trained):
         q, k, v = qkv.requires_grad_(trained).unbind()
-        return int(torch._fused_sdp_choice(q, k, v))
+        return _choice_now(q, k, v)
 
 
 def _is_cast(q: Tensor) -> bool:
@@ -110,6 +131,23 @@ def attend_by(kernel: str, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Ten
     else:
         out, lse, *_ = aten._scaled_dot_product_cudnn_attention(q, k, v, None, True)
     return out, lse.detach().flatten(2)[..., : q.shape[2]]  # of "cudnn" [B, H, N, 1]
+
+
+def attend_packed(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> tuple[Tensor, Tensor]:
+    """`attend_by` "flash" of packed images in one launch, without gradient.
+
+    Args:
+        q, k, v: [1, H, ΣN, d] of float16 or bfloat16, on CUDA.
+        packing: where the images lie.
+
+    Returns:
+        (output [1, H, ΣN, d], log-sum-exp [1, H, ΣN] float32).
+    """
+    by_token = (x[0].transpose(0, 1) for x in (q, k, v))
+    starts, most = packing.starts, max(packing.lengths)
+    sizes = (starts, starts, most, most)
+    out, lse, *_ = aten._flash_attention_forward(*by_token, *sizes, 0.0, False, False)
+    return out.transpose(0, 1)[None], lse[None]
 
 
 def gradients_by(

@@ -17,8 +17,8 @@ from weaktr.ops.attention import Attended, AttentionInputs
 
 def attention_xformers(inputs: AttentionInputs) -> Attended:
     """Like `attention_torch`; packed images in one launch, log-sum-exp never."""
-    q, k, v, dropout, _, lengths, _ = inputs
-    mask: Any = None if lengths is None else BlockDiagonalMask.from_seqlens(list(lengths))
+    q, k, v, dropout, _, packing, _ = inputs
+    mask: Any = None if packing is None else BlockDiagonalMask.from_seqlens(packing.lengths)
     by_token = (x.transpose(1, 2) for x in (q, k, v))  # [B, N, H, d]
     out: Tensor = memory_efficient_attention(*by_token, attn_bias=mask, p=dropout)
     return Attended(out.transpose(1, 2), None)
