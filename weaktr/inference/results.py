@@ -112,12 +112,13 @@ def mean_scores(labels: Tensor, scores: Tensor) -> Tensor:
     Returns:
         float32 [L] on their device; NaN of a label that does not occur.
     """
-    count = len(scores)
-    values = labels.flatten().long()
-    own = scores.flatten(1).gather(0, values.clamp_max(count - 1)[None])[0].double()
+    count, values = len(scores), labels.long()
+    own = scores.gather(0, values.clamp_max(count - 1)[None])[0].double()
     bins = values.clamp_max(count)  # the last one gets what is no label
-    sums = own.new_zeros(count + 1).scatter_add_(0, bins, own)
-    pixels = own.new_zeros(count + 1).scatter_add_(0, bins, torch.ones_like(own))
+    # a bin for each column of the image: many threads of a GPU that add to one wait for each other
+    empty = own.new_zeros(count + 1, labels.shape[1])
+    sums = empty.scatter_add(0, bins, own).sum(1)
+    pixels = empty.scatter_add(0, bins, torch.ones_like(own)).sum(1)
     return (sums / pixels)[:count].float()
 
 
