@@ -1,11 +1,15 @@
 """`weaktr.ops.clipped_cross_entropy` on a GPU: no enlarged logits in memory, no atomic additions.
 
-Rows of the labels between the same two rows of logits are a *cell*. Forwards, a program
-interpolates a cell's two rows of logits along x once, keeps them in registers, and walks down the
-rows of labels between them; every pixel's loss and log-sum-exp are stored. Backwards, a program
-owns a block of logits and walks down all rows of labels that they reach into, so that every
-gradient is summed in one place and in a fixed order. The price are pixels at the border of blocks,
-which two programs compute: a share of about 1/SEGMENT + 1/(cells - 1).
+Between two rows and two columns of logits lies a *cell* of pixels, which is interpolated from its
+four corners; at most ROWS rows of a cell's pixels are a *strip*. A program has one strip of some
+cells side by side, usually in one warp. A thread has whole columns of it in its registers and takes
+label by label: what varies along x alone is computed once a column, and what remains for a label of
+a pixel is its interpolation along y, an exponential, a comparison with the own label and sums.
+
+Forwards that gives every pixel's loss and log-sum-exp. Two smaller kernels then clip: the first
+sums the losses of every tile, the second holds them at their threshold, and marks in the
+log-sum-exp which pixels send no gradient. Backwards a strip is summed into the corners of its
+cells, and each logit adds its corners of the cells around it; everything in a fixed order.
 """
 
 from __future__ import annotations
@@ -17,31 +21,30 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from weaktr.kernels.tuning import Config, best_config, bucket
 from weaktr.ops.clipped_cross_entropy import ClippedLoss, ClippedLossInputs
-from weaktr.ops.clipped_cross_entropy.definition import clip_losses
 from weaktr.ops.registry import takes
 
 MOST_LABELS = 256
 MOST_ENLARGING = 64
-#: Labels side by side in a warp; the others of a pixel lie in one thread's registers.
-LABELS_ACROSS = 8
-#: Labels of a program in the backward pass.
-LABELS_BACK = 32
+#: Threads of a warp.
+WARP = 32
+#: Labels that are loaded at a time; quads of a program in the backward pass, at most.
+QUAD, QUADS_BACK = 4, 8
+#: Rows of a tile that a program clips; columns and pixels of them that it holds, at most.
+PIECE_ROWS, PIECE_ACROSS, PIECE_PIXELS = 32, 128, 1024
+#: Logits of a program that scales them, or adds up their corners.
+FLAT_BLOCK = 512
 
-#: ELEMENTS: labels × columns that a program holds at a time.
-FORWARD_CONFIGS: tuple[Config, ...] = (
-    {"ELEMENTS": 2048, "num_warps": 4},
-    {"ELEMENTS": 4096, "num_warps": 4},
-    {"ELEMENTS": 4096, "num_warps": 8},
-    {"ELEMENTS": 8192, "num_warps": 8},
+#: ROWS of a strip; COLUMNS of each cell in one thread's registers.
+FORWARD_CONFIGS: tuple[Config, ...] = tuple(
+    {"ROWS": rows, "COLUMNS": columns, "num_warps": 1} for rows, columns in ((16, 1), (8, 1))
 )
-#: SEGMENT: rows of logits that a program owns.
 BACKWARD_CONFIGS: tuple[Config, ...] = tuple(
-    {"ELEMENTS": elements, "SEGMENT": segment, "num_warps": warps}
-    for elements, warps in ((2048, 8), (2048, 4), (4096, 16), (4096, 8))
-    for segment in (4, 8)
+    {"ROWS": rows, "COLUMNS": columns, "num_warps": 1}
+    for rows, columns in ((8, 2), (16, 2), (16, 1), (8, 4))
 )
 
 
@@ -65,95 +68,175 @@ def clipped_cross_entropy_triton(inputs: ClippedLossInputs) -> ClippedLoss:
 
     A label out of range gives its pixel, and thereby the loss, NaN.
     """
-    logits, labels, patch_size, start_value, ignore_index = inputs
-    losses, _ = pixel_losses(logits, labels, ignore_index)
-    return clip_losses(losses, patch_size, start_value)
+    run = clipped_loss if torch.compiler.is_compiling() else _ClippedLoss.apply
+    loss, mean_loss, loss_map, clipped, _, _ = run(*inputs)
+    return ClippedLoss(loss, mean_loss, loss_map, clipped)
 
 
 # ---- operators ----------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("weaktr::pixel_losses", mutates_args=())
-def pixel_losses(logits: Tensor, labels: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of every pixel, and log2 Σ exp(logits); [B, H, W], float32 or float64."""
-    losses = torch.empty(labels.shape, dtype=_wide(logits), device=logits.device)
-    lse = torch.empty_like(losses)
-    across, high = _label_block(logits.shape[1])
-
-    def launch(config: Config) -> None:
-        columns = max(1, config["ELEMENTS"] // (across * high))
-        grid = (triton.cdiv(labels.shape[2], columns), logits.shape[2] + 1, len(labels))
-        losses_kernel[grid](
-            *(logits, logits.stride(), labels, labels.stride(), losses, lse),
-            *_geometry(logits, labels),
-            ignore_index,
-            COLUMNS=columns,
-            HIGH=high,
-            ACROSS=across,
-            num_warps=config["num_warps"],
-        )
-
+def _forward(
+    logits: Tensor, labels: Tensor, patch_size: int, start_value: float, ignore_index: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(loss, mean loss, loss map, clipped), then `scaled` and log-sum-exp for the gradient."""
     with torch.cuda.device_of(logits):
-        key = _key(logits, labels)
-        launch(best_config(losses_kernel, key, FORWARD_CONFIGS, launch, logits.device))
-    return losses, lse
+        scaled = scale_logits(logits)
+        losses, lse = pixel_losses(scaled, labels, logits.shape[1], ignore_index)
+        loss, mean_loss, clipped = clip_losses(losses, lse, patch_size, start_value)
+    return loss, mean_loss, losses, clipped, scaled, lse
 
 
-@pixel_losses.register_fake
-def _(logits: Tensor, labels: Tensor, _: int) -> tuple[Tensor, Tensor]:
+def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:2], *output[4:])
+
+
+class _ClippedLoss(torch.autograd.Function):
+    """`_forward` with its gradient, launched without the registry of operators in between."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        """With `ctx`, because binding arguments without it takes longer than a launch."""
+        output = _forward(*inputs)
+        _keep_inputs(ctx, inputs, output)
+        return output
+
+    @staticmethod
+    @once_differentiable  # whose stub loses the signature
+    def backward(ctx: Any, gradient: Tensor | None, *_: Any) -> Any:  # type: ignore[override]
+        if gradient is None:
+            return (None,) * 5
+        return logits_gradient(gradient, *ctx.saved_tensors), *(None,) * 4
+
+
+#: The same as an operator, which torch.compile takes as a whole.
+clipped_loss = torch.library.custom_op("weaktr::clipped_loss", _forward, mutates_args=())
+
+
+@clipped_loss.register_fake
+def _(logits: Tensor, labels: Tensor, *_: Any) -> tuple[Tensor, ...]:
     losses = logits.new_empty(labels.shape, dtype=_wide(logits))
-    return losses, torch.empty_like(losses)
+    loss, mean_loss = losses.new_empty(()), losses.new_empty(())
+    clipped = losses.new_empty((), dtype=torch.bool)
+    return loss, mean_loss, losses, clipped, _empty_scaled(logits), torch.empty_like(losses)
 
 
-@torch.library.custom_op("weaktr::pixel_losses_backward", mutates_args=())
-def pixel_losses_backward(
-    gradient: Tensor, logits: Tensor, labels: Tensor, lse: Tensor, ignore_index: int
+@torch.library.custom_op("weaktr::clipped_loss_backward", mutates_args=())
+def clipped_loss_backward(
+    gradient: Tensor, logits: Tensor, labels: Tensor, scaled: Tensor, lse: Tensor
 ) -> Tensor:
-    """Gradient in the logits, [B, L, h, w] in their dtype, for `gradient` [B, H, W]."""
-    result = torch.empty_like(logits)
-    batch, num_labels, height, width = logits.shape
-    block = min(LABELS_BACK, bucket(num_labels))
-    per_cell = bucket(_columns(logits, labels).widest)
-
-    def launch(config: Config) -> None:
-        cells = max(2, config["ELEMENTS"] // (block * per_cell))
-        segment = config["SEGMENT"]
-        blocks = triton.cdiv(num_labels, block)
-        grid = (triton.cdiv(width, cells - 1) * blocks, triton.cdiv(height, segment), batch)
-        gradient_kernel[grid](
-            *(logits, logits.stride(), labels, labels.stride(), lse),
-            *(gradient, gradient.stride(), result, result.stride()),
-            *_geometry(logits, labels),
-            ignore_index,
-            SEGMENT=segment,
-            CELLS=cells,
-            PER_CELL=per_cell,
-            LABELS=block,
-            num_warps=config["num_warps"],
-        )
-
-    with torch.cuda.device_of(logits):
-        key = (*_key(logits, labels), per_cell)
-        launch(best_config(gradient_kernel, key, BACKWARD_CONFIGS, launch, logits.device))
-    return result
+    """`logits_gradient` as an operator."""
+    return logits_gradient(gradient, logits, labels, scaled, lse)
 
 
-@pixel_losses_backward.register_fake
-def _(gradient: Tensor, logits: Tensor, *_: Any) -> Tensor:
+@clipped_loss_backward.register_fake
+def _(gradient: Tensor, logits: Tensor, *_: Tensor) -> Tensor:
     return torch.empty_like(logits)
 
 
-def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    logits, labels, ctx.ignore_index = inputs
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(logits, labels, output[1])
+def _backward(ctx: Any, gradient: Tensor, *_: Any) -> Any:
+    return clipped_loss_backward(gradient, *ctx.saved_tensors), *(None,) * 4
 
 
-def _backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
-    return pixel_losses_backward(gradient, *ctx.saved_tensors, ctx.ignore_index), None, None
+clipped_loss.register_autograd(_backward, setup_context=_keep_inputs)
 
 
-pixel_losses.register_autograd(_backward, setup_context=_keep_inputs)
+# ---- launches -----------------------------------------------------------------------------------
+
+
+def scale_logits(logits: Tensor) -> Tensor:
+    """Logits [B, L, h, w] times log2(e), [B, h, w, L and what fills up its last quad]."""
+    scaled = _empty_scaled(logits)
+    batch, height, width, labels = scaled.shape
+    scale_kernel[_parts(scaled[0].numel(), FLAT_BLOCK), batch](
+        *(logits, scaled, *logits.stride(), logits.shape[1], labels // QUAD, height, width),
+        BLOCK=FLAT_BLOCK,
+    )
+    return scaled
+
+
+def pixel_losses(
+    scaled: Tensor, labels: Tensor, num_labels: int, ignore_index: int
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of every pixel, and log2 Σ exp(logits), infinite where ignored; [B, H, W]."""
+    losses = torch.empty(labels.shape, dtype=scaled.dtype, device=scaled.device)
+    lse = torch.empty_like(losses)
+    cells = _cells_of(scaled, labels)
+    _, height, width, padded = scaled.shape
+    sizes = (num_labels, height, width, *labels.shape[1:], padded // QUAD)
+
+    def launch(config: Config) -> None:
+        tile = _tile(cells, config)
+        losses_kernel[tile.across, tile.down, len(labels)](
+            *(scaled, labels, losses, lse, cells.starts, cells.fractions, *labels.stride()),
+            *(*sizes, tile.strips, ignore_index),
+            **tile.constants,
+        )
+
+    launch(best_config(losses_kernel, _key(scaled, labels), FORWARD_CONFIGS, launch, scaled.device))
+    return losses, lse
+
+
+def clip_losses(
+    losses: Tensor, lse: Tensor, patch_size: int, start_value: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`definition.clip_losses` -> (loss, mean loss, clipped).
+
+    `lse` becomes infinite where a pixel is held at its threshold.
+    """
+    batch, height, width = losses.shape
+    tile = (min(patch_size, height), min(patch_size, width))
+    across = min(bucket(tile[1]), PIECE_ACROSS)
+    down = min(bucket(tile[0]), PIECE_ROWS, PIECE_PIXELS // across)
+    grid = (
+        _parts(height, tile[0]) * _parts(width, tile[1]),
+        _parts(tile[0], PIECE_ROWS),
+        batch,
+    )
+    sizes = (height, width, *tile)
+    blocks = {"ROWS": PIECE_ROWS, "DOWN": down, "ACROSS": across}
+    sums, held = losses.new_empty(2, *grid)
+    tile_sums_kernel[grid](losses, sums, *sizes, **blocks)
+    total = sums.sum()
+    mean_loss, clipped = torch.empty_like(total), torch.empty_like(total, dtype=torch.bool)
+    results = (held, mean_loss, clipped)
+    clip_kernel[grid](losses, lse, sums, total, *results, float(start_value), *sizes, **blocks)
+    return held.sum(), mean_loss, clipped
+
+
+def logits_gradient(
+    gradient: Tensor, logits: Tensor, labels: Tensor, scaled: Tensor, lse: Tensor
+) -> Tensor:
+    """Gradient in the logits, [B, L, h, w] in their dtype, for `gradient` [] of the loss."""
+    result = torch.empty_like(logits)
+    cells = _cells_of(scaled, labels)
+    batch, height, width, padded = scaled.shape
+    quads = padded // QUAD
+    blocks = _parts(quads, QUADS_BACK)
+    sizes = (height, width, *labels.shape[1:])
+
+    def sum_corners(config: Config) -> tuple[Tensor, int]:
+        """What `gradient_kernel` adds up, and the strips of a cell."""
+        tile = _tile(cells, config)
+        sums = lse.new_empty(batch, tile.down, cells.across, 4, padded)
+        corners_kernel[tile.across * blocks, tile.down, batch](
+            *(scaled, labels, lse, sums, cells.starts, cells.fractions, *labels.stride()),
+            *(*sizes, quads, tile.strips, _parts(quads, blocks)),
+            **tile.constants,
+        )
+        return sums, tile.strips
+
+    with torch.cuda.device_of(logits):
+        key = _key(scaled, labels)
+        config = best_config(corners_kernel, key, BACKWARD_CONFIGS, sum_corners, logits.device)
+        gradient_kernel[_parts(scaled[0].numel(), FLAT_BLOCK), batch](
+            *(gradient, *sum_corners(config), result, *result.stride()),
+            *(logits.shape[1], quads, *sizes),
+            BLOCK=FLAT_BLOCK,
+        )
+    return result
 
 
 # ---- geometry -----------------------------------------------------------------------------------
@@ -164,12 +247,30 @@ class _Axis(NamedTuple):
 
     first: Tensor  #: int32 [n + 2], first pixel of each cell
     fraction: Tensor  #: [N] weight of logit c in the pixels of cell c; of c - 1 the rest
-    cell: Tensor  #: int32 [N], cell of each pixel
     widest: int  #: pixels of the largest cell
 
 
-@lru_cache(maxsize=64)
-def _axis(logits: int, pixels: int, dtype: torch.dtype, device: torch.device) -> _Axis:
+class _Cells(NamedTuple):
+    """All cells of an image, on the device."""
+
+    starts: Tensor  #: int32 [h + 2 + w + 2], `_Axis.first` of rows, then of columns
+    fractions: Tensor  #: [H + W], `_Axis.fraction` likewise
+    down: int  #: h + 1
+    across: int  #: w + 1
+    tallest: int  #: rows of the tallest cell
+    widest: int  #: columns of the widest cell
+
+
+class _Tile(NamedTuple):
+    """What a program has of the image."""
+
+    strips: int  #: of each cell
+    down: int  #: strips of the image
+    across: int  #: programs beside each other
+    constants: dict[str, int]  #: sides of the tile and warps, as the kernels take them
+
+
+def _axis(logits: int, pixels: int, dtype: torch.dtype) -> _Axis:
     """The positions of PyTorch's bilinear interpolation, as exact as there."""
     ratio = torch.tensor(logits / pixels, dtype=dtype)
     position = (torch.arange(pixels, dtype=dtype) + 0.5) * ratio - 0.5
@@ -178,22 +279,46 @@ def _axis(logits: int, pixels: int, dtype: torch.dtype, device: torch.device) ->
     fraction[cell == 0] = 1  # before the first logit, and behind the last: that logit alone
     fraction[cell == logits] = 0
     first = torch.searchsorted(cell, torch.arange(logits + 2, dtype=dtype))
-    widest = int(first.diff().max())
-    return _Axis(first.int().to(device), fraction.to(device), cell.int().to(device), widest)
+    return _Axis(first.int(), fraction, int(first.diff().max()))
 
 
-def _columns(logits: Tensor, labels: Tensor) -> _Axis:
-    return _axis(logits.shape[3], labels.shape[2], _wide(logits), logits.device)
+@lru_cache(maxsize=64)
+def _cells(
+    height: int, width: int, rows: int, columns: int, dtype: torch.dtype, device: torch.device
+) -> _Cells:
+    """Of height × width logits, enlarged to rows × columns pixels."""
+    y, x = _axis(height, rows, dtype), _axis(width, columns, dtype)
+    starts = torch.cat([y.first, x.first]).to(device)
+    fractions = torch.cat([y.fraction, x.fraction]).to(device)
+    return _Cells(starts, fractions, height + 1, width + 1, y.widest, x.widest)
 
 
-def _geometry(logits: Tensor, labels: Tensor) -> tuple[Any, ...]:
-    """What both kernels take: sizes, rows, columns."""
-    num_labels, height, width = logits.shape[1:]
-    rows = _axis(height, labels.shape[1], _wide(logits), logits.device)
-    columns = _columns(logits, labels)
-    sizes = (num_labels, height, width, *labels.shape[1:])
-    enlarges = (int(height != labels.shape[1]), int(width != labels.shape[2]))
-    return sizes, (*rows[:3], enlarges[0]), (*columns[:3], enlarges[1])
+def _cells_of(scaled: Tensor, labels: Tensor) -> _Cells:
+    """Of logits [B, h, w, ...], enlarged to labels [B, H, W]."""
+    return _cells(*scaled.shape[1:3], *labels.shape[1:], scaled.dtype, scaled.device)
+
+
+def _tile(cells: _Cells, config: Config) -> _Tile:
+    """As the configuration has it, where cells are large enough for that."""
+    warps, columns = config["num_warps"], min(config["COLUMNS"], bucket(cells.widest))
+    registers = cells.fractions.itemsize // 4  # of a number
+    rows = min(config["ROWS"] // registers, bucket(cells.tallest))
+    strips = _parts(cells.tallest, rows)
+    lanes_a_cell = bucket(cells.widest) // columns
+    lanes = max(WARP * warps, lanes_a_cell)
+    abreast = lanes // lanes_a_cell
+    constants = {"ROWS": rows, "COLUMNS": columns, "CELLS": abreast, "LANES": lanes}
+    return _Tile(
+        strips=strips,
+        down=cells.down * strips,
+        across=_parts(cells.across, abreast),
+        constants={**constants, "num_warps": warps},
+    )
+
+
+def _parts(size: int, most: int) -> int:
+    """How many parts of at most `most` make up `size`; Triton's own function is slow on a host."""
+    return -(-size // most)
 
 
 def _wide(logits: Tensor) -> torch.dtype:
@@ -201,197 +326,472 @@ def _wide(logits: Tensor) -> torch.dtype:
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
-def _label_block(num_labels: int) -> tuple[int, int]:
-    """(across, high), both powers of two, whose product holds all labels."""
-    padded = bucket(num_labels)
-    across = min(LABELS_ACROSS, padded)
-    return across, padded // across
+def _empty_scaled(logits: Tensor) -> Tensor:
+    """Where `scale_logits` puts its result."""
+    batch, num_labels, height, width = logits.shape
+    padded = QUAD * _parts(num_labels, QUAD)
+    return logits.new_empty(batch, height, width, padded, dtype=_wide(logits))
 
 
-def _key(logits: Tensor, labels: Tensor) -> tuple[int | str, ...]:
+def _key(scaled: Tensor, labels: Tensor) -> tuple[int | str, ...]:
     """What the fastest configuration depends on."""
-    batch, num_labels, height, _ = logits.shape
-    return (str(logits.dtype), *map(bucket, (batch, num_labels, height, labels.shape[2])))
+    batch, height, _, padded = scaled.shape
+    sizes = (batch, padded, height, *labels.shape[1:])
+    return (str(scaled.dtype), *map(bucket, sizes))
 
 
-# ---- kernels ------------------------------------------------------------------------------------
+# ---- kernels of the cross-entropy ---------------------------------------------------------------
 #
-# Arguments that both take: tensors, each followed by its strides where they are free; `sizes`
-# (L, h, w, H, W); `rows` and `columns`, for each axis (first pixel of each cell, weight of the
-# cell's second logit in each pixel, cell of each pixel, whether the axis is enlarged).
+# Arguments that several take: tensors, sizes L, h, w, H, W, and of a tile strips of a cell, and
+# `starts` and `fractions` of `_Cells`. `scaled` are logits times log2(e), [B, h, w, 4 · quads].
+# Tiles are [ROWS, COLUMNS, LANES]: rows of a strip, columns of a cell in one thread, and the
+# threads, of which WIDEST / COLUMNS have a cell; what varies along x alone lacks the first.
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
+#: A logit whose exponential is 0, of labels that fill up a quad.
+NO_LABEL = tl.constexpr(-1e30)
+#: A sum of exponentials below this share of its bound may have lost some of them.
+LEAST_TOTAL = tl.constexpr(2.0**-60)
 
 
 @triton.jit
-def _along_row(
-    row, label, valid, stride_label, left, right, stride_x, fraction, WIDE: tl.constexpr
+def scale_kernel(
+    logits,
+    scaled,
+    image_stride,
+    label_stride,
+    row_stride,
+    column_stride,
+    num_labels,
+    quads,
+    height,
+    width,
+    BLOCK: tl.constexpr,
 ):
-    """Logits of a row times log2(e), interpolated along x; 0 where not valid."""
-    row += label * stride_label
-    low = tl.load(row + left * stride_x, mask=valid, other=0.0).to(WIDE) * LOG2_E
-    high = tl.load(row + right * stride_x, mask=valid, other=0.0).to(WIDE) * LOG2_E
-    return low + fraction * (high - low)
+    """Logits of any strides -> `scaled`."""
+    image = tl.program_id(1).to(tl.int64)
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    label = index % (4 * quads)
+    place = index // (4 * quads)
+    y, x = place // width, place % width
+    source = image * image_stride + label * label_stride + y * row_stride + x * column_stride
+    values = tl.load(logits + source, mask=(label < num_labels) & (y < height), other=0.0)
+    values = tl.where(label < num_labels, values.to(scaled.dtype.element_ty) * LOG2_E, NO_LABEL)
+    image *= height * width * quads * 4
+    tl.store(scaled + image + index, values, mask=y < height)
 
 
 @triton.jit
-def _rows_of(logits, cell, height, enlarges_rows, stride):
-    """The rows of logits above and below a cell; one and the same at the image's borders."""
-    above = tl.maximum(cell - 1, 0)
-    below = tl.maximum(above, tl.minimum(cell - 1 + enlarges_rows, height - 1))
-    return logits + above.to(tl.int64) * stride, logits + below.to(tl.int64) * stride
+def _pixels_of(starts, fractions, cell, offset, logits, pixels):
+    """Pixels of cells along an axis of so many logits, enlarged to so many pixels.
+
+    Returns where they are, whether there are such, the weight of the second logit in them, and
+    both logits of their cell, which are the same at the image's borders.
+    """
+    known = cell <= logits
+    position = tl.load(starts + cell, mask=known, other=0) + offset
+    inside = known & (position < tl.load(starts + cell + 1, mask=known, other=0))
+    weight = tl.load(fractions + position, mask=inside, other=0.0)
+    first = tl.minimum(tl.maximum(cell - 1, 0), logits - 1)
+    second = tl.where(pixels == logits, first, tl.minimum(cell, logits - 1))
+    return position, inside, weight, first, second
+
+
+@triton.jit
+def _tile_of(
+    starts,
+    fractions,
+    block,
+    strip,
+    strips,
+    height,
+    width,
+    label_height,
+    label_width,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    CELLS: tl.constexpr,
+    LANES: tl.constexpr,
+):
+    """`_pixels_of` of a strip's rows, then of the columns of a block of cells."""
+    offset = (strip % strips) * ROWS + tl.arange(0, ROWS)[:, None, None]
+    rows = _pixels_of(starts, fractions, strip // strips, offset, height, label_height)
+    lane = tl.arange(0, LANES)[None, :]
+    cell = block * CELLS + lane // (LANES // CELLS)
+    offset = tl.arange(0, COLUMNS)[:, None] * (LANES // CELLS) + lane % (LANES // CELLS)
+    starts += height + 2
+    fractions += label_height
+    return rows, _pixels_of(starts, fractions, cell, offset, width, label_width)
+
+
+@triton.jit
+def _corners_of(scaled, image, above, below, left, right, height, width, quads):
+    """Pointers to the four logits of label 0 around some columns of a row of cells."""
+    upper = scaled + (image * height + above) * width * quads * 4
+    lower = scaled + (image * height + below) * width * quads * 4
+    left = left * quads * 4
+    right = right * quads * 4
+    return upper + left, upper + right, lower + left, lower + right
+
+
+@triton.jit
+def _along_rows(corners, first, across):
+    """A quad of labels interpolated along x above and below; [COLUMNS, LANES, 4] each."""
+    upper_left, upper_right, lower_left, lower_right = corners
+    label = first + tl.arange(0, 4)[None, None, :]
+    left = tl.load(upper_left[:, :, None] + label)
+    right = tl.load(upper_right[:, :, None] + label)
+    top = left + across[:, :, None] * (right - left)
+    left = tl.load(lower_left[:, :, None] + label)
+    right = tl.load(lower_right[:, :, None] + label)
+    return top, left + across[:, :, None] * (right - left)
+
+
+@triton.jit
+def _four(quad, COLUMNS: tl.constexpr, LANES: tl.constexpr):
+    """[COLUMNS, LANES, 4] -> four of [COLUMNS, LANES]."""
+    even, odd = tl.split(tl.reshape(quad, [COLUMNS, LANES, 2, 2]))
+    first, third = tl.split(even)
+    second, fourth = tl.split(odd)
+    return first, second, third, fourth
 
 
 @triton.jit
 def losses_kernel(
-    logits,
-    logits_strides,
+    scaled,
     labels,
-    labels_strides,
     losses,
     lse,
-    sizes,
-    rows,
-    columns,
+    starts,
+    fractions,
+    labels_image,
+    labels_row,
+    labels_column,
+    num_labels,
+    height,
+    width,
+    label_height,
+    label_width,
+    quads,
+    strips,
     ignore_index,
+    ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
-    HIGH: tl.constexpr,
-    ACROSS: tl.constexpr,
+    CELLS: tl.constexpr,
+    LANES: tl.constexpr,
 ):
-    """Some columns of one cell: tiles [HIGH, COLUMNS, ACROSS], labels along the first and last."""
+    """Loss and log-sum-exp of a tile.
+
+    No label exceeds the largest logits above and below a pixel, interpolated: exponentials are
+    taken under that bound, which costs nothing a pixel. Only where the true maximum is far below it
+    is it looked for.
+    """
     WIDE: tl.constexpr = lse.dtype.element_ty
-    num_labels, height, width, label_height, label_width = sizes
-    first_row, row_fraction, _, enlarges_rows = rows
-    _, column_fraction, column_cell, enlarges_columns = columns
-    cell = tl.program_id(1)
-    image = tl.program_id(2).to(tl.int64)
-    x = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    inside = x < label_width
-    column = tl.load(column_cell + x, mask=inside, other=0)
-    left = tl.maximum(column - 1, 0)
-    right = tl.minimum(column - 1 + enlarges_columns, width - 1)
-    right = tl.maximum(left, right)
-    across = tl.load(column_fraction + x, mask=inside, other=0.0)
-    logits += image * logits_strides[0]
-    labels += image * labels_strides[0]
-    upper, lower = _rows_of(logits, cell, height, enlarges_rows, logits_strides[2])
+    block, strip, image = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    rows, columns = _tile_of(
+        *(starts, fractions, block, strip, strips, height, width, label_height, label_width),
+        *(ROWS, COLUMNS, CELLS, LANES),
+    )
+    y, in_rows, down, above, below = rows
+    x, in_columns, across, left, right = columns
+    corners = _corners_of(scaled, image, above, below, left, right, height, width, quads)
 
-    label = tl.arange(0, HIGH)[:, None, None] * ACROSS + tl.arange(0, ACROSS)[None, None, :]
-    valid = label < num_labels
-    places = (left[None, :, None], right[None, :, None], logits_strides[3], across[None, :, None])
-    top = _along_row(upper, label, valid, logits_strides[1], *places, WIDE)
-    bottom = _along_row(lower, label, valid, logits_strides[1], *places, WIDE)
-    slope = bottom - top
-    top = tl.where(valid, top, float("-inf"))
+    inside = in_rows & in_columns
+    place = image * labels_image + tl.cast(y, tl.int64) * labels_row + x * labels_column
+    own = tl.load(labels + place, mask=inside, other=0)
+    kept = inside & (own != ignore_index)
+    own = own.to(tl.int32)
 
-    for y in range(tl.load(first_row + cell), tl.load(first_row + cell + 1)):
-        down = tl.load(row_fraction + y)
-        values = top + down * slope
-        largest = tl.max(tl.max(values, 2), 0)
-        total = tl.sum(tl.sum(tl.exp2(values - largest[None, :, None]), 2), 0)
+    highest = tl.full([COLUMNS, LANES, 4], float("-inf"), WIDE)
+    lowest = highest
+    for quad in range(quads):
+        top, bottom = _along_rows(corners, quad * 4, across)
+        highest = tl.maximum(highest, top)
+        lowest = tl.maximum(lowest, bottom)
+    top_bound, bottom_bound = tl.max(highest, 2), tl.max(lowest, 2)
+    bound = top_bound + down * (bottom_bound - top_bound)
 
-        row = labels + tl.cast(y, tl.int64) * labels_strides[1]
-        own = tl.load(row + x * labels_strides[2], mask=inside, other=0)
-        kept = inside & (own != ignore_index)
-        known = kept & (own >= 0) & (own < num_labels)
-        own = tl.where(known, own, 0).to(tl.int32)
-        own_places = (left, right, logits_strides[3], across)
-        own_top = _along_row(upper, own, known, logits_strides[1], *own_places, WIDE)
-        own_bottom = _along_row(lower, own, known, logits_strides[1], *own_places, WIDE)
-        picked = tl.where(known, own_top + down * (own_bottom - own_top), float("nan"))
+    total = tl.zeros([ROWS, COLUMNS, LANES], WIDE)
+    picked = tl.full([ROWS, COLUMNS, LANES], float("nan"), WIDE)
+    for quad in range(quads):
+        top, bottom = _along_rows(corners, quad * 4, across)
+        top -= top_bound[:, :, None]
+        slope = bottom - bottom_bound[:, :, None] - top
+        top0, top1, top2, top3 = _four(top, COLUMNS, LANES)
+        slope0, slope1, slope2, slope3 = _four(slope, COLUMNS, LANES)
+        label = quad * 4
+        total, picked = _add(total, picked, top0 + down * slope0, own == label)
+        total, picked = _add(total, picked, top1 + down * slope1, own == label + 1)
+        total, picked = _add(total, picked, top2 + down * slope2, own == label + 2)
+        total, picked = _add(total, picked, top3 + down * slope3, own == label + 3)
 
-        result = tl.where(kept, (tl.log2(total) + (largest - picked)) * LN_2, 0.0)
-        target = (image * label_height + y) * label_width
-        tl.store(losses + target + x, result, mask=inside)
-        tl.store(lse + target + x, tl.log2(total) + largest, mask=inside)
+    if tl.min(total) < LEAST_TOTAL:
+        bound = tl.full([ROWS, COLUMNS, LANES], float("-inf"), WIDE)
+        for label in range(num_labels):
+            bound = tl.maximum(bound, _logits_of(corners, label, across, down))
+        total = tl.zeros([ROWS, COLUMNS, LANES], WIDE)
+        for label in range(num_labels):
+            below_bound = _logits_of(corners, label, across, down) - bound
+            total, picked = _add(total, picked, below_bound, own == label)
+
+    total = tl.log2(total)
+    place = (image * label_height + y) * label_width + x
+    tl.store(losses + place, tl.where(kept, (total - picked) * LN_2, 0.0), mask=inside)
+    tl.store(lse + place, tl.where(kept, total + bound, float("inf")), mask=inside)
 
 
 @triton.jit
-def _to_logits(part, fraction, CELLS: tl.constexpr, PER_CELL: tl.constexpr, LABELS: tl.constexpr):
-    """Sum [CELLS · PER_CELL, LABELS] over columns: row k, logit right of cell k; the last: junk."""
-    right = part * fraction[:, None]
-    left = tl.sum(tl.reshape(part - right, [CELLS, PER_CELL, LABELS]), 1)
-    right = tl.sum(tl.reshape(right, [CELLS, PER_CELL, LABELS]), 1)
-    following = tl.minimum(tl.arange(0, CELLS) + 1, CELLS - 1)
-    following = tl.broadcast_to(following[:, None], [CELLS, LABELS])
-    return right + tl.gather(left, following, 0)
+def _add(total, picked, logit, is_own):
+    """A label's logit, below the bound, to the sum of exponentials; picked where it is the own."""
+    return total + tl.exp2(logit), tl.where(is_own, logit, picked)
+
+
+@triton.jit
+def _logits_of(corners, label, across, down):
+    """A label's logits of all pixels."""
+    upper_left, upper_right, lower_left, lower_right = corners
+    left, right = tl.load(upper_left + label), tl.load(upper_right + label)
+    top = left + across * (right - left)
+    left, right = tl.load(lower_left + label), tl.load(lower_right + label)
+    return top + down * (left + across * (right - left) - top)
+
+
+@triton.jit
+def corners_kernel(
+    scaled,
+    labels,
+    lse,
+    sums,
+    starts,
+    fractions,
+    labels_image,
+    labels_row,
+    labels_column,
+    height,
+    width,
+    label_height,
+    label_width,
+    quads,
+    strips,
+    quads_a_program,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    CELLS: tl.constexpr,
+    LANES: tl.constexpr,
+):
+    """Σ (softmax − one-hot) of a tile's pixels, by their weights in the corners of their cells.
+
+    Of some quads; sums are [B, strips of an image, w + 1, 4 corners, 4 · quads], in the order above
+    left, above right, below left, below right. Pixels with an infinite log-sum-exp do not count.
+    """
+    blocks = tl.cdiv(width + 1, CELLS)
+    block, strip, image = tl.program_id(0) % blocks, tl.program_id(1), tl.program_id(2).to(tl.int64)
+    rows, columns = _tile_of(
+        *(starts, fractions, block, strip, strips, height, width, label_height, label_width),
+        *(ROWS, COLUMNS, CELLS, LANES),
+    )
+    y, in_rows, down, above, below = rows
+    x, in_columns, across, left, right = columns
+    corners = _corners_of(scaled, image, above, below, left, right, height, width, quads)
+
+    inside = in_rows & in_columns
+    place = (image * label_height + y) * label_width + x
+    pixel_lse = tl.load(lse + place, mask=inside, other=float("inf"))
+    place = image * labels_image + tl.cast(y, tl.int64) * labels_row + x * labels_column
+    own = tl.load(labels + place, mask=inside, other=0).to(tl.int32)
+    own = tl.where(pixel_lse == float("inf"), -1, own)
+
+    cell = block * CELLS + tl.arange(0, CELLS)
+    known = cell <= width
+    sums += ((image * tl.num_programs(1) + strip) * (width + 1) + cell) * 16 * quads
+    first = tl.program_id(0) // blocks * quads_a_program
+    for quad in range(first, tl.minimum(first + quads_a_program, quads)):
+        top, bottom = _along_rows(corners, quad * 4, across)
+        top0, top1, top2, top3 = _four(top, COLUMNS, LANES)
+        slope0, slope1, slope2, slope3 = _four(bottom - top, COLUMNS, LANES)
+        label = quad * 4
+        target = sums + label
+        pixels = (pixel_lse, own, down, across)
+        _store_corners(target, known, quads, top0, slope0, label, *pixels, CELLS)
+        _store_corners(target + 1, known, quads, top1, slope1, label + 1, *pixels, CELLS)
+        _store_corners(target + 2, known, quads, top2, slope2, label + 2, *pixels, CELLS)
+        _store_corners(target + 3, known, quads, top3, slope3, label + 3, *pixels, CELLS)
+
+
+@triton.jit
+def _store_corners(
+    target, known, quads, top, slope, label, pixel_lse, own, down, across, CELLS: tl.constexpr
+):
+    """Store one label's sums."""
+    share = tl.exp2(top + down * slope - pixel_lse)
+    share = tl.where(own == label, share - 1, share)
+    lower = tl.sum(share * down, 0)
+    upper = tl.sum(share, 0) - lower
+    upper_right = upper * across
+    lower_right = lower * across
+    tl.store(target, _sum_of_cells(upper - upper_right, CELLS), mask=known)
+    tl.store(target + 4 * quads, _sum_of_cells(upper_right, CELLS), mask=known)
+    tl.store(target + 8 * quads, _sum_of_cells(lower - lower_right, CELLS), mask=known)
+    tl.store(target + 12 * quads, _sum_of_cells(lower_right, CELLS), mask=known)
+
+
+@triton.jit
+def _sum_of_cells(values, CELLS: tl.constexpr):
+    """[COLUMNS, LANES] -> [CELLS]."""
+    values = tl.sum(values, 0)
+    return tl.sum(tl.reshape(values, [CELLS, values.shape[0] // CELLS]), 1)
 
 
 @triton.jit
 def gradient_kernel(
-    logits,
-    logits_strides,
-    labels,
-    labels_strides,
-    lse,
     gradient,
-    gradient_strides,
+    sums,
+    strips,
     result,
-    result_strides,
-    sizes,
-    rows,
-    columns,
-    ignore_index,
-    SEGMENT: tl.constexpr,
-    CELLS: tl.constexpr,
-    PER_CELL: tl.constexpr,
-    LABELS: tl.constexpr,
+    image_stride,
+    label_stride,
+    row_stride,
+    column_stride,
+    num_labels,
+    quads,
+    height,
+    width,
+    label_height,
+    label_width,
+    BLOCK: tl.constexpr,
 ):
-    """SEGMENT × (CELLS - 1) logits of LABELS labels: tiles [CELLS · PER_CELL, LABELS]."""
-    WIDE: tl.constexpr = lse.dtype.element_ty
-    num_labels, height, width, label_height, label_width = sizes
-    first_row, row_fraction, _, enlarges_rows = rows
-    first_column, column_fraction, _, enlarges_columns = columns
-    blocks = tl.cdiv(num_labels, LABELS)
-    start = (tl.program_id(0) // blocks) * (CELLS - 1)
-    label = (tl.program_id(0) % blocks) * LABELS + tl.arange(0, LABELS)[None, :]
-    valid = label < num_labels
-    first = tl.program_id(1) * SEGMENT
-    image = tl.program_id(2).to(tl.int64)
+    """Gradient of the mean loss in some logits of an image, times that in the loss."""
+    WIDE: tl.constexpr = sums.dtype.element_ty
+    image = tl.program_id(1).to(tl.int64)
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    label = index % (4 * quads)
+    place = index // (4 * quads)
+    y, x = place // width, place % width
+    inside = (y < height) & (label < num_labels)
 
-    lane = tl.arange(0, CELLS * PER_CELL)
-    column = start + lane // PER_CELL
-    x = tl.load(first_column + column, mask=column <= width, other=0) + lane % PER_CELL
-    inside = (column <= width) & (
-        x < tl.load(first_column + column + 1, mask=column <= width, other=0)
-    )
-    left = tl.minimum(tl.maximum(column - 1, 0), width - 1)
-    right = tl.maximum(left, tl.minimum(column - 1 + enlarges_columns, width - 1))
-    across = tl.load(column_fraction + x, mask=inside, other=0.0)
-    places = (left[:, None], right[:, None], logits_strides[3], across[:, None])
-    logits += image * logits_strides[0]
-    labels += image * labels_strides[0]
-    gradient += image * gradient_strides[0]
+    corner = 4 * quads
+    cell = 4 * corner
+    strip = (width + 1) * cell
+    upper = sums + ((image * (height + 1) + y) * strips * (width + 1) + x) * cell + label
+    lower = upper + strips * strip
+    total = tl.zeros([BLOCK], WIDE)
+    for _ in range(strips):  # a logit lies below and right of the cell of its own number
+        total += tl.load(upper + 3 * corner, mask=inside, other=0.0)
+        total += tl.load(upper + cell + 2 * corner, mask=inside, other=0.0)
+        total += tl.load(lower + corner, mask=inside, other=0.0)
+        total += tl.load(lower + cell, mask=inside, other=0.0)
+        upper += strip
+        lower += strip
+    pixels = tl.num_programs(1).to(WIDE) * label_height * label_width
+    total *= tl.load(gradient).to(WIDE) / pixels
+    target = image * image_stride + label * label_stride + y * row_stride + x * column_stride
+    tl.store(result + target, total.to(result.dtype.element_ty), mask=inside)
 
-    owned = start + tl.arange(0, CELLS)[:, None]
-    target = result + image * result_strides[0] + label * result_strides[1]
-    target += owned * result_strides[3]
-    owns = (tl.arange(0, CELLS)[:, None] < CELLS - 1) & (owned < width) & valid
 
-    carried = tl.zeros([CELLS, LABELS], WIDE)
-    for cell in range(first, tl.minimum(first + SEGMENT, height) + 1):
-        upper, lower = _rows_of(logits, cell, height, enlarges_rows, logits_strides[2])
-        top = _along_row(upper, label, valid, logits_strides[1], *places, WIDE)
-        bottom = _along_row(lower, label, valid, logits_strides[1], *places, WIDE)
-        slope = bottom - top
-        top = tl.where(valid, top, float("-inf"))
-        both = tl.zeros([CELLS * PER_CELL, LABELS], WIDE)
-        below = tl.zeros([CELLS * PER_CELL, LABELS], WIDE)
-        for y in range(tl.load(first_row + cell), tl.load(first_row + cell + 1)):
-            down = tl.load(row_fraction + y)
-            row = labels + tl.cast(y, tl.int64) * labels_strides[1]
-            own = tl.load(row + x * labels_strides[2], mask=inside, other=0)
-            row = gradient + tl.cast(y, tl.int64) * gradient_strides[1]
-            kept = inside & (own != ignore_index)
-            weight = tl.load(row + x * gradient_strides[2], mask=kept, other=0.0).to(WIDE)
-            row = lse + (image * label_height + y) * label_width
-            row_lse = tl.load(row + x, mask=inside, other=float("inf"))
-            share = tl.exp2(top + down * slope - row_lse[:, None])
-            change = (share - (label == own.to(tl.int32)[:, None]).to(WIDE)) * weight[:, None]
-            both += change
-            below += change * down
-        above = _to_logits(both - below, across, CELLS, PER_CELL, LABELS)
-        total = (carried + above).to(result.dtype.element_ty)
-        tl.store(target + (cell - 1) * result_strides[2], total, mask=owns & (cell > first))
-        carried = _to_logits(below, across, CELLS, PER_CELL, LABELS)
+# ---- kernels of the clipping --------------------------------------------------------------------
+#
+# A program clips ROWS rows of a tile of an image, in blocks of DOWN × ACROSS pixels. Sizes are
+# H, W and those of a tile; what a program sums lies in [tiles, programs of a tile, B].
+
+
+@triton.jit
+def _piece_of(height, width, tile_height, tile_width, ROWS: tl.constexpr):
+    """This program's rows and columns: the first ones, and those behind the last."""
+    tiles_across = tl.cdiv(width, tile_width)
+    top = tl.program_id(0) // tiles_across * tile_height
+    left = tl.program_id(0) % tiles_across * tile_width
+    first = top + tl.program_id(1) * ROWS
+    bottom = tl.minimum(top + tile_height, height)
+    return first, tl.minimum(first + ROWS, bottom), left, tl.minimum(left + tile_width, width)
+
+
+@triton.jit
+def _block_of(y, x, last, right, height, width, DOWN: tl.constexpr, ACROSS: tl.constexpr):
+    """Places of the pixels from (y, x) on in a map [B, H, W], and whether they are its own."""
+    y += tl.arange(0, DOWN)[:, None]
+    x += tl.arange(0, ACROSS)[None, :]
+    return (tl.program_id(2).to(tl.int64) * height + y) * width + x, (y < last) & (x < right)
+
+
+@triton.jit
+def _place_of_sum():
+    """Where this program's sum lies."""
+    tile_piece = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
+    return tile_piece * tl.num_programs(2) + tl.program_id(2)
+
+
+@triton.jit
+def tile_sums_kernel(
+    losses,
+    sums,
+    height,
+    width,
+    tile_height,
+    tile_width,
+    ROWS: tl.constexpr,
+    DOWN: tl.constexpr,
+    ACROSS: tl.constexpr,
+):
+    """Sums of the losses of every program's pixels."""
+    first, last, left, right = _piece_of(height, width, tile_height, tile_width, ROWS)
+    total = tl.zeros([DOWN, ACROSS], losses.dtype.element_ty)
+    for y in range(first, last, DOWN):
+        for x in range(left, right, ACROSS):
+            place, inside = _block_of(y, x, last, right, height, width, DOWN, ACROSS)
+            total += tl.load(losses + place, mask=inside, other=0.0)
+    tl.store(sums + _place_of_sum(), tl.sum(total))
+
+
+@triton.jit
+def clip_kernel(
+    losses,
+    lse,
+    sums,
+    total,
+    held,
+    mean_loss,
+    clipped,
+    start_value,
+    height,
+    width,
+    tile_height,
+    tile_width,
+    ROWS: tl.constexpr,
+    DOWN: tl.constexpr,
+    ACROSS: tl.constexpr,
+):
+    """Losses held at their threshold, summed and divided by the number of all pixels.
+
+    `lse` becomes infinite where a loss is held. `sums` are those of `tile_sums_kernel`, `total` is
+    their sum; the first program stores the mean loss and whether clipping is active.
+    """
+    WIDE: tl.constexpr = losses.dtype.element_ty
+    first, last, left, right = _piece_of(height, width, tile_height, tile_width, ROWS)
+    pixels = tl.num_programs(2).to(WIDE) * height * width
+    mean = tl.load(total) / pixels
+    is_active = mean <= start_value
+
+    pieces = tl.num_programs(1) * tl.num_programs(2)
+    sums += tl.program_id(0).to(tl.int64) * pieces
+    parts = tl.zeros([DOWN * ACROSS], WIDE)
+    for start in range(0, pieces, DOWN * ACROSS):
+        piece = start + tl.arange(0, DOWN * ACROSS)
+        parts += tl.load(sums + piece, mask=piece < pieces, other=0.0)
+    top = first - tl.program_id(1) * ROWS
+    rows = tl.minimum(top + tile_height, height) - top
+    tile_mean = tl.sum(parts) / (tl.num_programs(2).to(WIDE) * rows * (right - left))
+    threshold = tl.where(is_active, tl.maximum(tile_mean, mean), float("inf"))
+
+    kept = tl.zeros([DOWN, ACROSS], WIDE)
+    for y in range(first, last, DOWN):
+        for x in range(left, right, ACROSS):
+            place, inside = _block_of(y, x, last, right, height, width, DOWN, ACROSS)
+            loss = tl.load(losses + place, mask=inside, other=0.0)
+            is_held = loss > threshold
+            kept += tl.where(is_held, threshold, loss)
+            tl.store(lse + place, float("inf"), mask=inside & is_held)
+    tl.store(held + _place_of_sum(), tl.sum(kept) / pixels)
+    if (tl.program_id(0) + tl.program_id(1) + tl.program_id(2)) == 0:
+        tl.store(mean_loss, mean)
+        tl.store(clipped, is_active)

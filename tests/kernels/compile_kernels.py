@@ -76,9 +76,12 @@ def loss_kernels(dtype: torch.dtype, num_labels: int) -> None:
 
     for name in ("FORWARD_CONFIGS", "BACKWARD_CONFIGS"):
         setattr(loss, name, getattr(loss, name)[:1])
-    logits = torch.zeros(1, num_labels, 3, 3, dtype=dtype, requires_grad=True)
-    losses, _ = loss.pixel_losses(logits, torch.zeros(1, 48, 48, dtype=torch.uint8), 255)
-    losses.sum().backward()
+    logits = torch.zeros(1, num_labels, 3, 3, dtype=dtype)
+    labels = torch.zeros(1, 48, 48, dtype=torch.uint8)
+    scaled = loss.scale_logits(logits)
+    losses, lse = loss.pixel_losses(scaled, labels, num_labels, 255)
+    loss.clip_losses(losses, lse, 12, 1.2)
+    loss.logits_gradient(torch.ones(()), logits, labels, scaled, lse)
 
 
 if __name__ == "__main__":

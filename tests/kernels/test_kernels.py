@@ -15,7 +15,8 @@ from tests.kernels.tuning import clocked
 
 ROOT = Path(__file__).parents[2]
 KERNELS = {
-    *("gradient_kernel", "losses_kernel"),  # clipped_cross_entropy
+    *("scale_kernel", "losses_kernel", "corners_kernel", "gradient_kernel"),
+    *("tile_sums_kernel", "clip_kernel"),
     *("_attention_kernel", "_lse_kernel", "_stats_kernel", "spread_kernel", "weights_kernel"),
 }
 CONFIGS = ({"BLOCK": 16, "num_warps": 4}, {"BLOCK": 32, "num_warps": 4})

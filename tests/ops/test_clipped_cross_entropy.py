@@ -14,7 +14,12 @@ from torch.utils._pytree import tree_leaves
 from tests.tolerances import assert_close
 from weaktr.ops import clipped_cross_entropy
 from weaktr.ops.clipped_cross_entropy import tiles as cpu
-from weaktr.ops.clipped_cross_entropy.definition import clip_losses, clip_threshold, pixel_losses
+from weaktr.ops.clipped_cross_entropy.definition import (
+    clip_losses,
+    clip_threshold,
+    pixel_losses,
+    sums_of_tiles,
+)
 
 OP = "clipped_cross_entropy"
 #: case -> (mean loss, final loss where clipping is active) of the published code
@@ -102,6 +107,17 @@ def by_hand(logits, labels, patch_size, start_value, ignore_index=255):
     return loss, (p - onehot) * weight[:, None], loss_map.mean(), loss_map
 
 
+@pytest.mark.parametrize("tile", [(4, 4), (5, 3), (1, 13), (7, 13)])
+def test_sums_of_tiles_make_the_means_of_pooling(device, tile):
+    image = torch.rand(7, 13, dtype=torch.float64)
+    image[3, 9] = math.nan
+    expected = F.avg_pool2d(image[None], tile, ceil_mode=True)[0]
+    image = image.to(device)
+    means = sums_of_tiles(image, tile) / sums_of_tiles(torch.ones_like(image), tile)
+    assert means.isnan().sum() == 1
+    assert_close(means.cpu().nan_to_num(-1), expected.nan_to_num(-1), "float64")
+
+
 @pytest.mark.parametrize("start", [0.5, 1e3])
 @pytest.mark.parametrize(
     ("shape", "patch_size"),
@@ -150,7 +166,7 @@ SHAPES = [
     (3, 2, 3, 4, 22, 29),  # times 7.3
     (2, 21, 3, 2, 48, 32),  # times 16
     (1, 91, 2, 2, 20, 9),
-    (1, 256, 2, 3, 9, 25),
+    (1, 256, 1, 2, 3, 9),
     (2, 5, 1, 1, 20, 33),  # one pixel of logits
     (2, 21, 9, 11, 9, 11),  # the same size
     (1, 9, 6, 5, 6, 40),  # the same height

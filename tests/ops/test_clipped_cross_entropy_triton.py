@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.ops.test_clipped_cross_entropy import example
-from tests.tolerances import assert_close
+from tests.tolerances import assert_close, assert_golden
 from weaktr.ops import clipped_cross_entropy
 from weaktr.ops.clipped_cross_entropy.definition import pixel_losses
 from weaktr.ops.registry import BackendUnavailable
@@ -30,21 +30,37 @@ def loss_and_gradient(logits, labels, **settings):
     return result, torch.autograd.grad(result.loss, logits)[0]
 
 
-@pytest.mark.parametrize(("elements", "segment"), [(32, 1), (64, 2)])
+@pytest.mark.parametrize(("rows", "columns"), [(2, 1), (4, 2)])
 @pytest.mark.parametrize("shape", [SMALL, (1, 5, 5, 7, 5, 7), (1, 7, 2, 3, 7, 20)])
-def test_many_programs_share_the_work(kernels, monkeypatch, shape, elements, segment):
-    config = {"ELEMENTS": elements, "SEGMENT": segment, "num_warps": 1}
-    monkeypatch.setattr(kernels, "FORWARD_CONFIGS", (config,))
-    monkeypatch.setattr(kernels, "BACKWARD_CONFIGS", (config,))
-    monkeypatch.setattr(kernels, "LABELS_BACK", 2)
-    monkeypatch.setattr(kernels, "LABELS_ACROSS", 4)
+def test_many_programs_share_the_work(kernels, monkeypatch, shape, rows, columns):
+    config = {"ROWS": rows, "COLUMNS": columns, "num_warps": 1}
+    for name in ("FORWARD_CONFIGS", "BACKWARD_CONFIGS"):
+        monkeypatch.setattr(kernels, name, (config,))
+    for name, value in {"WARP": 4, "QUADS_BACK": 1, "FLAT_BLOCK": 16}.items():
+        monkeypatch.setattr(kernels, name, value)
+    for name, value in {"PIECE_ROWS": 2, "PIECE_ACROSS": 2, "PIECE_PIXELS": 2}.items():
+        monkeypatch.setattr(kernels, name, value)
     logits, labels = inputs(shape)
-    weight = torch.randn(labels.shape, device=DEVICE)
-    expected = pixel_losses(logits, labels, 255)
-    losses, _ = kernels.pixel_losses(logits, labels, 255)
-    assert_close(losses, expected, "float32")
-    gradients = [torch.autograd.grad(x, logits, weight)[0] for x in (losses, expected)]
-    assert_close(*gradients, "float32")
+    got, gradient = loss_and_gradient(logits, labels)
+    expected, expected_gradient = loss_and_gradient(logits, labels, backend="torch")
+    for actual, wanted in zip(got[:3], expected[:3], strict=True):
+        assert_close(actual, wanted, "float32")
+    assert_close(gradient, expected_gradient, "float32")
+
+
+@pytest.mark.parametrize("size", [30.0, 1e3, 1e4])
+def test_labels_that_change_places_within_a_cell(kernels, size):
+    """Both bounds are far above the maximum where the labels cross."""
+    logits = torch.full((1, 3, 2, 2), -size, dtype=torch.float64, device=DEVICE)
+    logits[0, 0, 0] = logits[0, 1, 1] = size
+    labels = torch.arange(17 * 9, device=DEVICE).view(1, 17, 9) % 3
+    results = []
+    for dtype, backend in ((torch.float64, "torch"), (torch.float32, "triton")):
+        leaf = logits.to(dtype).requires_grad_()
+        results.append(loss_and_gradient(leaf, labels, backend=backend, start_value=0.0))
+    (expected, expected_gradient), (got, gradient) = results
+    assert_golden(got.loss_map.double(), expected.loss_map)
+    assert_golden(gradient.double(), expected_gradient)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -70,8 +86,11 @@ def test_any_strides(kernels):
     wide = torch.full((2, 20, 24), 99, dtype=torch.uint8, device=DEVICE)
     wide[:, ::2, ::2] = labels
     got, gradient = loss_and_gradient(channels_last, wide[:, ::2, ::2])
-    assert torch.equal(got.loss_map, expected.loss_map)
-    assert torch.equal(gradient, expected_gradient)
+    scaled = [kernels.scale_logits(x.detach()) for x in (logits, channels_last)]
+    assert torch.equal(*scaled)  # behind that, other strides may be other instructions
+    assert gradient.stride() == channels_last.stride() != logits.stride()
+    assert_close(got.loss_map, expected.loss_map, "float32")
+    assert_close(gradient, expected_gradient, "float32")
 
 
 def test_expanded_logits(kernels):
@@ -93,16 +112,16 @@ def test_twice_the_same_bits(kernels):
 def test_a_label_out_of_range_is_seen_in_the_loss(kernels):
     logits, labels = inputs(SMALL)
     labels[1, 2, 3] = 77
-    losses, _ = kernels.pixel_losses(logits, labels, 255)
+    losses, _ = kernels.pixel_losses(kernels.scale_logits(logits.detach()), labels, 5, 255)
     assert losses.isnan().nonzero().tolist() == [[1, 2, 3]]
 
 
 def test_operators_are_registered_as_torch_wants_them(kernels):
     logits, labels = inputs((1, 3, 2, 2, 3, 4))
-    torch.library.opcheck(kernels.pixel_losses, (logits, labels, 255))
-    losses, lse = (x.detach() for x in kernels.pixel_losses(logits, labels, 255))
-    arguments = (torch.ones_like(losses), logits.detach(), labels, lse, 255)
-    torch.library.opcheck(kernels.pixel_losses_backward, arguments)
+    torch.library.opcheck(kernels.clipped_loss, (logits, labels, 2, 1e3, 255))
+    loss, *_, scaled, lse = (x.detach() for x in kernels.clipped_loss(logits, labels, 2, 1e3, 255))
+    arguments = (torch.ones_like(loss), logits.detach(), labels, scaled, lse)
+    torch.library.opcheck(kernels.clipped_loss_backward, arguments)
 
 
 def test_torch_compile_takes_it_whole(kernels):

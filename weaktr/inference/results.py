@@ -112,22 +112,14 @@ def mean_scores(labels: Tensor, scores: Tensor) -> Tensor:
     Returns:
         float32 [L] on their device; NaN of a label that does not occur.
     """
-    if scores.is_cuda:
-        return means_by_comparing(labels, scores)
-    count = len(scores)
-    values = labels.flatten().long()
-    own = scores.flatten(1).gather(0, values.clamp_max(count - 1)[None])[0].double()
+    count, values = len(scores), labels.long()
+    own = scores.gather(0, values.clamp_max(count - 1)[None])[0].double()
     bins = values.clamp_max(count)  # the last one gets what is no label
-    sums = own.new_zeros(count + 1).scatter_add_(0, bins, own)
-    pixels = own.new_zeros(count + 1).scatter_add_(0, bins, torch.ones_like(own))
+    # a bin for each column of the image: many threads of a GPU that add to one wait for each other
+    empty = own.new_zeros(count + 1, labels.shape[1])
+    sums = empty.scatter_add(0, bins, own).sum(1)
+    pixels = empty.scatter_add(0, bins, torch.ones_like(own)).sum(1)
     return (sums / pixels)[:count].float()
-
-
-def means_by_comparing(labels: Tensor, scores: Tensor) -> Tensor:
-    """`mean_scores` for a GPU, whose threads would wait for each other to add to so few sums."""
-    theirs = labels.flatten() == torch.arange(len(scores), device=labels.device)[:, None]
-    sums = scores.flatten(1).where(theirs, 0).sum(1, dtype=torch.float64)
-    return (sums / theirs.sum(1)).float()
 
 
 def hand_over(

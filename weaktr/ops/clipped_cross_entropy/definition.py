@@ -45,10 +45,27 @@ def clip_losses(losses: Tensor, patch_size: int, start_value: float) -> ClippedL
 
 def clip_threshold(loss_map: Tensor, patch_size: int) -> Tensor:
     """Largest loss that keeps its gradient: [B, H, W] -> [H, W], max(tile mean, batch mean)."""
-    image = loss_map.mean(0)
-    height, width = image.shape
+    height, width = loss_map.shape[1:]
     tile = (min(patch_size, height), min(patch_size, width))
-    tiles = F.avg_pool2d(image[None], tile, ceil_mode=True)[0]
-    rows = torch.arange(height, device=image.device) // patch_size
-    columns = torch.arange(width, device=image.device) // patch_size
-    return torch.maximum(tiles[rows[:, None], columns], loss_map.mean())
+    threshold = torch.maximum(tile_means(loss_map.mean(0), tile), loss_map.mean())
+    for axis in (0, 1):
+        threshold = threshold.repeat_interleave(tile[axis], axis)
+    return threshold[:height, :width]
+
+
+def tile_means(image: Tensor, tile: tuple[int, int]) -> Tensor:
+    """Mean over each tile's own pixels: [H, W] -> [tiles down, tiles across].
+
+    On the CPU rounded as in the published code. Elsewhere pooling would have one thread for a tile.
+    """
+    if image.device.type == "cpu":
+        return F.avg_pool2d(image[None], tile, ceil_mode=True)[0]
+    return sums_of_tiles(image, tile) / sums_of_tiles(torch.ones_like(image), tile)
+
+
+def sums_of_tiles(image: Tensor, tile: tuple[int, int]) -> Tensor:
+    """[H, W] -> [tiles down, tiles across]; pixels that the last tiles lack count as 0."""
+    sums = F.pad(image, (0, -image.shape[1] % tile[1], 0, -image.shape[0] % tile[0]))
+    for axis in (0, 1):
+        sums = sums.unflatten(axis, (-1, tile[axis])).sum(axis + 1)
+    return sums
