@@ -41,6 +41,9 @@ ROWS = [
     if row != "torch" or work[2] == 1
 ]
 ITERATIONS = 10
+#: All values but a `FEW` are within the bound; where two labels are balanced to the last bits, mean
+#: field enlarges what rounding leaves.
+WITHIN, FEW, AT_MOST = 1e-4, 1e-5, 1e-2
 #: Per entry (a pixel's corner): weight and run in the slice, place in the order of the splat.
 ENTRY_BYTES = 4 + 2 + 2
 #: Per vertex and axis: its neighbours.
@@ -133,6 +136,13 @@ def bytes_per_second():
     return 10 * 2 * source.numel() / (start.elapsed_time(end) * 1e-3)
 
 
+def share_beyond(actual, expected):
+    """Share of all values that differ by more than `WITHIN`."""
+    pairs = [(got.cpu(), wanted) for got, wanted in zip(actual, expected, strict=True)]
+    count = sum(int(((got - wanted).abs() > WITHIN).sum()) for got, wanted in pairs)
+    return count / sum(wanted.numel() for _, wanted in pairs)
+
+
 def on_cpu(problem):
     """The same problem in the host's memory."""
     return problem._replace(image=problem.image.cpu(), unary=problem.unary.cpu())
@@ -155,19 +165,27 @@ def bench_dense_crf_cuda(measure, benchmark, data, row, preset, num_labels, coun
         "cpu, all cores": (in_cpp, on_host),
         "torch": (dense_crf_torch, batch),
     }[row]
+    expected = [marginals for (marginals,) in in_cpp(on_host, **arguments)]
+
+    def call():
+        return [marginals for (marginals,) in way(given, **arguments)]
+
+    beyond = share_beyond(call(), expected)
     floor = sum(map(least_bytes, batch)) / count / bytes_per_second()
     measure(
-        lambda: [marginals for (marginals,) in way(given, **arguments)],
+        call,
         group=f"dense_crf {preset}, {count} of L{num_labels}, {pictures}",
         row=row,
         baseline=row.startswith("cpu"),
-        expected=[marginals for (marginals,) in in_cpp(on_host, **arguments)],
-        within=1e-4,
+        expected=expected,
+        within=AT_MOST,
+        beyond=beyond,
         items=count,
         iterations=ITERATIONS,
         dtype="float32",
         megapixels=sum(problem.image[..., 0].numel() for problem in batch) / 1e6,
         floor_ms=1e3 * floor,
     )
+    assert beyond <= FEW
     if benchmark.stats is not None:  # None: --benchmark-disable
         benchmark.extra_info["share_of_floor"] = floor / (benchmark.stats.stats.median / count)
