@@ -24,13 +24,14 @@ from weaktr.kernels.common import (
     block_of_map,
     configs_of,
     dot_precision,
-    load_lse,
     load_rows,
     log2_attention,
     packing_table,
     place,
     processors,
     refusal_of_attention,
+    take_lse,
+    take_rows,
 )
 from weaktr.kernels.tuning import Config, best_config, bucket
 from weaktr.ops.fuse_heads import FuseHeadsInputs
@@ -38,7 +39,10 @@ from weaktr.ops.registry import takes
 
 #: Widest block of channels C' that a program holds; more of them form the tile again.
 MOST_CHANNELS = 64
-
+#: Programs for each multiprocessor, where the maps can be split into so many: two are resident.
+PROGRAMS_A_PROCESSOR = 4
+#: Fewest maps that a program is given where the maps are split.
+LEAST_MAPS = 12
 
 #: `FuseHeadsInputs` as torch writes it.
 SCHEMA = (
@@ -67,7 +71,7 @@ def fuse_op(*arguments: Any) -> Tensor:
 @fuse_op.register_fake
 def _(*arguments: Any) -> Tensor:
     values = FuseHeadsInputs(*arguments).values
-    return values.new_empty(values.shape, dtype=torch.float32)
+    return _channel_by_channel(torch.empty_like(values, dtype=torch.float32))
 
 
 @torch.library.custom_op(
@@ -98,7 +102,7 @@ def _(gradient: Tensor, needed: list[bool], *arguments: Any) -> tuple[Tensor, Te
     for_weights, for_values = (
         x.new_empty(x.shape if wanted else 0) for x, wanted in zip(tensors, needed, strict=True)
     )
-    return for_weights, for_values
+    return for_weights, _channel_by_channel(for_values) if needed[1] else for_values
 
 
 def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -152,33 +156,48 @@ def _spread(
     lse belongs to the rows r, or to the columns s if `transposed`.
     """
     maps, dim = x.shape[1], x.shape[3]
-    batch, rows, channels = values.shape
+    batch, patches, channels = values.shape
     if values.numel() == 0 or maps == 0:
-        return torch.zeros_like(values, dtype=torch.float32)
-    block_c = block_of(channels, MOST_CHANNELS)
+        return _channel_by_channel(torch.zeros_like(values, dtype=torch.float32))
+    values = values.permute(2, 0, 1).contiguous().float()
 
     def launch(config: Config) -> Tensor:
         row_blocks = triton.cdiv(layout.most_patches, config["BLOCK_I"])
-        programs = row_blocks * triton.cdiv(channels, block_c) * layout.images
-        splits = triton.cdiv(4 * processors(x), programs)
-        splits = min(splits, triton.cdiv(layout.most_patches, config["BLOCK_J"]))
-        parts = torch.empty(splits, batch, rows, channels, dtype=torch.float32, device=x.device)
-        spread_kernel[(programs * splits,)](
+        tiles = triton.cdiv(layout.most_patches, 2 * config["BLOCK_J"])
+        programs = layout.images * row_blocks * tiles
+        map_splits = splits_of(maps, programs, processors(x))
+        parts = values.new_empty(map_splits * tiles, *values.shape)
+        spread_kernel[(programs * map_splits,)](
             *(x, x.stride(), y, y.stride(), lse, lse.stride(), weights, weights.stride()),
-            *(values, values.stride(), parts, layout.table),
-            *(maps, x.shape[2], layout.most_patches, channels, dim, scale, splits, batch * rows),
+            *(values, parts, layout.table),
+            *(maps, map_splits, x.shape[2], layout.most_patches, batch * patches, channels, scale),
             PACKED=layout.table is not None,
             TRANSPOSED=transposed,
+            DIM=dim,
             BLOCK_D=block_of(dim),
-            BLOCK_C=block_c,
             PRECISION=dot_precision(),
             **config,
         )
-        return parts.sum(0) if splits > 1 else parts[0]
+        return parts.sum(0).permute(1, 2, 0)
 
     key = (*_key(x, values, layout), int(transposed))
     with torch.cuda.device_of(x):
         return launch(best_config(spread_kernel, key, configs_of(x), launch, x.device))
+
+
+def _channel_by_channel(x: Tensor) -> Tensor:
+    """[B, P, C'] laid out as the kernels read and write it: a channel's patches side by side."""
+    return x.permute(2, 0, 1).contiguous().permute(1, 2, 0)
+
+
+def splits_of(maps: int, programs: int, processors: int) -> int:
+    """How many programs share the maps of a tile.
+
+    Enough that all processors have work, each with `LEAST_MAPS` maps at least to add before it
+    multiplies by the values.
+    """
+    wanted = min(PROGRAMS_A_PROCESSOR * processors // programs, maps // LEAST_MAPS)
+    return max(1, wanted)
 
 
 def _weights_gradient(
@@ -202,8 +221,9 @@ def _weights_gradient(
         weights_kernel[(parts.numel(),)](
             *(q, q.stride(), k, k.stride(), lse, lse.stride(), gradient, gradient.stride()),
             *(values, values.stride(), parts, layout.table),
-            *(maps, q.shape[2], layout.most_patches, channels, dim, scale),
+            *(maps, q.shape[2], layout.most_patches, channels, scale),
             PACKED=layout.table is not None,
+            DIM=dim,
             BLOCK_D=block_of(dim),
             BLOCK_C=block_of(channels, MOST_CHANNELS),
             PRECISION=dot_precision(),
@@ -227,24 +247,33 @@ def _key(q: Tensor, values: Tensor, layout: _Layout) -> tuple[int | str, ...]:
 
 
 @triton.jit
-def _tokens_of(x, strides, m, tokens, valid, dim, BLOCK_D: tl.constexpr):
-    """Rows of map m of x [M, N, d]: [len(tokens), BLOCK_D]."""
-    return load_rows(x + m * strides[1], tokens, valid, strides[2], strides[3], dim, BLOCK_D)
+def _tokens_of(x, strides, m, tokens, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Rows of map m of x [M, N, d], all of which exist: [len(tokens), BLOCK_D]."""
+    return take_rows(x + m * strides[1], tokens, strides[2], strides[3], DIM, BLOCK_D)
 
 
 @triton.jit
-def _lse_of(lse, strides, m, tokens, valid):
+def _lse_of(lse, strides, m, tokens):
     """log-sum-exp of rows of map m, base 2."""
-    return load_lse(lse + m * strides[1], tokens, valid, strides[2])
+    return take_lse(lse + m * strides[1], tokens, strides[2])
 
 
 @triton.jit
-def _channels_of(x, strides, first, rows, valid, channels, BLOCK_C: tl.constexpr):
-    """Channels from `first` on of x [P, C'], float32 [len(rows), BLOCK_C]."""
-    x += first * strides[2]
-    return load_rows(x, rows, valid, strides[1], strides[2], channels - first, BLOCK_C).to(
-        tl.float32
-    )
+def _with_map(fused, left, right, sums, weight, scale, PRECISION: tl.constexpr):
+    """fused + weight · exp(left·rightᵀ · scale − sums), `sums` base 2; [R, C]."""
+    return fused + weight * tl.exp2(log2_attention(left, right, scale, PRECISION) - sums)
+
+
+@triton.jit
+def _of_values(fused0, fused1, values, columns, there0, there1):
+    """Σ_s fused[r, s] · values[s] over two blocks of columns, those that are there; [R].
+
+    On CUDA cores, exactly in float32: once for all maps there is so little of it that the layouts
+    and splits of the tensor cores would cost more.
+    """
+    value0 = tl.load(values + columns, mask=there0, other=0.0)
+    value1 = tl.load(values + fused0.shape[1] + columns, mask=there1, other=0.0)
+    return tl.sum(fused0 * value0[None, :], 1) + tl.sum(fused1 * value1[None, :], 1)
 
 
 @triton.jit
@@ -258,71 +287,89 @@ def spread_kernel(
     weights,
     weights_strides,
     values,
-    values_strides,
     parts,
     table,
     maps,
+    map_splits,
     tokens,
     most_patches,
+    all_patches,
     channels,
-    dim,
     scale,
-    splits,
-    part_rows,
     PACKED: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     BLOCK_I: tl.constexpr,
     BLOCK_J: tl.constexpr,
+    DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    BLOCK_C: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """A block of rows and of channels of one image, over the blocks of columns of one split."""
+    """One tile of one image, over one share of the maps: its part of the result.
+
+    A tile is two blocks of columns wide, each with a sum of its own: the wider it is, the less is
+    read for an entry, while only one block's logits are in registers.
+    """
     row_blocks = tl.cdiv(most_patches, BLOCK_I)
-    channel_blocks = tl.cdiv(channels, BLOCK_C)
+    tiles = tl.cdiv(most_patches, 2 * BLOCK_J)
     program = tl.program_id(0)
     block = program % row_blocks
-    split = program // row_blocks % splits
-    channel = program // (row_blocks * splits) % channel_blocks * BLOCK_C
-    image = (program // (row_blocks * splits * channel_blocks)).to(tl.int64)
+    tile = program // row_blocks % tiles
+    split = program // (row_blocks * tiles) % map_splits
+    image = (program // (row_blocks * tiles * map_splits)).to(tl.int64)
 
     begin, own, patches, before = place(table, image, tokens, most_patches, PACKED)
     first = begin + own - patches
     weights += image * weights_strides[0]
-    if PACKED:
-        values += before * values_strides[1]
-    else:
+    if not PACKED:
         x += image * x_strides[0]
         y += image * y_strides[0]
         lse += image * lse_strides[0]
-        values += image * values_strides[0]
     rows = block * BLOCK_I + tl.arange(0, BLOCK_I)
-    here = rows < patches
-    result = tl.zeros([BLOCK_I, BLOCK_C], tl.float32)
-    column_blocks = tl.where(block * BLOCK_I < patches, tl.cdiv(patches, BLOCK_J), 0)
-    share = tl.cdiv(column_blocks, splits)
-    for step in range(split * share, tl.minimum((split + 1) * share, column_blocks)):
-        columns = step * BLOCK_J + tl.arange(0, BLOCK_J)
-        there = columns < patches
-        fused = tl.zeros([BLOCK_I, BLOCK_J], tl.float32)
-        for m in range(maps):
-            at = tl.cast(m, tl.int64)
-            left = _tokens_of(x, x_strides, at, first + rows, here, dim, BLOCK_D)
-            right = _tokens_of(y, y_strides, at, first + columns, there, dim, BLOCK_D)
-            logits = log2_attention(left, right, scale, PRECISION)
-            if TRANSPOSED:
-                logits -= _lse_of(lse, lse_strides, at, first + columns, there)[None, :]
-            else:
-                logits -= _lse_of(lse, lse_strides, at, first + rows, here)[:, None]
-            weight = tl.load(weights + at * weights_strides[1]).to(tl.float32)
-            fused += weight * tl.exp2(logits)
-        fused = tl.where(there[None, :], fused, 0.0)
-        value = _channels_of(values, values_strides, channel, columns, there, channels, BLOCK_C)
-        result += tl.dot(fused, value, input_precision=PRECISION)
-    into = channel + tl.arange(0, BLOCK_C)
-    target = parts + (split.to(tl.int64) * part_rows + before + rows[:, None]) * channels
-    valid = here[:, None] & (into < channels)[None, :]
-    tl.store(target + into[None, :], result / maps, mask=valid)
+    columns = tl.arange(0, BLOCK_J)
+    start0 = tile * 2 * BLOCK_J
+    start1 = start0 + BLOCK_J
+    share = tl.cdiv(maps, map_splits)
+    stop = tl.minimum((split + 1) * share, maps)
+    if (block * BLOCK_I >= patches) | (start0 >= patches):  # the image is smaller than the largest
+        stop = 0
+    lefts = first + tl.minimum(rows, patches - 1)
+    rights0 = first + tl.minimum(start0 + columns, patches - 1)
+    rights1 = first + tl.minimum(start1 + columns, patches - 1)
+    fused0 = tl.zeros([BLOCK_I, BLOCK_J], tl.float32)
+    fused1 = tl.zeros([BLOCK_I, BLOCK_J], tl.float32)
+    for m in range(split * share, stop):
+        at = tl.cast(m, tl.int64)
+        left = _tokens_of(x, x_strides, at, lefts, DIM, BLOCK_D)
+        right0 = _tokens_of(y, y_strides, at, rights0, DIM, BLOCK_D)
+        right1 = _tokens_of(y, y_strides, at, rights1, DIM, BLOCK_D)
+        weight = tl.load(weights + at * weights_strides[1]).to(tl.float32)
+        if TRANSPOSED:
+            sums0 = _lse_of(lse, lse_strides, at, rights0)[None, :]
+            sums1 = _lse_of(lse, lse_strides, at, rights1)[None, :]
+        else:
+            sums0 = _lse_of(lse, lse_strides, at, lefts)[:, None]
+            sums1 = sums0
+        fused0 = _with_map(fused0, left, right0, sums0, weight, scale, PRECISION)
+        fused1 = _with_map(fused1, left, right1, sums1, weight, scale, PRECISION)
+
+    values += before + start0
+    there0 = columns < patches - start0
+    there1 = columns < patches - start1
+    parts += (split * tiles + tile).to(tl.int64) * channels * all_patches + before
+    for _ in range(channels):
+        result = _of_values(fused0, fused1, values, columns, there0, there1) / maps
+        tl.store(parts + rows, result, mask=rows < patches)
+        values += all_patches
+        parts += all_patches
+
+
+@triton.jit
+def _channels_of(x, strides, first, rows, valid, channels, BLOCK_C: tl.constexpr):
+    """Channels from `first` on of x [P, C'], float32 [len(rows), BLOCK_C]."""
+    x += first * strides[2]
+    return load_rows(x, rows, valid, strides[1], strides[2], channels - first, BLOCK_C).to(
+        tl.float32
+    )
 
 
 @triton.jit
@@ -343,9 +390,9 @@ def weights_kernel(
     tokens,
     most_patches,
     channels,
-    dim,
     scale,
     PACKED: tl.constexpr,
+    DIM: tl.constexpr,
     BLOCK_I: tl.constexpr,
     BLOCK_J: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -367,13 +414,18 @@ def weights_kernel(
         values += image * values_strides[0]
     rows = block * BLOCK_I + tl.arange(0, BLOCK_I)
     here = rows < patches
-    queries = _tokens_of(q, q_strides, m, first + rows, here, dim, BLOCK_D)
-    sums = _lse_of(lse, lse_strides, m, first + rows, here)
+    if block * BLOCK_I >= patches:  # the image is smaller than the largest
+        tl.store(parts + tl.program_id(0), 0.0)
+        return
+    last = first + patches - 1
+    lefts = tl.minimum(first + rows, last)
+    queries = _tokens_of(q, q_strides, m, lefts, DIM, BLOCK_D)
+    sums = _lse_of(lse, lse_strides, m, lefts)
     total = tl.zeros([BLOCK_I], tl.float32)
-    for start in range(0, tl.where(block * BLOCK_I < patches, patches, 0), BLOCK_J):
+    for start in range(0, patches, BLOCK_J):
         columns = start + tl.arange(0, BLOCK_J)
         there = columns < patches
-        keys = _tokens_of(k, k_strides, m, first + columns, there, dim, BLOCK_D)
+        keys = _tokens_of(k, k_strides, m, tl.minimum(first + columns, last), DIM, BLOCK_D)
         attention = tl.exp2(log2_attention(queries, keys, scale, PRECISION) - sums[:, None])
         both = tl.zeros([BLOCK_I, BLOCK_J], tl.float32)
         for channel in range(0, channels, BLOCK_C):

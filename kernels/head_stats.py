@@ -17,18 +17,20 @@ from torch import Tensor
 
 from weaktr.kernels.common import (
     LIMITS_OF_ATTENTION,
+    LN_2,
+    LOG2_E,
     block_of,
     block_of_map,
     configs_of,
     dot_precision,
     key_of_attention,
-    load_lse,
-    load_rows,
     log2_attention,
     packing_table,
     place,
+    product,
     refusal_of_attention,
-    softmax_step,
+    take_lse,
+    take_rows,
 )
 from weaktr.kernels.tuning import Config, best_config, bucket
 from weaktr.ops.head_stats import HeadStats, HeadStatsInputs
@@ -61,6 +63,8 @@ def attention_lse(q: Tensor, k: Tensor, scale: float, tokens: list[int] | None =
     lse = torch.empty(batch, heads, count, dtype=torch.float32, device=q.device)
     if lse.numel() == 0:
         return lse
+    if scale < 0:  # the kernel takes the largest dot product for that of the largest logit
+        q, scale = -q, -scale
     images = batch if tokens is None else len(tokens)
     most = count if tokens is None else max(tokens)
     table = None if tokens is None else packing_table(tokens, tokens, q.device)
@@ -68,8 +72,9 @@ def attention_lse(q: Tensor, k: Tensor, scale: float, tokens: list[int] | None =
     def launch(config: Config) -> None:
         grid = (triton.cdiv(most, config["BLOCK_I"]) * images * heads,)
         _lse_kernel[grid](
-            *(q, q.stride(), k, k.stride(), lse, table, heads, count, most, dim, scale),
+            *(q, q.stride(), k, k.stride(), lse, table, heads, count, most, scale),
             PACKED=table is not None,
+            DIM=dim,
             BLOCK_D=block_of(dim),
             PRECISION=dot_precision(),
             **config,
@@ -109,10 +114,11 @@ def attention_stats(*arguments: Any) -> tuple[Tensor, Tensor]:
         grid = (triton.cdiv(most, config["BLOCK_J"]) * images * heads,)
         _stats_kernel[grid](
             *(q, q.stride(), k, k.stride(), lse, lse.stride(), rows, means, table, chosen),
-            *(heads, count, num_patches, most, dim, num_rows, scale),
+            *(heads, count, num_patches, most, num_rows, scale),
             PACKED=table is not None,
             CHOSEN=chosen is not None,
             MEANS=column_means,
+            DIM=dim,
             BLOCK_D=block_of(dim),
             PRECISION=dot_precision(),
             **config,
@@ -144,6 +150,22 @@ def _image_of(x, strides, image, head, first, PACKED: tl.constexpr):
 
 
 @triton.jit
+def _lse_step(x, y, columns, own, factor, largest, total, EDGE: tl.constexpr, PRECISION):
+    """The softmax of rows x [R, d] goes over a further block of rows y [C, d].
+
+    A logit, base 2, is `factor` >= 0 times a dot product. largest [R] and total [R] are of the
+    columns so far: their maximum, and their sum of exponentials under it. At the edge, where y
+    repeats its last row, the columns below `own` count.
+    """
+    products = product(x, tl.trans(y), PRECISION)
+    new = tl.maximum(largest, tl.max(products, 1) * factor)
+    weights = tl.exp2(products * factor - new[:, None])
+    if EDGE:
+        weights = tl.where((columns < own)[None, :], weights, 0.0)
+    return new, total * tl.exp2(largest - new) + tl.sum(weights, 1)
+
+
+@triton.jit(do_not_specialize=["tokens", "most_tokens"])
 def _lse_kernel(
     q,
     q_strides,
@@ -154,11 +176,11 @@ def _lse_kernel(
     heads,
     tokens,
     most_tokens,
-    dim,
     scale,
     PACKED: tl.constexpr,
     BLOCK_I: tl.constexpr,
     BLOCK_J: tl.constexpr,
+    DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -174,15 +196,20 @@ def _lse_kernel(
     if block * BLOCK_I >= own:  # the image is smaller than the largest
         return
     rows = block * BLOCK_I + tl.arange(0, BLOCK_I)
-    queries = load_rows(q, rows, rows < own, q_strides[2], q_strides[3], dim, BLOCK_D)
+    x = take_rows(q, tl.minimum(rows, own - 1), q_strides[2], q_strides[3], DIM, BLOCK_D)
+    factor = scale * LOG2_E
     largest = tl.full([BLOCK_I], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_I], tl.float32)
-    for start in range(0, own, BLOCK_J):
-        columns = start + tl.arange(0, BLOCK_J)
-        keys = load_rows(k, columns, columns < own, k_strides[2], k_strides[3], dim, BLOCK_D)
-        logits = log2_attention(queries, keys, scale, PRECISION)
-        _weights, _shrink, largest, total = softmax_step(logits, columns < own, largest, total)
-    result = (largest + tl.log2(total)) * 0.6931471805599453
+    columns = tl.arange(0, BLOCK_J)
+    whole = own // BLOCK_J * BLOCK_J
+    for start in range(0, whole, BLOCK_J):
+        y = take_rows(k, start + columns, k_strides[2], k_strides[3], DIM, BLOCK_D)
+        largest, total = _lse_step(x, y, columns, own, factor, largest, total, False, PRECISION)
+    if whole < own:
+        columns += whole
+        y = take_rows(k, tl.minimum(columns, own - 1), k_strides[2], k_strides[3], DIM, BLOCK_D)
+        largest, total = _lse_step(x, y, columns, own, factor, largest, total, True, PRECISION)
+    result = (largest + tl.log2(total)) * LN_2
     tl.store(lse + rows, result, mask=rows < own)
 
 
@@ -202,12 +229,12 @@ def _stats_kernel(
     tokens,
     num_patches,
     most_patches,
-    dim,
     num_rows,
     scale,
     PACKED: tl.constexpr,
     CHOSEN: tl.constexpr,
     MEANS: tl.constexpr,
+    DIM: tl.constexpr,
     BLOCK_I: tl.constexpr,
     BLOCK_J: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -230,25 +257,25 @@ def _stats_kernel(
     columns = block * BLOCK_J + tl.arange(0, BLOCK_J)
     inside = columns < patches
     ahead = own - patches  # class and register tokens
-    keys = load_rows(k, ahead + columns, inside, k_strides[2], k_strides[3], dim, BLOCK_D)
+    keys_at = ahead + tl.minimum(columns, patches - 1)
+    keys = take_rows(k, keys_at, k_strides[2], k_strides[3], DIM, BLOCK_D)
     for start in range(0, num_rows, BLOCK_I):
         rows = start + tl.arange(0, BLOCK_I)
-        valid = rows < num_rows
-        classes = rows
+        classes = tl.minimum(rows, num_rows - 1)
         if CHOSEN:
-            classes = tl.load(chosen + image * num_rows + rows, mask=valid, other=0)
-        queries = load_rows(q, classes, valid, q_strides[2], q_strides[3], dim, BLOCK_D)
+            classes = tl.load(chosen + image * num_rows + classes)
+        queries = take_rows(q, classes, q_strides[2], q_strides[3], DIM, BLOCK_D)
         logits = log2_attention(queries, keys, scale, PRECISION)
-        attention = tl.exp2(logits - load_lse(lse, classes, valid, lse_strides[2])[:, None])
+        attention = tl.exp2(logits - take_lse(lse, classes, lse_strides[2])[:, None])
         target = class_rows + rows.to(tl.int64)[:, None] * num_patches + columns[None, :]
-        tl.store(target, attention, mask=valid[:, None] & inside[None, :])
+        tl.store(target, attention, mask=(rows < num_rows)[:, None] & inside[None, :])
     if MEANS:
         total = tl.zeros([BLOCK_J], tl.float32)
         for start in range(ahead, own, BLOCK_I):
             rows = start + tl.arange(0, BLOCK_I)
-            valid = rows < own
-            queries = load_rows(q, rows, valid, q_strides[2], q_strides[3], dim, BLOCK_D)
+            queries_at = tl.minimum(rows, own - 1)
+            queries = take_rows(q, queries_at, q_strides[2], q_strides[3], DIM, BLOCK_D)
             logits = log2_attention(queries, keys, scale, PRECISION)
-            attention = tl.exp2(logits - load_lse(lse, rows, valid, lse_strides[2])[:, None])
-            total += tl.sum(tl.where(valid[:, None], attention, 0.0), 0)
+            attention = tl.exp2(logits - take_lse(lse, queries_at, lse_strides[2])[:, None])
+            total += tl.sum(tl.where((rows < own)[:, None], attention, 0.0), 0)
         tl.store(means + columns, total / patches, mask=inside)

@@ -69,10 +69,11 @@ def strided(x: Tensor) -> Tensor:
 def _configs_of_dtypes() -> list[tuple[torch.dtype, dict[str, int]]]:
     """Every launch configuration of the kernels, with a dtype that may get it."""
     try:
-        from weaktr.kernels.common import CONFIGS, EXACT_CONFIGS
+        from weaktr.kernels.common import FLOAT32_CONFIGS, HALF_CONFIGS
     except ImportError:  # the tests that use them are skipped with the reason
         return []
-    return [(torch.bfloat16, c) for c in CONFIGS] + [(torch.float32, c) for c in EXACT_CONFIGS]
+    configs = {torch.bfloat16: HALF_CONFIGS, torch.float32: FLOAT32_CONFIGS}
+    return [(dtype, config) for dtype, own in configs.items() for config in own]
 
 
 def _config_name(value: object) -> str:
