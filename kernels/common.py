@@ -30,17 +30,14 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 LIMITS_OF_ATTENTION = f"float16, bfloat16, float32; head width up to {MOST_HEAD_DIM}"
 
 
-def _configs(*sizes: tuple[int, int, int, int]) -> tuple[Config, ...]:
-    """(queries, keys) of a tile of attention, warps, stages of the pipeline."""
-    names = ("BLOCK_I", "BLOCK_J", "num_warps", "num_stages")
-    return tuple(dict(zip(names, size, strict=True)) for size in sizes)
+def configurations(*sizes: tuple[int, ...]) -> tuple[Config, ...]:
+    """(queries, keys) of a block of attention, warps, stages of the pipeline, most registers."""
+    names = ("BLOCK_I", "BLOCK_J", "num_warps", "num_stages", "maxnreg")
+    return tuple(dict(zip(names, size, strict=False)) for size in sizes)
 
 
-#: By dtype, the fastest on an H200 of what does not spill; the first fits into any GPU.
-HALF_CONFIGS = _configs(
-    (32, 32, 4, 1), (64, 32, 4, 2), (64, 64, 4, 2), (64, 64, 4, 3), (128, 64, 4, 2), (128, 64, 8, 2)
-)
-FLOAT32_CONFIGS = _configs(
+#: The fastest on an H200, of those that do not spill; the first one fits into any GPU.
+CONFIGS = configurations(
     (32, 32, 4, 1), (64, 32, 4, 2), (64, 64, 4, 2), (64, 64, 4, 3), (128, 64, 8, 2)
 )
 
@@ -68,6 +65,13 @@ def take_rows(pointer, rows, stride_row, stride_dim, DIM: tl.constexpr, BLOCK_D:
 def take_lse(pointer, rows, stride):
     """log-sum-exp of rows, all of which exist, base 2."""
     return tl.load(pointer + rows.to(tl.int64) * stride).to(tl.float32) * LOG2_E
+
+
+@triton.jit
+def share_of(count, part, parts):
+    """The numbers 0..count-1 in equal shares: the first one of a part and the one past its last."""
+    share = tl.cdiv(count, parts)
+    return part * share, tl.minimum((part + 1) * share, count)
 
 
 @triton.jit
@@ -180,7 +184,7 @@ def dot_precision() -> str:
 
 def configs_of(x: Tensor) -> tuple[Config, ...]:
     """Candidates for products of `x`."""
-    return FLOAT32_CONFIGS if x.dtype == torch.float32 else HALF_CONFIGS
+    return CONFIGS
 
 
 def key_of_attention(q: Tensor, most_tokens: int, images: int) -> tuple[int | str, ...]:

@@ -23,6 +23,7 @@ from weaktr.kernels.common import (
     block_of,
     block_of_map,
     configs_of,
+    configurations,
     dot_precision,
     load_rows,
     log2_attention,
@@ -30,6 +31,7 @@ from weaktr.kernels.common import (
     place,
     processors,
     refusal_of_attention,
+    share_of,
     take_lse,
     take_rows,
 )
@@ -43,6 +45,14 @@ MOST_CHANNELS = 64
 PROGRAMS_A_PROCESSOR = 4
 #: Fewest maps that a program is given where the maps are split.
 LEAST_MAPS = 12
+
+#: Of `spread_kernel`; none of them spills. Rows, half the columns, ...: see `configurations`.
+WIDE_CONFIGS = configurations((32, 32, 4, 1), (64, 64, 4, 2), (64, 64, 4, 3), (128, 64, 8, 2))
+#: Few registers a thread, so that two or three programs are resident.
+RESIDENT_CONFIGS = configurations(
+    (32, 32, 4, 1), (64, 64, 4, 2, 168), (64, 64, 4, 3), (128, 64, 8, 2, 128), (128, 64, 4, 2)
+)
+FLOAT32_CONFIGS = configurations((32, 32, 4, 1), (64, 32, 4, 2), (64, 32, 4, 3), (128, 32, 8, 2))
 
 #: `FuseHeadsInputs` as torch writes it.
 SCHEMA = (
@@ -182,12 +192,21 @@ def _spread(
 
     key = (*_key(x, values, layout), int(transposed))
     with torch.cuda.device_of(x):
-        return launch(best_config(spread_kernel, key, configs_of(x), launch, x.device))
+        return launch(
+            best_config(spread_kernel, key, spread_configs(x, transposed), launch, x.device)
+        )
 
 
 def _channel_by_channel(x: Tensor) -> Tensor:
     """[B, P, C'] laid out as the kernels read and write it: a channel's patches side by side."""
     return x.permute(2, 0, 1).contiguous().permute(1, 2, 0)
+
+
+def spread_configs(x: Tensor, transposed: bool) -> tuple[Config, ...]:
+    """Candidates for `spread_kernel`; the sums of columns, if `transposed`, take registers."""
+    if x.dtype == torch.float32:
+        return FLOAT32_CONFIGS
+    return WIDE_CONFIGS if transposed or x.shape[3] > 64 else RESIDENT_CONFIGS
 
 
 def splits_of(maps: int, programs: int, processors: int) -> int:
@@ -259,12 +278,6 @@ def _lse_of(lse, strides, m, tokens):
 
 
 @triton.jit
-def _with_map(fused, left, right, sums, weight, scale, PRECISION: tl.constexpr):
-    """fused + weight · exp(left·rightᵀ · scale − sums), `sums` base 2; [R, C]."""
-    return fused + weight * tl.exp2(log2_attention(left, right, scale, PRECISION) - sums)
-
-
-@triton.jit
 def _of_values(fused0, fused1, values, columns, there0, there1):
     """Σ_s fused[r, s] · values[s] over two blocks of columns, those that are there; [R].
 
@@ -325,37 +338,49 @@ def spread_kernel(
         y += image * y_strides[0]
         lse += image * lse_strides[0]
     rows = block * BLOCK_I + tl.arange(0, BLOCK_I)
-    columns = tl.arange(0, BLOCK_J)
     start0 = tile * 2 * BLOCK_J
     start1 = start0 + BLOCK_J
-    share = tl.cdiv(maps, map_splits)
-    stop = tl.minimum((split + 1) * share, maps)
+    parts += (split * tiles + tile).to(tl.int64) * channels * all_patches + before
     if (block * BLOCK_I >= patches) | (start0 >= patches):  # the image is smaller than the largest
-        stop = 0
+        for _ in range(channels):
+            tl.store(parts + rows, tl.zeros([BLOCK_I], tl.float32), mask=rows < patches)
+            parts += all_patches
+        return
+
+    columns = tl.arange(0, BLOCK_J)
     lefts = first + tl.minimum(rows, patches - 1)
     rights0 = first + tl.minimum(start0 + columns, patches - 1)
     rights1 = first + tl.minimum(start1 + columns, patches - 1)
     fused0 = tl.zeros([BLOCK_I, BLOCK_J], tl.float32)
     fused1 = tl.zeros([BLOCK_I, BLOCK_J], tl.float32)
-    for m in range(split * share, stop):
+    start, stop = share_of(maps, split, map_splits)
+    at = tl.cast(tl.minimum(start, maps - 1), tl.int64)
+    weight = tl.load(weights + at * weights_strides[1]).to(tl.float32)
+    if not TRANSPOSED:
+        sums = _lse_of(lse, lse_strides, at, lefts)
+    for m in range(start, stop):
         at = tl.cast(m, tl.int64)
         left = _tokens_of(x, x_strides, at, lefts, DIM, BLOCK_D)
         right0 = _tokens_of(y, y_strides, at, rights0, DIM, BLOCK_D)
         right1 = _tokens_of(y, y_strides, at, rights1, DIM, BLOCK_D)
-        weight = tl.load(weights + at * weights_strides[1]).to(tl.float32)
-        if TRANSPOSED:
+        next = tl.cast(tl.minimum(m + 1, maps - 1), tl.int64)
+        next_weight = tl.load(weights + next * weights_strides[1]).to(tl.float32)
+        if TRANSPOSED:  # too many to be loaded a map ahead
             sums0 = _lse_of(lse, lse_strides, at, rights0)[None, :]
             sums1 = _lse_of(lse, lse_strides, at, rights1)[None, :]
         else:
-            sums0 = _lse_of(lse, lse_strides, at, lefts)[:, None]
+            sums0 = sums[:, None]
             sums1 = sums0
-        fused0 = _with_map(fused0, left, right0, sums0, weight, scale, PRECISION)
-        fused1 = _with_map(fused1, left, right1, sums1, weight, scale, PRECISION)
+            sums = _lse_of(lse, lse_strides, next, lefts)
+        logits = log2_attention(left, right0, scale, PRECISION)
+        fused0 += weight * tl.exp2(logits - sums0)
+        logits = log2_attention(left, right1, scale, PRECISION)
+        fused1 += weight * tl.exp2(logits - sums1)
+        weight = next_weight
 
     values += before + start0
     there0 = columns < patches - start0
     there1 = columns < patches - start1
-    parts += (split * tiles + tile).to(tl.int64) * channels * all_patches + before
     for _ in range(channels):
         result = _of_values(fused0, fused1, values, columns, there0, there1) / maps
         tl.store(parts + rows, result, mask=rows < patches)

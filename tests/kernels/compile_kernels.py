@@ -51,7 +51,7 @@ def attention_kernels(dtype: torch.dtype, dim: int) -> None:
     from weaktr.kernels.fuse_heads import FuseHeadsInputs, fuse_heads_triton
     from weaktr.kernels.head_stats import HeadStatsInputs, head_stats_triton
 
-    for name in ("HALF_CONFIGS", "FLOAT32_CONFIGS"):
+    for name in ("CONFIGS",):
         setattr(common, name, getattr(common, name)[:1])
     q, k, v = torch.zeros(3, 1, 2, 40, dim, dtype=dtype)
     attention.in_one_launch(q, k, v, 3, 37, common.configs_of(q)[0])

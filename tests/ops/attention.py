@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from itertools import product
+
 import pytest
 import torch
 from torch import Tensor
@@ -66,14 +69,13 @@ def strided(x: Tensor) -> Tensor:
     return view.copy_(x)
 
 
-def _configs_of_dtypes() -> list[tuple[torch.dtype, dict[str, int]]]:
-    """Every launch configuration of the kernels, with a dtype that may get it."""
+def _configs() -> tuple[Mapping[str, int], ...]:
+    """Launch configurations of the kernels."""
     try:
-        from weaktr.kernels.common import FLOAT32_CONFIGS, HALF_CONFIGS
+        from weaktr.kernels.common import CONFIGS
     except ImportError:  # the tests that use them are skipped with the reason
-        return []
-    configs = {torch.bfloat16: HALF_CONFIGS, torch.float32: FLOAT32_CONFIGS}
-    return [(dtype, config) for dtype, own in configs.items() for config in own]
+        return ()
+    return CONFIGS
 
 
 def _config_name(value: object) -> str:
@@ -82,7 +84,11 @@ def _config_name(value: object) -> str:
 
 
 #: Parametrizes a test by `dtype` and `config`.
-every_config = pytest.mark.parametrize(("dtype", "config"), _configs_of_dtypes(), ids=_config_name)
+every_config = pytest.mark.parametrize(
+    ("dtype", "config"),
+    list(product((torch.bfloat16, torch.float32), _configs())),
+    ids=_config_name,
+)
 
 
 def check_that_training_takes_statistics(

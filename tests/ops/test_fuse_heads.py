@@ -8,7 +8,6 @@ import torch
 from tests.ops.attention import (
     SHAPES,
     attention_inputs,
-    every_config,
     exact_dtype,
     home,
     literal,
@@ -248,11 +247,14 @@ def test_wrong_packing_is_named(changes, message):
 # ---- Triton alone -------------------------------------------------------------------------------
 
 
-@every_config
-def test_every_configuration_gives_the_same(kernels, dtype, config, monkeypatch):
-    monkeypatch.setattr(kernels, "configs_of", lambda x: (config,))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_every_configuration_gives_the_same(kernels, dtype, monkeypatch):
     q, k, lse, weights, values = inputs(1, 2, 1, 71, 24, 3, "triton", dtype=dtype)
-    assert_equals_literal(q, k, lse, weights, values, "triton")
+    functions = {"spread_configs": (q, False), "configs_of": (q,)}
+    for name, arguments in functions.items():
+        for config in getattr(kernels, name)(*arguments):
+            monkeypatch.setattr(kernels, name, lambda *_, config=config: (config,))
+            assert_equals_literal(q, k, lse, weights, values, "triton")
 
 
 @pytest.mark.parametrize("packed", [False, True])
