@@ -6,6 +6,7 @@ A packed batch is packed along the tokens; a table (`packing_table`) tells where
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from itertools import accumulate
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from weaktr.kernels import INTERPRETED
 from weaktr.kernels.tuning import Config, bucket
-from weaktr.ops.upload import upload
+from weaktr.ops.upload import upload_table
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
@@ -62,9 +63,9 @@ def take_rows(pointer, rows, stride_row, stride_dim, DIM: tl.constexpr, BLOCK_D:
 
 
 @triton.jit
-def take_lse(pointer, rows, stride):
+def take_lse(pointer, rows):
     """log-sum-exp of rows, all of which exist, base 2."""
-    return tl.load(pointer + rows.to(tl.int64) * stride).to(tl.float32) * LOG2_E
+    return tl.load(pointer + rows).to(tl.float32) * LOG2_E
 
 
 @triton.jit
@@ -139,6 +140,11 @@ def place(table, image, tokens, patches, PACKED: tl.constexpr):
     return first, tokens, patches, before
 
 
+def side_by_side(lse: Tensor) -> Tensor:
+    """[B, M, N] with the numbers of a map side by side, as `take_lse` reads them."""
+    return lse if lse.stride(2) == 1 else lse.contiguous()
+
+
 def packing_table(tokens: Sequence[int], patches: Sequence[int], device: torch.device) -> Tensor:
     """int64 [B, 4], an image a row: what `place` reads."""
     rows = [
@@ -147,8 +153,7 @@ def packing_table(tokens: Sequence[int], patches: Sequence[int], device: torch.d
             accumulate(tokens), tokens, patches, accumulate(patches), strict=True
         )
     ]
-    table = torch.tensor(rows, dtype=torch.int64).view(len(rows), 4)
-    return upload(table, device)
+    return upload_table(rows, 4, device)
 
 
 def refusal_of_attention(dtypes: Sequence[torch.dtype], head_dim: int) -> str:
@@ -168,8 +173,13 @@ def refusal_of_attention(dtypes: Sequence[torch.dtype], head_dim: int) -> str:
 
 def block_of(size: int, most: int | None = None) -> int:
     """Side of a block that holds `size`: a power of two, at least 16 and at most `most`."""
-    block = max(LEAST_BLOCK, int(triton.next_power_of_2(size)))
+    block = max(LEAST_BLOCK, 1 << (size - 1).bit_length())
     return block if most is None else min(block, most)
+
+
+def blocks_of(size: int, block: int) -> int:
+    """How many blocks hold `size`; `triton.cdiv` on the host takes as long as a launch."""
+    return -(-size // block)
 
 
 def dot_precision() -> str:
@@ -201,7 +211,10 @@ def key_of_attention(q: Tensor, most_tokens: int, images: int) -> tuple[int | st
 
 def processors(tensor: Tensor) -> int:
     """How many programs run side by side, at least: the device's multiprocessors."""
-    if not tensor.is_cuda:
-        return 4  # interpreted, one after the other; work is split all the same
-    count: int = torch.cuda.get_device_properties(tensor.device).multi_processor_count
+    return _processors(tensor.device) if tensor.is_cuda else 4  # interpreted: split all the same
+
+
+@cache
+def _processors(device: torch.device) -> int:
+    count: int = torch.cuda.get_device_properties(device).multi_processor_count
     return count

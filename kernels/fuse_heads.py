@@ -22,9 +22,11 @@ from weaktr.kernels.common import (
     LIMITS_OF_ATTENTION,
     block_of,
     block_of_map,
+    blocks_of,
     configs_of,
     configurations,
     dot_precision,
+    key_of_attention,
     load_rows,
     log2_attention,
     packing_table,
@@ -32,12 +34,14 @@ from weaktr.kernels.common import (
     processors,
     refusal_of_attention,
     share_of,
+    side_by_side,
     take_lse,
     take_rows,
 )
-from weaktr.kernels.tuning import Config, best_config, bucket
+from weaktr.kernels.tuning import Config, best_config
 from weaktr.ops.fuse_heads import FuseHeadsInputs
 from weaktr.ops.registry import takes
+from weaktr.ops.tracing import needs_operator
 
 #: Widest block of channels C' that a program holds; more of them form the tile again.
 MOST_CHANNELS = 64
@@ -46,12 +50,13 @@ PROGRAMS_A_PROCESSOR = 4
 #: Fewest maps that a program is given where the maps are split.
 LEAST_MAPS = 12
 
-#: Of `spread_kernel`; none of them spills. Rows, half the columns, ...: see `configurations`.
-WIDE_CONFIGS = configurations((32, 32, 4, 1), (64, 64, 4, 2), (64, 64, 4, 3), (128, 64, 8, 2))
-#: Few registers a thread, so that two or three programs are resident.
-RESIDENT_CONFIGS = configurations(
-    (32, 32, 4, 1), (64, 64, 4, 2, 168), (64, 64, 4, 3), (128, 64, 8, 2, 128), (128, 64, 4, 2)
+#: Of `spread_kernel`: rows and half the columns of a tile, ...; see `configurations`. At d = 64 none
+#: spills; two or three programs are resident on a multiprocessor.
+CONFIGS = configurations(
+    (32, 32, 4, 1), (64, 64, 4, 2), (64, 64, 4, 3), (128, 64, 8, 2, 128), (128, 64, 4, 2)
 )
+#: Where more registers are needed: sums of columns, or d > 64.
+WIDE_CONFIGS = configurations((32, 32, 4, 1), (64, 64, 4, 2), (128, 64, 8, 2))
 FLOAT32_CONFIGS = configurations((32, 32, 4, 1), (64, 32, 4, 2), (64, 32, 4, 3), (128, 32, 8, 2))
 
 #: `FuseHeadsInputs` as torch writes it.
@@ -64,18 +69,24 @@ SCHEMA = (
 @takes(LIMITS_OF_ATTENTION, refusal_of_attention)
 def fuse_heads_triton(inputs: FuseHeadsInputs) -> Tensor:
     """Like `fuse_heads_torch`."""
-    fine: Tensor = fuse_op(*inputs)
+    run = fuse_op if needs_operator(inputs.q, inputs.weights, inputs.values) else fused
+    fine: Tensor = run(*inputs)
     return fine
 
 
 # ---- operators ----------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("weaktr::fuse_heads", mutates_args=(), schema=f"({SCHEMA}) -> Tensor")
-def fuse_op(*arguments: Any) -> Tensor:
-    """`fuse_heads_triton` with a gradient in the weights and in the values."""
+def fused(*arguments: Any) -> Tensor:
+    """`fuse_heads_triton` of the fields of its inputs, without gradient."""
     q, k, lse, weights, values, scale, *_ = inputs = FuseHeadsInputs(*arguments)
     return _spread(q, k, lse, weights, values, scale, _layout(inputs), transposed=False)
+
+
+#: `fused` with a gradient in the weights and in the values.
+fuse_op = torch.library.custom_op(
+    "weaktr::fuse_heads", fused, mutates_args=(), schema=f"({SCHEMA}) -> Tensor"
+)
 
 
 @fuse_op.register_fake
@@ -170,10 +181,11 @@ def _spread(
     if values.numel() == 0 or maps == 0:
         return _channel_by_channel(torch.zeros_like(values, dtype=torch.float32))
     values = values.permute(2, 0, 1).contiguous().float()
+    lse = side_by_side(lse)
 
     def launch(config: Config) -> Tensor:
-        row_blocks = triton.cdiv(layout.most_patches, config["BLOCK_I"])
-        tiles = triton.cdiv(layout.most_patches, 2 * config["BLOCK_J"])
+        row_blocks = blocks_of(layout.most_patches, config["BLOCK_I"])
+        tiles = blocks_of(layout.most_patches, 2 * config["BLOCK_J"])
         programs = layout.images * row_blocks * tiles
         map_splits = splits_of(maps, programs, processors(x))
         parts = values.new_empty(map_splits * tiles, *values.shape)
@@ -190,7 +202,7 @@ def _spread(
         )
         return parts.sum(0).permute(1, 2, 0)
 
-    key = (*_key(x, values, layout), int(transposed))
+    key = (*_key(x, layout), int(transposed))
     with torch.cuda.device_of(x):
         return launch(
             best_config(spread_kernel, key, spread_configs(x, transposed), launch, x.device)
@@ -206,7 +218,7 @@ def spread_configs(x: Tensor, transposed: bool) -> tuple[Config, ...]:
     """Candidates for `spread_kernel`; the sums of columns, if `transposed`, take registers."""
     if x.dtype == torch.float32:
         return FLOAT32_CONFIGS
-    return WIDE_CONFIGS if transposed or x.shape[3] > 64 else RESIDENT_CONFIGS
+    return WIDE_CONFIGS if transposed or x.shape[3] > 64 else CONFIGS
 
 
 def splits_of(maps: int, programs: int, processors: int) -> int:
@@ -232,9 +244,10 @@ def _weights_gradient(
     maps, dim, channels = q.shape[1], q.shape[3], values.shape[2]
     if values.numel() == 0 or maps == 0:
         return torch.zeros(layout.images, maps, dtype=torch.float32, device=q.device)
+    lse = side_by_side(lse)
 
     def launch(config: Config) -> Tensor:
-        row_blocks = triton.cdiv(layout.most_patches, config["BLOCK_I"])
+        row_blocks = blocks_of(layout.most_patches, config["BLOCK_I"])
         shape = (layout.images, maps, row_blocks)
         parts = torch.empty(shape, dtype=torch.float32, device=q.device)
         weights_kernel[(parts.numel(),)](
@@ -251,15 +264,11 @@ def _weights_gradient(
         return parts.sum(2)
 
     with torch.cuda.device_of(q):
-        return launch(
-            best_config(weights_kernel, _key(q, values, layout), configs_of(q), launch, q.device)
-        )
+        return launch(best_config(weights_kernel, _key(q, layout), configs_of(q), launch, q.device))
 
 
-def _key(q: Tensor, values: Tensor, layout: _Layout) -> tuple[int | str, ...]:
-    maps, dim = q.shape[1], q.shape[3]
-    sizes = (dim, bucket(maps), bucket(layout.images), bucket(layout.most_patches))
-    return (str(q.dtype), dot_precision(), *sizes, bucket(values.shape[2]))
+def _key(q: Tensor, layout: _Layout) -> tuple[int | str, ...]:
+    return key_of_attention(q, layout.most_patches, layout.images)
 
 
 # ---- kernels: strides are tuples, one entry for each axis ---------------------------------------
@@ -274,22 +283,50 @@ def _tokens_of(x, strides, m, tokens, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
 @triton.jit
 def _lse_of(lse, strides, m, tokens):
     """log-sum-exp of rows of map m, base 2."""
-    return take_lse(lse + m * strides[1], tokens, strides[2])
+    return take_lse(lse + m * strides[1], tokens)
 
 
 @triton.jit
-def _of_values(fused0, fused1, values, columns, there0, there1):
-    """Σ_s fused[r, s] · values[s] over two blocks of columns, those that are there; [R].
+def _of_values(fused0, fused1, values, columns, count):
+    """Σ_s fused[r, s] · values[s] over two blocks of columns, `count` of them; [R].
 
     On CUDA cores, exactly in float32: once for all maps there is so little of it that the layouts
     and splits of the tensor cores would cost more.
     """
-    value0 = tl.load(values + columns, mask=there0, other=0.0)
-    value1 = tl.load(values + fused0.shape[1] + columns, mask=there1, other=0.0)
+    width = fused0.shape[1]
+    value0 = tl.load(values + columns, mask=columns < count, other=0.0)
+    value1 = tl.load(values + width + columns, mask=columns < count - width, other=0.0)
     return tl.sum(fused0 * value0[None, :], 1) + tl.sum(fused1 * value1[None, :], 1)
 
 
 @triton.jit
+def _share_of_program(most_patches, map_splits, BLOCK_I: tl.constexpr, TILE: tl.constexpr):
+    """What is this program's: image, block of rows, tile of columns, share of the maps; and where
+    among the parts of the result its own lies.
+    """
+    row_blocks = tl.cdiv(most_patches, BLOCK_I)
+    tiles = tl.cdiv(most_patches, TILE)
+    rest = tl.program_id(0) // row_blocks
+    tile, split = rest % tiles, rest // tiles % map_splits
+    image = (rest // (tiles * map_splits)).to(tl.int64)
+    return image, tl.program_id(0) % row_blocks, tile, split, (split * tiles + tile).to(tl.int64)
+
+
+@triton.jit
+def _store_zeros(parts, rows, valid, channels, stride):
+    """No sum for some rows of every channel."""
+    for c in range(channels):
+        pointers = parts + tl.cast(c, tl.int64) * stride + rows
+        tl.store(pointers, tl.zeros(rows.shape, tl.float32), mask=valid)
+
+
+@triton.jit(
+    do_not_specialize=[
+        *("lse_strides", "weights_strides", "maps", "map_splits", "tokens"),
+        *("most_patches", "all_patches", "channels"),
+    ],
+    do_not_specialize_on_alignment=["lse", "weights"],
+)
 def spread_kernel(
     x,
     x_strides,
@@ -322,14 +359,8 @@ def spread_kernel(
     A tile is two blocks of columns wide, each with a sum of its own: the wider it is, the less is
     read for an entry, while only one block's logits are in registers.
     """
-    row_blocks = tl.cdiv(most_patches, BLOCK_I)
-    tiles = tl.cdiv(most_patches, 2 * BLOCK_J)
-    program = tl.program_id(0)
-    block = program % row_blocks
-    tile = program // row_blocks % tiles
-    split = program // (row_blocks * tiles) % map_splits
-    image = (program // (row_blocks * tiles * map_splits)).to(tl.int64)
-
+    TILE: tl.constexpr = 2 * BLOCK_J
+    image, block, tile, split, part = _share_of_program(most_patches, map_splits, BLOCK_I, TILE)
     begin, own, patches, before = place(table, image, tokens, most_patches, PACKED)
     first = begin + own - patches
     weights += image * weights_strides[0]
@@ -338,19 +369,16 @@ def spread_kernel(
         y += image * y_strides[0]
         lse += image * lse_strides[0]
     rows = block * BLOCK_I + tl.arange(0, BLOCK_I)
-    start0 = tile * 2 * BLOCK_J
-    start1 = start0 + BLOCK_J
-    parts += (split * tiles + tile).to(tl.int64) * channels * all_patches + before
-    if (block * BLOCK_I >= patches) | (start0 >= patches):  # the image is smaller than the largest
-        for _ in range(channels):
-            tl.store(parts + rows, tl.zeros([BLOCK_I], tl.float32), mask=rows < patches)
-            parts += all_patches
+    valid = rows < patches
+    parts += part * channels * all_patches + before
+    if (block * BLOCK_I >= patches) | (tile * TILE >= patches):  # smaller than the largest image
+        _store_zeros(parts, rows, valid, channels, all_patches)
         return
 
     columns = tl.arange(0, BLOCK_J)
     lefts = first + tl.minimum(rows, patches - 1)
-    rights0 = first + tl.minimum(start0 + columns, patches - 1)
-    rights1 = first + tl.minimum(start1 + columns, patches - 1)
+    rights0 = first + tl.minimum(tile * TILE + columns, patches - 1)
+    rights1 = first + tl.minimum(tile * TILE + BLOCK_J + columns, patches - 1)
     fused0 = tl.zeros([BLOCK_I, BLOCK_J], tl.float32)
     fused1 = tl.zeros([BLOCK_I, BLOCK_J], tl.float32)
     start, stop = share_of(maps, split, map_splits)
@@ -378,12 +406,11 @@ def spread_kernel(
         fused1 += weight * tl.exp2(logits - sums1)
         weight = next_weight
 
-    values += before + start0
-    there0 = columns < patches - start0
-    there1 = columns < patches - start1
+    values += before + tile * TILE
+    left_over = patches - tile * TILE
     for _ in range(channels):
-        result = _of_values(fused0, fused1, values, columns, there0, there1) / maps
-        tl.store(parts + rows, result, mask=rows < patches)
+        result = _of_values(fused0, fused1, values, columns, left_over)
+        tl.store(parts + rows, result / maps, mask=valid)
         values += all_patches
         parts += all_patches
 
@@ -397,7 +424,10 @@ def _channels_of(x, strides, first, rows, valid, channels, BLOCK_C: tl.constexpr
     )
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["lse_strides", "maps", "tokens", "most_patches", "channels"],
+    do_not_specialize_on_alignment=["lse"],
+)
 def weights_kernel(
     q,
     q_strides,

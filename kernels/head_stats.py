@@ -21,6 +21,7 @@ from weaktr.kernels.common import (
     LOG2_E,
     block_of,
     block_of_map,
+    blocks_of,
     configs_of,
     configurations,
     dot_precision,
@@ -30,12 +31,14 @@ from weaktr.kernels.common import (
     place,
     product,
     refusal_of_attention,
+    side_by_side,
     take_lse,
     take_rows,
 )
-from weaktr.kernels.tuning import Config, best_config, bucket
+from weaktr.kernels.tuning import Config, best_config
 from weaktr.ops.head_stats import HeadStats, HeadStatsInputs
 from weaktr.ops.registry import takes
+from weaktr.ops.tracing import needs_operator
 
 #: Class rows alone: of an image's few classes, 1 to 16 fit into a block.
 ROWS_CONFIGS = configurations((16, 64, 4, 1))
@@ -51,13 +54,15 @@ SCHEMA = (
 def head_stats_triton(inputs: HeadStatsInputs) -> HeadStats:
     """Like `head_stats_torch`."""
     q, k, lse, *settings = inputs
+    lse_of, stats_of = attention_lse, attention_stats
+    if needs_operator(q, k):
+        lse_of, stats_of = lse_op, stats_op
     if lse is None:
-        lse = attention_lse(q, k, inputs.scale, inputs.tokens)
-    class_rows, means = attention_stats(q, k, lse, *settings)
+        lse = lse_of(q, k, inputs.scale, inputs.tokens)
+    class_rows, means = stats_of(q, k, lse, *settings)
     return HeadStats(class_rows, means if inputs.column_means else None, lse)
 
 
-@torch.library.custom_op("weaktr::attention_lse", mutates_args=())
 def attention_lse(q: Tensor, k: Tensor, scale: float, tokens: list[int] | None = None) -> Tensor:
     """log Σ_j exp(q_i·k_j · scale) over an image's keys: q, k [B, H, N, d] -> float32 [B, H, N].
 
@@ -74,7 +79,7 @@ def attention_lse(q: Tensor, k: Tensor, scale: float, tokens: list[int] | None =
     table = None if tokens is None else packing_table(tokens, tokens, q.device)
 
     def launch(config: Config) -> None:
-        grid = (triton.cdiv(most, config["BLOCK_I"]) * images * heads,)
+        grid = (blocks_of(most, config["BLOCK_I"]) * images * heads,)
         _lse_kernel[grid](
             *(q, q.stride(), k, k.stride(), lse, table, heads, count, most, scale),
             PACKED=table is not None,
@@ -90,20 +95,21 @@ def attention_lse(q: Tensor, k: Tensor, scale: float, tokens: list[int] | None =
     return lse
 
 
-@attention_lse.register_fake
+lse_op = torch.library.custom_op("weaktr::attention_lse", attention_lse, mutates_args=())
+
+
+@lse_op.register_fake
 def _(q: Tensor, *_: Any) -> Tensor:
     return q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
-@torch.library.custom_op(
-    "weaktr::attention_stats", mutates_args=(), schema=f"({SCHEMA}) -> (Tensor, Tensor)"
-)
 def attention_stats(*arguments: Any) -> tuple[Tensor, Tensor]:
     """Class rows [B, H, R, P] and column means [B, H, P] (none: [B, H, 0]), both float32."""
     inputs = HeadStatsInputs(*arguments)
     q, k, lse, _, num_patches, scale, column_means, tokens, patches, chosen = inputs
     num_rows = inputs.num_rows
     assert lse is not None
+    lse = side_by_side(lse)
     batch, heads, count, dim = q.shape
     rows = torch.empty(batch, heads, num_rows, num_patches, dtype=torch.float32, device=q.device)
     means = rows.new_empty(batch, heads, num_patches if column_means else 0)
@@ -115,7 +121,7 @@ def attention_stats(*arguments: Any) -> tuple[Tensor, Tensor]:
         table = packing_table(tokens, patches, q.device)
 
     def launch(config: Config) -> None:
-        grid = (triton.cdiv(most, config["BLOCK_J"]) * images * heads,)
+        grid = (blocks_of(most, config["BLOCK_J"]) * images * heads,)
         _stats_kernel[grid](
             *(q, q.stride(), k, k.stride(), lse, lse.stride(), rows, means, table, chosen),
             *(heads, count, num_patches, most, num_rows, scale),
@@ -128,14 +134,22 @@ def attention_stats(*arguments: Any) -> tuple[Tensor, Tensor]:
             **config,
         )
 
-    key = (*key_of_attention(q, most_tokens, images), bucket(num_rows), int(column_means))
+    key = key_of_attention(q, most_tokens, images)
     with torch.cuda.device_of(q):
         configs = configs_of(q) if column_means else ROWS_CONFIGS
         launch(best_config(_stats_kernel, key, configs, launch, q.device))
     return rows, means
 
 
-@attention_stats.register_fake
+stats_op = torch.library.custom_op(
+    "weaktr::attention_stats",
+    attention_stats,
+    mutates_args=(),
+    schema=f"({SCHEMA}) -> (Tensor, Tensor)",
+)
+
+
+@stats_op.register_fake
 def _(*arguments: Any) -> tuple[Tensor, Tensor]:
     inputs = HeadStatsInputs(*arguments)
     maps, patches = inputs.q.shape[:2], inputs.num_patches
@@ -170,7 +184,7 @@ def _lse_step(x, y, columns, own, factor, largest, total, EDGE: tl.constexpr, PR
     return new, total * tl.exp2(largest - new) + tl.sum(weights, 1)
 
 
-@triton.jit(do_not_specialize=["tokens", "most_tokens"])
+@triton.jit(do_not_specialize=["heads", "tokens", "most_tokens"])
 def _lse_kernel(
     q,
     q_strides,
@@ -218,7 +232,12 @@ def _lse_kernel(
     tl.store(lse + rows, result, mask=rows < own)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        *("lse_strides", "heads", "tokens", "num_patches", "most_patches", "num_rows"),
+    ],
+    do_not_specialize_on_alignment=["lse", "chosen"],
+)
 def _stats_kernel(
     q,
     q_strides,
@@ -250,11 +269,13 @@ def _stats_kernel(
     first, own, patches, before = place(table, image, tokens, num_patches, PACKED)
     q = _image_of(q, q_strides, image, head, first, PACKED)
     k = _image_of(k, k_strides, image, head, first, PACKED)
-    lse = _image_of(lse, lse_strides, image, head, first, PACKED)
+    lse += head * lse_strides[1]
     if PACKED:
+        lse += first
         class_rows += head * num_rows * num_patches + before
         means += head * num_patches + before
     else:
+        lse += image * lse_strides[0]
         class_rows += index * num_rows * num_patches
         means += index * num_patches
     if block * BLOCK_J >= patches:  # the image is smaller than the largest
@@ -271,7 +292,7 @@ def _stats_kernel(
             classes = tl.load(chosen + image * num_rows + classes)
         queries = take_rows(q, classes, q_strides[2], q_strides[3], DIM, BLOCK_D)
         logits = log2_attention(queries, keys, scale, PRECISION)
-        attention = tl.exp2(logits - take_lse(lse, classes, lse_strides[2])[:, None])
+        attention = tl.exp2(logits - take_lse(lse, classes)[:, None])
         target = class_rows + rows.to(tl.int64)[:, None] * num_patches + columns[None, :]
         tl.store(target, attention, mask=(rows < num_rows)[:, None] & inside[None, :])
     if MEANS:
@@ -281,6 +302,6 @@ def _stats_kernel(
             queries_at = tl.minimum(rows, own - 1)
             queries = take_rows(q, queries_at, q_strides[2], q_strides[3], DIM, BLOCK_D)
             logits = log2_attention(queries, keys, scale, PRECISION)
-            attention = tl.exp2(logits - take_lse(lse, queries_at, lse_strides[2])[:, None])
+            attention = tl.exp2(logits - take_lse(lse, queries_at)[:, None])
             total += tl.sum(tl.where((rows < own)[:, None], attention, 0.0), 0)
         tl.store(means + columns, total / patches, mask=inside)
