@@ -50,8 +50,8 @@ PROGRAMS_A_PROCESSOR = 4
 #: Fewest maps that a program is given where the maps are split.
 LEAST_MAPS = 12
 
-#: Of `spread_kernel`: rows and half the columns of a tile, ...; see `configurations`. At d = 64 none
-#: spills; two or three programs are resident on a multiprocessor.
+#: Of `spread_kernel`: rows and half the columns of a tile, ...; see `configurations`.
+#: At d = 64 none spills, and two or three programs are resident on a multiprocessor.
 CONFIGS = configurations(
     (32, 32, 4, 1), (64, 64, 4, 2), (64, 64, 4, 3), (128, 64, 8, 2, 128), (128, 64, 4, 2)
 )
