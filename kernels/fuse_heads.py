@@ -1,9 +1,9 @@
 """`weaktr.ops.fuse_heads` on a GPU: all maps of a batch in one launch, none of them in memory.
 
-A program holds one tile (queries × keys) and runs through all M maps, adding w_m A_m to it in
-registers; only then is the tile multiplied by the values, once. Key blocks are divided among enough
-programs to fill the device; their results, [splits, B, P, C'], are added afterwards in a fixed
-order. The gradient in the values is the same sum with queries and keys exchanged:
+A program holds one tile (queries × keys) and runs through the M maps, or a share of them where
+there are few tiles, adding w_m A_m to it in registers; only then is the tile multiplied by the
+values, once. What the programs of some rows yield, [parts, C', B, P], is added afterwards in a
+fixed order. The gradient in the values is the same sum with queries and keys exchanged:
 
     d values[j, c] = 1/M Σ_m w_m Σ_i A_m[i, j] · g[i, c]
     d weights[m]   = 1/M Σ_ij A_m[i, j] · (g[i]·values[j])
@@ -322,8 +322,7 @@ def _store_zeros(parts, rows, valid, channels, stride):
 
 @triton.jit(
     do_not_specialize=[
-        *("lse_strides", "weights_strides", "maps", "map_splits", "tokens"),
-        *("most_patches", "all_patches", "channels"),
+        *("maps", "map_splits", "tokens", "most_patches", "all_patches", "channels"),
     ],
     do_not_specialize_on_alignment=["lse", "weights"],
 )
@@ -425,7 +424,7 @@ def _channels_of(x, strides, first, rows, valid, channels, BLOCK_C: tl.constexpr
 
 
 @triton.jit(
-    do_not_specialize=["lse_strides", "maps", "tokens", "most_patches", "channels"],
+    do_not_specialize=["maps", "tokens", "most_patches", "channels"],
     do_not_specialize_on_alignment=["lse"],
 )
 def weights_kernel(

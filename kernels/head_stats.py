@@ -233,9 +233,7 @@ def _lse_kernel(
 
 
 @triton.jit(
-    do_not_specialize=[
-        *("lse_strides", "heads", "tokens", "num_patches", "most_patches", "num_rows"),
-    ],
+    do_not_specialize=["heads", "tokens", "num_patches", "most_patches", "num_rows"],
     do_not_specialize_on_alignment=["lse", "chosen"],
 )
 def _stats_kernel(

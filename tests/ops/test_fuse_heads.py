@@ -258,6 +258,35 @@ def test_every_configuration_gives_the_same(kernels, dtype, monkeypatch):
             assert_equals_literal(q, k, lse, weights, values, "triton")
 
 
+@pytest.mark.parametrize("patches", [[41], [41, 3, 70]])
+def test_programs_share_the_maps(kernels, patches):
+    """More maps than `LEAST_MAPS` for each of two programs, and a last share that is smaller."""
+    maps = 2 * kernels.LEAST_MAPS + 1
+    assert kernels.splits_of(maps, 1, 4) == 2
+    tokens = [count + 2 for count in patches]
+    q, k, lse, weights, values = packed_inputs("triton", tokens, patches, maps=maps)
+    fine = fuse_heads_packed(
+        q, k, lse, weights, values, tokens=tokens, patches=patches, backend="triton"
+    )
+    images = zip(
+        q.split(tokens, 1), k.split(tokens, 1), weights, values.split(patches), strict=True
+    )
+    expected = [literal_fusion(*(x[None] for x in image))[0] for image in images]
+    assert_close(fine, torch.cat(expected), "float32")
+
+
+def test_operator_is_for_gradients_alone(kernels, monkeypatch):
+    q, k, lse, weights, values = inputs(1, 2, 1, 9, 16, 3, "triton")
+    fine = fuse_heads(q, k, lse, weights, values, backend="triton")
+    monkeypatch.setattr(kernels, "fuse_op", None)
+    assert torch.equal(fuse_heads(q, k, lse, weights, values, backend="triton"), fine)
+    weights.requires_grad_()
+    with torch.no_grad():
+        assert torch.equal(fuse_heads(q, k, lse, weights, values, backend="triton"), fine)
+    with pytest.raises(TypeError, match="not callable"):
+        fuse_heads(q, k, lse, weights, values, backend="triton")
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_operators_are_registered_as_torch_wants_them(kernels, packed):
     if packed:

@@ -61,6 +61,9 @@ def test_scale_is_heeded(backend):
     for actual, expected in zip(scaled, same, strict=True):
         assert_close(actual, expected, tolerance_row(backend))
     assert not torch.allclose(scaled.lse, head_stats(q, k, **settings).lse)
+    negative = head_stats(-q, k, scale=-0.5, **settings)
+    for actual, expected in zip(negative, scaled, strict=True):
+        assert_close(actual, expected, tolerance_row(backend))
 
 
 def test_does_not_depend_on_strides(backend):
