@@ -23,7 +23,6 @@ from weaktr.kernels.common import (
     block_of,
     block_of_map,
     blocks_of,
-    configs_of,
     configurations,
     dot_precision,
     key_of_attention,
@@ -57,7 +56,12 @@ CONFIGS = configurations(
 )
 #: Where more registers are needed: sums of columns, or d > 64.
 WIDE_CONFIGS = configurations((32, 32, 4, 1), (64, 64, 4, 2), (128, 64, 8, 2))
-FLOAT32_CONFIGS = configurations((32, 32, 4, 1), (64, 32, 4, 2), (64, 32, 4, 3), (128, 32, 8, 2))
+#: Triton 3.8 spills some bytes with the last three.
+FLOAT32_CONFIGS = configurations(
+    (32, 32, 4, 1), (64, 16, 4, 2), (64, 32, 4, 2), (64, 32, 4, 3), (128, 32, 8, 2)
+)
+#: Of `weights_kernel`.
+WEIGHTS_CONFIGS = configurations((32, 32, 4, 1), (64, 32, 4, 2), (128, 64, 8, 2))
 
 #: `FuseHeadsInputs` as torch writes it.
 SCHEMA = (
@@ -264,7 +268,9 @@ def _weights_gradient(
         return parts.sum(2)
 
     with torch.cuda.device_of(q):
-        return launch(best_config(weights_kernel, _key(q, layout), configs_of(q), launch, q.device))
+        return launch(
+            best_config(weights_kernel, _key(q, layout), WEIGHTS_CONFIGS, launch, q.device)
+        )
 
 
 def _key(q: Tensor, layout: _Layout) -> tuple[int | str, ...]:

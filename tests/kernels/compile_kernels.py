@@ -7,8 +7,8 @@ A program, because Triton decides at import whether it interprets.
     python -m tests.kernels.compile_kernels --all 64
 
 Both print what the compiler made of a kernel, and fail where a candidate needs more shared memory
-than a multiprocessor of Hopper has, spills (d up to 64), leaves the tensor cores unused, or was to
-keep loads in flight and does not.
+than a multiprocessor of Hopper has, spills (d up to 64; candidates were chosen under Triton 3.6),
+leaves the tensor cores unused, or was to keep loads in flight and does not.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from triton.runtime.jit import JITFunction
 
 #: Shared memory of a program on sm_90, bytes.
 MOST_SHARED = 227 * 1024
-#: Widest head at which no candidate may spill; float32 does beyond it.
+#: Widest head at which no candidate may spill; in float32 the fused map does beyond it.
 WIDTH_WITHOUT_SPILLS = 64
 #: Least rows of a block that a group of four warps multiplies at once.
 ROWS_OF_A_WARP_GROUP = 64
@@ -148,7 +148,7 @@ def launches(dtype: torch.dtype, dim: int, packed: bool) -> Iterator[Launch]:
         )
     yield (
         "weights",
-        common.CONFIGS,
+        fuse_heads.WEIGHTS_CONFIGS,
         lambda: fuse_heads._weights_gradient(values, q, k, lse, values, *rest[2:]),
     )
 

@@ -59,7 +59,7 @@ def main() -> None:
     """All kernels; fails where a result is not finite."""
     configurations = (
         (common, ("CONFIGS",)),
-        (fuse_heads, ("CONFIGS", "WIDE_CONFIGS", "FLOAT32_CONFIGS")),
+        (fuse_heads, ("CONFIGS", "WIDE_CONFIGS", "FLOAT32_CONFIGS", "WEIGHTS_CONFIGS")),
         (clipped_cross_entropy, ("FORWARD_CONFIGS", "BACKWARD_CONFIGS")),
     )
     every = {

@@ -251,11 +251,12 @@ def test_wrong_packing_is_named(changes, message):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_every_configuration_gives_the_same(kernels, dtype, monkeypatch):
     q, k, lse, weights, values = inputs(1, 2, 1, 71, 24, 3, "triton", dtype=dtype)
-    functions = {"spread_configs": (q, False), "configs_of": (q,)}
-    for name, arguments in functions.items():
-        for config in getattr(kernels, name)(*arguments):
-            monkeypatch.setattr(kernels, name, lambda *_, config=config: (config,))
-            assert_equals_literal(q, k, lse, weights, values, "triton")
+    for config in (*kernels.spread_configs(q, False), *kernels.spread_configs(q, True)):
+        monkeypatch.setattr(kernels, "spread_configs", lambda *_, config=config: (config,))
+        assert_equals_literal(q, k, lse, weights, values, "triton")
+    for config in kernels.WEIGHTS_CONFIGS:
+        monkeypatch.setattr(kernels, "WEIGHTS_CONFIGS", (config,))
+        assert_equals_literal(q, k, lse, weights, values, "triton")
 
 
 @pytest.mark.parametrize("patches", [[41], [41, 3, 70]])
