@@ -1,9 +1,9 @@
 """`weaktr.ops.fuse_heads` on a GPU: all maps of a batch in one launch, none of them in memory.
 
-A program holds one tile (queries × keys) and runs through all M maps, adding w_m A_m to it in
-registers; only then is the tile multiplied by the values, once. Key blocks are divided among enough
-programs to fill the device; their results, [splits, B, P, C'], are added afterwards in a fixed
-order. The gradient in the values is the same sum with queries and keys exchanged:
+A program holds one tile (queries × keys) and runs through the M maps, or a share of them where
+there are few tiles, adding w_m A_m to it in registers; only then is the tile multiplied by the
+values, once. What the programs of some rows yield, [parts, C', B, P], is added afterwards in a
+fixed order. The gradient in the values is the same sum with queries and keys exchanged:
 
     d values[j, c] = 1/M Σ_m w_m Σ_i A_m[i, j] · g[i, c]
     d weights[m]   = 1/M Σ_ij A_m[i, j] · (g[i]·values[j])
@@ -22,23 +22,46 @@ from weaktr.kernels.common import (
     LIMITS_OF_ATTENTION,
     block_of,
     block_of_map,
-    configs_of,
+    blocks_of,
+    configurations,
     dot_precision,
-    load_lse,
+    key_of_attention,
     load_rows,
     log2_attention,
     packing_table,
     place,
     processors,
     refusal_of_attention,
+    share_of,
+    side_by_side,
+    take_lse,
+    take_rows,
 )
-from weaktr.kernels.tuning import Config, best_config, bucket
+from weaktr.kernels.tuning import Config, best_config
 from weaktr.ops.fuse_heads import FuseHeadsInputs
 from weaktr.ops.registry import takes
+from weaktr.ops.tracing import needs_operator
 
 #: Widest block of channels C' that a program holds; more of them form the tile again.
 MOST_CHANNELS = 64
+#: Programs for each multiprocessor, where the maps can be split into so many: two are resident.
+PROGRAMS_A_PROCESSOR = 4
+#: Fewest maps that a program is given where the maps are split.
+LEAST_MAPS = 12
 
+#: Of `spread_kernel`: rows and half the columns of a tile, ...; see `configurations`.
+#: At d = 64 none spills, and two or three programs are resident on a multiprocessor.
+CONFIGS = configurations(
+    (32, 32, 4, 1), (64, 64, 4, 2), (64, 64, 4, 3), (128, 64, 8, 2, 128), (128, 64, 4, 2)
+)
+#: Where more registers are needed: sums of columns, or d > 64.
+WIDE_CONFIGS = configurations((32, 32, 4, 1), (64, 64, 4, 2), (128, 64, 8, 2))
+#: Triton 3.8 spills some bytes with the last three.
+FLOAT32_CONFIGS = configurations(
+    (32, 32, 4, 1), (64, 16, 4, 2), (64, 32, 4, 2), (64, 32, 4, 3), (128, 32, 8, 2)
+)
+#: Of `weights_kernel`.
+WEIGHTS_CONFIGS = configurations((32, 32, 4, 1), (64, 32, 4, 2), (128, 64, 8, 2))
 
 #: `FuseHeadsInputs` as torch writes it.
 SCHEMA = (
@@ -50,24 +73,30 @@ SCHEMA = (
 @takes(LIMITS_OF_ATTENTION, refusal_of_attention)
 def fuse_heads_triton(inputs: FuseHeadsInputs) -> Tensor:
     """Like `fuse_heads_torch`."""
-    fine: Tensor = fuse_op(*inputs)
+    run = fuse_op if needs_operator(inputs.q, inputs.weights, inputs.values) else fused
+    fine: Tensor = run(*inputs)
     return fine
 
 
 # ---- operators ----------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("weaktr::fuse_heads", mutates_args=(), schema=f"({SCHEMA}) -> Tensor")
-def fuse_op(*arguments: Any) -> Tensor:
-    """`fuse_heads_triton` with a gradient in the weights and in the values."""
+def fused(*arguments: Any) -> Tensor:
+    """`fuse_heads_triton` of the fields of its inputs, without gradient."""
     q, k, lse, weights, values, scale, *_ = inputs = FuseHeadsInputs(*arguments)
     return _spread(q, k, lse, weights, values, scale, _layout(inputs), transposed=False)
+
+
+#: `fused` with a gradient in the weights and in the values.
+fuse_op = torch.library.custom_op(
+    "weaktr::fuse_heads", fused, mutates_args=(), schema=f"({SCHEMA}) -> Tensor"
+)
 
 
 @fuse_op.register_fake
 def _(*arguments: Any) -> Tensor:
     values = FuseHeadsInputs(*arguments).values
-    return values.new_empty(values.shape, dtype=torch.float32)
+    return _channel_by_channel(torch.empty_like(values, dtype=torch.float32))
 
 
 @torch.library.custom_op(
@@ -98,7 +127,7 @@ def _(gradient: Tensor, needed: list[bool], *arguments: Any) -> tuple[Tensor, Te
     for_weights, for_values = (
         x.new_empty(x.shape if wanted else 0) for x, wanted in zip(tensors, needed, strict=True)
     )
-    return for_weights, for_values
+    return for_weights, _channel_by_channel(for_values) if needed[1] else for_values
 
 
 def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -152,33 +181,58 @@ def _spread(
     lse belongs to the rows r, or to the columns s if `transposed`.
     """
     maps, dim = x.shape[1], x.shape[3]
-    batch, rows, channels = values.shape
+    batch, patches, channels = values.shape
     if values.numel() == 0 or maps == 0:
-        return torch.zeros_like(values, dtype=torch.float32)
-    block_c = block_of(channels, MOST_CHANNELS)
+        return _channel_by_channel(torch.zeros_like(values, dtype=torch.float32))
+    values = values.permute(2, 0, 1).contiguous().float()
+    lse = side_by_side(lse)
 
     def launch(config: Config) -> Tensor:
-        row_blocks = triton.cdiv(layout.most_patches, config["BLOCK_I"])
-        programs = row_blocks * triton.cdiv(channels, block_c) * layout.images
-        splits = triton.cdiv(4 * processors(x), programs)
-        splits = min(splits, triton.cdiv(layout.most_patches, config["BLOCK_J"]))
-        parts = torch.empty(splits, batch, rows, channels, dtype=torch.float32, device=x.device)
-        spread_kernel[(programs * splits,)](
+        row_blocks = blocks_of(layout.most_patches, config["BLOCK_I"])
+        tiles = blocks_of(layout.most_patches, 2 * config["BLOCK_J"])
+        programs = layout.images * row_blocks * tiles
+        map_splits = splits_of(maps, programs, processors(x))
+        parts = values.new_empty(map_splits * tiles, *values.shape)
+        spread_kernel[(programs * map_splits,)](
             *(x, x.stride(), y, y.stride(), lse, lse.stride(), weights, weights.stride()),
-            *(values, values.stride(), parts, layout.table),
-            *(maps, x.shape[2], layout.most_patches, channels, dim, scale, splits, batch * rows),
+            *(values, parts, layout.table),
+            *(maps, map_splits, x.shape[2], layout.most_patches, batch * patches, channels, scale),
             PACKED=layout.table is not None,
             TRANSPOSED=transposed,
+            DIM=dim,
             BLOCK_D=block_of(dim),
-            BLOCK_C=block_c,
             PRECISION=dot_precision(),
             **config,
         )
-        return parts.sum(0) if splits > 1 else parts[0]
+        return parts.sum(0).permute(1, 2, 0)
 
-    key = (*_key(x, values, layout), int(transposed))
+    key = (*_key(x, layout), int(transposed))
     with torch.cuda.device_of(x):
-        return launch(best_config(spread_kernel, key, configs_of(x), launch, x.device))
+        return launch(
+            best_config(spread_kernel, key, spread_configs(x, transposed), launch, x.device)
+        )
+
+
+def _channel_by_channel(x: Tensor) -> Tensor:
+    """[B, P, C'] laid out as the kernels read and write it: a channel's patches side by side."""
+    return x.permute(2, 0, 1).contiguous().permute(1, 2, 0)
+
+
+def spread_configs(x: Tensor, transposed: bool) -> tuple[Config, ...]:
+    """Candidates for `spread_kernel`; the sums of columns, if `transposed`, take registers."""
+    if x.dtype == torch.float32:
+        return FLOAT32_CONFIGS
+    return WIDE_CONFIGS if transposed or x.shape[3] > 64 else CONFIGS
+
+
+def splits_of(maps: int, programs: int, processors: int) -> int:
+    """How many programs share the maps of a tile.
+
+    Enough that all processors have work, each with `LEAST_MAPS` maps at least to add before it
+    multiplies by the values.
+    """
+    wanted = min(PROGRAMS_A_PROCESSOR * processors // programs, maps // LEAST_MAPS)
+    return max(1, wanted)
 
 
 def _weights_gradient(
@@ -194,16 +248,18 @@ def _weights_gradient(
     maps, dim, channels = q.shape[1], q.shape[3], values.shape[2]
     if values.numel() == 0 or maps == 0:
         return torch.zeros(layout.images, maps, dtype=torch.float32, device=q.device)
+    lse = side_by_side(lse)
 
     def launch(config: Config) -> Tensor:
-        row_blocks = triton.cdiv(layout.most_patches, config["BLOCK_I"])
+        row_blocks = blocks_of(layout.most_patches, config["BLOCK_I"])
         shape = (layout.images, maps, row_blocks)
         parts = torch.empty(shape, dtype=torch.float32, device=q.device)
         weights_kernel[(parts.numel(),)](
             *(q, q.stride(), k, k.stride(), lse, lse.stride(), gradient, gradient.stride()),
             *(values, values.stride(), parts, layout.table),
-            *(maps, q.shape[2], layout.most_patches, channels, dim, scale),
+            *(maps, q.shape[2], layout.most_patches, channels, scale),
             PACKED=layout.table is not None,
+            DIM=dim,
             BLOCK_D=block_of(dim),
             BLOCK_C=block_of(channels, MOST_CHANNELS),
             PRECISION=dot_precision(),
@@ -213,29 +269,155 @@ def _weights_gradient(
 
     with torch.cuda.device_of(q):
         return launch(
-            best_config(weights_kernel, _key(q, values, layout), configs_of(q), launch, q.device)
+            best_config(weights_kernel, _key(q, layout), WEIGHTS_CONFIGS, launch, q.device)
         )
 
 
-def _key(q: Tensor, values: Tensor, layout: _Layout) -> tuple[int | str, ...]:
-    maps, dim = q.shape[1], q.shape[3]
-    sizes = (dim, bucket(maps), bucket(layout.images), bucket(layout.most_patches))
-    return (str(q.dtype), dot_precision(), *sizes, bucket(values.shape[2]))
+def _key(q: Tensor, layout: _Layout) -> tuple[int | str, ...]:
+    return key_of_attention(q, layout.most_patches, layout.images)
 
 
 # ---- kernels: strides are tuples, one entry for each axis ---------------------------------------
 
 
 @triton.jit
-def _tokens_of(x, strides, m, tokens, valid, dim, BLOCK_D: tl.constexpr):
-    """Rows of map m of x [M, N, d]: [len(tokens), BLOCK_D]."""
-    return load_rows(x + m * strides[1], tokens, valid, strides[2], strides[3], dim, BLOCK_D)
+def _tokens_of(x, strides, m, tokens, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Rows of map m of x [M, N, d], all of which exist: [len(tokens), BLOCK_D]."""
+    return take_rows(x + m * strides[1], tokens, strides[2], strides[3], DIM, BLOCK_D)
 
 
 @triton.jit
-def _lse_of(lse, strides, m, tokens, valid):
+def _lse_of(lse, strides, m, tokens):
     """log-sum-exp of rows of map m, base 2."""
-    return load_lse(lse + m * strides[1], tokens, valid, strides[2])
+    return take_lse(lse + m * strides[1], tokens)
+
+
+@triton.jit
+def _of_values(fused0, fused1, values, columns, count):
+    """Σ_s fused[r, s] · values[s] over two blocks of columns, `count` of them; [R].
+
+    On CUDA cores, exactly in float32: once for all maps there is so little of it that the layouts
+    and splits of the tensor cores would cost more.
+    """
+    width = fused0.shape[1]
+    value0 = tl.load(values + columns, mask=columns < count, other=0.0)
+    value1 = tl.load(values + width + columns, mask=columns < count - width, other=0.0)
+    return tl.sum(fused0 * value0[None, :], 1) + tl.sum(fused1 * value1[None, :], 1)
+
+
+@triton.jit
+def _share_of_program(most_patches, map_splits, BLOCK_I: tl.constexpr, TILE: tl.constexpr):
+    """What is this program's: image, block of rows, tile of columns, share of the maps; and where
+    among the parts of the result its own lies.
+    """
+    row_blocks = tl.cdiv(most_patches, BLOCK_I)
+    tiles = tl.cdiv(most_patches, TILE)
+    rest = tl.program_id(0) // row_blocks
+    tile, split = rest % tiles, rest // tiles % map_splits
+    image = (rest // (tiles * map_splits)).to(tl.int64)
+    return image, tl.program_id(0) % row_blocks, tile, split, (split * tiles + tile).to(tl.int64)
+
+
+@triton.jit
+def _store_zeros(parts, rows, valid, channels, stride):
+    """No sum for some rows of every channel."""
+    for c in range(channels):
+        pointers = parts + tl.cast(c, tl.int64) * stride + rows
+        tl.store(pointers, tl.zeros(rows.shape, tl.float32), mask=valid)
+
+
+@triton.jit(
+    do_not_specialize=[
+        *("maps", "map_splits", "tokens", "most_patches", "all_patches", "channels"),
+    ],
+    do_not_specialize_on_alignment=["lse", "weights"],
+)
+def spread_kernel(
+    x,
+    x_strides,
+    y,
+    y_strides,
+    lse,
+    lse_strides,
+    weights,
+    weights_strides,
+    values,
+    parts,
+    table,
+    maps,
+    map_splits,
+    tokens,
+    most_patches,
+    all_patches,
+    channels,
+    scale,
+    PACKED: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    BLOCK_I: tl.constexpr,
+    BLOCK_J: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One tile of one image, over one share of the maps: its part of the result.
+
+    A tile is two blocks of columns wide, each with a sum of its own: the wider it is, the less is
+    read for an entry, while only one block's logits are in registers.
+    """
+    TILE: tl.constexpr = 2 * BLOCK_J
+    image, block, tile, split, part = _share_of_program(most_patches, map_splits, BLOCK_I, TILE)
+    begin, own, patches, before = place(table, image, tokens, most_patches, PACKED)
+    first = begin + own - patches
+    weights += image * weights_strides[0]
+    if not PACKED:
+        x += image * x_strides[0]
+        y += image * y_strides[0]
+        lse += image * lse_strides[0]
+    rows = block * BLOCK_I + tl.arange(0, BLOCK_I)
+    valid = rows < patches
+    parts += part * channels * all_patches + before
+    if (block * BLOCK_I >= patches) | (tile * TILE >= patches):  # smaller than the largest image
+        _store_zeros(parts, rows, valid, channels, all_patches)
+        return
+
+    columns = tl.arange(0, BLOCK_J)
+    lefts = first + tl.minimum(rows, patches - 1)
+    rights0 = first + tl.minimum(tile * TILE + columns, patches - 1)
+    rights1 = first + tl.minimum(tile * TILE + BLOCK_J + columns, patches - 1)
+    fused0 = tl.zeros([BLOCK_I, BLOCK_J], tl.float32)
+    fused1 = tl.zeros([BLOCK_I, BLOCK_J], tl.float32)
+    start, stop = share_of(maps, split, map_splits)
+    at = tl.cast(tl.minimum(start, maps - 1), tl.int64)
+    weight = tl.load(weights + at * weights_strides[1]).to(tl.float32)
+    if not TRANSPOSED:
+        sums = _lse_of(lse, lse_strides, at, lefts)
+    for m in range(start, stop):
+        at = tl.cast(m, tl.int64)
+        left = _tokens_of(x, x_strides, at, lefts, DIM, BLOCK_D)
+        right0 = _tokens_of(y, y_strides, at, rights0, DIM, BLOCK_D)
+        right1 = _tokens_of(y, y_strides, at, rights1, DIM, BLOCK_D)
+        next = tl.cast(tl.minimum(m + 1, maps - 1), tl.int64)
+        next_weight = tl.load(weights + next * weights_strides[1]).to(tl.float32)
+        if TRANSPOSED:  # too many to be loaded a map ahead
+            sums0 = _lse_of(lse, lse_strides, at, rights0)[None, :]
+            sums1 = _lse_of(lse, lse_strides, at, rights1)[None, :]
+        else:
+            sums0 = sums[:, None]
+            sums1 = sums0
+            sums = _lse_of(lse, lse_strides, next, lefts)
+        logits = log2_attention(left, right0, scale, PRECISION)
+        fused0 += weight * tl.exp2(logits - sums0)
+        logits = log2_attention(left, right1, scale, PRECISION)
+        fused1 += weight * tl.exp2(logits - sums1)
+        weight = next_weight
+
+    values += before + tile * TILE
+    left_over = patches - tile * TILE
+    for _ in range(channels):
+        result = _of_values(fused0, fused1, values, columns, left_over)
+        tl.store(parts + rows, result / maps, mask=valid)
+        values += all_patches
+        parts += all_patches
 
 
 @triton.jit
@@ -247,85 +429,10 @@ def _channels_of(x, strides, first, rows, valid, channels, BLOCK_C: tl.constexpr
     )
 
 
-@triton.jit
-def spread_kernel(
-    x,
-    x_strides,
-    y,
-    y_strides,
-    lse,
-    lse_strides,
-    weights,
-    weights_strides,
-    values,
-    values_strides,
-    parts,
-    table,
-    maps,
-    tokens,
-    most_patches,
-    channels,
-    dim,
-    scale,
-    splits,
-    part_rows,
-    PACKED: tl.constexpr,
-    TRANSPOSED: tl.constexpr,
-    BLOCK_I: tl.constexpr,
-    BLOCK_J: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """A block of rows and of channels of one image, over the blocks of columns of one split."""
-    row_blocks = tl.cdiv(most_patches, BLOCK_I)
-    channel_blocks = tl.cdiv(channels, BLOCK_C)
-    program = tl.program_id(0)
-    block = program % row_blocks
-    split = program // row_blocks % splits
-    channel = program // (row_blocks * splits) % channel_blocks * BLOCK_C
-    image = (program // (row_blocks * splits * channel_blocks)).to(tl.int64)
-
-    begin, own, patches, before = place(table, image, tokens, most_patches, PACKED)
-    first = begin + own - patches
-    weights += image * weights_strides[0]
-    if PACKED:
-        values += before * values_strides[1]
-    else:
-        x += image * x_strides[0]
-        y += image * y_strides[0]
-        lse += image * lse_strides[0]
-        values += image * values_strides[0]
-    rows = block * BLOCK_I + tl.arange(0, BLOCK_I)
-    here = rows < patches
-    result = tl.zeros([BLOCK_I, BLOCK_C], tl.float32)
-    column_blocks = tl.where(block * BLOCK_I < patches, tl.cdiv(patches, BLOCK_J), 0)
-    share = tl.cdiv(column_blocks, splits)
-    for step in range(split * share, tl.minimum((split + 1) * share, column_blocks)):
-        columns = step * BLOCK_J + tl.arange(0, BLOCK_J)
-        there = columns < patches
-        fused = tl.zeros([BLOCK_I, BLOCK_J], tl.float32)
-        for m in range(maps):
-            at = tl.cast(m, tl.int64)
-            left = _tokens_of(x, x_strides, at, first + rows, here, dim, BLOCK_D)
-            right = _tokens_of(y, y_strides, at, first + columns, there, dim, BLOCK_D)
-            logits = log2_attention(left, right, scale, PRECISION)
-            if TRANSPOSED:
-                logits -= _lse_of(lse, lse_strides, at, first + columns, there)[None, :]
-            else:
-                logits -= _lse_of(lse, lse_strides, at, first + rows, here)[:, None]
-            weight = tl.load(weights + at * weights_strides[1]).to(tl.float32)
-            fused += weight * tl.exp2(logits)
-        fused = tl.where(there[None, :], fused, 0.0)
-        value = _channels_of(values, values_strides, channel, columns, there, channels, BLOCK_C)
-        result += tl.dot(fused, value, input_precision=PRECISION)
-    into = channel + tl.arange(0, BLOCK_C)
-    target = parts + (split.to(tl.int64) * part_rows + before + rows[:, None]) * channels
-    valid = here[:, None] & (into < channels)[None, :]
-    tl.store(target + into[None, :], result / maps, mask=valid)
-
-
-@triton.jit
+@triton.jit(
+    do_not_specialize=["maps", "tokens", "most_patches", "channels"],
+    do_not_specialize_on_alignment=["lse"],
+)
 def weights_kernel(
     q,
     q_strides,
@@ -343,9 +450,9 @@ def weights_kernel(
     tokens,
     most_patches,
     channels,
-    dim,
     scale,
     PACKED: tl.constexpr,
+    DIM: tl.constexpr,
     BLOCK_I: tl.constexpr,
     BLOCK_J: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -367,13 +474,18 @@ def weights_kernel(
         values += image * values_strides[0]
     rows = block * BLOCK_I + tl.arange(0, BLOCK_I)
     here = rows < patches
-    queries = _tokens_of(q, q_strides, m, first + rows, here, dim, BLOCK_D)
-    sums = _lse_of(lse, lse_strides, m, first + rows, here)
+    if block * BLOCK_I >= patches:  # the image is smaller than the largest
+        tl.store(parts + tl.program_id(0), 0.0)
+        return
+    last = first + patches - 1
+    lefts = tl.minimum(first + rows, last)
+    queries = _tokens_of(q, q_strides, m, lefts, DIM, BLOCK_D)
+    sums = _lse_of(lse, lse_strides, m, lefts)
     total = tl.zeros([BLOCK_I], tl.float32)
-    for start in range(0, tl.where(block * BLOCK_I < patches, patches, 0), BLOCK_J):
+    for start in range(0, patches, BLOCK_J):
         columns = start + tl.arange(0, BLOCK_J)
         there = columns < patches
-        keys = _tokens_of(k, k_strides, m, first + columns, there, dim, BLOCK_D)
+        keys = _tokens_of(k, k_strides, m, tl.minimum(first + columns, last), DIM, BLOCK_D)
         attention = tl.exp2(log2_attention(queries, keys, scale, PRECISION) - sums[:, None])
         both = tl.zeros([BLOCK_I, BLOCK_J], tl.float32)
         for channel in range(0, channels, BLOCK_C):

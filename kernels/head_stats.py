@@ -17,22 +17,31 @@ from torch import Tensor
 
 from weaktr.kernels.common import (
     LIMITS_OF_ATTENTION,
+    LN_2,
+    LOG2_E,
     block_of,
     block_of_map,
+    blocks_of,
     configs_of,
+    configurations,
     dot_precision,
     key_of_attention,
-    load_lse,
-    load_rows,
     log2_attention,
     packing_table,
     place,
+    product,
     refusal_of_attention,
-    softmax_step,
+    side_by_side,
+    take_lse,
+    take_rows,
 )
-from weaktr.kernels.tuning import Config, best_config, bucket
+from weaktr.kernels.tuning import Config, best_config
 from weaktr.ops.head_stats import HeadStats, HeadStatsInputs
 from weaktr.ops.registry import takes
+from weaktr.ops.tracing import needs_operator
+
+#: Class rows alone: of an image's few classes, 1 to 16 fit into a block.
+ROWS_CONFIGS = configurations((16, 64, 4, 1))
 
 #: `HeadStatsInputs`, with `lse` known, as torch writes it.
 SCHEMA = (
@@ -45,13 +54,15 @@ SCHEMA = (
 def head_stats_triton(inputs: HeadStatsInputs) -> HeadStats:
     """Like `head_stats_torch`."""
     q, k, lse, *settings = inputs
+    lse_of, stats_of = attention_lse, attention_stats
+    if needs_operator(q, k):
+        lse_of, stats_of = lse_op, stats_op
     if lse is None:
-        lse = attention_lse(q, k, inputs.scale, inputs.tokens)
-    class_rows, means = attention_stats(q, k, lse, *settings)
+        lse = lse_of(q, k, inputs.scale, inputs.tokens)
+    class_rows, means = stats_of(q, k, lse, *settings)
     return HeadStats(class_rows, means if inputs.column_means else None, lse)
 
 
-@torch.library.custom_op("weaktr::attention_lse", mutates_args=())
 def attention_lse(q: Tensor, k: Tensor, scale: float, tokens: list[int] | None = None) -> Tensor:
     """log Σ_j exp(q_i·k_j · scale) over an image's keys: q, k [B, H, N, d] -> float32 [B, H, N].
 
@@ -61,15 +72,18 @@ def attention_lse(q: Tensor, k: Tensor, scale: float, tokens: list[int] | None =
     lse = torch.empty(batch, heads, count, dtype=torch.float32, device=q.device)
     if lse.numel() == 0:
         return lse
+    if scale < 0:  # the kernel takes the largest dot product for that of the largest logit
+        q, scale = -q, -scale
     images = batch if tokens is None else len(tokens)
     most = count if tokens is None else max(tokens)
     table = None if tokens is None else packing_table(tokens, tokens, q.device)
 
     def launch(config: Config) -> None:
-        grid = (triton.cdiv(most, config["BLOCK_I"]) * images * heads,)
+        grid = (blocks_of(most, config["BLOCK_I"]) * images * heads,)
         _lse_kernel[grid](
-            *(q, q.stride(), k, k.stride(), lse, table, heads, count, most, dim, scale),
+            *(q, q.stride(), k, k.stride(), lse, table, heads, count, most, scale),
             PACKED=table is not None,
+            DIM=dim,
             BLOCK_D=block_of(dim),
             PRECISION=dot_precision(),
             **config,
@@ -81,20 +95,21 @@ def attention_lse(q: Tensor, k: Tensor, scale: float, tokens: list[int] | None =
     return lse
 
 
-@attention_lse.register_fake
+lse_op = torch.library.custom_op("weaktr::attention_lse", attention_lse, mutates_args=())
+
+
+@lse_op.register_fake
 def _(q: Tensor, *_: Any) -> Tensor:
     return q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
-@torch.library.custom_op(
-    "weaktr::attention_stats", mutates_args=(), schema=f"({SCHEMA}) -> (Tensor, Tensor)"
-)
 def attention_stats(*arguments: Any) -> tuple[Tensor, Tensor]:
     """Class rows [B, H, R, P] and column means [B, H, P] (none: [B, H, 0]), both float32."""
     inputs = HeadStatsInputs(*arguments)
     q, k, lse, _, num_patches, scale, column_means, tokens, patches, chosen = inputs
     num_rows = inputs.num_rows
     assert lse is not None
+    lse = side_by_side(lse)
     batch, heads, count, dim = q.shape
     rows = torch.empty(batch, heads, num_rows, num_patches, dtype=torch.float32, device=q.device)
     means = rows.new_empty(batch, heads, num_patches if column_means else 0)
@@ -106,25 +121,35 @@ def attention_stats(*arguments: Any) -> tuple[Tensor, Tensor]:
         table = packing_table(tokens, patches, q.device)
 
     def launch(config: Config) -> None:
-        grid = (triton.cdiv(most, config["BLOCK_J"]) * images * heads,)
+        grid = (blocks_of(most, config["BLOCK_J"]) * images * heads,)
         _stats_kernel[grid](
             *(q, q.stride(), k, k.stride(), lse, lse.stride(), rows, means, table, chosen),
-            *(heads, count, num_patches, most, dim, num_rows, scale),
+            *(heads, count, num_patches, most, num_rows, scale),
             PACKED=table is not None,
             CHOSEN=chosen is not None,
             MEANS=column_means,
+            DIM=dim,
             BLOCK_D=block_of(dim),
             PRECISION=dot_precision(),
             **config,
         )
 
-    key = (*key_of_attention(q, most_tokens, images), bucket(num_rows), int(column_means))
+    key = key_of_attention(q, most_tokens, images)
     with torch.cuda.device_of(q):
-        launch(best_config(_stats_kernel, key, configs_of(q), launch, q.device))
+        configs = configs_of(q) if column_means else ROWS_CONFIGS
+        launch(best_config(_stats_kernel, key, configs, launch, q.device))
     return rows, means
 
 
-@attention_stats.register_fake
+stats_op = torch.library.custom_op(
+    "weaktr::attention_stats",
+    attention_stats,
+    mutates_args=(),
+    schema=f"({SCHEMA}) -> (Tensor, Tensor)",
+)
+
+
+@stats_op.register_fake
 def _(*arguments: Any) -> tuple[Tensor, Tensor]:
     inputs = HeadStatsInputs(*arguments)
     maps, patches = inputs.q.shape[:2], inputs.num_patches
@@ -144,6 +169,22 @@ def _image_of(x, strides, image, head, first, PACKED: tl.constexpr):
 
 
 @triton.jit
+def _lse_step(x, y, columns, own, factor, largest, total, EDGE: tl.constexpr, PRECISION):
+    """The softmax of rows x [R, d] goes over a further block of rows y [C, d].
+
+    A logit, base 2, is `factor` >= 0 times a dot product. largest [R] and total [R] are of the
+    columns so far: their maximum, and their sum of exponentials under it. At the edge, where y
+    repeats its last row, the columns below `own` count.
+    """
+    products = product(x, tl.trans(y), PRECISION)
+    new = tl.maximum(largest, tl.max(products, 1) * factor)
+    weights = tl.exp2(products * factor - new[:, None])
+    if EDGE:
+        weights = tl.where((columns < own)[None, :], weights, 0.0)
+    return new, total * tl.exp2(largest - new) + tl.sum(weights, 1)
+
+
+@triton.jit(do_not_specialize=["heads", "tokens", "most_tokens"])
 def _lse_kernel(
     q,
     q_strides,
@@ -154,11 +195,11 @@ def _lse_kernel(
     heads,
     tokens,
     most_tokens,
-    dim,
     scale,
     PACKED: tl.constexpr,
     BLOCK_I: tl.constexpr,
     BLOCK_J: tl.constexpr,
+    DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -174,19 +215,27 @@ def _lse_kernel(
     if block * BLOCK_I >= own:  # the image is smaller than the largest
         return
     rows = block * BLOCK_I + tl.arange(0, BLOCK_I)
-    queries = load_rows(q, rows, rows < own, q_strides[2], q_strides[3], dim, BLOCK_D)
+    x = take_rows(q, tl.minimum(rows, own - 1), q_strides[2], q_strides[3], DIM, BLOCK_D)
+    factor = scale * LOG2_E
     largest = tl.full([BLOCK_I], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_I], tl.float32)
-    for start in range(0, own, BLOCK_J):
-        columns = start + tl.arange(0, BLOCK_J)
-        keys = load_rows(k, columns, columns < own, k_strides[2], k_strides[3], dim, BLOCK_D)
-        logits = log2_attention(queries, keys, scale, PRECISION)
-        _weights, _shrink, largest, total = softmax_step(logits, columns < own, largest, total)
-    result = (largest + tl.log2(total)) * 0.6931471805599453
+    columns = tl.arange(0, BLOCK_J)
+    whole = own // BLOCK_J * BLOCK_J
+    for start in range(0, whole, BLOCK_J):
+        y = take_rows(k, start + columns, k_strides[2], k_strides[3], DIM, BLOCK_D)
+        largest, total = _lse_step(x, y, columns, own, factor, largest, total, False, PRECISION)
+    if whole < own:
+        columns += whole
+        y = take_rows(k, tl.minimum(columns, own - 1), k_strides[2], k_strides[3], DIM, BLOCK_D)
+        largest, total = _lse_step(x, y, columns, own, factor, largest, total, True, PRECISION)
+    result = (largest + tl.log2(total)) * LN_2
     tl.store(lse + rows, result, mask=rows < own)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["heads", "tokens", "num_patches", "most_patches", "num_rows"],
+    do_not_specialize_on_alignment=["lse", "chosen"],
+)
 def _stats_kernel(
     q,
     q_strides,
@@ -202,12 +251,12 @@ def _stats_kernel(
     tokens,
     num_patches,
     most_patches,
-    dim,
     num_rows,
     scale,
     PACKED: tl.constexpr,
     CHOSEN: tl.constexpr,
     MEANS: tl.constexpr,
+    DIM: tl.constexpr,
     BLOCK_I: tl.constexpr,
     BLOCK_J: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -218,11 +267,13 @@ def _stats_kernel(
     first, own, patches, before = place(table, image, tokens, num_patches, PACKED)
     q = _image_of(q, q_strides, image, head, first, PACKED)
     k = _image_of(k, k_strides, image, head, first, PACKED)
-    lse = _image_of(lse, lse_strides, image, head, first, PACKED)
+    lse += head * lse_strides[1]
     if PACKED:
+        lse += first
         class_rows += head * num_rows * num_patches + before
         means += head * num_patches + before
     else:
+        lse += image * lse_strides[0]
         class_rows += index * num_rows * num_patches
         means += index * num_patches
     if block * BLOCK_J >= patches:  # the image is smaller than the largest
@@ -230,25 +281,25 @@ def _stats_kernel(
     columns = block * BLOCK_J + tl.arange(0, BLOCK_J)
     inside = columns < patches
     ahead = own - patches  # class and register tokens
-    keys = load_rows(k, ahead + columns, inside, k_strides[2], k_strides[3], dim, BLOCK_D)
+    keys_at = ahead + tl.minimum(columns, patches - 1)
+    keys = take_rows(k, keys_at, k_strides[2], k_strides[3], DIM, BLOCK_D)
     for start in range(0, num_rows, BLOCK_I):
         rows = start + tl.arange(0, BLOCK_I)
-        valid = rows < num_rows
-        classes = rows
+        classes = tl.minimum(rows, num_rows - 1)
         if CHOSEN:
-            classes = tl.load(chosen + image * num_rows + rows, mask=valid, other=0)
-        queries = load_rows(q, classes, valid, q_strides[2], q_strides[3], dim, BLOCK_D)
+            classes = tl.load(chosen + image * num_rows + classes)
+        queries = take_rows(q, classes, q_strides[2], q_strides[3], DIM, BLOCK_D)
         logits = log2_attention(queries, keys, scale, PRECISION)
-        attention = tl.exp2(logits - load_lse(lse, classes, valid, lse_strides[2])[:, None])
+        attention = tl.exp2(logits - take_lse(lse, classes)[:, None])
         target = class_rows + rows.to(tl.int64)[:, None] * num_patches + columns[None, :]
-        tl.store(target, attention, mask=valid[:, None] & inside[None, :])
+        tl.store(target, attention, mask=(rows < num_rows)[:, None] & inside[None, :])
     if MEANS:
         total = tl.zeros([BLOCK_J], tl.float32)
         for start in range(ahead, own, BLOCK_I):
             rows = start + tl.arange(0, BLOCK_I)
-            valid = rows < own
-            queries = load_rows(q, rows, valid, q_strides[2], q_strides[3], dim, BLOCK_D)
+            queries_at = tl.minimum(rows, own - 1)
+            queries = take_rows(q, queries_at, q_strides[2], q_strides[3], DIM, BLOCK_D)
             logits = log2_attention(queries, keys, scale, PRECISION)
-            attention = tl.exp2(logits - load_lse(lse, rows, valid, lse_strides[2])[:, None])
-            total += tl.sum(tl.where(valid[:, None], attention, 0.0), 0)
+            attention = tl.exp2(logits - take_lse(lse, queries_at)[:, None])
+            total += tl.sum(tl.where((rows < own)[:, None], attention, 0.0), 0)
         tl.store(means + columns, total / patches, mask=inside)

@@ -54,8 +54,7 @@ def best_config(
     """
     if INTERPRETED or len(configs) == 1 or os.environ.get(TUNE_VARIABLE) == "0":
         return configs[0]
-    source = Path(kernel.fn.__code__.co_filename)
-    table = _table(table_path(source, torch.cuda.get_device_name(device)))
+    table = _table(kernel.fn.__code__.co_filename, device)
     key = (kernel.fn.__name__, *key)
     best = table.get(key, configs)
     if best is None:
@@ -67,18 +66,26 @@ def best_config(
 
 
 def bucket(size: int) -> int:
-    """`size` rounded up to a power of two."""
-    return 1 << max(size - 1, 0).bit_length()
+    """`size` rounded up to a power of four, so that images of many sizes are measured once."""
+    return 4 ** ((max(size - 1, 0).bit_length() + 1) // 2)
+
+
+#: What a candidate fails with that needs more than the device has, or that its compiler refuses.
+REFUSALS = (
+    triton.runtime.errors.OutOfResources,
+    triton.runtime.errors.PTXASError,
+    torch.cuda.OutOfMemoryError,
+)
 
 
 def fastest(configs: Sequence[Config], milliseconds: Callable[[Config], float]) -> Config:
-    """The candidate with the least time; those that need more than the device has are left out."""
+    """The candidate with the least time; those that cannot run here are left out."""
     times: list[tuple[float, int]] = []
     for index, config in enumerate(configs):
         try:
             times.append((milliseconds(config), index))
-        except triton.runtime.errors.OutOfResources as error:
-            log.debug("%s needs more than this GPU has: %s", dict(config), error)
+        except REFUSALS as error:
+            log.debug("%s cannot run on this GPU: %s", dict(config), error)
     return configs[min(times)[1]] if times else configs[0]
 
 
@@ -123,7 +130,6 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "weaktr"
 
 
-@cache
 def table_path(source: Path, device_name: str) -> Path:
     """File of the configurations of the kernels in the file `source` on a device."""
     version = hashlib.sha256(source.read_bytes()).hexdigest()[:12]
@@ -133,8 +139,8 @@ def table_path(source: Path, device_name: str) -> Path:
 
 
 @cache
-def _table(path: Path) -> ConfigTable:
-    return ConfigTable(path)
+def _table(source: str, device: torch.device) -> ConfigTable:
+    return ConfigTable(table_path(Path(source), torch.cuda.get_device_name(device)))
 
 
 @cache

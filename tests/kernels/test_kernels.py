@@ -131,11 +131,11 @@ def test_folder_that_cannot_be_written_is_reported_once(tuning, gpu, tmp_path, m
 def test_table_belongs_to_source_and_device(tuning, tmp_path):
     source = tmp_path / "op.py"
     source.write_text("first")
-    before = tuning.table_path.__wrapped__(source, "GPU 9000")
-    assert before == tuning.table_path.__wrapped__(source, "GPU 9000")
-    assert before != tuning.table_path.__wrapped__(source, "GPU 9001")
+    before = tuning.table_path(source, "GPU 9000")
+    assert before == tuning.table_path(source, "GPU 9000")
+    assert before != tuning.table_path(source, "GPU 9001")
     source.write_text("second")
-    assert before != tuning.table_path.__wrapped__(source, "GPU 9000")
+    assert before != tuning.table_path(source, "GPU 9000")
 
 
 def test_nothing_is_measured_while_a_graph_is_captured(tuning, gpu, monkeypatch):
@@ -156,16 +156,22 @@ def test_nothing_is_measured_in_the_interpreter(tuning, gpu, monkeypatch):
     assert gpu == []
 
 
-def test_candidate_that_needs_too_much_is_left_out(tuning):
+@pytest.mark.parametrize("refusal", ["OutOfResources", "PTXASError", "OutOfMemoryError"])
+def test_candidate_that_cannot_run_is_left_out(tuning, refusal):
     errors = importlib.import_module("triton.runtime.errors")
+    error = {
+        "OutOfResources": errors.OutOfResources(2, 1, "shared memory"),
+        "PTXASError": errors.PTXASError("ptxas failed"),
+        "OutOfMemoryError": torch.cuda.OutOfMemoryError("CUDA out of memory"),
+    }[refusal]
 
     def milliseconds(config):
         if config["BLOCK"] == 32:
-            raise errors.OutOfResources(2, 1, "shared memory")
+            raise error
         return 1.0
 
     assert tuning.fastest(CONFIGS, milliseconds) == CONFIGS[0]
 
 
-def test_sizes_are_rounded_up_to_powers_of_two(tuning):
-    assert [tuning.bucket(n) for n in (0, 1, 2, 3, 16, 17)] == [1, 1, 2, 4, 16, 32]
+def test_sizes_are_rounded_up_to_powers_of_four(tuning):
+    assert [tuning.bucket(n) for n in (0, 1, 2, 4, 5, 16, 17)] == [1, 1, 4, 4, 16, 16, 64]

@@ -23,9 +23,6 @@ def clocked(
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setenv(tuning.FOLDER_VARIABLE, str(folder))
     monkeypatch.delenv(tuning.TUNE_VARIABLE)
-    caches = (tuning._table, tuning.table_path)
-    for cache in caches:
-        cache.cache_clear()
+    tuning._table.cache_clear()
     yield
-    for cache in caches:
-        cache.cache_clear()
+    tuning._table.cache_clear()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from itertools import product
+
 import pytest
 import torch
 from torch import Tensor
@@ -66,13 +69,13 @@ def strided(x: Tensor) -> Tensor:
     return view.copy_(x)
 
 
-def _configs_of_dtypes() -> list[tuple[torch.dtype, dict[str, int]]]:
-    """Every launch configuration of the kernels, with a dtype that may get it."""
+def _configs() -> tuple[Mapping[str, int], ...]:
+    """Launch configurations of the kernels."""
     try:
-        from weaktr.kernels.common import CONFIGS, EXACT_CONFIGS
+        from weaktr.kernels.common import CONFIGS
     except ImportError:  # the tests that use them are skipped with the reason
-        return []
-    return [(torch.bfloat16, c) for c in CONFIGS] + [(torch.float32, c) for c in EXACT_CONFIGS]
+        return ()
+    return CONFIGS
 
 
 def _config_name(value: object) -> str:
@@ -81,7 +84,11 @@ def _config_name(value: object) -> str:
 
 
 #: Parametrizes a test by `dtype` and `config`.
-every_config = pytest.mark.parametrize(("dtype", "config"), _configs_of_dtypes(), ids=_config_name)
+every_config = pytest.mark.parametrize(
+    ("dtype", "config"),
+    list(product((torch.bfloat16, torch.float32), _configs())),
+    ids=_config_name,
+)
 
 
 def check_that_training_takes_statistics(

@@ -11,7 +11,7 @@ import sys
 
 import torch
 
-from weaktr.kernels import attention, clipped_cross_entropy, common
+from weaktr.kernels import attention, clipped_cross_entropy, common, fuse_heads
 from weaktr.ops.clipped_cross_entropy import clipped_cross_entropy as loss_of
 from weaktr.ops.fuse_heads import fuse_heads as fused
 from weaktr.ops.fuse_heads import fuse_heads_packed
@@ -58,7 +58,8 @@ def loss_kernels(dtype: torch.dtype) -> list[torch.Tensor]:
 def main() -> None:
     """All kernels; fails where a result is not finite."""
     configurations = (
-        (common, ("CONFIGS", "EXACT_CONFIGS")),
+        (common, ("CONFIGS",)),
+        (fuse_heads, ("CONFIGS", "WIDE_CONFIGS", "FLOAT32_CONFIGS", "WEIGHTS_CONFIGS")),
         (clipped_cross_entropy, ("FORWARD_CONFIGS", "BACKWARD_CONFIGS")),
     )
     every = {

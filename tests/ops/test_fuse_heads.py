@@ -1,6 +1,7 @@
 """`fuse_heads`, every backend, against the literal softmax; values, gradients, packed batches."""
 
 from importlib import import_module
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +9,6 @@ import torch
 from tests.ops.attention import (
     SHAPES,
     attention_inputs,
-    every_config,
     exact_dtype,
     home,
     literal,
@@ -248,11 +248,44 @@ def test_wrong_packing_is_named(changes, message):
 # ---- Triton alone -------------------------------------------------------------------------------
 
 
-@every_config
-def test_every_configuration_gives_the_same(kernels, dtype, config, monkeypatch):
-    monkeypatch.setattr(kernels, "configs_of", lambda x: (config,))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_every_configuration_gives_the_same(kernels, dtype, monkeypatch):
     q, k, lse, weights, values = inputs(1, 2, 1, 71, 24, 3, "triton", dtype=dtype)
-    assert_equals_literal(q, k, lse, weights, values, "triton")
+    for config in (*kernels.spread_configs(q, False), *kernels.spread_configs(q, True)):
+        monkeypatch.setattr(kernels, "spread_configs", lambda *_, config=config: (config,))
+        assert_equals_literal(q, k, lse, weights, values, "triton")
+    for config in kernels.WEIGHTS_CONFIGS:
+        monkeypatch.setattr(kernels, "WEIGHTS_CONFIGS", (config,))
+        assert_equals_literal(q, k, lse, weights, values, "triton")
+
+
+@pytest.mark.parametrize("patches", [[41], [41, 3, 70]])
+def test_programs_share_the_maps(kernels, patches):
+    """More maps than `LEAST_MAPS` for each of two programs, and a last share that is smaller."""
+    maps = 2 * kernels.LEAST_MAPS + 1
+    assert kernels.splits_of(maps, 1, 4) == 2
+    tokens = [count + 2 for count in patches]
+    q, k, lse, weights, values = packed_inputs("triton", tokens, patches, maps=maps)
+    fine = fuse_heads_packed(
+        q, k, lse, weights, values, tokens=tokens, patches=patches, backend="triton"
+    )
+    images = zip(
+        q.split(tokens, 1), k.split(tokens, 1), weights, values.split(patches), strict=True
+    )
+    expected = [literal_fusion(*(x[None] for x in image))[0] for image in images]
+    assert_close(fine, torch.cat(expected), "float32")
+
+
+def test_operator_is_for_gradients_alone(kernels, monkeypatch):
+    q, k, lse, weights, values = inputs(1, 2, 1, 9, 16, 3, "triton")
+    fine = fuse_heads(q, k, lse, weights, values, backend="triton")
+    monkeypatch.setattr(kernels, "fuse_op", None)
+    assert torch.equal(fuse_heads(q, k, lse, weights, values, backend="triton"), fine)
+    weights.requires_grad_()
+    with torch.no_grad():
+        assert torch.equal(fuse_heads(q, k, lse, weights, values, backend="triton"), fine)
+    with pytest.raises(TypeError, match="not callable"):
+        fuse_heads(q, k, lse, weights, values, backend="triton")
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -269,6 +302,46 @@ def test_operators_are_registered_as_torch_wants_them(kernels, packed):
     gradient, *given = (x.detach() for x in (values, *maps, *leaves))
     for needed in ([True, True], [False, True], [True, False]):
         torch.library.opcheck(kernels.fuse_backward_op, (gradient, needed, *given, 0.25, *sizes))
+
+
+def tf32(x):
+    """Rounded to the 11 bits that tensor cores multiply."""
+    return ((x.view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)
+
+
+def products_in_tf32(x, y):
+    """x yᵀ of tf32, and in tf32x3: without the product of what tf32 drops of both."""
+    y = y.transpose(-1, -2)
+    kept_x, kept_y = tf32(x), tf32(y)
+    kept = kept_x @ kept_y
+    return kept, tf32(x - kept_x) @ kept_y + kept_x @ tf32(y - kept_y) + kept
+
+
+def test_three_products_in_tf32_are_as_exact_as_float32():
+    """Logits of order 10, as of trained transformers; errors are shares of the largest entry."""
+    generator = torch.Generator().manual_seed(0)
+    q, k = 1.8 * torch.randn(2, 6, 300, 64, generator=generator)
+    weights = torch.rand(6, 1, 1, generator=generator)
+    lse = literal_lse(q[None], k[None])[0, :, :, None]
+
+    def fused_map(products):
+        return (weights * (products.double() / 8 - lse).exp()).mean(0)
+
+    exact = fused_map(q.double() @ k.double().transpose(1, 2))
+    once, thrice = (fused_map(x) / exact.max() for x in products_in_tf32(q, k))
+    assert_close(thrice, exact / exact.max(), "float32")
+    in_float32 = fused_map(q @ k.transpose(1, 2)) / exact.max()
+    error = (in_float32 - exact / exact.max()).abs().max()
+    assert (thrice - exact / exact.max()).abs().max() < 3 * error
+    assert (once - exact / exact.max()).abs().max() > 100 * error
+
+
+def test_float32_is_multiplied_as_torch_is_allowed_to(monkeypatch):
+    common = pytest.importorskip("weaktr.kernels.common", exc_type=ImportError)
+    for allowed, precision in (("ieee", "tf32x3"), ("tf32", "tf32")):
+        matmul = SimpleNamespace(fp32_precision=allowed)
+        monkeypatch.setattr(torch.backends.cuda, "matmul", matmul)
+        assert common.dot_precision() == precision
 
 
 def test_what_kernels_do_not_take_is_refused(kernels):

@@ -61,6 +61,9 @@ def test_scale_is_heeded(backend):
     for actual, expected in zip(scaled, same, strict=True):
         assert_close(actual, expected, tolerance_row(backend))
     assert not torch.allclose(scaled.lse, head_stats(q, k, **settings).lse)
+    negative = head_stats(-q, k, scale=-0.5, **settings)
+    for actual, expected in zip(negative, scaled, strict=True):
+        assert_close(actual, expected, tolerance_row(backend))
 
 
 def test_does_not_depend_on_strides(backend):
@@ -216,15 +219,13 @@ def test_every_configuration_gives_the_same(kernels, dtype, config, monkeypatch)
 
 def test_operators_are_registered_as_torch_wants_them(kernels):
     q, k = attention_inputs(1, 2, 4, 5, 16, backend="triton")
-    torch.library.opcheck(kernels.attention_lse, (q, k, 0.25))
+    torch.library.opcheck(kernels.lse_op, (q, k, 0.25))
     lse = kernels.attention_lse(q, k, 0.25)
     for column_means in (True, False):
-        torch.library.opcheck(kernels.attention_stats, (q, k, lse, 4, 5, 0.25, column_means))
+        torch.library.opcheck(kernels.stats_op, (q, k, lse, 4, 5, 0.25, column_means))
     packed = ([4, 5], [2, 1])
-    torch.library.opcheck(kernels.attention_lse, (q[:1], k[:1], 0.25, packed[0]))
-    torch.library.opcheck(
-        kernels.attention_stats, (q[:1], k[:1], lse[:1], 2, 3, 0.25, True, *packed)
-    )
+    torch.library.opcheck(kernels.lse_op, (q[:1], k[:1], 0.25, packed[0]))
+    torch.library.opcheck(kernels.stats_op, (q[:1], k[:1], lse[:1], 2, 3, 0.25, True, *packed))
 
 
 @pytest.mark.parametrize(

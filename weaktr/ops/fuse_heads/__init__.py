@@ -20,6 +20,7 @@ from torch import Tensor
 
 from weaktr.ops.attention_maps import check_attention_inputs, check_packing, check_same_kind
 from weaktr.ops.registry import Backend, Op, Triton, register
+from weaktr.ops.tracing import without_autocast
 
 OP = register(
     Op(
@@ -144,6 +145,6 @@ def _run(inputs: FuseHeadsInputs, backend: str) -> Tensor:
     q, _, lse, weights, values, *_ = inputs
     dtypes = (q.dtype, lse.dtype, weights.dtype, values.dtype)
     run = OP.pick(q.device, backend, dtypes=dtypes, head_dim=q.shape[-1])
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device.type):
         fine: Tensor = run(inputs)
     return fine

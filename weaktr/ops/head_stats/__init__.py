@@ -22,7 +22,8 @@ from torch import Tensor
 
 from weaktr.ops.attention_maps import check_attention_inputs, check_packing, check_same_kind
 from weaktr.ops.registry import Backend, Op, Triton, register
-from weaktr.ops.upload import upload
+from weaktr.ops.tracing import without_autocast
+from weaktr.ops.upload import upload_table
 
 OP = register(
     Op(
@@ -181,24 +182,24 @@ def head_stats_packed(
         column_means,
         list(tokens),
         list(patches),
-        None if classes is None else _table(classes, q.device),
+        None if classes is None else _classes_table(classes, q.device),
     )
     stats = _run(inputs, backend)
     means = None if stats.column_means is None else stats.column_means[0]
     return HeadStats(stats.class_rows[0], means, stats.lse[0])
 
 
-def _table(classes: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+def _classes_table(classes: Sequence[Sequence[int]], device: torch.device) -> Tensor:
     """int64 [images, R]: the classes of each image, then zeros."""
     width = max(1, *map(len, classes)) if classes else 1
-    table = torch.tensor([[*own, *[0] * (width - len(own))] for own in classes], dtype=torch.int64)
-    return upload(table.view(len(classes), width), device)
+    rows = [[*own, *[0] * (width - len(own))] for own in classes]
+    return upload_table(rows, width, device)
 
 
 def _run(inputs: HeadStatsInputs, backend: str) -> HeadStats:
     q, lse = inputs.q, inputs.lse
     dtypes = (q.dtype,) if lse is None else (q.dtype, lse.dtype)
     run = OP.pick(q.device, backend, dtypes=dtypes, head_dim=q.shape[-1])
-    with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
+    with torch.no_grad(), without_autocast(q.device.type):
         stats: HeadStats = run(inputs)
     return stats
