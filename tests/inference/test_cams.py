@@ -89,6 +89,22 @@ def test_each_image_of_a_batch_has_its_own_classes():
     np.testing.assert_allclose(both[0], alone, atol=1e-5)
 
 
+@pytest.mark.parametrize("most", [1, 2 * 3 * 40 * 56 * 2, 2**27])
+def test_images_of_one_size_are_enlarged_some_at_a_time(most, tiny_model, monkeypatch):
+    """Neighbours with different numbers of classes, seen in four views; the same bits each time."""
+    rng = np.random.default_rng(0)
+    classes = [(0,), (0, 1), (), (1,), ()]
+    images = [rng.integers(0, 255, (40, 56, 3), np.uint8) for _ in classes[:-1]]
+    images.append(rng.integers(0, 255, (56, 40, 3), np.uint8))
+    settings = LabelConfig(scales=(1.0, 1.5))
+    expected = cams_of(tiny_model, images, classes, settings)
+    monkeypatch.setattr(stage, "MOST_VALUES", most)
+    found = cams_of(tiny_model, images, classes, settings)
+    for one, other, own, image in zip(found, expected, classes, images, strict=True):
+        assert one.shape == (len(own), *image.shape[:2]) and torch.equal(one, other)
+        assert not len(own) or (one.amax((1, 2)) > 0.9).all()
+
+
 SIDES = [(80, 112), (80, 112), (200, 112), (80, 48)]
 
 
@@ -109,7 +125,10 @@ def some_inputs(source):
     ({"batch_tokens": 1}, [1, 1, 1, 1]),
     ({"batch_tokens": 2 * 2 * 7 * 5}, [2, 1, 1]),
 ])  # fmt: skip
-def test_batches_on_a_gpu_are_as_large_as_the_settings_say(settings, sizes, tiny_model):
+def test_batches_on_a_gpu_are_as_large_as_the_settings_say(
+    settings, sizes, tiny_model, monkeypatch
+):
+    monkeypatch.setattr(stage, "gpu_tokens", lambda device: stage.GPU_TOKENS)
     source = CamsOfModel(tiny_model, LabelConfig(scales=(1.0, 0.5), **settings))
     source.device = torch.device("cuda")  # nothing is computed
     batches = [[]]

@@ -9,6 +9,7 @@ from tests.models import small
 from tests.tolerances import assert_close
 from weaktr.config import BackboneConfig
 from weaktr.models import ViT, checkpoints
+from weaktr.models import vit as vit_module
 from weaktr.models.pretrained import load_backbone
 from weaktr.models.vit import projected_by_convolution, projected_by_product
 
@@ -72,3 +73,19 @@ def test_patches_by_a_product_are_those_of_the_convolution(bias):
     )
     for own, other in zip(found, wanted, strict=True):
         assert_close(own, other, "float32")
+
+
+def test_positions_of_the_last_sizes_are_kept_on_a_gpu(monkeypatch):
+    """And forgotten when the parameter changes."""
+    vit = ViT(BackboneConfig("deit_small_patch16_224", image_size=48, backbone_args=TINY))
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    monkeypatch.setattr(vit_module, "MOST_POSITIONS", 2)
+    with torch.no_grad():
+        first = vit._position_of((3, 4), (48, 64))
+        assert vit._position_of((3, 4), (48, 64)) is first
+        vit._position_of((3, 3), (48, 48)), vit._position_of((4, 4), (64, 64))
+        assert len(vit._positions) == 2
+        assert vit._position_of((3, 4), (48, 64)) is not first
+        vit.pos_embed.add_(1.0)
+        assert torch.equal(vit._position_of((3, 4), (48, 64)), vit._position((3, 4), (48, 64)))
+    assert vit._position_of((3, 4), (48, 64)).requires_grad

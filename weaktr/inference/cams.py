@@ -6,8 +6,9 @@ Source: reference.md 23-27 (the published generation of CAMs).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from itertools import product
+from collections.abc import Iterator, Sequence
+from functools import cache
+from itertools import groupby, product
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -30,6 +31,10 @@ from weaktr.ops.upload import upload
 #: Patches of a forward pass: what oneDNN's layout is chosen for on a CPU, and the default of
 #: `LabelConfig.batch_tokens` on a GPU.
 CPU_TOKENS, GPU_TOKENS = 2048, 32768
+#: GiB of a GPU's memory for so many; DeiT-S needs 4 of them in float32.
+GIB_FOR_GPU_TOKENS = 20
+#: Values of CAMs that are enlarged at once: 0.5 GiB.
+MOST_VALUES = 2**27
 #: Images that are refined together on a CPU, where each has a forward pass of its own.
 CPU_BATCH = 4
 
@@ -150,7 +155,7 @@ class CamsOfModel:
         if self.device.type == "cpu":
             return len(batch) < min(CPU_BATCH, self.settings.batch_size)
         patches = sum(self._patches(one) for one in (*batch, further))
-        most = self.settings.batch_tokens or GPU_TOKENS
+        most = most_patches_on(self.device, self.settings)
         return len(batch) < self.settings.batch_size and patches <= most
 
     def _patches(self, inputs: CamInputs) -> int:
@@ -222,9 +227,10 @@ def multi_scale_cams(
     """
     device = next(model.parameters()).device
     views = 2 if settings.flip else 1
-    most_patches = CPU_TOKENS if device.type == "cpu" else settings.batch_tokens or GPU_TOKENS
+    most_patches = most_patches_on(device, settings)
     mean, std = (upload(torch.tensor(v), device).view(3, 1, 1) for v in model.normalization)
     with_attention = settings.refine or settings.attention_type != "coarse"
+    groups = _neighbours(sizes)
     classes: list[tuple[int, ...]] = []
     predicted: list[tuple[float, ...] | None] = []
     sums: list[Tensor] = []
@@ -232,23 +238,21 @@ def multi_scale_cams(
     views_of: list[tuple[Tensor, ...]] = [()] * len(scaled)
     for numbers in _passes(scaled, most_patches // views, model.patch_size):
         inputs = []
-        for number, parts in product(numbers, scaled):
-            pixels = upload(parts[number], device).permute(2, 0, 1)
-            plain = (pixels.float() / 255 - mean) / std
-            inputs += [plain, plain.flip(-1)][:views]
+        for number, group in product(numbers, groups):
+            pixels = torch.stack([upload(parts[number], device) for parts in scaled[group]])
+            plain = (pixels.permute(0, 3, 1, 2).float() / 255 - mean) / std
+            both = torch.stack([plain, plain.flip(-1)][:views], 1)  # an image's side by side
+            inputs.append(both.flatten(0, 1))
         with autocast(settings.amp, device):
-            encoded = model.encode_sizes(inputs, with_attention=with_attention)
+            encoded = model.encode_groups(inputs, with_attention=with_attention)
             if not sums:
                 classes, predicted = _classes(model, encoded, labels, views, predict_above)
-                sums = [
-                    torch.zeros(len(own), *size, device=device)
-                    for own, size in zip(classes, sizes, strict=True)
-                ]
+                sums = [_zeros(classes[group], sizes[group.start], device) for group in groups]
                 if with_features:
-                    each = [one for group in encoded.encoding.patch_maps for one in group]
+                    each = [one for maps in encoded.encoding.patch_maps for one in maps]
                     firsts = each[: views * len(scaled) : views]
                     features = [patch_map.contiguous().float() for patch_map in firsts]
-            small = model.cams_of_encoded(
+            small = model.cams_of_groups(
                 encoded,
                 [own for _ in numbers for own in classes for _ in range(views)],
                 attention_type=settings.attention_type,
@@ -256,21 +260,75 @@ def multi_scale_cams(
             )
         del encoded  # or its queries and keys stay while the next scale is encoded
         for index, cams in enumerate(small):
-            image = index // views % len(scaled)
-            total = sums[image]
-            if len(total):
-                size = (total.shape[1], total.shape[2])
-                large = F.interpolate(cams[None], size, mode="bilinear", align_corners=False)[0]
-                large = large.flip(-1) if index % views else large
-                total.add_(large)
-                if with_views:
-                    views_of[image] += (_normalise(large),)
+            total, first = sums[index % len(groups)], groups[index % len(groups)].start
+            size = (total.shape[2], total.shape[3])
+            for some, parts_of in _enlarged(cams, total.shape[1], size, views):
+                for view in parts_of:
+                    total[some].add_(view)
+                    if not with_views:
+                        continue
+                    for image, maps in enumerate(view, first + some.start):
+                        views_of[image] += (_normalise(maps[: len(classes[image])]),)
+    sums = [one for total in sums for one in _normalise(total)]
     return [
-        Cams(own, _normalise(total), probabilities, patches, of_views)
+        Cams(own, total[: len(own)], probabilities, patches, of_views)
         for own, total, probabilities, patches, of_views in zip(
             classes, sums, predicted, features, views_of, strict=True
         )
     ]
+
+
+def most_patches_on(device: torch.device, settings: LabelConfig) -> int:
+    """Most patches in a forward pass, flips included."""
+    if device.type == "cpu":
+        return CPU_TOKENS
+    return settings.batch_tokens or gpu_tokens(device)
+
+
+@cache
+def gpu_tokens(device: torch.device) -> int:
+    """The default of `LabelConfig.batch_tokens`: more on a GPU with more memory, up to 4 times."""
+    gib = torch.cuda.get_device_properties(device).total_memory / 2**30
+    return GPU_TOKENS * max(1, min(4, int(gib / GIB_FOR_GPU_TOKENS)))
+
+
+def _neighbours(sizes: Sequence[tuple[int, int]]) -> list[slice]:
+    """Where neighbours of one size begin and end."""
+    slices, start = [], 0
+    for _, group in groupby(sizes):
+        stop = start + len(list(group))
+        slices.append(slice(start, stop))
+        start = stop
+    return slices
+
+
+def _zeros(classes: Sequence[Sequence[int]], size: tuple[int, int], device: torch.device) -> Tensor:
+    """Room for the CAMs of images of one size: [images, C', h, w], C' the most classes of one."""
+    return torch.zeros(len(classes), max(map(len, classes)), *size, device=device)
+
+
+def _enlarged(
+    cams: Tensor, wide: int, size: tuple[int, int], views: int
+) -> Iterator[tuple[slice, list[Tensor]]]:
+    """CAMs of images of one size at that size, some images at a time: which they are, each view.
+
+    Args:
+        cams: [images · views, C', h, w], an image's views side by side, the second one flipped.
+        wide: how many of the C' are wanted; nothing is yielded where none are.
+        size: (H, W).
+        views: of each image.
+
+    Yields:
+        Images and their views, each [some images, wide, H, W], not flipped.
+    """
+    images = len(cams) // views
+    step = max(1, MOST_VALUES // max(1, views * wide * math.prod(size)))
+    for start in range(0, images if wide else 0, step):
+        some = slice(start, min(start + step, images))
+        part = cams[some.start * views : some.stop * views, :wide]
+        large = F.interpolate(part, size, mode="bilinear", align_corners=False)
+        plain, *flipped = large.unflatten(0, (-1, views)).unbind(1)
+        yield some, [plain, *(view.flip(-1) for view in flipped)]
 
 
 def _passes(scaled: Sequence[Sequence[Tensor]], most: int, patch_size: int) -> list[list[int]]:
@@ -321,8 +379,8 @@ def scaled_to(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _normalise(maps: Tensor) -> Tensor:
-    """Each map [H, W] of [K, H, W] scaled to [0, 1]."""
-    if not len(maps):
+    """Each map [H, W] of [..., H, W] scaled to [0, 1]."""
+    if not maps.numel():
         return maps
-    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+    low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
     return (maps - low) / (high - low + 1e-8)

@@ -228,8 +228,13 @@ class CamModel(BackboneModel):
             images: [3, H, W] each, normalised, at least one patch large.
             with_attention: keep queries and keys, which all CAMs but plain coarse ones need.
         """
-        equal = (torch.stack(list(group)) for _, group in groupby(images, lambda x: x.shape))
-        batch = pack([self.vit.embed(group) for group in equal], self.vit.num_prefix_tokens)
+        equal = [torch.stack(list(group)) for _, group in groupby(images, lambda x: x.shape)]
+        return self.encode_groups(equal, with_attention=with_attention)
+
+    @torch.no_grad()
+    def encode_groups(self, groups: Sequence[Tensor], *, with_attention: bool) -> EncodedImages:
+        """`encode_sizes` of groups of images of one size, [b, 3, H, W] each."""
+        batch = pack([self.vit.embed(group) for group in groups], self.vit.num_prefix_tokens)
         layers = StackedLayers(len(self.vit.blocks)) if with_attention else None
         collect = layers.add if layers is not None else lambda layer: None
         return EncodedImages(batch, self.encode(batch, collect, with_lse=with_attention), layers)
@@ -265,6 +270,24 @@ class CamModel(BackboneModel):
         refine: bool = True,
     ) -> list[Tensor]:
         """See `cams_of_sizes`; `encoded` was made with attention where these CAMs need it."""
+        groups = self.cams_of_groups(encoded, classes, attention_type=attention_type, refine=refine)
+        each = (cams for group in groups for cams in group)
+        return [cams[: len(own)] for own, cams in zip(classes, each, strict=True)]
+
+    @torch.no_grad()
+    def cams_of_groups(
+        self,
+        encoded: EncodedImages,
+        classes: Sequence[Sequence[int]],
+        *,
+        attention_type: AttentionType = "fused",
+        refine: bool = True,
+    ) -> list[Tensor]:
+        """`cams_of_encoded` of each group of images of one size: [images, C', h, w].
+
+        C' is the most classes that an image of any group has; maps beyond an image's own mean
+        nothing.
+        """
         batch, encoding, layers = encoded
         with torch.autocast(batch.tokens.device.type, enabled=False):
             chosen = ChosenClasses(classes, batch.patches, batch.tokens.device)
@@ -273,8 +296,15 @@ class CamModel(BackboneModel):
                 values = self._with_attention(
                     batch, layers, encoding.features, values, chosen, attention_type, refine
                 )
-        by_image = zip(values.split(batch.patches), classes, batch.grids, strict=True)
-        return [part[:, : len(own)].T.unflatten(1, grid) for part, own, grid in by_image]
+        counts = [images * height * width for images, (height, width) in batch.groups]
+        return [
+            part.unflatten(0, (images, height * width))
+            .transpose(1, 2)
+            .unflatten(2, (height, width))
+            for part, (images, (height, width)) in zip(
+                values.split(counts), batch.groups, strict=True
+            )
+        ]
 
     def _class_map(self, patch_map: Tensor, classes: Tensor | None = None) -> Tensor:
         """The head's map of patches [b, D, h, w]: [b, C, h, w], or of K chosen classes alone."""

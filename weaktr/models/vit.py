@@ -35,6 +35,8 @@ log = logging.getLogger("weaktr")
 #: "timm" (bicubic, antialiased), "published_cam" and "published_seg" (what the published code does
 #: in stage 1 and stage 2; kept for its checkpoints).
 POSITION_MODES = get_args(Position)
+#: Sizes of images whose position embedding is kept, about 2 MB each.
+MOST_POSITIONS = 64
 
 
 class ViT(nn.Module):
@@ -95,6 +97,8 @@ class ViT(nn.Module):
             init = torch.empty(1, class_tokens, self.embed_dim)
             self.cls_token = nn.Parameter(nn.init.trunc_normal_(init, std=0.02))
         self.reg_token = reg_token
+        #: see `_position_of`
+        self._positions: dict[tuple[Any, ...], Tensor | None] = {}
         if pos_embed is None:
             self.register_parameter("pos_embed", None)
             return
@@ -134,7 +138,7 @@ class ViT(nn.Module):
         patches, grid = project(self.patch_embed.proj, images)
         tokens = self.patch_embed.norm(patches)
         prefix = [t for t in (self.cls_token, self.reg_token) if t is not None]
-        position = self._position(grid, (size[0], size[1]))
+        position = self._position_of(grid, (size[0], size[1]))
         if position is not None and not self.embed_prefix:
             tokens = tokens + position
         if prefix:
@@ -193,6 +197,17 @@ class ViT(nn.Module):
                 kept[index] = self.norm(tokens)
         parts = [kept[index] for index in wanted]
         return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+
+    def _position_of(self, grid: tuple[int, int], size: tuple[int, int]) -> Tensor | None:
+        """`_position`; on a GPU, where no gradient is wanted, those of the last sizes are kept."""
+        if self.pos_embed is None or not self.pos_embed.is_cuda or torch.is_grad_enabled():
+            return self._position(grid, size)
+        key = (grid, size, self.pos_embed.data_ptr(), self.pos_embed._version)
+        if key not in self._positions:
+            if len(self._positions) >= MOST_POSITIONS:
+                self._positions.pop(next(iter(self._positions)))
+            self._positions[key] = self._position(grid, size)
+        return self._positions[key]
 
     def _position(self, grid: tuple[int, int], size: tuple[int, int]) -> Tensor | None:
         """Position embedding [1, N or P, D] for `grid` of an image of `size` pixels."""
