@@ -470,7 +470,7 @@ class LabelConfig(Settings):
             time, so that an image's CAMs do not depend on its neighbours.
         batch_tokens: most patches in a forward pass on a GPU, flips included (patches alone,
             although the name says tokens); a single image may have more. DeiT-S needs about 0.12 MB
-            for a patch.
+            for a patch. None = 32,768, and up to four times as many with 20 GiB for each of them.
         queue_mb: MiB of images that may wait for the model, and of results for the writers, each.
         amp: autocast while CAMs are computed; "auto" = fp16 on CUDA; "none" = float32, without
             TF32.
