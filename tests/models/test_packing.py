@@ -8,7 +8,7 @@ import torch
 from tests.models import small
 from tests.models.test_families import CAM, FAMILIES
 from tests.tolerances import assert_close, assert_golden
-from weaktr.models.cam import PIECE, pieces_of
+from weaktr.models.cam import PIECE, ChosenClasses, pieces_of, sum_of_maps
 from weaktr.ops import registry as backends
 
 CLASSES = [(0, 3), (2,), (), (1, 0, 2), (3,)]
@@ -74,6 +74,40 @@ def test_autocast(dtype):
     for half, one in zip(cams, exact, strict=True):
         assert half.dtype == torch.float32
         assert (half - one).abs().max() < 0.05 * one.abs().max()
+
+
+def test_the_head_on_a_cpu_gives_the_same_bits_whatever_is_in_the_pass():
+    model = small.cam_model("deit_small_patch16_224", 4, **CAM).eval()
+    images = images_for(model, (6, 5), (6, 5), (9, 8), (9, 8), (2, 5))
+
+    def coarse(images, classes):
+        encoded = model.encode_sizes(images, with_attention=False)
+        settings = {"attention_type": "coarse", "refine": False}
+        cams = model.cams_of_encoded(encoded, classes, **settings)
+        return list(zip(cams, model.class_probabilities(encoded), strict=True))
+
+    for place, together in enumerate(coarse(images, CLASSES)):
+        (by_itself,) = coarse([images[place]], [CLASSES[place]])
+        assert all(map(torch.equal, together, by_itself))
+
+
+def test_scores_of_groups_are_those_of_images():
+    """Of groups with all their classes, as on a GPU."""
+    model = small.cam_model("deit_small_patch16_224", 4, **CAM).eval()
+    groups = [torch.randn(2, 48, 3, 4), torch.randn(3, 48, 2, 2)]
+    chosen = ChosenClasses(CLASSES, [12] * 2 + [4] * 3, torch.device("cpu"))
+    images = [image for group in groups for image in group.split(1)]
+    with torch.no_grad():
+        together = model._scores_together(groups, chosen)
+        assert_close(together, model._scores_one_by_one(images, chosen), "float32")
+
+
+def test_sums_of_maps_on_a_cpu_do_not_depend_on_the_place():
+    maps = torch.randn(72, 3, 50)
+    total = sum_of_maps(maps)
+    assert_close(total, maps.sum(0), "float32")
+    for start in range(50):
+        assert torch.equal(sum_of_maps(maps[:, :2, start:]), total[:2, start:])
 
 
 def test_no_image_and_wrong_arguments():

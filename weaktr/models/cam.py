@@ -318,11 +318,24 @@ class CamModel(BackboneModel):
         """ReLU of the head for each packed image's own classes: [ΣP, C'], see `ChosenClasses`."""
         if not len(chosen.union):
             return torch.zeros_like(chosen.image_of, dtype=torch.float32)[:, None]
-        scores = [
-            F.relu(self._class_map(patch_map, chosen.union)).flatten(2).transpose(1, 2)
-            for patch_map in encoding.patch_maps
-        ]
-        return chosen.columns_of(torch.cat([part.flatten(0, 1) for part in scores]).float())
+        is_cuda = encoding.tokens.is_cuda
+        scores = self._scores_together if is_cuda else self._scores_one_by_one
+        return scores(encoding.patch_maps, chosen).float().relu()
+
+    def _scores_together(self, patch_maps: Sequence[Tensor], chosen: ChosenClasses) -> Tensor:
+        """The head of all chosen classes on groups of images, from which each takes its own."""
+        scores = [self._class_map(group, chosen.union).flatten(2) for group in patch_maps]
+        return chosen.columns_of(torch.cat([part.transpose(1, 2).flatten(0, 1) for part in scores]))
+
+    def _scores_one_by_one(self, patch_maps: Sequence[Tensor], chosen: ChosenClasses) -> Tensor:
+        """The same, of images alone: how a CPU rounds depends on what is convolved together."""
+        values = torch.zeros(len(chosen.image_of), chosen.table.shape[1])
+        images = values.split([patch_map[0, 0].numel() for patch_map in patch_maps])
+        for image, patch_map, own in zip(images, patch_maps, chosen.classes, strict=True):
+            if own:
+                scores = self._class_map(patch_map, torch.tensor(own))[0]
+                image[:, : len(own)] = scores.flatten(1).T
+        return values
 
     def _with_attention(
         self,
@@ -346,7 +359,7 @@ class CamModel(BackboneModel):
         values = coarse
         if attention_type != "coarse":
             share = share_of(weights).flatten(1).T.index_select(1, chosen.image_of)  # [M, ΣP]
-            values = chosen.own(stats.class_rows.float().mul_(share[:, None]).sum(0).T)
+            values = chosen.own(sum_of_maps(stats.class_rows.float().mul_(share[:, None])).T)
             if attention_type == "fused":
                 values = values * coarse
         if not refine:
@@ -416,6 +429,11 @@ class CamModel(BackboneModel):
             return None
         lengths = batch.packing.lengths
         return pieces_of(lengths, batch.tokens.device) if batch.tokens.is_cuda else lengths
+
+
+def sum_of_maps(values: Tensor) -> Tensor:
+    """[M, ...] -> [...]. On a CPU the order of a sum does not depend on where its maps lie."""
+    return values.sum(0) if values.is_cuda else values.movedim(0, -1).contiguous().sum(-1)
 
 
 #: Tokens of a piece. A thread of a GPU pools a channel of one, whose tokens pass one by one.

@@ -20,7 +20,8 @@ class TokenBatch(NamedTuple):
     """Embedded images: of each image class, register, patch tokens, in this order."""
 
     tokens: Tensor  #: [B, N, D]; packed [1, ΣN, D]
-    #: neighbours of one size: how many they are, (h, w) in patches; one group if not packed
+    #: neighbours of one size: how many they are, (h, w) in patches; one group if not packed, else
+    #: on a CPU each image alone, because how a CPU rounds depends on what is computed together
     groups: list[tuple[int, tuple[int, int]]]
     rope: Tensor | None  #: rotary embedding, where the backbone has one; packed of all tokens
     packing: Packing | None = None  #: where packed images lie, None for images of one size
@@ -59,7 +60,7 @@ def pack(batches: Sequence[TokenBatch], prefix: int) -> TokenBatch:
     for batch in batches:
         images, length, _ = batch.tokens.shape
         lengths += [length] * images
-        groups += batch.groups
+        groups += batch.groups if batch.tokens.is_cuda else [(1, batch.groups[0][1])] * images
         if batch.rope is not None:
             ropes += [_with_prefix(batch.rope, prefix)] * images
     rope = torch.cat(ropes, -2) if ropes else None
