@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any, NamedTuple, get_args
 
 import torch
@@ -73,6 +73,7 @@ class EncodedImages(NamedTuple):
     batch: TokenBatch
     encoding: Encoding
     layers: StackedLayers | None  #: queries and keys, where attention is used
+    counts: list[int]  #: images of each group that was given
 
 
 class CamModel(BackboneModel):
@@ -237,7 +238,8 @@ class CamModel(BackboneModel):
         batch = pack([self.vit.embed(group) for group in groups], self.vit.num_prefix_tokens)
         layers = StackedLayers(len(self.vit.blocks)) if with_attention else None
         collect = layers.add if layers is not None else lambda layer: None
-        return EncodedImages(batch, self.encode(batch, collect, with_lse=with_attention), layers)
+        encoding = self.encode(batch, collect, with_lse=with_attention)
+        return EncodedImages(batch, encoding, layers, list(map(len, groups)))
 
     @torch.no_grad()
     def class_probabilities(self, encoded: EncodedImages) -> Tensor:
@@ -288,7 +290,7 @@ class CamModel(BackboneModel):
         C' is the most classes that an image of any group has; maps beyond an image's own mean
         nothing.
         """
-        batch, encoding, layers = encoded
+        batch, encoding, layers, counts = encoded
         with torch.autocast(batch.tokens.device.type, enabled=False):
             chosen = ChosenClasses(classes, batch.patches, batch.tokens.device)
             values = self._coarse(encoding, chosen)
@@ -296,13 +298,17 @@ class CamModel(BackboneModel):
                 values = self._with_attention(
                     batch, layers, encoding.features, values, chosen, attention_type, refine
                 )
-        counts = [images * height * width for images, (height, width) in batch.groups]
+        grids = [batch.grids[stop - 1] for stop in accumulate(counts)]
+        sizes = [
+            (images, height * width, height, width)
+            for images, (height, width) in zip(counts, grids, strict=True)
+        ]
         return [
-            part.unflatten(0, (images, height * width))
-            .transpose(1, 2)
-            .unflatten(2, (height, width))
-            for part, (images, (height, width)) in zip(
-                values.split(counts), batch.groups, strict=True
+            part.unflatten(0, (images, patches)).transpose(1, 2).unflatten(2, (height, width))
+            for part, (images, patches, height, width) in zip(
+                values.split([images * patches for images, patches, *_ in sizes]),
+                sizes,
+                strict=True,
             )
         ]
 
