@@ -148,9 +148,7 @@ def bench_packed_attention(measure, row, dtype, images):
 @pytest.mark.parametrize("row", ["sdpa, then statistics", "one launch", "as chosen"])
 def bench_attention_with_statistics(measure, row, batch, tokens):
     kernels = pytest.importorskip("weaktr.kernels.attention", exc_type=ImportError)
-    from triton.testing import do_bench
-
-    from weaktr.kernels.tuning import fastest
+    from weaktr.kernels.tuning import device_milliseconds, fastest
 
     qkv = inputs(batch, tokens, "cuda")
     q, k, v = qkv.bfloat16().unbind()
@@ -162,7 +160,9 @@ def bench_attention_with_statistics(measure, row, batch, tokens):
         return kernels.in_one_launch(q, k, v, *sizes, config)
 
     if row == "one launch":
-        config = fastest(kernels.configs_of(q), lambda config: do_bench(lambda: launched(config)))
+        config = fastest(
+            kernels.configs_of(q), lambda config: device_milliseconds(lambda: launched(config))
+        )
     calls = {
         "sdpa, then statistics": lambda: kernels.separately(q, k, v, *sizes, by),
         "one launch": lambda: launched(config),

@@ -31,8 +31,10 @@ Config = Mapping[str, int]
 
 FOLDER_VARIABLE = "WEAKTR_CACHE"
 TUNE_VARIABLE = "WEAKTR_TUNE"
-#: Milliseconds of running a candidate before its time counts, and while it does.
-WARM_UP_MS, MEASURE_MS = 5, 20
+#: Launches of a candidate that are timed together, how often, and clock cycles that the device
+#: waits before, about 4 ms. The host, which a launch takes longer than a short kernel the device,
+#: enqueues them meanwhile.
+LAUNCHES, ROUNDS, HEAD_START = 10, 3, 8_000_000
 
 
 def best_config(
@@ -60,7 +62,7 @@ def best_config(
     if best is None:
         if torch.cuda.is_current_stream_capturing():
             return configs[0]
-        best = fastest(configs, lambda config: _milliseconds(lambda: launch(config)))
+        best = fastest(configs, lambda config: device_milliseconds(lambda: launch(config)))
         table.put(key, best)
     return best
 
@@ -152,6 +154,18 @@ def _joined(key: Sequence[int | str]) -> str:
     return " ".join(map(str, key))
 
 
-def _milliseconds(run: Callable[[], object]) -> float:
-    time: float = triton.testing.do_bench(run, warmup=WARM_UP_MS, rep=MEASURE_MS)
-    return time
+def device_milliseconds(run: Callable[[], object]) -> float:
+    """Of the device for one launch, however long the host needs for it: the fastest round."""
+    run()  # compiles
+    return min(_of_round(run) for _ in range(ROUNDS))
+
+
+def _of_round(run: Callable[[], object]) -> float:
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda._sleep(HEAD_START)
+    start.record()
+    for _ in range(LAUNCHES):
+        run()
+    stop.record()
+    stop.synchronize()
+    return float(start.elapsed_time(stop)) / LAUNCHES

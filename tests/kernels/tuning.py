@@ -18,7 +18,7 @@ def clocked(
     """As on a GPU where `milliseconds(run)` is the time of a candidate; tables lie in `folder`."""
     tuning = import_module("weaktr.kernels.tuning")
     monkeypatch.setattr(tuning, "INTERPRETED", False)
-    monkeypatch.setattr(tuning, "_milliseconds", milliseconds)
+    monkeypatch.setattr(tuning, "device_milliseconds", milliseconds)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "GPU 9000")
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setenv(tuning.FOLDER_VARIABLE, str(folder))
