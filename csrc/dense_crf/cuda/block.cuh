@@ -80,22 +80,6 @@ WEAKTR_INLINE void wait_for_copies() {
 
 // ---- atomics: on the GPU between all threads, on the CPU between threads of the emulation
 
-WEAKTR_INLINE uint32_t atomic_read(const uint32_t* place) {
-#if defined(__CUDA_ARCH__)
-  return *const_cast<const volatile uint32_t*>(place);
-#else
-  return __atomic_load_n(place, __ATOMIC_RELAXED);
-#endif
-}
-
-WEAKTR_INLINE void atomic_write(uint32_t* place, uint32_t value) {
-#if defined(__CUDA_ARCH__)
-  *const_cast<volatile uint32_t*>(place) = value;
-#else
-  __atomic_store_n(place, value, __ATOMIC_RELAXED);
-#endif
-}
-
 // Writes `value` if `expected` is there. Returns what was there before.
 WEAKTR_INLINE uint64_t atomic_replace(uint64_t* place, uint64_t expected, uint64_t value) {
 #if defined(__CUDA_ARCH__)
@@ -207,12 +191,14 @@ WEAKTR_INLINE uint32_t insert(uint64_t* keys, uint32_t slots, uint64_t key) {
   }
 }
 
-// The slot of a key, or kNowhere. There must be an empty slot.
-WEAKTR_INLINE uint32_t find(const uint64_t* keys, uint32_t slots, uint64_t key) {
-  uint32_t slot = slot_of(key, slots);
-  while (keys[slot] != key) {
-    if (keys[slot] == kEmpty) return kNowhere;
+// The slot of a key, or kNowhere; `seen` is the key in `slot`, its `slot_of`. There must be an
+// empty slot.
+WEAKTR_INLINE uint32_t find(const uint64_t* keys, uint32_t slots, uint64_t key, uint32_t slot,
+                            uint64_t seen) {
+  while (seen != key) {
+    if (seen == kEmpty) return kNowhere;
     slot = slot + 1 == slots ? 0 : slot + 1;
+    seen = keys[slot];
   }
   return slot;
 }
