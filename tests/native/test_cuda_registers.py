@@ -20,8 +20,8 @@ TOGETHER = {
     "Pass<6>": 4,
     "Pass<8>": 3,
     "BuildTiles": 5,
-    "ForEachQuad<Pull>": 6,
-    "ForEachQuad<Blur>": 8,
+    "ForEachQuad<Pull>": 5,
+    "ForEachQuad<Blur>": 4,
 }
 THREADS = 256
 REGISTERS = 65_536  #: of a multiprocessor; a warp gets them in steps of 256

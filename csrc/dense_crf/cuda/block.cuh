@@ -12,6 +12,8 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
+#include <type_traits>
 
 #include "dense_crf/permutohedral.hpp"
 
@@ -56,6 +58,23 @@ WEAKTR_INLINE float inverse(float x) {
   return __fdividef(1.0f, x);
 #else
   return 1.0f / x;
+#endif
+}
+
+// Reads 4, 8 or 16 bytes that no other thread will read, so that they take no place in caches from
+// what is read again. They were written by an earlier program.
+template <class T>
+WEAKTR_INLINE T read_once(const T* place) {
+#if defined(__CUDA_ARCH__)
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16, "one instruction");
+  using Words = std::conditional_t<sizeof(T) == 4, uint32_t,
+                                   std::conditional_t<sizeof(T) == 8, uint2, uint4>>;
+  const Words words = __ldcs(reinterpret_cast<const Words*>(place));
+  T value;
+  memcpy(&value, &words, sizeof(T));
+  return value;
+#else
+  return *place;
 #endif
 }
 
