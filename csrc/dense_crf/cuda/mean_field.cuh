@@ -43,7 +43,9 @@ struct PixelState {
 template <int Quads>
 struct Pass {
   static constexpr int kWidth = Quads == 1 ? 1 : 2;  // quads at a time
-  static constexpr int kRows = 896;                  // at a time; of most tiles, all
+  // Rows at a time, of most tiles all, as many as shared memory allows; both quads of a row or of
+  // its neighbour lie in different banks.
+  static constexpr int kRows = Quads == 1 ? 1116 : 892;
   static constexpr int kGathered = Quads == 1 ? 4 : Quads <= 2 ? 3 : 2;  // by a thread at once
   // As many as registers and shared memory allow.
   static constexpr int kBlocksPerMultiprocessor = Quads == 1 ? 6 : Quads <= 6 ? 4 : 3;
@@ -56,7 +58,7 @@ struct Pass {
     TileCorners<2> position_corners;
     TileCorners<5> colour_corners;
     union {
-      Quad blurred[kRows][kWidth];  // of every row's vertex
+      Quad blurred[kWidth][kRows];  // of every row's vertex
       struct {
         Quad marginals[kWidth][kThreads];
         Quad position_heads[kWidth][kThreads], colour_heads[kWidth][kThreads];
@@ -76,7 +78,10 @@ struct Pass {
   WEAKTR_MEMBER void operator()(const Block& block, Shared& shared) const {
     if (Quads) return run(block, shared, block.index);
     const uint32_t tiles = batch.image_tiles[batch.image_count];
-    for (uint32_t tile = block.index; tile < tiles; tile += block.count) run(block, shared, tile);
+    for (uint32_t tile = block.index; tile < tiles; tile += block.count) {
+      run(block, shared, tile);
+      block.each([](int) {});  // until all threads have left this tile
+    }
   }
 
   // `number`: of the tile in the batch.
@@ -84,12 +89,14 @@ struct Pass {
   WEAKTR_MEMBER void run(const Block& block, Shared& shared, uint32_t number) const {
     States<Block> states;
     block.each([&](int thread) {
-      if (thread > 0) return;
-      shared.image = segment_of(batch.image_tiles, batch.image_count, number);
-      shared.tile = number - batch.image_tiles[shared.image];
+      const uint32_t* const starts = batch.image_tiles;
+      for (int image = thread; image < batch.image_count; image += kThreads) {
+        if (number < starts[image] || number >= starts[image + 1]) continue;
+        shared.image = image;
+        shared.tile = number - starts[image];
+      }
     });
-    const int pairs = batch.images[shared.image].pairs;
-    if (pairs) view_pair(block, shared, 0);
+    if (pairs(shared)) view_pair(block, shared, 0);
     block.each([&](int thread) {
       PixelState<Quads>& state = states[thread];
       state.values.place(scratch + static_cast<size_t>(block.index) * most_quads * kThreads +
@@ -98,14 +105,14 @@ struct Pass {
       const Place place(image, shared.tile, thread);
       state.pixel = place.inside ? static_cast<int32_t>(place.pixel) : -1;
       read_unary(image, place, state.values);
-      if (pairs == 1) read_corners(shared, state.pixel >= 0, thread);
+      if (pairs(shared) == 1) read_corners(shared, state.pixel >= 0, thread);
     });
     const auto next_pair = [&](int pair) {
-      if (pairs == 1) return;  // it is there already
+      if (pairs(shared) == 1) return;  // it is there already
       view_pair(block, shared, pair);
       block.each([&](int thread) { read_corners(shared, states[thread].pixel >= 0, thread); });
     };
-    for (int pair = 0; iteration > 0 && pair < pairs; ++pair) {
+    for (int pair = 0; iteration > 0 && pair < pairs(shared); ++pair) {
       next_pair(pair);
       slice(block, shared, batch.images[shared.image].quads, states);
     }
@@ -116,7 +123,7 @@ struct Pass {
       softmax(image.quads, state.values);
       if (last) write(image, state.pixel, state.values);
     });
-    for (int pair = 0; !last && pair < pairs; ++pair) {
+    for (int pair = 0; !last && pair < pairs(shared); ++pair) {
       next_pair(pair);
       splat(block, shared, batch.images[shared.image].quads, states);
     }
@@ -138,6 +145,9 @@ struct Pass {
       if (lacks) values[quad] = Quad{{NAN, NAN, NAN, NAN}};
     });
   }
+
+  // Of the image. A register for it would be one too many.
+  WEAKTR_MEMBER int pairs(const Shared& shared) const { return batch.images[shared.image].pairs; }
 
   template <class Block>
   WEAKTR_MEMBER void view_pair(const Block& block, Shared& shared, int number) const {
@@ -211,18 +221,18 @@ struct Pass {
   WEAKTR_MEMBER static void gather(Shared& shared, int first, int quad, int width, int thread) {
     const int rows = shared.position.runs + shared.colour.runs;
     const int end = rows - first < kRows ? rows - first : kRows;
-    for (int begin = thread; begin < end * kWidth; begin += kGathered * kThreads) {
+    constexpr int step = kThreads / kWidth;
+    const int offset = thread % kWidth;  // which of a row's quads
+    if (offset >= width) return;
+    for (int row = thread / kWidth; row < end; row += kGathered * step) {
       Quad quads[kGathered] = {};
       WEAKTR_UNROLL
-      for (int i = 0; i < kGathered; ++i) {
-        const int place = begin + i * kThreads, row = place / kWidth, offset = place % kWidth;
-        if (row < end && offset < width) quads[i] = result_of(shared, first + row, quad + offset);
-      }
+      for (int i = 0; i < kGathered; ++i)
+        if (row + i * step < end)
+          quads[i] = result_of(shared, first + row + i * step, quad + offset);
       WEAKTR_UNROLL
-      for (int i = 0; i < kGathered; ++i) {
-        const int place = begin + i * kThreads, row = place / kWidth;
-        if (row < end) shared.blurred[row][place % kWidth] = quads[i];
-      }
+      for (int i = 0; i < kGathered; ++i)
+        if (row + i * step < end) shared.blurred[offset][row + i * step] = quads[i];
     }
   }
 
@@ -249,9 +259,9 @@ struct Pass {
       Quad message = {};
       WEAKTR_UNROLL
       for (int corner = 0; corner <= D; ++corner) {
-        const int row = first_row + runs[corner];
-        if (row >= 0 && row < kRows)
-          multiply_add(message, corners.weights[corner][thread], shared.blurred[row][i]);
+        const uint32_t row = static_cast<uint32_t>(first_row + runs[corner]);
+        if (row < static_cast<uint32_t>(kRows))
+          multiply_add(message, corners.weights[corner][thread], shared.blurred[i][row]);
       }
       const Quad factor = compat ? compat[quad + i] : Quad{{1.0f, 1.0f, 1.0f, 1.0f}};
       WEAKTR_UNROLL
