@@ -56,6 +56,8 @@ class Batch {
   void lay_out(uintptr_t workspace);
   void lay_out_lattice(Arena& arena, size_t number);
   std::vector<uint8_t> description() const;
+  // That have a place in `scratch_`: as many as run at once, so that caches hold more of it.
+  uint32_t scratch_blocks() const { return (blocks_ + 1) / 2; }
 
   template <class Device>
   void build(Device& device);
@@ -227,7 +229,8 @@ inline void Batch::lay_out(uintptr_t workspace) {
   tables_bytes_ = arena.used() - description_bytes_;
   for (size_t i = 0; i < lattices_.size(); ++i) lay_out_lattice(arena, i);
   view_.chunks = arena.take<uint32_t>(2 * kMaxSteps * (lattices_.size() + 1));
-  scratch_ = arena.take<Quad>(most_quads_ > 8 ? size_t{blocks_} * most_quads_ * kThreads : 0);
+  scratch_ =
+      arena.take<Quad>(most_quads_ > 8 ? size_t{scratch_blocks()} * most_quads_ * kThreads : 0);
   bytes_ = arena.used();
 }
 
@@ -308,10 +311,12 @@ void Batch::build(Device& device) {
 template <class Device>
 void Batch::blur(Device& device, Round round) {
   const uint32_t blocks = static_cast<uint32_t>(std::min<uint64_t>(blocks_, most_chunks_));
-  device.launch(ForEachQuad<Pull>{view_, round, 0}, blocks);
+  device.launch(ForEachQuad<Pull>{view_, round, 0, false}, blocks);
   for (int step = 0; step <= axes_; ++step) {
-    if (step < axes_) device.launch(ForEachQuad<Blur>{view_, round, step}, blocks);
-    if (!round.ones && mixes_[step]) device.launch(ForEachQuad<Mix>{view_, round, step}, blocks);
+    const bool backwards = step % 2 == 0;
+    if (step < axes_) device.launch(ForEachQuad<Blur>{view_, round, step, backwards}, blocks);
+    if (!round.ones && mixes_[step])
+      device.launch(ForEachQuad<Mix>{view_, round, step, backwards}, blocks);
   }
 }
 
@@ -338,7 +343,7 @@ void Batch::pass_of(Device& device, int iteration) {
   const bool last = iteration == iterations_;
   const uint32_t tiles = image_tiles_.back();
   device.launch(Pass<Quads>{view_, iteration, last, scratch_, most_quads_},
-                Quads ? tiles : std::min(tiles, blocks_));
+                Quads ? tiles : std::min(tiles, scratch_blocks()));
 }
 
 }  // namespace blocks

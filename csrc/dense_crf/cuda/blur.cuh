@@ -25,7 +25,8 @@ struct VertexQuad {
 // Any number of blocks. `Operation(lattice, round, step)` gives every quad of every lattice that
 // has this step its new value. What leads to it is read for all quads of a thread before the first
 // value is, and values are read for `kAtATime` quads before the first is written, so that they are
-// on their way together: none of this may be written by the same step.
+// on their way together: none of this may be written by the same step. Every other step goes
+// backwards: it begins with what the step before wrote last, and caches still hold.
 template <class Operation>
 struct ForEachQuad {
   using Shared = Nothing;
@@ -35,12 +36,14 @@ struct ForEachQuad {
   BatchView batch;
   Round round;
   int step;
+  bool backwards;
 
   template <class Block>
   WEAKTR_MEMBER void operator()(const Block& block, Shared&) const {
     const uint32_t* const starts = PlanChunks::starts(batch, round, step);
     const uint32_t chunks = starts[batch.lattice_count];
-    for (uint32_t chunk = block.index; chunk < chunks; chunk += block.count) {
+    for (uint32_t i = block.index; i < chunks; i += block.count) {
+      const uint32_t chunk = backwards ? chunks - 1 - i : i;
       const int number = segment_of(starts, batch.lattice_count, chunk);
       const LatticeView& lattice = batch.lattices[number];
       const Operation operation(lattice, round, step);

@@ -39,7 +39,8 @@ struct PixelState {
 // One block per tile, or any number of blocks. Slices round `iteration` - 1 into
 // z = -U - sum over kernels of compat(K~ Q), takes Q = softmax(z), and sums it up for round
 // `iteration`, or writes it down after the last one. Up to `Quads` quads of labels; 0: any number,
-// in `scratch` [blocks][most_quads][kThreads].
+// in `scratch` [blocks][most_quads][kThreads]. Tiles go backwards, as the vertices of the last ones
+// were blurred last.
 template <int Quads>
 struct Pass {
   static constexpr int kWidth = Quads == 1 ? 1 : 2;  // quads at a time
@@ -76,10 +77,10 @@ struct Pass {
 
   template <class Block>
   WEAKTR_MEMBER void operator()(const Block& block, Shared& shared) const {
-    if (Quads) return run(block, shared, block.index);
+    if (Quads) return run(block, shared, block.count - 1 - block.index);
     const uint32_t tiles = batch.image_tiles[batch.image_count];
     for (uint32_t tile = block.index; tile < tiles; tile += block.count) {
-      run(block, shared, tile);
+      run(block, shared, tiles - 1 - tile);
       block.each([](int) {});  // until all threads have left this tile
     }
   }
@@ -264,26 +265,33 @@ struct Pass {
           multiply_add(message, corners.weights[corner][thread], shared.blurred[i][row]);
       }
       const Quad factor = compat ? compat[quad + i] : Quad{{1.0f, 1.0f, 1.0f, 1.0f}};
+      Quad z = values[quad + i];
       WEAKTR_UNROLL
       for (int lane = 0; lane < 4; ++lane)
-        values[quad + i].lane[lane] -= factor.lane[lane] * (share * message.lane[lane]);
+        z.lane[lane] -= factor.lane[lane] * (share * message.lane[lane]);
+      values[quad + i] = z;
     }
   }
 
   WEAKTR_MEMBER static void softmax(int quads, PixelValues<Quads>& values) {
     float largest = -INFINITY, sum = 0.0f;
     for_quads(quads, [&](int quad) {
-      for (int i = 0; i < 4; ++i) largest = std::fmax(largest, values[quad].lane[i]);
+      const Quad z = values[quad];
+      for (int i = 0; i < 4; ++i) largest = std::fmax(largest, z.lane[i]);
     });
     for_quads(quads, [&](int quad) {
+      Quad z = values[quad];
       for (int i = 0; i < 4; ++i) {
-        values[quad].lane[i] = std::exp(values[quad].lane[i] - largest);
-        sum += values[quad].lane[i];
+        z.lane[i] = std::exp(z.lane[i] - largest);
+        sum += z.lane[i];
       }
+      values[quad] = z;
     });
     const float share = inverse(sum);
     for_quads(quads, [&](int quad) {
-      for (int i = 0; i < 4; ++i) values[quad].lane[i] *= share;
+      Quad q = values[quad];
+      for (int i = 0; i < 4; ++i) q.lane[i] *= share;
+      values[quad] = q;
     });
   }
 
@@ -293,10 +301,11 @@ struct Pass {
     int best = 0;
     float largest = 0.0f;
     for_quads(image.quads, [&](int quad) {
+      const Quad q = values[quad];
       for (int i = 0; i < 4; ++i) {
         const int label = 4 * quad + i;
         if (label >= image.labels) continue;
-        const float value = values[quad].lane[i];
+        const float value = q.lane[i];
         if (image.marginals) image.marginals[label * pixels + pixel] = value;
         if (label == 0 || value > largest) {
           best = label;
@@ -362,8 +371,8 @@ struct Pass {
 
   // A quad of a pixel's Q. What is not a number stays where it is.
   WEAKTR_MEMBER static Quad splatted(PixelState<Quads>& state, int quad) {
-    if (state.pixel < 0 || std::isnan(state.values[quad].lane[0])) return Quad{};
-    return state.values[quad];
+    const Quad q = state.values[quad];
+    return state.pixel < 0 || std::isnan(q.lane[0]) ? Quad{} : q;
   }
 };
 
