@@ -200,14 +200,19 @@ WEAKTR_INLINE uint32_t slot_of(uint64_t key, uint32_t slots) {
   return static_cast<uint32_t>((mixed * slots) >> 32);
 }
 
-// The slot of a key, which is put there if it is new. There must be room.
-WEAKTR_INLINE uint32_t insert(uint64_t* keys, uint32_t slots, uint64_t key) {
+// The slot of a key, which is put there if it is new; `previous` is what an `atomic_replace` found
+// in its `slot_of`. There must be room.
+WEAKTR_INLINE uint32_t insert(uint64_t* keys, uint32_t slots, uint64_t key, uint64_t previous) {
   uint32_t slot = slot_of(key, slots);
-  for (;;) {
-    const uint64_t previous = atomic_replace(&keys[slot], kEmpty, key);
-    if (previous == kEmpty || previous == key) return slot;
+  while (previous != kEmpty && previous != key) {
     slot = slot + 1 == slots ? 0 : slot + 1;
+    previous = atomic_replace(&keys[slot], kEmpty, key);
   }
+  return slot;
+}
+
+WEAKTR_INLINE uint32_t insert(uint64_t* keys, uint32_t slots, uint64_t key) {
+  return insert(keys, slots, key, atomic_replace(&keys[slot_of(key, slots)], kEmpty, key));
 }
 
 // The slot of a key, or kNowhere; `seen` is the key in `slot`, its `slot_of`. There must be an

@@ -87,13 +87,20 @@ struct BuildTiles {
   WEAKTR_MEMBER static void write_runs(const Grouping& group, const Corners<D>& corners,
                                        const LatticeTile& tile, int thread) {
     const LatticeView& lattice = tile.lattice;
+    uint64_t previous[D + 1] = {};  // all are on their way together
+    WEAKTR_UNROLL
+    for (int i = 0; i <= D; ++i) {
+      if (!(corners.firsts >> i & 1)) continue;
+      uint64_t* const place = lattice.keys + slot_of(corners.keys[i], lattice.slots);
+      previous[i] = atomic_replace(place, kEmpty, corners.keys[i]);
+    }
     Packed<D> runs;
     WEAKTR_UNROLL
     for (int i = 0; i <= D; ++i) {
       const int run = static_cast<int>(group.place[corners.slots[i]] & 0xffff);
       runs.put(i, run);
       if (!(corners.firsts >> i & 1)) continue;
-      const uint32_t slot = insert(lattice.keys, lattice.slots, corners.keys[i]);
+      const uint32_t slot = insert(lattice.keys, lattice.slots, corners.keys[i], previous[i]);
       atomic_lower(&lattice.owners[slot], tile.claim(run));
       tile.run_vertices()[run] = slot;
     }
