@@ -20,7 +20,7 @@ TOGETHER = {
     "Pass<6>": 4,
     "Pass<8>": 3,
     "BuildTiles": 5,
-    "ForEachQuad<Pull>": 5,
+    "ForEachQuad<Pull>": 4,
     "ForEachQuad<Blur>": 4,
 }
 THREADS = 256

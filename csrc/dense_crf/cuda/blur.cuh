@@ -84,7 +84,7 @@ struct ForEachQuad {
 // The splat's second half: a vertex's value is the sum of what its runs add, in the order of tiles.
 struct Pull {
   using Lead = RunList;
-  static constexpr int kBlocksPerMultiprocessor = 5;
+  static constexpr int kBlocksPerMultiprocessor = 4;
   static constexpr int kAtATime = 2;
   static constexpr uint32_t kRuns = 2;  // of each of them
   const RunList* lists;
