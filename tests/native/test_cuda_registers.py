@@ -20,8 +20,8 @@ TOGETHER = {
     "Pass<6>": 4,
     "Pass<8>": 3,
     "BuildTiles": 5,
-    "ForEachQuad<Pull>": 6,
-    "ForEachQuad<Blur>": 8,
+    "ForEachQuad<Pull>": 4,
+    "ForEachQuad<Blur>": 4,
 }
 THREADS = 256
 REGISTERS = 65_536  #: of a multiprocessor; a warp gets them in steps of 256
@@ -95,5 +95,6 @@ def test_blocks_share_a_multiprocessor(programs, name, blocks):
 def test_no_program_uses_local_memory(programs):
     assert {"Pass<0>", "Normalize", "LinkVertices"} < set(programs)
     stacks = {name: needs.stack for name, needs in programs.items() if needs.stack}
-    # two registers of the thread that looks at the lattices of a further pair
-    assert stacks in ({}, {"Pass<8>": 8})
+    # up to two registers of the threads that look at the lattices of a further pair
+    assert stacks.keys() <= {"Pass<6>", "Pass<8>"}
+    assert all(stack <= 8 for stack in stacks.values())

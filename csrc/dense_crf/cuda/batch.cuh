@@ -38,9 +38,8 @@ class Arena {
 
 class Batch {
  public:
-  // `blocks`: as many as keep the device busy. Throws std::invalid_argument, with the reason, for
-  // what the CUDA code does not take.
-  Batch(const std::vector<Problem>& problems, int iterations, uint32_t blocks);
+  // Throws std::invalid_argument, with the reason, for what the CUDA code does not take.
+  Batch(const std::vector<Problem>& problems, int iterations, uint32_t multiprocessors);
 
   // Of the workspace: device memory aligned to 256 bytes, whatever it holds.
   size_t bytes() const { return bytes_; }
@@ -56,6 +55,14 @@ class Batch {
   void lay_out(uintptr_t workspace);
   void lay_out_lattice(Arena& arena, size_t number);
   std::vector<uint8_t> description() const;
+  // Blocks that run at once, of a program that any number can run.
+  template <class Program>
+  uint32_t blocks_of() const {
+    return multiprocessors_ * Program::kBlocksPerMultiprocessor;
+  }
+  // Launches it for the quads of all vertices.
+  template <class Operation, class Device>
+  void for_quads(Device& device, Round round, int step, bool backwards);
 
   template <class Device>
   void build(Device& device);
@@ -69,7 +76,7 @@ class Batch {
   void pass_of(Device& device, int iteration);
 
   int iterations_;
-  uint32_t blocks_;
+  uint32_t multiprocessors_;
   std::vector<ImageView> images_;
   std::vector<LatticeView> lattices_;
   std::vector<Pair> pairs_;
@@ -89,8 +96,8 @@ class Batch {
 
 // ---- what is asked
 
-inline Batch::Batch(const std::vector<Problem>& problems, int iterations, uint32_t blocks)
-    : iterations_(iterations), blocks_(blocks) {
+inline Batch::Batch(const std::vector<Problem>& problems, int iterations, uint32_t multiprocessors)
+    : iterations_(iterations), multiprocessors_(multiprocessors) {
   check(iterations >= 0, "iterations: expected 0 or more, got " + std::to_string(iterations));
   for (const Problem& problem : problems) add_image(problem);
   if (lattices_.empty()) iterations_ = 0;
@@ -227,7 +234,8 @@ inline void Batch::lay_out(uintptr_t workspace) {
   tables_bytes_ = arena.used() - description_bytes_;
   for (size_t i = 0; i < lattices_.size(); ++i) lay_out_lattice(arena, i);
   view_.chunks = arena.take<uint32_t>(2 * kMaxSteps * (lattices_.size() + 1));
-  scratch_ = arena.take<Quad>(most_quads_ > 8 ? size_t{blocks_} * most_quads_ * kThreads : 0);
+  scratch_ =
+      arena.take<Quad>(most_quads_ > 8 ? size_t{blocks_of<Pass<0>>()} * most_quads_ * kThreads : 0);
   bytes_ = arena.used();
 }
 
@@ -307,12 +315,19 @@ void Batch::build(Device& device) {
 
 template <class Device>
 void Batch::blur(Device& device, Round round) {
-  const uint32_t blocks = static_cast<uint32_t>(std::min<uint64_t>(blocks_, most_chunks_));
-  device.launch(ForEachQuad<Pull>{view_, round, 0}, blocks);
+  for_quads<Pull>(device, round, 0, false);
   for (int step = 0; step <= axes_; ++step) {
-    if (step < axes_) device.launch(ForEachQuad<Blur>{view_, round, step}, blocks);
-    if (!round.ones && mixes_[step]) device.launch(ForEachQuad<Mix>{view_, round, step}, blocks);
+    const bool backwards = step % 2 == 0;
+    if (step < axes_) for_quads<Blur>(device, round, step, backwards);
+    if (!round.ones && mixes_[step]) for_quads<Mix>(device, round, step, backwards);
   }
+}
+
+template <class Operation, class Device>
+void Batch::for_quads(Device& device, Round round, int step, bool backwards) {
+  using Program = ForEachQuad<Operation>;
+  const uint64_t blocks = std::min<uint64_t>(blocks_of<Program>(), most_chunks_);
+  device.launch(Program{view_, round, step, backwards}, static_cast<uint32_t>(blocks));
 }
 
 template <class Device>
@@ -338,7 +353,7 @@ void Batch::pass_of(Device& device, int iteration) {
   const bool last = iteration == iterations_;
   const uint32_t tiles = image_tiles_.back();
   device.launch(Pass<Quads>{view_, iteration, last, scratch_, most_quads_},
-                Quads ? tiles : std::min(tiles, blocks_));
+                Quads ? tiles : std::min(tiles, blocks_of<Pass<Quads>>()));
 }
 
 }  // namespace blocks

@@ -12,6 +12,8 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
+#include <type_traits>
 
 #include "dense_crf/permutohedral.hpp"
 
@@ -59,6 +61,23 @@ WEAKTR_INLINE float inverse(float x) {
 #endif
 }
 
+// Reads 4, 8 or 16 bytes that no other thread will read, so that they take no place in caches from
+// what is read again. They were written by an earlier program.
+template <class T>
+WEAKTR_INLINE T read_once(const T* place) {
+#if defined(__CUDA_ARCH__)
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16, "one instruction");
+  using Words = std::conditional_t<sizeof(T) == 4, uint32_t,
+                                   std::conditional_t<sizeof(T) == 8, uint2, uint4>>;
+  const Words words = __ldcs(reinterpret_cast<const Words*>(place));
+  T value;
+  memcpy(&value, &words, sizeof(T));
+  return value;
+#else
+  return *place;
+#endif
+}
+
 // ---- copies into shared memory that go on while the thread does other things
 
 template <class T>
@@ -79,22 +98,6 @@ WEAKTR_INLINE void wait_for_copies() {
 }
 
 // ---- atomics: on the GPU between all threads, on the CPU between threads of the emulation
-
-WEAKTR_INLINE uint32_t atomic_read(const uint32_t* place) {
-#if defined(__CUDA_ARCH__)
-  return *const_cast<const volatile uint32_t*>(place);
-#else
-  return __atomic_load_n(place, __ATOMIC_RELAXED);
-#endif
-}
-
-WEAKTR_INLINE void atomic_write(uint32_t* place, uint32_t value) {
-#if defined(__CUDA_ARCH__)
-  *const_cast<volatile uint32_t*>(place) = value;
-#else
-  __atomic_store_n(place, value, __ATOMIC_RELAXED);
-#endif
-}
 
 // Writes `value` if `expected` is there. Returns what was there before.
 WEAKTR_INLINE uint64_t atomic_replace(uint64_t* place, uint64_t expected, uint64_t value) {
@@ -197,22 +200,29 @@ WEAKTR_INLINE uint32_t slot_of(uint64_t key, uint32_t slots) {
   return static_cast<uint32_t>((mixed * slots) >> 32);
 }
 
-// The slot of a key, which is put there if it is new. There must be room.
-WEAKTR_INLINE uint32_t insert(uint64_t* keys, uint32_t slots, uint64_t key) {
+// The slot of a key, which is put there if it is new; `previous` is what an `atomic_replace` found
+// in its `slot_of`. There must be room.
+WEAKTR_INLINE uint32_t insert(uint64_t* keys, uint32_t slots, uint64_t key, uint64_t previous) {
   uint32_t slot = slot_of(key, slots);
-  for (;;) {
-    const uint64_t previous = atomic_replace(&keys[slot], kEmpty, key);
-    if (previous == kEmpty || previous == key) return slot;
+  while (previous != kEmpty && previous != key) {
     slot = slot + 1 == slots ? 0 : slot + 1;
+    previous = atomic_replace(&keys[slot], kEmpty, key);
   }
+  return slot;
 }
 
-// The slot of a key, or kNowhere. There must be an empty slot.
-WEAKTR_INLINE uint32_t find(const uint64_t* keys, uint32_t slots, uint64_t key) {
-  uint32_t slot = slot_of(key, slots);
-  while (keys[slot] != key) {
-    if (keys[slot] == kEmpty) return kNowhere;
+WEAKTR_INLINE uint32_t insert(uint64_t* keys, uint32_t slots, uint64_t key) {
+  return insert(keys, slots, key, atomic_replace(&keys[slot_of(key, slots)], kEmpty, key));
+}
+
+// The slot of a key, or kNowhere; `seen` is the key in `slot`, its `slot_of`. There must be an
+// empty slot.
+WEAKTR_INLINE uint32_t find(const uint64_t* keys, uint32_t slots, uint64_t key, uint32_t slot,
+                            uint64_t seen) {
+  while (seen != key) {
+    if (seen == kEmpty) return kNowhere;
     slot = slot + 1 == slots ? 0 : slot + 1;
+    seen = keys[slot];
   }
   return slot;
 }

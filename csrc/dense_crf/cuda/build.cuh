@@ -18,9 +18,6 @@ namespace blocks {
 
 struct Nothing {};
 
-// In `owners`: a number instead of a claim.
-constexpr uint32_t kNumbered = 0x80000000u;
-
 // One block per lattice tile. The vertices do not depend on the order in which blocks run: a tile
 // groups its entries by itself, and of all tiles that touch a vertex the first one gets it.
 struct BuildTiles {
@@ -90,13 +87,20 @@ struct BuildTiles {
   WEAKTR_MEMBER static void write_runs(const Grouping& group, const Corners<D>& corners,
                                        const LatticeTile& tile, int thread) {
     const LatticeView& lattice = tile.lattice;
+    uint64_t previous[D + 1] = {};  // all are on their way together
+    WEAKTR_UNROLL
+    for (int i = 0; i <= D; ++i) {
+      if (!(corners.firsts >> i & 1)) continue;
+      uint64_t* const place = lattice.keys + slot_of(corners.keys[i], lattice.slots);
+      previous[i] = atomic_replace(place, kEmpty, corners.keys[i]);
+    }
     Packed<D> runs;
     WEAKTR_UNROLL
     for (int i = 0; i <= D; ++i) {
       const int run = static_cast<int>(group.place[corners.slots[i]] & 0xffff);
       runs.put(i, run);
       if (!(corners.firsts >> i & 1)) continue;
-      const uint32_t slot = insert(lattice.keys, lattice.slots, corners.keys[i]);
+      const uint32_t slot = insert(lattice.keys, lattice.slots, corners.keys[i], previous[i]);
       atomic_lower(&lattice.owners[slot], tile.claim(run));
       tile.run_vertices()[run] = slot;
     }
@@ -115,27 +119,47 @@ struct BuildTiles {
   }
 };
 
-// One block per lattice tile.
+// One block per lattice tile. Of the runs that touch their vertex first, `arrivals` gets the number
+// among the tile's; of others, kNowhere.
 struct CountVertices {
   struct Shared {
-    uint32_t count;
+    uint16_t numbers[kMaxEntries];  // [run] 1: touches its vertex first, else 0; then the number
+    Sums sums;
   };
+  static constexpr uint16_t kNoNumber = 0xffff;
   BatchView batch;
 
   template <class Block>
   WEAKTR_MEMBER void operator()(const Block& block, Shared& shared) const {
     const LatticeTile tile = lattice_tile(batch, block.index);
+    const int runs = tile.runs();
     block.each([&](int thread) {
-      if (thread == 0) shared.count = 0;
+      WEAKTR_UNROLL
+      for (int i = 0; i < kMaxCorners; ++i) {
+        const int run = i * kThreads + thread;
+        shared.numbers[run] =
+            run < runs && tile.lattice.owners[tile.run_vertices()[run]] == tile.claim(run);
+      }
     });
     block.each([&](int thread) {
-      uint32_t mine = 0;
-      for (int run = thread; run < tile.runs(); run += kThreads)
-        mine += tile.lattice.owners[tile.run_vertices()[run]] == tile.claim(run);
-      if (mine) atomic_add(&shared.count, mine);
+      uint32_t firsts = 0;
+      for (int i = 0; i < kMaxCorners; ++i) firsts += shared.numbers[kMaxCorners * thread + i];
+      shared.sums.own(thread) = firsts;
+    });
+    add_up(block, shared.sums);
+    block.each([&](int thread) {
+      uint32_t before = shared.sums.before[thread];
+      for (int i = 0; i < kMaxCorners; ++i) {
+        uint16_t& number = shared.numbers[kMaxCorners * thread + i];
+        number = number ? static_cast<uint16_t>(before++) : kNoNumber;
+      }
+      if (thread == 0) tile.lattice.tile_vertices[tile.number + 1] = shared.sums.all();
     });
     block.each([&](int thread) {
-      if (thread == 0) tile.lattice.tile_vertices[tile.number + 1] = shared.count;
+      for (int run = thread; run < runs; run += kThreads) {
+        const uint16_t number = shared.numbers[run];
+        tile.arrivals()[run] = number == kNoNumber ? kNowhere : number;
+      }
     });
   }
 };
@@ -170,32 +194,25 @@ struct AddUpVertices {
 
 // One block per lattice tile.
 struct NumberVertices {
-  using Shared = Sums;
+  using Shared = Nothing;
   BatchView batch;
 
   template <class Block>
-  WEAKTR_MEMBER void operator()(const Block& block, Shared& sums) const {
+  WEAKTR_MEMBER void operator()(const Block& block, Shared&) const {
     const LatticeTile tile = lattice_tile(batch, block.index);
-    // Blocks of other tiles may have numbered a vertex already; what they write is no claim of
-    // ours.
-    const auto is_ours = [&](int run) {
-      return run < tile.runs() &&
-             atomic_read(&tile.lattice.owners[tile.run_vertices()[run]]) == tile.claim(run);
-    };
+    const uint32_t first = tile.lattice.tile_vertices[tile.number];
+    const uint32_t end = tile.lattice.tile_vertices[tile.number + 1];
+    const int runs = tile.runs();
     block.each([&](int thread) {
-      uint32_t ours = 0;
-      for (int i = 0; i < kMaxCorners; ++i) ours += is_ours(kMaxCorners * thread + i);
-      sums.own(thread) = ours;
-    });
-    add_up(block, sums);
-    block.each([&](int thread) {
-      uint32_t number = tile.lattice.tile_vertices[tile.number] + sums.before[thread];
+      WEAKTR_UNROLL
       for (int i = 0; i < kMaxCorners; ++i) {
-        const int run = kMaxCorners * thread + i;
-        if (!is_ours(run)) continue;
-        begin_vertex(tile.lattice, number);
-        atomic_write(&tile.lattice.owners[tile.run_vertices()[run]], kNumbered | number++);
+        const int run = i * kThreads + thread;
+        if (run >= runs) continue;
+        const uint32_t number = tile.arrivals()[run], slot = tile.run_vertices()[run];
+        if (number != kNowhere) tile.lattice.owners[slot] = first + number;
       }
+      for (uint32_t vertex = first + thread; vertex < end; vertex += kThreads)
+        begin_vertex(tile.lattice, vertex);
     });
   }
 
@@ -214,36 +231,59 @@ struct LinkVertices {
   template <class Block>
   WEAKTR_MEMBER void operator()(const Block& block, Shared&) const {
     const LatticeTile tile = lattice_tile(batch, block.index);
+    if (tile.lattice.dimensions == 2)
+      link_all<2>(block, tile);
+    else
+      link_all<5>(block, tile);
+  }
+
+  template <int D, class Block>
+  WEAKTR_MEMBER static void link_all(const Block& block, const LatticeTile& tile) {
     const LatticeView& lattice = tile.lattice;
     const uint32_t first = lattice.tile_vertices[tile.number];
-    const uint32_t end = lattice.tile_vertices[tile.number + 1];
+    const int runs = tile.runs();
     uint32_t* const vertices = tile.run_vertices();  // slots until now
+    uint32_t* const arrivals = tile.arrivals();      // numbers until now
     block.each([&](int thread) {
-      for (int run = thread; run < tile.runs(); run += kThreads) {
-        const uint32_t slot = vertices[run];
-        const uint32_t vertex = lattice.owners[slot] ^ kNumbered;
-        if (first <= vertex && vertex < end)
-          link(lattice, static_cast<int32_t>(vertex), lattice.keys[slot]);
-        tile.arrivals()[run] = atomic_add(&lattice.lists[vertex].count, 1);
+      for (int run = thread; run < runs; run += kThreads) {
+        const uint32_t slot = vertices[run], number = arrivals[run];
+        const bool is_first = number != kNowhere;
+        const uint32_t vertex = is_first ? first + number : lattice.owners[slot];
         vertices[run] = vertex;
+        const uint32_t arrival = atomic_add(&lattice.lists[vertex].count, 1);
+        if (is_first) link<D>(lattice, static_cast<int32_t>(vertex), lattice.keys[slot]);
+        arrivals[run] = arrival;
       }
     });
   }
 
-  // Looks for the neighbours on one side; on the other side they find this vertex.
+  // Looks for the neighbours on one side; on the other side they find this vertex. What is read
+  // along one axis does not wait for another.
+  template <int D>
   WEAKTR_MEMBER static void link(const LatticeView& lattice, int32_t vertex, uint64_t key) {
-    for (int axis = 0; axis < lattice.axes(); ++axis) {
-      Neighbours* const neighbours = lattice.neighbours_along(axis);
-      const int32_t after = number_of(lattice, key + lattice.packing.axis_step(axis));
-      if (after < 0) continue;
-      neighbours[vertex].after = after;
-      neighbours[after].before = vertex;
+    uint32_t slots[D + 1];
+    uint64_t seen[D + 1];
+    WEAKTR_UNROLL
+    for (int axis = 0; axis <= D; ++axis) {
+      slots[axis] = slot_of(key + lattice.packing.axis_step(axis), lattice.slots);
+      seen[axis] = lattice.keys[slots[axis]];
     }
-  }
-
-  WEAKTR_MEMBER static int32_t number_of(const LatticeView& lattice, uint64_t key) {
-    const uint32_t slot = find(lattice.keys, lattice.slots, key);
-    return slot == kNowhere ? -1 : static_cast<int32_t>(lattice.owners[slot] ^ kNumbered);
+    WEAKTR_UNROLL
+    for (int axis = 0; axis <= D; ++axis)
+      slots[axis] = find(lattice.keys, lattice.slots, key + lattice.packing.axis_step(axis),
+                         slots[axis], seen[axis]);
+    int32_t after[D + 1];
+    WEAKTR_UNROLL
+    for (int axis = 0; axis <= D; ++axis)
+      after[axis] =
+          slots[axis] == kNowhere ? -1 : static_cast<int32_t>(lattice.owners[slots[axis]]);
+    WEAKTR_UNROLL
+    for (int axis = 0; axis <= D; ++axis) {
+      if (after[axis] < 0) continue;
+      Neighbours* const neighbours = lattice.neighbours_along(axis);
+      neighbours[vertex].after = after[axis];
+      neighbours[after[axis]].before = vertex;
+    }
   }
 };
 

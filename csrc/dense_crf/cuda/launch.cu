@@ -127,29 +127,27 @@ class CurrentDevice {
   int before_ = 0, device_ = 0;
 };
 
-constexpr uint32_t kBlocksPerMultiprocessor = 8;
-
-uint32_t busy_blocks(const Problem& problem) {
+// Of the device that holds this problem.
+uint32_t multiprocessors(const Problem& problem) {
   const CurrentDevice device(problem.unary ? static_cast<const void*>(problem.unary)
                                            : problem.label_map);
-  return kBlocksPerMultiprocessor * static_cast<uint32_t>(device.multiprocessors());
+  return static_cast<uint32_t>(device.multiprocessors());
 }
 
 }  // namespace
 
 std::vector<size_t> dense_crf_cuda_bytes(const std::vector<Problem>& problems) {
   std::vector<size_t> bytes;
-  const uint32_t blocks = problems.empty() ? 0 : busy_blocks(problems.front());
+  const uint32_t count = problems.empty() ? 0 : multiprocessors(problems.front());
   for (const Problem& problem : problems)
-    bytes.push_back(blocks::Batch({problem}, 1, blocks).bytes());
+    bytes.push_back(blocks::Batch({problem}, 1, count).bytes());
   return bytes;
 }
 
 void dense_crf_cuda(const std::vector<Problem>& problems, int iterations, void* stream,
                     const std::function<void*(size_t)>& allocate) {
   if (problems.empty()) return;
-  const uint32_t blocks = busy_blocks(problems.front());
-  blocks::Batch batch(problems, iterations, blocks);
+  blocks::Batch batch(problems, iterations, multiprocessors(problems.front()));
   void* const workspace = allocate(batch.bytes());
   check(workspace && reinterpret_cast<uintptr_t>(workspace) % 256 == 0,
         "allocate: expected device memory aligned to 256 bytes");

@@ -39,11 +39,14 @@ struct PixelState {
 // One block per tile, or any number of blocks. Slices round `iteration` - 1 into
 // z = -U - sum over kernels of compat(K~ Q), takes Q = softmax(z), and sums it up for round
 // `iteration`, or writes it down after the last one. Up to `Quads` quads of labels; 0: any number,
-// in `scratch` [blocks][most_quads][kThreads].
+// in `scratch` [blocks][most_quads][kThreads]. Tiles go backwards, as the vertices of the last ones
+// were blurred last.
 template <int Quads>
 struct Pass {
   static constexpr int kWidth = Quads == 1 ? 1 : 2;  // quads at a time
-  static constexpr int kRows = 896;                  // at a time; of most tiles, all
+  // Rows at a time, of most tiles all, as many as shared memory allows; both quads of a row or of
+  // its neighbour lie in different banks.
+  static constexpr int kRows = Quads == 1 ? 1116 : 892;
   static constexpr int kGathered = Quads == 1 ? 4 : Quads <= 2 ? 3 : 2;  // by a thread at once
   // As many as registers and shared memory allow.
   static constexpr int kBlocksPerMultiprocessor = Quads == 1 ? 6 : Quads <= 6 ? 4 : 3;
@@ -56,7 +59,7 @@ struct Pass {
     TileCorners<2> position_corners;
     TileCorners<5> colour_corners;
     union {
-      Quad blurred[kRows][kWidth];  // of every row's vertex
+      Quad blurred[kWidth][kRows];  // of every row's vertex
       struct {
         Quad marginals[kWidth][kThreads];
         Quad position_heads[kWidth][kThreads], colour_heads[kWidth][kThreads];
@@ -74,9 +77,12 @@ struct Pass {
 
   template <class Block>
   WEAKTR_MEMBER void operator()(const Block& block, Shared& shared) const {
-    if (Quads) return run(block, shared, block.index);
+    if (Quads) return run(block, shared, block.count - 1 - block.index);
     const uint32_t tiles = batch.image_tiles[batch.image_count];
-    for (uint32_t tile = block.index; tile < tiles; tile += block.count) run(block, shared, tile);
+    for (uint32_t tile = block.index; tile < tiles; tile += block.count) {
+      run(block, shared, tiles - 1 - tile);
+      block.each([](int) {});  // until all threads have left this tile
+    }
   }
 
   // `number`: of the tile in the batch.
@@ -84,12 +90,14 @@ struct Pass {
   WEAKTR_MEMBER void run(const Block& block, Shared& shared, uint32_t number) const {
     States<Block> states;
     block.each([&](int thread) {
-      if (thread > 0) return;
-      shared.image = segment_of(batch.image_tiles, batch.image_count, number);
-      shared.tile = number - batch.image_tiles[shared.image];
+      const uint32_t* const starts = batch.image_tiles;
+      for (int image = thread; image < batch.image_count; image += kThreads) {
+        if (number < starts[image] || number >= starts[image + 1]) continue;
+        shared.image = image;
+        shared.tile = number - starts[image];
+      }
     });
-    const int pairs = batch.images[shared.image].pairs;
-    if (pairs) view_pair(block, shared, 0);
+    if (pairs(shared)) view_pair(block, shared, 0);
     block.each([&](int thread) {
       PixelState<Quads>& state = states[thread];
       state.values.place(scratch + static_cast<size_t>(block.index) * most_quads * kThreads +
@@ -98,14 +106,14 @@ struct Pass {
       const Place place(image, shared.tile, thread);
       state.pixel = place.inside ? static_cast<int32_t>(place.pixel) : -1;
       read_unary(image, place, state.values);
-      if (pairs == 1) read_corners(shared, state.pixel >= 0, thread);
+      if (pairs(shared) == 1) read_corners(shared, state.pixel >= 0, thread);
     });
     const auto next_pair = [&](int pair) {
-      if (pairs == 1) return;  // it is there already
+      if (pairs(shared) == 1) return;  // it is there already
       view_pair(block, shared, pair);
       block.each([&](int thread) { read_corners(shared, states[thread].pixel >= 0, thread); });
     };
-    for (int pair = 0; iteration > 0 && pair < pairs; ++pair) {
+    for (int pair = 0; iteration > 0 && pair < pairs(shared); ++pair) {
       next_pair(pair);
       slice(block, shared, batch.images[shared.image].quads, states);
     }
@@ -116,7 +124,7 @@ struct Pass {
       softmax(image.quads, state.values);
       if (last) write(image, state.pixel, state.values);
     });
-    for (int pair = 0; !last && pair < pairs; ++pair) {
+    for (int pair = 0; !last && pair < pairs(shared); ++pair) {
       next_pair(pair);
       splat(block, shared, batch.images[shared.image].quads, states);
     }
@@ -138,6 +146,9 @@ struct Pass {
       if (lacks) values[quad] = Quad{{NAN, NAN, NAN, NAN}};
     });
   }
+
+  // Of the image. A register for it would be one too many.
+  WEAKTR_MEMBER int pairs(const Shared& shared) const { return batch.images[shared.image].pairs; }
 
   template <class Block>
   WEAKTR_MEMBER void view_pair(const Block& block, Shared& shared, int number) const {
@@ -211,18 +222,18 @@ struct Pass {
   WEAKTR_MEMBER static void gather(Shared& shared, int first, int quad, int width, int thread) {
     const int rows = shared.position.runs + shared.colour.runs;
     const int end = rows - first < kRows ? rows - first : kRows;
-    for (int begin = thread; begin < end * kWidth; begin += kGathered * kThreads) {
+    constexpr int step = kThreads / kWidth;
+    const int offset = thread % kWidth;  // which of a row's quads
+    if (offset >= width) return;
+    for (int row = thread / kWidth; row < end; row += kGathered * step) {
       Quad quads[kGathered] = {};
       WEAKTR_UNROLL
-      for (int i = 0; i < kGathered; ++i) {
-        const int place = begin + i * kThreads, row = place / kWidth, offset = place % kWidth;
-        if (row < end && offset < width) quads[i] = result_of(shared, first + row, quad + offset);
-      }
+      for (int i = 0; i < kGathered; ++i)
+        if (row + i * step < end)
+          quads[i] = result_of(shared, first + row + i * step, quad + offset);
       WEAKTR_UNROLL
-      for (int i = 0; i < kGathered; ++i) {
-        const int place = begin + i * kThreads, row = place / kWidth;
-        if (row < end) shared.blurred[row][place % kWidth] = quads[i];
-      }
+      for (int i = 0; i < kGathered; ++i)
+        if (row + i * step < end) shared.blurred[offset][row + i * step] = quads[i];
     }
   }
 
@@ -249,31 +260,38 @@ struct Pass {
       Quad message = {};
       WEAKTR_UNROLL
       for (int corner = 0; corner <= D; ++corner) {
-        const int row = first_row + runs[corner];
-        if (row >= 0 && row < kRows)
-          multiply_add(message, corners.weights[corner][thread], shared.blurred[row][i]);
+        const uint32_t row = static_cast<uint32_t>(first_row + runs[corner]);
+        if (row < static_cast<uint32_t>(kRows))
+          multiply_add(message, corners.weights[corner][thread], shared.blurred[i][row]);
       }
       const Quad factor = compat ? compat[quad + i] : Quad{{1.0f, 1.0f, 1.0f, 1.0f}};
+      Quad z = values[quad + i];
       WEAKTR_UNROLL
       for (int lane = 0; lane < 4; ++lane)
-        values[quad + i].lane[lane] -= factor.lane[lane] * (share * message.lane[lane]);
+        z.lane[lane] -= factor.lane[lane] * (share * message.lane[lane]);
+      values[quad + i] = z;
     }
   }
 
   WEAKTR_MEMBER static void softmax(int quads, PixelValues<Quads>& values) {
     float largest = -INFINITY, sum = 0.0f;
     for_quads(quads, [&](int quad) {
-      for (int i = 0; i < 4; ++i) largest = std::fmax(largest, values[quad].lane[i]);
+      const Quad z = values[quad];
+      for (int i = 0; i < 4; ++i) largest = std::fmax(largest, z.lane[i]);
     });
     for_quads(quads, [&](int quad) {
+      Quad z = values[quad];
       for (int i = 0; i < 4; ++i) {
-        values[quad].lane[i] = std::exp(values[quad].lane[i] - largest);
-        sum += values[quad].lane[i];
+        z.lane[i] = std::exp(z.lane[i] - largest);
+        sum += z.lane[i];
       }
+      values[quad] = z;
     });
     const float share = inverse(sum);
     for_quads(quads, [&](int quad) {
-      for (int i = 0; i < 4; ++i) values[quad].lane[i] *= share;
+      Quad q = values[quad];
+      for (int i = 0; i < 4; ++i) q.lane[i] *= share;
+      values[quad] = q;
     });
   }
 
@@ -283,10 +301,11 @@ struct Pass {
     int best = 0;
     float largest = 0.0f;
     for_quads(image.quads, [&](int quad) {
+      const Quad q = values[quad];
       for (int i = 0; i < 4; ++i) {
         const int label = 4 * quad + i;
         if (label >= image.labels) continue;
-        const float value = values[quad].lane[i];
+        const float value = q.lane[i];
         if (image.marginals) image.marginals[label * pixels + pixel] = value;
         if (label == 0 || value > largest) {
           best = label;
@@ -352,8 +371,8 @@ struct Pass {
 
   // A quad of a pixel's Q. What is not a number stays where it is.
   WEAKTR_MEMBER static Quad splatted(PixelState<Quads>& state, int quad) {
-    if (state.pixel < 0 || std::isnan(state.values[quad].lane[0])) return Quad{};
-    return state.values[quad];
+    const Quad q = state.values[quad];
+    return state.pixel < 0 || std::isnan(q.lane[0]) ? Quad{} : q;
   }
 };
 

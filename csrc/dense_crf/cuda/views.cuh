@@ -84,10 +84,11 @@ struct LatticeView {
   Global<uint32_t> ordered_entries;  // packed: the thread's part of the entries, run after run
   Global<Part> parts;                // which runs these are
   // of each tile, entries() places:
-  Global<uint32_t> run_vertices;  // the vertex of a run (while building: its slot)
-  Global<uint32_t> arrivals;   // while building: runs of the same vertex that were counted before
-  Global<Quad> run_sums;       // [quads] what a run adds to its vertex
-  Global<uint16_t> tile_runs;  // [tiles] how many runs there are
+  Global<uint32_t> run_vertices;   // the vertex of a run (while building: its slot)
+  Global<uint32_t> arrivals;       // while building: the number of the vertex among those that the
+                                   // tile touches first; then runs of it that were counted before
+  Global<Quad> run_sums;           // [quads] what a run adds to its vertex
+  Global<uint16_t> tile_runs;      // [tiles] how many runs there are
   Global<uint32_t> tile_vertices;  // [tiles + 1] vertices touched first by the tiles before
 
   int32_t most_vertices;          // that there can be

@@ -79,7 +79,7 @@ class EmulatedBlock {
 
 class EmulatedDevice {
  public:
-  static constexpr uint32_t kBlocks = 3;  // few, so that blocks get more than one piece of work
+  static constexpr uint32_t kMultiprocessors = 1;  // blocks get more than one piece of work
 
   explicit EmulatedDevice(const Schedule& schedule) : schedule_(schedule), random_(schedule.seed) {}
 
@@ -129,7 +129,7 @@ void dense_crf_emulated(const std::vector<Problem>& problems, int iterations,
                         const Schedule& schedule) {
   check(schedule.threads >= 1,
         "threads: expected at least 1, got " + std::to_string(schedule.threads));
-  blocks::Batch batch(problems, iterations, EmulatedDevice::kBlocks);
+  blocks::Batch batch(problems, iterations, EmulatedDevice::kMultiprocessors);
   // Like device memory: never cleared; 0xff is NaN as float.
   std::vector<uint8_t> memory(batch.bytes() + 256, 0xff);
   void* workspace = memory.data();
