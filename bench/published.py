@@ -35,7 +35,7 @@ def block_with_map(vit: ViT, index: int, tokens: Tensor) -> tuple[Tensor, Tensor
 
 def encode(vit: ViT, images: Tensor) -> tuple[Tensor, tuple[int, int], list[Tensor], list[Tensor]]:
     """(tokens, grid, maps of every layer, attention branches of every layer)."""
-    tokens, (grid,), *_ = vit.embed(images)
+    tokens, ((_, grid),), *_ = vit.embed(images)
     maps, branches = [], []
     for index in range(len(vit.blocks)):
         tokens, weights, branch = block_with_map(vit, index, tokens)

@@ -200,8 +200,10 @@ class ViT(nn.Module):
 
     def _position_of(self, grid: tuple[int, int], size: tuple[int, int]) -> Tensor | None:
         """`_position`; on a GPU, where no gradient is wanted, those of the last sizes are kept."""
-        if self.pos_embed is None or not self.pos_embed.is_cuda or torch.is_grad_enabled():
+        is_kept = self.pos_embed is not None and self.pos_embed.is_cuda
+        if not is_kept or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self._position(grid, size)
+        assert self.pos_embed is not None
         key = (grid, size, self.pos_embed.data_ptr(), self.pos_embed._version)
         if key not in self._positions:
             if len(self._positions) >= MOST_POSITIONS:
