@@ -182,7 +182,8 @@ def test_python_of_crf(here):
 def test_python_of_checkpoints(here, capsys):
     for name in ONNX_PACKAGES:
         pytest.importorskip(name)
-    assert cli.main(["export", "released/seg/model.safetensors", "--onnx", "weaktr.onnx"]) == 0
+    if not (here / "weaktr.onnx").exists():  # the page's commands have made it, where they were run
+        assert cli.main(["export", "released/seg/model.safetensors", "--onnx", "weaktr.onnx"]) == 0
     capsys.readouterr()
     names = run_python("docs/checkpoints")
     assert names["mask"].shape == (40, 48)

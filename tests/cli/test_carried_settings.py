@@ -118,6 +118,13 @@ def test_another_model_in_the_place_of_the_runs_own(root, tmp_path, made):
     assert "threshold=0.61" in text
 
 
+#: Settings that are not the published ones, nor a run's own.
+OTHERS = {
+    "label": (LabelConfig(), ["threshold=0.99"]),
+    "predict": (PredictConfig(), ["short_side=64", "ratios=[1.0]"]),
+}
+
+
 @pytest.mark.parametrize("command", ["label", "predict"])
 def test_python_takes_them_too(root, command):
     model = weaktr.load(root / "run" / MODEL[command])
@@ -127,8 +134,8 @@ def test_python_takes_them_too(root, command):
         shown = [tiny.NAMES[index] for index in masks.entries[name].given or ()]
         mask = model.label(file, shown) if command == "label" else model.predict(file)
         np.testing.assert_array_equal(mask, masks.read(name))
-        kind = LabelConfig() if command == "label" else PredictConfig()
-        others = with_settings(kind, ["crf=none", *(["threshold=0.99"] * (command == "label"))])
+        kind, changes = OTHERS[command]
+        others = with_settings(kind, ["crf=none", *changes])
         plain = (
             model.label(file, shown, others) if command == "label" else model.predict(file, others)
         )
