@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <map>
+#include <utility>
 #include <vector>
 
 #include "dense_crf/check.hpp"
@@ -19,6 +20,14 @@
 namespace weaktr {
 namespace blocks {
 
+// Bytes between the arrays of a workspace that nothing may write, besides what alignment leaves:
+// none but in tests, as one allocation hides what is written past an array's end.
+#if defined(WEAKTR_RED_ZONES)
+constexpr size_t kRedZone = 256;
+#else
+constexpr size_t kRedZone = 0;
+#endif
+
 // Hands out parts of a workspace, aligned to 256 bytes. Starting at 0 it only counts.
 class Arena {
  public:
@@ -26,14 +35,19 @@ class Arena {
   template <class T>
   T* take(size_t count) {
     T* const place = reinterpret_cast<T*>(base_ + used_);
-    used_ += (count * sizeof(T) + 255) / 256 * 256;
+    const size_t end = used_ + count * sizeof(T);
+    used_ = (end + 255) / 256 * 256 + kRedZone;
+    if (kRedZone) gaps_.push_back({end, used_});
     return place;
   }
   size_t used() const { return used_; }
+  // From where to where they are, from the base on; without red zones they are not noted.
+  const std::vector<std::pair<size_t, size_t>>& gaps() const { return gaps_; }
 
  private:
   uintptr_t base_;
   size_t used_ = 0;
+  std::vector<std::pair<size_t, size_t>> gaps_;
 };
 
 class Batch {
@@ -43,6 +57,9 @@ class Batch {
 
   // Of the workspace: device memory aligned to 256 bytes, whatever it holds.
   size_t bytes() const { return bytes_; }
+
+  // Whether the gaps between arrays, but those between what the host lays out, have kept a byte.
+  bool gaps_are(uint8_t byte) const;
 
   template <class Device>
   void solve(Device& device, void* workspace);
@@ -92,6 +109,7 @@ class Batch {
   Quad *compats_place_ = nullptr, *scratch_ = nullptr;
   uint8_t *workspace_ = nullptr, *tables_ = nullptr;
   size_t description_bytes_ = 0, tables_bytes_ = 0, bytes_ = 0;
+  std::vector<std::pair<size_t, size_t>> gaps_;
 };
 
 // ---- what is asked
@@ -237,6 +255,15 @@ inline void Batch::lay_out(uintptr_t workspace) {
   scratch_ =
       arena.take<Quad>(most_quads_ > 8 ? size_t{blocks_of<Pass<0>>()} * most_quads_ * kThreads : 0);
   bytes_ = arena.used();
+  gaps_ = arena.gaps();
+}
+
+inline bool Batch::gaps_are(uint8_t byte) const {
+  for (const auto& [begin, end] : gaps_)
+    if (begin >= description_bytes_ + tables_bytes_ &&
+        !std::all_of(workspace_ + begin, workspace_ + end, [&](uint8_t b) { return b == byte; }))
+      return false;
+  return true;
 }
 
 inline void Batch::lay_out_lattice(Arena& arena, size_t number) {

@@ -6,8 +6,10 @@
 #include <mutex>
 #include <numeric>
 #include <random>
+#include <stdexcept>
 #include <thread>
 
+#define WEAKTR_RED_ZONES
 #include "dense_crf/cuda/batch.cuh"
 
 namespace weaktr {
@@ -130,12 +132,15 @@ void dense_crf_emulated(const std::vector<Problem>& problems, int iterations,
   check(schedule.threads >= 1,
         "threads: expected at least 1, got " + std::to_string(schedule.threads));
   blocks::Batch batch(problems, iterations, EmulatedDevice::kMultiprocessors);
-  // Like device memory: never cleared; 0xff is NaN as float.
-  std::vector<uint8_t> memory(batch.bytes() + 256, 0xff);
+  // Like device memory: never cleared; all bits are NaN as float.
+  constexpr uint8_t never_cleared = 0xff;
+  std::vector<uint8_t> memory(batch.bytes() + 256, never_cleared);
   void* workspace = memory.data();
   size_t room = memory.size();
   EmulatedDevice device(schedule);
   batch.solve(device, std::align(256, batch.bytes(), workspace, room));
+  if (!batch.gaps_are(never_cleared))
+    throw std::logic_error("something was written between two arrays of the workspace");
 }
 
 }  // namespace weaktr
