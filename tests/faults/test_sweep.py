@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.mark.parametrize(
     ("options", "cases"),
     [
-        (("--most", "2", "label", "predict", "draw", "write"), 32),
+        (("--most", "1", "label", "predict", "draw", "write"), 16),
         (("--most", "1", "label in shards", "label tars"), 8),
         (("--most", "1", "--kinds", "exit,full", "train"), 2),
     ],
