@@ -161,7 +161,7 @@ def bench_attention_with_statistics(measure, row, batch, tokens):
 
     if row == "one launch":
         config = fastest(
-            kernels.configs_of(q), lambda config: device_milliseconds(lambda: launched(config))
+            kernels.configs(), lambda config: device_milliseconds(lambda: launched(config))
         )
     calls = {
         "sdpa, then statistics": lambda: kernels.separately(q, k, v, *sizes, by),

@@ -28,8 +28,9 @@ from weaktr.kernels.common import (
     MOST_HEAD_DIM,
     block_of,
     block_of_map,
-    configs_of,
+    configs,
     dot_precision,
+    image_of,
     key_of_attention,
     load_rows,
     log2_attention,
@@ -90,7 +91,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, classes: int, patches: int, kernel: 
     with torch.cuda.device_of(q):
         sizes = (q.shape[2], q.shape[0])
         key = (*key_of_attention(q, *sizes), bucket(classes), int(patches > 0), kernel)
-        return run(best_config(_attention_kernel, key, candidates(q), run, q.device))
+        return run(best_config(_attention_kernel, key, candidates(), run, q.device))
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Results) -> None:
@@ -125,9 +126,9 @@ def _(q: Tensor, k: Tensor, v: Tensor, classes: int, patches: int, kernel: str) 
     return empty_results(q, classes, patches)
 
 
-def candidates(q: Tensor) -> tuple[Config, ...]:
+def candidates() -> tuple[Config, ...]:
     """What is measured once, the first one where nothing is."""
-    return SEPARATELY, *configs_of(q)
+    return SEPARATELY, *configs()
 
 
 # ---- the ways -----------------------------------------------------------------------------------
@@ -186,19 +187,8 @@ def packed_in_one_launch(
 
     with torch.cuda.device_of(q):
         key = (*key_of_attention(q, most, images), "packed")
-        launch(best_config(_attention_kernel, key, configs_of(q), launch, q.device))
+        launch(best_config(_attention_kernel, key, configs(), launch, q.device))
     return out, lse
-
-
-@triton.jit
-def _map_of(x, strides, image, head, first, PACKED: tl.constexpr):
-    """Where the tokens of one image and head begin in x [B, H, N, d] or, packed, [1, H, ΣN, d]."""
-    x += head * strides[1]
-    if PACKED:
-        x += first.to(tl.int64) * strides[2]
-    else:
-        x += image * strides[0]
-    return x
 
 
 @triton.jit(do_not_specialize=["tokens", "most_tokens", "num_patches", "num_classes"])
@@ -241,10 +231,10 @@ def _attention_kernel(
         lse += head * tokens + first
     else:
         lse += index * tokens
-    q = _map_of(q, q_strides, image, head, first, PACKED)
-    k = _map_of(k, k_strides, image, head, first, PACKED)
-    v = _map_of(v, v_strides, image, head, first, PACKED)
-    out = _map_of(out, out_strides, image, head, first, PACKED)
+    q = image_of(q, q_strides, image, head, first, PACKED)
+    k = image_of(k, k_strides, image, head, first, PACKED)
+    v = image_of(v, v_strides, image, head, first, PACKED)
+    out = image_of(out, out_strides, image, head, first, PACKED)
     rows = block * BLOCK_I + tl.arange(0, BLOCK_I)
     here = rows < own
     queries = load_rows(q, rows, here, q_strides[2], q_strides[3], dim, BLOCK_D)

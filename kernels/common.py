@@ -127,6 +127,17 @@ def block_of_map(length, heads, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def image_of(x, strides, image, head, first, PACKED: tl.constexpr):
+    """Where the tokens of one image and head begin in x [B, H, N, d] or, packed, [1, H, ΣN, d]."""
+    x += head * strides[1]
+    if PACKED:
+        x += first.to(tl.int64) * strides[2]
+    else:
+        x += image * strides[0]
+    return x
+
+
+@triton.jit
 def place(table, image, tokens, patches, PACKED: tl.constexpr):
     """Of an image: its first token, its tokens, its patches, the patches of images before it."""
     if PACKED:
@@ -192,8 +203,8 @@ def dot_precision() -> str:
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
 
 
-def configs_of(x: Tensor) -> tuple[Config, ...]:
-    """Candidates for products of `x`."""
+def configs() -> tuple[Config, ...]:
+    """Candidates of all kernels that have no list of their own."""
     return CONFIGS
 
 

@@ -22,9 +22,10 @@ from weaktr.kernels.common import (
     block_of,
     block_of_map,
     blocks_of,
-    configs_of,
+    configs,
     configurations,
     dot_precision,
+    image_of,
     key_of_attention,
     log2_attention,
     packing_table,
@@ -91,7 +92,7 @@ def attention_lse(q: Tensor, k: Tensor, scale: float, tokens: list[int] | None =
 
     with torch.cuda.device_of(q):
         key = key_of_attention(q, most, images)
-        launch(best_config(_lse_kernel, key, configs_of(q), launch, q.device))
+        launch(best_config(_lse_kernel, key, configs(), launch, q.device))
     return lse
 
 
@@ -136,8 +137,8 @@ def attention_stats(*arguments: Any) -> tuple[Tensor, Tensor]:
 
     key = key_of_attention(q, most_tokens, images)
     with torch.cuda.device_of(q):
-        configs = configs_of(q) if column_means else ROWS_CONFIGS
-        launch(best_config(_stats_kernel, key, configs, launch, q.device))
+        chosen_from = configs() if column_means else ROWS_CONFIGS
+        launch(best_config(_stats_kernel, key, chosen_from, launch, q.device))
     return rows, means
 
 
@@ -155,17 +156,6 @@ def _(*arguments: Any) -> tuple[Tensor, Tensor]:
     maps, patches = inputs.q.shape[:2], inputs.num_patches
     rows = inputs.q.new_empty(*maps, inputs.num_rows, patches, dtype=torch.float32)
     return rows, rows.new_empty(*maps, patches if inputs.column_means else 0)
-
-
-@triton.jit
-def _image_of(x, strides, image, head, first, PACKED: tl.constexpr):
-    """Where the tokens of one image and head begin in x [B, H, N, d] or, packed, [1, H, ΣN, d]."""
-    x += head * strides[1]
-    if PACKED:
-        x += first.to(tl.int64) * strides[2]
-    else:
-        x += image * strides[0]
-    return x
 
 
 @triton.jit
@@ -206,8 +196,8 @@ def _lse_kernel(
     """One block of queries of one map: maximum and sum of exponentials, updated key by key."""
     block, index, image, head = block_of_map(most_tokens, heads, BLOCK_I)
     first, own, _, _ = place(table, image, tokens, tokens, PACKED)
-    q = _image_of(q, q_strides, image, head, first, PACKED)
-    k = _image_of(k, k_strides, image, head, first, PACKED)
+    q = image_of(q, q_strides, image, head, first, PACKED)
+    k = image_of(k, k_strides, image, head, first, PACKED)
     if PACKED:
         lse += head * tokens + first
     else:
@@ -265,8 +255,8 @@ def _stats_kernel(
     """One block of keys of one map: its entries in the class rows, its sum over patch queries."""
     block, index, image, head = block_of_map(most_patches, heads, BLOCK_J)
     first, own, patches, before = place(table, image, tokens, num_patches, PACKED)
-    q = _image_of(q, q_strides, image, head, first, PACKED)
-    k = _image_of(k, k_strides, image, head, first, PACKED)
+    q = image_of(q, q_strides, image, head, first, PACKED)
+    k = image_of(k, k_strides, image, head, first, PACKED)
     lse += head * lse_strides[1]
     if PACKED:
         lse += first

@@ -110,6 +110,8 @@ def _poison(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor
 
     def poisoned(*args: Any, **kwargs: Any) -> torch.Tensor:
         tensor = allocate(*args, **kwargs)
+        if type(tensor) is not torch.Tensor:  # traced: no graph may hold what is filled in place
+            return tensor
         if tensor.dtype.is_floating_point or tensor.dtype.is_complex:
             tensor.detach().fill_(float("nan"))
         elif tensor.dtype != torch.bool:

@@ -8,12 +8,7 @@ from torch import nn
 
 from tests.models import small
 from tests.tolerances import assert_close
-from weaktr.models.onednn import (
-    OneDnnLinear,
-    has_onednn,
-    with_onednn_layers,
-    with_weights_in,
-)
+from weaktr.models.onednn import OneDnnLinear, has_onednn, with_onednn_layers
 
 BACKBONES = {
     "vit_tiny_patch16_224": {"embed_dim": 48, "depth": 2, "num_heads": 3},
@@ -79,18 +74,3 @@ def test_half_precision_is_left_alone():
     model = segmenter("vit_tiny_patch16_224").bfloat16()
     assert not has_onednn(model)
     assert with_onednn_layers(model, 9) is model
-
-
-@pytest.mark.parametrize("backbone", BACKBONES)
-@torch.inference_mode()
-def test_weights_kept_in_autocasts_dtype_give_the_same(backbone):
-    model = segmenter(backbone)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    images = torch.randn(2, 3, 48, 64)
-    twin = with_weights_in(model, torch.bfloat16)
-    with torch.autocast("cpu", torch.bfloat16):
-        expected, actual = (m.patch_outputs(images)[0] for m in (model, twin))
-    assert torch.equal(actual, expected)
-    layers = [m for m in twin.modules() if isinstance(m, nn.Linear)]
-    assert layers and all(p.dtype == torch.bfloat16 for m in layers for p in m.parameters())
-    assert all(torch.equal(model.state_dict()[name], before[name]) for name in before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -29,6 +30,10 @@ SHARED_BYTES = 227 * 1024  #: of a multiprocessor
 RESERVED_BYTES = 1024  #: of shared memory, a block
 
 
+#: What ptxas says of a program.
+FACTS = re.compile(r"(\d+) (registers|bytes stack frame|bytes smem)")
+
+
 class Needs(NamedTuple):
     """What a program takes, by ptxas."""
 
@@ -37,17 +42,12 @@ class Needs(NamedTuple):
     shared: int  #: bytes, a block
 
 
-def nvcc() -> str | None:
-    """The compiler, where there is one."""
-    return shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
-
-
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Needs]:
     """Of every program; compiled like the extension."""
-    compiler = nvcc()
+    compiler = os.environ.get("CUDACXX") or shutil.which("nvcc")
     if compiler is None:
-        pytest.skip("no nvcc in PATH or /usr/local/cuda/bin")
+        pytest.skip("there is no nvcc: neither CUDACXX nor PATH has one")
     target = tmp_path_factory.mktemp("cuda") / "launch.cubin"
     flags = ["-std=c++17", "-O3", "-fmad=false", "-arch=sm_90", "-cubin", "-Xptxas", "-v"]
     source = Path(CSRC) / "dense_crf" / "cuda" / "launch.cu"
@@ -61,11 +61,9 @@ def parsed(log: str) -> dict[str, Needs]:
     """ptxas's report, by the names of programs: Pass<6>, ForEachQuad<Blur>."""
     found = {}
     for part in log.split("Compiling entry function '")[1:]:
-        shared = re.search(r"(\d+) bytes smem", part)
+        numbers = {what: int(number) for number, what in FACTS.findall(part)}
         found[demangled(part.split("'")[0])] = Needs(
-            registers=int(re.search(r"Used (\d+) registers", part)[1]),  # type: ignore[index]
-            stack=int(re.search(r"(\d+) bytes stack frame", part)[1]),  # type: ignore[index]
-            shared=int(shared[1]) if shared else 0,
+            numbers["registers"], numbers["bytes stack frame"], numbers.get("bytes smem", 0)
         )
     return found
 

@@ -25,7 +25,7 @@ PACKED = {"tokens": [9, 70, 5], "patches": [7, 65, 0]}
 def attention_kernels(dtype: torch.dtype) -> list[torch.Tensor]:
     """Attention, statistics and fusion, dense and packed, with gradients."""
     q, k, v = torch.randn(3, 2, 3, CLASSES + PATCHES, WIDTH, dtype=dtype, device=DEVICE)
-    attended = attention.in_one_launch(q, k, v, CLASSES, PATCHES, common.configs_of(q)[0])
+    attended = attention.in_one_launch(q, k, v, CLASSES, PATCHES, common.configs()[0])
     weights = torch.rand(2, 3, device=DEVICE, requires_grad=True)
     values = torch.rand(2, PATCHES, 3, device=DEVICE, requires_grad=True)
     settings = {"num_classes": CLASSES, "num_patches": PATCHES, "backend": "triton"}

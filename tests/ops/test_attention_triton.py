@@ -36,7 +36,7 @@ WAYS = ("separately", "in_one_launch")
 @pytest.fixture(params=WAYS)
 def way(request, kernels, monkeypatch):
     """The only way that is a candidate."""
-    ways = {"separately": lambda q: (kernels.SEPARATELY,), "in_one_launch": kernels.configs_of}
+    ways = {"separately": lambda: (kernels.SEPARATELY,), "in_one_launch": kernels.configs}
     monkeypatch.setattr(kernels, "candidates", lambda q: ways[request.param](q)[:1])
     return request.param
 
@@ -106,7 +106,7 @@ def test_large_logits(way):
 
 def test_does_not_depend_on_strides(kernels):
     given = inputs(2, 3, 4, 37, 16)
-    config = kernels.configs_of(given[0])[0]
+    config = kernels.configs()[0]
     expected = kernels.in_one_launch(*given, 4, 37, config)
     packed = torch.stack(given).permute(1, 3, 0, 2, 4).contiguous()  # [B, N, 3, H, d] as in a ViT
     for others in (map(strided, given), packed.permute(2, 0, 3, 1, 4)):
@@ -191,7 +191,7 @@ def test_float32_without_statistics_is_measured_too(kernels, monkeypatch):
     """Where SDPA would take "efficient"; in half precision its kernels are left to it."""
     calls = []
     monkeypatch.setattr(kernels, "kernel_of", lambda *_: "efficient")
-    monkeypatch.setattr(kernels, "candidates", lambda q: kernels.configs_of(q)[:1])
+    monkeypatch.setattr(kernels, "candidates", lambda: kernels.configs()[:1])
     monkeypatch.setattr(kernels, "attention_torch", calls.append)
     given = inputs(2, 3, 4, 37, 16)
     with torch.inference_mode():
@@ -238,7 +238,7 @@ def test_packed_images_attend_to_themselves_alone(kernels, dtype, width):
 
 @every_config
 def test_packed_images_in_every_configuration(kernels, dtype, config, monkeypatch):
-    monkeypatch.setattr(kernels, "configs_of", lambda q: (config,))
+    monkeypatch.setattr(kernels, "configs", lambda: (config,))
     given, packing = packed_inputs(dtype)
     assert_packed(kernels.packed_in_one_launch(*given, packing), given)
 
@@ -302,7 +302,7 @@ def test_faster_way_is_measured_once_and_taken(faster, kernels, clock):
     times.update({way: 1 + (way != faster) for way in WAYS})
     given = inputs(2, 3, 4, 37, 16)
     attention(*given, 4, 37)
-    assert measured == ["separately"] + ["in_one_launch"] * len(kernels.configs_of(given[0]))
+    assert measured == ["separately"] + ["in_one_launch"] * len(kernels.configs())
     import_module("weaktr.kernels.tuning")._table.cache_clear()  # another process
     ran.clear()
     attention(*given, 4, 37)

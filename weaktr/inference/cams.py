@@ -24,7 +24,8 @@ from weaktr.data.photographs import Photograph, read_photograph
 from weaktr.inference.transfer import pinned
 from weaktr.models import CamModel
 from weaktr.models.cam import EncodedImages
-from weaktr.models.onednn import for_inference, shared_copy
+from weaktr.models.inference import for_inference
+from weaktr.models.onednn import shared_copy
 from weaktr.models.precision import autocast
 from weaktr.ops.upload import upload
 

@@ -30,7 +30,7 @@ from weaktr.inference.encoded import EncodedPhotographs
 from weaktr.inference.transfer import pinned
 from weaktr.messages import first_lines
 from weaktr.models.checkpoints import OF_THE_RUN
-from weaktr.models.onednn import for_inference
+from weaktr.models.inference import for_inference
 from weaktr.models.packing import pack
 from weaktr.models.precision import autocast, inference_amp
 from weaktr.models.pretrained import load_backbone

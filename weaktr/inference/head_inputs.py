@@ -25,7 +25,8 @@ from weaktr.inference.encoded import EncodedPhotographs
 from weaktr.inference.features import digest_of_weights, network_of
 from weaktr.inference.transfer import pinned
 from weaktr.models.cam import CamModel, HeadInputs
-from weaktr.models.onednn import for_inference, shared_copy
+from weaktr.models.inference import for_inference
+from weaktr.models.onednn import shared_copy
 from weaktr.models.precision import amp_type, autocast
 from weaktr.ops.upload import upload
 from weaktr.outputs import fingerprint

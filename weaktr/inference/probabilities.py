@@ -26,7 +26,8 @@ from weaktr.inference.windows import (
     windows,
 )
 from weaktr.models import Segmenter
-from weaktr.models.onednn import for_inference, shared_copy
+from weaktr.models.inference import for_inference
+from weaktr.models.onednn import shared_copy
 from weaktr.models.precision import autocast
 from weaktr.models.segmenter import gated
 

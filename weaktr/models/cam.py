@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import accumulate, groupby
+from itertools import groupby
 from typing import Any, NamedTuple, get_args
 
 import torch
@@ -73,7 +73,6 @@ class EncodedImages(NamedTuple):
     batch: TokenBatch
     encoding: Encoding
     layers: StackedLayers | None  #: queries and keys, where attention is used
-    counts: list[int]  #: images of each group that was given
 
 
 class CamModel(BackboneModel):
@@ -219,7 +218,9 @@ class CamModel(BackboneModel):
         if not images:
             return []
         encoded = self.encode_sizes(images, with_attention=refine or attention_type != "coarse")
-        return self.cams_of_encoded(encoded, classes, attention_type=attention_type, refine=refine)
+        groups = self.cams_of_groups(encoded, classes, attention_type=attention_type, refine=refine)
+        each = (cams for group in groups for cams in group)
+        return [cams[: len(own)] for own, cams in zip(classes, each, strict=True)]
 
     @torch.no_grad()
     def encode_sizes(self, images: Sequence[Tensor], *, with_attention: bool) -> EncodedImages:
@@ -238,8 +239,7 @@ class CamModel(BackboneModel):
         batch = pack([self.vit.embed(group) for group in groups], self.vit.num_prefix_tokens)
         layers = StackedLayers(len(self.vit.blocks)) if with_attention else None
         collect = layers.add if layers is not None else lambda layer: None
-        encoding = self.encode(batch, collect, with_lse=with_attention)
-        return EncodedImages(batch, encoding, layers, list(map(len, groups)))
+        return EncodedImages(batch, self.encode(batch, collect, with_lse=with_attention), layers)
 
     @torch.no_grad()
     def class_probabilities(self, encoded: EncodedImages) -> Tensor:
@@ -258,23 +258,12 @@ class CamModel(BackboneModel):
                     + self._class_map(patch_map).float().mean((2, 3)).sigmoid()
                 )
                 / 2
-                for tokens, patch_map in parts
+                for group, patch_maps in parts
+                for tokens, patch_map in zip(
+                    computed_at_once(group), computed_at_once(patch_maps), strict=True
+                )
             ]
         return torch.cat(rows)
-
-    @torch.no_grad()
-    def cams_of_encoded(
-        self,
-        encoded: EncodedImages,
-        classes: Sequence[Sequence[int]],
-        *,
-        attention_type: AttentionType = "fused",
-        refine: bool = True,
-    ) -> list[Tensor]:
-        """See `cams_of_sizes`; `encoded` was made with attention where these CAMs need it."""
-        groups = self.cams_of_groups(encoded, classes, attention_type=attention_type, refine=refine)
-        each = (cams for group in groups for cams in group)
-        return [cams[: len(own)] for own, cams in zip(classes, each, strict=True)]
 
     @torch.no_grad()
     def cams_of_groups(
@@ -285,12 +274,17 @@ class CamModel(BackboneModel):
         attention_type: AttentionType = "fused",
         refine: bool = True,
     ) -> list[Tensor]:
-        """`cams_of_encoded` of each group of images of one size: [images, C', h, w].
+        """`cams_of_sizes` of images that are encoded, group by group.
 
-        C' is the most classes that an image of any group has; maps beyond an image's own mean
-        nothing.
+        Args:
+            encoded: made with attention where these CAMs need it.
+            classes, attention_type, refine: see `cams_of_sizes`.
+
+        Returns:
+            For each group of images of one size [images, C', h, w] float32, C' the most classes of
+            an image of any group; maps beyond an image's own classes mean nothing.
         """
-        batch, encoding, layers, counts = encoded
+        batch, encoding, layers = encoded
         with torch.autocast(batch.tokens.device.type, enabled=False):
             chosen = ChosenClasses(classes, batch.patches, batch.tokens.device)
             values = self._coarse(encoding, chosen)
@@ -298,18 +292,10 @@ class CamModel(BackboneModel):
                 values = self._with_attention(
                     batch, layers, encoding.features, values, chosen, attention_type, refine
                 )
-        grids = [batch.grids[stop - 1] for stop in accumulate(counts)]
-        sizes = [
-            (images, height * width, height, width)
-            for images, (height, width) in zip(counts, grids, strict=True)
-        ]
+        counts = [images * height * width for images, (height, width) in batch.groups]
         return [
-            part.unflatten(0, (images, patches)).transpose(1, 2).unflatten(2, (height, width))
-            for part, (images, patches, height, width) in zip(
-                values.split([images * patches for images, patches, *_ in sizes]),
-                sizes,
-                strict=True,
-            )
+            part.unflatten(0, (images, -1)).transpose(1, 2).unflatten(2, grid)
+            for part, (images, grid) in zip(values.split(counts), batch.groups, strict=True)
         ]
 
     def _class_map(self, patch_map: Tensor, classes: Tensor | None = None) -> Tensor:
@@ -334,10 +320,11 @@ class CamModel(BackboneModel):
         return chosen.columns_of(torch.cat([part.transpose(1, 2).flatten(0, 1) for part in scores]))
 
     def _scores_one_by_one(self, patch_maps: Sequence[Tensor], chosen: ChosenClasses) -> Tensor:
-        """The same, of images alone: how a CPU rounds depends on what is convolved together."""
+        """The same, of each image's own classes alone: their number, too, changes the rounding."""
         values = torch.zeros(len(chosen.image_of), chosen.table.shape[1])
-        images = values.split([patch_map[0, 0].numel() for patch_map in patch_maps])
-        for image, patch_map, own in zip(images, patch_maps, chosen.classes, strict=True):
+        each = [patch_map[None] for group in patch_maps for patch_map in group]
+        images = values.split([patch_map[0, 0].numel() for patch_map in each])
+        for image, patch_map, own in zip(images, each, chosen.classes, strict=True):
             if own:
                 scores = self._class_map(patch_map, torch.tensor(own))[0]
                 image[:, : len(own)] = scores.flatten(1).T
@@ -435,6 +422,14 @@ class CamModel(BackboneModel):
             return None
         lengths = batch.packing.lengths
         return pieces_of(lengths, batch.tokens.device) if batch.tokens.is_cuda else lengths
+
+
+def computed_at_once(images: Tensor) -> Sequence[Tensor]:
+    """Parts of a group of images [b, ...]: all of it, or on a CPU each image alone.
+
+    How a CPU rounds depends on what is computed together, and an image's CAMs there must not.
+    """
+    return [images] if images.is_cuda else [image[None] for image in images]
 
 
 def sum_of_maps(values: Tensor) -> Tensor:

@@ -1,8 +1,7 @@
-"""A model's linear layers for inference: on CPUs in oneDNN's own weight layout.
+"""A model's linear layers in oneDNN's own weight layout: the same sums, faster on CPUs.
 
-The sums are the same. MKL takes the plain layout and rearranges the weight at every call; oneDNN
-rearranges it once. The GELU of an MLP is computed on each tile of results while it is still in the
-cache.
+MKL takes the plain layout and rearranges the weight at every call; oneDNN rearranges it once. The
+GELU of an MLP is computed on each tile of results while it is still in the cache.
 """
 
 from __future__ import annotations
@@ -13,9 +12,6 @@ from typing import Any, TypeVar
 import torch
 from timm.layers import GELU, Mlp
 from torch import Tensor, nn
-
-from weaktr.config import Amp
-from weaktr.models.precision import amp_type
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -53,41 +49,6 @@ class OneDnnLinear(nn.Module):
             x.to(self.dtype), self.rearranged, self.bias, self.activation, [], "none"
         )
         return out
-
-
-def for_inference(model: Model, amp: Amp, tokens: int) -> Model:
-    """The same weights for inference: on a CPU in oneDNN's layout, where that is possible.
-
-    On a GPU, under autocast, linear layers are kept in its dtype (`with_weights_in`).
-
-    Args:
-        model: in eval mode, on its device; not changed.
-        amp: of the forward passes.
-        tokens: of a forward pass.
-    """
-    device = next(model.parameters()).device
-    dtype = amp_type(amp, device)
-    if device.type != "cpu":
-        return model if dtype is None else with_weights_in(model, dtype)
-    return (
-        model
-        if dtype == torch.float16
-        else with_onednn_layers(model, tokens, dtype or torch.float32)
-    )
-
-
-@torch.no_grad()
-def with_weights_in(model: Model, dtype: torch.dtype) -> Model:
-    """A twin whose linear layers hold their weights as autocast to `dtype` would convert them.
-
-    Autocast does that in every forward pass, one small kernel a tensor. The results are the same.
-    """
-    twin = shared_copy(model)
-    for module in twin.modules():
-        if isinstance(module, nn.Linear):
-            for name, parameter in list(module.named_parameters(recurse=False)):
-                setattr(module, name, nn.Parameter(parameter.to(dtype), requires_grad=False))
-    return twin
 
 
 def has_onednn(model: nn.Module) -> bool:

@@ -8,6 +8,7 @@ sequence [1, ΣN, D]; operations on a whole image take its part of the sequence 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -20,8 +21,7 @@ class TokenBatch(NamedTuple):
     """Embedded images: of each image class, register, patch tokens, in this order."""
 
     tokens: Tensor  #: [B, N, D]; packed [1, ΣN, D]
-    #: neighbours of one size: how many they are, (h, w) in patches; one group if not packed, else
-    #: on a CPU each image alone, because how a CPU rounds depends on what is computed together
+    #: neighbours of one size: how many they are, (h, w) in patches; one group if not packed
     groups: list[tuple[int, tuple[int, int]]]
     rope: Tensor | None  #: rotary embedding, where the backbone has one; packed of all tokens
     packing: Packing | None = None  #: where packed images lie, None for images of one size
@@ -40,12 +40,11 @@ class TokenBatch(NamedTuple):
         """Anything laid out like `tokens`, [images, N, D] for each of `groups`."""
         if self.packing is None:
             return [x]
-        lengths = iter(self.packing.lengths)
-        shapes = [[next(lengths) for _ in range(images)] for images, _ in self.groups]
-        parts = x[0].split([sum(own) for own in shapes])
-        return [
-            part.unflatten(0, (len(own), own[0])) for part, own in zip(parts, shapes, strict=True)
-        ]
+        images = [count for count, _ in self.groups]
+        firsts = [stop - 1 for stop in accumulate(images)]
+        tokens = [self.packing.lengths[first] for first in firsts]  # of each image of a group
+        parts = x[0].split([count * own for count, own in zip(images, tokens, strict=True)])
+        return [part.unflatten(0, (-1, own)) for part, own in zip(parts, tokens, strict=True)]
 
 
 def pack(batches: Sequence[TokenBatch], prefix: int) -> TokenBatch:
@@ -60,7 +59,7 @@ def pack(batches: Sequence[TokenBatch], prefix: int) -> TokenBatch:
     for batch in batches:
         images, length, _ = batch.tokens.shape
         lengths += [length] * images
-        groups += batch.groups if batch.tokens.is_cuda else [(1, batch.groups[0][1])] * images
+        groups += batch.groups
         if batch.rope is not None:
             ropes += [_with_prefix(batch.rope, prefix)] * images
     rope = torch.cat(ropes, -2) if ropes else None

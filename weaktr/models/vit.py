@@ -200,11 +200,11 @@ class ViT(nn.Module):
 
     def _position_of(self, grid: tuple[int, int], size: tuple[int, int]) -> Tensor | None:
         """`_position`; on a GPU, where no gradient is wanted, those of the last sizes are kept."""
-        is_kept = self.pos_embed is not None and self.pos_embed.is_cuda
-        if not is_kept or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        stored = self.pos_embed
+        is_changing = torch.is_grad_enabled() or torch.compiler.is_compiling()
+        if stored is None or not stored.is_cuda or is_changing:
             return self._position(grid, size)
-        assert self.pos_embed is not None
-        key = (grid, size, self.pos_embed.data_ptr(), self.pos_embed._version)
+        key = (grid, size, stored.data_ptr(), stored._version)
         if key not in self._positions:
             if len(self._positions) >= MOST_POSITIONS:
                 self._positions.pop(next(iter(self._positions)))

@@ -184,10 +184,6 @@ def gradients_by(
 
 
 def _no_dropout(q: Tensor) -> tuple[Tensor, Tensor]:
-    """State of the random numbers, which nobody reads without dropout.
-
-    Zeros, because torch 2.11, compiling for a GPU, filled an empty tensor in place, which its graph
-    may not hold (tests/stages/test_compiled_training.py).
-    """
-    unread = q.new_zeros((), dtype=torch.int64)
+    """State of the random numbers, which nobody reads without dropout."""
+    unread = q.new_empty((), dtype=torch.int64)
     return unread, unread
