@@ -175,3 +175,26 @@ def test_candidate_that_cannot_run_is_left_out(tuning, refusal):
 
 def test_sizes_are_rounded_up_to_powers_of_four(tuning):
     assert [tuning.bucket(n) for n in (0, 1, 2, 4, 5, 16, 17)] == [1, 1, 4, 4, 16, 16, 64]
+
+
+# ---- the short run of every kernel --------------------------------------------------------------
+
+
+def test_the_short_run_takes_the_first_and_the_last_candidate(tuning, monkeypatch, capsys):
+    short_run = importlib.import_module("tests.ops.short_run")
+    lists = [(module, name) for module, names in short_run.LISTS for name in names]
+    before = [getattr(module, name) for module, name in lists]
+    for (module, name), configs in zip(lists, before, strict=True):
+        monkeypatch.setattr(module, name, configs)  # to be restored
+    taken = []
+
+    def note(dtype):
+        taken.append([getattr(module, name) for module, name in lists])
+        return []
+
+    monkeypatch.setattr(short_run, "attention_kernels", note)
+    monkeypatch.setattr(short_run, "loss_kernels", lambda dtype: [])
+    short_run.main()
+    for configs, first, _, last, _ in zip(before, *taken, strict=True):
+        assert (*first, *last) == (configs[0], configs[-1])
+    assert "every kernel ran" in capsys.readouterr().out

@@ -1,8 +1,8 @@
 """One small launch of every Triton kernel and variant: what compute-sanitizer is pointed at.
 
 A program: ``compute-sanitizer --tool racecheck python -m tests.ops.short_run``. Sizes are odd, so
-that blocks reach over every edge; each kernel runs with its simplest configuration and with one
-that keeps several loads in flight.
+that blocks reach over every edge; each kernel runs with the first of its configurations and
+with the last, which keeps several loads in flight.
 """
 
 from __future__ import annotations
@@ -55,17 +55,18 @@ def loss_kernels(dtype: torch.dtype) -> list[torch.Tensor]:
     return [result.loss_map, logits.grad]
 
 
+#: Lists of candidates, by the modules that have them.
+LISTS = (
+    (common, ("CONFIGS",)),
+    (fuse_heads, ("CONFIGS", "WIDE_CONFIGS", "FLOAT32_CONFIGS", "WEIGHTS_CONFIGS")),
+    (clipped_cross_entropy, ("FORWARD_CONFIGS", "BACKWARD_CONFIGS")),
+)
+
+
 def main() -> None:
     """All kernels; fails where a result is not finite."""
-    configurations = (
-        (common, ("CONFIGS",)),
-        (fuse_heads, ("CONFIGS", "WIDE_CONFIGS", "FLOAT32_CONFIGS", "WEIGHTS_CONFIGS")),
-        (clipped_cross_entropy, ("FORWARD_CONFIGS", "BACKWARD_CONFIGS")),
-    )
-    every = {
-        (module, name): getattr(module, name) for module, names in configurations for name in names
-    }
-    for index in (0, 2):
+    every = {(module, name): getattr(module, name) for module, names in LISTS for name in names}
+    for index in (0, -1):
         for (module, name), configs in every.items():
             setattr(module, name, (configs[index],))
         for dtype in (torch.float32, torch.bfloat16):

@@ -37,7 +37,7 @@ WAYS = ("separately", "in_one_launch")
 def way(request, kernels, monkeypatch):
     """The only way that is a candidate."""
     ways = {"separately": lambda: (kernels.SEPARATELY,), "in_one_launch": kernels.configs}
-    monkeypatch.setattr(kernels, "candidates", lambda q: ways[request.param](q)[:1])
+    monkeypatch.setattr(kernels, "candidates", lambda: ways[request.param]()[:1])
     return request.param
 
 
