@@ -17,7 +17,7 @@ from weaktr.ops import clipped_cross_entropy
 from weaktr.ops.clipped_cross_entropy import tiles as cpu
 from weaktr.ops.clipped_cross_entropy.definition import (
     clip_losses,
-    clip_threshold,
+    of_pixels,
     pixel_losses,
     sums_of_tiles,
 )
@@ -96,7 +96,8 @@ def test_published_code(golden, backend, device, name, start):
     assert_close(gradient[every].cpu(), stored["grad_logits"], "golden_gradient")
     clipped_map = result.loss_map
     if active:
-        clipped_map = clipped_map.minimum(clip_threshold(clipped_map, patch_size))
+        thresholds = clip_losses(clipped_map, patch_size, 0.0).thresholds
+        clipped_map = clipped_map.minimum(of_pixels(thresholds, patch_size, clipped_map))
     assert_close(clipped_map[every].cpu(), stored["loss"], "golden")
 
 

@@ -8,6 +8,7 @@ from typing import TypeAlias
 import torch.nn.functional as F
 from torch import Tensor
 
+from weaktr import processes
 from weaktr.config import TrainSegConfig
 from weaktr.models import Segmenter
 
@@ -29,6 +30,7 @@ def segmenter_losses(
     classes: Tensor | None = None,
     *,
     weights: Tensor | None = None,
+    batch: int | None = None,
 ) -> Losses:
     """The losses of a batch from one forward pass of the encoder.
 
@@ -41,21 +43,26 @@ def segmenter_losses(
             the model's patches, all 0 = ignore.
         classes: [B, C] of `weaktr.data.datasets.shown_classes`, for a model with an image head.
         weights: [L] of the labels, see `balancing`, for a loss that is a sum over labels.
+        batch: images of the whole batch where other processes have the rest of it; the losses are
+            then what these images add to those of the batch. None = it is all here.
     """
     encoding = model.encode(images)
     if settings.loss == "clipped":
         start, tile = settings.clip_start, settings.clip_patch
-        losses = {
-            "clipped": model.clipped_loss(encoding, labels, start_value=start, tile=tile).loss
-        }
+        clipped = model.clipped_loss(encoding, labels, start_value=start, tile=tile, batch=batch)
+        losses = {"clipped": clipped.loss}
     else:
         logits = model.decode(encoding)
         if weights is not None:
             logits = logits + weights.log()[:, None, None]
             labels = labels * weights[:, None, None]
         losses = {"soft": patch_loss(logits, labels)}
+        if batch is not None:
+            losses["soft"] = losses["soft"] * processes.share((labels.sum(1) > 0).sum())
     if classes is not None and encoding.classes is not None:
         losses["image"] = class_loss(encoding.classes, classes)
+        if batch is not None:
+            losses["image"] = losses["image"] * processes.share((classes >= 0).sum())
     return losses
 
 
