@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ LAUNCHER = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 GRADIENTS, ANYTHING = timedelta(minutes=30), timedelta(days=7)
 #: The key under which processes that end early count who is to say why.
 WORD = "weaktr/word"
+#: Seconds for which others that end find the store of a process that has ended.
+LINGERS = 1.0
 #: What the message of an error of torch has where the cause is another process.
 SIGNS_OF_LOSS = ("gloo", "nccl", "connection closed by peer", "connection reset", "broken pipe")
 
@@ -231,7 +234,7 @@ def together() -> Iterator[None]:
         wait_for_all()
     except BaseException as error:
         console.quiet = quiet
-        if not _takes_the_word(group.store):
+        if not _takes_the_word(group):
             code = error.code if isinstance(error, Stopped) else 1
             raise SystemExit(code) from error
         if isinstance(error, RuntimeError) and is_loss(error):
@@ -298,9 +301,14 @@ def require_own_gpus(device: torch.device) -> None:
         )
 
 
-def _takes_the_word(store: dist.Store) -> bool:
+def _takes_the_word(group: _Group) -> bool:
     """Whether this process is the first that ends early."""
     try:
-        return store.add(WORD, 1) == 1
+        number = group.store.add(WORD, 1)
     except RuntimeError:  # the process that had the store is gone
         return True
+    if group.index == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        ends = time.monotonic() + LINGERS  # the store is in this process
+        while group.store.add(WORD, 0) < group.count and time.monotonic() < ends:
+            time.sleep(0.02)
+    return number == 1
