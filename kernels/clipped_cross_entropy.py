@@ -96,7 +96,13 @@ def _forward(
 def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
+    ctx.share = len(inputs[1]) / inputs[5]
     ctx.save_for_backward(*inputs[:2], *output[5:])
+
+
+def _of_part(gradient: Tensor, ctx: Any) -> Tensor:
+    """The gradient of the mean over the images here, from that of their share of the batch's."""
+    return gradient if ctx.share == 1 else gradient * ctx.share
 
 
 class _ClippedLoss(torch.autograd.Function):
@@ -114,7 +120,7 @@ class _ClippedLoss(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor | None, *_: Any) -> Any:  # type: ignore[override]
         if gradient is None:
             return (None,) * 6
-        return logits_gradient(gradient, *ctx.saved_tensors), *(None,) * 5
+        return logits_gradient(_of_part(gradient, ctx), *ctx.saved_tensors), *(None,) * 5
 
 
 #: The same as an operator, which torch.compile takes as a whole.
@@ -145,7 +151,7 @@ def _(gradient: Tensor, logits: Tensor, *_: Tensor) -> Tensor:
 
 
 def _backward(ctx: Any, gradient: Tensor, *_: Any) -> Any:
-    return clipped_loss_backward(gradient, *ctx.saved_tensors), *(None,) * 5
+    return clipped_loss_backward(_of_part(gradient, ctx), *ctx.saved_tensors), *(None,) * 5
 
 
 clipped_loss.register_autograd(_backward, setup_context=_keep_inputs)

@@ -167,9 +167,23 @@ def of_each(value: Any) -> list[Any]:
 
 
 def of_first(make: Callable[[], T]) -> T:
-    """The plain value that the first process makes; the others wait for it."""
-    value: T = of_each(make() if is_first() else None)[0]
+    """The plain value that the first process makes `alone`; the others wait for it."""
+    own = None
+    if is_first():
+        with alone():
+            own = make()
+    value: T = of_each(own)[0]
     return value
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Do what follows as if this were the only process, for which the others are not to wait."""
+    now, _state.now = _state.now, None
+    try:
+        yield
+    finally:
+        _state.now = now
 
 
 def wait_for_all() -> None:

@@ -95,8 +95,9 @@ def run_recipe(
 
 def lead(run: Run, stages: Sequence[Stage], *, force: bool) -> int:
     """`run_recipe` in the only process, or in the first."""
-    left = unfinished(run, stages, force=force)
-    parts = check_run(run, left)
+    with processes.alone():
+        left = unfinished(run, stages, force=force)
+        parts = check_run(run, left)
     require_no_faults(parts)
     for warning in [] if left else changed_labels(run.recipe):
         log.warning("%s", warning)

@@ -49,7 +49,9 @@ def plan(run: Run, stages: Sequence[Stage], parts: Sequence[Part]) -> Iterator[s
     trains = any(stage.name.startswith("train_") for stage in stages)
     if trains and has_tensorboard():
         yield one_line(f"losses as curves: tensorboard --logdir {shlex.quote(str(run.folder))}")
-    if seconds := forecast(run, stages, FEWEST):
+    with processes.alone():
+        seconds = forecast(run, stages, FEWEST)
+    if seconds:
         shared = {stage: own / processes.count() for stage, own in seconds.items()}
         yield time_in_words(shared, go_on(run, stages))
 

@@ -131,7 +131,7 @@ def train_cam(run: Run, folder: Path) -> int:
 
     def validate(model: CamModel) -> dict[str, float]:
         scores = score(model)
-        return scores | (chosen.consider(model) if chosen and processes.is_first() else {})
+        return scores | (processes.of_first(lambda: chosen.consider(model)) if chosen else {})
 
     trained = loop.train(compiled(losses, settings.compile), validate if watched else None)
     if processes.is_first() and (chosen is None or not chosen.is_saved):

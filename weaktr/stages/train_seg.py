@@ -44,8 +44,10 @@ from weaktr.training.loop import EpochLoader, TrainingLoop, compiled
 from weaktr.training.optimizers import PolynomialSchedule, segmenter_optimizer
 from weaktr.training.segmenter_losses import (
     LEAST_SHARE,
+    SILENCED,
     Losses,
     PatchLoss,
+    Silence,
     balancing,
     segmenter_losses,
 )
@@ -126,9 +128,8 @@ def train_seg(run: Run, folder: Path) -> int:
         model.start_from(shares.clamp_min(LEAST_SHARE))  # or it would start with rare labels
     if settings.start == "discriminant" and not (folder / STATE).is_file():
         assert isinstance(model.decoder, LinearDecoder)
-        if processes.is_first():  # the others get its weights before the first step
-            start_decoder(model.decoder, labelled_patches(model, dataset, run))
-        processes.wait_for_all()
+        decoder, patches = model.decoder, labelled_patches(model, dataset, run)
+        processes.of_first(lambda: start_decoder(decoder, patches))  # weights: with the first step
     batch = settings.batch_size if processes.count() > 1 else None
 
     def losses_with(patch_loss: PatchLoss) -> Callable[..., Losses]:
@@ -162,7 +163,10 @@ def train_seg(run: Run, folder: Path) -> int:
         )  # fmt: skip
         return {key: scores.miou}
 
-    loop = TrainingLoop(folder, model, optimizer, loader, settings, recipe, set_lr)
+    watch = Silence(settings.clip_start).notice if settings.loss == "clipped" else None
+    loop = TrainingLoop(
+        folder, model, optimizer, loader, settings, recipe, set_lr, beside=(SILENCED,), watch=watch
+    )
     trained = loop.train(losses, validate if watched else None)
     if processes.is_first():
         save_model(trained, run, folder)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import wraps
 from inspect import signature
@@ -206,6 +206,8 @@ class TrainingLoop(Generic[M]):
         settings: epochs, accumulation, autocast, clipping, moving average.
         recipe: how often to log and to save.
         set_lr: sets the learning rates; called with (epoch, step) before each step.
+        beside: names among the losses of what is only logged.
+        watch: gets the entries of the log whenever some are written.
     """
 
     def __init__(
@@ -217,10 +219,14 @@ class TrainingLoop(Generic[M]):
         settings: StepSettings,
         recipe: Recipe,
         set_lr: Callable[[int, int], None],
+        *,
+        beside: Collection[str] = (),
+        watch: Callable[[Sequence[Mapping[str, float]]], None] | None = None,
     ) -> None:
         self.folder, self.model, self.optimizer, self.loader = folder, model, optimizer, loader
         self.stage = folder.name.partition(".")[0]  # an attempt has more in its name
         self.settings, self.recipe, self.set_lr = settings, recipe, set_lr
+        self._beside, self._watch = beside, watch
         self.device = next(model.parameters()).device
         self.epoch = self.batch = self.step = 0
         self.steps_per_epoch = max(1, len(loader) // settings.accumulate)
@@ -364,7 +370,7 @@ class TrainingLoop(Generic[M]):
                 `Recipe.log_steps`).
         """
         accumulate = self.settings.accumulate
-        total = torch.stack(list(losses.values())).sum()
+        total = torch.stack([v for name, v in losses.items() if name not in self._beside]).sum()
         # torch takes the mean over processes, and the parts are to be added up
         self.scaler.scale(total * processes.count() / accumulate).backward()
         for name, loss in {"loss": total, **losses}.items():
@@ -467,6 +473,8 @@ class TrainingLoop(Generic[M]):
         self._pending = []
         self._note = f"loss {entries[-1]['loss']:.3f}"
         self._of_epoch += entries
+        if self._watch is not None:
+            self._watch(entries)
         self.metrics.write(entries)
         self.board.scalars({n: entries[-1][n] for n in ("lr", *names)}, entries[-1]["step"])
 
