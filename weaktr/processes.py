@@ -293,6 +293,8 @@ def _joined() -> _Group:
     """
     index, number = (int(os.environ[name]) for name in LAUNCHER[:2])
     store, _, _ = next(iter(dist.rendezvous("env://", index, number, timeout=GRADIENTS)))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = dist.PrefixStore(f"{attempt}/{number}", store)  # which outlives those that have died
     has_gpus = torch.cuda.is_available() and dist.is_nccl_available()
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if has_gpus else "gloo",

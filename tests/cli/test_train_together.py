@@ -177,14 +177,32 @@ def test_killed_at_random_moments_it_goes_on_as_if_it_had_not_been(home, process
 
 
 @pytest.mark.slow
-def test_torchrun_starts_it(home):
+def test_torchrun_starts_it_again_when_a_process_dies(home):
+    out = home / "torchrun"
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-        Path(sys.executable).with_name("weaktr-train"), *arguments(home, "torchrun"),
+        "--max-restarts", "1", Path(sys.executable).with_name("weaktr-train"),
+        *arguments(home, out.name),
     ]  # fmt: skip
     own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    ended = subprocess.run(
-        list(map(str, command)), env=os.environ | own, capture_output=True, text=True, check=False
-    )
-    assert ended.returncode == 0, ended.stderr[-3000:]
+    with (home / "torchrun.txt").open("w") as said:
+        launcher = subprocess.Popen(
+            list(map(str, command)), env=os.environ | own, stdout=said, stderr=said
+        )
+    while steps(out, "train_cam") < 10:
+        assert launcher.poll() is None, (home / "torchrun.txt").read_text()
+        time.sleep(0.01)
+    os.kill(process_of(launcher.pid, 1), signal.SIGKILL)
+    assert launcher.wait() == 0, (home / "torchrun.txt").read_text()
+    assert "train_cam: going on from epoch" in (home / "torchrun.txt").read_text()
     assert_same(home, "torchrun")
+
+
+def process_of(launcher: int, rank: int) -> int:
+    """The process with a number of those that torchrun has started."""
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    (found,) = (
+        child for child in children
+        if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+    )  # fmt: skip
+    return int(found)
