@@ -16,6 +16,7 @@ import pytest
 from tests.processes import Training, train
 from tests.stages import tiny
 from tests.training.lines import read_metrics
+from weaktr.inference.threshold import read_choice
 from weaktr.recipes import dump_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -99,6 +100,53 @@ def test_several_processes_have_the_losses_of_one(home, processes):
     told = f"{processes} processes; images of a batch in the first: train_cam {own} and train_seg"
     assert told in said
     assert not any(output.read_text() for output in training.outputs[1:])
+
+
+FROZEN = {
+    "cam_model": {"drop_path": 0.0},
+    "train_cam": {
+        "backbone_lr": 0.0, "class_tokens": "frozen", "epochs": 3, "validate_every": 1,
+        "choose": "fisher", "augment": {
+            "scale": [1.0, 1.0], "ratio": [1.0, 1.0], "randaugment": False, "erasing": 0.0,
+        },
+    },
+    "label": {"threshold": "auto", "soft": True, "soft_stride": 4},
+    "seg_model": {"image_head": True, "decoder": "linear", "drop_path": 0.2},
+    "train_seg": {
+        "labels": "soft", "loss": "soft_ce", "balance": 0.5, "optimizer": "adamw", "lr": 1e-3,
+        "start": "discriminant", "epochs": 3, "validate_every": 2,
+    },
+}  # fmt: skip
+PATCHES = FROZEN | {
+    "cam_model": {"kind": "patches", "patches": {"short_side": 40, "layers": [-1]}},
+    "train_cam": {"patches": {"rounds": 2, "folds": 3}},
+    "train_seg": FROZEN["train_seg"] | {"loss": "collision", "balance": 0.0, "epochs": 2},
+}
+
+
+@pytest.mark.parametrize("settings", [FROZEN, PATCHES], ids=["frozen", "patches"])
+def test_recipes_for_few_photographs_have_the_numbers_of_one_process(home, tmp_path, settings):
+    recipe = tiny.recipe(
+        home / "data",
+        data={"train_split": "labels", "val_split": "labels"},
+        log_steps=1,
+        **settings,
+    )
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
+    for processes in (1, 2):
+        out = f"of{processes}"
+        train(arguments(tmp_path, out), processes, tmp_path / "said" / out)
+    one, two = tmp_path / "of1", tmp_path / "of2"
+    for stage in TRAININGS:
+        logs = [read_metrics(run / stage / "metrics.jsonl") for run in (one, two)]
+        for own, other in zip(*logs, strict=True):
+            assert own.keys() == other.keys()
+            for name, value in own.items():
+                tolerance = {"abs": 0.2} if name.endswith("miou") else {"rel": 1e-4, "abs": 1e-7}
+                assert other[name] == pytest.approx(value, **tolerance), (stage, name)
+    assert read_choice(two / "label").threshold == read_choice(one / "label").threshold
+    soft = [sorted(p.name for p in (run / "label" / "soft").iterdir()) for run in (one, two)]
+    assert soft[0] == soft[1] and len(soft[0]) == 24
 
 
 def stopped(home: Path, out: str, processes: int, stage: str, after: int, number: int) -> str:
