@@ -327,6 +327,8 @@ class TrainingLoop(Generic[M]):
     def _stop(self, number: int, held: Held) -> NoReturn:
         """Save, then end because of a signal that some process got."""
         self.save()
+        self.metrics.close()
+        self.board.close()
         processes.wait_for_all()  # none ends before the state is written
         held.number = 0
         reached = f"{self.stage}: epoch {self.epoch + 1}, step {self.step} is saved"
