@@ -200,9 +200,10 @@ def _require_pair(name: str, pair: tuple[float, float], most: float = math.inf) 
 
 
 class Normalise(v2.Transform):
-    """Images uint8 -> float32, (pixel / 255 - mean) / std, to the bit as by torchvision's two steps.
+    """Images uint8 -> float32, (pixel / 255 - mean) / std.
 
-    Those pass three times through memory; here a colour stays in a core's cache.
+    To the bit as by torchvision's `ToDtype` and `Normalize`, which pass through memory four times;
+    here a colour stays in a core's cache.
 
     Args:
         normalization: mean and standard deviation of R, G, B in 0..1.

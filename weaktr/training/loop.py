@@ -10,9 +10,10 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from functools import wraps
 from pathlib import Path
-from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast
+from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,7 @@ from weaktr.training.state import (
     restore_random_state,
     save_state,
 )
+from weaktr.training.workers import choose_processes
 
 log = logging.getLogger("weaktr")
 M = TypeVar("M", bound=nn.Module)
@@ -47,6 +49,8 @@ R = TypeVar("R")
 METRICS = "metrics.jsonl"
 #: Seconds of training by which the first estimate of its time is made.
 ESTIMATE_SECONDS = 15.0
+#: Images of a step on a CPU by which its time is measured.
+IMAGES_ON_CPU = 2
 
 
 class StepSettings(Protocol):
@@ -60,6 +64,8 @@ class StepSettings(Protocol):
     def accumulate(self) -> int: ...
     @property
     def amp(self) -> Amp: ...
+    @property
+    def compile(self) -> bool: ...
     @property
     def clip_grad(self) -> float | None: ...
     @property
@@ -111,34 +117,49 @@ class EpochLoader:
         dataset: what to load, seeded.
         batch_size: items in a batch.
         seed: of the order.
-        num_workers: loading processes.
+        num_workers: loading processes; "auto" = `TrainingLoop.train` measures how many are needed.
 
     Raises:
         ValueError: fewer items than `batch_size`.
     """
 
     def __init__(
-        self, dataset: SeededDataset, batch_size: int, seed: int, num_workers: int = 0
+        self,
+        dataset: SeededDataset,
+        batch_size: int,
+        seed: int,
+        num_workers: int | Literal["auto"] = 0,
     ) -> None:
-        self._dataset = dataset
+        self.dataset, self.num_workers = dataset, num_workers
         self._sampler = EpochSampler(len(dataset), batch_size, seed=seed)
-        self._loader = DataLoader(
-            dataset,
-            batch_sampler=self._sampler,
-            num_workers=num_workers,
-            persistent_workers=num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator().manual_seed(seed),  # not the model's generator
-        )
+        self._generator = torch.Generator().manual_seed(seed)  # not the model's generator
+        self._loader: DataLoader[Any] | None = None
 
     def __len__(self) -> int:
         return self._sampler.batches_per_epoch
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Any]:
         """The batches of `epoch` from batch `start` on."""
-        self._dataset.set_epoch(epoch)
+        self.dataset.set_epoch(epoch)
         self._sampler.set_epoch(epoch, start)
+        if self._loader is None:
+            workers = 0 if self.num_workers == "auto" else self.num_workers
+            self._loader = DataLoader(
+                self.dataset,
+                batch_sampler=self._sampler,
+                num_workers=workers,
+                persistent_workers=workers > 0,
+                pin_memory=torch.cuda.is_available(),
+                generator=self._generator,
+            )
         return iter(self._loader)
+
+    def close(self) -> None:
+        """End the loading processes, which otherwise wait for a further epoch."""
+        running = getattr(self._loader, "_iterator", None)  # torch has no public name for it
+        if running is not None:
+            running._shutdown_workers()
+        self._loader = None
 
 
 # ---------------------------------------------------------------- steps and checkpoints
@@ -212,6 +233,41 @@ class TrainingLoop(Generic[M]):
         Returns:
             The trained model in eval mode: the moving average where one is kept.
         """
+        with closing(self.loader):
+            self._choose_workers(losses_of)
+            return self._train(losses_of, validate)
+
+    def _choose_workers(self, losses_of: Callable[..., Mapping[str, Tensor]]) -> None:
+        """Settle how many processes load images, where that is left to a measurement."""
+        if self.loader.num_workers != "auto" or self.epoch >= self.settings.epochs:
+            return
+
+        def step(batch: list[Tensor]) -> None:
+            with autocast(self.settings.amp, self.device):
+                losses = losses_of(*batch)
+            torch.stack(list(losses.values())).sum().backward()
+            self.optimizer.zero_grad(set_to_none=True)
+
+        self.model.train()
+        is_slow = self.device.type == "cpu" and not self.settings.compile
+        size = self.settings.batch_size  # what is compiled takes batches of one size
+        self.loader.num_workers = min(
+            choose_processes(
+                self.stage,
+                self.loader.dataset,
+                step,
+                min(size, IMAGES_ON_CPU) if is_slow else size,
+                self.device,
+            ),
+            len(self.loader),
+        )
+
+    def _train(
+        self,
+        losses_of: Callable[..., Mapping[str, Tensor]],
+        validate: Callable[[M], Mapping[str, float]] | None,
+    ) -> M:
+        """`train` with loading processes that somebody else ends."""
         every = self.settings.validate_every
         for epoch in self.epochs():
             for batch in self.batches():
