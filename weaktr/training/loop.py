@@ -18,7 +18,6 @@ from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeVar, cast
 import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from weaktr.config import Amp, Recipe
@@ -28,6 +27,7 @@ from weaktr.messages import duration
 from weaktr.models.checkpoints import load_strict
 from weaktr.models.precision import amp_type, autocast
 from weaktr.progress import Meter, TensorBoard
+from weaktr.training.average import MovingAverage
 from weaktr.training.metrics import MetricsLog, entries_in
 from weaktr.training.state import (
     STATE,
@@ -201,10 +201,9 @@ class TrainingLoop(Generic[M]):
             )
         dtype = amp_type(settings.amp, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype is torch.float16)
-        self.average: AveragedModel | None = None
+        self.average: MovingAverage | None = None
         if settings.ema_decay is not None:
-            average = get_ema_multi_avg_fn(settings.ema_decay)
-            self.average = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+            self.average = MovingAverage(model, settings.ema_decay)
         self.metrics = MetricsLog(folder / METRICS)
         self.board = TensorBoard(folder / "tensorboard")
         self._pending: list[tuple[int, float, dict[str, Tensor]]] = []
