@@ -139,5 +139,5 @@ def bench_epoch(record, device, photographs, stage, row):
         shape=[batch, 3, side, side],
         processes=processes,
         pictures=PICTURES,
-        within=0.3,
+        within=0.5,
     )
