@@ -17,9 +17,9 @@ import label_work
 import numpy as np
 import pytest
 import torch
-from cam_work import Process
 from crf_work import photographs
 from PIL import Image
+from turns import Process
 
 from weaktr.data.parallel import usable_cores
 

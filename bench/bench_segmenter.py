@@ -1,4 +1,4 @@
-"""Stage 2, training step and prediction over all scales, beside the published way."""
+"""Stage 2, prediction over all scales, beside the published way."""
 
 import time
 from dataclasses import dataclass, replace
@@ -10,7 +10,6 @@ import published
 import pytest
 import torch
 from conftest import largest_difference, peak_mib
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from weaktr.config import PredictConfig, SegModelConfig
 from weaktr.data import Sample
@@ -21,40 +20,6 @@ from weaktr.models import Segmenter
 BACKBONE = "deit_small_patch16_224"
 LABELS = 21
 PREDICT = PredictConfig(ensemble="plain", crf=None)
-
-
-@pytest.mark.parametrize("row", ["weaktr", "published"])
-def bench_segmenter_training(measure, device, row, batch=2, side=480):
-    torch.manual_seed(0)
-    # without dropout, so that both ways see the same network
-    config = SegModelConfig(BACKBONE, weights=None, image_size=side, drop_path=0.0, dropout=0.0)
-    model = Segmenter(config, LABELS).to(device)
-    images = torch.randn(batch, 3, side, side, device=device)
-    labels = torch.randint(LABELS, (batch, side, side), device=device)
-
-    def ours():
-        model.zero_grad(set_to_none=True)
-        loss = model.loss(images, labels, start_value=9.0).loss
-        loss.backward()
-        return loss.detach()
-
-    def the_published():
-        model.zero_grad(set_to_none=True)
-        with sdpa_kernel(SDPBackend.MATH):  # explicit softmax attention
-            loss = published.clipped_loss(model(images), labels, 120, 9.0)
-            loss.backward()
-        return loss.detach()
-
-    measure(
-        the_published if row == "published" else ours,
-        group=f"stage 2 training, DeiT-S, batch {batch}, {side}x{side}, L{LABELS}",
-        row=row,
-        baseline=row == "published",
-        expected=ours(),
-        within=1e-5,
-        items=batch,
-        dtype="float32",
-    )
 
 
 @dataclass

@@ -760,7 +760,8 @@ class Recipe(Settings):
         stages: which of the stages belong to it, in their order.
         seed: of all randomness.
         device: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1", ...
-        num_workers: processes that load images; changes no result.
+        num_workers: processes that load images during a training; "auto" = as many as the model
+            needs, by a measurement at its start (`weaktr.training.workers`). Changes no result.
         checkpoint_seconds: time between training checkpoints; changes no result.
         checkpoint_steps: optimiser steps between training checkpoints, or None.
         log_steps: optimiser steps between log entries, which read the losses from the device.
@@ -771,7 +772,7 @@ class Recipe(Settings):
     stages: Stages = get_args(StageName)
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     device: Text = "auto"
-    num_workers: Annotated[int, Field(ge=0, le=1024)] = 4
+    num_workers: Annotated[int, Field(ge=0, le=1024)] | Literal["auto"] = without_effect("auto")
     checkpoint_seconds: AtLeast0 = 600.0
     checkpoint_steps: Count | None = None
     log_steps: Count = 20

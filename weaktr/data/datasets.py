@@ -286,8 +286,8 @@ def shown_classes(labels: Sequence[int], mask: torch.Tensor, num_classes: int) -
 
 def tv_image(sample: Sample) -> tv_tensors.Image:
     """The photograph of a sample, uint8 [3, h, w]."""
-    pixels = torch.from_numpy(read_image(sample))
-    return tv_tensors.Image(pixels.permute(2, 0, 1).contiguous())
+    # not made contiguous: torch resizes images faster whose colours lie side by side
+    return tv_tensors.Image(torch.from_numpy(read_image(sample)).permute(2, 0, 1))
 
 
 class EpochSampler(Sampler[list[int]]):

@@ -107,9 +107,11 @@ def read_rgb(path: Path, source: str = "", exif: Exif = "ignore") -> np.ndarray:
 def _rgb(image: Image.Image) -> np.ndarray:
     """The pixels of an open image, uint8 [H, W, 3].
 
-    In strips: Pillow's own RGB has four bytes a pixel, of which NumPy gets two copies.
+    Large ones in strips: Pillow's own RGB has four bytes a pixel, of which NumPy gets two copies.
     """
     image.load()  # which turns a TIFF
+    if image.mode == "RGB" and image.width * image.height <= PIECE:
+        return np.array(image)
     pixels = np.empty((image.height, image.width, 3), np.uint8)
     rows = max(1, PIECE // image.width)
     for top in range(0, image.height, rows):
@@ -233,14 +235,13 @@ def to_labels(
         ascending.
     """
     table = np.full(256, IGNORE, np.uint8)
-    known = np.zeros(256, bool)
     ids = range(1, num_labels) if mask_ids is None else mask_ids
     table[[0, *ids]] = np.arange(num_labels)
-    known[[0, *ids, IGNORE]] = True
-    fits = (stored >= 0) & (stored < 256)
-    inside = np.where(fits, stored, IGNORE).astype(np.uint8)
-    wrong = ~fits | ~known[inside]
-    return table[inside], np.unique(stored[wrong]).tolist() if wrong.any() else []
+    is_small = stored.dtype == np.uint8
+    fits = True if is_small else (stored >= 0) & (stored < 256)
+    labels = table.take(stored if is_small else np.where(fits, stored, IGNORE))
+    wrong = (labels == IGNORE) & (stored != IGNORE) | np.logical_not(fits)
+    return labels, np.unique(stored[wrong]).tolist() if wrong.any() else []
 
 
 def outside_message(outside: list[int], num_labels: int, mask_ids: tuple[int, ...] | None) -> str:

@@ -14,17 +14,27 @@ import logging
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from functools import wraps
 from inspect import signature
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, NoReturn, ParamSpec, Protocol, TypeAlias, TypeVar, cast
+from typing import (
+    Any,
+    Generic,
+    Literal,
+    NamedTuple,
+    NoReturn,
+    ParamSpec,
+    Protocol,
+    TypeAlias,
+    TypeVar,
+    cast,
+)
 
 import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from weaktr import processes
@@ -37,6 +47,7 @@ from weaktr.models.dropping import Part, drop_for
 from weaktr.models.precision import amp_type, autocast
 from weaktr.progress import Meter, TensorBoard
 from weaktr.stopping import Held, Stopped, held_signals, ignore_signals
+from weaktr.training.average import MovingAverage
 from weaktr.training.metrics import MetricsLog, entries_in
 from weaktr.training.state import (
     STATE,
@@ -48,6 +59,7 @@ from weaktr.training.state import (
     restore_random_state,
     save_state,
 )
+from weaktr.training.workers import choose_processes
 
 log = logging.getLogger("weaktr")
 M = TypeVar("M", bound=nn.Module)
@@ -65,6 +77,8 @@ NO_BUFFERS: dict[str, Any] = (
 )
 #: Seconds of training by which the first estimate of its time is made.
 ESTIMATE_SECONDS = 15.0
+#: Images of a step on a CPU by which its time is measured.
+IMAGES_ON_CPU = 2
 
 
 class StepSettings(Protocol):
@@ -78,6 +92,8 @@ class StepSettings(Protocol):
     def accumulate(self) -> int: ...
     @property
     def amp(self) -> Amp: ...
+    @property
+    def compile(self) -> bool: ...
     @property
     def clip_grad(self) -> float | None: ...
     @property
@@ -129,40 +145,55 @@ class EpochLoader:
         dataset: what to load, seeded.
         batch_size: items in a batch of all processes together.
         seed: of the order.
-        num_workers: loading processes.
+        num_workers: loading processes; "auto" = `TrainingLoop.train` measures how many are needed.
 
     Raises:
         ValueError: fewer items than `batch_size`, or fewer of these than processes.
     """
 
     def __init__(
-        self, dataset: SeededDataset, batch_size: int, seed: int, num_workers: int = 0
+        self,
+        dataset: SeededDataset,
+        batch_size: int,
+        seed: int,
+        num_workers: int | Literal["auto"] = 0,
     ) -> None:
-        self._dataset = dataset
+        self.dataset, self.num_workers = dataset, num_workers
         rows = processes.rows(batch_size)
         self._sampler = EpochSampler(len(dataset), batch_size, seed=seed, rows=rows)
-        self._loader = DataLoader(
-            dataset,
-            batch_sampler=self._sampler,
-            num_workers=num_workers,
-            persistent_workers=num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator().manual_seed(seed),  # not the model's generator
-            worker_init_fn=_leave_signals,
-        )
+        self._generator = torch.Generator().manual_seed(seed)  # not the model's generator
+        self._loader: DataLoader[Any] | None = None
 
     def __len__(self) -> int:
         return self._sampler.batches_per_epoch
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Any]:
         """The batches of `epoch` from batch `start` on."""
-        self._dataset.set_epoch(epoch)
+        self.dataset.set_epoch(epoch)
         self._sampler.set_epoch(epoch, start)
+        if self._loader is None:
+            workers = 0 if self.num_workers == "auto" else self.num_workers
+            self._loader = DataLoader(
+                self.dataset,
+                batch_sampler=self._sampler,
+                num_workers=workers,
+                persistent_workers=workers > 0,
+                pin_memory=torch.cuda.is_available(),
+                generator=self._generator,
+                worker_init_fn=_leave_signals,
+            )
         return iter(self._loader)
 
     def names(self, epoch: int, batch: int) -> list[str]:
         """The images of a batch, of all processes."""
-        return [self._dataset.samples[index].name for index in self._sampler.batch(epoch, batch)]
+        return [self.dataset.samples[index].name for index in self._sampler.batch(epoch, batch)]
+
+    def close(self) -> None:
+        """End the loading processes, which otherwise wait for a further epoch."""
+        running = getattr(self._loader, "_iterator", None)  # torch has no public name for it
+        if running is not None:
+            running._shutdown_workers()
+        self._loader = None
 
 
 def _leave_signals(_: int) -> None:
@@ -237,10 +268,9 @@ class TrainingLoop(Generic[M]):
             )
         dtype = amp_type(settings.amp, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype is torch.float16)
-        self.average: AveragedModel | None = None
+        self.average: MovingAverage | None = None
         if settings.ema_decay is not None:
-            average = get_ema_multi_avg_fn(settings.ema_decay)
-            self.average = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+            self.average = MovingAverage(model, settings.ema_decay)
         if processes.count() > 1:
             drop_for(model, Part(processes.rows(settings.batch_size), settings.batch_size))
         is_first = processes.is_first()
@@ -279,6 +309,36 @@ class TrainingLoop(Generic[M]):
             Stopped: a signal came; all that was trained is saved.
             ValueError: see `backward`.
         """
+        with closing(self.loader):
+            self._choose_workers(losses_of)
+            return self._train(losses_of, validate)
+
+    def _choose_workers(self, losses_of: LossesOf) -> None:
+        """Settle how many processes load images, where that is left to a measurement."""
+        if self.loader.num_workers != "auto" or self.epoch >= self.settings.epochs:
+            return
+
+        def step(batch: list[Tensor]) -> None:
+            with autocast(self.settings.amp, self.device):
+                losses = losses_of(*batch)
+            torch.stack(list(losses.values())).sum().backward()
+            self.optimizer.zero_grad(set_to_none=True)
+
+        self.model.train()
+        own = processes.rows(self.settings.batch_size)
+        images = own.stop - own.start
+        # what is compiled, or draws for a whole batch, takes batches of one size
+        if self.device.type == "cpu" and not self.settings.compile and processes.count() == 1:
+            images = min(images, IMAGES_ON_CPU)
+        wanted = choose_processes(self.stage, self.loader.dataset, step, images, self.device)
+        self.loader.num_workers = min(wanted, len(self.loader))
+
+    def _train(
+        self,
+        losses_of: LossesOf,
+        validate: Callable[[M], Mapping[str, float]] | None,
+    ) -> M:
+        """`train` with loading processes that somebody else ends."""
         every = self.settings.validate_every
         shared = None
         if processes.count() > 1:

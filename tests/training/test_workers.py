@@ -1,0 +1,139 @@
+"""Loading processes of a training: how many, by what, and that they end."""
+
+from __future__ import annotations
+
+import multiprocessing
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.stages import tiny
+from weaktr.data.datasets import SeededDataset
+from weaktr.stages.pipeline import run_recipe
+from weaktr.training import workers
+from weaktr.training.loop import METRICS, TrainingLoop
+from weaktr.training.workers import Speed, choose_processes, cores_of_this_process, processes_for
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("loading", "model", "where", "cores", "expected"),
+    [
+        (10.0, 2.0, GPU, 16, 7),  # 5 on average, and a quarter more
+        (10.0, 0.1, GPU, 16, 15),  # one core for what feeds the GPU
+        (0.1, 10.0, GPU, 16, 1),  # the model never waits for all of an image
+        (10.0, 2.0, GPU, 1, 1),
+        (10.0, 100.0, CPU, 2, 1),
+        (10.0, 100.0, CPU, 16, 1),
+        (10.0, 1.0, CPU, 8, 5),  # an image takes 1 + 10 / 8 ms, loading 10
+        (10.0, 0.0, CPU, 4, 3),
+        (10.0, 100.0, CPU, 1, 0),
+    ],
+)
+def test_enough_processes_for_the_model(loading, model, where, cores, expected):
+    assert processes_for(Speed(loading / 1000, model / 1000), where, cores) == expected
+
+
+def test_processes_of_a_training_share_the_cores_of_a_machine(monkeypatch):
+    monkeypatch.setattr(workers, "usable_cores", lambda: 16)
+    for processes, expected in [(None, 16), ("4", 4), ("32", 1), ("many", 16), ("0", 16)]:
+        monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+        if processes is not None:
+            monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+        assert cores_of_this_process() == expected
+
+
+class Numbers(SeededDataset):
+    """Ten numbers, as images; notes the ones that were loaded."""
+
+    def __init__(self):
+        super().__init__(range(10), lambda number: torch.rand(()) + number, seed=0)
+        self.loaded = []
+
+    def __getitem__(self, index):
+        self.loaded.append((index, torch.get_num_threads()))
+        return self._transformed(index, torch.tensor(float(index))), torch.tensor(index)
+
+
+def test_few_images_are_loaded_and_two_steps_done_with_them():
+    dataset, batches = Numbers(), []
+    threads = torch.get_num_threads()
+    torch.manual_seed(1)
+    expected = torch.rand(2)
+    torch.manual_seed(1)
+
+    def step(batch):
+        torch.rand(1)
+        batches.append(batch)
+
+    speed = workers.measured(dataset, step, 8, CPU)
+    assert torch.equal(torch.rand(2), expected)  # the random numbers are as they were
+    assert torch.get_num_threads() == threads
+    assert dataset.loaded == [(index, 1) for index in (0, 1, 3, 5, 6, 8)]
+    assert [len(batch[0]) for batch in batches] == [8, 8]
+    assert batches[0][1].tolist() == [0, 1, 3, 5, 6, 8, 0, 1]
+    assert min(speed) > 0
+
+
+@pytest.mark.parametrize(
+    ("speed", "where", "line"),
+    [
+        (Speed(0.017, 0.004), GPU, "6 processes load images (17 ms an image on a core, the model "
+         "takes 4 ms)"),
+        (Speed(0.017, 0.0021), GPU, "7 processes load images (17 ms an image on a core, the model "
+         "takes 2.1 ms, which 11 could keep up with, if there were the cores)"),
+        (Speed(0.017, 0.4), CPU, "1 process loads images (17 ms an image on a core, the model "
+         "takes 400 ms)"),
+    ],
+)  # fmt: skip
+def test_the_log_says_how_many_and_why(monkeypatch, caplog, speed, where, line):
+    monkeypatch.setattr(workers, "measured", lambda *_: speed)
+    monkeypatch.setattr(workers, "cores_of_this_process", lambda: 8)
+    with caplog.at_level("INFO", "weaktr"):
+        choose_processes("train_cam", Numbers(), print, 4, where)
+    assert caplog.messages == [f"train_cam: {line}"]
+
+
+def test_without_a_core_to_spare_images_are_loaded_between_the_steps(monkeypatch, caplog):
+    monkeypatch.setattr(workers, "cores_of_this_process", lambda: 1)
+    with caplog.at_level("INFO", "weaktr"):
+        assert choose_processes("train_seg", Numbers(), lambda batch: None, 4, CPU) == 0
+    assert re.fullmatch(r"train_seg: no further process loads images \(.*\)", caplog.messages[0])
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tiny.squares(tmp_path_factory.mktemp("workers") / "squares")
+
+
+def test_a_measured_number_changes_no_result_and_leaves_no_process(
+    root, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(workers, "processes_for", lambda *_: 2)
+    recipe = tiny.recipe(root, stages=["train_cam", "label", "train_seg"])
+    run_recipe(recipe, tmp_path / "none")
+    with caplog.at_level("INFO", "weaktr"):
+        run_recipe(replace(recipe, num_workers="auto"), tmp_path / "auto")
+    assert not multiprocessing.active_children()
+    for training in ("train_cam", "train_seg"):
+        assert f"{training}: 2 processes load images" in caplog.text
+        for name in (METRICS, "model.safetensors"):
+            alone, measured = (tmp_path / run / training / name for run in ("none", "auto"))
+            assert alone.read_bytes() == measured.read_bytes()
+
+
+def test_a_training_that_fails_leaves_no_process(root, tmp_path, monkeypatch):
+    running = []
+
+    def fail(self):
+        running.extend(multiprocessing.active_children())
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(TrainingLoop, "_step", fail)
+    with pytest.raises(RuntimeError, match="no memory"):
+        run_recipe(replace(tiny.recipe(root), num_workers=2), tmp_path, only="train_cam")
+    assert len(running) == 2
+    assert not multiprocessing.active_children()

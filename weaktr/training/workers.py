@@ -1,0 +1,149 @@
+"""How many processes load images during a training: enough for the model, by measurement.
+
+An image that takes t seconds to load on one core, and m seconds in the model, needs t / m
+processes, or the model waits. A GPU leaves the cores to them. On a CPU they take cores from the
+model: with c cores an image takes m + t / c seconds in all, so that t / (m + t / c) are enough.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from weaktr.data.datasets import SeededDataset
+from weaktr.data.parallel import usable_cores
+from weaktr.training.state import random_state, restore_random_state
+
+log = logging.getLogger("weaktr")
+
+#: Images that are loaded for the measurement, after one more that warms up.
+MEASURED = 5
+#: A GPU gets so many times the processes that it needs on average: some images take longer.
+SPARE = 1.25
+
+
+class Speed(NamedTuple):
+    """Seconds an image."""
+
+    loading: float  #: on one core
+    model: float  #: in a training step
+
+
+def processes_for(speed: Speed, device: torch.device, cores: int) -> int:
+    """How many processes let loading keep up with the model, of those that `cores` allow.
+
+    Args:
+        speed: measured here.
+        device: of the model. Beside a GPU one core is left for what feeds it; on a CPU the model
+            has one for itself, so that with a single core none is left: 0 = no further process.
+        cores: that this training may use, >= 1.
+    """
+    if device.type != "cpu":
+        return min(_wanted(speed), max(1, cores - 1))
+    together = speed.model + speed.loading / cores
+    return min(math.ceil(speed.loading / together), cores - 1)
+
+
+def _wanted(speed: Speed) -> int:
+    """Processes that keep up with a GPU."""
+    return max(1, math.ceil(SPARE * speed.loading / speed.model))
+
+
+def cores_of_this_process() -> int:
+    """Cores that one process of a training may use; torchrun says how many a machine has."""
+    local = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(1, usable_cores() // max(1, int(local) if local.isdecimal() else 1))
+
+
+def choose_processes(
+    stage: str,
+    dataset: SeededDataset,
+    step: Callable[[list[Tensor]], object],
+    images: int,
+    device: torch.device,
+) -> int:
+    """Measure, choose, and say so in the log.
+
+    Args:
+        stage: its name, for the log.
+        dataset: what will be loaded.
+        step: a training step with a batch on the device, without a change of the model.
+        images: in that batch.
+        device: of the model.
+
+    Raises:
+        DataError: one of the images that are loaded is missing or corrupt.
+    """
+    cores = cores_of_this_process()
+    speed = measured(dataset, step, images, device)
+    count = processes_for(speed, device, cores)
+    times = f"{_in_ms(speed.loading)} an image on a core, the model takes {_in_ms(speed.model)}"
+    if device.type != "cpu" and count < (wanted := _wanted(speed)):
+        times += f", which {wanted} could keep up with, if there were the cores"
+    if count == 0:
+        log.info("%s: no further process loads images (%s)", stage, times)
+    else:
+        who = "1 process loads" if count == 1 else f"{count} processes load"
+        log.info("%s: %s images (%s)", stage, who, times)
+    return count
+
+
+def _in_ms(seconds: float) -> str:
+    """Two digits, or all of a whole number."""
+    value = 1000 * seconds
+    return f"{value:.0f} ms" if value >= 10 else f"{value:.2g} ms"
+
+
+def measured(
+    dataset: SeededDataset,
+    step: Callable[[list[Tensor]], object],
+    images: int,
+    device: torch.device,
+) -> Speed:
+    """Load a few images and do two steps with them; see `choose_processes`.
+
+    All random numbers are afterwards as they were. The number of steps is fixed, since processes
+    that train together must do equally many.
+    """
+    state = random_state()
+    try:
+        items, loading = _loaded(dataset)
+        batch = default_collate([items[index % len(items)] for index in range(images)])
+        on_device = [part.to(device) for part in batch]
+        step(on_device)  # slow: memory is new and kernels are not chosen yet
+        started = _now(device)
+        step(on_device)
+        return Speed(loading, max(_now(device) - started, 1e-9) / images)
+    finally:
+        restore_random_state(state)
+
+
+def _loaded(dataset: SeededDataset) -> tuple[list[Any], float]:
+    """Some items, evenly far apart, and the median of the seconds that each took on one core."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        items, seconds = [], []
+        for number in range(MEASURED + 1):
+            started = time.perf_counter()
+            items.append(dataset[number * len(dataset) // (MEASURED + 1)])
+            seconds.append(time.perf_counter() - started)
+        return items, statistics.median(seconds[1:])
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _now(device: torch.device) -> float:
+    """The time at which the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
