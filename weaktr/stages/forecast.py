@@ -24,7 +24,7 @@ from weaktr.inference.predictions import Predictor
 from weaktr.inference.threshold import drawn
 from weaktr.inference.windows import scaled_images, views
 from weaktr.models import CamModel, PatchModel, Segmenter
-from weaktr.models.precision import autocast
+from weaktr.models.precision import autocast, training_amp
 from weaktr.ops import soft_cross_entropy
 from weaktr.refine import choose_refiners
 from weaktr.stages.run import Run, Stage, to_segment
@@ -106,7 +106,7 @@ def _of_stage1(run: Run, trains: bool) -> dict[str, float]:
     def step(count: int) -> None:
         pixels = torch.zeros(count, 3, *size, device=run.device)
         targets = torch.zeros(count, len(images.classes), device=run.device)
-        with autocast(train.amp, run.device):
+        with autocast(training_amp(train.amp, run.device), run.device):
             losses = cam_losses(model(pixels), targets)
         _update(losses, optimizer)
 
@@ -139,7 +139,7 @@ def _of_stage2(run: Run, names: Collection[str]) -> dict[str, float]:
         else:
             targets = torch.full((count, labels, grid, grid), 1 / labels, device=run.device)
         classes = torch.zeros(count, labels - 1, device=run.device)
-        with autocast(settings.amp, run.device):
+        with autocast(training_amp(settings.amp, run.device), run.device):
             losses = segmenter_losses(model, settings, soft_cross_entropy, pixels, targets, classes)
         _update(losses, optimizer)
 

@@ -25,7 +25,7 @@ from weaktr.data import EpochSampler
 from weaktr.data.datasets import SeededDataset
 from weaktr.messages import duration
 from weaktr.models.checkpoints import load_strict
-from weaktr.models.precision import amp_type, autocast
+from weaktr.models.precision import amp_type, autocast, tf32_of, training_amp
 from weaktr.progress import Meter, TensorBoard
 from weaktr.training.metrics import MetricsLog, entries_in
 from weaktr.training.state import (
@@ -178,7 +178,8 @@ class TrainingLoop(Generic[M]):
                 f"accumulate: expected at most the {len(loader)} batches of an epoch, "
                 f"got {settings.accumulate}"
             )
-        dtype = amp_type(settings.amp, self.device)
+        self.amp = training_amp(settings.amp, self.device)
+        dtype = amp_type(self.amp, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype is torch.float16)
         self.average: AveragedModel | None = None
         if settings.ema_decay is not None:
@@ -215,7 +216,7 @@ class TrainingLoop(Generic[M]):
         every = self.settings.validate_every
         for epoch in self.epochs():
             for batch in self.batches():
-                with autocast(self.settings.amp, self.device):
+                with autocast(self.amp, self.device):
                     losses = losses_of(*batch)
                 self.backward(losses)
             if validate and every and (epoch + 1) % every == 0:
@@ -264,7 +265,8 @@ class TrainingLoop(Generic[M]):
         """
         accumulate = self.settings.accumulate
         total = torch.stack(list(losses.values())).sum()
-        self.scaler.scale(total / accumulate).backward()
+        with tf32_of(self.amp, self.device):
+            self.scaler.scale(total / accumulate).backward()
         for name, loss in {"loss": total, **losses}.items():
             share = loss.detach() / accumulate
             self._sums[name] = self._sums[name] + share if name in self._sums else share
