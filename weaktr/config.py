@@ -354,6 +354,8 @@ class TrainCamConfig(Settings):
         compile: run forward pass and losses through torch.compile, as one graph. It takes a minute
             or more at the start; later steps are faster, most of all on CUDA. Dropout draws other
             random numbers.
+        recompute: keep of each transformer block only what enters it, and compute the rest again
+            for the gradient: same results in a fraction of the memory, a third slower.
         clip_grad: largest gradient norm, or None.
         ema_decay: keep an exponential moving average of the weights and save that, or None.
         validate_every: epochs between measurements of the CAM mIoU on the score split (0 = never).
@@ -379,6 +381,7 @@ class TrainCamConfig(Settings):
     lag_one_epoch: bool = True
     amp: Amp = renamed("auto", fp16_on_cuda="auto")
     compile: bool = False
+    recompute: bool = without_effect(False, is_later=True)
     clip_grad: Above0 | None = None
     ema_decay: ShareBelow1 | None = None
     validate_every: CountOrNone = 0
@@ -624,7 +627,8 @@ class TrainSegConfig(Settings):
         warmup_steps: linear warm-up.
         clip_patch: side of the loss-clipping tiles, in pixels.
         clip_start: clipping begins once the batch's mean loss is at or below this.
-        amp, compile, clip_grad, ema_decay, validate_every, augment: as in `TrainCamConfig`.
+        amp, compile, recompute, clip_grad, ema_decay, validate_every, augment: as in
+            `TrainCamConfig`.
         labels: "hard", a label for each pixel, or "soft", shares of labels in each patch, from the
             files that `LabelConfig.soft` writes; a mask that was corrected by hand counts as it is.
         loss: "clipped" (of pixels), or of patches "soft_ce", the cross-entropy, or "collision"
@@ -660,6 +664,7 @@ class TrainSegConfig(Settings):
     clip_start: AtLeast0 = 1.2
     amp: Amp = renamed("auto", auto="none")
     compile: bool = False
+    recompute: bool = without_effect(False, is_later=True)
     clip_grad: Above0 | None = None
     ema_decay: ShareBelow1 | None = None
     validate_every: CountOrNone = 0

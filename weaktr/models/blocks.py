@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from timm.layers import apply_rot_embed_cat
 from timm.models.eva import EvaBlock
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from weaktr.models.mlp import mlp_of_norm
 from weaktr.ops.attention import Attended, Packing, Statistics, softmax_attention
@@ -35,6 +36,8 @@ def run_block(
     tokens: Tensor,
     rope: Tensor | None = None,
     prefix: int = 0,
+    *,
+    recompute: bool = False,
     **attention: Any,
 ) -> Layer:
     """Run timm's transformer block; returns its output and its intermediate values.
@@ -42,8 +45,21 @@ def run_block(
     Args:
         block: timm's Block or EvaBlock.
         tokens: [B, N, D].
+        recompute: keep only `tokens` for the gradient, and compute everything again when it is
+            wanted, with the same random numbers.
         rope, prefix, attention: see `attend`.
     """
+    if recompute and torch.is_grad_enabled():
+        layer: Layer = checkpoint(
+            _run_block, block, tokens, rope, prefix, use_reentrant=False, **attention
+        )
+        return layer
+    return _run_block(block, tokens, rope, prefix, **attention)
+
+
+def _run_block(
+    block: Any, tokens: Tensor, rope: Tensor | None, prefix: int, **attention: Any
+) -> Layer:
     attended, q, k, by_products = attend(block.attn, block.norm1(tokens), rope, prefix, **attention)
     if isinstance(block, EvaBlock):
         scale1, scale2 = (_gamma(block.gamma_1), _gamma(block.gamma_2))

@@ -98,6 +98,7 @@ def _of_stage1(run: Run, trains: bool) -> dict[str, float]:
     if not trains:
         return seconds
     train = recipe.train_cam
+    model.recompute_blocks(train.recompute)
     optimizer = cam_optimizer(
         model.train(), train.lr, backbone_lr=train.backbone_lr, class_tokens=train.class_tokens
     )
@@ -120,6 +121,7 @@ def _of_stage2(run: Run, names: Collection[str]) -> dict[str, float]:
     settings, images = run.train_seg, to_segment(run.train, run.recipe)
     labels = run.train.classes.num_labels
     model = Segmenter(run.recipe.seg_model, labels).to(run.device)
+    model.recompute_blocks(settings.recompute)
     seconds = {}
     if "predict" in names:
         seconds["predict"] = _seconds_of_predictions(run, model.eval())
