@@ -27,6 +27,7 @@ from weaktr.messages import duration
 from weaktr.models.checkpoints import load_strict
 from weaktr.models.precision import amp_type, autocast, tf32_of, training_amp
 from weaktr.progress import Meter, TensorBoard
+from weaktr.training.memory import StepMemory, tells_of_too_little_memory
 from weaktr.training.metrics import MetricsLog, entries_in
 from weaktr.training.state import (
     STATE,
@@ -60,6 +61,8 @@ class StepSettings(Protocol):
     def accumulate(self) -> int: ...
     @property
     def amp(self) -> Amp: ...
+    @property
+    def recompute(self) -> bool: ...
     @property
     def clip_grad(self) -> float | None: ...
     @property
@@ -185,6 +188,7 @@ class TrainingLoop(Generic[M]):
         if settings.ema_decay is not None:
             average = get_ema_multi_avg_fn(settings.ema_decay)
             self.average = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+        self.memory = StepMemory(self.stage, model, optimizer)
         self.metrics = MetricsLog(folder / METRICS)
         self.board = TensorBoard(folder / "tensorboard")
         self._pending: list[tuple[int, float, dict[str, Tensor]]] = []
@@ -198,6 +202,7 @@ class TrainingLoop(Generic[M]):
         self._first = 0.0  #: seconds of that one
         self._is_estimated = False
 
+    @tells_of_too_little_memory
     def train(
         self,
         losses_of: Callable[..., Mapping[str, Tensor]],
@@ -216,7 +221,7 @@ class TrainingLoop(Generic[M]):
         every = self.settings.validate_every
         for epoch in self.epochs():
             for batch in self.batches():
-                with autocast(self.amp, self.device):
+                with self.memory.first_pass(), autocast(self.amp, self.device):
                     losses = losses_of(*batch)
                 self.backward(losses)
             if validate and every and (epoch + 1) % every == 0:
@@ -335,6 +340,7 @@ class TrainingLoop(Generic[M]):
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_grad)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self.memory.tell()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update_parameters(self.model)
