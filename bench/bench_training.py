@@ -11,7 +11,14 @@ from statistics import median
 import pytest
 import torch
 import training_work
-from training_work import CAM_SIDE, LABELS, PHOTOGRAPHS, SEG_SIDE, write_photographs
+from training_work import (
+    CAM_SIDE,
+    LABELS,
+    PHOTOGRAPHS,
+    RECOMPUTE,
+    SEG_SIDE,
+    write_photographs,
+)
 from turns import KEPT, in_turns
 
 from weaktr.training.workers import cores_of_this_process
@@ -24,6 +31,7 @@ BATCHES = {"cam": 64, "seg": 16} if IS_GPU else {"cam": 8, "seg": 2}
 #: published way has a second row; a GPU is what its autocast is for.
 STEP_ROWS = [
     "weaktr",
+    "weaktr" + RECOMPUTE,
     "weaktr bf16",
     "published",
     "published bf16" if IS_GPU else "published" + KEPT,

@@ -6,24 +6,25 @@ be compared. Every copy that the published code makes is made here too; nothing 
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from weaktr.config import PredictConfig
 from weaktr.inference.windows import View, on_device, pixels_of, scaled_images, views
 from weaktr.models import CamModel, CamOutput, Segmenter
+from weaktr.models.segmenter import MaskTransformer
 from weaktr.models.vit import ViT
 
 
-def block_with_map(vit: ViT, index: int, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def block_with_map(block: Any, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """One block with explicit softmax attention: (tokens, map [B, H, N, N], branch [B, N, D])."""
-    block = vit.blocks[index]
     attention = block.attn
     batch, count, width = tokens.shape
-    qkv = attention.qkv(block.norm1(tokens)).reshape(batch, count, 3, vit.num_heads, -1)
+    qkv = attention.qkv(block.norm1(tokens)).reshape(batch, count, 3, attention.num_heads, -1)
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
     weights = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
     branch = (weights @ v).transpose(1, 2).reshape(batch, count, width)
@@ -37,8 +38,8 @@ def encode(vit: ViT, images: Tensor) -> tuple[Tensor, tuple[int, int], list[Tens
     """(tokens, grid, maps of every layer, attention branches of every layer)."""
     tokens, ((_, grid),), *_ = vit.embed(images)
     maps, branches = [], []
-    for index in range(len(vit.blocks)):
-        tokens, weights, branch = block_with_map(vit, index, tokens)
+    for block in vit.blocks:
+        tokens, weights, branch = block_with_map(block, tokens)
         maps.append(weights)
         branches.append(branch)
     return tokens, grid, maps, branches
@@ -82,6 +83,23 @@ def cams(model: CamModel, images: Tensor, labels: Tensor) -> Tensor:
     cross, patch = fused_attention(model, maps, branches)
     fine = (patch[:, None] @ (cross * coarse)[..., None]).squeeze(-1)
     return fine.unflatten(2, grid) * labels[:, :, None, None]
+
+
+def patch_logits(model: Segmenter, images: Tensor) -> Tensor:
+    """Stage 2 with explicit softmax attention, of a model with one mask transformer: [B, L, h, w].
+
+    The sides of the images are multiples of the patch.
+    """
+    vit, decoder = model.vit, cast(MaskTransformer, model.decoder)
+    tokens, ((_, grid),), *_ = vit.embed(images)
+    for block in vit.blocks:
+        tokens, *_ = block_with_map(block, tokens)
+    patches = vit.norm(tokens)[:, vit.num_prefix_tokens :]
+    classes = decoder.cls_emb.expand(len(images), -1, -1)
+    x = torch.cat([decoder.proj_dec(patches), classes], 1)
+    for block in decoder.blocks:
+        x, *_ = block_with_map(block, x)
+    return decoder.masks(x).unflatten(2, grid)
 
 
 def clipped_loss(
@@ -128,8 +146,8 @@ def merged_windows(model: Segmenter, view: View, pixels: Tensor, window: int) ->
     for top in view.tops:
         for left in view.lefts:
             place = (..., slice(top, top + window), slice(left, left + window))
-            with sdpa_kernel(SDPBackend.MATH):  # explicit softmax attention
-                logits = model(pixels[None][place])
+            logits = patch_logits(model, pixels[None][place])
+            logits = F.interpolate(logits, scale_factor=model.patch_size, mode="bilinear")
             merged[place] += torch.cat([logits, torch.zeros_like(logits), torch.zeros_like(logits)])
             count[place] += 1
     return merged / count

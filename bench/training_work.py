@@ -24,7 +24,6 @@ import turns
 from cam_work import BACKBONE, CLASSES, model_and_images
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import multilabel_soft_margin_loss
 from torch.utils.data import DataLoader, Dataset
 
@@ -105,6 +104,10 @@ def loading(stage: str, way: str, folder: str) -> Callable[[], Tensor]:
     return load
 
 
+#: How the name of a way ends whose blocks are computed again for the gradient.
+RECOMPUTE = ", recompute"
+
+
 def amp_of(way: str) -> Amp:
     """How a way computes: ends in " bf16" or not."""
     return "bf16" if way.endswith(" bf16") else "none"
@@ -130,8 +133,7 @@ def model_and_loss(stage: str, way: str, device: str) -> tuple[nn.Module, Loss]:
     def seg_loss(images: Tensor, labels: Tensor) -> Tensor:
         if not is_published:
             return model.loss(images, labels, start_value=START, tile=TILE).loss
-        with sdpa_kernel(SDPBackend.MATH):  # explicit softmax attention
-            return published.clipped_loss(model(images), labels, TILE, START)
+        return published.clipped_loss(published.patch_logits(model, images), labels, TILE, START)
 
     return model, seg_loss
 
@@ -139,6 +141,7 @@ def model_and_loss(stage: str, way: str, device: str) -> tuple[nn.Module, Loss]:
 def step(stage: str, way: str, device: str, batch: str) -> Callable[[], Tensor]:
     """Forward and backward pass of a batch; returns the loss."""
     model, loss_of = model_and_loss(stage, way, device)
+    model.recompute_blocks(way.endswith(RECOMPUTE))
     count = int(batch)
     if stage == "cam":
         _, images, labels = model_and_images(device, count, CAM_SIDE, CAM_SIDE)

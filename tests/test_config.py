@@ -21,7 +21,9 @@ from weaktr.config import (
     Recipe,
     SegModelConfig,
     TrainCamConfig,
+    TrainSegConfig,
     later,
+    renamed,
 )
 from weaktr.outputs import fingerprint
 from weaktr.ranges import in_words
@@ -453,3 +455,29 @@ def test_later_settings_at_their_default_leave_the_identity_as_it_was():
     assert identity(Settings()) == {"group": {"old": 1}}
     changed = Settings(Group(new=4), own=5)
     assert identity(changed) == {"group": {"old": 1, "new": 4}, "own": 5}
+
+
+def test_renamed_values_have_their_former_names_in_the_identity():
+    @dataclass(frozen=True)
+    class Settings:
+        own: str = renamed("new", new="old")
+
+    assert identity(Settings()) == {"own": "old"}
+    assert identity(Settings("other")) == {"own": "other"}
+
+
+def test_what_older_versions_trained_by_default_stays_finished():
+    """`amp` was "auto" in stage 1, which meant fp16 on CUDA, and "none" in stage 2."""
+    for amp in ("auto", "fp16_on_cuda"):
+        assert identity(TrainCamConfig(amp=amp))["amp"] == "auto"
+    for amp in ("auto", "none"):
+        assert identity(TrainSegConfig(amp=amp))["amp"] == "none"
+    assert identity(TrainCamConfig(amp="bf16"))["amp"] == "bf16"
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if "deit" in name])
+def test_published_rows_train_in_the_published_precision(name):
+    recipe = load_recipe(name)
+    assert (recipe.train_cam.amp, recipe.label.amp) == ("fp16_on_cuda", "auto")
+    if "train_seg" in recipe.stages:
+        assert recipe.train_seg.amp == "none"

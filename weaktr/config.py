@@ -31,7 +31,8 @@ from weaktr.ranges import (
     Text,
 )
 
-Amp = Literal["auto", "none", "bf16", "fp16", "fast"]
+#: The precision of a model's passes, see `weaktr.models.precision`.
+Amp = Literal["auto", "none", "tf32", "bf16", "fp16", "fp16_on_cuda", "fast"]
 AttentionName = Literal["auto", "cpu", "triton", "sdpa", "xformers"]
 #: Names of the stages (`weaktr.stages.pipeline.STAGES`), in their order.
 StageName = Literal["train_cam", "label", "train_seg", "predict", "evaluate"]
@@ -141,6 +142,20 @@ def later(default: Any, **former: Any) -> Any:
         former: ``former=VALUE``, where that value is not the default.
     """
     return field(default=default, metadata={"later": former.get("former", default)})
+
+
+def renamed(default: Any, **former: str) -> Any:
+    """A setting whose values, or whose default, are not what they were in older versions.
+
+    In a stage's fingerprint (`weaktr.recipes.identity`) such a value stands under the name that
+    older versions had for what it takes the place of, so that stages which they finished do not
+    run again. Values with one name there are taken for each other.
+
+    Args:
+        default: of the setting.
+        former: ``VALUE="its name in fingerprints"``.
+    """
+    return field(default=default, metadata={"former_names": former})
 
 
 def without_effect(default: Any, *, is_later: bool = False) -> Any:
@@ -331,12 +346,16 @@ class TrainCamConfig(Settings):
         min_lr: learning rate at the end.
         lag_one_epoch: the published schedule: constant within an epoch and one epoch late (epochs
             0 and 1 run at `warmup_lr`). False: smooth, changing with every step.
-        amp: autocast; "auto" = fp16 on CUDA (as published), none elsewhere; "fast" = fp16 on CUDA,
-            bf16 on CPUs that multiply it in hardware (AVX512-BF16, AMX), none elsewhere. "none" =
-            float32, on a GPU without TF32.
+        amp: autocast; "auto" = bf16 on CUDA, fp16 on GPUs that have no bf16 in hardware, none
+            elsewhere; "fast" = the same, and bf16 on CPUs that multiply it in hardware
+            (AVX512-BF16, AMX). "fp16_on_cuda" = fp16 on CUDA (as published), none elsewhere. "none"
+            = float32, on a GPU without TF32; "tf32" = float32 that may be multiplied in TF32 on
+            CUDA.
         compile: run forward pass and losses through torch.compile, as one graph. It takes a minute
             or more at the start; later steps are faster, most of all on CUDA. Dropout draws other
             random numbers.
+        recompute: keep of each transformer block only what enters it, and compute the rest again
+            for the gradient: same results in a fraction of the memory, a third slower.
         clip_grad: largest gradient norm, or None.
         ema_decay: keep an exponential moving average of the weights and save that, or None.
         validate_every: epochs between measurements of the CAM mIoU on the score split (0 = never).
@@ -360,8 +379,9 @@ class TrainCamConfig(Settings):
     warmup_lr: Rate = 1e-6
     min_lr: Rate = 1e-5
     lag_one_epoch: bool = True
-    amp: Amp = "auto"
+    amp: Amp = renamed("auto", fp16_on_cuda="auto")
     compile: bool = False
+    recompute: bool = without_effect(False, is_later=True)
     clip_grad: Above0 | None = None
     ema_decay: ShareBelow1 | None = None
     validate_every: CountOrNone = 0
@@ -472,8 +492,8 @@ class LabelConfig(Settings):
             although the name says tokens); a single image may have more. DeiT-S needs about 0.12 MB
             for a patch. None = 32,768, and up to four times as many with 20 GiB for each of them.
         queue_mb: MiB of images that may wait for the model, and of results for the writers, each.
-        amp: autocast while CAMs are computed; "auto" = fp16 on CUDA; "none" = float32, without
-            TF32.
+        amp: autocast while CAMs are computed; "auto" = fp16 on CUDA; "fast" = the same, and bf16
+            on CPUs that multiply it in hardware; "none" = float32, without TF32; "tf32" = with it.
         soft: also write soft labels, which `TrainSegConfig.labels` may learn from: the shares of
             background and the image's classes in cells of the image.
         soft_temperature: tau of the softmax over threshold and CAMs, or over the logarithms of the
@@ -607,7 +627,8 @@ class TrainSegConfig(Settings):
         warmup_steps: linear warm-up.
         clip_patch: side of the loss-clipping tiles, in pixels.
         clip_start: clipping begins once the batch's mean loss is at or below this.
-        amp, compile, clip_grad, ema_decay, validate_every, augment: as in `TrainCamConfig`.
+        amp, compile, recompute, clip_grad, ema_decay, validate_every, augment: as in
+            `TrainCamConfig`.
         labels: "hard", a label for each pixel, or "soft", shares of labels in each patch, from the
             files that `LabelConfig.soft` writes; a mask that was corrected by hand counts as it is.
         loss: "clipped" (of pixels), or of patches "soft_ce", the cross-entropy, or "collision"
@@ -641,8 +662,9 @@ class TrainSegConfig(Settings):
     warmup_steps: CountOrNone = 0
     clip_patch: Pixels = 120
     clip_start: AtLeast0 = 1.2
-    amp: Amp = "none"
+    amp: Amp = renamed("auto", auto="none")
     compile: bool = False
+    recompute: bool = without_effect(False, is_later=True)
     clip_grad: Above0 | None = None
     ema_decay: ShareBelow1 | None = None
     validate_every: CountOrNone = 0
@@ -692,7 +714,7 @@ class PredictConfig(Settings):
             decoder's last block + its output.
         refiners, crf: as in `LabelConfig`; they start from the probabilities.
         queue_mb: as in `LabelConfig`.
-        amp: autocast; "none" = float32, without TF32.
+        amp: as in `LabelConfig`.
         image_weight: factor on the log-probabilities of a model's `image_head`, which are added to
             the logits of the classes; 0 = predict without it.
 

@@ -51,6 +51,11 @@ def duration(seconds: float) -> str:
     return f"{hours // 24} days {hours % 24} h"
 
 
+def size_in_words(size: int) -> str:
+    """Bytes for people: ``340 MiB``, ``1.2 GiB``."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.3g} MiB"
+
+
 def counted(count: int, one: str, many: str) -> str:
     """A number with its words: ``1 image is``, ``2,000 images are``."""
     return f"{count:,} {one if count == 1 else many}"

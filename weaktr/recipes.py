@@ -146,6 +146,7 @@ def identity(settings: Any) -> Any:
 
     Settings that came later (`weaktr.config.later`) are left out where they say what older versions
     did, and those without effect (`weaktr.config.without_effect`) have their default, at any depth.
+    Values that older versions called otherwise (`weaktr.config.renamed`) have their former name.
     """
     if not dataclasses.is_dataclass(settings):
         return settings
@@ -159,6 +160,8 @@ def identity(settings: Any) -> Any:
             tree[field.name] = value
         elif dataclasses.is_dataclass(value):
             tree[field.name] = identity(value)
+        elif "former_names" in field.metadata:
+            tree[field.name] = field.metadata["former_names"].get(value, value)
     return tree
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
 from tests.models import small
 from tests.models.test_families import CAM
 from tests.tolerances import assert_golden
-from weaktr.models.precision import amp_type, choose_device, inference_amp
+from weaktr.models.precision import amp_type, autocast, choose_device, inference_amp, training_amp
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -95,22 +97,54 @@ def test_a_device_that_is_not_there_is_named(name):
 
 
 @pytest.mark.parametrize(
-    ("amp", "kind", "bf16", "training", "inference"),
+    ("amp", "kind", "bf16", "training", "labelling", "inference"),
     [
-        ("auto", "cpu", True, None, "bf16"),
-        ("auto", "cpu", False, None, "none"),
-        ("auto", "cuda", True, torch.float16, "fp16"),
-        ("fast", "cpu", True, torch.bfloat16, "bf16"),
-        ("fast", "cpu", False, None, "none"),
-        ("fast", "cuda", False, torch.float16, "fp16"),
-        ("fast", "mps", True, None, "none"),
-        ("bf16", "cpu", False, torch.bfloat16, "bf16"),
-        ("none", "cuda", True, None, "none"),
+        ("auto", "cpu", True, "none", None, "bf16"),
+        ("auto", "cpu", False, "none", None, "none"),
+        ("auto", "cuda", True, "bf16", torch.float16, "fp16"),
+        ("auto", "cuda", False, "fp16", torch.float16, "fp16"),
+        ("auto", "mps", True, "none", None, "none"),
+        ("fast", "cpu", True, "bf16", torch.bfloat16, "bf16"),
+        ("fast", "cpu", False, "none", None, "none"),
+        ("fast", "cuda", True, "bf16", torch.float16, "fp16"),
+        ("fast", "cuda", False, "fp16", torch.float16, "fp16"),
+        ("fast", "mps", True, "none", None, "none"),
+        ("fp16_on_cuda", "cpu", True, "none", None, "none"),
+        ("fp16_on_cuda", "cuda", True, "fp16", torch.float16, "fp16"),
+        ("bf16", "cpu", False, "bf16", torch.bfloat16, "bf16"),
+        ("none", "cuda", True, "none", None, "none"),
+        ("tf32", "cuda", True, "tf32", None, "tf32"),
+        ("tf32", "cpu", True, "tf32", None, "tf32"),
     ],
 )
-def test_precisions(monkeypatch, amp, kind, bf16, training, inference):
-    """On CPUs with and without the instructions; "auto" is as published in trainings."""
+def test_precisions(monkeypatch, amp, kind, bf16, training, labelling, inference):
+    """On devices with and without bf16 in hardware, in trainings, labelling and of features."""
     for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
         monkeypatch.setattr(torch.cpu, name, lambda: bf16, raising=False)
-    assert amp_type(amp, torch.device(kind)) is training
-    assert inference_amp(amp, torch.device(kind)) == inference
+    capability = (8, 0) if bf16 else (7, 5)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    device = torch.device(kind)
+    assert training_amp(amp, device) == training
+    assert amp_type(amp, device) is labelling
+    assert inference_amp(amp, device) == inference
+
+
+def switches():
+    """Whether TF32 is on in products and in convolutions."""
+    return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_tf32_lasts_as_long_as_the_computation(as_torch_begins, monkeypatch, asked):
+    """Whatever ends it; a program that has asked for TF32 itself keeps it."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # without a GPU it warns
+    torch.set_float32_matmul_precision("high" if asked else "highest")
+    torch.backends.cudnn.allow_tf32 = asked
+    with pytest.raises(KeyError), autocast("tf32", torch.device("cuda")):
+        assert switches() == (True, True)
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"  # as our own kernels ask
+        raise KeyError
+    assert switches() == (asked, asked)
+    for amp, kind in (("none", "cuda"), ("bf16", "cuda"), ("tf32", "cpu")):
+        with autocast(amp, torch.device(kind)):
+            assert switches() == (asked, asked)

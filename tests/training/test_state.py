@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import random
 
@@ -9,10 +10,19 @@ import numpy as np
 import pytest
 import torch
 
+from tests.models import small
+from tests.tolerances import assert_close
 from tests.training.lines import read_metrics
 from weaktr.config import Recipe, TrainCamConfig
 from weaktr.training.loop import EpochLoader, TrainingLoop
-from weaktr.training.state import load_state, random_state, restore_random_state, save_state
+from weaktr.training.optimizers import segmenter_optimizer
+from weaktr.training.state import (
+    load_state,
+    random_state,
+    restore_optimizer,
+    restore_random_state,
+    save_state,
+)
 
 
 def test_state_restores_all_random_numbers(tmp_path):
@@ -81,6 +91,39 @@ def test_a_whole_state_is_taken_over(tmp_path):
     (own,) = {tuple(group["betas"]) for group in again.optimizer.param_groups}
     assert own == (0.9, 0.999)
     assert torch.equal(again.average.module.weight, loop.average.module.weight)
+
+
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+@pytest.mark.parametrize("former", [None, False])
+def test_the_state_of_an_unfused_optimiser_goes_on_fused(momentum, former):
+    """As older versions left it; the weights are the same to rounding."""
+    results = []
+    for fused in (former, True):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(40, 30)
+        settings = {"lr": 0.1, "momentum": momentum, "nesterov": momentum > 0, "weight_decay": 0.01}
+        optimizer = torch.optim.SGD(model.parameters(), fused=former, **settings)
+        for index in range(4):
+            if index == 2:  # resumed
+                state = copy.deepcopy(optimizer.state_dict())
+                optimizer = torch.optim.SGD(model.parameters(), fused=fused, **settings)
+                restore_optimizer(optimizer, state)
+                assert optimizer.param_groups[0]["fused"] is fused
+            optimizer.zero_grad()
+            model(torch.randn(5, 40)).square().sum().backward()
+            optimizer.step()
+        results.append(model.weight.detach())
+    assert_close(*results, "float32")
+
+
+def test_stage_2_steps_are_fused():
+    model = small.segmenter(
+        "vit_tiny_patch16_224", 3, decoder="linear", image_size=32,
+        backbone_args={"embed_dim": 16, "depth": 1, "num_heads": 2},
+    )  # fmt: skip
+    for kind in ("sgd", "adamw"):
+        groups = segmenter_optimizer(model, 0.1, kind=kind).param_groups
+        assert all(group["fused"] is True for group in groups)
 
 
 @pytest.mark.parametrize(

@@ -201,7 +201,8 @@ def _exit_code(error: BaseException) -> int | None:
         return FAILED  # a full disk, a file that may not be written, too much for this machine
     if not isinstance(error, RuntimeError):
         return None
-    from weaktr.inference.pipeline import PipelineError, is_out_of_memory
+    from weaktr.inference.pipeline import PipelineError
+    from weaktr.models.memory import is_out_of_memory
     from weaktr.ops.registry import BackendUnavailable
     from weaktr.processes import ProcessLost
 

@@ -28,7 +28,7 @@ from weaktr.inference.transfer import pinned
 from weaktr.models.cam import CamModel, HeadInputs
 from weaktr.models.inference import for_inference
 from weaktr.models.onednn import shared_copy
-from weaktr.models.precision import amp_type, autocast
+from weaktr.models.precision import amp_type, autocast, training_amp
 from weaktr.ops.upload import upload
 from weaktr.outputs import fingerprint
 
@@ -54,7 +54,7 @@ class HeadInputsEncoder:
 
     Args:
         model: on its device.
-        amp: autocast, as in `TrainCamConfig`.
+        amp: "none", "tf32", "bf16" or "fp16", as `training_amp` gives it.
     """
 
     def __init__(self, model: CamModel, amp: Amp) -> None:
@@ -65,7 +65,8 @@ class HeadInputsEncoder:
     @cached_property
     def identity(self) -> str:
         """See `Encoder`: the content of the weights and all settings that change the values."""
-        settings = network_of(self.model.config), str(amp_type(self.amp, self.device))
+        precision = self.amp if self.amp == "tf32" else str(amp_type(self.amp, self.device))
+        settings = network_of(self.model.config), precision
         weights = self.model.normalization, digest_of_weights(self.weights)
         return fingerprint("head inputs", VERSION, *settings, *weights)
 
@@ -181,7 +182,8 @@ def head_inputs_dataset(
     Raises:
         DataError: photographs that cannot be read, all at once.
     """
-    encoder = HeadInputsEncoder(model, settings.amp)
+    device = next(model.parameters()).device
+    encoder = HeadInputsEncoder(model, training_amp(settings.amp, device))
     store = EncodedPhotographs(encoder, cache, contents, title="backbone, once for all epochs")
     augment = settings.augment
 

@@ -29,6 +29,7 @@ import torch
 from weaktr.data import DataError, Problem, Sample
 from weaktr.data.parallel import usable_cores
 from weaktr.inference.timeline import Timeline
+from weaktr.models.memory import is_out_of_memory
 
 READERS, MODEL, WRITERS = "readers", "model", "writers"
 #: Seconds that an interrupted pipeline gives its writers to end, and then the index.
@@ -414,17 +415,6 @@ def _join(threads: Sequence[threading.Thread], seconds: float | None = None) -> 
     for thread in threads:
         while thread.is_alive() and (left := deadline - time.monotonic()) > 0:
             thread.join(min(left, 0.1))  # in turns, since not every system wakes it for Ctrl-C
-
-
-#: What torch says in a plain RuntimeError: of the CPU's allocator, of pinning, of cuBLAS.
-NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there was not enough memory, on the CPU or a GPU."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in NO_MEMORY)
 
 
 def problem_of(sample: Sample, error: BaseException) -> Problem:

@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from timm.layers import apply_rot_embed_cat
 from timm.models.eva import EvaBlock
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from weaktr.models.dropping import attend_dropping, draws_for
-from weaktr.models.mlp import mlp_of_norm
+from weaktr.models.mlp import linear_of_norm, mlp_of_norm
 from weaktr.ops.attention import Attended, Packing, Statistics, softmax_attention
 from weaktr.ops.head_stats import HeadStats
 
@@ -36,6 +37,8 @@ def run_block(
     tokens: Tensor,
     rope: Tensor | None = None,
     prefix: int = 0,
+    *,
+    recompute: bool = False,
     **attention: Any,
 ) -> Layer:
     """Run timm's transformer block; returns its output and its intermediate values.
@@ -43,9 +46,22 @@ def run_block(
     Args:
         block: timm's Block or EvaBlock.
         tokens: [B, N, D].
+        recompute: keep only `tokens` for the gradient, and compute everything again when it is
+            wanted, with the same random numbers.
         rope, prefix, attention: see `attend`.
     """
-    attended, q, k, by_products = attend(block.attn, block.norm1(tokens), rope, prefix, **attention)
+    if recompute and torch.is_grad_enabled():
+        layer: Layer = checkpoint(
+            _run_block, block, tokens, rope, prefix, use_reentrant=False, **attention
+        )
+        return layer
+    return _run_block(block, tokens, rope, prefix, **attention)
+
+
+def _run_block(
+    block: Any, tokens: Tensor, rope: Tensor | None, prefix: int, **attention: Any
+) -> Layer:
+    attended, q, k, by_products = attend(block.attn, block.norm1, tokens, rope, prefix, **attention)
     if isinstance(block, EvaBlock):
         scale1, scale2 = (_gamma(block.gamma_1), _gamma(block.gamma_2))
     else:
@@ -57,7 +73,8 @@ def run_block(
 
 def attend(
     module: Any,
-    x: Tensor,
+    norm: nn.Module,
+    tokens: Tensor,
     rope: Tensor | None,
     prefix: int,
     *,
@@ -71,7 +88,8 @@ def attend(
     Args:
         module: timm's Attention, AttentionRope or EvaAttention; its weights, norms, gate and
             dropouts are used.
-        x: [B, N, D] normalised tokens.
+        norm: the layer norm before it.
+        tokens: [B, N, D].
         rope: rotary embedding of the N - prefix patch tokens, or None.
         prefix: number of tokens at the front that take no rotary embedding.
         with_lse, packing, statistics, attention: see `softmax_attention`.
@@ -79,15 +97,14 @@ def attend(
     Returns:
         (output [B, N, D] after projection, q and k [B, H, N, d], what attention returned).
     """
-    batch, tokens, _ = x.shape
-    q, k, v = _project(module, x)
+    q, k, v = _project(module, norm, tokens)
     q, k = module.q_norm(q), module.k_norm(k)
     if rope is not None:
         half = bool(getattr(module, "rotate_half", False))
         q = _rotate(q, rope, prefix, half).type_as(v)
         k = _rotate(k, rope, prefix, half).type_as(v)
     dropout = module.attn_drop.p if module.training else 0.0
-    if dropout and draws_for(module.attn_drop, x.device):
+    if dropout and draws_for(module.attn_drop, q.device):
         attended = Attended(attend_dropping(q, k, v, module.attn_drop), None)
     else:
         attended = softmax_attention(
@@ -98,26 +115,27 @@ def attend(
             statistics=statistics,
             attention=attention,
         )
-    out = module.norm(attended.out.transpose(1, 2).reshape(batch, tokens, -1))
+    out = module.norm(attended.out.transpose(1, 2).flatten(2))
     if getattr(module, "gate", None) is not None:
-        out = out * module.gate(x).sigmoid()
+        out = out * module.gate(norm(tokens)).sigmoid()
     return module.proj_drop(module.proj(out)), q, k, attended
 
 
-def _project(attention: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _project(attention: Any, norm: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """q, k, v, each [B, H, N, d], from fused or separate projections."""
-    batch, tokens, _ = x.shape
+    batch, count, _ = tokens.shape
     heads = attention.num_heads
     if attention.qkv is None:
+        x = norm(tokens)
         parts = [p(x) for p in (attention.q_proj, attention.k_proj, attention.v_proj)]
-        q, k, v = (p.reshape(batch, tokens, heads, -1).transpose(1, 2) for p in parts)
+        q, k, v = (p.reshape(batch, count, heads, -1).transpose(1, 2) for p in parts)
         return q, k, v
     if getattr(attention, "q_bias", None) is None:
-        qkv = attention.qkv(x)
+        qkv = linear_of_norm(norm, attention.qkv, tokens)
     else:
         bias = torch.cat([attention.q_bias, attention.k_bias, attention.v_bias])
-        qkv = F.linear(x, attention.qkv.weight, bias)
-    q, k, v = qkv.reshape(batch, tokens, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        qkv = F.linear(norm(tokens), attention.qkv.weight, bias)
+    q, k, v = qkv.reshape(batch, count, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
     return q, k, v
 
 

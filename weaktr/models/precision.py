@@ -1,49 +1,88 @@
 """The precision and the device that a model runs in and on.
 
 Without autocast a model computes in float32, on a GPU too: TF32, which keeps 10 of its 23 bits, is
-taken in matrix products, convolutions and our own kernels alike, and only if the program has asked
-for it by `torch.set_float32_matmul_precision`.
+taken in matrix products, convolutions and our own kernels alike, and only where a setting says
+"tf32" (`tf32_of`) or the program has asked for it by `torch.set_float32_matmul_precision`.
+
+"auto" and "fast" mean one thing in trainings (`training_amp`), where bf16 needs no scaling of
+gradients, and another in labelling and prediction, where fp16 rounds to an eighth.
 """
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 
 from weaktr.config import Amp
 
 _AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+#: The compute capability from which on a GPU multiplies bfloat16.
+_BF16_CAPABILITY = (8, 0)
 
 
 def amp_type(amp: Amp, device: torch.device) -> torch.dtype | None:
     """The autocast type of a setting, None = no autocast; "auto" = fp16 on CUDA alone."""
-    if amp == "auto":
-        return torch.float16 if device.type == "cuda" else None
-    return _AMP_TYPES.get(inference_amp(amp, device))
+    return _AMP_TYPES.get(inference_amp("fp16_on_cuda" if amp == "auto" else amp, device))
 
 
-def autocast(amp: Amp, device: torch.device) -> torch.autocast:
-    """The autocast context of a setting (see `amp_type`)."""
+@contextmanager
+def autocast(amp: Amp, device: torch.device) -> Iterator[None]:
+    """Compute below as a setting says: autocast (see `amp_type`), or in TF32 (see `tf32_of`)."""
     dtype = amp_type(amp, device)
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+    with tf32_of(amp, device), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+        yield
+
+
+@contextmanager
+def tf32_of(amp: Amp, device: torch.device) -> Iterator[None]:
+    """Have products and convolutions below take TF32 if `amp` is "tf32", on CUDA.
+
+    The switches are the whole process's; afterwards they are as before.
+    """
+    products, cudnn = torch.backends.cuda.matmul, cast(Any, torch.backends.cudnn)  # lacks `conv`
+    off: list[Any] = []
+    if amp == "tf32" and device.type == "cuda":
+        parts = (products, products), (cudnn, cudnn.conv)
+        off = [switch for switch, part in parts if part.fp32_precision != "tf32"]
+    for switch in off:
+        switch.allow_tf32 = True
+    try:
+        yield
+    finally:
+        for switch in off:
+            switch.allow_tf32 = False
+
+
+def training_amp(amp: Amp, device: torch.device) -> Amp:
+    """What `amp` means in a training: "none", "tf32", "bf16" or "fp16".
+
+    "auto" = bf16 on CUDA, fp16 on GPUs without bf16 in hardware, none elsewhere; "fast" = the same,
+    and bf16 on CPUs that multiply it in hardware.
+    """
+    if amp in ("auto", "fast") and device.type == "cuda":
+        has_bf16 = torch.cuda.get_device_capability(device) >= _BF16_CAPABILITY
+        return "bf16" if has_bf16 else "fp16"
+    return "none" if amp == "auto" else inference_amp(amp, device)
 
 
 def inference_amp(amp: Amp, device: torch.device) -> Amp:
     """`amp`, where "auto" means "fast": fp16 on CUDA, bf16 on CPUs that multiply it in hardware.
 
     Returns:
-        "none", "bf16" or "fp16".
+        "none", "tf32", "bf16" or "fp16".
     """
-    if amp not in ("auto", "fast"):
+    if amp not in ("auto", "fast", "fp16_on_cuda"):
         return amp
     if device.type == "cuda":
         return "fp16"
     cpu: Any = torch.cpu  # no public name tells what the CPU has in every version
     names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     has_bf16 = any(getattr(cpu, name)() for name in names if hasattr(cpu, name))
-    return "bf16" if device.type == "cpu" and has_bf16 else "none"
+    return "bf16" if amp != "fp16_on_cuda" and device.type == "cpu" and has_bf16 else "none"
 
 
 def keep_float32_in_convolutions() -> None:

@@ -71,6 +71,8 @@ class MaskTransformer(nn.Module):
     ) -> None:
         super().__init__()
         self.num_labels = num_labels
+        #: a setting of the run, see `run_block`
+        self.recompute = False
         self.blocks = nn.ModuleList(
             Block(
                 dim,
@@ -95,15 +97,15 @@ class MaskTransformer(nn.Module):
         """Patches [B, P, W] -> logits [B, L, P]."""
         x = self._join(patches)
         for block in self.blocks:
-            x = run_block(block, x).tokens
+            x = self._run(block, x)
         return self.masks(x)
 
     def early_and_final(self, patches: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [B, L, P] before and after the last block, through the same projections."""
         x = self._join(patches)
         for block in self.blocks[:-1]:
-            x = run_block(block, x).tokens
-        return self.masks(x), self.masks(run_block(self.blocks[-1], x).tokens)
+            x = self._run(block, x)
+        return self.masks(x), self.masks(self._run(self.blocks[-1], x))
 
     def masks(self, x: Tensor) -> Tensor:
         """Tokens [B, P + L, D] -> logits [B, L, P]."""
@@ -114,6 +116,9 @@ class MaskTransformer(nn.Module):
         classes = classes / classes.norm(dim=-1, keepdim=True)
         logits: Tensor = self.mask_norm(patches @ classes.transpose(1, 2))
         return logits.transpose(1, 2)
+
+    def _run(self, block: nn.Module, x: Tensor) -> Tensor:
+        return run_block(block, x, recompute=self.recompute).tokens
 
     def _join(self, patches: Tensor) -> Tensor:
         classes = self.cls_emb.expand(patches.shape[0], -1, -1)
@@ -211,6 +216,12 @@ class Segmenter(BackboneModel):
         if self.is_frozen:
             self.vit.eval()
         return self
+
+    def recompute_blocks(self, enabled: bool) -> None:
+        """As of every model; of the mask transformer's blocks too."""
+        super().recompute_blocks(enabled)
+        if isinstance(self.decoder, MaskTransformer):
+            self.decoder.recompute = enabled
 
     @torch.no_grad()
     def start_from(self, shares: Tensor) -> None:

@@ -61,6 +61,8 @@ class ViT(nn.Module):
             raise ValueError(f"position: expected one of {POSITION_MODES}, got {config.position!r}")
         #: a setting of the run, not of the model; may be changed later
         self.attention = chosen_attention(config.attention)
+        #: likewise, see `run_block`
+        self.recompute = False
         self.position = config.position
         model = create_backbone(config)
         self.patch_embed = model.patch_embed
@@ -176,6 +178,7 @@ class ViT(nn.Module):
             packing=batch.packing,
             statistics=statistics,
             attention=self.attention,
+            recompute=self.recompute,
         )
 
     def forward(self, images: Tensor, layers: Sequence[int] = (-1,)) -> Tensor:
@@ -274,6 +277,13 @@ class BackboneModel(nn.Module):
     def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """(mean, std) per RGB channel in [0, 1]."""
         return self.vit.normalization
+
+    def recompute_blocks(self, enabled: bool) -> None:
+        """Train with less memory and the same results, at the cost of a second forward pass.
+
+        Of each transformer block only what enters it is kept for the gradient.
+        """
+        self.vit.recompute = enabled
 
 
 def blocks_of(layers: Sequence[int], depth: int, setting: str = "layers") -> tuple[int, ...]:

@@ -24,7 +24,7 @@ from weaktr.inference.predictions import Predictor
 from weaktr.inference.threshold import drawn
 from weaktr.inference.windows import scaled_images, views
 from weaktr.models import CamModel, PatchModel, Segmenter
-from weaktr.models.precision import autocast
+from weaktr.models.precision import autocast, training_amp
 from weaktr.ops import soft_cross_entropy
 from weaktr.refine import choose_refiners
 from weaktr.stages.run import Run, Stage, to_segment
@@ -98,6 +98,7 @@ def _of_stage1(run: Run, trains: bool) -> dict[str, float]:
     if not trains:
         return seconds
     train = recipe.train_cam
+    model.recompute_blocks(train.recompute)
     optimizer = cam_optimizer(
         model.train(), train.lr, backbone_lr=train.backbone_lr, class_tokens=train.class_tokens
     )
@@ -106,7 +107,7 @@ def _of_stage1(run: Run, trains: bool) -> dict[str, float]:
     def step(count: int) -> None:
         pixels = torch.zeros(count, 3, *size, device=run.device)
         targets = torch.zeros(count, len(images.classes), device=run.device)
-        with autocast(train.amp, run.device):
+        with autocast(training_amp(train.amp, run.device), run.device):
             losses = cam_losses(model(pixels), targets)
         _update(losses, optimizer)
 
@@ -120,6 +121,7 @@ def _of_stage2(run: Run, names: Collection[str]) -> dict[str, float]:
     settings, images = run.train_seg, to_segment(run.train, run.recipe)
     labels = run.train.classes.num_labels
     model = Segmenter(run.recipe.seg_model, labels).to(run.device)
+    model.recompute_blocks(settings.recompute)
     seconds = {}
     if "predict" in names:
         seconds["predict"] = _seconds_of_predictions(run, model.eval())
@@ -139,7 +141,7 @@ def _of_stage2(run: Run, names: Collection[str]) -> dict[str, float]:
         else:
             targets = torch.full((count, labels, grid, grid), 1 / labels, device=run.device)
         classes = torch.zeros(count, labels - 1, device=run.device)
-        with autocast(settings.amp, run.device):
+        with autocast(training_amp(settings.amp, run.device), run.device):
             losses = segmenter_losses(model, settings, soft_cross_entropy, pixels, targets, classes)
         _update(losses, optimizer)
 

@@ -61,6 +61,7 @@ def train_cam(run: Run, folder: Path) -> int:
     model = CamModel(recipe.cam_model, len(classes))
     load_backbone(model.vit, recipe.cam_model)
     model = model.to(run.device)
+    model.recompute_blocks(settings.recompute)
     reasons = reasons_against(model, settings)
     passes_once = not reasons
     if reasons and settings.backbone_lr == 0 and settings.class_tokens == "frozen":

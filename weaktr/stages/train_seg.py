@@ -77,6 +77,7 @@ def train_seg(run: Run, folder: Path) -> int:
     model = Segmenter(config, classes.num_labels)
     load_backbone(model.vit, config)
     model = model.to(run.device)
+    model.recompute_blocks(settings.recompute)
     transform = data.seg_train_transform(
         settings.crop,
         normalization=cast(data.Normalization, model.normalization),

@@ -44,10 +44,11 @@ from weaktr.data.datasets import SeededDataset
 from weaktr.messages import duration
 from weaktr.models.checkpoints import load_strict
 from weaktr.models.dropping import Part, drop_for
-from weaktr.models.precision import amp_type, autocast
+from weaktr.models.precision import amp_type, autocast, tf32_of, training_amp
 from weaktr.progress import Meter, TensorBoard
 from weaktr.stopping import Held, Stopped, held_signals, ignore_signals
 from weaktr.training.average import MovingAverage
+from weaktr.training.memory import StepMemory, tells_of_too_little_memory
 from weaktr.training.metrics import MetricsLog, entries_in
 from weaktr.training.state import (
     STATE,
@@ -94,6 +95,8 @@ class StepSettings(Protocol):
     def amp(self) -> Amp: ...
     @property
     def compile(self) -> bool: ...
+    @property
+    def recompute(self) -> bool: ...
     @property
     def clip_grad(self) -> float | None: ...
     @property
@@ -266,13 +269,15 @@ class TrainingLoop(Generic[M]):
                 f"accumulate: expected at most the {len(loader)} batches of an epoch, "
                 f"got {settings.accumulate}"
             )
-        dtype = amp_type(settings.amp, self.device)
+        self.amp = training_amp(settings.amp, self.device)
+        dtype = amp_type(self.amp, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype is torch.float16)
         self.average: MovingAverage | None = None
         if settings.ema_decay is not None:
             self.average = MovingAverage(model, settings.ema_decay)
         if processes.count() > 1:
             drop_for(model, Part(processes.rows(settings.batch_size), settings.batch_size))
+        self.memory = StepMemory(self.stage, model, optimizer)
         is_first = processes.is_first()
         self.metrics = MetricsLog(folder / METRICS, is_written=is_first)
         self.board = TensorBoard(folder / "tensorboard", is_written=is_first)
@@ -289,6 +294,7 @@ class TrainingLoop(Generic[M]):
         self._first = 0.0  #: seconds of that one
         self._is_estimated = False
 
+    @tells_of_too_little_memory
     def train(
         self,
         losses_of: LossesOf,
@@ -319,7 +325,7 @@ class TrainingLoop(Generic[M]):
             return
 
         def step(batch: list[Tensor]) -> None:
-            with autocast(self.settings.amp, self.device):
+            with autocast(self.amp, self.device):
                 losses = losses_of(*batch)
             torch.stack(list(losses.values())).sum().backward()
             self.optimizer.zero_grad(set_to_none=True)
@@ -370,7 +376,7 @@ class TrainingLoop(Generic[M]):
         for batch in self.batches():
             is_last = (self.batch + 1) % settings.accumulate == 0
             with nullcontext() if shared is None or is_last else shared.no_sync():
-                with autocast(settings.amp, self.device):
+                with self.memory.first_pass(), autocast(self.amp, self.device):
                     losses = losses_of(*batch)
                 self.backward(losses)
             if not is_last:
@@ -433,8 +439,9 @@ class TrainingLoop(Generic[M]):
         """
         accumulate = self.settings.accumulate
         total = torch.stack([v for name, v in losses.items() if name not in self._beside]).sum()
-        # torch takes the mean over processes, and the parts are to be added up
-        self.scaler.scale(total * processes.count() / accumulate).backward()
+        with tf32_of(self.amp, self.device):
+            # torch takes the mean over processes, and the parts are to be added up
+            self.scaler.scale(total * processes.count() / accumulate).backward()
         for name, loss in {"loss": total, **losses}.items():
             share = loss.detach() / accumulate
             self._sums[name] = self._sums[name] + share if name in self._sums else share
@@ -509,6 +516,7 @@ class TrainingLoop(Generic[M]):
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_grad)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self.memory.tell()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update_parameters(self.model)

@@ -143,7 +143,7 @@ def segmenter_optimizer(
     for group in groups:
         group.update(lr=lr * group["lr_scale"], initial_lr=lr)
     if kind == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
+        return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=True)
     if kind == "adamw":
         return torch.optim.AdamW(groups, lr=lr, fused=True)
     raise ValueError(f"kind: expected 'sgd' or 'adamw', got {kind!r}")

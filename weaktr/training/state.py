@@ -16,6 +16,8 @@ from weaktr.models.released.torch_file import read_torch_file
 
 #: The file with the state, in the folder of the stage.
 STATE = "state.pt"
+#: How an optimiser's step is computed, in which versions differ; results are the same to rounding.
+HOW = ("fused", "foreach")
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
@@ -63,11 +65,17 @@ def refused_if_damaged(path: Path) -> Iterator[None]:
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """`Optimizer.load_state_dict` that compares kinds of values and shapes.
 
+    A step is still computed as this optimiser does it, not as that of the state did.
+
     Raises:
         ValueError, KeyError, TypeError: not the state of this optimiser.
     """
     before = [dict(group) for group in optimizer.param_groups]
-    optimizer.load_state_dict(state)
+    groups = [
+        {**group, **{name: own[name] for name in HOW if name in own}}
+        for group, own in zip(state["param_groups"], before, strict=True)
+    ]
+    optimizer.load_state_dict({**state, "param_groups": groups})
     for own, now in zip(before, optimizer.param_groups, strict=True):
         for name in own.keys() - {"params"}:
             if _kind(now.get(name)) != _kind(own[name]):

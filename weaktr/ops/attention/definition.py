@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from weaktr.ops.attention import Attended, AttentionInputs
-from weaktr.ops.attention.sdpa import attend_by, attend_packed, is_trained, kernel_of
+from weaktr.ops.attention.dropout import attend_with_dropout
+from weaktr.ops.attention.sdpa import attend_by, attend_packed, is_cast, is_trained, kernel_of
+from weaktr.ops.tracing import is_exporting
 
 
 def attention_torch(inputs: AttentionInputs) -> Attended:
@@ -19,6 +21,8 @@ def attention_torch(inputs: AttentionInputs) -> Attended:
     by_name = with_lse or (q.is_cuda and not is_trained(q, k, v))
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Attended:
+        if dropout > 0 and keeps_too_much(q, k, v):
+            return Attended(attend_with_dropout(q, k, v, dropout), None)
         kernel = kernel_of(q, k, v, dropout) if by_name else ""
         if not kernel:
             return Attended(F.scaled_dot_product_attention(q, k, v, dropout_p=dropout), None)
@@ -31,6 +35,17 @@ def attention_torch(inputs: AttentionInputs) -> Attended:
         out, lse = attend_packed(q, k, v, packing)
         return Attended(out, lse if with_lse else None)
     return by_length(attend, q, k, v, packing.lengths)
+
+
+def keeps_too_much(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether PyTorch would keep whole maps for the gradient: with dropout, on a CPU."""
+    return (
+        q.device.type == "cpu"
+        and q.dtype == k.dtype == v.dtype
+        and q.shape == k.shape == v.shape
+        and is_trained(q, k, v)
+        and not (torch.compiler.is_compiling() or is_exporting() or is_cast(q))
+    )
 
 
 def by_length(

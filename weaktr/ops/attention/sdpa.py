@@ -54,7 +54,7 @@ def kernel_of(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> str:
         return ""
     if q.device.type == "cpu":
         return "cpu"
-    if q.device.type != "cuda" or torch.version.hip or _is_cast(q):
+    if q.device.type != "cuda" or torch.version.hip or is_cast(q):
         return ""
     name = ON_CUDA.get(choice(q, k, v), "")
     return "" if name == "flash" and q.shape[-1] % WIDTHS_OF_FLASH else name
@@ -106,7 +106,7 @@ def choice_for(
         return _choice_now(q, k, v)
 
 
-def _is_cast(q: Tensor) -> bool:
+def is_cast(q: Tensor) -> bool:
     """Whether autocast has SDPA work in another dtype."""
     kind = q.device.type
     return torch.is_autocast_enabled(kind) and q.dtype != torch.get_autocast_dtype(kind)
