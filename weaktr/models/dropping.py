@@ -68,14 +68,14 @@ def drop_for(model: nn.Module, part: Part) -> None:
     """Have a model drop what it would drop of this part's images if it had the whole batch."""
     for module in list(model.modules()):
         for name, child in module.named_children():
-            if isinstance(child, DropPath):
-                setattr(
-                    module,
-                    name,
-                    PartDropPath(child.drop_prob, child.scale_by_keep, part).train(child.training),
-                )
-            elif isinstance(child, nn.Dropout):
-                setattr(module, name, PartDropout(child.p, part).train(child.training))
+            own: nn.Module
+            if isinstance(child, DropPath) and child.drop_prob:
+                own = PartDropPath(child.drop_prob, child.scale_by_keep, part)
+            elif isinstance(child, nn.Dropout) and child.p:
+                own = PartDropout(child.p, part)
+            else:
+                continue
+            setattr(module, name, own.train(child.training))
 
 
 def attend_dropping(q: Tensor, k: Tensor, v: Tensor, drop: PartDropout) -> Tensor:
