@@ -250,14 +250,12 @@ class TrainingLoop(Generic[M]):
         self.model.train()
         is_slow = self.device.type == "cpu" and not self.settings.compile
         size = self.settings.batch_size  # what is compiled takes batches of one size
-        self.loader.num_workers = min(
-            choose_processes(
-                self.stage,
-                self.loader.dataset,
-                step,
-                min(size, IMAGES_ON_CPU) if is_slow else size,
-                self.device,
-            ),
+        self.loader.num_workers = choose_processes(
+            self.stage,
+            self.loader.dataset,
+            step,
+            min(size, IMAGES_ON_CPU) if is_slow else size,
+            self.device,
             len(self.loader),
         )
 

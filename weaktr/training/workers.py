@@ -43,14 +43,21 @@ def processes_for(speed: Speed, device: torch.device, cores: int) -> int:
 
     Args:
         speed: measured here.
-        device: of the model. Beside a GPU one core is left for what feeds it; on a CPU the model
-            has one for itself, so that with a single core none is left: 0 = no further process.
+        device: of the model.
         cores: that this training may use, >= 1.
     """
     if device.type != "cpu":
-        return min(_wanted(speed), max(1, cores - 1))
+        return min(_wanted(speed), most_processes(device, cores))
     together = speed.model + speed.loading / cores
-    return min(math.ceil(speed.loading / together), cores - 1)
+    return min(math.ceil(speed.loading / together), most_processes(device, cores))
+
+
+def most_processes(device: torch.device, cores: int) -> int:
+    """How many processes are sensible: one core is left for the model, or for what feeds a GPU.
+
+    A CPU with a single core has none to spare: 0 = images are loaded between the steps.
+    """
+    return cores - 1 if device.type == "cpu" else max(1, cores - 1)
 
 
 def _wanted(speed: Speed) -> int:
@@ -70,8 +77,9 @@ def choose_processes(
     step: Callable[[list[Tensor]], object],
     images: int,
     device: torch.device,
+    batches: int,
 ) -> int:
-    """Measure, choose, and say so in the log.
+    """Measure, choose, and say so in the log; where one process is the most, nothing is measured.
 
     Args:
         stage: its name, for the log.
@@ -79,21 +87,24 @@ def choose_processes(
         step: a training step with a batch on the device, without a change of the model.
         images: in that batch.
         device: of the model.
+        batches: of an epoch; a process loads whole ones, so that more processes have nothing to do.
 
     Raises:
         DataError: one of the images that are loaded is missing or corrupt.
     """
     cores = cores_of_this_process()
+    most = most_processes(device, cores)
+    if most <= 1:
+        who = "1 process loads images" if most else "no further process loads images"
+        log.info("%s: %s (%d core%s)", stage, who, cores, "" if cores == 1 else "s")
+        return most
     speed = measured(dataset, step, images, device)
-    count = processes_for(speed, device, cores)
+    count = min(processes_for(speed, device, cores), batches)
     times = f"{_in_ms(speed.loading)} an image on a core, the model takes {_in_ms(speed.model)}"
-    if device.type != "cpu" and count < (wanted := _wanted(speed)):
+    if device.type != "cpu" and count == most < (wanted := _wanted(speed)):
         times += f", which {wanted} could keep up with, if there were the cores"
-    if count == 0:
-        log.info("%s: no further process loads images (%s)", stage, times)
-    else:
-        who = "1 process loads" if count == 1 else f"{count} processes load"
-        log.info("%s: %s images (%s)", stage, who, times)
+    who = "1 process loads" if count == 1 else f"{count} processes load"
+    log.info("%s: %s images (%s)", stage, who, times)
     return count
 
 
