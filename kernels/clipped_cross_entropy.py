@@ -23,6 +23,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from weaktr import processes
 from weaktr.kernels.tuning import Config, best_config, bucket
 from weaktr.ops.clipped_cross_entropy import ClippedLoss, ClippedLossInputs
 from weaktr.ops.registry import takes
@@ -69,28 +70,39 @@ def clipped_cross_entropy_triton(inputs: ClippedLossInputs) -> ClippedLoss:
     A label out of range gives its pixel, and thereby the loss, NaN.
     """
     run = clipped_loss if torch.compiler.is_compiling() else _ClippedLoss.apply
-    loss, mean_loss, loss_map, clipped, _, _ = run(*inputs)
-    return ClippedLoss(loss, mean_loss, loss_map, clipped)
+    loss, mean_loss, loss_map, clipped, thresholds, _, _ = run(*inputs)
+    return ClippedLoss(loss, mean_loss, loss_map, clipped, thresholds)
 
 
 # ---- operators ----------------------------------------------------------------------------------
 
 
 def _forward(
-    logits: Tensor, labels: Tensor, patch_size: int, start_value: float, ignore_index: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(loss, mean loss, loss map, clipped), then `scaled` and log-sum-exp for the gradient."""
+    logits: Tensor,
+    labels: Tensor,
+    patch_size: int,
+    start_value: float,
+    ignore_index: int,
+    batch: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The fields of `ClippedLoss`, then `scaled` and log-sum-exp for the gradient."""
     with torch.cuda.device_of(logits):
         scaled = scale_logits(logits)
         losses, lse = pixel_losses(scaled, labels, logits.shape[1], ignore_index)
-        loss, mean_loss, clipped = clip_losses(losses, lse, patch_size, start_value)
-    return loss, mean_loss, losses, clipped, scaled, lse
+        loss, mean, clipped, limits = clip_losses(losses, lse, patch_size, start_value, batch)
+    return loss, mean, losses, clipped, limits, scaled, lse
 
 
 def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs[:2], *output[4:])
+    ctx.share = len(inputs[1]) / inputs[5]
+    ctx.save_for_backward(*inputs[:2], *output[5:])
+
+
+def _of_part(gradient: Tensor, ctx: Any) -> Tensor:
+    """The gradient of the mean over the images here, from that of their share of the batch's."""
+    return gradient if ctx.share == 1 else gradient * ctx.share
 
 
 class _ClippedLoss(torch.autograd.Function):
@@ -107,8 +119,8 @@ class _ClippedLoss(torch.autograd.Function):
     @once_differentiable  # whose stub loses the signature
     def backward(ctx: Any, gradient: Tensor | None, *_: Any) -> Any:  # type: ignore[override]
         if gradient is None:
-            return (None,) * 5
-        return logits_gradient(gradient, *ctx.saved_tensors), *(None,) * 4
+            return (None,) * 6
+        return logits_gradient(_of_part(gradient, ctx), *ctx.saved_tensors), *(None,) * 5
 
 
 #: The same as an operator, which torch.compile takes as a whole.
@@ -116,11 +128,13 @@ clipped_loss = torch.library.custom_op("weaktr::clipped_loss", _forward, mutates
 
 
 @clipped_loss.register_fake
-def _(logits: Tensor, labels: Tensor, *_: Any) -> tuple[Tensor, ...]:
+def _(logits: Tensor, labels: Tensor, patch_size: int, *_: Any) -> tuple[Tensor, ...]:
     losses = logits.new_empty(labels.shape, dtype=_wide(logits))
     loss, mean_loss = losses.new_empty(()), losses.new_empty(())
     clipped = losses.new_empty((), dtype=torch.bool)
-    return loss, mean_loss, losses, clipped, _empty_scaled(logits), torch.empty_like(losses)
+    thresholds = losses.new_empty(_tiles(losses, patch_size)[1])
+    scaled, lse = _empty_scaled(logits), torch.empty_like(losses)
+    return loss, mean_loss, losses, clipped, thresholds, scaled, lse
 
 
 @torch.library.custom_op("weaktr::clipped_loss_backward", mutates_args=())
@@ -137,7 +151,7 @@ def _(gradient: Tensor, logits: Tensor, *_: Tensor) -> Tensor:
 
 
 def _backward(ctx: Any, gradient: Tensor, *_: Any) -> Any:
-    return clipped_loss_backward(gradient, *ctx.saved_tensors), *(None,) * 4
+    return clipped_loss_backward(_of_part(gradient, ctx), *ctx.saved_tensors), *(None,) * 5
 
 
 clipped_loss.register_autograd(_backward, setup_context=_keep_inputs)
@@ -180,30 +194,38 @@ def pixel_losses(
 
 
 def clip_losses(
-    losses: Tensor, lse: Tensor, patch_size: int, start_value: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`definition.clip_losses` -> (loss, mean loss, clipped).
+    losses: Tensor, lse: Tensor, patch_size: int, start_value: float, batch: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`definition.clip_losses` -> (loss, mean loss, clipped, thresholds).
 
     `lse` becomes infinite where a pixel is held at its threshold.
     """
-    batch, height, width = losses.shape
-    tile = (min(patch_size, height), min(patch_size, width))
+    images, height, width = losses.shape
+    tile, tiles = _tiles(losses, patch_size)
     across = min(bucket(tile[1]), PIECE_ACROSS)
     down = min(bucket(tile[0]), PIECE_ROWS, PIECE_PIXELS // across)
-    grid = (
-        _parts(height, tile[0]) * _parts(width, tile[1]),
-        _parts(tile[0], PIECE_ROWS),
-        batch,
-    )
+    grid = (tiles[0] * tiles[1], _parts(tile[0], PIECE_ROWS), images)
     sizes = (height, width, *tile)
     blocks = {"ROWS": PIECE_ROWS, "DOWN": down, "ACROSS": across}
     sums, held = losses.new_empty(2, *grid)
     tile_sums_kernel[grid](losses, sums, *sizes, **blocks)
-    total = sums.sum()
-    mean_loss, clipped = torch.empty_like(total), torch.empty_like(total, dtype=torch.bool)
-    results = (held, mean_loss, clipped)
-    clip_kernel[grid](losses, lse, sums, total, *results, float(start_value), *sizes, **blocks)
-    return held.sum(), mean_loss, clipped
+    of_tiles = sums.sum((1, 2))
+    if batch != images:
+        of_tiles = processes.total(of_tiles)
+    scalars = losses.new_empty((), dtype=torch.bool), losses.new_empty(())
+    results = (held, *scalars, thresholds := losses.new_empty(tiles))
+    clip_kernel[grid](
+        *(losses, lse, of_tiles, *results, float(start_value), batch, *sizes), **blocks
+    )
+    clipped, mean_loss = scalars
+    return held.sum(), mean_loss, clipped, thresholds
+
+
+def _tiles(losses: Tensor, patch_size: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(H, W) of a whole tile of [B, H, W], and how many there are down and across."""
+    _, height, width = losses.shape
+    tile = (min(patch_size, height), min(patch_size, width))
+    return tile, (_parts(height, tile[0]), _parts(width, tile[1]))
 
 
 def logits_gradient(
@@ -747,12 +769,13 @@ def tile_sums_kernel(
 def clip_kernel(
     losses,
     lse,
-    sums,
-    total,
+    tile_sums,
     held,
-    mean_loss,
     clipped,
+    mean_loss,
+    thresholds,
     start_value,
+    batch,
     height,
     width,
     tile_height,
@@ -763,25 +786,26 @@ def clip_kernel(
 ):
     """Losses held at their threshold, summed and divided by the number of all pixels.
 
-    `lse` becomes infinite where a loss is held. `sums` are those of `tile_sums_kernel`, `total` is
-    their sum; the first program stores the mean loss and whether clipping is active.
+    `lse` becomes infinite where a loss is held. `tile_sums` are the losses of every tile, summed
+    over a whole batch of `batch` images. The first program stores the mean loss and whether
+    clipping is active, the first of a tile its threshold.
     """
     WIDE: tl.constexpr = losses.dtype.element_ty
     first, last, left, right = _piece_of(height, width, tile_height, tile_width, ROWS)
-    pixels = tl.num_programs(2).to(WIDE) * height * width
-    mean = tl.load(total) / pixels
+    images = tl.zeros([], WIDE) + batch
+    pixels = images * height * width
+    parts = tl.zeros([DOWN * ACROSS], WIDE)
+    for start in range(0, tl.num_programs(0), DOWN * ACROSS):
+        tile = start + tl.arange(0, DOWN * ACROSS)
+        parts += tl.load(tile_sums + tile, mask=tile < tl.num_programs(0), other=0.0)
+    mean = tl.sum(parts) / pixels
     is_active = mean <= start_value
 
-    pieces = tl.num_programs(1) * tl.num_programs(2)
-    sums += tl.program_id(0).to(tl.int64) * pieces
-    parts = tl.zeros([DOWN * ACROSS], WIDE)
-    for start in range(0, pieces, DOWN * ACROSS):
-        piece = start + tl.arange(0, DOWN * ACROSS)
-        parts += tl.load(sums + piece, mask=piece < pieces, other=0.0)
     top = first - tl.program_id(1) * ROWS
     rows = tl.minimum(top + tile_height, height) - top
-    tile_mean = tl.sum(parts) / (tl.num_programs(2).to(WIDE) * rows * (right - left))
-    threshold = tl.where(is_active, tl.maximum(tile_mean, mean), float("inf"))
+    tile_mean = tl.load(tile_sums + tl.program_id(0)) / (images * rows * (right - left))
+    limit = tl.maximum(tile_mean, mean)
+    threshold = tl.where(is_active, limit, float("inf"))
 
     kept = tl.zeros([DOWN, ACROSS], WIDE)
     for y in range(first, last, DOWN):
@@ -792,6 +816,8 @@ def clip_kernel(
             kept += tl.where(is_held, threshold, loss)
             tl.store(lse + place, float("inf"), mask=inside & is_held)
     tl.store(held + _place_of_sum(), tl.sum(kept) / pixels)
-    if (tl.program_id(0) + tl.program_id(1) + tl.program_id(2)) == 0:
-        tl.store(mean_loss, mean)
-        tl.store(clipped, is_active)
+    if (tl.program_id(1) + tl.program_id(2)) == 0:
+        tl.store(thresholds + tl.program_id(0), limit)
+        if tl.program_id(0) == 0:
+            tl.store(mean_loss, mean)
+            tl.store(clipped, is_active)

@@ -273,11 +273,11 @@ def has_tensorboard() -> bool:
 
 
 class TensorBoard:
-    """Scalars for TensorBoard; does nothing where it is not installed."""
+    """Scalars for TensorBoard; does nothing where it is not installed, or not `is_written`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, is_written: bool = True) -> None:
         self._writer: Any = None
-        if has_tensorboard():
+        if is_written and has_tensorboard():
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(str(folder))

@@ -11,7 +11,7 @@ from PIL import Image
 from weaktr.contents import Contents
 from weaktr.data.classes import palette
 from weaktr.data.io import read_stored_labels
-from weaktr.data.masks import MaskEntry, MaskFolder, RefinedMasks, write_mask
+from weaktr.data.masks import MaskEntry, MaskFolder, RefinedMasks, join_journals, write_mask
 
 MASK = np.array([[0, 1, 20], [255, 5, 0]], np.uint8)
 
@@ -57,6 +57,44 @@ def test_mask_folder_survives_a_half_written_line(tmp_path):
     assert masks.index.read_bytes() == content
     assert again.entries["c"].size == (2, 3)
     assert again.entries["c"].labels == (0, 1, 5, 20, 255)
+
+
+def test_several_processes_fill_one_folder(tmp_path):
+    def folder(process):
+        known = {"contents": Contents(), "refined": True, "process": process}
+        return RefinedMasks(tmp_path, **known)
+
+    def written(masks, name, value):
+        labels = np.full((3, 4), value, np.uint8)
+        masks.record(masks.write(name, {"plain": labels, "refined": labels + 1}.__getitem__))
+
+    first, third = folder(0), folder(2)
+    written(first, "a", 1)
+    written(third, "b", 2)
+    third.record([MaskEntry("c", None, None, (3, 4), ())])
+    third.flush()
+    lines = [path.name for path in sorted(tmp_path.rglob("index*.jsonl"))]
+    assert lines == ["index.2.jsonl", "index.jsonl"] * 2
+    assert "b" not in first.masks and first.done("b") is None
+    killed = folder(1)  # who comes before these are joined knows of all
+    assert {"a", "b"} == killed.masks.entries.keys() == killed.before.entries.keys()
+    (tmp_path / "index.2.jsonl").open("a").write('{"name": "half')
+    first.join()
+    assert first.done("b").file == "masks/b.png" and first.done("c").file is None
+    assert first.before.read("b").max() == 2 and first.masks.read("b").max() == 3
+    assert not list(tmp_path.rglob("index.2.jsonl"))
+    again = folder(0)
+    assert again.names == {"a", "b", "c"} and not again.masks.edited
+    assert len((tmp_path / "index.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_newer_line_of_another_process_wins(tmp_path):
+    masks = MaskFolder(tmp_path)
+    masks.add("a", np.full((3, 4), 1, np.uint8))
+    MaskFolder(tmp_path, process=1).add("a", np.full((3, 4), 2, np.uint8))
+    assert MaskFolder(tmp_path).entries["a"].labels == (2,)
+    join_journals(tmp_path)
+    assert MaskFolder(tmp_path).entries["a"].labels == (2,)
 
 
 @pytest.mark.parametrize("share", ["1" + "0" * 400, '"1e"', "[]", "{}"])

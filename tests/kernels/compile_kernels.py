@@ -209,7 +209,7 @@ def loss_kernels(dtype: torch.dtype, num_labels: int) -> None:
     labels = torch.zeros(1, 48, 48, dtype=torch.uint8)
     scaled = loss.scale_logits(logits)
     losses, lse = loss.pixel_losses(scaled, labels, num_labels, 255)
-    loss.clip_losses(losses, lse, 12, 1.2)
+    loss.clip_losses(losses, lse, 12, 1.2, 1)
     loss.logits_gradient(torch.ones(()), logits, labels, scaled, lse)
 
 

@@ -13,11 +13,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tests.tolerances import assert_close
+from weaktr import processes
 from weaktr.ops import clipped_cross_entropy
 from weaktr.ops.clipped_cross_entropy import tiles as cpu
 from weaktr.ops.clipped_cross_entropy.definition import (
     clip_losses,
-    clip_threshold,
+    of_pixels,
     pixel_losses,
     sums_of_tiles,
 )
@@ -96,7 +97,8 @@ def test_published_code(golden, backend, device, name, start):
     assert_close(gradient[every].cpu(), stored["grad_logits"], "golden_gradient")
     clipped_map = result.loss_map
     if active:
-        clipped_map = clipped_map.minimum(clip_threshold(clipped_map, patch_size))
+        thresholds = clip_losses(clipped_map, patch_size, 0.0).thresholds
+        clipped_map = clipped_map.minimum(of_pixels(thresholds, patch_size, clipped_map))
     assert_close(clipped_map[every].cpu(), stored["loss"], "golden")
 
 
@@ -198,9 +200,38 @@ def test_backends_agree_with_the_definition(backend, device, shape, start):
     expected = definition(logits, labels, 13, start)
     got = clipped_cross_entropy(logits, labels, patch_size=13, start_value=start, backend=backend)
     (gradient,) = torch.autograd.grad(got.loss, logits)
-    for name in ("loss", "mean_loss", "loss_map"):
+    for name in ("loss", "mean_loss", "loss_map", "thresholds"):
         assert_close(getattr(got, name), getattr(expected, name), "float32")
     assert_close(gradient, torch.autograd.grad(expected.loss, logits)[0], "float32")
+
+
+@pytest.mark.parametrize("start", [1e3, 0.1])
+def test_parts_of_a_batch_add_up_to_it(backend, device, start, monkeypatch):
+    """Two processes with two images and one: each in turn gets the sums of both."""
+    logits, labels = (x.to(device) for x in example(SHAPES[1]))
+    logits.requires_grad_()
+    options = {"patch_size": 13, "start_value": start, "backend": backend}
+    whole = clipped_cross_entropy(logits, labels, **options)
+    (expected,) = torch.autograd.grad(whole.loss, logits)
+    sums = []
+
+    def part(rows):
+        own = logits[rows].detach().requires_grad_()
+        result = clipped_cross_entropy(own, labels[rows], batch=3, **options)
+        return result, torch.autograd.grad(result.loss, own)[0]
+
+    monkeypatch.setattr(processes, "total", lambda values: sums.append(values) or values)
+    rows = (slice(0, 2), slice(2, 3))
+    for own in rows:
+        part(own)
+    monkeypatch.setattr(processes, "total", lambda values: sums[0] + sums[1])
+    (first, of_first), (second, of_second) = map(part, rows)
+    assert_close(first.loss + second.loss, whole.loss, "float32")
+    for own in (first, second):
+        assert_close(own.mean_loss, whole.mean_loss, "float32")
+        assert_close(own.thresholds, whole.thresholds, "float32")
+        assert own.clipped == whole.clipped == (start > 1)
+    assert_close(torch.cat([of_first, of_second]), expected, "float32")
 
 
 @pytest.mark.parametrize("elements", [50, 5000])

@@ -120,8 +120,10 @@ def test_a_label_out_of_range_is_seen_in_the_loss(kernels):
 
 def test_operators_are_registered_as_torch_wants_them(kernels):
     logits, labels = inputs((1, 3, 2, 2, 3, 4))
-    torch.library.opcheck(kernels.clipped_loss, (logits, labels, 2, 1e3, 255))
-    loss, *_, scaled, lse = (x.detach() for x in kernels.clipped_loss(logits, labels, 2, 1e3, 255))
+    torch.library.opcheck(kernels.clipped_loss, (logits, labels, 2, 1e3, 255, 1))
+    loss, *_, scaled, lse = (
+        x.detach() for x in kernels.clipped_loss(logits, labels, 2, 1e3, 255, 1)
+    )
     arguments = (torch.ones_like(loss), logits.detach(), labels, scaled, lse)
     torch.library.opcheck(kernels.clipped_loss_backward, arguments)
 

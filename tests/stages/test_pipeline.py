@@ -20,6 +20,7 @@ from torch._dynamo.exc import TorchDynamoException
 
 from tests.stages import tiny
 from tests.training.lines import read_metrics
+from weaktr import data
 from weaktr.cli.show import _folders
 from weaktr.config import Recipe
 from weaktr.data import Classes
@@ -28,7 +29,7 @@ from weaktr.evaluation.conditions import held_out
 from weaktr.models import CamModel, checkpoints
 from weaktr.outputs import begin
 from weaktr.recipes import dump_recipe
-from weaktr.stages import pipeline
+from weaktr.stages import pipeline, train_cam
 from weaktr.stages.evaluate import (
     TABLE,
     evaluate,
@@ -245,14 +246,29 @@ def test_moving_average_accumulation_and_watching(root, tmp_path):
     assert len([row for row in rows if "watched_not_held_out_miou" in row]) == 2
 
 
-def test_a_loss_that_is_not_finite_is_told(root, tmp_path):
-    """lr = 1e30, more than a setting may have, makes the weights so."""
-    recipe = tiny.recipe(root, train_cam={"warmup_epochs": 0, "lag_one_epoch": False})
-    object.__setattr__(recipe.train_cam, "lr", 1e30)
-    with pytest.raises(
-        ValueError, match=r"loss not finite at epoch 0, step \d+ .*Try a lower train_\w+\.lr"
-    ):
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_loss_that_is_not_finite_is_told_with_its_images(root, tmp_path, monkeypatch, accumulate):
+    """The third batch of the second epoch has one."""
+    recipe = tiny.recipe(root, train_cam={"accumulate": accumulate}, log_steps=3)
+    batches, names = [], []
+    losses = train_cam.cam_losses
+    read = data.CamDataset.__getitem__
+
+    def of_batch(output, targets, batch):
+        batches.append(len(targets))
+        scale = float("nan") if len(batches) == 9 else 1.0
+        return {name: scale * loss for name, loss in losses(output, targets, batch).items()}
+
+    def item(dataset, index):
+        names.append(dataset.samples[index].name)
+        return read(dataset, index)
+
+    monkeypatch.setattr(train_cam, "cam_losses", of_batch)
+    monkeypatch.setattr(data.CamDataset, "__getitem__", item)
+    with pytest.raises(ValueError, match="loss not finite at epoch 1, step") as error:
         run_recipe(recipe, tmp_path, only="train_cam")
+    images = ", ".join(names[8 * 4 : 9 * 4])
+    assert f"in the batch of {images}. Try a lower train_cam.lr" in str(error.value)
 
 
 def test_a_compiler_that_fails_is_told(monkeypatch, tmp_path):

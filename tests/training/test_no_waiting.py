@@ -111,8 +111,8 @@ def test_stage_2(root, tmp_path, steps, model, settings):
 def test_a_step_that_waits_fails(root, tmp_path, steps, monkeypatch, wait):
     losses_of = cam.cam_losses
 
-    def waiting(output, targets):
-        losses = losses_of(output, targets)
+    def waiting(*arguments):
+        losses = losses_of(*arguments)
         wait(losses["class"].detach())
         return losses
 

@@ -12,12 +12,17 @@ import torch
 from tests.models import small
 from weaktr.config import TrainSegConfig
 from weaktr.data.datasets import shown_classes
-from weaktr.ops import collision_cross_entropy, soft_cross_entropy
+from weaktr.ops import clipped_cross_entropy, collision_cross_entropy, soft_cross_entropy
 from weaktr.training.segmenter_losses import (
     LEAST_SHARE,
+    NEARLY_ALL,
+    SILENCED,
+    SILENT_STEPS,
+    Silence,
     balancing,
     class_loss,
     segmenter_losses,
+    silenced,
 )
 
 
@@ -62,9 +67,44 @@ def test_all_losses_come_from_one_pass(size, monkeypatch):
         assert losses["image"].equal(class_loss(encoding.classes, shown))
     labels = torch.randint(0, 4, (2, *size))
     clipped = segmenter_losses(model, TrainSegConfig(), collision_cross_entropy, images, labels)
-    assert clipped.keys() == {"clipped"}
+    assert clipped.keys() == {"clipped", SILENCED}
     assert clipped["clipped"].equal(model.loss(images, labels).loss)
     assert len(passes) == 4
+
+
+# ---- clipping that silences objects --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("start", [9.0, 0.01])
+def test_the_share_of_objects_that_clipping_silences(start):
+    """Two tiles: in the left one all is taken for background, in the right one the lower half."""
+    labels = torch.zeros(1, 8, 16, dtype=torch.long)
+    labels[0, 0, :4] = 2  # 4 pixels of an object in the left tile
+    labels[0, :, 8:] = 1  # 64 in the right one
+    labels[0, 7, 0] = 255
+    logits = torch.zeros(1, 3, 8, 16)
+    logits[0, 0, :, :8] = logits[0, 0, 4:] = logits[0, 1, :4, 8:] = 9.0
+    result = clipped_cross_entropy(logits, labels, patch_size=8, start_value=start)
+    expected = (4 + 32) / 68 if start > 1 else 0.0
+    assert silenced(result, labels, 8).item() == pytest.approx(expected)
+    assert silenced(result, torch.zeros_like(labels), 8).item() == 0
+
+
+def test_silence_is_told_once_and_only_where_it_lasts(caplog):
+    def entries(*shares):
+        return [{"step": step, SILENCED: share} for step, share in enumerate(shares, 1)]
+
+    Silence(1.2).notice(entries(*[0.99] * (SILENT_STEPS - 1)))
+    Silence(1.2).notice(entries(*[NEARLY_ALL - 0.05] * 200))
+    Silence(1.2).notice(entries(*[0.0] * 200))
+    assert not caplog.records
+    silence = Silence(1.2)
+    for _ in range(3):
+        silence.notice(entries(*[0.0, 0.97] * SILENT_STEPS))
+    (record,) = caplog.records
+    message = record.getMessage()
+    assert f"up to step {2 * SILENT_STEPS} clipping left 97 % of the pixels of objects" in message
+    assert "clip_start=1.2" in message and "--set train_seg.clip_start=0" in message
 
 
 # ---- rare labels ---------------------------------------------------------------------------------

@@ -29,6 +29,20 @@ def test_state_restores_all_random_numbers(tmp_path):
     assert load_state(tmp_path / "none.pt") is None
 
 
+@pytest.mark.parametrize(("current", "kept"), [(0, 1), (3, 1), (0, 8), (3, 8), (5, 2)])
+def test_random_numbers_of_a_gpu_go_on_with_any_number_of_gpus(monkeypatch, current, kept):
+    restored = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: torch.tensor([7]))
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state: restored.append(int(state)))
+    state = random_state()
+    assert state["cuda"] == [torch.tensor([7])]
+    state["cuda"] = [torch.tensor([number]) for number in range(kept)]  # 8: an older version's
+    restore_random_state(state)
+    assert restored == [min(current, kept - 1)]
+
+
 def loop_in(folder, width=3, **settings):
     """A training of a small model, at its start or where the state in the folder says."""
     model = torch.nn.Linear(width, 2)

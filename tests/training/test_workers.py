@@ -96,6 +96,17 @@ def test_the_log_says_how_many_and_why(monkeypatch, caplog, speed, where, line):
     assert caplog.messages == [f"train_cam: {line}"]
 
 
+def test_processes_that_train_together_all_measure(monkeypatch, caplog):
+    """Or one that has few cores would not take part in the steps of the others."""
+    measurements = []
+    monkeypatch.setattr(workers.processes, "count", lambda: 2)
+    monkeypatch.setattr(workers, "cores_of_this_process", lambda: 1)
+    monkeypatch.setattr(workers, "measured", lambda *_: measurements.append(1) or Speed(0.01, 1.0))
+    with caplog.at_level("INFO", "weaktr"):
+        assert choose_processes("train_seg", Numbers(), print, 4, CPU, 100) == 0
+    assert measurements and "no further process loads images (10 ms" in caplog.text
+
+
 def test_a_process_for_each_batch_of_an_epoch_is_enough(monkeypatch, caplog):
     monkeypatch.setattr(workers, "measured", lambda *_: Speed(0.1, 0.001))
     monkeypatch.setattr(workers, "cores_of_this_process", lambda: 8)

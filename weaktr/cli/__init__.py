@@ -1,7 +1,8 @@
 """The commands ``weaktr`` and ``weaktr-train``.
 
 Exit codes: 0 all done; 1 something was left out, or failed for a reason outside the input (a full
-disk, a file that may not be read); 2 wrong input, nothing was done; 130 interrupted.
+disk, a file that may not be read); 2 wrong input, nothing was done; 130 interrupted, 143 stopped by
+SIGTERM, and 128 and its number for any other signal.
 
 A command is a module with `HELP`, `add_arguments` and `run`. It imports torch inside its functions,
 so that ``--help`` is fast. For a mistake in the input, a command prints one line that says what to
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -43,6 +45,7 @@ from weaktr.cli.threads import let_threads_sleep
 from weaktr.files import WRONG_PATHS
 from weaktr.messages import printable
 from weaktr.progress import console, log, set_up_logging
+from weaktr.stopping import Stopped, ended_by_signals
 
 __all__ = [
     "FAILED",
@@ -85,7 +88,7 @@ COMMANDS: dict[str, Command] = {
 }
 
 
-EXIT_CODES = "exit codes: 0 done, 1 in part or failed, 2 wrong input, 130 interrupted"
+EXIT_CODES = "exit codes: 0 done, 1 in part or failed, 2 wrong input, 130 interrupted, 143 SIGTERM"
 
 
 class Parser(argparse.ArgumentParser):
@@ -117,8 +120,8 @@ def _print_traceback(
 
 
 def _leave(code: int) -> NoReturn:
-    """End the process; after Ctrl-C without waiting for compiled code that is still at work."""
-    if code == INTERRUPTED:
+    """End the process; after a signal without waiting for compiled code that is still at work."""
+    if code > 128:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         os._exit(code)
@@ -171,10 +174,12 @@ def _run(command: Callable[[argparse.Namespace], int], arguments: argparse.Names
     set_up_logging(logging.DEBUG if arguments.debug else logging.INFO)
     keep_freed_memory()
     try:
-        return command(arguments)
-    except KeyboardInterrupt:
-        log.warning("interrupted; start the same command again to go on")
-        return INTERRUPTED
+        with ended_by_signals():
+            return command(arguments)
+    except KeyboardInterrupt as error:
+        stopped = error if isinstance(error, Stopped) else Stopped(signal.SIGINT)
+        log.warning("%s", stopped)
+        return stopped.code
     except Exception as error:
         code = None if arguments.debug else _exit_code(error)
         if code is None:
@@ -198,9 +203,10 @@ def _exit_code(error: BaseException) -> int | None:
         return None
     from weaktr.inference.pipeline import PipelineError, is_out_of_memory
     from weaktr.ops.registry import BackendUnavailable
+    from weaktr.processes import ProcessLost
 
     if isinstance(error, PipelineError) and error.__cause__ is not None:
         return FAILED if isinstance(error.__cause__, OSError) else _exit_code(error.__cause__)
-    if is_out_of_memory(error):
+    if is_out_of_memory(error) or isinstance(error, ProcessLost):
         return FAILED
     return WRONG_INPUT if isinstance(error, BackendUnavailable) else None

@@ -29,6 +29,11 @@ A finished stage is not run again unless its inputs have changed; a run that was
 interrupted or killed goes on from its last checkpoint when started again. Before
 anything runs, all that can be known is checked: splits, files, settings, weights.
 
+Several GPUs, on one machine or many, share every batch when torchrun starts it:
+  torchrun --nproc-per-node 4 $(which weaktr-train) coco14_deit_s --data-root /data
+The batch, and all that follows from it, stays that of the recipe; see docs/training.md.
+Ctrl-C, SIGTERM and SIGUSR1 end a training after its step, which is saved.
+
 Your own photographs need no recipe but own_dinov2_s, in which train_seg.epochs and
 train_seg.batch_size are auto: by the number of photographs, as configs/README.md says.
 
@@ -83,6 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.print:
         sys.stdout.write(dump_recipe(recipe))
         return 0
+    from weaktr import processes
     from weaktr.report.page import report_at_the_end
     from weaktr.stages.pipeline import check_recipe, run_recipe
 
@@ -99,6 +105,8 @@ def run(arguments: argparse.Namespace) -> int:
         parts = check_recipe(recipe, folder, **chosen)
         return show_check(recipe.name, parts, time.monotonic() - started)
     left_out = run_recipe(recipe, folder, **chosen)
+    if not processes.speaks():
+        return FAILED if left_out else 0
     log.info("results: %s", folder)
     if not arguments.no_report:
         report_at_the_end(folder)

@@ -302,6 +302,7 @@ class EpochSampler(Sampler[list[int]]):
         seed: of the order.
         shuffle: False = ascending order in every epoch.
         drop_last: leave out a last batch that is not full.
+        rows: which items of every batch are handed out: those of one process of several.
 
     Raises:
         ValueError: `length` or `batch_size` < 1, or `drop_last` leaves no batch.
@@ -315,6 +316,7 @@ class EpochSampler(Sampler[list[int]]):
         seed: int = 0,
         shuffle: bool = True,
         drop_last: bool = True,
+        rows: slice = slice(None),
     ) -> None:
         if length < 1 or batch_size < 1:
             raise ValueError(
@@ -326,7 +328,7 @@ class EpochSampler(Sampler[list[int]]):
                 "none; take a smaller batch"
             )
         self.length, self.batch_size, self.seed = length, batch_size, seed
-        self.shuffle, self.drop_last = shuffle, drop_last
+        self.shuffle, self.drop_last, self.rows = shuffle, drop_last, rows
         self.epoch, self.start_batch = 0, 0
 
     @property
@@ -353,9 +355,21 @@ class EpochSampler(Sampler[list[int]]):
         return self.batches_per_epoch - self.start_batch
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = list(range(self.length))
-        if self.shuffle:
-            generator = torch.Generator().manual_seed(mixed_seed(self.seed, self.epoch))
-            order = torch.randperm(self.length, generator=generator).tolist()
+        order = self.order(self.epoch)
         for batch in range(self.start_batch, self.batches_per_epoch):
-            yield order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            yield self._batch(order, batch)[self.rows]
+
+    def order(self, epoch: int) -> list[int]:
+        """All indices in the order of an epoch."""
+        if not self.shuffle:
+            return list(range(self.length))
+        generator = torch.Generator().manual_seed(mixed_seed(self.seed, epoch))
+        order: list[int] = torch.randperm(self.length, generator=generator).tolist()
+        return order
+
+    def batch(self, epoch: int, batch: int) -> list[int]:
+        """The indices of a whole batch of an epoch, of all processes."""
+        return self._batch(self.order(epoch), batch)
+
+    def _batch(self, order: list[int], batch: int) -> list[int]:
+        return order[batch * self.batch_size : (batch + 1) * self.batch_size]

@@ -1,6 +1,7 @@
 """Masks as files: 8-bit palette PNGs, and a folder of them with an index.
 
 FOLDER/index.jsonl            a line for each image that is done
+FOLDER/index.3.jsonl          lines of the fourth of several processes, while they fill the folder
 FOLDER/masks/NAME.png
 FOLDER/before_refinement/     a folder like this one, of the masks before refinement
 
@@ -14,6 +15,7 @@ import io
 import json
 import operator
 import os
+import re
 from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,6 +41,7 @@ from weaktr.files import is_clutter, keep_lines, require_file, write_bytes
 from weaktr.messages import brief
 from weaktr.seals import is_sealed, sealed_png, was_sealed
 
+INDEX, JOURNAL = "index.jsonl", re.compile(r"index\.[0-9]{1,9}\.jsonl")
 #: A label with a smaller share of a mask's pixels counts as not shown by it.
 LEAST_SHARE = 0.001
 #: Pixels that are counted together.
@@ -148,6 +151,8 @@ class MaskFolder:
         verify: whether entries of masks that are not there as they were written are dropped.
         contents: what is known of files already.
         num_labels: L, which a mask that somebody has changed may hold; None = not known.
+        process: which of several that fill the folder at once this is. All but number 0 add their
+            lines to a journal of their own, ``index.N.jsonl``, until `join_journals`.
 
     Attributes:
         entries: name -> the entry of its mask.
@@ -166,14 +171,20 @@ class MaskFolder:
         verify: bool = False,
         contents: Contents | None = None,
         num_labels: int | None = None,
+        process: int = 0,
     ) -> None:
         self.folder = folder
-        self.index = folder / "index.jsonl"
+        self.index = folder / INDEX
         self._is_sharded = not os.path.lexists(self.index) and bool(whole_shards(folder))
         if self._is_sharded:
             self.index = folder / "index"
         read = _read_shards if self._is_sharded else _read_index
         lines = {entry.name: entry for entry in read(self.index)}
+        self._journal = self.index
+        if not self._is_sharded:
+            own = {entry.name: entry for path in journals(folder) for entry in _read_index(path)}
+            lines |= own
+            self._journal = _journal_of(folder, process)
         self.entries = {name: entry for name, entry in lines.items() if entry.file is not None}
         self.without = {name: entry for name, entry in lines.items() if entry.file is None}
         self.edited: set[str] = set()
@@ -221,15 +232,19 @@ class MaskFolder:
             )
         self.folder.mkdir(parents=True, exist_ok=True)
         if not self._is_whole:
-            keep_lines(self.index)
+            keep_lines(self._journal)
             self._is_whole = True
-        with open(self.index, "a", encoding="utf-8") as index:
-            index.write(entry.line())
+        with open(self._journal, "a", encoding="utf-8") as journal:
+            journal.write(entry.line())
+        if entry.file is None and self._is_ours(entry.name):
+            self.path(entry.name).unlink()
+        self.take(entry)
+
+    def take(self, entry: MaskEntry) -> None:
+        """Know of an entry whose line is written."""
         here, there = self.entries, self.without
         if entry.file is None:
             here, there = there, here
-            if self._is_ours(entry.name):
-                self.path(entry.name).unlink()
         there.pop(entry.name, None)
         here[entry.name] = entry
         self.edited.discard(entry.name)
@@ -253,10 +268,10 @@ class MaskFolder:
         return self.folder / _file_of(name)
 
     def flush(self) -> None:
-        """Bring the index to the disk (call at the end)."""
-        if self.index.is_file():
-            with open(self.index, "rb") as index:
-                os.fsync(index.fileno())
+        """Bring the index, or this process's journal, to the disk (call at the end)."""
+        if self._journal.is_file():
+            with open(self._journal, "rb") as journal:
+                os.fsync(journal.fileno())
 
     def digest(self) -> str:
         """One digest of all masks, and of the images that have none."""
@@ -345,16 +360,26 @@ class RefinedMasks:
         folder: of the masks; a mask already in it is kept if its digest agrees.
         refined: whether there is a refinement; without one each mask is stored once.
         contents: what is known of files already.
-        num_labels: see `MaskFolder`.
+        num_labels, process: see `MaskFolder`.
 
     Raises:
         ValueError: an index is damaged; or there are files among the masks that are not weaktr's.
     """
 
     def __init__(
-        self, folder: Path, *, refined: bool, contents: Contents, num_labels: int | None = None
+        self,
+        folder: Path,
+        *,
+        refined: bool,
+        contents: Contents,
+        num_labels: int | None = None,
+        process: int = 0,
     ) -> None:
-        known: dict[str, Any] = {"contents": contents, "num_labels": num_labels}
+        known: dict[str, Any] = {
+            "contents": contents,
+            "num_labels": num_labels,
+            "process": process,
+        }
         self.masks = MaskFolder(folder, verify=True, **known)
         self.before = (
             MaskFolder(before_refinement(folder), verify=True, **known) if refined else None
@@ -425,6 +450,12 @@ class RefinedMasks:
         for masks, entry in zip(folders, entries, strict=True):
             masks.record(entry)
 
+    def join(self) -> None:
+        """Take the lines of other processes, which have ended their work, into the indices."""
+        for masks in self._folders():
+            for entry in join_journals(masks.folder):
+                masks.take(entry)
+
     def flush(self) -> None:
         """Bring both indices to the disk (call at the end)."""
         for masks in self._folders():
@@ -473,6 +504,31 @@ def files_of_others(folder: Path, names: Container[str]) -> Iterator[Path]:
 def _file_of(name: str) -> str:
     """The mask of sample `name` in the folder of its index."""
     return f"masks/{name}.png"
+
+
+def journals(folder: Path) -> list[Path]:
+    """Where processes but the first have their lines of a folder of masks, by their numbers."""
+    found = [path for path in folder.glob("index.*.jsonl") if JOURNAL.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(path.name.split(".")[1]))
+
+
+def join_journals(folder: Path) -> list[MaskEntry]:
+    """Add the lines of all `journals` to the index, and remove these; returns their entries."""
+    joined = []
+    for path in journals(folder):
+        entries = list(_read_index(path))
+        keep_lines(folder / INDEX)
+        with open(folder / INDEX, "a", encoding="utf-8") as index:
+            index.writelines(entry.line() for entry in entries)
+            index.flush()
+            os.fsync(index.fileno())
+        path.unlink()  # killed before this, the lines are there twice, which does no harm
+        joined += entries
+    return joined
+
+
+def _journal_of(folder: Path, process: int) -> Path:
+    return folder / (f"index.{process}.jsonl" if process else INDEX)
 
 
 def _read_index(path: Path) -> Iterator[MaskEntry]:

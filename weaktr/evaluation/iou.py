@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import torch
 
+from weaktr import processes
 from weaktr.data.classes import IGNORE
 from weaktr.ops import confusion
 
@@ -65,6 +66,17 @@ class ConfusionSum:
         counts = confusion(torch.from_numpy(columns), known, self.num_labels + 1)
         self.matrix += counts[:-1].numpy()
         self.images += 1
+
+    def add_processes(self) -> None:
+        """Count what the other processes of the run have counted too."""
+        self.matrix, self.images = _of_processes(self.matrix, self.images)
+
+
+def _of_processes(counts: np.ndarray, images: int) -> tuple[np.ndarray, int]:
+    """Counts int64 [...] and images of all processes, from those of each."""
+    own = torch.from_numpy(np.append(counts, np.int64(images)))
+    every = processes.total(own).numpy()
+    return every[:-1].reshape(counts.shape), int(every[-1])
 
 
 @dataclass(frozen=True)
@@ -224,6 +236,10 @@ class ThresholdCurve:
         counts = np.bincount(key[known], minlength=self._counts.size)
         self._counts += counts.reshape(self._counts.shape)
         self.images += 1
+
+    def add_processes(self) -> None:
+        """Count what the other processes of the run have counted too."""
+        self._counts, self.images = _of_processes(self._counts, self.images)
 
     def scores(self) -> list[Scores]:
         """The scores at each threshold."""

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from weaktr import data
+from weaktr import data, processes
 from weaktr.config import EvaluateConfig, LabelConfig, PredictConfig
 from weaktr.data import Problem, Sample
 from weaktr.data.photographs import enlarged
@@ -31,7 +31,7 @@ def cam_curve(
     label: LabelConfig,
     settings: EvaluateConfig,
 ) -> ThresholdCurve:
-    """mIoU of CAM labels over background thresholds.
+    """mIoU of CAM labels over background thresholds; of several processes each does its part.
 
     Args:
         model: in eval mode.
@@ -45,7 +45,8 @@ def cam_curve(
     first, last, step = settings.thresholds
     count = round((last - first) / step) + 1
     curve = ThresholdCurve(first + step * np.arange(count), num_labels)
-    use_cams(cams_of(model, label), chosen, label.queue_mb, curve.add)
+    use_cams(cams_of(model, label), processes.part(chosen), label.queue_mb, curve.add)
+    curve.add_processes()
     return curve
 
 
@@ -103,6 +104,8 @@ def use_cams(
 def score_segmenter(model: Segmenter, samples: Sequence[Sample], settings: PredictConfig) -> Scores:
     """Scores of single-scale predictions without flip, ensemble and CRF, which are fast.
 
+    Of several processes each predicts its part.
+
     Raises:
         NothingToScore: see `weaktr.evaluation.iou.scores`.
     """
@@ -122,8 +125,9 @@ def score_segmenter(model: Segmenter, samples: Sequence[Sample], settings: Predi
             total.add(*written)
 
     run_pipeline(
-        [sample for sample in samples if sample.mask is not None],
+        processes.part([sample for sample in samples if sample.mask is not None]),
         Parts(predictor.read, predictor.fits, predictor.label_maps, write, record),
         limits_for(predictor.device, quick.queue_mb),
     )
+    total.add_processes()
     return scores(total)

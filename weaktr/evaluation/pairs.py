@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from weaktr import processes
 from weaktr.data.parallel import ordered_map
 from weaktr.evaluation.bootstrap import Interval, interval, resampled_miou
 from weaktr.evaluation.boundary import boundary_f
@@ -66,7 +67,7 @@ class Evaluation:
 def evaluate_pairs(
     items: Iterable[T], read: Callable[[T], Pair], num_labels: int, **options: Any
 ) -> Evaluation:
-    """Read and score pairs of masks in threads.
+    """Read and score pairs of masks in threads; of several processes each does its part.
 
     Args:
         items: what to read, in the same order for sets of masks that are to be compared.
@@ -79,18 +80,24 @@ def evaluate_pairs(
         ValueError: what `read` raises.
     """
     total = ConfusionSum(num_labels)
-    sums, counts = np.zeros(num_labels), np.zeros(num_labels)
-    per_image = []
+    areas, of_boundary = [np.zeros((0, 3, num_labels), np.int64)], [np.zeros((0, num_labels))]
 
     def count(item: T) -> ImageCounts:
         return count_image(*read(item), num_labels, **options)
 
+    if processes.count() > 1:
+        items = list(items)
+        number, items = len(items), processes.part(items)
     for matrix, boundary in ordered_map(count, items):
         total.matrix += matrix
         total.images += 1
-        per_image.append(np.stack([np.diag(matrix), matrix.sum(1), matrix.sum(0)[:-1]]))
-        sums += np.nan_to_num(boundary)
-        counts += ~np.isnan(boundary)
+        areas.append(np.stack([np.diag(matrix), matrix.sum(1), matrix.sum(0)[:-1]])[None])
+        of_boundary.append(boundary[None])
+    per_image, boundary = np.concatenate(areas), np.concatenate(of_boundary)
+    if processes.count() > 1:
+        total.add_processes()
+        per_image, boundary = (processes.rows_of_all(a, number) for a in (per_image, boundary))
+    sums, counts = np.nan_to_num(boundary).sum(0), (~np.isnan(boundary)).sum(0)
     if total.undecided:
         share = 100 * total.undecided / total.matrix.sum()
         log.warning(
@@ -99,7 +106,7 @@ def evaluate_pairs(
         )  # fmt: skip
     boundaries = np.divide(100 * sums, counts, out=np.full(num_labels, np.nan), where=counts > 0)
     pairs = confused_pairs(total.matrix, CONFUSED)
-    return Evaluation(scores(total), boundaries, pairs, resampled_miou(np.stack(per_image)))
+    return Evaluation(scores(total), boundaries, pairs, resampled_miou(per_image))
 
 
 def count_image(

@@ -14,6 +14,7 @@ import torch
 from timm.layers import DropPath, PatchDropout
 from torch import Tensor, nn
 
+from weaktr import processes
 from weaktr.config import Amp, TrainCamConfig
 from weaktr.contents import Contents
 from weaktr.data import DataError, Manifest, Sample
@@ -194,7 +195,12 @@ def head_inputs_dataset(
     for flipped, share in ((False, 1 - augment.flip), (True, augment.flip)):
         if share > 0:
             of_view = {sample: crop._replace(flipped=flipped) for sample, crop in crops.items()}
-            for _ in store.arrays_of(manifest.samples, of_view.__getitem__):
+            view_of = of_view.__getitem__
+            if processes.count() > 1 and cache.folder is not None:  # each computes its part
+                for _ in store.arrays_of(processes.part(manifest.samples), view_of):
+                    pass
+                processes.wait_for_all()
+            for _ in store.arrays_of(manifest.samples, view_of):
                 pass
             if store.left_out:
                 raise DataError([*store.left_out.values()])

@@ -14,6 +14,7 @@ from timm.layers import apply_rot_embed_cat
 from timm.models.eva import EvaBlock
 from torch import Tensor, nn
 
+from weaktr.models.dropping import attend_dropping, draws_for
 from weaktr.models.mlp import mlp_of_norm
 from weaktr.ops.attention import Attended, Packing, Statistics, softmax_attention
 from weaktr.ops.head_stats import HeadStats
@@ -86,14 +87,17 @@ def attend(
         q = _rotate(q, rope, prefix, half).type_as(v)
         k = _rotate(k, rope, prefix, half).type_as(v)
     dropout = module.attn_drop.p if module.training else 0.0
-    attended = softmax_attention(
-        *(q, k, v),
-        dropout=dropout,
-        with_lse=with_lse,
-        packing=packing,
-        statistics=statistics,
-        attention=attention,
-    )
+    if dropout and draws_for(module.attn_drop, x.device):
+        attended = Attended(attend_dropping(q, k, v, module.attn_drop), None)
+    else:
+        attended = softmax_attention(
+            *(q, k, v),
+            dropout=dropout,
+            with_lse=with_lse,
+            packing=packing,
+            statistics=statistics,
+            attention=attention,
+        )
     out = module.norm(attended.out.transpose(1, 2).reshape(batch, tokens, -1))
     if getattr(module, "gate", None) is not None:
         out = out * module.gate(x).sigmoid()

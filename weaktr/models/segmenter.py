@@ -265,14 +265,22 @@ class Segmenter(BackboneModel):
         return self.clipped_loss(self.encode(images), labels, start_value=start_value, tile=tile)
 
     def clipped_loss(
-        self, encoding: Encoding, labels: Tensor, *, start_value: float = 1.2, tile: int = 120
+        self,
+        encoding: Encoding,
+        labels: Tensor,
+        *,
+        start_value: float = 1.2,
+        tile: int = 120,
+        batch: int | None = None,
     ) -> ClippedLoss:
-        """`loss` of images that are encoded; its arguments."""
+        """`loss` of images that are encoded; its arguments, `batch` see `clipped_cross_entropy`."""
         size = (labels.shape[-2], labels.shape[-1])
         logits = self.decode(encoding)
         if any(side % self.patch_size for side in size):
             logits = self._upsample(logits.flatten(2), encoding.grid, size)
-        return clipped_cross_entropy(logits, labels, patch_size=tile, start_value=start_value)
+        return clipped_cross_entropy(
+            logits, labels, patch_size=tile, start_value=start_value, batch=batch
+        )
 
     def encode(self, images: Tensor) -> Encoding:
         """Normalised images [B, 3, H, W], padded to whole patches -> their encoding."""

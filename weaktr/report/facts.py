@@ -25,6 +25,7 @@ IN_WORDS = {
     "lr": "learning rate",
     "changed": "share of the patches whose label changed",
     "background": "share of the patches that are background",
+    "silenced": "share of the pixels of objects that clipping leaves without effect",
 }
 #: What to look for in a curve, by the value's name.
 HINTS = {
@@ -32,6 +33,7 @@ HINTS = {
     "changed": "Falls, then stays low: settled.",
     "background": "Stays between the two ends. Near 1 hardly any object is left, near 0 hardly any "
     "background.",
+    "silenced": "Near 1 the model learns background alone: lower train_seg.clip_start.",
     "lr": "A setting, not a result: how far each step goes.",
     "fisher": "How well foreground and background part, without masks: higher is better.",
 }
@@ -153,9 +155,7 @@ def curves(run: Run) -> list[dict[str, Any]]:
             if name in POSITIONS or len(points) < 2 or points in seen:
                 continue
             seen.append(points)
-            is_part = name not in ("loss", "lr") and any(
-                {"loss", name} <= e.keys() for e in entries
-            )
+            is_part = name not in HINTS and any({"loss", name} <= e.keys() for e in entries)
             found.append(
                 {
                     "title": STAGES[stage],

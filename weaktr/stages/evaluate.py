@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from weaktr import processes
 from weaktr.config import Recipe
 from weaktr.data import Manifest, Sample
 from weaktr.data.io import read_labels, read_mask, require_same_size
@@ -51,6 +52,8 @@ TABLE = "table.json"
 def evaluate(run: Run, folder: Path) -> int:
     """Score all results that a run has; also printed as a table.
 
+    Of several processes each scores its part of the images, and the first writes the numbers.
+
     Args:
         run: its ``label`` and ``predict`` are read. The CAMs of a recipe with stage 1 are computed
             again.
@@ -84,6 +87,8 @@ def evaluate(run: Run, folder: Path) -> int:
         of_predictions, left_out = folder_rows(run, "predict", key, what, conditions, run.predicted)
         rows += of_predictions
         not_scored += left_out
+    if not processes.is_first():
+        return not_scored
     names = score.classes.label_names
     supervision = "true masks" if recipe.train_seg.masks == "truth" else "image-level labels"
     if recipe.label.threshold == "search_on_masks":

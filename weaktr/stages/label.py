@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from weaktr import processes
 from weaktr.config import LabelConfig
 from weaktr.contents import Contents, digest_of
 from weaktr.data import Sample
@@ -23,7 +24,7 @@ from weaktr.inference.threshold import CHOICE
 from weaktr.inference.timeline import Timeline
 from weaktr.models import PatchModel
 from weaktr.refine import Refiner, choose_refiners, files_of, needs_features
-from weaktr.stages.masks import MaskMaker, MaskReport, make_masks
+from weaktr.stages.masks import MaskMaker, MaskReport, make_masks, problems_of_all
 from weaktr.stages.run import Run, Stage, masks_digest
 from weaktr.stages.store import MaskStore, soft_file
 from weaktr.stages.threshold import masks_to_search_on, require_way, threshold_of
@@ -93,10 +94,14 @@ def label(
     )
     shown = [s for s in samples if keep_unlabelled or source.shows_a_class(s)]
     nothing = [s for s in samples if not (keep_unlabelled or source.shows_a_class(s))]
-    left_out = list(store.drop(nothing))
+    left_out = problems_of_all(list(store.drop(processes.part(nothing))))
     candidates = [s for s in shown if source.shows_a_class(s)]
     is_chosen = bool(candidates) and not isinstance(settings.threshold, float)
-    threshold = threshold_of(source, candidates, folder, settings, masked) if candidates else 1.0
+    threshold = 1.0
+    if candidates:
+        threshold = processes.of_first(
+            lambda: threshold_of(source, candidates, folder, settings, masked)
+        )
 
     maker = label_maker(source, settings, threshold, refiners, emit)
     report = make_masks(maker, shown, store, profile=profile)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Generic
 
 import torch
 
+from weaktr import processes
 from weaktr.data import IGNORE, Problem, Sample
 from weaktr.data.masks import MaskEntry, MaskFolder, RefinedMasks
 from weaktr.files import require_replaceable
@@ -175,6 +176,8 @@ def make_masks(
 ) -> MaskReport:
     """Write a mask for every image that is not done yet.
 
+    Of several processes each takes its part of the images; what the first returns is of all.
+
     Args:
         maker: of the masks.
         samples: the images.
@@ -205,14 +208,16 @@ def make_masks(
         Timeline().write_trace(profile)  # a place that cannot be written is said now
     report = MaskReport()
     todo: list[Sample] = []
-    for one in store.todo(samples):
+    own = processes.part(samples)
+    for one in store.todo(own):
         if isinstance(one, Problem):
             report.left_out.append(one)
         else:
             todo.append(one)
     timeline = Timeline(keep_spans=profile is not None)
     try:
-        with Meter(maker.title, len(samples), done=len(samples) - len(todo)) as meter:
+        title = maker.title if processes.count() == 1 else f"{maker.title}, first process"
+        with Meter(title, len(own), done=len(own) - len(todo)) as meter:
             run_pipeline(
                 todo,
                 Parts(
@@ -236,9 +241,17 @@ def make_masks(
                 log.warning("no trace: %s", error)
     if todo:
         log.info("%s: %s", maker.title, busy_in_words(timeline))
+    store.join()
+    report.left_out = problems_of_all(report.left_out)
     report.count(store.masks, samples)
     report.notes += notes_of(maker.refiners)
     return report
+
+
+def problems_of_all(own: Sequence[Problem]) -> list[Problem]:
+    """The problems that the processes have found, those of the first process first."""
+    every = processes.of_each([asdict(problem) for problem in own])
+    return [Problem(**fields) for found in every for fields in found]
 
 
 def busy_in_words(timeline: Timeline) -> str:

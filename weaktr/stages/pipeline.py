@@ -21,15 +21,19 @@ instead where only images have changed, with those images.
 
 from __future__ import annotations
 
+import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
+from weaktr import __version__, outputs, processes
 from weaktr.config import Recipe
-from weaktr.outputs import finished_facts, mark_finished
+from weaktr.outputs import INPUTS, finished_facts, mark_finished
 from weaktr.progress import timed
+from weaktr.recipes import as_tree
 from weaktr.stages import places
 from weaktr.stages.check import Part, changed_labels, check_run, require_no_faults
 from weaktr.stages.evaluate import EVALUATE
@@ -46,6 +50,9 @@ from weaktr.training.state import STATE
 
 log = logging.getLogger("weaktr")
 
+#: Seconds after which a machine sees the folders that another has made on storage that they share.
+SEEN_AFTER = 90.0
+
 #: In the order in which the data pass through them, which is that of `Recipe.stages`.
 STAGES = (TRAIN_CAM, LABEL, TRAIN_SEG, PREDICT, EVALUATE)
 
@@ -58,7 +65,7 @@ def run_recipe(
     only: str | None = None,
     force: bool = False,
 ) -> int:
-    """Run the stages of a recipe in order.
+    """Run the stages of a recipe in order, together with all processes that torchrun has started.
 
     Args:
         recipe: what to do.
@@ -74,23 +81,86 @@ def run_recipe(
     Raises:
         ValueError: see `chosen_stages`; `check_run` finds a fault: all are listed, and nothing has
             been run or written; a folder with files of others, or one in which another process
-            works.
+            works; processes that do not fit each other.
+        Stopped: a signal came; what was done is saved.
+        ProcessLost: see `weaktr.processes.together`.
     """
-    run, stages = Run(recipe, folder), chosen_stages(recipe, start, only)
-    left = unfinished(run, stages, force=force)
-    parts = check_run(run, left)
+    with processes.together():
+        order = {"start": start, "only": only, "force": force}
+        require_same_orders({"version": __version__, "recipe": as_tree(recipe)} | order)
+        if processes.is_first():
+            return lead(Run(recipe, folder), chosen_stages(recipe, start, only), force=force)
+        return follow(recipe, folder)
+
+
+def lead(run: Run, stages: Sequence[Stage], *, force: bool) -> int:
+    """`run_recipe` in the only process, or in the first."""
+    with processes.alone():
+        left = unfinished(run, stages, force=force)
+        parts = check_run(run, left)
     require_no_faults(parts)
-    for warning in [] if left else changed_labels(recipe):
+    for warning in [] if left else changed_labels(run.recipe):
         log.warning("%s", warning)
     for line in plan(run, left, parts):
         log.info("%s", line)
     with places.claimed_run(run):
-        if not (folder / places.RECIPE).exists():
+        if not (run.folder / places.RECIPE).exists():
             places.write_recipe(run)
         left_out = sum([run_stage(stage, run, force=force) for stage in stages])
         places.write_recipe(run)
         places.write_table(run, run.of("evaluate"))
+        told({"left_out": left_out})
         return left_out
+
+
+def follow(recipe: Recipe, folder: Path) -> int:
+    """`run_recipe` in every other process: do a part of what the first one does."""
+    stages = {stage.name: stage for stage in STAGES}
+    while True:
+        order = told(None)
+        if "stage" not in order:
+            return int(order["left_out"])
+        place = Path(order["place"])
+        require_seen(place)
+        do(stages[order["stage"]], Run(recipe, folder), place)
+
+
+def told(order: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """What the first process has all others do next: a stage, or the end; they pass None."""
+    return processes.of_first(lambda: order or {})
+
+
+def do(stage: Stage, run: Run, place: Path) -> int:
+    """The work of a stage, each process its part; returns how many images it left out."""
+    processes.require_own_gpus(run.device)
+    with whole_keys(stage.settings[::-1]):  # its own come before its model's
+        return stage.work(run, place)
+
+
+def require_same_orders(order: Mapping[str, Any]) -> None:
+    """Raise `ValueError` where processes were started to do different things."""
+    texts = processes.of_each(json.dumps(order, sort_keys=True))
+    if len(set(texts)) > 1:
+        other = next(number for number, text in enumerate(texts) if text != texts[0])
+        differ = outputs.differences(json.loads(texts[0]), json.loads(texts[other]))
+        raise ValueError(
+            f"process {other}: expected the recipe and options of process 0, got others ({differ})"
+        )
+
+
+def require_seen(place: Path) -> None:
+    """Raise `ValueError` unless this process sees a folder that the first has made.
+
+    File systems of several machines may show it a while later.
+    """
+    ends = time.monotonic() + SEEN_AFTER
+    while not (place / INPUTS).is_file():
+        if time.monotonic() > ends:
+            raise ValueError(
+                f"{place}: expected it on storage that all machines share, process "
+                f"{processes.index()} does not see what process 0 wrote; choose another --out"
+            )
+        time.sleep(0.1)
 
 
 def check_recipe(
@@ -173,8 +243,9 @@ def run_stage(stage: Stage, run: Run, *, force: bool = False) -> int:
         return int(left_out)
     place = places.begin(folder, inputs, force=force)
     started = time.monotonic()
-    with timed(stage.name), whole_keys(stage.settings[::-1]):  # its own come before its model's
-        left_out = stage.work(run, place)
+    with timed(stage.name):
+        told({"stage": stage.name, "place": str(place)})
+        left_out = do(stage, run, place)
     mark_finished(
         place,
         inputs.made_from,

@@ -7,11 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
+from weaktr import processes
 from weaktr.messages import duration, listed, one_line
 from weaktr.models.precision import inference_amp
 from weaktr.progress import has_tensorboard
 from weaktr.stages.check import TO_SCORE_ON, TRUTH, Part
 from weaktr.stages.forecast import forecast, go_on
+from weaktr.stages.keys import whole_keys
 from weaktr.stages.machine import cpu_name
 from weaktr.stages.run import Run, Stage
 
@@ -34,6 +36,8 @@ def plan(run: Run, stages: Sequence[Stage], parts: Sequence[Part]) -> Iterator[s
         return
     names = ", ".join(stage.name for stage in stages)
     yield one_line(f"{run.recipe.name}: {names}; into {run.folder}; on {in_words(run.device)}")
+    if processes.count() > 1:
+        yield shares_in_words(run, stages)
     truth = [part.found for part in parts if part.what.startswith(TRUTH)]
     is_scored = any(found != "0" for found in truth)
     for part in parts:
@@ -45,8 +49,30 @@ def plan(run: Run, stages: Sequence[Stage], parts: Sequence[Part]) -> Iterator[s
     trains = any(stage.name.startswith("train_") for stage in stages)
     if trains and has_tensorboard():
         yield one_line(f"losses as curves: tensorboard --logdir {shlex.quote(str(run.folder))}")
-    if seconds := forecast(run, stages, FEWEST):
-        yield time_in_words(seconds, go_on(run, stages))
+    with processes.alone():
+        seconds = forecast(run, stages, FEWEST)
+    if seconds:
+        shared = {stage: own / processes.count() for stage, own in seconds.items()}
+        yield time_in_words(shared, go_on(run, stages))
+
+
+def shares_in_words(run: Run, stages: Sequence[Stage]) -> str:
+    """How many processes there are, and how many images of a batch each has.
+
+    Raises:
+        ValueError: a batch has fewer images than there are processes.
+    """
+    sizes = {"train_cam": run.recipe.train_cam.batch_size, "train_seg": run.train_seg.batch_size}
+    if run.recipe.cam_model.kind == "patches":
+        del sizes["train_cam"]
+    shares = []
+    for stage in stages:
+        if (batch := sizes.get(stage.name)) is not None:
+            with whole_keys((stage.name,)):
+                rows = processes.rows(batch)
+            shares.append(f"{stage.name} {rows.stop - rows.start} of {batch}")
+    each = f"; images of a batch in the first: {listed(shares)}" if shares else ""
+    return f"{processes.count()} processes{each}"
 
 
 def time_in_words(seconds: Mapping[str, float], begun: Sequence[str] = ()) -> str:

@@ -14,9 +14,17 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
+from weaktr import processes
 from weaktr.contents import CONTENTS, Contents
 from weaktr.data import DataError, Problem, Sample
-from weaktr.data.masks import MaskEntry, RefinedMasks, files_of_others, png_bytes
+from weaktr.data.masks import (
+    MaskEntry,
+    RefinedMasks,
+    before_refinement,
+    files_of_others,
+    join_journals,
+    png_bytes,
+)
 from weaktr.data.parallel import ordered_map
 from weaktr.data.photographs import enlarged
 from weaktr.data.stored_maps import (
@@ -65,6 +73,8 @@ class MaskStore:
         contents: what is known of files already; None = what `folder` keeps.
         num_labels: see `MaskFolder`.
 
+    Several processes (`weaktr.processes`) fill a folder together; each makes this at the same time.
+
     Raises:
         ValueError: an index is damaged, or there are files of others where masks are written.
     """
@@ -82,8 +92,16 @@ class MaskStore:
     ) -> None:
         self.folder, self.files, self.keep_unlabelled = folder, files, keep_unlabelled
         self.contents = contents or Contents(folder / CONTENTS)
+        if processes.is_first():  # of processes that were killed
+            for place in (folder, before_refinement(folder)):
+                join_journals(place)
+        processes.wait_for_all()
         self.masks = RefinedMasks(
-            folder, refined=refined, contents=self.contents, num_labels=num_labels
+            folder,
+            refined=refined,
+            contents=self.contents,
+            num_labels=num_labels,
+            process=processes.index(),
         )
         self.extras = {name: EXTRAS[name] for name in emit if name in EXTRAS}
         for subfolder, _ in self.extras.values():
@@ -208,10 +226,17 @@ class MaskStore:
             if path.is_file() and is_sealed(path):
                 path.unlink()
 
+    def join(self) -> None:
+        """Have one index for the masks of all processes, once each has closed its store."""
+        processes.wait_for_all()
+        if processes.is_first():
+            self.masks.join()
+
     def close(self) -> None:
         """Bring the index, and what is known of the files, to the disk."""
         self.masks.flush()
-        self.contents.save()
+        if processes.is_first():
+            self.contents.save()
 
     def _digests(self, sample: Sample) -> tuple[str, ...] | None:
         """Of the sample's files; None where one cannot be read."""

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor
 
-from weaktr import data
+from weaktr import data, processes
 from weaktr.data.datasets import SeededDataset
 from weaktr.evaluation.conditions import split_name
 from weaktr.evaluation.iou import scored
@@ -46,7 +46,8 @@ def train_cam(run: Run, folder: Path) -> int:
 
     Args:
         run: `Recipe.cam_model` and `Recipe.train_cam` are used.
-        folder: gets checkpoints, ``metrics.jsonl`` and ``model.safetensors``.
+        folder: gets checkpoints, ``metrics.jsonl`` and ``model.safetensors``, all of them of the
+            first process.
 
     Returns:
         0, since a training leaves no image out; with ``cam_model.kind: patches`` see
@@ -106,9 +107,9 @@ def train_cam(run: Run, folder: Path) -> int:
 
     def losses(*batch: Tensor) -> dict[str, Tensor]:
         *parts, targets = batch
-        if passes_once:
-            return cam_losses(model.outputs(as_computed(HeadInputs(*parts))), targets)
-        return cam_losses(model(*parts), targets)
+        inputs = as_computed(HeadInputs(*parts)) if passes_once else None
+        output = model(*parts) if inputs is None else model.outputs(inputs)
+        return cam_losses(output, targets, settings.batch_size)
 
     watched = run.score if settings.validate_every else None
 
@@ -129,10 +130,11 @@ def train_cam(run: Run, folder: Path) -> int:
     chosen = BestEpoch(run, folder) if settings.choose == "fisher" else None
 
     def validate(model: CamModel) -> dict[str, float]:
-        return score(model) | (chosen.consider(model) if chosen else {})
+        scores = score(model)
+        return scores | (processes.of_first(lambda: chosen.consider(model)) if chosen else {})
 
     trained = loop.train(compiled(losses, settings.compile), validate if watched else None)
-    if chosen is None or not chosen.is_saved:
+    if processes.is_first() and (chosen is None or not chosen.is_saved):
         save_model(trained, run, folder)
     return 0
 
@@ -182,23 +184,28 @@ def contrast(model: CamModel, run: Run) -> tuple[float, float]:
     return float(values.max()), best_threshold(THRESHOLDS, values.tolist())
 
 
-def cam_losses(output: CamOutput, targets: Tensor) -> dict[str, Tensor]:
+def cam_losses(output: CamOutput, targets: Tensor, batch: int | None = None) -> dict[str, Tensor]:
     """The three parts of the loss.
 
     Args:
         output: of `CamModel`, each [B, C] logits.
         targets: [B, C] multi-hot.
+        batch: images of the whole batch where these are a part of it, whose losses are then their
+            share of the batch's; None = these are all.
 
     Returns:
         "class", "coarse" and "fine": scalars.
 
     Source: reference.md 15.
     """
-    return {
+    losses = {
         "class": F.multilabel_soft_margin_loss(output.class_logits.float(), targets),
         "coarse": F.multilabel_soft_margin_loss(output.coarse_logits.float(), targets),
         "fine": F.multilabel_soft_margin_loss(output.fine_logits.float(), targets),
     }
+    if batch is None or batch == len(targets):
+        return losses
+    return {name: loss * (len(targets) / batch) for name, loss in losses.items()}
 
 
 TRAIN_CAM = Stage(

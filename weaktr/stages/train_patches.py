@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from weaktr import processes
 from weaktr.inference.features import FeatureStore, View
 from weaktr.inference.patch_cams import encoder_of, stacked
 from weaktr.models import PatchModel
@@ -33,6 +34,9 @@ def train_patches(run: Run, folder: Path) -> int:
         run: `Recipe.cam_model` and `TrainCamConfig.patches` are used.
         folder: gets ``metrics.jsonl`` and ``model.safetensors``.
 
+    Of several processes each passes its part of the photographs through the backbone; the first
+    does the rest.
+
     Returns:
         How many photographs could not be read.
 
@@ -47,6 +51,12 @@ def train_patches(run: Run, folder: Path) -> int:
     model = model.to(run.device).eval()
     store = features_of_run(model, run)
     samples = run.train_images.samples
+    if processes.count() > 1 and run.cache.folder is not None:
+        for _ in store.of(processes.part(samples)):  # the first reads it from the files
+            pass
+        processes.wait_for_all()
+    if not processes.is_first():
+        return 0
 
     def photographs() -> Iterator[tuple[Tensor, Tensor]]:
         for sample, found in store.of(samples):

@@ -19,7 +19,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from weaktr import data
+from weaktr import data, processes
 from weaktr.config import SegModelConfig
 from weaktr.data import Manifest, Sample
 from weaktr.data.masks import MaskEntry, MaskFolder
@@ -44,8 +44,10 @@ from weaktr.training.loop import EpochLoader, TrainingLoop, compiled
 from weaktr.training.optimizers import PolynomialSchedule, segmenter_optimizer
 from weaktr.training.segmenter_losses import (
     LEAST_SHARE,
+    SILENCED,
     Losses,
     PatchLoss,
+    Silence,
     balancing,
     segmenter_losses,
 )
@@ -62,7 +64,8 @@ def train_seg(run: Run, folder: Path) -> int:
 
     Args:
         run: `Recipe.seg_model` and `Run.train_seg` are used.
-        folder: gets checkpoints, ``metrics.jsonl`` and ``model.safetensors``.
+        folder: gets checkpoints, ``metrics.jsonl`` and ``model.safetensors``, all of them of the
+            first process.
 
     Returns:
         How many pseudo labels cannot be used (`supervision`).
@@ -125,20 +128,24 @@ def train_seg(run: Run, folder: Path) -> int:
         model.start_from(shares.clamp_min(LEAST_SHARE))  # or it would start with rare labels
     if settings.start == "discriminant" and not (folder / STATE).is_file():
         assert isinstance(model.decoder, LinearDecoder)
-        start_decoder(model.decoder, labelled_patches(model, dataset, run))
+        decoder, patches = model.decoder, labelled_patches(model, dataset, run)
+        processes.of_first(lambda: start_decoder(decoder, patches))  # weights: with the first step
+    batch = settings.batch_size if processes.count() > 1 else None
 
     def losses_with(patch_loss: PatchLoss) -> Callable[..., Losses]:
-        def losses(*batch: Tensor) -> Losses:
-            return segmenter_losses(model, settings, patch_loss, *batch, weights=weights)
+        def losses(*tensors: Tensor) -> Losses:
+            return segmenter_losses(
+                model, settings, patch_loss, *tensors, weights=weights, batch=batch
+            )
 
         return compiled(losses, settings.compile)
 
     first, later = losses_with(soft_cross_entropy), losses_with(collision_cross_entropy)
 
-    def losses(*batch: Tensor) -> Losses:
+    def losses(*tensors: Tensor) -> Losses:
         warmup = settings.loss_warmup * settings.epochs * loop.steps_per_epoch
         is_warm = settings.loss == "collision" and loop.step >= warmup
-        return (later if is_warm else first)(*batch)
+        return (later if is_warm else first)(*tensors)
 
     watched = run.val if settings.validate_every else None
     kind, what = ("", "") if watched is None else held_out(run.train, watched)
@@ -156,9 +163,13 @@ def train_seg(run: Run, folder: Path) -> int:
         )  # fmt: skip
         return {key: scores.miou}
 
-    loop = TrainingLoop(folder, model, optimizer, loader, settings, recipe, set_lr)
+    watch = Silence(settings.clip_start).notice if settings.loss == "clipped" else None
+    loop = TrainingLoop(
+        folder, model, optimizer, loader, settings, recipe, set_lr, beside=(SILENCED,), watch=watch
+    )
     trained = loop.train(losses, validate if watched else None)
-    save_model(trained, run, folder)
+    if processes.is_first():
+        save_model(trained, run, folder)
     return learnt.left_out
 
 

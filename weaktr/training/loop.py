@@ -2,6 +2,10 @@
 
 `TrainingLoop` saves the position (epoch, batch, step) and the state of all random numbers, so that
 a run that was killed and started again has the same losses as one that was not interrupted.
+
+Several processes (`weaktr.processes`) share every batch: each has some of its images, and all of
+them the same weights, gradients, averages and random numbers. So nothing that is saved knows how
+many there were, and a run goes on with any number of them.
 """
 
 from __future__ import annotations
@@ -9,24 +13,40 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import closing, nullcontext
 from functools import wraps
+from inspect import signature
 from pathlib import Path
-from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeVar, cast
+from typing import (
+    Any,
+    Generic,
+    Literal,
+    NamedTuple,
+    NoReturn,
+    ParamSpec,
+    Protocol,
+    TypeAlias,
+    TypeVar,
+    cast,
+)
 
 import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
+from weaktr import processes
 from weaktr.config import Amp, Recipe
 from weaktr.data import EpochSampler
 from weaktr.data.datasets import SeededDataset
 from weaktr.messages import duration
 from weaktr.models.checkpoints import load_strict
+from weaktr.models.dropping import Part, drop_for
 from weaktr.models.precision import amp_type, autocast
 from weaktr.progress import Meter, TensorBoard
+from weaktr.stopping import Held, Stopped, held_signals, ignore_signals
 from weaktr.training.average import MovingAverage
 from weaktr.training.metrics import MetricsLog, entries_in
 from weaktr.training.state import (
@@ -45,8 +65,16 @@ log = logging.getLogger("weaktr")
 M = TypeVar("M", bound=nn.Module)
 P = ParamSpec("P")
 R = TypeVar("R")
+#: A batch -> name -> scalar.
+LossesOf: TypeAlias = Callable[..., Mapping[str, Tensor]]
 
 METRICS = "metrics.jsonl"
+#: Has torch leave buffers, which no training changes, as they are; newer versions name it anew.
+NO_BUFFERS: dict[str, Any] = (
+    {"forward_sync_buffers": False}
+    if "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+    else {"broadcast_buffers": False}
+)
 #: Seconds of training by which the first estimate of its time is made.
 ESTIMATE_SECONDS = 15.0
 #: Images of a step on a CPU by which its time is measured.
@@ -108,19 +136,19 @@ def compiled(losses: Callable[P, R], enabled: bool) -> Callable[P, R]:
 
 
 class EpochLoader:
-    """Shuffled batches of an epoch.
+    """Shuffled batches of an epoch, or this process's part of each.
 
     They are the same for any number of workers, and when an epoch starts in its middle. The last,
     smaller batch is left out.
 
     Args:
         dataset: what to load, seeded.
-        batch_size: items in a batch.
+        batch_size: items in a batch of all processes together.
         seed: of the order.
         num_workers: loading processes; "auto" = `TrainingLoop.train` measures how many are needed.
 
     Raises:
-        ValueError: fewer items than `batch_size`.
+        ValueError: fewer items than `batch_size`, or fewer of these than processes.
     """
 
     def __init__(
@@ -131,7 +159,8 @@ class EpochLoader:
         num_workers: int | Literal["auto"] = 0,
     ) -> None:
         self.dataset, self.num_workers = dataset, num_workers
-        self._sampler = EpochSampler(len(dataset), batch_size, seed=seed)
+        rows = processes.rows(batch_size)
+        self._sampler = EpochSampler(len(dataset), batch_size, seed=seed, rows=rows)
         self._generator = torch.Generator().manual_seed(seed)  # not the model's generator
         self._loader: DataLoader[Any] | None = None
 
@@ -151,8 +180,13 @@ class EpochLoader:
                 persistent_workers=workers > 0,
                 pin_memory=torch.cuda.is_available(),
                 generator=self._generator,
+                worker_init_fn=_leave_signals,
             )
         return iter(self._loader)
+
+    def names(self, epoch: int, batch: int) -> list[str]:
+        """The images of a batch, of all processes."""
+        return [self.dataset.samples[index].name for index in self._sampler.batch(epoch, batch)]
 
     def close(self) -> None:
         """End the loading processes, which otherwise wait for a further epoch."""
@@ -162,20 +196,49 @@ class EpochLoader:
         self._loader = None
 
 
+def _leave_signals(_: int) -> None:
+    """Let a loading process live for as long as the training, which signals reach too."""
+    ignore_signals()
+
+
 # ---------------------------------------------------------------- steps and checkpoints
+
+
+class _Losses(nn.Module):
+    """A model and its losses as the one module whose gradients torch adds up over processes."""
+
+    def __init__(self, model: nn.Module, losses_of: LossesOf) -> None:
+        super().__init__()
+        self.model, self.losses_of = model, losses_of
+
+    def forward(self, *batch: Tensor) -> Mapping[str, Tensor]:
+        """The losses of this process's part of a batch."""
+        return self.losses_of(*batch)
+
+
+class _Step(NamedTuple):
+    """A step whose losses are still on the device."""
+
+    number: int
+    lr: float
+    last_batch: int  #: of the epoch, counted from 1
+    losses: dict[str, Tensor]  #: name -> scalar; "loss" = their sum
+    of_batches: list[Tensor]  #: that sum of each batch of the step
 
 
 class TrainingLoop(Generic[M]):
     """Epochs, batches and steps with checkpoints in between.
 
     Args:
-        folder: of the stage; holds state.pt and metrics.jsonl.
+        folder: of the stage; holds state.pt and metrics.jsonl, which the first process writes.
         model: on its device.
         optimizer: of the model's parameters.
         loader: the batches.
         settings: epochs, accumulation, autocast, clipping, moving average.
         recipe: how often to log and to save.
         set_lr: sets the learning rates; called with (epoch, step) before each step.
+        beside: names among the losses of what is only logged.
+        watch: gets the entries of the log whenever some are written.
     """
 
     def __init__(
@@ -187,10 +250,14 @@ class TrainingLoop(Generic[M]):
         settings: StepSettings,
         recipe: Recipe,
         set_lr: Callable[[int, int], None],
+        *,
+        beside: Collection[str] = (),
+        watch: Callable[[Sequence[Mapping[str, float]]], None] | None = None,
     ) -> None:
         self.folder, self.model, self.optimizer, self.loader = folder, model, optimizer, loader
         self.stage = folder.name.partition(".")[0]  # an attempt has more in its name
         self.settings, self.recipe, self.set_lr = settings, recipe, set_lr
+        self._beside, self._watch = beside, watch
         self.device = next(model.parameters()).device
         self.epoch = self.batch = self.step = 0
         self.steps_per_epoch = max(1, len(loader) // settings.accumulate)
@@ -204,10 +271,15 @@ class TrainingLoop(Generic[M]):
         self.average: MovingAverage | None = None
         if settings.ema_decay is not None:
             self.average = MovingAverage(model, settings.ema_decay)
-        self.metrics = MetricsLog(folder / METRICS)
-        self.board = TensorBoard(folder / "tensorboard")
-        self._pending: list[tuple[int, float, dict[str, Tensor]]] = []
+        if processes.count() > 1:
+            drop_for(model, Part(processes.rows(settings.batch_size), settings.batch_size))
+        is_first = processes.is_first()
+        self.metrics = MetricsLog(folder / METRICS, is_written=is_first)
+        self.board = TensorBoard(folder / "tensorboard", is_written=is_first)
+        self._agreement = processes.Agreement()
+        self._pending: list[_Step] = []
         self._sums: dict[str, Tensor] = {}
+        self._of_batches: list[Tensor] = []
         self._note = ""
         self._of_epoch: list[dict[str, float]] = []  #: what was logged of the present epoch
         self._saved_at = time.monotonic()
@@ -219,24 +291,29 @@ class TrainingLoop(Generic[M]):
 
     def train(
         self,
-        losses_of: Callable[..., Mapping[str, Tensor]],
+        losses_of: LossesOf,
         validate: Callable[[M], Mapping[str, float]] | None = None,
     ) -> M:
         """Run all epochs that are left.
 
         Args:
-            losses_of: the losses of a batch, whose sum is minimised.
+            losses_of: the losses of this process's part of a batch; those of all parts add up to
+                the losses of the batch, whose sum is minimised.
             validate: scores of a model in eval mode, logged every ``validate_every`` epochs. They
                 have no influence on the training or on the model that is returned.
 
         Returns:
             The trained model in eval mode: the moving average where one is kept.
+
+        Raises:
+            Stopped: a signal came; all that was trained is saved.
+            ValueError: see `backward`.
         """
         with closing(self.loader):
             self._choose_workers(losses_of)
             return self._train(losses_of, validate)
 
-    def _choose_workers(self, losses_of: Callable[..., Mapping[str, Tensor]]) -> None:
+    def _choose_workers(self, losses_of: LossesOf) -> None:
         """Settle how many processes load images, where that is left to a measurement."""
         if self.loader.num_workers != "auto" or self.epoch >= self.settings.epochs:
             return
@@ -248,35 +325,75 @@ class TrainingLoop(Generic[M]):
             self.optimizer.zero_grad(set_to_none=True)
 
         self.model.train()
-        is_slow = self.device.type == "cpu" and not self.settings.compile
-        size = self.settings.batch_size  # what is compiled takes batches of one size
+        own = processes.rows(self.settings.batch_size)
+        images = own.stop - own.start
+        # what is compiled, or draws for a whole batch, takes batches of one size
+        if self.device.type == "cpu" and not self.settings.compile and processes.count() == 1:
+            images = min(images, IMAGES_ON_CPU)
         self.loader.num_workers = choose_processes(
-            self.stage,
-            self.loader.dataset,
-            step,
-            min(size, IMAGES_ON_CPU) if is_slow else size,
-            self.device,
-            len(self.loader),
+            self.stage, self.loader.dataset, step, images, self.device, len(self.loader)
         )
 
     def _train(
         self,
-        losses_of: Callable[..., Mapping[str, Tensor]],
+        losses_of: LossesOf,
         validate: Callable[[M], Mapping[str, float]] | None,
     ) -> M:
         """`train` with loading processes that somebody else ends."""
         every = self.settings.validate_every
+        shared = None
+        if processes.count() > 1:
+            module = _Losses(self.model, losses_of)
+            losses_of = shared = DistributedDataParallel(module, **NO_BUFFERS)
         for epoch in self.epochs():
-            for batch in self.batches():
-                with autocast(self.settings.amp, self.device):
-                    losses = losses_of(*batch)
-                self.backward(losses)
+            with held_signals() as held:
+                self._train_epoch(losses_of, shared, held)
             if validate and every and (epoch + 1) % every == 0:
+                self.save()  # it may take long
                 self.log_scores(validate(self.trained_model().eval()))
+                processes.wait_for_all()
         self._log_losses()
         self.metrics.close()
         self.board.close()
         return self.trained_model().eval()
+
+    def _train_epoch(
+        self, losses_of: LossesOf, shared: DistributedDataParallel | None, held: Held
+    ) -> None:
+        """The batches that are left of an epoch; saves in between, and ends when a signal comes.
+
+        Args:
+            losses_of: see `train`.
+            shared: what adds up gradients over processes; None = there is one process.
+            held: notes signals.
+        """
+        settings, every = self.settings, self.recipe.checkpoint_steps
+        for batch in self.batches():
+            is_last = (self.batch + 1) % settings.accumulate == 0
+            with nullcontext() if shared is None or is_last else shared.no_sync():
+                with autocast(settings.amp, self.device):
+                    losses = losses_of(*batch)
+                self.backward(losses)
+            if not is_last:
+                continue
+            late = time.monotonic() - self._saved_at > self.recipe.checkpoint_seconds
+            is_late, number = self._agreement.largest([int(late), held.number])
+            if number:
+                self._stop(number, held)
+            if is_late or (every is not None and self.step % every == 0):
+                self.save()
+        if number := max(processes.of_each(held.number)):
+            self._stop(number, held)
+
+    def _stop(self, number: int, held: Held) -> NoReturn:
+        """Save, then end because of a signal that some process got."""
+        self.save()
+        self.metrics.close()
+        self.board.close()
+        processes.wait_for_all()  # none ends before the state is written
+        held.number = 0
+        reached = f"{self.stage}: epoch {self.epoch + 1}, step {self.step} is saved"
+        raise Stopped(number, reached)
 
     def epochs(self) -> Iterator[int]:
         """The epochs that are left; saves after each, and logs a line."""
@@ -316,11 +433,13 @@ class TrainingLoop(Generic[M]):
                 `Recipe.log_steps`).
         """
         accumulate = self.settings.accumulate
-        total = torch.stack(list(losses.values())).sum()
-        self.scaler.scale(total / accumulate).backward()
+        total = torch.stack([v for name, v in losses.items() if name not in self._beside]).sum()
+        # torch takes the mean over processes, and the parts are to be added up
+        self.scaler.scale(total * processes.count() / accumulate).backward()
         for name, loss in {"loss": total, **losses}.items():
             share = loss.detach() / accumulate
             self._sums[name] = self._sums[name] + share if name in self._sums else share
+        self._of_batches.append(total.detach())
         self.batch += 1
         if self.batch % accumulate == 0:
             self._step()
@@ -336,8 +455,11 @@ class TrainingLoop(Generic[M]):
         return self.model if self.average is None else cast(M, self.average.module)
 
     def save(self) -> None:
-        """Write a checkpoint from which `TrainingLoop` continues."""
+        """Write a checkpoint from which `TrainingLoop` continues; every process calls this."""
         self._log_losses()
+        self._saved_at = time.monotonic()
+        if not processes.is_first():
+            return
         state = {
             "position": [self.epoch, self.batch, self.step, self.metrics.position()],
             "model": self.model.state_dict(),
@@ -347,7 +469,7 @@ class TrainingLoop(Generic[M]):
             "random": random_state(),
         }
         save_state(self.folder / STATE, state)
-        self._saved_at = time.monotonic()
+        self._saved_at = time.monotonic()  # writing takes its time
 
     def _resume(self) -> None:
         """Continue from the checkpoint, where there is one.
@@ -370,16 +492,18 @@ class TrainingLoop(Generic[M]):
                 state, self.settings.epochs, len(self.loader)
             )
             restore_random_state(state["random"])
+        log.info("%s: going on from epoch %d, step %d", self.stage, self.epoch, self.step)
         self.metrics.cut(written)
+        if not processes.is_first():
+            return
         self._of_epoch = [
             entry
             for entry in entries_in(self.metrics.path)
             if entry.get("epoch") == self.epoch and "loss" in entry
         ]
-        log.info("%s: going on from epoch %d, step %d", self.stage, self.epoch, self.step)
 
     def _step(self) -> None:
-        """Update the weights; log and save when due."""
+        """Update the weights; log when due."""
         self.set_lr(self.epoch, self.step)
         self.scaler.unscale_(self.optimizer)
         if self.settings.clip_grad is not None:
@@ -391,37 +515,44 @@ class TrainingLoop(Generic[M]):
             self.average.update_parameters(self.model)
         self.step += 1
         lr = max(group["lr"] for group in self.optimizer.param_groups)
-        self._pending.append((self.step, lr, self._sums))
-        self._sums = {}
+        self._pending.append(_Step(self.step, lr, self.batch, self._sums, self._of_batches))
+        self._sums, self._of_batches = {}, []
         if len(self._pending) >= self.recipe.log_steps:
             self._log_losses()
-        every = self.recipe.checkpoint_steps
-        due = every is not None and self.step % every == 0
-        if due or time.monotonic() - self._saved_at > self.recipe.checkpoint_seconds:
-            self.save()
 
     def _log_losses(self) -> None:
         """Copy the losses since the last call from the device, check and log them."""
         if not self._pending:
             return
-        names = list(self._pending[0][2])
-        values = torch.stack([torch.stack([sums[n] for n in names]) for *_, sums in self._pending])
+        names = list(self._pending[0].losses)
+        rows = [[*(step.losses[n] for n in names), *step.of_batches] for step in self._pending]
+        values = processes.total(torch.stack([torch.stack(row) for row in rows]))
         entries = []
-        for (step, lr, _), numbers in zip(self._pending, values.double().tolist(), strict=True):
-            losses = dict(zip(names, numbers, strict=True))
+        for step, numbers in zip(self._pending, values.double().tolist(), strict=True):
             if not all(map(math.isfinite, numbers)):
-                shown = ", ".join(f"{name} {value:.3g}" for name, value in losses.items())
-                raise ValueError(
-                    f"{self.stage}: loss not finite at epoch {self.epoch}, step {step} ({shown}). "
-                    f"Try a lower {self.stage}.lr, a longer warm-up, {self.stage}.clip_grad=1, or "
-                    f"{self.stage}.amp=bf16 or none; the last checkpoint is whole"
-                )
-            entries.append({"epoch": self.epoch, "step": step, "lr": lr, **losses})
-        self.metrics.write(entries)
-        self.board.scalars({name: entries[-1][name] for name in ("lr", *names)}, self.step)
+                raise ValueError(self._not_finite(step, names, numbers))
+            losses = dict(zip(names, numbers, strict=False))
+            entries.append({"epoch": self.epoch, "step": step.number, "lr": step.lr, **losses})
+        self._pending = []
         self._note = f"loss {entries[-1]['loss']:.3f}"
         self._of_epoch += entries
-        self._pending = []
+        if self._watch is not None:
+            self._watch(entries)
+        self.metrics.write(entries)
+        self.board.scalars({n: entries[-1][n] for n in ("lr", *names)}, entries[-1]["step"])
+
+    def _not_finite(self, step: _Step, names: Sequence[str], numbers: Sequence[float]) -> str:
+        """What to say of a step whose losses, then those of its batches, are `numbers`."""
+        shown = ", ".join(f"{n} {value:.3g}" for n, value in zip(names, numbers, strict=False))
+        of_batches = numbers[len(names) :]
+        wrong = next((i for i, one in enumerate(of_batches) if not math.isfinite(one)), 0)
+        images = self.loader.names(self.epoch, step.last_batch - len(of_batches) + wrong)
+        return (
+            f"{self.stage}: loss not finite at epoch {self.epoch}, step {step.number} ({shown}), "
+            f"in the batch of {', '.join(images)}. Try a lower {self.stage}.lr, a longer warm-up, "
+            f"{self.stage}.clip_grad=1, or {self.stage}.amp=bf16 or none; the last checkpoint is "
+            "whole"
+        )
 
     def _seconds_each(self) -> float:
         """How long a batch takes: the mean over those of this process after the first."""

@@ -25,32 +25,44 @@ def entries_in(path: Path) -> list[dict[str, Any]]:
 
 
 class MetricsLog:
-    """metrics.jsonl: one JSON object a line, cut back to a checkpoint's position on resume."""
+    """metrics.jsonl: one JSON object a line, cut back to a checkpoint's position on resume.
 
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            require_file(path)
+    Args:
+        path: of the file.
+        is_written: whether this process writes it; else everything here does nothing.
+    """
+
+    def __init__(self, path: Path, *, is_written: bool = True) -> None:
         self.path = path
-        self._file: IO[str] = open(path, "a", encoding="utf-8")  # noqa: SIM115 - held open
+        self._file: IO[str] | None = None
+        if is_written:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists():
+                require_file(path)
+            self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - held open
 
     def write(self, entries: Iterable[dict[str, Any]]) -> None:
         """Append a line for each entry."""
-        self._file.writelines(json.dumps(entry) + "\n" for entry in entries)
-        self._file.flush()
+        if self._file is not None:
+            self._file.writelines(json.dumps(entry) + "\n" for entry in entries)
+            self._file.flush()
 
     def position(self) -> int:
         """Flush, and return the size of the file in bytes, for a checkpoint."""
+        if self._file is None:
+            return 0
         self._file.flush()
         os.fsync(self._file.fileno())
         return self.path.stat().st_size
 
     def cut(self, position: int) -> None:
         """Delete everything after `position`, where there is more."""
-        self._file.close()
-        keep_lines(self.path, position)
-        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - held open
+        if self._file is not None:
+            self._file.close()
+            keep_lines(self.path, position)
+            self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - held open
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()

@@ -111,11 +111,14 @@ def position_in(state: dict[str, Any], epochs: int, batches: int) -> list[int]:
 
 
 def random_state() -> dict[str, Any]:
-    """The states of all random number generators, as tensors and plain values."""
+    """The states of all random number generators, as tensors and plain values.
+
+    Of GPUs the current one's: a run may go on with another number of them.
+    """
     _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],
         "numpy": (torch.from_numpy(np.asarray(keys, np.int64)), position, has_gauss, cached),
         "python": random.getstate(),
     }
@@ -128,7 +131,8 @@ def restore_random_state(state: dict[str, Any]) -> None:
     random.setstate(state["python"])
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+        states = state["cuda"]  # older versions: of every GPU there was
+        torch.cuda.set_rng_state(states[min(torch.cuda.current_device(), len(states) - 1)])
 
 
 def set_seeds(seed: int) -> None:

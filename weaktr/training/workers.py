@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from weaktr import processes
 from weaktr.data.datasets import SeededDataset
 from weaktr.data.parallel import usable_cores
 from weaktr.training.state import random_state, restore_random_state
@@ -79,7 +80,10 @@ def choose_processes(
     device: torch.device,
     batches: int,
 ) -> int:
-    """Measure, choose, and say so in the log; where one process is the most, nothing is measured.
+    """Measure, choose, and say so in the log.
+
+    Where one process is the most, nothing is measured; but processes that train together all do,
+    since the losses of a step may need them all.
 
     Args:
         stage: its name, for the log.
@@ -94,18 +98,22 @@ def choose_processes(
     """
     cores = cores_of_this_process()
     most = most_processes(device, cores)
-    if most <= 1:
-        who = "1 process loads images" if most else "no further process loads images"
-        log.info("%s: %s (%d core%s)", stage, who, cores, "" if cores == 1 else "s")
+    if most <= 1 and processes.count() == 1:
+        log.info("%s: %s images (%d core%s)", stage, _who(most), cores, "" if cores == 1 else "s")
         return most
     speed = measured(dataset, step, images, device)
     count = min(processes_for(speed, device, cores), batches)
     times = f"{_in_ms(speed.loading)} an image on a core, the model takes {_in_ms(speed.model)}"
     if device.type != "cpu" and count == most < (wanted := _wanted(speed)):
         times += f", which {wanted} could keep up with, if there were the cores"
-    who = "1 process loads" if count == 1 else f"{count} processes load"
-    log.info("%s: %s images (%s)", stage, who, times)
+    log.info("%s: %s images (%s)", stage, _who(count), times)
     return count
+
+
+def _who(count: int) -> str:
+    """So many processes, and what they do."""
+    names = {0: "no further process loads", 1: "1 process loads"}
+    return names.get(count, f"{count} processes load")
 
 
 def _in_ms(seconds: float) -> str:

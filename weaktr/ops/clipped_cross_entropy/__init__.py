@@ -45,15 +45,17 @@ class ClippedLossInputs(NamedTuple):
     patch_size: int  #: side of a tile, pixels of the labels
     start_value: float  #: largest mean loss with which clipping is active, nats
     ignore_index: int  #: label without loss
+    batch: int  #: images of the whole batch, of which these are a process's part
 
 
 class ClippedLoss(NamedTuple):
     """What `clipped_cross_entropy` returns; only `loss` carries a gradient."""
 
-    loss: Tensor  #: scalar, what to minimise
-    mean_loss: Tensor  #: scalar, mean cross-entropy before clipping
+    loss: Tensor  #: scalar, what to minimise; of a part of a batch its share of that
+    mean_loss: Tensor  #: scalar, mean cross-entropy of the whole batch before clipping
     loss_map: Tensor  #: [B, H, W] cross-entropy of every pixel before clipping, 0 where ignored
     clipped: Tensor  #: scalar bool, whether clipping was active in this step
+    thresholds: Tensor  #: [tiles down, tiles across] max(tile, mean), whether active or not
 
 
 def clipped_cross_entropy(
@@ -63,6 +65,7 @@ def clipped_cross_entropy(
     patch_size: int = 120,
     start_value: float = 1.2,
     ignore_index: int = 255,
+    batch: int | None = None,
     backend: str = "auto",
 ) -> ClippedLoss:
     """Cross-entropy whose outliers within a tile are clipped (formula above).
@@ -74,6 +77,9 @@ def clipped_cross_entropy(
         patch_size: side of a tile in pixels of the labels, >= 1.
         start_value: clipping is active while the mean loss is at most this (nats).
         ignore_index: label without loss.
+        batch: images of the whole batch where other processes have the rest of it
+            (`weaktr.processes`), each of which calls this: means and thresholds are those of the
+            whole batch, and the losses of the parts add up to its loss. None = it is all here.
         backend: see `weaktr.ops.registry.Op.pick`.
 
     Returns:
@@ -87,8 +93,9 @@ def clipped_cross_entropy(
     _check(logits, labels, patch_size, ignore_index)
     facts = {"num_labels": logits.shape[1], "enlarging": labels.shape[2] / logits.shape[3]}
     run = OP.pick(logits.device, backend, **facts)
+    whole = len(labels) if batch is None else batch
     loss: ClippedLoss = run(
-        ClippedLossInputs(logits, labels, patch_size, start_value, ignore_index)
+        ClippedLossInputs(logits, labels, patch_size, start_value, ignore_index, whole)
     )
     return loss
 

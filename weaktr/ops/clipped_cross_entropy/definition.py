@@ -6,20 +6,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from weaktr import processes
 from weaktr.ops.clipped_cross_entropy import ClippedLoss, ClippedLossInputs
 from weaktr.ops.clipped_cross_entropy.tiles import TiledCrossEntropy, worth_tiling
 
 
 def clipped_cross_entropy_torch(inputs: ClippedLossInputs) -> ClippedLoss:
     """The formula in PyTorch; on the CPU tile by tile where that is faster, same results."""
-    logits, labels, patch_size, start_value, ignore_index = inputs
+    logits, labels, patch_size, start_value, ignore_index, batch = inputs
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     tiled = logits.device.type == "cpu" and not torch.compiler.is_compiling()
     if tiled and worth_tiling(logits, labels):
         losses: Tensor = TiledCrossEntropy.apply(logits, labels, ignore_index)
     else:
         losses = pixel_losses(logits, labels, ignore_index)
-    return clip_losses(losses, patch_size, start_value)
+    return clip_losses(losses, patch_size, start_value, batch)
 
 
 def pixel_losses(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
@@ -29,28 +30,40 @@ def pixel_losses(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
     return F.cross_entropy(logits, labels.long(), ignore_index=ignore_index, reduction="none")
 
 
-def clip_losses(losses: Tensor, patch_size: int, start_value: float) -> ClippedLoss:
+def clip_losses(
+    losses: Tensor, patch_size: int, start_value: float, batch: int | None = None
+) -> ClippedLoss:
     """The definition of the rest: ce [B, H, W], with gradient, -> result.
 
-    Nothing waits for the device.
+    Nothing waits for the device. The arguments are those of `clipped_cross_entropy`.
     """
     loss_map = losses.detach()
-    mean_loss = loss_map.mean()
+    share = 1.0 if batch is None else len(losses) / batch
+    tile = tile_size(patch_size, loss_map)
+    mean_loss, tiles = loss_map.mean(), tile_means(loss_map.mean(0), tile)
+    if share < 1:
+        every = processes.total(torch.cat([mean_loss[None], tiles.flatten()]) * share)
+        mean_loss, tiles = every[0], every[1:].view_as(tiles)
     clipped = mean_loss <= start_value
-    threshold = clip_threshold(loss_map, patch_size)
+    thresholds = torch.maximum(tiles, mean_loss)
+    threshold = of_pixels(thresholds, patch_size, loss_map)
     # not torch.minimum: where loss == threshold that would halve the gradient
     loss = torch.where(clipped & (losses > threshold), threshold, losses).mean()
-    return ClippedLoss(loss, mean_loss, loss_map, clipped)
+    if share < 1:
+        loss = loss * share
+    return ClippedLoss(loss, mean_loss, loss_map, clipped, thresholds)
 
 
-def clip_threshold(loss_map: Tensor, patch_size: int) -> Tensor:
-    """Largest loss that keeps its gradient: [B, H, W] -> [H, W], max(tile mean, batch mean)."""
-    height, width = loss_map.shape[1:]
-    tile = (min(patch_size, height), min(patch_size, width))
-    threshold = torch.maximum(tile_means(loss_map.mean(0), tile), loss_map.mean())
-    for axis in (0, 1):
-        threshold = threshold.repeat_interleave(tile[axis], axis)
-    return threshold[:height, :width]
+def tile_size(patch_size: int, loss_map: Tensor) -> tuple[int, int]:
+    """(H, W) of a whole tile of a loss map [B, H, W]."""
+    return min(patch_size, loss_map.shape[1]), min(patch_size, loss_map.shape[2])
+
+
+def of_pixels(tiles: Tensor, patch_size: int, loss_map: Tensor) -> Tensor:
+    """[tiles down, tiles across] -> [H, W] of a loss map [B, H, W], each in its tile's pixels."""
+    for axis, side in enumerate(tile_size(patch_size, loss_map)):
+        tiles = tiles.repeat_interleave(side, axis)
+    return tiles[: loss_map.shape[1], : loss_map.shape[2]]
 
 
 def tile_means(image: Tensor, tile: tuple[int, int]) -> Tensor:

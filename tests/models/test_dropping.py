@@ -1,0 +1,67 @@
+"""What a process drops of its part of a batch: what it would drop if it had the whole."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from timm.layers import DropPath
+from torch import nn
+
+from tests.models import small
+from weaktr.models.dropping import Part, PartDropout, PartDropPath, drop_for
+
+SEGMENTER = {"image_size": 32, "patch_size": 8, "drop_path": 0.3, "dropout": 0.2}
+SIZES = {"embed_dim": 16, "depth": 2, "num_heads": 2}
+
+
+def drawn(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    torch.manual_seed(3)
+    out: torch.Tensor = module(x)
+    return out
+
+
+@pytest.mark.parametrize("rows", [slice(0, 2), slice(2, 5), slice(0, 5)])
+@pytest.mark.parametrize("whole", [nn.Dropout(0.4), DropPath(0.4), DropPath(0.4, False)])
+def test_a_part_loses_what_it_loses_in_the_whole(whole, rows):
+    part = Part(rows, 5)
+    if isinstance(whole, DropPath):
+        own = PartDropPath(whole.drop_prob, whole.scale_by_keep, part)
+    else:
+        own = PartDropout(whole.p, part)
+    x = torch.randn(5, 7, 3)
+    dropped = drawn(whole, x)
+    assert (dropped == 0).any()
+    expected = dropped[rows]
+    assert drawn(own, x[rows]).equal(expected)
+    after = torch.rand(1)
+    drawn(whole, x)
+    assert torch.rand(1).equal(after)  # every process has drawn as much
+    assert own.eval()(x[rows]).equal(x[rows])
+
+
+def test_the_parts_of_a_batch_have_the_logits_and_gradients_of_the_whole():
+    parts = []
+    images = torch.randn(5, 3, 32, 32, dtype=torch.float64)
+    for rows in (slice(0, 5), slice(0, 2), slice(2, 5)):
+        torch.manual_seed(0)
+        model = (
+            small.segmenter(
+                "vit_tiny_patch16_224",
+                4,
+                decoder="mask_transformer",
+                backbone_args=SIZES,
+                **SEGMENTER,
+            )
+            .double()
+            .train()
+        )
+        if rows != slice(0, 5):
+            drop_for(model, Part(rows, 5))
+        torch.manual_seed(1)
+        logits = model(images[rows])
+        logits.square().sum().backward()
+        parts.append((logits, [parameter.grad for parameter in model.parameters()]))
+    whole, *others = parts
+    torch.testing.assert_close(torch.cat([logits for logits, _ in others]), whole[0])
+    for own, first, second in zip(whole[1], others[0][1], others[1][1], strict=True):
+        torch.testing.assert_close(first + second, own)

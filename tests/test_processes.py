@@ -1,0 +1,80 @@
+"""Parts of work for several processes; how they meet and end is in cli/test_train_together.py."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from weaktr import processes
+
+
+@pytest.fixture
+def as_process(monkeypatch):
+    """Have this process count as one of several, which it cannot reach."""
+
+    def choose(index, count):
+        group = processes._Group(index, count, control=None, store=None)
+        monkeypatch.setattr(processes._state, "now", group)
+
+    return choose
+
+
+def test_alone_nothing_is_shared():
+    assert (processes.count(), processes.index(), processes.is_first()) == (1, 0, True)
+    assert processes.part("abc") == "abc"
+    assert processes.rows(4) == slice(0, 4)
+    assert processes.of_each({"a": 1}) == [{"a": 1}]
+    assert processes.of_first(lambda: 0.1) == 0.1
+    own = np.ones(3)
+    assert processes.rows_of_all(own, 3) is own
+    assert processes.Agreement().largest([0, 2]) == [0, 2]
+
+
+@pytest.mark.parametrize(("batch", "count"), [(4, 2), (7, 3), (3, 3), (64, 5)])
+def test_every_image_of_a_batch_has_one_process(as_process, batch, count):
+    found, sizes = [], []
+    for index in range(count):
+        as_process(index, count)
+        own = list(range(batch))[processes.rows(batch)]
+        found += own
+        sizes.append(len(own))
+    assert found == list(range(batch))
+    assert max(sizes) - min(sizes) <= 1 and min(sizes) > 0
+
+
+@pytest.mark.parametrize("number", [0, 1, 5, 6])
+def test_parts_come_back_in_order(as_process, monkeypatch, number):
+    items = np.arange(2.0 * number).reshape(number, 2)
+    shares = []
+    monkeypatch.setattr(processes, "total", lambda values: shares.append(values) or values)
+    for index in range(3):
+        as_process(index, 3)
+        processes.rows_of_all(processes.part(items), number)
+    assert sum(shares).numpy().tolist() == items.tolist()
+
+
+def test_fewer_images_than_processes_are_refused(as_process):
+    as_process(1, 3)
+    with pytest.raises(ValueError, match="batch_size: expected at least 3, one for each process"):
+        processes.rows(2)
+
+
+def test_what_one_process_does_alone_reaches_no_other(as_process):
+    as_process(1, 3)
+    with processes.alone():
+        assert processes.count() == 1
+    assert processes.count() == 3
+
+
+def test_variables_that_do_not_fit_are_told(monkeypatch):
+    for name in processes.LAUNCHER:
+        monkeypatch.delenv(name, raising=False)
+    with processes.together():  # no launcher
+        assert processes.count() == 1
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    with (
+        pytest.raises(ValueError, match="as torchrun sets them, got RANK='1', WORLD_SIZE='2'"),
+        processes.together(),
+    ):
+        pass

@@ -1,0 +1,99 @@
+"""Dropout and stochastic depth of a process that has some images of a batch, others the rest.
+
+Every process draws for the whole batch, in the same order and from the same random numbers, and
+takes what belongs to its own images. So a batch loses the same whether one process has it or many,
+and all processes stay at the same place in their random numbers.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+
+class Part(NamedTuple):
+    """The images of a process.
+
+    Args:
+        rows: which images of every batch.
+        batch: images of a whole batch.
+    """
+
+    rows: slice
+    batch: int
+
+    def of(self, x: Tensor, shape: tuple[int, ...], p: float) -> Tensor:
+        """What this part's activations `x` are multiplied with: 0, or 1 / (1 - p).
+
+        Args:
+            x: [b, ...], of the images of this part.
+            shape: of what is drawn for one image.
+            p: probability of 0.
+        """
+        return F.dropout(x.new_ones(self.batch, *shape), p)[self.rows]
+
+
+class PartDropout(nn.Dropout):
+    """Dropout of the images of a part."""
+
+    def __init__(self, p: float, part: Part) -> None:
+        super().__init__(p)
+        self.part = part
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[b, ...] -> the same with some elements 0, in training."""
+        return x * self.part.of(x, x.shape[1:], self.p) if self.training and self.p else x
+
+
+class PartDropPath(DropPath):  # type: ignore[misc] # timm has no types
+    """Stochastic depth of the images of a part."""
+
+    def __init__(self, drop_prob: float, scale_by_keep: bool, part: Part) -> None:
+        super().__init__(drop_prob, scale_by_keep)
+        self.part = part
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[b, ...] -> the same with some images 0, in training."""
+        if not self.training or not self.drop_prob:
+            return x
+        kept = self.part.of(x, (1,) * (x.ndim - 1), self.drop_prob)
+        return x * (kept if self.scale_by_keep else kept.sign())
+
+
+def drop_for(model: nn.Module, part: Part) -> None:
+    """Have a model drop what it would drop of this part's images if it had the whole batch."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, DropPath):
+                setattr(
+                    module,
+                    name,
+                    PartDropPath(child.drop_prob, child.scale_by_keep, part).train(child.training),
+                )
+            elif isinstance(child, nn.Dropout):
+                setattr(module, name, PartDropout(child.p, part).train(child.training))
+
+
+def attend_dropping(q: Tensor, k: Tensor, v: Tensor, drop: PartDropout) -> Tensor:
+    """softmax(q · kᵀ / √d) · v, whose weights a part drops.
+
+    Args:
+        q, k, v: [b, H, N, d].
+        drop: in training.
+    """
+    weights = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
+    out: Tensor = drop(weights) @ v
+    return out
+
+
+def draws_for(dropout: nn.Module, device: torch.device) -> bool:
+    """Whether attention has to keep its weights, of which `dropout` drops some of a part.
+
+    On a GPU PyTorch's attention drops without ever having the weights, so what is dropped there
+    differs with the number of processes.
+    """
+    return isinstance(dropout, PartDropout) and dropout.training and device.type == "cpu"
