@@ -45,6 +45,11 @@ def root(tmp_path_factory):
     return tiny.squares(tmp_path_factory.mktemp("waiting") / "squares")
 
 
+def not_fused(optimizer):
+    """The same optimiser in torch's other form for GPUs."""
+    return lambda *args, fused, **rest: optimizer(*args, **rest, foreach=True)
+
+
 @pytest.fixture
 def steps(monkeypatch):
     """Trainings on the device "meta" that log and save nothing; the steps that they made."""
@@ -61,10 +66,8 @@ def steps(monkeypatch):
                 yield batch
 
     monkeypatch.setattr(Run, "device", META)
-    adamw = torch.optim.AdamW  # whose fused form has no kernel for this device
-    monkeypatch.setattr(
-        torch.optim, "AdamW", lambda *args, fused, **rest: adamw(*args, **rest, foreach=True)
-    )
+    for name in ("AdamW", "SGD"):  # whose fused forms have no kernel for this device
+        monkeypatch.setattr(torch.optim, name, not_fused(getattr(torch.optim, name)))
     monkeypatch.setattr(loop, "autocast", lambda *_: nullcontext())
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
     monkeypatch.setattr(loop.TrainingLoop, "_step", counted)

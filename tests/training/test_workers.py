@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import re
 from dataclasses import replace
 
 import pytest
@@ -93,15 +92,45 @@ def test_the_log_says_how_many_and_why(monkeypatch, caplog, speed, where, line):
     monkeypatch.setattr(workers, "measured", lambda *_: speed)
     monkeypatch.setattr(workers, "cores_of_this_process", lambda: 8)
     with caplog.at_level("INFO", "weaktr"):
-        choose_processes("train_cam", Numbers(), print, 4, where)
+        choose_processes("train_cam", Numbers(), print, 4, where, 100)
     assert caplog.messages == [f"train_cam: {line}"]
 
 
-def test_without_a_core_to_spare_images_are_loaded_between_the_steps(monkeypatch, caplog):
+def test_processes_that_train_together_all_measure(monkeypatch, caplog):
+    """Or one that has few cores would not take part in the steps of the others."""
+    measurements = []
+    monkeypatch.setattr(workers.processes, "count", lambda: 2)
     monkeypatch.setattr(workers, "cores_of_this_process", lambda: 1)
+    monkeypatch.setattr(workers, "measured", lambda *_: measurements.append(1) or Speed(0.01, 1.0))
     with caplog.at_level("INFO", "weaktr"):
-        assert choose_processes("train_seg", Numbers(), lambda batch: None, 4, CPU) == 0
-    assert re.fullmatch(r"train_seg: no further process loads images \(.*\)", caplog.messages[0])
+        assert choose_processes("train_seg", Numbers(), print, 4, CPU, 100) == 0
+    assert measurements and "no further process loads images (10 ms" in caplog.text
+
+
+def test_a_process_for_each_batch_of_an_epoch_is_enough(monkeypatch, caplog):
+    monkeypatch.setattr(workers, "measured", lambda *_: Speed(0.1, 0.001))
+    monkeypatch.setattr(workers, "cores_of_this_process", lambda: 8)
+    with caplog.at_level("INFO", "weaktr"):
+        assert choose_processes("train_cam", Numbers(), print, 4, GPU, 2) == 2
+    assert caplog.messages[0].startswith("train_cam: 2 processes load images (100 ms an image")
+    assert "could keep up" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("where", "cores", "line"),
+    [
+        (CPU, 1, "no further process loads images (1 core)"),
+        (CPU, 2, "1 process loads images (2 cores)"),
+        (GPU, 1, "1 process loads images (1 core)"),
+    ],
+)
+def test_nothing_is_measured_where_there_is_no_choice(monkeypatch, caplog, where, cores, line):
+    monkeypatch.setattr(workers, "cores_of_this_process", lambda: cores)
+    monkeypatch.setattr(workers, "measured", None)
+    with caplog.at_level("INFO", "weaktr"):
+        count = choose_processes("train_seg", Numbers(), print, 4, where, 100)
+    assert count == min(1, cores - (where == CPU))
+    assert caplog.messages == [f"train_seg: {line}"]
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +141,7 @@ def root(tmp_path_factory):
 def test_a_measured_number_changes_no_result_and_leaves_no_process(
     root, tmp_path, monkeypatch, caplog
 ):
+    monkeypatch.setattr(workers, "cores_of_this_process", lambda: 8)
     monkeypatch.setattr(workers, "processes_for", lambda *_: 2)
     recipe = tiny.recipe(root, stages=["train_cam", "label", "train_seg"])
     run_recipe(recipe, tmp_path / "none")

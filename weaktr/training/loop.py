@@ -336,8 +336,9 @@ class TrainingLoop(Generic[M]):
         # what is compiled, or draws for a whole batch, takes batches of one size
         if self.device.type == "cpu" and not self.settings.compile and processes.count() == 1:
             images = min(images, IMAGES_ON_CPU)
-        wanted = choose_processes(self.stage, self.loader.dataset, step, images, self.device)
-        self.loader.num_workers = min(wanted, len(self.loader))
+        self.loader.num_workers = choose_processes(
+            self.stage, self.loader.dataset, step, images, self.device, len(self.loader)
+        )
 
     def _train(
         self,

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from weaktr import processes
 from weaktr.data.datasets import SeededDataset
 from weaktr.data.parallel import usable_cores
 from weaktr.training.state import random_state, restore_random_state
@@ -43,14 +44,21 @@ def processes_for(speed: Speed, device: torch.device, cores: int) -> int:
 
     Args:
         speed: measured here.
-        device: of the model. Beside a GPU one core is left for what feeds it; on a CPU the model
-            has one for itself, so that with a single core none is left: 0 = no further process.
+        device: of the model.
         cores: that this training may use, >= 1.
     """
     if device.type != "cpu":
-        return min(_wanted(speed), max(1, cores - 1))
+        return min(_wanted(speed), most_processes(device, cores))
     together = speed.model + speed.loading / cores
-    return min(math.ceil(speed.loading / together), cores - 1)
+    return min(math.ceil(speed.loading / together), most_processes(device, cores))
+
+
+def most_processes(device: torch.device, cores: int) -> int:
+    """How many processes are sensible: one core is left for the model, or for what feeds a GPU.
+
+    A CPU with a single core has none to spare: 0 = images are loaded between the steps.
+    """
+    return cores - 1 if device.type == "cpu" else max(1, cores - 1)
 
 
 def _wanted(speed: Speed) -> int:
@@ -70,8 +78,12 @@ def choose_processes(
     step: Callable[[list[Tensor]], object],
     images: int,
     device: torch.device,
+    batches: int,
 ) -> int:
     """Measure, choose, and say so in the log.
+
+    Where one process is the most, nothing is measured; but processes that train together all do,
+    since the losses of a step may need them all.
 
     Args:
         stage: its name, for the log.
@@ -79,22 +91,29 @@ def choose_processes(
         step: a training step with a batch on the device, without a change of the model.
         images: in that batch.
         device: of the model.
+        batches: of an epoch; a process loads whole ones, so that more processes have nothing to do.
 
     Raises:
         DataError: one of the images that are loaded is missing or corrupt.
     """
     cores = cores_of_this_process()
+    most = most_processes(device, cores)
+    if most <= 1 and processes.count() == 1:
+        log.info("%s: %s images (%d core%s)", stage, _who(most), cores, "" if cores == 1 else "s")
+        return most
     speed = measured(dataset, step, images, device)
-    count = processes_for(speed, device, cores)
+    count = min(processes_for(speed, device, cores), batches)
     times = f"{_in_ms(speed.loading)} an image on a core, the model takes {_in_ms(speed.model)}"
-    if device.type != "cpu" and count < (wanted := _wanted(speed)):
+    if device.type != "cpu" and count == most < (wanted := _wanted(speed)):
         times += f", which {wanted} could keep up with, if there were the cores"
-    if count == 0:
-        log.info("%s: no further process loads images (%s)", stage, times)
-    else:
-        who = "1 process loads" if count == 1 else f"{count} processes load"
-        log.info("%s: %s images (%s)", stage, who, times)
+    log.info("%s: %s images (%s)", stage, _who(count), times)
     return count
+
+
+def _who(count: int) -> str:
+    """So many processes, and what they do."""
+    names = {0: "no further process loads", 1: "1 process loads"}
+    return names.get(count, f"{count} processes load")
 
 
 def _in_ms(seconds: float) -> str:
