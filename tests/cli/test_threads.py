@@ -29,7 +29,7 @@ def test_what_is_set(given, expected):
 def test_programs_set_it_before_torch_is_imported(program):
     code = (
         "import os, sys; from weaktr import cli; cli.main = cli.train_main = lambda: print("
-        f"os.environ['GOMP_SPINCOUNT'], 'torch' in sys.modules); cli.{program}()"
+        f"os.environ['GOMP_SPINCOUNT'], 'torch' in sys.modules) or 0; cli.{program}()"
     )
     names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
     environment = {name: value for name, value in os.environ.items() if name not in names}

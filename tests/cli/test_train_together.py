@@ -91,15 +91,14 @@ def assert_same(home: Path, out: str) -> None:
         assert scores[name] == (pytest.approx(value, abs=0.2) if name.endswith("miou") else value)
 
 
-@pytest.mark.parametrize("processes", [2, 3])
-def test_several_processes_have_the_losses_of_one(home, processes):
-    training = train(arguments(home, f"of{processes}"), processes, home / f"said{processes}")
-    assert_same(home, f"of{processes}")
-    own = {2: "2 of 4", 3: "1 of 4"}[processes]
+def test_two_processes_have_the_losses_of_one(home):
+    training = train(arguments(home, "two"), 2, home / "said" / "two")
+    assert_same(home, "two")
     said = training.outputs[0].read_text()
-    told = f"{processes} processes; images of a batch in the first: train_cam {own} and train_seg"
-    assert told in said
-    assert not any(output.read_text() for output in training.outputs[1:])
+    assert (
+        "2 processes; images of a batch in the first: train_cam 2 of 4 and train_seg 2 of 4" in said
+    )
+    assert not training.outputs[1].read_text()
 
 
 FROZEN = {
@@ -217,11 +216,9 @@ def test_killed_at_random_moments_it_goes_on_as_if_it_had_not_been(home, process
     assert_same(home, out)
     if processes == 1:  # with as many processes nothing is rounded in another way
         for stage in TRAININGS:
-            assert losses(home / out, stage) == losses(home / "one", stage)
-            models = [
-                (home / run / stage / "model.safetensors").read_bytes() for run in ("one", out)
-            ]
-            assert models[0] == models[1]
+            for file in ("metrics.jsonl", "model.safetensors"):
+                one, killed = ((home / run / stage / file).read_bytes() for run in ("one", out))
+                assert killed == one
 
 
 @pytest.mark.slow

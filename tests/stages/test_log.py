@@ -57,7 +57,7 @@ def test_the_first_lines_are_the_plan(squares, tmp_path, caplog, monkeypatch):
 def test_every_epoch_has_a_line_with_its_losses(squares, tmp_path, caplog):
     recipe = replace(tiny.recipe(squares), log_steps=3)  # no divisor of the steps of an epoch
     lines = told(caplog, recipe, tmp_path)
-    for stage, parts in (("train_cam", ("class", "coarse", "fine")), ("train_seg", ())):
+    for stage, parts in (("train_cam", ("class", "coarse", "fine")), ("train_seg", ("silenced",))):
         entries = read_metrics(tmp_path / stage / "metrics.jsonl")
         assert [entry["epoch"] for entry in entries] == [0, 0, 1, 1]
         of_stage = [line for line in lines if line.startswith(f"{stage}: epoch ")]
@@ -65,8 +65,7 @@ def test_every_epoch_has_a_line_with_its_losses(squares, tmp_path, caplog):
             own = [entry for entry in entries if entry["epoch"] == number - 1]
             mean = {key: sum(entry[key] for entry in own) / len(own) for key in ("loss", *parts)}
             shown = ", ".join(f"{part} {mean[part]:.4f}" for part in parts)
-            shown = f" ({shown})" if parts else ""
-            expected = f"{stage}: epoch {number} of 2, loss {mean['loss']:.4f}{shown}, lr "
+            expected = f"{stage}: epoch {number} of 2, loss {mean['loss']:.4f} ({shown}), lr "
             assert line.startswith(expected)
             assert re.search(r"lr \S+, [\d.]+ images/s", line)
             assert (" left" in line) == (number == 1)

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 from torch._dynamo.exc import TorchDynamoException
 
 from tests.stages import tiny
@@ -28,7 +22,6 @@ from weaktr.data.masks import MaskFolder
 from weaktr.evaluation.conditions import held_out
 from weaktr.models import CamModel, checkpoints
 from weaktr.outputs import begin
-from weaktr.recipes import dump_recipe
 from weaktr.stages import pipeline, train_cam
 from weaktr.stages.evaluate import (
     TABLE,
@@ -296,55 +289,6 @@ def test_workers_change_no_result(root, tmp_path, workers, finished):
 
 
 # ---------------------------------------------------------------- killed runs
-
-
-def start(recipe_file: Path, run: Path) -> subprocess.Popen[bytes]:
-    code = "from weaktr.cli import train_program; train_program()"
-    environment = os.environ | {
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-        "OMP_NUM_THREADS": "1",
-    }
-    return subprocess.Popen(
-        [sys.executable, "-c", code, str(recipe_file), "--out", str(run), "--only", "train_cam"],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-
-
-def kill_after(process: subprocess.Popen[bytes], log: Path, steps: int) -> None:
-    """SIGKILL once `steps` steps are in the log."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if log.is_file() and len(log.read_bytes().splitlines()) >= steps:
-            process.send_signal(signal.SIGKILL)
-            break
-        time.sleep(0.002)
-    process.wait()
-
-
-@pytest.mark.slow
-def test_killed_and_resumed_equals_unbroken(root, tmp_path):
-    recipe = tiny.recipe(root, train_cam={"epochs": 5, "ema_decay": 0.9, "lr": 1e-2})
-    text = dump_recipe(recipe).replace("checkpoint_steps: null", "checkpoint_steps: 4")
-    file = tmp_path / "tiny.yaml"
-    file.write_text(text.replace("log_steps: 2", "log_steps: 1"))
-    beside = start(file, tmp_path / "unbroken")
-    broken = tmp_path / "broken"
-    log = broken / "train_cam" / "metrics.jsonl"
-    kills = 0
-    for steps in (7, 17):  # both in mid-epoch, away from a checkpoint
-        process = start(file, broken)
-        kill_after(process, log, steps)
-        kills += process.returncode == -signal.SIGKILL
-    assert kills == 2
-    assert start(file, broken).wait() == 0
-    assert beside.wait() == 0
-    unbroken = tmp_path / "unbroken" / "train_cam"
-    assert log.read_bytes() == (unbroken / "metrics.jsonl").read_bytes()
-    assert len(read_metrics(log)) == 30
-    one, other = (load_file(f / "model.safetensors") for f in (log.parent, unbroken))
-    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_resumed_stage_2_equals_unbroken(root, tmp_path, monkeypatch):

@@ -206,9 +206,9 @@ def test_rare_labels_count_more_where_the_recipe_says_so(root, finished, tmp_pat
     """By the masks that are learnt from; without balance these are not even looked at."""
     seen = []
 
-    def recorded(*arguments, weights):
+    def recorded(*arguments, weights, batch):
         seen.append(weights)
-        return segmenter_losses(*arguments, weights=weights)
+        return segmenter_losses(*arguments, weights=weights, batch=batch)
 
     monkeypatch.setattr("weaktr.stages.train_seg.segmenter_losses", recorded)
     for balance in (0.0, 0.5):

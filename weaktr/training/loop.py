@@ -597,12 +597,14 @@ class TrainingLoop(Generic[M]):
             return
         names = [name for name in entries[0] if name not in ("epoch", "step", "lr", "loss")]
         means = {n: sum(e[n] for e in entries) / len(entries) for n in ("loss", *names)}
-        parts = ", ".join(f"{name} {means[name]:.4f}" for name in names)
+        losses = [name for name in names if name not in self._beside]
+        shown = [n for n in names if n in self._beside or len(losses) > 1]  # one is the loss itself
+        parts = ", ".join(f"{name} {means[name]:.4f}" for name in shown)
         left = self._seconds_left()
         log.info(
             "%s: epoch %d of %d, loss %.4f%s, lr %.3g, %.1f images/s%s",
             self.stage, self.epoch, self.settings.epochs, means["loss"],
-            f" ({parts})" if len(names) > 1 else "", entries[-1]["lr"],
+            f" ({parts})" if parts else "", entries[-1]["lr"],
             self.settings.batch_size / max(self._seconds_each(), 1e-9),
             f", about {duration(left)} left" if left else "",
         )  # fmt: skip
