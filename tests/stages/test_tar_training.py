@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import tarfile
 from collections import Counter
 from dataclasses import replace
@@ -17,8 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from tests.cli.test_train import said
+from tests.processes import Training, train
 from tests.stages import tiny
-from tests.stages.test_pipeline import kill_after
 from weaktr import cli
 from weaktr.config import Recipe
 from weaktr.data import EpochSampler, SegDataset
@@ -174,25 +171,20 @@ def test_a_resumed_training_equals_an_unbroken_one(
     require_same(run, tmp_path, training)
 
 
-@pytest.mark.slow
 def test_a_killed_training_equals_an_unbroken_one(shards, tmp_path):
     settings = replace(recipe(shards, train_cam={"epochs": 5}), num_workers=2, log_steps=1)
     file, broken = tmp_path / "tiny.yaml", tmp_path / "broken"
     file.write_text(dump_recipe(replace(settings, checkpoint_steps=4)))
-    code = "from weaktr.cli import train_program; train_program()"
-    command = [sys.executable, "-c", code, str(file), "--only", "train_cam", "--out"]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
 
-    def start(out):
-        devnull = subprocess.DEVNULL
-        own = [*command, str(out)]
-        return subprocess.Popen(own, env=environment, stdout=devnull, stderr=devnull)
+    def command(out):
+        return [str(file), "--only", "train_cam", "--no-report", "--out", str(out)]
 
-    assert start(tmp_path / "unbroken").wait() == 0  # with as many threads as the other
-    process = start(broken)
-    kill_after(process, broken / "train_cam" / METRICS, 9)
-    assert process.returncode == -signal.SIGKILL
-    assert start(broken).wait() == 0
+    train(command(tmp_path / "unbroken"), 1, tmp_path / "said")
+    training, log = Training(command(broken), 1, tmp_path / "said"), broken / "train_cam" / METRICS
+    training.until(lambda: log.is_file() and log.read_bytes().count(b"\n") >= 9)
+    training.send(signal.SIGKILL)
+    assert training.wait() == [-signal.SIGKILL]
+    train(command(broken), 1, tmp_path / "said")
     require_same(tmp_path / "unbroken", broken, "train_cam")
 
 
