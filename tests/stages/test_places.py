@@ -201,6 +201,19 @@ def test_results_with_files_of_others_are_kept_beside_the_new_ones(home, mine, m
     assert not (home / "run" / "label" / mine).exists() or mine == "masks/1.png"
 
 
+def test_what_several_processes_left_is_no_file_of_others(home):
+    """They were killed while they labelled; then other masks are wanted, by one process."""
+    label = home / "run" / "label"
+    (label / "finished.json").unlink()
+    lines = (label / "index.jsonl").read_text().splitlines(keepends=True)
+    (label / "index.jsonl").write_text("".join(lines[::2]))
+    (label / "index.1.jsonl").write_text("".join(lines[1::2]))
+    assert run_recipe(tiny.recipe(home / "squares", label={"threshold": 0.7}), home / "run") == 0
+    assert not list((home / "run").glob("label.old-*"))
+    assert len((label / "index.jsonl").read_text().splitlines()) == len(lines)
+    assert not list((home / "run").rglob("index.1.jsonl"))
+
+
 def test_a_model_that_was_changed_is_kept(home):
     trained = home / "run" / "train_cam" / "model.safetensors"
     content = trained.read_bytes()[:-1] + b"\1"

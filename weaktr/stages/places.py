@@ -17,7 +17,7 @@ from pathlib import Path
 
 from weaktr import outputs, tars
 from weaktr.contents import CONTENTS, Contents
-from weaktr.data.masks import MaskFolder, before_refinement
+from weaktr.data.masks import JOURNAL, MaskFolder, before_refinement
 from weaktr.data.stored_maps import is_damaged
 from weaktr.files import UNFINISHED, write_bytes
 from weaktr.outputs import (
@@ -270,6 +270,8 @@ def _is_ours(path: Path) -> bool:
         return True
     if top in ("before_refinement", "before_crf") and rest:
         top, *rest = rest
+    if JOURNAL.fullmatch(top):
+        return not rest
     if top == "tensorboard":
         return path.name.startswith("events.out.tfevents")
     if top == "soft" and rest:
