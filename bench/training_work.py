@@ -34,7 +34,7 @@ from weaktr.data.datasets import CamDataset, SeededDataset, SegDataset, multi_ho
 from weaktr.data.manifest import Manifest, Sample
 from weaktr.models import Segmenter
 from weaktr.models.precision import autocast
-from weaktr.training.loop import EpochLoader
+from weaktr.training.loader import EpochLoader
 from weaktr.training.optimizers import cam_optimizer, segmenter_optimizer
 
 LABELS = CLASSES + 1

@@ -265,7 +265,7 @@ def test_a_loss_that_is_not_finite_is_told_with_its_images(root, tmp_path, monke
 
 
 def test_a_compiler_that_fails_is_told(monkeypatch, tmp_path):
-    from weaktr.training.loop import compiled
+    from weaktr.training.compiling import compiled
 
     def fails(*_, **__):
         raise TorchDynamoException("main.so: file too short\nmore")

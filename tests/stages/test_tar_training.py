@@ -24,7 +24,8 @@ from weaktr.data.masks import MaskFolder
 from weaktr.recipes import dump_recipe
 from weaktr.stages.pipeline import run_recipe
 from weaktr.stages.run import MODEL, load_split
-from weaktr.training.loop import METRICS, EpochLoader
+from weaktr.training.loader import EpochLoader
+from weaktr.training.loop import METRICS
 from weaktr.training.state import set_seeds
 
 COUNT = 24

@@ -14,7 +14,8 @@ from tests.models import small
 from tests.tolerances import assert_close
 from tests.training.lines import read_metrics
 from weaktr.config import Recipe, TrainCamConfig
-from weaktr.training.loop import EpochLoader, TrainingLoop
+from weaktr.training.loader import EpochLoader
+from weaktr.training.loop import TrainingLoop
 from weaktr.training.optimizers import segmenter_optimizer
 from weaktr.training.state import (
     load_state,

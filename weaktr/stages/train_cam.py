@@ -30,7 +30,9 @@ from weaktr.models.pretrained import load_backbone
 from weaktr.stages.carried import save_model
 from weaktr.stages.run import MODEL, Run, Stage, model_digest
 from weaktr.stages.train_patches import train_patches
-from weaktr.training.loop import METRICS, EpochLoader, TrainingLoop, compiled
+from weaktr.training.compiling import compiled
+from weaktr.training.loader import EpochLoader
+from weaktr.training.loop import METRICS, TrainingLoop
 from weaktr.training.metrics import entries_in
 from weaktr.training.optimizers import cam_optimizer
 from weaktr.training.state import set_seeds

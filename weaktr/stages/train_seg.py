@@ -39,8 +39,10 @@ from weaktr.stages.label import LABEL
 from weaktr.stages.masks import unusable_in_words
 from weaktr.stages.run import MODEL, Run, Stage, model_digest, to_segment
 from weaktr.stages.store import soft_file
+from weaktr.training.compiling import compiled
 from weaktr.training.decoder_start import start_decoder
-from weaktr.training.loop import EpochLoader, TrainingLoop, compiled
+from weaktr.training.loader import EpochLoader
+from weaktr.training.loop import TrainingLoop
 from weaktr.training.optimizers import PolynomialSchedule, segmenter_optimizer
 from weaktr.training.segmenter_losses import (
     LEAST_SHARE,

@@ -1,4 +1,4 @@
-"""What both trainings share: the order of the data, autocast, steps, checkpoints, resuming.
+"""What both trainings share: autocast, steps, checkpoints, resuming.
 
 `TrainingLoop` saves the position (epoch, batch, step) and the state of all random numbers, so that
 a run that was killed and started again has the same losses as one that was not interrupted.
@@ -15,16 +15,13 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
-from functools import wraps
 from inspect import signature
 from pathlib import Path
 from typing import (
     Any,
     Generic,
-    Literal,
     NamedTuple,
     NoReturn,
-    ParamSpec,
     Protocol,
     TypeAlias,
     TypeVar,
@@ -33,21 +30,18 @@ from typing import (
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo.exc import TorchDynamoException
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 
 from weaktr import processes
 from weaktr.config import Amp, Recipe
-from weaktr.data import EpochSampler
-from weaktr.data.datasets import SeededDataset
 from weaktr.messages import duration
 from weaktr.models.checkpoints import load_strict
 from weaktr.models.dropping import Part, drop_for
 from weaktr.models.precision import amp_type, autocast, tf32_of, training_amp
 from weaktr.progress import Meter, TensorBoard
-from weaktr.stopping import Held, Stopped, held_signals, ignore_signals
+from weaktr.stopping import Held, Stopped, held_signals
 from weaktr.training.average import MovingAverage
+from weaktr.training.loader import EpochLoader
 from weaktr.training.memory import StepMemory, tells_of_too_little_memory
 from weaktr.training.metrics import MetricsLog, entries_in
 from weaktr.training.state import (
@@ -64,8 +58,6 @@ from weaktr.training.workers import choose_processes
 
 log = logging.getLogger("weaktr")
 M = TypeVar("M", bound=nn.Module)
-P = ParamSpec("P")
-R = TypeVar("R")
 #: A batch -> name -> scalar.
 LossesOf: TypeAlias = Callable[..., Mapping[str, Tensor]]
 
@@ -103,108 +95,6 @@ class StepSettings(Protocol):
     def ema_decay(self) -> float | None: ...
     @property
     def validate_every(self) -> int: ...
-
-
-def compiled(losses: Callable[P, R], enabled: bool) -> Callable[P, R]:
-    """`losses`, run as one compiled graph where `enabled`; the model in it keeps its names.
-
-    Args:
-        losses: computes the losses of a batch; all batches have one shape.
-        enabled: `TrainCamConfig.compile` or `TrainSegConfig.compile`.
-
-    Raises:
-        ValueError: (what is returned) it cannot be compiled here.
-    """
-    if not enabled:
-        return losses
-    log.info("torch.compile: the first step takes long, then steps are faster")
-    graph = torch.compile(losses, fullgraph=True, dynamic=False)
-
-    @wraps(losses)
-    def run(*arguments: P.args, **options: P.kwargs) -> R:
-        try:
-            return cast(R, graph(*arguments, **options))
-        except TorchDynamoException as error:
-            log.debug("torch.compile", exc_info=True)
-            reason = " ".join(str(error).split())[:300]
-            raise ValueError(
-                f"compile: torch.compile fails ({reason}); look after the compiler, delete torch's "
-                "cache (TORCHINDUCTOR_CACHE_DIR), or set compile to false"
-            ) from error
-
-    return run
-
-
-# ---------------------------------------------------------------- order of the data
-
-
-class EpochLoader:
-    """Shuffled batches of an epoch, or this process's part of each.
-
-    They are the same for any number of workers, and when an epoch starts in its middle. The last,
-    smaller batch is left out.
-
-    Args:
-        dataset: what to load, seeded.
-        batch_size: items in a batch of all processes together.
-        seed: of the order.
-        num_workers: loading processes; "auto" = `TrainingLoop.train` measures how many are needed.
-
-    Raises:
-        ValueError: fewer items than `batch_size`, or fewer of these than processes.
-    """
-
-    def __init__(
-        self,
-        dataset: SeededDataset,
-        batch_size: int,
-        seed: int,
-        num_workers: int | Literal["auto"] = 0,
-    ) -> None:
-        self.dataset, self.num_workers = dataset, num_workers
-        rows = processes.rows(batch_size)
-        self._sampler = EpochSampler(len(dataset), batch_size, seed=seed, rows=rows)
-        self._generator = torch.Generator().manual_seed(seed)  # not the model's generator
-        self._loader: DataLoader[Any] | None = None
-
-    def __len__(self) -> int:
-        return self._sampler.batches_per_epoch
-
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Any]:
-        """The batches of `epoch` from batch `start` on."""
-        self.dataset.set_epoch(epoch)
-        self._sampler.set_epoch(epoch, start)
-        if self._loader is None:
-            workers = 0 if self.num_workers == "auto" else self.num_workers
-            self._loader = DataLoader(
-                self.dataset,
-                batch_sampler=self._sampler,
-                num_workers=workers,
-                persistent_workers=workers > 0,
-                pin_memory=torch.cuda.is_available(),
-                generator=self._generator,
-                worker_init_fn=_leave_signals,
-            )
-        return iter(self._loader)
-
-    def names(self, epoch: int, batch: int) -> list[str]:
-        """The images of a batch, of all processes."""
-        return [self.dataset.samples[index].name for index in self._sampler.batch(epoch, batch)]
-
-    def close(self) -> None:
-        """End the loading processes, which otherwise wait for a further epoch."""
-        running = getattr(self._loader, "_iterator", None)  # torch has no public name for it
-        if running is not None:
-            running._shutdown_workers()
-        self._loader = None
-
-
-def _leave_signals(_: int) -> None:
-    """Let a loading process live for as long as the training, which signals reach too."""
-    ignore_signals()
-
-
-# ---------------------------------------------------------------- steps and checkpoints
 
 
 class _Losses(nn.Module):
