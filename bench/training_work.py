@@ -48,14 +48,14 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 # ---- photographs --------------------------------------------------------------------------------
 
 
-def write_photographs(folder: Path) -> Path:
+def write_photographs(folder: Path, count: int = PHOTOGRAPHS) -> Path:
     """Drawn scenes with noise as JPEGs of 500 x 375, about as large as photographs, with masks."""
     from scale_work import HEIGHT, WIDTH, large_jpeg
 
     from weaktr.data.sources.scene_drawing import render_scene
 
     folder.mkdir(parents=True, exist_ok=True)
-    for number in range(PHOTOGRAPHS):
+    for number in range(count):
         (folder / f"{number}.jpg").write_bytes(large_jpeg(number))
         mask = render_scene(number, size=WIDTH, seed=0, split="bench")[1][:HEIGHT]
         Image.fromarray(np.ascontiguousarray(mask)).save(folder / f"{number}.png")

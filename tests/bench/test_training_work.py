@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -33,7 +34,12 @@ def work():
 
 @pytest.fixture(scope="module")
 def folder(work, tmp_path_factory):
-    return work.write_photographs(tmp_path_factory.mktemp("photographs"))
+    """Two photographs, each several times."""
+    folder = work.write_photographs(tmp_path_factory.mktemp("photographs"), 2)
+    for number in range(2, work.PHOTOGRAPHS):
+        for suffix in (".jpg", ".png"):
+            shutil.copy(folder / f"{number % 2}{suffix}", folder / f"{number}{suffix}")
+    return folder
 
 
 @pytest.mark.parametrize("stage", ["cam", "seg"])
@@ -53,9 +59,9 @@ def test_both_ways_load_the_same_kind_of_tensors(work, folder, stage):
     assert abs(means[0] - means[1]) < 0.5
 
 
-@pytest.mark.parametrize("way", ["weaktr", "published"])
-def test_a_program_answers(folder, way):
-    command = [sys.executable, str(BENCH / "training_work.py"), "loading", "cam", way, str(folder)]
+def test_a_program_answers(folder):
+    program = str(BENCH / "training_work.py")
+    command = [sys.executable, program, "loading", "cam", "weaktr", str(folder)]
     done = subprocess.run(
         command, input="first\nagain\n", capture_output=True, text=True, check=True
     )
