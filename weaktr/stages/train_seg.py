@@ -166,7 +166,8 @@ def train_seg(run: Run, folder: Path) -> int:
         )  # fmt: skip
         return {key: scores.miou}
 
-    watch = Silence(settings.clip_start).notice if settings.loss == "clipped" else None
+    may_clip = settings.loss == "clipped" and settings.clip_start > 0
+    watch = Silence(settings.clip_start).notice if may_clip else None
     loop = TrainingLoop(
         folder, model, optimizer, loader, settings, recipe, set_lr, beside=(SILENCED,), watch=watch
     )

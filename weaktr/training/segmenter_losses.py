@@ -59,13 +59,15 @@ def segmenter_losses(
             then what these images add to those of the batch. None = it is all here.
 
     Returns:
-        Name -> scalar; beside the losses `SILENCED` of the clipped one, which has no gradient.
+        Name -> scalar; beside the losses `SILENCED` of one that may clip, which has no gradient.
     """
     encoding = model.encode(images)
     if settings.loss == "clipped":
         start, tile = settings.clip_start, settings.clip_patch
         clipped = model.clipped_loss(encoding, labels, start_value=start, tile=tile, batch=batch)
-        losses = {"clipped": clipped.loss, SILENCED: silenced(clipped, labels, tile)}
+        losses = {"clipped": clipped.loss}
+        if start > 0:
+            losses[SILENCED] = silenced(clipped, labels, tile)
     else:
         logits = model.decode(encoding)
         if weights is not None:
