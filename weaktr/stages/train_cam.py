@@ -130,11 +130,16 @@ def train_cam(run: Run, folder: Path) -> int:
         return {"cam_miou": scores.miou, "cam_threshold": threshold}
 
     loop = TrainingLoop(folder, model, optimizer, loader, settings, recipe, set_lr)
-    chosen = BestEpoch(run, folder) if settings.choose == "fisher" else None
+    chooses = settings.choose == "fisher"
+    chosen = BestEpoch(run, folder) if chooses and processes.is_first() else None
+
+    def consider(model: CamModel) -> dict[str, float]:
+        assert chosen is not None  # the first process asks it
+        return chosen.consider(model)
 
     def validate(model: CamModel) -> dict[str, float]:
         scores = score(model)
-        return scores | (processes.of_first(lambda: chosen.consider(model)) if chosen else {})
+        return scores | (processes.of_first(lambda: consider(model)) if chooses else {})
 
     trained = loop.train(compiled(losses, settings.compile), validate if watched else None)
     if processes.is_first() and (chosen is None or not chosen.is_saved):
