@@ -252,10 +252,12 @@ def together() -> Iterator[None]:
             code = error.code if isinstance(error, Stopped) else 1
             raise SystemExit(code) from error
         if isinstance(error, RuntimeError) and is_loss(error):
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ProcessLost(
                 f"process {group.index} of 0..{group.count - 1}: another process of the run has "
-                "ended without a word (killed, or its machine is gone); start the same command "
-                "again, with as many processes as you like: it goes on from the last checkpoint"
+                "ended without a word (killed, or its machine is gone), or cannot be reached; start "
+                "the same command again, with as many processes as you like: it goes on from the "
+                f"last checkpoint ({reason:.300})"
             ) from error
         raise
     finally:
@@ -286,11 +288,7 @@ def _is_launched() -> bool:
 
 
 def _joined() -> _Group:
-    """Meet the other processes, and see that each has a GPU of its own where they have any.
-
-    Raises:
-        ValueError: two processes would share a GPU.
-    """
+    """Meet the other processes; waits until all have come."""
     index, number = (int(os.environ[name]) for name in LAUNCHER[:2])
     store, _, _ = next(iter(dist.rendezvous("env://", index, number, timeout=GRADIENTS)))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
