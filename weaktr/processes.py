@@ -255,9 +255,9 @@ def together() -> Iterator[None]:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ProcessLost(
                 f"process {group.index} of 0..{group.count - 1}: another process of the run has "
-                "ended without a word (killed, or its machine is gone), or cannot be reached; start "
-                "the same command again, with as many processes as you like: it goes on from the "
-                f"last checkpoint ({reason:.300})"
+                "ended without a word (killed, or its machine is gone), or cannot be reached; "
+                "start the same command again, with as many processes as you like: it goes on "
+                f"from the last checkpoint ({reason:.300})"
             ) from error
         raise
     finally:
