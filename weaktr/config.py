@@ -616,6 +616,8 @@ class TrainSegConfig(Settings):
         batch_size: crops in a forward pass; "auto" = by their number, the fewer the smaller.
         accumulate: forward passes for an optimiser step.
         crop: side of the training crop, in pixels.
+        crops: crops of each image in an epoch. They lie side by side in a batch, for which the
+            image is read once.
         optimizer: "sgd" (nesterov, as published) or "adamw".
         lr: learning rate of the decoder.
         encoder_lr: factor on `lr` for the backbone; 0 freezes it, which is several times as fast.
@@ -669,6 +671,7 @@ class TrainSegConfig(Settings):
     ema_decay: ShareBelow1 | None = None
     validate_every: CountOrNone = 0
     augment: SegAugment = SegAugment()
+    crops: Annotated[int, Field(ge=1, le=1000)] = later(1)
     labels: Literal["hard", "soft"] = later("hard")
     loss: Literal["clipped", "soft_ce", "collision"] = later("clipped")
     loss_warmup: Share = later(0.1)

@@ -12,7 +12,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from tests.data.trees import SIZE, write_image, write_mask
-from weaktr.data import DataError, load_manifest
+from weaktr.data import DataError, datasets, load_manifest
 from weaktr.data.classes import IGNORE, Classes
 from weaktr.data.datasets import CamDataset, EpochSampler, SegDataset, mixed_seed, multi_hot
 from weaktr.data.manifest import Manifest, Sample
@@ -84,6 +84,37 @@ def test_seg_items(manifest: Manifest) -> None:
     assert (image.shape, image.dtype) == ((3, 20, 20), torch.float32)
     assert (labels.shape, labels.dtype) == ((20, 20), torch.uint8)
     assert set(labels.unique().tolist()) <= {0, 1, 2, 255}
+
+
+def test_crops_of_an_image_lie_side_by_side_and_read_it_once(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = SegDataset(manifest, seg_train_transform(20, short_side=24), seed=3, crops=3)
+    sampler = EpochSampler(len(dataset), 4, seed=1, drop_last=False, crops=3)
+    assert len(dataset) == 3 * COUNT
+    order = sampler.order(0)
+    assert sorted(order) == list(range(3 * COUNT))
+    assert [i // 3 for i in order[::3]] != sorted(i // 3 for i in order[::3])
+    for first in range(0, len(order), 3):
+        assert order[first : first + 3] == list(range(order[first], order[first] + 3))
+    assert [dataset.sample_of(i).name for i in (0, 2, 3)] == [
+        manifest.samples[i].name for i in (0, 0, 1)
+    ]
+    read: list[str] = []
+    plain = datasets.tv_image
+    monkeypatch.setattr(
+        datasets, "tv_image", lambda sample: (read.append(sample.name), plain(sample))[1]
+    )
+    for batch in sampler:
+        read.clear()
+        together = dataset.__getitems__(batch)
+        assert read == list(dict.fromkeys(dataset.sample_of(i).name for i in batch))
+        for index, item in zip(batch, together, strict=True):
+            for ours, alone in zip(item, dataset[index], strict=True):
+                assert torch.equal(ours, alone)
+    assert not torch.equal(dataset[0][0], dataset[1][0])
+    single = SegDataset(manifest, seg_train_transform(20, short_side=24), seed=3)
+    assert torch.equal(single[0][0], dataset[0][0])  # the first crop is that of a single one
 
 
 def test_seg_pairs(manifest: Manifest, tmp_path: Path) -> None:

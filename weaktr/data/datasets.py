@@ -1,6 +1,6 @@
 """torch data sets of both stages, and a sampler that can start at any batch.
 
-What sample i looks like in epoch e depends on (seed, e, i) alone: not on the number of workers,
+What item i looks like in epoch e depends on (seed, e, i) alone: not on the number of workers,
 the order of reading or what was read before. So a killed and resumed run sees the same pixels.
 """
 
@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -44,17 +45,31 @@ def multi_hot(labels: Sequence[int], num_classes: int) -> torch.Tensor:
 
 
 class SeededDataset(Dataset[tuple[torch.Tensor, ...]]):
-    """Samples with a transform whose random numbers come from (seed, epoch, index)."""
+    """Samples with a transform whose random numbers come from (seed, epoch, index).
 
-    def __init__(self, samples: Sequence[Sample], transform: Transform, seed: int) -> None:
+    Args:
+        samples: what is loaded.
+        transform: what is done to it.
+        seed: of the random numbers.
+        crops: items of each sample, whose indices follow each other.
+    """
+
+    def __init__(
+        self, samples: Sequence[Sample], transform: Transform, seed: int, crops: int = 1
+    ) -> None:
         self.samples = tuple(samples)
         self.transform = transform
         self.seed = seed
+        self.crops = crops
         # shared memory: workers that outlive an epoch see the next one's number
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.samples) * self.crops
+
+    def sample_of(self, index: int) -> Sample:
+        """The sample of an item."""
+        return self.samples[index // self.crops]
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the random numbers of `epoch`; call before iterating over the loader."""
@@ -154,6 +169,14 @@ def _size_of(sample: Sample) -> tuple[int, int]:
     return image_size(sample.image, sample.source, sample.exif)
 
 
+class _Read(NamedTuple):
+    """An image with its labels, before the transform."""
+
+    sample: Sample
+    inputs: list[torch.Tensor]  #: image, labels of pixels, and where there are some soft labels
+    soft_labels: tuple[int, ...] | None  #: which labels those are of
+
+
 class SegDataset(SeededDataset):
     """Stage 2: images and labels of every pixel (pseudo labels, or true masks for comparison), or
     shares of labels in every patch.
@@ -169,6 +192,7 @@ class SegDataset(SeededDataset):
         soft: name of a sample -> the file of its soft labels (`read_soft_labels`), from which its
             shares come in place of its mask.
         with_classes: whether items have `shown_classes` too.
+        crops: items of each image, whose indices follow each other.
 
     Raises:
         ValueError: no `num_labels` for pairs, a sample without mask, or, with classes, without
@@ -185,6 +209,7 @@ class SegDataset(SeededDataset):
         patch_size: int | None = None,
         soft: Mapping[str, Path] | None = None,
         with_classes: bool = False,
+        crops: int = 1,
     ) -> None:
         if isinstance(pairs, Manifest):
             samples = pairs.samples
@@ -205,7 +230,7 @@ class SegDataset(SeededDataset):
             if lacking:
                 message = f"has no {lacking}, which stage 2 trains from"
                 raise DataError(Problem(str(sample.image), sample.source, message))
-        super().__init__(samples, transform, seed)
+        super().__init__(samples, transform, seed, crops)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
         """Image float32 [3, H, W] and labels uint8 [H, W], 255 = ignore; with `patch_size` in their
@@ -214,7 +239,19 @@ class SegDataset(SeededDataset):
         Raises:
             DataError: a file is missing or corrupt, sizes differ, or a label is outside.
         """
-        sample = self.samples[index]
+        return self._cropped(index, self._read(self.sample_of(index)))
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[torch.Tensor, ...]]:
+        """The items of a batch; of one image side by side, after reading it once."""
+        items = []
+        for _, group in groupby(indices, lambda index: index // self.crops):
+            of_image = [*group]
+            read = self._read(self.sample_of(of_image[0]))
+            items += [self._cropped(index, read) for index in of_image]
+        return items
+
+    def _read(self, sample: Sample) -> _Read:
+        """An image and its labels as they are stored."""
         assert sample.mask is not None  # checked above
         image = tv_image(sample)
         labels = read_labels(sample.mask, self.num_labels, sample.source, mask_ids=sample.mask_ids)
@@ -223,11 +260,16 @@ class SegDataset(SeededDataset):
         soft = self._soft_labels(sample, labels.shape)
         if soft is not None:
             inputs.append(SoftMap.of(torch.from_numpy(soft.shares), labels.shape))
+        return _Read(sample, inputs, None if soft is None else soft.labels)
+
+    def _cropped(self, index: int, read: _Read) -> tuple[torch.Tensor, ...]:
+        """The item of an image that was read; leaves that as it is."""
+        sample, inputs, soft_labels = read
         image, mask, *shares = self._transformed(index, *inputs)
         target = mask
-        if soft is not None:
+        if soft_labels is not None:
             target = mask.new_zeros((self.num_labels, *shares[0].shape[1:]), dtype=torch.float32)
-            target[list(soft.labels)] = shares[0]
+            target[list(soft_labels)] = shares[0]
         elif self.patch_size is not None:
             target = shares_of_mask(mask, self.num_labels, self.patch_size)
         if not self.with_classes:
@@ -303,6 +345,7 @@ class EpochSampler(Sampler[list[int]]):
         shuffle: False = ascending order in every epoch.
         drop_last: leave out a last batch that is not full.
         rows: which items of every batch are handed out: those of one process of several.
+        crops: so many indices that follow each other stay side by side; divides `length`.
 
     Raises:
         ValueError: `length` or `batch_size` < 1, or `drop_last` leaves no batch.
@@ -317,6 +360,7 @@ class EpochSampler(Sampler[list[int]]):
         shuffle: bool = True,
         drop_last: bool = True,
         rows: slice = slice(None),
+        crops: int = 1,
     ) -> None:
         if length < 1 or batch_size < 1:
             raise ValueError(
@@ -328,7 +372,7 @@ class EpochSampler(Sampler[list[int]]):
                 "none; take a smaller batch"
             )
         self.length, self.batch_size, self.seed = length, batch_size, seed
-        self.shuffle, self.drop_last, self.rows = shuffle, drop_last, rows
+        self.shuffle, self.drop_last, self.rows, self.crops = shuffle, drop_last, rows, crops
         self.epoch, self.start_batch = 0, 0
 
     @property
@@ -364,8 +408,8 @@ class EpochSampler(Sampler[list[int]]):
         if not self.shuffle:
             return list(range(self.length))
         generator = torch.Generator().manual_seed(mixed_seed(self.seed, epoch))
-        order: list[int] = torch.randperm(self.length, generator=generator).tolist()
-        return order
+        order: list[int] = torch.randperm(self.length // self.crops, generator=generator).tolist()
+        return [self.crops * image + crop for image in order for crop in range(self.crops)]
 
     def batch(self, epoch: int, batch: int) -> list[int]:
         """The indices of a whole batch of an epoch, of all processes."""

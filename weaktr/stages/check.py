@@ -460,12 +460,14 @@ class _Check:
         self, part: Part, count: int, settings: TrainCamConfig | SizedTrainSegConfig, stage: str
     ) -> int:
         """The batches of an epoch over `count` images; too few are a fault."""
-        batches = count // settings.batch_size
-        part.found = f"{count} images, {settings.epochs} epochs, {batches} batches in each"
+        crops = settings.crops if isinstance(settings, SizedTrainSegConfig) else 1
+        batches = count * crops // settings.batch_size
+        each = "" if crops == 1 else f", {crops} crops of each"
+        part.found = f"{count} images{each}, {settings.epochs} epochs, {batches} batches in each"
         if batches == 0:
             part.faults.append(
-                f"{stage}.batch_size: {settings.batch_size} is more than the {count} samples, so "
-                "there is no step; take a smaller batch"
+                f"{stage}.batch_size: {settings.batch_size} is more than the {count} samples"
+                f"{each}, so there is no step; take a smaller batch"
             )
         elif batches < settings.accumulate:
             part.faults.append(

@@ -146,7 +146,7 @@ def _of_stage2(run: Run, names: Collection[str]) -> dict[str, float]:
         _update(losses, optimizer)
 
     each = _seconds_of_an_image(step, settings.batch_size, run.device)
-    return {"train_seg": settings.epochs * len(images) * each, **seconds}
+    return {"train_seg": settings.epochs * settings.crops * len(images) * each, **seconds}
 
 
 def _seconds_of_predictions(run: Run, model: Segmenter) -> float:

@@ -89,9 +89,10 @@ def train_seg(run: Run, folder: Path) -> int:
     learnt = supervision(run)
     if "auto" in (recipe.train_seg.epochs, recipe.train_seg.batch_size):
         log.info(
-            "train_seg: %d epochs, %d crops in a batch, for %d photographs (epochs: %s, "
+            "train_seg: %d epochs, %d crops in a batch, for %d photographs%s (epochs: %s, "
             "batch_size: %s)",
             settings.epochs, settings.batch_size, len(to_segment(run.train, recipe)),
+            f", {settings.crops} crops of each" if settings.crops > 1 else "",
             recipe.train_seg.epochs, recipe.train_seg.batch_size,
         )  # fmt: skip
     dataset = data.SegDataset(
@@ -101,6 +102,7 @@ def train_seg(run: Run, folder: Path) -> int:
         patch_size=None if settings.loss == "clipped" else model.patch_size,
         soft=learnt.soft,
         with_classes=config.image_head,
+        crops=settings.crops,
     )
     loader = EpochLoader(dataset, settings.batch_size, recipe.seed, recipe.num_workers)
     optimizer = segmenter_optimizer(
@@ -218,7 +220,7 @@ def labelled_patches(
     view = View(run.train_seg.augment.short_side)
     store = FeatureStore(encoder, run.cache, view, run.contents)
     index = {sample.name: index for index, sample in enumerate(dataset.samples)}
-    for sample, found in store.of(dataset.samples[:: -(-len(dataset) // START_FROM)]):
+    for sample, found in store.of(dataset.samples[:: -(-len(dataset.samples) // START_FROM)]):
         others = iter(found.layers)
         maps = [found.patches if i == depth - 1 else next(others) for i in model.layers]
         shares = dataset.shares(index[sample.name], (maps[0].shape[0], maps[0].shape[1]))

@@ -39,7 +39,9 @@ class EpochLoader:
     ) -> None:
         self.dataset, self.num_workers = dataset, num_workers
         rows = processes.rows(batch_size)
-        self._sampler = EpochSampler(len(dataset), batch_size, seed=seed, rows=rows)
+        self._sampler = EpochSampler(
+            len(dataset), batch_size, seed=seed, rows=rows, crops=dataset.crops
+        )
         self._generator = torch.Generator().manual_seed(seed)  # not the model's generator
         self._loader: DataLoader[Any] | None = None
 
@@ -65,7 +67,7 @@ class EpochLoader:
 
     def names(self, epoch: int, batch: int) -> list[str]:
         """The images of a batch, of all processes."""
-        return [self.dataset.samples[index].name for index in self._sampler.batch(epoch, batch)]
+        return [self.dataset.sample_of(index).name for index in self._sampler.batch(epoch, batch)]
 
     def close(self) -> None:
         """End the loading processes, which otherwise wait for a further epoch."""
