@@ -323,6 +323,13 @@ class TrainPatchesConfig(Settings):
     most_patches: Annotated[int, Field(ge=1000, le=10**9)] = 300_000
 
 
+def _graph_of_pieces(micro_batch: int | str, compiles: bool) -> dict[str, str]:
+    """The fault of a training that is to be compiled and computed in pieces."""
+    if micro_batch == "auto" or not compiles:
+        return {}
+    return {"micro_batch": f"expected auto where compile is true, got {micro_batch}"}
+
+
 @dataclass(frozen=True)
 class TrainCamConfig(Settings):
     """Stage 1: three multi-label losses, AdamW, cosine schedule.
@@ -356,6 +363,9 @@ class TrainCamConfig(Settings):
             random numbers.
         recompute: keep of each transformer block only what enters it, and compute the rest again
             for the gradient: same results in a fraction of the memory, a third slower.
+        micro_batch: most images of a batch that a process computes at once. Results are those of
+            the whole batch, but for rounding; a loss that goes by means of the batch is computed
+            twice, a third slower. "auto" = all, or on a GPU as many as its memory holds.
         clip_grad: largest gradient norm, or None.
         ema_decay: keep an exponential moving average of the weights and save that, or None.
         validate_every: epochs between measurements of the CAM mIoU on the score split (0 = never).
@@ -382,6 +392,7 @@ class TrainCamConfig(Settings):
     amp: Amp = renamed("auto", fp16_on_cuda="auto")
     compile: bool = False
     recompute: bool = without_effect(False, is_later=True)
+    micro_batch: Count | Literal["auto"] = without_effect("auto", is_later=True)
     clip_grad: Above0 | None = None
     ema_decay: ShareBelow1 | None = None
     validate_every: CountOrNone = 0
@@ -391,10 +402,11 @@ class TrainCamConfig(Settings):
     choose: Literal["last", "fisher"] = later("last")
 
     def conflicts(self) -> dict[str, str]:
-        """Epochs that are not looked at cannot be chosen."""
-        if self.choose == "last" or self.validate_every:
-            return {}
-        return {"choose": "expected last where validate_every is 0, got fisher"}
+        """Epochs that are not looked at cannot be chosen; a graph is of a whole batch."""
+        faults = _graph_of_pieces(self.micro_batch, self.compile)
+        if self.choose == "fisher" and not self.validate_every:
+            faults["choose"] = "expected last where validate_every is 0, got fisher"
+        return faults
 
 
 @dataclass(frozen=True)
@@ -629,7 +641,7 @@ class TrainSegConfig(Settings):
         warmup_steps: linear warm-up.
         clip_patch: side of the loss-clipping tiles, in pixels.
         clip_start: clipping begins once the batch's mean loss is at or below this.
-        amp, compile, recompute, clip_grad, ema_decay, validate_every, augment: as in
+        amp, compile, recompute, micro_batch, clip_grad, ema_decay, validate_every, augment: as in
             `TrainCamConfig`.
         labels: "hard", a label for each pixel, or "soft", shares of labels in each patch, from the
             files that `LabelConfig.soft` writes; a mask that was corrected by hand counts as it is.
@@ -667,6 +679,7 @@ class TrainSegConfig(Settings):
     amp: Amp = renamed("auto", auto="none")
     compile: bool = False
     recompute: bool = without_effect(False, is_later=True)
+    micro_batch: Count | Literal["auto"] = without_effect("auto", is_later=True)
     clip_grad: Above0 | None = None
     ema_decay: ShareBelow1 | None = None
     validate_every: CountOrNone = 0
@@ -680,7 +693,7 @@ class TrainSegConfig(Settings):
 
     def conflicts(self) -> dict[str, str]:
         """Soft labels are pseudo labels; the clipped loss takes none, and weights only soft_ce."""
-        faults = {}
+        faults = _graph_of_pieces(self.micro_batch, self.compile)
         if self.balance and self.loss != "soft_ce":
             faults["balance"] = f"expected 0 for the loss {self.loss!r}, got {self.balance}"
         if self.labels == "hard":

@@ -102,6 +102,14 @@ def test_two_processes_have_the_losses_of_one(home):
     assert not training.outputs[1].read_text()
 
 
+@pytest.mark.parametrize(("processes", "size"), [(1, 3), (2, 1)])
+def test_a_batch_in_pieces_has_the_losses_of_a_whole_one(home, processes, size):
+    out = f"pieces{processes}"
+    pieces = [f"--set={stage}.micro_batch={size}" for stage in TRAININGS]
+    train([*arguments(home, out), *pieces], processes, home / "said" / out)
+    assert_same(home, out)
+
+
 FROZEN = {
     "cam_model": {"drop_path": 0.0},
     "train_cam": {
@@ -120,7 +128,8 @@ FROZEN = {
 PATCHES = FROZEN | {
     "cam_model": {"kind": "patches", "patches": {"short_side": 40, "layers": [-1]}},
     "train_cam": {"patches": {"rounds": 2, "folds": 3}},
-    "train_seg": FROZEN["train_seg"] | {"loss": "collision", "balance": 0.0, "epochs": 2},
+    "train_seg": FROZEN["train_seg"]
+    | {"loss": "collision", "balance": 0.0, "epochs": 1, "crops": 2, "validate_every": 1},
 }
 
 
@@ -133,9 +142,10 @@ def test_recipes_for_few_photographs_have_the_numbers_of_one_process(home, tmp_p
         **settings,
     )
     (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
-    for processes in (1, 2):
+    pieces = [f"--set={stage}.micro_batch=1" for stage in TRAININGS]
+    for processes, options in ((1, []), (2, pieces)):
         out = f"of{processes}"
-        train(arguments(tmp_path, out), processes, tmp_path / "said" / out)
+        train([*arguments(tmp_path, out), *options], processes, tmp_path / "said" / out)
     one, two = tmp_path / "of1", tmp_path / "of2"
     for stage in TRAININGS:
         logs = [read_metrics(run / stage / "metrics.jsonl") for run in (one, two)]

@@ -1,13 +1,14 @@
-"""Dropout and stochastic depth of a process that has some images of a batch, others the rest.
+"""Dropout and stochastic depth of some images of a batch, of which the rest is elsewhere, or later.
 
-Every process draws for the whole batch, in the same order and from the same random numbers, and
-takes what belongs to its own images. So a batch loses the same whether one process has it or many,
-and all processes stay at the same place in their random numbers.
+Every process, and every piece of its part of a batch (`weaktr.training.micro_batches`), draws for
+the whole batch, in the same order and from the same random numbers, and takes what belongs to its
+own images. So a batch loses the same whether one process has it or many, at once or in pieces, and
+all processes stay at the same place in their random numbers.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +16,12 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 
-class Part(NamedTuple):
-    """The images of a process.
+@dataclass
+class Part:
+    """The images that are computed now.
 
     Args:
-        rows: which images of every batch.
+        rows: which images of the batch.
         batch: images of a whole batch.
     """
 

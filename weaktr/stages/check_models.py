@@ -18,6 +18,7 @@ import huggingface_hub
 import timm
 import torch
 
+from weaktr import processes
 from weaktr.config import (
     BackboneConfig,
     CamModelConfig,
@@ -114,14 +115,28 @@ def require_memory(
     _require(device, kept, f"backbone: {name} and what its training keeps",
              "take a smaller model (backbone_args, image_size)")  # fmt: skip
     size = settings.crop if isinstance(settings, SizedTrainSegConfig) else model.config.image_size
-    batch = settings.batch_size
+    batch = _at_once(settings, device)
     if isinstance(model, PatchModel):
         size, batch = model.config.patches.short_side, 1
     height, width = (size, size) if isinstance(size, int) else size
     patches = (height // model.patch_size) * (width // model.patch_size)
-    image = 4 * 3 * height * width + 8 * model.vit.embed_dim * patches * len(model.vit.blocks)
-    _require(device, batch * image, f"backbone: {name} with {batch} x {height} x {width} pixels",
-             "take a smaller batch_size, or smaller images (image_size, crop)")  # fmt: skip
+    of_block = 2 if settings.recompute else 8
+    blocks = of_block * model.vit.embed_dim * patches * len(model.vit.blocks)
+    image = 4 * 3 * height * width + blocks
+    _require(
+        device,
+        batch * image,
+        f"backbone: {name} with {batch} x {height} x {width} pixels",
+        "set recompute or a smaller micro_batch, or take smaller images (image_size, crop)",
+    )
+
+
+def _at_once(settings: TrainCamConfig | SizedTrainSegConfig, device: torch.device) -> int:
+    """Images that a process surely computes at a time."""
+    own = -(-settings.batch_size // processes.count())
+    if settings.micro_batch != "auto":
+        return min(own, settings.micro_batch)
+    return own if settings.compile or device.type != "cuda" else 1  # a GPU takes what fits
 
 
 def require_patches_memory(

@@ -135,12 +135,16 @@ def train_seg(run: Run, folder: Path) -> int:
         assert isinstance(model.decoder, LinearDecoder)
         decoder, patches = model.decoder, labelled_patches(model, dataset, run)
         processes.of_first(lambda: start_decoder(decoder, patches))  # weights: with the first step
-    batch = settings.batch_size if processes.count() > 1 else None
 
     def losses_with(patch_loss: PatchLoss) -> Callable[..., Losses]:
         def losses(*tensors: Tensor) -> Losses:
             return segmenter_losses(
-                model, settings, patch_loss, *tensors, weights=weights, batch=batch
+                model,
+                settings,
+                patch_loss,
+                *tensors,
+                weights=weights,
+                batch=settings.batch_size,
             )
 
         return compiled(losses, settings.compile)

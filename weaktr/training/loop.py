@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import (
     Any,
     Generic,
+    Literal,
     NamedTuple,
     NoReturn,
     Protocol,
@@ -44,6 +45,7 @@ from weaktr.training.average import MovingAverage
 from weaktr.training.loader import EpochLoader
 from weaktr.training.memory import StepMemory, tells_of_too_little_memory
 from weaktr.training.metrics import MetricsLog, entries_in
+from weaktr.training.micro_batches import MicroBatches, most_that_fit
 from weaktr.training.state import (
     STATE,
     load_state,
@@ -89,6 +91,8 @@ class StepSettings(Protocol):
     def compile(self) -> bool: ...
     @property
     def recompute(self) -> bool: ...
+    @property
+    def micro_batch(self) -> int | Literal["auto"]: ...
     @property
     def clip_grad(self) -> float | None: ...
     @property
@@ -165,8 +169,11 @@ class TrainingLoop(Generic[M]):
         self.average: MovingAverage | None = None
         if settings.ema_decay is not None:
             self.average = MovingAverage(model, settings.ema_decay)
-        if processes.count() > 1:
-            drop_for(model, Part(processes.rows(settings.batch_size), settings.batch_size))
+        self.part = Part(processes.rows(settings.batch_size), settings.batch_size)
+        size = settings.batch_size if settings.micro_batch == "auto" else settings.micro_batch
+        self.micro = MicroBatches(self.part, size)
+        if processes.count() * self.micro.count > 1:
+            drop_for(model, self.part)
         self.memory = StepMemory(self.stage, model, optimizer)
         is_first = processes.is_first()
         self.metrics = MetricsLog(folder / METRICS, is_written=is_first)
@@ -203,32 +210,63 @@ class TrainingLoop(Generic[M]):
 
         Raises:
             Stopped: a signal came; all that was trained is saved.
-            ValueError: see `backward`.
+            ValueError: see `learn`.
         """
         with closing(self.loader):
-            self._choose_workers(losses_of)
+            if self.epoch < self.settings.epochs:
+                self._choose_pieces(losses_of)
+                self._choose_workers(losses_of)
             return self._train(losses_of, validate)
 
     def _choose_workers(self, losses_of: LossesOf) -> None:
         """Settle how many processes load images, where that is left to a measurement."""
-        if self.loader.num_workers != "auto" or self.epoch >= self.settings.epochs:
+        if self.loader.num_workers != "auto":
             return
-
-        def step(batch: list[Tensor]) -> None:
-            with autocast(self.amp, self.device):
-                losses = losses_of(*batch)
-            torch.stack(list(losses.values())).sum().backward()
-            self.optimizer.zero_grad(set_to_none=True)
-
-        self.model.train()
-        own = processes.rows(self.settings.batch_size)
-        images = own.stop - own.start
+        images = self.micro.size
         # what is compiled, or draws for a whole batch, takes batches of one size
         if self.device.type == "cpu" and not self.settings.compile and processes.count() == 1:
             images = min(images, IMAGES_ON_CPU)
         self.loader.num_workers = choose_processes(
-            self.stage, self.loader.dataset, step, images, self.device, len(self.loader)
+            self.stage,
+            self.loader.dataset,
+            lambda batch: self._try_step(losses_of, batch),
+            images,
+            self.device,
+            len(self.loader),
         )
+
+    def _choose_pieces(self, losses_of: LossesOf) -> None:
+        """Settle how many images a GPU computes at once, where that is left to a trial."""
+        settings = self.settings
+        if settings.micro_batch != "auto" or settings.compile or self.device.type != "cuda":
+            return
+        sizes = [p.nbytes for p in self.model.parameters() if p.requires_grad]
+        copies = 2 + (processes.count() > 1)  # of the optimiser, and of what exchanges gradients
+        item = self.loader.dataset[0]
+        with processes.alone():
+            most = most_that_fit(
+                self.stage,
+                lambda batch: self._try_step(losses_of, batch),
+                item,
+                self.micro.size,
+                copies * sum(sizes),
+                self.device,
+            )
+        self.micro.resize(most)
+        if self.micro.count > 1 and processes.count() == 1:
+            drop_for(self.model, self.part)
+
+    def _try_step(self, losses_of: LossesOf, batch: list[Tensor]) -> None:
+        """Losses and gradients of some images, of which nothing stays."""
+        self.model.train()
+        own, self.part.rows = self.part.rows, slice(len(batch[0]))
+        try:
+            with autocast(self.amp, self.device):
+                losses = losses_of(*batch)
+            torch.stack(list(losses.values())).sum().backward()
+        finally:
+            self.part.rows = own
+            self.optimizer.zero_grad(set_to_none=True)
 
     def _train(
         self,
@@ -240,7 +278,7 @@ class TrainingLoop(Generic[M]):
         shared = None
         if processes.count() > 1:
             module = _Losses(self.model, losses_of)
-            losses_of = shared = DistributedDataParallel(module, **NO_BUFFERS)
+            shared = DistributedDataParallel(module, **NO_BUFFERS)
         for epoch in self.epochs():
             with held_signals() as held:
                 self._train_epoch(losses_of, shared, held)
@@ -263,14 +301,10 @@ class TrainingLoop(Generic[M]):
             shared: what adds up gradients over processes; None = there is one process.
             held: notes signals.
         """
-        settings, every = self.settings, self.recipe.checkpoint_steps
+        every = self.recipe.checkpoint_steps
         for batch in self.batches():
-            is_last = (self.batch + 1) % settings.accumulate == 0
-            with nullcontext() if shared is None or is_last else shared.no_sync():
-                with self.memory.first_pass(), autocast(self.amp, self.device):
-                    losses = losses_of(*batch)
-                self.backward(losses)
-            if not is_last:
+            self.learn(batch, losses_of, shared)
+            if self.batch % self.settings.accumulate:
                 continue
             late = time.monotonic() - self._saved_at > self.recipe.checkpoint_seconds
             is_late, number = self._agreement.largest([int(late), held.number])
@@ -321,13 +355,43 @@ class TrainingLoop(Generic[M]):
                 meter.advance(size, self._note)
                 self._log_estimate()
 
-    def backward(self, losses: Mapping[str, Tensor]) -> None:
-        """Add the gradients of the sum of `losses`; update the weights after a step's last batch.
+    def learn(
+        self,
+        batch: Sequence[Tensor],
+        losses_of: LossesOf,
+        shared: DistributedDataParallel | None = None,
+    ) -> None:
+        """Add the gradients of a batch's losses; update the weights after a step's last batch.
+
+        Args:
+            batch: this process's part, on the device.
+            losses_of: see `train`.
+            shared: the same, with gradients added up over processes; None = there is one process.
 
         Raises:
             ValueError: a loss was not finite (checked when losses are logged, see
                 `Recipe.log_steps`).
         """
+        is_step = (self.batch + 1) % self.settings.accumulate == 0
+
+        def losses_now(*piece: Tensor) -> Mapping[str, Tensor]:
+            with autocast(self.amp, self.device):
+                return losses_of(*piece)
+
+        sums = []
+        with closing(self.micro.of(batch, losses_now)) as pieces:
+            for piece, is_end in pieces:
+                with nullcontext() if shared is None or (is_step and is_end) else shared.no_sync():
+                    with self.memory.first_pass(), autocast(self.amp, self.device):
+                        losses = (losses_of if shared is None else shared)(*piece)
+                    sums.append(self._backward(losses))
+        self._of_batches.append(torch.stack(sums).sum())
+        self.batch += 1
+        if is_step:
+            self._step()
+
+    def _backward(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """Add the gradients of the sum of `losses`, which is returned."""
         accumulate = self.settings.accumulate
         total = torch.stack([v for name, v in losses.items() if name not in self._beside]).sum()
         with tf32_of(self.amp, self.device):
@@ -336,10 +400,7 @@ class TrainingLoop(Generic[M]):
         for name, loss in {"loss": total, **losses}.items():
             share = loss.detach() / accumulate
             self._sums[name] = self._sums[name] + share if name in self._sums else share
-        self._of_batches.append(total.detach())
-        self.batch += 1
-        if self.batch % accumulate == 0:
-            self._step()
+        return total.detach()
 
     def log_scores(self, scores: Mapping[str, float]) -> None:
         """Write the scores of the present epoch and step to metrics.jsonl and TensorBoard."""

@@ -85,7 +85,13 @@ def _bytes_of(tensors: Iterable[Tensor]) -> int:
 
 class _Settings(Protocol):
     @property
+    def compile(self) -> bool: ...
+    @property
     def recompute(self) -> bool: ...
+
+
+class _Micro(Protocol):
+    size: int
 
 
 class _Training(Protocol):
@@ -93,6 +99,8 @@ class _Training(Protocol):
 
     @property
     def settings(self) -> _Settings: ...
+    @property
+    def micro(self) -> _Micro: ...
 
 
 def tells_of_too_little_memory(train: Callable[..., R]) -> Callable[..., R]:
@@ -109,10 +117,13 @@ def tells_of_too_little_memory(train: Callable[..., R]) -> Callable[..., R]:
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            stage = self.stage
-            advice = f"set {stage}.batch_size lower and {stage}.accumulate higher by as much"
-            if not self.settings.recompute:
-                advice = f"set {stage}.recompute=true, or {advice[4:]}"
+            stage, settings, size = self.stage, self.settings, self.micro.size
+            ways = [] if settings.recompute else [f"{stage}.recompute=true"]
+            if settings.compile:
+                ways.append(f"{stage}.compile=false")
+            elif size > 1:
+                ways.append(f"{stage}.micro_batch={size // 2}, which computes a batch in pieces")
+            advice = f"set {' or '.join(ways)}" if ways else "take a smaller model or image"
             reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
             raise MemoryError(f"{stage}: out of memory: {advice} ({reason:.300})") from error
 
