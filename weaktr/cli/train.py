@@ -43,7 +43,7 @@ examples:
   weaktr-train demo
   weaktr-train own_dinov2_s --data-root photos
   weaktr-train voc12_deit_s --data-root /data --out runs/voc
-  weaktr-train voc12_deit_s --set train_cam.batch_size=16 --set train_cam.accumulate=4
+  weaktr-train voc12_deit_s --set train_cam.micro_batch=16
   weaktr-train demo --from label --set label.threshold=0.3
   weaktr-train demo --from label --set label.threshold=auto
   weaktr-train my.yaml --only evaluate --force
