@@ -14,7 +14,7 @@ from weaktr.messages import duration
 from weaktr.stages import plan
 from weaktr.stages.keys import whole_key, whole_keys
 from weaktr.stages.pipeline import run_recipe
-from weaktr.training import loop
+from weaktr.training import loop, pace
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_an_epoch_that_was_interrupted_tells_all_its_steps(squares, tmp_path, ca
 
 
 def test_a_long_training_is_estimated_once(squares, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(loop, "ESTIMATE_SECONDS", 0.0)
+    monkeypatch.setattr(pace, "ESTIMATE_SECONDS", 0.0)
     lines = told(caplog, tiny.recipe(squares, stages=["train_cam"]), tmp_path)
     (line,) = [line for line in lines if "batches" in line and "about" in line]
     assert re.fullmatch(r"train_cam: about \d+ s left for 2 epochs, by the first 1 batches", line)

@@ -24,7 +24,7 @@ from weaktr.progress import log
 from weaktr.stages.pipeline import run_recipe
 from weaktr.stages.run import MODEL, load_split
 from weaktr.training.loader import EpochLoader
-from weaktr.training.loop import METRICS
+from weaktr.training.loss_log import METRICS
 from weaktr.training.state import set_seeds
 
 COUNT = 24
@@ -181,9 +181,9 @@ def test_each_epoch_has_each_photograph_of_all_shards_once(shards, workers):
     }
 
     class Indices(SegDataset):
-        def __getitem__(self, index):
-            super().__getitem__(index)  # reads photograph and mask
-            return (torch.tensor(index),)
+        def __getitems__(self, indices):
+            super().__getitems__(indices)  # reads photographs and masks
+            return [(torch.tensor(index),) for index in indices]
 
     dataset = Indices(manifest, lambda *inputs: inputs)
     loader = EpochLoader(dataset, 4, 0, workers)

@@ -18,7 +18,7 @@ from tests.stages import tiny
 from weaktr.stages import train_cam as cam
 from weaktr.stages import train_seg as seg
 from weaktr.stages.run import Run
-from weaktr.training import loop
+from weaktr.training import loop, loss_log
 
 META = torch.device("meta")
 COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
@@ -72,8 +72,8 @@ def steps(monkeypatch):
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
     monkeypatch.setattr(loop.TrainingLoop, "_step", counted)
     monkeypatch.setattr(loop.TrainingLoop, "batches", watched)
-    for name in ("_log_losses", "_log_epoch", "save"):
-        monkeypatch.setattr(loop.TrainingLoop, name, lambda self: None)
+    monkeypatch.setattr(loss_log.LossLog, "write", lambda self: None)
+    monkeypatch.setattr(loop.TrainingLoop, "save", lambda self: None)
     for stage in (cam, seg):
         monkeypatch.setattr(stage, "save_model", lambda *_: None)
     return made

@@ -217,7 +217,7 @@ def test_the_state_of_another_model_is_refused(tmp_path):
 
 def test_a_log_shorter_than_the_state_says_is_not_filled(tmp_path):
     loop, _ = stopped(tmp_path)
-    loop.metrics.close()
+    loop.losses.close()
     (tmp_path / "metrics.jsonl").write_text("")
     loop_in(tmp_path)
     assert read_metrics(tmp_path / "metrics.jsonl") == []

@@ -12,7 +12,8 @@ from tests.stages import tiny
 from weaktr.data.datasets import SeededDataset
 from weaktr.stages.pipeline import run_recipe
 from weaktr.training import workers
-from weaktr.training.loop import METRICS, TrainingLoop
+from weaktr.training.loop import TrainingLoop
+from weaktr.training.loss_log import METRICS
 from weaktr.training.workers import Speed, choose_processes, cores_of_this_process, processes_for
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")

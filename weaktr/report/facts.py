@@ -14,7 +14,7 @@ from weaktr.messages import one_line
 from weaktr.outputs import finished_facts, read_inputs
 from weaktr.recipes import as_tree
 from weaktr.stages.run import Run
-from weaktr.training.loop import METRICS
+from weaktr.training.loss_log import METRICS
 from weaktr.training.metrics import entries_in
 
 #: Points of a curve; of longer ones the means of as many pieces are drawn.

@@ -32,7 +32,8 @@ from weaktr.stages.run import MODEL, Run, Stage, model_digest
 from weaktr.stages.train_patches import train_patches
 from weaktr.training.compiling import compiled
 from weaktr.training.loader import EpochLoader
-from weaktr.training.loop import METRICS, TrainingLoop
+from weaktr.training.loop import TrainingLoop
+from weaktr.training.loss_log import METRICS
 from weaktr.training.metrics import entries_in
 from weaktr.training.optimizers import cam_optimizer
 from weaktr.training.state import set_seeds

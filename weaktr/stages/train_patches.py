@@ -21,7 +21,7 @@ from weaktr.models.pretrained import load_backbone
 from weaktr.progress import Meter
 from weaktr.stages.carried import save_model
 from weaktr.stages.run import Run
-from weaktr.training.loop import METRICS
+from weaktr.training.loss_log import METRICS
 from weaktr.training.metrics import MetricsLog
 from weaktr.training.patches import fit_patches, gather
 from weaktr.training.state import set_seeds

@@ -11,7 +11,6 @@ many there were, and a run goes on with any number of them.
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
@@ -21,7 +20,6 @@ from typing import (
     Any,
     Generic,
     Literal,
-    NamedTuple,
     NoReturn,
     Protocol,
     TypeAlias,
@@ -39,13 +37,14 @@ from weaktr.messages import duration
 from weaktr.models.checkpoints import load_strict
 from weaktr.models.dropping import Part, drop_for
 from weaktr.models.precision import amp_type, autocast, tf32_of, training_amp
-from weaktr.progress import Meter, TensorBoard
+from weaktr.progress import Meter
 from weaktr.stopping import Held, Stopped, held_signals
 from weaktr.training.average import MovingAverage
 from weaktr.training.loader import EpochLoader
+from weaktr.training.loss_log import LossLog
 from weaktr.training.memory import StepMemory, tells_of_too_little_memory
-from weaktr.training.metrics import MetricsLog, entries_in
 from weaktr.training.micro_batches import MicroBatches, most_that_fit
+from weaktr.training.pace import Pace
 from weaktr.training.state import (
     STATE,
     load_state,
@@ -63,15 +62,12 @@ M = TypeVar("M", bound=nn.Module)
 #: A batch -> name -> scalar.
 LossesOf: TypeAlias = Callable[..., Mapping[str, Tensor]]
 
-METRICS = "metrics.jsonl"
 #: Has torch leave buffers, which no training changes, as they are; newer versions name it anew.
 NO_BUFFERS: dict[str, Any] = (
     {"forward_sync_buffers": False}
     if "forward_sync_buffers" in signature(DistributedDataParallel).parameters
     else {"broadcast_buffers": False}
 )
-#: Seconds of training by which the first estimate of its time is made.
-ESTIMATE_SECONDS = 15.0
 #: Images of a step on a CPU by which its time is measured.
 IMAGES_ON_CPU = 2
 
@@ -113,16 +109,6 @@ class _Losses(nn.Module):
         return self.losses_of(*batch)
 
 
-class _Step(NamedTuple):
-    """A step whose losses are still on the device."""
-
-    number: int
-    lr: float
-    last_batch: int  #: of the epoch, counted from 1
-    losses: dict[str, Tensor]  #: name -> scalar; "loss" = their sum
-    of_batches: list[Tensor]  #: that sum of each batch of the step
-
-
 class TrainingLoop(Generic[M]):
     """Epochs, batches and steps with checkpoints in between.
 
@@ -154,7 +140,6 @@ class TrainingLoop(Generic[M]):
         self.folder, self.model, self.optimizer, self.loader = folder, model, optimizer, loader
         self.stage = folder.name.partition(".")[0]  # an attempt has more in its name
         self.settings, self.recipe, self.set_lr = settings, recipe, set_lr
-        self._beside, self._watch = beside, watch
         self.device = next(model.parameters()).device
         self.epoch = self.batch = self.step = 0
         self.steps_per_epoch = max(1, len(loader) // settings.accumulate)
@@ -175,21 +160,12 @@ class TrainingLoop(Generic[M]):
         if processes.count() * self.micro.count > 1:
             drop_for(model, self.part)
         self.memory = StepMemory(self.stage, model, optimizer)
-        is_first = processes.is_first()
-        self.metrics = MetricsLog(folder / METRICS, is_written=is_first)
-        self.board = TensorBoard(folder / "tensorboard", is_written=is_first)
+        self.losses = LossLog(folder, self.stage, loader, recipe.log_steps, beside, watch)
         self._agreement = processes.Agreement()
-        self._pending: list[_Step] = []
-        self._sums: dict[str, Tensor] = {}
-        self._of_batches: list[Tensor] = []
-        self._note = ""
-        self._of_epoch: list[dict[str, float]] = []  #: what was logged of the present epoch
         self._saved_at = time.monotonic()
         self._resume()
-        #: Since when, and how many batches: those after the first of this process.
-        self._started, self._trained = time.monotonic(), -1
-        self._first = 0.0  #: seconds of that one
-        self._is_estimated = False
+        batches = self.steps_per_epoch * settings.accumulate
+        self.pace = Pace(self.stage, settings.epochs, batches)
 
     @tells_of_too_little_memory
     def train(
@@ -284,11 +260,10 @@ class TrainingLoop(Generic[M]):
                 self._train_epoch(losses_of, shared, held)
             if validate and every and (epoch + 1) % every == 0:
                 self.save()  # it may take long
-                self.log_scores(validate(self.trained_model().eval()))
+                scores = validate(self.trained_model().eval())
+                self.losses.write_scores(self.epoch, self.step, scores)
                 processes.wait_for_all()
-        self._log_losses()
-        self.metrics.close()
-        self.board.close()
+        self.losses.close()
         return self.trained_model().eval()
 
     def _train_epoch(
@@ -318,8 +293,7 @@ class TrainingLoop(Generic[M]):
     def _stop(self, number: int, held: Held) -> NoReturn:
         """Save, then end because of a signal that some process got."""
         self.save()
-        self.metrics.close()
-        self.board.close()
+        self.losses.close()
         processes.wait_for_all()  # none ends before the state is written
         held.number = 0
         reached = f"{self.stage}: epoch {self.epoch + 1}, step {self.step} is saved"
@@ -329,10 +303,11 @@ class TrainingLoop(Generic[M]):
         """The epochs that are left; saves after each, and logs a line."""
         while self.epoch < self.settings.epochs:
             yield self.epoch
-            self._log_losses()  # of the epoch before it ends
+            told = self.losses.end_epoch()
             self.epoch, self.batch = self.epoch + 1, 0
             self.save()
-            self._log_epoch()
+            if told is not None:
+                self._log_epoch(*told)
 
     def batches(self) -> Iterator[list[Tensor]]:
         """The batches that are left of this epoch, on the model's device."""
@@ -348,12 +323,8 @@ class TrainingLoop(Generic[M]):
                 if self.batch == total:
                     break
                 yield [part.to(self.device, non_blocking=True) for part in batch]
-                self._trained += 1
-                if self._trained == 0:  # slow: processes and memory are new
-                    self._first = time.monotonic() - self._started
-                    self._started = time.monotonic()
-                meter.advance(size, self._note)
-                self._log_estimate()
+                self.pace.count(self.epoch, self.batch)
+                meter.advance(size, self.losses.note)
 
     def learn(
         self,
@@ -385,7 +356,7 @@ class TrainingLoop(Generic[M]):
                     with self.memory.first_pass(), autocast(self.amp, self.device):
                         losses = (losses_of if shared is None else shared)(*piece)
                     sums.append(self._backward(losses))
-        self._of_batches.append(torch.stack(sums).sum())
+        self.losses.end_batch(torch.stack(sums).sum())
         self.batch += 1
         if is_step:
             self._step()
@@ -393,20 +364,12 @@ class TrainingLoop(Generic[M]):
     def _backward(self, losses: Mapping[str, Tensor]) -> Tensor:
         """Add the gradients of the sum of `losses`, which is returned."""
         accumulate = self.settings.accumulate
-        total = torch.stack([v for name, v in losses.items() if name not in self._beside]).sum()
+        total = self.losses.total(losses)
         with tf32_of(self.amp, self.device):
             # torch takes the mean over processes, and the parts are to be added up
             self.scaler.scale(total * processes.count() / accumulate).backward()
-        for name, loss in {"loss": total, **losses}.items():
-            share = loss.detach() / accumulate
-            self._sums[name] = self._sums[name] + share if name in self._sums else share
+        self.losses.add(total, losses, accumulate)
         return total.detach()
-
-    def log_scores(self, scores: Mapping[str, float]) -> None:
-        """Write the scores of the present epoch and step to metrics.jsonl and TensorBoard."""
-        self._log_losses()
-        self.metrics.write([{"epoch": self.epoch, "step": self.step, **scores}])
-        self.board.scalars(scores, self.step)
 
     def trained_model(self) -> M:
         """The model to use now: the moving average where one is kept."""
@@ -414,12 +377,12 @@ class TrainingLoop(Generic[M]):
 
     def save(self) -> None:
         """Write a checkpoint from which `TrainingLoop` continues; every process calls this."""
-        self._log_losses()
+        position = self.losses.position()
         self._saved_at = time.monotonic()
         if not processes.is_first():
             return
         state = {
-            "position": [self.epoch, self.batch, self.step, self.metrics.position()],
+            "position": [self.epoch, self.batch, self.step, position],
             "model": self.model.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -438,7 +401,7 @@ class TrainingLoop(Generic[M]):
         path = self.folder / STATE
         state = load_state(path)
         if state is None:
-            self.metrics.cut(0)
+            self.losses.resume(0, 0)
             return
         with refused_if_damaged(path):
             load_strict(self.model, state["model"])
@@ -451,14 +414,7 @@ class TrainingLoop(Generic[M]):
             )
             restore_random_state(state["random"])
         log.info("%s: going on from epoch %d, step %d", self.stage, self.epoch, self.step)
-        self.metrics.cut(written)
-        if not processes.is_first():
-            return
-        self._of_epoch = [
-            entry
-            for entry in entries_in(self.metrics.path)
-            if entry.get("epoch") == self.epoch and "loss" in entry
-        ]
+        self.losses.resume(written, self.epoch)
 
     def _step(self) -> None:
         """Update the weights; log when due."""
@@ -474,88 +430,14 @@ class TrainingLoop(Generic[M]):
             self.average.update_parameters(self.model)
         self.step += 1
         lr = max(group["lr"] for group in self.optimizer.param_groups)
-        self._pending.append(_Step(self.step, lr, self.batch, self._sums, self._of_batches))
-        self._sums, self._of_batches = {}, []
-        if len(self._pending) >= self.recipe.log_steps:
-            self._log_losses()
+        self.losses.end_step(self.epoch, self.step, lr, self.batch)
 
-    def _log_losses(self) -> None:
-        """Copy the losses since the last call from the device, check and log them."""
-        if not self._pending:
-            return
-        names = list(self._pending[0].losses)
-        rows = [[*(step.losses[n] for n in names), *step.of_batches] for step in self._pending]
-        values = processes.total(torch.stack([torch.stack(row) for row in rows]))
-        entries = []
-        for step, numbers in zip(self._pending, values.double().tolist(), strict=True):
-            if not all(map(math.isfinite, numbers)):
-                raise ValueError(self._not_finite(step, names, numbers))
-            losses = dict(zip(names, numbers, strict=False))
-            entries.append({"epoch": self.epoch, "step": step.number, "lr": step.lr, **losses})
-        self._pending = []
-        self._note = f"loss {entries[-1]['loss']:.3f}"
-        self._of_epoch += entries
-        if self._watch is not None:
-            self._watch(entries)
-        self.metrics.write(entries)
-        self.board.scalars({n: entries[-1][n] for n in ("lr", *names)}, entries[-1]["step"])
-
-    def _not_finite(self, step: _Step, names: Sequence[str], numbers: Sequence[float]) -> str:
-        """What to say of a step whose losses, then those of its batches, are `numbers`."""
-        shown = ", ".join(f"{n} {value:.3g}" for n, value in zip(names, numbers, strict=False))
-        of_batches = numbers[len(names) :]
-        wrong = next((i for i, one in enumerate(of_batches) if not math.isfinite(one)), 0)
-        images = self.loader.names(self.epoch, step.last_batch - len(of_batches) + wrong)
-        return (
-            f"{self.stage}: loss not finite at epoch {self.epoch}, step {step.number} ({shown}), "
-            f"in the batch of {', '.join(images)}. Try a lower {self.stage}.lr, a longer warm-up, "
-            f"{self.stage}.clip_grad=1, or {self.stage}.amp=bf16 or none; the last checkpoint is "
-            "whole"
-        )
-
-    def _seconds_each(self) -> float:
-        """How long a batch takes: the mean over those of this process after the first."""
-        if self._trained < 1:
-            return self._first
-        return (time.monotonic() - self._started) / self._trained
-
-    def _seconds_left(self) -> float:
-        """How long the training will still take at this speed."""
-        total = self.settings.epochs * self.steps_per_epoch * self.settings.accumulate
-        done = self.epoch * self.steps_per_epoch * self.settings.accumulate + self.batch
-        return (total - done) * self._seconds_each()
-
-    def _log_estimate(self) -> None:
-        """Log once, after the first `ESTIMATE_SECONDS`, how long the whole training will take."""
-        if self._is_estimated or self._trained < 1:
-            return
-        if time.monotonic() - self._started < ESTIMATE_SECONDS:
-            return
-        self._is_estimated = True
+    def _log_epoch(self, losses: str, lr: float) -> None:
+        """Log the epoch that has ended: losses, learning rate, speed and what is left."""
+        left = self.pace.seconds_left(self.epoch, self.batch)
         log.info(
-            "%s: about %s left for %d epochs, by the first %d batches",
-            self.stage, duration(self._seconds_left()), self.settings.epochs, self._trained,
-        )  # fmt: skip
-
-    def _log_epoch(self) -> None:
-        """Log the epoch that has ended: losses, learning rate, speed and what is left.
-
-        The losses are means over its steps. Speed and time left go by all batches of this process,
-        the scores in between included.
-        """
-        entries, self._of_epoch = self._of_epoch, []
-        if not entries:
-            return
-        names = [name for name in entries[0] if name not in ("epoch", "step", "lr", "loss")]
-        means = {n: sum(e[n] for e in entries) / len(entries) for n in ("loss", *names)}
-        losses = [name for name in names if name not in self._beside]
-        shown = [n for n in names if n in self._beside or len(losses) > 1]  # one is the loss itself
-        parts = ", ".join(f"{name} {means[name]:.4f}" for name in shown)
-        left = self._seconds_left()
-        log.info(
-            "%s: epoch %d of %d, loss %.4f%s, lr %.3g, %.1f images/s%s",
-            self.stage, self.epoch, self.settings.epochs, means["loss"],
-            f" ({parts})" if parts else "", entries[-1]["lr"],
-            self.settings.batch_size / max(self._seconds_each(), 1e-9),
+            "%s: epoch %d of %d, %s, lr %.3g, %.1f images/s%s",
+            self.stage, self.epoch, self.settings.epochs, losses, lr,
+            self.settings.batch_size / max(self.pace.seconds_each(), 1e-9),
             f", about {duration(left)} left" if left else "",
         )  # fmt: skip
