@@ -39,7 +39,10 @@ def test_a_part_loses_what_it_loses_in_the_whole(whole, rows):
     assert own.eval()(x[rows]).equal(x[rows])
 
 
-def test_the_parts_of_a_batch_have_the_logits_and_gradients_of_the_whole():
+@pytest.mark.parametrize("keeps_maps", [False, True])
+def test_the_parts_of_a_batch_have_the_logits_and_gradients_of_the_whole(monkeypatch, keeps_maps):
+    if keeps_maps:  # as compiled
+        monkeypatch.setattr("weaktr.models.dropping.keeps_too_much", lambda *_: False)
     parts = []
     images = torch.randn(5, 3, 32, 32, dtype=torch.float64)
     for rows in (slice(0, 5), slice(0, 2), slice(2, 5)):

@@ -15,6 +15,9 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from weaktr.ops.attention.definition import keeps_too_much
+from weaktr.ops.attention.dropout import attend_with_dropout
+
 
 @dataclass
 class Part:
@@ -37,6 +40,12 @@ class Part:
             p: probability of 0.
         """
         return F.dropout(x.new_ones(self.batch, *shape), p)[self.rows]
+
+    def kept(self, x: Tensor, shape: tuple[int, ...], p: float) -> Tensor:
+        """Where `of` would not have 0: bool."""
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        drawn = x.new_empty(self.batch, *shape, dtype=dtype).bernoulli_(1 - p)
+        return drawn[self.rows].bool()
 
 
 class PartDropout(nn.Dropout):
@@ -87,9 +96,11 @@ def attend_dropping(q: Tensor, k: Tensor, v: Tensor, drop: PartDropout) -> Tenso
         q, k, v: [b, H, N, d].
         drop: in training.
     """
+    kept = drop.part.kept(q, (q.shape[1], q.shape[2], k.shape[2]), drop.p)
+    if keeps_too_much(q, k, v):
+        return attend_with_dropout(q, k, v, drop.p, kept)
     weights = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
-    out: Tensor = drop(weights) @ v
-    return out
+    return weights * kept / (1 - drop.p) @ v
 
 
 def draws_for(dropout: nn.Module, device: torch.device) -> bool:

@@ -13,13 +13,24 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-def attend_with_dropout(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+def attend_with_dropout(
+    q: Tensor, k: Tensor, v: Tensor, dropout: float, kept: Tensor | None = None
+) -> Tensor:
     """dropout(softmax(q kᵀ / √d)) v of q, k, v [B, H, N, d] -> [B, H, N, d].
 
     Half precision is computed in float32, as by PyTorch.
+
+    Args:
+        q, k, v: of one shape and dtype.
+        dropout: probability that a weight is dropped.
+        kept: bool [B, H, N, N], the weights that are not dropped; None = they are drawn here.
     """
     dtype = torch.promote_types(q.dtype, torch.float32)
-    out: Tensor = _AttendWithDropout.apply(q.to(dtype), k.to(dtype), v.to(dtype), dropout)
+    q_, k_, v_ = (x.to(dtype) for x in (q, k, v))
+    if kept is None:
+        tokens = q.shape[2]
+        kept = q_.new_empty(*q.shape[:2], tokens, tokens).bernoulli_(1 - dropout).bool()
+    out: Tensor = _AttendWithDropout.apply(q_, k_, v_, dropout, kept)
     return out.to(q.dtype)
 
 
@@ -28,12 +39,10 @@ class _AttendWithDropout(torch.autograd.Function):
 
     @staticmethod
     @torch.autocast("cpu", enabled=False)
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, dropout: float, kept: Tensor) -> Tensor:
         """[B, H, N, d] -> [B, H, N, d], heads behind tokens in memory."""
         batch, heads, tokens, dim = q.shape
-        drawn = q.new_empty(batch, heads, tokens, tokens).bernoulli_(1 - dropout)
-        kept, ctx.dropout = drawn.bool(), dropout
-        del drawn
+        ctx.dropout = dropout
         ctx.save_for_backward(q, k, v, kept)
         out = q.new_empty(batch, tokens, heads, dim).transpose(1, 2)
         for one in every_map(q):
@@ -58,7 +67,7 @@ class _AttendWithDropout(torch.autograd.Function):
             torch.mm(of_scores, k[one], out=of_q)
             torch.mm(of_scores.T, q[one], out=of_k)
         of_qkv[:2] *= q.shape[-1] ** -0.5
-        return *of_qkv, None
+        return *of_qkv, None, None
 
 
 def every_map(q: Tensor) -> list[tuple[int, int]]:
