@@ -137,7 +137,11 @@ def rows(batch_size: int) -> slice:
 
 
 def total(values: Tensor) -> Tensor:
-    """The sum of a tensor over all processes, on its device, without gradient; in its place."""
+    """The sum of a tensor over all parts of a batch, on its device, without gradient.
+
+    The parts are those of the processes, or smaller ones (`totals_by`). What is given may
+    be overwritten. It must not depend on another total of the same batch.
+    """
     if _state.totals is not None:
         return _state.totals(values)
     if _state.now is not None:
@@ -148,11 +152,11 @@ def total(values: Tensor) -> Tensor:
 @contextmanager
 def totals_by(answer: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Have `answer` return every `total` that is asked for below."""
-    _state.totals = answer
+    before, _state.totals = _state.totals, answer
     try:
         yield
     finally:
-        _state.totals = None
+        _state.totals = before
 
 
 def share(own: Tensor) -> Tensor:

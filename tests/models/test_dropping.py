@@ -39,6 +39,32 @@ def test_a_part_loses_what_it_loses_in_the_whole(whole, rows):
     assert own.eval()(x[rows]).equal(x[rows])
 
 
+def test_a_kernel_that_draws_for_its_images_alone_drops_others_in_each_part(monkeypatch):
+    """As attention on a GPU: parts drop differently, and have drawn as much afterwards."""
+    monkeypatch.setattr("weaktr.models.blocks.draws_for", lambda *_: False)
+    monkeypatch.setattr("weaktr.ops.attention.definition.keeps_too_much", lambda *_: False)
+    settings = SEGMENTER | {"drop_path": 0.0, "dropout": 0.0}
+    model = small.segmenter(
+        "vit_tiny_patch16_224", 4, decoder="mask_transformer", backbone_args=SIZES, **settings
+    ).train()
+    for block in model.decoder.blocks:
+        block.attn.attn_drop = nn.Dropout(0.3)
+    part = Part(slice(0, 5), 5)
+    drop_for(model, part)
+    image = torch.randn(1, 3, 32, 32).expand(5, -1, -1, -1)
+    found, after = [], []
+    for rows in (slice(0, 1), slice(1, 2), slice(2, 5), slice(0, 1)):
+        part.rows = rows
+        torch.manual_seed(6)
+        found += model(image[rows])
+        after.append(torch.rand(2))
+    assert all(numbers.equal(after[0]) for numbers in after)
+    *each, again = found
+    assert again.equal(each[0])
+    for index, one in enumerate(each):
+        assert not any(one.allclose(other) for other in each[index + 1 :])
+
+
 @pytest.mark.parametrize("keeps_maps", [False, True])
 def test_the_parts_of_a_batch_have_the_logits_and_gradients_of_the_whole(monkeypatch, keeps_maps):
     if keeps_maps:  # as compiled

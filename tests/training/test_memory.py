@@ -107,7 +107,7 @@ def gpu_has_none(*_):
     [
         ({}, "set S.recompute=true or S.micro_batch=32, which computes a batch in pieces"),
         ({"recompute": True, "micro_batch": 9}, "set S.micro_batch=4, which computes a batch"),
-        ({"compile": True}, "set S.recompute=true or S.compile=false"),
+        ({"compile": True}, "set S.recompute=true or S.compile=false with S.micro_batch=32, which"),
         ({"recompute": True, "micro_batch": 1}, "take a smaller model or image"),
     ],
 )

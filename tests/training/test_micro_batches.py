@@ -11,13 +11,22 @@ from contextlib import closing
 import pytest
 import torch
 
+from tests.stages import tiny
+from tests.training.lines import read_metrics
 from weaktr import processes
 from weaktr.config import TrainCamConfig, TrainSegConfig
+from weaktr.models import CamModel, Segmenter
 from weaktr.models.dropping import Part, PartDropout
 from weaktr.ranges import SettingsError
+from weaktr.stages.run import Run
+from weaktr.stages.train_cam import train_cam
+from weaktr.stages.train_seg import train_seg
+from weaktr.training import loop
+from weaktr.training.loss_log import METRICS
 from weaktr.training.micro_batches import MicroBatches, most_that_fit
 
 CPU = torch.device("cpu")
+TRUTH = {"masks": "truth", "clip_start": 5.0}
 
 
 def run(micro, batch, losses_of):
@@ -108,6 +117,55 @@ def test_as_many_images_at_once_as_the_memory_holds(most, found, caplog):
     assert torch.equal(torch.rand(2), expected)
     said = f"holds {found} of the 13 images of a batch at a time"
     assert (said in caplog.text) == (found < 13)
+
+
+@pytest.mark.parametrize(("stage", "work"), [("train_cam", train_cam), ("train_seg", train_seg)])
+def test_a_training_tries_and_has_the_losses_of_a_larger_memory(
+    stage, work, tmp_path, monkeypatch, caplog
+):
+    settings = {"epochs": 2, "clip_grad": 1.0} | ({} if stage == "train_cam" else TRUTH)
+    recipe = tiny.recipe(
+        tiny.squares(tmp_path / "squares", count=8),
+        log_steps=1,
+        cam_model={"drop_path": 0.2},
+        seg_model={"drop_path": 0.2, "dropout": 0.1, "weights": None},
+        **{stage: settings},
+    )
+    model = CamModel if stage == "train_cam" else Segmenter
+    method = "forward" if stage == "train_cam" else "encode"
+    run = getattr(model, method)
+    seen = []
+
+    def limited(self, images, *rest):
+        seen.append(len(images))
+        if len(images) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return run(self, images, *rest)
+
+    losses, most = [], 9
+    caplog.set_level(logging.INFO, logger="weaktr")
+    monkeypatch.setattr(model, method, limited)
+    for out in ("whole", "pieces"):
+        (tmp_path / out).mkdir()
+        work(Run(recipe, tmp_path), tmp_path / out)
+        losses.append([entry["loss"] for entry in read_metrics(tmp_path / out / METRICS)])
+        monkeypatch.setattr(loop, "is_tried", lambda *_: True)
+        most = 1
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert len(losses[0]) == 4 and max(seen) == 4
+    assert "holds 1 of the 4 images of a batch at a time" in caplog.text
+
+
+def test_where_not_one_image_fits_no_smaller_pieces_are_advised(tmp_path, monkeypatch):
+    def none(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(loop, "is_tried", lambda *_: True)
+    monkeypatch.setattr(CamModel, "forward", none)
+    root = tiny.squares(tmp_path / "squares", count=8)
+    recipe = tiny.recipe(root, train_cam={"recompute": True})
+    with pytest.raises(MemoryError, match="out of memory: take a smaller model or image"):
+        train_cam(Run(recipe, tmp_path), tmp_path)
 
 
 def test_what_is_no_lack_of_memory_is_not_taken_for_it():

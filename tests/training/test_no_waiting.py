@@ -89,6 +89,7 @@ def test_stage_1(root, tmp_path, steps):
     ("model", "settings"),
     [
         ({}, {}),
+        ({}, {"micro_batch": 1}),
         ({"image_head": True}, {"loss": "collision", "loss_warmup": 0.5}),
         ({"decoder": "linear", "layers": [-2, -1]}, {"loss": "soft_ce", "balance": 1.0}),
     ],

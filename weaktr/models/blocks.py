@@ -6,6 +6,7 @@ modules and parameter names.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from timm.models.eva import EvaBlock
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from weaktr.models.dropping import attend_dropping, draws_for
+from weaktr.models.dropping import attend_dropping, draws_apart, draws_for, numbers_of
 from weaktr.models.mlp import linear_of_norm, mlp_of_norm
 from weaktr.ops.attention import Attended, Packing, Statistics, softmax_attention
 from weaktr.ops.head_stats import HeadStats
@@ -104,17 +105,22 @@ def attend(
         q = _rotate(q, rope, prefix, half).type_as(v)
         k = _rotate(k, rope, prefix, half).type_as(v)
     dropout = module.attn_drop.p if module.training else 0.0
+    attend = partial(
+        softmax_attention,
+        *(q, k, v),
+        dropout=dropout,
+        with_lse=with_lse,
+        packing=packing,
+        statistics=statistics,
+        attention=attention,
+    )
     if dropout and draws_for(module.attn_drop, q.device):
         attended = Attended(attend_dropping(q, k, v, module.attn_drop), None)
+    elif dropout and draws_apart(module.attn_drop):
+        with numbers_of(module.attn_drop.part, q.device):
+            attended = attend()
     else:
-        attended = softmax_attention(
-            *(q, k, v),
-            dropout=dropout,
-            with_lse=with_lse,
-            packing=packing,
-            statistics=statistics,
-            attention=attention,
-        )
+        attended = attend()
     out = module.norm(attended.out.transpose(1, 2).flatten(2))
     if getattr(module, "gate", None) is not None:
         out = out * module.gate(norm(tokens)).sigmoid()

@@ -8,6 +8,8 @@ all processes stay at the same place in their random numbers.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -39,7 +41,7 @@ class Part:
             shape: of what is drawn for one image.
             p: probability of 0.
         """
-        return F.dropout(x.new_ones(self.batch, *shape), p)[self.rows]
+        return F.dropout(x.new_ones(self.batch, *shape), p)[self.rows].clone()
 
     def kept(self, x: Tensor, shape: tuple[int, ...], p: float) -> Tensor:
         """Where `of` would not have 0: bool."""
@@ -106,7 +108,31 @@ def attend_dropping(q: Tensor, k: Tensor, v: Tensor, drop: PartDropout) -> Tenso
 def draws_for(dropout: nn.Module, device: torch.device) -> bool:
     """Whether attention has to keep its weights, of which `dropout` drops some of a part.
 
-    On a GPU PyTorch's attention drops without ever having the weights, so what is dropped there
-    differs with the number of processes.
+    On a GPU PyTorch's attention drops without ever having the weights (`draws_apart`).
     """
     return isinstance(dropout, PartDropout) and dropout.training and device.type == "cpu"
+
+
+def draws_apart(dropout: nn.Module) -> bool:
+    """Whether a kernel that draws for the images that it gets has to draw by `numbers_of`."""
+    is_compiling = torch.compiler.is_compiling()  # which draws by numbers of its own
+    return isinstance(dropout, PartDropout) and dropout.training and not is_compiling
+
+
+@contextmanager
+def numbers_of(part: Part, device: torch.device) -> Iterator[None]:
+    """Draw what follows on a device by numbers of the part's own.
+
+    Afterwards the device's numbers are as before, so that processes and pieces stay at the same
+    place. What is drawn depends on the parts into which a batch is divided.
+    """
+    seed = int(torch.randint(2**62, ()))  # on the host; the same for every part
+    generator = torch.default_generator
+    if device.type == "cuda":
+        generator = torch.cuda.default_generators[device.index]
+    before = generator.get_state()
+    generator.manual_seed(seed + part.rows.start)
+    try:
+        yield
+    finally:
+        generator.set_state(before)

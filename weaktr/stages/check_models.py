@@ -123,12 +123,13 @@ def require_memory(
     of_block = 2 if settings.recompute else 8
     blocks = of_block * model.vit.embed_dim * patches * len(model.vit.blocks)
     image = 4 * 3 * height * width + blocks
-    _require(
-        device,
-        batch * image,
-        f"backbone: {name} with {batch} x {height} x {width} pixels",
-        "set recompute or a smaller micro_batch, or take smaller images (image_size, crop)",
-    )
+    ways = [] if settings.recompute else ["set recompute"]
+    if batch > 1:
+        ways.append(
+            "take a smaller batch_size" if settings.compile else "set a smaller micro_batch"
+        )
+    _require(device, batch * image, f"backbone: {name} with {batch} x {height} x {width} pixels",
+             ", or ".join([*ways, "take smaller images (image_size, crop)"]))  # fmt: skip
 
 
 def _at_once(settings: TrainCamConfig | SizedTrainSegConfig, device: torch.device) -> int:

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from weaktr.inference.predictions import Predictor
 from weaktr.inference.threshold import drawn
 from weaktr.inference.windows import scaled_images, views
 from weaktr.models import CamModel, PatchModel, Segmenter
+from weaktr.models.memory import is_out_of_memory
 from weaktr.models.precision import autocast, training_amp
 from weaktr.ops import soft_cross_entropy
 from weaktr.refine import choose_refiners
@@ -187,7 +189,12 @@ def _seconds_of_an_image(step: Callable[[int], None], batch: int, device: torch.
         device: where it runs.
     """
     few = min(batch, IMAGES_ON_CPU) if device.type == "cpu" else batch
-    seconds = _seconds(lambda: step(few), device)
+    try:
+        seconds = _seconds(partial(step, few), device)
+    except (MemoryError, RuntimeError) as error:
+        if few == 1 or not is_out_of_memory(error):
+            raise
+        return _seconds_of_an_image(step, -(-few // 2), device)  # a training computes it in pieces
     if few < batch and seconds / few * batch < AFFORDED:
         few, seconds = batch, _seconds(lambda: step(batch), device)
     return seconds / few

@@ -67,7 +67,8 @@ class EpochLoader:
 
     def names(self, epoch: int, batch: int) -> list[str]:
         """The images of a batch, of all processes."""
-        return [self.dataset.sample_of(index).name for index in self._sampler.batch(epoch, batch)]
+        names = (self.dataset.sample_of(index).name for index in self._sampler.batch(epoch, batch))
+        return list(dict.fromkeys(names))
 
     def close(self) -> None:
         """End the loading processes, which otherwise wait for a further epoch."""

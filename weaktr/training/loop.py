@@ -43,7 +43,7 @@ from weaktr.training.average import MovingAverage
 from weaktr.training.loader import EpochLoader
 from weaktr.training.loss_log import LossLog
 from weaktr.training.memory import StepMemory, tells_of_too_little_memory
-from weaktr.training.micro_batches import MicroBatches, most_that_fit
+from weaktr.training.micro_batches import MicroBatches, is_tried, most_that_fit
 from weaktr.training.pace import Pace
 from weaktr.training.state import (
     STATE,
@@ -214,23 +214,25 @@ class TrainingLoop(Generic[M]):
     def _choose_pieces(self, losses_of: LossesOf) -> None:
         """Settle how many images a GPU computes at once, where that is left to a trial."""
         settings = self.settings
-        if settings.micro_batch != "auto" or settings.compile or self.device.type != "cuda":
+        if settings.micro_batch != "auto" or not is_tried(settings.compile, self.device):
             return
-        sizes = [p.nbytes for p in self.model.parameters() if p.requires_grad]
-        copies = 2 + (processes.count() > 1)  # of the optimiser, and of what exchanges gradients
-        item = self.loader.dataset[0]
+        images, item = self.micro.size, self.loader.dataset[0]
+        trained = sum(p.nbytes for p in self.model.parameters() if p.requires_grad)
+        held = [v for state in self.optimizer.state.values() for v in state.values()]
+        of_optimizer = 2 * trained - sum(x.nbytes for x in held if isinstance(x, Tensor))
+        # gradients of other pieces, and what the processes exchange
+        kept = (1 + (processes.count() > 1)) * trained + max(of_optimizer, 0)
+        kept += images * sum(part.nbytes for part in item)
+
+        def step(batch: list[Tensor]) -> None:
+            if len(batch[0]) < images:
+                drop_for(self.model, self.part)
+                self.micro.resize(len(batch[0]))
+            self._try_step(losses_of, batch)
+
         with processes.alone():
-            most = most_that_fit(
-                self.stage,
-                lambda batch: self._try_step(losses_of, batch),
-                item,
-                self.micro.size,
-                copies * sum(sizes),
-                self.device,
-            )
+            most = most_that_fit(self.stage, step, item, images, kept, self.device)
         self.micro.resize(most)
-        if self.micro.count > 1 and processes.count() == 1:
-            drop_for(self.model, self.part)
 
     def _try_step(self, losses_of: LossesOf, batch: list[Tensor]) -> None:
         """Losses and gradients of some images, of which nothing stays."""

@@ -119,10 +119,10 @@ def tells_of_too_little_memory(train: Callable[..., R]) -> Callable[..., R]:
                 raise
             stage, settings, size = self.stage, self.settings, self.micro.size
             ways = [] if settings.recompute else [f"{stage}.recompute=true"]
-            if settings.compile:
-                ways.append(f"{stage}.compile=false")
-            elif size > 1:
-                ways.append(f"{stage}.micro_batch={size // 2}, which computes a batch in pieces")
+            if size > 1:
+                alone = f"{stage}.compile=false with " if settings.compile else ""
+                half = f"{stage}.micro_batch={size // 2}"
+                ways.append(f"{alone}{half}, which computes a batch in pieces")
             advice = f"set {' or '.join(ways)}" if ways else "take a smaller model or image"
             reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
             raise MemoryError(f"{stage}: out of memory: {advice} ({reason:.300})") from error

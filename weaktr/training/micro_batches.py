@@ -41,12 +41,17 @@ class MicroBatches:
         self.resize(size)
 
     def resize(self, size: int) -> None:
-        """Have at most `size` images in a piece from now on, in all nearly as many."""
+        """Have at most `size` images in a piece from now on, in all nearly as many.
+
+        Every process calls this.
+        """
         images = self.own.stop - self.own.start
         self.count = -(-images // max(1, size))
         self.size = -(-images // self.count)
         bounds = [images * i // self.count for i in range(self.count + 1)]
         self._pieces = [slice(*pair) for pair in pairwise(bounds)]
+        #: of any process: all have to ask for totals in the same order
+        self._most = max(processes.of_each(self.count))
 
     def of(
         self, batch: Sequence[Tensor], losses_of: Callable[..., Mapping[str, Tensor]]
@@ -61,7 +66,7 @@ class MicroBatches:
         Yields:
             The tensors of a piece, and whether it is the last.
         """
-        if self.count == 1:
+        if self._most == 1:
             yield batch, True
             return
         before = random_state()
@@ -132,6 +137,14 @@ class _Totals:
             processes.total(values)
 
 
+def is_tried(compiles: bool, device: torch.device) -> bool:
+    """Whether it is found by trying how many images fit (`most_that_fit`).
+
+    A CPU says too late that it has no memory, and a graph is compiled for a whole batch.
+    """
+    return device.type == "cuda" and not compiles
+
+
 def most_that_fit(
     stage: str,
     step: Callable[[list[Tensor]], object],
@@ -161,6 +174,8 @@ def most_that_fit(
     while not _fits(step, item, size, kept, device):
         size = -(-size // 2)
     restore_random_state(before)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)  # trials are no part of the training
     if size < images:
         log.info(
             "%s: the GPU's memory holds %d of the %d images of a batch at a time, so each batch is "
