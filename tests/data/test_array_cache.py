@@ -58,6 +58,15 @@ def folder_bytes(folder):
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
+def test_the_memory_can_be_let_go(tmp_path):
+    cache = ArrayCache(tmp_path, memory_mb=1)
+    cache.put("0" * 32, {"a": np.arange(9)})
+    cache.forget()
+    assert cache.memory_bytes == 0
+    assert cache.get("0" * 32)["a"].tolist() == list(range(9))  # from its file
+    assert cache.memory_bytes == 72
+
+
 def test_the_disk_has_a_bound(tmp_path, caplog):
     ArrayCache(tmp_path).put(KEYS[0], arrays())
     size = folder_bytes(tmp_path)

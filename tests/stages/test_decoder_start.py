@@ -67,6 +67,13 @@ def test_both_stages_share_what_the_backbone_gave(run):
     assert len(list((run.folder / "features").glob("*.npz"))) == 12
 
 
+def test_a_training_does_not_hold_what_the_backbone_gave(run, tmp_path):
+    agreement(run, run.segmenter().eval())
+    assert run.cache.memory_bytes > 0
+    stage.train_seg(run, tmp_path)
+    assert run.cache.memory_bytes == 0
+
+
 def test_a_resumed_run_does_not_start_again(root, tmp_path, monkeypatch):
     tree = recipe(root, {"epochs": 2}, checkpoint_steps=1)
     unbroken = Run(tree, tmp_path / "unbroken")

@@ -113,6 +113,12 @@ class ArrayCache:
                 "each time", self.folder, error.strerror or error,
             )  # fmt: skip
 
+    def forget(self) -> None:
+        """Let go of what is in the memory; files stay."""
+        with self._lock:
+            self._memory.clear()
+            self._memory_bytes = 0
+
     def _path(self, key: str) -> Path:
         assert self.folder is not None
         return self.folder / f"{key}.npz"

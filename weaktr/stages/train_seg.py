@@ -135,6 +135,7 @@ def train_seg(run: Run, folder: Path) -> int:
         assert isinstance(model.decoder, LinearDecoder)
         decoder, patches = model.decoder, labelled_patches(model, dataset, run)
         processes.of_first(lambda: start_decoder(decoder, patches))  # weights: with the first step
+    run.cache.forget()  # no later stage asks for what the encoder gave
 
     def losses_with(patch_loss: PatchLoss) -> Callable[..., Losses]:
         def losses(*tensors: Tensor) -> Losses:
