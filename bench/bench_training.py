@@ -15,6 +15,7 @@ from training_work import (
     CAM_SIDE,
     LABELS,
     PHOTOGRAPHS,
+    PIECES,
     RECOMPUTE,
     SEG_SIDE,
     write_photographs,
@@ -32,6 +33,7 @@ BATCHES = {"cam": 64, "seg": 16} if IS_GPU else {"cam": 8, "seg": 2}
 STEP_ROWS = [
     "weaktr",
     "weaktr" + RECOMPUTE,
+    "weaktr" + PIECES,
     "weaktr bf16",
     "published",
     "published bf16" if IS_GPU else "published" + KEPT,

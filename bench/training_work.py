@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,10 @@ from weaktr.data.classes import IGNORE, Classes
 from weaktr.data.datasets import CamDataset, SeededDataset, SegDataset, multi_hot
 from weaktr.data.manifest import Manifest, Sample
 from weaktr.models import Segmenter
+from weaktr.models.dropping import Part
 from weaktr.models.precision import autocast
 from weaktr.training.loader import EpochLoader
+from weaktr.training.micro_batches import MicroBatches
 from weaktr.training.optimizers import cam_optimizer, segmenter_optimizer
 
 LABELS = CLASSES + 1
@@ -106,6 +109,8 @@ def loading(stage: str, way: str, folder: str) -> Callable[[], Tensor]:
 
 #: How the name of a way ends whose blocks are computed again for the gradient.
 RECOMPUTE = ", recompute"
+#: And of one that computes a batch image by image (`MicroBatches`).
+PIECES = ", in pieces of 1"
 
 
 def amp_of(way: str) -> Amp:
@@ -113,8 +118,13 @@ def amp_of(way: str) -> Amp:
     return "bf16" if way.endswith(" bf16") else "none"
 
 
-def model_and_loss(stage: str, way: str, device: str) -> tuple[nn.Module, Loss]:
-    """A model without dropout, and (images, labels) -> its loss by a way."""
+def model_and_loss(
+    stage: str, way: str, device: str, batch: int | None = None
+) -> tuple[nn.Module, Loss]:
+    """A model without dropout, and (images, labels) -> its loss by a way.
+
+    With `batch` the images are a part of so many, and the loss is what they add to that of all.
+    """
     is_published = way.startswith("published")
     if stage == "cam":
         cam, *_ = model_and_images(device, 1, 16, 16)
@@ -122,7 +132,7 @@ def model_and_loss(stage: str, way: str, device: str) -> tuple[nn.Module, Loss]:
         def cam_loss(images: Tensor, labels: Tensor) -> Tensor:
             outputs = published.cam_forward(cam, images) if is_published else cam(images)
             losses = [multilabel_soft_margin_loss(part.float(), labels) for part in outputs]
-            return torch.stack(losses).sum()
+            return torch.stack(losses).sum() * (1 if batch is None else len(images) / batch)
 
         return cam, cam_loss
     torch.manual_seed(0)
@@ -132,7 +142,8 @@ def model_and_loss(stage: str, way: str, device: str) -> tuple[nn.Module, Loss]:
 
     def seg_loss(images: Tensor, labels: Tensor) -> Tensor:
         if not is_published:
-            return model.loss(images, labels, start_value=START, tile=TILE).loss
+            code = model.encode(images)
+            return model.clipped_loss(code, labels, start_value=START, tile=TILE, batch=batch).loss
         return published.clipped_loss(published.patch_logits(model, images), labels, TILE, START)
 
     return model, seg_loss
@@ -140,21 +151,29 @@ def model_and_loss(stage: str, way: str, device: str) -> tuple[nn.Module, Loss]:
 
 def step(stage: str, way: str, device: str, batch: str) -> Callable[[], Tensor]:
     """Forward and backward pass of a batch; returns the loss."""
-    model, loss_of = model_and_loss(stage, way, device)
-    model.recompute_blocks(way.endswith(RECOMPUTE))
     count = int(batch)
+    in_pieces = way.endswith(PIECES)
+    model, loss_of = model_and_loss(stage, way, device, count if in_pieces else None)
+    model.recompute_blocks(way.endswith(RECOMPUTE))
+    micro = MicroBatches(Part(slice(0, count), count), 1 if in_pieces else count)
     if stage == "cam":
         _, images, labels = model_and_images(device, count, CAM_SIDE, CAM_SIDE)
     else:
         images = torch.randn(count, 3, SEG_SIDE, SEG_SIDE, device=device)
         labels = torch.randint(LABELS, (count, SEG_SIDE, SEG_SIDE), device=device)
 
+    def losses_of(*piece: Tensor) -> dict[str, Tensor]:
+        with autocast(amp_of(way), images.device):
+            return {"loss": loss_of(*piece)}
+
     def once() -> Tensor:
         model.zero_grad(set_to_none=True)
-        with autocast(amp_of(way), images.device):
-            loss = loss_of(images, labels)
-        loss.backward()
-        return loss.detach()
+        losses = []
+        with closing(micro.of([images, labels], losses_of)) as pieces:
+            for piece, _ in pieces:
+                losses.append(losses_of(*piece)["loss"])
+                losses[-1].backward()
+        return torch.stack(losses).detach().sum()
 
     return once
 

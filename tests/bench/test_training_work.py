@@ -72,6 +72,15 @@ def test_a_program_answers(folder):
     assert again["seconds"] > 0
 
 
+@pytest.mark.parametrize("stage", ["cam", "seg"])
+def test_every_way_of_ours_does_the_same_step(work, stage, monkeypatch):
+    for side in ("CAM_SIDE", "SEG_SIDE"):
+        monkeypatch.setattr(work, side, 64)
+    ends = ("", work.RECOMPUTE, work.PIECES)
+    losses = [float(work.step(stage, f"weaktr{end}", "cpu", "3")()) for end in ends]
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
+
+
 @pytest.mark.parametrize(("stage", "way"), [("cam", "published"), ("seg", "weaktr")])
 def test_steps_with_loading(work, folder, stage, way, monkeypatch):
     tiny = "vit_tiny_patch16_224"
