@@ -306,7 +306,8 @@ def _setting_lines(recipe: Recipe, weights: str, choices: Choices) -> list[str]:
         _line("  weights", weights, where),
         "train_seg:",
         _line("  epochs", epochs, "auto: by the number of photographs"),
-        _line("  batch_size", seg["batch_size"], "smaller where the memory is too small"),
+        _line("  batch_size", seg["batch_size"], "auto: by the number of photographs"),
+        _line("  recompute", seg["recompute"], "true where the memory is too small; slower"),
         "predict:",
         _line("  crf", tree["predict"]["crf"], "sharpens masks along edges; null: as predicted"),
     ]  # fmt: skip
