@@ -194,15 +194,16 @@ def _fits(
     device: torch.device,
 ) -> bool:
     """Whether a step with `size` images goes through, with `kept` bytes taken."""
+    taken: list[Tensor] = []
     try:
-        taken = torch.empty(kept, dtype=torch.uint8, device=device)
+        taken.append(torch.empty(kept, dtype=torch.uint8, device=device))
         step([part.to(device) for part in default_collate([item] * size)])
-        del taken
     except (MemoryError, RuntimeError) as error:
         if size == 1 or not is_out_of_memory(error):
             raise
         return False
     finally:
+        taken.clear()
         if device.type == "cuda":
             torch.cuda.empty_cache()
     return True
