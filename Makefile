@@ -13,7 +13,7 @@ PINNED := -c constraints.txt --build-constraint constraints.txt
 # Threads that wait asleep: spinning ones starve the data loader on a machine of few cores.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test test-oldest bench fuzz lint clean
+.PHONY: demo test test-all test-oldest bench fuzz lint clean
 
 demo: .venv/installed
 	$(BIN)/weaktr-train demo --out $(RUN)
@@ -32,6 +32,12 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(CPP)
+
+# Also the tests marked `rare`.
+test-all: export WEAKTR_BUILD ?= require
+test-all: export WEAKTR_TEST_REQUIRE ?= cpu,triton
+test-all: lint
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m ""
 
 # With the oldest torch and Triton that are supported; takes its own environment, and is not part of CI.
 test-oldest: export WEAKTR_TEST_REQUIRE ?= cpu,triton

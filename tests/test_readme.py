@@ -109,11 +109,11 @@ def here(place, monkeypatch):
     return place
 
 
-#: Exporting takes longer than all other commands together.
-SLOW = {"docs/checkpoints": [pytest.mark.slow]}
+#: Exporting takes longer than all other commands together; `tests/export` does it too.
+RARE = {"docs/checkpoints": [pytest.mark.rare]}
 
 
-@pytest.mark.parametrize("page", [pytest.param(page, marks=SLOW.get(page, [])) for page in PAGES])
+@pytest.mark.parametrize("page", [pytest.param(page, marks=RARE.get(page, [])) for page in PAGES])
 def test_commands_run_as_they_are_written(page, here):
     for line in commands(page):
         if reason(line):
@@ -178,7 +178,7 @@ def test_python_of_crf(here):
     np.testing.assert_allclose(names["marginals"].sum(0), 1, atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.rare
 def test_python_of_checkpoints(here, capsys):
     for name in ONNX_PACKAGES:
         pytest.importorskip(name)
