@@ -15,7 +15,9 @@ from tests.data.trees import write_image
 SCRIPT = Path(__file__).parents[2] / "bench" / "label_work.py"
 
 
-@pytest.mark.parametrize("work", ["parts", "label", "predict"])
+@pytest.mark.parametrize(
+    "work", ["parts", "label", pytest.param("predict", marks=pytest.mark.rare)]
+)
 def test_one_photograph(tmp_path, work):
     write_image(tmp_path / "a.png")
     (tmp_path / "labels.csv").write_text("a.png,0;3\n")

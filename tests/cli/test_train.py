@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -219,8 +220,9 @@ def test_eval_scores_folders(root, tmp_path):
     assert "no PNG" in text
 
 
-def test_data_check_finds_faults(tmp_path):
-    root = tiny.squares(tmp_path / "squares", count=4)
+def test_data_check_finds_faults(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a table folds longer paths anywhere
+    root = tiny.squares(Path("squares"), count=4)
     assert said(cli.main, "data", "check", "folder", root)[0] == 0
     (root / "images" / "2.png").write_bytes(b"no picture")
     code, text = said(cli.main, "data", "check", "folder", root)

@@ -31,7 +31,7 @@ def run(program: Path, levels: list[str], first: int, cases: int) -> subprocess.
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.slow
+@pytest.mark.rare
 def test_random_calls(program):
     process = run(program, LEVELS, first=0, cases=CASES)
     assert process.returncode == 0, process.stdout + process.stderr
@@ -40,7 +40,7 @@ def test_random_calls(program):
     assert min(solved, refused, too_wide, out_of_memory) > 0
 
 
-@pytest.mark.slow
+@pytest.mark.rare
 def test_a_case_can_be_repeated(program):
     """The number that a failure names is enough, and a failure is seen."""
     process = run(program, ["no-such-isa"], first=17, cases=1)

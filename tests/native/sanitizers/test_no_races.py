@@ -11,7 +11,7 @@ from tests.native import compiler
 FLAGS = ("-O1", "-fsanitize=thread")
 
 
-@pytest.mark.slow
+@pytest.mark.rare
 def test_no_races() -> None:
     """Two blocks at a time, each with several threads."""
     problem = compiler.problem(*FLAGS)
