@@ -162,9 +162,14 @@ def test_both_recipes_have_the_same_settings():
 
 @pytest.mark.parametrize(
     ("count", "kind", "steps"),
-    [(3, "plain", 40), pytest.param(12, "plain", 240, marks=pytest.mark.rare), (40, "plain", 250), (5, "one class", 80),
-     (6, "held out", 40 * 2)],
-)  # fmt: skip
+    [
+        (3, "plain", 40),
+        pytest.param(12, "plain", 240, marks=pytest.mark.rare),
+        (40, "plain", 250),
+        (5, "one class", 80),
+        (6, "held out", 40 * 2),
+    ],
+)
 def test_own_photographs(tmp_path, count, kind, steps):
     """Images and labels, no masks; only the backbone and sizes are others than in the recipe.
 
