@@ -364,9 +364,9 @@ class TrainCamConfig(Settings):
         recompute: keep of each transformer block only what enters it, and compute the rest again
             for the gradient: same results in a fraction of the memory, a third slower.
         micro_batch: most images of a batch that a process computes at once. Results are those of
-            the whole batch but for rounding (on a GPU also for dropout in attention); a loss that
-            goes by means of the batch is computed twice, a third slower. "auto" = all, or on a GPU
-            as many as its memory holds.
+            the whole batch but for rounding (on a GPU also for dropout in attention); slower, most
+            of all where a loss goes by means of the batch, which is then computed twice. "auto" =
+            all, or on a GPU as many as its memory holds.
         clip_grad: largest gradient norm, or None.
         ema_decay: keep an exponential moving average of the weights and save that, or None.
         validate_every: epochs between measurements of the CAM mIoU on the score split (0 = never).
