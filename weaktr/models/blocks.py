@@ -105,7 +105,7 @@ def attend(
         q = _rotate(q, rope, prefix, half).type_as(v)
         k = _rotate(k, rope, prefix, half).type_as(v)
     dropout = module.attn_drop.p if module.training else 0.0
-    attend = partial(
+    by_kernel = partial(
         softmax_attention,
         *(q, k, v),
         dropout=dropout,
@@ -118,9 +118,9 @@ def attend(
         attended = Attended(attend_dropping(q, k, v, module.attn_drop), None)
     elif dropout and draws_apart(module.attn_drop):
         with numbers_of(module.attn_drop.part, q.device):
-            attended = attend()
+            attended = by_kernel()
     else:
-        attended = attend()
+        attended = by_kernel()
     out = module.norm(attended.out.transpose(1, 2).flatten(2))
     if getattr(module, "gate", None) is not None:
         out = out * module.gate(norm(tokens)).sigmoid()

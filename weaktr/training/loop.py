@@ -358,7 +358,7 @@ class TrainingLoop(Generic[M]):
                     with self.memory.first_pass(), autocast(self.amp, self.device):
                         losses = (losses_of if shared is None else shared)(*piece)
                     sums.append(self._backward(losses))
-        self.losses.end_batch(torch.stack(sums).sum())
+        self.losses.end_batch(sum(sums[1:], sums[0]))  # of one piece nothing is computed
         self.batch += 1
         if is_step:
             self._step()
