@@ -39,6 +39,7 @@ from weaktr.kernels.common import (
     softmax_step,
 )
 from weaktr.kernels.head_stats import attention_stats
+from weaktr.kernels.launching import launch
 from weaktr.kernels.tuning import Config, best_config, bucket
 from weaktr.ops.attention import Attended, AttentionInputs, Packing, Results, empty_results
 from weaktr.ops.attention.definition import attention_torch
@@ -153,13 +154,15 @@ def in_one_launch(
     out, lse, rows, means = empty_results(q, classes, patches)
     blocks = triton.cdiv(tokens, config["BLOCK_I"])
     sums = lse.new_empty(batch, heads, blocks, patches)
-    _attention_kernel[(batch * heads * blocks,)](
+    launch(
+        _attention_kernel,
+        (batch * heads * blocks,),
         *(q, q.stride(), k, k.stride(), v, v.stride(), out, out.stride(), lse, rows, sums, None),
         *(heads, tokens, tokens, patches, dim, classes, dim**-0.5),
         PACKED=False,
         STATISTICS=patches > 0,
         BLOCK_D=block_of(dim),
-        PRECISION=dot_precision(),
+        PRECISION=dot_precision(q.dtype),
         **config,
     )
     return out, lse, rows, sums.sum(2) / patches if patches else means
@@ -173,21 +176,23 @@ def packed_in_one_launch(
     images, most = len(packing.lengths), max(packing.lengths)
     out, lse, *_ = empty_results(q, 0, 0)
 
-    def launch(config: Config) -> None:
+    def run(config: Config) -> None:
         blocks = triton.cdiv(most, config["BLOCK_I"])
-        _attention_kernel[(images * heads * blocks,)](
+        launch(
+            _attention_kernel,
+            (images * heads * blocks,),
             *(q, q.stride(), k, k.stride(), v, v.stride(), out, out.stride(), lse, None, None),
             *(packing.starts, heads, tokens, most, 0, dim, 0, dim**-0.5),
             PACKED=True,
             STATISTICS=False,
             BLOCK_D=block_of(dim),
-            PRECISION=dot_precision(),
+            PRECISION=dot_precision(q.dtype),
             **config,
         )
 
     with torch.cuda.device_of(q):
         key = (*key_of_attention(q, most, images), "packed")
-        launch(best_config(_attention_kernel, key, configs(), launch, q.device))
+        run(best_config(_attention_kernel, key, configs(), run, q.device))
     return out, lse
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from weaktr import processes
+from weaktr.kernels.launching import launch
 from weaktr.kernels.tuning import Config, best_config, bucket
 from weaktr.ops.clipped_cross_entropy import ClippedLoss, ClippedLossInputs
 from weaktr.ops.registry import takes
@@ -164,7 +165,9 @@ def scale_logits(logits: Tensor) -> Tensor:
     """Logits [B, L, h, w] times log2(e), [B, h, w, L and what fills up its last quad]."""
     scaled = _empty_scaled(logits)
     batch, height, width, labels = scaled.shape
-    scale_kernel[_parts(scaled[0].numel(), FLAT_BLOCK), batch](
+    launch(
+        scale_kernel,
+        (_parts(scaled[0].numel(), FLAT_BLOCK), batch),
         *(logits, scaled, *logits.stride(), logits.shape[1], labels // QUAD, height, width),
         BLOCK=FLAT_BLOCK,
     )
@@ -181,15 +184,17 @@ def pixel_losses(
     _, height, width, padded = scaled.shape
     sizes = (num_labels, height, width, *labels.shape[1:], padded // QUAD)
 
-    def launch(config: Config) -> None:
+    def run(config: Config) -> None:
         tile = _tile(cells, config)
-        losses_kernel[tile.across, tile.down, len(labels)](
+        launch(
+            losses_kernel,
+            (tile.across, tile.down, len(labels)),
             *(scaled, labels, losses, lse, cells.starts, cells.fractions, *labels.stride()),
             *(*sizes, tile.strips, ignore_index),
             **tile.constants,
         )
 
-    launch(best_config(losses_kernel, _key(scaled, labels), FORWARD_CONFIGS, launch, scaled.device))
+    run(best_config(losses_kernel, _key(scaled, labels), FORWARD_CONFIGS, run, scaled.device))
     return losses, lse
 
 
@@ -208,14 +213,17 @@ def clip_losses(
     sizes = (height, width, *tile)
     blocks = {"ROWS": PIECE_ROWS, "DOWN": down, "ACROSS": across}
     sums, held = losses.new_empty(2, *grid)
-    tile_sums_kernel[grid](losses, sums, *sizes, **blocks)
+    launch(tile_sums_kernel, grid, losses, sums, *sizes, **blocks)
     of_tiles = sums.sum((1, 2))
     if batch != images:
         of_tiles = processes.total(of_tiles)
     scalars = losses.new_empty((), dtype=torch.bool), losses.new_empty(())
     results = (held, *scalars, thresholds := losses.new_empty(tiles))
-    clip_kernel[grid](
-        *(losses, lse, of_tiles, *results, float(start_value), batch, *sizes), **blocks
+    launch(
+        clip_kernel,
+        grid,
+        *(losses, lse, of_tiles, *results, float(start_value), batch, *sizes),
+        **blocks,
     )
     clipped, mean_loss = scalars
     return held.sum(), mean_loss, clipped, thresholds
@@ -243,7 +251,9 @@ def logits_gradient(
         """What `gradient_kernel` adds up, and the strips of a cell."""
         tile = _tile(cells, config)
         sums = lse.new_empty(batch, tile.down, cells.across, 4, padded)
-        corners_kernel[tile.across * blocks, tile.down, batch](
+        launch(
+            corners_kernel,
+            (tile.across * blocks, tile.down, batch),
             *(scaled, labels, lse, sums, cells.starts, cells.fractions, *labels.stride()),
             *(*sizes, quads, tile.strips, _parts(quads, blocks)),
             **tile.constants,
@@ -253,7 +263,9 @@ def logits_gradient(
     with torch.cuda.device_of(logits):
         key = _key(scaled, labels)
         config = best_config(corners_kernel, key, BACKWARD_CONFIGS, sum_corners, logits.device)
-        gradient_kernel[_parts(scaled[0].numel(), FLAT_BLOCK), batch](
+        launch(
+            gradient_kernel,
+            (_parts(scaled[0].numel(), FLAT_BLOCK), batch),
             *(gradient, *sum_corners(config), result, *result.stride()),
             *(logits.shape[1], quads, *sizes),
             BLOCK=FLAT_BLOCK,

@@ -193,13 +193,15 @@ def blocks_of(size: int, block: int) -> int:
     return -(-size // block)
 
 
-def dot_precision() -> str:
-    """How float32 is multiplied on the tensor cores.
+def dot_precision(dtype: torch.dtype) -> str:
+    """How numbers of a dtype are multiplied on the tensor cores; of half precision nothing is said.
 
-    In tf32 where torch's own products may be; its 11 bits leave the fused map an error of 2.8e-3 of
-    the largest entry. Else in tf32x3, the products of what tf32 keeps and of the rest with what it
-    keeps, which leaves 9e-7, as float32 itself does (7e-7).
+    float32 in tf32 where torch's own products may be; its 11 bits leave the fused map an error of
+    2.8e-3 of the largest entry. Else in tf32x3, the products of what tf32 keeps and of the rest
+    with what it keeps, which leaves 9e-7, as float32 itself does (7e-7).
     """
+    if dtype != torch.float32:
+        return "tf32"
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
 
 
@@ -216,8 +218,10 @@ def key_of_attention(q: Tensor, most_tokens: int, images: int) -> tuple[int | st
         most_tokens: N of the largest image.
         images: their number, also where they are packed into a B of 1.
     """
-    heads, dim = q.shape[1], q.shape[3]
-    return (str(q.dtype), dot_precision(), dim, bucket(most_tokens), bucket(images * heads))
+    _, heads, _, dim = q.shape
+    dtype = q.dtype
+    sizes = (dim, bucket(most_tokens), bucket(images * heads))
+    return (str(dtype), dot_precision(dtype), *sizes)
 
 
 def processors(tensor: Tensor) -> int:

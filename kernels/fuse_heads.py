@@ -37,6 +37,7 @@ from weaktr.kernels.common import (
     take_lse,
     take_rows,
 )
+from weaktr.kernels.launching import launch
 from weaktr.kernels.tuning import Config, best_config
 from weaktr.ops.fuse_heads import FuseHeadsInputs
 from weaktr.ops.registry import takes
@@ -187,13 +188,15 @@ def _spread(
     values = values.permute(2, 0, 1).contiguous().float()
     lse = side_by_side(lse)
 
-    def launch(config: Config) -> Tensor:
+    def run(config: Config) -> Tensor:
         row_blocks = blocks_of(layout.most_patches, config["BLOCK_I"])
         tiles = blocks_of(layout.most_patches, 2 * config["BLOCK_J"])
         programs = layout.images * row_blocks * tiles
         map_splits = splits_of(maps, programs, processors(x))
         parts = values.new_empty(map_splits * tiles, *values.shape)
-        spread_kernel[(programs * map_splits,)](
+        launch(
+            spread_kernel,
+            (programs * map_splits,),
             *(x, x.stride(), y, y.stride(), lse, lse.stride(), weights, weights.stride()),
             *(values, parts, layout.table),
             *(maps, map_splits, x.shape[2], layout.most_patches, batch * patches, channels, scale),
@@ -201,16 +204,14 @@ def _spread(
             TRANSPOSED=transposed,
             DIM=dim,
             BLOCK_D=block_of(dim),
-            PRECISION=dot_precision(),
+            PRECISION=dot_precision(x.dtype),
             **config,
         )
         return parts.sum(0).permute(1, 2, 0)
 
     key = (*_key(x, layout), int(transposed))
     with torch.cuda.device_of(x):
-        return launch(
-            best_config(spread_kernel, key, spread_configs(x, transposed), launch, x.device)
-        )
+        return run(best_config(spread_kernel, key, spread_configs(x, transposed), run, x.device))
 
 
 def _channel_by_channel(x: Tensor) -> Tensor:
@@ -250,11 +251,13 @@ def _weights_gradient(
         return torch.zeros(layout.images, maps, dtype=torch.float32, device=q.device)
     lse = side_by_side(lse)
 
-    def launch(config: Config) -> Tensor:
+    def run(config: Config) -> Tensor:
         row_blocks = blocks_of(layout.most_patches, config["BLOCK_I"])
         shape = (layout.images, maps, row_blocks)
         parts = torch.empty(shape, dtype=torch.float32, device=q.device)
-        weights_kernel[(parts.numel(),)](
+        launch(
+            weights_kernel,
+            (parts.numel(),),
             *(q, q.stride(), k, k.stride(), lse, lse.stride(), gradient, gradient.stride()),
             *(values, values.stride(), parts, layout.table),
             *(maps, q.shape[2], layout.most_patches, channels, scale),
@@ -262,15 +265,13 @@ def _weights_gradient(
             DIM=dim,
             BLOCK_D=block_of(dim),
             BLOCK_C=block_of(channels, MOST_CHANNELS),
-            PRECISION=dot_precision(),
+            PRECISION=dot_precision(q.dtype),
             **config,
         )
         return parts.sum(2)
 
     with torch.cuda.device_of(q):
-        return launch(
-            best_config(weights_kernel, _key(q, layout), WEIGHTS_CONFIGS, launch, q.device)
-        )
+        return run(best_config(weights_kernel, _key(q, layout), WEIGHTS_CONFIGS, run, q.device))
 
 
 def _key(q: Tensor, layout: _Layout) -> tuple[int | str, ...]:

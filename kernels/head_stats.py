@@ -36,6 +36,7 @@ from weaktr.kernels.common import (
     take_lse,
     take_rows,
 )
+from weaktr.kernels.launching import launch
 from weaktr.kernels.tuning import Config, best_config
 from weaktr.ops.head_stats import HeadStats, HeadStatsInputs
 from weaktr.ops.registry import takes
@@ -79,20 +80,22 @@ def attention_lse(q: Tensor, k: Tensor, scale: float, tokens: list[int] | None =
     most = count if tokens is None else max(tokens)
     table = None if tokens is None else packing_table(tokens, tokens, q.device)
 
-    def launch(config: Config) -> None:
+    def run(config: Config) -> None:
         grid = (blocks_of(most, config["BLOCK_I"]) * images * heads,)
-        _lse_kernel[grid](
+        launch(
+            _lse_kernel,
+            grid,
             *(q, q.stride(), k, k.stride(), lse, table, heads, count, most, scale),
             PACKED=table is not None,
             DIM=dim,
             BLOCK_D=block_of(dim),
-            PRECISION=dot_precision(),
+            PRECISION=dot_precision(q.dtype),
             **config,
         )
 
     with torch.cuda.device_of(q):
         key = key_of_attention(q, most, images)
-        launch(best_config(_lse_kernel, key, configs(), launch, q.device))
+        run(best_config(_lse_kernel, key, configs(), run, q.device))
     return lse
 
 
@@ -121,9 +124,11 @@ def attention_stats(*arguments: Any) -> tuple[Tensor, Tensor]:
         images, most_tokens, most = len(tokens), max(tokens), max(patches)
         table = packing_table(tokens, patches, q.device)
 
-    def launch(config: Config) -> None:
+    def run(config: Config) -> None:
         grid = (blocks_of(most, config["BLOCK_J"]) * images * heads,)
-        _stats_kernel[grid](
+        launch(
+            _stats_kernel,
+            grid,
             *(q, q.stride(), k, k.stride(), lse, lse.stride(), rows, means, table, chosen),
             *(heads, count, num_patches, most, num_rows, scale),
             PACKED=table is not None,
@@ -131,14 +136,14 @@ def attention_stats(*arguments: Any) -> tuple[Tensor, Tensor]:
             MEANS=column_means,
             DIM=dim,
             BLOCK_D=block_of(dim),
-            PRECISION=dot_precision(),
+            PRECISION=dot_precision(q.dtype),
             **config,
         )
 
     key = key_of_attention(q, most_tokens, images)
     with torch.cuda.device_of(q):
         chosen_from = configs() if column_means else ROWS_CONFIGS
-        launch(best_config(_stats_kernel, key, chosen_from, launch, q.device))
+        run(best_config(_stats_kernel, key, chosen_from, run, q.device))
     return rows, means
 
 

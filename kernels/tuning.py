@@ -39,7 +39,7 @@ LAUNCHES, ROUNDS, HEAD_START = 10, 3, 8_000_000
 
 def best_config(
     kernel: Any,
-    key: Sequence[int | str],
+    key: tuple[int | str, ...],
     configs: Sequence[Config],
     launch: Callable[[Config], object],
     device: torch.device,
@@ -54,10 +54,13 @@ def best_config(
             its results and not add to them.
         device: where it runs, the current one.
     """
-    if INTERPRETED or len(configs) == 1 or os.environ.get(TUNE_VARIABLE) == "0":
+    if INTERPRETED or len(configs) == 1:
         return configs[0]
-    table = _table(kernel.fn.__code__.co_filename, device)
-    key = (kernel.fn.__name__, *key)
+    if TUNE_VARIABLE in os.environ and os.environ[TUNE_VARIABLE] == "0":
+        return configs[0]
+    function = kernel.fn
+    table = _table(function.__code__.co_filename, device)
+    key = (function.__name__, *key)
     best = table.get(key, configs)
     if best is None:
         if torch.cuda.is_current_stream_capturing():
@@ -102,13 +105,20 @@ class ConfigTable:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.configs: dict[str, Config] = self._read()
+        self._asked_for: dict[tuple[int | str, ...], Config] = {}  # without joining keys again
 
-    def get(self, key: Sequence[int | str], configs: Sequence[Config]) -> Config | None:
+    def get(self, key: tuple[int | str, ...], configs: Sequence[Config]) -> Config | None:
         """The stored configuration, if it is still among the candidates."""
-        config = self.configs.get(_joined(key))
+        config = self._asked_for.get(key)
+        if config is None:
+            stored = self.configs.get(_joined(key))
+            config = next((one for one in configs if one == stored), None)
+            if config is None:
+                return None
+            self._asked_for[key] = config
         return config if config in configs else None
 
-    def put(self, key: Sequence[int | str], config: Config) -> None:
+    def put(self, key: tuple[int | str, ...], config: Config) -> None:
         """Remember, keeping what other processes have stored meanwhile."""
         self.configs = {**self._read(), **self.configs, _joined(key): dict(config)}
         try:
@@ -150,7 +160,7 @@ def _warn_once(message: str) -> None:
     log.warning(message)
 
 
-def _joined(key: Sequence[int | str]) -> str:
+def _joined(key: tuple[int | str, ...]) -> str:
     return " ".join(map(str, key))
 
 

@@ -24,6 +24,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # shells start background
 from tests.interpreter import look_through_the_language_once
 from tests.native import emulation as native_emulation
 from weaktr.models.precision import keep_float32_in_convolutions
+from weaktr.ops import registry
 from weaktr.ops.registry import ENVIRONMENT_VARIABLE, OPS, report
 
 #: Comma-separated backends whose absence is a failure instead of a skip (set in CI).
@@ -63,6 +64,13 @@ def kernels(request: pytest.FixtureRequest) -> ModuleType:
         f"weaktr.kernels.{request.module.OP}", exc_type=ImportError
     )
     return module
+
+
+@pytest.fixture
+def compiled_kernels(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The registry sees kernels that are compiled, not interpreted, for one test."""
+    monkeypatch.setattr(importlib.import_module("weaktr.kernels"), "INTERPRETED", False)
+    registry._name_of_choice.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -91,15 +91,17 @@ Compiled = tuple[str, Any]
 
 
 def compile_only(compiled: list[Compiled]) -> None:
-    """Make launches end after compilation, and remember what was compiled."""
+    """Make launches end after compilation, and remember what was compiled.
+
+    It is not returned, so that `weaktr.kernels.launching` will not launch it.
+    """
     torch.cuda.is_available = lambda: True
     triton.runtime.driver.set_active(AbsentGPU())
     run = JITFunction.run
 
-    def prepare(self: JITFunction, *args: Any, **kwargs: Any) -> Any:
+    def prepare(self: JITFunction, *args: Any, **kwargs: Any) -> None:
         kernel = run(self, *args, **{**kwargs, "warmup": True})
         compiled.append((self.fn.__name__, kernel))
-        return kernel
 
     JITFunction.run = functools.wraps(run)(prepare)
 

@@ -54,6 +54,13 @@ def test_every_kernel_compiles_without_a_gpu(tmp_path):
     assert set(process.stdout.split()) >= KERNELS
 
 
+@pytest.mark.slow
+def test_second_launch_of_a_kind_is_triton_s():
+    pytest.importorskip("triton")
+    process = python("-m", "tests.kernels.launches")
+    assert process.returncode == 0, process.stderr
+
+
 # ---- launch configurations ----------------------------------------------------------------------
 
 

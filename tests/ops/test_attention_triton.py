@@ -353,8 +353,7 @@ def test_it_is_first_on_cuda_and_nothing_is_passed_over(kernels):
         assert (backend.name, passed_over) == ("triton", {})
 
 
-def test_cpu_tensors_are_refused_unless_interpreted(kernels, monkeypatch):
-    monkeypatch.setattr(import_module("weaktr.kernels"), "INTERPRETED", False)
+def test_cpu_tensors_are_refused_unless_interpreted(compiled_kernels):
     q = torch.zeros(1, 2, 12, 16)
     with pytest.raises(BackendUnavailable, match=r"CUDA tensors, got cpu; set TRITON_INTERPRET=1"):
         softmax_attention(q, q, q, attention="triton")

@@ -3,8 +3,6 @@
 Interpreted where there is no GPU, compiled where there is one.
 """
 
-from importlib import import_module
-
 import pytest
 import torch
 
@@ -155,8 +153,7 @@ def test_what_kernels_do_not_take_is_refused(kernels, shape, reason):
     assert clipped_cross_entropy(logits, labels).loss.isfinite()
 
 
-def test_cpu_tensors_are_refused_unless_interpreted(kernels, monkeypatch):
-    monkeypatch.setattr(import_module("weaktr.kernels"), "INTERPRETED", False)
+def test_cpu_tensors_are_refused_unless_interpreted(compiled_kernels):
     logits, labels = example(SMALL, torch.float32)
     with pytest.raises(BackendUnavailable, match=r"CUDA tensors, got cpu; set TRITON_INTERPRET=1"):
         clipped_cross_entropy(logits, labels, backend="triton")

@@ -341,7 +341,7 @@ def test_float32_is_multiplied_as_torch_is_allowed_to(monkeypatch):
     for allowed, precision in (("ieee", "tf32x3"), ("tf32", "tf32")):
         matmul = SimpleNamespace(fp32_precision=allowed)
         monkeypatch.setattr(torch.backends.cuda, "matmul", matmul)
-        assert common.dot_precision() == precision
+        assert common.dot_precision(torch.float32) == precision
 
 
 def test_what_kernels_do_not_take_is_refused(kernels):

@@ -243,8 +243,7 @@ def test_what_kernels_do_not_take_is_refused(kernels, shape, dtype, reason):
     assert_close(stats.class_rows, literal(q, k)[:, :, :3, 3:], "float32")
 
 
-def test_cpu_tensors_are_refused_unless_interpreted(kernels, monkeypatch):
-    monkeypatch.setattr(import_module("weaktr.kernels"), "INTERPRETED", False)
+def test_cpu_tensors_are_refused_unless_interpreted(compiled_kernels):
     q = torch.zeros(1, 2, 12, 16)
     with pytest.raises(BackendUnavailable, match=r"CUDA tensors, got cpu; set TRITON_INTERPRET=1"):
         head_stats(q, q, num_classes=3, num_patches=9, backend="triton")

@@ -44,6 +44,11 @@ def check_same_kind(q: Tensor, k: Tensor) -> None:
         )
 
 
+def constant(x: Tensor) -> Tensor:
+    """x as a constant; asking is cheaper than `detach`, which makes a tensor."""
+    return x.detach() if x.requires_grad else x
+
+
 # ---- maps piece by piece ------------------------------------------------------------------------
 
 LIMIT_VARIABLE = "WEAKTR_CHUNK_MB"

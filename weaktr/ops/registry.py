@@ -15,7 +15,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, TypeVar
 
 import torch
@@ -132,7 +132,9 @@ class Op:
 
     def asked_for(self) -> str:
         """The backend that the environment asks for."""
-        wanted = os.environ.get(ENVIRONMENT_VARIABLE, "auto")
+        if ENVIRONMENT_VARIABLE not in os.environ:  # `get` takes four times as long to see that
+            return "auto"
+        wanted = os.environ[ENVIRONMENT_VARIABLE]
         own = any(backend.name == wanted for backend in self.backends)
         return "auto" if self.lenient and not own else wanted
 
@@ -222,17 +224,25 @@ def _missing(module: str) -> str:
 @torch.compiler.assume_constant_result  # torch.compile asks once, for the graph that it makes
 def _choose(name: str, device_type: str, wanted: str, facts: tuple[tuple[str, Any], ...]) -> str:
     """The backend of an op that runs: the name of its function, an attribute of `_FUNCTIONS`."""
-    backend, passed_over = OPS[name].choice(device_type, wanted, dict(facts))
+    return _name_of_choice(OPS[name], device_type, wanted, facts)
+
+
+@lru_cache(maxsize=4096)
+def _name_of_choice(
+    op: Op, device_type: str, wanted: str, facts: tuple[tuple[str, Any], ...]
+) -> str:
+    """`_choose`, looked into once for each kind of inputs."""
+    backend, passed_over = op.choice(device_type, wanted, dict(facts))
     reasons = tuple(f"{other}: {reason}" for other, reason in passed_over.items())
     if backend is None:
         if wanted != "auto":
             reason = passed_over[wanted]
-            raise BackendUnavailable(f"backend {wanted!r} of {name} cannot run: {reason}")
-        raise BackendUnavailable(f"no backend of {name} can run on {device_type}: {reasons}")
+            raise BackendUnavailable(f"backend {wanted!r} of {op.name} cannot run: {reason}")
+        raise BackendUnavailable(f"no backend of {op.name} can run on {device_type}: {reasons}")
     if wanted == "auto":
-        _log_choice(name, device_type, backend.name, reasons)
-    chosen = f"{name}_{backend.name}"
-    setattr(_FUNCTIONS, chosen, OPS[name].function(backend))
+        _log_choice(op.name, device_type, backend.name, reasons)
+    chosen = f"{op.name}_{backend.name}"
+    setattr(_FUNCTIONS, chosen, op.function(backend))
     return chosen
 
 

@@ -18,7 +18,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from weaktr.ops.attention_maps import check_attention_inputs, check_packing, check_same_kind
+from weaktr.ops.attention_maps import (
+    check_attention_inputs,
+    check_packing,
+    check_same_kind,
+    constant,
+)
 from weaktr.ops.registry import Backend, Op, Triton, register
 from weaktr.ops.tracing import without_autocast
 
@@ -86,7 +91,7 @@ def fuse_heads(
     check_attention_inputs(q, k, values.shape[1])
     _check_statistics(lse, weights, q.shape[:3], q.shape[:2])
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    maps = (q.detach(), k.detach(), lse.detach())
+    maps = (constant(q), constant(k), constant(lse))
     return _run(FuseHeadsInputs(*maps, weights, values, scale), backend)
 
 
@@ -128,7 +133,7 @@ def fuse_heads_packed(
     check_same_kind(q, k)
     _check_statistics(lse, weights, q.shape[:2], (len(tokens), q.shape[0]))
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    maps = (q.detach()[None], k.detach()[None], lse.detach()[None])
+    maps = (constant(q)[None], constant(k)[None], constant(lse)[None])
     sizes = (list(tokens), list(patches))
     return _run(FuseHeadsInputs(*maps, weights, values[None], scale, *sizes), backend)[0]
 

@@ -20,7 +20,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from weaktr.ops.attention_maps import check_attention_inputs, check_packing, check_same_kind
+from weaktr.ops.attention_maps import (
+    check_attention_inputs,
+    check_packing,
+    check_same_kind,
+    constant,
+)
 from weaktr.ops.registry import Backend, Op, Triton, register
 from weaktr.ops.tracing import without_autocast
 from weaktr.ops.upload import upload_table
@@ -111,7 +116,7 @@ def head_stats(
         raise ValueError(f"lse: expected shape {tuple(q.shape[:3])}, got {tuple(lse.shape)}")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     inputs = HeadStatsInputs(
-        q.detach(), k.detach(), lse, num_classes, num_patches, scale, column_means
+        constant(q), constant(k), lse, num_classes, num_patches, scale, column_means
     )
     return _run(inputs, backend)
 
@@ -173,8 +178,8 @@ def head_stats_packed(
             f"{len(tokens)} images, got {[list(own) for own in classes]}"
         )
     inputs = HeadStatsInputs(
-        q.detach()[None],
-        k.detach()[None],
+        constant(q)[None],
+        constant(k)[None],
         None if lse is None else lse[None],
         num_classes,
         sum(patches),
