@@ -25,6 +25,7 @@ from torch import Tensor
 from weaktr.kernels.common import (
     DTYPES,
     LIMITS_OF_ATTENTION,
+    LOG2_E,
     MOST_HEAD_DIM,
     block_of,
     block_of_map,
@@ -33,7 +34,6 @@ from weaktr.kernels.common import (
     image_of,
     key_of_attention,
     load_rows,
-    log2_attention,
     product,
     rounded,
     softmax_step,
@@ -251,7 +251,7 @@ def _attention_kernel(
         columns = start + tl.arange(0, BLOCK_J)
         there = columns < own
         keys = load_rows(k, columns, there, k_strides[2], k_strides[3], dim, BLOCK_D)
-        logits = log2_attention(queries, keys, scale, PRECISION)
+        logits = product(queries, tl.trans(keys), PRECISION) * (scale * LOG2_E)
         weights, shrink, largest, total = softmax_step(logits, there, largest, total)
         values = load_rows(v, columns, there, v_strides[2], v_strides[3], dim, BLOCK_D)
         result = result * shrink[:, None] + product(
@@ -274,9 +274,8 @@ def _attention_kernel(
             columns = start + tl.arange(0, BLOCK_J)
             there = columns < num_patches
             keys = load_rows(k, ahead + columns, there, k_strides[2], k_strides[3], dim, BLOCK_D)
-            attention = tl.exp2(
-                log2_attention(queries, keys, scale, PRECISION) - log_total[:, None]
-            )
+            logits = product(queries, tl.trans(keys), PRECISION) * (scale * LOG2_E)
+            attention = tl.exp2(logits - log_total[:, None])
             entries = class_rows + rows.to(tl.int64)[:, None] * num_patches + columns[None, :]
             tl.store(entries, attention, mask=of_classes & there[None, :])
             tl.store(sums + columns, tl.sum(tl.where(of_patches, attention, 0.0), 0), mask=there)

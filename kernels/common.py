@@ -52,11 +52,16 @@ def load_rows(pointer, rows, valid, stride_row, stride_dim, dim, BLOCK_D: tl.con
 
 
 @triton.jit
-def take_rows(pointer, rows, stride_row, stride_dim, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Rows of a matrix [n, DIM], all of which exist -> [len(rows), BLOCK_D], zeros past DIM."""
-    dims = tl.arange(0, BLOCK_D)
-    pointers = pointer + rows.to(tl.int64)[:, None] * stride_row + dims[None, :] * stride_dim
-    if DIM == BLOCK_D:
+def take_rows(
+    pointer, rows, strides, FIRST: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr
+):
+    """Rows of a matrix [.., .., n, DIM], all of which exist, from column FIRST on.
+
+    [len(rows), BLOCK_D], zeros past DIM.
+    """
+    dims = FIRST + tl.arange(0, BLOCK_D)
+    pointers = pointer + rows.to(tl.int64)[:, None] * strides[2] + dims[None, :] * strides[3]
+    if FIRST + BLOCK_D <= DIM:
         return tl.load(pointers)
     else:
         return tl.load(pointers, mask=dims[None, :] < DIM, other=0.0)
@@ -78,10 +83,66 @@ def share_of(count, part, parts):
 @triton.jit
 def product(x, y, PRECISION: tl.constexpr):
     """x y of one dtype, in float32; [R, S], [S, C] -> [R, C]."""
+    return add_product(tl.zeros([x.shape[0], y.shape[1]], tl.float32), x, y, PRECISION)
+
+
+@triton.jit
+def add_product(total, x, y, PRECISION: tl.constexpr):
+    """total + x y, in float32; [R, C], [R, S], [S, C] -> [R, C]."""
     if WIDEN_BEFORE_DOT:
         x = x.to(tl.float32)
         y = y.to(tl.float32)
-    return tl.dot(x, y, input_precision=PRECISION)
+    return tl.dot(x, y, total, input_precision=PRECISION)
+
+
+@triton.jit
+def dots(
+    x,
+    y,
+    x_map,
+    x_strides,
+    x_rows,
+    y_map,
+    y_strides,
+    y_rows,
+    DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """x_r · y_c of rows of two matrices, of which x and y have the first BLOCK_D columns.
+
+    Columns beyond these are read here, as many at a time: wide rows in float32 would not fit into
+    the registers. float32 [len(x_rows), len(y_rows)].
+    """
+    total = product(x, tl.trans(y), PRECISION)
+    for first in tl.static_range(BLOCK_D, DIM, BLOCK_D):
+        left = take_rows(x_map, x_rows, x_strides, first, DIM, BLOCK_D)
+        right = take_rows(y_map, y_rows, y_strides, first, DIM, BLOCK_D)
+        total = add_product(total, left, tl.trans(right), PRECISION)
+    return total
+
+
+@triton.jit
+def entries(
+    x,
+    y,
+    x_map,
+    x_strides,
+    x_rows,
+    y_map,
+    y_strides,
+    y_rows,
+    scale,
+    sums,
+    DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """exp(x_r · y_c · scale - sums), with `dots` and sums [R, 1] or [1, C] of base 2."""
+    products = dots(
+        *(x, y, x_map, x_strides, x_rows, y_map, y_strides, y_rows), *(DIM, BLOCK_D, PRECISION)
+    )
+    return tl.exp2(products * (scale * LOG2_E) - sums)
 
 
 @triton.jit
@@ -92,12 +153,6 @@ def rounded(x, dtype: tl.constexpr):
         bits += 0x7FFF + ((bits >> 16) & 1)
         x = (bits & -0x10000).to(tl.float32, bitcast=True)
     return x.to(dtype)
-
-
-@triton.jit
-def log2_attention(x, y, scale, PRECISION: tl.constexpr):
-    """x_r · y_c · scale, base 2, in float32; [R, BLOCK_D], [C, BLOCK_D] -> [R, C]."""
-    return product(x, tl.trans(y), PRECISION) * (scale * LOG2_E)
 
 
 @triton.jit
@@ -186,6 +241,20 @@ def block_of(size: int, most: int | None = None) -> int:
     """Side of a block that holds `size`: a power of two, at least 16 and at most `most`."""
     block = max(LEAST_BLOCK, 1 << (size - 1).bit_length())
     return block if most is None else min(block, most)
+
+
+def is_wide(q: Tensor) -> bool:
+    """Whether q's rows [.., d] are wider than those of a usual ViT's heads."""
+    return q.shape[-1] > 64
+
+
+def part_of(dim: int, dtype: torch.dtype, most_float32: int = 64) -> int:
+    """How many of the d columns of q and k are multiplied at once, see `dots`.
+
+    All of them in half precision. In float32, whose products are made of three, a block of more
+    than 64 columns spills.
+    """
+    return block_of(dim, most_float32 if dtype == torch.float32 else None)
 
 
 def blocks_of(size: int, block: int) -> int:

@@ -25,10 +25,12 @@ from weaktr.kernels.common import (
     blocks_of,
     configurations,
     dot_precision,
+    entries,
+    is_wide,
     key_of_attention,
     load_rows,
-    log2_attention,
     packing_table,
+    part_of,
     place,
     processors,
     refusal_of_attention,
@@ -45,23 +47,26 @@ from weaktr.ops.tracing import needs_operator
 
 #: Widest block of channels C' that a program holds; more of them form the tile again.
 MOST_CHANNELS = 64
+#: Columns of q and k in float32 that `spread_kernel` multiplies at once.
+MOST_FLOAT32 = 32
 #: Programs for each multiprocessor, where the maps can be split into so many: two are resident.
 PROGRAMS_A_PROCESSOR = 4
 #: Fewest maps that a program is given where the maps are split.
 LEAST_MAPS = 12
 
 #: Of `spread_kernel`: rows and half the columns of a tile, ...; see `configurations`.
-#: At d = 64 none spills, and two or three programs are resident on a multiprocessor.
+#: None spills, under Triton 3.6 and 3.8; at d = 64 two or three programs are resident on a
+#: multiprocessor.
 CONFIGS = configurations(
     (32, 32, 4, 1), (64, 64, 4, 2), (64, 64, 4, 3), (128, 64, 8, 2, 128), (128, 64, 4, 2)
 )
 #: Where more registers are needed: sums of columns, or d > 64.
 WIDE_CONFIGS = configurations((32, 32, 4, 1), (64, 64, 4, 2), (128, 64, 8, 2))
-#: Triton 3.8 spills some bytes with the last three.
 FLOAT32_CONFIGS = configurations(
-    (32, 32, 4, 1), (64, 16, 4, 2), (64, 32, 4, 2), (64, 32, 4, 3), (128, 32, 8, 2)
+    (32, 16, 4, 1), (64, 16, 4, 2), (64, 32, 4, 2), (64, 32, 4, 3), (128, 32, 8, 2)
 )
-#: Of `weights_kernel`.
+WIDE_FLOAT32_CONFIGS = configurations((64, 16, 4, 2), (128, 16, 8, 2))
+#: Of `weights_kernel`; of wide rows in float32 the last one spills.
 WEIGHTS_CONFIGS = configurations((32, 32, 4, 1), (64, 32, 4, 2), (128, 64, 8, 2))
 
 #: `FuseHeadsInputs` as torch writes it.
@@ -203,7 +208,7 @@ def _spread(
             PACKED=layout.table is not None,
             TRANSPOSED=transposed,
             DIM=dim,
-            BLOCK_D=block_of(dim),
+            BLOCK_D=part_of(dim, x.dtype, MOST_FLOAT32),
             PRECISION=dot_precision(x.dtype),
             **config,
         )
@@ -221,9 +226,15 @@ def _channel_by_channel(x: Tensor) -> Tensor:
 
 def spread_configs(x: Tensor, transposed: bool) -> tuple[Config, ...]:
     """Candidates for `spread_kernel`; the sums of columns, if `transposed`, take registers."""
+    wide = is_wide(x)
     if x.dtype == torch.float32:
-        return FLOAT32_CONFIGS
-    return WIDE_CONFIGS if transposed or x.shape[3] > 64 else CONFIGS
+        return WIDE_FLOAT32_CONFIGS if wide else FLOAT32_CONFIGS
+    return WIDE_CONFIGS if transposed or wide else CONFIGS
+
+
+def weights_configs(q: Tensor) -> tuple[Config, ...]:
+    """Candidates for `weights_kernel`."""
+    return WEIGHTS_CONFIGS[:2] if q.dtype == torch.float32 and is_wide(q) else WEIGHTS_CONFIGS
 
 
 def splits_of(maps: int, programs: int, processors: int) -> int:
@@ -263,7 +274,7 @@ def _weights_gradient(
             *(maps, q.shape[2], layout.most_patches, channels, scale),
             PACKED=layout.table is not None,
             DIM=dim,
-            BLOCK_D=block_of(dim),
+            BLOCK_D=part_of(dim, q.dtype),
             BLOCK_C=block_of(channels, MOST_CHANNELS),
             PRECISION=dot_precision(q.dtype),
             **config,
@@ -271,7 +282,8 @@ def _weights_gradient(
         return parts.sum(2)
 
     with torch.cuda.device_of(q):
-        return run(best_config(weights_kernel, _key(q, layout), WEIGHTS_CONFIGS, run, q.device))
+        key = _key(q, layout)
+        return run(best_config(weights_kernel, key, weights_configs(q), run, q.device))
 
 
 def _key(q: Tensor, layout: _Layout) -> tuple[int | str, ...]:
@@ -279,12 +291,6 @@ def _key(q: Tensor, layout: _Layout) -> tuple[int | str, ...]:
 
 
 # ---- kernels: strides are tuples, one entry for each axis ---------------------------------------
-
-
-@triton.jit
-def _tokens_of(x, strides, m, tokens, DIM: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Rows of map m of x [M, N, d], all of which exist: [len(tokens), BLOCK_D]."""
-    return take_rows(x + m * strides[1], tokens, strides[2], strides[3], DIM, BLOCK_D)
 
 
 @triton.jit
@@ -394,9 +400,10 @@ def spread_kernel(
         sums = _lse_of(lse, lse_strides, at, lefts)
     for m in range(start, stop):
         at = tl.cast(m, tl.int64)
-        left = _tokens_of(x, x_strides, at, lefts, DIM, BLOCK_D)
-        right0 = _tokens_of(y, y_strides, at, rights0, DIM, BLOCK_D)
-        right1 = _tokens_of(y, y_strides, at, rights1, DIM, BLOCK_D)
+        x_map, y_map = x + at * x_strides[1], y + at * y_strides[1]
+        left = take_rows(x_map, lefts, x_strides, 0, DIM, BLOCK_D)
+        right0 = take_rows(y_map, rights0, y_strides, 0, DIM, BLOCK_D)
+        right1 = take_rows(y_map, rights1, y_strides, 0, DIM, BLOCK_D)
         next = tl.cast(tl.minimum(m + 1, maps - 1), tl.int64)
         next_weight = tl.load(weights + next * weights_strides[1]).to(tl.float32)
         if TRANSPOSED:  # too many to be loaded a map ahead
@@ -406,10 +413,14 @@ def spread_kernel(
             sums0 = sums[:, None]
             sums1 = sums0
             sums = _lse_of(lse, lse_strides, next, lefts)
-        logits = log2_attention(left, right0, scale, PRECISION)
-        fused0 += weight * tl.exp2(logits - sums0)
-        logits = log2_attention(left, right1, scale, PRECISION)
-        fused1 += weight * tl.exp2(logits - sums1)
+        fused0 += weight * entries(
+            *(left, right0, x_map, x_strides, lefts, y_map, y_strides, rights0),
+            *(scale, sums0, DIM, BLOCK_D, PRECISION),
+        )
+        fused1 += weight * entries(
+            *(left, right1, x_map, x_strides, lefts, y_map, y_strides, rights1),
+            *(scale, sums1, DIM, BLOCK_D, PRECISION),
+        )
         weight = next_weight
 
     values += before + tile * TILE
@@ -480,14 +491,19 @@ def weights_kernel(
         return
     last = first + patches - 1
     lefts = tl.minimum(first + rows, last)
-    queries = _tokens_of(q, q_strides, m, lefts, DIM, BLOCK_D)
+    q_map, k_map = q + m * q_strides[1], k + m * k_strides[1]
+    queries = take_rows(q_map, lefts, q_strides, 0, DIM, BLOCK_D)
     sums = _lse_of(lse, lse_strides, m, lefts)
     total = tl.zeros([BLOCK_I], tl.float32)
     for start in range(0, patches, BLOCK_J):
         columns = start + tl.arange(0, BLOCK_J)
         there = columns < patches
-        keys = _tokens_of(k, k_strides, m, tl.minimum(first + columns, last), DIM, BLOCK_D)
-        attention = tl.exp2(log2_attention(queries, keys, scale, PRECISION) - sums[:, None])
+        rights = tl.minimum(first + columns, last)
+        keys = take_rows(k_map, rights, k_strides, 0, DIM, BLOCK_D)
+        attention = entries(
+            *(queries, keys, q_map, q_strides, lefts, k_map, k_strides, rights),
+            *(scale, sums[:, None], DIM, BLOCK_D, PRECISION),
+        )
         both = tl.zeros([BLOCK_I, BLOCK_J], tl.float32)
         for channel in range(0, channels, BLOCK_C):
             slope = _channels_of(gradient, gradient_strides, channel, rows, here, channels, BLOCK_C)

@@ -16,21 +16,23 @@ import triton.language as tl
 from torch import Tensor
 
 from weaktr.kernels.common import (
+    CONFIGS,
     LIMITS_OF_ATTENTION,
     LN_2,
     LOG2_E,
-    block_of,
     block_of_map,
     blocks_of,
     configs,
     configurations,
     dot_precision,
+    dots,
+    entries,
     image_of,
+    is_wide,
     key_of_attention,
-    log2_attention,
     packing_table,
+    part_of,
     place,
-    product,
     refusal_of_attention,
     side_by_side,
     take_lse,
@@ -42,6 +44,8 @@ from weaktr.ops.head_stats import HeadStats, HeadStatsInputs
 from weaktr.ops.registry import takes
 from weaktr.ops.tracing import needs_operator
 
+#: Where rows are wide, blocks of 32 x 32 spill.
+WIDE_CONFIGS = (*configurations((32, 16, 4, 1)), *CONFIGS[1:])
 #: Class rows alone: of an image's few classes, 1 to 16 fit into a block.
 ROWS_CONFIGS = configurations((16, 64, 4, 1))
 
@@ -88,14 +92,14 @@ def attention_lse(q: Tensor, k: Tensor, scale: float, tokens: list[int] | None =
             *(q, q.stride(), k, k.stride(), lse, table, heads, count, most, scale),
             PACKED=table is not None,
             DIM=dim,
-            BLOCK_D=block_of(dim),
+            BLOCK_D=part_of(dim, q.dtype),
             PRECISION=dot_precision(q.dtype),
             **config,
         )
 
     with torch.cuda.device_of(q):
         key = key_of_attention(q, most, images)
-        run(best_config(_lse_kernel, key, configs(), run, q.device))
+        run(best_config(_lse_kernel, key, stats_configs(q), run, q.device))
     return lse
 
 
@@ -135,14 +139,14 @@ def attention_stats(*arguments: Any) -> tuple[Tensor, Tensor]:
             CHOSEN=chosen is not None,
             MEANS=column_means,
             DIM=dim,
-            BLOCK_D=block_of(dim),
+            BLOCK_D=part_of(dim, q.dtype),
             PRECISION=dot_precision(q.dtype),
             **config,
         )
 
     key = key_of_attention(q, most_tokens, images)
     with torch.cuda.device_of(q):
-        chosen_from = configs() if column_means else ROWS_CONFIGS
+        chosen_from = stats_configs(q) if column_means else ROWS_CONFIGS
         run(best_config(_stats_kernel, key, chosen_from, run, q.device))
     return rows, means
 
@@ -163,15 +167,19 @@ def _(*arguments: Any) -> tuple[Tensor, Tensor]:
     return rows, rows.new_empty(*maps, patches if inputs.column_means else 0)
 
 
-@triton.jit
-def _lse_step(x, y, columns, own, factor, largest, total, EDGE: tl.constexpr, PRECISION):
-    """The softmax of rows x [R, d] goes over a further block of rows y [C, d].
+def stats_configs(q: Tensor) -> tuple[Config, ...]:
+    """Candidates for both kernels."""
+    return WIDE_CONFIGS if is_wide(q) else configs()
 
-    A logit, base 2, is `factor` >= 0 times a dot product. largest [R] and total [R] are of the
-    columns so far: their maximum, and their sum of exponentials under it. At the edge, where y
-    repeats its last row, the columns below `own` count.
+
+@triton.jit
+def _lse_step(products, columns, own, factor, largest, total, EDGE: tl.constexpr):
+    """A softmax goes over a further block of columns, products [R, C].
+
+    A logit, base 2, is `factor` >= 0 times a product. largest [R] and total [R] are of the columns
+    so far: their maximum, and their sum of exponentials under it. At the edge, where the last
+    column is repeated, the columns below `own` count.
     """
-    products = product(x, tl.trans(y), PRECISION)
     new = tl.maximum(largest, tl.max(products, 1) * factor)
     weights = tl.exp2(products * factor - new[:, None])
     if EDGE:
@@ -210,19 +218,28 @@ def _lse_kernel(
     if block * BLOCK_I >= own:  # the image is smaller than the largest
         return
     rows = block * BLOCK_I + tl.arange(0, BLOCK_I)
-    x = take_rows(q, tl.minimum(rows, own - 1), q_strides[2], q_strides[3], DIM, BLOCK_D)
+    rows_at = tl.minimum(rows, own - 1)
+    x = take_rows(q, rows_at, q_strides, 0, DIM, BLOCK_D)
     factor = scale * LOG2_E
     largest = tl.full([BLOCK_I], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_I], tl.float32)
     columns = tl.arange(0, BLOCK_J)
     whole = own // BLOCK_J * BLOCK_J
     for start in range(0, whole, BLOCK_J):
-        y = take_rows(k, start + columns, k_strides[2], k_strides[3], DIM, BLOCK_D)
-        largest, total = _lse_step(x, y, columns, own, factor, largest, total, False, PRECISION)
+        columns_at = start + columns
+        y = take_rows(k, columns_at, k_strides, 0, DIM, BLOCK_D)
+        products = dots(
+            *(x, y, q, q_strides, rows_at, k, k_strides, columns_at), DIM, BLOCK_D, PRECISION
+        )
+        largest, total = _lse_step(products, columns, own, factor, largest, total, False)
     if whole < own:
         columns += whole
-        y = take_rows(k, tl.minimum(columns, own - 1), k_strides[2], k_strides[3], DIM, BLOCK_D)
-        largest, total = _lse_step(x, y, columns, own, factor, largest, total, True, PRECISION)
+        columns_at = tl.minimum(columns, own - 1)
+        y = take_rows(k, columns_at, k_strides, 0, DIM, BLOCK_D)
+        products = dots(
+            *(x, y, q, q_strides, rows_at, k, k_strides, columns_at), DIM, BLOCK_D, PRECISION
+        )
+        largest, total = _lse_step(products, columns, own, factor, largest, total, True)
     result = (largest + tl.log2(total)) * LN_2
     tl.store(lse + rows, result, mask=rows < own)
 
@@ -277,15 +294,17 @@ def _stats_kernel(
     inside = columns < patches
     ahead = own - patches  # class and register tokens
     keys_at = ahead + tl.minimum(columns, patches - 1)
-    keys = take_rows(k, keys_at, k_strides[2], k_strides[3], DIM, BLOCK_D)
+    keys = take_rows(k, keys_at, k_strides, 0, DIM, BLOCK_D)
     for start in range(0, num_rows, BLOCK_I):
         rows = start + tl.arange(0, BLOCK_I)
         classes = tl.minimum(rows, num_rows - 1)
         if CHOSEN:
             classes = tl.load(chosen + image * num_rows + classes)
-        queries = take_rows(q, classes, q_strides[2], q_strides[3], DIM, BLOCK_D)
-        logits = log2_attention(queries, keys, scale, PRECISION)
-        attention = tl.exp2(logits - take_lse(lse, classes)[:, None])
+        queries = take_rows(q, classes, q_strides, 0, DIM, BLOCK_D)
+        attention = entries(
+            *(queries, keys, q, q_strides, classes, k, k_strides, keys_at),
+            *(scale, take_lse(lse, classes)[:, None], DIM, BLOCK_D, PRECISION),
+        )
         target = class_rows + rows.to(tl.int64)[:, None] * num_patches + columns[None, :]
         tl.store(target, attention, mask=(rows < num_rows)[:, None] & inside[None, :])
     if MEANS:
@@ -293,8 +312,10 @@ def _stats_kernel(
         for start in range(ahead, own, BLOCK_I):
             rows = start + tl.arange(0, BLOCK_I)
             queries_at = tl.minimum(rows, own - 1)
-            queries = take_rows(q, queries_at, q_strides[2], q_strides[3], DIM, BLOCK_D)
-            logits = log2_attention(queries, keys, scale, PRECISION)
-            attention = tl.exp2(logits - take_lse(lse, queries_at)[:, None])
+            queries = take_rows(q, queries_at, q_strides, 0, DIM, BLOCK_D)
+            attention = entries(
+                *(queries, keys, q, q_strides, queries_at, k, k_strides, keys_at),
+                *(scale, take_lse(lse, queries_at)[:, None], DIM, BLOCK_D, PRECISION),
+            )
             total += tl.sum(tl.where((rows < own)[:, None], attention, 0.0), 0)
         tl.store(means + columns, total / patches, mask=inside)

@@ -7,8 +7,8 @@ A program, because Triton decides at import whether it interprets.
     python -m tests.kernels.compile_kernels --all 64
 
 Both print what the compiler made of the maps' kernels, and fail where a candidate needs more shared
-memory than a multiprocessor of Hopper has, spills (d up to 64; candidates were chosen under Triton
-3.6), leaves the tensor cores unused, or was to keep loads in flight and does not.
+memory than a multiprocessor of Hopper has, spills, leaves the tensor cores unused, or was to keep
+loads in flight and does not.
 """
 
 from __future__ import annotations
@@ -30,8 +30,6 @@ from triton.runtime.jit import JITFunction
 
 #: Shared memory of a program on sm_90, bytes.
 MOST_SHARED = 227 * 1024
-#: Widest head at which no candidate may spill; in float32 the fused map does beyond it.
-WIDTH_WITHOUT_SPILLS = 64
 #: Least rows of a block that a group of four warps multiplies at once.
 ROWS_OF_A_WARP_GROUP = 64
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -73,11 +71,11 @@ class Kernel(NamedTuple):
         """How many instructions are of a kind."""
         return len(re.findall(rf"\b{word}\b", self.code))
 
-    def faults(self, config: Config, dim: int) -> Iterator[str]:
-        """What a candidate must not be, for q and k of [.., dim]."""
+    def faults(self, config: Config) -> Iterator[str]:
+        """What a candidate must not be."""
         if self.shared > MOST_SHARED:
             yield "more shared memory than there is"
-        if self.stack and dim <= WIDTH_WITHOUT_SPILLS:
+        if self.stack:
             yield "spills"
         wide = config["BLOCK_I"] >= ROWS_OF_A_WARP_GROUP
         if not self.count("HGMMA" if wide else "HMMA"):
@@ -131,7 +129,7 @@ Launch = tuple[str, Sequence[Config], Callable[[], object]]
 
 def launches(dtype: torch.dtype, dim: int, packed: bool) -> Iterator[Launch]:
     """Every variant of the kernels: its name, its candidates, a launch."""
-    from weaktr.kernels import common, fuse_heads, head_stats
+    from weaktr.kernels import fuse_heads, head_stats
 
     q, k = torch.zeros(40, 2, 1, 2, dim, dtype=dtype).permute(1, 2, 3, 0, 4)
     lse, weights, values = torch.zeros(1, 2, 40), torch.zeros(1, 2), torch.zeros(1, 37, 5)
@@ -143,9 +141,9 @@ def launches(dtype: torch.dtype, dim: int, packed: bool) -> Iterator[Launch]:
     def stats(means: bool, rows: torch.Tensor | None) -> object:
         return head_stats.attention_stats(q, k, lse, 3, 37, 0.1, means, *sizes, rows)
 
-    yield "lse", common.CONFIGS, lambda: head_stats.attention_lse(q, k, 0.1, sizes[0])
+    yield "lse", head_stats.stats_configs(q), lambda: head_stats.attention_lse(q, k, 0.1, sizes[0])
     yield "rows", head_stats.ROWS_CONFIGS, lambda: stats(False, chosen)
-    yield "means", common.CONFIGS, lambda: stats(True, None)
+    yield "means", head_stats.stats_configs(q), lambda: stats(True, None)
     for transposed in (False, True):
         yield (
             f"fused map{' transposed' * transposed}",
@@ -154,7 +152,7 @@ def launches(dtype: torch.dtype, dim: int, packed: bool) -> Iterator[Launch]:
         )
     yield (
         "weights",
-        fuse_heads.WEIGHTS_CONFIGS,
+        fuse_heads.weights_configs(q),
         lambda: fuse_heads._weights_gradient(values, q, k, lse, values, *rest[2:]),
     )
 
@@ -190,7 +188,7 @@ def compile_maps(
             force(config)
             launch()
             kernel = examined(*compiled[-1])
-            faults = list(kernel.faults(config, dim))
+            faults = list(kernel.faults(config))
             found += len(faults)
             title = f"{name}{' packed' * packed} {str(dtype)[6:]} d {dim}"
             sizes = "-".join(map(str, config.values()))
@@ -203,7 +201,7 @@ def compile_maps(
 
 def loss_kernels(dtype: torch.dtype, num_labels: int) -> None:
     """The kernels of the stage-2 loss, with their first configuration."""
-    from weaktr.kernels import clipped_cross_entropy as loss
+    from weaktr.kernels.clipped_cross_entropy import launches as loss
 
     for name in ("FORWARD_CONFIGS", "BACKWARD_CONFIGS"):
         setattr(loss, name, getattr(loss, name)[:1])

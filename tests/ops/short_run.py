@@ -11,7 +11,8 @@ import sys
 
 import torch
 
-from weaktr.kernels import attention, clipped_cross_entropy, common, fuse_heads
+from weaktr.kernels import attention, common, fuse_heads
+from weaktr.kernels.clipped_cross_entropy import launches
 from weaktr.ops.clipped_cross_entropy import clipped_cross_entropy as loss_of
 from weaktr.ops.fuse_heads import fuse_heads as fused
 from weaktr.ops.fuse_heads import fuse_heads_packed
@@ -59,7 +60,7 @@ def loss_kernels(dtype: torch.dtype) -> list[torch.Tensor]:
 LISTS = (
     (common, ("CONFIGS",)),
     (fuse_heads, ("CONFIGS", "WIDE_CONFIGS", "FLOAT32_CONFIGS", "WEIGHTS_CONFIGS")),
-    (clipped_cross_entropy, ("FORWARD_CONFIGS", "BACKWARD_CONFIGS")),
+    (launches, ("FORWARD_CONFIGS", "BACKWARD_CONFIGS")),
 )
 
 

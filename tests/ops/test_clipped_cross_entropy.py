@@ -56,8 +56,8 @@ def _large_programs(request, monkeypatch):
     names = request.fixturenames
     if INTERPRETED and "backend" in names and request.getfixturevalue("backend") == "triton":
         kernels = importlib.import_module("weaktr.kernels.clipped_cross_entropy")
-        monkeypatch.setattr(kernels, "WARP", 128)
-        monkeypatch.setattr(kernels, "FLAT_BLOCK", 4096)
+        monkeypatch.setattr(kernels.cells, "WARP", 128)
+        monkeypatch.setattr(kernels.launches, "FLAT_BLOCK", 4096)
 
 
 def golden_case(golden, name, start):

@@ -35,11 +35,12 @@ def loss_and_gradient(logits, labels, **settings):
 def test_many_programs_share_the_work(kernels, monkeypatch, shape, rows, columns):
     config = {"ROWS": rows, "COLUMNS": columns, "num_warps": 1}
     for name in ("FORWARD_CONFIGS", "BACKWARD_CONFIGS"):
-        monkeypatch.setattr(kernels, name, (config,))
-    for name, value in {"WARP": 4, "QUADS_BACK": 1, "FLAT_BLOCK": 16}.items():
-        monkeypatch.setattr(kernels, name, value)
+        monkeypatch.setattr(kernels.launches, name, (config,))
+    monkeypatch.setattr(kernels.cells, "WARP", 4)
+    for name, value in {"QUADS_BACK": 1, "FLAT_BLOCK": 16}.items():
+        monkeypatch.setattr(kernels.launches, name, value)
     for name, value in {"PIECE_ROWS": 2, "PIECE_ACROSS": 2, "PIECE_PIXELS": 2}.items():
-        monkeypatch.setattr(kernels, name, value)
+        monkeypatch.setattr(kernels.launches, name, value)
     logits, labels = inputs(shape)
     got, gradient = loss_and_gradient(logits, labels)
     expected, expected_gradient = loss_and_gradient(logits, labels, backend="torch")
