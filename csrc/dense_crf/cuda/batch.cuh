@@ -90,11 +90,11 @@ class Batch {
   template <class Device>
   void pass(Device& device, int iteration);
   template <int Quads, class Device>
-  void pass_of(Device& device, int iteration);
+  void pass_of(Device& device, int iteration, int least, int most);
 
   int iterations_;
   uint32_t multiprocessors_;
-  std::vector<ImageView> images_;
+  std::vector<ImageView> images_;  // those with the fewest labels first
   std::vector<LatticeView> lattices_;
   std::vector<Pair> pairs_;
   std::vector<uint32_t> image_tiles_{0}, lattice_tiles_{0};
@@ -117,7 +117,12 @@ class Batch {
 inline Batch::Batch(const std::vector<Problem>& problems, int iterations, uint32_t multiprocessors)
     : iterations_(iterations), multiprocessors_(multiprocessors) {
   check(iterations >= 0, "iterations: expected 0 or more, got " + std::to_string(iterations));
-  for (const Problem& problem : problems) add_image(problem);
+  std::vector<const Problem*> sorted;
+  for (const Problem& problem : problems) sorted.push_back(&problem);
+  std::stable_sort(sorted.begin(), sorted.end(), [](const Problem* first, const Problem* second) {
+    return first->labels < second->labels;
+  });
+  for (const Problem* problem : sorted) add_image(*problem);
   if (lattices_.empty()) iterations_ = 0;
   check(std::max(image_tiles_.back(), lattice_tiles_.back()) < uint32_t{1} << 31,
         "problems: expected fewer than 2^31 tiles of 16 x 16 pixels; solve them in parts");
@@ -367,19 +372,26 @@ void Batch::normalize(Device& device) {
 
 template <class Device>
 void Batch::pass(Device& device, int iteration) {
-  if (most_quads_ <= 1) return pass_of<1>(device, iteration);
-  if (most_quads_ <= 2) return pass_of<2>(device, iteration);
-  if (most_quads_ <= 4) return pass_of<4>(device, iteration);
-  if (most_quads_ <= 6) return pass_of<6>(device, iteration);
-  if (most_quads_ <= 8) return pass_of<8>(device, iteration);
-  pass_of<0>(device, iteration);
+  pass_of<0>(device, iteration, 9, kMaxQuads);
+  pass_of<8>(device, iteration, 7, 8);
+  pass_of<6>(device, iteration, 5, 6);
+  pass_of<4>(device, iteration, 3, 4);
+  pass_of<2>(device, iteration, 2, 2);
+  pass_of<1>(device, iteration, 1, 1);
 }
 
+// Of the images with `least` to `most` quads of labels, which lie beside each other.
 template <int Quads, class Device>
-void Batch::pass_of(Device& device, int iteration) {
+void Batch::pass_of(Device& device, int iteration, int least, int most) {
+  const auto images_below = [&](int quads) {
+    const auto has_fewer = [](const ImageView& image, int than) { return image.quads < than; };
+    return std::lower_bound(images_.begin(), images_.end(), quads, has_fewer) - images_.begin();
+  };
+  const uint32_t first = image_tiles_[images_below(least)];
+  const uint32_t tiles = image_tiles_[images_below(most + 1)] - first;
+  if (!tiles) return;
   const bool last = iteration == iterations_;
-  const uint32_t tiles = image_tiles_.back();
-  device.launch(Pass<Quads>{view_, iteration, last, scratch_, most_quads_},
+  device.launch(Pass<Quads>{view_, iteration, last, scratch_, most_quads_, first, tiles},
                 Quads ? tiles : std::min(tiles, blocks_of<Pass<Quads>>()));
 }
 

@@ -36,7 +36,7 @@ struct PixelState {
   PixelValues<Quads> values;  // z, then Q
 };
 
-// One block per tile, or any number of blocks. Slices round `iteration` - 1 into
+// Of some tiles, one block per tile, or any number of blocks. Slices round `iteration` - 1 into
 // z = -U - sum over kernels of compat(K~ Q), takes Q = softmax(z), and sums it up for round
 // `iteration`, or writes it down after the last one. Up to `Quads` quads of labels; 0: any number,
 // in `scratch` [blocks][most_quads][kThreads]. Tiles go backwards, as the vertices of the last ones
@@ -74,13 +74,14 @@ struct Pass {
   bool last;
   Quad* scratch;
   int most_quads;
+  uint32_t first, tiles;  // of the batch, which are worked on
 
   template <class Block>
   WEAKTR_MEMBER void operator()(const Block& block, Shared& shared) const {
-    if (Quads) return run(block, shared, block.count - 1 - block.index);
-    const uint32_t tiles = batch.image_tiles[batch.image_count];
+    const uint32_t end = first + tiles;
+    if (Quads) return run(block, shared, end - 1 - block.index);
     for (uint32_t tile = block.index; tile < tiles; tile += block.count) {
-      run(block, shared, tiles - 1 - tile);
+      run(block, shared, end - 1 - tile);
       block.each([](int) {});  // until all threads have left this tile
     }
   }

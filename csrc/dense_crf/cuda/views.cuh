@@ -31,6 +31,8 @@ struct Dimensions {
   static constexpr int value = D;
 };
 
+constexpr int kMaxQuads = (kMaxLabels + 3) / 4;
+
 // One image; see `Problem`.
 struct ImageView {
   int height, width, labels;
