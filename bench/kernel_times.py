@@ -1,6 +1,6 @@
 """Where the time of `dense_crf` on a GPU goes: kernels of one batch, the slowest first.
 
-python bench/kernel_times.py [PRESET LABELS IMAGES [smooth|textured|photographs]]
+python bench/kernel_times.py [PRESET LABELS|mixed IMAGES [smooth|textured|photographs]]
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ DATA = Path(__file__).parents[1] / "tests" / "golden"
 def main(
     preset: str = "voc_cam", num_labels: str = "4", count: str = "64", pictures: str = "smooth"
 ) -> None:
-    batch = problems(DATA, preset, int(num_labels), int(count), pictures)
+    labels = num_labels if num_labels == "mixed" else int(num_labels)
+    batch = problems(DATA, preset, labels, int(count), pictures)
     dense_crf_cuda(batch, iterations=ITERATIONS)
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CUDA]) as profiled:
