@@ -67,7 +67,7 @@ FLOAT32_CONFIGS = configurations(
 )
 WIDE_FLOAT32_CONFIGS = configurations((64, 16, 4, 2), (128, 16, 8, 2))
 #: Of `weights_kernel`; of wide rows in float32 the last one spills.
-WEIGHTS_CONFIGS = configurations((32, 32, 4, 1), (64, 32, 4, 2), (128, 64, 8, 2))
+WEIGHTS_CONFIGS = configurations((32, 16, 4, 1), (64, 32, 4, 2), (128, 64, 8, 2))
 
 #: `FuseHeadsInputs` as torch writes it.
 SCHEMA = (
