@@ -48,7 +48,8 @@ ITERATIONS = 10
 #: All values but a `FEW` are within the bound; where two labels are balanced to the last bits, mean
 #: field enlarges what rounding leaves.
 WITHIN, FEW, AT_MOST = 1e-4, 1e-5, 1e-2
-#: Images of a batch whose results are compared with the C++ code's.
+#: Images of a batch whose results are compared with the C++ code's; of a mixed one these have all
+#: numbers of labels.
 CHECKED = 8
 #: Per entry (a pixel's corner): weight and run in the slice, place in the order of the splat.
 ENTRY_BYTES = 4 + 2 + 2
@@ -97,8 +98,9 @@ def labels_of(num_labels, count):
     """How many labels each of `count` images has."""
     if num_labels != "mixed":
         return [num_labels] * count
-    all_labels = [labels for labels, images in OF_COCO.items() for _ in range(images)]
-    return np.random.default_rng(0).permutation(all_labels)[:count].tolist()
+    others = [labels for labels, images in OF_COCO.items() for _ in range(images - 1)]
+    mixed = [*OF_COCO, *np.random.default_rng(0).permutation(others).tolist()]
+    return [mixed[i % len(mixed)] for i in range(count)]
 
 
 def kernels_of(preset, num_labels):

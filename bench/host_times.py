@@ -2,9 +2,10 @@
 
     python bench/host_times.py
 
-Triton's driver is replaced by one that launches nothing: what remains is all Python and torch do
-until a launch, so that a GPU's times are higher by what CUDA needs for it, some microseconds. One
-thread; the fastest of several rounds, as other work on the machine only adds time.
+For comparisons of our own code. Triton's driver is replaced by one that launches nothing: what is
+left out are Triton's part of a launch and CUDA's, the change of the current device, and copies to
+the device; what torch computes besides is computed here, on tensors of a few kilobytes. One thread;
+the fastest of several rounds, as other work on the machine only adds time.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from triton.compiler import compiler
 from tests.kernels.compile_kernels import MOST_SHARED, AbsentGPU
 
 ROUNDS, CALLS = 15, 300
-#: Maps of DeiT-S at 96x96; the host's time does not depend on the size.
+#: Maps of DeiT-S at 96x96.
 MAPS, TOKENS, PATCHES, WIDTH, CLASSES, CHANNELS = 72, 56, 36, 64, 20, 2
 
 

@@ -263,7 +263,7 @@ def blocks_of(size: int, block: int) -> int:
 
 
 def dot_precision(dtype: torch.dtype) -> str:
-    """How numbers of a dtype are multiplied on the tensor cores; of half precision nothing is said.
+    """How numbers of a dtype are multiplied on the tensor cores; of half precision it says nothing.
 
     float32 in tf32 where torch's own products may be; its 11 bits leave the fused map an error of
     2.8e-3 of the largest entry. Else in tf32x3, the products of what tf32 keeps and of the rest

@@ -277,12 +277,13 @@ def _weights_gradient(
             BLOCK_D=part_of(dim, q.dtype),
             BLOCK_C=block_of(channels, MOST_CHANNELS),
             PRECISION=dot_precision(q.dtype),
+            VALUE_PRECISION=dot_precision(torch.float32),
             **config,
         )
         return parts.sum(2)
 
     with torch.cuda.device_of(q):
-        key = _key(q, layout)
+        key = (*_key(q, layout), dot_precision(torch.float32))
         return run(best_config(weights_kernel, key, weights_configs(q), run, q.device))
 
 
@@ -470,6 +471,7 @@ def weights_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_C: tl.constexpr,
     PRECISION: tl.constexpr,
+    VALUE_PRECISION: tl.constexpr,
 ):
     """A block of queries of one map: its part of Σ_ij A[i, j] · (gradient[i]·values[j])."""
     block, _, image, m = block_of_map(most_patches, maps, BLOCK_I)
@@ -508,7 +510,7 @@ def weights_kernel(
         for channel in range(0, channels, BLOCK_C):
             slope = _channels_of(gradient, gradient_strides, channel, rows, here, channels, BLOCK_C)
             value = _channels_of(values, values_strides, channel, columns, there, channels, BLOCK_C)
-            both += tl.dot(slope, tl.trans(value), input_precision=PRECISION)
+            both += tl.dot(slope, tl.trans(value), input_precision=VALUE_PRECISION)
         inside = here[:, None] & there[None, :]
         total += tl.sum(tl.where(inside, attention * both, 0.0), 1)
     tl.store(parts + tl.program_id(0), tl.sum(total) / maps)

@@ -4,6 +4,9 @@ For every launch Triton looks at all arguments (which dtypes, what is aligned, w
 or multiples of 16) to find what it has compiled for such ones. That takes the host longer than a
 short kernel takes the GPU. What was found is kept here under all numbers as they are, which is one
 lookup.
+
+Triton's switches for debugging and instrumentation are heeded where they are set before a launch of
+a kind, and only then; profilers' hooks around launches always.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
+from triton import knobs
 from triton.compiler import CompiledKernel
 
 #: Bytes to which Triton wants an address aligned, to compile for that.
@@ -36,7 +40,8 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) 
     known = _known.get(kind) if kind else None
     if known is None:
         compiled = kernel[grid](*arguments, **options)
-        if kind and isinstance(compiled, CompiledKernel):  # Triton's interpreter compiles nothing
+        # Triton's interpreter compiles nothing
+        if kind and isinstance(compiled, CompiledKernel) and not _is_debugged(kernel):
             _keep(kind, compiled, _constants(kernel, len(arguments), options))
         return
     compiled, constants = known
@@ -52,9 +57,17 @@ def _kind(
         if isinstance(argument, Tensor):
             addresses |= argument.data_ptr()
             parts[index] = argument.dtype
+        elif isinstance(argument, (float, bool)):  # which equal whole numbers
+            parts[index] = type(argument), argument
     if addresses % ALIGNMENT:
         return None
     return kernel.fn, arguments[0].get_device(), *parts, *options.items()
+
+
+def _is_debugged(kernel: Any) -> bool:
+    """Whether Triton compiles or launches otherwise than usual, for now."""
+    instrumented = knobs.compilation.instrumentation_mode or knobs.runtime.debug
+    return bool(instrumented or kernel.pre_run_hooks)
 
 
 def _keep(kind: tuple[Any, ...], compiled: CompiledKernel, constants: tuple[Any, ...]) -> None:

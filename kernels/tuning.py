@@ -1,9 +1,9 @@
 """Launch configurations of the kernels: measured once per machine, then read from disk.
 
-A table is one JSON file per device, Triton version and source of the kernel's file, in the user's
-cache folder. It maps a key (sizes, dtypes) to the configuration that was fastest. Nothing is
-measured under Triton's interpreter, while a CUDA graph is captured, or with ``WEAKTR_TUNE=0``: the
-first candidate is taken then.
+A table is one JSON file per device, Triton version, file of kernels and source of this package, in
+the user's cache folder. It maps a key (sizes, dtypes) to the configuration that was fastest.
+Nothing is measured under Triton's interpreter, while a CUDA graph is captured, or with
+``WEAKTR_TUNE=0``: the first candidate is taken then.
 """
 
 from __future__ import annotations
@@ -120,6 +120,7 @@ class ConfigTable:
 
     def put(self, key: tuple[int | str, ...], config: Config) -> None:
         """Remember, keeping what other processes have stored meanwhile."""
+        self._asked_for[key] = config
         self.configs = {**self._read(), **self.configs, _joined(key): dict(config)}
         try:
             text = json.dumps(self.configs, indent=1, sort_keys=True)
@@ -143,8 +144,14 @@ def cache_folder() -> Path:
 
 
 def table_path(source: Path, device_name: str) -> Path:
-    """File of the configurations of the kernels in the file `source` on a device."""
-    version = hashlib.sha256(source.read_bytes()).hexdigest()[:12]
+    """File of the configurations of the kernels in the file `source` on a device.
+
+    It holds for the kernels as they are: the files of this package, on which they may depend.
+    """
+    digest = hashlib.sha256(source.read_bytes())
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(file.read_bytes())
+    version = digest.hexdigest()[:12]
     device = re.sub(r"\W+", "-", device_name)
     name = f"{source.stem}-{device}-triton{triton.__version__}-{version}.json"
     return cache_folder() / "triton" / name

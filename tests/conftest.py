@@ -6,7 +6,7 @@ import importlib.util
 import os
 import random
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -67,10 +67,12 @@ def kernels(request: pytest.FixtureRequest) -> ModuleType:
 
 
 @pytest.fixture
-def compiled_kernels(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def compiled_kernels(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The registry sees kernels that are compiled, not interpreted, for one test."""
     monkeypatch.setattr(importlib.import_module("weaktr.kernels"), "INTERPRETED", False)
-    registry._name_of_choice.cache_clear()
+    registry._chosen.cache_clear()
+    yield
+    registry._chosen.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -86,7 +86,7 @@ def clip_losses(
     grid = (tiles[0] * tiles[1], blocks_of(tile[0], PIECE_ROWS), images)
     sizes = (height, width, *tile)
     blocks = {"ROWS": PIECE_ROWS, "DOWN": down, "ACROSS": across}
-    sums, held = losses.new_empty(2, *grid)
+    sums, held = losses.new_empty(grid), losses.new_empty(grid)
     launch(tile_sums_kernel, grid, losses, sums, *sizes, **blocks)
     of_tiles = sums.sum((1, 2))
     if batch != images:

@@ -11,30 +11,33 @@ import sys
 
 import torch
 
-from weaktr.kernels import attention, common, fuse_heads
+from weaktr.kernels import attention, common, fuse_heads, head_stats
 from weaktr.kernels.clipped_cross_entropy import launches
 from weaktr.ops.clipped_cross_entropy import clipped_cross_entropy as loss_of
 from weaktr.ops.fuse_heads import fuse_heads as fused
 from weaktr.ops.fuse_heads import fuse_heads_packed
-from weaktr.ops.head_stats import head_stats, head_stats_packed
+from weaktr.ops.head_stats import head_stats as stats_of
+from weaktr.ops.head_stats import head_stats_packed
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-CLASSES, PATCHES, WIDTH = 5, 71, 24
+CLASSES, PATCHES = 5, 71
+#: Of a head: in one part, and in several where it is float32.
+WIDTHS = (24, 72)
 PACKED = {"tokens": [9, 70, 5], "patches": [7, 65, 0]}
 
 
-def attention_kernels(dtype: torch.dtype) -> list[torch.Tensor]:
+def attention_kernels(dtype: torch.dtype, width: int) -> list[torch.Tensor]:
     """Attention, statistics and fusion, dense and packed, with gradients."""
-    q, k, v = torch.randn(3, 2, 3, CLASSES + PATCHES, WIDTH, dtype=dtype, device=DEVICE)
+    q, k, v = torch.randn(3, 2, 3, CLASSES + PATCHES, width, dtype=dtype, device=DEVICE)
     attended = attention.in_one_launch(q, k, v, CLASSES, PATCHES, common.configs()[0])
     weights = torch.rand(2, 3, device=DEVICE, requires_grad=True)
     values = torch.rand(2, PATCHES, 3, device=DEVICE, requires_grad=True)
     settings = {"num_classes": CLASSES, "num_patches": PATCHES, "backend": "triton"}
-    stats = [head_stats(q, k, column_means=means, **settings) for means in (True, False)]
+    stats = [stats_of(q, k, column_means=means, **settings) for means in (True, False)]
     fine = fused(q, k, stats[0].lse, weights, values, backend="triton")
 
     tokens, patches = (sum(PACKED[name]) for name in ("tokens", "patches"))
-    q, k = torch.randn(2, 3, tokens, WIDTH, dtype=dtype, device=DEVICE)
+    q, k = torch.randn(2, 3, tokens, width, dtype=dtype, device=DEVICE)
     packed = head_stats_packed(q, k, num_classes=2, backend="triton", **PACKED)
     weights_of = torch.rand(3, 3, device=DEVICE, requires_grad=True)
     values_of = torch.rand(patches, 2, device=DEVICE, requires_grad=True)
@@ -59,7 +62,9 @@ def loss_kernels(dtype: torch.dtype) -> list[torch.Tensor]:
 #: Lists of candidates, by the modules that have them.
 LISTS = (
     (common, ("CONFIGS",)),
-    (fuse_heads, ("CONFIGS", "WIDE_CONFIGS", "FLOAT32_CONFIGS", "WEIGHTS_CONFIGS")),
+    (head_stats, ("WIDE_CONFIGS",)),
+    (fuse_heads, ("CONFIGS", "WIDE_CONFIGS", "FLOAT32_CONFIGS", "WIDE_FLOAT32_CONFIGS")),
+    (fuse_heads, ("WEIGHTS_CONFIGS",)),
     (launches, ("FORWARD_CONFIGS", "BACKWARD_CONFIGS")),
 )
 
@@ -71,8 +76,8 @@ def main() -> None:
         for (module, name), configs in every.items():
             setattr(module, name, (configs[index],))
         for dtype in (torch.float32, torch.bfloat16):
-            for result in (*attention_kernels(dtype), *loss_kernels(dtype)):
-                assert result.isfinite().all()
+            results = [result for width in WIDTHS for result in attention_kernels(dtype, width)]
+            assert all(result.isfinite().all() for result in (*results, *loss_kernels(dtype)))
     sys.stdout.write(f"every kernel ran on {DEVICE}\n")
 
 

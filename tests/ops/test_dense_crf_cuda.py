@@ -22,7 +22,10 @@ _native = pytest.importorskip("weaktr._native", reason="the extension is not bui
 native = importlib.import_module("weaktr.ops.dense_crf.cpu")
 
 #: (height, width, labels): one pixel, one row, cut tiles, whole tiles, few and many labels.
-MIXED = [(1, 1, 2), (1, 37, 21), (17, 33, 5), (16, 32, 1), (20, 19, 81), (33, 15, 255), (5, 7, 32)]
+MIXED = [
+    *((1, 1, 2), (1, 37, 21), (17, 33, 5), (16, 32, 1), (20, 19, 81), (33, 15, 255), (5, 7, 32)),
+    *((18, 35, 12), (9, 20, 28)),
+]
 
 
 def dense_crf_emulated(problems, *, iterations, num_threads=1, output="marginals", seed=1):

@@ -248,9 +248,10 @@ def test_wrong_packing_is_named(changes, message):
 # ---- Triton alone -------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("width", [24, 72])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_every_configuration_gives_the_same(kernels, dtype, monkeypatch):
-    q, k, lse, weights, values = inputs(1, 2, 1, 71, 24, 3, "triton", dtype=dtype)
+def test_every_configuration_gives_the_same(kernels, dtype, width, monkeypatch):
+    q, k, lse, weights, values = inputs(1, 2, 1, 71, width, 3, "triton", dtype=dtype)
     for config in (*kernels.spread_configs(q, False), *kernels.spread_configs(q, True)):
         monkeypatch.setattr(kernels, "spread_configs", lambda *_, config=config: (config,))
         assert_equals_literal(q, k, lse, weights, values, "triton")

@@ -224,13 +224,15 @@ def _missing(module: str) -> str:
 @torch.compiler.assume_constant_result  # torch.compile asks once, for the graph that it makes
 def _choose(name: str, device_type: str, wanted: str, facts: tuple[tuple[str, Any], ...]) -> str:
     """The backend of an op that runs: the name of its function, an attribute of `_FUNCTIONS`."""
-    return _name_of_choice(OPS[name], device_type, wanted, facts)
+    chosen, function = _chosen(OPS[name], device_type, wanted, facts)
+    setattr(_FUNCTIONS, chosen, function)
+    return chosen
 
 
 @lru_cache(maxsize=4096)
-def _name_of_choice(
+def _chosen(
     op: Op, device_type: str, wanted: str, facts: tuple[tuple[str, Any], ...]
-) -> str:
+) -> tuple[str, Callable[..., Any]]:
     """`_choose`, looked into once for each kind of inputs."""
     backend, passed_over = op.choice(device_type, wanted, dict(facts))
     reasons = tuple(f"{other}: {reason}" for other, reason in passed_over.items())
@@ -241,9 +243,7 @@ def _name_of_choice(
         raise BackendUnavailable(f"no backend of {op.name} can run on {device_type}: {reasons}")
     if wanted == "auto":
         _log_choice(op.name, device_type, backend.name, reasons)
-    chosen = f"{op.name}_{backend.name}"
-    setattr(_FUNCTIONS, chosen, op.function(backend))
-    return chosen
+    return f"{op.name}_{backend.name}", op.function(backend)
 
 
 @cache
