@@ -582,7 +582,8 @@ def test_the_index_holds_the_confidence_of_each_label(command, models, tmp_path)
             score_of = dict.fromkeys(range(3), np.asarray(picture) / 255)
     else:
         with np.load(out / "scores/a.npz") as stored:
-            score_of = dict(enumerate(stored[stored.files[0]].astype(np.float32)))
+            scores = stored["prob"].astype(np.float32)
+            score_of = dict(zip(stored["keys"].tolist(), scores, strict=True))
     assert entry.confidence.keys() == entry.areas.keys() == {*entry.labels}
     for label in entry.labels:
         own = labels == label

@@ -195,13 +195,13 @@ def test_the_short_run_takes_the_first_and_the_last_candidate(tuning, monkeypatc
         monkeypatch.setattr(module, name, configs)  # to be restored
     taken = []
 
-    def note(dtype):
+    def note(*_):
         taken.append([getattr(module, name) for module, name in lists])
         return []
 
     monkeypatch.setattr(short_run, "attention_kernels", note)
     monkeypatch.setattr(short_run, "loss_kernels", lambda dtype: [])
     short_run.main()
-    for configs, first, _, last, _ in zip(before, *taken, strict=True):
+    for configs, first, last in zip(before, taken[0], taken[-1], strict=True):
         assert (*first, *last) == (configs[0], configs[-1])
     assert "every kernel ran" in capsys.readouterr().out
