@@ -50,11 +50,12 @@ def test_positions_without_branches_are_those_with(grid, stored_grid):
             "published_cam": vit._published_cam_position(stored, grid, size, stored_grid),
             "published_seg": vit._published_seg_position(stored, grid, stored_grid),
         }
+        assert expected.keys() == set(vit.POSITION_MODES)
         if expected["timm"] is stored and grid != stored_grid:
             del expected["timm"]  # older versions take as many tokens for the same grid
-        for mode in expected:
+        for mode, wanted in expected.items():
             actual = resized_position(stored, stored_grid, grid, size, mode)
-            torch.testing.assert_close(actual, expected[mode], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_upsampling_is_bilinear():
