@@ -345,6 +345,22 @@ def test_float32_is_multiplied_as_torch_is_allowed_to(monkeypatch):
         assert common.dot_precision(torch.float32) == precision
 
 
+def test_float32_values_of_half_precision_maps_are_multiplied_as_float32(kernels, monkeypatch):
+    """Which the interpreter, exact in any case, does not show."""
+    q, k, lse, weights, values = inputs(1, 2, 3, 9, 16, 1, "triton", dtype=torch.bfloat16)
+    precisions, launch = [], kernels.launch
+
+    def note(kernel, *arguments, **options):
+        if kernel is kernels.weights_kernel:
+            precisions.append(options["VALUE_PRECISION"])
+        launch(kernel, *arguments, **options)
+
+    monkeypatch.setattr(kernels, "launch", note)
+    weights, values = weights.float().requires_grad_(), values.float()
+    fuse_heads(q, k, lse.float(), weights, values, backend="triton").sum().backward()
+    assert precisions == ["tf32x3"]
+
+
 def test_what_kernels_do_not_take_is_refused(kernels):
     q, k, lse, weights, values = inputs(1, 2, 3, 9, 16, 1, "triton")
     with pytest.raises(BackendUnavailable, match=r"got torch\.float64"):
