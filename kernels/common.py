@@ -138,7 +138,10 @@ def entries(
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """exp(x_r · y_c · scale - sums), with `dots` and sums [R, 1] or [1, C] of base 2."""
+    """Entries exp(x_r · y_c · scale - log-sum-exp) of a map, from what `dots` takes.
+
+    sums [R, 1] or [1, C] are the log-sum-exps, base 2. float32 [len(x_rows), len(y_rows)].
+    """
     products = dots(
         *(x, y, x_map, x_strides, x_rows, y_map, y_strides, y_rows), *(DIM, BLOCK_D, PRECISION)
     )
@@ -249,10 +252,10 @@ def is_wide(q: Tensor) -> bool:
 
 
 def part_of(dim: int, dtype: torch.dtype, most_float32: int = 64) -> int:
-    """How many of the d columns of q and k are multiplied at once, see `dots`.
+    """How many of the d columns of q and k are multiplied at once, see `dots`: a power of two.
 
-    All of them in half precision. In float32, whose products are made of three, a block of more
-    than 64 columns spills.
+    All of them in half precision. In float32, whose products are made of three, at most
+    `most_float32`: a block of more than 64 columns spills.
     """
     return block_of(dim, most_float32 if dtype == torch.float32 else None)
 

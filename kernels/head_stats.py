@@ -44,7 +44,7 @@ from weaktr.ops.head_stats import HeadStats, HeadStatsInputs
 from weaktr.ops.registry import takes
 from weaktr.ops.tracing import needs_operator
 
-#: Where rows are wide, blocks of 32 x 32 spill.
+#: Of wide rows (`is_wide`), of which blocks of 32 x 32 spill.
 WIDE_CONFIGS = (*configurations((32, 16, 4, 1)), *CONFIGS[1:])
 #: Class rows alone: of an image's few classes, 1 to 16 fit into a block.
 ROWS_CONFIGS = configurations((16, 64, 4, 1))

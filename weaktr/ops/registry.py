@@ -233,7 +233,11 @@ def _choose(name: str, device_type: str, wanted: str, facts: tuple[tuple[str, An
 def _chosen(
     op: Op, device_type: str, wanted: str, facts: tuple[tuple[str, Any], ...]
 ) -> tuple[str, Callable[..., Any]]:
-    """`_choose`, looked into once for each kind of inputs."""
+    """`_choose`, looked into once for each kind of inputs: the name, and the function itself.
+
+    Raises:
+        BackendUnavailable: none can run, each time anew.
+    """
     backend, passed_over = op.choice(device_type, wanted, dict(facts))
     reasons = tuple(f"{other}: {reason}" for other, reason in passed_over.items())
     if backend is None:
