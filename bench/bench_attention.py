@@ -160,7 +160,7 @@ def bench_attention_with_statistics(measure, row, batch, tokens):
         return kernels.in_one_launch(q, k, v, *sizes, config)
 
     if row == "one launch":
-        config = fastest(
+        config, _ = fastest(
             kernels.configs(), lambda config: device_milliseconds(lambda: launched(config))
         )
     calls = {

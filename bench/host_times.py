@@ -66,7 +66,7 @@ def pretend() -> None:
     Triton.device_refusal = lambda *_: ""
     # on a GPU it does not look at labels
     importlib.import_module("weaktr.ops.clipped_cross_entropy")._check = lambda *_: None
-    tuning.fastest = lambda configs, _: configs[min(1, len(configs) - 1)]
+    tuning.fastest = lambda configs, _: (configs[min(1, len(configs) - 1)], True)
     tuning.write_bytes = lambda *_, **__: None  # nothing is remembered
 
 

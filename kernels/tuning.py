@@ -65,8 +65,10 @@ def best_config(
     if best is None:
         if torch.cuda.is_current_stream_capturing():
             return configs[0]
-        best = fastest(configs, lambda config: device_milliseconds(lambda: launch(config)))
-        table.put(key, best)
+        best, is_certain = fastest(
+            configs, lambda config: device_milliseconds(lambda: launch(config))
+        )
+        table.put(key, best, is_lasting=is_certain)
     return best
 
 
@@ -76,22 +78,32 @@ def bucket(size: int) -> int:
 
 
 #: What a candidate fails with that needs more than the device has, or that its compiler refuses.
-REFUSALS = (
-    triton.runtime.errors.OutOfResources,
-    triton.runtime.errors.PTXASError,
-    torch.cuda.OutOfMemoryError,
-)
+REFUSALS = (triton.runtime.errors.OutOfResources, triton.runtime.errors.PTXASError)
 
 
-def fastest(configs: Sequence[Config], milliseconds: Callable[[Config], float]) -> Config:
-    """The candidate with the least time; those that cannot run here are left out."""
+def fastest(
+    configs: Sequence[Config], milliseconds: Callable[[Config], float]
+) -> tuple[Config, bool]:
+    """The candidate with the least time, those left out that cannot run here.
+
+    Returns:
+        It, and whether it is so at any time: False where a candidate lacked only the memory.
+
+    Raises:
+        OutOfMemoryError: no candidate had enough memory.
+    """
     times: list[tuple[float, int]] = []
+    shortage: torch.OutOfMemoryError | None = None
     for index, config in enumerate(configs):
         try:
             times.append((milliseconds(config), index))
         except REFUSALS as error:
             log.debug("%s cannot run on this GPU: %s", dict(config), error)
-    return configs[min(times)[1]] if times else configs[0]
+        except torch.OutOfMemoryError as error:
+            shortage = error.with_traceback(None)  # which would keep what was allocated
+    if not times and shortage is not None:
+        raise shortage
+    return configs[min(times)[1]] if times else configs[0], shortage is None
 
 
 class ConfigTable:
@@ -118,9 +130,11 @@ class ConfigTable:
             self._asked_for[key] = config
         return config if config in configs else None
 
-    def put(self, key: tuple[int | str, ...], config: Config) -> None:
-        """Remember, keeping what other processes have stored meanwhile."""
+    def put(self, key: tuple[int | str, ...], config: Config, *, is_lasting: bool = True) -> None:
+        """Remember; in the file, too, if `is_lasting`, where what others have stored stays."""
         self._asked_for[key] = config
+        if not is_lasting:
+            return
         self.configs = {**self._read(), **self.configs, _joined(key): dict(config)}
         try:
             text = json.dumps(self.configs, indent=1, sort_keys=True)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 
 from weaktr import processes
 
@@ -64,6 +67,38 @@ def test_what_one_process_does_alone_reaches_no_other(as_process):
     with processes.alone():
         assert processes.count() == 1
     assert processes.count() == 3
+
+
+@pytest.mark.parametrize(
+    ("told", "is_refused"),
+    [
+        (["a cuda GPU-1", "a cuda GPU-2"], False),  # each sees one alone
+        (["a cuda:0 GPU-1", "a cuda:1 GPU-2", "b cuda:0 GPU-3"], False),
+        (["a cuda GPU-1", "a cuda GPU-1"], True),
+        (["a cuda:0 GPU-1", "a cuda:1 GPU-1"], True),  # two containers of one machine
+        (["", ""], False),
+    ],
+)
+def test_a_gpu_has_one_process(monkeypatch, told, is_refused):
+    monkeypatch.setattr(processes, "of_each", lambda own: told)
+    device = torch.device("cpu")
+    if not is_refused:
+        processes.require_own_gpus(device)
+        return
+    with pytest.raises(ValueError, match=r"a GPU for each process, got a cuda.* GPU-1, a cuda"):
+        processes.require_own_gpus(device)
+
+
+def test_what_a_process_tells_of_its_gpu(monkeypatch):
+    told = []
+    monkeypatch.setattr(processes, "of_each", lambda own: told.append(own) or [own])
+    monkeypatch.setattr(processes.socket, "gethostname", lambda: "node7")
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="5e-9f")
+    )
+    for device in (torch.device("cuda"), torch.device("cuda", 1), torch.device("cpu")):
+        processes.require_own_gpus(device)
+    assert told == ["node7 cuda 5e-9f", "node7 cuda:1 5e-9f", ""]
 
 
 def test_variables_that_do_not_fit_are_told(monkeypatch):

@@ -265,7 +265,10 @@ def together() -> Iterator[None]:
         wait_for_all()
     except BaseException as error:
         console.quiet = quiet
-        if not _takes_the_word(group):
+        takes_the_word = _takes_the_word(group)
+        if not isinstance(error, Stopped):
+            _break_off()
+        if not takes_the_word:
             code = error.code if isinstance(error, Stopped) else 1
             raise SystemExit(code) from error
         if isinstance(error, RuntimeError) and is_loss(error):
@@ -322,14 +325,29 @@ def _joined() -> _Group:
 
 
 def require_own_gpus(device: torch.device) -> None:
-    """Raise `ValueError` where two processes would compute on one GPU."""
-    name = f"{socket.gethostname()} {device}" if device.type == "cuda" else ""
-    names = [own for own in of_each(name) if own]
-    if len(set(names)) < len(names):
+    """Raise `ValueError` where two processes would compute on one GPU.
+
+    A GPU is told by its serial number: each process may see one alone, which has the same name.
+    """
+    own = ""
+    if device.type == "cuda":
+        own = f"{socket.gethostname()} {device} {torch.cuda.get_device_properties(device).uuid}"
+    told = [one for one in of_each(own) if one]
+    if len({one.rpartition(" ")[2] for one in told}) < len(told):
         raise ValueError(
-            f"device: expected a GPU for each process, got {', '.join(names)}; start as many "
+            f"device: expected a GPU for each process, got {', '.join(told)}; start as many "
             "processes on a machine as it has GPUs, with --set device=auto"
         )
+
+
+def _break_off() -> None:
+    """Leave torch's groups after an error, without waiting for the others.
+
+    NCCL's orderly end waits for what is under way on the GPU, which may be an exchange with a
+    process that is gone.
+    """
+    atexit.unregister(dist.destroy_process_group)
+    dist.distributed_c10d._abort_process_group()
 
 
 def _takes_the_word(group: _Group) -> bool:

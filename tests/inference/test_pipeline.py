@@ -185,23 +185,60 @@ def test_unreadable_images_are_left_out_by_name():
         MemoryError("no room"),
         torch.OutOfMemoryError("CUDA out of memory"),
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        RuntimeError("CUDA driver error: out of memory"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
     ],
 )
-def test_a_batch_that_does_not_fit_goes_one_by_one(error):
-    """And an image that does not fit alone is left out by name."""
+def test_an_image_that_does_not_fit_alone_is_left_out_by_name(error):
+    """And the others of its batch are computed."""
 
     def compute(number):
         if number == 4:
             raise error
 
-    def computed(count):
-        if count > 1:
-            raise error
-
-    run = Run(compute=compute, computed=computed).go()
-    assert run.batches == [[n] for n in range(COUNT) if n != 4]
+    run = Run(compute=compute).go()
+    assert run.recorded == [n for n in range(COUNT) if n != 4]
     assert list(run.left_out) == ["photo4"]
     assert "does not fit the memory" in run.left_out["photo4"]
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_so_are_those_after_it(caplog):
+    tried = []
+
+    def computed(count):
+        tried.append(count)
+        if count > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    run = Run(count=16, batch=6, computed=computed).go()
+    assert run.recorded == list(range(16))
+    assert tried == [6, 3, 2, 1, 3, 2, 1, *[1] * 10]  # half of the three that did not fit
+    (record,) = caplog.records
+    assert "the memory does not hold 6 photographs at a time" in record.getMessage()
+
+
+def test_batches_after_one_that_did_not_fit_are_as_large_as_their_bytes_allow():
+    def computed(count):
+        if count > 6:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    run = Run(count=20, batch=8, computed=computed).go()
+    assert [len(batch) for batch in run.batches] == [4] * 5
+
+
+@pytest.mark.parametrize("gpu", [None, 3])
+def test_every_thread_works_with_the_gpu_of_the_one_that_started_it(gpu, monkeypatch):
+    """Otherwise CUDA's calls take memory on the first GPU."""
+    chosen = {}
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: gpu is not None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: gpu)
+    monkeypatch.setattr(
+        torch.cuda, "set_device", lambda own: chosen.update({threading.current_thread().name: own})
+    )
+    Run().go(1, 2)
+    names = ["reader", "model", "writer 1", "writer 2", "index"]
+    assert chosen == ({} if gpu is None else dict.fromkeys(names, 3))
 
 
 def test_an_image_that_the_model_refuses_is_left_out_by_name():

@@ -179,7 +179,36 @@ def test_candidate_that_cannot_run_is_left_out(tuning, refusal):
             raise error
         return 1.0
 
-    assert tuning.fastest(CONFIGS, milliseconds) == CONFIGS[0]
+    is_certain = refusal != "OutOfMemoryError"
+    assert tuning.fastest(CONFIGS, milliseconds) == (CONFIGS[0], is_certain)
+
+
+def test_a_choice_for_lack_of_memory_is_not_kept_on_disk(tuning, gpu, monkeypatch):
+    """Nor is it measured again in this process."""
+    measured, full = [], True
+
+    def milliseconds(run):
+        measured.append(run)
+        if full and len(measured) % len(CONFIGS) != 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return 1.0 / len(measured)  # the last one is the fastest
+
+    monkeypatch.setattr(tuning, "device_milliseconds", milliseconds)
+    assert [choose(tuning, gpu) for _ in range(2)] == [CONFIGS[0]] * 2
+    assert len(measured) == len(CONFIGS)
+    tuning._table.cache_clear()  # another process, later
+    full = False
+    assert choose(tuning, gpu) == CONFIGS[-1]
+    assert len(measured) == 2 * len(CONFIGS)
+
+
+def test_without_memory_for_any_candidate_the_error_is_told(tuning, gpu, monkeypatch):
+    def milliseconds(run):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(tuning, "device_milliseconds", milliseconds)
+    with pytest.raises(torch.OutOfMemoryError):
+        choose(tuning, gpu)
 
 
 def test_sizes_are_rounded_up_to_powers_of_four(tuning):

@@ -77,7 +77,7 @@ def test_patches_by_a_product_are_those_of_the_convolution(bias):
 
 def test_positions_of_the_last_sizes_are_kept_on_a_gpu(monkeypatch):
     """And forgotten when the parameter changes."""
-    vit = ViT(BackboneConfig("deit_small_patch16_224", image_size=48, backbone_args=TINY))
+    vit = ViT(BackboneConfig("deit_small_patch16_224", image_size=48, backbone_args=TINY)).eval()
     monkeypatch.setattr(torch.Tensor, "is_cuda", True)
     monkeypatch.setattr(vit_module, "MOST_POSITIONS", 2)
     with torch.no_grad():
@@ -89,3 +89,28 @@ def test_positions_of_the_last_sizes_are_kept_on_a_gpu(monkeypatch):
         vit.pos_embed.add_(1.0)
         assert torch.equal(vit._position_of((3, 4), (48, 64)), vit._position((3, 4), (48, 64)))
     assert vit._position_of((3, 4), (48, 64)).requires_grad
+
+
+@pytest.mark.parametrize("is_wide", [False, True])
+def test_no_positions_are_kept_over_a_step_of_a_fused_optimiser(monkeypatch, is_wide):
+    """Which does not raise a parameter's version."""
+    vit = ViT(BackboneConfig("deit_small_patch16_224", image_size=48, backbone_args=TINY))
+    optimizer = torch.optim.SGD(vit.parameters(), lr=1.0, fused=True)
+    size = ((3, 4), (48, 64)) if is_wide else ((3, 3), (48, 48))
+    stored = vit.pos_embed
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    for mode in (True, False, True):  # pieces of a batch, then a score, then on
+        vit.train(mode)
+        with torch.no_grad():
+            assert torch.equal(vit._position_of(*size), vit._position(*size))
+            before, version = vit._position(*size).clone(), stored._version
+        stored.grad = torch.ones_like(stored)
+        with monkeypatch.context() as on_cpu:
+            on_cpu.setattr(torch.Tensor, "is_cuda", False)
+            optimizer.step()
+        assert stored._version == version
+        vit.train(True)
+        with torch.no_grad():
+            after = vit._position_of(*size)
+        assert not torch.equal(after, before)
+        assert torch.equal(after, vit._position(*size))

@@ -64,3 +64,26 @@ def test_saved_and_exported(tmp_path):
 def test_blocks_that_are_not_there_or_twice(layers):
     with pytest.raises(ValueError, match=r"layers: expected blocks -3\.\.2, each once"):
         small(layers=layers)
+
+
+@pytest.mark.parametrize("layers", [(-1,), (0,), (1, 0)])
+def test_everything_that_counts_as_trained_gets_a_gradient(layers):
+    """Several processes wait for all gradients; the blocks after the last layer have none."""
+    model = small(layers=layers).train()
+    model.loss(torch.randn(2, 3, 32, 32), torch.randint(4, (2, 32, 32))).loss.backward()
+    without = {name for name, p in model.named_parameters() if p.grad is None}
+    assert without == {name for name, p in model.named_parameters() if not p.requires_grad}
+    after = range(max(model.layers) + 1, 3)
+    assert {name.split(".")[2] for name in without} == set(map(str, after))
+
+
+def test_blocks_after_the_last_layer_are_not_computed(monkeypatch):
+    model, computed = small(layers=(1, 0)), []
+    run_block = model.vit.run_block
+    monkeypatch.setattr(
+        model.vit,
+        "run_block",
+        lambda index, *rest: computed.append(index) or run_block(index, *rest),
+    )
+    assert model(torch.randn(1, 3, 32, 32)).shape == (1, 4, 32, 32)
+    assert computed == [0, 1]

@@ -13,9 +13,7 @@ import torch
 from tests.models import small
 from tests.tolerances import assert_close
 from tests.training.lines import read_metrics
-from weaktr.config import Recipe, TrainCamConfig
-from weaktr.training.loader import EpochLoader
-from weaktr.training.loop import TrainingLoop
+from tests.training.loops import loop_in
 from weaktr.training.optimizers import segmenter_optimizer
 from weaktr.training.state import (
     load_state,
@@ -52,30 +50,6 @@ def test_random_numbers_of_a_gpu_go_on_with_any_number_of_gpus(monkeypatch, curr
     state["cuda"] = [torch.tensor([number]) for number in range(kept)]  # 8: an older version's
     restore_random_state(state)
     assert restored == [min(current, kept - 1)]
-
-
-def loop_in(folder, width=3, **settings):
-    """A training of a small model, at its start or where the state in the folder says."""
-    model = torch.nn.Linear(width, 2)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    steps = TrainCamConfig(**{"ema_decay": 0.9} | settings)
-    loader = EpochLoader(Numbers(), 2, seed=0)
-    return TrainingLoop(folder, model, optimizer, loader, steps, Recipe(), lambda *_: None)
-
-
-class Numbers(torch.utils.data.Dataset):
-    """Eight numbers, as a data set of the trainings."""
-
-    crops = 1
-
-    def __len__(self):
-        return 8
-
-    def __getitem__(self, index):
-        return (torch.tensor(float(index)),)
-
-    def set_epoch(self, epoch):
-        """Every epoch has the same."""
 
 
 def stopped(folder):

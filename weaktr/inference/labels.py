@@ -143,13 +143,15 @@ def stability(
     return [torch.stack(agreements).float().mean(0) for agreements in agreeing]
 
 
-def _threshold_for(cams: Cams, threshold: float | Literal["auto"]) -> float:
-    """`threshold`, or the best one for these CAMs alone."""
+def _thresholds_for(all_cams: Sequence[Cams], threshold: float | Literal["auto"]) -> list[float]:
+    """`threshold`, or the best one for the CAMs of each image alone."""
     if threshold != "auto":
-        return threshold
-    assert cams.features is not None
-    curve = fisher_curve(cams.features, cams.maps, THRESHOLDS)
-    return best_threshold(THRESHOLDS, curve.tolist())
+        return [threshold] * len(all_cams)
+    curves = []
+    for cams in all_cams:
+        assert cams.features is not None
+        curves.append(fisher_curve(cams.features, cams.maps, THRESHOLDS))
+    return [best_threshold(THRESHOLDS, curve) for curve in torch.stack(curves).tolist()]
 
 
 def _file_labels(cams: Cams) -> tuple[int, ...] | None:
@@ -196,7 +198,7 @@ def label_maps(
     with steps.step("CAMs"):
         all_cams = source.cams(batch)
     with steps.step("threshold"):
-        thresholds = [_threshold_for(cams, threshold) for cams in all_cams]
+        thresholds = _thresholds_for(all_cams, threshold)
         plain, finite = [], []
         for one, cams, own_threshold in zip(batch, all_cams, thresholds, strict=True):
             scores = scores_of(cams, own_threshold)

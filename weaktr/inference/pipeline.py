@@ -9,19 +9,21 @@ cannot be interrupted.
 Every sample passes every queue, in the order of the samples; one that cannot be labelled passes as
 a `Problem`. What comes out does not depend on the number of threads or the size of the queues.
 
+A batch for which the memory does not suffice is halved, and those after it are smaller.
+
 An error in a part, or Ctrl-C, ends all of them: readers at once, the model after its batch, the
 writers after what the model has handed over.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 import torch
@@ -30,6 +32,8 @@ from weaktr.data import DataError, Problem, Sample
 from weaktr.data.parallel import usable_cores
 from weaktr.inference.timeline import Timeline
 from weaktr.models.memory import is_out_of_memory
+
+log = logging.getLogger("weaktr")
 
 READERS, MODEL, WRITERS = "readers", "model", "writers"
 #: Seconds that an interrupted pipeline gives its writers to end, and then the index.
@@ -240,6 +244,7 @@ class Pipeline(Generic[Read, Result, Written]):
             self.state, len(samples), WRITTEN_A_WRITER * limits.writers
         )
         self._numbers = iter(range(len(samples)))
+        self._most_bytes = math.inf  #: of a batch: what the memory has been seen not to hold
 
     def run(self) -> None:
         """Run all parts, and wait for them."""
@@ -248,7 +253,7 @@ class Pipeline(Generic[Read, Result, Written]):
         _start("reader", self.limits.readers, self._read_all, self.state)
         writers = _start("writer", self.limits.writers, self._write_all, self.state)
         (index,) = _start("index", 1, self._record_all, self.state)
-        model = _start("model", 1, partial(self._compute_all, _current_gpu()), self.state)
+        model = _start("model", 1, self._compute_all, self.state)
         try:
             _join(model)
             if isinstance(self.state.error, KeyboardInterrupt):
@@ -294,9 +299,7 @@ class Pipeline(Generic[Read, Result, Written]):
 
     # ---- model
 
-    def _compute_all(self, gpu: int | None) -> None:
-        if gpu is not None:
-            torch.cuda.set_device(gpu)  # every thread has a current one of its own
+    def _compute_all(self) -> None:
         batch: list[tuple[int, Read]] = []
         while True:
             with self.timeline.waiting(MODEL, "images"):
@@ -307,12 +310,16 @@ class Pipeline(Generic[Read, Result, Written]):
             if isinstance(value, Problem):
                 self.results.put(number, value)
                 continue
-            if batch and not self.parts.fits([one for _, one in batch], value):
+            if batch and not self._fits([one for _, one in batch], value):
                 self._compute(batch)
                 batch = []
             batch.append((number, value))
         if batch:
             self._compute(batch)
+
+    def _fits(self, batch: Sequence[Read], further: Read) -> bool:
+        nbytes = sum(one.nbytes for one in batch) + further.nbytes
+        return nbytes <= self._most_bytes and self.parts.fits(batch, further)
 
     def _compute(self, batch: Sequence[tuple[int, Read]]) -> None:
         names = ", ".join(self.samples[number].name for number, _ in batch)
@@ -324,15 +331,33 @@ class Pipeline(Generic[Read, Result, Written]):
                 self.results.put(number, result, size)
 
     def _results_of(self, batch: Sequence[tuple[int, Read]]) -> list[Result | Problem]:
-        """Of one batch; where it fails by its images or the memory, of its images one by one."""
+        """Of one batch; where it fails by its images, of these one by one, and where it fails by
+        the memory, of its halves."""
         try:
             return list(self.parts.compute([value for _, value in batch]))
         except (MemoryError, RuntimeError, ValueError) as error:
-            if not (isinstance(error, ValueError) or is_out_of_memory(error)):
+            is_too_large = is_out_of_memory(error)
+            if not (isinstance(error, ValueError) or is_too_large):
                 raise
             if len(batch) == 1:
                 return [problem_of(self.samples[batch[0][0]], error)]
-        return [result for one in batch for result in self._results_of([one])]
+        size = 1
+        if is_too_large:
+            size = (len(batch) + 1) // 2
+            self._shrink(batch)
+        parts = [batch[start : start + size] for start in range(0, len(batch), size)]
+        return [result for part in parts for result in self._results_of(part)]
+
+    def _shrink(self, batch: Sequence[tuple[int, Read]]) -> None:
+        """Have smaller batches from now on than this one, for which the memory did not suffice."""
+        if self._most_bytes == math.inf:
+            log.warning(
+                "the memory does not hold %d photographs at a time: batches are smaller from now "
+                "on, which is slower and changes no result; a smaller batch_tokens or batch_size "
+                "saves the attempt", len(batch),
+            )  # fmt: skip
+        nbytes = sum(value.nbytes for _, value in batch)
+        self._most_bytes = min(self._most_bytes, nbytes // 2)
 
     # ---- writers
 
@@ -383,8 +408,12 @@ class Pipeline(Generic[Read, Result, Written]):
 def _start(
     name: str, count: int, work: Callable[[], None], state: _State
 ) -> list[threading.Thread]:
+    gpu = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+
     def run() -> None:
         try:
+            if gpu is not None:  # a thread's own; without it CUDA's calls are for the first GPU
+                torch.cuda.set_device(gpu)
             work()
         except _Stopped:  # by another part, or by `Pipeline._failing`
             pass
@@ -402,11 +431,6 @@ def _start(
     for thread in threads:
         thread.start()
     return threads
-
-
-def _current_gpu() -> int | None:
-    """The calling thread's, where a GPU is in use."""
-    return torch.cuda.current_device() if torch.cuda.is_initialized() else None
 
 
 def _join(threads: Sequence[threading.Thread], seconds: float | None = None) -> None:

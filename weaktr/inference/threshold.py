@@ -27,6 +27,7 @@ from weaktr.files import read_json, write_json
 from weaktr.inference.cams import CamInputs, CamSource
 from weaktr.inference.pipeline import Parts, limits_for, run_pipeline
 from weaktr.inference.results import FINITE, LabelMaps, hand_over, is_finite
+from weaktr.ops.upload import upload
 from weaktr.progress import Meter
 from weaktr.seals import is_sealed
 
@@ -91,7 +92,7 @@ def fisher_curve(features: Tensor, cams: Tensor, thresholds: Sequence[float]) ->
     patches = patches - patches.mean(0)
     rows, columns = features.shape[1:]
     scores = F.adaptive_avg_pool2d(cams.float().amax(0)[None], (rows, columns)).flatten()
-    limits = torch.tensor(thresholds, dtype=scores.dtype, device=scores.device)
+    limits = upload(torch.tensor(thresholds, dtype=scores.dtype), scores.device)
     inside = (scores > limits[:, None]).float()
     count, front = len(patches), inside.sum(1)
     back = count - front

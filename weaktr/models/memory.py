@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import torch
 
-#: What torch says in a plain RuntimeError: of the CPU's allocator, of pinning, of cuBLAS.
-NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+#: What a plain RuntimeError says, in lower case: of the CPU's allocator; of pinning, of CUDA's
+#: driver and of Triton, which loads kernels with it; of cuBLAS and cuDNN; of NCCL.
+NO_MEMORY = (
+    "can't allocate memory", "out of memory", "_status_alloc_failed", "failed to cuda calloc",
+)  # fmt: skip
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that there was not enough memory, on the CPU or a GPU."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in NO_MEMORY)
+    said = str(error).lower()
+    return isinstance(error, RuntimeError) and any(text in said for text in NO_MEMORY)

@@ -189,6 +189,8 @@ class Segmenter(BackboneModel):
         self.num_labels = num_labels
         #: blocks of the encoder whose patches the decoder gets, from 0
         self.layers = blocks_of(config.layers, len(self.vit.blocks))
+        # what is not computed gets no gradient, for which several processes would wait
+        self.vit.blocks[max(self.layers) + 1 :].requires_grad_(False)
         dim = self.vit.embed_dim
         width = len(self.layers) * dim
         self.decoder: LinearDecoder | MaskTransformer

@@ -182,7 +182,8 @@ class ViT(nn.Module):
         )
 
     def forward(self, images: Tensor, layers: Sequence[int] = (-1,)) -> Tensor:
-        """All tokens of some blocks, side by side, each after the final norm.
+        """All tokens of some blocks, side by side, each after the final norm; no block after the
+        last of them is computed.
 
         Args:
             images: [B, 3, H, W] normalised.
@@ -194,17 +195,27 @@ class ViT(nn.Module):
         wanted = blocks_of(layers, len(self.blocks))
         batch = self.embed(images)
         tokens, kept = batch.tokens, {}
-        for index in range(len(self.blocks)):
+        for index in range(max(wanted) + 1):
             tokens = self.run_block(index, tokens, batch).tokens
             if index in wanted:
                 kept[index] = self.norm(tokens)
         parts = [kept[index] for index in wanted]
         return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
 
+    def train(self, mode: bool = True) -> ViT:
+        """As of every module. Kept positions are forgotten: training may have changed them."""
+        self._positions.clear()
+        super().train(mode)
+        return self
+
     def _position_of(self, grid: tuple[int, int], size: tuple[int, int]) -> Tensor | None:
-        """`_position`; on a GPU, where no gradient is wanted, those of the last sizes are kept."""
+        """`_position`; on a GPU in eval mode those of the last sizes are kept.
+
+        A parameter's version does not tell of every change: fused optimisers leave it as it is.
+        """
         stored = self.pos_embed
-        is_changing = torch.is_grad_enabled() or torch.compiler.is_compiling()
+        wants_gradient = torch.is_grad_enabled() or torch.compiler.is_compiling()
+        is_changing = self.training or wants_gradient
         if stored is None or not stored.is_cuda or is_changing:
             return self._position(grid, size)
         key = (grid, size, stored.data_ptr(), stored._version)

@@ -189,12 +189,18 @@ class TrainingLoop(Generic[M]):
             ValueError: see `learn`.
         """
         with closing(self.loader):
-            if self.epoch < self.settings.epochs:
+            is_left = self.epoch < self.settings.epochs
+            if is_left:
                 self._choose_pieces(losses_of)
-                self._choose_workers(losses_of)
-            return self._train(losses_of, validate)
+            shared = None
+            if processes.count() > 1:
+                module = _Losses(self.model, losses_of)
+                shared = DistributedDataParallel(module, **NO_BUFFERS)
+            if is_left:
+                self._choose_workers(losses_of, shared)
+            return self._train(losses_of, shared, validate)
 
-    def _choose_workers(self, losses_of: LossesOf) -> None:
+    def _choose_workers(self, losses_of: LossesOf, shared: DistributedDataParallel | None) -> None:
         """Settle how many processes load images, where that is left to a measurement."""
         if self.loader.num_workers != "auto":
             return
@@ -205,7 +211,7 @@ class TrainingLoop(Generic[M]):
         self.loader.num_workers = choose_processes(
             self.stage,
             self.loader.dataset,
-            lambda batch: self._try_step(losses_of, batch),
+            lambda batch: self._try_step(losses_of, batch, shared),
             images,
             self.device,
             len(self.loader),
@@ -230,18 +236,30 @@ class TrainingLoop(Generic[M]):
                 self.micro.resize(len(batch[0]))
             self._try_step(losses_of, batch)
 
+        processes.total(torch.zeros(1, device=self.device))  # at the first NCCL takes its memory
         with processes.alone():
             most = most_that_fit(self.stage, step, item, images, kept, self.device)
         self.micro.resize(most)
 
-    def _try_step(self, losses_of: LossesOf, batch: list[Tensor]) -> None:
-        """Losses and gradients of some images, of which nothing stays."""
+    def _try_step(
+        self,
+        losses_of: LossesOf,
+        batch: list[Tensor],
+        shared: DistributedDataParallel | None = None,
+    ) -> None:
+        """Losses and gradients of some images, of which nothing stays.
+
+        What is compiled is used again, so it is computed just as in `learn`.
+        """
         self.model.train()
-        own, self.part.rows = self.part.rows, slice(len(batch[0]))
+        own = self.part.rows
+        if len(batch[0]) < own.stop - own.start:
+            self.part.rows = slice(0, len(batch[0]))
         try:
-            with autocast(self.amp, self.device):
-                losses = losses_of(*batch)
-            torch.stack(list(losses.values())).sum().backward()
+            with nullcontext() if shared is None else shared.no_sync():
+                with autocast(self.amp, self.device):
+                    losses = (losses_of if shared is None else shared)(*batch)
+                torch.stack(list(losses.values())).sum().backward()
         finally:
             self.part.rows = own
             self.optimizer.zero_grad(set_to_none=True)
@@ -249,14 +267,11 @@ class TrainingLoop(Generic[M]):
     def _train(
         self,
         losses_of: LossesOf,
+        shared: DistributedDataParallel | None,
         validate: Callable[[M], Mapping[str, float]] | None,
     ) -> M:
-        """`train` with loading processes that somebody else ends."""
+        """`train` with loading processes that somebody else ends; for `shared` see `learn`."""
         every = self.settings.validate_every
-        shared = None
-        if processes.count() > 1:
-            module = _Losses(self.model, losses_of)
-            shared = DistributedDataParallel(module, **NO_BUFFERS)
         for epoch in self.epochs():
             with held_signals() as held:
                 self._train_epoch(losses_of, shared, held)
