@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import socket
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -113,3 +118,39 @@ def test_variables_that_do_not_fit_are_told(monkeypatch):
         processes.together(),
     ):
         pass
+    monkeypatch.setenv("RANK", "2")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "1")
+    with (
+        pytest.raises(ValueError, match="expected RANK from 0 to WORLD_SIZE - 1, got RANK='2'"),
+        processes.together(),
+    ):
+        pass
+
+
+WAITING = """
+import logging
+from weaktr import processes
+from weaktr.stopping import ended_by_signals
+logging.basicConfig()
+processes.LATE = 0.1
+with ended_by_signals(), processes.together():
+    pass
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_process_that_waits_for_the_others_says_so_and_can_be_stopped(rank, number):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    group = dict(zip(processes.LAUNCHER, (rank, "2", "127.0.0.1", port), strict=True))
+    waiting = subprocess.Popen(
+        [sys.executable, "-c", WAITING], env=os.environ | group, stderr=subprocess.PIPE, text=True
+    )
+    said = next(line for line in waiting.stderr if "weaktr" in line)  # torch warns of much
+    assert f"process {rank} of 0..1 waits for the others at 127.0.0.1:{port}" in said
+    waiting.send_signal(number)
+    assert waiting.wait(timeout=60) == -number
+    waiting.stderr.close()

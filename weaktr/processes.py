@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from weaktr.progress import console
-from weaktr.stopping import Stopped
+from weaktr.stopping import Stopped, ended_by_the_system
 
 log = logging.getLogger("weaktr")
 T = TypeVar("T")
@@ -39,6 +40,8 @@ LAUNCHER = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 GRADIENTS, ANYTHING = timedelta(minutes=30), timedelta(days=7)
 #: The key under which processes that end early count who is to say why.
 WORD = "weaktr/word"
+#: Seconds after which a process says that it waits for the others at the start.
+LATE = 15.0
 #: Seconds for which others that end find the store of a process that has ended.
 LINGERS = 1.0
 #: What the message of an error of torch has where the cause is another process.
@@ -265,19 +268,21 @@ def together() -> Iterator[None]:
         wait_for_all()
     except BaseException as error:
         console.quiet = quiet
-        takes_the_word = _takes_the_word(group)
+        turn = _turn_to_speak(group)
         if not isinstance(error, Stopped):
             _break_off()
-        if not takes_the_word:
+        if turn is not None and turn > 1:
             code = error.code if isinstance(error, Stopped) else 1
             raise SystemExit(code) from error
         if isinstance(error, RuntimeError) and is_loss(error):
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            lost = "another process of the run has ended without a word (killed,"
+            if turn is None:
+                lost = "process 0 of the run has ended (it has said why, or was killed,"
             raise ProcessLost(
-                f"process {group.index} of 0..{group.count - 1}: another process of the run has "
-                "ended without a word (killed, or its machine is gone), or cannot be reached; "
-                "start the same command again, with as many processes as you like: it goes on "
-                f"from the last checkpoint ({reason:.300})"
+                f"process {group.index} of 0..{group.count - 1}: {lost} or its machine is gone), "
+                "or cannot be reached; start the same command again, with as many processes as you "
+                f"like: it goes on from the last checkpoint ({reason:.300})"
             ) from error
         raise
     finally:
@@ -304,12 +309,30 @@ def _is_launched() -> bool:
             f"expected {', '.join(LAUNCHER)} as torchrun sets them, got {told}; unset WORLD_SIZE "
             "to train in one process"
         )
+    if int(given["RANK"]) >= int(given["WORLD_SIZE"]):
+        raise ValueError(f"expected RANK from 0 to WORLD_SIZE - 1, got {told}")
     return True
 
 
 def _joined() -> _Group:
-    """Meet the other processes; waits until all have come."""
+    """Meet the other processes: wait until all have come, and say so where that takes long."""
     index, number = (int(os.environ[name]) for name in LAUNCHER[:2])
+    place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    late = threading.Timer(
+        LATE, log.warning,
+        ("process %d of 0..%d waits for the others at %s", index, number - 1, place),
+    )  # fmt: skip
+    late.daemon = True
+    late.start()
+    try:
+        with ended_by_the_system():
+            return _met(index, number)
+    finally:
+        late.cancel()
+
+
+def _met(index: int, number: int) -> _Group:
+    """Of `number` processes the one with this index, once all have come."""
     store, _, _ = next(iter(dist.rendezvous("env://", index, number, timeout=GRADIENTS)))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     store = dist.PrefixStore(f"{attempt}/{number}", store)  # which outlives those that have died
@@ -350,14 +373,15 @@ def _break_off() -> None:
     dist.distributed_c10d._abort_process_group()
 
 
-def _takes_the_word(group: _Group) -> bool:
-    """Whether this process is the first that ends early."""
+def _turn_to_speak(group: _Group) -> int | None:
+    """How many processes have ended early by now, this one included; None = it cannot be known,
+    because the first process, which had the store, is gone."""
     try:
-        number = group.store.add(WORD, 1)
-    except RuntimeError:  # the process that had the store is gone
-        return True
+        turn = group.store.add(WORD, 1)
+    except RuntimeError:
+        return None
     if group.index == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         ends = time.monotonic() + LINGERS  # the store is in this process
         while group.store.add(WORD, 0) < group.count and time.monotonic() < ends:
             time.sleep(0.02)
-    return number == 1
+    return int(turn)

@@ -88,6 +88,16 @@ def held_signals() -> Iterator[Held]:
         signal.raise_signal(held.number)
 
 
+@contextmanager
+def ended_by_the_system() -> Iterator[None]:
+    """Have `SIGNALS` end the process at once, for waits in compiled code, which hear of nothing.
+
+    Nothing can be cleaned up.
+    """
+    with _handled_by(signal.SIG_DFL):
+        yield
+
+
 def ignore_signals() -> None:
     """Leave the end of this process to the one that started it (for processes that load images)."""
     for number in SIGNALS:

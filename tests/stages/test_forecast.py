@@ -13,6 +13,7 @@ from weaktr.stages.forecast import forecast, go_on
 from weaktr.stages.pipeline import STAGES, run_recipe
 from weaktr.stages.plan import time_in_words
 from weaktr.stages.run import Run
+from weaktr.training import workers
 
 COUNT = 24
 PATCHES = {
@@ -52,12 +53,12 @@ def test_photographs_epochs_and_windows_are_counted(squares, tmp_path):
         "train_seg": {"epochs": 5, "batch_size": 12, "crop": 32, "clip_patch": 8},
         "predict": {"ratios": [1.0, 2.0], "flip": True},
     }
-    # a step of two images takes a second, so one of four is affordable, one of 12 is not;
-    # 1 and 9 windows of 32 pixels every 16, twice
+    # a step of two images takes a second, so one of four is affordable, one of 12 is not; images
+    # are loaded between the steps; 1 and 9 windows of 32 pixels every 16, twice
     assert seconds_of(tiny.recipe(squares, **changes), tmp_path) == {
-        "train_cam": 3 * COUNT / 4,
+        "train_cam": 3 * COUNT * (1 / 4 + 1),
         "label": COUNT * 2,
-        "train_seg": 5 * COUNT / 2,
+        "train_seg": 5 * COUNT * (1 / 2 + 1),
         "predict": COUNT * (1 + (1 + 9) * 2),
     }
 
@@ -78,7 +79,33 @@ def test_a_frozen_backbone_passes_once(squares, tmp_path):
     augment = {"scale": [1.0, 1.0], "ratio": [1.0, 1.0], "randaugment": False, "erasing": 0.0}
     train = {"epochs": 3, "batch_size": 1, "backbone_lr": 0.0, "class_tokens": "frozen"}
     changes = {"train_cam": {**train, "augment": augment}, "cam_model": {"drop_path": 0.0}}
-    assert seconds_of(tiny.recipe(squares, **changes), tmp_path)["train_cam"] == COUNT
+    assert seconds_of(tiny.recipe(squares, **changes), tmp_path)["train_cam"] == COUNT * (1 + 1)
+
+
+@pytest.mark.usefixtures("each_takes_a_second")
+def test_crops_of_a_photograph_are_read_together_and_pieces_are_steps(squares, tmp_path):
+    train = {"epochs": 5, "batch_size": 12, "crop": 32, "clip_patch": 8, "crops": 4}
+    recipe = tiny.recipe(squares, train_seg={**train, "micro_batch": 1})
+    assert seconds_of(recipe, tmp_path)["train_seg"] == 5 * COUNT * 4 * (1 + 1 / 4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "count", "expected"),
+    [
+        ("cpu", 0, 5.0),  # one after the other
+        ("cpu", 1, 4.0),  # loading keeps up no more
+        ("cpu", 4, 2.0),  # loading takes a quarter of the cores' time
+        ("cpu", "auto", 2.0),
+        ("cuda", 0, 5.0),
+        ("cuda", 2, 2.0),
+        ("cuda", 3, 4 / 3),
+        ("cuda", 8, 1.0),
+    ],
+)
+def test_a_training_waits_for_its_images(monkeypatch, kind, count, expected):
+    monkeypatch.setattr(workers, "usable_cores", lambda: 4)
+    speed = workers.Speed(loading=4.0, model=1.0)
+    assert workers.seconds_an_image(speed, torch.device(kind), count) == expected
 
 
 @pytest.mark.usefixtures("each_takes_a_second")

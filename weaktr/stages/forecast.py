@@ -1,7 +1,8 @@
 """How long the stages of a run will take on this machine: a photograph or a step of each, measured.
 
-Models with random weights do the work, since the values do not matter for the time. Scores are left
-out, and so is what happens once: reading weights, fitting the classifier of patches.
+Models with random weights do the work, since the values do not matter for the time. Loading of
+training images counts as far as a training waits for it. Scores are left out, and so is what
+happens once: reading weights, fitting the classifier of patches.
 """
 
 from __future__ import annotations
@@ -9,14 +10,17 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
+from PIL import Image
 from torch import Tensor
 
-from weaktr.config import PredictConfig
-from weaktr.data import Sample
+from weaktr.config import PredictConfig, SizedTrainSegConfig, TrainCamConfig
+from weaktr.data import CamDataset, Sample, SegDataset, cam_train_transform, seg_train_transform
 from weaktr.data.io import image_size
 from weaktr.inference.head_inputs import reasons_against
 from weaktr.inference.labels import label_maps, uses_features
@@ -33,7 +37,8 @@ from weaktr.stages.run import Run, Stage, to_segment
 from weaktr.stages.train_cam import cam_losses
 from weaktr.training.optimizers import cam_optimizer, segmenter_optimizer
 from weaktr.training.segmenter_losses import segmenter_losses
-from weaktr.training.state import STATE
+from weaktr.training.state import STATE, random_state, restore_random_state
+from weaktr.training.workers import Speed, seconds_an_image
 
 log = logging.getLogger("weaktr")
 
@@ -57,7 +62,7 @@ def forecast(run: Run, stages: Sequence[Stage], fewest: int = 1) -> dict[str, fl
     """
     names = {stage.name for stage in stages}
     seconds: dict[str, float] = {}
-    state = torch.get_rng_state()
+    state = random_state()
     try:
         if names & {"train_cam", "label"} and len(run.train_images) >= fewest:
             seconds |= _of_stage1(run, "train_cam" in names)
@@ -67,7 +72,7 @@ def forecast(run: Run, stages: Sequence[Stage], fewest: int = 1) -> dict[str, fl
         log.debug("forecast", exc_info=True)
         return {}
     finally:
-        torch.set_rng_state(state)
+        restore_random_state(state)
     return {
         stage.name: seconds[stage.name] for stage in stages if stage.name in names & set(seconds)
     }
@@ -113,9 +118,17 @@ def _of_stage1(run: Run, trains: bool) -> dict[str, float]:
             losses = cam_losses(model(pixels), targets)
         _update(losses, optimizer)
 
-    each = _seconds_of_an_image(step, train.batch_size, run.device)
-    epochs = train.epochs if reasons_against(model, train) else 1  # else each passes once
-    return {"train_cam": epochs * len(images) * each, **seconds}
+    dataset = CamDataset(
+        replace(images, samples=(usual,)),
+        cam_train_transform(config.image_size, **asdict(train.augment)),
+    )
+    speed = Speed(
+        loading=_seconds(lambda: dataset[0], run.device),
+        model=_seconds_of_an_image(step, _at_once(train), run.device),
+    )
+    passes_once = not reasons_against(model, train)  # and so is loaded once, by this process
+    each = seconds_an_image(speed, run.device, 0 if passes_once else recipe.num_workers)
+    return {"train_cam": (1 if passes_once else train.epochs) * len(images) * each, **seconds}
 
 
 def _of_stage2(run: Run, names: Collection[str]) -> dict[str, float]:
@@ -143,12 +156,47 @@ def _of_stage2(run: Run, names: Collection[str]) -> dict[str, float]:
         else:
             targets = torch.full((count, labels, grid, grid), 1 / labels, device=run.device)
         classes = torch.zeros(count, labels - 1, device=run.device)
-        with autocast(training_amp(settings.amp, run.device), run.device):
-            losses = segmenter_losses(model, settings, soft_cross_entropy, pixels, targets, classes)
-        _update(losses, optimizer)
 
-    each = _seconds_of_an_image(step, settings.batch_size, run.device)
+        def losses_now() -> dict[str, Tensor]:
+            with autocast(training_amp(settings.amp, run.device), run.device):
+                return segmenter_losses(
+                    model, settings, soft_cross_entropy, pixels, targets, classes
+                )
+
+        if at_once < settings.batch_size:  # the totals of the batch are computed before
+            with torch.no_grad():
+                losses_now()
+        _update(losses_now(), optimizer)
+
+    at_once = _at_once(settings)
+    speed = Speed(
+        loading=_seconds_of_a_crop(run, model, _usual(images)),
+        model=_seconds_of_an_image(step, at_once, run.device),
+    )
+    each = seconds_an_image(speed, run.device, run.recipe.num_workers)
     return {"train_seg": settings.epochs * settings.crops * len(images) * each, **seconds}
+
+
+def _seconds_of_a_crop(run: Run, model: Segmenter, sample: Sample) -> float:
+    """The seconds that one core needs to load a photograph, for each of its crops.
+
+    Its pseudo label is still to be made; an empty mask is read in its place.
+    """
+    settings = run.train_seg
+    with TemporaryDirectory() as folder:
+        mask = Path(folder) / "mask.png"
+        height, width = image_size(sample.image, sample.source, sample.exif)
+        Image.new("L", (width, height)).save(mask)
+        dataset = SegDataset(
+            replace(run.train, samples=(replace(sample, mask=mask, mask_ids=None),)),
+            seg_train_transform(
+                settings.crop, **asdict(settings.augment), patch_size=model.patch_size
+            ),
+            crops=settings.crops,
+        )
+        return _seconds(lambda: dataset.__getitems__(range(settings.crops)), run.device) / (
+            settings.crops
+        )
 
 
 def _seconds_of_predictions(run: Run, model: Segmenter) -> float:
@@ -167,6 +215,13 @@ def _seconds_of_predictions(run: Run, model: Segmenter) -> float:
     )
     each = read + windows * every / measured + max(maps - windows, 0.0)
     return len(run.val) * each
+
+
+def _at_once(settings: TrainCamConfig | SizedTrainSegConfig) -> int:
+    """Images of a batch that a training computes at a time, as far as its settings say."""
+    if settings.micro_batch == "auto":
+        return settings.batch_size
+    return min(settings.micro_batch, settings.batch_size)
 
 
 def _usual(samples: Sequence[Sample]) -> Sample:

@@ -287,7 +287,10 @@ def supervision(run: Run) -> Supervision:
         if masks.is_usable(sample.name) and _is_of(masks.entries[sample.name], sample, run)
     )
     if not samples:
-        raise ValueError(f"{masks.index}: no pseudo label of any training image; run label first")
+        raise ValueError(
+            f"{masks.index}: no pseudo label of any training image; run label first, or see in its "
+            "log why it left all of them out"
+        )
     left_out = sum(sample.name in masks.unusable for sample in manifest)
     soft = {}
     if run.recipe.train_seg.labels == "soft":

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from inspect import signature
 from pathlib import Path
 from typing import (
@@ -33,7 +33,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from weaktr import processes
 from weaktr.config import Amp, Recipe
-from weaktr.messages import duration
+from weaktr.messages import duration, few
 from weaktr.models.checkpoints import load_strict
 from weaktr.models.dropping import Part, drop_for
 from weaktr.models.precision import amp_type, autocast, tf32_of, training_amp
@@ -163,6 +163,7 @@ class TrainingLoop(Generic[M]):
         self.losses = LossLog(folder, self.stage, loader, recipe.log_steps, beside, watch)
         self._agreement = processes.Agreement()
         self._saved_at = time.monotonic()
+        self._saved = ""  #: what the last checkpoint is of, in words
         self._resume()
         batches = self.steps_per_epoch * settings.accumulate
         self.pace = Pace(self.stage, settings.epochs, batches)
@@ -188,17 +189,20 @@ class TrainingLoop(Generic[M]):
             Stopped: a signal came; all that was trained is saved.
             ValueError: see `learn`.
         """
-        with closing(self.loader):
-            is_left = self.epoch < self.settings.epochs
-            if is_left:
-                self._choose_pieces(losses_of)
-            shared = None
-            if processes.count() > 1:
-                module = _Losses(self.model, losses_of)
-                shared = DistributedDataParallel(module, **NO_BUFFERS)
-            if is_left:
-                self._choose_workers(losses_of, shared)
-            return self._train(losses_of, shared, validate)
+        try:
+            with closing(self.loader):
+                is_left = self.epoch < self.settings.epochs
+                if is_left:
+                    self._choose_pieces(losses_of)
+                shared = None
+                if processes.count() > 1:
+                    module = _Losses(self.model, losses_of)
+                    shared = DistributedDataParallel(module, **NO_BUFFERS)
+                if is_left:
+                    self._choose_workers(losses_of, shared)
+                return self._train(losses_of, shared, validate)
+        except Stopped as stopped:  # while nothing was trained, as in a validation
+            raise Stopped(stopped.number, self._saved) from stopped
 
     def _choose_workers(self, losses_of: LossesOf, shared: DistributedDataParallel | None) -> None:
         """Settle how many processes load images, where that is left to a measurement."""
@@ -272,21 +276,35 @@ class TrainingLoop(Generic[M]):
     ) -> M:
         """`train` with loading processes that somebody else ends; for `shared` see `learn`."""
         every = self.settings.validate_every
-        for epoch in self.epochs():
-            with held_signals() as held:
+        while self.epoch < self.settings.epochs:
+            is_scored = validate is not None and every > 0 and (self.epoch + 1) % every == 0
+            with self._stopping() as held:
                 self._train_epoch(losses_of, shared, held)
-            if validate and every and (epoch + 1) % every == 0:
-                self.save()  # it may take long
+                if is_scored:
+                    self.save()  # scores may take long
+                else:
+                    self._end_epoch()
+            if validate is not None and is_scored:
                 scores = validate(self.trained_model().eval())
-                self.losses.write_scores(self.epoch, self.step, scores)
-                processes.wait_for_all()
+                with self._stopping():
+                    self.losses.write_scores(self.epoch, self.step, scores)
+                    processes.wait_for_all()
+                    self._end_epoch()
         self.losses.close()
         return self.trained_model().eval()
+
+    @contextmanager
+    def _stopping(self) -> Iterator[Held]:
+        """Hold signals back; end after the body, which saves, where one came to any process."""
+        with held_signals() as held:
+            yield held
+            if number := max(processes.of_each(held.number)):
+                self._stop(number, held)
 
     def _train_epoch(
         self, losses_of: LossesOf, shared: DistributedDataParallel | None, held: Held
     ) -> None:
-        """The batches that are left of an epoch; saves in between, and ends when a signal comes.
+        """Train with what is left of an epoch; saves in between, and ends when a signal comes.
 
         Args:
             losses_of: see `train`.
@@ -300,31 +318,25 @@ class TrainingLoop(Generic[M]):
                 continue
             late = time.monotonic() - self._saved_at > self.recipe.checkpoint_seconds
             is_late, number = self._agreement.largest([int(late), held.number])
+            if is_late or number or (every is not None and self.step % every == 0):
+                self.save()
             if number:
                 self._stop(number, held)
-            if is_late or (every is not None and self.step % every == 0):
-                self.save()
-        if number := max(processes.of_each(held.number)):
-            self._stop(number, held)
 
     def _stop(self, number: int, held: Held) -> NoReturn:
-        """Save, then end because of a signal that some process got."""
-        self.save()
+        """End because of a signal that some process got; everything is saved."""
         self.losses.close()
         processes.wait_for_all()  # none ends before the state is written
         held.number = 0
-        reached = f"{self.stage}: epoch {self.epoch + 1}, step {self.step} is saved"
-        raise Stopped(number, reached)
+        raise Stopped(number, self._saved)
 
-    def epochs(self) -> Iterator[int]:
-        """The epochs that are left; saves after each, and logs a line."""
-        while self.epoch < self.settings.epochs:
-            yield self.epoch
-            told = self.losses.end_epoch()
-            self.epoch, self.batch = self.epoch + 1, 0
-            self.save()
-            if told is not None:
-                self._log_epoch(*told)
+    def _end_epoch(self) -> None:
+        """Save after an epoch, and log a line."""
+        told = self.losses.end_epoch()
+        self.epoch, self.batch = self.epoch + 1, 0
+        self.save()
+        if told is not None:
+            self._log_epoch(*told)
 
     def batches(self) -> Iterator[list[Tensor]]:
         """The batches that are left of this epoch, on the model's device."""
@@ -393,21 +405,43 @@ class TrainingLoop(Generic[M]):
         return self.model if self.average is None else cast(M, self.average.module)
 
     def save(self) -> None:
-        """Write a checkpoint from which `TrainingLoop` continues; every process calls this."""
+        """Write a checkpoint from which `TrainingLoop` continues; every process calls this.
+
+        Raises:
+            ValueError: weights are no longer finite; the checkpoint before stays.
+        """
         position = self.losses.position()
+        self._require_finite_weights()
         self._saved_at = time.monotonic()
-        if not processes.is_first():
-            return
-        state = {
-            "position": [self.epoch, self.batch, self.step, position],
-            "model": self.model.state_dict(),
-            "average": None if self.average is None else self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "random": random_state(),
-        }
-        save_state(self.folder / STATE, state)
-        self._saved_at = time.monotonic()  # writing takes its time
+        if processes.is_first():
+            state = {
+                "position": [self.epoch, self.batch, self.step, position],
+                "model": self.model.state_dict(),
+                "average": None if self.average is None else self.average.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "random": random_state(),
+            }
+            save_state(self.folder / STATE, state)
+            self._saved_at = time.monotonic()  # writing takes its time
+        self._note_saved()
+
+    def _note_saved(self) -> None:
+        """Remember, for what is said at an end, what the checkpoint is of."""
+        epoch = self.epoch if self.batch == 0 and self.step else self.epoch + 1
+        self._saved = f"{self.stage}: epoch {epoch}, step {self.step} is saved"
+        self.losses.saved = f"epoch {epoch}, step {self.step}"
+
+    def _require_finite_weights(self) -> None:
+        """Raise `ValueError` where a step has ruined the model, whose loss may still be finite."""
+        named = [(name, p.detach()) for name, p in self.model.named_parameters()]
+        finite = torch.stack([p.isfinite().all() for _, p in named]).tolist()
+        wrong = [name for (name, _), is_finite in zip(named, finite, strict=True) if not is_finite]
+        if wrong:
+            raise ValueError(
+                f"{self.stage}: weights not finite after step {self.step} ({few(wrong)}). "
+                f"{self.losses.advice()}"
+            )
 
     def _resume(self) -> None:
         """Continue from the checkpoint, where there is one.
@@ -430,7 +464,9 @@ class TrainingLoop(Generic[M]):
                 state, self.settings.epochs, len(self.loader)
             )
             restore_random_state(state["random"])
-        log.info("%s: going on from epoch %d, step %d", self.stage, self.epoch, self.step)
+        self._note_saved()
+        epoch = min(self.epoch + 1, self.settings.epochs)
+        log.info("%s: going on from epoch %d, step %d", self.stage, epoch, self.step)
         self.losses.resume(written, self.epoch)
 
     def _step(self) -> None:

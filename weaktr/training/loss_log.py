@@ -59,6 +59,7 @@ class LossLog:
         self.stage, self.loader, self.every = stage, loader, every
         self.beside, self.watch = beside, watch
         self.note = ""  #: the last loss, in words
+        self.saved = ""  #: where the training's checkpoint stands, in words
         is_first = processes.is_first()
         self.metrics = MetricsLog(folder / METRICS, is_written=is_first)
         self.board = TensorBoard(folder / "tensorboard", is_written=is_first)
@@ -125,10 +126,18 @@ class LossLog:
         wrong = next((i for i, one in enumerate(of_batches) if not math.isfinite(one)), 0)
         images = self.loader.names(step.epoch, step.last_batch - len(of_batches) + wrong)
         return (
-            f"{self.stage}: loss not finite at epoch {step.epoch}, step {step.number} ({shown}), "
-            f"in the batch of {', '.join(images)}. Try a lower {self.stage}.lr, a longer warm-up, "
-            f"{self.stage}.clip_grad=1, or {self.stage}.amp=bf16 or none; the last checkpoint is "
-            "whole"
+            f"{self.stage}: loss not finite at epoch {step.epoch + 1}, step {step.number} "
+            f"({shown}), in the batch of {', '.join(images)}. {self.advice()}"
+        )
+
+    def advice(self) -> str:
+        """What to do about numbers that are no longer finite."""
+        stage, kept = self.stage, "Nothing is saved yet"
+        if self.saved:
+            kept = f"The same command goes on from {self.saved}, other settings begin anew"
+        return (
+            f"Try a lower {stage}.lr, a longer warm-up, {stage}.clip_grad=1, or {stage}.amp=bf16 "
+            f"or none. {kept}"
         )
 
     def write_scores(self, epoch: int, step: int, scores: Mapping[str, float]) -> None:

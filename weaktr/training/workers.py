@@ -53,6 +53,25 @@ def processes_for(speed: Speed, device: torch.device, cores: int) -> int:
     return min(math.ceil(speed.loading / together), most_processes(device, cores))
 
 
+def seconds_an_image(speed: Speed, device: torch.device, count: int | str) -> float:
+    """What an image of a training takes, loading and model together.
+
+    Args:
+        speed: measured here.
+        device: of the model.
+        count: processes that load images, or "auto".
+    """
+    cores = cores_of_this_process()
+    if isinstance(count, str):
+        count = processes_for(speed, device, cores)
+    if count == 0:
+        return speed.model + speed.loading
+    loading = speed.loading / count
+    if device.type != "cpu":
+        return max(speed.model, loading)
+    return max(speed.model + speed.loading / cores, loading)
+
+
 def most_processes(device: torch.device, cores: int) -> int:
     """How many processes are sensible: one core is left for the model, or for what feeds a GPU.
 

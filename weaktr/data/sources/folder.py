@@ -103,7 +103,7 @@ def folder(
             f"labels_file: expected {split}.csv, {split}.json, labels.csv or labels.json in "
             f"{root}, found none; {advice}"
         )
-    if path.stem == "labels" and split != "train" and not labels_file:
+    if path.stem == "labels" and split not in ("train", "labels") and not labels_file:
         log.info("%s: there is no %s.csv, so split %s has all images of it", path, split, split)
     faults: list[Problem] = [] if problems is None else problems
     own = read_label_file(path, faults)
