@@ -188,6 +188,10 @@ def test_unreadable_images_are_left_out_by_name():
         RuntimeError("CUDA driver error: out of memory"),
         RuntimeError("Triton Error [CUDA]: out of memory"),
         RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("CUDA error: out of memory"),
+        torch.distributed.DistBackendError("Last error:\nCuda failure 2 'out of memory'"),
+        torch.distributed.DistBackendError("Last error:\nFailed to CUDA calloc async 608 bytes"),
     ],
 )
 def test_an_image_that_does_not_fit_alone_is_left_out_by_name(error):

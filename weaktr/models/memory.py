@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import torch
 
-#: What a plain RuntimeError says, in lower case: of the CPU's allocator; of pinning, of CUDA's
-#: driver and of Triton, which loads kernels with it; of cuBLAS and cuDNN; of NCCL.
+#: What a plain RuntimeError says, in lower case: of the CPU's allocator; of pinning, and of CUDA's
+#: driver; of Triton, which loads kernels with it; of cuBLAS and cuDNN; of NCCL.
 NO_MEMORY = (
-    "can't allocate memory", "out of memory", "_status_alloc_failed", "failed to cuda calloc",
-)  # fmt: skip
+    "can't allocate memory",
+    "error: out of memory",
+    "[cuda]: out of memory",
+    "_status_alloc_failed",
+    "failed to cuda calloc",
+    "cuda failure 2 'out of memory'",
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

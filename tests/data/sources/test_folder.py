@@ -382,6 +382,9 @@ def test_what_is_taken_in_place_of_a_split_is_said(
         caplog.messages[1]
         == f"masks: there is no folder {root / 'nowhere'}, so no image has a mask"
     )
+    folder(root, split="val")
+    folder(root, split="labels")
+    assert len(caplog.messages) == 2
 
 
 def test_blanks_around_class_names_do_not_count(root: Path) -> None:

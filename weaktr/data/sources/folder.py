@@ -104,7 +104,8 @@ def folder(
             f"{root}, found none; {advice}"
         )
     if path.stem == "labels" and split not in ("train", "labels") and not labels_file:
-        log.info("%s: there is no %s.csv, so split %s has all images of it", path, split, split)
+        told = f"{path}: there is no {split}.csv, so split {split} has all images of it"
+        _say_once(told, logging.INFO)
     faults: list[Problem] = [] if problems is None else problems
     own = read_label_file(path, faults)
     splits = [own] if labels_file else _splits(root, own)
@@ -455,9 +456,9 @@ def _by_suffix(files: Sequence[Path]) -> str:
 
 
 @lru_cache
-def _say_once(told: str) -> None:
-    """Log a warning that splits of a data set have in common."""
-    log.warning("%s", told)
+def _say_once(told: str, level: int = logging.WARNING) -> None:
+    """Log what splits of a data set, or those who read one again, have in common."""
+    log.log(level, "%s", told)
 
 
 def _not_listed(
