@@ -248,7 +248,8 @@ class Agreement:
 def together() -> Iterator[None]:
     """Do what follows with all processes that torchrun has started, where it has.
 
-    Of an error, whose consequences reach them all, one process speaks; the others end silently.
+    Of an error, whose consequences reach them all, one process speaks; the others end silently, or,
+    where the store to ask was in process 0 and has ended with it, say that it has ended.
 
     Raises:
         ProcessLost: another process has ended.
@@ -270,7 +271,8 @@ def together() -> Iterator[None]:
         console.quiet = quiet
         turn = _turn_to_speak(group)
         if not isinstance(error, Stopped):
-            _break_off()
+            atexit.unregister(dist.destroy_process_group)
+            atexit.register(_break_off)
         if turn is not None and turn > 1:
             code = error.code if isinstance(error, Stopped) else 1
             raise SystemExit(code) from error
@@ -323,7 +325,8 @@ def _joined() -> _Group:
         ("process %d of 0..%d waits for the others at %s", index, number - 1, place),
     )  # fmt: skip
     late.daemon = True
-    late.start()
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # one for each machine
+        late.start()
     try:
         with ended_by_the_system():
             return _met(index, number)
@@ -364,13 +367,13 @@ def require_own_gpus(device: torch.device) -> None:
 
 
 def _break_off() -> None:
-    """Leave torch's groups after an error, without waiting for the others.
+    """Leave torch's groups without waiting for the others, when Python ends after an error.
 
     NCCL's orderly end waits for what is under way on the GPU, which may be an exchange with a
     process that is gone.
     """
-    atexit.unregister(dist.destroy_process_group)
-    dist.distributed_c10d._abort_process_group()
+    if dist.is_initialized():
+        dist.distributed_c10d._abort_process_group()
 
 
 def _turn_to_speak(group: _Group) -> int | None:

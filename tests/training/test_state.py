@@ -195,3 +195,29 @@ def test_a_log_shorter_than_the_state_says_is_not_filled(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("")
     loop_in(tmp_path)
     assert read_metrics(tmp_path / "metrics.jsonl") == []
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_a_state_with_blocks_that_are_no_longer_trained_goes_on(kind):
+    """Older versions also trained the blocks behind the last of the layers."""
+    results = []
+    for was_trained in (True, False):
+        torch.manual_seed(0)
+        model = small.segmenter(
+            "vit_tiny_patch16_224", 3, image_size=32, patch_size=8, layers=(0,), decoder="linear",
+            drop_path=0.0, backbone_args={"embed_dim": 16, "depth": 2, "num_heads": 2},
+        ).train()  # fmt: skip
+        images, labels = torch.randn(2, 3, 32, 32), torch.randint(3, (2, 32, 32))
+        model.vit.blocks[1].requires_grad_(was_trained)
+        optimizer = segmenter_optimizer(model, 0.1, layer_decay=0.5, kind=kind)
+        for index in range(4):
+            if index == 2 and was_trained:
+                state = copy.deepcopy(optimizer.state_dict())
+                model.vit.blocks[1].requires_grad_(False)
+                optimizer = segmenter_optimizer(model, 0.1, layer_decay=0.5, kind=kind)
+                restore_optimizer(optimizer, state)
+            optimizer.zero_grad()
+            model.loss(images, labels).loss.backward()
+            optimizer.step()
+        results.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert torch.equal(*results)

@@ -86,7 +86,7 @@ def test_weights_that_a_step_has_ruined_are_not_saved(tmp_path, step, kept):
         return losses
 
     told = (
-        "Nothing is saved yet" if kept is None else "goes on from epoch 1, step 4, other settings"
+        "Nothing is saved yet" if kept is None else "goes on after epoch 1, step 4, other settings"
     )
     expected = rf"weights not finite after step {step} \(weight\). Try a lower .*{told}"
     with pytest.raises(ValueError, match=expected):

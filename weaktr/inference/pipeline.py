@@ -244,7 +244,7 @@ class Pipeline(Generic[Read, Result, Written]):
             self.state, len(samples), WRITTEN_A_WRITER * limits.writers
         )
         self._numbers = iter(range(len(samples)))
-        self._most_bytes = math.inf  #: of a batch: what the memory has been seen not to hold
+        self._most_bytes: float = math.inf  #: of a batch, once the memory has not held one
 
     def run(self) -> None:
         """Run all parts, and wait for them."""
@@ -331,8 +331,12 @@ class Pipeline(Generic[Read, Result, Written]):
                 self.results.put(number, result, size)
 
     def _results_of(self, batch: Sequence[tuple[int, Read]]) -> list[Result | Problem]:
-        """Of one batch; where it fails by its images, of these one by one, and where it fails by
-        the memory, of its halves."""
+        """Of one batch; where it fails by its images, of these one by one, and where the memory
+        does not suffice, of its halves."""
+        half = (len(batch) + 1) // 2
+        halves = batch[:half], batch[half:]
+        if len(batch) > 1 and _bytes_of(batch) > self._most_bytes:
+            return [result for part in halves for result in self._results_of(part)]
         try:
             return list(self.parts.compute([value for _, value in batch]))
         except (MemoryError, RuntimeError, ValueError) as error:
@@ -341,23 +345,16 @@ class Pipeline(Generic[Read, Result, Written]):
                 raise
             if len(batch) == 1:
                 return [problem_of(self.samples[batch[0][0]], error)]
-        size = 1
-        if is_too_large:
-            size = (len(batch) + 1) // 2
-            self._shrink(batch)
-        parts = [batch[start : start + size] for start in range(0, len(batch), size)]
-        return [result for part in parts for result in self._results_of(part)]
-
-    def _shrink(self, batch: Sequence[tuple[int, Read]]) -> None:
-        """Have smaller batches from now on than this one, for which the memory did not suffice."""
+        if not is_too_large:
+            return [result for one in batch for result in self._results_of([one])]
         if self._most_bytes == math.inf:
             log.warning(
                 "the memory does not hold %d photographs at a time: batches are smaller from now "
                 "on, which is slower and changes no result; a smaller batch_tokens or batch_size "
                 "saves the attempt", len(batch),
             )  # fmt: skip
-        nbytes = sum(value.nbytes for _, value in batch)
-        self._most_bytes = min(self._most_bytes, nbytes // 2)
+        self._most_bytes = max(map(_bytes_of, halves))
+        return [result for part in halves for result in self._results_of(part)]
 
     # ---- writers
 
@@ -403,6 +400,10 @@ class Pipeline(Generic[Read, Result, Written]):
             failure.__cause__ = error
             self.state.stop(failure)
             raise _Stopped from error
+
+
+def _bytes_of(batch: Sequence[tuple[int, Sized]]) -> int:
+    return sum(value.nbytes for _, value in batch)
 
 
 def _start(

@@ -38,7 +38,7 @@ from weaktr.stages.train_cam import cam_losses
 from weaktr.training.optimizers import cam_optimizer, segmenter_optimizer
 from weaktr.training.segmenter_losses import segmenter_losses
 from weaktr.training.state import STATE, random_state, restore_random_state
-from weaktr.training.workers import Speed, seconds_an_image
+from weaktr.training.workers import Speed, on_one_core, seconds_an_image
 
 log = logging.getLogger("weaktr")
 
@@ -123,7 +123,7 @@ def _of_stage1(run: Run, trains: bool) -> dict[str, float]:
         cam_train_transform(config.image_size, **asdict(train.augment)),
     )
     speed = Speed(
-        loading=_seconds(lambda: dataset[0], run.device),
+        loading=_seconds_of_loading(lambda: dataset[0], run.device),
         model=_seconds_of_an_image(step, _at_once(train), run.device),
     )
     passes_once = not reasons_against(model, train)  # and so is loaded once, by this process
@@ -180,7 +180,8 @@ def _of_stage2(run: Run, names: Collection[str]) -> dict[str, float]:
 def _seconds_of_a_crop(run: Run, model: Segmenter, sample: Sample) -> float:
     """The seconds that one core needs to load a photograph, for each of its crops.
 
-    Its pseudo label is still to be made; an empty mask is read in its place.
+    Its pseudo label is still to be made; an empty mask is read in its place. Shares of labels in
+    patches, and files of soft labels, are left out.
     """
     settings = run.train_seg
     with TemporaryDirectory() as folder:
@@ -194,9 +195,13 @@ def _seconds_of_a_crop(run: Run, model: Segmenter, sample: Sample) -> float:
             ),
             crops=settings.crops,
         )
-        return _seconds(lambda: dataset.__getitems__(range(settings.crops)), run.device) / (
-            settings.crops
-        )
+        load = partial(dataset.__getitems__, range(settings.crops))
+        return _seconds_of_loading(load, run.device) / settings.crops
+
+
+def _seconds_of_loading(load: Callable[[], object], device: torch.device) -> float:
+    with on_one_core():
+        return _seconds(load, device)
 
 
 def _seconds_of_predictions(run: Run, model: Segmenter) -> float:

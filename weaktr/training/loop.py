@@ -253,7 +253,7 @@ class TrainingLoop(Generic[M]):
     ) -> None:
         """Losses and gradients of some images, of which nothing stays.
 
-        What is compiled is used again, so it is computed just as in `learn`.
+        What is compiled is used again, so a whole part is computed just as in `learn`.
         """
         self.model.train()
         own = self.part.rows

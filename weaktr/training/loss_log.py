@@ -134,7 +134,7 @@ class LossLog:
         """What to do about numbers that are no longer finite."""
         stage, kept = self.stage, "Nothing is saved yet"
         if self.saved:
-            kept = f"The same command goes on from {self.saved}, other settings begin anew"
+            kept = f"The same command goes on after {self.saved}, other settings begin anew"
         return (
             f"Try a lower {stage}.lr, a longer warm-up, {stage}.clip_grad=1, or {stage}.amp=bf16 "
             f"or none. {kept}"

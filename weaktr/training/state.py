@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -
         ValueError, KeyError, TypeError: not the state of this optimiser.
     """
     before = [dict(group) for group in optimizer.param_groups]
+    state = _of_groups([group.get("name") for group in before], state)
     groups = [
         {**group, **{name: own[name] for name in HOW if name in own}}
         for group, own in zip(state["param_groups"], before, strict=True)
@@ -88,6 +89,20 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -
             if value.ndim and value.shape != parameter.shape:
                 shapes = f"{tuple(value.shape)} for {tuple(parameter.shape)}"
                 raise ValueError(f"optimizer: {name} of shape {shapes}")
+
+
+def _of_groups(names: Sequence[str | None], state: dict[str, Any]) -> dict[str, Any]:
+    """The state without groups that this optimiser lacks.
+
+    Older versions also trained blocks behind the last of ``seg_model.layers``, on which no loss
+    depends.
+    """
+    if None in names:
+        return state
+    groups = [group for group in state["param_groups"] if group.get("name") in names]
+    kept = {number for group in groups for number in group["params"]}
+    values = {number: own for number, own in state["state"].items() if number in kept}
+    return {**state, "param_groups": groups, "state": values}
 
 
 def _kind(value: object) -> object:

@@ -12,7 +12,8 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -168,10 +169,8 @@ def measured(
 def _loaded(dataset: SeededDataset) -> tuple[list[Any], float]:
     """Items of some samples, evenly far apart, and the median of the seconds that an item took on
     one core."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     read = getattr(dataset, "__getitems__", lambda indices: [dataset[i] for i in indices])
-    try:
+    with on_one_core():
         items: list[Any] = []
         seconds = []
         for number in range(MEASURED + 1):
@@ -181,6 +180,15 @@ def _loaded(dataset: SeededDataset) -> tuple[list[Any], float]:
             items += read(crops)
             seconds.append((time.perf_counter() - started) / dataset.crops)
         return items, statistics.median(seconds[1:])
+
+
+@contextmanager
+def on_one_core() -> Iterator[None]:
+    """Compute below with one thread, as processes that load images do."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
     finally:
         torch.set_num_threads(threads)
 
