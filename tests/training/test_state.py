@@ -61,6 +61,15 @@ def stopped(folder):
     return loop, folder / "state.pt"
 
 
+def test_a_training_goes_on_in_fp16_that_began_without(tmp_path, monkeypatch):
+    """As from a GPU that multiplies bf16, or a CPU, to one that does not."""
+    loop, _ = stopped(tmp_path)
+    scaler = torch.amp.GradScaler("cpu")
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda *_, **__: scaler)
+    again = loop_in(tmp_path)
+    assert again.step == loop.step == 2 and again.scaler.get_scale() == 2.0**16
+
+
 def test_a_whole_state_is_taken_over(tmp_path):
     loop, _ = stopped(tmp_path)
     again = loop_in(tmp_path)

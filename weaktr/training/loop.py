@@ -459,7 +459,8 @@ class TrainingLoop(Generic[M]):
             if self.average is not None:
                 load_strict(self.average, state["average"])
             restore_optimizer(self.optimizer, state["optimizer"])
-            self.scaler.load_state_dict(state["scaler"])
+            if state["scaler"]:  # else it was trained without fp16, as on another device
+                self.scaler.load_state_dict(state["scaler"])
             self.epoch, self.batch, self.step, written = position_in(
                 state, self.settings.epochs, len(self.loader)
             )
