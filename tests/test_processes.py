@@ -106,25 +106,24 @@ def test_what_a_process_tells_of_its_gpu(monkeypatch):
     assert told == ["node7 cuda 5e-9f", "node7 cuda:1 5e-9f", ""]
 
 
-def test_variables_that_do_not_fit_are_told(monkeypatch):
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"RANK": "1"}, "as torchrun sets them, got RANK='1', WORLD_SIZE='2'"),
+        (
+            {"RANK": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"},
+            "expected RANK from 0 to WORLD_SIZE - 1, got RANK='2'",
+        ),
+    ],
+)
+def test_variables_that_do_not_fit_are_told(monkeypatch, given, told):
     for name in processes.LAUNCHER:
         monkeypatch.delenv(name, raising=False)
     with processes.together():  # no launcher
         assert processes.count() == 1
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "1")
-    with (
-        pytest.raises(ValueError, match="as torchrun sets them, got RANK='1', WORLD_SIZE='2'"),
-        processes.together(),
-    ):
-        pass
-    monkeypatch.setenv("RANK", "2")
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setenv("MASTER_PORT", "1")
-    with (
-        pytest.raises(ValueError, match="expected RANK from 0 to WORLD_SIZE - 1, got RANK='2'"),
-        processes.together(),
-    ):
+    for name, value in ({"WORLD_SIZE": "2"} | given).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=told), processes.together():
         pass
 
 

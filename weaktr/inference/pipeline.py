@@ -350,8 +350,8 @@ class Pipeline(Generic[Read, Result, Written]):
         if self._most_bytes == math.inf:
             log.warning(
                 "the memory does not hold %d photographs at a time: batches are smaller from now "
-                "on, which is slower and changes no result; a smaller batch_tokens or batch_size "
-                "saves the attempt", len(batch),
+                "on, which is slower and changes no result; a smaller batch_tokens, batch_size or "
+                "window_batch saves the attempt", len(batch),
             )  # fmt: skip
         self._most_bytes = max(map(_bytes_of, halves))
         return [result for part in halves for result in self._results_of(part)]

@@ -163,7 +163,6 @@ class TrainingLoop(Generic[M]):
         self.losses = LossLog(folder, self.stage, loader, recipe.log_steps, beside, watch)
         self._agreement = processes.Agreement()
         self._saved_at = time.monotonic()
-        self._saved = ""  #: what the last checkpoint is of, in words
         self._resume()
         batches = self.steps_per_epoch * settings.accumulate
         self.pace = Pace(self.stage, settings.epochs, batches)
@@ -202,7 +201,7 @@ class TrainingLoop(Generic[M]):
                     self._choose_workers(losses_of, shared)
                 return self._train(losses_of, shared, validate)
         except Stopped as stopped:  # while nothing was trained, as in a validation
-            raise Stopped(stopped.number, self._saved) from stopped
+            raise Stopped(stopped.number, self._saved_in_words()) from stopped
 
     def _choose_workers(self, losses_of: LossesOf, shared: DistributedDataParallel | None) -> None:
         """Settle how many processes load images, where that is left to a measurement."""
@@ -328,7 +327,7 @@ class TrainingLoop(Generic[M]):
         self.losses.close()
         processes.wait_for_all()  # none ends before the state is written
         held.number = 0
-        raise Stopped(number, self._saved)
+        raise Stopped(number, self._saved_in_words())
 
     def _end_epoch(self) -> None:
         """Save after an epoch, and log a line."""
@@ -429,8 +428,12 @@ class TrainingLoop(Generic[M]):
     def _note_saved(self) -> None:
         """Remember, for what is said at an end, what the checkpoint is of."""
         epoch = self.epoch if self.batch == 0 and self.step else self.epoch + 1
-        self._saved = f"{self.stage}: epoch {epoch}, step {self.step} is saved"
         self.losses.saved = f"epoch {epoch}, step {self.step}"
+
+    def _saved_in_words(self) -> str:
+        """What the checkpoint is of; "" where there is none."""
+        saved = self.losses.saved
+        return f"{self.stage}: {saved} is saved" if saved else ""
 
     def _require_finite_weights(self) -> None:
         """Raise `ValueError` where a step has ruined the model, whose loss may still be finite."""
