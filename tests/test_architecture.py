@@ -122,6 +122,37 @@ def test_imports_are_read_wherever_they_stand(source, files):
     assert imports_of(source) == files
 
 
+# ---- tensors -------------------------------------------------------------------------------------
+
+#: What makes a tensor of torch's default type and on its default device unless it is told others;
+#: those whose type is that of their whole numbers.
+FLOATS, INTEGERS = {"empty", "eye", "full", "linspace", "ones", "rand", "zeros"}, {"arange"}
+
+
+def untold(source: str) -> set[str]:
+    """The calls in a source text that leave type or device to the program around us."""
+    calls = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("torch."):
+            name = ast.unparse(node.func).removeprefix("torch.")
+            told = {keyword.arg for keyword in node.keywords}
+            if (name in FLOATS and not {"dtype", "device"} <= told) or (
+                name in INTEGERS | {"tensor"} and "device" not in told
+            ):
+                calls.add(ast.unparse(node))
+    return calls
+
+
+def test_ops_say_the_type_and_the_device_of_their_tensors():
+    """A kernel that writes float32 would fill a float64 tensor with nonsense."""
+    files = [file for file in source_files() if layer_of(file) in ("ops", "kernels", "pydensecrf")]
+    assert len(files) > 40
+    assert not {(file, call) for file in files for call in untold((ROOT / file).read_text())}
+    assert untold("x = torch.zeros(3, device=d)\ny = torch.arange(3)\nz = torch.stack([x])") == {
+        "torch.zeros(3, device=d)", "torch.arange(3)"
+    }  # fmt: skip
+
+
 # ---- paths and names in the pages ---------------------------------------------------------------
 
 FOLDERS = "weaktr|kernels|csrc|tests|bench|configs|docs"

@@ -6,10 +6,13 @@ import json
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import weaktr
@@ -136,6 +139,67 @@ def test_predict_is_the_command(run, photos, segmenter, tmp_path, crf):
         expected = masks.read(name)
         for image in (photos / f"{name}.png", pixels(photos, name)):
             np.testing.assert_array_equal(segmenter.predict(image, settings), expected)
+
+
+@contextmanager
+def default_type(dtype):
+    """A program that has set torch's default type."""
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+        assert torch.get_default_dtype() == dtype  # as it was
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+SWITCHES = {
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "inference mode": torch.inference_mode,
+    "float64": lambda: default_type(torch.float64),
+    "float16": lambda: default_type(torch.float16),
+    "device": lambda: torch.device("meta"),
+}
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_what_the_program_has_told_torch_changes_nothing(run, photos, switch):
+    """Also for refiners that multiply matrices."""
+    stage1, stage2 = (run / stage / "model.safetensors" for stage in ("train_cam", "train_seg"))
+    crf = PredictConfig(short_side=32, window=32, stride=16, crf="voc_seg")
+    propagation = LabelConfig(refiners=("propagation", "crf"))
+    image = pixels(photos, "large")
+
+    def results():
+        cam_model, segmenter = (weaktr.load(file, device="cpu") for file in (stage1, stage2))
+        return (
+            cam_model.cams(image, ["red", "green"]),
+            cam_model.label(image, ["red", "green"]),
+            cam_model.label(image, ["red", "green"], propagation),
+            segmenter.predict(image, crf),
+        )
+
+    expected = results()
+    with SWITCHES[switch]():
+        got = results()
+    for own, other in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(own, other)
+
+
+def test_threads_with_other_settings_do_not_meet(photos, cam_model, segmenter):
+    image = pixels(photos, "large")
+    scales = [LabelConfig(scales=(scale,)) for scale in (1.0, 2.0)]
+    ratios = [PredictConfig(short_side=32, window=32, stride=16, ratios=(r,)) for r in (1.0, 2.0)]
+
+    def results(index):
+        own = cam_model.cams(image, ["red"], scales[index % 2])
+        return own, segmenter.predict(image, ratios[index % 2])
+
+    expected = [results(index) for index in (0, 1)]
+    assert not np.array_equal(expected[0][0], expected[1][0])
+    with ThreadPoolExecutor(4) as pool:
+        for index, got in enumerate(pool.map(results, range(24))):
+            for own, other in zip(got, expected[index % 2], strict=True):
+                np.testing.assert_array_equal(own, other)
 
 
 def test_views_of_arrays(photos, segmenter):

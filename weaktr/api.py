@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
+import torch
 
 from weaktr.config import LabelConfig, PredictConfig, Recipe
 from weaktr.data import Sample, read_rgb
@@ -39,6 +40,7 @@ from weaktr.stages.folders import Masks, Task, labelled, predicted
 from weaktr.stages.masked import masked_in
 from weaktr.stages.pipeline import run_recipe
 from weaktr.stages.run import MODEL
+from weaktr.switches import own_switches
 
 S = TypeVar("S", LabelConfig, PredictConfig)
 #: uint8 [H, W, 3] RGB, or the path of an image file.
@@ -50,6 +52,9 @@ Labels = Sequence[str | int]
 def load(path: str | Path, device: str = "auto") -> Model:
     """Read a checkpoint of either stage.
 
+    Where there is a GPU, cuDNN's convolutions keep float32 in this process from then on, unless
+    matrix products may take TF32.
+
     Args:
         path: ``model.safetensors``.
         device: "auto" = CUDA if there is one, else the CPU; or a name of torch's.
@@ -58,7 +63,8 @@ def load(path: str | Path, device: str = "auto") -> Model:
         FileNotFoundError: no such file.
         ValueError: not a checkpoint of weaktr, or no such device.
     """
-    module, description = checkpoints.load(path, choose_device(device))
+    with own_switches():
+        module, description = checkpoints.load(path, choose_device(device))
     file = checkpoints.weights_file(path)
     own: Carried[Any]
     if isinstance(module, Segmenter):
@@ -103,7 +109,7 @@ def train(
     else:
         recipe = load_recipe(recipe, settings)
     folder = Path("runs") / recipe.name if run is None else Path(run)
-    with shown_log():
+    with own_switches(), shown_log():
         run_recipe(recipe, folder)
         if report:
             report_at_the_end(folder)
@@ -147,7 +153,8 @@ def label(
         ValueError: something does not fit; nothing has been written.
     """
     task = _task(model, photos, out, settings, device, emit=tuple(emit), exif=exif)
-    with shown_log(), labelled(task, None if labels is None else Path(labels)) as masks:
+    file = None if labels is None else Path(labels)
+    with own_switches(), shown_log(), labelled(task, file) as masks:
         return masks
 
 
@@ -176,7 +183,8 @@ def predict(
         ValueError: something does not fit; nothing has been written.
     """
     task = _task(model, photos, out, settings, device, exif=exif)
-    with shown_log(), predicted(task, None if names is None else Path(names)) as masks:
+    file = None if names is None else Path(names)
+    with own_switches(), shown_log(), predicted(task, file) as masks:
         return masks
 
 
@@ -197,7 +205,7 @@ def _task(
     if isinstance(model, Model):
         if model.file is None:
             raise ValueError("model: expected one that weaktr.load has read, or its file's path")
-        source, device = model.file, str(next(model.module.parameters()).device)
+        source, device = model.file, str(model._device)
     if not isinstance(source, (str, Path)):
         raise ValueError(f"model: expected a checkpoint's path or a Model, got {model!r}")
     if not isinstance(settings, (str, LabelConfig, PredictConfig)):
@@ -382,13 +390,20 @@ class Model:
                 f"predict: a model of stage 1 must be told what is shown; use label{hint}"
             )
         settings = self._of_call(PredictConfig, settings)
-        if self._predictor is None or self._predictor.settings != settings:
-            self._predictor = Predictor(self.module, settings)
         photograph = reduced(self._pixels(image), settings.max_side)
         sample = Sample("image", Path(), None, None, "")
-        inputs = seg_inputs(sample, photograph, settings, self._predictor.device)
-        (result,) = self._predictor.label_maps([inputs])
-        return Mask(result.mask(), self._photograph(image), self.classes)
+        with own_switches(self._device):
+            predictor = self._predictor
+            if predictor is None or predictor.settings != settings:
+                predictor = self._predictor = Predictor(self.module, settings)
+            inputs = seg_inputs(sample, photograph, settings, predictor.device)
+            (result,) = predictor.label_maps([inputs])
+            mask = result.mask()
+        return Mask(mask, self._photograph(image), self.classes)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.module.parameters()).device
 
     def _of_call(self, kind: type[S], settings: S | None) -> S:
         """The settings of a call, else the model's own."""
@@ -426,12 +441,14 @@ class Model:
         refiners = choose_refiners(settings)
         if settings.threshold == "search_on_masks":
             raise ValueError("threshold: 'search_on_masks' is for recipes; give a number, or auto")
-        if self._source is None or self._source.settings != settings:
-            features = uses_features(settings, refiners)
-            self._source = cams_of(self.module, settings, with_features=features)
         sample = Sample("image", Path(), tuple(sorted(set(indices))), None, "")
-        inputs = self._source.inputs(sample, reduced(pixels, settings.max_side))
-        (result,) = label_maps(self._source, [inputs], settings.threshold, refiners, emit=("cam",))
+        with own_switches(self._device):
+            source = self._source
+            if source is None or source.settings != settings:
+                features = uses_features(settings, refiners)
+                source = self._source = cams_of(self.module, settings, with_features=features)
+            inputs = source.inputs(sample, reduced(pixels, settings.max_side))
+            (result,) = label_maps(source, [inputs], settings.threshold, refiners, emit=("cam",))
         return result
 
     def _class_indices(self, labels: Labels) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import torch
@@ -45,13 +45,14 @@ class Tile(NamedTuple):
 
 def _axis(logits: int, pixels: int, dtype: torch.dtype) -> Axis:
     """The positions of PyTorch's bilinear interpolation, as exact as there."""
-    ratio = torch.tensor(logits / pixels, dtype=dtype)
-    position = (torch.arange(pixels, dtype=dtype) + 0.5) * ratio - 0.5
+    arange = partial(torch.arange, dtype=dtype, device="cpu")
+    ratio = torch.tensor(logits / pixels, dtype=dtype, device="cpu")
+    position = (arange(pixels) + 0.5) * ratio - 0.5
     cell = (position.floor() + 1).clamp_(0, logits)
     fraction = position - (cell - 1)
     fraction[cell == 0] = 1  # before the first logit, and behind the last: that logit alone
     fraction[cell == logits] = 0
-    first = torch.searchsorted(cell, torch.arange(logits + 2, dtype=dtype))
+    first = torch.searchsorted(cell, arange(logits + 2))
     return Axis(first.int(), fraction, int(first.diff().max()))
 
 

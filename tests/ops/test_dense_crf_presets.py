@@ -30,6 +30,31 @@ def test_one_image():
                                     backend="torch"))  # fmt: skip
 
 
+@pytest.mark.parametrize("way", ["auto", "torch"])
+@pytest.mark.parametrize("switch", ["float64", "float16", "meta", "autocast"])
+def test_what_the_program_has_told_torch_changes_nothing(way, switch):
+    def results():
+        return (
+            CRF(IMAGE, UNARY, backend=way),
+            CRF.refine_labels(IMAGE, LABELS, 3, zero_unsure=True, backend=way),
+            CRF.refine_probabilities(IMAGE, np.exp(-UNARY), backend=way),
+        )
+
+    expected = results()
+    if switch.startswith("float"):
+        torch.set_default_dtype(getattr(torch, switch))
+    try:
+        with (
+            torch.device("meta" if switch == "meta" else "cpu"),
+            torch.autocast("cpu", torch.bfloat16, enabled=switch == "autocast"),
+        ):
+            got = results()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for own, other in zip(got, expected, strict=True):
+        assert np.array_equal(own, other)
+
+
 def test_lists_and_batches():
     small = IMAGE[:4, :5], UNARY[:2, :4, :5]
     listed = CRF([IMAGE, small[0]], [UNARY, small[1]])

@@ -38,7 +38,7 @@ class Download:
         """Start the copy of some maps of one dtype."""
         maps = [self._maps[index] for index in indices]
         flat = torch.cat([one.flatten() for one in maps])
-        host = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True)
+        host = torch.empty(flat.shape, dtype=flat.dtype, device="cpu", pin_memory=True)
         host.copy_(flat, non_blocking=True)
         parts = host.split([one.numel() for one in maps])
         for index, part, one in zip(indices, parts, maps, strict=True):

@@ -154,7 +154,8 @@ def with_least_shares(likely: Tensor, photograph: Tensor, least: Tensor) -> Tens
         [P, L], sums to 1.
     """
     least = least / least.sum(1, keepdim=True).clamp_min(1)
-    count = torch.bincount(photograph, minlength=len(least)).clamp_min(1)[:, None]
+    ones = torch.ones_like(likely[:, 0])  # `bincount` would wait for the device
+    count = torch.zeros_like(least[:, 0]).index_add_(0, photograph, ones).clamp_min(1)[:, None]
     for _ in range(SHARE_ROUNDS):
         mean = torch.zeros_like(least).index_add_(0, photograph, likely) / count
         factor = (least / mean.clamp_min(1e-6)).clamp(1, MOST_FACTOR)

@@ -39,4 +39,5 @@ def _kept_table(
 
 
 def _table(rows: tuple[tuple[int, ...], ...], width: int, device: torch.device) -> Tensor:
-    return upload(torch.tensor(rows, dtype=torch.int64).view(len(rows), width), device)
+    table = torch.tensor(rows, dtype=torch.int64, device="cpu")
+    return upload(table.view(len(rows), width), device)

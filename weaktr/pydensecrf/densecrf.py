@@ -196,7 +196,8 @@ class DenseCRF:
     def _problem(self) -> Problem:
         energies = self._energies
         if energies is None:
-            energies = torch.zeros(self._num_labels, *self._shape)
+            shape = (self._num_labels, *self._shape)
+            energies = torch.zeros(shape, dtype=torch.float32, device="cpu")
         return Problem(self._shape, self._image, energies, self._kernels)
 
     # ---- inference --------------------------------------------------------------------------

@@ -67,7 +67,7 @@ class Packing(NamedTuple):
 
 def packing_of(lengths: Sequence[int], device: torch.device) -> Packing:
     """`Packing` of images with so many tokens."""
-    starts = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+    starts = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device="cpu")
     return Packing(list(lengths), upload(starts, device))
 
 

@@ -182,7 +182,7 @@ def bands(source: int, output: int, step: int, dtype: torch.dtype) -> list[Band]
     parts = [slice(start, min(start + step, output)) for start in range(0, output, step)]
     if source == output:
         return [Band(part, part, None) for part in parts]
-    basis = torch.eye(source, dtype=dtype)[None]
+    basis = torch.eye(source, dtype=dtype, device="cpu")[None]
     weights = F.interpolate(basis, output, mode="linear", align_corners=False)[0].T
     cut = []
     for part in parts:

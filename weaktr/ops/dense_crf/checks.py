@@ -357,10 +357,12 @@ def checked_compat(name: str, compat: Compat) -> Tensor:
     Raises:
         ValueError: no numbers, or numbers that are not finite.
     """
-    numbers = compat.detach() if isinstance(compat, Tensor) else _numbers(compat)
-    if numbers is None:
+    if isinstance(compat, Tensor):
+        matrix = compat.detach().float()
+    elif (numbers := _numbers(compat)) is not None:
+        matrix = torch.from_numpy(numbers).float()
+    else:
         raise ValueError(f"{name}: expected compat as numbers, got {compat!r}")
-    matrix = torch.as_tensor(numbers).float()
     if not matrix.isfinite().all():
         raise ValueError(f"{name}: expected a finite compat, got {compat!r}")
     return matrix

@@ -105,10 +105,11 @@ def _parts(sizes: Sequence[int], limit: int) -> Iterator[slice]:
 
 def _empty_outputs(problem: Problem, output: Output) -> dict[str, Tensor]:
     """Where the results go, in the order in which they are returned."""
-    shape, device = problem.shape, problem.device
+    shape = problem.shape
+    floats = partial(torch.empty, dtype=torch.float32, device=problem.device)
     if output == "marginals":
-        return {"marginals": torch.empty(problem.num_labels, *shape, device=device)}
-    maps = {"argmax": torch.empty(shape, dtype=torch.uint8, device=device)}
+        return {"marginals": floats((problem.num_labels, *shape))}
+    maps = {"argmax": torch.empty(shape, dtype=torch.uint8, device=problem.device)}
     if output == "labels+confidence":
-        maps["confidence"] = torch.empty(shape, device=device)
+        maps["confidence"] = floats(shape)
     return maps

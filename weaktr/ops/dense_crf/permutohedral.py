@@ -167,7 +167,7 @@ def _embed(features: Tensor) -> Tensor:
 
 def _float32(value: float) -> float:
     """`value` rounded to float32."""
-    return torch.tensor(value, dtype=torch.float32).item()
+    return torch.tensor(value, dtype=torch.float32, device="cpu").item()
 
 
 def _descending_ranks(x: Tensor) -> Tensor:
@@ -263,7 +263,7 @@ def _neighbours(keys: Tensor, steps: list[int]) -> tuple[Tensor, Tensor]:
     """Blur tables (`Lattice.blur_vertices`, `Lattice.blur_weights`) of ascending keys [V]."""
     own = torch.arange(len(keys), device=keys.device)
     vertices = own[None, :, None].repeat(len(steps), 1, 3)
-    weights = torch.zeros(vertices.shape, device=keys.device)
+    weights = torch.zeros(vertices.shape, dtype=torch.float32, device=keys.device)
     weights[..., 0] = 1.0
     for axis, step in enumerate(steps):
         wanted = keys + step

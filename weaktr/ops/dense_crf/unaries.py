@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import torch
@@ -91,9 +92,10 @@ def label_table(n_labels: int, gt_prob: float, zero_unsure: bool) -> Tensor:
     if not 0 < gt_prob < 1:
         raise ValueError(f"gt_prob: expected a probability in (0, 1), got {gt_prob}")
     others = -math.log((1 - gt_prob) / max(n_labels - 1, 1))
-    table = torch.full((int(n_labels), int(n_labels)), others).fill_diagonal_(-math.log(gt_prob))
+    full = partial(torch.full, dtype=torch.float32, device="cpu")
+    table = full((int(n_labels), int(n_labels)), others).fill_diagonal_(-math.log(gt_prob))
     if zero_unsure:
-        unknown = torch.full((1, int(n_labels)), math.log(n_labels))
+        unknown = full((1, int(n_labels)), math.log(n_labels))
         table = torch.cat([unknown, table])
     return table
 
