@@ -45,13 +45,21 @@ def test_the_memory_has_a_bound(tmp_path):
     cache = ArrayCache(None, memory_mb=2.5 * SIZE / MIB)
     for number, key in enumerate(KEYS):
         cache.put(key, arrays(number))
+        assert cache.is_full == (number >= 2)
+        assert cache.is_in_memory(key) == (number < 2)
     assert cache.memory_bytes == 2 * SIZE
     assert [cache.get(key) is not None for key in KEYS] == [True] * 2 + [False] * 6
     on_disk = ArrayCache(tmp_path, memory_mb=0)
     for number, key in enumerate(KEYS):
         on_disk.put(key, arrays(number))
     assert all(same(on_disk.get(key), arrays(i)) for i, key in enumerate(KEYS))
-    assert on_disk.memory_bytes == 0
+    assert on_disk.memory_bytes == 0 and not on_disk.is_full
+    small = ArrayCache(
+        tmp_path / "small", memory_mb=0, disk_gb=1.5 * folder_bytes(tmp_path) / 8 / GIB
+    )
+    for number, key in enumerate(KEYS[:3]):
+        small.put(key, arrays(number))
+        assert small.is_full == (number >= 1)
 
 
 def folder_bytes(folder):

@@ -16,7 +16,8 @@ from tests.models.small import patch_model
 from tests.models.test_families import FAMILIES, TINY
 from weaktr.config import CamModelConfig, LabelConfig, PatchesConfig
 from weaktr.data import Sample
-from weaktr.data.array_cache import ArrayCache
+from weaktr.data.array_cache import MIB, ArrayCache
+from weaktr.inference import encoded
 from weaktr.inference.cams import Cams
 from weaktr.inference.features import FeatureStore
 from weaktr.inference.labels import FACTORS, label_maps, labels_from_cams, scores_from_odds
@@ -26,6 +27,15 @@ from weaktr.models import PatchModel, checkpoints
 from weaktr.refine import choose_refiners
 
 ONE_VIEW = LabelConfig(scales=(1.0,), flip=False, threshold=0.5, crf=None)
+
+
+def count_features(monkeypatch, encoder):
+    """The list to which every photograph is added whose features are computed."""
+    computed, features = [], encoder.features
+    monkeypatch.setattr(
+        encoder, "features", lambda batch: computed.extend(batch) or features(batch)
+    )
+    return computed
 
 
 @pytest.fixture
@@ -115,11 +125,37 @@ def test_features_from_the_cache_give_the_same(model, samples, tmp_path, monkeyp
     passes = count_passes(monkeypatch, encoder)
     store = FeatureStore(encoder, ArrayCache(tmp_path / "cache"))
     cached = CamsOfPatches(model, settings, cache=store)
+    cached.fill_cache(samples[1:])
+    cached.fill_cache(samples)
+    assert len(passes) == 2 * len(samples)
+    computed = count_features(monkeypatch, cached.encoder)
     for _ in range(2):
         batch = [cached.read(sample) for sample in samples]
         for cams, own in zip(cached.cams(batch), expected, strict=True):
             assert torch.equal(cams.maps, own.maps)
-    assert len(passes) == 2 * len(samples)
+    assert len(passes) == 2 * len(samples) and not computed
+
+
+def test_what_the_cache_has_no_room_for_is_computed_in_the_batch(model, samples, monkeypatch):
+    """Not photograph by photograph by those who read; filling ends where there is no room."""
+    plain = CamsOfPatches(model, ONE_VIEW)
+    expected = plain.cams([plain.read(sample) for sample in samples])
+    encoder = encoder_of(model)
+    one = encoder.features([encoder.read(samples[1], plain.views[0])])[0]
+    size = sum(part.nbytes for part in (one.patches, one.token, *one.layers))
+    monkeypatch.setattr(encoded, "CHUNK", 1)
+    store = FeatureStore(encoder, ArrayCache(memory_mb=1.5 * size / MIB))
+    cached = CamsOfPatches(model, ONE_VIEW, cache=store)
+    passes = count_passes(monkeypatch, encoder)
+    cached.fill_cache([samples[1], samples[0], samples[2]])
+    assert len(passes) == 2  # one that is kept, one that is not
+    monkeypatch.setattr(encoder, "encode", lambda _: pytest.fail("a pass of its own"))
+    batch = [cached.read(sample) for sample in samples]
+    assert [one.parts[0].dtype for one in batch] == [torch.uint8, torch.float16, torch.uint8]
+    computed = count_features(monkeypatch, encoder)
+    for cams, own in zip(cached.cams(batch), expected, strict=True):
+        assert torch.equal(cams.maps, own.maps)
+    assert len(computed) == 2
 
 
 def test_the_cache_belongs_to_backbone_and_layers_alone(model):

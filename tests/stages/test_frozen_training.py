@@ -23,6 +23,7 @@ from weaktr.config import BackboneConfig, CacheConfig, CamAugment, TrainCamConfi
 from weaktr.data import DataError, Sample
 from weaktr.data.datasets import CamDataset, EncodedCamDataset, tv_image
 from weaktr.data.transforms import Crop
+from weaktr.inference.encoded import EncodedPhotographs
 from weaktr.inference.head_inputs import (
     CropInputs,
     HeadInputsEncoder,
@@ -154,12 +155,20 @@ def test_a_run_keeps_them_beside_its_stages(root, tmp_path, passes):
     assert len(passes) == 52 and not (tmp_path / "a" / "features").exists()
 
 
-def test_without_room_photographs_pass_each_time(root, tmp_path, passes):
+def test_without_room_photographs_pass_each_time(root, tmp_path, passes, monkeypatch):
     recipe = frozen(root, epochs=2)
     no_room = replace(recipe, cache=CacheConfig(memory_mb=0, disk_gb=0))
     expected, _ = trained(recipe, tmp_path / "a" / "train_cam")
+    batches, compute = [], EncodedPhotographs._compute
+
+    def counted(store, samples, *arguments):
+        batches.append(len(samples))
+        return compute(store, samples, *arguments)
+
+    monkeypatch.setattr(EncodedPhotographs, "_compute", counted)
     weights, _ = trained(no_room, tmp_path / "b" / "train_cam")
     assert len(passes) == 26 + 26 + 2 * 12 and not (tmp_path / "b" / "features").exists()
+    assert batches == [13, 13] + [4] * 6  # a batch of the training at once
     for name, value in expected.items():
         assert torch.equal(weights[name], value), name
 
@@ -178,7 +187,10 @@ def test_crops_are_those_of_the_training_transform(tmp_path, size, flip):
     encoded = EncodedCamDataset(
         manifest,
         lambda size: Crop.draw(size, (1.0, 1.0), (1.0, 1.0), flip),
-        lambda sample, crop: [crop.of(tv_image(sample), 16), torch.tensor(crop.flipped)],
+        lambda crops: [
+            [crop.of(tv_image(sample), 16), torch.tensor(crop.flipped)]
+            for sample, crop in crops.items()
+        ],
         seed=3,
     )
     mean, std = data.IMAGENET

@@ -73,6 +73,8 @@ class ArrayCache:
         self._disk_bytes, self._uncounted = 0, COUNT_EVERY
         self._takes_files = folder is not None
         self._lock = threading.Lock()
+        #: whether an entry has found no room, neither in memory nor in a file
+        self.is_full = False
         if folder is not None:
             with suppress(OSError):
                 clear_abandoned(folder)
@@ -86,6 +88,10 @@ class ArrayCache:
         """Whether there is an entry, as far as is known without reading its file."""
         return key in self._memory or (self.folder is not None and self._path(key).is_file())
 
+    def is_in_memory(self, key: str) -> bool:
+        """Whether `get` reads no file."""
+        return key in self._memory
+
     def get(self, key: str) -> Arrays | None:
         """The arrays of an entry, which are not to be written to; None = there is none."""
         arrays = self._memory.get(key)
@@ -97,21 +103,28 @@ class ArrayCache:
 
     def put(self, key: str, arrays: Arrays) -> None:
         """Keep the arrays of an entry where there is room: in memory, and in a file."""
-        self._keep(key, arrays)
-        if not self._takes_files:
-            return
+        is_kept = self._keep(key, arrays)
+        if self._takes_files:
+            is_kept |= self._write(key, arrays)
+        self.is_full |= not is_kept
+
+    def _write(self, key: str, arrays: Arrays) -> bool:
+        """Keep the arrays in a file, where there is room; whether there was."""
         buffer = io.BytesIO()
         np.savez(buffer, **{**arrays, KEY: np.frombuffer(key.encode(), np.uint8)})  # type: ignore[arg-type] # numpy's own stub
         content = sealed_zip(buffer.getvalue())
         try:
-            if self._has_room(key, len(content)):
+            has_room = self._has_room(key, len(content))
+            if has_room:
                 write_bytes(self._path(key), content, durable=False)
+            return has_room
         except OSError as error:
             self._takes_files = False
             log.warning(
                 "%s: takes no further files (%s); what does not fit memory_mb is computed again "
                 "each time", self.folder, error.strerror or error,
             )  # fmt: skip
+            return False
 
     def forget(self) -> None:
         """Let go of what is in the memory; files stay."""
@@ -123,13 +136,14 @@ class ArrayCache:
         assert self.folder is not None
         return self.folder / f"{key}.npz"
 
-    def _keep(self, key: str, arrays: Arrays) -> None:
-        """Keep the arrays in memory, where there is room."""
+    def _keep(self, key: str, arrays: Arrays) -> bool:
+        """Keep the arrays in memory, where there is room; whether they are there."""
         size = sum(array.nbytes for array in arrays.values())
         with self._lock:
             if key not in self._memory and self._memory_bytes + size <= self._limits[0]:
                 self._memory[key] = arrays
                 self._memory_bytes += size
+            return key in self._memory
 
     def _read(self, key: str) -> Arrays | None:
         """The arrays in the file of a key; None where it is missing or not what was written."""

@@ -116,7 +116,7 @@ class EncodedCamDataset(SeededDataset):
     Args:
         manifest: see `CamDataset`.
         draw: size (H, W) of a photograph -> a crop, by torch's random numbers.
-        encoded: a sample and a crop of it -> tensors.
+        encoded: samples and a crop of each -> tensors of each.
         seed: of the random numbers.
 
     Raises:
@@ -127,7 +127,7 @@ class EncodedCamDataset(SeededDataset):
         self,
         manifest: Manifest,
         draw: Callable[[tuple[int, int]], Crop],
-        encoded: Callable[[Sample, Crop], Sequence[torch.Tensor]],
+        encoded: Callable[[Mapping[Sample, Crop]], Sequence[Sequence[torch.Tensor]]],
         *,
         seed: int = 0,
     ) -> None:
@@ -148,9 +148,16 @@ class EncodedCamDataset(SeededDataset):
         Raises:
             DataError: the photograph is missing or corrupt.
         """
-        sample = self.samples[index]
-        tensors = self._encoded(sample, self.crop(index))
-        return *tensors, multi_hot(sample.labels or (), self.num_classes)
+        (item,) = self.__getitems__([index])
+        return item
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[torch.Tensor, ...]]:
+        """The items of a batch, for which `encoded` is called once; torch's loader asks for it."""
+        crops = {self.samples[index]: self.crop(index) for index in indices}
+        return [
+            (*tensors, multi_hot(sample.labels or (), self.num_classes))
+            for sample, tensors in zip(crops, self._encoded(crops), strict=True)
+        ]
 
 
 def _require_labels(manifest: Manifest) -> None:

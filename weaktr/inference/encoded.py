@@ -24,8 +24,8 @@ from weaktr.inference.pipeline import Parts, Sized, limits_for, run_pipeline
 from weaktr.inference.transfer import Download
 from weaktr.progress import Meter
 
-#: Photographs that are looked for, computed and handed out together.
-CHUNK = 64
+#: Photographs that are computed and handed out together; on a GPU more, which waits between them.
+CHUNK, GPU_CHUNK = 64, 512
 
 V = TypeVar("V")
 Seen_contra = TypeVar("Seen_contra", contravariant=True)
@@ -128,34 +128,63 @@ class EncodedPhotographs(Generic[V, Read]):
 
         Photographs that cannot be read are left out, and noted in `left_out`.
         """
-        find = partial(self._try_key, view_of)
-        keys = dict(zip((s.name for s in samples), ordered_map(find, samples), strict=True))
+        keys = self._keys(samples, view_of)
         missing = sum(key is not None and key not in self.cache for key in keys.values())
         with ExitStack() as stack:
             meter = None
             if missing:
                 done = len(samples) - missing
                 meter = stack.enter_context(Meter(self.title, len(samples), done=done))
-            for start in range(0, len(samples), CHUNK):
-                chunk = samples[start : start + CHUNK]
-                yield from self._chunk(chunk, keys, view_of, meter)
+            for chunk in self._chunks(samples):
+                values = self._values(chunk, keys, view_of, meter)
+                for sample in chunk:
+                    value = values.pop(sample.name, None)
+                    if isinstance(value, Problem):
+                        self.left_out[sample.name] = value
+                    elif value is not None:
+                        self.left_out.pop(sample.name, None)
+                        yield sample, value
         self.contents.save()
 
-    def arrays(self, sample: Sample, view: V) -> Arrays:
-        """The arrays of one sample; usable in threads.
+    def fill(self, samples: Sequence[Sample], view_of: Callable[[Sample], V]) -> None:
+        """Compute what the cache lacks of samples, until it takes no more.
+
+        Photographs that cannot be read are passed over.
+        """
+        keys = self._keys(samples, view_of)
+        missing = [
+            s for s in samples if (key := keys[s.name]) is not None and key not in self.cache
+        ]
+        if not missing:
+            return
+        with Meter(self.title, len(missing)) as meter:
+            for chunk in self._chunks(missing):
+                if self.cache.is_full:
+                    break
+                own = {sample.name: key for sample in chunk if (key := keys[sample.name])}
+                self._compute(chunk, own, view_of, meter)
+        self.contents.save()
+
+    def arrays(self, samples: Sequence[Sample], view_of: Callable[[Sample], V]) -> list[Arrays]:
+        """The arrays of a few samples, those that are missing computed together; for threads, too.
 
         Raises:
-            DataError: the photograph cannot be read, or does not fit the memory.
+            DataError: a photograph cannot be read, or does not fit the memory.
         """
-        key = self.key(sample, view)
-        arrays = self.cache.get(key)
-        if arrays is None:
-            with self._computing:
-                value = self._compute([sample], {sample.name: key}, lambda _: view)[sample.name]
-            if isinstance(value, Problem):
-                raise DataError(value)
-            arrays = value
-        return arrays
+        keys = {sample.name: self.key(sample, view_of(sample)) for sample in samples}
+        values = self._values(samples, keys, view_of)
+        problems = [value for value in values.values() if isinstance(value, Problem)]
+        if problems:
+            raise DataError(problems)
+        return [value for s in samples if not isinstance(value := values[s.name], Problem)]
+
+    def find(self, sample: Sample, view: V) -> Arrays | None:
+        """The arrays of a sample if the cache has them; for threads, too.
+
+        Raises:
+            DataError: the photograph cannot be read.
+        """
+        return self.cache.get(self.key(sample, view))
 
     def key(self, sample: Sample, view: V) -> str:
         """Under which the cache has the arrays of a sample.
@@ -180,28 +209,38 @@ class EncodedPhotographs(Generic[V, Read]):
             self.left_out[sample.name] = error.problems[0]
             return None
 
-    def _chunk(
+    def _keys(
+        self, samples: Sequence[Sample], view_of: Callable[[Sample], V]
+    ) -> dict[str, str | None]:
+        """The names of samples -> `_try_key`."""
+        find = partial(self._try_key, view_of)
+        return dict(zip((s.name for s in samples), ordered_map(find, samples), strict=True))
+
+    def _chunks(self, samples: Sequence[Sample]) -> Iterator[Sequence[Sample]]:
+        size = CHUNK if self.encoder.device.type == "cpu" else GPU_CHUNK
+        return (samples[start : start + size] for start in range(0, len(samples), size))
+
+    def _values(
         self,
-        chunk: Sequence[Sample],
+        samples: Sequence[Sample],
         keys: Mapping[str, str | None],
         view_of: Callable[[Sample], V],
-        meter: Meter | None,
-    ) -> Iterator[tuple[Sample, Arrays]]:
-        """`arrays_of` for a few samples."""
-        own = {sample.name: key for sample in chunk if (key := keys[sample.name]) is not None}
+        meter: Meter | None = None,
+    ) -> dict[str, Arrays | Problem]:
+        """The arrays of samples that have a key, by name; a problem for one that has none."""
+        own = {sample.name: key for sample in samples if (key := keys[sample.name]) is not None}
         values: dict[str, Arrays | Problem] = {}
-        for name, arrays in zip(own, ordered_map(self.cache.get, own.values()), strict=True):
+        in_files = {name: key for name, key in own.items() if not self.cache.is_in_memory(key)}
+        read = dict(zip(in_files, ordered_map(self.cache.get, in_files.values()), strict=True))
+        for name, key in own.items():
+            arrays = read[name] if name in read else self.cache.get(key)
             if arrays is not None:
                 values[name] = arrays
-        if todo := [sample for sample in chunk if sample.name in own and sample.name not in values]:
-            values |= self._compute(todo, own, view_of, meter)
-        for sample in chunk:
-            value = values.pop(sample.name, None)
-            if isinstance(value, Problem):
-                self.left_out[sample.name] = value
-            elif value is not None:
-                self.left_out.pop(sample.name, None)
-                yield sample, value
+        todo = [sample for sample in samples if sample.name in own and sample.name not in values]
+        if todo:
+            with self._computing:
+                values |= self._compute(todo, own, view_of, meter)
+        return values
 
     def _compute(
         self,

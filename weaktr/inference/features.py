@@ -253,7 +253,21 @@ class FeatureStore:
         Raises:
             DataError: the photograph cannot be read, or does not fit the memory.
         """
-        return _features(self._encoded.arrays(sample, view or self.view))
+        (arrays,) = self._encoded.arrays([sample], lambda _: view or self.view)
+        return _features(arrays)
+
+    def find(self, sample: Sample, view: View | None = None) -> Features | None:
+        """The features of one sample if the cache has them; usable in threads.
+
+        Raises:
+            DataError: the photograph cannot be read.
+        """
+        arrays = self._encoded.find(sample, view or self.view)
+        return None if arrays is None else _features(arrays)
+
+    def fill(self, samples: Sequence[Sample], view: View | None = None) -> None:
+        """Compute what the cache lacks, until it takes no more; see `EncodedPhotographs`."""
+        self._encoded.fill(samples, lambda _: view or self.view)
 
     def key(self, sample: Sample, view: View | None = None) -> str:
         """Under which the cache has the features of a sample; see `get`."""

@@ -6,7 +6,7 @@ Everything that is trained then runs on it: a step takes milliseconds, whatever 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -190,9 +190,10 @@ def head_inputs_dataset(
     def draw(size: tuple[int, int]) -> Crop:
         return Crop.draw(size, augment.scale, augment.ratio, augment.flip)
 
-    dataset = EncodedCamDataset(
-        manifest, draw, lambda sample, crop: as_kept(store.arrays(sample, crop)), seed=seed
-    )
+    def encoded(crops: Mapping[Sample, Crop]) -> list[HeadInputs]:
+        return [as_kept(arrays) for arrays in store.arrays([*crops], crops.__getitem__)]
+
+    dataset = EncodedCamDataset(manifest, draw, encoded, seed=seed)
     crops = {sample: dataset.crop(index) for index, sample in enumerate(manifest)}
     for flipped, share in ((False, 1 - augment.flip), (True, augment.flip)):
         if share > 0:

@@ -31,7 +31,7 @@ class CamsOfPatches:
         settings: see `LabelConfig`. Scales are factors on the short side at which the model sees
             photographs; `attention_type`, `refine`, `amp` and `batch_tokens` have no effect.
         predict_above, with_features, with_views: see `CamsOfModel`.
-        cache: of the features of photographs; None = they are computed and not kept.
+        cache: of the features of photographs, see `fill_cache`; None = they are not kept.
     """
 
     def __init__(
@@ -62,6 +62,15 @@ class CamsOfPatches:
         """Whether the sample has an image-level label, or may get one."""
         return bool(sample.labels) or (sample.labels is None and self.predict_above is not None)
 
+    def fill_cache(self, samples: Sequence[Sample]) -> None:
+        """Compute the features that the cache lacks of samples, until it takes no more.
+
+        What it lacks then is computed in every pass anew, and not kept.
+        """
+        if self.cache is not None:
+            for view in self.views:
+                self.cache.fill(samples, view)
+
     def files(self, sample: Sample) -> tuple[Path, ...]:
         """See `CamSource`."""
         return (sample.image,)
@@ -85,10 +94,11 @@ class CamsOfPatches:
         return CamInputs(sample, photograph, pinned(photograph.pixels, self.device), parts)
 
     def _part(self, sample: Sample, view: View) -> Tensor:
-        """`stacked` features by the cache, without one pixels uint8 [h, w, 3]."""
-        if self.cache is not None:
-            return pinned(stacked(self.cache.get(sample, view)).numpy(), self.device)
-        return self.encoder.read(sample, view).pixels
+        """`stacked` features where the cache has them, else pixels uint8 [h, w, 3]."""
+        found = None if self.cache is None else self.cache.find(sample, view)
+        if found is None:
+            return self.encoder.read(sample, view).pixels
+        return pinned(stacked(found).numpy(), self.device)
 
     def fits(self, batch: Sequence[CamInputs], further: CamInputs) -> bool:
         """See `CamSource`: by `batch_size`, and on a GPU by what the encoder takes."""

@@ -55,6 +55,7 @@ def small_cams(run: Run, photos: Sequence[Photo]) -> CamsOf:
     if isinstance(model, PatchModel):  # whose maps come at any size
         settings = replace(settings, max_side=CAM_SIDE)
         source = CamsOfPatches(model, settings, cache=features_of_run(model, run))
+        source.fill_cache([photo.sample for photo in photos if _first_classes(photo)])
     else:
         source = CamsOfModel(model, settings)
     for photo in track(photos, "CAMs for the report", len(photos), is_minor=True):
