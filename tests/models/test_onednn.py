@@ -8,6 +8,7 @@ from torch import nn
 
 from tests.models import small
 from tests.tolerances import assert_close
+from weaktr.models.inference import for_inference
 from weaktr.models.onednn import OneDnnLinear, has_onednn, with_onednn_layers
 
 BACKBONES = {
@@ -74,3 +75,14 @@ def test_half_precision_is_left_alone():
     model = segmenter("vit_tiny_patch16_224").bfloat16()
     assert not has_onednn(model)
     assert with_onednn_layers(model, 9) is model
+
+
+def test_no_onednn_in_bf16_where_the_cpu_lacks_it(monkeypatch):
+    """Then PyTorch computes it, in a slower way, where oneDNN would end with an error."""
+    model = torch.nn.Linear(3, 4)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    assert has_onednn(model) and not has_onednn(model, torch.bfloat16)
+    assert with_onednn_layers(model, 8, torch.bfloat16) is model
+    x = torch.randn(5, 3)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert for_inference(model, "bf16", 8)(x).dtype == torch.bfloat16

@@ -51,13 +51,15 @@ class OneDnnLinear(nn.Module):
         return out
 
 
-def has_onednn(model: nn.Module) -> bool:
-    """Whether this torch has oneDNN's layers and the model is float32 on the CPU."""
+def has_onednn(model: nn.Module, dtype: torch.dtype = torch.float32) -> bool:
+    """Whether this torch has oneDNN's layers, the CPU computes them in `dtype`, and the model is
+    float32 on the CPU: without AVX-512 or AVX-NE-CONVERT oneDNN refuses bfloat16."""
     return (
         torch.backends.mkldnn.is_available()
         and bool(torch.backends.mkldnn.enabled)
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
         and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+        and (dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
         and all(p.device.type == "cpu" and p.dtype == torch.float32 for p in model.parameters())
     )
 
@@ -80,7 +82,7 @@ def with_onednn_layers(model: Model, tokens: int, dtype: torch.dtype = torch.flo
     Returns:
         The twin, or `model` itself where `has_onednn` is false.
     """
-    if not has_onednn(model):
+    if not has_onednn(model, dtype):
         return model
     twin = shared_copy(model)
     module: Any
