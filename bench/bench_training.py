@@ -22,7 +22,7 @@ from training_work import (
 )
 from turns import KEPT, in_turns
 
-from weaktr.training.workers import cores_of_this_process
+from weaktr.data.parallel import cores_of_this_process
 
 IS_GPU = torch.cuda.is_available()
 STAGES = {"cam": "stage 1", "seg": "stage 2"}

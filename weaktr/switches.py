@@ -13,10 +13,11 @@ def own_switches(device: torch.device | None = None) -> Iterator[None]:
     """Compute below by our own settings alone.
 
     Off are autocast, inference mode, the default type and the default device of the program around
-    us. They come back afterwards, and so does its current GPU.
+    us. They come back afterwards, and so do its current GPU and stream.
 
     Args:
-        device: where is computed; a GPU is the current one below.
+        device: where is computed; a GPU is the current one below, with the stream that all our work
+            goes to: what is kept of one call is used in others.
     """
     with ExitStack() as stack:
         for kind in ("cpu", "cuda"):
@@ -32,6 +33,7 @@ def own_switches(device: torch.device | None = None) -> Iterator[None]:
             stack.enter_context(torch.device("cpu"))
         if device is not None and device.type == "cuda":
             stack.enter_context(torch.cuda.device(device))
+            stack.enter_context(torch.cuda.stream(torch.cuda.default_stream(device)))
         elif torch.cuda.is_initialized():
             stack.enter_context(torch.cuda.device(torch.cuda.current_device()))
         yield

@@ -23,11 +23,7 @@ def stored(dataset, index, what):
 def curve_of(dataset, first, last):
     curve = ThresholdCurve(np.arange(first, last) / 100, LABELS[dataset])
     for index in SAMPLES:
-        curve.add(
-            stored(dataset, index, "cam"),
-            stored(dataset, index, "keys"),
-            stored(dataset, index, "gt"),
-        )
+        curve.add(curve.counts(*(stored(dataset, index, what) for what in ("cam", "keys", "gt"))))
     return curve
 
 

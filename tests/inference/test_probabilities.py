@@ -12,6 +12,7 @@ from tests.inference.published import E, inputs_of, scores_of, segmenter, settin
 from tests.models import small
 from tests.parity.recipe import GOLDEN
 from tests.tolerances import assert_golden
+from weaktr.inference.predictions import Predictor
 from weaktr.inference.probabilities import for_ensemble, for_prediction, patch_features
 
 CRF = load_file(GOLDEN / "E_crf.safetensors")
@@ -44,6 +45,35 @@ def test_any_batch_of_windows_gives_the_same(model, ensemble):
     for other in others:
         np.testing.assert_allclose(other, one, rtol=0, atol=1e-6)
         np.testing.assert_array_equal(other.argmax(0), one.argmax(0))
+
+
+def test_windows_that_do_not_fit_the_memory_go_in_smaller_passes(model, monkeypatch, caplog):
+    """A batch of photographs is made smaller by who made it, a photograph here."""
+    settings = settings_of(window_batch=7)
+    expected = scores_of(for_prediction(model, settings), E["image"], settings)
+    predictor = Predictor(model, settings)
+    passes, outputs = [], predictor.model.patch_outputs
+
+    def limited(windows):
+        passes.append(len(windows))
+        if len(windows) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return outputs(windows)
+
+    monkeypatch.setattr(predictor.model, "patch_outputs", limited)
+    one = inputs_of(E["image"], settings)
+    for _ in range(2):
+        (scores,) = predictor.probabilities([one])
+        np.testing.assert_allclose(scores.numpy(), expected, rtol=0, atol=1e-6)
+    assert passes[:3] == [7, 4, 2] and max(passes[2:]) == 2
+    assert [r.getMessage().partition(":")[0] for r in caplog.records] == [
+        f"the memory does not hold {count} windows at a time" for count in (7, 4)
+    ]
+    predictor = Predictor(model, settings)
+    monkeypatch.setattr(predictor, "device", torch.device("cuda"))
+    monkeypatch.setattr(predictor.model, "patch_outputs", limited)
+    with pytest.raises(torch.OutOfMemoryError):
+        predictor.probabilities([one, one])
 
 
 def test_single_scale_probabilities(model):

@@ -16,10 +16,11 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.models import small
 from tests.stages import tiny
 from weaktr import cli
 from weaktr.cli.train import show_check
-from weaktr.config import Recipe
+from weaktr.config import Recipe, TrainCamConfig
 from weaktr.data import load_manifest
 from weaktr.data.masks import MaskFolder
 from weaktr.data.problems import LISTED
@@ -376,6 +377,19 @@ def test_sizes_that_do_not_fit_the_memory(root, tmp_path, monkeypatch, changes, 
     monkeypatch.setattr(check_models, "memory_of", lambda _: 20 * 2**30)
     (line,) = faults(tiny.recipe(root, **changes), tmp_path)
     assert line.startswith(told)
+
+
+def test_a_frozen_backbone_keeps_one_block(monkeypatch):
+    """Of twelve, which do not fit together."""
+    monkeypatch.setattr(check_models, "memory_of", lambda _: 2**31)
+    model = small.cam_model("vit_tiny_patch16_224", 3, image_size=2048)
+    assert len(model.vit.blocks) == 12
+    settings = TrainCamConfig(batch_size=16)
+    plain = replace(settings, class_tokens="frozen", backbone_lr=0.0)
+    check_models.require_memory(model, torch.device("cpu"), plain)
+    for trained in ({"backbone_lr": 0.1}, {"class_tokens": "trained"}):
+        with pytest.raises(ValueError, match="with 16 x 2048 x 2048 pixels"):
+            check_models.require_memory(model, torch.device("cpu"), replace(plain, **trained))
 
 
 @pytest.mark.parametrize("name", ["cam_model", "seg_model"])

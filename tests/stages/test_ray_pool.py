@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter, deque
+from pathlib import Path
 from types import SimpleNamespace
+
+import pytest
 
 from weaktr.progress import Meter
 from weaktr.stages import on_ray
+from weaktr.stages.folders import Task
 from weaktr.stages.shard_report import ELSEWHERE, MADE, ShardsReport
+from weaktr.stages.sharded import ShardTask
 
 
 class Remote:
@@ -47,14 +52,20 @@ class Ray:
     def __init__(self, monkeypatch, busy=None, lost=None):
         self.calls, self.busy, self.seconds = Counter(), busy or {}, 0.0
         self.lost, self.gone, self.turns = lost, None, 0
+        self.resources, self.asked = {"CPU": 2}, []
         monkeypatch.setattr(on_ray.time, "monotonic", lambda: self.seconds)
 
     def cluster_resources(self):
-        return {"CPU": 2}
+        return self.resources
 
     def remote(self, _):
         made = SimpleNamespace(remote=lambda *_: Actor(self))
-        return SimpleNamespace(options=lambda **_: made)
+
+        def options(max_restarts, max_task_retries, **asked):
+            self.asked.append(asked)
+            return made
+
+        return SimpleNamespace(options=options)
 
     def wait(self, references, num_returns, timeout):
         self.turns += 1
@@ -72,10 +83,15 @@ class Ray:
         return reference.method(*reference.arguments)
 
 
-def run(ray, names, size=2):
+def task_of(folder, device="auto"):
+    own = Task(folder / "model.safetensors", folder / "images", folder / "out", device=device)
+    return ShardTask("label", own, str(folder / "images"))
+
+
+def run(ray, names, size=2, device="auto"):
     report = ShardsReport()
     with Meter("", len(names), is_minor=True) as meter:
-        on_ray._Pool(ray, None, size, meter).run(deque(names), report)
+        on_ray._Pool(ray, task_of(Path("x"), device), size, meter).run(deque(names), report)
     return report
 
 
@@ -98,3 +114,25 @@ def test_a_shard_whose_worker_is_gone_is_made_by_another(monkeypatch):
         for lost in "abcde":
             report = run(Ray(monkeypatch, lost=lost), list("abcde"), size)
             assert report.shards == {MADE: 5}
+
+
+@pytest.mark.parametrize(
+    ("resources", "where", "workers", "asked"),
+    [
+        ({"CPU": 8, "GPU": 4}, "auto", 4, {"num_gpus": 1, "num_cpus": 1}),
+        ({"CPU": 8, "GPU": 4}, "cuda", 4, {"num_gpus": 1, "num_cpus": 1}),
+        ({"CPU": 8, "GPU": 4}, "cpu", 8, {"num_cpus": 1}),
+        ({"CPU": 8}, "auto", 8, {"num_cpus": 1}),
+    ],
+)
+def test_workers_get_what_they_may_use(monkeypatch, resources, where, workers, asked):
+    ray = Ray(monkeypatch)
+    ray.resources = resources
+    assert on_ray._fitting(ray, task_of(Path("x"), where)) == workers
+    run(ray, list("ab"), size=workers, device=where)
+    assert ray.asked == [asked] * workers
+
+
+def test_ray_gives_out_the_gpus(tmp_path):
+    with pytest.raises(ValueError, match="--device: expected auto, cpu or cuda with --engine ray"):
+        on_ray.run_on_ray(task_of(tmp_path, "cuda:1"))

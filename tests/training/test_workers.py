@@ -9,12 +9,15 @@ import pytest
 import torch
 
 from tests.stages import tiny
+from weaktr.data import parallel
 from weaktr.data.datasets import SeededDataset
+from weaktr.data.parallel import cores_of_this_process
+from weaktr.inference.pipeline import limits_for
 from weaktr.stages.pipeline import run_recipe
 from weaktr.training import workers
 from weaktr.training.loop import TrainingLoop
 from weaktr.training.loss_log import METRICS
-from weaktr.training.workers import Speed, choose_processes, cores_of_this_process, processes_for
+from weaktr.training.workers import Speed, choose_processes, processes_for
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -38,12 +41,16 @@ def test_enough_processes_for_the_model(loading, model, where, cores, expected):
 
 
 def test_processes_of_a_training_share_the_cores_of_a_machine(monkeypatch):
-    monkeypatch.setattr(workers, "usable_cores", lambda: 16)
+    """Those that load images, and the threads beside a GPU that labels."""
+    monkeypatch.setattr(parallel, "usable_cores", lambda: 16)
+    threads = {16: (12, 8), 4: (2, 2), 1: (2, 2)}
     for processes, expected in [(None, 16), ("4", 4), ("32", 1), ("many", 16), ("0", 16)]:
         monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
         if processes is not None:
             monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
         assert cores_of_this_process() == expected
+        limits = limits_for(torch.device("cuda"), 64)
+        assert (limits.readers, limits.writers) == threads[expected]
 
 
 class Numbers(SeededDataset):

@@ -19,6 +19,12 @@ def usable_cores() -> int:
     return os.cpu_count() or 2
 
 
+def cores_of_this_process() -> int:
+    """Cores for one of the processes that work together; torchrun says how many a machine has."""
+    local = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(1, usable_cores() // max(1, int(local) if local.isdecimal() else 1))
+
+
 #: Threads for image files and the CRF.
 THREADS = max(2, min(16, usable_cores()))
 

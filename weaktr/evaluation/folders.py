@@ -17,6 +17,7 @@ from weaktr.data import Classes, read_labels
 from weaktr.data.io import require_same_size
 from weaktr.data.masks import before_refinement
 from weaktr.data.names import known_names
+from weaktr.data.parallel import ordered_map
 from weaktr.data.photographs import enlarged, working_size
 from weaktr.data.stored_maps import read_cams
 from weaktr.evaluation.bootstrap import LEVEL
@@ -205,8 +206,9 @@ def score_cams(
         return cams, classes.tolist(), true
 
     curve = ThresholdCurve(np.asarray(thresholds), truth.classes.num_labels)
-    for name in track(names, "thresholds", len(names)):
-        curve.add(*cams_of(name))
+    counts = ordered_map(lambda name: curve.counts(*cams_of(name)), names)
+    for own in track(counts, "thresholds", len(names)):
+        curve.add(own)
     with _named(truth):
         threshold, _ = curve.best()
     origin = "given" if len(thresholds) == 1 else "best, chosen with these masks"

@@ -218,13 +218,16 @@ class ThresholdCurve:
         self._counts = np.zeros((len(thresholds) + 1, num_labels, num_labels), np.int64)
         self.images = 0
 
-    def add(self, cams: np.ndarray, classes: Sequence[int], truth: np.ndarray) -> None:
-        """Count one image.
+    def counts(self, cams: np.ndarray, classes: Sequence[int], truth: np.ndarray) -> np.ndarray:
+        """The histogram of one image, for `add`; for threads.
 
         Args:
             cams: float32 [K, H, W] in [0, 1].
             classes: the K class indices.
             truth: uint8 [H, W], labels, 255 = not counted.
+
+        Returns:
+            int64 [T + 1, L, L].
         """
         best = np.zeros(truth.shape, np.int64)
         level = np.zeros(truth.shape, np.int64)
@@ -234,7 +237,11 @@ class ThresholdCurve:
         known = truth != 255
         key = (level * self.num_labels + truth) * self.num_labels + best
         counts = np.bincount(key[known], minlength=self._counts.size)
-        self._counts += counts.reshape(self._counts.shape)
+        return counts.reshape(self._counts.shape)
+
+    def add(self, counts: np.ndarray) -> None:
+        """Count one image, by its `counts`."""
+        self._counts += counts
         self.images += 1
 
     def add_processes(self) -> None:
@@ -253,11 +260,13 @@ class ThresholdCurve:
             curve.append(scores(total))
         return curve
 
-    def overlaps(self) -> np.ndarray:
-        """int64 [T, 3, L]: at each threshold the pixels of each label in both truth and labels, in
-        the truth, and in the labels; what `weaktr.evaluation.bootstrap` takes of an image.
+    @staticmethod
+    def overlaps(counts: np.ndarray) -> np.ndarray:
+        """int64 [T, 3, L] of `counts`: at each threshold the pixels of each label in both truth and
+        labels, in the truth, and in the labels; what `weaktr.evaluation.bootstrap` takes of an
+        image.
         """
-        below = self._counts.cumsum(0)
+        below = counts.cumsum(0)
         at = below[-1] - below[:-1]
         at[:, :, 0] += below[:-1].sum(2)
         return np.stack([np.diagonal(at, axis1=1, axis2=2), at.sum(2), at.sum(1)], 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from weaktr.models import Segmenter, Stage1Model
 from weaktr.progress import Meter
 
 log = logging.getLogger("weaktr")
+T = TypeVar("T")
 
 
 def cam_curve(
@@ -45,7 +47,7 @@ def cam_curve(
     first, last, step = settings.thresholds
     count = round((last - first) / step) + 1
     curve = ThresholdCurve(first + step * np.arange(count), num_labels)
-    use_cams(cams_of(model, label), processes.part(chosen), label.queue_mb, curve.add)
+    use_cams(cams_of(model, label), processes.part(chosen), label.queue_mb, curve.counts, curve.add)
     curve.add_processes()
     return curve
 
@@ -54,17 +56,19 @@ def use_cams(
     source: CamSource,
     samples: Sequence[Sample],
     queue_mb: int,
-    use: Callable[[np.ndarray, Sequence[int], np.ndarray], None],
+    work: Callable[[np.ndarray, Sequence[int], np.ndarray], T],
+    use: Callable[[T], None],
     title: str = "scoring CAMs",
 ) -> None:
-    """Compute the CAMs of images and hand them on beside the true masks.
+    """Compute the CAMs of images and compare them with the true masks.
 
     Args:
         source: of the CAMs, which knows its number of labels.
         samples: with masks.
         queue_mb: see `LabelConfig`.
-        use: called with the arguments of `ThresholdCurve.add`, image by image, in their order. An
-            image that cannot be read is left out, which the log says.
+        work: called with the arguments of `ThresholdCurve.counts`, in several threads.
+        use: called with what `work` gives, image by image, in their order. An image that cannot be
+            read is left out, which the log says.
         title: of the progress.
     """
     num_labels = source.num_labels
@@ -77,21 +81,19 @@ def use_cams(
             maps.append({"cam": cams.maps, FINITE: is_finite(cams.maps)})
         return hand_over(rows, maps)
 
-    def write(result: LabelMaps) -> tuple[np.ndarray, Sequence[int], np.ndarray] | Problem:
+    def write(result: LabelMaps) -> T | Problem:
         if (problem := result.problem()) is not None:
             return problem
         cams = enlarged(result.arrays()["cam"], result.photograph.size)
-        return cams, result.classes or (), data.read_mask(result.sample, num_labels)
+        return work(cams, result.classes or (), data.read_mask(result.sample, num_labels))
 
     with Meter(title, len(samples)) as meter:
 
-        def record(
-            _: Sample, written: tuple[np.ndarray, Sequence[int], np.ndarray] | Problem
-        ) -> None:
+        def record(_: Sample, written: T | Problem) -> None:
             if isinstance(written, Problem):
                 log.warning("not scored: %s", written)
             else:
-                use(*written)
+                use(written)
             meter.advance()
 
         run_pipeline(

@@ -20,6 +20,7 @@ from weaktr.inference.cams import CPU_BATCH, CamInputs, Cams, CamsOfModel, scale
 from weaktr.inference.features import FeatureEncoder, FeatureInputs, Features, FeatureStore, View
 from weaktr.inference.transfer import pinned
 from weaktr.models import PatchModel, Stage1Model
+from weaktr.models.memory import is_out_of_memory
 from weaktr.ops.upload import upload
 
 
@@ -119,15 +120,7 @@ class CamsOfPatches:
     @torch.inference_mode()
     def cams(self, batch: Sequence[CamInputs]) -> list[Cams]:
         """See `CamSource`. On a CPU each view has a forward pass of its own."""
-        rows = [row for one in batch for row in self._encodable(one)]
-        step = 1 if self.device.type == "cpu" else max(1, len(rows))
-        computed = iter(
-            [
-                stacked(features)
-                for start in range(0, len(rows), step)
-                for features in self.encoder.features(rows[start : start + step])
-            ]
-        )
+        computed = iter(self._computed([row for one in batch for row in self._encodable(one)]))
         return [
             self._cams(
                 one,
@@ -138,6 +131,16 @@ class CamsOfPatches:
             )
             for one in batch
         ]
+
+    def _computed(self, rows: Sequence[FeatureInputs]) -> list[Tensor]:
+        """The `stacked` features of views, several in a pass unless the memory does not hold it."""
+        if self.device.type != "cpu" and len(rows) > 1:
+            try:
+                return [stacked(features) for features in self.encoder.features(rows)]
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or rows[0].photograph is not rows[-1].photograph:
+                    raise  # who made the batch makes it smaller
+        return [stacked(features) for row in rows for features in self.encoder.features([row])]
 
     def _cams(self, inputs: CamInputs, maps: Sequence[Tensor]) -> Cams:
         """The CAMs of a photograph, the mean over its views, whose features are `stacked`."""

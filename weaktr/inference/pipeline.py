@@ -29,7 +29,7 @@ from typing import Generic, Protocol, TypeVar
 import torch
 
 from weaktr.data import DataError, Problem, Sample
-from weaktr.data.parallel import usable_cores
+from weaktr.data.parallel import cores_of_this_process
 from weaktr.inference.timeline import Timeline
 from weaktr.models.memory import is_out_of_memory
 
@@ -99,7 +99,7 @@ class Limits:
 
 def limits_for(device: torch.device, queue_mb: int) -> Limits:
     """Threads of readers and writers: a few beside a GPU; on a CPU the model needs the cores."""
-    cores = usable_cores()
+    cores = cores_of_this_process()
     if device.type == "cpu":
         return Limits(1, 1, queue_mb * MIB)
     return Limits(max(2, min(12, cores - 2)), max(2, min(8, cores // 2)), queue_mb * MIB)
@@ -350,8 +350,8 @@ class Pipeline(Generic[Read, Result, Written]):
         if self._most_bytes == math.inf:
             log.warning(
                 "the memory does not hold %d photographs at a time: batches are smaller from now "
-                "on, which is slower and changes no result; a smaller batch_tokens, batch_size or "
-                "window_batch saves the attempt", len(batch),
+                "on, which is slower and changes no result; a smaller batch_tokens or batch_size "
+                "saves the attempt", len(batch),
             )  # fmt: skip
         self._most_bytes = max(map(_bytes_of, halves))
         return [result for part in halves for result in self._results_of(part)]

@@ -5,7 +5,9 @@ Source: reference.md 51.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -31,9 +33,12 @@ from weaktr.inference.results import (
 )
 from weaktr.inference.timeline import Steps, Timeline
 from weaktr.models import Segmenter
+from weaktr.models.memory import is_out_of_memory
 from weaktr.ops.upload import upload
 from weaktr.refine import Maps, Refiner, choose_refiners, needs_features, refine
 from weaktr.refine.maps import best_labels
+
+log = logging.getLogger("weaktr")
 
 #: Bytes of the probabilities of the photographs of a batch, and how many they are at most.
 BATCH_BYTES, MOST_IMAGES = 256 * MIB, 16
@@ -57,6 +62,7 @@ class Predictor:
     ) -> None:
         self.model, self.settings = for_prediction(model, settings), settings
         self.given_classes = given_classes
+        self._passes = settings  #: with as large a `window_batch` as the memory has held
         self.refiners = choose_refiners(settings)
         self.device = next(model.parameters()).device
 
@@ -78,14 +84,25 @@ class Predictor:
 
     def probabilities(self, batch: Sequence[SegInputs]) -> list[Tensor]:
         """See `weaktr.inference.probabilities`. On a CPU each photograph goes by itself, so that
-        its result does not depend on its neighbours."""
-        if self.device.type == "cpu":
-            return [
-                scores
-                for one in batch
-                for scores in probabilities(self.model, [one], self.settings)
-            ]
-        return probabilities(self.model, batch, self.settings)
+        its result does not depend on its neighbours.
+
+        A photograph that does not fit the memory alone goes through it in smaller `window_batch`es,
+        and so do those after it.
+        """
+        if self.device.type == "cpu" and len(batch) > 1:
+            return [scores for one in batch for scores in self.probabilities([one])]
+        try:
+            return probabilities(self.model, batch, self._passes)
+        except (MemoryError, RuntimeError) as error:
+            count = self._passes.window_batch
+            if len(batch) > 1 or count == 1 or not is_out_of_memory(error):
+                raise
+        self._passes = replace(self._passes, window_batch=(count + 1) // 2)
+        log.warning(
+            "the memory does not hold %d windows at a time: %d from now on, which is slower; "
+            "window_batch=%d saves the attempts", count, (count + 1) // 2, (count + 1) // 2,
+        )  # fmt: skip
+        return self.probabilities(batch)
 
     @torch.inference_mode()
     def label_maps(

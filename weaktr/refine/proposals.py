@@ -16,6 +16,7 @@ from weaktr.data.outlines import area, paint, runs_of
 from weaktr.data.problems import DataError
 from weaktr.data.proposals import Entry, Proposals, read_proposals
 from weaktr.messages import few
+from weaktr.ops.upload import upload
 from weaktr.recipes import make
 from weaktr.refine.maps import Maps
 
@@ -57,7 +58,11 @@ class ProposalsRefiner:
                 the file and the entry.
             ValueError: maps without the name or the size of their photograph.
         """
-        return [self._snapped(own) if own.num_labels > 1 else own for own in maps]
+        chosen = [index for index, own in enumerate(maps) if own.num_labels > 1]
+        results = list(maps)
+        for index, labels in zip(chosen, _on_host([maps[i].labels for i in chosen]), strict=True):
+            results[index] = self._snapped(maps[index], labels)
+        return results
 
     def files(self, name: str) -> tuple[Path, ...]:
         """The files that an image's result depends on."""
@@ -74,14 +79,14 @@ class ProposalsRefiner:
         names = few(sorted(self.without))
         return [f"{len(self.without)} images have no proposals ({names}): their labels stay"]
 
-    def _snapped(self, maps: Maps) -> Maps:
+    def _snapped(self, maps: Maps, before: np.ndarray) -> Maps:
+        """The maps of an image with the labels `before` uint8 [h, w], as they are on the host."""
         if maps.name is None or maps.size is None:
             raise ValueError("maps: expected the name and the size of the photograph, got none")
         entries = self.proposals.of(maps.name)
         if not entries:
             self.without.add(maps.name)
             return maps
-        before = maps.labels.cpu().numpy()
         inside = _Inside(maps.size, before.shape)
         totals = np.bincount(before.ravel(), minlength=maps.num_labels)
         first = 1 if maps.has_background else 0
@@ -95,9 +100,18 @@ class ProposalsRefiner:
         after = before.copy()
         for _, runs, label in sorted(chosen, key=lambda one: -one[0]):
             after[inside(runs)] = label
-        labels = torch.from_numpy(after).to(maps.labels.device)
+        labels = upload(torch.from_numpy(after), maps.labels.device)
         scores = None if maps.scores is None else exchanged(maps.scores, maps.labels, labels)
         return maps._replace(labels=labels, scores=scores)
+
+
+def _on_host(labels: Sequence[Tensor]) -> list[np.ndarray]:
+    """Label maps of one device in one copy, for which the host waits once."""
+    if not labels:
+        return []
+    flat = torch.cat([one.flatten() for one in labels]).cpu()
+    parts = flat.split([one.numel() for one in labels])
+    return [part.view(one.shape).numpy() for part, one in zip(parts, labels, strict=True)]
 
 
 class _Inside:

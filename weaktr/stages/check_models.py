@@ -107,12 +107,13 @@ def require_memory(
     """Raise `ValueError` unless a model, and a step of its training, may fit a device's memory.
 
     Counted is what surely is there together: weights, gradients and the optimiser's values of each;
-    the batch's images; of every block the queries, keys, values and results, in 16 bits.
+    the batch's images; of every block the queries, keys, values and results, in 16 bits, where
+    gradients go through the blocks, else of one.
     """
     name = model.config.backbone
     weights = 4 * sum(parameter.numel() for parameter in model.parameters())
-    kept = weights * _copies(model, settings)
-    _require(device, kept, f"backbone: {name} and what its training keeps",
+    weights *= _copies(model, settings)
+    _require(device, weights, f"backbone: {name} and what its training keeps",
              "take a smaller model (backbone_args, image_size)")  # fmt: skip
     size = settings.crop if isinstance(settings, SizedTrainSegConfig) else model.config.image_size
     batch = _at_once(settings, device)
@@ -121,7 +122,8 @@ def require_memory(
     height, width = (size, size) if isinstance(size, int) else size
     patches = (height // model.patch_size) * (width // model.patch_size)
     of_block = 2 if settings.recompute else 8
-    blocks = of_block * model.vit.embed_dim * patches * len(model.vit.blocks)
+    kept = len(model.vit.blocks) if _keeps_blocks(model, settings) else 1
+    blocks = of_block * model.vit.embed_dim * patches * kept
     image = 4 * 3 * height * width + blocks
     ways = [] if settings.recompute else ["set recompute"]
     if batch > 1:
@@ -180,6 +182,15 @@ def _copies(model: BackboneModel, settings: TrainCamConfig | SizedTrainSegConfig
     if not settings.encoder_lr:
         return 1
     return 4 if settings.optimizer == "adamw" else 3 if settings.momentum else 2
+
+
+def _keeps_blocks(model: BackboneModel, settings: TrainCamConfig | SizedTrainSegConfig) -> bool:
+    """Whether gradients go through the backbone's blocks."""
+    if isinstance(model, PatchModel):
+        return False
+    if isinstance(settings, TrainCamConfig):
+        return bool(settings.backbone_lr) or settings.class_tokens == "trained"
+    return bool(settings.encoder_lr)
 
 
 def _require(device: torch.device, needed: int, what: str, advice: str) -> None:

@@ -76,6 +76,11 @@ def run_on_ray(task: ShardTask, workers: int | None = None) -> tuple[ShardsRepor
         PipelineError: see `weaktr.stages.shards.make_shards`.
     """
     task = with_absolute_paths(task)
+    if task.task.device.startswith("cuda:"):  # Ray shows each worker its own GPU alone
+        raise ValueError(
+            f"--device: expected auto, cpu or cuda with --engine ray, got {task.task.device}: Ray "
+            "gives out the GPUs; CUDA_VISIBLE_DEVICES at its start chooses among them"
+        )
     job = ready_job(replace(task, task=replace(task.task, device="cpu")))
     report, todo = ShardsReport(), deque[str]()
     for name in job.shards.names:
@@ -87,7 +92,9 @@ def run_on_ray(task: ShardTask, workers: int | None = None) -> tuple[ShardsRepor
     log.info("%d shards are whole, %d to do", report.shards[WHOLE], len(todo))
     if todo:
         with _ray() as ray, Meter(job.maker.maker.title, len(todo), unit="shards") as meter:
-            _Pool(ray, task, min(workers or _fitting(ray), len(todo)), meter).run(todo, report)
+            _Pool(ray, task, min(workers or _fitting(ray, task), len(todo)), meter).run(
+                todo, report
+            )
     return report, job
 
 
@@ -151,8 +158,7 @@ class _Pool:
 
     def _start(self) -> None:
         """Start an actor; Ray starts it again when it dies."""
-        cluster = self.ray.cluster_resources()
-        gpus, cpus = int(cluster.get("GPU", 0)), int(cluster.get("CPU", 1))
+        gpus, cpus = _resources(self.ray, self.task)
         threads = None if gpus else max(1, cpus // self.size)
         options = {"num_gpus": 1, "num_cpus": 1} if gpus else {"num_cpus": threads}
         kind = self.ray.remote(Worker)
@@ -179,10 +185,17 @@ class _Pool:
         return result if name is not None else None
 
 
-def _fitting(ray: Any) -> int:
-    """As many workers as there are GPUs, or CPUs where there are none."""
+def _fitting(ray: Any, task: ShardTask) -> int:
+    """As many workers as there are GPUs, or CPUs where none are used."""
+    gpus, cpus = _resources(ray, task)
+    return max(1, gpus or cpus)
+
+
+def _resources(ray: Any, task: ShardTask) -> tuple[int, int]:
+    """GPUs that a task may use, and CPUs, of the cluster."""
     cluster = ray.cluster_resources()
-    return max(1, int(cluster.get("GPU", 0) or cluster.get("CPU", 1)))
+    gpus = 0 if task.task.device == "cpu" else int(cluster.get("GPU", 0))
+    return gpus, int(cluster.get("CPU", 1))
 
 
 @contextmanager

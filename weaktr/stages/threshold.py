@@ -100,14 +100,12 @@ def search_on_masks(source: CamSource, samples: Sequence[Sample], settings: Labe
     curve = ThresholdCurve(np.array(THRESHOLDS), num_labels)
     overlaps: list[np.ndarray] = []
 
-    def count(cams: np.ndarray, classes: Sequence[int], truth: np.ndarray) -> None:
-        curve.add(cams, classes, truth)
+    def use(counts: np.ndarray) -> None:
+        curve.add(counts)
         if settings.val_masks is not None:
-            own = ThresholdCurve(np.array(THRESHOLDS), num_labels)
-            own.add(cams, classes, truth)
-            overlaps.append(own.overlaps())
+            overlaps.append(curve.overlaps(counts))
 
-    use_cams(source, samples, settings.queue_mb, count, "threshold")
+    use_cams(source, samples, settings.queue_mb, curve.counts, use, "threshold")
     try:
         best, scores = curve.best()
     except NothingToScore as error:

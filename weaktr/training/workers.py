@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ from torch.utils.data import default_collate
 
 from weaktr import processes
 from weaktr.data.datasets import SeededDataset
-from weaktr.data.parallel import usable_cores
+from weaktr.data.parallel import cores_of_this_process
 from weaktr.training.state import random_state, restore_random_state
 
 log = logging.getLogger("weaktr")
@@ -84,12 +83,6 @@ def most_processes(device: torch.device, cores: int) -> int:
 def _wanted(speed: Speed) -> int:
     """Processes that keep up with a GPU."""
     return max(1, math.ceil(SPARE * speed.loading / speed.model))
-
-
-def cores_of_this_process() -> int:
-    """Cores that one process of a training may use; torchrun says how many a machine has."""
-    local = os.environ.get("LOCAL_WORLD_SIZE", "")
-    return max(1, usable_cores() // max(1, int(local) if local.isdecimal() else 1))
 
 
 def choose_processes(
