@@ -27,7 +27,7 @@ from triton.compiler import compiler
 
 from tests.kernels.compile_kernels import MOST_SHARED, AbsentGPU
 
-ROUNDS, CALLS = 15, 300
+ROUNDS, CALLS = 150, 30
 #: Maps of DeiT-S at 96x96.
 MAPS, TOKENS, PATCHES, WIDTH, CLASSES, CHANNELS = 72, 56, 36, 64, 20, 2
 

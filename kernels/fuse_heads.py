@@ -79,9 +79,10 @@ SCHEMA = (
 @takes(LIMITS_OF_ATTENTION, refusal_of_attention)
 def fuse_heads_triton(inputs: FuseHeadsInputs) -> Tensor:
     """Like `fuse_heads_torch`."""
-    run = fuse_op if needs_operator(inputs.q, inputs.weights, inputs.values) else fused
-    fine: Tensor = run(*inputs)
-    return fine
+    if needs_operator(inputs.q, inputs.weights, inputs.values):
+        fine: Tensor = fuse_op(*inputs)
+        return fine
+    return _fused(inputs)
 
 
 # ---- operators ----------------------------------------------------------------------------------
@@ -89,7 +90,11 @@ def fuse_heads_triton(inputs: FuseHeadsInputs) -> Tensor:
 
 def fused(*arguments: Any) -> Tensor:
     """`fuse_heads_triton` of the fields of its inputs, without gradient."""
-    q, k, lse, weights, values, scale, *_ = inputs = FuseHeadsInputs(*arguments)
+    return _fused(FuseHeadsInputs(*arguments))
+
+
+def _fused(inputs: FuseHeadsInputs) -> Tensor:
+    q, k, lse, weights, values, scale, _, _ = inputs
     return _spread(q, k, lse, weights, values, scale, _layout(inputs), transposed=False)
 
 
@@ -198,7 +203,7 @@ def _spread(
         tiles = blocks_of(layout.most_patches, 2 * config["BLOCK_J"])
         programs = layout.images * row_blocks * tiles
         map_splits = splits_of(maps, programs, processors(x))
-        parts = values.new_empty(map_splits * tiles, *values.shape)
+        parts = values.new_empty((map_splits * tiles, *values.shape))
         launch(
             spread_kernel,
             (programs * map_splits,),

@@ -23,6 +23,8 @@ ALIGNMENT = 16
 #: Kinds of launches that are kept; sizes that change from batch to batch make ever new ones.
 MOST_KINDS = 4096
 
+#: Function of a kernel -> which of its arguments are tensors, or may be None in place of one.
+_tensors: dict[Any, tuple[int, ...]] = {}
 #: kind -> what Triton found, and the constants that follow the arguments.
 _known: dict[tuple[Any, ...], tuple[CompiledKernel, tuple[Any, ...]]] = {}
 
@@ -33,7 +35,8 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) 
     Args:
         kernel: as ``@triton.jit`` returns it.
         grid: programs along up to three axes.
-        arguments: all that are no constants, in the kernel's order; the first one is a tensor.
+        arguments: all that are no constants, in the kernel's order; the first one is a tensor. One
+            that is a tensor is None or a tensor in every launch of the kernel.
         options: the kernel's constants, and how it is compiled (``num_warps``, ...).
     """
     kind = _kind(kernel, arguments, options)
@@ -52,16 +55,20 @@ def _kind(
     kernel: Any, arguments: tuple[Any, ...], options: Mapping[str, Any]
 ) -> tuple[Any, ...] | None:
     """All that Triton's choice depends on; None where an address is not aligned."""
-    addresses, parts = 0, list(arguments)
-    for index, argument in enumerate(arguments):
-        if isinstance(argument, Tensor):
-            addresses |= argument.data_ptr()
-            parts[index] = argument.dtype
-        elif isinstance(argument, (float, bool)):  # which equal whole numbers
-            parts[index] = type(argument), argument
+    function, addresses, parts = kernel.fn, 0, list(arguments)
+    places = _tensors.get(function)
+    if places is None:
+        places = tuple(i for i, x in enumerate(arguments) if x is None or isinstance(x, Tensor))
+        _tensors[function] = places
+    for index in places:
+        tensor = arguments[index]
+        if tensor is not None:
+            addresses |= tensor.data_ptr()
+            parts[index] = tensor.dtype
     if addresses % ALIGNMENT:
         return None
-    return kernel.fn, arguments[0].get_device(), *parts, *options.items()
+    types = map(type, arguments)  # 2, 2.0 and True are equal
+    return function, arguments[0].get_device(), *types, *parts, *options.items()
 
 
 def _is_debugged(kernel: Any) -> bool:

@@ -3,7 +3,7 @@
 A table is one JSON file per device, Triton version, file of kernels and source of this package, in
 the user's cache folder. It maps a key (sizes, dtypes) to the configuration that was fastest.
 Nothing is measured under Triton's interpreter, while a CUDA graph is captured, or with
-``WEAKTR_TUNE=0``: the first candidate is taken then.
+``WEAKTR_TUNE=0`` when kernels of a file are first launched: the first candidate is taken then.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ def best_config(
     """
     if INTERPRETED or len(configs) == 1:
         return configs[0]
-    if TUNE_VARIABLE in os.environ and os.environ[TUNE_VARIABLE] == "0":
-        return configs[0]
     function = kernel.fn
     table = _table(function.__code__.co_filename, device)
+    if table is None:
+        return configs[0]
     key = (function.__name__, *key)
     best = table.get(key, configs)
     if best is None:
@@ -172,7 +172,10 @@ def table_path(source: Path, device_name: str) -> Path:
 
 
 @cache
-def _table(source: str, device: torch.device) -> ConfigTable:
+def _table(source: str, device: torch.device) -> ConfigTable | None:
+    """Of the kernels in a file; None where nothing is to be measured."""
+    if os.environ.get(TUNE_VARIABLE) == "0":
+        return None
     return ConfigTable(table_path(Path(source), torch.cuda.get_device_name(device)))
 
 

@@ -126,7 +126,8 @@ class Op:
         """
         if backend == "auto":
             backend = self.asked_for()
-        chosen = _choose(self.name, torch.device(device).type, backend, tuple(facts.items()))
+        device_type = device.type if isinstance(device, torch.device) else torch.device(device).type
+        chosen = _choose(self.name, device_type, backend, tuple(facts.items()))
         function: Callable[..., Any] = getattr(_FUNCTIONS, chosen)
         return function
 

@@ -26,7 +26,7 @@ def needs_operator(*tensors: Tensor) -> bool:
     """
     return (
         torch.compiler.is_compiling()
-        or any(type(tensor) is not Tensor for tensor in tensors)
+        or {*map(type, tensors)} != {Tensor}
         or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
     )
 
