@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -219,7 +220,7 @@ def test_what_systems_put_beside_data_is_not_listed(tmp_path):
     assert listed == ["a.png", "c.npy", "deep/b.v2.png"]
     with pytest.raises(ValueError, match=r"no NPZ in .* \(\.npz\), there are \."):
         names_in(folder, ".npz")
-    with pytest.raises(ValueError, match="no PNG in"):
+    with pytest.raises(ValueError, match="none: expected a folder, there is none of that name"):
         names_in(tmp_path / "none", ".png")
 
 
@@ -262,3 +263,19 @@ def test_what_others_have_not_written_to_for_a_day_is_abandoned(tmp_path):
     os.utime(of_others[0], (long_ago, long_ago))
     weaktr.files.clear_abandoned(tmp_path)
     assert [path.exists() for path in of_others] == [False, True]
+
+
+def test_a_file_that_cannot_be_written_is_named_with_what_to_do(tmp_path):
+    """Not the name under which it is begun; no remains are left."""
+    path = tmp_path / "mask.png"
+    for number, advice in [(errno.ENOSPC, "make room there"), (errno.EROFS, "take a folder that")]:
+        for begun in (None, "begun"):
+            with pytest.raises(OSError, match=advice) as caught, whole_file(path) as temporary:
+                name = None if begun is None else str(temporary)
+                raise OSError(number, os.strerror(number), name)
+            assert caught.value.filename == str(path) and caught.value.errno == number
+            assert os.strerror(number) in str(caught.value)
+    with pytest.raises(OSError, match="elsewhere") as caught, whole_file(path):
+        raise OSError(errno.ENOSPC, "full", "elsewhere")
+    assert caught.value.filename == "elsewhere"
+    assert not [*tmp_path.iterdir()]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,32 @@ def test_label_is_the_command(run, photos, cam_model, tmp_path, changes):
             cam_model.label(pixels(photos, name), np.array(indices, int), settings), expected
         )
     assert len(np.unique(masks.read("large"))) > 1
+
+
+def test_files_are_read_as_the_commands_read_them(run, photos, cam_model, segmenter, tmp_path):
+    """A JPEG above `max_side` is decoded smaller, and turned by its EXIF."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (420, 560, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(noise).resize((1120, 840)).save(folder / "large.jpg", exif=exif)
+    Image.fromarray(noise[:3]).save(folder / "long.png")
+    (folder / "labels.csv").write_text("image,labels\nlarge.jpg,red;blue\nlong.png,green\n")
+    options, side = ("--exif", "apply"), ("max_side=100",)
+    labels = written("label", run, folder, tmp_path / "a", *options, settings=side)
+    masks = written("predict", run, folder, tmp_path / "b", *options, settings=(*PREDICT, *side))
+    cam_model, segmenter = (
+        weaktr.Model(own.module, own.classes, settings=own.settings, exif="apply")
+        for own in (cam_model, segmenter)
+    )
+    settings = with_settings(segmenter.settings, (*PREDICT, *side))
+    for name, shown in {"large.jpg": ["red", "blue"], "long.png": ["green"]}.items():
+        own = replace(cam_model.settings, max_side=100)
+        mask = cam_model.label(folder / name, shown, own)
+        np.testing.assert_array_equal(mask, labels.read(Path(name).stem))
+        mask = segmenter.predict(folder / name, settings)
+        np.testing.assert_array_equal(mask, masks.read(Path(name).stem))
 
 
 def test_label_has_the_defaults_of_the_command(run, photos, cam_model, tmp_path):
@@ -346,6 +373,19 @@ def test_label_of_a_folder_is_the_command(run, photos, cam_model, tmp_path):
     assert set(again) == names  # the same settings, so it is the same folder
     with pytest.raises(ValueError, match="holds results of other inputs or settings"):
         weaktr.label(cam_model, photos, tmp_path / "python", settings=["threshold=0.1"])
+
+
+def test_the_settings_of_a_model_count_for_folders(run, photos, tmp_path):
+    for stage, settings in (("train_cam", LABEL), ("train_seg", PREDICT)):
+        model = weaktr.load(run / stage / "model.safetensors", device="cpu")
+        of_folder = weaktr.label if stage == "train_cam" else weaktr.predict
+        model.settings = with_settings(model.settings, settings)
+        got = of_folder(model, photos, tmp_path / f"{stage}-a")
+        expected = of_folder(model.file, photos, tmp_path / f"{stage}-b", settings=settings)
+        assert [*got] == [*expected]
+        for name, mask in got.items():
+            np.testing.assert_array_equal(mask, expected[name])
+        of_folder(model, photos, tmp_path / f"{stage}-b")  # the same settings: nothing is refused
 
 
 def test_predict_of_a_folder_is_the_command(run, photos, segmenter, tmp_path):

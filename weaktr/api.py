@@ -11,22 +11,20 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
 
 from weaktr.config import LabelConfig, PredictConfig, Recipe
-from weaktr.data import Sample, read_rgb
+from weaktr.data import Sample
 from weaktr.data.manifest import Exif
-from weaktr.data.photographs import reduced
 from weaktr.evaluation.notebook import Cams, Mask, as_html, table
 from weaktr.files import read_json
 from weaktr.inference.cams import CamsOfModel
 from weaktr.inference.labels import label_maps, uses_features
 from weaktr.inference.patch_cams import CamsOfPatches, cams_of
 from weaktr.inference.predictions import Predictor
-from weaktr.inference.probabilities import seg_inputs
 from weaktr.inference.results import LabelMaps
 from weaktr.models import Segmenter, Stage1Model, checkpoints
 from weaktr.models.precision import choose_device
@@ -43,10 +41,19 @@ from weaktr.stages.run import MODEL
 from weaktr.switches import own_switches
 
 S = TypeVar("S", LabelConfig, PredictConfig)
+R_co = TypeVar("R_co", covariant=True)
 #: uint8 [H, W, 3] RGB, or the path of an image file.
 Image = np.ndarray | str | Path
 #: The classes that an image shows: names, or class indices 0..C-1; both may be mixed.
 Labels = Sequence[str | int]
+
+
+class _Reads(Protocol[R_co]):
+    """What makes masks or CAMs of photographs."""
+
+    def read(self, sample: Sample) -> R_co: ...
+
+    def inputs(self, sample: Sample, pixels: np.ndarray) -> R_co: ...
 
 
 def load(path: str | Path, device: str = "auto") -> Model:
@@ -132,8 +139,8 @@ def label(
     Started again, it goes on with the photographs that are left.
 
     Args:
-        model: a checkpoint's file, a `Model` that was loaded from one (and stands for it), or a
-            folder of CAMs.
+        model: a checkpoint's file, a `Model` that was loaded from one (whose settings count, with
+            the weights of the file), or a folder of CAMs.
         photos: folder of photographs. All whose labels are known get a mask: those of
             ``train.csv``, ``val.csv`` and ``test.csv`` together (``train_part.csv`` and
             ``val_part.csv`` where ``weaktr init`` wrote these), or of ``labels.csv``.
@@ -143,7 +150,7 @@ def label(
             checkpoint carries, such as ``"crf=none"``, in a list.
         emit: also "confidence", "cam".
         exif: "apply" turns photographs as viewers do, and their masks with them; "ignore"; None =
-            as the run that trained the model.
+            as the run that trained the model, or the `Model`.
         device: see `load`; that of a `Model` is its own.
 
     Returns:
@@ -206,6 +213,8 @@ def _task(
         if model.file is None:
             raise ValueError("model: expected one that weaktr.load has read, or its file's path")
         source, device = model.file, str(model._device)
+        settings = model.settings if settings is None else settings
+        options["exif"] = options["exif"] or model.exif
     if not isinstance(source, (str, Path)):
         raise ValueError(f"model: expected a checkpoint's path or a Model, got {model!r}")
     if not isinstance(settings, (str, LabelConfig, PredictConfig)):
@@ -334,7 +343,7 @@ class Model:
         """
         indices = self._class_indices(labels)
         chosen = self._of_call(LabelConfig, settings)
-        result = self._labelled(self._pixels(image), indices, chosen)
+        result = self._labelled(image, indices, chosen)
         assert result.classes is not None
         maps = result.arrays()["cam"][[result.classes.index(index) for index in indices]]
         names = [f"class {i}" if self.classes is None else self.classes[i] for i in indices]
@@ -367,7 +376,7 @@ class Model:
         chosen = self._of_call(LabelConfig, settings)
         if threshold is not None:
             chosen = replace(chosen, threshold=threshold)
-        mask = self._labelled(self._pixels(image), indices, chosen).mask()
+        mask = self._labelled(image, indices, chosen).mask()
         return Mask(mask, self._photograph(image), self.classes)
 
     def predict(self, image: Image, settings: PredictConfig | None = None) -> Mask:
@@ -390,16 +399,23 @@ class Model:
                 f"predict: a model of stage 1 must be told what is shown; use label{hint}"
             )
         settings = self._of_call(PredictConfig, settings)
-        photograph = reduced(self._pixels(image), settings.max_side)
-        sample = Sample("image", Path(), None, None, "")
         with own_switches(self._device):
             predictor = self._predictor
             if predictor is None or predictor.settings != settings:
                 predictor = self._predictor = Predictor(self.module, settings)
-            inputs = seg_inputs(sample, photograph, settings, predictor.device)
-            (result,) = predictor.label_maps([inputs])
+            (result,) = predictor.label_maps([self._read(predictor, image, None)])
             mask = result.mask()
         return Mask(mask, self._photograph(image), self.classes)
+
+    def _read(self, source: _Reads[R_co], image: Image, labels: tuple[int, ...] | None) -> R_co:
+        """What a source takes of an image; a file is read as the commands read it.
+
+        Raises:
+            ValueError: a file that is no image, or another kind of array.
+        """
+        if isinstance(image, (str, Path)):
+            return source.read(Sample("image", Path(image), labels, None, "", exif=self.exif))
+        return source.inputs(Sample("image", Path(), labels, None, ""), _checked(image))
 
     @property
     def _device(self) -> torch.device:
@@ -415,39 +431,18 @@ class Model:
             return image
         return Sample(Path(image).stem, Path(image), None, None, "", exif=self.exif)
 
-    def _pixels(self, image: Image) -> np.ndarray:
-        """uint8 [H, W, 3], contiguous.
-
-        Raises:
-            ValueError: a file that is no image, or another kind of array.
-        """
-        if isinstance(image, (str, Path)):
-            return read_rgb(Path(image), exif=self.exif)
-        if not isinstance(image, np.ndarray):
-            raise ValueError(
-                f"image: expected uint8 [H, W, 3] RGB or a path, got {type(image).__name__}"
-            )
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-            raise ValueError(
-                f"image: expected uint8 [H, W, 3] RGB or a path, got {image.dtype} {image.shape}"
-            )
-        return np.require(image, requirements=["C", "W"])  # torch shares the memory
-
-    def _labelled(
-        self, pixels: np.ndarray, indices: Sequence[int], settings: LabelConfig
-    ) -> LabelMaps:
+    def _labelled(self, image: Image, indices: Sequence[int], settings: LabelConfig) -> LabelMaps:
         """The pseudo label and the CAMs of an image; its classes ascending and each once."""
         assert not isinstance(self.module, Segmenter)
         refiners = choose_refiners(settings)
         if settings.threshold == "search_on_masks":
             raise ValueError("threshold: 'search_on_masks' is for recipes; give a number, or auto")
-        sample = Sample("image", Path(), tuple(sorted(set(indices))), None, "")
         with own_switches(self._device):
             source = self._source
             if source is None or source.settings != settings:
                 features = uses_features(settings, refiners)
                 source = self._source = cams_of(self.module, settings, with_features=features)
-            inputs = source.inputs(sample, reduced(pixels, settings.max_side))
+            inputs = self._read(source, image, tuple(sorted(set(indices))))
             (result,) = label_maps(source, [inputs], settings.threshold, refiners, emit=("cam",))
         return result
 
@@ -483,6 +478,23 @@ class Model:
                 known = "names or indices" if names else "indices (the checkpoint has no names)"
                 raise ValueError(f"labels: expected {known} 0..{count - 1}, got {label!r}")
         return indices
+
+
+def _checked(image: object) -> np.ndarray:
+    """An image in memory, uint8 [H, W, 3], contiguous.
+
+    Raises:
+        ValueError: another kind of array.
+    """
+    if not isinstance(image, np.ndarray):
+        raise ValueError(
+            f"image: expected uint8 [H, W, 3] RGB or a path, got {type(image).__name__}"
+        )
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise ValueError(
+            f"image: expected uint8 [H, W, 3] RGB or a path, got {image.dtype} {image.shape}"
+        )
+    return np.require(image, requirements=["C", "W"])  # torch shares the memory
 
 
 def _of_kind(kind: type[S], settings: object) -> S:

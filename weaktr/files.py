@@ -72,11 +72,31 @@ def whole_file(path: Path, *, durable: bool = True, is_new: bool = False) -> Ite
             _name_once(temporary, path)
         else:
             temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
+            raise _not_written(error, path) from error
         raise
     if durable:
         flush(path.parent)
+
+
+#: What to do where a file cannot be written.
+ADVICE = {
+    errno.ENOSPC: "make room there and start the same command again",
+    errno.EDQUOT: "make room there and start the same command again",
+    errno.EROFS: "take a folder that can be written to",
+    errno.EACCES: "take a folder that can be written to",
+}
+
+
+def _not_written(error: OSError, path: Path) -> OSError:
+    """The error with the file that was to be written, and what to do."""
+    if error.errno is None:
+        return error
+    said = [error.strerror or "cannot be written", ADVICE.get(error.errno, "")]
+    return OSError(error.errno, "; ".join(filter(None, said)), str(path))
 
 
 def _name_once(temporary: Path, path: Path) -> None:
@@ -416,10 +436,12 @@ def names_in(folder: Path, *suffixes: str) -> tuple[list[str], str]:
         Paths relative to the folder, without suffix, ascending; and the suffix.
 
     Raises:
-        ValueError: there are none, says which suffixes were expected and which there are; or files
-            of two suffixes, one of which would have to be left out.
+        ValueError: there is no such folder; there are none, says which suffixes were expected and
+            which there are; or files of two suffixes, one of which would have to be left out.
         OSError: a folder in it cannot be listed.
     """
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: expected a folder, there is none of that name")
     names: dict[str, list[str]] = {}
     others = set()
     for path in files_below(folder):

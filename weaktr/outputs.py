@@ -316,6 +316,8 @@ def others_in_words(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     commands = [_command_of(facts) for facts in (before, now)]
     if None not in commands and commands[0] != commands[1]:
         lines.append(f"another command (weaktr {commands[0]} there, weaktr {commands[1]} now)")
+    elif commands[1] is None and commands[0] is not None:
+        return f"another command (weaktr {commands[0]})"
     weights = [facts.get("weights") for facts in (before, now)]
     files = [facts.get("source") for facts in (before, now)]
     if None not in (*weights, *files) and weights[0] != weights[1]:

@@ -339,10 +339,22 @@ def test_thresholds_that_make_no_sense(tmp_path, span):
     assert "--thresholds: expected" in text
 
 
+def test_folders_of_other_things_are_told_with_what_to_take(two):
+    (two / "tars").mkdir()
+    (two / "tars/00000.tar").write_bytes(b"")
+    told = refused(two, "--num-labels", 3, masks="tars")
+    assert "these are in tars: unpack them, or label with --output png" in told
+    (two / "run/label").mkdir(parents=True)
+    (two / "run/recipe.yaml").write_text("name: x\n")
+    told = refused(two, "--num-labels", 3, masks="run")
+    assert f"expected a folder of masks, got a run; take {two / 'run/label'}" in told
+
+
 def test_empty_and_missing_folders(two):
     (two / "empty").mkdir()
     assert "no PNG in" in refused(two, "--num-labels", 3, masks="empty")
-    assert "no PNG in" in refused(two, "--num-labels", 3, masks="nowhere")
+    told = refused(two, "--num-labels", 3, masks="nowhere")
+    assert "nowhere: expected a folder, there is none of that name" in told
     assert "no PNG in" in refused(two, "--num-labels", 3, truth="empty")
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +152,46 @@ def test_a_mask_that_became_unusable_is_named(labels, caplog):
     assert export(labels) == FAILED
     assert "masks/a.png" in caplog.text
     assert visible(labels.parent / "out") == WHOLE - {"images/a.png"}
+
+
+def remade(labels: Path, name: str, picture: Path) -> None:
+    """Have a mask note the photograph that it was made of."""
+    masks = MaskFolder(labels)
+    digest = hashlib.sha256(picture.read_bytes()).hexdigest()
+    masks.record(replace(masks.entries[name], inputs=(digest,)))
+
+
+@pytest.mark.parametrize("command", ["export-masks", "report"])
+def test_a_mask_of_another_photograph_is_named_and_left_out(labels, caplog, command):
+    """The photograph has been replaced since; masks without a note of it count."""
+    for name in ("a", "b/a"):
+        remade(labels, name, labels.parent / f"photographs/{name}.png")
+    assert export(labels, out="before") == 0
+    photograph(labels.parent / "photographs/a.png", (6, 8), orientation=3)
+    told = f"{labels.parent / 'photographs/a.png'}: has changed since its mask was made; start wea"
+    if command == "report":
+        assert main(["report", str(labels)]) == 0
+        assert told in caplog.text
+        return
+    assert export(labels) == FAILED
+    assert told in caplog.text
+    assert visible(labels.parent / "out") == WHOLE - {"images/a.png"}
+
+
+def test_of_two_photographs_of_a_name_the_one_that_has_the_mask(labels):
+    """``images/a.png`` is a in a list of labels, though ``a.png`` is beside it."""
+    photographs = labels.parent / "photographs"
+    (photographs / "images").mkdir()
+    for grey, path in enumerate(("images/a.png", "a.png", "images/c.png", "c.png")):
+        Image.new("RGB", (8, 6), (grey, grey, grey)).save(photographs / path)
+    masks = MaskFolder(labels)
+    masks.record(masks.write("c", np.zeros((6, 8), np.uint8), given=()))
+    remade(labels, "a", photographs / "images/a.png")
+    remade(labels, "c", photographs / "c.png")
+    assert export(labels) == 0
+    for name, path in {"a": "images/a.png", "c": "c.png"}.items():
+        exported = labels.parent / f"out/images/{name}.png"
+        assert exported.read_bytes() == (photographs / path).read_bytes()
 
 
 def test_links_lead_to_the_photographs(labels):

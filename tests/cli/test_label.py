@@ -172,7 +172,8 @@ def test_mistakes_are_told(root):
     assert "scales, flip, --emit cam: of no effect on CAMs that are there" in text
     assert "expected threshold, crf, gt_prob, unlabelled" in text
     assert "--labels: of no effect" in refused(root, "--labels", root / "labels.csv")
-    assert "no NPZ or NPY in" in refused(root, cams="empty")
+    told = refused(root, cams="empty")
+    assert "no NPZ or NPY in" in told and "a model is given by its file, as RUN" in told
     code, text = said(cli.main, "label", root / "cams", root / "elsewhere", "--out", root / "o")
     assert code == cli.WRONG_INPUT
     assert "none of its 6 CAMs has the name of an image" in " ".join(text.split())

@@ -279,7 +279,7 @@ def test_a_tar_with_a_new_time_is_not_computed_again(home, computed):
 
 
 @pytest.mark.parametrize("form", ["png", "tar"])
-def test_what_changed_is_made_again_and_nothing_else(home, form, computed):
+def test_what_changed_is_made_again_and_nothing_else(home, form, computed, caplog):
     options = (*BY_SHARDS, "--output", form)
     label(home, *options)
     computed.clear()
@@ -293,6 +293,8 @@ def test_what_changed_is_made_again_and_nothing_else(home, form, computed):
     assert sorted(computed) == ["03", "04", "99"]
     assert label(home, *BESIDE, out="fresh") == 0
     ours, fresh = masks_of(home / "out"), masks_of(home / "fresh")
+    told = "1 mask there is of images that are not among those given now; they stay"
+    assert caplog.text.count(told) == (form == "png")
     if form == "png":
         assert ours.pop("07.png") == masks_of(home / "plain")["07.png"]  # nothing is deleted
     assert ours == fresh

@@ -13,7 +13,6 @@ from tests.stored import FACTS, arrays
 from tests.tolerances import assert_golden
 from weaktr.config import LabelConfig
 from weaktr.data import Sample
-from weaktr.data.photographs import reduced
 from weaktr.inference import cams as stage
 from weaktr.inference.cams import CamsOfModel, multi_scale_cams
 
@@ -25,7 +24,7 @@ def cams_of(model, images, classes, settings):
     """CAMs float32 [K, H, W] of images in memory that go through the model together."""
     source = CamsOfModel(model, settings)
     inputs = [
-        source.inputs(Sample(str(index), None, tuple(own), None, ""), reduced(image, None))
+        source.inputs(Sample(str(index), None, tuple(own), None, ""), image)
         for index, (image, own) in enumerate(zip(images, classes, strict=True))
     ]
     return [cams.maps for cams in together(source, inputs)]
@@ -113,7 +112,7 @@ def some_inputs(source):
     return [
         source.inputs(
             Sample(str(index), None, (index % 2,), None, ""),
-            reduced(rng.integers(0, 255, (*side, 3), np.uint8), None),
+            rng.integers(0, 255, (*side, 3), np.uint8),
         )
         for index, side in enumerate(SIDES)
     ]

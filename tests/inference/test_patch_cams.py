@@ -204,14 +204,14 @@ def test_features_are_those_of_the_last_block(model, samples):
 
 
 def test_a_photograph_in_memory_is_that_of_the_file(model, samples):
-    source = CamsOfPatches(model, replace(ONE_VIEW, scales=(0.5, 1.0), flip=True))
-    for sample in samples:
-        read = source.read(sample)
-        (own,), (again,) = (
-            source.cams([read]),
-            source.cams([source.inputs(sample, read.photograph)]),
-        )
-        assert torch.equal(own.maps, again.maps)
+    """Also above `max_side`: the model sees what the file holds."""
+    views = replace(ONE_VIEW, scales=(0.5, 1.0), flip=True)
+    for source in (CamsOfPatches(model, views), CamsOfPatches(model, replace(views, max_side=20))):
+        for sample in samples:
+            pixels = np.array(Image.open(sample.image))
+            (own,) = source.cams([source.read(sample)])
+            (again,) = source.cams([source.inputs(sample, pixels)])
+            assert torch.equal(own.maps, again.maps)
 
 
 def test_max_side_changes_the_maps_not_what_the_model_sees(model, samples):

@@ -60,7 +60,7 @@ def test_views_are_the_cams_of_one_scale_and_flip(model, inputs):
     assert len(cams.views) == 4
     for number, scale in enumerate((1.0, 1.5)):
         alone = CamsOfModel(model, LabelConfig(scales=(scale,), flip=False))
-        (expected,) = alone.cams([alone.inputs(batch[0].sample, batch[0].photograph)])
+        (expected,) = alone.cams([alone.inputs(batch[0].sample, batch[0].photograph.pixels)])
         torch.testing.assert_close(cams.views[2 * number], expected.maps, atol=1e-5, rtol=1e-4)
     assert not CamsOfModel(model, LabelConfig()).cams(batch[:1])[0].views
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -163,12 +164,17 @@ def test_the_words_of_a_run_have_its_numbers(run, root):
 
 
 def test_photographs_that_are_gone_are_counted(root, tmp_path):
+    """Two are no photographs any more; of one an older version did not note what it was."""
     copy = Path(shutil.copytree(root, tmp_path / "data"))
     run_recipe(tiny.recipe(copy, stages=["train_cam", "label"]), tmp_path / "run")
-    (copy / "images/3.png").write_bytes(b"no picture")
+    masks = MaskFolder(tmp_path / "run/label")
+    (third,) = (entry for name, entry in masks.entries.items() if name.endswith("3"))
+    masks.record(replace(third, inputs=None))
+    for name in ("3", "4"):
+        (copy / f"images/{name}.png").write_bytes(b"no picture")
     values = report_of(tmp_path / "run")
-    assert values["unread"] == 1 and len(values["photographs"]) == 7
-    assert values["sets"][0]["masks"] == 8
+    assert values["unread"] == 1 and len(values["photographs"]) == 6
+    assert values["sets"][0]["masks"] == 7 and values["sets"][0]["unusable"] == 1
 
 
 def test_more_photographs_than_a_page_holds(run, monkeypatch):

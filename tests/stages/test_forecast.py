@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.stages import tiny
+from weaktr.data import parallel
 from weaktr.stages import forecast as module
 from weaktr.stages.forecast import forecast, go_on
 from weaktr.stages.pipeline import STAGES, run_recipe
@@ -103,7 +104,7 @@ def test_crops_of_a_photograph_are_read_together_and_pieces_are_steps(squares, t
     ],
 )
 def test_a_training_waits_for_its_images(monkeypatch, kind, count, expected):
-    monkeypatch.setattr(workers, "usable_cores", lambda: 4)
+    monkeypatch.setattr(parallel, "usable_cores", lambda: 4)
     speed = workers.Speed(loading=4.0, model=1.0)
     assert workers.seconds_an_image(speed, torch.device(kind), count) == expected
 

@@ -313,6 +313,8 @@ def test_settings_of_patches_without_effect_are_told(root, tmp_path):
     (warning,) = warnings(tree, tmp_path / "run")
     assert warning == "without effect for cam_model.kind class_tokens: train_cam.patches"
     assert not warnings(tiny.recipe(root, stages=["train_cam"]), tmp_path / "run")
+    (warning,) = warnings(tiny.recipe(root, predict={"image_weight": 2.0}), tmp_path / "run")
+    assert warning == "without effect for seg_model.image_head false: predict.image_weight"
 
 
 def test_a_class_that_no_photograph_shows_is_told(tmp_path):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from weaktr.cli.common import FAILED
 
 if TYPE_CHECKING:
+    from weaktr.shards.records import Results
     from weaktr.stages.folders import Task
     from weaktr.stages.shard import MaxBad
     from weaktr.stages.shard_report import ShardsReport
@@ -109,10 +110,26 @@ def show_shards(report: ShardsReport, job: ShardJob) -> int:
     if report.broken:
         shards = counted(len(report.broken), "shard", "shards")
         log.error("%s cannot be used: %s", shards, few(list(report.broken)))
-    if missing := read_results(out).missing:
-        log.info("not yet whole: %s", counted(len(missing), "shard", "shards"))
+    results = read_results(out)
+    if results.missing:
+        log.info("not yet whole: %s", counted(len(results.missing), "shard", "shards"))
     else:
+        if job.maker.layout.form == "png" and (older := _older(results)) > 0:
+            log.warning(
+                "%s of images that are not among those given now; they stay (weaktr index %s "
+                "--verify names them)",
+                counted(older, "mask there is", "masks there are"), out,
+            )  # fmt: skip
         join(out)
         log.info("index of all shards: %s (see weaktr index %s)", out / "index.parquet", out)
     log.info("masks: %s", out / "masks")
     return 0 if report.is_complete else FAILED
+
+
+def _older(results: Results) -> int:
+    """How many loose masks no row lists, by their number alone."""
+    from weaktr.files import files_below
+
+    status = [record.statistics.get("status", {}) for record in results.records]
+    listed = sum(one.get("labelled", 0) + one.get("edited", 0) for one in status)
+    return sum(path.suffix == ".png" for path in files_below(results.out / "masks")) - listed

@@ -182,7 +182,7 @@ def _cam_panels(
     model: Stage1Model,
 ) -> list[list[Panel]]:
     """For each of the sample's first classes its CAM of each kind."""
-    from weaktr.data.photographs import enlarged, reduced
+    from weaktr.data.photographs import enlarged
     from weaktr.evaluation.pictures import Panel
     from weaktr.inference.patch_cams import cams_of
 
@@ -191,9 +191,10 @@ def _cam_panels(
     cams = {}
     for title, (attention_type, refine) in _kinds(model).items():
         kind = replace(recipe.label, attention_type=attention_type, refine=refine)
-        source, photograph = cams_of(model, kind), reduced(image, kind.max_side)
-        (own,) = source.cams([source.inputs(few, photograph)])
-        cams[title] = enlarged(own.maps.numpy(force=True), photograph.size)
+        source = cams_of(model, kind)
+        read = source.read(few)
+        (own,) = source.cams([read])
+        cams[title] = enlarged(own.maps.numpy(force=True), read.photograph.size)
     return [
         [
             Panel(f"{manifest.classes.names[index]}: {title}", heat=cams[title][position])

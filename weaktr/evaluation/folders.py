@@ -31,6 +31,7 @@ from weaktr.files import files_below, names_in, read_json, write_json
 from weaktr.inference.labels import labels_from_cams
 from weaktr.inference.threshold import read_choice
 from weaktr.messages import few
+from weaktr.outputs import RECIPE
 from weaktr.progress import track
 from weaktr.recipes import make
 
@@ -86,6 +87,11 @@ def mask_sources(masks: Path, conditions: Conditions, without_crf: Path | None) 
     Raises:
         ValueError: no such folder, or no PNG in it.
     """
+    stages = [masks / stage for stage in ("label", "predict") if (masks / stage).is_dir()]
+    if (masks / RECIPE).is_file() and stages:
+        raise ValueError(
+            f"{masks}: expected a folder of masks, got a run; take {' or '.join(map(str, stages))}"
+        )
     home = stage_folder(masks)
     folder = home / "masks" if (home / "masks").is_dir() else masks
     before = without_crf or before_refinement(home) / "masks"
@@ -96,6 +102,11 @@ def mask_sources(masks: Path, conditions: Conditions, without_crf: Path | None) 
         what = "without CRF" if conditions.crf == "none" else "masks"
         sources = [Source(what, folder, conditions)]
     for source in sources:
+        if any(source.folder.glob("*.tar")) and not any(source.folder.glob("*.png")):
+            raise ValueError(
+                f"{source.folder}: masks are read as PNGs, these are in tars: unpack them, or "
+                "label with --output png"
+            )
         names_in(source.folder, ".png")
     return sources
 

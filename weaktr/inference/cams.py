@@ -20,7 +20,7 @@ from torch import Tensor
 
 from weaktr.config import LabelConfig
 from weaktr.data import Sample
-from weaktr.data.photographs import Photograph, read_photograph
+from weaktr.data.photographs import Photograph, read_photograph, reduced
 from weaktr.inference.transfer import pinned
 from weaktr.models import CamModel
 from weaktr.models.cam import EncodedImages
@@ -139,10 +139,13 @@ class CamsOfModel:
 
     def read(self, sample: Sample) -> CamInputs:
         """See `CamSource`."""
-        return self.inputs(sample, read_photograph(sample, self.settings.max_side))
+        return self._inputs(sample, read_photograph(sample, self.settings.max_side))
 
-    def inputs(self, sample: Sample, photograph: Photograph) -> CamInputs:
-        """The inputs of a photograph that has been read."""
+    def inputs(self, sample: Sample, pixels: np.ndarray) -> CamInputs:
+        """The inputs of a photograph in memory, uint8 [H, W, 3]."""
+        return self._inputs(sample, reduced(pixels, self.settings.max_side))
+
+    def _inputs(self, sample: Sample, photograph: Photograph) -> CamInputs:
         image = pinned(photograph.pixels, self.device)
         parts = []
         for scale in self.settings.scales:

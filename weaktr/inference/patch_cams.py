@@ -9,19 +9,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from weaktr.config import LabelConfig
 from weaktr.data import Sample
-from weaktr.data.photographs import Photograph, read_photograph
+from weaktr.data.photographs import read_photograph, reduced
 from weaktr.inference.cams import CPU_BATCH, CamInputs, Cams, CamsOfModel, scaled_to
 from weaktr.inference.features import FeatureEncoder, FeatureInputs, Features, FeatureStore, View
 from weaktr.inference.transfer import pinned
 from weaktr.models import PatchModel, Stage1Model
 from weaktr.models.memory import is_out_of_memory
 from weaktr.ops.upload import upload
+
+#: Fields of `LabelConfig` that have no effect on them.
+WITHOUT_EFFECT = ("attention_type", "refine", "amp", "batch_tokens")
 
 
 class CamsOfPatches:
@@ -30,7 +34,7 @@ class CamsOfPatches:
     Args:
         model: in eval mode, on its device.
         settings: see `LabelConfig`. Scales are factors on the short side at which the model sees
-            photographs; `attention_type`, `refine`, `amp` and `batch_tokens` have no effect.
+            photographs; those of `WITHOUT_EFFECT` do nothing.
         predict_above, with_features, with_views: see `CamsOfModel`.
         cache: of the features of photographs, see `fill_cache`; None = they are not kept.
     """
@@ -84,12 +88,13 @@ class CamsOfPatches:
             sample, photograph, image, [self._part(sample, view) for view in self.views]
         )
 
-    def inputs(self, sample: Sample, photograph: Photograph) -> CamInputs:
-        """The inputs of a photograph that has been read."""
+    def inputs(self, sample: Sample, pixels: np.ndarray) -> CamInputs:
+        """The inputs of a photograph in memory, uint8 [H, W, 3]."""
+        photograph = reduced(pixels, self.settings.max_side)
         patch = self.encoder.patch_size
-        height, width = photograph.pixels.shape[:2]
+        height, width = pixels.shape[:2]
         parts = [
-            pinned(scaled_to(photograph.pixels, view.size_of((height, width), patch)), self.device)
+            pinned(scaled_to(pixels, view.size_of((height, width), patch)), self.device)
             for view in self.views
         ]
         return CamInputs(sample, photograph, pinned(photograph.pixels, self.device), parts)

@@ -9,12 +9,13 @@ import logging
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from weaktr.config import PredictConfig
 from weaktr.data import Sample
-from weaktr.data.photographs import read_photograph
+from weaktr.data.photographs import read_photograph, reduced
 from weaktr.inference.pipeline import MIB
 from weaktr.inference.probabilities import (
     SegInputs,
@@ -73,6 +74,11 @@ class Predictor:
             DataError: it cannot be read.
         """
         photograph = read_photograph(sample, self.settings.max_side)
+        return seg_inputs(sample, photograph, self.settings, self.device)
+
+    def inputs(self, sample: Sample, pixels: np.ndarray) -> SegInputs:
+        """The inputs of a photograph in memory, uint8 [H, W, 3]."""
+        photograph = reduced(pixels, self.settings.max_side)
         return seg_inputs(sample, photograph, self.settings, self.device)
 
     def fits(self, batch: Sequence[SegInputs], further: SegInputs) -> bool:

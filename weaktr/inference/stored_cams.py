@@ -44,7 +44,11 @@ class StoredCams:
         samples: Sequence[Sample],
         device: torch.device | None = None,
     ) -> None:
-        names, suffix = names_in(folder, ".npz", ".npy")
+        try:
+            names, suffix = names_in(folder, ".npz", ".npy")
+        except ValueError as error:
+            advice = "a model is given by its file, as RUN/train_cam/model.safetensors"
+            raise ValueError(f"{error}; {advice}") from error
         known = set(names)
         self.files_of_cams = {
             s.name: folder / f"{s.name}{suffix}" for s in samples if s.name in known

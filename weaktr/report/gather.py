@@ -18,7 +18,7 @@ import numpy as np
 from weaktr.data.io import read_stored_labels
 from weaktr.data.parallel import ordered_map
 from weaktr.data.photographs import read_photograph, reduced
-from weaktr.messages import one_line
+from weaktr.messages import first_lines, one_line
 from weaktr.outputs import RECIPE, fingerprint
 from weaktr.progress import track
 from weaktr.recipes import dump_recipe, load_recipe
@@ -60,6 +60,9 @@ def report_of(folder: Path, beside: Path | None = None) -> dict[str, Any]:
         ValueError: see `masked_in`.
     """
     all_masked = masked_in(folder)
+    unusable = [why for masked in all_masked for why in masked.masks.unusable.values()]
+    for line in first_lines(unusable):
+        log.warning("left out: %s", line)
     run = Run(load_recipe(folder / RECIPE), folder) if (folder / RECIPE).is_file() else None
     classes = run.train_images.classes if run else all_masked[0].manifest.classes
     sets = [photos_of(masked) for masked in all_masked]

@@ -192,7 +192,7 @@ function notes() {
     if (one.masks && one.confidence === null) lines.push(`${title}: no confidence is known. An older version made these masks, or somebody changed them.`);
     if (one.edited) lines.push(`${title}: ${count(one.edited)} masks were changed by hand; areas are of the masks as they are now.`);
     if (one.without) lines.push(`${title}: ${count(one.without)} photographs show no class and have no mask.`);
-    if (one.unusable) lines.push(`${title}: ${count(one.unusable)} masks were changed into something that cannot be used.`);
+    if (one.unusable) lines.push(`${title}: ${count(one.unusable)} masks cannot be used: they, or their photographs, have been changed since.`);
   }
   if (report.photographs.length && !report.cams.are_possible) lines.push("No CAMs: there is no stage-1 model here.");
   else if (report.cams.photographs < report.photographs.length) lines.push(`CAMs are of ${count(report.cams.photographs)} of ${count(report.photographs.length)} photographs, the first of each class and the worst (one scale, not flipped).`);

@@ -30,6 +30,7 @@ from weaktr.data import Classes, DataError, Manifest, Problem
 from weaktr.data.headers import Headers
 from weaktr.data.masks import MaskFolder
 from weaktr.files import WRONG_PATHS
+from weaktr.inference.patch_cams import WITHOUT_EFFECT
 from weaktr.messages import few, first_lines
 from weaktr.models import PatchModel, Segmenter, Stage1Model
 from weaktr.models.precision import choose_device
@@ -179,19 +180,26 @@ def changed_labels(recipe: Recipe) -> list[str]:
 
 
 def without_effect_in(recipe: Recipe) -> list[str]:
-    """What to tell of settings that differ from the defaults, but are for stage 1's other kind."""
+    """What to tell of settings that differ from the defaults, but are for another kind of model."""
     names = ["cam_model.patches", "train_cam.patches"]
     if recipe.cam_model.kind == "patches":
         of_training = (f.name for f in fields(TrainCamConfig) if f.name != "patches")
         names = [
             "cam_model.pool", "cam_model.reduction", "cam_model.feat_reduction",
             "cam_model.patch_norm", *(f"train_cam.{name}" for name in of_training),
-            "label.attention_type", "label.refine", "label.batch_tokens", "label.amp",
+            *(f"label.{name}" for name in WITHOUT_EFFECT),
         ]  # fmt: skip
     usual = Recipe()
     given = [name for name in names if attrgetter(name)(recipe) != attrgetter(name)(usual)]
-    kind = recipe.cam_model.kind
-    return [f"without effect for cam_model.kind {kind}: {', '.join(given)}"] if given else []
+    kind, told = recipe.cam_model.kind, []
+    if given:
+        told.append(f"without effect for cam_model.kind {kind}: {', '.join(given)}")
+    if (
+        not recipe.seg_model.image_head
+        and recipe.predict.image_weight != usual.predict.image_weight
+    ):
+        told.append("without effect for seg_model.image_head false: predict.image_weight")
+    return told
 
 
 class _Check:

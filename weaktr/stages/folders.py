@@ -24,11 +24,11 @@ from weaktr.data.sources.folder import NOT_LISTED, joined, label_files, photogra
 from weaktr.evaluation.notebook import MOST_PICTURES, Mask, masks_html
 from weaktr.evaluation.overview import draw_contact_sheet
 from weaktr.inference.labels import uses_features
-from weaktr.inference.patch_cams import cams_of
+from weaktr.inference.patch_cams import WITHOUT_EFFECT, cams_of
 from weaktr.inference.probabilities import for_ensemble
 from weaktr.inference.stored_cams import StoredCams
 from weaktr.messages import counted, few, listed
-from weaktr.models import Segmenter, Stage1Model, checkpoints
+from weaktr.models import PatchModel, Segmenter, Stage1Model, checkpoints
 from weaktr.models.precision import choose_device
 from weaktr.outputs import claimed_for_masks
 from weaktr.recipes import as_tree, identity, with_settings
@@ -272,7 +272,7 @@ def predicted(task: Task, names: Path | None = None) -> Iterator[Masks]:
     if not isinstance(loaded.model, Segmenter):
         hint = of_other_stage(PredictConfig, loaded.file)
         raise ValueError(f"{task.source}: expected a stage-2 checkpoint, got stage 1{hint}")
-    settings, task = task.chosen(PredictConfig, partial(loaded.carried, PredictConfig))
+    settings, task = loaded.settings_of(task, PredictConfig)
     refiners = require_settings(loaded.model, settings)
     listed_in = manifest_of(task)
     samples = (listed_in or data.unlabelled(task.images, exif=task.exif or "ignore")).samples
@@ -299,6 +299,26 @@ class Loaded(NamedTuple):
     def carried(self, kind: type[S], changes: Sequence[str]) -> Carried[S]:
         """The settings that the checkpoint carries, with changes; see `carried`."""
         return carried(kind, self.file, self.description, changes)
+
+    def settings_of(self, task: Task, kind: type[S]) -> tuple[S, Task]:
+        """See `Task.chosen`; the log says which settings do nothing with this model."""
+        settings, task = task.chosen(kind, partial(self.carried, kind))
+        usual = kind()
+        names = [
+            name
+            for name in fields_without_effect(self.model)
+            if getattr(settings, name) != getattr(usual, name)
+        ]
+        if names:
+            log.warning("without effect with %s: %s", self.file, ", ".join(names))
+        return settings, task
+
+
+def fields_without_effect(model: Stage1Model | Segmenter) -> Sequence[str]:
+    """The settings of labelling, or of prediction, that do nothing with a model."""
+    if isinstance(model, Segmenter):
+        return ("image_weight",) if model.image_head is None else ()
+    return WITHOUT_EFFECT if isinstance(model, PatchModel) else ()
 
 
 def load_model(task: Task) -> Loaded:
@@ -436,7 +456,7 @@ def _labelled_by_cams(loaded: Loaded, task: Task, labels: Path | None) -> Iterat
     """By CAMs of the image-level labels, or of the classes that the model predicts."""
     model, classes, file, _ = loaded
     assert not isinstance(model, Segmenter)
-    settings, task = task.chosen(LabelConfig, partial(loaded.carried, LabelConfig))
+    settings, task = loaded.settings_of(task, LabelConfig)
     samples = photographs(task, labels, classes)
     refiners = choose_refiners(settings)
     source = cams_of(
@@ -466,7 +486,7 @@ def _labelled_by_segmenter(loaded: Loaded, task: Task, labels: Path | None) -> I
         )
     if hint:
         log.info("%s: of stage 2, so masks are predictions; CAMs are of stage 1%s", file, hint)
-    settings, task = task.chosen(PredictConfig, partial(loaded.carried, PredictConfig))
+    settings, task = loaded.settings_of(task, PredictConfig)
     samples = photographs(task, labels, classes)
     refiners = require_settings(model, settings)
     with task.claimed("label", file, identity(settings), classes, [labels], paths_of(refiners)):

@@ -6,14 +6,15 @@ What reports and exports start from.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from weaktr.contents import Contents
+from weaktr.contents import CONTENTS, Contents
 from weaktr.data import Classes, Manifest, Sample, unlabelled
-from weaktr.data.masks import MaskFolder
+from weaktr.data.masks import MaskEntry, MaskFolder
+from weaktr.data.parallel import ordered_map
 from weaktr.outputs import INPUTS, RECIPE, read_inputs
 from weaktr.recipes import load_recipe
 from weaktr.stages.run import MODEL, Run
@@ -30,7 +31,8 @@ class Masked:
         maker: "label" (pseudo labels, the image-level labels were given) or "predict".
         manifest: the photographs that were to get masks, and their classes; those of
             `masks.entries` have one.
-        masks: verified; those that somebody corrected count as they are now.
+        masks: verified; those that somebody corrected count as they are now, those of photographs
+            that have changed since as unusable.
         run: to which they belong; None = to a command.
     """
 
@@ -129,14 +131,43 @@ def _of_stage(run: Run, maker: str) -> Masked:
     masks = MaskFolder(
         run.of(maker), verify=True, contents=run.contents, num_labels=manifest.classes.num_labels
     )
+    _note_changed(masks, manifest.samples, run.contents, "weaktr-train")
     return Masked(maker, manifest, masks, run)
+
+
+def _note_changed(
+    masks: MaskFolder, samples: Sequence[Sample], contents: Contents, command: str
+) -> None:
+    """Have masks count as unusable whose photographs have changed since `command` made them."""
+    entries = [masks.entries.get(sample.name) for sample in samples]
+    are_of = ordered_map(lambda pair: _is_of(contents, *pair), zip(entries, samples, strict=True))
+    for sample, is_of in zip(samples, are_of, strict=True):
+        if not is_of and sample.name not in masks.unusable:
+            masks.unusable[sample.name] = (
+                f"{sample.image}: has changed since its mask was made; start {command} again"
+            )
+
+
+def _is_of(contents: Contents, entry: MaskEntry | None, sample: Sample) -> bool:
+    """Whether a mask is of a photograph as it is now.
+
+    One that cannot be read counts as such, since who reads it says why; as does a mask for which an
+    older version did not note the photograph.
+    """
+    if entry is None or not entry.inputs:
+        return True
+    try:
+        return contents.digest(sample.image) == entry.inputs[0]
+    except (OSError, ValueError):
+        return True
 
 
 def _of_command(folder: Path, about: Mapping[str, Any]) -> Masked:
     """Of a command: its photographs with the labels that they were given."""
     names, exif = about.get("classes"), about.get("exif", "ignore")
     photographs = Path(str(about.get("photographs")))
-    masks = MaskFolder(folder, verify=True, contents=Contents())
+    contents = Contents(folder / CONTENTS)
+    masks = MaskFolder(folder, verify=True, contents=contents)
     entries = masks.entries | masks.without
     if names is None:  # CAMs in files name no classes
         highest = max((max(entry.labels, default=0) for entry in entries.values()), default=0)
@@ -147,11 +178,12 @@ def _of_command(folder: Path, about: Mapping[str, Any]) -> Masked:
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"{folder}: its photographs: {error}") from error
     # Of a label file, names begin in images/ even where there are photographs beside it.
-    known = {sample.name.removeprefix("images/"): sample for sample in found}
-    known |= {sample.name: sample for sample in found}
-    samples = tuple(
-        replace(known[name], name=name, labels=entry.given)
-        for name, entry in entries.items()
-        if name in known
-    )
-    return Masked(str(about["command"]), replace(found, samples=samples), masks, None)
+    below = {s.name.removeprefix("images/"): s for s in found if s.name.startswith("images/")}
+    beside = {sample.name: sample for sample in found}
+    samples = []
+    for name, entry in entries.items():
+        those = [known[name] for known in (below, beside) if name in known]
+        those.sort(key=lambda sample: not _is_of(contents, entry, sample))
+        samples += [replace(sample, name=name, labels=entry.given) for sample in those[:1]]
+    _note_changed(masks, samples, contents, f"weaktr {about['command']}")
+    return Masked(str(about["command"]), replace(found, samples=tuple(samples)), masks, None)

@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
@@ -115,7 +114,7 @@ def ready_job(task: ShardTask) -> ShardJob:
 
 def _label_job(task: ShardTask, loaded: Loaded) -> ShardJob:
     """By CAMs of the image-level labels, or of the classes that the model predicts."""
-    settings, own = task.task.chosen(LabelConfig, partial(loaded.carried, LabelConfig))
+    settings, own = loaded.settings_of(task.task, LabelConfig)
     refiners = choose_refiners(settings)
     assert not isinstance(loaded.model, Segmenter)
     source = cams_of(
@@ -149,7 +148,7 @@ def _label_job(task: ShardTask, loaded: Loaded) -> ShardJob:
 
 def _prediction_job(task: ShardTask, loaded: Loaded) -> ShardJob:
     """By predictions; to label, among the image-level labels where there are any."""
-    settings, own = task.task.chosen(PredictConfig, partial(loaded.carried, PredictConfig))
+    settings, own = loaded.settings_of(task.task, PredictConfig)
     if task.command == "label" and own.emit:
         asked = ",".join(own.emit)
         raise ValueError(f"--emit {asked}: expected mask alone for a stage-2 checkpoint")
