@@ -6,7 +6,7 @@ A packed batch is packed along the tokens; a table (`packing_table`) tells where
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from itertools import accumulate
 
 import torch
@@ -291,9 +291,14 @@ def key_of_attention(q: Tensor, most_tokens: int, images: int) -> tuple[int | st
         images: their number, also where they are packed into a B of 1.
     """
     _, heads, _, dim = q.shape
-    dtype = q.dtype
-    sizes = (dim, bucket(most_tokens), bucket(images * heads))
-    return (str(dtype), dot_precision(dtype), *sizes)
+    return _key(q.dtype, dot_precision(q.dtype), dim, most_tokens, images * heads)
+
+
+@lru_cache(maxsize=4096)
+def _key(
+    dtype: torch.dtype, precision: str, dim: int, most_tokens: int, maps: int
+) -> tuple[int | str, ...]:
+    return str(dtype), precision, dim, bucket(most_tokens), bucket(maps)
 
 
 def processors(tensor: Tensor) -> int:

@@ -18,6 +18,9 @@ def is_exporting() -> bool:
     return torch.compiler.is_exporting()
 
 
+_AS_IT_IS = nullcontext()
+
+
 def needs_operator(*tensors: Tensor) -> bool:
     """Whether a computation on them has to be an operator that torch knows.
 
@@ -35,4 +38,4 @@ def without_autocast(device_type: str) -> AbstractContextManager[object]:
     """autocast switched off, at no cost where it is not on."""
     if torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
-    return nullcontext()
+    return _AS_IT_IS
