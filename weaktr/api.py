@@ -7,6 +7,7 @@ What it returns draws itself in a notebook. The commands ``weaktr-train``, ``wea
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -26,6 +27,7 @@ from weaktr.inference.labels import label_maps, uses_features
 from weaktr.inference.patch_cams import CamsOfPatches, cams_of
 from weaktr.inference.predictions import Predictor
 from weaktr.inference.results import LabelMaps
+from weaktr.messages import first_lines
 from weaktr.models import Segmenter, Stage1Model, checkpoints
 from weaktr.models.precision import choose_device
 from weaktr.outputs import METRICS
@@ -39,6 +41,8 @@ from weaktr.stages.masked import masked_in
 from weaktr.stages.pipeline import run_recipe
 from weaktr.stages.run import MODEL
 from weaktr.switches import own_switches
+
+log = logging.getLogger("weaktr")
 
 S = TypeVar("S", LabelConfig, PredictConfig)
 R_co = TypeVar("R_co", covariant=True)
@@ -263,6 +267,8 @@ class TrainedRun(os.PathLike[str]):
         for masked in masked_in(self.folder):
             if masked.maker == stage:
                 names = masked.manifest.classes.names
+                for line in first_lines([*masked.masks.unusable.values()]):
+                    log.warning("left out: %s", line)
                 return Masks(masked.masks.folder, masked.samples, names)
         raise ValueError(
             f"stage: expected label or predict, of which {self.folder} has masks; got {stage!r}"

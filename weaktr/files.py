@@ -26,6 +26,13 @@ UNFINISHED = re.compile(r"\.[0-9a-f]{32}\.(part|removed)")
 
 #: What the system says of paths that lead to nothing, or to another kind of thing than expected.
 WRONG_PATHS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
+#: What to do where a file cannot be written.
+ADVICE = {
+    errno.ENOSPC: "make room there and start the same command again",
+    errno.EDQUOT: "make room there and start the same command again",
+    errno.EROFS: "take a folder that can be written to",
+    errno.EACCES: "take a folder that can be written to",
+}
 #: Bytes at both ends of a file among which its mark is looked for.
 ENDS = 2**16
 #: Seconds after which a file that is being written, and has not grown, is abandoned.
@@ -75,28 +82,18 @@ def whole_file(path: Path, *, durable: bool = True, is_new: bool = False) -> Ite
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
-            raise _not_written(error, path) from error
+        if (
+            isinstance(error, OSError)
+            and error.filename in (None, str(temporary))
+            and error.errno is not None
+            and error.strerror
+        ):
+            advice = ADVICE.get(error.errno)
+            told = f"{error.strerror}; {advice}" if advice else error.strerror
+            raise OSError(error.errno, told, str(path)) from error
         raise
     if durable:
         flush(path.parent)
-
-
-#: What to do where a file cannot be written.
-ADVICE = {
-    errno.ENOSPC: "make room there and start the same command again",
-    errno.EDQUOT: "make room there and start the same command again",
-    errno.EROFS: "take a folder that can be written to",
-    errno.EACCES: "take a folder that can be written to",
-}
-
-
-def _not_written(error: OSError, path: Path) -> OSError:
-    """The error with the file that was to be written, and what to do."""
-    if error.errno is None:
-        return error
-    said = [error.strerror or "cannot be written", ADVICE.get(error.errno, "")]
-    return OSError(error.errno, "; ".join(filter(None, said)), str(path))
 
 
 def _name_once(temporary: Path, path: Path) -> None:

@@ -343,11 +343,18 @@ def test_folders_of_other_things_are_told_with_what_to_take(two):
     (two / "tars").mkdir()
     (two / "tars/00000.tar").write_bytes(b"")
     told = refused(two, "--num-labels", 3, masks="tars")
-    assert "these are in tars: unpack them, or label with --output png" in told
+    assert "there are .tar; unpack the tars, or label with --output png" in told
     (two / "run/label").mkdir(parents=True)
     (two / "run/recipe.yaml").write_text("name: x\n")
     told = refused(two, "--num-labels", 3, masks="run")
     assert f"expected a folder of masks, got a run; take {two / 'run/label'}" in told
+
+
+def test_a_tar_beside_masks_does_not_matter(two):
+    (two / "masks/backup.tar").write_bytes(b"")
+    code, _ = said(cli.main, "eval", two / "masks", two / "truth", "--out", two / "o",
+                   "--num-labels", 3)  # fmt: skip
+    assert code == 0
 
 
 def test_empty_and_missing_folders(two):

@@ -194,6 +194,28 @@ def test_of_two_photographs_of_a_name_the_one_that_has_the_mask(labels):
         assert exported.read_bytes() == (photographs / path).read_bytes()
 
 
+def test_where_all_photographs_were_replaced_it_is_said(labels, capsys):
+    for name in ("a", "b/a"):
+        remade(labels, name, labels / "index.jsonl")
+    assert export(labels) == WRONG_INPUT
+    told = " ".join(capsys.readouterr().out.split())
+    assert "found none that can be used: " in told
+    assert "has changed since its mask was made" in told
+
+
+def test_of_all_that_is_in_a_folder_a_name_is_its_own(labels):
+    """Of an older version, which did not note the photographs."""
+    photographs = labels.parent / "photographs"
+    (photographs / "images").mkdir()
+    Image.new("RGB", (8, 6), (9, 9, 9)).save(photographs / "images/a.png")
+    masks = MaskFolder(labels)
+    masks.record(masks.write("images/a", np.zeros((6, 8), np.uint8), given=()))
+    assert export(labels) == 0
+    for name in ("a", "images/a"):
+        exported = labels.parent / f"out/images/{name}.png"
+        assert exported.read_bytes() == (photographs / f"{name}.png").read_bytes()
+
+
 def test_links_lead_to_the_photographs(labels):
     assert export(labels, "--images", "link") == 0
     link = labels.parent / "out/images/b/a.png"

@@ -421,7 +421,7 @@ def test_an_edited_mask_of_a_photograph_that_changed_is_reported(home, change):
         assert "changed by hand, and its photograph or its labels since" in row.error
 
 
-def test_an_edit_that_is_no_mask_is_reported_until_it_is_mended(home):
+def test_an_edit_that_is_no_mask_is_reported_until_it_is_mended(home, caplog):
     label(home, *BY_SHARDS)
     mask = home / "out" / "masks" / "03.png"
     good = mask.read_bytes()
@@ -434,6 +434,7 @@ def test_an_edit_that_is_no_mask_is_reported_until_it_is_mended(home):
         row = rows(home / "out")["03"]
         assert row.status == "failed"
         assert "changed by hand, cannot be used" in row.error
+    assert "not among those given" not in caplog.text
     mask.write_bytes(good)
     edited = edit(mask)
     assert label(home, *BY_SHARDS, "--retry-failed") == 0

@@ -90,11 +90,12 @@ def run(arguments: argparse.Namespace) -> int:
     require_effect(arguments.to, chosen, options)
     found = masked_in(arguments.run)
     sources = chosen_sources(found, arguments.masks)
-    if not sources:
-        raise ValueError(
-            f"{arguments.run}: expected masks ({arguments.masks}), found none that can be used"
-        )
     unusable = [why for one in found for why in one.masks.unusable.values()]
+    if not sources:
+        why = f": {few(unusable, 2)}" if unusable else ""
+        raise ValueError(
+            f"{arguments.run}: expected masks ({arguments.masks}), found none that can be used{why}"
+        )
     out, classes = arguments.out, found[0].manifest.classes
     facts = {"to": arguments.to, "masks": arguments.masks, "options": vars(options)}
     archives, folders = tars.places_of(source.sample.image for source in sources)

@@ -114,7 +114,7 @@ def show_shards(report: ShardsReport, job: ShardJob) -> int:
     if results.missing:
         log.info("not yet whole: %s", counted(len(results.missing), "shard", "shards"))
     else:
-        if job.maker.layout.form == "png" and (older := _older(results)) > 0:
+        if job.maker.layout.form == "png" and (older := _older(results)):
             log.warning(
                 "%s of images that are not among those given now; they stay (weaktr index %s "
                 "--verify names them)",
@@ -127,9 +127,11 @@ def show_shards(report: ShardsReport, job: ShardJob) -> int:
 
 
 def _older(results: Results) -> int:
-    """How many loose masks no row lists, by their number alone."""
+    """How many loose masks are of photographs that no row names."""
     from weaktr.files import files_below
 
-    status = [record.statistics.get("status", {}) for record in results.records]
-    listed = sum(one.get("labelled", 0) + one.get("edited", 0) for one in status)
-    return sum(path.suffix == ".png" for path in files_below(results.out / "masks")) - listed
+    named = set[Path]()
+    for record, table in zip(results.records, results.tables(["name"]), strict=True):
+        named.update(map(record.mask, table["name"].to_pylist()))
+    masks = results.out / "masks"
+    return sum(path.suffix == ".png" and path not in named for path in files_below(masks))

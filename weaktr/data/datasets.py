@@ -154,10 +154,9 @@ class EncodedCamDataset(SeededDataset):
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[torch.Tensor, ...]]:
         """The items of a batch, for which `encoded` is called once; torch's loader asks for it."""
         crops = {self.samples[index]: self.crop(index) for index in indices}
-        return [
-            (*tensors, multi_hot(sample.labels or (), self.num_classes))
-            for sample, tensors in zip(crops, self._encoded(crops), strict=True)
-        ]
+        tensors = dict(zip(crops, self._encoded(crops), strict=True))
+        samples = [self.samples[index] for index in indices]
+        return [(*tensors[s], multi_hot(s.labels or (), self.num_classes)) for s in samples]
 
 
 def _require_labels(manifest: Manifest) -> None:

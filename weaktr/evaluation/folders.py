@@ -102,12 +102,13 @@ def mask_sources(masks: Path, conditions: Conditions, without_crf: Path | None) 
         what = "without CRF" if conditions.crf == "none" else "masks"
         sources = [Source(what, folder, conditions)]
     for source in sources:
-        if any(source.folder.glob("*.tar")) and not any(source.folder.glob("*.png")):
-            raise ValueError(
-                f"{source.folder}: masks are read as PNGs, these are in tars: unpack them, or "
-                "label with --output png"
-            )
-        names_in(source.folder, ".png")
+        try:
+            names_in(source.folder, ".png")
+        except ValueError as error:
+            if not any(source.folder.glob("*.tar")):
+                raise
+            advice = "unpack the tars, or label with --output png"
+            raise ValueError(f"{error}; {advice}") from error
     return sources
 
 

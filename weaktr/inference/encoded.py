@@ -24,8 +24,9 @@ from weaktr.inference.pipeline import Parts, Sized, limits_for, run_pipeline
 from weaktr.inference.transfer import Download
 from weaktr.progress import Meter
 
-#: Photographs that are computed and handed out together; on a GPU more, which waits between them.
-CHUNK, GPU_CHUNK = 64, 512
+#: Photographs that are computed and handed out together, on a CPU and on a GPU, which waits between
+#: them; and on a GPU those that are only kept.
+CHUNK, GPU_CHUNK, GPU_KEPT = 64, 128, 1024
 
 V = TypeVar("V")
 Seen_contra = TypeVar("Seen_contra", contravariant=True)
@@ -135,7 +136,7 @@ class EncodedPhotographs(Generic[V, Read]):
             if missing:
                 done = len(samples) - missing
                 meter = stack.enter_context(Meter(self.title, len(samples), done=done))
-            for chunk in self._chunks(samples):
+            for chunk in self._chunks(samples, GPU_CHUNK):
                 values = self._values(chunk, keys, view_of, meter)
                 for sample in chunk:
                     value = values.pop(sample.name, None)
@@ -149,7 +150,7 @@ class EncodedPhotographs(Generic[V, Read]):
     def fill(self, samples: Sequence[Sample], view_of: Callable[[Sample], V]) -> None:
         """Compute what the cache lacks of samples, until it takes no more.
 
-        Photographs that cannot be read are passed over.
+        Photographs that cannot be read are passed over, and a damaged file counts as there.
         """
         keys = self._keys(samples, view_of)
         missing = [
@@ -158,11 +159,11 @@ class EncodedPhotographs(Generic[V, Read]):
         if not missing:
             return
         with Meter(self.title, len(missing)) as meter:
-            for chunk in self._chunks(missing):
+            for chunk in self._chunks(missing, GPU_KEPT):
                 if self.cache.is_full:
                     break
                 own = {sample.name: key for sample in chunk if (key := keys[sample.name])}
-                self._compute(chunk, own, view_of, meter)
+                self._compute(chunk, own, view_of, meter, is_kept_only=True)
         self.contents.save()
 
     def arrays(self, samples: Sequence[Sample], view_of: Callable[[Sample], V]) -> list[Arrays]:
@@ -216,8 +217,8 @@ class EncodedPhotographs(Generic[V, Read]):
         find = partial(self._try_key, view_of)
         return dict(zip((s.name for s in samples), ordered_map(find, samples), strict=True))
 
-    def _chunks(self, samples: Sequence[Sample]) -> Iterator[Sequence[Sample]]:
-        size = CHUNK if self.encoder.device.type == "cpu" else GPU_CHUNK
+    def _chunks(self, samples: Sequence[Sample], on_gpu: int) -> Iterator[Sequence[Sample]]:
+        size = CHUNK if self.encoder.device.type == "cpu" else on_gpu
         return (samples[start : start + size] for start in range(0, len(samples), size))
 
     def _values(
@@ -248,8 +249,13 @@ class EncodedPhotographs(Generic[V, Read]):
         keys: Mapping[str, str],
         view_of: Callable[[Sample], V],
         meter: Meter | None = None,
+        *,
+        is_kept_only: bool = False,
     ) -> dict[str, Arrays | Problem]:
         """Compute and keep the arrays of samples; a problem for one that cannot be.
+
+        With `is_kept_only` they are given out as none, so that they take no memory beside the
+        cache's.
 
         Raises:
             PipelineError: see `run_pipeline`.
@@ -281,7 +287,7 @@ class EncodedPhotographs(Generic[V, Read]):
                 if not np.isfinite(array).all():
                     return f"its {name} are no finite numbers in float16; try amp none"
             self.cache.put(encoded.key, arrays)
-            return arrays
+            return {} if is_kept_only else arrays
 
         def record(sample: Sample, written: Arrays | str | Problem) -> None:
             if isinstance(written, str):

@@ -23,6 +23,7 @@ from weaktr.inference.probabilities import (
     patch_features,
     probabilities,
     seg_inputs,
+    windows_in_a_pass,
 )
 from weaktr.inference.results import (
     FINITE,
@@ -100,8 +101,11 @@ class Predictor:
         try:
             return probabilities(self.model, batch, self._passes)
         except (MemoryError, RuntimeError) as error:
-            count = self._passes.window_batch
-            if len(batch) > 1 or count == 1 or not is_out_of_memory(error):
+            count = windows_in_a_pass(self.model, self._passes)
+            if len(batch) > 1 or not is_out_of_memory(error):
+                raise
+            if count == 1:
+                self._passes = self.settings  # it was not for the windows
                 raise
         self._passes = replace(self._passes, window_batch=(count + 1) // 2)
         log.warning(

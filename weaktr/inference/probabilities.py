@@ -48,7 +48,7 @@ def for_prediction(model: Segmenter, settings: PredictConfig) -> Segmenter:
     """
     model = for_ensemble(model, settings.ensemble)
     tokens = math.ceil(settings.window / model.patch_size) ** 2
-    return for_inference(model, settings.amp, tokens * _windows_in_a_pass(model, settings))
+    return for_inference(model, settings.amp, tokens * windows_in_a_pass(model, settings))
 
 
 def for_ensemble(model: Segmenter, ensemble: str) -> Segmenter:
@@ -177,7 +177,7 @@ def _window_logits(
     """Of every window of every view the patch logits [E, L, h, w], E = outputs of the decoder, and
     the logits [C] of its classes where the model has an image head."""
     crops = windows(image_views, on_device(model.normalization, device), settings.window)
-    count = _windows_in_a_pass(model, settings)
+    count = windows_in_a_pass(model, settings)
     while batch := list(itertools.islice(crops, count)):
         with autocast(settings.amp, device):
             logits, classes = model.patch_outputs(torch.stack(batch))
@@ -186,7 +186,7 @@ def _window_logits(
         )
 
 
-def _windows_in_a_pass(model: Segmenter, settings: PredictConfig) -> int:
+def windows_in_a_pass(model: Segmenter, settings: PredictConfig) -> int:
     """`window_batch`; on a CPU, where more is not faster, so many as have `CPU_TOKENS` patches."""
     if next(model.parameters()).device.type != "cpu":
         return settings.window_batch

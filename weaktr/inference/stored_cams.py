@@ -13,7 +13,7 @@ from weaktr.data import DataError, Problem, Sample
 from weaktr.data.io import size_message
 from weaktr.data.photographs import Photograph, read_photograph
 from weaktr.data.stored_maps import read_cams
-from weaktr.files import names_in
+from weaktr.files import files_below, names_in
 from weaktr.inference.cams import CamInputs, Cams
 from weaktr.inference.pipeline import MIB
 from weaktr.inference.transfer import pinned
@@ -47,6 +47,8 @@ class StoredCams:
         try:
             names, suffix = names_in(folder, ".npz", ".npy")
         except ValueError as error:
+            if any(path.suffix in (".npz", ".npy") for path in files_below(folder)):
+                raise
             advice = "a model is given by its file, as RUN/train_cam/model.safetensors"
             raise ValueError(f"{error}; {advice}") from error
         known = set(names)

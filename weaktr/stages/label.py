@@ -163,8 +163,8 @@ def label_run(run: Run, folder: Path) -> int:
         store = features_of_run(model, run)
         source = CamsOfPatches(model, settings, with_features=features, cache=store)
         done = MaskFolder(folder).entries
-        own = [sample for sample in processes.part(samples) if sample.name not in done]
-        source.fill_cache([sample for sample in own if source.shows_a_class(sample)])
+        shown = [sample for sample in samples if source.shows_a_class(sample)]
+        source.fill_cache([s for s in processes.part(shown) if s.name not in done])
     else:
         source = CamsOfModel(model, settings, with_features=features)
     masked = masks_to_search_on(run)

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from weaktr.contents import CONTENTS, Contents
 from weaktr.data import Classes, Manifest, Sample, unlabelled
-from weaktr.data.masks import MaskEntry, MaskFolder
+from weaktr.data.masks import MaskFolder
 from weaktr.data.parallel import ordered_map
 from weaktr.outputs import INPUTS, RECIPE, read_inputs
 from weaktr.recipes import load_recipe
+from weaktr.stages.masks import is_of
 from weaktr.stages.run import MODEL, Run
 
 #: The stages and commands that make masks.
@@ -139,27 +141,13 @@ def _note_changed(
     masks: MaskFolder, samples: Sequence[Sample], contents: Contents, command: str
 ) -> None:
     """Have masks count as unusable whose photographs have changed since `command` made them."""
-    entries = [masks.entries.get(sample.name) for sample in samples]
-    are_of = ordered_map(lambda pair: _is_of(contents, *pair), zip(entries, samples, strict=True))
-    for sample, is_of in zip(samples, are_of, strict=True):
-        if not is_of and sample.name not in masks.unusable:
+    there = [sample for sample in samples if masks.is_usable(sample.name)]
+    are_of = ordered_map(lambda s: is_of(contents, masks.entries[s.name], s), there)
+    for sample, is_same in zip(there, are_of, strict=True):
+        if not is_same:
             masks.unusable[sample.name] = (
                 f"{sample.image}: has changed since its mask was made; start {command} again"
             )
-
-
-def _is_of(contents: Contents, entry: MaskEntry | None, sample: Sample) -> bool:
-    """Whether a mask is of a photograph as it is now.
-
-    One that cannot be read counts as such, since who reads it says why; as does a mask for which an
-    older version did not note the photograph.
-    """
-    if entry is None or not entry.inputs:
-        return True
-    try:
-        return contents.digest(sample.image) == entry.inputs[0]
-    except (OSError, ValueError):
-        return True
 
 
 def _of_command(folder: Path, about: Mapping[str, Any]) -> Masked:
@@ -177,13 +165,20 @@ def _of_command(folder: Path, about: Mapping[str, Any]) -> Masked:
         found = unlabelled(photographs, classes.names, exif=exif)
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"{folder}: its photographs: {error}") from error
-    # Of a label file, names begin in images/ even where there are photographs beside it.
-    below = {s.name.removeprefix("images/"): s for s in found if s.name.startswith("images/")}
+    # Of a list of labels, a is images/a where there is one; of all that is in the folder, a is a.
     beside = {sample.name: sample for sample in found}
+    below = {
+        name.removeprefix("images/"): sample
+        for name, sample in beside.items()
+        if name.startswith("images/") and name not in entries
+    }
     samples = []
     for name, entry in entries.items():
         those = [known[name] for known in (below, beside) if name in known]
-        those.sort(key=lambda sample: not _is_of(contents, entry, sample))
+        if len(those) == 2 and not is_of(contents, entry, those[0]):
+            those = those[1:]
         samples += [replace(sample, name=name, labels=entry.given) for sample in those[:1]]
     _note_changed(masks, samples, contents, f"weaktr {about['command']}")
+    with suppress(OSError):  # a folder that may only be read
+        contents.save()
     return Masked(str(about["command"]), replace(found, samples=tuple(samples)), masks, None)

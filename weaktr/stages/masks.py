@@ -12,6 +12,7 @@ from typing import Generic
 import torch
 
 from weaktr import processes
+from weaktr.contents import Contents
 from weaktr.data import IGNORE, Problem, Sample
 from weaktr.data.masks import MaskEntry, MaskFolder, RefinedMasks
 from weaktr.files import require_replaceable
@@ -131,6 +132,20 @@ class MaskReport:
             log.warning("%s", note)
         for problem in self.left_out:
             log.warning("left out: %s", problem)
+
+
+def is_of(contents: Contents, entry: MaskEntry, sample: Sample) -> bool:
+    """Whether a mask is of a photograph as it is now.
+
+    One that cannot be read counts as such, since who reads it says why; as does a mask for which an
+    older version did not note the photograph.
+    """
+    if not entry.inputs:
+        return True
+    try:
+        return contents.digest(sample.image) == entry.inputs[0]
+    except (OSError, ValueError):
+        return True
 
 
 def unusable_in_words(masks: MaskFolder, samples: Iterable[Sample]) -> str | None:

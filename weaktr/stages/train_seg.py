@@ -22,7 +22,7 @@ from torch import Tensor
 from weaktr import data, processes
 from weaktr.config import SegModelConfig
 from weaktr.data import Manifest, Sample
-from weaktr.data.masks import MaskEntry, MaskFolder
+from weaktr.data.masks import MaskFolder
 from weaktr.data.parallel import ordered_map
 from weaktr.evaluation.conditions import HELD_OUT, held_out, split_name
 from weaktr.evaluation.iou import scored
@@ -36,7 +36,7 @@ from weaktr.ops import collision_cross_entropy, soft_cross_entropy
 from weaktr.progress import track
 from weaktr.stages.carried import save_model
 from weaktr.stages.label import LABEL
-from weaktr.stages.masks import unusable_in_words
+from weaktr.stages.masks import is_of, unusable_in_words
 from weaktr.stages.run import MODEL, Run, Stage, model_digest, to_segment
 from weaktr.stages.store import soft_file
 from weaktr.training.compiling import compiled
@@ -284,7 +284,7 @@ def supervision(run: Run) -> Supervision:
     samples = tuple(
         replace(sample, mask=masks.path(sample.name), mask_ids=None)
         for sample in manifest.samples
-        if masks.is_usable(sample.name) and _is_of(masks.entries[sample.name], sample, run)
+        if masks.is_usable(sample.name) and is_of(run.contents, masks.entries[sample.name], sample)
     )
     if not samples:
         raise ValueError(
@@ -312,11 +312,6 @@ def require_soft_labels(masks: MaskFolder, samples: Iterable[Sample]) -> dict[st
             "run label again with label.soft: true"
         )
     return files
-
-
-def _is_of(entry: MaskEntry, sample: Sample, run: Run) -> bool:
-    """Whether a pseudo label is of the photograph that is there now; None = an older version's."""
-    return entry.inputs is None or entry.inputs[0] == run.contents.digest(sample.image)
 
 
 TRAIN_SEG = Stage(
