@@ -119,6 +119,7 @@ def test_a_large_photograph_is_worked_on_at_a_stated_size(command, models, tmp_p
         np.testing.assert_array_equal(np.asarray(one), np.asarray(two))
 
 
+@pytest.mark.rare
 def test_memory_of_a_large_photograph_is_bounded(models, tmp_path):
     """In one process after a small one: 24 megapixels are 69 MB as a whole."""
     folders = [tmp_path / name for name in ("small", "large_jpg", "large_png")]
