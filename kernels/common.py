@@ -298,6 +298,7 @@ def key_of_attention(q: Tensor, most_tokens: int, images: int) -> tuple[int | st
 def _key(
     dtype: torch.dtype, precision: str, dim: int, most_tokens: int, maps: int
 ) -> tuple[int | str, ...]:
+    """`key_of_attention` of what it depends on; asked for at every launch, so that it is kept."""
     return str(dtype), precision, dim, bucket(most_tokens), bucket(maps)
 
 

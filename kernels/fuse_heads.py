@@ -94,6 +94,7 @@ def fused(*arguments: Any) -> Tensor:
 
 
 def _fused(inputs: FuseHeadsInputs) -> Tensor:
+    """[B, P, C'] float32; see `fuse_heads_torch`."""
     q, k, lse, weights, values, scale, _, _ = inputs
     return _spread(q, k, lse, weights, values, scale, _layout(inputs), transposed=False)
 
