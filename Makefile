@@ -25,6 +25,7 @@ demo: .venv/installed
 # Where no compiler is found, everything but the tests makes do without the extension.
 test: export WEAKTR_BUILD ?= require
 test: export WEAKTR_TEST_REQUIRE ?= cpu,triton
+test test-all: export OMP_NUM_THREADS ?= 1
 test: lint
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
@@ -66,7 +67,7 @@ aloud = @echo "$(1)"; (while sleep 60 >/dev/null 2>&1; do echo "  still at it, $
 .venv/installed: pyproject.toml setup.py constraints.txt CMakeLists.txt $(CSRC)
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --upgrade pip
-	$(call aloud,Installing weaktr and what it needs into .venv (some minutes):,$(BIN)/python -m pip install --quiet $(PINNED) -e '.[test]')
+	$(call aloud,Installing weaktr and what it needs into .venv (some minutes):,$(BIN)/python -m pip install --quiet --no-compile $(PINNED) -e '.[test]')
 	@touch $@
 
 .venv-oldest/installed: export PYTHONWARNINGS := ignore:Editable installation
@@ -77,5 +78,5 @@ aloud = @echo "$(1)"; (while sleep 60 >/dev/null 2>&1; do echo "  still at it, $
 	@touch $@
 
 .venv/installed-bench: .venv/installed
-	$(call aloud,Installing what the benchmarks need:,$(BIN)/python -m pip install --quiet $(PINNED) -e '.[bench]')
+	$(call aloud,Installing what the benchmarks need:,$(BIN)/python -m pip install --quiet --no-compile $(PINNED) -e '.[bench]')
 	@touch $@

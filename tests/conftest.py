@@ -21,7 +21,7 @@ os.environ.setdefault("WEAKTR_TUNE", "0")  # on a GPU, every shape of every test
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # shells start background jobs like that
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-from tests.interpreter import look_through_the_language_once
+from tests import interpreter
 from tests.native import emulation as native_emulation
 from weaktr.models.precision import keep_float32_in_convolutions
 from weaktr.ops import registry
@@ -112,7 +112,7 @@ def _float32_as_in_every_command() -> None:
 @pytest.fixture(autouse=True, scope="session")
 def _quick_interpreter() -> None:
     if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton"):
-        look_through_the_language_once()
+        interpreter.quicken()
 
 
 def _poison(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

@@ -31,6 +31,9 @@ from weaktr.recipes import RECIPES, load_recipe, recipe_names
 CAM = {data: f"{data}_cam_deit_s" for data in ("voc12", "coco14")}
 #: The recipes of both stages -> the file that stage 2 starts from.
 BOTH = {f"{data}_{release}": release for data in CAM for release in RELEASES}
+#: Those that run whole in every run of the tests: every backbone, both data sets. The others run
+#: reduced; `make test-all` runs all of them whole.
+WHOLE = ["voc12_deit_s", "coco14_dinov2_s", "voc12_vit_s", "coco14_eva02_s"]
 #: What the score of stage 2 is called: VOC's two pictures are trained on, COCO's val has copies.
 PREDICTED = {"voc12": "not_held_out_miou", "coco14": "val_miou"}
 TEN = [*CAM.values(), *BOTH]
@@ -293,7 +296,9 @@ def test_cam_recipes_on_photographs(data, cam_runs):
     assert not (run / "predict").exists()
 
 
-@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize(
+    "name", [x if x in WHOLE else pytest.param(x, marks=pytest.mark.rare) for x in BOTH]
+)
 def test_both_stages_on_photographs(name, roots, cam_runs, releases, tmp_path):
     """Stage 2; stage 1 is the CAM recipe's, taken over as it is."""
     data, release = name.split("_", maxsplit=1)[0], BOTH[name]
@@ -316,9 +321,7 @@ def test_both_stages_on_photographs(name, roots, cam_runs, releases, tmp_path):
         assert "ensemble published" in scores["conditions"][PREDICTED[data]]
 
 
-@pytest.mark.parametrize(
-    "name", ["voc12_deit_s", "coco14_dinov2_s", "voc12_vit_s", "coco14_eva02_s", *BEYOND]
-)
+@pytest.mark.parametrize("name", [*(x for x in BOTH if x not in WHOLE), *BEYOND])
 def test_reduced_on_generated_images(name, tmp_path):
     """Backbones of two blocks with random weights, all stages; needs no photographs."""
     data = name.split("_", maxsplit=1)[0]

@@ -16,7 +16,8 @@ SCRIPT = Path(__file__).parents[2] / "bench" / "label_work.py"
 
 
 @pytest.mark.parametrize(
-    "work", ["parts", "label", pytest.param("predict", marks=pytest.mark.rare)]
+    "work",
+    ["parts", *(pytest.param(name, marks=pytest.mark.rare) for name in ("label", "predict"))],
 )
 def test_one_photograph(tmp_path, work):
     write_image(tmp_path / "a.png")

@@ -323,7 +323,7 @@ def test_masks_are_turned_with_their_photographs(command, models, tmp_path, capl
 @pytest.mark.parametrize("command", COMMANDS)
 def test_an_interruption_ends_soon_and_is_gone_on_with(command, models, tmp_path):
     photos = tmp_path / "photos"
-    for number in range(150):
+    for number in range(90):
         photo(photos / f"{number:03}.png", 200 + number % 7, 150, seed=number)
     call = [str(part) for part in arguments(command, models, with_labels(photos), tmp_path / "out")]
     command_line = [sys.executable, "-m", "weaktr.cli", *call]
@@ -340,11 +340,11 @@ def test_an_interruption_ends_soon_and_is_gone_on_with(command, models, tmp_path
     assert process.returncode == cli.INTERRUPTED, output
     assert b"Traceback" not in output
     kept = MaskFolder(tmp_path / "out", verify=True)
-    assert 4 < len(kept) < 150
+    assert 4 < len(kept) < 90
     times = {name: kept.path(name).stat().st_mtime_ns for name in kept.entries}
     assert said(cli.main, *call)[0] == 0
     masks = MaskFolder(tmp_path / "out", verify=True)
-    assert len(masks) == 150
+    assert len(masks) == 90
     assert all(masks.path(name).stat().st_mtime_ns == then for name, then in times.items())
     assert list(masks.entries) == sorted(masks.entries)
 

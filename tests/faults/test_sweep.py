@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(
     [
         (("--most", "1", "label", "predict", "draw", "write"), 16),
         (("--most", "1", "label in shards", "label tars"), 8),
-        (("--most", "1", "--kinds", "exit,full", "train"), 2),
+        (("--most", "1", "--kinds", "full", "train"), 1),
     ],
 )
 def test_every_fault_is_recovered_from(options, cases):

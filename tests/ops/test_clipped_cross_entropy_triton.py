@@ -30,8 +30,10 @@ def loss_and_gradient(logits, labels, **settings):
     return result, torch.autograd.grad(result.loss, logits)[0]
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(2, 1), (4, 2)])
-@pytest.mark.parametrize("shape", [SMALL, (1, 5, 5, 7, 5, 7), (1, 7, 2, 3, 7, 20)])
+@pytest.mark.parametrize(
+    ("shape", "rows", "columns"),
+    [(SMALL, 4, 2), ((1, 5, 5, 7, 5, 7), 2, 1), ((1, 7, 2, 3, 7, 20), 2, 1)],
+)
 def test_many_programs_share_the_work(kernels, monkeypatch, shape, rows, columns):
     config = {"ROWS": rows, "COLUMNS": columns, "num_warps": 1}
     for name in ("FORWARD_CONFIGS", "BACKWARD_CONFIGS"):

@@ -165,7 +165,7 @@ def test_both_recipes_have_the_same_settings():
     [
         (3, "plain", 40),
         pytest.param(12, "plain", 240, marks=pytest.mark.rare),
-        (40, "plain", 250),
+        pytest.param(40, "plain", 250, marks=pytest.mark.rare),
         (5, "one class", 80),
         (6, "held out", 40 * 2),
     ],
