@@ -127,6 +127,22 @@ def test_variables_that_do_not_fit_are_told(monkeypatch, given, told):
         pass
 
 
+def test_after_an_error_the_processes_do_no_other_run(monkeypatch):
+    """One that went on would take for answers what the others, still in the first, tell it."""
+    group = processes._Group(0, 2, control=None, store=None)
+    monkeypatch.setattr(processes, "_state", processes._State(met=group))
+    monkeypatch.setattr(processes, "_turn_to_speak", lambda group: 1)
+    monkeypatch.setattr(processes.atexit, "register", lambda function: None)
+    values = ("0", "2", "127.0.0.1", "1")
+    for name, value in zip(processes.LAUNCHER, values, strict=True):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(OSError, match="full"), processes.together():
+        raise OSError("full")
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="start the processes anew"), processes.together():
+            pass
+
+
 WAITING = """
 import logging
 from weaktr import processes

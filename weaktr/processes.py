@@ -74,6 +74,7 @@ class _State:
     """The processes that this one has met, those with which it works now, and who adds up."""
 
     met: _Group | None = None
+    has_failed: bool = False  #: others may wait for ever in what this process has left
     now: _Group | None = None
     totals: Callable[[Tensor], Tensor] | None = None
 
@@ -253,12 +254,18 @@ def together() -> Iterator[None]:
 
     Raises:
         ProcessLost: another process has ended.
+        RuntimeError: an earlier run of this process with others ended in an error.
         SystemExit: another process has said why the run ends.
         ValueError: the launcher's variables do not fit each other.
     """
     if _state.now is not None or not _is_launched():
         yield
         return
+    if _state.has_failed:
+        raise RuntimeError(
+            "an earlier run of these processes ended in an error, in which the others may still "
+            "wait: start the processes anew for another run"
+        )
     group = _state.now = _state.met = _state.met or _joined()
     quiet, level = console.quiet, log.level
     if not is_first():
@@ -268,6 +275,7 @@ def together() -> Iterator[None]:
         yield
         wait_for_all()
     except BaseException as error:
+        _state.has_failed = True
         console.quiet = quiet
         turn = _turn_to_speak(group)
         if not isinstance(error, Stopped):
