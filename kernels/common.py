@@ -251,6 +251,7 @@ def is_wide(q: Tensor) -> bool:
     return q.shape[-1] > 64
 
 
+@cache
 def part_of(dim: int, dtype: torch.dtype, most_float32: int = 64) -> int:
     """How many of the d columns of q and k are multiplied at once, see `dots`: a power of two.
 

@@ -11,6 +11,7 @@ fixed order. The gradient in the values is the same sum with queries and keys ex
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -196,18 +197,19 @@ def _spread(
     batch, patches, channels = values.shape
     if values.numel() == 0 or maps == 0:
         return _channel_by_channel(torch.zeros_like(values, dtype=torch.float32))
-    values = values.permute(2, 0, 1).contiguous().float()
+    if values.dtype != torch.float32 or values.stride() != (patches, 1, batch * patches):
+        values = _channel_by_channel(values.float())
     lse = side_by_side(lse)
 
     def run(config: Config) -> Tensor:
-        row_blocks = blocks_of(layout.most_patches, config["BLOCK_I"])
-        tiles = blocks_of(layout.most_patches, 2 * config["BLOCK_J"])
-        programs = layout.images * row_blocks * tiles
-        map_splits = splits_of(maps, programs, processors(x))
-        parts = values.new_empty((map_splits * tiles, *values.shape))
+        programs, tiles, map_splits = _programs(
+            layout.images, layout.most_patches, maps, config["BLOCK_I"], config["BLOCK_J"],
+            processors(x),
+        )  # fmt: skip
+        parts = values.new_empty((map_splits * tiles, channels, batch, patches))
         launch(
             spread_kernel,
-            (programs * map_splits,),
+            (programs,),
             *(x, x.stride(), y, y.stride(), lse, lse.stride(), weights, weights.stride()),
             *(values, parts, layout.table),
             *(maps, map_splits, x.shape[2], layout.most_patches, batch * patches, channels, scale),
@@ -241,6 +243,17 @@ def spread_configs(x: Tensor, transposed: bool) -> tuple[Config, ...]:
 def weights_configs(q: Tensor) -> tuple[Config, ...]:
     """Candidates for `weights_kernel`."""
     return WEIGHTS_CONFIGS[:2] if q.dtype == torch.float32 and is_wide(q) else WEIGHTS_CONFIGS
+
+
+@lru_cache(maxsize=4096)
+def _programs(
+    images: int, most_patches: int, maps: int, block_i: int, block_j: int, processors: int
+) -> tuple[int, int, int]:
+    """How many programs spread, in how many tiles of columns and shares of the maps."""
+    tiles = blocks_of(most_patches, 2 * block_j)
+    blocks = images * blocks_of(most_patches, block_i) * tiles
+    map_splits = splits_of(maps, blocks, processors)
+    return blocks * map_splits, tiles, map_splits
 
 
 def splits_of(maps: int, programs: int, processors: int) -> int:
