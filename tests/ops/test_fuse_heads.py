@@ -99,6 +99,15 @@ def test_does_not_depend_on_strides(backend):
     assert_all_close(run(*maps, weights, values), run(*tensors), tolerance_row(backend))
 
 
+def test_values_a_channel_at_a_time_are_the_same_values(backend):
+    """As the kernels read them, so that nothing has to be copied."""
+    *maps, values = inputs(2, 3, 1, 7, 16, 3, backend)
+    channels_first = values.permute(2, 0, 1).contiguous().permute(1, 2, 0)
+    assert channels_first.stride() != values.stride()
+    expected, found = (fuse_heads(*maps, v, backend=backend) for v in (values, channels_first))
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_computed_in_float32(dtype, backend):
     q, k, lse, weights, values = inputs(2, 3, 4, 37, 16, 3, backend, dtype=dtype)
