@@ -13,7 +13,8 @@ import dataclasses
 import difflib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_type_hints
 
@@ -26,6 +27,8 @@ from weaktr.ranges import SHOWN, SettingsError, shown
 
 T = TypeVar("T")
 
+#: A settings dataclass -> the types of its fields.
+_types_of: Callable[[type], dict[str, Any]] = cache(get_type_hints)
 #: The folder of the recipes that have a name (part of the package).
 RECIPES = Path(__file__).parent / "configs"
 #: Keys of `DataConfig` that mean something else, or nothing, for another source.
@@ -109,7 +112,7 @@ def make(kind: type[T], tree: Mapping[str, Any], origin: str = "") -> T:
 
 def _made(kind: type[T], tree: Mapping[str, Any], above: str, faults: dict[str, str]) -> T:
     """Settings of a tree whose keys are known; `faults` gets what is wrong, by its full name."""
-    hints = get_type_hints(kind)
+    hints = _types_of(kind)
     values = {
         name: _made(hints[name], value, f"{above}{name}.", faults)
         if dataclasses.is_dataclass(hints[name])
@@ -222,7 +225,7 @@ def _over(kind: type, under: Mapping[str, Any], tree: Mapping[str, Any]) -> dict
 
     Options of a data source are not merged into those of another one.
     """
-    hints = get_type_hints(kind)
+    hints = _types_of(kind)
     merged = dict(under)
     if kind is DataConfig and tree.get("source", _source(under)) != _source(under):
         merged = {key: value for key, value in under.items() if key not in OF_SOURCE}
@@ -389,7 +392,7 @@ def apply_setting(tree: dict[str, Any], setting: str) -> None:
 
 def _check_keys(kind: type, tree: Any, prefix: str, where: str) -> None:
     """Raise ValueError for an unknown key; messages begin with `where`, keys with `prefix`."""
-    hints = get_type_hints(kind)
+    hints = _types_of(kind)
     if not isinstance(tree, Mapping):
         name = f"{prefix.removesuffix('.')}: " if prefix else ""
         raise ValueError(
