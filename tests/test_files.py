@@ -279,3 +279,19 @@ def test_a_file_that_cannot_be_written_is_named_with_what_to_do(tmp_path):
         raise OSError(errno.ENOSPC, "full", "elsewhere")
     assert caught.value.filename == "elsewhere"
     assert not [*tmp_path.iterdir()]
+
+
+def test_folders_behind_links_are_looked_into_once(tmp_path):
+    for name in ("in/a/1.png", "far/2.png", "far/deep/3.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    links = {"in/link": "../far", "in/twice": "../far", "in/b": "a", "in/up": "..",
+             "far/back": "../in", "far/self": ".", "in/gone": "nowhere"}  # fmt: skip
+    for name, target in links.items():
+        (tmp_path / name).symlink_to(target)
+    found, plain = (
+        sorted(path.relative_to(tmp_path / "in").as_posix() for path in files)
+        for files in (files_below(tmp_path / "in", follow=True), files_below(tmp_path / "in"))
+    )
+    assert plain == ["a/1.png", "gone"]
+    assert found == ["a/1.png", "gone", "link/2.png", "link/deep/3.png"]

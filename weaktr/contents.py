@@ -65,6 +65,15 @@ class Contents:
             self._states[key], self._is_saved = state, False
         return state.sha256
 
+    def follow(self, folder: Path, place: Path) -> None:
+        """Know files of a folder by their paths in the one to which they were moved."""
+        above = os.path.join(os.path.abspath(folder), "")
+        with self._lock:
+            for path in [path for path in self._states if path.startswith(above)]:
+                state = self._states.pop(path)
+                self._states[os.path.join(os.path.abspath(place), path[len(above) :])] = state
+                self._is_saved = False
+
     def save(self) -> None:
         """Write the states, where there are new ones."""
         with self._lock:

@@ -33,6 +33,8 @@ ADVICE = {
     errno.EROFS: "take a folder that can be written to",
     errno.EACCES: "take a folder that can be written to",
 }
+#: The system's numbers for a disk without room.
+FULL = (errno.ENOSPC, errno.EDQUOT)
 #: Bytes at both ends of a file among which its mark is looked for.
 ENDS = 2**16
 #: Seconds after which a file that is being written, and has not grown, is abandoned.
@@ -373,16 +375,21 @@ def _is_clutter(name: str) -> bool:
 _CLUTTER = {"__macosx", "thumbs.db", "desktop.ini", "$recycle.bin", "@eadir"}
 
 
-def files_below(folder: Path) -> Iterator[Path]:
+def files_below(folder: Path, *, follow: bool = False) -> Iterator[Path]:
     """`paths_below` as paths, which takes twice as long."""
-    return map(Path, paths_below(folder))
+    return map(Path, paths_below(folder, follow=follow))
 
 
-def paths_below(folder: Path) -> Iterator[str]:
+def paths_below(folder: Path, *, follow: bool = False) -> Iterator[str]:
     """The files below a folder, at any depth and in any order, without clutter (`is_clutter`).
 
     A file that cannot be looked at, such as a link to one that is not there, is among them: who
     reads it says so. So is a folder that cannot be listed, in place of its files.
+
+    Args:
+        folder: where to look.
+        follow: look into folders behind links as well, but those that are below `folder` anyway or
+            above it, into each once. Not where files may be removed.
 
     Raises:
         OSError: `folder` itself cannot be listed; one that is not there has no files.
@@ -394,11 +401,27 @@ def paths_below(folder: Path) -> Iterator[str]:
             raise error
         closed.append(error.filename)
 
-    for top, folders, files in os.walk(folder, onerror=note if folder.is_dir() else None):
+    seen = [os.path.join(os.path.realpath(folder), "")]
+    onerror = note if folder.is_dir() else None
+    for top, folders, files in os.walk(folder, onerror=onerror, followlinks=follow):
         folders[:] = (name for name in folders if not _is_clutter(name))
+        if follow:
+            folders[:] = (one for one in sorted(folders) if _is_new(os.path.join(top, one), seen))
         paths = (os.path.join(top, name) for name in files if not _is_clutter(name))
         yield from filter(_may_be_file, paths)
     yield from closed
+
+
+def _is_new(folder: str, seen: list[str]) -> bool:
+    """Whether a folder is no link, or leads to a place that is neither below nor above those seen,
+    to which it is then added."""
+    if not os.path.islink(folder):
+        return True
+    place = os.path.join(os.path.realpath(folder), "")
+    if any(place.startswith(other) or other.startswith(place) for other in seen):
+        return False
+    seen.append(place)
+    return True
 
 
 def require_listed(path: Path) -> None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import io
 import os
+import posixpath
 import re
 import tarfile
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
@@ -24,7 +25,13 @@ BLOCK = 512
 #: Files of archives whose places are kept, of all archives together.
 KEPT_MEMBERS = 2_000_000
 SUFFIX = ".tar"
-
+#: What names of compressed tars end in, which cannot be read from their middle.
+PACKED = (".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4", ".tar.br", ".tgz")
+IS_PACKED = (
+    "expected a tar without compression, from which files are read at random: unpack it to a .tar"
+)
+#: How files begin that gzip, bzip2, xz and zstd wrote.
+COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")
 
 _ZEROS = bytes(BLOCK)
 _OCTAL = re.compile(rb"([0-7]+)[ \0]+")
@@ -39,6 +46,7 @@ class Member(NamedTuple):
     name: str  #: as it is written there, without "." and double "/" between its parts
     offset: int  #: of its first byte in the archive
     size: int  #: in bytes
+    missing: str = ""  #: of a link what it leads to, if that is not in the archive
 
 
 class Status(NamedTuple):
@@ -51,13 +59,13 @@ class Status(NamedTuple):
 
 
 def members_of(archive: Path) -> Sequence[Member]:
-    """The files in a tar, in its order; symbolic links, folders and devices are passed over.
+    """The files in a tar, in its order; folders and devices are passed over.
 
-    A hard link, by which a tar has a file under a second name, is a file with the content of the
-    first.
+    A link is a file with the content of what it leads to; one that leads out of the archive is
+    among them, too, and who reads it says so.
 
     Raises:
-        ValueError: it is no tar, is compressed, or was cut off; names it.
+        ValueError: it is no tar, is compressed, was cut off, or goes on behind its end; names it.
         OSError: it cannot be read.
     """
     return _table(archive)[0]
@@ -161,6 +169,9 @@ def _inside(path: Path) -> bytes:
 
 
 def _read(file: BinaryIO, archive: Path, member: Member) -> bytes:
+    if member.missing:
+        told = f"is a link to {member.missing}, which the archive does not hold"
+        raise ValueError(f"{archive}: {member.name} {told}")
     file.seek(member.offset)
     content = file.read(member.size)
     if len(content) < member.size:
@@ -194,7 +205,8 @@ def _table(archive: Path, file: BinaryIO | None = None) -> _Table:
             now = _status_of(os.fstat(own.fileno()))
             members = _read_plain(own)
             if members is None:
-                members = list(_read_headers(archive, own))
+                members = _read_headers(archive, own)
+            _require_end(archive, own)
         table = members, {member.name: member for member in members}
         _tables[key] = now, table
         while len(_tables) > 1 and sum(len(t[0]) for _, t in _tables.values()) > KEPT_MEMBERS:
@@ -281,8 +293,14 @@ def _pax_path(records: bytes) -> str | None:
     return path
 
 
-def _read_headers(archive: Path, file: BinaryIO) -> Iterator[Member]:
-    members: dict[str, Member] = {}
+def _read_headers(archive: Path, file: BinaryIO) -> list[Member]:
+    """The files of any tar; `file` is then at its end."""
+    members: list[Member] = []
+    links: dict[str, str] = {}  #: name -> what it leads to
+    file.seek(0)
+    head = file.read(BLOCK)
+    if any(head.startswith(start) for start in COMPRESSED):
+        raise ValueError(f"{archive}: {IS_PACKED}")
     file.seek(0)
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
@@ -292,20 +310,41 @@ def _read_headers(archive: Path, file: BinaryIO) -> Iterator[Member]:
                         f"{archive}: {info.name} is stored with holes: write the tar without "
                         "--sparse"
                     )
-                name, member = _plain(info.name), None
+                name = _plain(info.name)
                 if info.isfile():
-                    member = Member(name, info.offset_data, info.size)
-                elif info.islnk() and (first := members.get(_plain(info.linkname))) is not None:
-                    member = first._replace(name=name)
-                if member is not None:
-                    members[name] = member
-                    yield member
+                    links.pop(name, None)
+                    members.append(Member(name, info.offset_data, info.size))
+                elif info.islnk() or info.issym():
+                    above = "" if info.islnk() else posixpath.dirname(name)
+                    links[name] = posixpath.normpath(posixpath.join(above, info.linkname))
+                    members.append(Member(name, 0, 0, links[name]))
             end = tar.offset
     except (tarfile.TarError, EOFError, UnicodeError) as error:
         raise ValueError(f"{archive}: expected a tar without compression, got: {error}") from error
     file.seek(end)
     if file.read(BLOCK) != _ZEROS:
         raise ValueError(f"{archive}: is cut off, or damaged: a tar ends with a block of zeros")
+    files = {member.name: member for member in members if not member.missing}
+    return [_followed(member, files, links) if member.missing else member for member in members]
+
+
+def _followed(link: Member, files: Mapping[str, Member], links: Mapping[str, str]) -> Member:
+    """The file that a link, or a chain of links, leads to, under the name of the first one."""
+    target = link.missing
+    for _ in links:
+        target = links.get(target, target)
+    found = files.get(target)
+    return link if found is None else found._replace(name=link.name)
+
+
+def _require_end(archive: Path, file: BinaryIO) -> None:
+    """Refuse a tar behind whose end, where `file` is, there is more than zeros."""
+    while piece := file.read(2**20):
+        if piece.strip(b"\0"):
+            raise ValueError(
+                f"{archive}: goes on behind its end, as tars do that were joined as files: "
+                "its further photographs would be passed over; part it, or write it anew"
+            )
 
 
 def _plain(name: str) -> str:

@@ -176,6 +176,36 @@ def test_masks_without_crf_from_elsewhere(tmp_path):
     assert [row["conditions"]["crf"] for row in metrics["rows"]] == ["none", "theirs"]
 
 
+def test_the_crf_adds_what_it_does_to_the_same_images(tmp_path):
+    predicted(tmp_path)
+    before = tmp_path / "run/before_crf/masks"
+    options = ("--classes", "voc12", "--names", tmp_path / "val.txt")
+    for index in SAMPLES[1:3]:
+        (tmp_path / f"run/masks/{index}.png").unlink()
+    metrics, _ = evaluated(tmp_path, *options[:2], masks="run")
+    assert [row["conditions"]["images"] for row in metrics["rows"]] == [len(SAMPLES) - 2] * 2
+    (before / f"{SAMPLES[0]}.png").unlink()
+    text = refused(tmp_path, *options[:2], masks="run")
+    assert f"1 of {len(SAMPLES) - 2} images: was not predicted: {SAMPLES[0]}" in text
+
+
+@pytest.mark.parametrize("order", ["same", "other"])
+def test_classes_in_another_order_than_the_masks_are_refused(tmp_path, order):
+    write_mask(tmp_path / "truth/a.png", np.ones((2, 2), np.uint8))
+    write_mask(tmp_path / "masks/masks/a.png", np.ones((2, 2), np.uint8))
+    names = ["cat", "dog"]
+    note = {"made_from": "x", "about": {"classes": names}}
+    (tmp_path / "masks/inputs.json").write_text(json.dumps(note))
+    file = tmp_path / "names.txt"
+    file.write_text("\n".join(names if order == "same" else reversed(names)))
+    if order == "same":
+        metrics, _ = evaluated(tmp_path, "--classes", file, *MADE)
+        assert metrics["rows"][-1]["scores"]["classes"]["cat"]["iou"] == 100
+    else:
+        text = " ".join(refused(tmp_path, "--classes", file, *MADE).split())
+        assert "in another order; theirs is cat, dog, and they are known without" in text
+
+
 def test_the_chart_can_be_svg_and_is_reproducible(tmp_path):
     write_stored(tmp_path, "voc", 0.43)
     charts = []

@@ -14,11 +14,12 @@ import pytest
 from PIL import Image
 
 from tests.exchange.folders import photograph
+from tests.shards import work
 from tests.stages import tiny
 from weaktr.cli import FAILED, WRONG_INPUT, main
 from weaktr.cli.export_masks import NAMES, way_out
 from weaktr.data.masks import MaskFolder
-from weaktr.exchange import FORMATS
+from weaktr.exchange import FORMATS, place
 from weaktr.outputs import begin
 from weaktr.stages.pipeline import run_recipe
 
@@ -113,6 +114,97 @@ def test_a_kill_between_old_and_new_loses_nothing(labels):
     (kept,) = labels.parent.glob("out.old-*")
     assert (kept / "annotations.json").is_file()
     assert not list(out.glob(".*.part"))
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("position", range(1, 7))
+def test_a_kill_while_files_change_places_leaves_nothing_beside(
+    labels, position, first, monkeypatch
+):
+    """At the start after it, what is there counts as weaktr's own, old and new files alike."""
+    out = labels.parent / "out"
+    if not first:
+        assert export(labels) == 0
+        masks = MaskFolder(labels)
+        mask = masks.read("a")
+        mask[0, 0] = 1
+        masks.add("a", mask)
+    calls: list[object] = []
+
+    def until_killed(function):
+        def run(*arguments, **facts):
+            calls.append(function)
+            if len(calls) == position:
+                raise KeyboardInterrupt
+            return function(*arguments, **facts)
+
+        return run
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", until_killed(Path.rename))
+        for name in ("mark_finished", "remove"):
+            patch.setattr(f"weaktr.exchange.place.{name}", until_killed(getattr(place, name)))
+        export(labels)
+    assert len(calls) >= min(position, 3)
+    assert export(labels) == 0
+    assert visible(out) == WHOLE
+    annotations = json.loads((out / "annotations.json").read_text())["annotations"]
+    assert len(annotations) == (2 if first else 3)
+    assert not list(labels.parent.glob("out.old-*"))
+    left = {path.name for path in out.iterdir() if path.name.startswith(".")}
+    assert left <= {".weaktr-lock", ".contents.json"}
+
+
+@pytest.mark.parametrize("to", sorted({*NAMES} - {"hf"}))
+def test_a_mask_with_a_label_that_is_no_class_is_left_out(labels, to, caplog):
+    Image.fromarray(np.full((6, 8), 7, np.uint8)).save(labels / "masks/a.png")
+    assert export(labels, to=to) == FAILED
+    assert "a.png: mask values outside the classes: expected 0..2 or 255, got 7" in caplog.text
+    assert "1 photograph with its mask" in caplog.text
+
+
+def test_photographs_and_masks_that_are_gone_are_named(labels, caplog):
+    (labels.parent / "photographs/a.png").unlink()
+    assert export(labels) == FAILED
+    assert "left out: a: its photograph is no longer in" in caplog.text
+    (labels / "masks/b/a.png").unlink()
+    assert export(labels) == WRONG_INPUT
+    caplog.clear()
+    photograph(labels.parent / "photographs/a.png", (6, 8))
+    assert export(labels) == 0
+    assert "1 mask is no longer there, so left out: b/a" in caplog.text
+
+
+@pytest.mark.parametrize("form", ["folder", "shards"])
+def test_photographs_that_are_listed_below_images_and_above_it(tmp_path, form):
+    """Their names are those that the list gives them."""
+    work.model(tmp_path / "cam.safetensors")
+    files = {"images/a.png": "cat", "b.png": "dog", "x.png": "cat"}
+    for number, name in enumerate(("images/a.png", "images/b.png", "x.png")):
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(work.photograph(number))
+    work.write_labels(tmp_path / "photos", files)
+    assert work.label(tmp_path, *(("--shard-size", "2") if form == "shards" else ())) == 0
+    assert export(tmp_path / "out", out="coco") == 0
+    exported = {
+        path.relative_to(tmp_path / "coco/images").as_posix(): path.read_bytes()
+        for path in (tmp_path / "coco/images").rglob("*.png")
+    }
+    assert exported == {name: work.photograph(n) for n, name in enumerate(files)}
+
+
+def test_photographs_in_tars_whose_masks_are_loose(tmp_path):
+    work.model(tmp_path / "cam.safetensors")
+    work.tars(tmp_path / "tars", 2, 2)
+    assert work.label(tmp_path, "--output", "png", images="tars") == 0
+    assert export(tmp_path / "out", out="coco") == 0
+    names = {"000/00": 0, "000/01": 1, "001/02": 2, "001/03": 3}
+    for name, number in names.items():
+        copy = tmp_path / "coco/images" / f"{name}.png"
+        assert copy.read_bytes() == work.photograph(number)
+    assert work.label(tmp_path, images="tars", out="packed") == 0
+    assert export(tmp_path / "packed", out="coco2") == WRONG_INPUT
 
 
 def test_what_is_refused(labels, capsys):

@@ -663,6 +663,11 @@ def test_a_mask_that_would_be_a_folder_is_told_before_anything_runs(models, tmp_
     code, text = said(cli.main, *arguments("predict", models, tmp_path / "in", tmp_path / "out"))
     assert code == cli.WRONG_INPUT
     assert "is in a folder called like the mask of 'a': rename one" in " ".join(text.split())
+    (tmp_path / "in/labels.csv").write_text("image,labels\na.jpg,cat\na.png/b.png,cat\n")
+    code, text = said(cli.main, *arguments("label", models, tmp_path / "in", tmp_path / "out"))
+    assert code == cli.WRONG_INPUT
+    assert "is in a folder called like the mask of 'a': rename one" in " ".join(text.split())
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("option", ["--onnx", "--torch-export"])

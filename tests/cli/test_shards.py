@@ -268,6 +268,15 @@ def test_photographs_with_new_times_are_not_computed_again(home, form, computed)
     assert files_in(home / "out") == before
 
 
+def test_the_masks_of_a_tar_that_was_taken_away_stay_and_are_told(home, caplog):
+    label(home, images="tars")
+    before = files_in(home / "out")
+    (home / "tars" / "001.tar").unlink()
+    assert label(home, images="tars") == 0
+    assert "1 tar of masks there is of images that are not among those given" in caplog.text
+    assert files_in(home / "out")["masks/001.tar"] == before["masks/001.tar"]
+
+
 def test_a_tar_with_a_new_time_is_not_computed_again(home, computed):
     label(home, images="tars")
     before = files_in(home / "out")

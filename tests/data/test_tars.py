@@ -60,7 +60,7 @@ def test_long_names(tmp_path, form):
     assert tars.read_bytes(archive / "b") == b"2"
 
 
-def test_hard_links_are_files_and_other_links_are_not(tmp_path):
+def test_links_are_files_and_those_that_lead_out_of_the_archive_are_told(tmp_path):
     archive = tmp_path / "x.tar"
     with tarfile.open(archive, "w") as tar:
         info = tarfile.TarInfo("a")
@@ -72,16 +72,37 @@ def test_hard_links_are_files_and_other_links_are_not(tmp_path):
             ("nowhere", tarfile.LNKTYPE, "b"),
             ("outside", tarfile.LNKTYPE, "/etc/passwd"),
             ("soft", tarfile.SYMTYPE, "a"),
+            ("b/early", tarfile.SYMTYPE, "../late"),
+            ("late", tarfile.SYMTYPE, "hard"),
+            ("above", tarfile.SYMTYPE, "../../etc/passwd"),
+            ("round", tarfile.SYMTYPE, "round"),
             ("folder", tarfile.DIRTYPE, ""),
             ("pipe", tarfile.FIFOTYPE, ""),
         ):
             info = tarfile.TarInfo(name)
             info.type, info.linkname = kind, target
             tar.addfile(info)
-    assert [member.name for member in tars.members_of(archive)] == ["a", "hard", "again"]
-    assert tars.read_bytes(archive / "again") == b"123"
-    with pytest.raises(FileNotFoundError, match=r"x\.tar: holds no soft"):
-        tars.read_bytes(archive / "soft")
+    whole, broken = (
+        [member.name for member in tars.members_of(archive) if bool(member.missing) == is_broken]
+        for is_broken in (False, True)
+    )
+    assert whole == ["a", "hard", "again", "soft", "b/early", "late"]
+    assert {tars.read_bytes(archive / name) for name in whole} == {b"123"}
+    assert broken == ["nowhere", "outside", "above", "round"]
+    for name in broken:
+        with pytest.raises(ValueError, match=rf"x\.tar: {name} is a link to .* not hold"):
+            tars.read_bytes(archive / name)
+
+
+def test_two_tars_joined_as_files_are_refused(tmp_path):
+    for form in ("gnu", "ustar"):
+        one, two = (
+            write(tmp_path / f"{name}.tar", {name: b"1"}, FORMATS[form]).read_bytes()
+            for name in ("a", "b")
+        )
+        (tmp_path / "both.tar").write_bytes(one + two)
+        with pytest.raises(ValueError, match=r"both\.tar: goes on behind its end"):
+            tars.members_of(tmp_path / "both.tar")
 
 
 def test_files_with_holes_are_refused(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 from tests.evaluation.pairs import score_pairs
 from tests.stored import FACTS, arrays
-from weaktr.evaluation.iou import ConfusionSum, ThresholdCurve, scores
+from weaktr.evaluation.iou import ConfusionSum, ThresholdCurve, scores, thresholds_of
 
 C = arrays("C_labels_miou")
 LABELS = {"voc": 21, "coco": 91, "vocnoise": 21}
@@ -101,3 +101,29 @@ def test_labels_outside_are_refused():
 def test_nothing_to_score_is_an_error():
     with pytest.raises(ValueError, match="at least one pixel"):
         scores(ConfusionSum(3))
+
+
+@pytest.mark.parametrize(
+    ("span", "expected"),
+    [
+        ((0.5, 1.0, 0.3), [0.5, 0.8]),
+        ((0.0, 0.8, 0.3), [0.0, 0.3, 0.6]),
+        ((0.0, 0.3, 0.1), [0.0, 0.1, 0.2, 0.3]),
+        ((0.43, 0.43, 1.0), [0.43]),
+    ],
+)
+def test_no_threshold_lies_behind_the_last(span, expected):
+    found = thresholds_of(*span)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    assert found.max() <= span[1]
+
+
+def test_the_default_thresholds_are_81():
+    assert len(thresholds_of(0, 0.8, 0.01)) == 81
+
+
+@pytest.mark.parametrize("threshold", [1e-8, 0.1234567, 0.43])
+def test_a_single_threshold_is_said_as_it_is(threshold):
+    curve = ThresholdCurve(np.array([threshold]), 2)
+    curve.add(curve.counts(np.ones((1, 2, 2), np.float32), [0], np.ones((2, 2), np.uint8)))
+    assert curve.best()[0] == threshold

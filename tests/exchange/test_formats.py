@@ -300,6 +300,18 @@ def listed_photographs(out: Path, split: str) -> list[Path]:
 NAMES_OF_FILES = ("a", "cats/ä 猫 #1", " blank", "dogs/a.b", "100%")
 
 
+def test_yolo_finds_the_polygons_of_photographs_in_folders_called_images(tmp_path):
+    """Where ultralytics looks: the last folder called images stands for labels."""
+    names = ("a", "images/a", "site/images/b.c", "images.x/images/images/d", "myimages/e")
+    masks = {name: np.full((4, 5), number % 2 + 1, np.uint8) for number, name in enumerate(names)}
+    out, _ = exported(tmp_path, "yolo-seg", sources_of(tmp_path, masks), Classes(("c", "d")))
+    for name, mask in masks.items():
+        above, below = str(out / f"images/{name}.png").rsplit("/images/", 1)
+        polygons = Path(f"{above}/labels/{below}").with_suffix(".txt")
+        assert polygons.read_text().split()[0] == str(mask[0, 0] - 1)
+    assert len(list(out.rglob("*.txt"))) == len(names)
+
+
 @pytest.mark.parametrize("held_out", [(), (1, 4), (0, 1, 2, 3, 4)])
 def test_splits_of_yolo(tmp_path, held_out):
     masks = {name: np.full((4, 5), 1, np.uint8) for name in NAMES_OF_FILES}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import os
 from contextlib import ExitStack
@@ -11,7 +12,7 @@ import pytest
 
 from tests.shards import work
 from weaktr.contents import Contents
-from weaktr.data import DataError, Sample
+from weaktr.data import DataError, Sample, unlabelled
 from weaktr.shards.inputs import ListShards, TarShards, find_archives, is_pattern, shard_count
 
 
@@ -134,6 +135,31 @@ def test_where_labels_are_is_said_by_the_first_tar_that_can_be_used(tmp_path):
     (tmp_path / "2.tar").unlink()
     with pytest.raises(DataError, match="expected a tar without compression"):
         TarShards(str(tmp_path), "auto", work.CLASSES, "ignore")
+
+
+@pytest.mark.parametrize("name", ["1.tar.gz", "b/1.tgz", "1.tar.zst"])
+def test_compressed_tars_beside_others_are_refused(tmp_path, name):
+    work.write_tar(tmp_path / "in/0.tar", {"a.png": b"1"})
+    packed = tmp_path / "in" / name
+    packed.parent.mkdir(exist_ok=True)
+    packed.write_bytes(gzip.compress(b"1"))
+    for pattern in (tmp_path / "in", tmp_path / "in/**/*"):
+        with pytest.raises(ValueError, match=rf"{name}: expected a tar without compression"):
+            find_archives(str(pattern))
+    assert list(find_archives(str(tmp_path / "in/*.tar"))) == ["0"]
+    (tmp_path / "in/0.tar").unlink()
+    with pytest.raises(ValueError, match=r"expected images below .*without compression"):
+        unlabelled(tmp_path / "in")
+
+
+def test_names_whose_masks_would_have_one_place_are_named(tmp_path):
+    files = {"a.png": b"1", "a.png/b.png": b"1", "c.png": b"1"}
+    work.write_tar(tmp_path / "0.tar", files)
+    shards = TarShards(str(tmp_path), "none", None, "ignore")
+    with ExitStack() as stack:
+        given = shards.read("0", stack, None)
+    assert [sample.name for sample in given.samples] == ["a", "c"]
+    assert "called like the mask of 'a'" in given.faults["a.png/b"].message
 
 
 def test_labels_need_classes(tmp_path):

@@ -42,7 +42,7 @@ from weaktr.cli import (
 from weaktr.cli.common import FAILED, INTERRUPTED, WRONG_INPUT, add_debug
 from weaktr.cli.memory import keep_freed_memory
 from weaktr.cli.threads import let_threads_sleep
-from weaktr.files import WRONG_PATHS
+from weaktr.files import ADVICE, FULL, WRONG_PATHS
 from weaktr.messages import printable
 from weaktr.progress import console, log, set_up_logging
 from weaktr.stopping import Stopped, ended_by_signals
@@ -185,6 +185,8 @@ def _run(command: Callable[[argparse.Namespace], int], arguments: argparse.Names
         if code is None:
             raise
         text = str(error) or f"{type(error).__name__}: --debug shows where"
+        if isinstance(error, OSError) and error.errno in FULL and ADVICE[error.errno] not in text:
+            text = f"{text}; {ADVICE[error.errno]}"
         if type(error) is RuntimeError:  # torch's; of a loading process it begins with a traceback
             text = text.strip().splitlines()[-1]
         console.print(Text(text, style="bold red"))

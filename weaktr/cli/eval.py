@@ -11,6 +11,7 @@ from weaktr.messages import few
 from weaktr.progress import console, log
 
 if TYPE_CHECKING:
+    from weaktr.data import Classes
     from weaktr.evaluation.folders import Truth
     from weaktr.evaluation.report import Conditions
 
@@ -135,7 +136,9 @@ def run(arguments: argparse.Namespace) -> int:
         rows = [row]
     else:
         sources = folders.mask_sources(masks, conditions, arguments.without_crf)
-        rows = [folders.score_masks(source, truth, tolerance) for source in sources]
+        names = folders.chosen_names(sources[-1].folder, (".png",), truth)
+        same = replace(truth, names=names)  # or the CRF would be said to add what other images do
+        rows = [folders.score_masks(source, same, tolerance) for source in sources]
         calibration = folders.score_confidence(masks, truth)
 
     print_rows(rows, f"{masks} against {arguments.truth}, in %")
@@ -187,10 +190,33 @@ def _truth(arguments: argparse.Namespace) -> Truth:
         classes = known[given]
     elif Path(given).is_file():
         classes = class_list(Path(given))
+        _require_order(classes, arguments.masks, given)
     else:
         raise ValueError(f"--classes: expected {', '.join(KNOWN)} or a file, got {given!r}")
     names = read_names(arguments.names) if arguments.names else None
     return Truth(arguments.truth, classes, ids=given == "coco80", names=names)
+
+
+def _require_order(classes: Classes, masks: Path, given: str) -> None:
+    """Refuse names that would be given to the scores of other classes.
+
+    Raises:
+        ValueError: they are those of the masks in another order.
+    """
+    from weaktr.evaluation.folders import stage_folder
+    from weaktr.stages.masked import noted_classes
+
+    if classes.names[0].casefold() == "background":
+        told = "--classes %s: its first class is called background, and label 0 stands before it"
+        log.warning(told, given)
+    noted = noted_classes(stage_folder(masks))
+    if noted is None or noted.names == classes.names:
+        return
+    if sorted(noted.names) == sorted(classes.names):
+        raise ValueError(
+            f"--classes {given}: has the classes of {masks} in another order; theirs is "
+            f"{few(noted.names)}, and they are known without --classes"
+        )
 
 
 def _with_changes(conditions: Conditions, changes: list[str]) -> Conditions:
@@ -206,6 +232,8 @@ def _with_changes(conditions: Conditions, changes: list[str]) -> Conditions:
 
 def _thresholds(text: str) -> list[float]:
     """``FIRST:LAST:STEP`` or one number, as numbers in [0, 1]."""
+    from weaktr.evaluation.iou import thresholds_of
+
     try:
         numbers = [float(part) for part in text.split(":")]
         first, last, step = numbers if len(numbers) > 1 else (*numbers, *numbers, 1.0)
@@ -216,4 +244,4 @@ def _thresholds(text: str) -> list[float]:
             "--thresholds: expected 0 <= FIRST <= LAST <= 1 and STEP > 0, of which at most "
             f"{MOST_STEPS} lie between them, got {text!r}"
         )
-    return [first + step * index for index in range(round((last - first) / step) + 1)]
+    return thresholds_of(first, last, step).tolist()

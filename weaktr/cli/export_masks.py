@@ -104,6 +104,11 @@ def run(arguments: argparse.Namespace) -> int:
         if not report.written.total():
             raise ValueError(f"no photograph could be exported: {few(report.left_out, 2)}")
     report.left_out[:0] = unusable
+    if gone := [name for one in found for name in one.masks.gone]:
+        log.warning(
+            "%s no longer there, so left out: %s; what made them makes them again",
+            counted(len(gone), "mask is", "masks are"), few(gone),
+        )  # fmt: skip
     tell(report, out, chosen)
     if report.unlike:
         log.warning("%s", unlike_in_words(report, classes))

@@ -114,11 +114,14 @@ def show_shards(report: ShardsReport, job: ShardJob) -> int:
     if results.missing:
         log.info("not yet whole: %s", counted(len(results.missing), "shard", "shards"))
     else:
-        if job.maker.layout.form == "png" and (older := _older(results)):
+        one, many = ("mask", "masks")
+        if job.maker.layout.form != "png":
+            one, many = ("tar of masks", "tars of masks")
+        if older := _older(results):
             log.warning(
                 "%s of images that are not among those given now; they stay (weaktr index %s "
                 "--verify names them)",
-                counted(older, "mask there is", "masks there are"), out,
+                counted(older, f"{one} there is", f"{many} there are"), out,
             )  # fmt: skip
         join(out)
         log.info("index of all shards: %s (see weaktr index %s)", out / "index.parquet", out)
@@ -127,11 +130,12 @@ def show_shards(report: ShardsReport, job: ShardJob) -> int:
 
 
 def _older(results: Results) -> int:
-    """How many loose masks are of photographs that no row names."""
+    """How many loose masks are of photographs, or tars of masks of shards, that no row names."""
     from weaktr.files import files_below
 
-    named = set[Path]()
+    named = {record.masks for record in results.records}
     for record, table in zip(results.records, results.tables(["name"]), strict=True):
         named.update(map(record.mask, table["name"].to_pylist()))
     masks = results.out / "masks"
-    return sum(path.suffix == ".png" and path not in named for path in files_below(masks))
+    kinds = (".png", ".tar")
+    return sum(path.suffix in kinds and path not in named for path in files_below(masks))

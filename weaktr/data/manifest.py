@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -121,12 +121,8 @@ class Manifest:
                 message = f"name {brief(sample.name)} was already declared at {earlier.source}"
                 kind = "name declared twice"
                 faults.append(Problem(str(sample.image), sample.source, message, kind=kind))
-        for sample in first.values():
-            for folder in PurePosixPath(sample.name).parents if "/" in sample.name else ():
-                other = folder.with_suffix("").as_posix() if folder.name else ""
-                if folder.suffix in (".png", ".npz") and other in first:
-                    message = f"is in a folder called like the mask of {brief(other)}: rename one"
-                    faults.append(Problem(str(sample.image), sample.source, message))
+        for name, message in without_a_place(first).items():
+            faults.append(Problem(str(first[name].image), first[name].source, message))
         return faults
 
     def save(self, path: str | Path) -> None:
@@ -216,6 +212,18 @@ class Manifest:
             row += [sample.exif] if sample.exif != "ignore" else []
             digest.update(json.dumps(row).encode())
         return digest.hexdigest()[:32]
+
+
+def without_a_place(names: Collection[str]) -> dict[str, str]:
+    """Samples in folders that are called like files of others, ``a.png/b`` beside ``a`` -> what is
+    wrong: the mask of one of the two could not be written."""
+    faults = {}
+    for name in names:
+        for folder in PurePosixPath(name).parents if "/" in name else ():
+            other = folder.with_suffix("").as_posix() if folder.name else ""
+            if folder.suffix in (".png", ".npz") and other in names:
+                faults[name] = f"is in a folder called like the mask of {brief(other)}: rename one"
+    return faults
 
 
 def is_inside(relative: str) -> bool:

@@ -159,6 +159,7 @@ class MaskFolder:
         without: name -> the entry of an image that shows no class, so that it has no mask.
         edited: names of the masks that somebody has changed; their entries stay, with new digests.
         unusable: those of them that are no masks, or cannot be read -> why.
+        gone: names of the masks that are not there any more, or were cut off.
 
     Raises:
         ValueError: the index is damaged; names its line.
@@ -189,6 +190,7 @@ class MaskFolder:
         self.without = {name: entry for name, entry in lines.items() if entry.file is None}
         self.edited: set[str] = set()
         self.unusable: dict[str, str] = {}
+        self.gone: list[str] = []
         self._listed = self.entries.keys()
         self._is_whole = False
         if verify:
@@ -315,8 +317,10 @@ class MaskFolder:
             )  # fmt: skip
 
         before, self.entries = self.entries, {}
-        for entry in ordered_map(check, before.values()):
-            if entry is not None:
+        for name, entry in zip(before, ordered_map(check, before.values()), strict=True):
+            if entry is None:
+                self.gone.append(name)
+            else:
                 self.entries[entry.name] = entry
                 if entry is not before[entry.name]:
                     self.edited.add(entry.name)

@@ -63,7 +63,7 @@ def _place_of(record: Path) -> str:
         if "file" in masks:
             message = (
                 f"its masks are in {masks['file']!r:.60}, where they cannot be read singly: make "
-                "them as PNGs (--output png), or unpack the archive"
+                "them as PNGs, in another folder (--output png)"
             )
             raise DataError(Problem(str(record), "", message))
         top, *below = str(masks["folder"]).split("/")

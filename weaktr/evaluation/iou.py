@@ -6,6 +6,7 @@ Source: reference.md 29 and 53; PASCAL VOC (Everingham et al. 2010), section 4.2
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
@@ -198,6 +199,12 @@ def confused_pairs(matrix: np.ndarray, count: int) -> list[Confused]:
     ]
 
 
+def thresholds_of(first: float, last: float, step: float) -> np.ndarray:
+    """The thresholds first, first + step, ... up to `last`, float64."""
+    count = math.floor((last - first) / step + 1e-6) + 1  # steps such as 0.1 are rounded
+    return np.minimum(first + step * np.arange(count), last)
+
+
 class ThresholdCurve:
     """mIoU of labels from CAMs at many background thresholds at once.
 
@@ -279,4 +286,4 @@ class ThresholdCurve:
         """
         curve = self.scores()
         index = int(np.argmax([point.miou for point in curve]))
-        return round(float(self.thresholds[index]), 6), curve[index]
+        return float(f"{self.thresholds[index]:.7g}"), curve[index]  # digits of float32

@@ -13,7 +13,7 @@ from weaktr import data, processes
 from weaktr.config import EvaluateConfig, LabelConfig, PredictConfig
 from weaktr.data import Problem, Sample
 from weaktr.data.photographs import enlarged
-from weaktr.evaluation.iou import ConfusionSum, Scores, ThresholdCurve, scores
+from weaktr.evaluation.iou import ConfusionSum, Scores, ThresholdCurve, scores, thresholds_of
 from weaktr.evaluation.pairs import Pair
 from weaktr.inference.cams import CamInputs, CamSource
 from weaktr.inference.patch_cams import cams_of
@@ -44,9 +44,7 @@ def cam_curve(
     num_labels = model.num_classes + 1
     chosen = [s for s in samples if s.mask is not None and s.labels is not None]
     chosen = chosen[: settings.cam_images]
-    first, last, step = settings.thresholds
-    count = round((last - first) / step) + 1
-    curve = ThresholdCurve(first + step * np.arange(count), num_labels)
+    curve = ThresholdCurve(thresholds_of(*settings.thresholds), num_labels)
     use_cams(cams_of(model, label), processes.part(chosen), label.queue_mb, curve.counts, curve.add)
     curve.add_processes()
     return curve

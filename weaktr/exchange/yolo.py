@@ -19,7 +19,7 @@ from weaktr.exchange.items import IMAGES, Item, Options, Report
 def write(
     items: Iterable[Item], classes: Classes, folder: Path, options: Options, report: Report
 ) -> None:
-    """Write ``data.yaml`` and ``labels/NAME.txt``; see `weaktr.exchange.Format`.
+    """Write ``data.yaml`` and ``labels/NAME.txt`` (see `_labels_of`); `weaktr.exchange.Format`.
 
     Where some photographs are held out and others are not, ``train.txt`` and ``val.txt`` list them;
     else ``data.yaml`` has the same photographs for both.
@@ -37,13 +37,20 @@ def write(
             halved = np.floor(ring) + (ring - np.floor(ring)) / 2
             numbers = " ".join(f"{number:.8f}" for number in (halved / (width, height)).ravel())
             lines.append(f"{part.label - 1} {numbers}\n")
-        path = folder / "labels" / f"{item.name}.txt"
+        path = folder / _labels_of(f"{IMAGES}/{item.file}")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(lines))
     names = dict(enumerate(classes.names))
     description = {**_splits(splits[False], splits[True], folder, report), "names": names}
     text = yaml.safe_dump(description, allow_unicode=True, sort_keys=False)
     (folder / "data.yaml").write_text(text, encoding="utf-8")
+
+
+def _labels_of(image: str) -> str:
+    """Where ultralytics looks for the polygons of a photograph: the last folder of its path that is
+    called ``images`` stands for ``labels`` then, also where it is one of the user's own."""
+    above, _, below = f"/{image}".rpartition(f"/{IMAGES}/")
+    return f"{above}/labels/{below.rpartition('.')[0]}.txt".lstrip("/")
 
 
 def _splits(

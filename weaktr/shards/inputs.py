@@ -14,10 +14,11 @@ from typing import Any, Protocol, get_args
 
 from weaktr.contents import Contents, digest_of
 from weaktr.data import Classes, DataError, Problem, Sample
-from weaktr.data.manifest import Exif
+from weaktr.data.manifest import Exif, without_a_place
 from weaktr.data.sources.tar import LabelRows, Labels, read_rows, read_shard, with_classes
+from weaktr.messages import few
 from weaktr.shards.fetch import asked, fetch_beside, fetched, is_address, marks_of
-from weaktr.tars import SUFFIX, forget, status
+from weaktr.tars import IS_PACKED, PACKED, SUFFIX, forget, status
 
 #: Photographs of a list that make a shard, unless somebody says otherwise.
 SHARD_SIZE = 1000
@@ -189,6 +190,10 @@ class TarShards:
         if "" in faults:
             raise DataError([p for p in errors if _key_in(archive, p) == ""])
         samples = [sample for sample in found.samples if sample.name not in faults]
+        image_of = {sample.name: sample.image for sample in samples}
+        for own, message in without_a_place(image_of).items():
+            faults[own] = Problem(str(image_of[own]), "", message)
+        samples = [sample for sample in samples if sample.name not in faults]
         images = {s.name: s.image.relative_to(archive).as_posix() for s in samples}
         return ShardInput(name, samples, faults, data, images)
 
@@ -271,11 +276,13 @@ def find_archives(pattern: str) -> dict[str, str]:
         part of the pattern that has no wild cards, without ``.tar``.
 
     Raises:
-        ValueError: there is none, or two have one name.
+        ValueError: there is none, two have one name, or one is compressed.
         OSError: the place cannot be asked.
     """
     ranges = list(_expanded(pattern))
     paths = [path for one in ranges for path in _matching(one)]
+    if packed := [path for path in paths if path.endswith(PACKED)]:
+        raise ValueError(f"{few(packed)}: {IS_PACKED}")
     if not paths:
         raise ValueError(f"{pattern}: expected tar archives, found none")
     bases = _spellings(_base(pattern))
@@ -315,25 +322,27 @@ def _expanded(pattern: str) -> list[str]:
 
 
 def _matching(pattern: str) -> list[str]:
-    """The tars of one pattern."""
+    """The tars of one pattern, compressed ones among them."""
     if is_address(pattern):
         wild = _WILD.search(pattern) is not None
         if not wild and pattern.endswith(SUFFIX):
             return [pattern]
         look = pattern if wild else f"{pattern.rstrip('/')}/**"
         found = asked(look, lambda place, path: list(map(place.unstrip_protocol, place.glob(path))))
-        return sorted(address for address in found if address.endswith(SUFFIX))
+        return sorted(address for address in found if address.endswith((SUFFIX, *PACKED)))
     if os.path.isdir(pattern):
         below = (Path(top, name) for top, _, names in os.walk(pattern) for name in names)
         return sorted(str(path) for path in below if _is_archive(path, Path(pattern)))
     if os.path.exists(pattern) or not _WILD.search(pattern):
         return [pattern]
-    return sorted(path for path in glob.glob(pattern, recursive=True) if path.endswith(SUFFIX))
+    found = glob.glob(pattern, recursive=True)
+    return sorted(path for path in found if path.endswith((SUFFIX, *PACKED)))
 
 
 def _is_archive(path: Path, root: Path) -> bool:
     relative = path.relative_to(root)
-    return path.suffix == SUFFIX and not any(part.startswith(".") for part in relative.parts)
+    is_hidden = any(part.startswith(".") for part in relative.parts)
+    return path.name.endswith((SUFFIX, *PACKED)) and not is_hidden
 
 
 def _base(pattern: str) -> str:

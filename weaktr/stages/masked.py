@@ -6,18 +6,24 @@ What reports and exports start from.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from weaktr.contents import CONTENTS, Contents
-from weaktr.data import Classes, Manifest, Sample, unlabelled
+from weaktr.data import Classes, Manifest, Sample
+from weaktr.data.layout import IMAGE_SUFFIXES, require_folder
+from weaktr.data.manifest import Exif, require_exif
 from weaktr.data.masks import MaskFolder
 from weaktr.data.parallel import ordered_map
+from weaktr.data.sources.folder import paths_but_results
 from weaktr.outputs import INPUTS, RECIPE, read_inputs
 from weaktr.recipes import load_recipe
+from weaktr.shards.fetch import is_address
+from weaktr.shards.inputs import TarShards, is_pattern
 from weaktr.stages.masks import is_of
 from weaktr.stages.run import MODEL, Run
 
@@ -133,6 +139,10 @@ def _of_stage(run: Run, maker: str) -> Masked:
     masks = MaskFolder(
         run.of(maker), verify=True, contents=run.contents, num_labels=manifest.classes.num_labels
     )
+    known = {sample.name for sample in manifest}
+    for name in masks.entries:
+        if name not in known and masks.is_usable(name):
+            masks.unusable[name] = f"{name}: is no longer among the photographs of {run.folder}"
     _note_changed(masks, manifest.samples, run.contents, "weaktr-train")
     return Masked(maker, manifest, masks, run)
 
@@ -152,33 +162,74 @@ def _note_changed(
 
 def _of_command(folder: Path, about: Mapping[str, Any]) -> Masked:
     """Of a command: its photographs with the labels that they were given."""
-    names, exif = about.get("classes"), about.get("exif", "ignore")
-    photographs = Path(str(about.get("photographs")))
+    names, place = about.get("classes"), str(about.get("photographs"))
+    try:
+        exif = require_exif(str(about.get("exif", "ignore")))
+        num_labels = None if names is None else Classes(tuple(names)).num_labels
+        files = _photographs(place, exif)
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{folder}: its photographs: {error}") from error
     contents = Contents(folder / CONTENTS)
-    masks = MaskFolder(folder, verify=True, contents=contents)
+    masks = MaskFolder(folder, verify=True, contents=contents, num_labels=num_labels)
     entries = masks.entries | masks.without
     if names is None:  # CAMs in files name no classes
         highest = max((max(entry.labels, default=0) for entry in entries.values()), default=0)
         names = [f"class {index}" for index in range(highest)]
-    try:
-        classes = Classes(tuple(names))
-        found = unlabelled(photographs, classes.names, exif=exif)
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"{folder}: its photographs: {error}") from error
-    # Of a list of labels, a is images/a where there is one; of all that is in the folder, a is a.
-    beside = {sample.name: sample for sample in found}
-    below = {
-        name.removeprefix("images/"): sample
-        for name, sample in beside.items()
-        if name.startswith("images/") and name not in entries
-    }
     samples = []
     for name, entry in entries.items():
-        those = [known[name] for known in (below, beside) if name in known]
-        if len(those) == 2 and not is_of(contents, entry, those[0]):
-            those = those[1:]
-        samples += [replace(sample, name=name, labels=entry.given) for sample in those[:1]]
+        found = [
+            Sample(name, image, entry.given, None, str(folder), exif=exif)
+            for image in _images_of(name, files, entries)
+        ]
+        if len(found) > 1:
+            found = [sample for sample in found if is_of(contents, entry, sample)] or found
+        samples += found[:1]
+        if not found and masks.is_usable(name):
+            masks.unusable[name] = f"{name}: its photograph is no longer in {place}"
     _note_changed(masks, samples, contents, f"weaktr {about['command']}")
     with suppress(OSError):  # a folder that may only be read
         contents.save()
-    return Masked(str(about["command"]), replace(found, samples=tuple(samples)), masks, None)
+    manifest = Manifest("images", "all", Classes(tuple(names)), tuple(samples))
+    return Masked(str(about["command"]), manifest, masks, None)
+
+
+def _images_of(name: str, files: Mapping[str, list[Path]], names: Collection[str]) -> list[Path]:
+    """The photographs that may be those of a mask, the likeliest first.
+
+    Of a list of labels, a is images/a where there is one; of all that is in a folder, a is a.
+
+    Args:
+        name: of the mask.
+        files: see `_photographs`.
+        names: of all masks.
+    """
+    inside = [f"{folder}/{name}" for folder in ("images", "JPEGImages")]
+    order = [name, *inside] if any(one in names for one in inside) else [*inside, name]
+    return [image for one in order for image in files.get(one, ())]
+
+
+def _photographs(place: str, exif: Exif) -> dict[str, list[Path]]:
+    """The photographs of a folder, of tars or of a manifest, by their names: paths without suffix.
+
+    Raises:
+        ValueError: there are none there, or they are not on this machine.
+        OSError: something cannot be read.
+    """
+    files: defaultdict[str, list[Path]] = defaultdict(list)
+    if is_address(place):
+        raise ValueError(f"{place}: is in another place: expected photographs on this machine")
+    if place.endswith(".json") and Path(place).is_file():
+        for sample in Manifest.load(place):
+            files[sample.name].append(sample.image)
+    elif is_pattern(place):
+        shards = TarShards(place, "none", None, exif)
+        for shard in shards.names:
+            with ExitStack() as stack:
+                for sample in shards.read(shard, stack, None).samples:
+                    files[f"{shard}/{sample.name}"].append(sample.image)
+    else:
+        root = require_folder(place)
+        for path in map(Path, sorted(paths_but_results(root))):
+            if path.suffix.lower() in IMAGE_SUFFIXES:
+                files[path.relative_to(root).with_suffix("").as_posix()].append(path)
+    return files

@@ -25,12 +25,20 @@ from weaktr.data.layout import (
     first_folder,
     require_folder,
 )
-from weaktr.data.manifest import Exif, Manifest, Sample, is_inside, require_exif
+from weaktr.data.manifest import (
+    Exif,
+    Manifest,
+    Sample,
+    is_inside,
+    require_exif,
+    without_a_place,
+)
 from weaktr.data.names import HEADINGS, class_list
 from weaktr.data.problems import DataError, Problem
 from weaktr.files import files_below, paths_below
 from weaktr.messages import brief, few
 from weaktr.outputs import INPUTS, LOCK
+from weaktr.tars import IS_PACKED, PACKED
 
 log = logging.getLogger("weaktr")
 #: Paths of images, with a suffix, that need no closer look.
@@ -121,7 +129,7 @@ def folder(
     if masks and not mask_root.is_dir():
         log.warning("masks: there is no folder %s, so no image has a mask", mask_root)
     hint = hints(known.names)
-    mask_files = in_order(files_below(mask_root))
+    mask_files = in_order(files_below(mask_root, follow=True))
     capital = {_name(_below(f, mask_root)): f for f in mask_files if f.suffix.lower() == ".png"}
     has_masks = mask_root.is_dir()
     samples = []
@@ -180,8 +188,9 @@ def joined(manifests: Sequence[Manifest]) -> tuple[Sample, ...]:
     """The samples of several splits of a folder, each photograph once.
 
     Raises:
-        DataError: splits say different things of a photograph, or two of their photographs differ
-            in the suffix alone, so that their results would have one name.
+        DataError: splits say different things of a photograph, or results of two of their
+            photographs would have one place: they differ in the suffix alone, or see
+            `without_a_place`.
     """
     samples: dict[str, Sample] = {}
     name_of: dict[Path, str] = {}
@@ -198,6 +207,8 @@ def joined(manifests: Sequence[Manifest]) -> tuple[Sample, ...]:
                 here, there = (_in_words(one, manifest.classes) for one in (sample, first))
                 message = f"labels: {here} here, {there} at {first.source}: correct one of them"
                 faults.append(Problem(str(sample.image), sample.source, message))
+    for name, message in without_a_place(samples).items():
+        faults.append(Problem(str(samples[name].image), samples[name].source, message))
     if faults:
         raise DataError(faults)
     return tuple(samples.values())
@@ -245,7 +256,9 @@ def unlabelled(
     others = [file for file in below if file.suffix.lower() in OTHER_SUFFIXES]
     advice = "of a format that is not looked for: convert to JPEG or PNG"
     if not files and not closed:
+        packed = [file.name for file in below if file.name.endswith(PACKED)]
         told = f", but {_by_suffix(others)} {advice}" if others else ""
+        told += f", but {few(packed)}: {IS_PACKED}" if packed else ""
         raise ValueError(f"root: expected images below {root}, found none{told}")
     if problems is not None:
         problems.extend(Problem(str(f), "", advice, "warning", PASSED_OVER) for f in others)
@@ -287,7 +300,8 @@ def files_but_results(root: Path) -> Iterator[Path]:
 
 
 def paths_but_results(root: Path) -> Iterator[str]:
-    """The files below a folder (`paths_below`), but those in folders of weaktr's results in it."""
+    """The files below a folder (`paths_below`, links followed), but those in folders of weaktr's
+    results in it."""
 
     @cache
     def holds_results(folder: str) -> bool:
@@ -296,7 +310,8 @@ def paths_but_results(root: Path) -> Iterator[str]:
         marks = (os.path.join(folder, mark) for mark in (INPUTS, LOCK))
         return any(map(os.path.isfile, marks)) or holds_results(os.path.dirname(folder))
 
-    return (path for path in paths_below(root) if not holds_results(os.path.dirname(path)))
+    below = paths_below(root, follow=True)
+    return (path for path in below if not holds_results(os.path.dirname(path)))
 
 
 def in_order(files: Iterable[Path]) -> list[Path]:
@@ -411,7 +426,7 @@ def _unrepeated(
 def _paths_of_stems(root: Path) -> dict[str, list[str]]:
     """The images below a folder: path without suffix -> paths."""
     found: dict[str, list[str]] = {}
-    for file in in_order(files_below(root)):
+    for file in in_order(files_below(root, follow=True)):
         if file.suffix.lower() in IMAGE_SUFFIXES:
             path = _below(file, root)
             found.setdefault(_name(path), []).append(path)
@@ -485,7 +500,7 @@ def _not_listed(
         if file.suffix.lower() in ALL_SUFFIXES and not file.is_relative_to(masks):
             message = f"no line of {files} lists this image"
             yield Problem(str(file), "", message, "warning", NOT_LISTED)
-    for file in in_order(files_below(masks)):
+    for file in in_order(files_below(masks, follow=True)):
         is_mask = file.suffix.lower() == ".png"
         if is_mask and _name(_below(file, masks)) not in listed:
             message = f"no line of {files} lists the image of this mask"

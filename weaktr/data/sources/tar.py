@@ -52,8 +52,6 @@ _BETWEEN_NAMES = re.compile(r"[,;\r\n\t]")
 
 #: What a split's shards may be called, in the order in which they are looked for.
 _PLACES = ("{split}-*.tar", "{split}/*.tar")
-#: Suffixes of tars with compression, which cannot be read from their middle.
-_PACKED = (".gz", ".bz2", ".xz", ".zst", ".lz4", ".br")
 _REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
@@ -138,11 +136,9 @@ def shards_of(root: Path, split: str, faults: list[Problem]) -> list[Path]:
     """
     for place in _places(split):
         found = [path for path in root.glob(place) if not path.name.startswith(".")]
-        packed = [path for suffix in _PACKED for path in root.glob(place + suffix)]
-        packed += root.glob(place.removesuffix("tar") + "tgz")
-        for path in sorted(packed):
-            message = "expected a tar without compression, from which files are read at random"
-            faults.append(Problem(str(path), "", f"{message}: unpack it to a .tar"))
+        bare = place.removesuffix(tars.SUFFIX)
+        packed = [path for suffix in tars.PACKED for path in root.glob(bare + suffix)]
+        faults += [Problem(str(path), "", tars.IS_PACKED) for path in sorted(packed)]
         if found or packed:
             return sorted(found, key=_natural)
     others = sorted(path.name for path in root.glob("*.tar"))
