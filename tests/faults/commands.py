@@ -15,8 +15,10 @@ from tests.faults.sweep import Command
 from tests.models import small
 from tests.shards import work
 from tests.stages import tiny
+from weaktr import cli
 from weaktr.data.masks import MaskFolder
 from weaktr.models import checkpoints
+from weaktr.outputs import begin
 from weaktr.recipes import dump_recipe
 
 DRAWN = "COCO_val2014_000000000001"
@@ -142,6 +144,32 @@ def _write(home: Path) -> list[str]:
     return ["data", "write", "folder", str(home / "photos"), "--out", str(home / "manifest.json")]
 
 
+def _export(home: Path) -> list[str]:
+    """An export of masks that were exported before, and have been changed since."""
+    labelled, out = home / "labelled", home / "out"
+    command = ["export-masks", str(labelled), "--to", "coco", "--out", str(out)]
+    if not labelled.exists():
+        about = {"command": "label", "photographs": str(home / "photos"), "classes": ["cat", "dog"]}
+        labelled.mkdir()
+        begin(labelled, "x", about=about)
+        masks = MaskFolder(labelled)
+        for name in "abc":
+            masks.add(name, np.ones((40, 50), np.uint8))
+        if cli.main(command) != 0:
+            raise RuntimeError("no export")
+        masks.add("a", np.full((40, 50), 2, np.uint8))
+    return command
+
+
+def _of_export(home: Path) -> dict[str, object]:
+    files = [path for path in sorted((home / "out").rglob("*")) if path.is_file()]
+    kept = [path for path in files if path.name[0] != "." and path.name != "inputs.json"]
+    found: dict[str, object] = {str(path.relative_to(home)): path.read_bytes() for path in kept}
+    hidden = {path.name for path in (home / "out").glob(".*")} - {".weaktr-lock", ".contents.json"}
+    found["rest"] = sorted([*hidden, *(path.name for path in home.glob("out.old-*"))])
+    return found
+
+
 PHOTOS = ("photos", "tars", "cam.safetensors", "seg.safetensors")
 COMMANDS = {
     "label": Command("weaktr", _label, _of_out, PHOTOS),
@@ -149,6 +177,7 @@ COMMANDS = {
     "label tars": Command("weaktr", _label_tars, _of_shards, PHOTOS),
     "predict": Command("weaktr", _predict, _of_out, PHOTOS),
     "train": Command("weaktr-train", _train, _of_run, ("squares",)),
+    "export": Command("weaktr", _export, _of_export, PHOTOS),
     "draw": Command("weaktr", _draw, _of_file(f"drawn/{DRAWN}.png"), ("instances",)),
     "write": Command("weaktr", _write, _of_file("manifest.json"), PHOTOS),
 }

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.mark.parametrize(
     ("options", "cases"),
     [
-        (("--most", "1", "label", "predict", "draw", "write"), 16),
+        (("--most", "1", "label", "predict", "export", "draw", "write"), 20),
         (("--most", "1", "label in shards", "label tars"), 8),
         (("--most", "1", "--kinds", "full", "train"), 1),
     ],
