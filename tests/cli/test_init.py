@@ -156,6 +156,69 @@ def test_labels_that_somebody_corrected_count(root):
     assert "train.csv counts before labels.csv" in said_now.replace(str(root) + "/", "")
 
 
+def label_files(root: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in root.glob("*.csv")}
+
+
+def correct(file: Path) -> None:
+    """Change the labels of its first photograph."""
+    heading, first, *others = file.read_text("utf-8").splitlines(keepends=True)
+    file.write_text(heading + first.partition(",")[0] + ",puppy\n" + "".join(others), "utf-8")
+
+
+@pytest.mark.parametrize("labels_stay", [True, False])
+@pytest.mark.parametrize("corrected", ["train.csv", "val.csv"])
+def test_beside_a_split_that_somebody_corrected_the_other_stays(root, corrected, labels_stay):
+    initialised(root)
+    sides = [{sample.name for sample in split} for split in manifests(root)]
+    correct(root / corrected)
+    if not labels_stay:
+        (root / "labels.csv").unlink()
+    before = label_files(root)
+    for _ in range(2):
+        text = initialised(root)
+        assert label_files(root) == before
+        assert [{sample.name for sample in split} for split in manifests(root)] == sides
+        assert "puppy" in manifests(root)[0].classes.names and "have no labels" not in text
+
+
+def test_a_train_csv_with_all_labels_replaces_both(root):
+    initialised(root)
+    os.replace(root / "labels.csv", root / "train.csv")
+    initialised(root)
+    assert label_files(root).keys() == {"train.csv", "train_part.csv", "val_part.csv"}
+    assert sum(map(len, manifests(root))) == 30
+
+
+def test_where_the_labels_are_gone_those_of_the_splits_are_not_replaced(root):
+    for k in range(2):
+        write_image(root / f"images/folder {k}/x.png", seed=60 + k)
+    initialised(root)
+    (root / "labels.csv").unlink()
+    before = contents(root)
+    code, text = said(cli.main, "init", root)
+    assert (code, contents(root)) == (cli.WRONG_INPUT, before)
+    told = " ".join(text.split())
+    assert "labels.csv, of which train.csv and val.csv were made, is not there any more" in told
+    initialised(root, "--labels", root / "train.csv")
+    initialised(root)
+    assert label_files(root).items() <= before.items()
+    assert sum(map(len, manifests(root))) == 30
+
+
+def test_a_file_of_an_earlier_start_goes_only_where_its_labels_stay(root):
+    initialised(root)
+    text = (root / "labels.csv").read_text("utf-8")
+    (root / "labels.csv").write_text(text.rpartition("a b")[0], "utf-8")
+    before = contents(root)
+    code, told = said(cli.main, "init", root, "--hold-out", 0)
+    assert (code, contents(root)) == (cli.WRONG_INPUT, before)
+    assert "of a b/é29.png; move it away, or delete it" in " ".join(told.split())
+    (root / "labels.csv").write_text(text, "utf-8")
+    initialised(root, "--hold-out", 0)
+    assert label_files(root).keys() == {"labels.csv"}
+
+
 def test_own_splits_are_used_as_they_are(root):
     with open(root / "labels.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.reader(file))
@@ -188,7 +251,7 @@ def test_a_train_csv_of_the_users_stays(root):
         assert "no line of" not in text
     (root / "val_part.csv").write_text("mine")
     code, text = said(cli.main, "init", root)
-    assert code == cli.WRONG_INPUT and "move it away" in text
+    assert code == cli.WRONG_INPUT and "move these away" in " ".join(text.split())
     assert (root / "val_part.csv").read_text() == "mine"
 
 

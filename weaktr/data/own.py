@@ -107,7 +107,8 @@ def look_at(
         labels: the label file, or a folder of LabelMe's; None = it is looked for.
         classes: a text file with a class name a line; None = ``root/classes.txt``, else all that a
             photograph shows, those that the labels declare in that order, then the others by name.
-        own: files in `root` that weaktr wrote, so that they are not the labels.
+        own: files in `root` that weaktr wrote, so that they are not the labels unless `labels`
+            says so.
 
     Raises:
         ValueError: no photographs, no labels or several, labels of none of the photographs, or
@@ -120,9 +121,13 @@ def look_at(
     if not photographs:
         told = f", but {few(others)}: convert these to JPEG or PNG" if others else ""
         raise ValueError(f"{root}: expected photographs below {images}, found none{told}")
+    if labels is not None and labels.parent.resolve() == root.resolve():
+        labels = root / labels.name
     tags = tags_below(root, images, photographs, own) if labels is None else read_tags(labels)
     rows, held_out = tags.rows, None
-    val = first_file(root / name for name in ("val.csv", "val.json") if root / name not in own)
+    is_own = tags.path in own
+    beside = [root / name for name in ("val.csv", "val.json")]
+    val = first_file(file for file in beside if is_own or file not in own)
     if tags.path.stem == "train" and tags.path.parent == root and val is not None:
         of_val = read_tags(val)
         held_out = frozenset(matched(of_val.rows, list(photographs)).labels)
