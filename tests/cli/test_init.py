@@ -219,6 +219,27 @@ def test_a_file_of_an_earlier_start_goes_only_where_its_labels_stay(root):
     assert label_files(root).keys() == {"labels.csv"}
 
 
+def test_rows_of_photographs_that_are_not_there_give_others_no_labels(root):
+    with open(root / "labels.csv", "a", encoding="utf-8") as file:
+        file.write("gone/é0.png,owl\ngone/é1.png,owl\nold/new.png,cat\nolder/new.png,dog\n")
+    write_image(root / "images/new.png", seed=99)
+    text = initialised(root)
+    assert "owl" not in manifests(root)[0].classes.names
+    assert sum(map(len, manifests(root))) == 30
+    assert "2 listed images are not below" in text
+    assert "left out: new.png (old/new.png, older/new.png)" in text
+
+
+def test_own_splits_of_which_one_has_another_path_of_a_photograph(root):
+    labels = (root / "labels.csv").read_text("utf-8").splitlines()
+    (root / "labels.csv").unlink()
+    (root / "train.csv").write_text("\n".join(labels[:21]), "utf-8")
+    (root / "val.csv").write_text("\n".join([*labels[:1], "x/é0.png,owl", *labels[21:]]), "utf-8")
+    initialised(root)
+    train, val = manifests(root)
+    assert (len(train), len(val)) == (20, 10) and "owl" not in train.classes.names
+
+
 def test_own_splits_are_used_as_they_are(root):
     with open(root / "labels.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.reader(file))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -12,6 +12,7 @@ from PIL import Image
 from weaktr.contents import Contents
 from weaktr.data.classes import Classes
 from weaktr.data.io import open_image, orientation
+from weaktr.data.label_files import Row
 from weaktr.data.layout import IMAGE_SUFFIXES, OTHER_SUFFIXES, first_file, require_folder
 from weaktr.data.manifest import name_fault
 from weaktr.data.names import class_list
@@ -75,7 +76,7 @@ class OwnPhotographs:
             self.tags.form == OWN
             and path.parent == self.root
             and path.stem in ("train", "labels")
-            and not (found.missing or found.unclear or found.otherwise)
+            and not (found.missing or found.unclear or found.disputed or found.otherwise)
         )
 
     def headers(self) -> dict[str, Header]:
@@ -124,26 +125,35 @@ def look_at(
     if labels is not None and labels.parent.resolve() == root.resolve():
         labels = root / labels.name
     tags = tags_below(root, images, photographs, own) if labels is None else read_tags(labels)
-    rows, held_out = tags.rows, None
+    rows, rows_of_val = tags.rows, None
     is_own = tags.path in own
     beside = [root / name for name in ("val.csv", "val.json")]
     val = first_file(file for file in beside if is_own or file not in own)
     if tags.path.stem == "train" and tags.path.parent == root and val is not None:
         of_val = read_tags(val)
-        held_out = frozenset(matched(of_val.rows, list(photographs)).labels)
+        rows_of_val = of_val.rows
         rows = [*rows, *of_val.rows]
         if of_val.form != tags.form:
             tags = replace(tags, form=f"{tags.form}; {val.name}: {of_val.form}")
     found = matched(rows, list(photographs))
     if not found.labels:
+        if reason := next(_left_out(found), None):
+            raise ValueError(f"{tags.path}: {reason}")
         raise ValueError(
             f"{tags.path}: none of its {len(rows)} images is below {images}, such as "
             f"{rows[0].image!r:.200}; there are {few(sorted(photographs))}"
         )
+    held_out = None if rows_of_val is None else _meant(rows_of_val, found, list(photographs))
     known = _classes(root, classes, tags, found)
     return OwnPhotographs(
         root, images, photographs, others, left_out, tags, found, known, held_out
     )  # fmt: skip
+
+
+def _meant(rows: list[Row], found: Matched, photographs: Sequence[str]) -> frozenset[str]:
+    """The photographs of some of the rows of which `found` tells."""
+    there = set(rows) - set(found.missing)
+    return frozenset(matched(there, photographs).labels) & found.labels.keys()
 
 
 def _photographs(images: Path, masks: Path) -> tuple[dict[str, Path], list[Path], list[str]]:
@@ -215,6 +225,20 @@ def _header(file: Path) -> Header | None:
         return None
 
 
+def _left_out(found: Matched) -> Iterator[str]:
+    """Why photographs have no labels though rows speak of them, a sentence each."""
+    for row, meant in found.unclear[:1]:
+        more = len(found.unclear)
+        yield f"{more} listed images may be several, such as {row.image} ({few(meant)}): left out"
+    for path, rows in found.disputed[:1]:
+        among = f", among them {path}" if (more := len(found.disputed)) > 1 else f": {path}"
+        are = counted(more, "photograph is", "photographs are")
+        yield (
+            f"{are} meant by several paths with different labels and left out{among} "
+            f"({few([row.image for row in rows])})"
+        )
+
+
 def doubts(own: OwnPhotographs, held_out: Collection[str]) -> Iterator[str]:
     """What should be looked at before training, a sentence each; beside what `check` finds.
 
@@ -229,12 +253,10 @@ def doubts(own: OwnPhotographs, held_out: Collection[str]) -> Iterator[str]:
         are = counted(len(unseen), "class is", "classes are")
         yield f"{are} in no photograph and left out: {few(unseen)}"
     if found.missing:
-        names = few([row.image for row in found.missing])
-        listed = counted(len(found.missing), "listed image is", "listed images are")
-        yield f"{listed} not below {own.images}: {names}"
-    for row, meant in found.unclear[:1]:
-        more = len(found.unclear)
-        yield f"{more} listed images may be several, such as {row.image} ({few(meant)}): left out"
+        missing = list(dict.fromkeys(row.image for row in found.missing))
+        listed = counted(len(missing), "listed image is", "listed images are")
+        yield f"{listed} not below {own.images}: {few(missing)}"
+    yield from _left_out(found)
     if found.otherwise:
         written, path = found.otherwise[0]
         yield (
