@@ -19,7 +19,7 @@ from weaktr.data.names import class_list
 from weaktr.data.parallel import ordered_map
 from weaktr.data.problems import DataError
 from weaktr.data.sources.folder import files_but_results
-from weaktr.data.tags import OWN, Tags, read_tags, tags_below
+from weaktr.data.tags import OWN, Tags, labelme, read_tags, tags_below
 from weaktr.data.tags.places import Matched, matched
 from weaktr.messages import counted, few
 from weaktr.progress import track
@@ -124,7 +124,11 @@ def look_at(
         raise ValueError(f"{root}: expected photographs below {images}, found none{told}")
     if labels is not None and labels.parent.resolve() == root.resolve():
         labels = root / labels.name
-    tags = tags_below(root, images, photographs, own) if labels is None else read_tags(labels)
+    if labels is None:
+        tags = tags_below(root, images, photographs, own)
+    else:
+        tags = read_tags(labels, images)
+    tags = _seen_from_beside(tags, images, photographs)
     rows, rows_of_val = tags.rows, None
     is_own = tags.path in own
     beside = [root / name for name in ("val.csv", "val.json")]
@@ -148,6 +152,20 @@ def look_at(
     return OwnPhotographs(
         root, images, photographs, others, left_out, tags, found, known, held_out
     )  # fmt: skip
+
+
+def _seen_from_beside(tags: Tags, images: Path, photographs: Collection[str]) -> Tags:
+    """Tags whose paths start at the label file's own folder, where all its photographs lie."""
+    folder, base = tags.path.absolute().parent, images.absolute()
+    is_placed = tags.form == labelme.NAME or tags.path.is_dir()
+    if is_placed or folder == base or not folder.is_relative_to(base):
+        return tags
+    before = folder.relative_to(base).as_posix()
+    paths = [f"{before}/{row.image.strip().removeprefix('./')}" for row in tags.rows]
+    if not all(path in photographs for path in paths):
+        return tags
+    pairs = zip(tags.rows, paths, strict=True)
+    return replace(tags, rows=[replace(row, image=path) for row, path in pairs])
 
 
 def _meant(rows: list[Row], found: Matched, photographs: Sequence[str]) -> frozenset[str]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.data.trees import coco_json, write_image
+from weaktr.data.own import look_at
 from weaktr.data.problems import DataError
 from weaktr.data.tags import read_tags, tags_below
 
@@ -268,3 +269,40 @@ def test_labelme_beside_the_photographs(tmp_path):
     labels(tmp_path / "a.json", labelme("a.jpg", None, "cat"))
     labels(tmp_path / "b/c.json", labelme("c.jpg", None, "dog"))
     assert [row.labels for row in below(tmp_path, "a.jpg", "b/c.jpg").rows] == [("cat",), ("dog",)]
+
+
+@pytest.mark.parametrize("where", ["", "images"])
+def test_labelme_means_the_photograph_beside_it(tmp_path, where):
+    expected = {"x.jpg": ("cat",), "sub/x.jpg": ("dog",), "sub/deep/x.jpg": ("bird",)}
+    images = tmp_path / where
+    for photograph, (label,) in expected.items():
+        write_image(images / photograph)
+        labels((images / photograph).with_suffix(".json"), labelme("x.jpg", None, label))
+    assert look_at(tmp_path, None, None).labels == expected
+    assert look_at(tmp_path, images, None).labels == expected
+    labels(tmp_path / "tags/sub/y.json", labelme("..\\..\\" + where + "/x.jpg", None, "owl"))
+    found = look_at(tmp_path, tmp_path / "tags", None)
+    assert (found.labels, found.found.otherwise) == ({"x.jpg": ("owl",)}, [])
+
+
+def test_labelme_in_a_folder_like_that_of_the_photographs(tmp_path):
+    for folder, label in (("a", "cat"), ("b", "dog")):
+        write_image(tmp_path / f"photos/{folder}/x.jpg")
+        labels(tmp_path / f"tags/{folder}/x.json", labelme("x.jpg", None, label))
+    found = look_at(tmp_path / "photos", tmp_path / "tags", None)
+    assert found.labels == {"a/x.jpg": ("cat",), "b/x.jpg": ("dog",)}
+
+
+@pytest.mark.parametrize("name", ["labels.csv", "export.json"])
+def test_paths_start_at_a_label_file_beside_all_its_photographs(tmp_path, name):
+    for photograph in ("x.jpg", "sub/x.jpg", "sub/y.jpg"):
+        write_image(tmp_path / photograph)
+    content = {
+        "labels.csv": "image,labels\nx.jpg,cat\ny.jpg,dog\n",
+        "export.json": {"x.jpg": ["cat"], "y.jpg": ["dog"]},
+    }[name]
+    labels(tmp_path / "sub" / name, content)
+    found = look_at(tmp_path, None, None)
+    assert found.labels == {"sub/x.jpg": ("cat",), "sub/y.jpg": ("dog",)}
+    (tmp_path / "sub/y.jpg").rename(tmp_path / "y.jpg")
+    assert look_at(tmp_path, None, None).labels == {"x.jpg": ("cat",), "y.jpg": ("dog",)}
