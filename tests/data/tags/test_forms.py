@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,59 @@ def test_label_studio_in_short(tmp_path, name):
         "c.jpg": ("bird",),
         "d.jpg": (),
     }
+
+
+def small(path: Path, *entries: dict[str, Any]) -> Path:
+    """Entries as Label Studio writes them: as JSON-MIN, or a CSV with texts or JSON in cells."""
+    entries = tuple({"annotation_id": 5, "lead_time": 2.5, **entry} for entry in entries)
+    if path.suffix == ".json":
+        path.write_text(json.dumps(entries), "utf-8")
+        return path
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(
+            file, list({key: 0 for entry in entries for key in entry}),
+            delimiter=";" if path.stem == "semicolons" else ",",
+        )  # fmt: skip
+        writer.writeheader()
+        for entry in entries:
+            writer.writerow(
+                {k: json.dumps(v) if isinstance(v, (list, dict)) else v for k, v in entry.items()}
+            )
+    return path
+
+
+BRIEF = pytest.mark.parametrize("name", ["small.json", "table.csv", "semicolons.csv"])
+
+
+@BRIEF
+def test_only_choices_of_label_studio_are_labels(tmp_path, name):
+    path = small(
+        tmp_path / name,
+        {"image": "a.jpg", "source": "camera1", "choice": "cat", "comment": "blurred, sorry"},
+        {"image": "b.jpg", "source": "camera2", "choice": {"choices": ["cat", "dog"]}},
+        {"image": "c.jpg", "source": "", "Animal_Class": "bird", "many labels": ["owl", "cat"]},
+    )
+    tags = read_tags(path)
+    assert [own.labels for own in tags.rows] == [("cat",), ("cat", "dog"), ("bird", "owl", "cat")]
+    (doubt,) = tags.doubts
+    assert doubt.startswith("not taken as labels: comment, source; texts count where")
+
+
+@BRIEF
+def test_a_column_of_label_studio_with_lists_of_choices_has_choices(tmp_path, name):
+    path = small(
+        tmp_path / name,
+        {"image": "a.jpg", "animal": "cat"},
+        {"image": "b.jpg", "animal": {"choices": ["cat", "dog"]}},
+    )
+    assert [own.labels for own in read_tags(path).rows] == [("cat",), ("cat", "dog")]
+
+
+@BRIEF
+def test_texts_of_label_studio_that_may_be_choices_or_not_are_refused(tmp_path, name):
+    path = small(tmp_path / name, {"image": "a.jpg", "animal": "cat"})
+    with pytest.raises(DataError, match="expected a column of labels, not taken as labels: animal"):
+        read_tags(path)
 
 
 @pytest.mark.parametrize(
