@@ -36,6 +36,8 @@ EXPECTED = {"a b.jpg": ("cat", "big dog"), "d/É.JPG": ("cat",), "x.png": ()}
         ("a.csv", "image;labels\na b.jpg;cat|big dog\nd/É.JPG;cat\nx.png;\n"),
         ("a.csv", "filename,width,class\na b.jpg,9,cat;big dog\nd/É.JPG,9,cat\nx.png,9,\n"),
         ("a.csv", "id;Tags;File\n1;cat|big dog;a b.jpg\n2;cat;d/É.JPG\n3;;x.png\n"),
+        ("a.csv", "image_id,File,category\n7,a b.jpg,cat;big dog\n8,d/É.JPG,cat\n9,x.png,\n"),
+        ("a.csv", "image_id,file_name,cat,big dog\n7,a b.jpg,1,1\n8,d/É.JPG,1,\n9,x.png,,\n"),
         ("a.tsv", "image\tlabels\na b.jpg\tcat;big dog\nd/É.JPG\tcat\nx.png\t\n"),
         ("a.csv", "File|Label\na b.jpg|cat;big dog\nd/É.JPG|cat\nx.png|\n"),
         ("a.csv", "a b.jpg,cat;big dog\nd/É.JPG,cat\nx.png,\n"),

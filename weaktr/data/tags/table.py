@@ -70,7 +70,7 @@ def read_table(path: Path, text: str) -> Tags:
     lines = _cells(text)
     source, header = lines[0]
     lower = [cell.casefold() for cell in header]
-    paths = next((k for k, cell in enumerate(lower) if cell in PATHS), None)
+    paths = _column_of_paths(lower, lines[1:])
     if paths is None and len(header) == 2 and lower[0].endswith(ALL_SUFFIXES):
         form = "a table of path and labels without header"
         return _parted_at_commas(Tags(path, form, _labelled(path, lines, 0, 1)))
@@ -78,9 +78,11 @@ def read_table(path: Path, text: str) -> Tags:
     if paths is not None and labels is not None:
         form = f"a table with the columns {header[paths]!r:.60} and {header[labels]!r:.60}"
         return _parted_at_commas(Tags(path, form, _labelled(path, lines[1:], paths, labels)))
-    others = [k for k in range(len(header)) if k != paths]
-    cells = [line[k] for _, line in lines[1:] for k in others if k < len(line)]
-    if paths is None or not others or any(flag(cell) is None for cell in cells):
+    others = [
+        k for k, cell in enumerate(lower)
+        if k != paths and (cell not in PATHS or _has_flags(lines[1:], k))
+    ]  # fmt: skip
+    if paths is None or not others or not all(_has_flags(lines[1:], k) for k in others):
         raise fault(
             path, f"{path}:{source}",
             "expected a column of paths (called image or filename) and one of labels (called "
@@ -92,6 +94,19 @@ def read_table(path: Path, text: str) -> Tags:
     ]
     form = f"a table of 0 and 1, a column for each of {len(others)} classes"
     return Tags(path, form, rows, tuple(header[k] for k in others))
+
+
+def _column_of_paths(header: Sequence[str], lines: Sequence[Line]) -> int | None:
+    """The column called as paths are in which most cells look like one, else the first of them."""
+    called = [k for k, cell in enumerate(header) if cell in PATHS]
+    cells = {k: [line[k].lower() for _, line in lines if k < len(line)] for k in called}
+    return max(
+        called, key=lambda k: sum(cell.endswith(ALL_SUFFIXES) for cell in cells[k]), default=None
+    )
+
+
+def _has_flags(lines: Sequence[Line], column: int) -> bool:
+    return all(flag(line[column]) is not None for _, line in lines if column < len(line))
 
 
 def _labelled(
