@@ -512,6 +512,18 @@ def test_names_of_classes_and_photographs_are_text(tmp_path, more):
         assert len(cells) > 20 and not any(cell.startswith(tuple("=+-@")) for cell in cells)
 
 
+def test_line_ends_in_names_of_photographs(tmp_path):
+    labels = {}
+    for k in range(12):
+        labels[f"a{k}{('', chr(13), chr(10), chr(13) + chr(10))[k % 4]}b.png"] = ["cat"]
+    for k, path in enumerate(labels):
+        write_image(tmp_path / path, seed=k)
+    (tmp_path / "labels.json").write_text(json.dumps(labels))
+    initialised(tmp_path)
+    names = {sample.image.name for split in manifests(tmp_path) for sample in split}
+    assert names == labels.keys()
+
+
 def test_254_classes_and_no_more(tmp_path):
     rows = [(f"{k % 20}.png", f"class {k}") for k in range(254)]
     for k in range(20):

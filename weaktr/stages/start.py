@@ -303,8 +303,9 @@ def _digest(content: bytes) -> str:
 def _as_csv(labels: Mapping[str, Sequence[str]]) -> bytes:
     """A CSV of the form image,labels. No cell begins as a formula of a spreadsheet does."""
     out = io.StringIO(newline="")
-    blanks = any(name != name.strip() for name in labels)
-    writer = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_ALL if blanks else 0)
+    texts = [*labels, *(label for names in labels.values() for label in names)]
+    is_odd = any(text != text.strip() or "\r" in text for text in texts)  # else left unquoted
+    writer = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_ALL if is_odd else 0)
     writer.writerow(("image", "labels"))
     for name in sorted(labels):
         cell = ";".join(labels[name])
