@@ -38,6 +38,12 @@ EXPECTED = {"a b.jpg": ("cat", "big dog"), "d/É.JPG": ("cat",), "x.png": ()}
         ("a.csv", "id;Tags;File\n1;cat|big dog;a b.jpg\n2;cat;d/É.JPG\n3;;x.png\n"),
         ("a.csv", "image_id,File,category\n7,a b.jpg,cat;big dog\n8,d/É.JPG,cat\n9,x.png,\n"),
         ("a.csv", "image_id,file_name,cat,big dog\n7,a b.jpg,1,1\n8,d/É.JPG,1,\n9,x.png,,\n"),
+        ("a.csv", "Image,Labels\na b.jpg,cat;big dog\nd/É.JPG,cat\nx.png,\n"),
+        ("a.csv", "IMAGE,cat,big dog\na b.jpg,1,1\nd/É.JPG,1,0\nx.png,0,0\n"),
+        ("a.csv", "sep=;\r\nimage;labels\r\na b.jpg;cat|big dog\r\nd/É.JPG;cat\r\nx.png;\r\n"),
+        ("a.csv", "\n \nimage,labels\na b.jpg,cat;big dog\nd/É.JPG,cat\nx.png,\n"),
+        ("a.csv", ",\nimage,labels\na b.jpg,cat;big dog\nd/É.JPG,cat\nx.png,\n"),
+        ("a.csv", "\nsep=,\na b.jpg,cat;big dog\nd/É.JPG,cat\nx.png,\n"),
         ("a.tsv", "image\tlabels\na b.jpg\tcat;big dog\nd/É.JPG\tcat\nx.png\t\n"),
         ("a.csv", "File|Label\na b.jpg|cat;big dog\nd/É.JPG|cat\nx.png|\n"),
         ("a.csv", "a b.jpg,cat;big dog\nd/É.JPG,cat\nx.png,\n"),
@@ -57,6 +63,13 @@ def test_tables_and_json(tmp_path, name, text):
         ("a.csv", "image,labels\nä.jpg,cat\n".encode("latin-1"), "save it as UTF-8"),
         ("a.csv", "image,labels\na.jpg,cat\n".encode("utf-16"), "save it as UTF-8"),
         ("a.csv", "image,labels\na.jpg,cat,dog\n", r"a\.csv:2\): expected 2 columns, got 3"),
+        ("a.csv", "sep=;\n", "expected at least one image"),
+        ("a.csv", ",,\n", "expected at least one image"),
+        (
+            "a.csv",
+            "\nsep=;\nfile;label\na.jpg\n",
+            r"a\.csv:4\): expected at least 2 columns, got 1",
+        ),
         ("a.csv", "what,ever\n1,2\n", "expected a column of paths"),
         ("a.csv", "file,label\na.jpg\n", r"a\.csv:2\): expected at least 2 columns, got 1"),
         ("a.csv", "file,cat\na.jpg,maybe\n", "or columns of 0 and 1"),
@@ -182,8 +195,11 @@ def test_only_choices_of_label_studio_are_labels(tmp_path, name):
         {"image": "b.jpg", "source": "camera2", "choice": {"choices": ["cat", "dog"]}},
         {"image": "c.jpg", "source": "", "Animal_Class": "bird", "many labels": ["owl", "cat"]},
     )
+    if name == "semicolons.csv":
+        path.write_text("sep=;\n" + path.read_text("utf-8"), "utf-8")
     tags = read_tags(path)
     assert [own.labels for own in tags.rows] == [("cat",), ("cat", "dog"), ("bird", "owl", "cat")]
+    assert name != "semicolons.csv" or tags.rows[0].source == f"{path}:3"
     (doubt,) = tags.doubts
     assert doubt.startswith("not taken as labels: comment, source; texts count where")
 
@@ -318,6 +334,9 @@ def test_which_file_counts(tmp_path):
     assert tags.doubts[0].startswith("labels.csv counts before ")
     labels(tmp_path / "train.csv", "image,labels\na.jpg,bird\n")
     assert below(tmp_path, "a.jpg").path.name == "train.csv"
+    labels(tmp_path / "val.csv", "image,labels\nb.jpg,bird\n")
+    (doubt,) = below(tmp_path, "a.jpg", "b.jpg").doubts
+    assert "labels.csv" in doubt and "val.csv" not in doubt
 
 
 def test_labelme_beside_the_photographs(tmp_path):

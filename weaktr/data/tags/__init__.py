@@ -81,7 +81,8 @@ def tags_below(root: Path, images: Path, photographs: Iterable[str], own: Iterab
     told = []
     for name in FIRST:
         if first := [file for file in wanted if file.stem == name and file.parent == root]:
-            wanted, told = first, [file for file in wanted if file not in first]
+            counted = [*first, *(root / val for val in ("val.csv", "val.json") if name == "train")]
+            wanted, told = first, [file for file in wanted if file not in counted]
             break
     groups: list[Path] = [*wanted, *([root] if single else [])]
     if len(groups) > 1:

@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from weaktr.data.label_files import separator_of
 from weaktr.data.layout import ALL_SUFFIXES
 from weaktr.data.tags.form import Form, Tags, fault, row
-from weaktr.data.tags.table import LABELS
+from weaktr.data.tags.table import LABELS, without_preface
 from weaktr.files import parse_json
 from weaktr.messages import brief, few
 
@@ -44,14 +43,16 @@ def is_small(content: Any) -> bool:
 
 def is_table(text: str) -> bool:
     """Whether a CSV has the columns that Label Studio writes."""
-    header = next(csv.reader(io.StringIO(text, newline=""), delimiter=_separator(text)), [])
+    _, lines, separator = _lines(text)
+    header = next(csv.reader(lines, delimiter=separator), [])
     return {"annotation_id", "lead_time"} <= set(header)
 
 
-def _separator(text: str) -> str:
-    """What parts the columns; a spreadsheet may have saved the CSV with semicolons."""
-    found = separator_of(text)
-    return found if found in (";", "\t") else ","
+def _lines(text: str) -> tuple[int, io.StringIO, str]:
+    """Lines that are left out, the others, and what parts them: a spreadsheet may choose that."""
+    before, rest, separator = without_preface(text)
+    separator = separator if separator in (";", "\t") else ","
+    return before, io.StringIO(rest, newline=""), separator
 
 
 def _has(content: Any, *keys: str) -> bool:
@@ -108,15 +109,17 @@ def read_table(path: Path, text: str) -> Tags:
     Raises:
         DataError: a line is not of the form; names it.
     """
-    lines = io.StringIO(text, newline="")
-    reader = csv.DictReader(lines, restkey="cells without a heading", delimiter=_separator(text))
+    before, lines, separator = _lines(text)
+    reader = csv.DictReader(lines, restkey="cells without a heading", delimiter=separator)
     entries: list[tuple[str, Any]] = []
     try:
         for line in reader:
-            where = f"{path}:{reader.line_num}"
+            where = f"{path}:{before + reader.line_num}"
             entries.append((where, {key: _cell(cell, where) for key, cell in line.items()}))
     except csv.Error as error:
-        raise fault(path, f"{path}:{reader.line_num}", f"expected CSV, got: {error}") from error
+        raise fault(
+            path, f"{path}:{before + reader.line_num}", f"expected CSV, got: {error}"
+        ) from error
     return _tags(path, "Label Studio's CSV", entries)
 
 
