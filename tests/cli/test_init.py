@@ -156,6 +156,90 @@ def test_labels_that_somebody_corrected_count(root):
     assert "train.csv counts before labels.csv" in said_now.replace(str(root) + "/", "")
 
 
+def label_files(root: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in root.glob("*.csv")}
+
+
+def correct(file: Path) -> None:
+    """Change the labels of its first photograph."""
+    heading, first, *others = file.read_text("utf-8").splitlines(keepends=True)
+    file.write_text(heading + first.partition(",")[0] + ",puppy\n" + "".join(others), "utf-8")
+
+
+@pytest.mark.parametrize("labels_stay", [True, False])
+@pytest.mark.parametrize("corrected", ["train.csv", "val.csv"])
+def test_beside_a_split_that_somebody_corrected_the_other_stays(root, corrected, labels_stay):
+    initialised(root)
+    sides = [{sample.name for sample in split} for split in manifests(root)]
+    correct(root / corrected)
+    if not labels_stay:
+        (root / "labels.csv").unlink()
+    before = label_files(root)
+    for _ in range(2):
+        text = initialised(root)
+        assert label_files(root) == before
+        assert [{sample.name for sample in split} for split in manifests(root)] == sides
+        assert "puppy" in manifests(root)[0].classes.names and "have no labels" not in text
+
+
+def test_a_train_csv_with_all_labels_replaces_both(root):
+    initialised(root)
+    os.replace(root / "labels.csv", root / "train.csv")
+    initialised(root)
+    assert label_files(root).keys() == {"train.csv", "train_part.csv", "val_part.csv"}
+    assert sum(map(len, manifests(root))) == 30
+
+
+def test_where_the_labels_are_gone_those_of_the_splits_are_not_replaced(root):
+    for k in range(2):
+        write_image(root / f"images/folder {k}/x.png", seed=60 + k)
+    initialised(root)
+    (root / "labels.csv").unlink()
+    before = contents(root)
+    code, text = said(cli.main, "init", root)
+    assert (code, contents(root)) == (cli.WRONG_INPUT, before)
+    told = " ".join(text.split())
+    assert "labels.csv, of which train.csv and val.csv were made, is not there any more" in told
+    initialised(root, "--labels", root / "train.csv")
+    initialised(root)
+    assert label_files(root).items() <= before.items()
+    assert sum(map(len, manifests(root))) == 30
+
+
+def test_a_file_of_an_earlier_start_goes_only_where_its_labels_stay(root):
+    initialised(root)
+    text = (root / "labels.csv").read_text("utf-8")
+    (root / "labels.csv").write_text(text.rpartition("a b")[0], "utf-8")
+    before = contents(root)
+    code, told = said(cli.main, "init", root, "--hold-out", 0)
+    assert (code, contents(root)) == (cli.WRONG_INPUT, before)
+    assert "of a b/é29.png; move it away, or delete it" in " ".join(told.split())
+    (root / "labels.csv").write_text(text, "utf-8")
+    initialised(root, "--hold-out", 0)
+    assert label_files(root).keys() == {"labels.csv"}
+
+
+def test_rows_of_photographs_that_are_not_there_give_others_no_labels(root):
+    with open(root / "labels.csv", "a", encoding="utf-8") as file:
+        file.write("gone/é0.png,owl\ngone/é1.png,owl\nold/new.png,cat\nolder/new.png,dog\n")
+    write_image(root / "images/new.png", seed=99)
+    text = initialised(root)
+    assert "owl" not in manifests(root)[0].classes.names
+    assert sum(map(len, manifests(root))) == 30
+    assert "2 listed images are not below" in text
+    assert "left out: new.png (old/new.png, older/new.png)" in text
+
+
+def test_own_splits_of_which_one_has_another_path_of_a_photograph(root):
+    labels = (root / "labels.csv").read_text("utf-8").splitlines()
+    (root / "labels.csv").unlink()
+    (root / "train.csv").write_text("\n".join(labels[:21]), "utf-8")
+    (root / "val.csv").write_text("\n".join([*labels[:1], "x/é0.png,owl", *labels[21:]]), "utf-8")
+    initialised(root)
+    train, val = manifests(root)
+    assert (len(train), len(val)) == (20, 10) and "owl" not in train.classes.names
+
+
 def test_own_splits_are_used_as_they_are(root):
     with open(root / "labels.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.reader(file))
@@ -188,7 +272,7 @@ def test_a_train_csv_of_the_users_stays(root):
         assert "no line of" not in text
     (root / "val_part.csv").write_text("mine")
     code, text = said(cli.main, "init", root)
-    assert code == cli.WRONG_INPUT and "move it away" in text
+    assert code == cli.WRONG_INPUT and "move these away" in " ".join(text.split())
     assert (root / "val_part.csv").read_text() == "mine"
 
 
@@ -426,6 +510,18 @@ def test_names_of_classes_and_photographs_are_text(tmp_path, more):
         text = (tmp_path / "train.csv").read_text("utf-8")
         cells = [cell for line in csv.reader(text.splitlines()) for cell in line]
         assert len(cells) > 20 and not any(cell.startswith(tuple("=+-@")) for cell in cells)
+
+
+def test_line_ends_in_names_of_photographs(tmp_path):
+    labels = {}
+    for k in range(12):
+        labels[f"a{k}{('', chr(13), chr(10), chr(13) + chr(10))[k % 4]}b.png"] = ["cat"]
+    for k, path in enumerate(labels):
+        write_image(tmp_path / path, seed=k)
+    (tmp_path / "labels.json").write_text(json.dumps(labels))
+    initialised(tmp_path)
+    names = {sample.image.name for split in manifests(tmp_path) for sample in split}
+    assert names == labels.keys()
 
 
 def test_254_classes_and_no_more(tmp_path):

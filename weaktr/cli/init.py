@@ -105,7 +105,13 @@ def run(arguments: argparse.Namespace) -> int:
     from weaktr.data.layout import require_folder
     from weaktr.data.own import doubts, look_at
     from weaktr.recipes import load_recipe
-    from weaktr.stages.start import own_files, recipe_text, splits_of, write_start
+    from weaktr.stages.start import (
+        own_files,
+        recipe_text,
+        require_source,
+        splits_of,
+        write_start,
+    )
 
     require_folder(arguments.photographs, "PHOTOS")
     root, file = arguments.photographs, arguments.out or arguments.photographs / "recipe.yaml"
@@ -116,6 +122,8 @@ def run(arguments: argparse.Namespace) -> int:
     _take_former(arguments)
     if arguments.weights == FETCHED:
         arguments.weights = None
+    if arguments.labels is None:
+        require_source(root)
     own = look_at(root, arguments.labels, arguments.classes, own_files(root))
     headers = own.headers()
     choices = _choices(arguments, own, headers)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -12,13 +12,14 @@ from PIL import Image
 from weaktr.contents import Contents
 from weaktr.data.classes import Classes
 from weaktr.data.io import open_image, orientation
+from weaktr.data.label_files import Row
 from weaktr.data.layout import IMAGE_SUFFIXES, OTHER_SUFFIXES, first_file, require_folder
 from weaktr.data.manifest import name_fault
 from weaktr.data.names import class_list
 from weaktr.data.parallel import ordered_map
 from weaktr.data.problems import DataError
 from weaktr.data.sources.folder import files_but_results
-from weaktr.data.tags import OWN, Tags, read_tags, tags_below
+from weaktr.data.tags import OWN, Tags, labelme, read_tags, tags_below
 from weaktr.data.tags.places import Matched, matched
 from weaktr.messages import counted, few
 from weaktr.progress import track
@@ -75,7 +76,7 @@ class OwnPhotographs:
             self.tags.form == OWN
             and path.parent == self.root
             and path.stem in ("train", "labels")
-            and not (found.missing or found.unclear or found.otherwise)
+            and not (found.missing or found.unclear or found.disputed or found.otherwise)
         )
 
     def headers(self) -> dict[str, Header]:
@@ -107,7 +108,8 @@ def look_at(
         labels: the label file, or a folder of LabelMe's; None = it is looked for.
         classes: a text file with a class name a line; None = ``root/classes.txt``, else all that a
             photograph shows, those that the labels declare in that order, then the others by name.
-        own: files in `root` that weaktr wrote, so that they are not the labels.
+        own: files in `root` that weaktr wrote, so that they are not the labels unless `labels`
+            says so.
 
     Raises:
         ValueError: no photographs, no labels or several, labels of none of the photographs, or
@@ -120,25 +122,56 @@ def look_at(
     if not photographs:
         told = f", but {few(others)}: convert these to JPEG or PNG" if others else ""
         raise ValueError(f"{root}: expected photographs below {images}, found none{told}")
-    tags = tags_below(root, images, photographs, own) if labels is None else read_tags(labels)
-    rows, held_out = tags.rows, None
-    val = first_file(root / name for name in ("val.csv", "val.json") if root / name not in own)
+    if labels is not None and labels.parent.resolve() == root.resolve():
+        labels = root / labels.name
+    if labels is None:
+        tags = tags_below(root, images, photographs, own)
+    else:
+        tags = read_tags(labels, images)
+    tags = _seen_from_beside(tags, images, photographs)
+    rows, rows_of_val = tags.rows, None
+    is_own = tags.path in own
+    beside = [root / name for name in ("val.csv", "val.json")]
+    val = first_file(file for file in beside if is_own or file not in own)
     if tags.path.stem == "train" and tags.path.parent == root and val is not None:
         of_val = read_tags(val)
-        held_out = frozenset(matched(of_val.rows, list(photographs)).labels)
+        rows_of_val = of_val.rows
         rows = [*rows, *of_val.rows]
         if of_val.form != tags.form:
             tags = replace(tags, form=f"{tags.form}; {val.name}: {of_val.form}")
     found = matched(rows, list(photographs))
     if not found.labels:
+        if reason := next(_left_out(found), None):
+            raise ValueError(f"{tags.path}: {reason}")
         raise ValueError(
             f"{tags.path}: none of its {len(rows)} images is below {images}, such as "
             f"{rows[0].image!r:.200}; there are {few(sorted(photographs))}"
         )
+    held_out = None if rows_of_val is None else _meant(rows_of_val, found, list(photographs))
     known = _classes(root, classes, tags, found)
     return OwnPhotographs(
         root, images, photographs, others, left_out, tags, found, known, held_out
     )  # fmt: skip
+
+
+def _seen_from_beside(tags: Tags, images: Path, photographs: Collection[str]) -> Tags:
+    """Tags whose paths start at the label file's own folder, where all its photographs lie."""
+    folder, base = tags.path.absolute().parent, images.absolute()
+    is_placed = tags.form == labelme.NAME or tags.path.is_dir()
+    if is_placed or folder == base or not folder.is_relative_to(base):
+        return tags
+    before = folder.relative_to(base).as_posix()
+    paths = [f"{before}/{row.image.strip().removeprefix('./')}" for row in tags.rows]
+    if not all(path in photographs for path in paths):
+        return tags
+    pairs = zip(tags.rows, paths, strict=True)
+    return replace(tags, rows=[replace(row, image=path) for row, path in pairs])
+
+
+def _meant(rows: list[Row], found: Matched, photographs: Sequence[str]) -> frozenset[str]:
+    """The photographs of some of the rows of which `found` tells."""
+    there = set(rows) - set(found.missing)
+    return frozenset(matched(there, photographs).labels) & found.labels.keys()
 
 
 def _photographs(images: Path, masks: Path) -> tuple[dict[str, Path], list[Path], list[str]]:
@@ -210,6 +243,20 @@ def _header(file: Path) -> Header | None:
         return None
 
 
+def _left_out(found: Matched) -> Iterator[str]:
+    """Why photographs have no labels though rows speak of them, a sentence each."""
+    for row, meant in found.unclear[:1]:
+        more = len(found.unclear)
+        yield f"{more} listed images may be several, such as {row.image} ({few(meant)}): left out"
+    for path, rows in found.disputed[:1]:
+        among = f", among them {path}" if (more := len(found.disputed)) > 1 else f": {path}"
+        are = counted(more, "photograph is", "photographs are")
+        yield (
+            f"{are} meant by several paths with different labels and left out{among} "
+            f"({few([row.image for row in rows])})"
+        )
+
+
 def doubts(own: OwnPhotographs, held_out: Collection[str]) -> Iterator[str]:
     """What should be looked at before training, a sentence each; beside what `check` finds.
 
@@ -224,12 +271,10 @@ def doubts(own: OwnPhotographs, held_out: Collection[str]) -> Iterator[str]:
         are = counted(len(unseen), "class is", "classes are")
         yield f"{are} in no photograph and left out: {few(unseen)}"
     if found.missing:
-        names = few([row.image for row in found.missing])
-        listed = counted(len(found.missing), "listed image is", "listed images are")
-        yield f"{listed} not below {own.images}: {names}"
-    for row, meant in found.unclear[:1]:
-        more = len(found.unclear)
-        yield f"{more} listed images may be several, such as {row.image} ({few(meant)}): left out"
+        missing = list(dict.fromkeys(row.image for row in found.missing))
+        listed = counted(len(missing), "listed image is", "listed images are")
+        yield f"{listed} not below {own.images}: {few(missing)}"
+    yield from _left_out(found)
     if found.otherwise:
         written, path = found.otherwise[0]
         yield (

@@ -13,17 +13,18 @@ import json
 import logging
 import re
 import shlex
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from weaktr.config import PLAIN_WORD, Recipe
 from weaktr.contents import digest_of
+from weaktr.data.label_files import read_label_file
 from weaktr.data.own import OwnPhotographs, look_at
 from weaktr.data.sources.folder import PART, family
 from weaktr.files import read_json_object, require_replaceable, write_bytes, write_json
-from weaktr.messages import counted, listed, one_line
+from weaktr.messages import counted, few, listed, one_line
 from weaktr.recipes import as_tree, load_recipe
 from weaktr.seals import BLANK, is_sealed, sealed
 
@@ -79,14 +80,71 @@ class Splits:
 
 
 def own_files(folder: Path) -> set[Path]:
-    """The label files in a folder that weaktr wrote and nobody has changed since."""
+    """The label files in a folder that weaktr wrote and that are nobody's since.
+
+    Where somebody has changed one of a pair, both are theirs: the other one may be the only place
+    of its labels. It is not where the changed one has all its rows.
+    """
+    same, changed = _recorded(folder)
+    return {
+        file
+        for file in same
+        if all(_holds(other, file) for other in changed if _ending(other) == _ending(file))
+    }
+
+
+def _recorded(folder: Path) -> tuple[set[Path], set[Path]]:
+    """The label files in a folder that weaktr wrote: as they were, and changed since."""
     record = folder / RECORD
     if not is_sealed(record):
-        return set()
+        return set(), set()
     files = read_json_object(record).get("files", {})
     names = [name for name in SPLIT_FILES if isinstance(files, dict) and name in files]
-    there = [folder / name for name in names if (folder / name).is_file()]
-    return {file for file in there if _digest(file.read_bytes()) in files[file.name]}
+    there = {folder / name for name in names if (folder / name).is_file()}
+    same = {file for file in there if _digest(file.read_bytes()) in files[file.name]}
+    return same, there - same
+
+
+def _ending(file: Path) -> str:
+    """What the names of a pair of splits have in common."""
+    return PART if file.stem.endswith(PART) else ""
+
+
+def _holds(file: Path, other: Path) -> bool:
+    """Whether a label file has all rows of another one that weaktr wrote."""
+    try:
+        return not _lacking(dict(_rows(file)), other)
+    except (ValueError, OSError):
+        return False
+
+
+def _rows(file: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Path and labels of each row of a label file of weaktr's form."""
+    for row in read_label_file(file, []).rows:
+        yield row.image.removeprefix("./"), row.labels
+
+
+def _lacking(labels: Mapping[str, Sequence[str]], file: Path) -> list[str]:
+    """The photographs of a file that weaktr wrote which `labels` lack, or with other classes."""
+    return [
+        name for name, own in _rows(file) if name not in labels or set(labels[name]) != set(own)
+    ]
+
+
+def require_source(folder: Path) -> None:
+    """Raise `ValueError` where what the labels of an earlier start were read from is gone.
+
+    Its label files are then the only place of these labels and must not be replaced by others.
+    """
+    files, changed = _recorded(folder)
+    source = read_json_object(folder / RECORD).get("source") if files and not changed else None
+    if not isinstance(source, str) or (folder / source).exists():
+        return
+    names = listed(sorted(file.name for file in files))
+    raise ValueError(
+        f"{folder}: {source}, of which {names} were made, is not there any more; put it back, or "
+        f"say which labels count: --labels {shlex.quote(str(min(files)))}"
+    )
 
 
 def labels_since(folder: Path) -> str | None:
@@ -156,8 +214,8 @@ def splits_of(own: OwnPhotographs, held_out: Collection[str], folder: Path) -> S
             break
     else:
         raise ValueError(
-            f"{folder}: expected free names for the labels, {min(taken)} is there already, and "
-            "weaktr did not write it, or somebody has changed it; move it away"
+            f"{folder}: expected free names for the labels, {few(sorted(taken))} are there, and "
+            "not as weaktr wrote them; move these away"
         )
     train = {name: labels for name, labels in own.labels.items() if name not in held_out}
     files = {f"train{ending}{suffix}": write(train)}
@@ -183,7 +241,8 @@ def write_start(
         options: of the command, for `options_of`.
 
     Raises:
-        ValueError: there is a recipe that weaktr did not write, or somebody has changed it.
+        ValueError: there is a recipe that weaktr did not write, or somebody has changed it; or a
+            label file of an earlier start would have to go that is the only place of its labels.
     """
     try:
         require_replaceable(recipe)
@@ -191,21 +250,50 @@ def write_start(
         advice = "or --out FILE writes another recipe, and the label files anew"
         raise ValueError(f"{error}; {advice}") from error
     former = own_files(splits.folder)
+    outdated = former - _in_use(own, splits)
+    _require_superfluous(outdated, own)
     if splits.files or former or options:
         digests = {name: {_digest(content)} for name, content in splits.files.items()}
         for (
             file
         ) in former:  # whenever this is interrupted, each is known as it was or as it will be
             digests.setdefault(file.name, set()).add(_digest(file.read_bytes()))
-        files = {name: sorted(digests[name]) for name in sorted(digests)}
-        of_labels = _digest_of_labels(own)
-        record = {"files": files, "labels": of_labels, "options": dict(options or {})}
+        record = {
+            "files": {name: sorted(digests[name]) for name in sorted(digests)},
+            "labels": _digest_of_labels(own),
+            "source": _source(own, splits.folder),
+            "options": dict(options or {}),
+        }
         write_json(splits.folder / RECORD, record, seal=True)
     for name, content in splits.files.items():
         write_bytes(splits.folder / name, content)
-    for file in former - {splits.folder / name for name in splits.files}:
-        file.unlink()  # of an earlier start, as weaktr wrote it
+    for file in outdated:
+        file.unlink()
     write_bytes(recipe, sealed(text.encode()))
+
+
+def _in_use(own: OwnPhotographs, splits: Splits) -> set[Path]:
+    """The label files of both splits, and those from which they would be made again."""
+    names = set(splits.files) or {own.tags.path.name}
+    if not splits.files and own.held_out is not None:
+        names |= {f"val{suffix}" for suffix in SUFFIXES}
+    return {splits.folder / name for name in names}
+
+
+def _require_superfluous(outdated: Collection[Path], own: OwnPhotographs) -> None:
+    """Raise `ValueError` where a file that is to be deleted has labels that no other has."""
+    for file in sorted(outdated):
+        if lacking := _lacking(own.labels, file):
+            raise ValueError(
+                f"{file}: weaktr wrote it and does not need it any more, but it has labels that "
+                f"{own.tags.path} has not, of {few(lacking)}; move it away, or delete it"
+            )
+
+
+def _source(own: OwnPhotographs, folder: Path) -> str:
+    """Where the labels were read: a path from `folder`, or an absolute one."""
+    path, base = own.tags.path.resolve(), folder.resolve()
+    return (path.relative_to(base) if path.is_relative_to(base) else path).as_posix()
 
 
 def _digest(content: bytes) -> str:
@@ -215,8 +303,9 @@ def _digest(content: bytes) -> str:
 def _as_csv(labels: Mapping[str, Sequence[str]]) -> bytes:
     """A CSV of the form image,labels. No cell begins as a formula of a spreadsheet does."""
     out = io.StringIO(newline="")
-    blanks = any(name != name.strip() for name in labels)
-    writer = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_ALL if blanks else 0)
+    texts = [*labels, *(label for names in labels.values() for label in names)]
+    is_odd = any(text != text.strip() or "\r" in text for text in texts)  # else left unquoted
+    writer = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_ALL if is_odd else 0)
     writer.writerow(("image", "labels"))
     for name in sorted(labels):
         cell = ";".join(labels[name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.data.trees import coco_json, write_image
+from weaktr.data.own import look_at
 from weaktr.data.problems import DataError
 from weaktr.data.tags import read_tags, tags_below
 
@@ -34,6 +36,14 @@ EXPECTED = {"a b.jpg": ("cat", "big dog"), "d/É.JPG": ("cat",), "x.png": ()}
         ("a.csv", "image;labels\na b.jpg;cat|big dog\nd/É.JPG;cat\nx.png;\n"),
         ("a.csv", "filename,width,class\na b.jpg,9,cat;big dog\nd/É.JPG,9,cat\nx.png,9,\n"),
         ("a.csv", "id;Tags;File\n1;cat|big dog;a b.jpg\n2;cat;d/É.JPG\n3;;x.png\n"),
+        ("a.csv", "image_id,File,category\n7,a b.jpg,cat;big dog\n8,d/É.JPG,cat\n9,x.png,\n"),
+        ("a.csv", "image_id,file_name,cat,big dog\n7,a b.jpg,1,1\n8,d/É.JPG,1,\n9,x.png,,\n"),
+        ("a.csv", "Image,Labels\na b.jpg,cat;big dog\nd/É.JPG,cat\nx.png,\n"),
+        ("a.csv", "IMAGE,cat,big dog\na b.jpg,1,1\nd/É.JPG,1,0\nx.png,0,0\n"),
+        ("a.csv", "sep=;\r\nimage;labels\r\na b.jpg;cat|big dog\r\nd/É.JPG;cat\r\nx.png;\r\n"),
+        ("a.csv", "\n \nimage,labels\na b.jpg,cat;big dog\nd/É.JPG,cat\nx.png,\n"),
+        ("a.csv", ",\nimage,labels\na b.jpg,cat;big dog\nd/É.JPG,cat\nx.png,\n"),
+        ("a.csv", "\nsep=,\na b.jpg,cat;big dog\nd/É.JPG,cat\nx.png,\n"),
         ("a.tsv", "image\tlabels\na b.jpg\tcat;big dog\nd/É.JPG\tcat\nx.png\t\n"),
         ("a.csv", "File|Label\na b.jpg|cat;big dog\nd/É.JPG|cat\nx.png|\n"),
         ("a.csv", "a b.jpg,cat;big dog\nd/É.JPG,cat\nx.png,\n"),
@@ -53,6 +63,13 @@ def test_tables_and_json(tmp_path, name, text):
         ("a.csv", "image,labels\nä.jpg,cat\n".encode("latin-1"), "save it as UTF-8"),
         ("a.csv", "image,labels\na.jpg,cat\n".encode("utf-16"), "save it as UTF-8"),
         ("a.csv", "image,labels\na.jpg,cat,dog\n", r"a\.csv:2\): expected 2 columns, got 3"),
+        ("a.csv", "sep=;\n", "expected at least one image"),
+        ("a.csv", ",,\n", "expected at least one image"),
+        (
+            "a.csv",
+            "\nsep=;\nfile;label\na.jpg\n",
+            r"a\.csv:4\): expected at least 2 columns, got 1",
+        ),
         ("a.csv", "what,ever\n1,2\n", "expected a column of paths"),
         ("a.csv", "file,label\na.jpg\n", r"a\.csv:2\): expected at least 2 columns, got 1"),
         ("a.csv", "file,cat\na.jpg,maybe\n", "or columns of 0 and 1"),
@@ -146,6 +163,62 @@ def test_label_studio_in_short(tmp_path, name):
         "c.jpg": ("bird",),
         "d.jpg": (),
     }
+
+
+def small(path: Path, *entries: dict[str, Any]) -> Path:
+    """Entries as Label Studio writes them: as JSON-MIN, or a CSV with texts or JSON in cells."""
+    entries = tuple({"annotation_id": 5, "lead_time": 2.5, **entry} for entry in entries)
+    if path.suffix == ".json":
+        path.write_text(json.dumps(entries), "utf-8")
+        return path
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(
+            file, list({key: 0 for entry in entries for key in entry}),
+            delimiter=";" if path.stem == "semicolons" else ",",
+        )  # fmt: skip
+        writer.writeheader()
+        for entry in entries:
+            writer.writerow(
+                {k: json.dumps(v) if isinstance(v, (list, dict)) else v for k, v in entry.items()}
+            )
+    return path
+
+
+BRIEF = pytest.mark.parametrize("name", ["small.json", "table.csv", "semicolons.csv"])
+
+
+@BRIEF
+def test_only_choices_of_label_studio_are_labels(tmp_path, name):
+    path = small(
+        tmp_path / name,
+        {"image": "a.jpg", "source": "camera1", "choice": "cat", "comment": "blurred, sorry"},
+        {"image": "b.jpg", "source": "camera2", "choice": {"choices": ["cat", "dog"]}},
+        {"image": "c.jpg", "source": "", "Animal_Class": "bird", "many labels": ["owl", "cat"]},
+    )
+    if name == "semicolons.csv":
+        path.write_text("sep=;\n" + path.read_text("utf-8"), "utf-8")
+    tags = read_tags(path)
+    assert [own.labels for own in tags.rows] == [("cat",), ("cat", "dog"), ("bird", "owl", "cat")]
+    assert name != "semicolons.csv" or tags.rows[0].source == f"{path}:3"
+    (doubt,) = tags.doubts
+    assert doubt.startswith("not taken as labels: comment, source; texts count where")
+
+
+@BRIEF
+def test_a_column_of_label_studio_with_lists_of_choices_has_choices(tmp_path, name):
+    path = small(
+        tmp_path / name,
+        {"image": "a.jpg", "animal": "cat"},
+        {"image": "b.jpg", "animal": {"choices": ["cat", "dog"]}},
+    )
+    assert [own.labels for own in read_tags(path).rows] == [("cat",), ("cat", "dog")]
+
+
+@BRIEF
+def test_texts_of_label_studio_that_may_be_choices_or_not_are_refused(tmp_path, name):
+    path = small(tmp_path / name, {"image": "a.jpg", "animal": "cat"})
+    with pytest.raises(DataError, match="expected a column of labels, not taken as labels: animal"):
+        read_tags(path)
 
 
 @pytest.mark.parametrize(
@@ -261,6 +334,9 @@ def test_which_file_counts(tmp_path):
     assert tags.doubts[0].startswith("labels.csv counts before ")
     labels(tmp_path / "train.csv", "image,labels\na.jpg,bird\n")
     assert below(tmp_path, "a.jpg").path.name == "train.csv"
+    labels(tmp_path / "val.csv", "image,labels\nb.jpg,bird\n")
+    (doubt,) = below(tmp_path, "a.jpg", "b.jpg").doubts
+    assert "labels.csv" in doubt and "val.csv" not in doubt
 
 
 def test_labelme_beside_the_photographs(tmp_path):
@@ -268,3 +344,40 @@ def test_labelme_beside_the_photographs(tmp_path):
     labels(tmp_path / "a.json", labelme("a.jpg", None, "cat"))
     labels(tmp_path / "b/c.json", labelme("c.jpg", None, "dog"))
     assert [row.labels for row in below(tmp_path, "a.jpg", "b/c.jpg").rows] == [("cat",), ("dog",)]
+
+
+@pytest.mark.parametrize("where", ["", "images"])
+def test_labelme_means_the_photograph_beside_it(tmp_path, where):
+    expected = {"x.jpg": ("cat",), "sub/x.jpg": ("dog",), "sub/deep/x.jpg": ("bird",)}
+    images = tmp_path / where
+    for photograph, (label,) in expected.items():
+        write_image(images / photograph)
+        labels((images / photograph).with_suffix(".json"), labelme("x.jpg", None, label))
+    assert look_at(tmp_path, None, None).labels == expected
+    assert look_at(tmp_path, images, None).labels == expected
+    labels(tmp_path / "tags/sub/y.json", labelme("..\\..\\" + where + "/x.jpg", None, "owl"))
+    found = look_at(tmp_path, tmp_path / "tags", None)
+    assert (found.labels, found.found.otherwise) == ({"x.jpg": ("owl",)}, [])
+
+
+def test_labelme_in_a_folder_like_that_of_the_photographs(tmp_path):
+    for folder, label in (("a", "cat"), ("b", "dog")):
+        write_image(tmp_path / f"photos/{folder}/x.jpg")
+        labels(tmp_path / f"tags/{folder}/x.json", labelme("x.jpg", None, label))
+    found = look_at(tmp_path / "photos", tmp_path / "tags", None)
+    assert found.labels == {"a/x.jpg": ("cat",), "b/x.jpg": ("dog",)}
+
+
+@pytest.mark.parametrize("name", ["labels.csv", "export.json"])
+def test_paths_start_at_a_label_file_beside_all_its_photographs(tmp_path, name):
+    for photograph in ("x.jpg", "sub/x.jpg", "sub/y.jpg"):
+        write_image(tmp_path / photograph)
+    content = {
+        "labels.csv": "image,labels\nx.jpg,cat\ny.jpg,dog\n",
+        "export.json": {"x.jpg": ["cat"], "y.jpg": ["dog"]},
+    }[name]
+    labels(tmp_path / "sub" / name, content)
+    found = look_at(tmp_path, None, None)
+    assert found.labels == {"sub/x.jpg": ("cat",), "sub/y.jpg": ("dog",)}
+    (tmp_path / "sub/y.jpg").rename(tmp_path / "y.jpg")
+    assert look_at(tmp_path, None, None).labels == {"x.jpg": ("cat",), "y.jpg": ("dog",)}

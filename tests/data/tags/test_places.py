@@ -43,7 +43,27 @@ def test_what_may_be_several_is_left_out():
 
 
 def test_labels_of_several_rows_add_up():
-    rows = [Row("a.jpg", ("cat",), ""), Row("x/a.jpg", ("dog", "cat"), ""), Row("d/b.jpg", (), "")]
+    rows = [Row("a.jpg", ("cat",), ""), Row(" a.jpg", ("dog", "cat"), ""), Row("d/b.jpg", (), "")]
     found = matched(rows, PHOTOGRAPHS)
     assert found.labels == {"a.jpg": ("cat", "dog"), "d/b.jpg": ()}
-    assert found.otherwise == [("x/a.jpg", "a.jpg")]
+    rows = [Row("x/a.jpg", ("cat",), ""), Row("x/a.jpg", ("dog",), "")]
+    found = matched(rows, PHOTOGRAPHS)
+    assert found.labels == {"a.jpg": ("cat", "dog")}
+    assert found.otherwise == [("x/a.jpg", "a.jpg")] * 2
+
+
+@pytest.mark.parametrize("other", ["x/a.jpg", "A.jpg", "a", "0a1b2c3d-a.jpg"])
+@pytest.mark.parametrize("exact_first", [True, False])
+def test_a_photograph_with_its_own_row_takes_no_other(other, exact_first):
+    exact, looser = Row("a.jpg", ("dog",), ""), Row(other, ("cat",), "")
+    found = matched([exact, looser] if exact_first else [looser, exact], PHOTOGRAPHS)
+    assert found.labels == {"a.jpg": ("dog",)}
+    assert (found.missing, found.otherwise) == ([looser], [])
+
+
+def test_paths_of_one_photograph_whose_labels_differ_are_left_out():
+    rows = [Row("x/a.jpg", ("cat",), ""), Row("y/a.jpg", ("dog",), ""), Row("d/b.jpg", (), "")]
+    found = matched(rows, PHOTOGRAPHS)
+    assert (found.labels, found.disputed) == ({"d/b.jpg": ()}, [("a.jpg", rows[:2])])
+    same = [Row("x/a.jpg", ("cat", "dog"), ""), Row("y/a.jpg", ("dog", "cat"), "")]
+    assert matched(same, PHOTOGRAPHS).labels == {"a.jpg": ("cat", "dog")}

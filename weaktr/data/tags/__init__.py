@@ -38,18 +38,22 @@ FORMS: dict[str, tuple[Form, ...]] = {
 FIRST = ("train", "labels")
 
 
-def read_tags(path: Path) -> Tags:
+def read_tags(path: Path, images: Path | None = None) -> Tags:
     """The labels of a file, or of a folder of LabelMe's files.
+
+    Args:
+        path: of the file or folder.
+        images: the photographs' folder, see `labelme.read_one`.
 
     Raises:
         ValueError: no such file, or none of `FORMS`.
         DataError: it is of a form, but something in it is wrong; names the place.
     """
     if path.is_dir():
-        return _labelme_files(path, sorted(path.rglob("*.json")))
+        return _labelme_files(path, sorted(path.rglob("*.json")), images)
     content = _content(path)
     if labelme.fits(content):
-        return _labelme_files(path, [path])
+        return _labelme_files(path, [path], images)
     for form in FORMS[path.suffix.lower()]:
         if form.fits(content):
             return form.read(path, content)
@@ -77,7 +81,8 @@ def tags_below(root: Path, images: Path, photographs: Iterable[str], own: Iterab
     told = []
     for name in FIRST:
         if first := [file for file in wanted if file.stem == name and file.parent == root]:
-            wanted, told = first, [file for file in wanted if file not in first]
+            counted = [*first, *(root / val for val in ("val.csv", "val.json") if name == "train")]
+            wanted, told = first, [file for file in wanted if file not in counted]
             break
     groups: list[Path] = [*wanted, *([root] if single else [])]
     if len(groups) > 1:
@@ -86,11 +91,11 @@ def tags_below(root: Path, images: Path, photographs: Iterable[str], own: Iterab
             f"--labels {groups[0]}"
         )
     if wanted:
-        tags = read_tags(wanted[0])
+        tags = read_tags(wanted[0], images)
         note = f"{wanted[0].name} counts before {few(told)}; --labels takes another"
         return tags if not told else Tags(**vars(tags) | {"doubts": (*tags.doubts, note)})
     if single:
-        return _labelme_files(root, sorted(single))
+        return _labelme_files(root, sorted(single), images)
     by_folders = names.read(images, photographs)
     if by_folders is None:
         raise ValueError(
@@ -131,10 +136,14 @@ def _is_labelme(file: Path) -> bool:
         return False
 
 
-def _labelme_files(path: Path, files: Iterable[Path]) -> Tags:
+def _labelme_files(path: Path, files: Iterable[Path], images: Path | None) -> Tags:
     """The labels of LabelMe's files; JSON files of other forms among them are passed over."""
     contents = ((file, read_json(file, finite=False)) for file in files)
-    rows = [labelme.read_one(file, content) for file, content in contents if labelme.fits(content)]
+    rows = [
+        labelme.read_one(file, content, images)
+        for file, content in contents
+        if labelme.fits(content)
+    ]
     if not rows:
         raise fault(path, "", f"expected {labelme.NAME}, found none")
     return Tags(path, labelme.NAME, rows)

@@ -1,6 +1,8 @@
 """Exports of Label Studio: JSON, JSON-MIN and CSV.
 
-Choices count, and so do the labels of boxes, polygons, brushes and the like. A task that nobody has
+Choices count, and so do the labels of boxes, polygons, brushes and the like. JSON-MIN and CSV write
+a single choice as a text, like notes and what else is known of a photograph: there the name of the
+column decides. A task that nobody has
 annotated, or that was skipped, is left out: it is not a photograph without classes.
 
 Source: Label Studio's documentation, "Export annotations" and "Label Studio JSON format".
@@ -10,19 +12,23 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from weaktr.data.label_files import Row
 from weaktr.data.layout import ALL_SUFFIXES
 from weaktr.data.tags.form import Form, Tags, fault, row
+from weaktr.data.tags.table import LABELS, without_preface
 from weaktr.files import parse_json
-from weaktr.messages import brief
+from weaktr.messages import brief, few
 
 #: Keys of JSON-MIN and CSV that say nothing of what a photograph shows.
 ABOUT = {"id", "annotation_id", "annotator", "created_at", "updated_at", "lead_time", "agreement"}
+
+#: The last word of the names of columns whose texts are choices.
+CHOICES = LABELS | {"choice", "choices"}
 
 
 def is_tasks(content: Any) -> bool:
@@ -37,8 +43,16 @@ def is_small(content: Any) -> bool:
 
 def is_table(text: str) -> bool:
     """Whether a CSV has the columns that Label Studio writes."""
-    header = next(csv.reader(io.StringIO(text, newline="")), [])
+    _, lines, separator = _lines(text)
+    header = next(csv.reader(lines, delimiter=separator), [])
     return {"annotation_id", "lead_time"} <= set(header)
+
+
+def _lines(text: str) -> tuple[int, io.StringIO, str]:
+    """Lines that are left out, the others, and what parts them: a spreadsheet may choose that."""
+    before, rest, separator = without_preface(text)
+    separator = separator if separator in (";", "\t") else ","
+    return before, io.StringIO(rest, newline=""), separator
 
 
 def _has(content: Any, *keys: str) -> bool:
@@ -85,8 +99,8 @@ def read_small(path: Path, content: list[Any]) -> Tags:
     Raises:
         DataError: an entry is not of the form; names it.
     """
-    rows = [_row(path, f"{path}[{number}]", entry) for number, entry in enumerate(content)]
-    return Tags(path, "Label Studio's JSON-MIN", rows)
+    entries = [(f"{path}[{number}]", entry) for number, entry in enumerate(content)]
+    return _tags(path, "Label Studio's JSON-MIN", entries)
 
 
 def read_table(path: Path, text: str) -> Tags:
@@ -95,15 +109,18 @@ def read_table(path: Path, text: str) -> Tags:
     Raises:
         DataError: a line is not of the form; names it.
     """
-    reader = csv.DictReader(io.StringIO(text, newline=""), restkey="")
-    rows = []
+    before, lines, separator = _lines(text)
+    reader = csv.DictReader(lines, restkey="cells without a heading", delimiter=separator)
+    entries: list[tuple[str, Any]] = []
     try:
         for line in reader:
-            where = f"{path}:{reader.line_num}"
-            rows.append(_row(path, where, {key: _cell(cell, where) for key, cell in line.items()}))
+            where = f"{path}:{before + reader.line_num}"
+            entries.append((where, {key: _cell(cell, where) for key, cell in line.items()}))
     except csv.Error as error:
-        raise fault(path, f"{path}:{reader.line_num}", f"expected CSV, got: {error}") from error
-    return Tags(path, "Label Studio's CSV", rows)
+        raise fault(
+            path, f"{path}:{before + reader.line_num}", f"expected CSV, got: {error}"
+        ) from error
+    return _tags(path, "Label Studio's CSV", entries)
 
 
 def _cell(text: Any, where: str) -> Any:
@@ -116,20 +133,60 @@ def _cell(text: Any, where: str) -> Any:
         return text
 
 
-def _row(path: Path, where: str, entry: Any) -> Row:
-    """The row of an entry in which everything but `ABOUT` and the image is labels."""
+def _tags(path: Path, form: str, entries: Sequence[tuple[str, Any]]) -> Tags:
+    """The tags of entries, each with its place. Texts of other columns than of choices are told.
+
+    Raises:
+        DataError: an entry has no image, or no column of labels is known.
+    """
+    images = [(where, entry, _image_of(path, where, entry)) for where, entry in entries]
+    columns = {
+        key for _, entry, _ in images for key, value in entry.items() if _is_of_labels(key, value)
+    }
+    rows = [row(image, _labels_of(entry, columns, image), where) for where, entry, image in images]
+    others = {
+        key
+        for _, entry, image in images
+        for key, value in entry.items()
+        if key not in columns | ABOUT and any(_texts(value, image))
+    }
+    if not others:
+        return Tags(path, form, rows)
+    told = (
+        f"not taken as labels: {few(sorted(others))}; texts count where the column is called "
+        "choice, label, class, category or tag, or has lists of choices too"
+    )
+    if not any(own.labels for own in rows):
+        raise fault(path, "", f"expected a column of labels, {told}: rename it")
+    return Tags(path, form, rows, doubts=(told,))
+
+
+def _image_of(path: Path, where: str, entry: Any) -> str:
     image = _image(entry) if isinstance(entry, Mapping) else None
     if image is None:
         message = f"expected an entry with the path or address of an image, got {brief(entry)}"
         raise fault(path, where, message)
-    values = [value for key, value in entry.items() if key not in ABOUT]
-    labels = [
-        label
-        for value in values
-        if not (isinstance(value, str) and _path(value) == image)
-        for label in ([value] if isinstance(value, str) else _labels(value))
-    ]
-    return row(image, labels, where)
+    return image
+
+
+def _is_of_labels(key: str, value: Any) -> bool:
+    """Whether a column has labels: by the last word of its name, or a value."""
+    words = re.findall(r"[^\W\d_]+", key.casefold())
+    return key not in ABOUT and (CHOICES.issuperset(words[-1:] or [key]) or any(_labels(value)))
+
+
+def _labels_of(entry: Mapping[str, Any], columns: Collection[str], image: str) -> Iterator[str]:
+    for key, value in entry.items():
+        if key in columns:
+            yield from _texts(value, image)
+            yield from _labels(value)
+
+
+def _texts(value: Any, image: str) -> Iterator[str]:
+    """The texts of a value, or of a list of them, that are not the image's address."""
+    for text in value if isinstance(value, list) else [value]:
+        if isinstance(text, str) and text.strip() and _path(text) != image:
+            yield text
 
 
 def _labels(value: Any) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
@@ -21,14 +21,16 @@ class Matched:
 
     Args:
         labels: path of each photograph that was found -> its class names, in the order of rows.
-        missing: rows of which there is no photograph.
+        missing: rows of which there is no photograph, or one that has a row of its own.
         unclear: rows that may mean several, with these.
+        disputed: photographs that several paths may mean whose labels differ, with the rows.
         otherwise: (path as it is written, path of the photograph) where these differ.
     """
 
     labels: dict[str, tuple[str, ...]] = field(default_factory=dict)
     missing: list[Row] = field(default_factory=list)
     unclear: list[tuple[Row, list[str]]] = field(default_factory=list)
+    disputed: list[tuple[str, list[Row]]] = field(default_factory=list)
     otherwise: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -36,26 +38,52 @@ def matched(rows: Iterable[Row], photographs: Sequence[str]) -> Matched:
     """Find the photographs of rows, by path, else by the end of the path that only one has.
 
     Nothing is opened: a path that leads elsewhere is compared with the photographs like any other.
+    Where a row has the very path of a photograph, no row with another path means it.
 
     Args:
         rows: labels of several rows of a photograph add up.
         photographs: paths below their folder, their parts parted by /.
     """
     known, by_name, result = set(photographs), _by_name(photographs), Matched()
+    looser: dict[str, list[Row]] = {}
     for row in rows:
-        plain = row.image.strip().replace("\\", "/")
-        written = row.image if row.image in known else plain
-        meant = [written] if written in known else _ends_alike(plain, by_name)
+        written = _written(row, known)
+        meant = [written] if written in known else _ends_alike(written, by_name)
         if not meant:
             result.missing.append(row)
         elif len(meant) > 1:
             result.unclear.append((row, meant))
+        elif meant[0] != written:
+            looser.setdefault(meant[0], []).append(row)
         else:
-            if meant[0] != written:
-                result.otherwise.append((row.image, meant[0]))
-            labels = result.labels.get(meant[0], ())
-            result.labels[meant[0]] = tuple(dict.fromkeys((*labels, *row.labels)))
+            _add(result.labels, meant[0], row)
+    for path, group in looser.items():
+        if path in result.labels:
+            result.missing += group
+        elif len({_written(row, known) for row in group}) > 1 and _differ(group):
+            result.disputed.append((path, group))
+        else:
+            for row in group:
+                result.otherwise.append((row.image, path))
+                _add(result.labels, path, row)
     return result
+
+
+def _written(row: Row, known: Container[str]) -> str:
+    """The path of a row, as it is where there is such a photograph."""
+    return row.image if row.image in known else row.image.strip().replace("\\", "/")
+
+
+def _differ(rows: Sequence[Row]) -> bool:
+    """Whether the paths of some rows have not the same labels."""
+    of_path: dict[str, set[str]] = {}
+    for row in rows:
+        of_path.setdefault(row.image, set()).update(row.labels)
+    return any(labels != of_path[rows[0].image] for labels in of_path.values())
+
+
+def _add(labels: dict[str, tuple[str, ...]], path: str, row: Row) -> None:
+    labels[path] = tuple(dict.fromkeys((*labels.get(path, ()), *row.labels)))
 
 
 def _by_name(photographs: Sequence[str]) -> dict[str, list[str]]:

@@ -7,6 +7,7 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,16 @@ OWN = "weaktr's own form"
 Line = tuple[int, list[str]]
 #: Parts the labels in a cell.
 _BETWEEN = re.compile("[;|]")
+#: Empty lines, and the one by which Excel knows what parts the columns.
+_PREFACE = re.compile(r'(?:[^\S\r\n]*[\r\n])*(?:"?sep=([,;\t|])"?[^\S\r\n]*[\r\n]+)?')
 
 
 def is_own_table(text: str) -> bool:
     """Whether a CSV has a header that `weaktr.data.label_files` reads."""
-    header = [cell.casefold() for cell in _cells(text)[0][1]] if text.strip() else []
-    return header[:1] == ["image"] and (header[1:] == ["labels"] or LABELS.isdisjoint(header[1:]))
+    (line, header), *_ = _cells(text) or [(0, [])]
+    labels = {cell.casefold() for cell in header[1:]}
+    is_known = header[1:] == ["labels"] or LABELS.isdisjoint(labels)
+    return line == 1 and header[:1] == ["image"] and is_known
 
 
 def is_own_json(content: Any) -> bool:
@@ -68,9 +73,11 @@ def read_table(path: Path, text: str) -> Tags:
         DataError: no such columns; names the header.
     """
     lines = _cells(text)
+    if not lines:
+        raise fault(path, "", "expected at least one image, found none")
     source, header = lines[0]
     lower = [cell.casefold() for cell in header]
-    paths = next((k for k, cell in enumerate(lower) if cell in PATHS), None)
+    paths = _column_of_paths(lower, lines[1:])
     if paths is None and len(header) == 2 and lower[0].endswith(ALL_SUFFIXES):
         form = "a table of path and labels without header"
         return _parted_at_commas(Tags(path, form, _labelled(path, lines, 0, 1)))
@@ -78,9 +85,11 @@ def read_table(path: Path, text: str) -> Tags:
     if paths is not None and labels is not None:
         form = f"a table with the columns {header[paths]!r:.60} and {header[labels]!r:.60}"
         return _parted_at_commas(Tags(path, form, _labelled(path, lines[1:], paths, labels)))
-    others = [k for k in range(len(header)) if k != paths]
-    cells = [line[k] for _, line in lines[1:] for k in others if k < len(line)]
-    if paths is None or not others or any(flag(cell) is None for cell in cells):
+    others = [
+        k for k, cell in enumerate(lower)
+        if k != paths and (cell not in PATHS or _has_flags(lines[1:], k))
+    ]  # fmt: skip
+    if paths is None or not others or not all(_has_flags(lines[1:], k) for k in others):
         raise fault(
             path, f"{path}:{source}",
             "expected a column of paths (called image or filename) and one of labels (called "
@@ -92,6 +101,19 @@ def read_table(path: Path, text: str) -> Tags:
     ]
     form = f"a table of 0 and 1, a column for each of {len(others)} classes"
     return Tags(path, form, rows, tuple(header[k] for k in others))
+
+
+def _column_of_paths(header: Sequence[str], lines: Sequence[Line]) -> int | None:
+    """The column called as paths are in which most cells look like one, else the first of them."""
+    called = [k for k, cell in enumerate(header) if cell in PATHS]
+    cells = {k: [line[k].lower() for _, line in lines if k < len(line)] for k in called}
+    return max(
+        called, key=lambda k: sum(cell.endswith(ALL_SUFFIXES) for cell in cells[k]), default=None
+    )
+
+
+def _has_flags(lines: Sequence[Line], column: int) -> bool:
+    return all(flag(line[column]) is not None for _, line in lines if column < len(line))
 
 
 def _labelled(
@@ -130,15 +152,29 @@ def _whole(path: Path, lines: Sequence[Line], least: int) -> list[Line]:
     return filled
 
 
+def without_preface(text: str) -> tuple[int, str, str | None]:
+    """A table without empty first lines and Excel's ``sep=;``.
+
+    Returns:
+        The number of lines that were left out, the others, and what parts their columns.
+    """
+    preface = _PREFACE.match(text)
+    start = preface.end() if preface else 0
+    rest = text[start:]
+    told = preface[1] if preface else None
+    return len(text[:start].splitlines()), rest, told or separator_of(rest)
+
+
 def _cells(text: str) -> list[Line]:
-    """Number and cells of every line of a table."""
-    separator = separator_of(text) or ","
-    separator = separator if separator in ",;\t|" else ","
+    """Number and cells of every line of a table, from the first that is not empty."""
+    before, text, separator = without_preface(text)
+    separator = separator if separator and separator in ",;\t|" else ","
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
     try:
-        return [(reader.line_num, [cell.strip() for cell in line]) for line in reader]
+        lines = [(before + reader.line_num, [cell.strip() for cell in line]) for line in reader]
     except csv.Error as error:
         raise ValueError(f"expected a table, got: {error}") from error
+    return list(dropwhile(lambda line: not any(line[1]), lines))
 
 
 OWN_TABLE = Form(OWN, is_own_table, read_own)
