@@ -53,6 +53,7 @@ def inputs_of(stage: Stage, run: Run) -> Inputs:
     manifests = [manifest for manifest in stage.images(run) if manifest is not None]
     earlier = _earlier(stage, run)
     settings = {name: identity(getattr(run.recipe, name)) for name in stage.settings}
+    settings |= stage.also(run)
     former = fingerprint(
         stage.name,
         *settings.values(),

@@ -14,7 +14,7 @@ from copy import deepcopy
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -314,9 +314,19 @@ def require_soft_labels(masks: MaskFolder, samples: Iterable[Sample]) -> dict[st
     return files
 
 
+def settings_of_amount(run: Run) -> dict[str, Any]:
+    """`Stage.also`: what makes photographs without a class count for "auto"."""
+    settings, unlabelled = run.recipe.train_seg, run.recipe.label.unlabelled
+    is_auto = "auto" in (settings.epochs, settings.batch_size)
+    if settings.masks == "truth" or not is_auto or unlabelled == "skip":
+        return {}
+    return {"label.unlabelled": unlabelled}
+
+
 TRAIN_SEG = Stage(
     "train_seg",
     settings=("seed", "seg_model", "train_seg"),
+    also=settings_of_amount,
     images=lambda run: [run.train],
     work=train_seg,
     result=model_digest,
