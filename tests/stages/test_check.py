@@ -18,6 +18,7 @@ from PIL import Image
 
 from tests.models import small
 from tests.stages import tiny
+from tests.training.lines import read_metrics
 from weaktr import cli
 from weaktr.cli.train import show_check
 from weaktr.config import Recipe, TrainCamConfig
@@ -442,6 +443,21 @@ def test_what_only_deserves_a_warning(root, tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="weaktr"):
         run_recipe(replace(recipe, train_cam=replace(recipe.train_cam, epochs=1)), tmp_path)
     assert "warmup_epochs" in caplog.text
+
+
+def test_a_rate_above_lr_does_not_stand_in_its_way(root, tmp_path):
+    low = {"lr": 1e-7, "epochs": 3}
+    recipe = tiny.recipe(root, train_cam=low | {"lag_one_epoch": False}, train_seg=low)
+    told = warnings(recipe, tmp_path / "run")
+    assert told == [
+        "train_cam.warmup_lr: 1e-06 is above train_cam.lr, 1e-07, which is taken in its place",
+        "train_cam.min_lr: 1e-05 is above train_cam.lr, 1e-07, which is taken in its place",
+        "train_seg.min_lr: 1e-05 is above train_seg.lr, 1e-07, which is taken in its place",
+    ]
+    run_recipe(replace(recipe, stages=Recipe.stages[:3]), tmp_path / "run")
+    for stage in ("train_cam", "train_seg"):
+        rows = read_metrics(tmp_path / "run" / stage / "metrics.jsonl")
+        assert [row["lr"] for row in rows] == pytest.approx([1e-7] * len(rows))
 
 
 def test_splits_without_true_masks_are_told_where_they_are_scored(root, tmp_path, caplog):

@@ -57,7 +57,7 @@ from weaktr.stages.check_models import (
 )
 from weaktr.stages.masks import unusable_in_words
 from weaktr.stages.places import in_the_way
-from weaktr.stages.run import Run, Stage, load_split, to_segment
+from weaktr.stages.run import Run, Stage, at_most_lr, load_split, to_segment
 from weaktr.stages.start import labels_since
 from weaktr.stages.threshold import require_masks
 from weaktr.stages.train_seg import require_soft_labels, starting_config
@@ -200,6 +200,17 @@ def without_effect_in(recipe: Recipe) -> list[str]:
     ):
         told.append("without effect for seg_model.image_head false: predict.image_weight")
     return told
+
+
+def rates_above_lr(settings: TrainCamConfig | SizedTrainSegConfig, stage: str) -> list[str]:
+    """What to tell of learning rates that a schedule takes down to `lr`, its highest."""
+    names = [name for name in ("warmup_lr", "min_lr") if hasattr(settings, name)]
+    return [
+        f"{stage}.{name}: {getattr(settings, name):g} is above {stage}.lr, {settings.lr:g}, "
+        "which is taken in its place"
+        for name in names
+        if at_most_lr(settings, name) < getattr(settings, name)
+    ]
 
 
 class _Check:
@@ -397,6 +408,7 @@ class _Check:
             self._train_patches(part, self.train)
             return
         self._steps(part, len(self.train), settings, "train_cam")
+        part.warnings += rates_above_lr(settings, "train_cam")
         if 0 < settings.epochs <= settings.warmup_epochs:
             part.warnings.append(
                 f"train_cam.warmup_epochs: {settings.warmup_epochs} of {settings.epochs} epochs: "
@@ -446,6 +458,7 @@ class _Check:
             part.faults.append(f"no image of split {self.train.split} has a {kind}")
             return
         batches = self._steps(part, count, settings, "train_seg")
+        part.warnings += rates_above_lr(settings, "train_seg")
         steps = settings.epochs * (batches // settings.accumulate)
         if 0 < steps <= settings.warmup_steps:
             part.warnings.append(

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from weaktr.config import DataConfig, Recipe, SizedTrainSegConfig
+from weaktr.config import DataConfig, Recipe, SizedTrainSegConfig, TrainCamConfig, TrainSegConfig
 from weaktr.contents import CONTENTS, Contents, digest_of
 from weaktr.data import Manifest, Problem, Sample, load_manifest
 from weaktr.data.array_cache import ArrayCache
@@ -172,6 +172,15 @@ def cam_settings(recipe: Recipe) -> dict[str, Any]:
     """The settings of `OF_CAMS`, as `Stage.also` has them."""
     settings = identity(recipe.label)
     return {f"label.{name}": settings[name] for name in OF_CAMS if name in settings}
+
+
+def at_most_lr(settings: TrainCamConfig | TrainSegConfig, name: str) -> float:
+    """A learning rate of a schedule, ``min_lr`` or ``warmup_lr``, or `lr` where it is above that.
+
+    The defaults are for the default `lr`, and must not stand in the way of a lower one.
+    """
+    rate: float = getattr(settings, name)
+    return min(rate, settings.lr)
 
 
 def load_split(settings: DataConfig, split: str, problems: list[Problem] | None = None) -> Manifest:

@@ -28,7 +28,7 @@ from weaktr.models import CamModel, CamOutput
 from weaktr.models.cam import HeadInputs
 from weaktr.models.pretrained import load_backbone
 from weaktr.stages.carried import save_model
-from weaktr.stages.run import MODEL, Run, Stage, cam_settings, model_digest
+from weaktr.stages.run import MODEL, Run, Stage, at_most_lr, cam_settings, model_digest
 from weaktr.stages.train_patches import train_patches
 from weaktr.training.compiling import compiled
 from weaktr.training.loader import EpochLoader
@@ -97,9 +97,9 @@ def train_cam(run: Run, folder: Path) -> int:
     schedule = CosineLRScheduler(
         optimizer,
         t_initial=max(1, settings.epochs * batches),  # timm refuses 0
-        lr_min=settings.min_lr,
+        lr_min=at_most_lr(settings, "min_lr"),
         warmup_t=settings.warmup_epochs * batches,  # type: ignore[arg-type] # a float is fine
-        warmup_lr_init=settings.warmup_lr,
+        warmup_lr_init=at_most_lr(settings, "warmup_lr"),
         t_in_epochs=False,
     )
 

@@ -37,7 +37,7 @@ from weaktr.progress import track
 from weaktr.stages.carried import save_model
 from weaktr.stages.label import LABEL
 from weaktr.stages.masks import is_of, unusable_in_words
-from weaktr.stages.run import MODEL, Run, Stage, model_digest, to_segment
+from weaktr.stages.run import MODEL, Run, Stage, at_most_lr, model_digest, to_segment
 from weaktr.stages.store import soft_file
 from weaktr.training.compiling import compiled
 from weaktr.training.decoder_start import start_decoder
@@ -117,7 +117,7 @@ def train_seg(run: Run, folder: Path) -> int:
     schedule = PolynomialSchedule(
         optimizer,
         t_initial=max(1, settings.epochs * (len(loader) // settings.accumulate)),  # timm refuses 0
-        lr_min=settings.min_lr,
+        lr_min=at_most_lr(settings, "min_lr"),
         power=settings.power,
         warmup_t=settings.warmup_steps,
         t_in_epochs=False,
