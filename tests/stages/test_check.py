@@ -460,6 +460,17 @@ def test_a_rate_above_lr_does_not_stand_in_its_way(root, tmp_path):
         assert [row["lr"] for row in rows] == pytest.approx([1e-7] * len(rows))
 
 
+def test_epochs_that_never_come_are_told(root, tmp_path):
+    rare = {"validate_every": 3}
+    collision = {"loss": "collision", "loss_warmup": 1.0}
+    recipe = tiny.recipe(root, train_cam=rare, train_seg=rare | collision)
+    assert warnings(recipe, tmp_path / "run") == [
+        "train_cam.validate_every: 3, but there are 2 epochs: nothing is measured",
+        "train_seg.validate_every: 3, but there are 2 epochs: nothing is measured",
+        "train_seg.loss_warmup: 1: the loss collision is never reached",
+    ]
+
+
 def test_splits_without_true_masks_are_told_where_they_are_scored(root, tmp_path, caplog):
     data = tiny.squares(tmp_path / "data", count=8)
     for mask in (data / "masks").iterdir():

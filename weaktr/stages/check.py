@@ -202,6 +202,21 @@ def without_effect_in(recipe: Recipe) -> list[str]:
     return told
 
 
+def never_reached(settings: TrainCamConfig | SizedTrainSegConfig, stage: str) -> list[str]:
+    """What to tell of settings whose epoch, step or learning rate a training does not come to."""
+    told = rates_above_lr(settings, stage)
+    if 0 < settings.epochs < settings.validate_every:
+        told.append(
+            f"{stage}.validate_every: {settings.validate_every}, but there are {settings.epochs} "
+            "epochs: nothing is measured"
+        )
+    if isinstance(settings, TrainCamConfig):
+        return told
+    if settings.loss == "collision" and settings.loss_warmup == 1:
+        told.append(f"{stage}.loss_warmup: 1: the loss collision is never reached")
+    return told
+
+
 def rates_above_lr(settings: TrainCamConfig | SizedTrainSegConfig, stage: str) -> list[str]:
     """What to tell of learning rates that a schedule takes down to `lr`, its highest."""
     names = [name for name in ("warmup_lr", "min_lr") if hasattr(settings, name)]
@@ -408,7 +423,7 @@ class _Check:
             self._train_patches(part, self.train)
             return
         self._steps(part, len(self.train), settings, "train_cam")
-        part.warnings += rates_above_lr(settings, "train_cam")
+        part.warnings += never_reached(settings, "train_cam")
         if 0 < settings.epochs <= settings.warmup_epochs:
             part.warnings.append(
                 f"train_cam.warmup_epochs: {settings.warmup_epochs} of {settings.epochs} epochs: "
@@ -458,7 +473,7 @@ class _Check:
             part.faults.append(f"no image of split {self.train.split} has a {kind}")
             return
         batches = self._steps(part, count, settings, "train_seg")
-        part.warnings += rates_above_lr(settings, "train_seg")
+        part.warnings += never_reached(settings, "train_seg")
         steps = settings.epochs * (batches // settings.accumulate)
         if 0 < steps <= settings.warmup_steps:
             part.warnings.append(
