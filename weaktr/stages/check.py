@@ -254,10 +254,10 @@ class _Check:
         part = self.part("stages")
         part.found = ", ".join(stage.name for stage in stages)
         for stage in stages:
-            for name in (before.name for before in stage.after):
-                is_left_out = name not in self.recipe.stages
-                if name in self.names or (stage.optional and is_left_out):
+            for name in (before.name for before in stage.needs(self.recipe)):
+                if name in self.names:
                     continue
+                is_left_out = name not in self.recipe.stages
                 with part.told():
                     if finished_facts(self.run.of(name)) is None:
                         advice = (

@@ -87,9 +87,7 @@ def _earlier(stage: Stage, run: Run) -> dict[str, tuple[str, str]]:
         ValueError: one that is needed is not finished.
     """
     earlier = {}
-    for before in stage.after:
-        if stage.optional and before.name not in run.recipe.stages:
-            continue
+    for before in stage.needs(run.recipe):
         folder = run.of(before.name)
         finished = finished_facts(folder)
         if finished is None:

@@ -132,7 +132,7 @@ class Stage:
             (`weaktr.stages.store`), so that those of the other images stay when one changes.
         refiners: of the masks; files that they read count as those of an image.
         after: stages whose results it starts from.
-        optional: whether stages of `after` that are not in the recipe are left out.
+        optional: whether those that are not in the recipe are left out.
     """
 
     name: str
@@ -146,7 +146,12 @@ class Stage:
     by_image: bool = False
     refiners: Callable[[Run], Sequence[Refiner]] = lambda run: ()
     after: tuple[Stage, ...] = ()
-    optional: bool = False
+    optional: Callable[[Recipe], bool] = lambda recipe: False
+
+    def needs(self, recipe: Recipe) -> list[Stage]:
+        """Those of `after` that a recipe's results start from."""
+        is_optional = self.optional(recipe)
+        return [stage for stage in self.after if not is_optional or stage.name in recipe.stages]
 
 
 def model_digest(run: Run, folder: Path) -> str:

@@ -332,4 +332,5 @@ TRAIN_SEG = Stage(
     result=model_digest,
     weights=lambda run: starting_config(run).weights,
     after=(LABEL,),
+    optional=lambda recipe: recipe.train_seg.masks == "truth",
 )
