@@ -65,6 +65,10 @@ class Contents:
             self._states[key], self._is_saved = state, False
         return state.sha256
 
+    def known(self) -> set[str]:
+        """SHA-256 of all files that were read."""
+        return {state.sha256 for state in self._states.values()}
+
     def save(self) -> None:
         """Write the states, where there are new ones."""
         with self._lock:

@@ -104,8 +104,8 @@ def _rows(
     """Each image of a manifest, in the order of the names: labels, content of its files."""
 
     def row(sample: Sample) -> tuple[object, ...]:
-        files = [_digest(path, run) for path in (sample.image, sample.mask)]
-        files += [_digest(path, run) for path in files_of(refiners, sample.name)]
+        files = [content_of(path, run) for path in (sample.image, sample.mask)]
+        files += [content_of(path, run) for path in files_of(refiners, sample.name)]
         return sample.name, sample.labels, sample.mask_ids, sample.exif, *files
 
     samples = sorted(manifest.samples, key=lambda sample: sample.name)
@@ -113,7 +113,8 @@ def _rows(
     return track(ordered_map(row, samples), title, len(samples), is_minor=True)
 
 
-def _digest(path: Path | None, run: Run) -> str | None:
+def content_of(path: Path | None, run: Run) -> str | None:
+    """The digest of a file, `UNREADABLE`, or None where there is none."""
     try:
         return None if path is None else run.contents.digest(path)
     except (OSError, ValueError):
