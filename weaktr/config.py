@@ -349,8 +349,8 @@ class TrainCamConfig(Settings):
             are trained change the patches too, through attention.
         weight_decay: on every parameter.
         warmup_epochs: epochs (or parts of one) from `warmup_lr` up to `lr`.
-        warmup_lr: learning rate of the first epoch.
-        min_lr: learning rate at the end.
+        warmup_lr: learning rate of the first epoch, at most `lr`.
+        min_lr: learning rate at the end, at most `lr`.
         lag_one_epoch: the published schedule: constant within an epoch and one epoch late (epochs
             0 and 1 run at `warmup_lr`). False: smooth, changing with every step.
         amp: autocast; "auto" = bf16 on CUDA, fp16 on GPUs that have no bf16 in hardware, none
@@ -407,6 +407,11 @@ class TrainCamConfig(Settings):
         faults = _graph_of_pieces(self.micro_batch, self.compile)
         if self.choose == "fisher" and not self.validate_every:
             faults["choose"] = "expected last where validate_every is 0, got fisher"
+        elif self.choose == "fisher" and 0 < self.epochs < self.validate_every:
+            faults["validate_every"] = (
+                f"expected at most the {self.epochs} epochs, of which choose: fisher takes one, "
+                f"got {self.validate_every}"
+            )
         return faults
 
 
@@ -638,7 +643,7 @@ class TrainSegConfig(Settings):
         momentum: of SGD.
         weight_decay: on matrices only.
         power: exponent of the polynomial schedule.
-        min_lr: where the schedule ends.
+        min_lr: where the schedule ends, at most `lr`.
         warmup_steps: linear warm-up.
         clip_patch: side of the loss-clipping tiles, in pixels.
         clip_start: clipping begins once the batch's mean loss is at or below this.

@@ -74,6 +74,10 @@ class Contents:
                 self._states[os.path.join(os.path.abspath(place), path[len(above) :])] = state
                 self._is_saved = False
 
+    def known(self) -> set[str]:
+        """SHA-256 of all files that were read."""
+        return {state.sha256 for state in self._states.values()}
+
     def save(self) -> None:
         """Write the states, where there are new ones."""
         with self._lock:

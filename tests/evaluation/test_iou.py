@@ -7,7 +7,7 @@ import pytest
 
 from tests.evaluation.pairs import score_pairs
 from tests.stored import FACTS, arrays
-from weaktr.evaluation.iou import ConfusionSum, ThresholdCurve, scores, thresholds_of
+from weaktr.evaluation.iou import ConfusionSum, ThresholdCurve, scored, scores, thresholds_of
 
 C = arrays("C_labels_miou")
 LABELS = {"voc": 21, "coco": 91, "vocnoise": 21}
@@ -89,6 +89,12 @@ def test_undecided_predictions_are_wrong_whatever_the_truth(label):
 def test_undecided_pixels_that_do_not_count():
     prediction, truth = np.array([[255, 1]], np.uint8), np.array([[255, 1]], np.uint8)
     assert score_pairs([(prediction, truth)], 2).iou[1] == 100.0
+
+
+def test_masks_without_a_label_are_not_scored(caplog):
+    prediction, truth = np.full((1, 2), 255, np.uint8), np.zeros((1, 2), np.uint8)
+    assert scored(lambda: score_pairs([(prediction, truth)], 2), "mine") is None
+    assert "mine: not scored: expected a label at one known pixel at least" in caplog.text
 
 
 def test_labels_outside_are_refused():

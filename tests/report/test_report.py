@@ -235,6 +235,25 @@ def test_a_folder_that_is_no_run(tmp_path):
     assert code == cli.WRONG_INPUT and "expected the folder of a run" in " ".join(text.split())
 
 
+def test_masks_that_somebody_has_emptied_have_no_scores(own, root, caplog):
+    for path in (own / "label" / "masks").iterdir():
+        Image.fromarray(np.full((32, 32), 255, np.uint8)).save(path)
+    run_recipe(tiny.recipe(root), own, only="evaluate")
+    assert "not scored: expected a label at one known pixel at least" in caplog.text
+    keys = [row["key"] for row in data_of(write_report(own))["scores"]]
+    assert "cam_miou" in keys and "pseudo_label_miou" not in keys
+    photographs = data_of(write_report(own))["photographs"]
+    assert {photo["iou"] for photo in photographs if photo["maker"] == "label"} == {0.0}
+
+
+def test_scores_of_older_versions_may_be_none(own):
+    file = own / "evaluate" / "metrics.json"
+    rows = json.loads(file.read_text())
+    rows[0]["scores"]["precision"] = float("nan")
+    file.write_text(json.dumps(rows))
+    assert data_of(write_report(own))["scores"][0]["precision"] is None
+
+
 def test_changed_scores_are_named(own):
     (own / "evaluate/metrics.json").write_text('[{"what": 3}]')
     with pytest.raises(ValueError, match=r"evaluate/metrics\.json"):

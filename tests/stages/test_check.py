@@ -18,6 +18,7 @@ from PIL import Image
 
 from tests.models import small
 from tests.stages import tiny
+from tests.training.lines import read_metrics
 from weaktr import cli
 from weaktr.cli.train import show_check
 from weaktr.config import Recipe, TrainCamConfig
@@ -28,9 +29,9 @@ from weaktr.files import write_json
 from weaktr.models import CamModel, Segmenter, checkpoints
 from weaktr.outputs import begin, mark_finished
 from weaktr.progress import console
-from weaktr.recipes import dump_recipe
+from weaktr.recipes import dump_recipe, load_recipe, recipe_names
 from weaktr.stages import check_models
-from weaktr.stages.check import require_no_faults
+from weaktr.stages.check import require_no_faults, without_effect_in
 from weaktr.stages.evaluate import folder_rows, label_conditions
 from weaktr.stages.pipeline import STAGES, check_recipe, inputs_of, run_recipe
 from weaktr.stages.run import MODEL, Run
@@ -442,6 +443,107 @@ def test_what_only_deserves_a_warning(root, tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="weaktr"):
         run_recipe(replace(recipe, train_cam=replace(recipe.train_cam, epochs=1)), tmp_path)
     assert "warmup_epochs" in caplog.text
+
+
+def test_a_rate_above_lr_does_not_stand_in_its_way(root, tmp_path):
+    low = {"lr": 1e-7, "epochs": 3}
+    recipe = tiny.recipe(root, train_cam=low | {"lag_one_epoch": False}, train_seg=low)
+    told = warnings(recipe, tmp_path / "run")
+    assert told == [
+        "train_cam.warmup_lr: 1e-06 is above train_cam.lr, 1e-07, which is taken in its place",
+        "train_cam.min_lr: 1e-05 is above train_cam.lr, 1e-07, which is taken in its place",
+        "train_seg.min_lr: 1e-05 is above train_seg.lr, 1e-07, which is taken in its place",
+    ]
+    run_recipe(replace(recipe, stages=Recipe.stages[:3]), tmp_path / "run")
+    for stage in ("train_cam", "train_seg"):
+        rows = read_metrics(tmp_path / "run" / stage / "metrics.jsonl")
+        assert [row["lr"] for row in rows] == pytest.approx([1e-7] * len(rows))
+
+
+@pytest.mark.parametrize(
+    "changes, reason, names",
+    [
+        (
+            {"train_seg": {"loss": "soft_ce", "clip_start": 3.0, "clip_patch": 4}},
+            "train_seg.loss soft_ce",
+            "train_seg.clip_start, train_seg.clip_patch",
+        ),
+        (
+            {"train_seg": {"optimizer": "adamw", "momentum": 0.1}},
+            "train_seg.optimizer adamw",
+            "train_seg.momentum",
+        ),
+        (
+            {"seg_model": {"decoder": "linear", "decoder_layers": 5, "decoder_heads": 3,
+                           "dropout": 0.5}},
+            "seg_model.decoder linear",
+            "seg_model.decoder_layers, seg_model.decoder_heads, seg_model.dropout",
+        ),
+        (
+            {"label": {"soft_temperature": 0.01, "soft_stride": 2}},
+            "label.soft false",
+            "label.soft_temperature, label.soft_stride",
+        ),
+        ({"train_seg": {"loss_warmup": 0.9}}, "train_seg.loss clipped", "train_seg.loss_warmup"),
+        (
+            {"label": {"refiners": [], "crf": "coco_cam", "gt_prob": 0.2}},
+            "label.refiners []",
+            "label.crf, label.gt_prob",
+        ),
+        (
+            {"label": {"refiners": [{"crf": "voc_cam"}], "crf": "coco_cam", "gt_prob": 0.2}},
+            'label.refiners [{"crf": "voc_cam"}]',
+            "label.crf",
+        ),
+        ({"label": {"gt_prob": 0.2}}, "label.crf null", "label.gt_prob"),
+        (
+            {"predict": {"refiners": [], "crf": "coco_seg"}},
+            "predict.refiners []",
+            "predict.crf",
+        ),
+        (
+            {"train_seg": {"encoder_lr": 0, "layer_decay": 0.5}},
+            "train_seg.encoder_lr 0",
+            "train_seg.layer_decay",
+        ),
+        (
+            {"train_cam": {"warmup_epochs": 0, "warmup_lr": 1e-5}},
+            "train_cam.warmup_epochs 0",
+            "train_cam.warmup_lr",
+        ),
+    ],
+)  # fmt: skip
+def test_settings_of_which_others_make_no_use_are_told(root, changes, reason, names):
+    assert without_effect_in(tiny.recipe(root, **changes)) == [
+        f"without effect for {reason}: {names}"
+    ]
+
+
+def test_settings_that_count_are_no_warning(root):
+    for name in recipe_names():
+        assert without_effect_in(load_recipe(name)) == []
+    from_scores = {"refiners": [{"crf": {"start": "scores"}}], "crf": "coco_cam"}
+    for changes in ({}, {"label": {"refiners": []}}, {"label": from_scores}):
+        assert without_effect_in(tiny.recipe(root, **changes)) == []
+
+
+def test_settings_without_effect_are_told_whichever_stage_runs(root, tmp_path):
+    unused = {"train_seg": {"optimizer": "adamw", "momentum": 0.1, "masks": "truth"}}
+    recipe = tiny.recipe(root, seg_model={"weights": None}, stages=["train_seg"], **unused)
+    (told,) = warnings(recipe, tmp_path / "run")
+    assert told == "without effect for train_seg.optimizer adamw: train_seg.momentum"
+
+
+def test_epochs_that_never_come_are_told(root, tmp_path):
+    rare = {"validate_every": 3}
+    collision = {"loss": "collision", "loss_warmup": 1.0}
+    recipe = tiny.recipe(root, train_cam=rare, train_seg=rare | collision)
+    assert warnings(recipe, tmp_path / "run") == [
+        "train_cam.validate_every: 3, but there are 2 epochs: nothing is measured",
+        "train_seg.validate_every: 3, but there are 2 epochs: nothing is measured",
+        "train_seg.loss_warmup: 1: the loss collision is never reached",
+        "without effect for train_seg.loss collision: train_seg.clip_patch",
+    ]
 
 
 def test_splits_without_true_masks_are_told_where_they_are_scored(root, tmp_path, caplog):

@@ -228,6 +228,18 @@ def test_upper_bound_trains_on_true_masks(root, tmp_path):
     assert metrics["not_held_out_miou"] > metrics["pseudo_label_miou"]
 
 
+def test_true_masks_need_no_pseudo_labels(root, tmp_path):
+    truth = {"train_seg": {"masks": "truth", "epochs": 1}, "seg_model": {"weights": None}}
+    recipe = tiny.recipe(root, **truth)
+    learnt = replace(recipe, stages=("train_seg", "predict", "evaluate"))
+    run_recipe(learnt, tmp_path)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert [key for key in metrics if key.endswith("miou")] == ["not_held_out_miou"]
+    pseudo = replace(learnt, train_seg=replace(learnt.train_seg, masks="pseudo"))
+    with pytest.raises(ValueError, match="label is not finished, which train_seg needs; add it"):
+        run_recipe(pseudo, tmp_path / "pseudo")
+
+
 def test_moving_average_accumulation_and_watching(root, tmp_path):
     extra = {"ema_decay": 0.5, "accumulate": 2, "clip_grad": 1.0, "validate_every": 1}
     recipe = tiny.recipe(root, train_cam=extra, train_seg=extra)

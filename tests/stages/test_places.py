@@ -64,6 +64,38 @@ def test_a_run_and_its_data_may_be_moved(home):
     assert made_again(home) == []
 
 
+@pytest.fixture
+def other(home):
+    """The folder of a recipe of other photographs."""
+    root = tiny.squares(home / "other" / "squares", count=5)
+    for path in (root / "images").iterdir():
+        Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+    return root
+
+
+def test_results_of_other_photographs_are_not_replaced(home, other):
+    before = sorted(path.name for path in (home / "run").rglob("*"))
+    told = "holds results of other data, folder .*squares, that know no .*other/squares; move it"
+    for _ in range(2):
+        with pytest.raises(ValueError, match=told):
+            run_recipe(tiny.recipe(other), home / "run")
+    (fault,) = [f for part in check_recipe(tiny.recipe(other), home / "run") for f in part.faults]
+    assert fault.endswith("move it away, or choose another --out")
+    assert sorted(path.name for path in (home / "run").rglob("*")) == before
+    assert made_again(home) == []
+
+
+def test_data_elsewhere_that_have_grown_are_no_others(home, other):
+    shutil.copy(home / "squares" / "images" / "0.png", other / "images" / "4.png")
+    run_recipe(tiny.recipe(other), home / "run", only="train_cam")
+
+
+def test_data_that_were_wrong_before_anything_was_finished_may_be_others(home, other):
+    for file in (home / "run").glob("*/finished.json"):
+        file.unlink()
+    run_recipe(tiny.recipe(other), home / "run", only="train_cam")
+
+
 def test_a_replaced_photograph_of_the_same_size_and_time_is_noticed(home):
     path = home / "squares" / "images" / "3.png"
     before = path.stat()

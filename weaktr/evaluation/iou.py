@@ -26,6 +26,10 @@ class NothingToScore(ValueError):
     """No true mask has a pixel of a known label."""
 
 
+class NothingDecided(NothingToScore):
+    """No mask that is to be scored has a label where the truth has one."""
+
+
 class ConfusionSum:
     """Adds up the confusion matrices of many images.
 
@@ -136,12 +140,18 @@ def scores(total: ConfusionSum) -> Scores:
 
     Raises:
         NothingToScore: nothing was counted.
+        NothingDecided: nothing but undecided pixels.
     """
     matrix = total.matrix.astype(np.float64)
     if not matrix.sum():
         raise NothingToScore(
             "expected at least one pixel with a known true label, got none in the true masks of "
             f"{total.images} images ({IGNORE} is not counted)"
+        )
+    if not matrix[:, :-1].any():
+        raise NothingDecided(
+            "expected a label at one known pixel at least, got only undecided pixels in the masks "
+            f"of {total.images} images ({IGNORE} is no label)"
         )
     hit, truth, predicted = np.diag(matrix), matrix.sum(1), matrix.sum(0)[:-1]
     union = truth + predicted - hit

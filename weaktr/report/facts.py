@@ -119,7 +119,7 @@ def score_rows(run: Run) -> list[dict[str, Any]]:
     if finished_facts(file.parent) is None or not file.is_file():
         return []
     try:
-        return [_score_row(line) for line in read_json(file)]
+        return [_score_row(line) for line in read_json(file, finite=False)]
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(
             f"{file}: expected the scores that evaluate wrote, got something else ({error}); run "
@@ -131,7 +131,7 @@ def _score_row(line: Mapping[str, Any]) -> dict[str, Any]:
     """What is shown of a line of ``metrics.json``."""
     scores, interval = line["scores"], line["scores"].get("miou_interval") or {}
     return (
-        {name: scores.get(name) for name in SCORES}
+        {name: _number(scores.get(name)) for name in SCORES}
         | {name: interval.get(name) for name in ("low", "high", "percent")}
         | {
             "key": line["key"],
@@ -141,6 +141,11 @@ def _score_row(line: Mapping[str, Any]) -> dict[str, Any]:
             "classes": {name: of.get("iou") for name, of in scores["classes"].items()},
         }
     )
+
+
+def _number(value: Any) -> Any:
+    """A score; None in place of NaN, which older versions wrote for masks without a label."""
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def curves(run: Run) -> list[dict[str, Any]]:

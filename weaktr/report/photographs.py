@@ -16,7 +16,7 @@ from weaktr.data.classes import IGNORE
 from weaktr.data.io import require_same_size
 from weaktr.data.masks import LEAST_SHARE, areas_of
 from weaktr.data.parallel import ordered_map
-from weaktr.evaluation.iou import ConfusionSum, NothingToScore, scores
+from weaktr.evaluation.iou import ConfusionSum, NothingDecided, NothingToScore, scores
 from weaktr.stages.masked import Masked
 
 #: A label with a smaller share of the pixels counts as not shown by the mask.
@@ -159,6 +159,8 @@ def _iou(labels: np.ndarray, sample: Sample, num_labels: int) -> float | None:
         require_same_size(labels, true.shape, sample.image, sample.source)
         total.add(labels.astype(np.uint8), true)
         return scores(total).miou
+    except NothingDecided:
+        return 0.0
     except (ValueError, NothingToScore):
         return None
 

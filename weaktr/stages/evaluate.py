@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from weaktr import processes
-from weaktr.config import Recipe
+from weaktr.config import LabelConfig, PredictConfig, Recipe
 from weaktr.data import Manifest, Sample
 from weaktr.data.io import read_labels, read_mask, require_same_size
 from weaktr.data.masks import MaskFolder, before_refinement
@@ -37,13 +37,16 @@ from weaktr.files import write_json
 from weaktr.inference.threshold import read_choice
 from weaktr.messages import few
 from weaktr.models import CamModel, Stage1Model
+from weaktr.outputs import read_inputs
+from weaktr.recipes import identity, make
 from weaktr.stages.label import LABEL
 from weaktr.stages.masks import unusable_in_words
 from weaktr.stages.predict import PREDICT
-from weaktr.stages.run import Run, Stage
+from weaktr.stages.run import Run, Stage, cam_settings, result_of
 from weaktr.stages.train_cam import TRAIN_CAM
 
 log = logging.getLogger("weaktr")
+T = TypeVar("T", LabelConfig, PredictConfig)
 
 #: The scores in one flat table, which is also the run's ``metrics.json`` (`weaktr.stages.places`).
 TABLE = "table.json"
@@ -74,7 +77,7 @@ def evaluate(run: Run, folder: Path) -> int:
     if "train_cam" in recipe.stages:
         rows, not_scored = _cam_rows(recipe, score, run.cam_model())
     choice = read_choice(run.of("label"))
-    conditions = label_conditions(recipe.label, split_name(score), choice)
+    conditions = label_conditions(made_with(run, "label", recipe.label), split_name(score), choice)
     of_labels, left_out = folder_rows(
         run, "label", "pseudo_label", "pseudo labels", conditions, score
     )
@@ -82,7 +85,8 @@ def evaluate(run: Run, folder: Path) -> int:
     not_scored += left_out
     if run.predicted is not None:
         require_same_classes(run.train_images, run.predicted)
-        conditions = prediction_conditions(recipe.predict, split_name(run.predicted))
+        settings = made_with(run, "predict", recipe.predict)
+        conditions = prediction_conditions(settings, split_name(run.predicted))
         key, what = held_out(run.train_images, run.predicted)
         of_predictions, left_out = folder_rows(run, "predict", key, what, conditions, run.predicted)
         rows += of_predictions
@@ -104,6 +108,43 @@ def evaluate(run: Run, folder: Path) -> int:
         if chosen := [row for row in rows if row.key.startswith(what)]:
             draw_classes(chosen, names, folder / f"{what}_classes.png")
     return not_scored
+
+
+def made_with(run: Run, stage: str, now: T) -> T:
+    """The settings with which a stage's results were made, as far as that is noted, else `now`.
+
+    With ``--from evaluate`` the recipe may have others.
+    """
+    noted = _noted(run, stage)
+    former = {f.name: f.metadata["later"] for f in fields(now) if "later" in f.metadata}
+    try:
+        return make(type(now), former | noted) if noted else now
+    except ValueError:  # of another version
+        return now
+
+
+def _noted(run: Run, stage: str) -> dict[str, Any]:
+    """What `made_with` finds in the folder of a stage."""
+    settings = (read_inputs(run.of(stage)) or {}).get("settings")
+    found = settings.get(stage) if isinstance(settings, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def settings_of_scores(run: Run) -> dict[str, Any]:
+    """`Stage.also` of the evaluation, less what the results of ``label`` tell already.
+
+    CAMs are computed again. Pseudo labels that an earlier recipe has left are scored too.
+    """
+    recipe = run.recipe
+    also: dict[str, Any] = {}
+    if "train_cam" in recipe.stages:
+        noted = _noted(run, "label") if "label" in recipe.stages else {}
+        cams = cam_settings(recipe)
+        if any(noted.get(name.partition(".")[2]) != value for name, value in cams.items()):
+            also |= cams
+    if "label" not in recipe.stages and run.of("label").is_dir():
+        also["label"] = identity(recipe.label) | {"masks": result_of(LABEL, run)}
+    return also
 
 
 def require_same_classes(train: Manifest, other: Manifest) -> None:
@@ -212,9 +253,10 @@ def score_folder(masks: MaskFolder, truth: Manifest) -> Evaluation | None:
 EVALUATE = Stage(
     "evaluate",
     settings=("evaluate",),
+    also=settings_of_scores,
     images=lambda run: [run.score, run.predicted],
     work=evaluate,
     result=lambda run, folder: run.contents.digest(folder / "metrics.json"),
     after=(TRAIN_CAM, LABEL, PREDICT),
-    optional=True,
+    optional=lambda recipe: True,
 )

@@ -53,6 +53,7 @@ def inputs_of(stage: Stage, run: Run) -> Inputs:
     manifests = [manifest for manifest in stage.images(run) if manifest is not None]
     earlier = _earlier(stage, run)
     settings = {name: identity(getattr(run.recipe, name)) for name in stage.settings}
+    settings |= stage.also(run)
     former = fingerprint(
         stage.name,
         *settings.values(),
@@ -86,9 +87,7 @@ def _earlier(stage: Stage, run: Run) -> dict[str, tuple[str, str]]:
         ValueError: one that is needed is not finished.
     """
     earlier = {}
-    for before in stage.after:
-        if stage.optional and before.name not in run.recipe.stages:
-            continue
+    for before in stage.needs(run.recipe):
         folder = run.of(before.name)
         finished = finished_facts(folder)
         if finished is None:
@@ -105,8 +104,8 @@ def _rows(
     """Each image of a manifest, in the order of the names: labels, content of its files."""
 
     def row(sample: Sample) -> tuple[object, ...]:
-        files = [_digest(path, run) for path in (sample.image, sample.mask)]
-        files += [_digest(path, run) for path in files_of(refiners, sample.name)]
+        files = [content_of(path, run) for path in (sample.image, sample.mask)]
+        files += [content_of(path, run) for path in files_of(refiners, sample.name)]
         return sample.name, sample.labels, sample.mask_ids, sample.exif, *files
 
     samples = sorted(manifest.samples, key=lambda sample: sample.name)
@@ -114,7 +113,8 @@ def _rows(
     return track(ordered_map(row, samples), title, len(samples), is_minor=True)
 
 
-def _digest(path: Path | None, run: Run) -> str | None:
+def content_of(path: Path | None, run: Run) -> str | None:
+    """The digest of a file, `UNREADABLE`, or None where there is none."""
     try:
         return None if path is None else run.contents.digest(path)
     except (OSError, ValueError):

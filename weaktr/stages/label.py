@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 from weaktr import processes
 from weaktr.config import LabelConfig
@@ -185,9 +186,15 @@ def labels_digest(run: Run, folder: Path) -> str:
     return digest_of([(masks, *soft)])
 
 
+def settings_of_drawing(run: Run) -> dict[str, Any]:
+    """`Stage.also`: what draws the true masks by which the threshold is chosen."""
+    return {} if run.recipe.label.val_masks is None else {"seed": run.recipe.seed}
+
+
 LABEL = Stage(
     "label",
     settings=("label",),
+    also=settings_of_drawing,
     images=lambda run: [run.train_images],
     work=label_run,
     result=labels_digest,

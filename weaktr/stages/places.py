@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from weaktr import outputs, tars
+from weaktr.config import Recipe
 from weaktr.contents import CONTENTS, Contents
 from weaktr.data.masks import JOURNAL, MaskFolder, before_refinement
 from weaktr.data.stored_maps import is_damaged
@@ -37,7 +38,7 @@ from weaktr.recipes import dump_recipe, load_recipe
 from weaktr.refine import choose_refiners, paths_of
 from weaktr.seals import BLANK, is_sealed, sealed
 from weaktr.stages.evaluate import TABLE
-from weaktr.stages.inputs import Inputs
+from weaktr.stages.inputs import Inputs, content_of
 from weaktr.stages.run import MODEL, Run
 from weaktr.training.state import STATE
 
@@ -78,6 +79,8 @@ def in_the_way(run: Run) -> list[str]:
             for path in own
             if path.is_file() or (path.is_dir() and any(path.iterdir()))
         ]
+    if not faults and (others := other_data(run)):
+        faults.append(f"{others}; {advice}")
     files: set[Path] = set()
     for split in ("train", "score", "predicted"):
         with suppress(ValueError, OSError):  # what is wrong with a split is told where it is used
@@ -92,6 +95,28 @@ def in_the_way(run: Run) -> list[str]:
     except ValueError as error:
         faults.append(str(error))
     return faults
+
+
+def other_data(run: Run) -> str:
+    """What to tell where a run's folder holds finished results of other data than the recipe's.
+
+    Data that were moved, or to which photographs were added, have photographs that the run knows.
+    """
+    with suppress(ValueError, OSError):  # no results, or damaged; or the check tells of the data
+        before, now = load_recipe(run.folder / RECIPE).data, run.recipe.data
+        is_same = os.path.realpath(before.root) == os.path.realpath(now.root)
+        if is_same and before.source == now.source:
+            return ""
+        known = Contents(run.folder / CONTENTS).known()
+        if not known or not any(outputs.finished_facts(run.of(name)) for name in Recipe.stages):
+            return ""
+        images = [sample.image for sample in run.train]
+        if images and not any(content_of(image, run) in known for image in images):
+            return (
+                f"--out {run.folder}: holds results of other data, {before.source} {before.root}, "
+                f"that know no photograph of {now.source} {now.root}"
+            )
+    return ""
 
 
 @contextmanager

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from weaktr.config import DataConfig, Recipe, SizedTrainSegConfig
+from weaktr.config import DataConfig, Recipe, SizedTrainSegConfig, TrainCamConfig, TrainSegConfig
 from weaktr.contents import CONTENTS, Contents, digest_of
 from weaktr.data import Manifest, Problem, Sample, load_manifest
 from weaktr.data.array_cache import ArrayCache
@@ -17,10 +18,13 @@ from weaktr.data.masks import MaskFolder, before_refinement
 from weaktr.models import Segmenter, Stage1Model, checkpoints
 from weaktr.models.precision import choose_device
 from weaktr.outputs import FEATURES
+from weaktr.recipes import identity
 from weaktr.refine import Refiner
 from weaktr.training.amount import sized
 
 MODEL = "model.safetensors"
+#: The fields of `LabelConfig` that the CAMs of images with image-level labels depend on.
+OF_CAMS = ("attention_type", "refine", "scales", "flip", "max_side", "amp")
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,7 @@ class Stage:
     Args:
         name: of the stage, of its folder and of its settings in the recipe.
         settings: fields of `Recipe` that its results depend on.
+        also: further settings on which they depend, or do so in this recipe: whole name -> value.
         images: the manifests that its results depend on.
         work: runs the stage: writes its results into a folder, and returns how many images it had
             to leave out.
@@ -127,7 +132,7 @@ class Stage:
             (`weaktr.stages.store`), so that those of the other images stay when one changes.
         refiners: of the masks; files that they read count as those of an image.
         after: stages whose results it starts from.
-        optional: whether stages of `after` that are not in the recipe are left out.
+        optional: whether those that are not in the recipe are left out.
     """
 
     name: str
@@ -136,11 +141,17 @@ class Stage:
     work: Callable[[Run, Path], int]
     result: Callable[[Run, Path], str]
     weights: Callable[[Run], str | None] = lambda run: None
+    also: Callable[[Run], Mapping[str, Any]] = lambda run: {}
     chosen_on: Callable[[Run], Manifest | None] = lambda run: None
     by_image: bool = False
     refiners: Callable[[Run], Sequence[Refiner]] = lambda run: ()
     after: tuple[Stage, ...] = ()
-    optional: bool = False
+    optional: Callable[[Recipe], bool] = lambda recipe: False
+
+    def needs(self, recipe: Recipe) -> list[Stage]:
+        """Those of `after` that a recipe's results start from."""
+        is_optional = self.optional(recipe)
+        return [stage for stage in self.after if not is_optional or stage.name in recipe.stages]
 
 
 def model_digest(run: Run, folder: Path) -> str:
@@ -160,6 +171,21 @@ def result_of(stage: Stage, run: Run) -> str:
     if stage.name not in run.results:
         run.results[stage.name] = stage.result(run, run.of(stage.name))
     return run.results[stage.name]
+
+
+def cam_settings(recipe: Recipe) -> dict[str, Any]:
+    """The settings of `OF_CAMS`, as `Stage.also` has them."""
+    settings = identity(recipe.label)
+    return {f"label.{name}": settings[name] for name in OF_CAMS if name in settings}
+
+
+def at_most_lr(settings: TrainCamConfig | TrainSegConfig, name: str) -> float:
+    """A learning rate of a schedule, ``min_lr`` or ``warmup_lr``, or `lr` where it is above that.
+
+    The defaults are for the default `lr`, and must not stand in the way of a lower one.
+    """
+    rate: float = getattr(settings, name)
+    return min(rate, settings.lr)
 
 
 def load_split(settings: DataConfig, split: str, problems: list[Problem] | None = None) -> Manifest:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch.nn.functional as F
 from timm.scheduler import CosineLRScheduler
@@ -28,7 +28,7 @@ from weaktr.models import CamModel, CamOutput
 from weaktr.models.cam import HeadInputs
 from weaktr.models.pretrained import load_backbone
 from weaktr.stages.carried import save_model
-from weaktr.stages.run import MODEL, Run, Stage, model_digest
+from weaktr.stages.run import MODEL, Run, Stage, at_most_lr, cam_settings, model_digest
 from weaktr.stages.train_patches import train_patches
 from weaktr.training.compiling import compiled
 from weaktr.training.loader import EpochLoader
@@ -97,9 +97,9 @@ def train_cam(run: Run, folder: Path) -> int:
     schedule = CosineLRScheduler(
         optimizer,
         t_initial=max(1, settings.epochs * batches),  # timm refuses 0
-        lr_min=settings.min_lr,
+        lr_min=at_most_lr(settings, "min_lr"),
         warmup_t=settings.warmup_epochs * batches,  # type: ignore[arg-type] # a float is fine
-        warmup_lr_init=settings.warmup_lr,
+        warmup_lr_init=at_most_lr(settings, "warmup_lr"),
         t_in_epochs=False,
     )
 
@@ -217,9 +217,17 @@ def cam_losses(output: CamOutput, targets: Tensor, batch: int | None = None) -> 
     return {name: loss * (len(targets) / batch) for name, loss in losses.items()}
 
 
+def settings_of_choice(run: Run) -> dict[str, Any]:
+    """`Stage.also`: the CAMs by which an epoch is chosen."""
+    settings = run.recipe.train_cam
+    is_chosen = settings.choose == "fisher" and run.recipe.cam_model.kind != "patches"
+    return cam_settings(run.recipe) if is_chosen else {}
+
+
 TRAIN_CAM = Stage(
     "train_cam",
     settings=("seed", "cam_model", "train_cam"),
+    also=settings_of_choice,
     images=lambda run: [run.train_images],
     work=train_cam,
     result=model_digest,

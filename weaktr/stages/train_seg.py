@@ -14,7 +14,7 @@ from copy import deepcopy
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ from weaktr.progress import track
 from weaktr.stages.carried import save_model
 from weaktr.stages.label import LABEL
 from weaktr.stages.masks import is_of, unusable_in_words
-from weaktr.stages.run import MODEL, Run, Stage, model_digest, to_segment
+from weaktr.stages.run import MODEL, Run, Stage, at_most_lr, model_digest, to_segment
 from weaktr.stages.store import soft_file
 from weaktr.training.compiling import compiled
 from weaktr.training.decoder_start import start_decoder
@@ -117,7 +117,7 @@ def train_seg(run: Run, folder: Path) -> int:
     schedule = PolynomialSchedule(
         optimizer,
         t_initial=max(1, settings.epochs * (len(loader) // settings.accumulate)),  # timm refuses 0
-        lr_min=settings.min_lr,
+        lr_min=at_most_lr(settings, "min_lr"),
         power=settings.power,
         warmup_t=settings.warmup_steps,
         t_in_epochs=False,
@@ -314,12 +314,23 @@ def require_soft_labels(masks: MaskFolder, samples: Iterable[Sample]) -> dict[st
     return files
 
 
+def settings_of_amount(run: Run) -> dict[str, Any]:
+    """`Stage.also`: what makes photographs without a class count for "auto"."""
+    settings, unlabelled = run.recipe.train_seg, run.recipe.label.unlabelled
+    is_auto = "auto" in (settings.epochs, settings.batch_size)
+    if settings.masks == "truth" or not is_auto or unlabelled == "skip":
+        return {}
+    return {"label.unlabelled": unlabelled}
+
+
 TRAIN_SEG = Stage(
     "train_seg",
     settings=("seed", "seg_model", "train_seg"),
+    also=settings_of_amount,
     images=lambda run: [run.train],
     work=train_seg,
     result=model_digest,
     weights=lambda run: starting_config(run).weights,
     after=(LABEL,),
+    optional=lambda recipe: recipe.train_seg.masks == "truth",
 )
