@@ -407,11 +407,6 @@ class TrainCamConfig(Settings):
         faults = _graph_of_pieces(self.micro_batch, self.compile)
         if self.choose == "fisher" and not self.validate_every:
             faults["choose"] = "expected last where validate_every is 0, got fisher"
-        elif self.choose == "fisher" and 0 < self.epochs < self.validate_every:
-            faults["validate_every"] = (
-                f"expected at most the {self.epochs} epochs, of which choose: fisher takes one, "
-                f"got {self.validate_every}"
-            )
         return faults
 
 

@@ -546,6 +546,14 @@ def test_epochs_that_never_come_are_told(root, tmp_path):
     ]
 
 
+@pytest.mark.parametrize("every", [2, 3])
+def test_an_epoch_that_never_comes_is_not_chosen(root, tmp_path, every):
+    settings = {"choose": "fisher", "validate_every": every, "epochs": 2}
+    parts = check_recipe(tiny.recipe(root, train_cam=settings), tmp_path / "run")
+    told = "train_cam.validate_every: expected at most the 2 epochs, of which choose: fisher takes"
+    assert [f.startswith(told) for part in parts for f in part.faults] == [True] * (every == 3)
+
+
 def test_splits_without_true_masks_are_told_where_they_are_scored(root, tmp_path, caplog):
     data = tiny.squares(tmp_path / "data", count=8)
     for mask in (data / "masks").iterdir():

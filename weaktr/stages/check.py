@@ -488,6 +488,11 @@ class _Check:
             self._train_patches(part, self.train)
             return
         self._steps(part, len(self.train), settings, "train_cam")
+        if settings.choose == "fisher" and 0 < settings.epochs < settings.validate_every:
+            part.faults.append(
+                f"train_cam.validate_every: expected at most the {settings.epochs} epochs, of "
+                f"which choose: fisher takes one, got {settings.validate_every}"
+            )
         part.warnings += never_reached(settings, "train_cam")
         if 0 < settings.epochs <= settings.warmup_epochs:
             part.warnings.append(
