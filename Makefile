@@ -10,6 +10,8 @@ BIN := .venv/bin
 CSRC := $(shell find csrc -type f)
 CPP := $(shell find csrc $(wildcard tests/native) -name '*.[ch]pp' -o -name '*.cu*')
 PINNED := -c constraints.txt --build-constraint constraints.txt
+# Files in turn by their names: by their numbers of tests, the longest few would come last, alone.
+BY_FILE := --dist loadfile --no-loadscope-reorder
 # Threads that wait asleep: spinning ones starve the data loader on a machine of few cores.
 export OMP_WAIT_POLICY := PASSIVE
 
@@ -27,7 +29,7 @@ test: export WEAKTR_BUILD ?= require
 test: export WEAKTR_TEST_REQUIRE ?= cpu,triton
 test test-all: export OMP_NUM_THREADS ?= 1
 test: lint
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -n $(JOBS) $(BY_FILE)
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -38,12 +40,12 @@ lint: .venv/installed
 test-all: export WEAKTR_BUILD ?= require
 test-all: export WEAKTR_TEST_REQUIRE ?= cpu,triton
 test-all: lint
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m ""
+	$(BIN)/python -m pytest -n $(JOBS) $(BY_FILE) -m ""
 
 # With the oldest torch and Triton that are supported; takes its own environment, and is not part of CI.
 test-oldest: export WEAKTR_TEST_REQUIRE ?= cpu,triton
 test-oldest: .venv-oldest/installed
-	.venv-oldest/bin/python -m pytest -n $(JOBS) --dist loadfile
+	.venv-oldest/bin/python -m pytest -n $(JOBS) $(BY_FILE)
 
 bench: .venv/installed-bench
 	$(BIN)/python -m pytest -q tests/ops
