@@ -31,7 +31,7 @@ def out(tmp_path) -> Path:
 def said(monkeypatch) -> io.StringIO:
     """What the console prints."""
     text = io.StringIO()
-    monkeypatch.setattr(console, "file", text)
+    monkeypatch.setattr(console, "_file", text)  # `file` is the stream of this test, and would stay
     return text
 
 
