@@ -330,9 +330,10 @@ def _read_headers(archive: Path, file: BinaryIO) -> list[Member]:
 
 def _followed(link: Member, files: Mapping[str, Member], links: Mapping[str, str]) -> Member:
     """The file that a link, or a chain of links, leads to, under the name of the first one."""
-    target = link.missing
-    for _ in links:
-        target = links.get(target, target)
+    target, seen = link.missing, set[str]()
+    while target in links and target not in seen:
+        seen.add(target)
+        target = links[target]
     found = files.get(target)
     return link if found is None else found._replace(name=link.name)
 

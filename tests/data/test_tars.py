@@ -94,6 +94,18 @@ def test_links_are_files_and_those_that_lead_out_of_the_archive_are_told(tmp_pat
             tars.read_bytes(archive / name)
 
 
+def test_many_links_are_followed_in_one_pass(tmp_path):
+    """Each in as many steps as its chain is long, whatever the number of links."""
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for number in range(5_000):
+            info = tarfile.TarInfo(f"{number}.png")
+            info.type, info.linkname = tarfile.SYMTYPE, "5000.png"
+            tar.addfile(info)
+        tar.addfile(tarfile.TarInfo("5000.png"))
+    members = tars.members_of(tmp_path / "x.tar")
+    assert len(members) == 5_001 and not any(member.missing for member in members)
+
+
 def test_two_tars_joined_as_files_are_refused(tmp_path):
     for form in ("gnu", "ustar"):
         one, two = (

@@ -19,6 +19,7 @@ from weaktr.data.masks import MaskFolder
 from weaktr.files import read_json
 from weaktr.inference.cams import CamsOfModel
 from weaktr.inference.predictions import Predictor
+from weaktr.outputs import finished_facts
 from weaktr.stages import pipeline, places
 from weaktr.stages.pipeline import check_recipe, run_recipe
 from weaktr.stages.run import Run
@@ -87,13 +88,16 @@ def test_results_of_other_photographs_are_not_replaced(home, other):
 
 def test_data_elsewhere_that_have_grown_are_no_others(home, other):
     shutil.copy(home / "squares" / "images" / "0.png", other / "images" / "4.png")
+    before = finished_facts(home / "run" / "train_cam")
     run_recipe(tiny.recipe(other), home / "run", only="train_cam")
+    assert finished_facts(home / "run" / "train_cam") != before
 
 
 def test_data_that_were_wrong_before_anything_was_finished_may_be_others(home, other):
     for file in (home / "run").glob("*/finished.json"):
         file.unlink()
     run_recipe(tiny.recipe(other), home / "run", only="train_cam")
+    assert finished_facts(home / "run" / "train_cam") is not None
 
 
 def test_a_replaced_photograph_of_the_same_size_and_time_is_noticed(home):

@@ -2,8 +2,8 @@
 
 Choices count, and so do the labels of boxes, polygons, brushes and the like. JSON-MIN and CSV write
 a single choice as a text, like notes and what else is known of a photograph: there the name of the
-column decides. A task that nobody has
-annotated, or that was skipped, is left out: it is not a photograph without classes.
+column decides. A task that nobody has annotated, or that was skipped, is left out: it is not a
+photograph without classes.
 
 Source: Label Studio's documentation, "Export annotations" and "Label Studio JSON format".
 """
