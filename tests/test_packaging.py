@@ -24,7 +24,7 @@ from tests.tolerances import TOLERANCES
 
 ROOT = Path(__file__).parents[1]
 #: What belongs to a checkout but not into a build.
-IGNORED = (".git", ".venv", "runs", "build", "*.egg-info", ".*_cache", "__pycache__", "*.so")
+IGNORED = (".git", ".venv*", "runs", "build", "*.egg-info", ".*_cache", "__pycache__", "*.so")
 BUILD = "from setuptools import build_meta as b; import sys; print(getattr(b, sys.argv[1])('out'))"
 #: What a caller's environment may set and a build listens to.
 VARIABLES = ("WEAKTR_BUILD", "WEAKTR_CUDA", "CMAKE_ARGS", "CC", "CXX", "CXXFLAGS", "CUDACXX")

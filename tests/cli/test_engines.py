@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -36,22 +38,31 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-@pytest.mark.slow
-def test_processes_of_torchrun_make_what_one_makes(home: Path) -> None:
-    out = home / "torchrun"
+def label_as_command(home: Path, out: str, *options: str, launcher: Sequence[str] = ()) -> str:
+    """``weaktr label`` in a process of its own, with one thread; what it says."""
     settings = [part for setting in work.SETTINGS for part in ("--set", setting)]
-    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    arguments = ["label", home / "cam.safetensors", home / "tars", "--out", out, *settings, *BESIDE]
-    command = [sys.executable, "-m", *launcher, "-m", "weaktr.cli", *arguments]
+    model, tars = str(home / "cam.safetensors"), str(home / "tars")
+    arguments = ["label", model, tars, "--out", str(home / out), *settings, *BESIDE, *options]
     own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     ended = subprocess.run(
-        list(map(str, command)), env=os.environ | own, capture_output=True, text=True, check=False
+        [sys.executable, *launcher, "-m", "weaktr.cli", *arguments],
+        env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | own,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
+    return ended.stderr
+
+
+@pytest.mark.slow
+def test_processes_of_torchrun_make_what_one_makes(home: Path) -> None:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    said = label_as_command(home, "torchrun", launcher=launcher)
     for rank in range(2):
-        assert f"process {rank} of 0..1 (RANK and WORLD_SIZE)" in ended.stderr
-    assert files_in(out) == files_in(home / "one")
-    assert "index.parquet" in files_in(out)
+        assert f"process {rank} of 0..1 (RANK and WORLD_SIZE)" in said
+    assert files_in(home / "torchrun") == files_in(home / "one")
+    assert "index.parquet" in files_in(home / "torchrun")
 
 
 def kill_a_worker(unfinished: Path, killed: list[int]) -> None:
@@ -71,17 +82,13 @@ def kill_a_worker(unfinished: Path, killed: list[int]) -> None:
 
 
 @pytest.mark.slow
-def test_workers_of_ray_of_which_one_is_killed_make_what_one_process_makes(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("ray", reason="Ray is not installed")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
+def test_workers_of_ray_of_which_one_is_killed_make_what_one_process_makes(home: Path) -> None:
+    """Not in the process of the tests: Ray replaces `print` and what answers signals there."""
     out, killed = home / "ray", list[int]()
     watch = threading.Thread(target=kill_a_worker, args=(out / "unfinished", killed), daemon=True)
     watch.start()
-    engine = ("--engine", "ray", "--workers", "2")
-    assert label(home, *BESIDE, *engine, images="tars", out="ray") == 0
+    label_as_command(home, "ray", "--engine", "ray", "--workers", "2")
     assert len(killed) == 1, "no worker was killed"
     assert files_in(out) == files_in(home / "one")
     assert not (out / "unfinished").exists()

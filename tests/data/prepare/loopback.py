@@ -6,7 +6,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -83,7 +83,8 @@ class _Handler(BaseHTTPRequestHandler):
         if wanted and site.ranges and self.headers.get("If-Range", site.etag) == site.etag:
             start = int(wanted.removeprefix("bytes=").removesuffix("-"))
         self._head(start, len(content))
-        self._body(content[start:])
+        with suppress(ConnectionError):  # of who asked and went away
+            self._body(content[start:])
 
     def _head(self, start: int, total: int) -> None:
         self.send_response(206 if start else 200)
