@@ -1,7 +1,8 @@
 """What a build makes of the checkout: archives, the compiled extension, and what may not happen.
 
-Builds run the PEP 517 hooks in copies of the checkout. One compiles the C++ code; those about the
-build itself compile a stand-in of a few lines in its place.
+Builds run the PEP 517 hooks in copies of the checkout, with a stand-in of a few lines in place of
+the C++ code. One compiles the C++ code itself; its tests are `rare`, since the installation that
+comes before all tests compiles it too.
 """
 
 from __future__ import annotations
@@ -73,6 +74,14 @@ def copy_checkout(target: Path) -> Path:
     return shutil.copytree(ROOT, target, symlinks=True, ignore=shutil.ignore_patterns(*IGNORED))
 
 
+def put_stand_in(checkout: Path) -> None:
+    """Replace what is to be compiled."""
+    for source in (checkout / "csrc").rglob("*.*"):
+        source.write_text("")
+    for name, text in STAND_IN.items():
+        (checkout / "csrc" / name).write_text(text)
+
+
 def run_hook(source: Path, kind: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run one PEP 517 hook in `source`, without CUDA unless `variables` say otherwise."""
     (source / "out").mkdir(exist_ok=True)
@@ -120,7 +129,7 @@ def output_of(*command: str | Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-# ---- the real thing -----------------------------------------------------------------------------
+# ---- the archives -------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -135,14 +144,11 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def wheel(sdist: Path) -> Path:
-    """A wheel built from the sdist, in a third of the time that all optimisation takes.
-
-    What is looked at here does not depend on that, and more functions stay apart; the extension
-    that all other tests use has it.
-    """
-    quick = {"CMAKE_ARGS": "-DCMAKE_BUILD_TYPE=None", "CXXFLAGS": "-O0 -DNDEBUG"}
-    return build(sdist, "build_wheel", WEAKTR_BUILD="require", **quick)
+def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel built from the sdist."""
+    source = shutil.copytree(sdist, tmp_path_factory.mktemp("wheel") / "source")
+    put_stand_in(source)
+    return build(source, "build_wheel", WEAKTR_BUILD="require")
 
 
 @pytest.fixture(scope="module")
@@ -200,59 +206,7 @@ def test_wheel_carries_no_tests_and_both_commands(wheel: Path) -> None:
     assert "weaktr-train = weaktr.cli:train_program" in commands
 
 
-def test_extension_of_the_wheel_runs_a_dense_crf(installed: Path) -> None:
-    code = (
-        "import torch; from weaktr import _native; from weaktr.ops.dense_crf import dense_crf;"
-        "unary = torch.tensor([[[0.0, 1.0, 2.0]], [[2.0, 1.2, 0.0]]]);"
-        "q = [dense_crf(None, unary, gaussian=(1, 3), backend=name) for name in ('cpu', 'torch')];"
-        "print(_native.__file__, float((q[0] - q[1]).abs().max()))"
-    )
-    process = run_from(installed, "-c", code)
-    assert process.returncode == 0, process.stderr
-    where, error = process.stdout.split()
-    assert Path(where).parent == installed / "weaktr"
-    assert float(error) <= TOLERANCES["crf_marginals"].atol
-
-
-def test_extension_exports_its_entry_alone(installed: Path) -> None:
-    """Nothing inside can be mixed up with another library's symbol of the same name."""
-    (extension,) = installed.glob("weaktr/_native*.so")
-    symbols = output_of("nm", "-D", "--defined-only", extension).splitlines()
-    assert [line.split()[-1] for line in symbols] == ["PyInit__native"]
-
-
-@pytest.fixture(scope="module")
-def build_folder(sdist: Path, wheel: Path) -> Path:
-    """Where the objects of the wheel's extension lie, one archive per instruction set."""
-    if platform.machine() != "x86_64":
-        pytest.skip("only x86-64 has several instruction sets")
-    assert wheel.exists()
-    (folder,) = sdist.glob("build/temp*/native")
-    return folder
-
-
-def names(kind: str, *files: Path) -> set[str]:
-    """Names of the symbols that files define (``--defined-only``) or need (``-u``)."""
-    lines = output_of("nm", "--extern-only", kind, *files).splitlines()
-    return {line.split()[-1] for line in lines if line and not line.endswith(":")}
-
-
-@pytest.mark.parametrize("isa", ["avx2", "avx512", "avx512bf16"])
-def test_common_code_needs_nothing_else_of_newer_instruction_sets(
-    build_folder: Path, isa: str
-) -> None:
-    """A function of the standard library compiled for AVX-512 must not serve older processors."""
-    common = [*build_folder.glob("CMakeFiles/_native.dir/csrc/**/*.o")]
-    common.append(build_folder / "libweaktr_scalar.a")
-    taken = names("-u", *common) & names("--defined-only", build_folder / f"libweaktr_{isa}.a")
-    assert taken
-    assert all(name.startswith(f"_ZN6weaktr{len(isa)}{isa}") for name in taken), taken
-
-
-@pytest.mark.parametrize("isa", ["avx2", "avx512", "avx512bf16"])
-def test_import_runs_no_code_of_newer_instruction_sets(build_folder: Path, isa: str) -> None:
-    """Initialisers of globals would run at import, on every processor."""
-    assert "_GLOBAL__sub_I" not in output_of("nm", build_folder / f"libweaktr_{isa}.a")
+# ---- the extension that is installed here -------------------------------------------------------
 
 
 def installed_here() -> ModuleType:
@@ -261,6 +215,13 @@ def installed_here() -> ModuleType:
         return importlib.import_module("weaktr._native")
     except ImportError as error:
         unavailable("cpu", f"weaktr._native: {error}")
+
+
+def test_extension_exports_its_entry_alone() -> None:
+    """Nothing inside can be mixed up with another library's symbol of the same name."""
+    extension = str(installed_here().__file__)
+    symbols = output_of("nm", "-D", "--defined-only", extension).splitlines()
+    assert [line.split()[-1] for line in symbols] == ["PyInit__native"]
 
 
 def test_cuda_is_compiled_where_nvcc_is() -> None:
@@ -276,6 +237,74 @@ def test_cuda_is_compiled_where_nvcc_is() -> None:
     assert native.has_cuda()
 
 
+# ---- the C++ code itself, compiled from the sdist -----------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def compiled(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a wheel with the C++ code installs, built in a third of the time that optimising takes.
+
+    What is looked at here does not depend on that, and more functions stay apart; the extension
+    that all other tests use has it.
+    """
+    quick = {"CMAKE_ARGS": "-DCMAKE_BUILD_TYPE=None", "CXXFLAGS": "-O0 -DNDEBUG"}
+    folder = tmp_path_factory.mktemp("compiled")
+    with zipfile.ZipFile(build(sdist, "build_wheel", WEAKTR_BUILD="require", **quick)) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+@pytest.mark.rare
+def test_extension_of_the_wheel_runs_a_dense_crf(compiled: Path) -> None:
+    code = (
+        "import torch; from weaktr import _native; from weaktr.ops.dense_crf import dense_crf;"
+        "unary = torch.tensor([[[0.0, 1.0, 2.0]], [[2.0, 1.2, 0.0]]]);"
+        "q = [dense_crf(None, unary, gaussian=(1, 3), backend=name) for name in ('cpu', 'torch')];"
+        "print(_native.__file__, float((q[0] - q[1]).abs().max()))"
+    )
+    process = run_from(compiled, "-c", code)
+    assert process.returncode == 0, process.stderr
+    where, error = process.stdout.split()
+    assert Path(where).parent == compiled / "weaktr"
+    assert float(error) <= TOLERANCES["crf_marginals"].atol
+
+
+@pytest.fixture(scope="module")
+def build_folder(sdist: Path, compiled: Path) -> Path:
+    """Where the objects of the extension lie, one archive per instruction set."""
+    if platform.machine() != "x86_64":
+        pytest.skip("only x86-64 has several instruction sets")
+    assert compiled.exists()
+    (folder,) = sdist.glob("build/temp*/native")
+    return folder
+
+
+def names(kind: str, *files: Path) -> set[str]:
+    """Names of the symbols that files define (``--defined-only``) or need (``-u``)."""
+    lines = output_of("nm", "--extern-only", kind, *files).splitlines()
+    return {line.split()[-1] for line in lines if line and not line.endswith(":")}
+
+
+@pytest.mark.rare
+@pytest.mark.parametrize("isa", ["avx2", "avx512", "avx512bf16"])
+def test_common_code_needs_nothing_else_of_newer_instruction_sets(
+    build_folder: Path, isa: str
+) -> None:
+    """A function of the standard library compiled for AVX-512 must not serve older processors."""
+    common = [*build_folder.glob("CMakeFiles/_native.dir/csrc/**/*.o")]
+    common.append(build_folder / "libweaktr_scalar.a")
+    taken = names("-u", *common) & names("--defined-only", build_folder / f"libweaktr_{isa}.a")
+    assert taken
+    assert all(name.startswith(f"_ZN6weaktr{len(isa)}{isa}") for name in taken), taken
+
+
+@pytest.mark.rare
+@pytest.mark.parametrize("isa", ["avx2", "avx512", "avx512bf16"])
+def test_import_runs_no_code_of_newer_instruction_sets(build_folder: Path, isa: str) -> None:
+    """Initialisers of globals would run at import, on every processor."""
+    assert "_GLOBAL__sub_I" not in output_of("nm", build_folder / f"libweaktr_{isa}.a")
+
+
 # ---- the build itself, with a stand-in ----------------------------------------------------------
 
 
@@ -283,10 +312,7 @@ def test_cuda_is_compiled_where_nvcc_is() -> None:
 def stand_in(tmp_path: Path) -> Path:
     """A copy of the checkout whose csrc compiles in a second."""
     checkout = copy_checkout(tmp_path / "checkout")
-    for source in (checkout / "csrc").rglob("*.*"):
-        source.write_text("")
-    for name, text in STAND_IN.items():
-        (checkout / "csrc" / name).write_text(text)
+    put_stand_in(checkout)
     return checkout
 
 
