@@ -104,6 +104,12 @@ def place(tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope="module")
+def typed():
+    """The commands that were run already, which also another page may have."""
+    return set()
+
+
 @pytest.fixture
 def here(place, monkeypatch):
     monkeypatch.chdir(place)
@@ -115,7 +121,7 @@ RARE = {"docs/checkpoints": [pytest.mark.rare]}
 
 
 @pytest.mark.parametrize("page", [pytest.param(page, marks=RARE.get(page, [])) for page in PAGES])
-def test_commands_run_as_they_are_written(page, here):
+def test_commands_run_as_they_are_written(page, here, typed):
     for line in commands(page):
         if reason(line):
             continue
@@ -123,6 +129,9 @@ def test_commands_run_as_they_are_written(page, here):
             for name in ONNX_PACKAGES:
                 pytest.importorskip(name)
         program, *arguments = shlex.split(line, comments=True)
+        if (program, *arguments) in typed:
+            continue
+        typed.add((program, *arguments))
         if arguments[0] in ("label", "predict"):
             default = {"label": "labels", "predict": "predictions"}[arguments[0]]
             out = Path(arguments[arguments.index("--out") + 1] if "--out" in arguments else default)
