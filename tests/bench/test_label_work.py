@@ -15,10 +15,8 @@ from tests.data.trees import write_image
 SCRIPT = Path(__file__).parents[2] / "bench" / "label_work.py"
 
 
-@pytest.mark.parametrize(
-    "work",
-    ["parts", *(pytest.param(name, marks=pytest.mark.rare) for name in ("label", "predict"))],
-)
+@pytest.mark.rare
+@pytest.mark.parametrize("work", ["parts", "label", "predict"])
 def test_one_photograph(tmp_path, work):
     write_image(tmp_path / "a.png")
     (tmp_path / "labels.csv").write_text("a.png,0;3\n")

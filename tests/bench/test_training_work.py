@@ -59,6 +59,7 @@ def test_both_ways_load_the_same_kind_of_tensors(work, folder, stage):
     assert abs(means[0] - means[1]) < 0.5
 
 
+@pytest.mark.rare
 def test_a_program_answers(folder):
     program = str(BENCH / "training_work.py")
     command = [sys.executable, program, "loading", "cam", "weaktr", str(folder)]

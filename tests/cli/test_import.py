@@ -64,10 +64,15 @@ def photographs(tmp_path_factory):
 @pytest.mark.parametrize(
     ("name", "normalization"),
     [
-        ("stage2.vit_small_patch16_384.voc21.crop480", "vit"),
-        ("stage2.deit_small_patch16_224.coco91.crop480", "deit"),
+        *(
+            pytest.param(*model, marks=pytest.mark.rare)
+            for model in (
+                ("stage2.vit_small_patch16_384.voc21.crop480", "vit"),
+                ("stage2.deit_small_patch16_224.coco91.crop480", "deit"),
+                ("stage2.eva02_small_patch16_224.voc21.crop480", None),
+            )
+        ),
         ("stage2.dinov2_small_patch16_224.coco91.crop480", None),
-        ("stage2.eva02_small_patch16_224.voc21.crop480", None),
         ("stage2.linear.deit_small_patch16_224.voc21.crop480", "deit"),
     ],
 )

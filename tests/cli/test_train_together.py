@@ -230,7 +230,7 @@ def test_a_photograph_that_one_process_cannot_read_is_said_once(home, tmp_path):
     assert said.count("3.png") == 1 and "without a word" not in said, said
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.rare), 2])
 def test_killed_at_random_moments_it_goes_on_as_if_it_had_not_been(home, processes):
     draw, out = random.Random(processes), f"killed{processes}"
     for moment in sorted(draw.sample(range(1, 2 * STEPS), KILLS)):

@@ -68,7 +68,9 @@ def test_upsampling_is_bilinear():
 @pytest.mark.parametrize(
     "model",
     [
-        lambda: segmenter(position="published_seg", decoder="linear"),
+        pytest.param(
+            lambda: segmenter(position="published_seg", decoder="linear"), marks=pytest.mark.rare
+        ),
         lambda: cam_model("vit_small_patch14_reg4_dinov2", image_size=70),
     ],
     ids=["published segmenter", "CAMs of DINOv2 with registers"],

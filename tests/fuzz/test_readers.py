@@ -17,7 +17,7 @@ from tests.fuzz import run
 from tests.fuzz.readers import READERS, Reader
 from tests.fuzz.workers import ROOT, case_of, run_cases
 
-CASES = 1200
+CASES = 600
 ROW = re.compile(r"^(\S.*?) +(\d+) cases +(\d+) read +(\d+) refused +0 findings", re.MULTILINE)
 
 

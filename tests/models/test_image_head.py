@@ -119,7 +119,9 @@ def test_checkpoints_keep_it(tmp_path):
         assert torch.equal(again(images), model(images))
 
 
-@pytest.mark.parametrize("decoder", ["linear", "multi_mask_transformer"])
+@pytest.mark.parametrize(
+    "decoder", ["linear", pytest.param("multi_mask_transformer", marks=pytest.mark.rare)]
+)
 def test_exported_models_are_gated_too(tmp_path, decoder):
     model = segmenter(decoder=decoder, position="published_seg")
     model.image_head.head.bias.data[:] = torch.tensor([-5.0, 0, 5])

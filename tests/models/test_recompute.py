@@ -88,7 +88,7 @@ def test_random_numbers_after_a_step_are_those_of_a_plain_one():
     assert torch.equal(*drawn)
 
 
-@pytest.mark.parametrize("work", [stage1, stage2])
+@pytest.mark.parametrize("work", [stage1, pytest.param(stage2, marks=pytest.mark.rare)])
 def test_one_compiled_graph(work):
     """Without dropout, of which a compiled graph draws other numbers."""
     torch.compiler.reset()

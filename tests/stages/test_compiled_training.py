@@ -87,7 +87,7 @@ def test_stage_2_is_one_graph(decoder, graphs):
     assert len(graphs) == 1
 
 
-@pytest.mark.parametrize("is_frozen", [False, True])
+@pytest.mark.parametrize("is_frozen", [pytest.param(False, marks=pytest.mark.rare), True])
 def test_soft_labels_and_an_image_head_are_one_graph(is_frozen, graphs):
     model = small.segmenter(
         "deit_small_patch16_224", 5, decoder="linear", image_head=True, drop_path=0.0, **SMALL
