@@ -29,10 +29,10 @@ from torch.nn.functional import multilabel_soft_margin_loss
 from torch.utils.data import DataLoader, Dataset
 
 from weaktr.config import Amp, SegModelConfig
-from weaktr.data import cam_train_transform, seg_train_transform
 from weaktr.data.classes import IGNORE, Classes
 from weaktr.data.datasets import CamDataset, SeededDataset, SegDataset, multi_hot
 from weaktr.data.manifest import Manifest, Sample
+from weaktr.data.transforms import cam_train_transform, seg_train_transform
 from weaktr.models import Segmenter
 from weaktr.models.dropping import Part
 from weaktr.models.precision import autocast

@@ -283,7 +283,7 @@ class CamModelConfig(BackboneConfig):
 
 @dataclass(frozen=True)
 class CamAugment(Settings):
-    """Training augmentation of stage 1 (arguments of `weaktr.data.cam_train_transform`).
+    """Training augmentation of stage 1 (arguments of `weaktr.data.transforms.cam_train_transform`).
 
     Args:
         scale: range of the random crop's share of the image area.
@@ -590,7 +590,7 @@ class SegModelConfig(BackboneConfig):
 
 @dataclass(frozen=True)
 class SegAugment(Settings):
-    """Training augmentation of stage 2 (arguments of `weaktr.data.seg_train_transform`).
+    """Training augmentation of stage 2 (arguments of `weaktr.data.transforms.seg_train_transform`).
 
     Args:
         short_side: short side of the image at scale 1, in pixels.

@@ -8,6 +8,7 @@ import torch
 from tests.stages import tiny
 from tests.stages.test_patches import PATCHES, faults
 from tests.stages.test_patches import recipe as patches_recipe
+from weaktr.data.datasets import SegDataset
 from weaktr.models import Segmenter, checkpoints
 from weaktr.stages import train_seg as stage
 from weaktr.stages.pipeline import run_recipe
@@ -44,7 +45,7 @@ def run(root, tmp_path_factory):
 
 def agreement(run, model):
     """The share of patches whose most likely label is that of the pseudo labels."""
-    dataset = stage.data.SegDataset(
+    dataset = SegDataset(
         stage.supervision(run).images, None, patch_size=8, soft=stage.supervision(run).soft
     )
     rows = [*stage.labelled_patches(model, dataset, run)]

@@ -22,7 +22,7 @@ from weaktr import data
 from weaktr.config import BackboneConfig, CacheConfig, CamAugment, TrainCamConfig
 from weaktr.data import DataError, Sample
 from weaktr.data.datasets import CamDataset, EncodedCamDataset, tv_image
-from weaktr.data.transforms import Crop
+from weaktr.data.transforms import IMAGENET, Crop, cam_train_transform
 from weaktr.inference.encoded import EncodedPhotographs
 from weaktr.inference.head_inputs import (
     CropInputs,
@@ -182,7 +182,7 @@ def test_crops_are_those_of_the_training_transform(tmp_path, size, flip):
     classes = data.Classes(("a",), (1,))
     sample = Sample("a", tmp_path / "a.png", (0,), None, "")
     manifest = data.Manifest("x", "train", classes, (sample,))
-    transform = data.cam_train_transform(16, **PLAIN | {"flip": flip})
+    transform = cam_train_transform(16, **PLAIN | {"flip": flip})
     plain = CamDataset(manifest, transform, seed=3)
     encoded = EncodedCamDataset(
         manifest,
@@ -193,7 +193,7 @@ def test_crops_are_those_of_the_training_transform(tmp_path, size, flip):
         ],
         seed=3,
     )
-    mean, std = data.IMAGENET
+    mean, std = IMAGENET
     normalized = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])
     flips = set()
     for epoch in range(6):

@@ -14,10 +14,10 @@ from torch._dynamo.exc import TorchDynamoException
 
 from tests.stages import tiny
 from tests.training.lines import read_metrics
-from weaktr import data
 from weaktr.cli.show import _folders
 from weaktr.config import Recipe
 from weaktr.data import Classes
+from weaktr.data.datasets import CamDataset
 from weaktr.data.masks import MaskFolder
 from weaktr.evaluation.conditions import held_out
 from weaktr.models import CamModel, checkpoints
@@ -257,7 +257,7 @@ def test_a_loss_that_is_not_finite_is_told_with_its_images(root, tmp_path, monke
     recipe = tiny.recipe(root, train_cam={"accumulate": accumulate}, log_steps=3)
     batches, names = [], []
     losses = train_cam.cam_losses
-    read = data.CamDataset.__getitem__
+    read = CamDataset.__getitem__
 
     def of_batch(output, targets, batch):
         batches.append(len(targets))
@@ -269,7 +269,7 @@ def test_a_loss_that_is_not_finite_is_told_with_its_images(root, tmp_path, monke
         return read(dataset, index)
 
     monkeypatch.setattr(train_cam, "cam_losses", of_batch)
-    monkeypatch.setattr(data.CamDataset, "__getitem__", item)
+    monkeypatch.setattr(CamDataset, "__getitem__", item)
     monkeypatch.setattr("weaktr.stages.plan.forecast", lambda *_: {})  # which reads an image
     with pytest.raises(ValueError, match="loss not finite at epoch 2, step") as error:
         run_recipe(recipe, tmp_path, only="train_cam")

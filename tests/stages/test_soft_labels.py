@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from tests.stages import tiny
 from tests.training.lines import read_metrics
 from weaktr.config import LabelConfig, Recipe, TrainSegConfig
-from weaktr.data import DataError, SegDataset
+from weaktr.data import DataError
+from weaktr.data.datasets import SegDataset
 from weaktr.data.io import read_stored_labels
 from weaktr.data.stored_maps import SoftLabels, read_soft_labels
 from weaktr.models import checkpoints

@@ -17,7 +17,7 @@ from tests.cli.test_train import said
 from tests.stages import tiny
 from weaktr import cli
 from weaktr.config import Recipe
-from weaktr.data import EpochSampler, SegDataset
+from weaktr.data.datasets import EpochSampler, SegDataset
 from weaktr.data.label_files import read_label_file
 from weaktr.data.masks import MaskFolder
 from weaktr.progress import log

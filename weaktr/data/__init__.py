@@ -1,10 +1,12 @@
-"""Data sets: their description (`Manifest`), their faults (`check`), how they are read."""
+"""Data sets: their description (`Manifest`), their faults (`check`), how they are read.
+
+Imports no torch: what training makes of them is in `datasets` and `transforms`.
+"""
 
 from __future__ import annotations
 
 from weaktr.data.check import check
 from weaktr.data.classes import COCO80, COCO90, IGNORE, VOC, Classes, palette
-from weaktr.data.datasets import CamDataset, EpochSampler, SegDataset, mixed_seed, multi_hot
 from weaktr.data.io import read_image, read_labels, read_mask, read_rgb
 from weaktr.data.manifest import Manifest, Sample
 from weaktr.data.names import only, read_names
@@ -14,38 +16,22 @@ from weaktr.data.sources import SOURCES, load_manifest
 from weaktr.data.sources.coco14 import coco14
 from weaktr.data.sources.folder import folder, unlabelled
 from weaktr.data.sources.voc12 import voc12
-from weaktr.data.transforms import (
-    IMAGENET,
-    Normalization,
-    cam_train_transform,
-    cam_val_transform,
-    seg_train_transform,
-)
 
 __all__ = [
     "COCO80",
     "COCO90",
     "IGNORE",
-    "IMAGENET",
     "SOURCES",
     "VOC",
-    "CamDataset",
     "Classes",
     "DataError",
-    "EpochSampler",
     "Manifest",
-    "Normalization",
     "Problem",
     "Sample",
-    "SegDataset",
-    "cam_train_transform",
-    "cam_val_transform",
     "check",
     "coco14",
     "folder",
     "load_manifest",
-    "mixed_seed",
-    "multi_hot",
     "only",
     "palette",
     "read_image",
@@ -54,7 +40,6 @@ __all__ = [
     "read_names",
     "read_rgb",
     "render_masks",
-    "seg_train_transform",
     "unlabelled",
     "voc12",
 ]

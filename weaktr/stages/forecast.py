@@ -20,8 +20,10 @@ from PIL import Image
 from torch import Tensor
 
 from weaktr.config import PredictConfig, SizedTrainSegConfig, TrainCamConfig
-from weaktr.data import CamDataset, Sample, SegDataset, cam_train_transform, seg_train_transform
+from weaktr.data import Sample
+from weaktr.data.datasets import CamDataset, SegDataset
 from weaktr.data.io import image_size
+from weaktr.data.transforms import cam_train_transform, seg_train_transform
 from weaktr.inference.head_inputs import reasons_against
 from weaktr.inference.labels import label_maps, uses_features
 from weaktr.inference.patch_cams import cams_of

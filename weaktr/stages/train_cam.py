@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from timm.scheduler import CosineLRScheduler
 from torch import Tensor
 
-from weaktr import data, processes
-from weaktr.data.datasets import SeededDataset
+from weaktr import processes
+from weaktr.data.datasets import CamDataset, SeededDataset
+from weaktr.data.transforms import Normalization, cam_train_transform
 from weaktr.evaluation.conditions import split_name
 from weaktr.evaluation.iou import scored
 from weaktr.evaluation.models import cam_curve
@@ -78,12 +79,12 @@ def train_cam(run: Run, folder: Path) -> int:
             model, run.train_images, settings, run.cache, run.contents, recipe.seed
         )
     else:
-        transform = data.cam_train_transform(
+        transform = cam_train_transform(
             recipe.cam_model.image_size,
-            normalization=cast(data.Normalization, model.normalization),
+            normalization=cast(Normalization, model.normalization),
             **asdict(settings.augment),
         )
-        dataset = data.CamDataset(run.train_images, transform, seed=recipe.seed)
+        dataset = CamDataset(run.train_images, transform, seed=recipe.seed)
     workers = 0 if passes_once else recipe.num_workers  # memory needs no other process
     loader = EpochLoader(dataset, settings.batch_size, recipe.seed, workers)
     optimizer = cam_optimizer(

@@ -19,11 +19,13 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from weaktr import data, processes
+from weaktr import processes
 from weaktr.config import SegModelConfig
-from weaktr.data import Manifest, Sample
+from weaktr.data import Manifest, Sample, read_mask
+from weaktr.data.datasets import SegDataset
 from weaktr.data.masks import MaskFolder
 from weaktr.data.parallel import ordered_map
+from weaktr.data.transforms import Normalization, seg_train_transform
 from weaktr.evaluation.conditions import HELD_OUT, held_out, split_name
 from weaktr.evaluation.iou import scored
 from weaktr.evaluation.models import score_segmenter
@@ -80,9 +82,9 @@ def train_seg(run: Run, folder: Path) -> int:
     load_backbone(model.vit, config)
     model = model.to(run.device)
     model.recompute_blocks(settings.recompute)
-    transform = data.seg_train_transform(
+    transform = seg_train_transform(
         settings.crop,
-        normalization=cast(data.Normalization, model.normalization),
+        normalization=cast(Normalization, model.normalization),
         **asdict(settings.augment),
         patch_size=model.patch_size,
     )
@@ -95,7 +97,7 @@ def train_seg(run: Run, folder: Path) -> int:
             f", {settings.crops} crops of each" if settings.crops > 1 else "",
             recipe.train_seg.epochs, recipe.train_seg.batch_size,
         )  # fmt: skip
-    dataset = data.SegDataset(
+    dataset = SegDataset(
         learnt.images,
         transform,
         seed=recipe.seed,
@@ -192,7 +194,7 @@ def shares_of_labels(images: Manifest) -> Tensor:
     num_labels = images.classes.num_labels
 
     def counts(sample: Sample) -> Tensor:
-        values = torch.from_numpy(data.read_mask(sample, num_labels)).flatten().long()
+        values = torch.from_numpy(read_mask(sample, num_labels)).flatten().long()
         return torch.bincount(values, minlength=256)[:num_labels]
 
     title = "how frequent labels are"
@@ -204,7 +206,7 @@ def shares_of_labels(images: Manifest) -> Tensor:
 
 
 def labelled_patches(
-    model: Segmenter, dataset: data.SegDataset, run: Run
+    model: Segmenter, dataset: SegDataset, run: Run
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """What the decoder gets of photographs before training, and the labels of that.
 

@@ -9,8 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from weaktr import processes
-from weaktr.data import EpochSampler
-from weaktr.data.datasets import SeededDataset
+from weaktr.data.datasets import EpochSampler, SeededDataset
 from weaktr.stopping import ignore_signals
 
 
