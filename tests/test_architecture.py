@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from importlib import import_module
@@ -120,6 +122,19 @@ def test_no_imports_in_a_circle():
 )  # fmt: skip
 def test_imports_are_read_wherever_they_stand(source, files):
     assert imports_of(source) == files
+
+
+#: What commands that compute nothing need; torch takes seconds to import.
+WITHOUT_TORCH = ["data", "exchange", "recipes", "shards.query", "shards.records", "shards.verify"]
+
+
+def test_what_only_reads_imports_no_torch():
+    imports = ", ".join(f"weaktr.{name}" for name in WITHOUT_TORCH)
+    code = (
+        f"import sys, {imports}; weaktr.recipes.load_recipe('demo'); print('torch' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "False\n"
 
 
 # ---- tensors -------------------------------------------------------------------------------------
