@@ -121,6 +121,17 @@ def test_turned_images(good: Manifest) -> None:
     assert "EXIF" in only(check(good), "warning").message
 
 
+def test_further_pages_of_a_file(good: Manifest, tmp_path: Path) -> None:
+    with Image.open(good.samples[0].image) as image:
+        image.save(tmp_path / "pages.tif", save_all=True, append_images=[image])
+        image.save(tmp_path / "one.tif")
+    pages, one = (change(good, image=tmp_path / name) for name in ("pages.tif", "one.tif"))
+    problem = only(check(pages), "warning")
+    assert (problem.file, problem.where) == (str(tmp_path / "pages.tif"), "list.csv:3")
+    assert "of which the first alone is used" in problem.message
+    assert check(one) == check(good)
+
+
 def test_what_only_the_whole_shows(good: Manifest) -> None:
     unseen = replace(good, classes=Classes(("cat", "dog", "cow", "emu")))
     assert only(check(unseen), "warning").message == "2 classes have no image: cow, emu"

@@ -55,7 +55,7 @@ def check(
     with none of them, or with the colours of other labels; labels or masks for only a part of the
     images; a class that no image, one image or every image shows; class names that may be meant as
     one, as background, as several, as a heading or as a label; names that differ in case alone;
-    EXIF rotation.
+    EXIF rotation; further pictures in a file.
 
     Args:
         manifest: the data set.
@@ -99,6 +99,9 @@ def _check_sample(sample: Sample, classes: Classes) -> list[Problem]:
     try:
         photograph = open_image(sample.image, sample.source, lambda image: _look(image, sample))
         problems += _check_orientation(sample, photograph)
+        if photograph.has_more:
+            message = "the file holds several pictures (pages), of which the first alone is used"
+            problems.append(_warning(sample, message))
     except DataError as error:
         problems += error.problems
     if (fault := name_fault(sample.name)) is not None:
@@ -124,6 +127,7 @@ class _Photograph(NamedTuple):
     stored: tuple[int, int]  #: height and width as stored
     how: int  #: see `weaktr.data.io.orientation`
     entry: object  #: the orientation as it stands in EXIF, None = none
+    has_more: bool  #: whether the file has other pictures behind this one
 
     def size(self, exif: Exif) -> tuple[int, int]:
         """Height and width as it is used."""
@@ -135,7 +139,8 @@ def _look(image: Image.Image, sample: Sample) -> _Photograph:
     check_is_8_bit(image, sample.image, sample.source)
     pixels = image.convert("RGB")
     stored = (pixels.height, pixels.width)
-    return _Photograph(stored, orientation(image), orientation_entry(image))
+    has_more = image.format != "MPO" and getattr(image, "is_animated", False)  # MPO: a preview
+    return _Photograph(stored, orientation(image), orientation_entry(image), has_more)
 
 
 def _check_orientation(sample: Sample, photograph: _Photograph) -> list[Problem]:

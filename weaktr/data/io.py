@@ -13,6 +13,8 @@ from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from weaktr import tars
 from weaktr.data.classes import IGNORE
@@ -39,6 +41,7 @@ _MASK_FACTORS = {
 _COLOURS = "; where its colours stand for classes, replace each by the number of its class first"
 _REMEDIES = {"LA": " without transparency", "RGB": _COLOURS, "RGBA": _COLOURS}
 _EXIF_ORIENTATION = 0x0112
+_BITS_OF_TIFF = 258
 #: Orientation in EXIF -> how viewers turn and mirror the stored image.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -145,11 +148,29 @@ def turned(image: Image.Image, how: int) -> Image.Image:
 
 
 def check_is_8_bit(image: Image.Image, path: Path, source: str) -> None:
-    """Raise `DataError` for an image of more than 8 bits a channel."""
-    if image.mode not in _IMAGE_MODES:
+    """Raise `DataError` for an open image of more than 8 bits a channel, not yet decoded."""
+    is_cut = _loses_bits(image)
+    if is_cut or image.mode not in _IMAGE_MODES:
+        got = "16 bits" if is_cut else f"mode {image.mode}"
         expected = "expected an image of 8 bits a channel"
-        message = f"{expected}, got mode {image.mode}: convert it first"
-        raise DataError(Problem(str(path), source, message))
+        advice = "convert it first, its own range of numbers to 0..255"
+        raise DataError(Problem(str(path), source, f"{expected}, got {got}: {advice}"))
+
+
+def _loses_bits(image: Image.Image) -> bool:
+    """Whether Pillow decodes an image of more than one channel without the lower 8 of 16 bits.
+
+    Data of 12 bits in such a file would be nearly black.
+    """
+    if isinstance(image, PngImageFile):
+        return ";16" in _packing(image)
+    return isinstance(image, TiffImageFile) and max(image.tag_v2.get(_BITS_OF_TIFF, (1,))) > 8
+
+
+def _packing(image: Image.Image) -> str:
+    """How the pixels of an open image are packed in its file, as Pillow calls it."""
+    tiles = getattr(image, "tile", ())
+    return str(tiles[0].args) if tiles else ""
 
 
 def check_is_mask(image: Image.Image, path: Path, source: str) -> int:
@@ -158,9 +179,7 @@ def check_is_mask(image: Image.Image, path: Path, source: str) -> int:
     Raises:
         DataError: it cannot hold labels.
     """
-    tiles = getattr(image, "tile", ())
-    packing = str(tiles[0].args) if tiles else ""
-    factor = _MASK_FACTORS.get(packing) if image.format == "PNG" else None
+    factor = _MASK_FACTORS.get(_packing(image)) if image.format == "PNG" else None
     if factor is None:
         message = _not_a_mask(image)
         raise DataError(Problem(str(path), source, message, kind="mask of another form"))
