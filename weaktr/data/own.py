@@ -137,6 +137,7 @@ def look_at(
         of_val = read_tags(val)
         rows_of_val = of_val.rows
         rows = [*rows, *of_val.rows]
+        tags = replace(tags, doubts=(*tags.doubts, *(f"{val.name}: {d}" for d in of_val.doubts)))
         if of_val.form != tags.form:
             tags = replace(tags, form=f"{tags.form}; {val.name}: {of_val.form}")
     found = matched(rows, list(photographs))
