@@ -11,6 +11,7 @@ from tests.data.trees import write_csv, write_image, write_list, write_mask
 from weaktr.data import load_manifest
 from weaktr.data.problems import DataError, Problem
 from weaktr.data.sources.folder import HINTS, folder, unlabelled
+from weaktr.outputs import require_outside_results
 
 ROWS = [["image", "labels"], ["cats/1.jpg", "sofa; cat"], ["dogs/1.png", "dog"], ["x.jpg", ""]]
 
@@ -367,6 +368,52 @@ def test_what_no_line_speaks_of(root: Path) -> None:
             ("masks/gone.png", "the image of this mask"),
         )
     ]
+
+
+def test_photographs_beside_their_folder_are_told(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("WARNING", "weaktr")
+    write_csv(root / "train.csv", [ROWS[0], ["x.jpg", "cat"], ["cats/1", "cat"], ["p.jpg", "cat"]])
+    for name in ("p.jpg", "more/q.png", "masks/x.png", "out/x.png"):
+        write_image(root / name)
+    (root / "out/.weaktr-lock").touch()
+    assert len(unlabelled(root)) == 3
+    told = "2 photographs outside of images/ (more/q.png, p.jpg) are left out: move them into it"
+    assert caplog.messages == [f"{root}: {told}"]
+    problems: list[Problem] = []
+    unlabelled(root, problems=problems)
+    assert [(p.file, p.message, p.level) for p in problems] == [(str(root), told, "warning")]
+    problems.clear()
+    assert len(folder(root, problems=problems)) == 3
+    assert [(p.file, p.message, p.level) for p in problems if p.file == str(root)] == [
+        (
+            str(root),
+            "1 photograph outside of images/ (more/q.png) is in no line of train.csv",
+            "warning",
+        )
+    ]
+    caplog.clear()
+    unlabelled(root / "images")
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("content", "is_own"), [('{"camera": 1}', False), ("[", False), ('{"made_from": "1"}', True)]
+)
+def test_only_a_file_of_weaktrs_makes_a_folder_one_of_results(
+    root: Path, content: str, is_own: bool
+) -> None:
+    (root / "images/cats/inputs.json").write_text(content)
+    assert [sample.name for sample in unlabelled(root / "images")] == [
+        *([] if is_own else ["cats/1"]), "dogs/1", "x",
+    ]  # fmt: skip
+    place = root / "images/cats/out"
+    if is_own:
+        with pytest.raises(ValueError, match="a folder of other results"):
+            require_outside_results(place, "--out")
+    else:
+        require_outside_results(place, "--out")
 
 
 def test_what_is_taken_in_place_of_a_split_is_said(

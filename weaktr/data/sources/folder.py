@@ -36,8 +36,8 @@ from weaktr.data.manifest import (
 from weaktr.data.names import HEADINGS, class_list
 from weaktr.data.problems import DataError, Problem
 from weaktr.files import files_below, paths_below
-from weaktr.messages import brief, few
-from weaktr.outputs import INPUTS, LOCK
+from weaktr.messages import brief, counted, few
+from weaktr.outputs import LOCK, has_inputs
 from weaktr.tars import IS_PACKED, PACKED
 
 log = logging.getLogger("weaktr")
@@ -50,6 +50,8 @@ HINTS = 200
 PART = "_part"
 #: The kind of problem of an image that no label file speaks of.
 NOT_LISTED = "image that is not listed"
+#: The kind of problem of photographs outside of the folder in which they are looked for.
+BESIDE = "photographs outside of images/"
 #: What is wrong with a file among the masks.
 NO_MASK = "not read: masks are PNGs, one an image; other formats lose or change labels"
 #: The kind of problem of a photograph of a format that is not looked for.
@@ -138,10 +140,11 @@ def folder(
         mask = exact or capital.get(name)
         labels = _indices(row, known, path, faults, hint)
         samples.append(Sample(name, image, labels, mask, row.source, exif=exif))
-    unread = _unread_masks(mask_files, samples)
+    images_used = {sample.image for sample in samples}
+    unread = _unread_masks([file for file in mask_files if file not in images_used], samples)
     if problems is not None:
         images_below = image_root if image_root.is_dir() else root
-        problems.extend(_not_listed(splits, samples, images_below, mask_root))
+        problems.extend(_not_listed(splits, samples, root, images_below, mask_root))
         problems.extend(Problem(str(file), "", NO_MASK, "warning") for file in unread)
     elif unread:
         _say_once(f"{mask_root}: {_by_suffix(unread)} are {NO_MASK}")
@@ -231,7 +234,8 @@ def unlabelled(
 
     Args:
         root: searched at every depth for jpg, jpeg, png, bmp, webp, tif, tiff. Of the root of a
-            data set, its folder of photographs is searched (`photographs_of`). Left out are hidden
+            data set, its folder of photographs is searched (`photographs_of`), and photographs
+            beside ``images`` are left out with a warning. Left out are hidden
             files and folders, what systems put beside data (`weaktr.files.is_clutter`), results of
             weaktr, and true masks; with a warning, photographs of other formats.
         classes: names of the model's classes, if the manifest is to carry them.
@@ -249,7 +253,14 @@ def unlabelled(
         OSError: `root` itself cannot be listed.
         DataError: two images differ only in suffix, so their results would have the same name.
     """
-    root, exif = photographs_of(require_folder(root)), require_exif(exif)
+    given, exif = require_folder(root), require_exif(exif)
+    root = photographs_of(given)
+    if beside := photographs_beside(given, root):
+        message = f"{beside_in_words(beside, given)} left out: move them into it"
+        if problems is None:
+            log.warning("%s: %s", given, message)
+        else:
+            problems.append(Problem(str(given), "", message, "warning", BESIDE))
     below = _without_masks(in_order(files_but_results(root)), root)
     closed = [path for path in below if os.path.isdir(path)]
     files = [file for file in below if file.suffix.lower() in IMAGE_SUFFIXES and file not in closed]
@@ -294,6 +305,27 @@ def photographs_of(root: Path) -> Path:
     return root
 
 
+def photographs_beside(root: Path, images: Path) -> list[Path]:
+    """The photographs below a folder that lie neither in its ``images`` nor in its ``masks``.
+
+    Args:
+        root: the folder.
+        images: its folder of photographs; where that is not ``root/images``, none lie beside it.
+    """
+    if images != root / "images" or not images.is_dir():
+        return []
+    apart = (os.path.join(images, ""), os.path.join(root / "masks", ""))
+    others = (path for path in paths_but_results(root) if not path.startswith(apart))
+    return in_order(Path(path) for path in others if path.lower().endswith(IMAGE_SUFFIXES))
+
+
+def beside_in_words(files: Sequence[Path], root: Path) -> str:
+    """``2 photographs outside of images/ (a.jpg, b/c.jpg) are``, see `photographs_beside`."""
+    names = few([_below(file, root) for file in files])
+    are = counted(len(files), "photograph", "photographs")
+    return f"{are} outside of images/ ({names}) {'is' if len(files) == 1 else 'are'}"
+
+
 def files_but_results(root: Path) -> Iterator[Path]:
     """`paths_but_results` as paths, which takes twice as long."""
     return map(Path, paths_but_results(root))
@@ -305,10 +337,11 @@ def paths_but_results(root: Path) -> Iterator[str]:
 
     @cache
     def holds_results(folder: str) -> bool:
-        if Path(folder) == root:
+        path = Path(folder)
+        if path == root:
             return False
-        marks = (os.path.join(folder, mark) for mark in (INPUTS, LOCK))
-        return any(map(os.path.isfile, marks)) or holds_results(os.path.dirname(folder))
+        is_own = (path / LOCK).is_file() or has_inputs(path)
+        return is_own or holds_results(os.path.dirname(folder))
 
     below = paths_below(root, follow=True)
     return (path for path in below if not holds_results(os.path.dirname(path)))
@@ -477,9 +510,10 @@ def _say_once(told: str, level: int = logging.WARNING) -> None:
 
 
 def _not_listed(
-    splits: Sequence[LabelFile], samples: Sequence[Sample], images: Path, masks: Path
+    splits: Sequence[LabelFile], samples: Sequence[Sample], root: Path, images: Path, masks: Path
 ) -> Iterator[Problem]:
-    """A warning for each image below a folder, and each mask, that no label file speaks of."""
+    """A warning for each image below `images`, and each mask, that no label file speaks of; one for
+    those beside them below `root`."""
     files = ", ".join(split.path.name for split in splits)
     listed = {sample.name for sample in samples}
     for row in (row for split in splits for row in split.rows):
@@ -500,6 +534,14 @@ def _not_listed(
         if file.suffix.lower() in ALL_SUFFIXES and not file.is_relative_to(masks):
             message = f"no line of {files} lists this image"
             yield Problem(str(file), "", message, "warning", NOT_LISTED)
+    others = [
+        file for file in photographs_beside(root, images)
+        if file not in own and _name(_below(file, root)) not in listed
+        and not file.is_relative_to(masks)
+    ]  # fmt: skip
+    if others:
+        message = f"{beside_in_words(others, root)} in no line of {files}"
+        yield Problem(str(root), "", message, "warning", BESIDE)
     for file in in_order(files_below(masks, follow=True)):
         is_mask = file.suffix.lower() == ".png"
         if is_mask and _name(_below(file, masks)) not in listed:
