@@ -111,6 +111,17 @@ def test_names_twice(good: Manifest) -> None:
     assert problem.message == "name '0' was already declared at list.csv:2"
 
 
+def test_an_image_under_two_names(good: Manifest) -> None:
+    image = good.samples[0].image
+    same = change(good, image=image, mask=None, labels=good.samples[0].labels)
+    told = "is the image of '0' too, declared at list.csv:2"
+    problem = only([p for p in check(same) if "two names" in p.kind], "warning")
+    assert (problem.message, problem.where) == (told, "list.csv:3")
+    other = change(good, image=image, mask=None, labels=())
+    problem = only([p for p in check(other) if "two names" in p.kind], "error")
+    assert problem.message == f"{told}, with other labels: correct one of them"
+
+
 def test_turned_images(good: Manifest) -> None:
     turned = Image.Exif()
     turned[0x0112] = 6

@@ -87,7 +87,7 @@ def folder(
             image that only lacks it.
         masks: folder of true masks (for evaluation only): ``<image path without suffix>.png`` (or
             ``.PNG``), pixel 0 = background, ``k + 1`` = class index k, 255 = ignore. None =
-            ``root/masks``.
+            ``root/masks``. Of a path that starts above `images` the part below it counts too.
         exif: "apply" = turn photographs as their EXIF asks viewers to, see `Sample`.
         problems: None = faults are errors; a list collects them instead.
 
@@ -136,8 +136,10 @@ def folder(
     has_masks = mask_root.is_dir()
     samples = []
     for name, row, image in _unrepeated(own.rows, [image_root, root], path, faults):
-        exact = first_file([mask_root / f"{name}.png"]) if has_masks else None
-        mask = exact or capital.get(name)
+        mask = None
+        for own_name in _mask_names(name, image, image_root) if has_masks else ():
+            exact = first_file([mask_root / f"{own_name}.png"])
+            mask = mask or exact or capital.get(own_name)
         labels = _indices(row, known, path, faults, hint)
         samples.append(Sample(name, image, labels, mask, row.source, exif=exif))
     images_used = {sample.image for sample in samples}
@@ -149,6 +151,13 @@ def folder(
     elif unread:
         _say_once(f"{mask_root}: {_by_suffix(unread)} are {NO_MASK}")
     return collect_or_raise(Manifest("folder", split, known, tuple(samples)), faults, problems)
+
+
+def _mask_names(name: str, image: Path, images: Path) -> Iterator[str]:
+    """The names of a photograph's mask without suffix: its own, and the path below `images`."""
+    yield name
+    if image.is_relative_to(images) and (below := _name(_below(image, images))) != name:
+        yield below
 
 
 def label_file(root: str | Path, split: str = "train") -> Path | None:
@@ -411,10 +420,12 @@ def _unrepeated(
     """Name, row and image file of the rows whose image stays in its folder and whose name is new.
 
     The paths of the rows are as their files are called (see `folder`); `roots`: where they start.
+    Two names of one file, of which one is found in each of `roots`, have the same labels.
     """
     likely = first_folder(roots) or roots[-1]
     there = [root for root in roots if root.is_dir()]
     first: dict[str, Row] = {}
+    of_file: dict[Path, Row] = {}
     images, other_spelling = {}, []
     listing = cache(_paths_of_stems)
     for row in rows:
@@ -438,14 +449,15 @@ def _unrepeated(
         if written not in (row.image, bare):
             other_spelling.append((bare, written))
         name, found = _name(written), Row(written, row.labels, row.source)
-        earlier = first.setdefault(name, found)
-        if earlier is found:
-            images[name] = image
+        earlier, same = first.get(name), of_file.setdefault(image, found)
+        if earlier is None and set(same.labels) == set(found.labels):
+            first[name], images[name] = found, image
             continue
-        message = (
-            f"{brief(written)} was already declared as {brief(earlier.image)} at {earlier.source}"
-        )
-        if written != earlier.image:
+        other = earlier or same
+        message = f"{brief(written)} was already declared as {brief(other.image)} at {other.source}"
+        if earlier is None:
+            message += ", with other labels: correct one of them"
+        elif written != other.image:
             message += "; paths must differ before the suffix"
         faults.append(Problem(str(path), row.source, message, kind="image declared twice"))
     if other_spelling:
@@ -516,9 +528,10 @@ def _not_listed(
     those beside them below `root`."""
     files = ", ".join(split.path.name for split in splits)
     listed = {sample.name for sample in samples}
+    above = f"{_below(images, root)}/" if images.is_relative_to(root) else ""
     for row in (row for split in splits for row in split.rows):
         path = row.image.strip().replace("\\", "/")
-        listed |= {path, _name(path)}
+        listed |= {path, _name(path), path.removeprefix(above), _name(path).removeprefix(above)}
     own = {sample.image for sample in samples}
 
     def is_listed_image(path: str) -> bool:

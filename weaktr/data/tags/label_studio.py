@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from weaktr.data.label_files import without_preface
 from weaktr.data.layout import ALL_SUFFIXES
 from weaktr.data.tags.form import Form, Tags, fault, row
-from weaktr.data.tags.table import LABELS, without_preface
+from weaktr.data.tags.table import LABELS
 from weaktr.files import parse_json
 from weaktr.messages import brief, counted, few
 

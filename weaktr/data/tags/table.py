@@ -11,7 +11,7 @@ from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
-from weaktr.data.label_files import Row, read_label_file, separator_of
+from weaktr.data.label_files import Row, read_label_file, without_preface
 from weaktr.data.layout import ALL_SUFFIXES, flag
 from weaktr.data.names import HEADINGS
 from weaktr.data.problems import DataError, Problem
@@ -31,8 +31,6 @@ Line = tuple[int, list[str]]
 _NUMBER = re.compile(r"[\W\d_]+$")
 #: Parts the labels in a cell.
 _BETWEEN = re.compile("[;|]")
-#: Empty lines, and the one by which Excel knows what parts the columns.
-_PREFACE = re.compile(r'(?:[^\S\r\n]*[\r\n])*(?:"?sep=([,;\t|])"?[^\S\r\n]*[\r\n]+)?')
 
 
 def is_own_table(text: str) -> bool:
@@ -187,19 +185,6 @@ def _whole(path: Path, lines: Sequence[Line], least: int) -> list[Line]:
     if faults:
         raise DataError(faults)
     return filled
-
-
-def without_preface(text: str) -> tuple[int, str, str | None]:
-    """A table without empty first lines and Excel's ``sep=;``.
-
-    Returns:
-        The number of lines that were left out, the others, and what parts their columns.
-    """
-    preface = _PREFACE.match(text)
-    start = preface.end() if preface else 0
-    rest = text[start:]
-    told = preface[1] if preface else None
-    return len(text[:start].splitlines()), rest, told or separator_of(rest)
 
 
 def _cells(text: str) -> list[Line]:
