@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import builtins
 import gzip
 import hashlib
@@ -29,6 +30,8 @@ from tests.shards.work import (
 )
 from weaktr import data
 from weaktr.cli import FAILED, WRONG_INPUT
+from weaktr.cli.label import add_arguments
+from weaktr.cli.sharded import is_sharded
 from weaktr.data import VOC
 from weaktr.data.masks import MaskFolder, read_changed_mask
 from weaktr.models import checkpoints
@@ -738,6 +741,24 @@ def test_a_shard_in_a_folder_that_is_called_like_a_shard(home):
             assert begun.is_file()
     assert not (home / "out" / "unfinished").exists()
     assert masks_of(home / "out") == masks_of(home / "plain")
+
+
+def test_photographs_beside_tars_are_told(home, caplog):
+    caplog.set_level("WARNING", "weaktr")
+    shutil.copy(home / "photos/00.png", home / "tars/loose.png")
+    assert label(home, *BESIDE, images="tars", out="shards") == 0
+    assert caplog.messages == [
+        f"{home / 'tars'}: holds tars, which count, and 1 photograph (loose.png), left out: move "
+        "one or the other into a folder of their own"
+    ]
+
+
+def test_tars_in_the_folder_of_a_data_set_are_none_of_its_photographs(home):
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    given = ["model.safetensors", str(home / "tars")]
+    assert is_sharded(parser.parse_args(given))
+    assert not is_sharded(parser.parse_args([*given, "--dataset", "voc12"]))
 
 
 def test_loose_masks_of_such_shards_are_refused(home):
