@@ -45,6 +45,18 @@ def test_true_masks_are_no_class(sorted_by_class: Path) -> None:
     assert doubt.startswith("masks/ counts as true masks, though none of its 1 images (other.png)")
 
 
+def test_labels_that_do_not_count_beside_those_given_are_told(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.jpg")
+    for name in ("other", "train"):
+        (tmp_path / f"{name}.csv").write_text(f"image,labels\na.jpg,{name}\n")
+    given = tmp_path / "other.csv"
+    own = look_at(tmp_path, given, None)
+    assert own.labels == {"a.jpg": ("other",)}
+    assert told(own, "counts") == ["--labels other.csv counts, not train.csv"]
+    assert told(look_at(tmp_path, given, None, {tmp_path / "train.csv"}), "counts") == []
+    assert told(look_at(tmp_path, tmp_path / "train.csv", None), "counts") == []
+
+
 def test_photographs_beside_images_are_told(tmp_path: Path) -> None:
     for name in ("images/a.jpg", "b.jpg", "more/c.jpg", "masks/a.png", "out/d.jpg"):
         write_image(tmp_path / name)

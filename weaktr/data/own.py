@@ -19,7 +19,7 @@ from weaktr.data.names import class_list
 from weaktr.data.parallel import ordered_map
 from weaktr.data.problems import DataError
 from weaktr.data.sources.folder import beside_in_words, files_but_results, photographs_beside
-from weaktr.data.tags import OWN, Tags, labelme, read_tags, tags_below
+from weaktr.data.tags import FIRST, OWN, Tags, labelme, read_tags, tags_below
 from weaktr.data.tags.places import Matched, matched
 from weaktr.messages import counted, few
 from weaktr.progress import track
@@ -135,6 +135,10 @@ def look_at(
         tags = tags_below(root, images, photographs, own)
     else:
         tags = read_tags(labels, images)
+        beside = [root / f"{name}{suffix}" for name in FIRST for suffix in (".csv", ".json")]
+        passed = [file.name for file in beside if file.is_file() and file not in {*own, tags.path}]
+        note = f"--labels {labels.name} counts, not {few(passed)}"
+        tags = replace(tags, doubts=(*tags.doubts, note)) if passed else tags
     tags = _seen_from_beside(tags, images, photographs)
     rows, rows_of_val = tags.rows, None
     is_own = tags.path in own

@@ -24,7 +24,7 @@ from weaktr.data.tags.table import OWN
 from weaktr.files import files_below, is_clutter
 from weaktr.messages import few
 
-__all__ = ["FORMS", "OWN", "Tags", "read_tags", "tags_below"]
+__all__ = ["FIRST", "FORMS", "OWN", "Tags", "read_tags", "tags_below"]
 
 _TABLES = (label_studio.CSV, table.OWN_TABLE, table.TABLE)
 #: Suffix -> the forms that a file may have, the more special ones first.
