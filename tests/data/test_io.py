@@ -66,6 +66,8 @@ def test_deep_images_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "deep.png"
     Image.fromarray(np.full(SIZE, 40000, np.uint16)).save(path)
     assert_fails(path, "8 bits a channel, got 16 bits")
+    Image.fromarray(np.zeros(SIZE, np.float32)).save(tmp_path / "deep.tif")
+    assert_fails(tmp_path / "deep.tif", "8 bits a channel, got 32 bits")
 
 
 #: Data of 12 bits, two rows of four pixels: without their lower 8 bits nothing is above 15.
@@ -154,6 +156,8 @@ def test_few_bits_are_no_deep_image(tmp_path: Path) -> None:
     assert read_image(sample(tmp_path / "a.bmp")).tolist() == [[[255, 0, 0], [0, 255, 0]]]
     Image.new("RGB", (5, 3), (1, 2, 3)).save(tmp_path / "a.tif")
     assert read_image(sample(tmp_path / "a.tif"))[0, 0].tolist() == [1, 2, 3]
+    Image.new("1", (5, 3), 1).save(tmp_path / "bits.tif")  # without a tag that says how many
+    assert (read_image(sample(tmp_path / "bits.tif")) == 255).all()
 
 
 def test_missing_image(tmp_path: Path) -> None:

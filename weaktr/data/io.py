@@ -149,22 +149,24 @@ def turned(image: Image.Image, how: int) -> Image.Image:
 
 def check_is_8_bit(image: Image.Image, path: Path, source: str) -> None:
     """Raise `DataError` for an open image of more than 8 bits a channel, not yet decoded."""
-    is_cut = _loses_bits(image)
-    if is_cut or image.mode not in _IMAGE_MODES:
-        got = "16 bits" if is_cut else f"mode {image.mode}"
+    bits = _bits(image)
+    if bits > 8 or image.mode not in _IMAGE_MODES:
+        got = f"{bits} bits" if bits > 8 else f"mode {image.mode}"
         expected = "expected an image of 8 bits a channel"
         advice = "convert it first, its own range of numbers to 0..255"
         raise DataError(Problem(str(path), source, f"{expected}, got {got}: {advice}"))
 
 
-def _loses_bits(image: Image.Image) -> bool:
-    """Whether Pillow decodes an image of more than one channel without the lower 8 of 16 bits.
+def _bits(image: Image.Image) -> int:
+    """The bits of a channel in the file of an open image; 8 where they are at most that.
 
-    Data of 12 bits in such a file would be nearly black.
+    Of several channels of 16 bits Pillow gives the upper 8, with which data of 12 bits are black.
     """
     if isinstance(image, PngImageFile):
-        return ";16" in _packing(image)
-    return isinstance(image, TiffImageFile) and max(image.tag_v2.get(_BITS_OF_TIFF, (1,))) > 8
+        return 16 if ";16" in _packing(image) else 8
+    if isinstance(image, TiffImageFile):
+        return max((8, *image.tag_v2.get(_BITS_OF_TIFF, ())))
+    return 8
 
 
 def _packing(image: Image.Image) -> str:
