@@ -45,6 +45,13 @@ def test_true_masks_are_no_class(sorted_by_class: Path) -> None:
     assert doubt.startswith("masks/ counts as true masks, though none of its 1 images (other.png)")
 
 
+def test_a_class_folder_called_images_is_not_mistaken_without_a_word(sorted_by_class: Path) -> None:
+    write_image(sorted_by_class / "images/i.jpg")
+    told = r"found no labels, and 2 photographs outside of images/ \(gloves/g.jpg, hats/h.jpg\) are"
+    with pytest.raises(ValueError, match=told):
+        look_at(sorted_by_class, None, None)
+
+
 def test_labels_that_do_not_count_beside_those_given_are_told(tmp_path: Path) -> None:
     write_image(tmp_path / "a.jpg")
     for name in ("other", "train"):

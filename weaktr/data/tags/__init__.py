@@ -18,6 +18,7 @@ from typing import Any
 
 from weaktr.data.layout import read_json, read_text, read_xml
 from weaktr.data.problems import DataError
+from weaktr.data.sources.folder import beside_in_words, photographs_beside
 from weaktr.data.tags import coco, cvat, label_studio, labelme, names, table
 from weaktr.data.tags.form import Form, Tags, fault
 from weaktr.data.tags.table import OWN
@@ -98,8 +99,10 @@ def tags_below(root: Path, images: Path, photographs: Iterable[str], own: Iterab
         return _labelme_files(root, sorted(single), images)
     by_folders = names.read(images, photographs)
     if by_folders is None:
+        beside = photographs_beside(root, images)
+        told = f", and {beside_in_words(beside, root)} not looked at" if beside else ""
         raise ValueError(
-            f"{root}: found no labels; write {root / 'labels.csv'} (first line image,labels, then "
+            f"{root}: found no labels{told}; write {root / 'labels.csv'} (first line image,labels, then "
             "a.jpg,cat;dog), sort photographs into folders called as their classes, or give "
             "--labels FILE"
         )
