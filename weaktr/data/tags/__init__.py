@@ -102,8 +102,8 @@ def tags_below(root: Path, images: Path, photographs: Iterable[str], own: Iterab
         beside = photographs_beside(root, images)
         told = f", and {beside_in_words(beside, root)} not looked at" if beside else ""
         raise ValueError(
-            f"{root}: found no labels{told}; write {root / 'labels.csv'} (first line image,labels, then "
-            "a.jpg,cat;dog), sort photographs into folders called as their classes, or give "
+            f"{root}: found no labels{told}; write {root / 'labels.csv'} (first line image,labels, "
+            "then a.jpg,cat;dog), sort photographs into folders called as their classes, or give "
             "--labels FILE"
         )
     return by_folders
