@@ -99,10 +99,10 @@ def tags_below(root: Path, images: Path, photographs: Iterable[str], own: Iterab
         return _labelme_files(root, sorted(single), images)
     by_folders = names.read(images, photographs)
     if by_folders is None:
-        beside = photographs_beside(root, images)
-        told = f", and {beside_in_words(beside, root)} not looked at" if beside else ""
+        outside = photographs_beside(root, images)
+        also = f", and {beside_in_words(outside, root)} not looked at" if outside else ""
         raise ValueError(
-            f"{root}: found no labels{told}; write {root / 'labels.csv'} (first line image,labels, "
+            f"{root}: found no labels{also}; write {root / 'labels.csv'} (first line image,labels, "
             "then a.jpg,cat;dog), sort photographs into folders called as their classes, or give "
             "--labels FILE"
         )
