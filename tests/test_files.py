@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import errno
+import io
 import json
 import os
 import socket
@@ -295,3 +297,11 @@ def test_folders_behind_links_are_looked_into_once(tmp_path):
     )
     assert plain == ["a/1.png", "gone"]
     assert found == ["a/1.png", "gone", "link/2.png", "link/deep/3.png"]
+
+
+def test_csv_has_what_was_given():
+    rows = [("a", "b"), ("one\rtwo", " c"), ('"d"', "e,f\n"), ("", "g"), ("\u2028", "é")]
+    text = weaktr.files.csv_bytes([*rows, (None, 0.5)])
+    lines = csv.reader(io.StringIO(text.decode(), newline=""), skipinitialspace=True)
+    assert list(map(tuple, lines)) == [*rows, ("", "0.5")]
+    assert text.startswith(b"a,b\n") and text.endswith(b",0.5\n")

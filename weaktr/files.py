@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import hashlib
+import io
 import json
 import math
 import os
@@ -12,7 +14,7 @@ import socket
 import stat
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path, PurePath
@@ -131,6 +133,22 @@ def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
     """Write a file of this content; arguments as in `whole_file`."""
     with whole_file(path, durable=durable) as temporary:
         temporary.write_bytes(content)
+
+
+def csv_bytes(rows: Iterable[Sequence[object]]) -> bytes:
+    """Rows as CSV in UTF-8, its lines ended by line feeds, that every reader takes as they are.
+
+    A row with a carriage return, or with blanks around a cell, is quoted: Python's writer would
+    leave these bare, to be taken for the end of a line, or left out.
+    """
+    text = io.StringIO(newline="")
+    bare = csv.writer(text, lineterminator="\n")
+    quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    for row in rows:
+        cells = [cell for cell in row if isinstance(cell, str)]
+        is_odd = any(cell != cell.strip() or "\r" in cell for cell in cells)
+        (quoted if is_odd else bare).writerow(row)
+    return text.getvalue().encode()
 
 
 def write_once(path: Path, content: bytes) -> None:

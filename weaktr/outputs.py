@@ -216,7 +216,7 @@ def require_outside_results(path: Path, option: str, *, inside: bool = False) ->
     """
     place = path.resolve()
     for above in (place, *place.parents) if inside else place.parents:
-        if (above / INPUTS).is_file():
+        if has_inputs(above):
             raise ValueError(
                 f"{option} {path}: lies in {above}, a folder of other results; choose another place"
             )
@@ -308,6 +308,18 @@ def read_inputs(folder: Path) -> dict[str, Any] | None:
         ValueError: it is damaged.
     """
     return _stored(folder / INPUTS)
+
+
+def has_inputs(folder: Path) -> bool:
+    """Whether a folder holds results: an ``inputs.json`` that weaktr wrote, no other of the name.
+
+    Raises:
+        OSError: it may not be read.
+    """
+    try:
+        return read_inputs(folder) is not None
+    except ValueError:
+        return False
 
 
 def others_in_words(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -195,6 +195,8 @@ def test_deit_and_augreg_are_not_guessed(tmp_path):
     code, text = said("import", file, "--out", tmp_path / "out")
     assert code == cli.WRONG_INPUT
     assert "--normalization deit or vit" in " ".join(text.split())
+    with pytest.raises(ValueError, match="pool: of stage 1, which this checkpoint is not"):
+        import_checkpoint(file, tmp_path / "out", Choices(pool="avg", normalization="vit"))
     assert not (tmp_path / "out").exists()
 
 
@@ -215,6 +217,8 @@ def test_a_pool_that_no_tensor_tells_is_asked_for(tmp_path):
     file = published.save_stage1(tmp_path / "x.pth", recipe.state_dict("A_a1_voc20_avg"))
     with pytest.raises(ValueError, match="--pool max or"):
         import_checkpoint(file, tmp_path / "out")
+    with pytest.raises(ValueError, match="normalization: of stage 2, which this checkpoint is not"):
+        import_checkpoint(file, tmp_path / "out", Choices(pool="avg", normalization="vit"))
     imported = import_checkpoint(file, tmp_path / "out", Choices(pool="avg"))
     assert imported.model.config.pool == "avg" and imported.model.config.reduction == 4.5
 

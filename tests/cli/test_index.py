@@ -116,7 +116,7 @@ def test_names_that_are_no_lines_are_left_out_and_told(tmp_path, caplog):
 
 
 def test_rows_are_written_as_csv(tmp_path, said):
-    names = ["a,b", 'say "x"', "line\nfeed", "caf\udce9"]
+    names = ["a,b", 'say "x"', "line\nfeed", "carriage\rreturn", "caf\udce9"]
     rows = [(labelled(name, "s"), mask_of()) for name in names]
     out = results(tmp_path / "out", {"s": [*rows, (failed("f", "s", "bad, very"), None)]})
     file = tmp_path / "rows.csv"
@@ -125,7 +125,7 @@ def test_rows_are_written_as_csv(tmp_path, said):
         head, *stored = csv.reader(text)
     assert head == ["name", "shard", "status", "area", "confidence", "error"]
     assert stored[0] == ["a,b", "s", "labelled", "", "0.5", ""]
-    assert [row[0] for row in stored] == [*names[:3], "caf\\udce9", "f"]
+    assert [row[0] for row in stored] == [*names[:4], "caf\\udce9", "f"]
     assert stored[-1] == ["f", "s", "failed", "", "", "bad, very"]
     assert index(out, "--class", "dog", "--csv", tmp_path / "dog.csv") == 0
     assert "0.25,0.5" in (tmp_path / "dog.csv").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import builtins
 import gzip
 import hashlib
@@ -29,11 +30,14 @@ from tests.shards.work import (
 )
 from weaktr import data
 from weaktr.cli import FAILED, WRONG_INPUT
+from weaktr.cli.label import add_arguments
+from weaktr.cli.sharded import is_sharded
 from weaktr.data import VOC
 from weaktr.data.masks import MaskFolder, read_changed_mask
 from weaktr.models import checkpoints
 from weaktr.shards.records import read_results
 from weaktr.shards.verify import verify
+from weaktr.stages.folders import Task, manifest_of
 
 COUNT = 12
 BY_SHARDS = ("--shard-size", "5", *BESIDE)
@@ -740,6 +744,24 @@ def test_a_shard_in_a_folder_that_is_called_like_a_shard(home):
     assert masks_of(home / "out") == masks_of(home / "plain")
 
 
+def test_photographs_beside_tars_are_told(home, caplog):
+    caplog.set_level("WARNING", "weaktr")
+    shutil.copy(home / "photos/00.png", home / "tars/loose.png")
+    assert label(home, *BESIDE, images="tars", out="shards") == 0
+    assert caplog.messages == [
+        f"{home / 'tars'}: holds tars, which count, and 1 photograph (loose.png), left out: move "
+        "one or the other into a folder of their own"
+    ]
+
+
+def test_tars_in_the_folder_of_a_data_set_are_none_of_its_photographs(home):
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    given = ["model.safetensors", str(home / "tars")]
+    assert is_sharded(parser.parse_args(given))
+    assert not is_sharded(parser.parse_args([*given, "--dataset", "voc12"]))
+
+
 def test_loose_masks_of_such_shards_are_refused(home):
     """A key ``b/x`` of ``a.tar`` would be called as the key ``x`` of ``a/b.tar``."""
     (home / "tars" / "a").mkdir()
@@ -792,6 +814,17 @@ def test_a_manifest_gives_the_masks_of_its_folder_whatever_the_order_of_its_clas
     manifest.save(home / "all.json")
     assert label(home, *options, *BESIDE, images="all.json") == 0
     assert masks_of(home / "out") == masks_of(home / "plain")
+
+
+@pytest.mark.parametrize("exif", ["ignore", "apply"])
+def test_the_exif_of_a_manifest_counts(tmp_path, caplog, exif):
+    caplog.set_level("WARNING", "weaktr")
+    photos = work.photographs(tmp_path / "photos", 1)
+    data.folder(photos, exif=exif).save(tmp_path / "all.json")
+    task = Task(tmp_path / "model", tmp_path / "all.json", tmp_path / "out", exif="apply")
+    assert manifest_of(task).samples[0].exif == exif
+    told = f"--exif apply: {task.images} says that its photographs are used as stored, which counts"
+    assert caplog.messages == ([] if exif == "apply" else [told])
 
 
 @pytest.mark.parametrize("options", [(), ("--shard-size", "5")])

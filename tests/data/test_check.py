@@ -111,6 +111,17 @@ def test_names_twice(good: Manifest) -> None:
     assert problem.message == "name '0' was already declared at list.csv:2"
 
 
+def test_an_image_under_two_names(good: Manifest) -> None:
+    image = good.samples[0].image
+    same = change(good, image=image, mask=None, labels=good.samples[0].labels)
+    told = "is the image of '0' too, declared at list.csv:2"
+    problem = only([p for p in check(same) if "two names" in p.kind], "warning")
+    assert (problem.message, problem.where) == (told, "list.csv:3")
+    other = change(good, image=image, mask=None, labels=())
+    problem = only([p for p in check(other) if "two names" in p.kind], "error")
+    assert problem.message == f"{told}, with other labels: correct one of them"
+
+
 def test_turned_images(good: Manifest) -> None:
     turned = Image.Exif()
     turned[0x0112] = 6
@@ -119,6 +130,17 @@ def test_turned_images(good: Manifest) -> None:
         image.load()
     image.save(path, exif=turned)
     assert "EXIF" in only(check(good), "warning").message
+
+
+def test_further_pages_of_a_file(good: Manifest, tmp_path: Path) -> None:
+    with Image.open(good.samples[0].image) as image:
+        image.save(tmp_path / "pages.tif", save_all=True, append_images=[image])
+        image.save(tmp_path / "one.tif")
+    pages, one = (change(good, image=tmp_path / name) for name in ("pages.tif", "one.tif"))
+    problem = only(check(pages), "warning")
+    assert (problem.file, problem.where) == (str(tmp_path / "pages.tif"), "list.csv:3")
+    assert "of which the first alone is used" in problem.message
+    assert check(one) == check(good)
 
 
 def test_what_only_the_whole_shows(good: Manifest) -> None:

@@ -13,9 +13,19 @@ import pytest
 from PIL import Image, ImageFile, features
 
 from tests.data.trees import SIZE, write_image, write_mask, write_png
-from weaktr.data.io import FORMATS, open_image, orientation, read_image, read_labels, read_mask
+from weaktr.data.io import (
+    FORMATS,
+    image_size,
+    open_image,
+    orientation,
+    read_image,
+    read_labels,
+    read_mask,
+    read_rgb,
+)
 from weaktr.data.manifest import Sample
 from weaktr.data.masks import MaskEntry, MaskFolder
+from weaktr.data.photographs import read_photograph
 from weaktr.data.problems import DataError
 
 SOURCE = "list.txt:7"
@@ -55,7 +65,99 @@ def test_image_modes_become_rgb(tmp_path: Path, mode: str) -> None:
 def test_deep_images_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "deep.png"
     Image.fromarray(np.full(SIZE, 40000, np.uint16)).save(path)
-    assert_fails(path, "8 bits a channel, got mode I;16")
+    assert_fails(path, "8 bits a channel, got 16 bits")
+    Image.fromarray(np.zeros(SIZE, np.float32)).save(tmp_path / "deep.tif")
+    assert_fails(tmp_path / "deep.tif", "8 bits a channel, got 32 bits")
+
+
+#: Data of 12 bits, two rows of four pixels: without their lower 8 bits nothing is above 15.
+TWELVE_BITS = np.arange(0, 4080, 170).reshape(2, 4, 3)
+
+
+def deep_png(path: Path, numbers: np.ndarray) -> Path:
+    """A PNG of 16 bits; `numbers` [H, W, samples of a pixel] big-endian behind a filter's 0."""
+    height, width, samples = numbers.shape
+    colours = {2: 4, 3: 2, 4: 6}[samples]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in numbers)
+    header = struct.pack(">IIBBBBB", width, height, 16, colours, 0, 0, 0)
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    chunks = (
+        struct.pack(">I", len(content)) + kind + content
+        + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in parts
+    )  # fmt: skip
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    return path
+
+
+def deep_tiff(path: Path, numbers: np.ndarray, *, planes: bool, packed: bool) -> Path:
+    """A TIFF of 16 bits [H, W, 3]: pixels or planes one after another, raw or deflated.
+
+    Source: Adobe, "TIFF Revision 6.0", 1992, sections 2 and 8.
+    """
+    height, width, samples = numbers.shape
+    parts = [numbers[..., k] for k in range(samples)] if planes else [numbers]
+    strips = [part.astype("<u2").tobytes() for part in parts]
+    strips = [zlib.compress(strip) if packed else strip for strip in strips]
+    directory = {256: width, 257: height, 258: 0, 259: 8 if packed else 1, 262: 2, 273: 0,
+                 277: samples, 278: height, 279: 0, 284: 2 if planes else 1}  # fmt: skip
+    start = 8 + 2 + 12 * len(directory) + 4
+    lists = {258: [16] * samples, 273: [0] * len(strips), 279: [len(strip) for strip in strips]}
+    first = start + sum(4 * len(numbers) for numbers in lists.values())
+    lists[273] = [first + sum(lists[279][:k]) for k in range(len(strips))]
+    entries, behind = b"", b""
+    for tag, value in directory.items():
+        values = lists.get(tag, [value])
+        kind = 3 if tag == 258 else 4
+        content = struct.pack(f"<{len(values)}{'H' if kind == 3 else 'I'}", *values)
+        place = struct.pack("<I", start + len(behind)) if len(content) > 4 else content
+        behind += content if len(content) > 4 else b""
+        entries += struct.pack("<HHI", tag, kind, len(values)) + place
+    gap = b"\0" * (first - start - len(behind))
+    count = struct.pack("<H", len(directory))
+    path.write_bytes(
+        b"II*\0" + struct.pack("<I", 8) + count + entries + b"\0" * 4 + behind + gap
+        + b"".join(strips)
+    )  # fmt: skip
+    return path
+
+
+@pytest.mark.parametrize("samples", [2, 3, 4], ids=["LA", "RGB", "RGBA"])
+def test_deep_pngs_of_several_channels_are_refused(tmp_path: Path, samples: int) -> None:
+    path = deep_png(tmp_path / "deep.png", TWELVE_BITS[..., [0, 1, 2, 2]][..., :samples])
+    assert_fails(path, "8 bits a channel, got 16 bits")
+    for look in (image_size, read_rgb):
+        with pytest.raises(DataError, match="got 16 bits"):
+            look(path)
+    with pytest.raises(DataError, match="got 16 bits"):
+        read_photograph(sample(path), None)
+
+
+@pytest.mark.parametrize("planes", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+def test_deep_tiffs_of_several_channels_are_refused(
+    tmp_path: Path, planes: bool, packed: bool
+) -> None:
+    path = deep_tiff(tmp_path / "deep.tif", TWELVE_BITS, planes=planes, packed=packed)
+    with Image.open(path) as image:
+        assert (image.mode, image.size) == ("RGB", (4, 2))
+        image.load()  # it is a sound TIFF
+    assert_fails(path, "8 bits a channel, got 16 bits")
+
+
+def test_few_bits_are_no_deep_image(tmp_path: Path) -> None:
+    """Pillow calls a BMP of 5 and 6 bits a channel BGR;16, for its pixels have 16 in all."""
+    header = struct.pack("<IiiHHIIiiII", 40, 2, 1, 1, 16, 3, 4, 0, 0, 0, 0)
+    masks = struct.pack("<III", 0xF800, 0x7E0, 0x1F)
+    pixels = struct.pack("<HH", 0xF800, 0x07E0)
+    start = 14 + len(header) + len(masks)
+    content = struct.pack("<2sIHHI", b"BM", start + 4, 0, 0, start) + header + masks + pixels
+    (tmp_path / "a.bmp").write_bytes(content)
+    assert read_image(sample(tmp_path / "a.bmp")).tolist() == [[[255, 0, 0], [0, 255, 0]]]
+    Image.new("RGB", (5, 3), (1, 2, 3)).save(tmp_path / "a.tif")
+    assert read_image(sample(tmp_path / "a.tif"))[0, 0].tolist() == [1, 2, 3]
+    Image.new("1", (5, 3), 1).save(tmp_path / "bits.tif")  # without a tag that says how many
+    assert (read_image(sample(tmp_path / "bits.tif")) == 255).all()
 
 
 def test_missing_image(tmp_path: Path) -> None:

@@ -45,6 +45,26 @@ def test_paths_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.messages == ["names: 2 lines are paths, such as 'a.jpg', read as 'a'"]
 
 
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        (["/JPEGImages/a.jpg /Masks/a.png", "/JPEGImages/k/b.jpg"], None),
+        (["x/k/a.jpg", "x\\b.jpg"], None),
+        (["x/k/b.jpg", "lost/a.jpg"], "'x/k/b.jpg' as 'k/b', 'lost/a.jpg' as 'a'"),
+        (["b.jpg", "lost/a.jpg"], "'b.jpg' as 'b', 'lost/a.jpg' as 'a'"),
+        (["a", "lost/k/b.jpg", "gone/c.jpg"], "'a' as 'a', 'lost/k/b.jpg' as 'k/b'"),
+        (["a", "b", "gone/c.jpg"], None),
+    ],
+)
+def test_folders_left_out_before_names_are_the_same(
+    caplog: pytest.LogCaptureFixture, lines: list[str], told: str | None
+) -> None:
+    caplog.set_level("WARNING", "weaktr")
+    known_names(lines, {"a", "b", "k/a", "k/b"})
+    message = f"names: the folders left out before names differ: read were {told}"
+    assert caplog.messages == ([] if told is None else [message])
+
+
 def test_two_lines_that_mean_the_same() -> None:
     with pytest.raises(ValueError, match=r"names: 'a' and 'x/a\.jpg' both mean 'a'"):
         known_names(["a", "x/a.jpg"], {"a"})

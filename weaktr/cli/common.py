@@ -63,14 +63,41 @@ def add_profile(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def refuse_idle(is_idle: bool, why: str, **options: object) -> None:
+    """Refuse options that would do nothing beside the others.
+
+    Args:
+        is_idle: whether they would.
+        why: what they need, such as ``expected with --dataset alone``.
+        options: name of each option -> its value; None = it is not given.
+
+    Raises:
+        ValueError: names the option.
+    """
+    for name, value in options.items():
+        if is_idle and value is not None:
+            raise ValueError(f"--{name.replace('_', '-')}: {why}")
+
+
 def add_dataset(parser: argparse.ArgumentParser, split: str) -> None:
-    """``--dataset`` and ``--split``, of which `split` is the default."""
+    """``--dataset`` and ``--split``, of which `split` is the default; see `split_of`."""
     parser.add_argument(
         "--dataset",
         choices=("coco14", "voc12"),
         help="IMAGES is the root of this data set, with its lists and image-level labels",
     )
-    parser.add_argument("--split", default=split, help=f"of the data set (default: {split})")
+    parser.add_argument("--split", help=f"of --dataset (default: {split})")
+
+
+def split_of(arguments: argparse.Namespace, default: str) -> str:
+    """What ``--split`` says.
+
+    Raises:
+        ValueError: there is no ``--dataset`` of which it would be a split.
+    """
+    why = "expected with --dataset alone; which photographs of a folder, a file says (--help)"
+    refuse_idle(arguments.dataset is None, why, split=arguments.split)
+    return arguments.split or default
 
 
 def add_shards(parser: argparse.ArgumentParser) -> None:

@@ -14,7 +14,7 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from weaktr.cli.common import add_debug, check_files
+from weaktr.cli.common import add_debug, check_files, refuse_idle
 from weaktr.files import WRONG_PATHS
 from weaktr.progress import console, log
 from weaktr.recipes import apply_setting
@@ -130,7 +130,7 @@ def _add_to_read(parser: argparse.ArgumentParser, action: str) -> None:
     else:
         parser.add_argument("source", help="voc12, coco14, folder, tar, images, scenes, manifest")
         _add_root(parser, "the data set's folder (manifest: the JSON)")
-        parser.add_argument("--split", default="train", help="default: train")
+        parser.add_argument("--split", help="default: train")
         options = "further argument of the source, such as ids=80"
     if action == "write":
         parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the JSON")
@@ -155,6 +155,8 @@ def run(arguments: argparse.Namespace) -> int:
     root = arguments.root or arguments.folder
     if root is None:
         raise ValueError(f"--root: data {arguments.action} needs the data set's folder")
+    if arguments.folder not in (None, root):
+        raise ValueError(f"--root: expected one folder, got {arguments.folder} and {root}")
     if arguments.action == "prepare":
         return _prepare(arguments.source, root, arguments)
     options: dict[str, Any] = {}
@@ -162,9 +164,13 @@ def run(arguments: argparse.Namespace) -> int:
         apply_setting(options, option)
     if arguments.action == "masks":
         return _draw(arguments, root, options)
+    given = {"split": arguments.split, "option": arguments.option or None}
+    why = "expected without source manifest, whose JSON is one split and says all"
+    refuse_idle(arguments.source == "manifest", why, **given)
+    split = arguments.split or "train"
     if arguments.action == "check":
-        return _check(arguments.source, root, arguments.split, options)
-    manifest = data.load_manifest(arguments.source, root, arguments.split, **options)
+        return _check(arguments.source, root, split, options)
+    manifest = data.load_manifest(arguments.source, root, split, **options)
     if arguments.action == "stats":
         run_stats(manifest, console)
         return 0

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from weaktr.cli.common import refuse_idle
 from weaktr.messages import few
 from weaktr.progress import console, log
 
@@ -37,6 +38,8 @@ examples:
 """
 #: The names that --classes takes.
 KNOWN = ("voc12", "coco14", "coco80")
+#: What --thresholds is where it is not given.
+THRESHOLDS = "0:0.8:0.01"
 #: The most steps of --thresholds: each takes a confusion matrix.
 MOST_STEPS = 1000
 #: The keys that --made-with takes.
@@ -64,9 +67,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--thresholds",
-        default="0:0.8:0.01",
         metavar="FIRST:LAST:STEP",
-        help="for CAMs; one number = that threshold (default 0:0.8:0.01)",
+        help=f"for CAMs; one number = that threshold (default {THRESHOLDS})",
     )
     parser.add_argument(
         "--boundary",
@@ -128,11 +130,17 @@ def run(arguments: argparse.Namespace) -> int:
     conditions = _with_changes(conditions, arguments.made_with)
 
     holds_masks = (masks / "masks").is_dir() or any(masks.rglob("*.png"))
+    holds_cams = masks.is_dir() and not holds_masks and any(masks.rglob("*.np[yz]"))
+    of_cams = f"expected with CAMs alone, of which {masks} holds none"
+    refuse_idle(not holds_cams, of_cams, thresholds=arguments.thresholds)
+    of_masks = f"expected with masks alone, {masks} holds CAMs"
+    refuse_idle(holds_cams, of_masks, without_crf=arguments.without_crf)
     curve: list[tuple[float, float]] = []
     calibration = None
-    if masks.is_dir() and not holds_masks and any(masks.rglob("*.np[yz]")):
+    if holds_cams:
         cams = folders.Source("CAMs", masks, replace(conditions, ensemble="-"))
-        row, curve = folders.score_cams(cams, truth, _thresholds(arguments.thresholds), tolerance)
+        thresholds = _thresholds(arguments.thresholds or THRESHOLDS)
+        row, curve = folders.score_cams(cams, truth, thresholds, tolerance)
         rows = [row]
     else:
         sources = folders.mask_sources(masks, conditions, arguments.without_crf)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import difflib
-import io
 import os
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -290,12 +289,11 @@ def lines_of(rows: pa.Table) -> tuple[list[str], list[str]]:
 
 def csv_of(rows: pa.Table) -> bytes:
     """Rows as CSV, in UTF-8; what is not known is empty."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(rows.schema.names)
-    for batch in rows.to_batches():
-        writer.writerows(zip(*(column.to_pylist() for column in batch.columns), strict=True))
-    return text.getvalue().encode()
+    from weaktr.files import csv_bytes
+
+    columns = ([column.to_pylist() for column in batch.columns] for batch in rows.to_batches())
+    lines = (line for batch in columns for line in zip(*batch, strict=True))
+    return csv_bytes(chain([rows.schema.names], lines))
 
 
 def write_new(path: Path, content: bytes, option: str) -> None:

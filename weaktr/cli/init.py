@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from weaktr.cli.common import FAILED, check_files
+from weaktr.cli.common import FAILED, check_files, refuse_idle
 from weaktr.messages import few, one_line
 from weaktr.progress import console, log
 
@@ -114,6 +114,9 @@ def run(arguments: argparse.Namespace) -> int:
     )
 
     require_folder(arguments.photographs, "PHOTOS")
+    is_trial, told = arguments.is_trial, "expected without --try, whose folder --out-run is"
+    refuse_idle(not is_trial, "expected with --try alone", out_run=arguments.out_run)
+    refuse_idle(is_trial, told, out=arguments.out)
     root, file = arguments.photographs, arguments.out or arguments.photographs / "recipe.yaml"
     if arguments.weights not in (None, FETCHED) and not arguments.weights.is_file():
         raise ValueError(f"--weights: expected a file, got {str(arguments.weights)!r}")

@@ -15,6 +15,7 @@ from weaktr.cli.common import (
     check_files,
     keys,
     show_masks,
+    split_of,
 )
 from weaktr.config import LabelConfig
 
@@ -126,7 +127,7 @@ def run(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         profile=arguments.profile,
         dataset=arguments.dataset,
-        split=arguments.split,
+        split=split_of(arguments, "train"),
         teacher=arguments.teacher,
     )
     labels = arguments.labels

@@ -14,7 +14,9 @@ from weaktr.cli.common import (
     add_shards,
     check_files,
     keys,
+    refuse_idle,
     show_masks,
+    split_of,
 )
 from weaktr.config import PredictConfig
 from weaktr.progress import log
@@ -62,8 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--comp",
         choices=("comp5", "comp6"),
-        default="comp6",
-        help="of the archive: trained on VOC's data alone, or on more (default: comp6)",
+        help="of --archive: trained on VOC's data alone, or on more (default: comp6)",
     )
     parser.add_argument(
         "--dump-scores", action="store_true", help="also write scores/NAME.npz (large)"
@@ -83,7 +84,8 @@ def run(arguments: argparse.Namespace) -> int:
     from weaktr.files import require_replaceable
     from weaktr.stages.folders import Task, predicted
 
-    archive, comp = arguments.archive, arguments.comp
+    archive, comp = arguments.archive, arguments.comp or "comp6"
+    refuse_idle(archive is None, "expected with --archive alone", comp=arguments.comp)
     results = {"--archive": archive, "--profile": arguments.profile}
     check_files(results, [arguments.out, Path(arguments.images)])
     if archive is not None:
@@ -100,7 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         profile=arguments.profile,
         dataset=arguments.dataset,
-        split=arguments.split,
+        split=split_of(arguments, "val"),
     )
     if is_sharded(arguments):
         if archive is not None:

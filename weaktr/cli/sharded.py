@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from weaktr.cli.common import FAILED
+from weaktr.cli.common import FAILED, refuse_idle
 
 if TYPE_CHECKING:
     from weaktr.shards.records import Results
@@ -22,15 +22,22 @@ log = logging.getLogger("weaktr")
 
 
 def is_sharded(arguments: argparse.Namespace) -> bool:
-    """Whether photographs come in tars, or the work is shared, or an option speaks of shards."""
+    """Whether photographs come in tars, or the work is shared, or an option speaks of shards.
+
+    Raises:
+        ValueError: ``--workers`` without Ray.
+    """
     from weaktr.shards.inputs import is_pattern
     from weaktr.shards.ranks import rank_of
 
     chosen = arguments.shard_size, arguments.output, arguments.max_bad, arguments.shard
+    why = "of --engine ray; here, torchrun starts several processes"
+    refuse_idle(arguments.engine == "here", why, workers=arguments.workers)
     wanted = any(value is not None for value in chosen) or arguments.retry_failed
     wanted = wanted or arguments.engine != "here"
     shared = rank_of(arguments.shard, os.environ).count > 1
-    return wanted or shared or is_pattern(arguments.images)
+    in_tars = arguments.dataset is None and is_pattern(arguments.images)
+    return wanted or shared or in_tars
 
 
 def run_sharded(
@@ -55,8 +62,6 @@ def run_sharded(
         value = getattr(arguments, option)
         if value is not None and value < 1:
             raise ValueError(f"--{option.replace('_', '-')}: expected at least 1, got {value}")
-    if arguments.workers is not None and arguments.engine == "here":
-        raise ValueError("--workers: of --engine ray; here, torchrun starts several processes")
     shard_task = ShardTask(
         command,
         task,

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from weaktr.cli.common import FAILED, add_device
+from weaktr.cli.common import FAILED, add_device, refuse_idle
 from weaktr.files import require_replaceable
 from weaktr.progress import log
 from weaktr.recipes import load_recipe
@@ -33,7 +33,8 @@ examples:
 """
 #: How many classes of an image have their CAMs drawn, at most.
 MAX_CLASSES = 2
-#: The most images of a split in one picture.
+#: Images of a split in one picture: where their number is not given, and at most.
+COUNT = 5
 MOST_IMAGES = 1000
 #: What is drawn of each class: title -> (attention type, refined).
 KINDS: dict[str, tuple[Literal["coarse", "fused"], bool]] = {
@@ -45,7 +46,7 @@ KINDS: dict[str, tuple[Literal["coarse", "fused"], bool]] = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
-    parser.add_argument("--count", type=int, default=5, help="images of each split (default 5)")
+    parser.add_argument("--count", type=int, help=f"images of each split (default {COUNT})")
     parser.add_argument("--names", nargs="*", default=[], help="draw these samples instead")
     add_device(parser)
 
@@ -53,18 +54,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from weaktr.stages.run import Run
 
+    refuse_idle(bool(arguments.names), "expected without --names", count=arguments.count)
     file = arguments.run / "recipe.yaml"
     if not file.is_file():
         raise ValueError(f"{arguments.run}: expected the folder of a run, {file} is missing")
     recipe = replace(load_recipe(file), device=arguments.device)
     shown = Run(recipe, arguments.run)
-    paths, left_out = show_run(shown, count=arguments.count, names=arguments.names)
+    count = COUNT if arguments.count is None else arguments.count
+    paths, left_out = show_run(shown, count=count, names=arguments.names)
     for path in paths:
         log.info("picture: %s", path)
     return FAILED if left_out else 0
 
 
-def show_run(run: Run, *, count: int = 5, names: Sequence[str] = ()) -> tuple[list[Path], int]:
+def show_run(run: Run, *, count: int = COUNT, names: Sequence[str] = ()) -> tuple[list[Path], int]:
     """Draw pictures of a run into its ``pictures`` folder, one PNG for each split.
 
     Args:

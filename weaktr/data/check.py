@@ -7,6 +7,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -28,7 +29,7 @@ from weaktr.data.manifest import Exif, Manifest, Sample, name_fault
 from weaktr.data.names import HEADINGS
 from weaktr.data.parallel import ordered_map, usable_cores
 from weaktr.data.problems import DataError, Problem
-from weaktr.messages import counted, few
+from weaktr.messages import brief, counted, few
 
 __all__ = ["Problem", "check", "near_names"]
 
@@ -50,12 +51,13 @@ def check(
 
     Errors: an image or mask that is missing, truncated or corrupt; a label outside the class
     list; a mask of another size than its image; mask values outside the classes; a name twice, or
-    one that no mask can have; an image of another split; other classes than another split.
+    one that no mask can have; an image under two names with different labels; an image of another
+    split; other classes than another split.
     Warnings: images without any label; a mask class that the image's labels do not have, a mask
     with none of them, or with the colours of other labels; labels or masks for only a part of the
     images; a class that no image, one image or every image shows; class names that may be meant as
     one, as background, as several, as a heading or as a label; names that differ in case alone;
-    EXIF rotation.
+    an image under two names; EXIF rotation; further pictures in a file.
 
     Args:
         manifest: the data set.
@@ -99,6 +101,9 @@ def _check_sample(sample: Sample, classes: Classes) -> list[Problem]:
     try:
         photograph = open_image(sample.image, sample.source, lambda image: _look(image, sample))
         problems += _check_orientation(sample, photograph)
+        if photograph.has_more:
+            message = "the file holds several pictures (pages), of which the first alone is used"
+            problems.append(_warning(sample, message))
     except DataError as error:
         problems += error.problems
     if (fault := name_fault(sample.name)) is not None:
@@ -124,6 +129,7 @@ class _Photograph(NamedTuple):
     stored: tuple[int, int]  #: height and width as stored
     how: int  #: see `weaktr.data.io.orientation`
     entry: object  #: the orientation as it stands in EXIF, None = none
+    has_more: bool  #: whether the file has other pictures behind this one
 
     def size(self, exif: Exif) -> tuple[int, int]:
         """Height and width as it is used."""
@@ -135,7 +141,8 @@ def _look(image: Image.Image, sample: Sample) -> _Photograph:
     check_is_8_bit(image, sample.image, sample.source)
     pixels = image.convert("RGB")
     stored = (pixels.height, pixels.width)
-    return _Photograph(stored, orientation(image), orientation_entry(image))
+    has_more = image.format != "MPO" and getattr(image, "is_animated", False)  # MPO: a preview
+    return _Photograph(stored, orientation(image), orientation_entry(image), has_more)
 
 
 def _check_orientation(sample: Sample, photograph: _Photograph) -> list[Problem]:
@@ -226,10 +233,18 @@ def _compare_labels(sample: Sample, present: Sequence[int], classes: Classes) ->
 
 
 def _check_names(manifest: Manifest) -> Iterator[Problem]:
-    """Names that stand twice, or that differ in case alone."""
+    """Names that stand twice, or that differ in case alone; images under two names."""
     yield from manifest.repeated_names()
     first: dict[str, Sample] = {}
+    of_image: dict[Path, Sample] = {}
     for sample in manifest:
+        same = of_image.setdefault(sample.image, sample)
+        if same.name != sample.name:
+            message = f"is the image of {brief(same.name)} too, declared at {same.source}"
+            differ = same.labels != sample.labels
+            message += ", with other labels: correct one of them" if differ else ""
+            level: Literal["error", "warning"] = "error" if differ else "warning"
+            yield Problem(str(sample.image), sample.source, message, level, "image under two names")
         earlier = first.setdefault(sample.name.casefold(), sample)
         if earlier.name != sample.name:
             message = (

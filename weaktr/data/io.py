@@ -13,6 +13,8 @@ from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from weaktr import tars
 from weaktr.data.classes import IGNORE
@@ -39,6 +41,7 @@ _MASK_FACTORS = {
 _COLOURS = "; where its colours stand for classes, replace each by the number of its class first"
 _REMEDIES = {"LA": " without transparency", "RGB": _COLOURS, "RGBA": _COLOURS}
 _EXIF_ORIENTATION = 0x0112
+_BITS_OF_TIFF = 258
 #: Orientation in EXIF -> how viewers turn and mirror the stored image.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -145,11 +148,31 @@ def turned(image: Image.Image, how: int) -> Image.Image:
 
 
 def check_is_8_bit(image: Image.Image, path: Path, source: str) -> None:
-    """Raise `DataError` for an image of more than 8 bits a channel."""
-    if image.mode not in _IMAGE_MODES:
+    """Raise `DataError` for an open image of more than 8 bits a channel, not yet decoded."""
+    bits = _bits(image)
+    if bits > 8 or image.mode not in _IMAGE_MODES:
+        got = f"{bits} bits" if bits > 8 else f"mode {image.mode}"
         expected = "expected an image of 8 bits a channel"
-        message = f"{expected}, got mode {image.mode}: convert it first"
-        raise DataError(Problem(str(path), source, message))
+        advice = "convert it first, its own range of numbers to 0..255"
+        raise DataError(Problem(str(path), source, f"{expected}, got {got}: {advice}"))
+
+
+def _bits(image: Image.Image) -> int:
+    """The bits of a channel in the file of an open image; 8 where they are at most that.
+
+    Of several channels of 16 bits Pillow gives the upper 8, with which data of 12 bits are black.
+    """
+    if isinstance(image, PngImageFile):
+        return 16 if ";16" in _packing(image) else 8
+    if isinstance(image, TiffImageFile):
+        return max((8, *image.tag_v2.get(_BITS_OF_TIFF, ())))
+    return 8
+
+
+def _packing(image: Image.Image) -> str:
+    """How the pixels of an open image are packed in its file, as Pillow calls it."""
+    tiles = getattr(image, "tile", ())
+    return str(tiles[0].args) if tiles else ""
 
 
 def check_is_mask(image: Image.Image, path: Path, source: str) -> int:
@@ -158,9 +181,7 @@ def check_is_mask(image: Image.Image, path: Path, source: str) -> int:
     Raises:
         DataError: it cannot hold labels.
     """
-    tiles = getattr(image, "tile", ())
-    packing = str(tiles[0].args) if tiles else ""
-    factor = _MASK_FACTORS.get(packing) if image.format == "PNG" else None
+    factor = _MASK_FACTORS.get(_packing(image)) if image.format == "PNG" else None
     if factor is None:
         message = _not_a_mask(image)
         raise DataError(Problem(str(path), source, message, kind="mask of another form"))

@@ -1,7 +1,7 @@
 """Files that say which classes photographs show, by name.
 
-* CSV ``image,labels`` with a header, its columns separated by commas, semicolons or tabs; several
-  labels are separated by ``;`` or ``|``::
+* CSV ``image,labels`` with a header (in any case, behind empty lines and Excel's ``sep=;``), its
+  columns separated by commas, semicolons or tabs; several labels are separated by ``;`` or ``|``::
 
       image,labels
       cats/001.jpg,cat;sofa
@@ -27,7 +27,9 @@ from weaktr.data.problems import DataError, Problem
 
 _SEPARATOR = re.compile("[;|]")
 #: The first cell of a CSV and what parts it from the next.
-_FIRST_CELL = re.compile(r'\s*"?image"?[ ]*([,;\t])')
+_FIRST_CELL = re.compile(r'\s*"?image"?[ ]*([,;\t])', re.IGNORECASE)
+#: Empty lines, and the one by which Excel knows what parts the columns.
+_PREFACE = re.compile(r'(?:[^\S\r\n]*[\r\n])*(?:"?sep=([,;\t|])"?[^\S\r\n]*[\r\n]+)?')
 #: What may part the columns of a table -> its name. Of several in a line the first counts.
 SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "|", ":": ":", " ": "a blank"}
 
@@ -75,26 +77,27 @@ def read_label_file(path: Path, faults: list[Problem]) -> LabelFile:
 
 
 def _read_csv(path: Path, faults: list[Problem]) -> LabelFile:
-    text = read_text(path, line_ends=True)
+    before, text, _ = without_preface(read_text(path, line_ends=True))
     first = _FIRST_CELL.match(text)
     delimiter = first[1] if first else ","
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
     try:
-        lines = [(f"{path}:{reader.line_num}", cells) for cells in reader]
+        lines = [(f"{path}:{before + reader.line_num}", cells) for cells in reader]
     except csv.Error as error:
-        where = f"{path}:{reader.line_num}"
+        where = f"{path}:{before + reader.line_num}"
         raise DataError(Problem(str(path), where, f"expected CSV, got: {error}")) from error
-    header = [cell.strip() for cell in lines[0][1]] if lines else []
-    if header[:1] != ["image"] or len(header) < 2 or ("labels" in header and len(header) != 2):
+    place, first_line = lines[0] if lines else (f"{path}:1", [])
+    header = [cell.strip() for cell in first_line]
+    is_known = [cell.casefold() for cell in header[:1]] == ["image"] and len(header) > 1
+    if not is_known or ("labels" in header and len(header) != 2):
         message = f"expected the header image,labels or image,<class>,<class>,..., got {header[:9]}"
-        message += _separator_hint(text)
-        raise DataError(Problem(str(path), f"{path}:1", message))
+        raise DataError(Problem(str(path), place, message + _separator_hint(text)))
     if not all(header):
         message = f"expected a name for every column, got none for column {header.index('') + 1}"
-        raise DataError(Problem(str(path), f"{path}:1", message))
-    columns = () if header[1] == "labels" else tuple(header[1:])
+        raise DataError(Problem(str(path), place, message))
+    columns = () if _lists_names(header, lines[1:]) else tuple(header[1:])
     if len(set(columns)) != len(columns):
-        raise DataError(Problem(str(path), f"{path}:1", f"a class stands twice in {header[:9]}"))
+        raise DataError(Problem(str(path), place, f"a class stands twice in {header[:9]}"))
     _require_flags(path, columns, lines[1:])
     rows = []
     for source, cells in lines[1:]:
@@ -117,6 +120,17 @@ def _read_csv(path: Path, faults: list[Problem]) -> LabelFile:
             shown = tuple(name for name, value in pairs if flag(value))
             rows.append(Row(cells[0], shown, source))
     return LabelFile(path, rows, columns)
+
+
+def _lists_names(header: Sequence[str], lines: Sequence[tuple[str, list[str]]]) -> bool:
+    """Whether the second of two columns has names of classes: it is called labels.
+
+    Where it is called so in another case, and holds 0 and 1 alone, it is a class of that name.
+    """
+    if len(header) != 2 or header[1].casefold() != "labels":
+        return False
+    cells = (line[1] for _, line in lines if len(line) > 1)
+    return header[1] == "labels" or any(flag(cell) is None for cell in cells)
 
 
 def _wrong_count(values: Sequence[str], expected: int, has_flags: bool, delimiter: str) -> str:
@@ -151,6 +165,19 @@ def separator_of(text: str) -> str | None:
     """
     line = re.sub('"[^"]*"', "", text.lstrip().partition("\n")[0].strip())
     return next((separator for separator in SEPARATORS if separator in line), None)
+
+
+def without_preface(text: str) -> tuple[int, str, str | None]:
+    """A table without empty first lines and Excel's ``sep=;``.
+
+    Returns:
+        The number of lines that were left out, the others, and what parts their columns.
+    """
+    preface = _PREFACE.match(text)
+    start = preface.end() if preface else 0
+    rest = text[start:]
+    told = preface[1] if preface else None
+    return len(text[:start].splitlines()), rest, told or separator_of(rest)
 
 
 def _require_flags(

@@ -52,11 +52,9 @@ def readings(line: str) -> Iterator[str]:
     first folder, and so on. Backslashes part folders.
     """
     yield line
-    words = line.split()
-    is_pair = len(words) == 2 and all(map(_is_image, words))
-    if is_pair:  # or one image with a blank in its name
-        yield str(PurePosixPath(line.replace("\\", "/")).with_suffix(""))
-    path = (words[0] if is_pair else line).replace("\\", "/")
+    whole, path = line.replace("\\", "/"), _path(line)
+    if path != whole:  # of a pair, or it is one image with a blank in its name
+        yield str(PurePosixPath(whole).with_suffix(""))
     if not _is_image(path):
         yield path
         return
@@ -65,10 +63,18 @@ def readings(line: str) -> Iterator[str]:
         yield "/".join(parts[first:])
 
 
+def _path(line: str) -> str:
+    """The path in a line, its folders parted by /: of a pair of images that of the first."""
+    words = line.split()
+    is_pair = len(words) == 2 and all(map(_is_image, words))
+    return (words[0] if is_pair else line).replace("\\", "/")
+
+
 def known_names(lines: Sequence[str], known: Container[str]) -> list[str]:
     """The name that each line means: the first of its `readings` that is known.
 
-    A line that means none stays as it is. The log says once if lines are not the names themselves.
+    A line that means none stays as it is. The log says once if lines are not the names themselves,
+    and warns where not all have the same folders before the name: one may be in another folder.
 
     Raises:
         ValueError: two lines mean the same.
@@ -85,7 +91,19 @@ def known_names(lines: Sequence[str], known: Container[str]) -> list[str]:
     if looser:
         line, name = looser[0]
         log.info("names: %d lines are paths, such as %r, read as %r", len(looser), line, name)
+    of_start = {
+        _before(line, name): (line, name) for name, line in line_of.items() if name in known
+    }
+    if len(of_start) > 1:
+        told = [f"{brief(line)} as {brief(name)}" for line, name in of_start.values()]
+        log.warning("names: the folders left out before names differ: read were %s", few(told, 3))
     return list(line_of)
+
+
+def _before(line: str, name: str) -> str:
+    """The folders in a line before the name that is read in it."""
+    stem = PurePosixPath(_path(line)).with_suffix("").as_posix()
+    return stem.removesuffix(name) if stem.endswith(f"/{name}") else ""
 
 
 def class_list(path: Path) -> Classes:

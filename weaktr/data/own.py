@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -18,8 +18,8 @@ from weaktr.data.manifest import name_fault
 from weaktr.data.names import class_list
 from weaktr.data.parallel import ordered_map
 from weaktr.data.problems import DataError
-from weaktr.data.sources.folder import files_but_results
-from weaktr.data.tags import OWN, Tags, labelme, read_tags, tags_below
+from weaktr.data.sources.folder import beside_in_words, files_but_results, photographs_beside
+from weaktr.data.tags import FIRST, OWN, Tags, labelme, read_tags, tags_below
 from weaktr.data.tags.places import Matched, matched
 from weaktr.messages import counted, few
 from weaktr.progress import track
@@ -45,6 +45,9 @@ class OwnPhotographs:
         root: the folder.
         images: in which the photographs lie: `root` or ``root/images``.
         photographs: path below `images` -> file.
+        beside: photographs that lie beside `images`.
+        masks: images in ``root/masks`` that count as true masks though none is called like a
+            photograph.
         others: photographs of formats that are not read.
         left_out: photographs that cannot be used, and why.
         tags: the labels as they are written.
@@ -56,6 +59,8 @@ class OwnPhotographs:
     root: Path
     images: Path
     photographs: dict[str, Path]
+    beside: list[Path]
+    masks: list[Path]
     others: list[Path]
     left_out: list[str]
     tags: Tags
@@ -118,7 +123,9 @@ def look_at(
     """
     root = require_folder(root, "PHOTOS")
     images = root / "images" if (root / "images").is_dir() else root
-    photographs, others, left_out = _photographs(images, root / "masks")
+    below = sorted(files_but_results(images))
+    masks, unlike = _masks(below, root)
+    photographs, others, left_out = _photographs(below, images, masks)
     if not photographs:
         told = f", but {few(others)}: convert these to JPEG or PNG" if others else ""
         raise ValueError(f"{root}: expected photographs below {images}, found none{told}")
@@ -128,6 +135,10 @@ def look_at(
         tags = tags_below(root, images, photographs, own)
     else:
         tags = read_tags(labels, images)
+        beside = [root / f"{name}{suffix}" for name in FIRST for suffix in (".csv", ".json")]
+        passed = [file.name for file in beside if file.is_file() and file not in {*own, tags.path}]
+        note = f"--labels {labels.name} counts, not {few(passed)}"
+        tags = replace(tags, doubts=(*tags.doubts, note)) if passed else tags
     tags = _seen_from_beside(tags, images, photographs)
     rows, rows_of_val = tags.rows, None
     is_own = tags.path in own
@@ -137,6 +148,7 @@ def look_at(
         of_val = read_tags(val)
         rows_of_val = of_val.rows
         rows = [*rows, *of_val.rows]
+        tags = replace(tags, doubts=(*tags.doubts, *(f"{val.name}: {d}" for d in of_val.doubts)))
         if of_val.form != tags.form:
             tags = replace(tags, form=f"{tags.form}; {val.name}: {of_val.form}")
     found = matched(rows, list(photographs))
@@ -149,8 +161,9 @@ def look_at(
         )
     held_out = None if rows_of_val is None else _meant(rows_of_val, found, list(photographs))
     known = _classes(root, classes, tags, found)
+    beside = photographs_beside(root, images)
     return OwnPhotographs(
-        root, images, photographs, others, left_out, tags, found, known, held_out
+        root, images, photographs, beside, unlike, others, left_out, tags, found, known, held_out
     )  # fmt: skip
 
 
@@ -174,17 +187,39 @@ def _meant(rows: list[Row], found: Matched, photographs: Sequence[str]) -> froze
     return frozenset(matched(there, photographs).labels) & found.labels.keys()
 
 
-def _photographs(images: Path, masks: Path) -> tuple[dict[str, Path], list[Path], list[str]]:
-    """Photographs below a folder, those of other formats, and why some cannot be used.
+def _masks(files: Sequence[Path], root: Path) -> tuple[set[Path], list[Path]]:
+    """The files of a folder that count as true masks: all in ``masks``, unless it is a class's.
 
-    True masks are none, nor is anything in a folder of results.
+    Args:
+        files: below `root`, or below ``root/images``, where there are none.
+        root: the folder.
+
+    Returns:
+        Them; and the images among them where no photograph has the name of one.
+    """
+    inside = {file for file in files if file.is_relative_to(root / "masks")}
+    images = sorted(file for file in inside if file.suffix.lower() in IMAGE_SUFFIXES)
+    names = {file.relative_to(root / "masks").with_suffix("") for file in images}
+    if any(file.relative_to(root).with_suffix("") in names for file in files):
+        return inside, []
+    if all(file.suffix.lower() == ".png" for file in images):
+        return inside, images
+    return set(), []
+
+
+def _photographs(
+    files: Iterable[Path], images: Path, masks: Collection[Path]
+) -> tuple[dict[str, Path], list[Path], list[str]]:
+    """Photographs among files below a folder, those of other formats, and why some cannot be used.
+
+    True masks are none.
     """
     found: dict[str, Path] = {}
     others, left_out = [], []
     first: dict[str, str] = {}
-    for file in sorted(files_but_results(images)):
+    for file in files:
         name, suffix = file.relative_to(images).as_posix(), file.suffix.lower()
-        if file.is_relative_to(masks) or file.is_dir():
+        if file in masks or file.is_dir():
             continue
         if suffix in OTHER_SUFFIXES:
             others.append(file)
@@ -257,6 +292,30 @@ def _left_out(found: Matched) -> Iterator[str]:
         )
 
 
+def _not_used(own: OwnPhotographs) -> Iterator[str]:
+    """Which images in the folder are no photographs to train with, and why, a sentence each."""
+    if unlisted := sorted(own.photographs.keys() - own.labels.keys()):
+        has = counted(
+            len(unlisted), "photograph has no labels and is", "photographs have no labels and are"
+        )
+        yield f"{has} not used: {few(unlisted)}"
+    if own.beside:
+        yield f"{beside_in_words(own.beside, own.root)} not used: move them into it"
+    if own.masks:
+        names = few([path.name for path in own.masks])
+        yield (
+            f"masks/ counts as true masks, though none of its {len(own.masks)} images ({names}) "
+            "has the name of a photograph; if it is a class, call the folder otherwise"
+        )
+    if own.others:
+        names = few([path.name for path in own.others])
+        others = counted(len(own.others), "photograph is", "photographs are")
+        yield f"{others} of other formats: convert {names} to JPEG or PNG"
+    if own.left_out:
+        left = counted(len(own.left_out), "photograph is", "photographs are")
+        yield f"{left} left out: {few(own.left_out, between='; ')}"
+
+
 def doubts(own: OwnPhotographs, held_out: Collection[str]) -> Iterator[str]:
     """What should be looked at before training, a sentence each; beside what `check` finds.
 
@@ -281,18 +340,7 @@ def doubts(own: OwnPhotographs, held_out: Collection[str]) -> Iterator[str]:
             f"{counted(len(found.otherwise), 'image was', 'images were')} found by the end of the "
             f"path, such as {path} for {written}"
         )
-    if unlisted := sorted(own.photographs.keys() - labels.keys()):
-        has = counted(
-            len(unlisted), "photograph has no labels and is", "photographs have no labels and are"
-        )
-        yield f"{has} not used: {few(unlisted)}"
-    if own.others:
-        names = few([path.name for path in own.others])
-        others = counted(len(own.others), "photograph is", "photographs are")
-        yield f"{others} of other formats: convert {names} to JPEG or PNG"
-    if own.left_out:
-        left = counted(len(own.left_out), "photograph is", "photographs are")
-        yield f"{left} left out: {few(own.left_out, between='; ')}"
+    yield from _not_used(own)
     counts = Counter(label for names in labels.values() for label in names)
     if rare := [f"{n} ({counts[n]})" for n in own.classes.names if counts[n] < FEW_OF_CLASS]:
         have = counted(len(rare), "class has", "classes have")

@@ -398,6 +398,9 @@ def manifest_of(
         raise ValueError(f"--labels: {task.images} has image-level labels already")
     if is_manifest:
         manifest = Manifest.load(task.images)
+        if task.exif == "apply" and any(sample.exif == "ignore" for sample in manifest):
+            told = "--exif apply: %s says that its photographs are used as stored, which counts"
+            log.warning(told, task.images)
     else:
         options: dict[str, Any] = {}
         if task.exif == "apply":

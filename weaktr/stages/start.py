@@ -6,9 +6,7 @@ record beside them says, with their digests.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import logging
 import re
@@ -23,7 +21,7 @@ from weaktr.contents import digest_of
 from weaktr.data.label_files import read_label_file
 from weaktr.data.own import OwnPhotographs, look_at
 from weaktr.data.sources.folder import PART, family
-from weaktr.files import read_json_object, require_replaceable, write_bytes, write_json
+from weaktr.files import csv_bytes, read_json_object, require_replaceable, write_bytes, write_json
 from weaktr.messages import counted, few, listed, one_line
 from weaktr.recipes import as_tree, load_recipe
 from weaktr.seals import BLANK, is_sealed, sealed
@@ -302,15 +300,11 @@ def _digest(content: bytes) -> str:
 
 def _as_csv(labels: Mapping[str, Sequence[str]]) -> bytes:
     """A CSV of the form image,labels. No cell begins as a formula of a spreadsheet does."""
-    out = io.StringIO(newline="")
-    texts = [*labels, *(label for names in labels.values() for label in names)]
-    is_odd = any(text != text.strip() or "\r" in text for text in texts)  # else left unquoted
-    writer = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_ALL if is_odd else 0)
-    writer.writerow(("image", "labels"))
-    for name in sorted(labels):
-        cell = ";".join(labels[name])
-        writer.writerow((_no_formula(name, "./"), _no_formula(cell, ";")))
-    return out.getvalue().encode()
+    rows = [
+        (_no_formula(name, "./"), _no_formula(";".join(labels[name]), ";"))
+        for name in sorted(labels)
+    ]
+    return csv_bytes([("image", "labels"), *rows])
 
 
 def _no_formula(text: str, before: str) -> str:

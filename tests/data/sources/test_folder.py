@@ -9,8 +9,10 @@ import pytest
 
 from tests.data.trees import write_csv, write_image, write_list, write_mask
 from weaktr.data import load_manifest
+from weaktr.data.check import check
 from weaktr.data.problems import DataError, Problem
 from weaktr.data.sources.folder import HINTS, folder, unlabelled
+from weaktr.outputs import require_outside_results
 
 ROWS = [["image", "labels"], ["cats/1.jpg", "sofa; cat"], ["dogs/1.png", "dog"], ["x.jpg", ""]]
 
@@ -96,10 +98,44 @@ def test_masks_and_other_folders(root: Path) -> None:
     assert moved.samples[0].mask is None
 
 
-def test_paths_from_the_root(root: Path) -> None:
-    write_csv(root / "labels.csv", [ROWS[0], ["images/x.jpg", "cat"]])
-    (sample,) = folder(root)
-    assert (sample.name, sample.image) == ("images/x", root / "images/x.jpg")
+def test_a_class_called_as_the_column_of_names(root: Path) -> None:
+    write_csv(root / "labels.csv", [["image", "Labels"], ["x.jpg", "1"], ["cats/1.jpg", ""]])
+    assert folder(root).classes.names == ("Labels",)
+
+
+def test_a_fault_behind_a_preface_has_its_line(root: Path) -> None:
+    (root / "labels.csv").write_text("sep=;\nimage;labels\nx.jpg;cat;dog\n")
+    with pytest.raises(DataError, match=r"labels\.csv:3\): expected 2 columns, got 3"):
+        folder(root)
+
+
+@pytest.mark.parametrize("path", ["images/cats/1.jpg", "images/cats/1", "./images/cats/1.jpg"])
+def test_paths_from_the_root(root: Path, path: str) -> None:
+    """They keep their names, under which finished runs have their masks."""
+    write_csv(root / "train.csv", [ROWS[0], [path, "cat"]])
+    write_csv(root / "val.csv", [ROWS[0], ["images/dogs/1.png", "cat"], ["images/x.jpg", ""]])
+    masks = [write_mask(root / f"masks/{name}.png", [1]) for name in ("cats/1", "dogs/1")]
+    problems: list[Problem] = []
+    (sample,) = folder(root, problems=problems)
+    assert (sample.name, sample.image) == ("images/cats/1", root / "images/cats/1.jpg")
+    assert sample.mask == masks[0]
+    assert problems == []
+    exact = write_mask(root / "masks/images/cats/1.png", [1])
+    assert folder(root).samples[0].mask == exact
+
+
+def test_two_spellings_of_a_path_have_the_same_labels(root: Path) -> None:
+    path = write_csv(root / "labels.csv", [ROWS[0], ["images/x.jpg", "dog;cat"], ["x", "cat"]])
+    with pytest.raises(DataError) as caught:
+        folder(root)
+    told = f"'x.jpg' was already declared as 'images/x.jpg' at {path}:2, with other labels"
+    assert f"{path}:3): {told}: correct one of them" in str(caught.value)
+    write_csv(path, [ROWS[0], ["images/x.jpg", "dog;cat"], ["x.jpg", "cat;dog"]])
+    manifest = folder(root)
+    assert [sample.name for sample in manifest] == ["images/x", "x"]
+    (problem,) = (one for one in check(manifest) if "two names" in one.kind)
+    assert (problem.level, problem.where) == ("warning", f"{path}:3")
+    assert problem.message == f"is the image of 'images/x' too, declared at {path}:2"
 
 
 def test_all_faults_at_once(root: Path) -> None:
@@ -179,7 +215,7 @@ def test_malformed_files(root: Path, name: str, text: str, message: str) -> None
         folder(root)
 
 
-@pytest.mark.parametrize("heading", ["label", "Labels", "class", "tags"])
+@pytest.mark.parametrize("heading", ["label", "Label", "class", "tags"])
 def test_a_column_called_as_headings_are(
     root: Path, heading: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -210,6 +246,10 @@ def test_a_column_called_as_headings_are(
         "image,labels\r\nx.jpg,cat;dog\r\n",
         "image,labels\rx.jpg,cat;dog\r",
         " image , labels \n x.jpg , cat ; dog \n",
+        "Image,LABELS\nx.jpg,cat;dog\n",
+        "sep=;\r\nimage;labels\r\nx.jpg;cat|dog\r\n",
+        "\n \nIMAGE;Labels\nx.jpg;cat|dog\n",
+        "sep=,\nImage,cat,dog\nx.jpg,1,1\n",
         "image;cat;dog\nx.jpg;1;TRUE\n",
     ],
 )
@@ -367,6 +407,52 @@ def test_what_no_line_speaks_of(root: Path) -> None:
             ("masks/gone.png", "the image of this mask"),
         )
     ]
+
+
+def test_photographs_beside_their_folder_are_told(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("WARNING", "weaktr")
+    write_csv(root / "train.csv", [ROWS[0], ["x.jpg", "cat"], ["cats/1", "cat"], ["p.jpg", "cat"]])
+    for name in ("p.jpg", "more/q.png", "masks/x.png", "out/x.png"):
+        write_image(root / name)
+    (root / "out/.weaktr-lock").touch()
+    assert len(unlabelled(root)) == 3
+    told = "2 photographs outside of images/ (more/q.png, p.jpg) are left out: move them into it"
+    assert caplog.messages == [f"{root}: {told}"]
+    problems: list[Problem] = []
+    unlabelled(root, problems=problems)
+    assert [(p.file, p.message, p.level) for p in problems] == [(str(root), told, "warning")]
+    problems.clear()
+    assert len(folder(root, problems=problems)) == 3
+    assert [(p.file, p.message, p.level) for p in problems if p.file == str(root)] == [
+        (
+            str(root),
+            "1 photograph outside of images/ (more/q.png) is in no line of train.csv",
+            "warning",
+        )
+    ]
+    caplog.clear()
+    unlabelled(root / "images")
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("content", "is_own"), [('{"camera": 1}', False), ("[", False), ('{"made_from": "1"}', True)]
+)
+def test_only_a_file_of_weaktrs_makes_a_folder_one_of_results(
+    root: Path, content: str, is_own: bool
+) -> None:
+    (root / "images/cats/inputs.json").write_text(content)
+    assert [sample.name for sample in unlabelled(root / "images")] == [
+        *([] if is_own else ["cats/1"]), "dogs/1", "x",
+    ]  # fmt: skip
+    place = root / "images/cats/out"
+    if is_own:
+        with pytest.raises(ValueError, match="a folder of other results"):
+            require_outside_results(place, "--out")
+    else:
+        require_outside_results(place, "--out")
 
 
 def test_what_is_taken_in_place_of_a_split_is_said(

@@ -70,6 +70,17 @@ def test_tables_and_json(tmp_path, name, text):
             "\nsep=;\nfile;label\na.jpg\n",
             r"a\.csv:4\): expected at least 2 columns, got 1",
         ),
+        ("a.csv", "filename,labels\na.jpg,cat,dog\n", r"a\.csv:2\): expected 2 columns, got 3"),
+        ("a.csv", "filename,labels,\na.jpg,cat,dog\n", r"a\.csv:2\): expected 2 columns, got 3"),
+        ("a.csv", "a.jpg,cat\nb.jpg,cat,dog\n", r"a\.csv:2\): expected 2 columns, got 3"),
+        ("a.csv", "path,cat,dog\na.jpg,1,0,1\n", r"a\.csv:2\): expected 3 columns, got 4"),
+        (
+            "a.csv",
+            "image,category,label\na.jpg,x,cat\n",
+            "one column of labels, got category, label",
+        ),
+        ("a.csv", "image,label,label\na.jpg,cat,dog\n", "one column of labels, got label, label"),
+        ("a.csv", "image,label,Label_2\na.jpg,cat,dog\n", "got label, Label_2: put labels"),
         ("a.csv", "what,ever\n1,2\n", "expected a column of paths"),
         ("a.csv", "file,label\na.jpg\n", r"a\.csv:2\): expected at least 2 columns, got 1"),
         ("a.csv", "file,cat\na.jpg,maybe\n", "or columns of 0 and 1"),
@@ -84,6 +95,38 @@ def test_tables_and_json(tmp_path, name, text):
 def test_what_is_wrong_is_named(tmp_path, name, content, said):
     with pytest.raises(ValueError, match=said):
         labels(tmp_path / name, content)
+
+
+def test_every_line_of_a_table_that_is_too_long_is_named(tmp_path):
+    with pytest.raises(DataError) as caught:
+        labels(tmp_path / "a.csv", "file,label\na.jpg,cat,dog\nb.jpg,cat,\nc.jpg,cat,dog\n")
+    assert [problem.where for problem in caught.value.problems] == [
+        f"{tmp_path / 'a.csv'}:{line}" for line in (2, 4)
+    ]
+    assert "part several labels by ; or |" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "unread"),
+    [
+        ("image,label,present\na.jpg,cat,0\n", "1 column is not read: present"),
+        (",width,File,label\n0,9,a.jpg,cat\n", "2 columns are not read: column 1, width"),
+        ("image_id,file_name,cat\n7,a.jpg,1\n", "1 column is not read: image_id"),
+    ],
+)
+def test_columns_that_are_not_read_are_told(tmp_path, text, unread):
+    assert labels(tmp_path / "a.csv", text) == {"a.jpg": ("cat",)}
+    assert read_tags(tmp_path / "a.csv").doubts == (unread,)
+
+
+def test_what_is_told_of_the_labels_of_val_is_told_too(tmp_path):
+    for name, rows in (("train", "a.jpg,cat,1"), ("val", "b.jpg,cat,2")):
+        write_image(tmp_path / f"{rows[0]}.jpg")
+        labels(tmp_path / f"{name}.csv", f"file,label,{name}ed\n{rows}\n")
+    assert look_at(tmp_path, None, None).tags.doubts == (
+        "1 column is not read: trained",
+        "val.csv: 1 column is not read: valed",
+    )
 
 
 def test_a_long_table_has_several_lines_for_an_image(tmp_path):
@@ -118,7 +161,7 @@ def test_label_studio(tmp_path):
         task("/data/upload/1/0a1b2c3d-a%20b.jpg", {"choices": ["cat", " dog "]}),
         task("/data/local-files/?d=set/é.jpg", {"x": 1, "rectanglelabels": ["cat"]}),
         task("s3://bucket/deep/c.png", {"format": "rle", "brushlabels": ["bird"], "rle": [1]}),
-        task("https://host/d.jpg?token=x", {"text": ["no class"]}),
+        task("https://host/d.jpg?token=x", {"choices": []}),
         task("skipped.jpg", {"choices": ["cat"]}, was_cancelled=True),
         {"id": 9, "data": {"image": "nobody.jpg"}, "annotations": []},
     ]
@@ -130,6 +173,44 @@ def test_label_studio(tmp_path):
     }
     (doubt,) = read_tags(tmp_path / "a.json").doubts
     assert doubt.startswith("2 tasks are not annotated or were skipped")
+
+
+def test_a_taxonomy_of_label_studio_has_labels(tmp_path):
+    paths = {"taxonomy": [["animal", "cat"], ["plant", "tree", "oak"]]}
+    content = [task("a.jpg", paths), task("b.jpg", {"taxonomy": [["dog"]]})]
+    expected = {"a.jpg": ("cat", "oak"), "b.jpg": ("dog",)}
+    assert labels(tmp_path / "a.json", content) == expected
+    for name in ("small.json", "table.csv"):
+        path = small(
+            tmp_path / name,
+            {"image": "a.jpg", "what": [paths]},
+            {"image": "b.jpg", "what": [{"taxonomy": [["dog"]]}]},
+        )
+        assert {row.image: row.labels for row in read_tags(path).rows} == expected
+
+
+def test_results_that_are_not_read_make_no_photograph_without_classes(tmp_path):
+    note = task("a.jpg", {"text": ["no class"]})
+    note["annotations"][0]["result"][0]["type"] = "textarea"
+    content = [note, task("b.jpg", {"rating": 3}, {"choices": ["cat"]}), task("c.jpg")]
+    assert labels(tmp_path / "a.json", content) == {"b.jpg": ("cat",), "c.jpg": ()}
+    assert read_tags(tmp_path / "a.json").doubts == (
+        "results of these types are not read: rating, textarea",
+        "1 task has nothing else and is left out",
+    )
+    with pytest.raises(DataError, match=r"expected choices or labels; .* textarea"):
+        labels(tmp_path / "a.json", [note])
+    for name in ("small.json", "table.csv"):
+        path = small(
+            tmp_path / name,
+            {"image": "a.jpg", "best": {"ranker": [1]}, "choice": ""},
+            {"image": "b.jpg", "best": {"ranker": [2]}, "choice": "cat"},
+            {"image": "c.jpg", "best": None, "choice": ""},
+        )
+        tags = read_tags(path)
+        assert [row.image for row in tags.rows] == ["b.jpg", "c.jpg"]
+        assert tags.doubts[0].startswith("not taken as labels: best;")
+        assert tags.doubts[1] == "1 task has nothing else and is left out"
 
 
 def test_several_annotations_of_a_task_add_up(tmp_path):
@@ -251,6 +332,12 @@ def test_cvat(tmp_path):
     assert read_tags(tmp_path / "a.xml").classes == ("dog", "cat")
 
 
+def test_attributes_of_cvat_are_told(tmp_path):
+    tag = '<tag label="cat"><attribute name="breed">manx</attribute></tag>'
+    labels(tmp_path / "a.xml", CVAT.replace('<tag label="cat"/>', tag))
+    assert read_tags(tmp_path / "a.xml").doubts == ("attributes are not read, labels alone: breed",)
+
+
 def test_cvat_of_a_video_or_without_names_is_refused(tmp_path):
     with pytest.raises(DataError, match="tracks of a video"):
         labels(tmp_path / "a.xml", CVAT.replace("</annotations>", "<track/></annotations>"))
@@ -293,7 +380,15 @@ def test_labelme(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"shapes": [{}]}, {"shapes": 3}, {"flags": []}, {"flags": 5}, {"imagePath": None}]
+    "wrong",
+    [
+        {"shapes": [{}]},
+        {"shapes": 3},
+        {"flags": []},
+        {"flags": 5},
+        {"flags": {"cat": 1}},
+        {"imagePath": None},
+    ],
 )
 def test_a_damaged_json_of_labelme_is_named(tmp_path, wrong):
     if wrong == {"flags": []}:

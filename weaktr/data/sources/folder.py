@@ -36,8 +36,8 @@ from weaktr.data.manifest import (
 from weaktr.data.names import HEADINGS, class_list
 from weaktr.data.problems import DataError, Problem
 from weaktr.files import files_below, paths_below
-from weaktr.messages import brief, few
-from weaktr.outputs import INPUTS, LOCK
+from weaktr.messages import brief, counted, few
+from weaktr.outputs import LOCK, has_inputs
 from weaktr.tars import IS_PACKED, PACKED
 
 log = logging.getLogger("weaktr")
@@ -50,6 +50,8 @@ HINTS = 200
 PART = "_part"
 #: The kind of problem of an image that no label file speaks of.
 NOT_LISTED = "image that is not listed"
+#: The kind of problem of photographs outside of the folder in which they are looked for.
+BESIDE = "photographs outside of images/"
 #: What is wrong with a file among the masks.
 NO_MASK = "not read: masks are PNGs, one an image; other formats lose or change labels"
 #: The kind of problem of a photograph of a format that is not looked for.
@@ -85,7 +87,7 @@ def folder(
             image that only lacks it.
         masks: folder of true masks (for evaluation only): ``<image path without suffix>.png`` (or
             ``.PNG``), pixel 0 = background, ``k + 1`` = class index k, 255 = ignore. None =
-            ``root/masks``.
+            ``root/masks``. Of a path that starts above `images` the part below it counts too.
         exif: "apply" = turn photographs as their EXIF asks viewers to, see `Sample`.
         problems: None = faults are errors; a list collects them instead.
 
@@ -134,18 +136,28 @@ def folder(
     has_masks = mask_root.is_dir()
     samples = []
     for name, row, image in _unrepeated(own.rows, [image_root, root], path, faults):
-        exact = first_file([mask_root / f"{name}.png"]) if has_masks else None
-        mask = exact or capital.get(name)
+        mask = None
+        for own_name in _mask_names(name, image, image_root) if has_masks else ():
+            exact = first_file([mask_root / f"{own_name}.png"])
+            mask = mask or exact or capital.get(own_name)
         labels = _indices(row, known, path, faults, hint)
         samples.append(Sample(name, image, labels, mask, row.source, exif=exif))
-    unread = _unread_masks(mask_files, samples)
+    images_used = {sample.image for sample in samples}
+    unread = _unread_masks([file for file in mask_files if file not in images_used], samples)
     if problems is not None:
         images_below = image_root if image_root.is_dir() else root
-        problems.extend(_not_listed(splits, samples, images_below, mask_root))
+        problems.extend(_not_listed(splits, samples, root, images_below, mask_root))
         problems.extend(Problem(str(file), "", NO_MASK, "warning") for file in unread)
     elif unread:
         _say_once(f"{mask_root}: {_by_suffix(unread)} are {NO_MASK}")
     return collect_or_raise(Manifest("folder", split, known, tuple(samples)), faults, problems)
+
+
+def _mask_names(name: str, image: Path, images: Path) -> Iterator[str]:
+    """The names of a photograph's mask without suffix: its own, and the path below `images`."""
+    yield name
+    if image.is_relative_to(images) and (below := _name(_below(image, images))) != name:
+        yield below
 
 
 def label_file(root: str | Path, split: str = "train") -> Path | None:
@@ -231,7 +243,8 @@ def unlabelled(
 
     Args:
         root: searched at every depth for jpg, jpeg, png, bmp, webp, tif, tiff. Of the root of a
-            data set, its folder of photographs is searched (`photographs_of`). Left out are hidden
+            data set, its folder of photographs is searched (`photographs_of`), and photographs
+            beside ``images`` are left out with a warning. Left out are hidden
             files and folders, what systems put beside data (`weaktr.files.is_clutter`), results of
             weaktr, and true masks; with a warning, photographs of other formats.
         classes: names of the model's classes, if the manifest is to carry them.
@@ -249,7 +262,14 @@ def unlabelled(
         OSError: `root` itself cannot be listed.
         DataError: two images differ only in suffix, so their results would have the same name.
     """
-    root, exif = photographs_of(require_folder(root)), require_exif(exif)
+    given, exif = require_folder(root), require_exif(exif)
+    root = photographs_of(given)
+    if beside := photographs_beside(given, root):
+        message = f"{beside_in_words(beside, given)} left out: move them into it"
+        if problems is None:
+            log.warning("%s: %s", given, message)
+        else:
+            problems.append(Problem(str(given), "", message, "warning", BESIDE))
     below = _without_masks(in_order(files_but_results(root)), root)
     closed = [path for path in below if os.path.isdir(path)]
     files = [file for file in below if file.suffix.lower() in IMAGE_SUFFIXES and file not in closed]
@@ -294,6 +314,27 @@ def photographs_of(root: Path) -> Path:
     return root
 
 
+def photographs_beside(root: Path, images: Path) -> list[Path]:
+    """The photographs below a folder that lie neither in its ``images`` nor in its ``masks``.
+
+    Args:
+        root: the folder.
+        images: its folder of photographs; where that is not ``root/images``, none lie beside it.
+    """
+    if images != root / "images" or not images.is_dir():
+        return []
+    apart = (os.path.join(images, ""), os.path.join(root / "masks", ""))
+    others = (path for path in paths_but_results(root) if not path.startswith(apart))
+    return in_order(Path(path) for path in others if path.lower().endswith(IMAGE_SUFFIXES))
+
+
+def beside_in_words(files: Sequence[Path], root: Path) -> str:
+    """``2 photographs outside of images/ (a.jpg, b/c.jpg) are``, see `photographs_beside`."""
+    names = few([_below(file, root) for file in files])
+    are = counted(len(files), "photograph", "photographs")
+    return f"{are} outside of images/ ({names}) {'is' if len(files) == 1 else 'are'}"
+
+
 def files_but_results(root: Path) -> Iterator[Path]:
     """`paths_but_results` as paths, which takes twice as long."""
     return map(Path, paths_but_results(root))
@@ -305,10 +346,11 @@ def paths_but_results(root: Path) -> Iterator[str]:
 
     @cache
     def holds_results(folder: str) -> bool:
-        if Path(folder) == root:
+        path = Path(folder)
+        if path == root:
             return False
-        marks = (os.path.join(folder, mark) for mark in (INPUTS, LOCK))
-        return any(map(os.path.isfile, marks)) or holds_results(os.path.dirname(folder))
+        is_own = (path / LOCK).is_file() or has_inputs(path)
+        return is_own or holds_results(os.path.dirname(folder))
 
     below = paths_below(root, follow=True)
     return (path for path in below if not holds_results(os.path.dirname(path)))
@@ -378,10 +420,12 @@ def _unrepeated(
     """Name, row and image file of the rows whose image stays in its folder and whose name is new.
 
     The paths of the rows are as their files are called (see `folder`); `roots`: where they start.
+    Two names of one file, of which one is found in each of `roots`, have the same labels.
     """
     likely = first_folder(roots) or roots[-1]
     there = [root for root in roots if root.is_dir()]
     first: dict[str, Row] = {}
+    of_file: dict[Path, Row] = {}
     images, other_spelling = {}, []
     listing = cache(_paths_of_stems)
     for row in rows:
@@ -405,14 +449,15 @@ def _unrepeated(
         if written not in (row.image, bare):
             other_spelling.append((bare, written))
         name, found = _name(written), Row(written, row.labels, row.source)
-        earlier = first.setdefault(name, found)
-        if earlier is found:
-            images[name] = image
+        earlier, same = first.get(name), of_file.setdefault(image, found)
+        if earlier is None and set(same.labels) == set(found.labels):
+            first[name], images[name] = found, image
             continue
-        message = (
-            f"{brief(written)} was already declared as {brief(earlier.image)} at {earlier.source}"
-        )
-        if written != earlier.image:
+        other = earlier or same
+        message = f"{brief(written)} was already declared as {brief(other.image)} at {other.source}"
+        if earlier is None:
+            message += ", with other labels: correct one of them"
+        elif written != other.image:
             message += "; paths must differ before the suffix"
         faults.append(Problem(str(path), row.source, message, kind="image declared twice"))
     if other_spelling:
@@ -477,14 +522,16 @@ def _say_once(told: str, level: int = logging.WARNING) -> None:
 
 
 def _not_listed(
-    splits: Sequence[LabelFile], samples: Sequence[Sample], images: Path, masks: Path
+    splits: Sequence[LabelFile], samples: Sequence[Sample], root: Path, images: Path, masks: Path
 ) -> Iterator[Problem]:
-    """A warning for each image below a folder, and each mask, that no label file speaks of."""
+    """A warning for each image below `images`, and each mask, that no label file speaks of; one for
+    those beside them below `root`."""
     files = ", ".join(split.path.name for split in splits)
     listed = {sample.name for sample in samples}
+    above = f"{_below(images, root)}/" if images.is_relative_to(root) else ""
     for row in (row for split in splits for row in split.rows):
         path = row.image.strip().replace("\\", "/")
-        listed |= {path, _name(path)}
+        listed |= {path, _name(path), path.removeprefix(above), _name(path).removeprefix(above)}
     own = {sample.image for sample in samples}
 
     def is_listed_image(path: str) -> bool:
@@ -500,6 +547,14 @@ def _not_listed(
         if file.suffix.lower() in ALL_SUFFIXES and not file.is_relative_to(masks):
             message = f"no line of {files} lists this image"
             yield Problem(str(file), "", message, "warning", NOT_LISTED)
+    others = [
+        file for file in photographs_beside(root, images)
+        if file not in own and _name(_below(file, root)) not in listed
+        and not file.is_relative_to(masks)
+    ]  # fmt: skip
+    if others:
+        message = f"{beside_in_words(others, root)} in no line of {files}"
+        yield Problem(str(root), "", message, "warning", BESIDE)
     for file in in_order(files_below(masks, follow=True)):
         is_mask = file.suffix.lower() == ".png"
         if is_mask and _name(_below(file, masks)) not in listed:

@@ -22,7 +22,7 @@ from weaktr.data.classes import Classes, palette
 from weaktr.data.manifest import Manifest, Sample, is_inside
 from weaktr.data.problems import DataError, Problem
 from weaktr.data.sources.scene_drawing import NAMES, render_scene
-from weaktr.files import is_clutter, read_json, require_file
+from weaktr.files import csv_bytes, is_clutter, read_json, require_file
 from weaktr.messages import few
 
 VERSION = 2  # of the drawing: raise it whenever the same seed draws another scene
@@ -90,19 +90,18 @@ def _draw(folder: Path, wanted: dict[str, Any]) -> None:
         drawn = Path(temporary) / "drawn"
         (drawn / "images").mkdir(parents=True)
         (drawn / "masks").mkdir()
-        with open(drawn / "labels.csv", "w", encoding="utf-8", newline="") as file:
-            rows = csv.writer(file, lineterminator="\n")
-            rows.writerow(("name", "labels"))
-            for index in range(wanted["count"]):
-                name = f"{index:06d}.png"
-                image, mask, labels = render_scene(
-                    index, size=wanted["size"], seed=wanted["seed"], split=wanted["split"]
-                )
-                Image.fromarray(image).save(drawn / "images" / name, compress_level=1)
-                picture = Image.fromarray(mask)
-                picture.putpalette(palette().tobytes())
-                picture.save(drawn / "masks" / name, compress_level=1)
-                rows.writerow((name, " ".join(NAMES[label] for label in labels)))
+        rows = [("name", "labels")]
+        for index in range(wanted["count"]):
+            name = f"{index:06d}.png"
+            image, mask, labels = render_scene(
+                index, size=wanted["size"], seed=wanted["seed"], split=wanted["split"]
+            )
+            Image.fromarray(image).save(drawn / "images" / name, compress_level=1)
+            picture = Image.fromarray(mask)
+            picture.putpalette(palette().tobytes())
+            picture.save(drawn / "masks" / name, compress_level=1)
+            rows.append((name, " ".join(NAMES[label] for label in labels)))
+        (drawn / "labels.csv").write_bytes(csv_bytes(rows))
         (drawn / STAMP).write_text(json.dumps(wanted), encoding="utf-8")
         if folder.exists():
             _require_drawn(folder)

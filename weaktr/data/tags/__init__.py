@@ -18,13 +18,14 @@ from typing import Any
 
 from weaktr.data.layout import read_json, read_text, read_xml
 from weaktr.data.problems import DataError
+from weaktr.data.sources.folder import beside_in_words, photographs_beside
 from weaktr.data.tags import coco, cvat, label_studio, labelme, names, table
 from weaktr.data.tags.form import Form, Tags, fault
 from weaktr.data.tags.table import OWN
 from weaktr.files import files_below, is_clutter
 from weaktr.messages import few
 
-__all__ = ["FORMS", "OWN", "Tags", "read_tags", "tags_below"]
+__all__ = ["FIRST", "FORMS", "OWN", "Tags", "read_tags", "tags_below"]
 
 _TABLES = (label_studio.CSV, table.OWN_TABLE, table.TABLE)
 #: Suffix -> the forms that a file may have, the more special ones first.
@@ -98,9 +99,11 @@ def tags_below(root: Path, images: Path, photographs: Iterable[str], own: Iterab
         return _labelme_files(root, sorted(single), images)
     by_folders = names.read(images, photographs)
     if by_folders is None:
+        outside = photographs_beside(root, images)
+        also = f", and {beside_in_words(outside, root)} not looked at" if outside else ""
         raise ValueError(
-            f"{root}: found no labels; write {root / 'labels.csv'} (first line image,labels, then "
-            "a.jpg,cat;dog), sort photographs into folders called as their classes, or give "
+            f"{root}: found no labels{also}; write {root / 'labels.csv'} (first line image,labels, "
+            "then a.jpg,cat;dog), sort photographs into folders called as their classes, or give "
             "--labels FILE"
         )
     return by_folders

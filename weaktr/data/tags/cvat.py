@@ -9,6 +9,7 @@ from pathlib import Path
 from xml.etree.ElementTree import Element
 
 from weaktr.data.tags.form import Form, Tags, fault, row
+from weaktr.messages import few
 
 NAME = "CVAT for images"
 
@@ -35,7 +36,10 @@ def read(path: Path, root: Element) -> Tags:
         rows.append(row(name, [part.get("label", "") for part in image], where))
     declared = root.findall("meta//labels/label/name")
     names = dict.fromkeys((name.text or "").strip() for name in declared)
-    return Tags(path, NAME, rows, tuple(filter(None, names)))
+    attributes = {part.get("name", "") for part in root.iterfind("image//attribute")}
+    told = f"attributes are not read, labels alone: {few(sorted(attributes))}"
+    doubts = (told,) if attributes else ()
+    return Tags(path, NAME, rows, tuple(filter(None, names)), doubts)
 
 
 CVAT = Form(NAME, fits, read)

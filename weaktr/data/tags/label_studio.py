@@ -1,9 +1,10 @@
 """Exports of Label Studio: JSON, JSON-MIN and CSV.
 
-Choices count, and so do the labels of boxes, polygons, brushes and the like. JSON-MIN and CSV write
-a single choice as a text, like notes and what else is known of a photograph: there the name of the
-column decides. A task that nobody has annotated, or that was skipped, is left out: it is not a
-photograph without classes.
+Choices count, and so do the labels of boxes, polygons, brushes and the like, and of a taxonomy the
+last name of each path. JSON-MIN and CSV write a single choice as a text, like notes and what else
+is known of a photograph: there the name of the column decides. A task that nobody has annotated,
+that was skipped, or that has results of other kinds alone, is left out: it is not a photograph
+without classes.
 
 Source: Label Studio's documentation, "Export annotations" and "Label Studio JSON format".
 """
@@ -14,15 +15,17 @@ import csv
 import io
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from weaktr.data.label_files import without_preface
 from weaktr.data.layout import ALL_SUFFIXES
 from weaktr.data.tags.form import Form, Tags, fault, row
-from weaktr.data.tags.table import LABELS, without_preface
+from weaktr.data.tags.table import LABELS
 from weaktr.files import parse_json
-from weaktr.messages import brief, few
+from weaktr.messages import brief, counted, few
 
 #: Keys of JSON-MIN and CSV that say nothing of what a photograph shows.
 ABOUT = {"id", "annotation_id", "annotator", "created_at", "updated_at", "lead_time", "agreement"}
@@ -66,13 +69,15 @@ def read_tasks(path: Path, content: list[Any]) -> Tags:
     Raises:
         DataError: a task is not of the form; names it.
     """
-    rows, several, without = [], 0, 0
+    rows, several, without, other = [], 0, 0, 0
+    unread: set[str] = set()
     for number, task in enumerate(content):
         where = f"{path}[{number}]"
         try:
             done = [one for one in task["annotations"] if not one.get("was_cancelled")]
             results = [result for one in done for result in one["result"]]
             labels = [label for result in results for label in _labels(result.get("value"))]
+            kinds = {_kind(result) for result in results if _is_unread(result.get("value"))}
             image = _image(task["data"])
         except (KeyError, TypeError, AttributeError) as error:
             message = (
@@ -81,16 +86,32 @@ def read_tasks(path: Path, content: list[Any]) -> Tags:
             raise fault(path, where, message) from error
         if image is None:
             raise fault(path, where, "expected the path or address of an image in data")
+        unread |= kinds
         several += len(done) > 1
         without += not done
-        if done:
+        other += bool(kinds) and not labels
+        if labels or (done and not kinds):
             rows.append(row(image, labels, where))
-    doubts = [
-        f"{several} tasks have several annotations, whose labels count together",
-        f"{without} tasks are not annotated or were skipped, and left out",
-    ]
-    told = [text for text, count in zip(doubts, (several, without), strict=True) if count]
-    return Tags(path, "Label Studio's JSON", rows, doubts=tuple(told))
+    told = {
+        f"{several} tasks have several annotations, whose labels count together": several,
+        f"{without} tasks are not annotated or were skipped, and left out": without,
+        f"results of these types are not read: {few(sorted(unread))}": len(unread),
+        _left_out(other): other,
+    }
+    doubts = tuple(text for text, count in told.items() if count)
+    if not rows and other:
+        raise fault(path, "", f"expected choices or labels; {'; '.join(doubts)}")
+    return Tags(path, "Label Studio's JSON", rows, doubts=doubts)
+
+
+def _kind(result: Mapping[str, Any]) -> str:
+    """What a result of a task is: its type, or the keys of its value."""
+    return str(result.get("type") or few(sorted(result["value"])))
+
+
+def _left_out(tasks: int) -> str:
+    is_or_are = "is" if tasks == 1 else "are"
+    return f"{counted(tasks, 'task has', 'tasks have')} nothing else and {is_or_are} left out"
 
 
 def read_small(path: Path, content: list[Any]) -> Tags:
@@ -148,7 +169,8 @@ def _tags(path: Path, form: str, entries: Sequence[tuple[str, Any]]) -> Tags:
         key
         for _, entry, image in images
         for key, value in entry.items()
-        if key not in columns | ABOUT and any(_texts(value, image))
+        if key not in ABOUT
+        and (_is_unread(value) or (key not in columns and any(_texts(value, image))))
     }
     if not others:
         return Tags(path, form, rows)
@@ -158,7 +180,12 @@ def _tags(path: Path, form: str, entries: Sequence[tuple[str, Any]]) -> Tags:
     )
     if not any(own.labels for own in rows):
         raise fault(path, "", f"expected a column of labels, {told}: rename it")
-    return Tags(path, form, rows, doubts=(told,))
+    known = [
+        own for own, (_, entry, _) in zip(rows, images, strict=True)
+        if own.labels or not any(map(_is_unread, entry.values()))
+    ]  # fmt: skip
+    other = len(rows) - len(known)
+    return Tags(path, form, known, doubts=(told, _left_out(other)) if other else (told,))
 
 
 def _image_of(path: Path, where: str, entry: Any) -> str:
@@ -190,11 +217,25 @@ def _texts(value: Any, image: str) -> Iterator[str]:
 
 
 def _labels(value: Any) -> Iterator[str]:
-    """The names in the lists ``choices`` and ``...labels`` of a value, or of a list of them."""
+    """The names of `_lists`; of a taxonomy, which has lists of names as paths, the last of each."""
+    for name in chain.from_iterable(_lists(value)):
+        last = name[-1] if isinstance(name, list) and name else name
+        if isinstance(last, str) and last:
+            yield last
+
+
+def _lists(value: Any) -> Iterator[list[Any]]:
+    """The lists ``choices``, ``...labels`` and ``taxonomy`` of a value, or of a list of them."""
     for part in value if isinstance(value, list) else [value]:
         for key, names in part.items() if isinstance(part, Mapping) else ():
-            if key == "choices" or key.endswith("labels"):
-                yield from filter(None, (n for n in names if isinstance(n, str)))
+            if key in ("choices", "taxonomy") or key.endswith("labels"):
+                yield names if isinstance(names, list) else [names]
+
+
+def _is_unread(value: Any) -> bool:
+    """Whether a value is a result, or some, of which `_labels` knows none."""
+    parts = value if isinstance(value, list) else [value]
+    return any(isinstance(part, Mapping) for part in parts) and not any(True for _ in _lists(value))
 
 
 def _image(entry: Mapping[str, Any]) -> str | None:

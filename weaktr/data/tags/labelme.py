@@ -31,12 +31,15 @@ def read_one(path: Path, content: dict[str, Any], images: Path | None = None) ->
     """
     flags, shapes, image = content.get("flags") or {}, content["shapes"], content["imagePath"]
     try:
-        labels = [name for name, is_set in flags.items() if is_set is True]
+        labels = [name for name, is_set in flags.items() if _bool(is_set)]
         labels += [_text(shape["label"]) for shape in shapes]
         written = _text(image)
         return row(written if images is None else _place(path, written, images), labels, str(path))
     except (KeyError, TypeError, AttributeError) as error:
-        message = "expected flags, shapes with labels, and imagePath as LabelMe writes them"
+        message = (
+            "expected flags, shapes with labels, and imagePath as LabelMe writes them, flags true "
+            "or false"
+        )
         raise fault(path, "", message) from error
 
 
@@ -55,5 +58,11 @@ def _place(path: Path, written: str, images: Path) -> str:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
+        raise TypeError(type(value).__name__)
+    return value
+
+
+def _bool(value: Any) -> bool:
+    if not isinstance(value, bool):
         raise TypeError(type(value).__name__)
     return value

@@ -5,18 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
-from weaktr.data.label_files import Row, read_label_file, separator_of
+from weaktr.data.label_files import Row, read_label_file, without_preface
 from weaktr.data.layout import ALL_SUFFIXES, flag
 from weaktr.data.names import HEADINGS
 from weaktr.data.problems import DataError, Problem
 from weaktr.data.tags.form import Form, Tags, fault, row
-from weaktr.messages import counted, one_line
+from weaktr.messages import counted, few, one_line
 
 #: What a column of paths is called; one of labels is called by the others of `HEADINGS`.
 PATHS = {
@@ -27,10 +27,10 @@ LABELS = HEADINGS - PATHS
 OWN = "weaktr's own form"
 #: Number and cells of a line.
 Line = tuple[int, list[str]]
+#: What tells columns of one kind apart: ``label_2``, ``label.1``.
+_NUMBER = re.compile(r"[\W\d_]+$")
 #: Parts the labels in a cell.
 _BETWEEN = re.compile("[;|]")
-#: Empty lines, and the one by which Excel knows what parts the columns.
-_PREFACE = re.compile(r'(?:[^\S\r\n]*[\r\n])*(?:"?sep=([,;\t|])"?[^\S\r\n]*[\r\n]+)?')
 
 
 def is_own_table(text: str) -> bool:
@@ -67,15 +67,18 @@ def read_own(path: Path, _: Any) -> Tags:
 def read_table(path: Path, text: str) -> Tags:
     """A table with a column of paths and one of labels, or a column of 0 and 1 for each class.
 
-    Without a header, the first line has a path and labels.
+    Without a header, the first line has a path and labels. Columns that are not read are told.
 
     Raises:
-        DataError: no such columns; names the header.
+        DataError: no such columns, or several of labels; names the header. Or lines have more or
+            fewer cells; names all of them.
     """
     lines = _cells(text)
     if not lines:
         raise fault(path, "", "expected at least one image, found none")
     source, header = lines[0]
+    while not header[-1]:
+        header.pop()
     lower = [cell.casefold() for cell in header]
     paths = _column_of_paths(lower, lines[1:])
     if paths is None and len(header) == 2 and lower[0].endswith(ALL_SUFFIXES):
@@ -83,8 +86,17 @@ def read_table(path: Path, text: str) -> Tags:
         return _parted_at_commas(Tags(path, form, _labelled(path, lines, 0, 1)))
     labels = next((k for k, cell in enumerate(lower) if cell in LABELS), None)
     if paths is not None and labels is not None:
+        alike = [header[k] for k, cell in enumerate(lower) if _NUMBER.sub("", cell) in LABELS]
+        if len(alike) > 1:
+            raise fault(
+                path, f"{path}:{source}",
+                f"expected one column of labels, got {few(alike)}: put labels that belong together "
+                "into one cell, parted by ; or |, and call columns that have none otherwise",
+            )  # fmt: skip
         form = f"a table with the columns {header[paths]!r:.60} and {header[labels]!r:.60}"
-        return _parted_at_commas(Tags(path, form, _labelled(path, lines[1:], paths, labels)))
+        rows = _labelled(path, lines, paths, labels)[1:]
+        doubts = _unread(lines, {paths, labels})
+        return _parted_at_commas(Tags(path, form, rows, doubts=doubts))
     others = [
         k for k, cell in enumerate(lower)
         if k != paths and (cell not in PATHS or _has_flags(lines[1:], k))
@@ -97,10 +109,21 @@ def read_table(path: Path, text: str) -> Tags:
         )  # fmt: skip
     rows = [
         row(line[paths], [header[k] for k in others if flag(line[k])], f"{path}:{number}")
-        for number, line in _whole(path, lines[1:], len(header))
+        for number, line in _whole(path, lines, len(header))[1:]
     ]
     form = f"a table of 0 and 1, a column for each of {len(others)} classes"
-    return Tags(path, form, rows, tuple(header[k] for k in others))
+    names = tuple(header[k] for k in others)
+    return Tags(path, form, rows, names, doubts=_unread(lines, {paths, *others}))
+
+
+def _unread(lines: Sequence[Line], read: Collection[int]) -> tuple[str, ...]:
+    """A sentence on the columns behind a header of which nothing is read; none if all are."""
+    header = lines[0][1]
+    others = [cell or f"column {k + 1}" for k, cell in enumerate(header) if k not in read]
+    if not others:
+        return ()
+    are = counted(len(others), "column is", "columns are")
+    return (f"{are} not read: {few(others, 20)}",)
 
 
 def _column_of_paths(header: Sequence[str], lines: Sequence[Line]) -> int | None:
@@ -119,7 +142,7 @@ def _has_flags(lines: Sequence[Line], column: int) -> bool:
 def _labelled(
     path: Path, lines: Sequence[tuple[int, list[str]]], at: int, labels: int
 ) -> list[Row]:
-    """The rows of lines with a path in one column and labels in another."""
+    """The rows of lines with a path in one column and labels in another; see `_whole`."""
     whole = _whole(path, lines, max(at, labels) + 1)
     return [row(line[at], _BETWEEN.split(line[labels]), f"{path}:{n}") for n, line in whole]
 
@@ -143,26 +166,25 @@ def _parted_at_commas(tags: Tags) -> Tags:
 
 
 def _whole(path: Path, lines: Sequence[Line], least: int) -> list[Line]:
-    """The lines that are not empty, all of which have at least so many columns."""
+    """The lines that are not empty.
+
+    Raises:
+        DataError: lines have fewer columns than `least`, or more than the first; names them all.
+    """
     filled = [(number, line) for number, line in lines if any(line)]
+    most = len(lines[0][1])
+    faults = []
     for number, line in filled:
+        message = ""
         if len(line) < least:
             message = f"expected at least {least} columns, got {len(line)}"
-            raise fault(path, f"{path}:{number}", message)
+        elif any(line[most:]):
+            message = f"expected {most} columns, got {len(line)}; part several labels by ; or |"
+        if message:
+            faults.append(Problem(str(path), f"{path}:{number}", message, kind="number of columns"))
+    if faults:
+        raise DataError(faults)
     return filled
-
-
-def without_preface(text: str) -> tuple[int, str, str | None]:
-    """A table without empty first lines and Excel's ``sep=;``.
-
-    Returns:
-        The number of lines that were left out, the others, and what parts their columns.
-    """
-    preface = _PREFACE.match(text)
-    start = preface.end() if preface else 0
-    rest = text[start:]
-    told = preface[1] if preface else None
-    return len(text[:start].splitlines()), rest, told or separator_of(rest)
 
 
 def _cells(text: str) -> list[Line]:

@@ -118,6 +118,12 @@ def import_checkpoint(path: Path, out: Path, choices: Choices | None = None) -> 
                 f"{source} belongs to a {variant.stage} training, {path.name} is a {stage} "
                 "checkpoint (cam = stage 1, segmenter = stage 2); give its own with --variant"
             )
+        idle = "normalization" if stage == "cam" else "pool"
+        if getattr(choices, idle) is not None:
+            other = 2 if stage == "cam" else 1
+            raise ValueError(
+                f"{idle}: of stage {other}, which this checkpoint is not: leave it out"
+            )
         if stage == "cam":
             model = _cam_model(state, variant, choices)
             classes = _classes(model.num_classes, choices.classes)
