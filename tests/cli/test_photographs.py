@@ -28,6 +28,7 @@ from weaktr.files import whole_file
 from weaktr.inference.cams import CamsOfModel
 from weaktr.inference.predictions import Predictor
 from weaktr.models import checkpoints
+from weaktr.refine.proposals import ProposalsRefiner
 
 #: Sizes (width, height) that nobody trains on.
 STRANGE = [(1, 1), (3, 2000), (2000, 3), (4000, 16), (1, 100_000), (100_000, 1)]
@@ -590,3 +591,30 @@ def test_the_index_holds_the_confidence_of_each_label(command, models, tmp_path)
         own = labels == label
         assert entry.areas[label] == pytest.approx(own.mean(), abs=1e-6)
         assert entry.confidence[label] == pytest.approx(score_of[label][own].mean(), abs=3e-3)
+
+
+@pytest.mark.parametrize("shards", [(), ("--shard-size", "1")], ids=["plain", "shards"])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_proposals_of_one_photograph_are_not_those_of_its_namesake(
+    command, shards, models, tmp_path, monkeypatch
+):
+    """Which of two photographs an entry without folders means, nobody knows."""
+    names = ["shop1/a", "shop2/a", "shop2/b"]
+    for name in names:
+        photo(tmp_path / f"photos/{name}.png", 40, 30)
+    rows = "".join(f"{name}.png,cat\n" for name in names)
+    (tmp_path / "photos/labels.csv").write_text(f"image,labels\n{rows}")
+    snapped = []
+    monkeypatch.setattr(
+        ProposalsRefiner, "_snapped", lambda self, maps, _: (
+            snapped.append(maps.name) if self.proposals.of(maps.name) else None, maps
+        )[1],
+    )  # fmt: skip
+    for file_name, expected in (("a.png", []), ("b.png", ["shop2/b"])):
+        entry = {"segmentation": {"size": [30, 40], "counts": [1200]}, "file_name": file_name}
+        (tmp_path / "all.json").write_text(json.dumps([entry]))
+        refiners = f"refiners=[{{proposals: {{file: {tmp_path / 'all.json'}}}}}]"
+        out, snapped[:] = tmp_path / file_name, []
+        given = arguments(command, models, tmp_path / "photos", out, "--set", refiners, *shards)
+        assert said(cli.main, *given)[0] == 0
+        assert snapped == expected
