@@ -218,7 +218,8 @@ def _task(
             raise ValueError("model: expected one that weaktr.load has read, or its file's path")
         source, device = model.file, str(model._device)
         settings = model.settings if settings is None else settings
-        options["exif"] = options["exif"] or model.exif
+        if model.exif == "apply" or Path(photos).suffix != ".json":  # which says it for itself
+            options["exif"] = options["exif"] or model.exif
     if not isinstance(source, (str, Path)):
         raise ValueError(f"model: expected a checkpoint's path or a Model, got {model!r}")
     if not isinstance(settings, (str, LabelConfig, PredictConfig)):

@@ -23,12 +23,14 @@ from PIL.PngImagePlugin import PngImageFile
 from tests.cli.test_train import said
 from tests.models import small
 from weaktr import cli
+from weaktr.data import unlabelled
 from weaktr.data.masks import MaskFolder
 from weaktr.files import whole_file
 from weaktr.inference.cams import CamsOfModel
 from weaktr.inference.predictions import Predictor
 from weaktr.models import checkpoints
 from weaktr.refine.proposals import ProposalsRefiner
+from weaktr.stages.masked import masked_in
 
 #: Sizes (width, height) that nobody trains on.
 STRANGE = [(1, 1), (3, 2000), (2000, 3), (4000, 16), (1, 100_000), (100_000, 1)]
@@ -319,6 +321,39 @@ def test_masks_are_turned_with_their_photographs(command, models, tmp_path, capl
     np.testing.assert_array_equal(upright.read("plain"), stored.read("plain"))
     mixed = arguments(command, models, photos, tmp_path / "stored", "--exif", "apply")
     assert said(cli.main, *mixed)[0] == cli.WRONG_INPUT
+
+
+@pytest.mark.parametrize("shards", [(), ("--shard-size", "9")], ids=["plain", "shards"])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_photographs_of_a_manifest_are_turned_too(command, shards, models, tmp_path):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    with Image.open(photo(tmp_path / "photos/a.jpg", 60, 40)) as image:
+        image.save(tmp_path / "photos/a.jpg", exif=turned)
+    for exif in ("ignore", "apply"):
+        unlabelled(tmp_path / "photos", exif=exif).save(tmp_path / f"{exif}.json")
+    for said_of_them, option, size in (
+        ("ignore", (), (40, 60)),
+        ("ignore", ("--exif", "apply"), (60, 40)),
+        ("apply", (), (60, 40)),
+        ("apply", ("--exif", "ignore"), None),
+    ):
+        out = tmp_path / "-".join((said_of_them, *option))
+        images, more = tmp_path / f"{said_of_them}.json", (*CAT_ALONE[command], *shards, *option)
+        code, text = said(cli.main, *arguments(command, models, images, out, *more))
+        if size is None:
+            assert code == cli.WRONG_INPUT and not out.exists()
+            assert "--exif ignore: " in text and "says exif: apply of 1 photograph" in text
+            continue
+        assert code == 0, text
+        if not shards:
+            (masked,) = masked_in(out)  # as reports and exports read it
+            assert masked.masks.entries["a"].size == size
+            assert [sample.exif for sample in masked.samples] == [
+                "apply" if size == (60, 40) else "ignore"
+            ]
+        with Image.open(out / "masks/a.png") as mask:
+            assert mask.size == size[::-1]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

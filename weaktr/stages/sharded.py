@@ -202,7 +202,7 @@ def _begin(
         given += [shards.folder] if shards.folder is not None else []
     require_apart(own.out, [loaded.file, *given], [*images, *paths_of(refiners)])
     depends_on: dict[str, Any] = identity(settings)
-    if own.exif != "ignore":
+    if own.exif == "apply":
         depends_on["exif"] = own.exif
     weights = Contents().digest(loaded.file)
     facts: dict[str, Any] = {
@@ -214,7 +214,7 @@ def _begin(
         "command": task.command,
         "photographs": task.photographs,
         "classes": None if classes is None else list(classes),
-        "exif": own.exif,
+        "exif": own.exif or "ignore",
     }
     made_from = fingerprint("shards", facts)
     layout = {"output": form, "shards": shards.names}
