@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 from weaktr.config import LabelConfig, PredictConfig
 from weaktr.contents import CONTENTS, Contents
 from weaktr.data.manifest import Exif, require_exif
+from weaktr.inference.stored_cams import CAMS, exif_of_cams
 from weaktr.inference.threshold import read_choice
 from weaktr.models import Segmenter, Stage1Model, checkpoints
 from weaktr.outputs import INPUTS, RECIPE, read_inputs
@@ -126,10 +127,10 @@ def carried_of_cams(
         ValueError: ``inputs.json`` beside them is damaged, or a change is wrong.
     """
     home = folder.parent
-    stored = read_inputs(home) if folder.name == "cams" else None
+    stored = read_inputs(home) if folder.name == CAMS else None
     about = None if stored is None else stored.get("about")
     if stored is None or not isinstance(about, dict) or not isinstance(stored["settings"], dict):
-        found = Carried(LabelConfig(), "ignore", "as published")
+        found = Carried(LabelConfig(), exif_of_cams(folder) or "ignore", "as published")
     else:
         tree = {key: value for key, value in stored["settings"].items() if key in fields}
         own = make(LabelConfig, tree, origin=str(home / INPUTS))
