@@ -137,6 +137,20 @@ def test_files_are_read_as_the_commands_read_them(run, photos, cam_model, segmen
         np.testing.assert_array_equal(mask, masks.read(Path(name).stem))
 
 
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("red", "green"), "classes: expected 3 names, those of the model, got 2"),
+        ((*tiny.NAMES, "black"), "classes: expected 3 names, those of the model, got 4"),
+        (("red", "green", "red"), "expected each class once"),
+    ],
+)
+def test_names_that_are_not_those_of_the_classes(cam_model, segmenter, names, message):
+    for model in (cam_model, segmenter):
+        with pytest.raises(ValueError, match=message):
+            weaktr.Model(model.module, names)
+
+
 @pytest.mark.parametrize("command", ["label", "predict"])
 def test_refiners_find_the_files_of_a_photograph_by_its_name(
     run, photos, cam_model, segmenter, tmp_path, command, caplog

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from weaktr.config import LabelConfig, PredictConfig, Recipe
-from weaktr.data import Sample
+from weaktr.data import Classes, Sample
 from weaktr.data.manifest import Exif
 from weaktr.evaluation.notebook import Cams, Mask, as_html, table
 from weaktr.files import read_json
@@ -308,6 +308,9 @@ class Model:
             checkpoint carries.
         exif: how files are read, see `Sample`.
         file: from which it was read; None = from none.
+
+    Raises:
+        ValueError: not a name for each of the module's classes, or settings of another kind.
     """
 
     def __init__(
@@ -320,12 +323,17 @@ class Model:
         file: Path | None = None,
     ) -> None:
         self.module, self.file = module, file
-        self.classes = None if classes is None else tuple(classes)
+        self.classes = None if classes is None else Classes(tuple(classes)).names
         self.settings: LabelConfig | PredictConfig
         if isinstance(module, Segmenter):
             self.settings = _of_kind(PredictConfig, settings or PredictConfig())
         else:
             self.settings = _of_kind(LabelConfig, settings or LabelConfig())
+        count = module.num_labels - 1 if isinstance(module, Segmenter) else module.num_classes
+        if self.classes is not None and len(self.classes) != count:
+            raise ValueError(
+                f"classes: expected {count} names, those of the model, got {len(self.classes)}"
+            )
         self.exif: Exif = exif
         self._source: CamsOfModel | CamsOfPatches | None = None
         self._predictor: Predictor | None = None
