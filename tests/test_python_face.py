@@ -20,7 +20,7 @@ import weaktr
 from tests.stages import tiny
 from weaktr import cli
 from weaktr.config import LabelConfig, PredictConfig
-from weaktr.data.masks import MaskFolder
+from weaktr.data.masks import MaskFolder, write_mask
 from weaktr.data.stored_maps import read_cams
 from weaktr.models import CamModel, Segmenter
 from weaktr.recipes import load_recipe, with_settings
@@ -135,6 +135,46 @@ def test_files_are_read_as_the_commands_read_them(run, photos, cam_model, segmen
         np.testing.assert_array_equal(mask, labels.read(Path(name).stem))
         mask = segmenter.predict(folder / name, settings)
         np.testing.assert_array_equal(mask, masks.read(Path(name).stem))
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("red", "green"), "classes: expected 3 names, those of the model, got 2"),
+        ((*tiny.NAMES, "black"), "classes: expected 3 names, those of the model, got 4"),
+        (("red", "green", "red"), "expected each class once"),
+    ],
+)
+def test_names_that_are_not_those_of_the_classes(cam_model, segmenter, names, message):
+    for model in (cam_model, segmenter):
+        with pytest.raises(ValueError, match=message):
+            weaktr.Model(model.module, names)
+
+
+@pytest.mark.parametrize("command", ["label", "predict"])
+def test_refiners_find_the_files_of_a_photograph_by_its_name(
+    run, photos, cam_model, segmenter, tmp_path, command, caplog
+):
+    """Which the folder is that a name is relative to, a path alone does not say."""
+    for name, rows in {"wide": slice(20), "image": slice(20, 40)}.items():
+        teacher = np.zeros((40, 56), np.uint8)
+        teacher[rows] = 1
+        write_mask(tmp_path / f"teacher/{name}.png", teacher)
+    own = f"{{teacher: {{folder: {tmp_path / 'teacher'}, least_agreement: 0}}}}"
+    changes = [f"refiners=[{own}]", *({"label": LABEL, "predict": PREDICT}[command])]
+    expected = written(command, run, photos, tmp_path / "out", settings=changes).read("wide")
+    model = {"label": cam_model, "predict": segmenter}[command]
+    shown = {"label": [["red", "blue"]], "predict": []}[command]
+    settings, make = with_settings(model.settings, changes), getattr(model, command)
+    for image in (photos / "wide.png", pixels(photos, "wide")):
+        np.testing.assert_array_equal(make(image, *shown, settings, name="wide"), expected)
+        with pytest.raises(ValueError, match=r"name: expected that of the photograph .*teacher; g"):
+            make(image, *shown, settings)
+    make(photos / "wide.png", *shown, settings, name="sub/wide")
+    assert "sub/wide: not in" in caplog.text
+    if command == "label":  # refiners change no CAMs
+        cams = cam_model.cams(photos / "wide.png", *shown, settings)
+        np.testing.assert_array_equal(cams, cam_model.cams(photos / "wide.png", *shown))
 
 
 def test_label_has_the_defaults_of_the_command(run, photos, cam_model, tmp_path):

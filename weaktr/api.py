@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from weaktr.config import LabelConfig, PredictConfig, Recipe
-from weaktr.data import Sample
+from weaktr.data import Classes, Sample
 from weaktr.data.manifest import Exif
 from weaktr.evaluation.notebook import Cams, Mask, as_html, table
 from weaktr.files import read_json
@@ -27,13 +27,13 @@ from weaktr.inference.labels import label_maps, uses_features
 from weaktr.inference.patch_cams import CamsOfPatches, cams_of
 from weaktr.inference.predictions import Predictor
 from weaktr.inference.results import LabelMaps
-from weaktr.messages import first_lines
+from weaktr.messages import few, first_lines
 from weaktr.models import Segmenter, Stage1Model, checkpoints
 from weaktr.models.precision import choose_device
 from weaktr.outputs import METRICS
 from weaktr.progress import shown_log
 from weaktr.recipes import load_recipe, with_settings
-from weaktr.refine import choose_refiners
+from weaktr.refine import Refiner, choose_refiners, files_of, paths_of
 from weaktr.report.page import report_at_the_end
 from weaktr.stages.carried import Carried, carried, of_other_stage
 from weaktr.stages.folders import Masks, Task, labelled, predicted
@@ -218,7 +218,8 @@ def _task(
             raise ValueError("model: expected one that weaktr.load has read, or its file's path")
         source, device = model.file, str(model._device)
         settings = model.settings if settings is None else settings
-        options["exif"] = options["exif"] or model.exif
+        if model.exif == "apply" or Path(photos).suffix != ".json":  # which says it for itself
+            options["exif"] = options["exif"] or model.exif
     if not isinstance(source, (str, Path)):
         raise ValueError(f"model: expected a checkpoint's path or a Model, got {model!r}")
     if not isinstance(settings, (str, LabelConfig, PredictConfig)):
@@ -307,6 +308,9 @@ class Model:
             checkpoint carries.
         exif: how files are read, see `Sample`.
         file: from which it was read; None = from none.
+
+    Raises:
+        ValueError: not a name for each of the module's classes, or settings of another kind.
     """
 
     def __init__(
@@ -319,12 +323,17 @@ class Model:
         file: Path | None = None,
     ) -> None:
         self.module, self.file = module, file
-        self.classes = None if classes is None else tuple(classes)
+        self.classes = None if classes is None else Classes(tuple(classes)).names
         self.settings: LabelConfig | PredictConfig
         if isinstance(module, Segmenter):
             self.settings = _of_kind(PredictConfig, settings or PredictConfig())
         else:
             self.settings = _of_kind(LabelConfig, settings or LabelConfig())
+        count = module.num_labels - 1 if isinstance(module, Segmenter) else module.num_classes
+        if self.classes is not None and len(self.classes) != count:
+            raise ValueError(
+                f"classes: expected {count} names, those of the model, got {len(self.classes)}"
+            )
         self.exif: Exif = exif
         self._source: CamsOfModel | CamsOfPatches | None = None
         self._predictor: Predictor | None = None
@@ -349,7 +358,7 @@ class Model:
         """
         indices = self._class_indices(labels)
         chosen = self._of_call(LabelConfig, settings)
-        result = self._labelled(image, indices, chosen)
+        result = self._labelled(image, indices, chosen, [])
         assert result.classes is not None
         maps = result.arrays()["cam"][[result.classes.index(index) for index in indices]]
         names = [f"class {i}" if self.classes is None else self.classes[i] for i in indices]
@@ -362,6 +371,7 @@ class Model:
         settings: LabelConfig | None = None,
         *,
         threshold: float | Literal["auto"] | None = None,
+        name: str | None = None,
     ) -> Mask:
         """The pseudo label of an image whose classes are known, as by ``weaktr label``.
 
@@ -371,33 +381,38 @@ class Model:
             settings: scales, threshold, CRF and so on; None = the model's own.
             threshold: in place of that of the settings. "auto" is chosen for this image alone,
                 where ``weaktr label`` chooses one for all images.
+            name: of the photograph in its folder, such as "shop/0001", by which refiners find its
+                proposals and its teacher; needed for these alone.
 
         Returns:
             uint8 [H, W]: 0 = background, k + 1 = class index k.
 
         Raises:
-            ValueError: as in `cams`.
+            ValueError: as in `cams`; or refiners that read files, and no name.
         """
         indices = self._class_indices(labels)
         chosen = self._of_call(LabelConfig, settings)
         if threshold is not None:
             chosen = replace(chosen, threshold=threshold)
-        mask = self._labelled(image, indices, chosen).mask()
+        mask = self._labelled(image, indices, chosen, choose_refiners(chosen), name).mask()
         return Mask(mask, self._photograph(image), self.classes)
 
-    def predict(self, image: Image, settings: PredictConfig | None = None) -> Mask:
+    def predict(
+        self, image: Image, settings: PredictConfig | None = None, *, name: str | None = None
+    ) -> Mask:
         """The mask of an image whose classes are not known, as by ``weaktr predict``.
 
         Args:
             image: uint8 [H, W, 3] RGB, or the path of an image file.
             settings: scales, windows, CRF and so on; None = the model's own.
+            name: see `label`.
 
         Returns:
             uint8 [H, W]: 0 = background, k + 1 = class index k.
 
         Raises:
-            ValueError: a model of stage 1, a file that is no image, another kind of array, or
-                settings of another kind.
+            ValueError: a model of stage 1, a file that is no image, another kind of array,
+                settings of another kind, or refiners that read files, and no name.
         """
         if not isinstance(self.module, Segmenter):
             hint = of_other_stage(PredictConfig, self.file)
@@ -409,19 +424,22 @@ class Model:
             predictor = self._predictor
             if predictor is None or predictor.settings != settings:
                 predictor = self._predictor = Predictor(self.module, settings)
-            (result,) = predictor.label_maps([self._read(predictor, image, None)])
+            found = _name_for(predictor.refiners, name)
+            (result,) = predictor.label_maps([self._read(predictor, image, None, found)])
             mask = result.mask()
         return Mask(mask, self._photograph(image), self.classes)
 
-    def _read(self, source: _Reads[R_co], image: Image, labels: tuple[int, ...] | None) -> R_co:
+    def _read(
+        self, source: _Reads[R_co], image: Image, labels: tuple[int, ...] | None, name: str
+    ) -> R_co:
         """What a source takes of an image; a file is read as the commands read it.
 
         Raises:
             ValueError: a file that is no image, or another kind of array.
         """
         if isinstance(image, (str, Path)):
-            return source.read(Sample("image", Path(image), labels, None, "", exif=self.exif))
-        return source.inputs(Sample("image", Path(), labels, None, ""), _checked(image))
+            return source.read(Sample(name, Path(image), labels, None, "", exif=self.exif))
+        return source.inputs(Sample(name, Path(), labels, None, ""), _checked(image))
 
     @property
     def _device(self) -> torch.device:
@@ -437,18 +455,25 @@ class Model:
             return image
         return Sample(Path(image).stem, Path(image), None, None, "", exif=self.exif)
 
-    def _labelled(self, image: Image, indices: Sequence[int], settings: LabelConfig) -> LabelMaps:
+    def _labelled(
+        self,
+        image: Image,
+        indices: Sequence[int],
+        settings: LabelConfig,
+        refiners: Sequence[Refiner],
+        name: str | None = None,
+    ) -> LabelMaps:
         """The pseudo label and the CAMs of an image; its classes ascending and each once."""
         assert not isinstance(self.module, Segmenter)
-        refiners = choose_refiners(settings)
         if settings.threshold == "search_on_masks":
             raise ValueError("threshold: 'search_on_masks' is for recipes; give a number, or auto")
         with own_switches(self._device):
             source = self._source
             if source is None or source.settings != settings:
-                features = uses_features(settings, refiners)
+                features = uses_features(settings, choose_refiners(settings))
                 source = self._source = cams_of(self.module, settings, with_features=features)
-            inputs = self._read(source, image, tuple(sorted(set(indices))))
+            shown, found = tuple(sorted(set(indices))), _name_for(refiners, name)
+            inputs = self._read(source, image, shown, found)
             (result,) = label_maps(source, [inputs], settings.threshold, refiners, emit=("cam",))
         return result
 
@@ -501,6 +526,24 @@ def _checked(image: object) -> np.ndarray:
             f"image: expected uint8 [H, W, 3] RGB or a path, got {image.dtype} {image.shape}"
         )
     return np.require(image, requirements=["C", "W"])  # torch shares the memory
+
+
+def _name_for(refiners: Sequence[Refiner], name: str | None) -> str:
+    """The name of an image, which matters to refiners that read files by it.
+
+    Raises:
+        ValueError: there are some, and it is not known.
+    """
+    if not (read := paths_of(refiners)):
+        return name or "image"
+    if name is None:
+        raise ValueError(
+            f"name: expected that of the photograph in its folder, such as 'shop/0001', by which "
+            f"refiners look for it in {few([*map(str, read)])}; got none"
+        )
+    if not files_of(refiners, name):
+        log.warning("%s: not in %s, so its labels stay", name, few([*map(str, read)]))
+    return name
 
 
 def _of_kind(kind: type[S], settings: object) -> S:

@@ -14,10 +14,13 @@ from tests.cli.test_train import said
 from tests.stages import tiny
 from weaktr import cli
 from weaktr.config import LabelConfig, PredictConfig
+from weaktr.data import unlabelled
 from weaktr.data.masks import MaskFolder
-from weaktr.models import checkpoints
+from weaktr.models import CamModel, checkpoints
 from weaktr.recipes import with_settings
+from weaktr.stages.carried import save_model
 from weaktr.stages.pipeline import run_recipe
+from weaktr.stages.run import Run
 
 #: Settings that give other masks than the published ones.
 OWN = {
@@ -207,6 +210,17 @@ def test_photographs_that_exif_turns(tmp_path, made):
     assert next(iter(as_stored.entries.values())).size == (32, 48)
     mask = weaktr.load(tmp_path / "run" / MODEL["predict"]).predict(photos / "images" / "0.png")
     assert mask.shape == (48, 32)
+
+
+@pytest.mark.parametrize("exif", ["apply", "ignore"])
+def test_a_manifest_says_how_photographs_are_read(tmp_path, exif):
+    """And not the options of a folder."""
+    photos = tiny.squares(tmp_path / "photos", 2)
+    unlabelled(photos / "images", tiny.NAMES, exif=exif).save(photos / "train.json")
+    options = {"source": "manifest", "options": {"exif": "apply"}}
+    run = Run(tiny.recipe(photos, data=options), tmp_path / "run")
+    save_model(CamModel(run.recipe.cam_model, 3), run, tmp_path)
+    assert checkpoints.describe(tmp_path / "model.safetensors")["masks"]["exif"] == exif
 
 
 def test_cams_in_files_take_those_of_the_command_that_wrote_them(root, tmp_path, made, caplog):

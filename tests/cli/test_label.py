@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.cli.test_train import said
+from tests.models.small import tiny_cam_model
 from tests.stored import arrays
 from weaktr import cli
 from weaktr.data.masks import MaskFolder, write_mask
-from weaktr.data.stored_maps import npz_of_cams, read_soft_labels
+from weaktr.data.stored_maps import npz_of_cams, read_cams, read_soft_labels
 from weaktr.files import write_bytes
+from weaktr.models import checkpoints
 from weaktr.ops.dense_crf.presets import PRESETS
 
 C = arrays("C_labels_miou")
@@ -216,3 +220,75 @@ def test_a_teacher(root):
     made = {n for n in ours if again.path(n).stat().st_mtime_ns != times[n]}
     assert made == {"1"}
     assert "is not one" in refused(root, "--teacher", root / "nowhere")
+
+
+@pytest.fixture
+def turned(tmp_path):
+    """Photographs of which EXIF turns one round, and CAMs of them; what writes these again."""
+    upside_down = Image.Exif()
+    upside_down[0x0112] = 3
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for name, exif in {"a": upside_down, "b": None}.items():
+        pixels = rng.integers(0, 256, (16, 16, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"images/{name}.png", exif=exif)
+    torch.manual_seed(0)
+    model = checkpoints.save(
+        tiny_cam_model(), tmp_path / "model", classes={"names": ["cat", "dog"]}
+    )
+
+    def made(source, out, *more, code=0):
+        ended, text = said(
+            cli.main, "label", source or model, tmp_path / "images", "--out", tmp_path / out,
+            *chosen("crf=none"), *more,
+        )  # fmt: skip
+        assert ended == code, text
+        return {name: entry.sha256 for name, entry in MaskFolder(tmp_path / out).entries.items()}
+
+    def of_model(out, exif, *more):
+        options = chosen("predict_above=0", "scales=[1.0]", "flip=false")
+        return made(None, out, "--emit", "cam", "--exif", exif, *options, *more)
+
+    return made, of_model
+
+
+def without_origin(folder):
+    """CAMs as older versions wrote them."""
+    for file in folder.glob("*.npz"):
+        cams, classes = read_cams(file)
+        write_bytes(file, npz_of_cams(cams, classes))
+
+
+@pytest.mark.parametrize("exif", ["apply", "ignore"])
+def test_copied_cams_say_how_photographs_were_read(tmp_path, turned, exif):
+    made, of_model = turned
+    expected = of_model("first", exif)
+    shutil.copytree(tmp_path / "first/cams", tmp_path / "mine")
+    assert made(tmp_path / "mine", "again") == expected
+    other = {"apply": "ignore", "ignore": "apply"}[exif]
+    assert made(tmp_path / "mine", "other", "--exif", other, code=1).keys() == {"b"}
+
+
+@pytest.mark.parametrize("is_older", [False, True], ids=["", "older"])
+@pytest.mark.parametrize("shards", [(), ("--shard-size", "9")], ids=["plain", "shards"])
+def test_cams_of_a_photograph_that_was_replaced_are_left_out(
+    tmp_path, turned, is_older, shards, caplog
+):
+    made, of_model = turned
+    expected = of_model("first", "apply", *shards)
+    if is_older:
+        without_origin(tmp_path / "first/cams")
+    assert made(tmp_path / "first/cams", "again") == expected
+    Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(tmp_path / "images/b.png")
+    assert made(tmp_path / "first/cams", "third", code=1).keys() == {"a"}
+    assert "CAMs of another photograph than" in caplog.text
+    assert made(tmp_path / "first/cams", "stored", "--exif", "ignore", code=1) == {}
+    assert "CAMs of the photograph turned as EXIF says; expected --exif apply" in caplog.text
+
+
+def test_cams_of_which_nothing_is_known_are_taken(tmp_path, turned):
+    made, of_model = turned
+    expected = of_model("first", "ignore")
+    shutil.copytree(tmp_path / "first/cams", tmp_path / "mine")
+    without_origin(tmp_path / "mine")
+    assert made(tmp_path / "mine", "again") == expected

@@ -23,11 +23,14 @@ from PIL.PngImagePlugin import PngImageFile
 from tests.cli.test_train import said
 from tests.models import small
 from weaktr import cli
+from weaktr.data import unlabelled
 from weaktr.data.masks import MaskFolder
 from weaktr.files import whole_file
 from weaktr.inference.cams import CamsOfModel
 from weaktr.inference.predictions import Predictor
 from weaktr.models import checkpoints
+from weaktr.refine.proposals import ProposalsRefiner
+from weaktr.stages.masked import masked_in
 
 #: Sizes (width, height) that nobody trains on.
 STRANGE = [(1, 1), (3, 2000), (2000, 3), (4000, 16), (1, 100_000), (100_000, 1)]
@@ -320,6 +323,39 @@ def test_masks_are_turned_with_their_photographs(command, models, tmp_path, capl
     assert said(cli.main, *mixed)[0] == cli.WRONG_INPUT
 
 
+@pytest.mark.parametrize("shards", [(), ("--shard-size", "9")], ids=["plain", "shards"])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_photographs_of_a_manifest_are_turned_too(command, shards, models, tmp_path):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    with Image.open(photo(tmp_path / "photos/a.jpg", 60, 40)) as image:
+        image.save(tmp_path / "photos/a.jpg", exif=turned)
+    for exif in ("ignore", "apply"):
+        unlabelled(tmp_path / "photos", exif=exif).save(tmp_path / f"{exif}.json")
+    for said_of_them, option, size in (
+        ("ignore", (), (40, 60)),
+        ("ignore", ("--exif", "apply"), (60, 40)),
+        ("apply", (), (60, 40)),
+        ("apply", ("--exif", "ignore"), None),
+    ):
+        out = tmp_path / "-".join((said_of_them, *option))
+        images, more = tmp_path / f"{said_of_them}.json", (*CAT_ALONE[command], *shards, *option)
+        code, text = said(cli.main, *arguments(command, models, images, out, *more))
+        if size is None:
+            assert code == cli.WRONG_INPUT and not out.exists()
+            assert "--exif ignore: " in text and "says exif: apply of 1 photograph" in text
+            continue
+        assert code == 0, text
+        if not shards:
+            (masked,) = masked_in(out)  # as reports and exports read it
+            assert masked.masks.entries["a"].size == size
+            assert [sample.exif for sample in masked.samples] == [
+                "apply" if size == (60, 40) else "ignore"
+            ]
+        with Image.open(out / "masks/a.png") as mask:
+            assert mask.size == size[::-1]
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_an_interruption_ends_soon_and_is_gone_on_with(command, models, tmp_path):
     photos = tmp_path / "photos"
@@ -590,3 +626,30 @@ def test_the_index_holds_the_confidence_of_each_label(command, models, tmp_path)
         own = labels == label
         assert entry.areas[label] == pytest.approx(own.mean(), abs=1e-6)
         assert entry.confidence[label] == pytest.approx(score_of[label][own].mean(), abs=3e-3)
+
+
+@pytest.mark.parametrize("shards", [(), ("--shard-size", "1")], ids=["plain", "shards"])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_proposals_of_one_photograph_are_not_those_of_its_namesake(
+    command, shards, models, tmp_path, monkeypatch
+):
+    """Which of two photographs an entry without folders means, nobody knows."""
+    names = ["shop1/a", "shop2/a", "shop2/b"]
+    for name in names:
+        photo(tmp_path / f"photos/{name}.png", 40, 30)
+    rows = "".join(f"{name}.png,cat\n" for name in names)
+    (tmp_path / "photos/labels.csv").write_text(f"image,labels\n{rows}")
+    snapped = []
+    monkeypatch.setattr(
+        ProposalsRefiner, "_snapped", lambda self, maps, _: (
+            snapped.append(maps.name) if self.proposals.of(maps.name) else None, maps
+        )[1],
+    )  # fmt: skip
+    for file_name, expected in (("a.png", []), ("b.png", ["shop2/b"])):
+        entry = {"segmentation": {"size": [30, 40], "counts": [1200]}, "file_name": file_name}
+        (tmp_path / "all.json").write_text(json.dumps([entry]))
+        refiners = f"refiners=[{{proposals: {{file: {tmp_path / 'all.json'}}}}}]"
+        out, snapped[:] = tmp_path / file_name, []
+        given = arguments(command, models, tmp_path / "photos", out, "--set", refiners, *shards)
+        assert said(cli.main, *given)[0] == 0
+        assert snapped == expected

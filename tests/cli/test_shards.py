@@ -37,7 +37,6 @@ from weaktr.data.masks import MaskFolder, read_changed_mask
 from weaktr.models import checkpoints
 from weaktr.shards.records import read_results
 from weaktr.shards.verify import verify
-from weaktr.stages.folders import Task, manifest_of
 
 COUNT = 12
 BY_SHARDS = ("--shard-size", "5", *BESIDE)
@@ -814,17 +813,6 @@ def test_a_manifest_gives_the_masks_of_its_folder_whatever_the_order_of_its_clas
     manifest.save(home / "all.json")
     assert label(home, *options, *BESIDE, images="all.json") == 0
     assert masks_of(home / "out") == masks_of(home / "plain")
-
-
-@pytest.mark.parametrize("exif", ["ignore", "apply"])
-def test_the_exif_of_a_manifest_counts(tmp_path, caplog, exif):
-    caplog.set_level("WARNING", "weaktr")
-    photos = work.photographs(tmp_path / "photos", 1)
-    data.folder(photos, exif=exif).save(tmp_path / "all.json")
-    task = Task(tmp_path / "model", tmp_path / "all.json", tmp_path / "out", exif="apply")
-    assert manifest_of(task).samples[0].exif == exif
-    told = f"--exif apply: {task.images} says that its photographs are used as stored, which counts"
-    assert caplog.messages == ([] if exif == "apply" else [told])
 
 
 @pytest.mark.parametrize("options", [(), ("--shard-size", "5")])

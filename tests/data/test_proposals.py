@@ -97,6 +97,34 @@ def test_a_name_that_could_be_several_is_none(tmp_path):
     assert rows(there.of("b/x")) == [("all.json", 1)]
 
 
+@pytest.mark.parametrize(("named", "photographs", "meant"), [
+    ("0001.jpg", ["shop1/0001"], "shop1/0001"),
+    ("0001.jpg", ["shop1/0001", "shop2/0001"], None),
+    ("0001.jpg", ["0001", "shop2/0001"], "0001"),
+    ("shop1/0001.jpg", ["a/shop1/0001", "a/shop2/0001"], "a/shop1/0001"),
+    ("shop1/0001.jpg", ["a/shop1/0001", "b/shop1/0001"], None),
+    ("data/shop1/0001.jpg", ["0001", "shop1/0001"], "shop1/0001"),
+    ("data/shop1/0001.jpg", ["0001", "shop2/0001"], "0001"),
+    (42, ["a/000000000042"], "a/000000000042"),
+    (42, ["a/000000000042", "b/000000000042"], None),
+])  # fmt: skip
+def test_an_entry_is_of_one_photograph_of_a_run(tmp_path, named, photographs, meant):
+    all_of_run = read_proposals(written(tmp_path / "all.json", [proposal(MASK, image=named)]))
+    there = all_of_run.among(photographs)
+    assert {name: bool(there.of(name)) for name in photographs} == {
+        name: name == meant for name in photographs
+    }
+    assert [bool(there.files(name)) for name in photographs] == [n == meant for n in photographs]
+    assert bool(there.unclear) == (meant is None)
+
+
+def test_without_the_photographs_of_a_run_names_are_whole(tmp_path):
+    entries = [proposal(MASK, image="x.jpg"), proposal(MASK, image="data/sub/y.jpg")]
+    there = read_proposals(written(tmp_path / "all.json", entries))
+    assert there.of("sub/x") == []
+    assert rows(there.of("sub/y")) == [("all.json", 1)]
+
+
 def test_files_are_read_once_until_they_change(tmp_path, monkeypatch):
     file = written(tmp_path / "all.json", [proposal(MASK, image="x")])
     first = read_proposals(file)

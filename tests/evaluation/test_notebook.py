@@ -54,6 +54,10 @@ def test_a_mask_is_saved_as_masks_are(tmp_path):
         mask.save(tmp_path / "other.png")
     with pytest.raises(ValueError, match=r"labels: expected uint8 \[H, W\]"):
         mask.astype(np.float32).save(tmp_path / "third.png")
+    for name in ("mask.jpg", "mask", "mask.png.tif"):
+        with pytest.raises(ValueError, match=rf"{name}: expected a name with .png"):
+            mask.save(tmp_path / name)
+    mask.save(tmp_path / "upper.PNG")
 
 
 def test_what_is_computed_of_a_mask_is_plain():

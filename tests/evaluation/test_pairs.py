@@ -234,3 +234,22 @@ def test_a_constant_picture_has_no_boundary():
     evaluation = evaluate_pairs([0, 1], lambda _: (flat, flat), 3)
     assert math.isnan(evaluation.boundary_f)
     assert evaluation.scores.miou == 100.0
+
+
+@pytest.mark.parametrize(
+    ("foreground", "extra", "is_told"),
+    [(255, 0, True), (255, 1, True), (1, 0, False), (2, 0, False)],
+    ids=["0 and 255", "a class beside", "classes", "another class alone"],
+)
+def test_truth_of_0_and_255_is_told(caplog, foreground, extra, is_told):
+    """As tools write binary masks: 255 is not counted, so every pixel of the class is wrong."""
+    prediction, truth = np.zeros((2, 20, 20), np.uint8)
+    prediction[5:15, 5:15] = 1
+    truth[8:18, 5:15] = foreground
+    truth[0, :3] = 2 * extra
+    evaluate_pairs(range(2), lambda _: (prediction, truth), 3)
+    told = (
+        "no true mask shows label 1, which is predicted, and more of their pixels are 255 than of "
+        "any class (255 = ignored; a class has its number from 1 on)"
+    )
+    assert (told in caplog.messages) == is_told

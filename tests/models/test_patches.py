@@ -120,9 +120,10 @@ def test_blocks_that_are_not_there_or_twice(layers):
         PatchesConfig(layers=(0, 0))
 
 
-def test_classes_that_are_none():
-    with pytest.raises(ValueError, match="num_classes: expected at least 1, got 0"):
-        PatchModel(CamModelConfig(kind="patches", weights=None), 0)
+@pytest.mark.parametrize("count", [0, 255])
+def test_classes_that_are_none_or_too_many_for_masks(count):
+    with pytest.raises(ValueError, match=f"num_classes: expected 1 to 254, got {count}"):
+        PatchModel(CamModelConfig(kind="patches", weights=None), count)
 
 
 def test_a_checkpoint_gives_the_same(model, tmp_path):

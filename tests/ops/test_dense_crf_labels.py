@@ -13,6 +13,7 @@ from tests.ops.crf_reference import (
 )
 from tests.tolerances import CRF_LABEL_AGREEMENT, assert_close
 from weaktr.ops import dense_crf, dense_crf_labels, unary_from_labels, unary_from_probabilities
+from weaktr.ops.dense_crf.presets import DenseCRF
 
 OP = "dense_crf"
 SIZES = [(6, 9, 3), (1, 1, 1), (17, 5, 2), (33, 40, 4), (1, 23, 21), (9, 8, 255)]
@@ -203,7 +204,43 @@ def test_unary_from_probabilities():
     expected = torch.tensor([-math.log(1e-5)] * 2 + [math.log(4), 0.0])
     assert_close(unary_from_probabilities(probs).flatten(), expected, "float32")
     assert isinstance(unary_from_probabilities(probs.double().numpy()), np.ndarray)
-    with pytest.raises(ValueError, match=r"probs: expected numbers, got NaN in 1 places"):
+    with pytest.raises(
+        ValueError, match=r"probs: expected numbers, got NaN or infinity in 1 places"
+    ):
         unary_from_probabilities(probs * torch.tensor([math.nan, 1, 1, 1]).view(4, 1, 1))
     with pytest.raises(ValueError, match=r"probs: expected floating point \[L, \*spatial\]"):
         unary_from_probabilities(probs[:, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("probs", "message"),
+    [
+        ([[[-2.0]], [[3.0]]], "got values from -2 to 3; of logits take softmax"),
+        ([[[-0.01]], [[0.5]]], "got values from -0.01 to 0.5"),
+        ([[[12.0]], [[243.0]]], "got values from 12 to 243; .* divide bytes by 255"),
+        ([[[math.inf]], [[0.5]]], "expected numbers, got NaN or infinity in 1 places"),
+        ([[[math.nan]], [[5.0]]], "expected numbers, got NaN or infinity in 1 places"),
+    ],
+)
+def test_what_is_no_probability_is_refused(probs, message):
+    """Clipped, it would give a result that looks right."""
+    array = np.array(probs, np.float32)
+    image = np.zeros((1, 1, 3), np.uint8)
+    calls = {
+        "one": lambda: DenseCRF().refine_probabilities(image, array),
+        "batch": lambda: DenseCRF().refine_probabilities(image[None], array[None]),
+        "list": lambda: DenseCRF().refine_probabilities(
+            [torch.from_numpy(image)] * 2, [torch.full((2, 1, 1), 0.5), torch.from_numpy(array)]
+        ),
+        "unary": lambda: unary_from_probabilities(array),
+    }
+    for call in calls.values():
+        with pytest.raises(ValueError, match=f"probs: .*{message}"):
+            call()
+
+
+def test_probabilities_may_be_rounded_or_summed():
+    rounded = torch.tensor([-1e-6, 1 + 1e-6, 1.8]).view(3, 1, 1)
+    assert unary_from_probabilities(rounded).flatten().tolist() == pytest.approx(
+        [-math.log(1e-5), 0.0, 0.0]
+    )

@@ -37,7 +37,7 @@ def test_what_the_program_has_told_torch_changes_nothing(way, switch):
         return (
             CRF(IMAGE, UNARY, backend=way),
             CRF.refine_labels(IMAGE, LABELS, 3, zero_unsure=True, backend=way),
-            CRF.refine_probabilities(IMAGE, np.exp(-UNARY), backend=way),
+            CRF.refine_probabilities(IMAGE, np.exp(UNARY.min() - UNARY), backend=way),
         )
 
     expected = results()

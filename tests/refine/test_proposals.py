@@ -14,7 +14,7 @@ from weaktr.config import LabelConfig, PredictConfig, ProposalsConfig
 from weaktr.data import DataError
 from weaktr.data.photographs import enlarged
 from weaktr.ops.dense_crf.presets import DenseCRF
-from weaktr.refine import Maps, choose_refiners, refine
+from weaktr.refine import Maps, among, choose_refiners, notes_of, refine
 from weaktr.refine.crf import CrfRefiner
 from weaktr.refine.proposals import exchanged, proposals_refiner, taken_label
 
@@ -162,6 +162,23 @@ def test_an_image_without_proposals_stays_and_is_told(tmp_path):
     assert refiner.notes() == ["2 images have no proposals (a, b): their labels stay"]
     with pytest.raises(ValueError, match="maps: expected the name and the size"):
         refiner([None], [maps._replace(name=None)])
+
+
+def test_proposals_that_may_be_of_two_photographs_are_of_none(tmp_path):
+    (tmp_path / "all.json").write_text(json.dumps([proposal(np.ones((3, 4), bool), image="a.jpg")]))
+    settings = LabelConfig(refiners=({"proposals": {"file": str(tmp_path / "all.json")}},))
+    labels = torch.ones(3, 4, dtype=torch.uint8)
+    labels[0] = 0
+    maps = [Maps(labels, 2, name=f"shop{k}/a", size=(3, 4)) for k in (1, 2)]
+    one = among(choose_refiners(settings), ["shop1/a"])
+    assert refine(one, [None], maps[:1])[0].labels.all() and notes_of(one) == []
+    both = among(choose_refiners(settings), ["shop1/a", "shop2/a"])
+    assert refine(both, [None, None], maps) == maps
+    assert notes_of(both) == [
+        "2 images have no proposals (shop1/a, shop2/a): their labels stay",
+        "proposals of a may be of several photographs, so are of none: name photographs with their "
+        "folders",
+    ]
 
 
 def test_label_0_need_not_be_the_background(tmp_path):

@@ -10,7 +10,7 @@ from PIL import Image
 from weaktr.config import LabelConfig
 from weaktr.data import DataError
 from weaktr.data.masks import write_mask
-from weaktr.refine import Maps, choose_refiners, files_of, notes_of, paths_of, refine
+from weaktr.refine import Maps, among, choose_refiners, files_of, notes_of, paths_of, refine
 from weaktr.refine.teacher import agreements, teacher_refiner
 
 
@@ -161,3 +161,12 @@ def test_settings_that_are_refused(tmp_path, monkeypatch, settings):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError):
         teacher_refiner(settings, LabelConfig())
+
+
+def test_a_mask_of_one_photograph_of_a_run_is_not_that_of_another(tmp_path):
+    """A list beside images/ names photographs with that folder, their masks without it."""
+    write_mask(tmp_path / "b.png", np.zeros((2, 2), np.uint8))
+    refiner = teacher_refiner({"folder": str(tmp_path)}, LabelConfig())
+    assert among([refiner], ["images/b", "images/c"])[0].files("images/b")
+    both = among([refiner], ["images/b", "b"])
+    assert files_of(both, "images/b") == () and files_of(both, "b") == (tmp_path / "b.png",)

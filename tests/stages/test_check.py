@@ -511,6 +511,11 @@ def test_a_rate_above_lr_does_not_stand_in_its_way(root, tmp_path):
             "train_cam.warmup_epochs 0",
             "train_cam.warmup_lr",
         ),
+        (
+            {"data": {"source": "manifest", "options": {"exif": "apply"}}},
+            "data.source manifest",
+            "data.options",
+        ),
     ],
 )  # fmt: skip
 def test_settings_of_which_others_make_no_use_are_told(root, changes, reason, names):

@@ -57,6 +57,20 @@ def test_propagation_works_on_the_encoders_features(model):
     assert (result.mask() != result.mask("plain")).any()
 
 
+@pytest.mark.parametrize(("ensemble", "total"), [("plain", 1), ("published", 1.8)])
+def test_the_confidence_is_a_probability(model, ensemble, total):
+    settings = settings_of(ratios=(1.0,), flip=False, ensemble=ensemble)
+    predictor, one = Predictor(model, settings), inputs_of(E["image"], settings)
+    (scores,) = predictor.probabilities([one])
+    assert float(scores.sum(0).mean()) == pytest.approx(total)
+    (result,) = predictor.label_maps([one])
+    best, labels = scores.max(0)
+    assert result.confidence() == {
+        int(label): pytest.approx(float(best[labels == label].mean()) / total, abs=1e-4)
+        for label in labels.unique()
+    }
+
+
 def test_masks_of_plain_images(model, tmp_path):
     paths = []
     for index in range(2):

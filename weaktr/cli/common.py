@@ -48,7 +48,7 @@ def add_exif(parser: argparse.ArgumentParser) -> None:
         "--exif",
         choices=("ignore", "apply"),
         help="apply: turn photographs as viewers do, and their masks with them; ignore: the pixels "
-        "as stored (default: as the run that trained the model, else ignore)",
+        "as stored (default: as a manifest or the run that trained the model says, else ignore)",
     )
 
 

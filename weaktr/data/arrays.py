@@ -15,6 +15,7 @@ import math
 import re
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -54,12 +55,13 @@ def most_inflated(size: int) -> int:
     return max(MOST_INFLATED, RATIO * size)
 
 
-def read_npz(path: Path, *names: str) -> dict[str, np.ndarray]:
+def read_npz(path: Path, *names: str, optional: Sequence[str] = ()) -> dict[str, np.ndarray]:
     """Arrays of numbers in an ``.npz``.
 
     Args:
         path: the file.
         names: of the arrays; none = all that are in it.
+        optional: further names, of which it may lack some.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -77,7 +79,8 @@ def read_npz(path: Path, *names: str) -> dict[str, np.ndarray]:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
             if missing := [name for name in names if name not in members]:
                 raise ValueError(f"an archive without {', '.join(missing)}")
-            members = {name: members[name] for name in names or members}
+            there = [name for name in optional if name in members]
+            members = {name: members[name] for name in (*names, *there) or members}
             packed = max((info.compress_size for info in members.values()), default=0)
             claimed = max(packed, sum(info.file_size for info in members.values()))
             if packed > size or claimed > most_inflated(size):

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
-from weaktr.data.classes import COCO90, COCO_UNUSED, IGNORE, Classes, palette
+from weaktr.data.classes import COCO90, COCO_UNUSED, IGNORE, NUMBERED, Classes, palette
 from weaktr.data.io import (
     ACROSS,
     check_is_8_bit,
@@ -227,7 +227,7 @@ def _compare_labels(sample: Sample, present: Sequence[int], classes: Classes) ->
     if told and not drawn:
         message = f"mask shows none of the image's labels, its values are {few(present)}"
         if IGNORE in present:
-            message += f" ({IGNORE} = ignored; a class has its number from 1 on)"
+            message += f" ({NUMBERED})"
         return [_of_mask(sample, message, "warning", "mask shows no class")]
     return []
 

@@ -21,6 +21,8 @@ from weaktr.messages import CONTROL, brief
 
 #: The label of pixels that count neither in a loss nor in a score.
 IGNORE = 255
+#: What to tell of masks whose only values are those of background and ignored pixels.
+NUMBERED = f"{IGNORE} = ignored; a class has its number from 1 on"
 #: Labels are stored in 8 bits beside background (0) and ignore (255).
 MAX_CLASSES = 254
 

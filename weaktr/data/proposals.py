@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -51,12 +52,41 @@ class Proposals:
         listed: those of each image; None = they are in ``path/NAME.json`` and read when asked for.
         stamps: size and times of each file that has been read.
         names: of `listed`, by what follows their folders.
+        dealt: of each photograph of a run, which names of `listed` mean it (`among`); None = the
+            photographs are not known.
+        unclear: names of `listed` that may mean several of these photographs, and so mean none.
     """
 
     path: Path
     listed: dict[str, list[Entry]] | None
     stamps: dict[Path, tuple[int, ...]]
     names: dict[str, list[str]]
+    dealt: dict[str, list[str]] | None = None
+    unclear: tuple[str, ...] = ()
+
+    def among(self, photographs: Iterable[str]) -> Proposals:
+        """The same proposals for a run that has these photographs, by name.
+
+        An entry may then name its photograph with fewer folders, where it is the only one that
+        ends so.
+        """
+        if self.listed is None:
+            return self
+        known = {*photographs}
+        shorter: dict[str, list[str]] = {}
+        for name in known:
+            for short in {*_tails(name), *_number_of(name)}:
+                shorter.setdefault(short, []).append(name)
+        dealt: dict[str, list[str]] = {}
+        unclear = []
+        for named in self.listed:
+            own = [name for name in (named, *_tails(named)) if name in known]
+            meant = own[:1] or shorter.get(named, [])
+            if len(meant) > 1:
+                unclear.append(named)
+            elif meant:
+                dealt.setdefault(meant[0], []).append(named)
+        return replace(self, dealt=dealt, unclear=tuple(unclear))
 
     def files(self, name: str) -> tuple[Path, ...]:
         """The files that the proposals of an image are in."""
@@ -86,13 +116,15 @@ class Proposals:
 
     def _named(self, name: str) -> list[Entry]:
         assert self.listed is not None
-        if name in self.listed:
-            return self.listed[name]
-        number = _NUMBER.search(name)
-        if number is not None and str(int(number[1])) in self.listed:
-            return self.listed[str(int(number[1]))]
-        near = [key for key in self.names.get(_last(name), ()) if _are_same(key, name)]
-        return self.listed[near[0]] if len(near) == 1 else []
+        if self.dealt is None:
+            alike = self.names.get(_last(name), ())
+            near = [key for key in alike if key == name or name in _tails(key)]
+            near += [key for key in _number_of(name) if key in self.listed]
+        else:
+            near = self.dealt.get(name, [])
+        sure = [key for key in (name, *_number_of(name)) if key in near]
+        chosen = sure[:1] or near
+        return self.listed[chosen[0]] if len(chosen) == 1 else []
 
 
 def read_proposals(path: Path) -> Proposals:
@@ -209,12 +241,19 @@ def _without_suffix(file_name: str) -> str:
     return name if suffix.lower() in ALL_SUFFIXES else name + suffix
 
 
+def _tails(name: str) -> list[str]:
+    """A name with fewer folders: of a/b/c b/c and c."""
+    parts = name.split("/")
+    return ["/".join(parts[first:]) for first in range(1, len(parts))]
+
+
+def _number_of(name: str) -> list[str]:
+    """The number of an image of COCO, without zeros before it; nothing of others."""
+    return [str(int(found[1]))] if (found := _NUMBER.search(name)) else []
+
+
 def _are_same(named: str, name: str) -> bool:
     """Whether an entry means an image, which it may name with more folders, or with fewer."""
-    number = _NUMBER.search(name)
     return (
-        named == name
-        or named.endswith(f"/{name}")
-        or name.endswith(f"/{named}")
-        or (number is not None and named == str(int(number[1])))
+        named == name or named in _tails(name) or name in _tails(named) or named in _number_of(name)
     )

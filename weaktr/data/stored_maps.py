@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from weaktr.data.arrays import read_npz, read_pickled_arrays
 from weaktr.data.classes import MAX_CLASSES
+from weaktr.data.manifest import Exif
 from weaktr.data.problems import DataError, Problem
 from weaktr.files import is_outside_input
 from weaktr.seals import sealed_zip
@@ -23,9 +24,31 @@ ROUNDING = 1e-3
 ZIP = b"PK\x03\x04"
 
 
-def npz_of_cams(cams: np.ndarray, classes: Sequence[int]) -> bytes:
-    """One image's CAMs, float32 [K, H, W] in [0, 1], and the K class indices, as npz."""
-    return _npz(cams=cams, classes=np.asarray(classes, np.int64))
+class CamOrigin(NamedTuple):
+    """Of which photograph CAMs are; None = not known."""
+
+    photograph: str | None = None  #: the SHA-256 of its file
+    exif: Exif | None = None  #: how it was read, see `Sample`
+
+
+#: Of CAMs of older versions and of other tools.
+UNKNOWN = CamOrigin()
+
+
+def npz_of_cams(cams: np.ndarray, classes: Sequence[int], origin: CamOrigin = UNKNOWN) -> bytes:
+    """One image's CAMs as npz.
+
+    Args:
+        cams: float32 [K, H, W] in [0, 1].
+        classes: the K class indices.
+        origin: the photograph.
+    """
+    known: dict[str, np.ndarray] = {}
+    if origin.photograph is not None:
+        known["photograph"] = np.frombuffer(bytes.fromhex(origin.photograph), np.uint8)
+    if origin.exif is not None:
+        known["is_turned"] = np.asarray(origin.exif == "apply", np.uint8)
+    return _npz(cams=cams, classes=np.asarray(classes, np.int64), **known)
 
 
 def npz_of_scores(scores: np.ndarray) -> bytes:
@@ -132,12 +155,21 @@ def read_cams(path: Path) -> tuple[np.ndarray, np.ndarray]:
         ValueError: missing, corrupt, or something else, such as CAMs before they were normalised;
             names the file.
     """
+    return read_cams_and_origin(path)[:2]
+
+
+def read_cams_and_origin(path: Path) -> tuple[np.ndarray, np.ndarray, CamOrigin]:
+    """Read one image's CAMs, and of which photograph they are, as far as the file says.
+
+    Arguments and errors are those of `read_cams`.
+    """
+    origin = UNKNOWN
     try:
         if path.suffix == ".npy":
             cams, classes = _from_dict(read_pickled_arrays(path))
         else:
-            stored = read_npz(path, "cams", "classes")
-            cams, classes = stored["cams"], stored["classes"]
+            stored = read_npz(path, "cams", "classes", optional=("photograph", "is_turned"))
+            cams, classes, origin = stored["cams"], stored["classes"], _origin_in(stored)
         if cams.ndim != 3 or classes.shape != cams.shape[:1] or not _are_classes(classes):
             raise ValueError(f"{cams.shape} of classes {classes[:9].tolist()}")
         _require_shares(cams)
@@ -147,7 +179,16 @@ def read_cams(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(
             f"{path}: expected CAMs [K, H, W] from 0 to 1 of K classes 0 to 253, got: {error}"
         ) from error
-    return cams, classes
+    return cams, classes, origin
+
+
+def _origin_in(stored: Mapping[str, np.ndarray]) -> CamOrigin:
+    """The origin in the arrays of a file of CAMs."""
+    photograph, is_turned = stored.get("photograph"), stored.get("is_turned")
+    return CamOrigin(
+        None if photograph is None else photograph.tobytes().hex(),
+        None if is_turned is None else "apply" if is_turned.any() else "ignore",
+    )
 
 
 def _require_shares(cams: np.ndarray) -> None:

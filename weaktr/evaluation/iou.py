@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from weaktr import processes
-from weaktr.data.classes import IGNORE
+from weaktr.data.classes import IGNORE, NUMBERED
+from weaktr.messages import few
 from weaktr.ops import confusion
 
 log = logging.getLogger("weaktr")
@@ -40,18 +41,31 @@ class ConfusionSum:
         matrix: int64 [L, L + 1], rows = truth, columns = prediction; the last column counts the
             pixels that the prediction leaves undecided (255). These are in the truth of their label
             and in the prediction of none, so they are wrong.
+        ignored: pixels that the truth does not count (255).
         images: how many were counted.
     """
 
     def __init__(self, num_labels: int) -> None:
         self.num_labels = num_labels
         self.matrix = np.zeros((num_labels, num_labels + 1), np.int64)
-        self.images = 0
+        self.ignored = self.images = 0
 
     @property
     def undecided(self) -> int:
         """Pixels with a known true label that the predictions leave undecided."""
         return int(self.matrix[:, -1].sum())
+
+    @property
+    def doubt(self) -> str | None:
+        """What to tell where the truth has 255 in place of classes, as masks of 0 and 255 do."""
+        true, predicted = self.matrix.sum(1)[1:], self.matrix.sum(0)[1:-1]
+        unseen = [index + 1 for index in np.flatnonzero((predicted > 0) & (true == 0)).tolist()]
+        if not unseen or self.ignored <= true.sum():
+            return None
+        return (
+            f"no true mask shows label {few(unseen)}, which is predicted, and more of "
+            f"their pixels are {IGNORE} than of any class ({NUMBERED})"
+        )
 
     def add(self, prediction: np.ndarray, truth: np.ndarray) -> None:
         """Count one image.
@@ -70,10 +84,12 @@ class ConfusionSum:
         columns = np.where(prediction == IGNORE, self.num_labels, prediction)
         counts = confusion(torch.from_numpy(columns), known, self.num_labels + 1)
         self.matrix += counts[:-1].numpy()
+        self.ignored += int((truth == IGNORE).sum())
         self.images += 1
 
     def add_processes(self) -> None:
         """Count what the other processes of the run have counted too."""
+        self.ignored = int(processes.total(torch.tensor([self.ignored])))
         self.matrix, self.images = _of_processes(self.matrix, self.images)
 
 

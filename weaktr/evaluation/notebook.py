@@ -108,8 +108,11 @@ class Mask(OfPhotograph):
         """Write it as weaktr writes masks: a PNG with the palette of PASCAL VOC.
 
         Raises:
-            ValueError: there is another file, which weaktr did not write; or this is no mask.
+            ValueError: there is another file, which weaktr did not write; this is no mask; or the
+                name is not that of a PNG.
         """
+        if Path(path).suffix.lower() != ".png":
+            raise ValueError(f"{path}: expected a name with .png, which masks are written as")
         require_replaceable(Path(path))
         write_mask(Path(path), _plain(self))
 

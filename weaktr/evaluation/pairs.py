@@ -28,6 +28,7 @@ class ImageCounts(NamedTuple):
     """The counts of one image."""
 
     matrix: np.ndarray  #: int64 [L, L + 1], see `ConfusionSum`
+    ignored: int  #: likewise
     boundary: np.ndarray  #: float64 [L] boundary F-score in [0, 1], NaN where there is none
 
 
@@ -88,8 +89,9 @@ def evaluate_pairs(
     if processes.count() > 1:
         items = list(items)
         number, items = len(items), processes.part(items)
-    for matrix, boundary in ordered_map(count, items):
+    for matrix, ignored, boundary in ordered_map(count, items):
         total.matrix += matrix
+        total.ignored += ignored
         total.images += 1
         areas.append(np.stack([np.diag(matrix), matrix.sum(1), matrix.sum(0)[:-1]])[None])
         of_boundary.append(boundary[None])
@@ -104,6 +106,8 @@ def evaluate_pairs(
             "%d pixels (%.2f %%) are undecided in the masks (255): they count as wrong",
             total.undecided, share,
         )  # fmt: skip
+    if total.doubt is not None:
+        log.warning("%s", total.doubt)
     boundaries = np.divide(100 * sums, counts, out=np.full(num_labels, np.nan), where=counts > 0)
     pairs = confused_pairs(total.matrix, CONFUSED)
     return Evaluation(scores(total), boundaries, pairs, resampled_miou(per_image))
@@ -115,4 +119,6 @@ def count_image(
     """Counts of one image; see `ConfusionSum.add` and `boundary_f`."""
     one = ConfusionSum(num_labels)
     one.add(prediction, truth)
-    return ImageCounts(one.matrix, boundary_f(prediction, truth, num_labels, **options))
+    return ImageCounts(
+        one.matrix, one.ignored, boundary_f(prediction, truth, num_labels, **options)
+    )

@@ -23,6 +23,7 @@ from weaktr.inference.probabilities import (
     patch_features,
     probabilities,
     seg_inputs,
+    sum_over_labels,
     windows_in_a_pass,
 )
 from weaktr.inference.results import (
@@ -126,12 +127,13 @@ class Predictor:
 
         Args:
             batch: photographs from `read`.
-            emit: "scores": also the probabilities before refinement, float32 [L, h, w].
+            emit: "scores": also the `probabilities` before refinement, float32 [L, h, w].
             timeline: gets the seconds of the steps.
 
         Returns:
             Maps "plain" and "refined", uint8 [h, w] labels.
         """
+        total = sum_over_labels(self.model, self.settings)
         steps = Steps(self.device, timeline)
         with steps.step("windows"):
             scores = self.probabilities(batch)
@@ -160,7 +162,7 @@ class Predictor:
                 "plain": before,
                 "refined": after,
                 FINITE: is_finite(highest),
-                MEAN_SCORES: mean_scores(after, own),
+                MEAN_SCORES: mean_scores(after, own) / total,  # probabilities
             }
             for before, after, highest, own in zip(plain, refined, best, scores, strict=True)
         ]

@@ -112,15 +112,14 @@ def probabilities(
         settings: see `PredictConfig`.
 
     Returns:
-        Of each image float32 [L, h, w] at its working size; sums to 1 over L, with the published
-        ensemble to 1.8.
+        Of each image float32 [L, h, w] at its working size; sums to `sum_over_labels` over L.
 
     Source: reference.md 48, 50.
     """
     device = next(model.parameters()).device
     views_of = [views(one.scaled, settings) for one in batch]
     outputs = _window_logits(model, [view for own in views_of for view in own], settings, device)
-    weights = ENSEMBLES[settings.ensemble][-2 if model.multi else -1 :]
+    weights = _weights(model, settings)
     totals = []
     for one, image_views in zip(batch, views_of, strict=True):
         size = (one.photograph.pixels.shape[0], one.photograph.pixels.shape[1])
@@ -138,6 +137,16 @@ def probabilities(
         assert total is not None
         totals.append(total)
     return totals
+
+
+def sum_over_labels(model: Segmenter, settings: PredictConfig) -> float:
+    """What the `probabilities` of a pixel sum to: 1, with the published ensemble 1.8."""
+    return sum(_weights(model, settings))
+
+
+def _weights(model: Segmenter, settings: PredictConfig) -> tuple[float, ...]:
+    """The weight of each output of the decoder, the last one last."""
+    return ENSEMBLES[settings.ensemble][-2 if model.multi else -1 :]
 
 
 @torch.inference_mode()

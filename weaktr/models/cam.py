@@ -24,10 +24,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weaktr.config import AttentionType, CamModelConfig, Pool
+from weaktr.data.classes import MAX_CLASSES
 from weaktr.models.blocks import Layer
 from weaktr.models.fusion import AttentionFusion, StackedLayers, cross_attention, share_of
 from weaktr.models.packing import TokenBatch, pack
-from weaktr.models.vit import BackboneModel, ViT
+from weaktr.models.vit import BackboneModel, ViT, require_count
 from weaktr.ops import fuse_heads_packed, head_stats, head_stats_packed
 from weaktr.ops.attention import Statistics
 from weaktr.ops.head_stats import HeadStats
@@ -89,8 +90,7 @@ class CamModel(BackboneModel):
     config: CamModelConfig
 
     def __init__(self, config: CamModelConfig, num_classes: int) -> None:
-        if num_classes < 1:
-            raise ValueError(f"num_classes: expected at least 1, got {num_classes}")
+        require_count("num_classes", num_classes, 1, MAX_CLASSES)
         if config.pool not in POOLS:
             raise ValueError(f"pool: expected one of {POOLS}, got {config.pool!r}")
         super().__init__(config, ViT(config, class_tokens=num_classes))

@@ -31,6 +31,7 @@ from weaktr.models import Stage1Model
 from weaktr.models.cam import CamModel
 from weaktr.models.patches import PatchModel
 from weaktr.models.segmenter import Segmenter
+from weaktr.models.vit import require_count
 from weaktr.recipes import as_tree, make
 
 M = TypeVar("M", bound=torch.nn.Module)
@@ -178,9 +179,8 @@ def _model_of(
     if not isinstance(config, dict) or not isinstance(norm, dict):
         raise ValueError("the description lacks config or normalization")
     config = {key: value for key, value in config.items() if key not in OF_THE_RUN}
-    count = config.pop(count_name, None)
-    if type(count) is not int or not 1 <= count <= MAX_CLASSES + 1:
-        raise ValueError(f"{count_name}: expected 1 to {MAX_CLASSES + 1}, got {count!r:.40}")
+    count: Any = config.pop(count_name, None)
+    require_count(count_name, count, 1, MAX_CLASSES + (count_name == "num_labels"))
     configuration = make(settings, config | {"weights": None})
     return lambda: kind(configuration, count), (_channels(norm, "mean"), _channels(norm, "std"))
 

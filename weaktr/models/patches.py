@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from weaktr.config import CamModelConfig
-from weaktr.models.vit import BackboneModel, ViT, blocks_of
+from weaktr.data.classes import MAX_CLASSES
+from weaktr.models.vit import BackboneModel, ViT, blocks_of, require_count
 from weaktr.ops.upload import upload
 
 #: Saliencies are taken as certain up to this and its complement.
@@ -49,8 +50,7 @@ class PatchModel(BackboneModel):
     saliency_range: Tensor  #: low and high, [2]
 
     def __init__(self, config: CamModelConfig, num_classes: int) -> None:
-        if num_classes < 1:
-            raise ValueError(f"num_classes: expected at least 1, got {num_classes}")
+        require_count("num_classes", num_classes, 1, MAX_CLASSES)
         super().__init__(config, ViT(config))
         layers = blocks_of(config.patches.layers, len(self.vit.blocks), "patches.layers")
         self.num_classes = num_classes

@@ -16,8 +16,9 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from weaktr.config import SegModelConfig
+from weaktr.data.classes import MAX_CLASSES
 from weaktr.models.blocks import run_block
-from weaktr.models.vit import BackboneModel, ViT, blocks_of
+from weaktr.models.vit import BackboneModel, ViT, blocks_of, require_count
 from weaktr.ops.clipped_cross_entropy import ClippedLoss, clipped_cross_entropy
 
 DECODERS = ("mask_transformer", "multi_mask_transformer", "linear")
@@ -172,7 +173,7 @@ class Segmenter(BackboneModel):
 
     Args:
         config: see `SegModelConfig`.
-        num_labels: L >= 2, background included.
+        num_labels: L, 2 to 255, background included.
 
     Raises:
         ValueError: any argument out of range.
@@ -183,8 +184,7 @@ class Segmenter(BackboneModel):
     def __init__(self, config: SegModelConfig, num_labels: int) -> None:
         if config.decoder not in DECODERS:
             raise ValueError(f"decoder: expected one of {DECODERS}, got {config.decoder!r}")
-        if num_labels < 2:
-            raise ValueError(f"num_labels: expected at least 2 (with background), got {num_labels}")
+        require_count("num_labels", num_labels, 2, MAX_CLASSES + 1)
         super().__init__(config, ViT(config, class_tokens=config.class_tokens))
         self.num_labels = num_labels
         #: blocks of the encoder whose patches the decoder gets, from 0

@@ -266,6 +266,12 @@ def projected_by_product(projection: nn.Conv2d, images: Tensor) -> tuple[Tensor,
     return F.linear(patches, projection.weight.flatten(1), projection.bias), grid
 
 
+def require_count(name: str, count: int, least: int, most: int) -> None:
+    """Raise `ValueError` unless a model may have so many classes or labels, as masks can hold."""
+    if not isinstance(count, int) or isinstance(count, bool) or not least <= count <= most:
+        raise ValueError(f"{name}: expected {least} to {most}, got {count!r:.40}")
+
+
 class BackboneModel(nn.Module):
     """What the models of both stages share: a configuration and the backbone built from it.
 

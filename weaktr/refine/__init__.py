@@ -17,7 +17,7 @@ from torch import Tensor
 
 from weaktr.config import LabelConfig, PredictConfig
 from weaktr.refine.crf import crf_refiner
-from weaktr.refine.maps import Maps, Refiner, files_of, needs_features, notes_of, paths_of
+from weaktr.refine.maps import Maps, Refiner, among, files_of, needs_features, notes_of, paths_of
 from weaktr.refine.propagation import propagation_refiner
 from weaktr.refine.proposals import proposals_refiner
 from weaktr.refine.teacher import teacher_refiner
@@ -27,6 +27,7 @@ __all__ = [
     "REFINERS",
     "Maps",
     "Refiner",
+    "among",
     "choose_refiners",
     "files_of",
     "needs_features",

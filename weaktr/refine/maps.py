@@ -88,6 +88,8 @@ class Refiner(Protocol):
         needs_features: True = it works on `Maps.features`.
         needs_scores, gives_scores: whether there must be `Maps.scores` before it, and are after it;
             without the latter it is as before.
+        among(photographs): itself for a run that has these photographs, by name; without it a file
+            that may be of several of them is read for none.
         files(name): the files that it reads for an image; a change of them makes its mask again.
         paths(): the files and folders that it reads from, among which no results may lie.
         notes(): lines for the log at the end, of the images that it has refined.
@@ -118,6 +120,13 @@ class Refiner(Protocol):
 def needs_features(refiners: Iterable[Refiner]) -> bool:
     """Whether one of the refiners works on patch features."""
     return any(getattr(refiner, "needs_features", False) for refiner in refiners)
+
+
+def among(refiners: Iterable[Refiner], photographs: Sequence[str]) -> list[Refiner]:
+    """Refiners of a run that has these photographs, by name."""
+    return [
+        refiner.among(photographs) if hasattr(refiner, "among") else refiner for refiner in refiners
+    ]
 
 
 def files_of(refiners: Iterable[Refiner], name: str) -> tuple[Path, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,10 @@ class ProposalsRefiner:
             results[index] = self._snapped(maps[index], labels)
         return results
 
+    def among(self, photographs: Sequence[str]) -> ProposalsRefiner:
+        """See `weaktr.refine.maps.Refiner`."""
+        return replace(self, proposals=self.proposals.among(photographs))
+
     def files(self, name: str) -> tuple[Path, ...]:
         """The files that an image's result depends on."""
         return self.proposals.files(name)
@@ -76,8 +80,14 @@ class ProposalsRefiner:
         """What should be known of the images so far."""
         if not self.without:
             return []
-        names = few(sorted(self.without))
-        return [f"{len(self.without)} images have no proposals ({names}): their labels stay"]
+        names, unclear = few(sorted(self.without)), self.proposals.unclear
+        notes = [f"{len(self.without)} images have no proposals ({names}): their labels stay"]
+        if unclear:
+            notes.append(
+                f"proposals of {few(unclear)} may be of several photographs, so are of none: name "
+                "photographs with their folders"
+            )
+        return notes
 
     def _snapped(self, maps: Maps, before: np.ndarray) -> Maps:
         """The maps of an image with the labels `before` uint8 [h, w], as they are on the host."""

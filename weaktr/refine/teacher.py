@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +42,12 @@ class TeacherRefiner:
     Args:
         settings: of the rule.
         folder: of the teacher's masks.
+        photographs: of the run, by name; a mask of one of them is not that of another.
     """
 
     settings: TeacherConfig
     folder: Path
+    photographs: frozenset[str] = frozenset()
     #: names of the images for which there is no mask
     without: set[str] = field(default_factory=set, compare=False)
     #: of each image, how many of the teacher's classes its image-level labels exclude
@@ -69,10 +71,15 @@ class TeacherRefiner:
         """
         return [self._taught(own) for own in maps]
 
+    def among(self, photographs: Sequence[str]) -> TeacherRefiner:
+        """See `weaktr.refine.maps.Refiner`."""
+        return replace(self, photographs=frozenset(photographs))
+
     def files(self, name: str) -> tuple[Path, ...]:
         """The files that an image's result depends on."""
-        below = dict.fromkeys((name, name.removeprefix("images/")))  # of a list beside images/
-        files = (self.folder / f"{one}.png" for one in below)
+        below = name.removeprefix("images/")  # of a list beside images/
+        names = (name,) if below == name or below in self.photographs else (name, below)
+        files = (self.folder / f"{one}.png" for one in names)
         return tuple(file for file in files if file.is_file())[:1]
 
     def paths(self) -> tuple[Path, ...]:

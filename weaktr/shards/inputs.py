@@ -94,6 +94,11 @@ class ListShards:
             number = zlib.crc32(os.fsencode(sample.name)) % count
             self._samples[self.names[number]].append(sample)
 
+    @property
+    def photographs(self) -> list[str]:
+        """The names of all photographs."""
+        return [sample.name for own in self._samples.values() for sample in own]
+
     def data_of(self, name: str) -> dict[str, Any]:
         """See `Shards`: of names, labels, and the status of the files."""
         own = self._samples[name]

@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from weaktr.config import LabelConfig, PredictConfig, Recipe
+from weaktr.config import LabelConfig, PredictConfig
 from weaktr.contents import CONTENTS, Contents
 from weaktr.data.manifest import Exif, require_exif
+from weaktr.inference.stored_cams import CAMS, exif_of_cams
 from weaktr.inference.threshold import read_choice
 from weaktr.models import Segmenter, Stage1Model, checkpoints
 from weaktr.outputs import INPUTS, RECIPE, read_inputs
@@ -58,12 +59,13 @@ class Carried(Generic[S]):
 def save_model(model: Stage1Model | Segmenter, run: Run, folder: Path) -> None:
     """Write `MODEL` into the folder of a training, with its classes and how to make masks."""
     classes, recipe = run.train_images.classes, run.recipe
+    exif = "apply" if any(sample.exif == "apply" for sample in run.train_images) else "ignore"
     stage, _ = STAGES[PredictConfig if isinstance(model, Segmenter) else LabelConfig]
     checkpoints.save(
         model,
         folder / MODEL,
         classes={"names": classes.names, "ids": classes.ids},
-        **{MASKS: {stage: as_tree(getattr(recipe, stage)), "exif": _exif_of(recipe)}},
+        **{MASKS: {stage: as_tree(getattr(recipe, stage)), "exif": exif}},
     )
 
 
@@ -103,7 +105,7 @@ def carried(
             left cannot be used apart from the run: files that the refiners are to read, a threshold
             that true masks choose.
     """
-    found = _of_run(kind, checkpoint)
+    found = _of_run(kind, checkpoint, description)
     if found is None:
         found = _of_description(kind, checkpoint, description)
         own = with_settings(found.settings, settings)
@@ -125,10 +127,10 @@ def carried_of_cams(
         ValueError: ``inputs.json`` beside them is damaged, or a change is wrong.
     """
     home = folder.parent
-    stored = read_inputs(home) if folder.name == "cams" else None
+    stored = read_inputs(home) if folder.name == CAMS else None
     about = None if stored is None else stored.get("about")
     if stored is None or not isinstance(about, dict) or not isinstance(stored["settings"], dict):
-        found = Carried(LabelConfig(), "ignore", "as published")
+        found = Carried(LabelConfig(), exif_of_cams(folder) or "ignore", "as published")
     else:
         tree = {key: value for key, value in stored["settings"].items() if key in fields}
         own = make(LabelConfig, tree, origin=str(home / INPUTS))
@@ -139,7 +141,7 @@ def carried_of_cams(
     return replace(found, settings=with_settings(found.settings, settings), changed=tuple(settings))
 
 
-def _of_run(kind: type[S], checkpoint: Path) -> Carried[S] | None:
+def _of_run(kind: type[S], checkpoint: Path, description: Mapping[str, Any]) -> Carried[S] | None:
     """Of the stage after the training, where the checkpoint lies in its run."""
     stage, training = STAGES[kind]
     folder = checkpoint.parent.parent
@@ -167,7 +169,11 @@ def _of_run(kind: type[S], checkpoint: Path) -> Carried[S] | None:
             return None
         chosen = {"threshold": choice.threshold, "val_masks": None}
     own = for_photographs(replace(settings, **chosen))
-    return Carried(own, _exif_of(recipe), f"of {masks}")
+    stored_with_it = description.get(MASKS)
+    exif = stored_with_it.get("exif") if isinstance(stored_with_it, dict) else None
+    if exif is None:  # an older version trained it
+        exif = recipe.data.options.get("exif", "ignore")
+    return Carried(own, require_exif(str(exif)), f"of {masks}")
 
 
 def _of_description(kind: type[S], checkpoint: Path, description: Mapping[str, Any]) -> Carried[S]:
@@ -211,8 +217,3 @@ def _require_usable(
             f"{apart} refined with files of its own ({', '.join(used)}): name yours with --set "
             "refiners=..., or do without: --set refiners=[crf]"
         )
-
-
-def _exif_of(recipe: Recipe) -> Exif:
-    """How a run reads its photographs."""
-    return require_exif(recipe.data.options.get("exif", "ignore"))

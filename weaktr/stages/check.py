@@ -201,6 +201,8 @@ def without_effect_in(recipe: Recipe) -> list[str]:
 
 def _unused_in(recipe: Recipe) -> Iterator[tuple[str, list[str]]]:
     """Each setting for which others are without effect, in words, and their whole names."""
+    if recipe.data.source == "manifest":  # which says it for each photograph
+        yield "data.source manifest", ["data.options", "data.val_options"]
     kind = recipe.cam_model.kind
     names = ["cam_model.patches", "train_cam.patches"]
     if kind == "patches":

@@ -119,7 +119,8 @@ class Task:
         settings: of labelling or prediction; or changes of those that the checkpoint carries, such
             as ``"crf=none"``.
         emit: what to write beside the masks, see `label` and `predict`.
-        exif: see `Sample`; None = as the checkpoint carries it.
+        exif: see `Sample`; None = as the checkpoint carries it. "apply" turns the photographs of a
+            manifest, too; else they are read as it says, which "ignore" must not contradict.
         device: a name for `choose_device`.
         profile: see `weaktr.stages.masks.make_masks`.
         teacher: a folder of masks for the refiner "teacher", which then comes last.
@@ -168,8 +169,8 @@ class Task:
             teacher: dict[str, Any] = {"teacher": {"folder": str(self.teacher)}}
             refiners: dict[str, Any] = {"refiners": (*own.settings.refiners, teacher)}
             own = replace(own, settings=replace(own.settings, **refiners))
-        exif = self.exif or own.exif
-        log.info("%s", replace(own, exif=exif).in_words())
+        exif: Exif | None = self.exif or (None if own.exif == "ignore" else own.exif)
+        log.info("%s", replace(own, exif=exif or "ignore").in_words())
         return own.settings, replace(self, exif=exif)
 
     @contextmanager
@@ -199,9 +200,9 @@ class Task:
             "command": command,
             "photographs": str(self.images.resolve()),
             "classes": None if classes is None else list(classes),
-            "exif": self.exif,
+            "exif": self.exif or "ignore",
         }
-        settings = {**inputs} if self.exif == "ignore" else {**inputs, "exif": self.exif}
+        settings = {**inputs, "exif": "apply"} if self.exif == "apply" else {**inputs}
         given = [file for file in files if file is not None]
         folders = [photographs_of(self.images), self.images / "masks"]
         images = [*(folders if self.images.is_dir() else []), *read]
@@ -389,7 +390,8 @@ def manifest_of(
         classes: C names, among which those of the data set must be; None = they do not matter.
 
     Raises:
-        ValueError: other classes, or a file of labels; or what the data set's reader raises.
+        ValueError: other classes, a file of labels, or an `exif` that contradicts it; or what the
+            data set's reader raises.
     """
     is_manifest = task.dataset is None and task.images.suffix == ".json"
     if task.dataset is None and not is_manifest:
@@ -397,14 +399,14 @@ def manifest_of(
     if labels is not None:
         raise ValueError(f"--labels: {task.images} has image-level labels already")
     if is_manifest:
-        manifest = Manifest.load(task.images)
-        if task.exif == "apply" and any(sample.exif == "ignore" for sample in manifest):
-            told = "--exif apply: %s says that its photographs are used as stored, which counts"
-            log.warning(told, task.images)
+        manifest = _as_asked(Manifest.load(task.images), task)
     else:
         options: dict[str, Any] = {}
         if task.exif == "apply":
-            raise ValueError(f"--exif apply: masks of {task.dataset} are of the pixels as stored")
+            raise ValueError(
+                f"--exif apply: masks of {task.dataset} are of the pixels as stored; expected "
+                "--exif ignore"
+            )
         if task.dataset == "coco14" and classes is not None and len(classes) in (80, 90):
             options = {"ids": len(classes)}
         assert task.dataset is not None
@@ -412,6 +414,24 @@ def manifest_of(
     where = "" if is_manifest else f", {task.dataset} {task.split}"
     log.info("photographs: %s of %s%s", f"{len(manifest):,}", task.images, where)
     return manifest if classes is None else _renumbered(manifest, classes, task)
+
+
+def _as_asked(manifest: Manifest, task: Task) -> Manifest:
+    """A manifest whose photographs are turned where a task asks for it.
+
+    Raises:
+        ValueError: the task asks for pixels as stored, and the manifest turns some.
+    """
+    if task.exif == "apply":
+        turned: tuple[Sample, ...] = tuple(replace(sample, exif="apply") for sample in manifest)
+        return replace(manifest, samples=turned)
+    count = sum(sample.exif == "apply" for sample in manifest)
+    if task.exif == "ignore" and count:
+        raise ValueError(
+            f"--exif ignore: {task.images} says exif: apply of "
+            f"{counted(count, 'photograph', 'photographs')}; leave --exif out, or change it there"
+        )
+    return manifest
 
 
 def _renumbered(manifest: Manifest, classes: Sequence[str], task: Task) -> Manifest:

@@ -16,7 +16,7 @@ from weaktr.data.parallel import ordered_map
 from weaktr.outputs import fingerprint, finished_facts
 from weaktr.progress import track
 from weaktr.recipes import identity
-from weaktr.refine import Refiner, files_of
+from weaktr.refine import Refiner, among, files_of
 from weaktr.stages.run import Run, Stage, result_of
 
 #: In place of the digest of a file that cannot be read.
@@ -73,7 +73,7 @@ def inputs_of(stage: Stage, run: Run) -> Inputs:
                 settings[name] = {**tree, "weights": "file"}
     if (chosen_on := stage.chosen_on(run)) is not None:
         facts["chosen_on"] = digest_of(_rows(chosen_on, run, ()))
-    refiners = stage.refiners(run)
+    refiners = among(stage.refiners(run), [s.name for m in manifests for s in m.samples])
     images = digest_of(row for manifest in manifests for row in _rows(manifest, run, refiners))
     if not stage.by_image:
         facts["images"] = images

@@ -24,7 +24,7 @@ from weaktr.inference.soft_labels import Softening
 from weaktr.inference.threshold import CHOICE
 from weaktr.inference.timeline import Timeline
 from weaktr.models import PatchModel
-from weaktr.refine import Refiner, choose_refiners, files_of, needs_features
+from weaktr.refine import Refiner, among, choose_refiners, files_of, needs_features
 from weaktr.stages.masks import MaskMaker, MaskReport, make_masks, problems_of_all
 from weaktr.stages.run import Run, Stage, masks_digest
 from weaktr.stages.store import MaskStore, soft_file
@@ -75,7 +75,7 @@ def label(
             `weaktr.stages.threshold.threshold_of`.
         PipelineError: see `weaktr.inference.pipeline.run_pipeline`.
     """
-    refiners = choose_refiners(settings)
+    refiners = among(choose_refiners(settings), [sample.name for sample in samples])
     require_features(refiners, source)
     require_way(settings, source, masked)
     keep_unlabelled = settings.unlabelled == "background"

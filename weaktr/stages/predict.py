@@ -17,7 +17,7 @@ from weaktr.inference.probabilities import SegInputs
 from weaktr.inference.results import LabelMaps
 from weaktr.inference.timeline import Timeline
 from weaktr.models import Segmenter
-from weaktr.refine import choose_refiners, files_of
+from weaktr.refine import among, choose_refiners, files_of
 from weaktr.stages.masks import MaskMaker, MaskReport, make_masks
 from weaktr.stages.run import Run, Stage, masks_digest, without_masks
 from weaktr.stages.store import MaskStore
@@ -56,6 +56,7 @@ def predict(
     predictor = Predictor(model, settings, given_classes=given_classes)
     if not given_classes:  # they do not matter, and need not be the same at the next start
         samples = [replace(sample, labels=None) for sample in samples]
+    predictor.refiners = among(predictor.refiners, [sample.name for sample in samples])
     refined = bool(predictor.refiners)
     store = MaskStore(
         folder,

@@ -320,7 +320,8 @@ class _Shard(Generic[Read]):
             return self._row(name, "no class", **facts), {}
         mask = result.mask()
         files = {MASKS: png_of(mask)}
-        files |= {kind: extra_bytes(kind, result) for kind in self.kinds if kind != MASKS}
+        extras = [kind for kind in self.kinds if kind != MASKS]
+        files |= {kind: extra_bytes(kind, result, inputs[0]) for kind in extras}
         facts |= _facts_of_mask(mask, files[MASKS])
         facts |= {"confidence": result.confidence(), "agreement": result.agreement()}
         places = {kind: self._loose(kind, name) for kind in files if self.layout.form == "png"}

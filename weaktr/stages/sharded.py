@@ -30,7 +30,7 @@ from weaktr.messages import counted, few
 from weaktr.models import Segmenter
 from weaktr.outputs import begin_shared, fingerprint, read_inputs, require_apart
 from weaktr.recipes import identity
-from weaktr.refine import Refiner, choose_refiners, files_of, paths_of
+from weaktr.refine import Refiner, among, choose_refiners, files_of, paths_of
 from weaktr.shards.inputs import (
     SHARD_SIZE,
     ListShards,
@@ -136,11 +136,11 @@ def _label_job(task: ShardTask, loaded: Loaded) -> ShardJob:
     chosen = [own.out / CHOICE] if is_chosen else []
     keep = settings.unlabelled == "background"
     own_maker = ShardMaker(
-        label_maker(source, settings, threshold, refiners, own.emit),
+        label_maker(source, settings, threshold, frame.refiners, own.emit),
         frame.layout,
         frame.made_from,
         {**frame.facts, "threshold": threshold},
-        files=lambda sample: (sample.image, *files_of(refiners, sample.name), *chosen),
+        files=lambda sample: (sample.image, *files_of(frame.refiners, sample.name), *chosen),
         shows_a_class=lambda sample: keep or source.shows_a_class(sample),
         keep_unlabelled=keep,
         num_labels=source.num_labels,
@@ -160,12 +160,13 @@ def _prediction_job(task: ShardTask, loaded: Loaded) -> ShardJob:
     refiners = require_settings(loaded.model, settings)
     predictor = Predictor(loaded.model, settings, given_classes=task.command == "label")
     frame = _begin(replace(task, task=own), loaded, settings, refiners, list(own.emit))
+    predictor.refiners = [*frame.refiners]
     own_maker = ShardMaker(
         prediction_maker(predictor, own.emit),
         frame.layout,
         frame.made_from,
         frame.facts,
-        files=lambda sample: (sample.image, *files_of(refiners, sample.name)),
+        files=lambda sample: (sample.image, *files_of(frame.refiners, sample.name)),
         shows_a_class=lambda sample: True,
         keep_unlabelled=True,
         num_labels=loaded.model.num_labels,
@@ -182,6 +183,7 @@ class _Frame(NamedTuple):
     layout: Layout
     made_from: str
     facts: dict[str, Any]  #: that all rows have
+    refiners: Sequence[Refiner]  #: which know the photographs, where these are in a list
 
 
 def _begin(
@@ -204,7 +206,7 @@ def _begin(
         given += [shards.folder] if shards.folder is not None else []
     require_apart(own.out, [loaded.file, *given], [*images, *paths_of(refiners)])
     depends_on: dict[str, Any] = identity(settings)
-    if own.exif != "ignore":
+    if own.exif == "apply":
         depends_on["exif"] = own.exif
     weights = Contents().digest(loaded.file)
     facts: dict[str, Any] = {
@@ -216,14 +218,17 @@ def _begin(
         "command": task.command,
         "photographs": task.photographs,
         "classes": None if classes is None else list(classes),
-        "exif": own.exif,
+        "exif": own.exif or "ignore",
     }
     made_from = fingerprint("shards", facts)
     layout = {"output": form, "shards": shards.names}
     begin_shared(own.out, made_from, **facts, source=str(own.source), about=about, layout=layout)
     wanted = {MASKS: (MASKS, ".png")} | {kind: EXTRAS[kind] for kind in kinds}
     row_facts = {"weights": weights, "settings": fingerprint(depends_on)}
-    return _Frame(shards, Layout(own.out, form, wanted, shards.nested), made_from, row_facts)
+    if isinstance(shards, ListShards):
+        refiners = among(refiners, shards.photographs)
+    kept = Layout(own.out, form, wanted, shards.nested)
+    return _Frame(shards, kept, made_from, row_facts, refiners)
 
 
 def _require_apart_folders(shards: Collection[str]) -> None:

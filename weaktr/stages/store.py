@@ -28,6 +28,7 @@ from weaktr.data.masks import (
 from weaktr.data.parallel import ordered_map
 from weaktr.data.photographs import enlarged
 from weaktr.data.stored_maps import (
+    CamOrigin,
     SoftLabels,
     is_damaged,
     npz_of_cams,
@@ -209,7 +210,8 @@ class MaskStore:
                 message = f"{path} was changed by hand: move it away to have it made again"
                 return Problem(str(result.sample.image), result.sample.source, message)
         for kind in self.extras:
-            write_bytes(self._extra(kind, name), extra_bytes(kind, result), durable=False)
+            content = extra_bytes(kind, result, facts["inputs"][0])
+            write_bytes(self._extra(kind, name), content, durable=False)
         of_refined = {"confidence": result.confidence(), "agreement": result.agreement()}
         return self.masks.write(name, result.mask, **of_refined, **facts)
 
@@ -310,15 +312,20 @@ def facts_of(result: LabelMaps) -> dict[str, Any]:
     return facts
 
 
-def extra_bytes(kind: str, result: LabelMaps) -> bytes:
+def extra_bytes(kind: str, result: LabelMaps, digest: str) -> bytes:
     """The file of one kind of `EXTRAS` of an image.
 
     "confidence" is how likely each pixel's label is, as a grey PNG: 0 = 0, 255 = 1.
+
+    Args:
+        kind: its name.
+        result: of the image.
+        digest: SHA-256 of its photograph's file.
     """
     maps, classes, size = result.arrays(), result.classes or (), result.photograph.size
     match kind:
         case "cam":
-            return npz_of_cams(maps["cam"], classes)
+            return npz_of_cams(maps["cam"], classes, CamOrigin(digest, result.sample.exif))
         case "scores":
             return npz_of_scores(maps["scores"])
         case "soft":

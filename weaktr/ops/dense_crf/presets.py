@@ -15,10 +15,9 @@ from weaktr.ops.dense_crf.checks import (
     checked_compat,
     checked_iterations,
     shared_kernels,
-    wrong_numbers,
 )
 from weaktr.ops.dense_crf.problem import Images, Kernels, Maps, Normalization
-from weaktr.ops.dense_crf.unaries import energies_of, unary_from_probabilities
+from weaktr.ops.dense_crf.unaries import are_probabilities, energies_of, unary_from_probabilities
 
 __all__ = ["PRESETS", "DenseCRF", "release_memory"]
 
@@ -90,15 +89,15 @@ class DenseCRF:
 
         Args:
             image: uint8 [H, W, 3], RGB; a list; or [B, H, W, 3].
-            probs: floating point [L, H, W]; a list; or [B, L, H, W]. Clipped to [1e-5, 1], need
-                not sum to 1.
+            probs: floating point [L, H, W]; a list; or [B, L, H, W]. Need not sum to 1; see
+                `weaktr.ops.unary_from_probabilities`.
             num_threads, backend: see `weaktr.ops.dense_crf`.
 
         Returns:
             Q float32 like `probs`, sums to 1 over L.
 
         Raises:
-            ValueError: an argument of the wrong shape, dtype or range.
+            ValueError: an argument of the wrong shape, dtype or range, such as logits.
         """
         if isinstance(probs, list):
             unary: Any = _energies(probs)
@@ -179,6 +178,6 @@ def _energies(probs: Sequence[Any]) -> list[Any]:
         for one in probs
         if isinstance(one, Tensor) and one.is_floating_point() and one.ndim >= 2
     ]
-    if len(tensors) == len(probs) and wrong_numbers(tensors) is None:
+    if len(tensors) == len(probs) and are_probabilities(tensors):
         return [energies_of(one) for one in tensors]
     return [unary_from_probabilities(one) for one in probs]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -14,6 +15,8 @@ from weaktr.ops.upload import upload
 
 #: Keeps the logarithm of a probability of 0 finite.
 SMALLEST_PROBABILITY = 1e-5
+#: What may be meant as probabilities: rounded ones, and the published ensemble's, which sum to 1.8.
+LOWEST, HIGHEST = -1e-3, 2.0
 #: Integers that torch stores and little else.
 UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 
@@ -51,13 +54,15 @@ def unary_from_probabilities(probs: ArrayOrTensor) -> ArrayOrTensor:
     """Energies -log(clip(p, 1e-5, 1)) of label probabilities.
 
     Args:
-        probs: floating point [L, *spatial]; need not sum to 1.
+        probs: floating point [L, *spatial]; need not sum to 1, as those of the published ensemble,
+            which go up to 1.8.
 
     Returns:
         float32 [L, *spatial]; NumPy array or tensor like `probs`.
 
     Raises:
-        ValueError: an argument of the wrong shape or dtype, or NaN.
+        ValueError: an argument of the wrong shape or dtype, NaN, infinity, or values that are no
+            probabilities, such as logits.
 
     Source: pydensecrf, `unary_from_softmax`.
     """
@@ -67,10 +72,23 @@ def unary_from_probabilities(probs: ArrayOrTensor) -> ArrayOrTensor:
             f"probs: expected floating point [L, *spatial], got {values.dtype} "
             f"{tuple(values.shape)}"
         )
-    if values.isnan().any():
-        raise ValueError(f"probs: expected numbers, got NaN in {int(values.isnan().sum())} places")
+    if not are_probabilities([values]):
+        if count := int((~values.isfinite()).sum()):
+            raise ValueError(f"probs: expected numbers, got NaN or infinity in {count} places")
+        low, high = (float(bound) for bound in values.aminmax())
+        raise ValueError(
+            f"probs: expected probabilities, 0 to 1, got values from {low:.4g} to {high:.4g}; of "
+            "logits take softmax over the labels first, divide bytes by 255"
+        )
     energies = energies_of(values)
     return energies.numpy() if isinstance(probs, np.ndarray) else energies
+
+
+def are_probabilities(values: Sequence[Tensor]) -> bool:
+    """Whether floating point values, on one device, may all be probabilities; waits for it once."""
+    bounds = [bound for one in values if one.numel() for bound in one.aminmax()]
+    known = torch.stack(bounds).tolist() if bounds else []
+    return all(LOWEST <= bound <= HIGHEST for bound in known)  # NaN is neither
 
 
 def energies_of(probs: Tensor) -> Tensor:
