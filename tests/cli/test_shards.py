@@ -30,8 +30,11 @@ from tests.shards.work import (
 from weaktr import data
 from weaktr.cli import FAILED, WRONG_INPUT
 from weaktr.data import VOC
+from weaktr.data.io import read_stored_labels
 from weaktr.data.masks import MaskFolder, read_changed_mask
+from weaktr.evaluation.notebook import Mask
 from weaktr.models import checkpoints
+from weaktr.shards.output import ShardWriter
 from weaktr.shards.records import read_results
 from weaktr.shards.verify import verify
 
@@ -410,6 +413,59 @@ def test_a_mask_that_was_edited_stays(home, computed, caplog):
     assert label(home, *BY_SHARDS) == 0
     assert computed == ["03"]
     assert masks_of(home / "out") == masks_of(home / "plain")
+
+
+@pytest.mark.parametrize("way", ["saved", "copied"])
+def test_a_mask_of_weaktrs_that_somebody_has_put_there_stays(home, way, computed):
+    """It was written by weaktr, but not for this place."""
+    label(home, *BY_SHARDS)
+    computed.clear()
+    mask = home / "out" / "masks" / "03.png"
+    if way == "saved":
+        Mask(np.full_like(read_stored_labels(mask), 2)).save(mask)
+    else:
+        shutil.copyfile(home / "plain" / "masks" / "06.png", mask)
+    later(mask)
+    own = mask.read_bytes()
+    for _ in range(2):
+        assert label(home, *BY_SHARDS) == 0
+        assert mask.read_bytes() == own and statuses(home / "out")["03"] == "edited"
+    (home / "photos" / "08.png").write_bytes(photograph(88))
+    assert label(home, *BY_SHARDS) == 0
+    assert mask.read_bytes() == own and computed == ["08"]
+
+
+def test_a_mask_saved_for_a_photograph_without_labels_stays(home):
+    words = {f"{i:02d}.png": work.CLASSES[i % 2] for i in range(COUNT)}
+    write_labels(home / "photos", words | {"03.png": ""})
+    label(home, *BY_SHARDS)
+    mask = home / "out" / "masks" / "03.png"
+    Mask(np.full_like(read_stored_labels(home / "plain" / "masks" / "03.png"), 2)).save(mask)
+    own = mask.read_bytes()
+    write_labels(home / "photos", words)
+    assert label(home, *BY_SHARDS) == FAILED
+    assert mask.read_bytes() == own and "move it away" in rows(home / "out")["03"].error
+
+
+def test_a_mask_made_again_just_before_a_kill_is_not_taken_for_an_edited_one(
+    home, computed, monkeypatch
+):
+    real = ShardWriter.add
+
+    def stopping(writer, row, files):
+        if row.name == "03":
+            raise OSError("stopped")
+        real(writer, row, files)
+
+    label(home, *BY_SHARDS)
+    (home / "photos" / "03.png").write_bytes(photograph(77))
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardWriter, "add", stopping)
+        assert label(home, *BY_SHARDS) == FAILED
+    computed.clear()
+    assert label(home, *BY_SHARDS) == 0 and computed == ["03"]
+    assert label(home, *BESIDE, out="fresh") == 0
+    assert masks_of(home / "out") == masks_of(home / "fresh")
 
 
 @pytest.mark.parametrize("change", ["photograph", "labels"])

@@ -156,7 +156,7 @@ def _make_shard(own: ShardMaker[Read], given: ShardInput, progress: Progress) ->
         progress.advance(busy_in_words(timeline))
 
     parts = Parts(shard.read, own.maker.fits, lambda batch: own.maker.compute(batch, timeline),
-                  shard.write, record)  # fmt: skip
+                  lambda result: shard.write(result, rows.writer), record)  # fmt: skip
     try:
         try:
             run_pipeline(todo, parts, limits_for(own.maker.device, own.maker.queue_mb), timeline)
@@ -277,7 +277,7 @@ class _Shard(Generic[Read]):
             return self.failed(sample.name, Problem("", "", fault))
         if self.layout.form == "png":
             place = self._loose(MASKS, sample.name)
-            if is_of_others(place):
+            if is_of_others(place) or self._was_put_there(sample.name, place):
                 return self._edited(sample, before, place)
         if not self.own.shows_a_class(sample):
             self._remove_loose(sample.name)
@@ -303,7 +303,7 @@ class _Shard(Generic[Read]):
         self._inputs[sample.name] = inputs
         return value
 
-    def write(self, result: LabelMaps) -> tuple[Row, Files] | Problem:
+    def write(self, result: LabelMaps, writer: ShardWriter) -> tuple[Row, Files] | Problem:
         """See `Parts`: the row and the files of a photograph; loose files are written here."""
         if (problem := result.problem()) is not None:
             return problem
@@ -327,6 +327,8 @@ class _Shard(Generic[Read]):
         for place in filter(is_of_others, places.values()):
             message = f"weaktr did not write {place}, or it was changed: move it away"
             return Problem(str(result.sample.image), result.sample.source, message)
+        if places:
+            writer.begin(name, files[MASKS])
         for kind, place in places.items():
             write_bytes(place, files[kind], durable=False)
         return self._row(name, "labelled", **facts), files
@@ -334,6 +336,17 @@ class _Shard(Generic[Read]):
     def failed(self, name: str, problem: Problem) -> Row:
         """The row of a photograph that cannot be used."""
         return self._row(name, "failed", error=problem.message)
+
+    def _was_put_there(self, name: str, place: Path) -> bool:
+        """Whether a mask with a seal is none that was made for its photograph, but a copy."""
+        if not place.is_file():
+            return False
+        content = place.read_bytes()
+        digest = hashlib.sha256(content).hexdigest()
+        if not content.strip(b"\0") or self.earlier.has_made(name, digest):
+            return False
+        now = read_earlier(self.layout, self.given.name, self.own.made_from)
+        return not now.has_made(name, digest)  # by another process, just now
 
     def _edited(self, sample: Sample, before: Row | None, place: Path) -> Row:
         """The row of a photograph at whose mask's place there is something of the user's."""
