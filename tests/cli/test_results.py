@@ -101,6 +101,31 @@ def test_the_same_model_elsewhere_goes_on(command, models, run, tmp_path):  # no
 
 
 @pytest.mark.parametrize("command", COMMANDS)
+def test_masks_of_other_photographs_are_not_replaced(command, models, run, photos, tmp_path):  # noqa: F811
+    run(command)
+    photo(tmp_path / "second" / "b.png", 50, 40, seed=7)
+    before = tree(tmp_path / "out")
+    call = arguments(command, models, with_labels(tmp_path / "second"), tmp_path / "out")
+    code, text = said(cli.main, *call)
+    assert code == cli.WRONG_INPUT
+    told = f"out: holds masks of other photographs ({photos} there, {tmp_path / 'second'} now)"
+    assert told in " ".join(text.split())
+    assert tree(tmp_path / "out") == before
+    photos.rename(tmp_path / "moved")
+    assert said(cli.main, *call)[0] == 0  # of what is gone nothing is known
+
+
+def test_masks_of_another_command_are_not_replaced(models, run, photos, tmp_path):  # noqa: F811
+    call = arguments("predict", models, photos, tmp_path / "out")
+    assert said(cli.main, "label", *call[1:])[0] == 0
+    before = tree(tmp_path / "out")
+    code, text, _ = run("predict")
+    assert code == cli.WRONG_INPUT
+    assert "holds masks of weaktr label, which weaktr predict would replace; choose" in text
+    assert tree(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_other_settings_are_named(command, run):
     run(command)
     code, text, _ = run(command, "--set", "max_side=333")

@@ -368,6 +368,22 @@ def test_other_settings_or_weights_are_refused(home):
     assert files_in(home / "out") == before
 
 
+@pytest.mark.parametrize("images", ["photos", "tars", "tars/*.tar"])
+def test_masks_of_other_photographs_are_not_replaced(home, images, computed):
+    options = () if "tars" in images else BY_SHARDS
+    label(home, *options, images=images)
+    shutil.copytree(home / images.removesuffix("/*.tar"), home / "copy")
+    before, masks = files_in(home / "out"), masks_of(home / "out")
+    work.photographs(home / "second" / "photos", 3)
+    (home / "second" / "photos" / "00.png").write_bytes(photograph(99))
+    work.write_tar(home / "second" / "tars" / "000.tar", {"x.png": photograph(9), "x.cls": b"cat"})
+    assert label(home, *options, images=f"second/{images}") == WRONG_INPUT
+    assert files_in(home / "out") == before
+    computed.clear()
+    assert label(home, *options, images="copy") == 0
+    assert masks_of(home / "out") == masks and computed == []
+
+
 def test_runs_with_and_without_shards_do_not_mix(home):
     before = files_in(home / "plain")
     assert label(home, *BY_SHARDS, out="plain") == WRONG_INPUT

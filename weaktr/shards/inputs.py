@@ -138,7 +138,7 @@ class TarShards:
         self, pattern: str, labels: str, classes: Sequence[str] | None, exif: Exif
     ) -> None:
         self._archives = find_archives(pattern)
-        self.folder = None if is_address(pattern) else Path(_base(pattern) or ".")
+        self.folder = None if is_address(pattern) else Path(base_of(pattern) or ".")
         self.is_deep = "**" in pattern or os.path.isdir(pattern)
         self.names = list(self._archives)
         self._classes = None if classes is None else Classes(tuple(classes))
@@ -255,6 +255,11 @@ def shard_count(photographs: int, size: int) -> int:
     return max(1, -(-photographs // size))
 
 
+def absolute(images: str) -> str:
+    """The name of an input (`find_archives`) that means the same in every folder."""
+    return images if is_address(images) else os.path.abspath(images)
+
+
 def is_pattern(images: str) -> bool:
     """Whether the name of an input means tar archives (`find_archives`)."""
     if is_address(images) or images.endswith(SUFFIX):
@@ -285,7 +290,7 @@ def find_archives(pattern: str) -> dict[str, str]:
         raise ValueError(f"{few(packed)}: {IS_PACKED}")
     if not paths:
         raise ValueError(f"{pattern}: expected tar archives, found none")
-    bases = _spellings(_base(pattern))
+    bases = _spellings(base_of(pattern))
     archives: dict[str, str] = {}
     for path in paths:
         base = next((base for base in bases if path.startswith(base)), "")
@@ -345,7 +350,7 @@ def _is_archive(path: Path, root: Path) -> bool:
     return path.name.endswith((SUFFIX, *PACKED)) and not is_hidden
 
 
-def _base(pattern: str) -> str:
+def base_of(pattern: str) -> str:
     """The folder of a pattern that has no wild cards."""
     found = _WILD.search(pattern)
     if found is None and not pattern.endswith(SUFFIX):

@@ -40,6 +40,7 @@ from weaktr.stages.masks import MaskReport
 from weaktr.stages.predict import predict
 from weaktr.stages.start import labels_since
 from weaktr.stages.threshold import require_way
+from weaktr.stages.whose import require_same_work
 
 log = logging.getLogger("weaktr")
 
@@ -193,7 +194,7 @@ class Task:
             read: what the refiners read.
 
         Raises:
-            ValueError: see `claimed_for_masks`.
+            ValueError: see `require_same_work` and `claimed_for_masks`.
         """
         about = {
             "command": command,
@@ -201,6 +202,7 @@ class Task:
             "classes": None if classes is None else list(classes),
             "exif": self.exif,
         }
+        require_same_work(self.out, about)
         settings = {**inputs} if self.exif == "ignore" else {**inputs, "exif": self.exif}
         given = [file for file in files if file is not None]
         folders = [photographs_of(self.images), self.images / "masks"]

@@ -32,6 +32,7 @@ from weaktr.shards.inputs import (
     ListShards,
     Shards,
     TarShards,
+    absolute,
     is_pattern,
     shard_count,
 )
@@ -53,6 +54,7 @@ from weaktr.stages.shard_report import ShardsReport
 from weaktr.stages.shards import make_shards
 from weaktr.stages.store import EXTRAS
 from weaktr.stages.threshold import require_way
+from weaktr.stages.whose import require_same_work
 
 log = logging.getLogger("weaktr")
 
@@ -210,10 +212,11 @@ def _begin(
     }
     about = {
         "command": task.command,
-        "photographs": task.photographs,
+        "photographs": absolute(task.photographs),
         "classes": None if classes is None else list(classes),
         "exif": own.exif,
     }
+    require_same_work(own.out, about)
     made_from = fingerprint("shards", facts)
     layout = {"output": form, "shards": shards.names}
     begin_shared(own.out, made_from, **facts, source=str(own.source), about=about, layout=layout)
