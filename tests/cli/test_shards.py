@@ -9,6 +9,8 @@ import io
 import json
 import os
 import shutil
+import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -31,12 +33,13 @@ from weaktr import data
 from weaktr.cli import FAILED, WRONG_INPUT
 from weaktr.data import VOC
 from weaktr.data.io import read_stored_labels
-from weaktr.data.masks import MaskFolder, read_changed_mask
+from weaktr.data.masks import MaskFolder, read_changed_mask, write_mask
 from weaktr.evaluation.notebook import Mask
 from weaktr.models import checkpoints
 from weaktr.shards.output import ShardWriter
 from weaktr.shards.records import read_results
 from weaktr.shards.verify import verify
+from weaktr.stages import sharded
 
 COUNT = 12
 BY_SHARDS = ("--shard-size", "5", *BESIDE)
@@ -153,6 +156,70 @@ def test_soft_labels_and_refinement(home):
     assert label(home, *options, "--shard-size", "5", "--output", "tar") == 0
     for kind in ("masks", "soft"):
         assert masks_of(home / "out", kind) == masks_of(home / "one", kind)
+
+
+@pytest.fixture
+def teacher(home):
+    """Masks of another tool, for all photographs but 07."""
+    for index in range(COUNT):
+        if index != 7:
+            write_mask(home / "teacher" / f"{index:02d}.png", of_teacher(index, 0))
+    return home / "teacher"
+
+
+def of_teacher(index, label):
+    return np.full((40 + index % 3, 50), label, np.uint8)
+
+
+@pytest.mark.parametrize("images", ["photos", "tars"])
+@pytest.mark.parametrize("is_older", [False, True])
+def test_a_changed_teacher_makes_its_masks_again(home, teacher, images, is_older, computed, caplog):
+    options = ("--teacher", teacher, *(("--shard-size", "5") if images == "photos" else ()))
+    assert label(home, *options, images=images) == 0
+    assert "1 images have no teacher (07): their labels stay" in caplog.text
+    assert "teacher: " in caplog.text
+    for record in (home / "out" / "index").glob("*.json") if is_older else ():
+        content = json.loads(record.read_text())
+        assert content.pop("read_beside")  # which an older version did not note
+        record.write_text(json.dumps(content))
+    computed.clear()
+    caplog.clear()
+    assert label(home, *options, images=images) == 0
+    assert computed == [] and "3 shards are whole, 0 to do" in caplog.text
+    time.sleep(0.02)  # of clocks with large steps
+    write_mask(teacher / "05.png", of_teacher(5, 2))
+    write_mask(teacher / "07.png", of_teacher(7, 2))
+    assert label(home, *options, images=images) == 0
+    assert sorted(computed) == ["05", "07"]
+    assert label(home, "--teacher", teacher, out="fresh") == 0
+    assert masks_of(home / "out") == masks_of(home / "fresh")
+
+
+def test_a_threshold_that_was_removed_is_chosen_again_and_all_masks_made(home, monkeypatch):
+    auto = ("--shard-size", "5", "--set", "threshold=auto")
+    choose = sharded.choose_by_features
+    assert label(home, *auto) == 0
+    (home / "out" / "threshold.json").unlink()
+    monkeypatch.setattr(
+        sharded, "choose_by_features", lambda *given: replace(choose(*given), threshold=0.95)
+    )
+    assert label(home, *auto) == 0
+    assert {row.threshold for row in rows(home / "out").values()} == {0.95}
+    assert label(home, "--set", "threshold=0.95", out="fresh") == 0
+    assert masks_of(home / "out") == masks_of(home / "fresh")
+
+
+def test_photographs_that_viewers_turn_are_told(home, caplog):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    with Image.open(home / "photos" / "03.png") as image:
+        image.save(home / "photos" / "03.png", exif=turned)
+    for _ in range(2):  # also where nothing is made
+        caplog.clear()
+        assert label(home, "--shard-size", "5") == 0
+        assert "1 image is turned by viewers (EXIF), masks are not" in caplog.text
+    assert label(home, "--shard-size", "5", "--exif", "apply", out="upright") == 0
+    assert "1 image was turned as EXIF says" in caplog.text
 
 
 @pytest.mark.parametrize("images", ["photos", "tars"])
@@ -523,6 +590,22 @@ def test_an_edit_that_is_no_mask_is_reported_until_it_is_mended(home, caplog):
     assert mask.read_bytes() == edited
 
 
+@pytest.mark.parametrize("place", ["b.JPG", "images/b.png"])
+def test_photographs_beside_tars_are_not_passed_over(home, place, caplog):
+    write_labels(home / "tars", {"b.png": "cat"})
+    (home / "tars" / place).parent.mkdir(exist_ok=True)
+    (home / "tars" / place).write_bytes(photograph(1))
+    code, text = said("label", home / "cam.safetensors", home / "tars", "--out", home / "out")
+    assert code == WRONG_INPUT
+    assert f"expected tars or photographs, got both (000.tar, 001.tar, 002.tar; {place})" in text
+    assert not (home / "out").exists()
+    assert label(home, images="tars/*.tar") == 0
+    (home / "tars" / "day").mkdir()
+    (home / "tars" / place).rename(home / "tars" / "day" / "deep.png")
+    assert label(home, images="tars") == 0
+    assert "without a mask, beside the tars: 1 photograph (day/deep.png)" in caplog.text
+
+
 @pytest.mark.parametrize("kind", ["masks", "confidence"])
 def test_a_file_of_others_is_never_written_over(home, kind):
     shutil.copytree(home / "photos", home / "few")
@@ -837,6 +920,18 @@ def test_labels_beside_tars_and_in_a_file_of_all(home, computed):
     shutil.copy(home / "photos" / "labels.csv", home / "all.csv")
     assert label(home, "--labels", home / "all.csv", images="tars", out="by_file") == 0
     assert masks_of(home / "by_file") == masks_of(home / "plain")
+
+
+def test_rows_of_photographs_that_no_tar_holds_are_told(home, caplog):
+    shutil.copy(home / "photos" / "labels.csv", home / "all.csv")
+    own = ("--labels", home / "all.csv", "--output", "png")
+    assert label(home, *own, images="tars") == 0
+    assert "--labels:" not in caplog.text
+    with open(home / "all.csv", "a") as file:
+        file.write("98.png,cat\nmissing/99,dog\n")
+    assert label(home, *own, images="tars") == 0
+    told = "--labels: 2 rows are of photographs that no tar holds (98.png, missing/99)"
+    assert told in caplog.text
 
 
 def test_masks_of_no_labels_are_predicted(home):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,16 @@ from typing import Any, Protocol, get_args
 
 from weaktr.contents import Contents, digest_of
 from weaktr.data import Classes, DataError, Problem, Sample
+from weaktr.data.layout import IMAGE_SUFFIXES
 from weaktr.data.manifest import Exif, without_a_place
+from weaktr.data.sources.folder import photographs_of
 from weaktr.data.sources.tar import LabelRows, Labels, read_rows, read_shard, with_classes
-from weaktr.messages import few
+from weaktr.files import files_below
+from weaktr.messages import counted, few
 from weaktr.shards.fetch import asked, fetch_beside, fetched, is_address, marks_of
 from weaktr.tars import IS_PACKED, PACKED, SUFFIX, forget, status
+
+log = logging.getLogger("weaktr")
 
 #: Photographs of a list that make a shard, unless somebody says otherwise.
 SHARD_SIZE = 1000
@@ -54,6 +60,14 @@ class Shards(Protocol):
 
     def data_of(self, name: str) -> dict[str, Any]:
         """See `ShardInput.data`; photographs are not read."""
+        ...
+
+    def rows_without_photograph(self, photographs: Iterable[tuple[str, str]]) -> list[str]:
+        """Rows of a file of labels for all tars that no tar has a photograph for.
+
+        Args:
+            photographs: shard and name of every one.
+        """
         ...
 
     def read(self, name: str, stack: ExitStack, scratch: Path | None) -> ShardInput:
@@ -98,6 +112,10 @@ class ListShards:
         """See `Shards`: of names, labels, and the status of the files."""
         own = self._samples[name]
         return {"photographs": len(own), "digest": digest_of(map(_facts_of, own))}
+
+    def rows_without_photograph(self, photographs: Iterable[tuple[str, str]]) -> list[str]:
+        """See `Shards`: none, who reads the list has told them."""
+        return []
 
     def read(self, name: str, stack: ExitStack, scratch: Path | None) -> ShardInput:
         """See `Shards`."""
@@ -175,8 +193,15 @@ class TarShards:
     def data_of(self, name: str) -> dict[str, Any]:
         """See `Shards`: of the status of the tar, and of a file of labels."""
         archive = self._archives[name]
-        marks = marks_of(archive) if is_address(archive) else _status_of(Path(archive))
+        marks = marks_of(archive) if is_address(archive) else status_of(Path(archive))
         return {"archive": marks, **self._labels_data(archive)}
+
+    def rows_without_photograph(self, photographs: Iterable[tuple[str, str]]) -> list[str]:
+        """See `Shards`."""
+        if self._rows is None:
+            return []
+        keys = {one for shard, key in photographs for one in (key, f"{Path(shard).name}/{key}")}
+        return [row for row in self._rows.rows if _key_of(row) not in keys]
 
     def read(self, name: str, stack: ExitStack, scratch: Path | None) -> ShardInput:
         """See `Shards`."""
@@ -217,7 +242,7 @@ class TarShards:
             return {}
         files = [f"{archive.removesuffix(SUFFIX)}{suffix}" for suffix in (".csv", ".json")]
         if not is_address(archive):
-            return {"labels": [_status_of(Path(file)) for file in files]}
+            return {"labels": [status_of(Path(file)) for file in files]}
         marks = []
         for file in files:
             with suppress(FileNotFoundError):
@@ -225,7 +250,8 @@ class TarShards:
         return {"labels": marks}
 
 
-def _status_of(path: Path) -> list[int]:
+def status_of(path: Path) -> list[int]:
+    """What tells that a file is the same still; empty = it cannot be looked at."""
     try:
         return [*status(path)]
     except OSError:
@@ -235,9 +261,12 @@ def _status_of(path: Path) -> list[int]:
 def _key_in(archive: Path, problem: Problem) -> str:
     """The key of the file that a problem names; "" = it is not in the archive."""
     inside = problem.file.removeprefix(f"{archive}/")
-    if inside == problem.file:
-        return ""
-    folder, _, file = inside.rpartition("/")
+    return "" if inside == problem.file else _key_of(inside)
+
+
+def _key_of(path: str) -> str:
+    """The key of a file in a tar."""
+    folder, _, file = path.rpartition("/")
     key = file.partition(".")[0]
     return f"{folder}/{key}" if folder else key
 
@@ -267,6 +296,29 @@ def is_pattern(images: str) -> bool:
     if os.path.isdir(images):
         return any(name.endswith(SUFFIX) for name in os.listdir(images))
     return not os.path.exists(images) and _WILD.search(images) is not None
+
+
+def require_tars_alone(folder: Path) -> None:
+    """Refuse a folder of tars in which photographs lie loose, which would be passed over.
+
+    Those that lie deeper are told.
+
+    Raises:
+        ValueError: there are some where those of a folder lie (`photographs_of`).
+    """
+    found = [path for path in files_below(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
+    names = sorted(path.relative_to(folder).as_posix() for path in found)
+    places = {folder, photographs_of(folder)}
+    loose = [name for name in names if (folder / name).parent in places]
+    if names and not loose:
+        photographs = counted(len(names), "photograph", "photographs")
+        log.warning("without a mask, beside the tars: %s (%s)", photographs, few(names))
+    if loose:
+        archives = sorted(path.name for path in folder.glob(f"*{SUFFIX}"))
+        raise ValueError(
+            f"{folder}: expected tars or photographs, got both ({few(archives)}; {few(loose)}): "
+            f"name the tars ('{folder}/*{SUFFIX}'), or move them away to have the photographs"
+        )
 
 
 def find_archives(pattern: str) -> dict[str, str]:

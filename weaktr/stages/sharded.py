@@ -7,6 +7,7 @@ share the work.
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
@@ -34,6 +35,7 @@ from weaktr.shards.inputs import (
     TarShards,
     absolute,
     is_pattern,
+    require_tars_alone,
     shard_count,
 )
 from weaktr.shards.output import MASKS, Form, Layout
@@ -275,6 +277,8 @@ def _shards_of(task: ShardTask, loaded: Loaded) -> Shards:
         for option, value in {"--names": task.names, "--shard-size": task.shard_size}.items():
             if value is not None:
                 raise ValueError(f"{option}: of no effect on photographs in tars")
+        if os.path.isdir(task.photographs):
+            require_tars_alone(Path(task.photographs))
         labels = "none" if task.command == "predict" else task.labels
         return TarShards(task.photographs, labels, loaded.classes, own.exif or "ignore")
     samples = _samples(task, loaded)
