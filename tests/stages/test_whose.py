@@ -15,7 +15,8 @@ def places(tmp_path, monkeypatch):
         "trip1/a.jpg": "a", "trip1/b.jpg": "b", "trip2/a.jpg": "other", "trip3/z.jpg": "z",
         "copy/a.jpg": "a", "copy/c.jpg": "c", "Trip [1]/a.jpg": "other",
         "labelled/images/a.jpg": "a", "labelled/labels.csv": "image,labels",
-        "tars/000.tar": "000", "tars/more/001.tar": "001", "tars2/000.tar": "2",
+        "tars/000.tar": "000", "tars/more/001.tar": "001", "tars/labels.csv": "image,labels",
+        "tars/images/notes.txt": "none", "tars2/000.tar": "2",
         "one.json": "1", "same.json": "1", "two.json": "2",
     }.items():  # fmt: skip
         path = tmp_path / name

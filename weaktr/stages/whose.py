@@ -13,7 +13,7 @@ from weaktr.data.sources.folder import photographs_of
 from weaktr.files import paths_below
 from weaktr.outputs import read_inputs
 from weaktr.shards.fetch import is_address
-from weaktr.shards.inputs import base_of
+from weaktr.shards.inputs import base_of, is_pattern
 from weaktr.shards.output import MASKS
 from weaktr.tars import SUFFIX
 
@@ -71,7 +71,8 @@ def _place_of(photographs: str) -> Path:
     """The folder or the manifest of an input on this machine."""
     if photographs.endswith((SUFFIX, "*")):
         return Path(base_of(photographs) or ".")
-    return photographs_of(Path(photographs))
+    folder = Path(photographs)
+    return folder if folder.is_dir() and is_pattern(photographs) else photographs_of(folder)
 
 
 def _are_copies(old: Path, new: Path) -> bool:
