@@ -114,7 +114,6 @@ def show_shards(report: ShardsReport, job: ShardJob) -> int:
         shards = counted(len(report.broken), "shard", "shards")
         log.error("%s cannot be used: %s", shards, few(list(report.broken)))
     results = read_results(out)
-    log_turned(_turned(results))
     for note in dict.fromkeys(note for notes in report.notes.values() for note in notes):
         log.warning("%s", note)
     if results.missing:
@@ -129,6 +128,7 @@ def show_shards(report: ShardsReport, job: ShardJob) -> int:
                 "--verify names them)",
                 counted(older, f"{one} there is", f"{many} there are"), out,
             )  # fmt: skip
+        log_turned(_turned(results))
         if rows := job.shards.rows_without_photograph(_photographs(results)):
             log.warning(
                 "--labels: %s of photographs that no tar holds (%s)",
