@@ -12,7 +12,7 @@ from PIL import Image, PngImagePlugin
 from weaktr.data.masks import png_bytes
 from weaktr.data.stored_maps import npz_of_cams
 from weaktr.files import write_bytes
-from weaktr.seals import BLANK, is_sealed, sealed, was_sealed
+from weaktr.seals import BLANK, SAVED, is_saved, is_sealed, sealed, was_sealed
 
 MASK = Image.fromarray(np.arange(20, dtype=np.uint8).reshape(4, 5))
 
@@ -41,6 +41,16 @@ def test_a_picture_that_keeps_the_remark_of_another_is_not_sealed(png):
         changed = picture.point(lambda value: 19 - value)
     changed.save(png, pnginfo=notes)
     assert not is_sealed(png) and was_sealed(png)
+
+
+def test_a_png_that_somebody_saved_is_no_commands(png):
+    content = png_bytes(MASK, SAVED)
+    png.write_bytes(content)
+    assert is_saved(png) and not is_sealed(png) and not was_sealed(png)
+    with Image.open(png) as picture:
+        picture.verify()
+    png.write_bytes(content[:-20] + bytes([content[-20] ^ 1]) + content[-19:])
+    assert not is_saved(png)
 
 
 @pytest.mark.parametrize("place", [0, 20, 70, 100, -1])

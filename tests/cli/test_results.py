@@ -31,9 +31,10 @@ from weaktr import cli, outputs
 from weaktr.contents import Contents
 from weaktr.data.io import read_stored_labels
 from weaktr.data.masks import MaskFolder, png_bytes
+from weaktr.evaluation.notebook import Mask
 from weaktr.models import checkpoints
-from weaktr.seals import is_sealed
-from weaktr.stages import check_models
+from weaktr.seals import is_saved, is_sealed
+from weaktr.stages import check_models, store
 
 
 @pytest.fixture
@@ -97,6 +98,31 @@ def test_the_same_model_elsewhere_goes_on(command, models, run, tmp_path):  # no
     code, _, masks = run(command, own={command: moved})
     assert code == 0
     assert stamps(masks) == before
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_masks_of_other_photographs_are_not_replaced(command, models, run, photos, tmp_path):  # noqa: F811
+    run(command)
+    photo(tmp_path / "second" / "b.png", 50, 40, seed=7)
+    before = tree(tmp_path / "out")
+    call = arguments(command, models, with_labels(tmp_path / "second"), tmp_path / "out")
+    code, text = said(cli.main, *call)
+    assert code == cli.WRONG_INPUT
+    told = f"out: holds masks of other photographs ({photos} there, {tmp_path / 'second'} now)"
+    assert told in " ".join(text.split())
+    assert tree(tmp_path / "out") == before
+    photos.rename(tmp_path / "moved")
+    assert said(cli.main, *call)[0] == 0  # of what is gone nothing is known
+
+
+def test_masks_of_another_command_are_not_replaced(models, run, photos, tmp_path):  # noqa: F811
+    call = arguments("predict", models, photos, tmp_path / "out")
+    assert said(cli.main, "label", *call[1:])[0] == 0
+    before = tree(tmp_path / "out")
+    code, text, _ = run("predict")
+    assert code == cli.WRONG_INPUT
+    assert "holds masks of weaktr label, which weaktr predict would replace; choose" in text
+    assert tree(tmp_path / "out") == before
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -413,8 +439,37 @@ def test_a_mask_of_others_among_ours_is_refused(command, run, tmp_path, photos, 
     before = tree(tmp_path / "out")
     code, text, _ = run(command)
     assert code == cli.WRONG_INPUT
-    assert f"masks/{name}: is not in" in text and "weaktr did not write it" in text
+    assert f"masks/{name}: is not in" in text and "no command of weaktr's wrote it" in text
     assert tree(tmp_path / "out") == before
+
+
+def test_a_mask_saved_for_a_photograph_without_labels_stays(run, photos, tmp_path):
+    (photos / "labels.csv").write_text("image,labels\na.png,cat\nc.png,cat\n")
+    run("label")
+    theirs = tmp_path / "out" / "masks" / "b.png"
+    Mask(np.ones((40, 50), np.uint8)).save(theirs)
+    before = theirs.read_bytes()
+    with_labels(photos)
+    code, text, _ = run("label")
+    assert code == cli.WRONG_INPUT and f"{theirs}: is not in" in text
+    assert theirs.read_bytes() == before
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_mask_saved_while_masks_are_made_stays(command, run, tmp_path, monkeypatch, caplog):
+    theirs = tmp_path / "out" / "masks" / "b.png"
+    real = store.read_with_inputs
+
+    def reading(sample, *rest):
+        if sample.name == "b":
+            theirs.parent.mkdir(exist_ok=True)
+            Mask(np.ones((40, 50), np.uint8)).save(theirs)
+        return real(sample, *rest)
+
+    monkeypatch.setattr(store, "read_with_inputs", reading)
+    assert run(command)[0] == cli.FAILED
+    assert f"weaktr did not write {theirs}: move it away" in caplog.text
+    assert is_saved(theirs)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -442,7 +497,7 @@ def test_nothing_is_written_through_a_link(run, tmp_path, name):
     before = tree(tmp_path)
     code, text, _ = run("label")
     assert code == cli.WRONG_INPUT
-    assert "is a link" in text or "weaktr did not write it" in text
+    assert "is a link" in text or "no command of weaktr's wrote it" in text
     assert tree(tmp_path) == before
 
 

@@ -10,6 +10,8 @@ import io
 import json
 import os
 import shutil
+import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -33,10 +35,14 @@ from weaktr.cli import FAILED, WRONG_INPUT
 from weaktr.cli.label import add_arguments
 from weaktr.cli.sharded import is_sharded
 from weaktr.data import VOC
-from weaktr.data.masks import MaskFolder, read_changed_mask
+from weaktr.data.io import read_stored_labels
+from weaktr.data.masks import MaskFolder, read_changed_mask, write_mask
+from weaktr.evaluation.notebook import Mask
 from weaktr.models import checkpoints
+from weaktr.shards.output import ShardWriter
 from weaktr.shards.records import read_results
 from weaktr.shards.verify import verify
+from weaktr.stages import sharded
 
 COUNT = 12
 BY_SHARDS = ("--shard-size", "5", *BESIDE)
@@ -153,6 +159,70 @@ def test_soft_labels_and_refinement(home):
     assert label(home, *options, "--shard-size", "5", "--output", "tar") == 0
     for kind in ("masks", "soft"):
         assert masks_of(home / "out", kind) == masks_of(home / "one", kind)
+
+
+@pytest.fixture
+def teacher(home):
+    """Masks of another tool, for all photographs but 07."""
+    for index in range(COUNT):
+        if index != 7:
+            write_mask(home / "teacher" / f"{index:02d}.png", of_teacher(index, 0))
+    return home / "teacher"
+
+
+def of_teacher(index, label):
+    return np.full((40 + index % 3, 50), label, np.uint8)
+
+
+@pytest.mark.parametrize("images", ["photos", "tars"])
+@pytest.mark.parametrize("is_older", [False, True])
+def test_a_changed_teacher_makes_its_masks_again(home, teacher, images, is_older, computed, caplog):
+    options = ("--teacher", teacher, *(("--shard-size", "5") if images == "photos" else ()))
+    assert label(home, *options, images=images) == 0
+    assert "1 images have no teacher (07): their labels stay" in caplog.text
+    assert "teacher: " in caplog.text
+    for record in (home / "out" / "index").glob("*.json") if is_older else ():
+        content = json.loads(record.read_text())
+        assert content.pop("read_beside")  # which an older version did not note
+        record.write_text(json.dumps(content))
+    computed.clear()
+    caplog.clear()
+    assert label(home, *options, images=images) == 0
+    assert computed == [] and "3 shards are whole, 0 to do" in caplog.text
+    time.sleep(0.02)  # of clocks with large steps
+    write_mask(teacher / "05.png", of_teacher(5, 2))
+    write_mask(teacher / "07.png", of_teacher(7, 2))
+    assert label(home, *options, images=images) == 0
+    assert sorted(computed) == ["05", "07"]
+    assert label(home, "--teacher", teacher, out="fresh") == 0
+    assert masks_of(home / "out") == masks_of(home / "fresh")
+
+
+def test_a_threshold_that_was_removed_is_chosen_again_and_all_masks_made(home, monkeypatch):
+    auto = ("--shard-size", "5", "--set", "threshold=auto")
+    choose = sharded.choose_by_features
+    assert label(home, *auto) == 0
+    (home / "out" / "threshold.json").unlink()
+    monkeypatch.setattr(
+        sharded, "choose_by_features", lambda *given: replace(choose(*given), threshold=0.95)
+    )
+    assert label(home, *auto) == 0
+    assert {row.threshold for row in rows(home / "out").values()} == {0.95}
+    assert label(home, "--set", "threshold=0.95", out="fresh") == 0
+    assert masks_of(home / "out") == masks_of(home / "fresh")
+
+
+def test_photographs_that_viewers_turn_are_told(home, caplog):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    with Image.open(home / "photos" / "03.png") as image:
+        image.save(home / "photos" / "03.png", exif=turned)
+    for _ in range(2):  # also where nothing is made
+        caplog.clear()
+        assert label(home, "--shard-size", "5") == 0
+        assert "1 image is turned by viewers (EXIF), masks are not" in caplog.text
+    assert label(home, "--shard-size", "5", "--exif", "apply", out="upright") == 0
+    assert "1 image was turned as EXIF says" in caplog.text
 
 
 @pytest.mark.parametrize("images", ["photos", "tars"])
@@ -368,6 +438,22 @@ def test_other_settings_or_weights_are_refused(home):
     assert files_in(home / "out") == before
 
 
+@pytest.mark.parametrize("images", ["photos", "tars", "tars/*.tar"])
+def test_masks_of_other_photographs_are_not_replaced(home, images, computed):
+    options = () if "tars" in images else BY_SHARDS
+    label(home, *options, images=images)
+    shutil.copytree(home / images.removesuffix("/*.tar"), home / "copy")
+    before, masks = files_in(home / "out"), masks_of(home / "out")
+    work.photographs(home / "second" / "photos", 3)
+    (home / "second" / "photos" / "00.png").write_bytes(photograph(99))
+    work.write_tar(home / "second" / "tars" / "000.tar", {"x.png": photograph(9), "x.cls": b"cat"})
+    assert label(home, *options, images=f"second/{images}") == WRONG_INPUT
+    assert files_in(home / "out") == before
+    computed.clear()
+    assert label(home, *options, images="copy") == 0
+    assert masks_of(home / "out") == masks and computed == []
+
+
 def test_runs_with_and_without_shards_do_not_mix(home):
     before = files_in(home / "plain")
     assert label(home, *BY_SHARDS, out="plain") == WRONG_INPUT
@@ -415,6 +501,59 @@ def test_a_mask_that_was_edited_stays(home, computed, caplog):
     assert masks_of(home / "out") == masks_of(home / "plain")
 
 
+@pytest.mark.parametrize("way", ["saved", "copied"])
+def test_a_mask_of_weaktrs_that_somebody_has_put_there_stays(home, way, computed):
+    """It was written by weaktr, but not for this place."""
+    label(home, *BY_SHARDS)
+    computed.clear()
+    mask = home / "out" / "masks" / "03.png"
+    if way == "saved":
+        Mask(np.full_like(read_stored_labels(mask), 2)).save(mask)
+    else:
+        shutil.copyfile(home / "plain" / "masks" / "06.png", mask)
+    later(mask)
+    own = mask.read_bytes()
+    for _ in range(2):
+        assert label(home, *BY_SHARDS) == 0
+        assert mask.read_bytes() == own and statuses(home / "out")["03"] == "edited"
+    (home / "photos" / "08.png").write_bytes(photograph(88))
+    assert label(home, *BY_SHARDS) == 0
+    assert mask.read_bytes() == own and computed == ["08"]
+
+
+def test_a_mask_saved_for_a_photograph_without_labels_stays(home):
+    words = {f"{i:02d}.png": work.CLASSES[i % 2] for i in range(COUNT)}
+    write_labels(home / "photos", words | {"03.png": ""})
+    label(home, *BY_SHARDS)
+    mask = home / "out" / "masks" / "03.png"
+    Mask(np.full_like(read_stored_labels(home / "plain" / "masks" / "03.png"), 2)).save(mask)
+    own = mask.read_bytes()
+    write_labels(home / "photos", words)
+    assert label(home, *BY_SHARDS) == FAILED
+    assert mask.read_bytes() == own and "move it away" in rows(home / "out")["03"].error
+
+
+def test_a_mask_made_again_just_before_a_kill_is_not_taken_for_an_edited_one(
+    home, computed, monkeypatch
+):
+    real = ShardWriter.add
+
+    def stopping(writer, row, files):
+        if row.name == "03":
+            raise OSError("stopped")
+        real(writer, row, files)
+
+    label(home, *BY_SHARDS)
+    (home / "photos" / "03.png").write_bytes(photograph(77))
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardWriter, "add", stopping)
+        assert label(home, *BY_SHARDS) == FAILED
+    computed.clear()
+    assert label(home, *BY_SHARDS) == 0 and computed == ["03"]
+    assert label(home, *BESIDE, out="fresh") == 0
+    assert masks_of(home / "out") == masks_of(home / "fresh")
+
+
 @pytest.mark.parametrize("change", ["photograph", "labels"])
 def test_an_edited_mask_of_a_photograph_that_changed_is_reported(home, change):
     label(home, *BY_SHARDS)
@@ -452,6 +591,22 @@ def test_an_edit_that_is_no_mask_is_reported_until_it_is_mended(home, caplog):
     assert label(home, *BY_SHARDS, "--retry-failed") == 0
     assert statuses(home / "out")["03"] == "edited"
     assert mask.read_bytes() == edited
+
+
+@pytest.mark.parametrize("place", ["b.JPG", "images/b.png"])
+def test_photographs_beside_tars_are_not_passed_over(home, place, caplog):
+    write_labels(home / "tars", {"b.png": "cat"})
+    (home / "tars" / place).parent.mkdir(exist_ok=True)
+    (home / "tars" / place).write_bytes(photograph(1))
+    code, text = said("label", home / "cam.safetensors", home / "tars", "--out", home / "out")
+    assert code == WRONG_INPUT
+    assert f"expected tars or photographs, got both (000.tar, 001.tar, 002.tar; {place})" in text
+    assert not (home / "out").exists()
+    assert label(home, images="tars/*.tar") == 0
+    (home / "tars" / "day").mkdir()
+    (home / "tars" / place).rename(home / "tars" / "day" / "deep.png")
+    assert label(home, images="tars") == 0
+    assert "without a mask, beside the tars: 1 photograph (day/deep.png)" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["masks", "confidence"])
@@ -786,6 +941,18 @@ def test_labels_beside_tars_and_in_a_file_of_all(home, computed):
     shutil.copy(home / "photos" / "labels.csv", home / "all.csv")
     assert label(home, "--labels", home / "all.csv", images="tars", out="by_file") == 0
     assert masks_of(home / "by_file") == masks_of(home / "plain")
+
+
+def test_rows_of_photographs_that_no_tar_holds_are_told(home, caplog):
+    shutil.copy(home / "photos" / "labels.csv", home / "all.csv")
+    own = ("--labels", home / "all.csv", "--output", "png")
+    assert label(home, *own, images="tars") == 0
+    assert "--labels:" not in caplog.text
+    with open(home / "all.csv", "a") as file:
+        file.write("98.png,cat\nmissing/99,dog\n")
+    assert label(home, *own, images="tars") == 0
+    told = "--labels: 2 rows are of photographs that no tar holds (98.png, missing/99)"
+    assert told in caplog.text
 
 
 def test_masks_of_no_labels_are_predicted(home):

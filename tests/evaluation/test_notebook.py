@@ -14,9 +14,11 @@ import torch
 from PIL import Image
 
 from weaktr.data import Sample, palette, read_labels
+from weaktr.data.masks import write_mask
 from weaktr.evaluation import notebook
 from weaktr.evaluation.notebook import Cams, Mask
 from weaktr.evaluation.overlay import overlay
+from weaktr.seals import is_sealed
 
 HOSTILE = "<script>alert('x')</script>\u202e&"
 IMAGE = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
@@ -49,6 +51,10 @@ def test_a_mask_is_saved_as_masks_are(tmp_path):
     np.testing.assert_array_equal(read_labels(tmp_path / "mask.png", 3), LABELS)
     with Image.open(tmp_path / "mask.png") as picture:
         assert picture.mode == "P"
+    assert not is_sealed(tmp_path / "mask.png")  # no command replaces it
+    write_mask(tmp_path / "result.png", LABELS)
+    mask.save(tmp_path / "result.png")  # a correction
+    assert not is_sealed(tmp_path / "result.png")
     (tmp_path / "other.png").write_bytes(b"of the user")
     with pytest.raises(ValueError, match="is there already, and weaktr did not write it"):
         mask.save(tmp_path / "other.png")

@@ -6,6 +6,8 @@ import argparse
 import logging
 import os
 import re
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -108,6 +110,7 @@ def show_shards(report: ShardsReport, job: ShardJob) -> int:
     from weaktr.messages import counted, few
     from weaktr.shards.index import join
     from weaktr.shards.records import read_results
+    from weaktr.stages.masks import log_turned
 
     print_labels(report.images_of, job.label_names, report.masks)
     out = job.maker.layout.out
@@ -116,6 +119,8 @@ def show_shards(report: ShardsReport, job: ShardJob) -> int:
         shards = counted(len(report.broken), "shard", "shards")
         log.error("%s cannot be used: %s", shards, few(list(report.broken)))
     results = read_results(out)
+    for note in dict.fromkeys(note for notes in report.notes.values() for note in notes):
+        log.warning("%s", note)
     if results.missing:
         log.info("not yet whole: %s", counted(len(results.missing), "shard", "shards"))
     else:
@@ -128,10 +133,34 @@ def show_shards(report: ShardsReport, job: ShardJob) -> int:
                 "--verify names them)",
                 counted(older, f"{one} there is", f"{many} there are"), out,
             )  # fmt: skip
+        log_turned(_turned(results))
+        if rows := job.shards.rows_without_photograph(_photographs(results)):
+            log.warning(
+                "--labels: %s of photographs that no tar holds (%s)",
+                counted(len(rows), "row is", "rows are"), few(rows),
+            )  # fmt: skip
         join(out)
         log.info("index of all shards: %s (see weaktr index %s)", out / "index.parquet", out)
     log.info("masks: %s", out / "masks")
     return 0 if report.is_complete else FAILED
+
+
+def _turned(results: Results) -> Counter[str]:
+    """How many photographs with masks EXIF turns, see `weaktr.stages.masks.MaskReport.turned`."""
+    turned = Counter[str]()
+    for table in results.tables(["exif", "mask_digest"]):
+        with_masks = (row for row in table.to_pylist() if row["mask_digest"] is not None)
+        turned.update(row["exif"] for row in with_masks if row["exif"] is not None)
+    return turned
+
+
+def _photographs(results: Results) -> Iterator[tuple[str, str]]:
+    """Shard and name of every photograph."""
+    from weaktr.data.shard_tables import named_text
+
+    for table in results.tables(["shard", "name"]):
+        for row in table.to_pylist():
+            yield named_text(row["shard"]), named_text(row["name"])
 
 
 def _older(results: Results) -> int:

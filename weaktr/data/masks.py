@@ -39,7 +39,7 @@ from weaktr.data.problems import DataError, Problem
 from weaktr.data.shard_tables import shard_rows, whole_shards
 from weaktr.files import is_clutter, keep_lines, require_file, write_bytes
 from weaktr.messages import brief
-from weaktr.seals import is_sealed, sealed_png, was_sealed
+from weaktr.seals import BLANK, is_sealed, sealed_png, was_sealed
 
 INDEX, JOURNAL = "index.jsonl", re.compile(r"index\.[0-9]{1,9}\.jsonl")
 #: A label with a smaller share of a mask's pixels counts as not shown by it.
@@ -48,13 +48,14 @@ LEAST_SHARE = 0.001
 PIECE = 2**20
 
 
-def write_mask(path: Path, labels: np.ndarray, *, durable: bool = True) -> str:
+def write_mask(path: Path, labels: np.ndarray, *, durable: bool = True, blank: str = BLANK) -> str:
     """Write labels as an 8-bit PNG in the VOC palette.
 
     Args:
         path: the PNG.
         labels: uint8 [H, W], 0 = background, k + 1 = class index k, 255 = ignore.
         durable: see `write_bytes`.
+        blank: see `sealed_png`.
 
     Returns:
         SHA-256 of the file.
@@ -62,25 +63,25 @@ def write_mask(path: Path, labels: np.ndarray, *, durable: bool = True) -> str:
     Raises:
         ValueError: `labels` is not uint8 [H, W].
     """
-    content = png_of(labels)
+    content = png_of(labels, blank)
     write_bytes(path, content, durable=durable)
     return hashlib.sha256(content).hexdigest()
 
 
-def png_of(labels: np.ndarray) -> bytes:
+def png_of(labels: np.ndarray, blank: str = BLANK) -> bytes:
     """Labels uint8 [H, W] as the PNG that `write_mask` writes."""
     if labels.dtype != np.uint8 or labels.ndim != 2:
         raise ValueError(f"labels: expected uint8 [H, W], got {labels.dtype} {labels.shape}")
     picture = Image.fromarray(labels)
     picture.putpalette(palette().tobytes())
-    return png_bytes(picture)
+    return png_bytes(picture, blank)
 
 
-def png_bytes(picture: Image.Image) -> bytes:
+def png_bytes(picture: Image.Image, blank: str = BLANK) -> bytes:
     """A picture as a sealed PNG."""
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")
-    return sealed_png(buffer.getvalue())
+    return sealed_png(buffer.getvalue(), blank)
 
 
 @dataclass(frozen=True)
@@ -284,6 +285,11 @@ class MaskFolder:
         """Files and links in ``masks/`` that the index does not list and weaktr did not write."""
         yield from files_of_others(self.folder / "masks", self._listed)
 
+    def is_of_others(self, name: str) -> bool:
+        """Whether there is something at a mask's place that weaktr did not write there."""
+        path = self.path(name)
+        return os.path.lexists(path) and not (self._is_ours(name) or _is_damaged(path))
+
     def _is_ours(self, name: str) -> bool:
         """Whether the mask of sample `name` is there as it was written."""
         path, before = self.path(name), self.entries.get(name)
@@ -391,7 +397,7 @@ class RefinedMasks:
         for masks in self._folders():
             for path in masks.others():
                 raise ValueError(
-                    f"{path}: is not in {masks.index}, and weaktr did not write it: "
+                    f"{path}: is not in {masks.index}, and no command of weaktr's wrote it: "
                     "move it away, or choose another --out"
                 )
 
@@ -423,6 +429,11 @@ class RefinedMasks:
         """Why a mask that somebody has changed is no mask any more; None = it is one."""
         found = (masks.unusable.get(name) for masks in self._folders())
         return next(filter(None, found), None)
+
+    def in_the_way(self, name: str) -> Path | None:
+        """A file of the user's where a mask of an image is to be written; None = there is none."""
+        found = (masks.path(name) for masks in self._folders() if masks.is_of_others(name))
+        return next(found, None)
 
     def write(
         self,

@@ -24,6 +24,7 @@ from weaktr.evaluation.overlay import OPACITY, overlay
 from weaktr.evaluation.pictures import heat_overlay
 from weaktr.files import require_replaceable
 from weaktr.messages import one_line
+from weaktr.seals import SAVED, is_saved
 
 #: Pixels of the longest side of a picture alone, and of one among others.
 SIDE, SMALL_SIDE = 800, 260
@@ -107,14 +108,17 @@ class Mask(OfPhotograph):
     def save(self, path: str | Path) -> None:
         """Write it as weaktr writes masks: a PNG with the palette of PASCAL VOC.
 
+        In a folder of results it counts as corrected by hand: no command replaces it.
+
         Raises:
             ValueError: there is another file, which weaktr did not write; this is no mask; or the
                 name is not that of a PNG.
         """
         if Path(path).suffix.lower() != ".png":
             raise ValueError(f"{path}: expected a name with .png, which masks are written as")
-        require_replaceable(Path(path))
-        write_mask(Path(path), _plain(self))
+        if not is_saved(Path(path)):
+            require_replaceable(Path(path))
+        write_mask(Path(path), _plain(self), blank=SAVED)
 
     def picture(self, side: int | None = None) -> np.ndarray:
         """`overlay` with no side above `side` pixels."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,16 @@ from typing import Any, Protocol, get_args
 
 from weaktr.contents import Contents, digest_of
 from weaktr.data import Classes, DataError, Problem, Sample
+from weaktr.data.layout import IMAGE_SUFFIXES
 from weaktr.data.manifest import Exif, without_a_place
+from weaktr.data.sources.folder import photographs_of
 from weaktr.data.sources.tar import LabelRows, Labels, read_rows, read_shard, with_classes
-from weaktr.messages import few
+from weaktr.files import files_below
+from weaktr.messages import counted, few
 from weaktr.shards.fetch import asked, fetch_beside, fetched, is_address, marks_of
 from weaktr.tars import IS_PACKED, PACKED, SUFFIX, forget, status
+
+log = logging.getLogger("weaktr")
 
 #: Photographs of a list that make a shard, unless somebody says otherwise.
 SHARD_SIZE = 1000
@@ -54,6 +60,14 @@ class Shards(Protocol):
 
     def data_of(self, name: str) -> dict[str, Any]:
         """See `ShardInput.data`; photographs are not read."""
+        ...
+
+    def rows_without_photograph(self, photographs: Iterable[tuple[str, str]]) -> list[str]:
+        """Rows of a file of labels for all tars that no tar has a photograph for.
+
+        Args:
+            photographs: shard and name of every one.
+        """
         ...
 
     def read(self, name: str, stack: ExitStack, scratch: Path | None) -> ShardInput:
@@ -104,6 +118,10 @@ class ListShards:
         own = self._samples[name]
         return {"photographs": len(own), "digest": digest_of(map(_facts_of, own))}
 
+    def rows_without_photograph(self, photographs: Iterable[tuple[str, str]]) -> list[str]:
+        """See `Shards`: none, who reads the list has told them."""
+        return []
+
     def read(self, name: str, stack: ExitStack, scratch: Path | None) -> ShardInput:
         """See `Shards`."""
         own = self._samples[name]
@@ -143,7 +161,7 @@ class TarShards:
         self, pattern: str, labels: str, classes: Sequence[str] | None, exif: Exif
     ) -> None:
         self._archives = find_archives(pattern)
-        self.folder = None if is_address(pattern) else Path(_base(pattern) or ".")
+        self.folder = None if is_address(pattern) else Path(base_of(pattern) or ".")
         self.is_deep = "**" in pattern or os.path.isdir(pattern)
         self.names = list(self._archives)
         self._classes = None if classes is None else Classes(tuple(classes))
@@ -180,8 +198,15 @@ class TarShards:
     def data_of(self, name: str) -> dict[str, Any]:
         """See `Shards`: of the status of the tar, and of a file of labels."""
         archive = self._archives[name]
-        marks = marks_of(archive) if is_address(archive) else _status_of(Path(archive))
+        marks = marks_of(archive) if is_address(archive) else status_of(Path(archive))
         return {"archive": marks, **self._labels_data(archive)}
+
+    def rows_without_photograph(self, photographs: Iterable[tuple[str, str]]) -> list[str]:
+        """See `Shards`."""
+        if self._rows is None:
+            return []
+        keys = {one for shard, key in photographs for one in (key, f"{Path(shard).name}/{key}")}
+        return [row for row in self._rows.rows if _key_of(row) not in keys]
 
     def read(self, name: str, stack: ExitStack, scratch: Path | None) -> ShardInput:
         """See `Shards`."""
@@ -222,7 +247,7 @@ class TarShards:
             return {}
         files = [f"{archive.removesuffix(SUFFIX)}{suffix}" for suffix in (".csv", ".json")]
         if not is_address(archive):
-            return {"labels": [_status_of(Path(file)) for file in files]}
+            return {"labels": [status_of(Path(file)) for file in files]}
         marks = []
         for file in files:
             with suppress(FileNotFoundError):
@@ -230,7 +255,8 @@ class TarShards:
         return {"labels": marks}
 
 
-def _status_of(path: Path) -> list[int]:
+def status_of(path: Path) -> list[int]:
+    """What tells that a file is the same still; empty = it cannot be looked at."""
     try:
         return [*status(path)]
     except OSError:
@@ -240,9 +266,12 @@ def _status_of(path: Path) -> list[int]:
 def _key_in(archive: Path, problem: Problem) -> str:
     """The key of the file that a problem names; "" = it is not in the archive."""
     inside = problem.file.removeprefix(f"{archive}/")
-    if inside == problem.file:
-        return ""
-    folder, _, file = inside.rpartition("/")
+    return "" if inside == problem.file else _key_of(inside)
+
+
+def _key_of(path: str) -> str:
+    """The key of a file in a tar."""
+    folder, _, file = path.rpartition("/")
     key = file.partition(".")[0]
     return f"{folder}/{key}" if folder else key
 
@@ -260,6 +289,11 @@ def shard_count(photographs: int, size: int) -> int:
     return max(1, -(-photographs // size))
 
 
+def absolute(images: str) -> str:
+    """The name of an input (`find_archives`) that means the same in every folder."""
+    return images if is_address(images) else os.path.abspath(images)
+
+
 def is_pattern(images: str) -> bool:
     """Whether the name of an input means tar archives (`find_archives`)."""
     if is_address(images) or images.endswith(SUFFIX):
@@ -267,6 +301,29 @@ def is_pattern(images: str) -> bool:
     if os.path.isdir(images):
         return any(name.endswith(SUFFIX) for name in os.listdir(images))
     return not os.path.exists(images) and _WILD.search(images) is not None
+
+
+def require_tars_alone(folder: Path) -> None:
+    """Refuse a folder of tars in which photographs lie loose, which would be passed over.
+
+    Those that lie deeper are told.
+
+    Raises:
+        ValueError: there are some where those of a folder lie (`photographs_of`).
+    """
+    found = [path for path in files_below(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
+    names = sorted(path.relative_to(folder).as_posix() for path in found)
+    places = {folder, photographs_of(folder)}
+    loose = [name for name in names if (folder / name).parent in places]
+    if names and not loose:
+        photographs = counted(len(names), "photograph", "photographs")
+        log.warning("without a mask, beside the tars: %s (%s)", photographs, few(names))
+    if loose:
+        archives = sorted(path.name for path in folder.glob(f"*{SUFFIX}"))
+        raise ValueError(
+            f"{folder}: expected tars or photographs, got both ({few(archives)}; {few(loose)}): "
+            f"name the tars ('{folder}/*{SUFFIX}'), or move them away to have the photographs"
+        )
 
 
 def find_archives(pattern: str) -> dict[str, str]:
@@ -290,7 +347,7 @@ def find_archives(pattern: str) -> dict[str, str]:
         raise ValueError(f"{few(packed)}: {IS_PACKED}")
     if not paths:
         raise ValueError(f"{pattern}: expected tar archives, found none")
-    bases = _spellings(_base(pattern))
+    bases = _spellings(base_of(pattern))
     archives: dict[str, str] = {}
     for path in paths:
         base = next((base for base in bases if path.startswith(base)), "")
@@ -350,7 +407,7 @@ def _is_archive(path: Path, root: Path) -> bool:
     return path.name.endswith((SUFFIX, *PACKED)) and not is_hidden
 
 
-def _base(pattern: str) -> str:
+def base_of(pattern: str) -> str:
     """The folder of a pattern that has no wild cards."""
     found = _WILD.search(pattern)
     if found is None and not pattern.endswith(SUFFIX):

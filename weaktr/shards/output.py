@@ -2,7 +2,8 @@
 
 What a process makes of a shard goes into files of its own, with a journal:
 
-    OUT/unfinished/SHARD/WRITER.jsonl        a line for each photograph, in their order
+    OUT/unfinished/SHARD/WRITER.jsonl        a line for each photograph, in their order, and
+                                             before each loose mask one with its digest
     OUT/unfinished/SHARD/WRITER.masks.tar    a tar that grows; loose PNGs are at their places
 
 Nobody writes into the files of another: who goes on where another has stopped copies what its
@@ -19,6 +20,7 @@ import json
 import os
 import socket
 import tarfile
+import threading
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -132,10 +134,22 @@ class Earlier:
     """What is there of a shard: of each photograph the row, and where its files are.
 
     Of those that failed only the ones whose masks somebody has changed, which were made before.
+    `begun` has the digests of the loose masks that were written, or were to be, since the rows.
     """
 
     rows: dict[str, Row] = field(default_factory=dict)
     pieces: dict[str, dict[str, Piece]] = field(default_factory=dict)
+    begun: dict[str, set[str]] = field(default_factory=dict)
+
+    def has_made(self, name: str, digest: str) -> bool:
+        """Whether a loose mask, which has a seal, was made for the photograph at whose place it is.
+
+        Of a photograph without a row it was: an older version noted nothing before.
+        """
+        row = self.rows.get(name)
+        if row is None or digest in self.begun.get(name, ()):
+            return True
+        return row.status == "labelled" and digest == row.mask_digest
 
     def files_of(self, row: Row, kinds: Sequence[str]) -> dict[str, bytes] | None:
         """The files of a row as they were written; None where one is not."""
@@ -202,6 +216,9 @@ def _add_journal(
             return
         for line in lines[1:]:
             stored = json.loads(line)
+            if "begun" in stored:
+                earlier.begun.setdefault(stored["begun"], set()).add(stored["digest"])
+                continue
             row = Row.of(stored["row"])
             if not _was_made(row):
                 continue
@@ -232,6 +249,7 @@ class ShardWriter:
     def __init__(self, layout: Layout, shard: str, made_from: str) -> None:
         self.layout, self.shard, self.made_from = layout, shard, made_from
         self.rows: list[Row] = []
+        self._lines = threading.Lock()
         machine = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
         self._stem = f"{machine}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._opened = ExitStack()
@@ -244,19 +262,29 @@ class ShardWriter:
             tar = tarfile.TarFile(fileobj=file, mode="w", format=tarfile.PAX_FORMAT)
             self._archives[kind] = file, tar
 
+    def begin(self, name: str, mask: bytes) -> None:
+        """Note a loose mask before it is written; in several threads.
+
+        So that, after a kill, it is known from one that somebody has put at its place.
+        """
+        self._note({"begun": name, "digest": hashlib.sha256(mask).hexdigest()})
+
     def add(self, row: Row, files: Files) -> None:
         """Note what became of a photograph, and append its files to the tars.
 
-        Loose files are at their places already (`write_loose`).
+        Loose files are at their places already.
         """
         places = {}
         for kind, content in files.items():
             digest = hashlib.sha256(content).hexdigest()
             places[kind] = (self._append(kind, row.name, content), len(content), digest)
         self.rows.append(row)
-        line = {"row": row.known(), "files": places}
-        self._journal.write(json.dumps(line).encode() + b"\n")
-        self._journal.flush()
+        self._note({"row": row.known(), "files": places})
+
+    def _note(self, line: Mapping[str, Any]) -> None:
+        with self._lines:
+            self._journal.write(json.dumps(line).encode() + b"\n")
+            self._journal.flush()
 
     def _append(self, kind: str, name: str, content: bytes) -> int:
         """Append a file to the tar of its kind; returns where its content begins."""

@@ -40,6 +40,7 @@ from weaktr.stages.masks import MaskReport
 from weaktr.stages.predict import predict
 from weaktr.stages.start import labels_since
 from weaktr.stages.threshold import require_way
+from weaktr.stages.whose import require_same_work
 
 log = logging.getLogger("weaktr")
 
@@ -194,7 +195,7 @@ class Task:
             read: what the refiners read.
 
         Raises:
-            ValueError: see `claimed_for_masks`.
+            ValueError: see `require_same_work` and `claimed_for_masks`.
         """
         about = {
             "command": command,
@@ -202,6 +203,7 @@ class Task:
             "classes": None if classes is None else list(classes),
             "exif": self.exif or "ignore",
         }
+        require_same_work(self.out, about)
         settings = {**inputs, "exif": "apply"} if self.exif == "apply" else {**inputs}
         given = [file for file in files if file is not None]
         folders = [photographs_of(self.images), self.images / "masks"]

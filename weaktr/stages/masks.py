@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Generic
@@ -99,15 +99,7 @@ class MaskReport:
                 "%s above max_side=%d: worked on at that size, masks enlarged",
                 counted(self.reduced, "image is", "images are"), max_side,
             )  # fmt: skip
-        if count := self.turned["applied"]:
-            turned = counted(count, "image was", "images were")
-            log.info("%s turned as EXIF says, masks likewise", turned)
-        if count := self.turned["ignored"]:
-            log.warning(
-                "%s turned by viewers (EXIF), masks are not: they are of the pixels as stored; "
-                "--exif apply (data.options.exif in a recipe) turns both",
-                counted(count, "image is", "images are"),
-            )  # fmt: skip
+        log_turned(self.turned)
         if self.unlabelled:
             log.warning(
                 "%s no mask (%s); --set %sunlabelled=background%s gives one",
@@ -132,6 +124,19 @@ class MaskReport:
             log.warning("%s", note)
         for problem in self.left_out:
             log.warning("left out: %s", problem)
+
+
+def log_turned(turned: Mapping[str, int]) -> None:
+    """Log how many images EXIF turns, see `MaskReport.turned`."""
+    if count := turned.get("applied"):
+        told = counted(count, "image was", "images were")
+        log.info("%s turned as EXIF says, masks likewise", told)
+    if count := turned.get("ignored"):
+        log.warning(
+            "%s turned by viewers (EXIF), masks are not: they are of the pixels as stored; "
+            "--exif apply (data.options.exif in a recipe) turns both",
+            counted(count, "image is", "images are"),
+        )  # fmt: skip
 
 
 def is_of(contents: Contents, entry: MaskEntry, sample: Sample) -> bool:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from weaktr.progress import Meter, set_up_logging
-from weaktr.shards.fetch import is_address
+from weaktr.shards.inputs import absolute
 from weaktr.shards.output import clear_whole
 from weaktr.stages.shard_report import ELSEWHERE, WHOLE, ShardsReport
 from weaktr.stages.sharded import ShardJob, ShardTask, ready_job
@@ -104,12 +104,12 @@ def with_absolute_paths(task: ShardTask) -> ShardTask:
     for name in ("source", "images", "out", "teacher"):
         if (path := getattr(own, name)) is not None:
             files[name] = Path(os.path.abspath(path))
-    photographs, labels = task.photographs, task.labels
+    labels = task.labels
     is_word = labels in ("auto", "inside", "beside", "none")
     return replace(
         task,
         task=replace(own, **files),
-        photographs=photographs if is_address(photographs) else os.path.abspath(photographs),
+        photographs=absolute(task.photographs),
         labels=labels if is_word else os.path.abspath(labels),
         names=None if task.names is None else Path(os.path.abspath(task.names)),
     )

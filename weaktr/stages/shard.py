@@ -10,23 +10,26 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic
 
 import numpy as np
 
-from weaktr.contents import Contents
+from weaktr import tars
+from weaktr.contents import Contents, digest_of
 from weaktr.data import Problem, Sample
 from weaktr.data.manifest import name_fault
 from weaktr.data.masks import areas_of, png_of, read_changed_mask
 from weaktr.data.parallel import ordered_map
+from weaktr.data.shard_tables import named_text
 from weaktr.files import write_bytes
 from weaktr.inference.pipeline import Parts, PipelineError, Read, limits_for, run_pipeline
 from weaktr.inference.results import LabelMaps
 from weaktr.inference.timeline import Timeline
-from weaktr.shards.inputs import ShardInput, Shards
+from weaktr.refine import Refiner, files_of, paths_of
+from weaktr.shards.inputs import ShardInput, Shards, status_of
 from weaktr.shards.output import (
     MASKS,
     Earlier,
@@ -38,7 +41,7 @@ from weaktr.shards.output import (
     read_record,
     whole_record,
 )
-from weaktr.shards.rows import Row
+from weaktr.shards.rows import Row, read_table
 from weaktr.stages.masks import MaskMaker, busy_in_words
 from weaktr.stages.shard_report import Progress
 from weaktr.stages.store import (
@@ -108,9 +111,47 @@ class ShardMaker(Generic[Read]):
         if self.retry_failed and record.get("statistics", {}).get("status", {}).get("failed"):
             return None
         try:
-            return record if record.get("data") == shards.data_of(name) else None
+            is_same = record.get("data") == shards.data_of(name) and self._is_of_now(name, record)
         except (OSError, ValueError):
             return None
+        return record if is_same else None
+
+    def read_beside(self, names: Iterable[str]) -> str | None:
+        """What tells that the files which refiners read for photographs are the same still.
+
+        Args:
+            names: of the photographs.
+
+        Returns:
+            A digest of the status of the files; None = the refiners read none.
+        """
+        refiners = self.maker.refiners
+        if not paths_of(refiners):
+            return None
+        return digest_of(tuple(status_of(path)) for path in _files_beside(refiners, names))
+
+    def _is_of_now(self, name: str, record: Mapping[str, Any]) -> bool:
+        """Whether a whole shard is of the threshold and the refiners' files that there are now.
+
+        Older versions noted nothing of these files: they count as the same if they are older than
+        the record.
+        """
+        columns = ["name", "status", "threshold"]
+        rows = read_table(self.layout.table(name), columns).to_pylist()
+        labelled = {row["threshold"] for row in rows if row["status"] == "labelled"}
+        if not labelled <= {None, self.facts.get("threshold")}:
+            return False
+        names = [named_text(row["name"]) for row in rows]
+        if "read_beside" in record:
+            return bool(record["read_beside"] == self.read_beside(names))
+        written = self.layout.record(name).stat().st_mtime_ns
+        files = _files_beside(self.maker.refiners, names)
+        return all(tars.status(path).st_ctime_ns <= written for path in files)
+
+
+def _files_beside(refiners: Sequence[Refiner], names: Iterable[str]) -> list[Path]:
+    """The files that refiners read for photographs, each once, in the order of the names."""
+    return list(dict.fromkeys(p for name in sorted(names) for p in files_of(refiners, name)))
 
 
 def make_shard(own: ShardMaker[Read], given: ShardInput, progress: Progress) -> None:
@@ -156,7 +197,7 @@ def _make_shard(own: ShardMaker[Read], given: ShardInput, progress: Progress) ->
         progress.advance(busy_in_words(timeline))
 
     parts = Parts(shard.read, own.maker.fits, lambda batch: own.maker.compute(batch, timeline),
-                  shard.write, record)  # fmt: skip
+                  lambda result: shard.write(result, rows.writer), record)  # fmt: skip
     try:
         try:
             run_pipeline(todo, parts, limits_for(own.maker.device, own.maker.queue_mb), timeline)
@@ -219,6 +260,7 @@ class _Rows(Generic[Read]):
         self.writer.finish(
             self.given.data,
             unread=self._unread,
+            read_beside=self.shard.read_beside,
             seconds=round(seconds, 2),
             images_per_second=round(len(self.given.samples) / max(seconds, 1e-9), 2),
             worker={"host": socket.gethostname(), "process": os.getpid()},
@@ -269,6 +311,8 @@ class _Shard(Generic[Read]):
         self.own, self.given, self.earlier, self.contents = own, given, earlier, contents
         self.layout, self.kinds = own.layout, list(own.layout.kinds)
         self._inputs: dict[str, tuple[str, ...]] = {}
+        names = [*(sample.name for sample in given.samples), *given.faults]
+        self.read_beside = own.read_beside(names)
 
     def ready(self, sample: Sample) -> Row | None:
         """The row of a photograph for which nothing is to be computed; None = something is."""
@@ -277,7 +321,7 @@ class _Shard(Generic[Read]):
             return self.failed(sample.name, Problem("", "", fault))
         if self.layout.form == "png":
             place = self._loose(MASKS, sample.name)
-            if is_of_others(place):
+            if is_of_others(place) or self._was_put_there(sample.name, place):
                 return self._edited(sample, before, place)
         if not self.own.shows_a_class(sample):
             self._remove_loose(sample.name)
@@ -303,7 +347,7 @@ class _Shard(Generic[Read]):
         self._inputs[sample.name] = inputs
         return value
 
-    def write(self, result: LabelMaps) -> tuple[Row, Files] | Problem:
+    def write(self, result: LabelMaps, writer: ShardWriter) -> tuple[Row, Files] | Problem:
         """See `Parts`: the row and the files of a photograph; loose files are written here."""
         if (problem := result.problem()) is not None:
             return problem
@@ -328,6 +372,8 @@ class _Shard(Generic[Read]):
         for place in filter(is_of_others, places.values()):
             message = f"weaktr did not write {place}, or it was changed: move it away"
             return Problem(str(result.sample.image), result.sample.source, message)
+        if places:
+            writer.begin(name, files[MASKS])
         for kind, place in places.items():
             write_bytes(place, files[kind], durable=False)
         return self._row(name, "labelled", **facts), files
@@ -335,6 +381,17 @@ class _Shard(Generic[Read]):
     def failed(self, name: str, problem: Problem) -> Row:
         """The row of a photograph that cannot be used."""
         return self._row(name, "failed", error=problem.message)
+
+    def _was_put_there(self, name: str, place: Path) -> bool:
+        """Whether a mask with a seal is none that was made for its photograph, but a copy."""
+        if not place.is_file():
+            return False
+        content = place.read_bytes()
+        digest = hashlib.sha256(content).hexdigest()
+        if not content.strip(b"\0") or self.earlier.has_made(name, digest):
+            return False
+        now = read_earlier(self.layout, self.given.name, self.own.made_from)
+        return not now.has_made(name, digest)  # by another process, just now
 
     def _edited(self, sample: Sample, before: Row | None, place: Path) -> Row:
         """The row of a photograph at whose mask's place there is something of the user's."""

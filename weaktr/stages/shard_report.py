@@ -22,6 +22,8 @@ class ShardsReport:
     images_of: Counter[int] = field(default_factory=Counter)  #: label -> masks that show it
     left_out: int = 0  #: photographs that failed now
     broken: dict[str, str] = field(default_factory=dict)  #: shards that cannot be used -> why
+    #: process -> what its refiners have to report of the masks made now
+    notes: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def masks(self) -> int:
@@ -43,6 +45,7 @@ class ShardsReport:
         self.images_of.update(other.images_of)
         self.left_out += other.left_out
         self.broken |= other.broken
+        self.notes |= other.notes
 
     def in_words(self) -> str:
         """How many shards and photographs there are, and what became of them."""

@@ -36,7 +36,9 @@ from weaktr.shards.inputs import (
     ListShards,
     Shards,
     TarShards,
+    absolute,
     is_pattern,
+    require_tars_alone,
     shard_count,
 )
 from weaktr.shards.output import MASKS, Form, Layout
@@ -57,6 +59,7 @@ from weaktr.stages.shard_report import ShardsReport
 from weaktr.stages.shards import make_shards
 from weaktr.stages.store import EXTRAS
 from weaktr.stages.threshold import require_way
+from weaktr.stages.whose import require_same_work
 
 log = logging.getLogger("weaktr")
 
@@ -216,10 +219,11 @@ def _begin(
     }
     about = {
         "command": task.command,
-        "photographs": task.photographs,
+        "photographs": absolute(task.photographs),
         "classes": None if classes is None else list(classes),
         "exif": own.exif or "ignore",
     }
+    require_same_work(own.out, about)
     made_from = fingerprint("shards", facts)
     layout = {"output": form, "shards": shards.names}
     begin_shared(own.out, made_from, **facts, source=str(own.source), about=about, layout=layout)
@@ -282,6 +286,8 @@ def _shards_of(task: ShardTask, loaded: Loaded) -> Shards:
         for option, value in {"--names": task.names, "--shard-size": task.shard_size}.items():
             if value is not None:
                 raise ValueError(f"{option}: of no effect on photographs in tars")
+        if os.path.isdir(task.photographs):
+            require_tars_alone(Path(task.photographs))
         labels = "none" if task.command == "predict" else task.labels
         return TarShards(task.photographs, labels, loaded.classes, own.exif or "ignore")
     samples = _samples(task, loaded)

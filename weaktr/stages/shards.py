@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
+import socket
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from weaktr.messages import counted
+from weaktr.refine import notes_of
 from weaktr.shards.fetch import one_ahead
 from weaktr.shards.inputs import ShardInput, Shards
 from weaktr.shards.output import alone_at, clear_whole, read_record
@@ -49,6 +52,8 @@ def make_shards(
         elsewhere = _make_each(own, shards, todo, scratch, progress)
         if elsewhere:  # whoever works on them may have ended meanwhile
             _make_each(own, shards, elsewhere, scratch, progress, is_last=True)
+    if notes := notes_of(own.maker.refiners):
+        report.notes[f"{socket.gethostname()} {os.getpid()}"] = notes
     return report
 
 

@@ -204,6 +204,9 @@ class MaskStore:
         facts = facts_of(result) | self._read.pop(name)
         if result.classes == () and not self.keep_unlabelled:
             return [MaskEntry(name, None, None, result.photograph.size, (), **facts)]
+        if (mask := self.masks.in_the_way(name)) is not None:
+            message = f"weaktr did not write {mask}: move it away to have the mask made"
+            return Problem(str(result.sample.image), result.sample.source, message)
         for kind in self.extras:
             path = self._extra(kind, name)
             if path.exists() and not is_sealed(path) and not (kind == "soft" and is_damaged(path)):
