@@ -14,7 +14,7 @@ import difflib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_type_hints
 
@@ -350,16 +350,7 @@ def parse_yaml(text: str, origin: str, loader: type[PlainLoader] = PlainLoader) 
         ValueError: no YAML, tags that ask for more, or values without an end.
     """
     try:
-        if len(text) > MOST_CHARACTERS:
-            raise ValueError(f"{len(text)} characters")
-        # Through JSON, so that two aliases of one value become two objects.
-        parts, size = [], 0
-        for part in json.JSONEncoder().iterencode(yaml.load(text, loader)):
-            parts.append(part)
-            size += len(part)
-            if size > MOST_CHARACTERS:
-                raise ValueError("aliases of aliases, which repeat too much")
-        return json.loads("".join(parts))
+        return json.loads(_json_of(text, loader))
     except (
         yaml.YAMLError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError
     ) as error:  # fmt: skip
@@ -367,6 +358,24 @@ def parse_yaml(text: str, origin: str, loader: type[PlainLoader] = PlainLoader) 
         line = f"line {mark.line + 1}: " if mark else ""
         problem = " ".join(str(getattr(error, "problem", error)).split())
         raise ValueError(f"{origin}: {line}expected YAML, got: {problem}") from error
+
+
+@lru_cache(maxsize=16)
+def _json_of(text: str, loader: type[PlainLoader]) -> str:
+    """YAML as JSON, in which two aliases of one value are two; a recipe is read several times.
+
+    Raises:
+        ValueError: it is too long; and what PyYAML raises.
+    """
+    if len(text) > MOST_CHARACTERS:
+        raise ValueError(f"{len(text)} characters")
+    parts, size = [], 0
+    for part in json.JSONEncoder().iterencode(yaml.load(text, loader)):
+        parts.append(part)
+        size += len(part)
+        if size > MOST_CHARACTERS:
+            raise ValueError("aliases of aliases, which repeat too much")
+    return "".join(parts)
 
 
 def apply_setting(tree: dict[str, Any], setting: str) -> None:

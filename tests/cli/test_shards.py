@@ -898,16 +898,6 @@ def test_a_shard_in_a_folder_that_is_called_like_a_shard(home):
     assert masks_of(home / "out") == masks_of(home / "plain")
 
 
-def test_photographs_beside_tars_are_told(home, caplog):
-    caplog.set_level("WARNING", "weaktr")
-    shutil.copy(home / "photos/00.png", home / "tars/loose.png")
-    assert label(home, *BESIDE, images="tars", out="shards") == 0
-    assert caplog.messages == [
-        f"{home / 'tars'}: holds tars, which count, and 1 photograph (loose.png), left out: move "
-        "one or the other into a folder of their own"
-    ]
-
-
 def test_tars_in_the_folder_of_a_data_set_are_none_of_its_photographs(home):
     parser = argparse.ArgumentParser()
     add_arguments(parser)

@@ -19,14 +19,11 @@ from weaktr import data
 from weaktr.config import LabelConfig, PredictConfig
 from weaktr.contents import Contents
 from weaktr.data import Sample
-from weaktr.data.layout import IMAGE_SUFFIXES
-from weaktr.data.sources.folder import files_but_results, in_order
 from weaktr.inference.cams import CamSource
 from weaktr.inference.labels import uses_features
 from weaktr.inference.patch_cams import cams_of
 from weaktr.inference.predictions import Predictor
 from weaktr.inference.threshold import CHOICE, choose_by_features, read_choice, write_choice
-from weaktr.messages import counted, few
 from weaktr.models import Segmenter
 from weaktr.outputs import begin_shared, fingerprint, read_inputs, require_apart
 from weaktr.recipes import identity
@@ -282,7 +279,6 @@ def _shards_of(task: ShardTask, loaded: Loaded) -> Shards:
     """The shards that a task speaks of."""
     own = task.task
     if own.dataset is None and is_pattern(task.photographs):
-        _tell_loose(task.photographs)
         for option, value in {"--names": task.names, "--shard-size": task.shard_size}.items():
             if value is not None:
                 raise ValueError(f"{option}: of no effect on photographs in tars")
@@ -300,19 +296,6 @@ def _shards_of(task: ShardTask, loaded: Loaded) -> Shards:
             log.info("--shard-size: %d shards, as at the first start in %s", first, own.out)
         count = first
     return ListShards(samples, max(1, count), own.images)
-
-
-def _tell_loose(place: str) -> None:
-    """Warn of photographs in a folder of tars that are in none of them."""
-    if not os.path.isdir(place):
-        return
-    below = in_order(files_but_results(Path(place)))
-    if loose := [file.name for file in below if file.suffix.lower() in IMAGE_SUFFIXES]:
-        log.warning(
-            "%s: holds tars, which count, and %s (%s), left out: move one or the other into a "
-            "folder of their own", place, counted(len(loose), "photograph", "photographs"),
-            few(loose),
-        )  # fmt: skip
 
 
 def _samples(task: ShardTask, loaded: Loaded) -> tuple[Sample, ...]:
