@@ -350,7 +350,7 @@ def parse_yaml(text: str, origin: str, loader: type[PlainLoader] = PlainLoader) 
         ValueError: no YAML, tags that ask for more, or values without an end.
     """
     try:
-        return json.loads(_json_of(text, loader))
+        return json.loads(_json_of(text, loader))  # type: ignore[arg-type]  # a class has a hash
     except (
         yaml.YAMLError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError
     ) as error:  # fmt: skip
