@@ -28,6 +28,11 @@ from weaktr.cli import WRONG_INPUT
             "--without-crf: expected with masks",
         ),
         ("show RUN --count 2 --names a", "--count: expected without --names"),
+        (
+            "train demo --val-masks 5 --set label.threshold=0.4",
+            "--val-masks: expected it or --set label.threshold, got both",
+        ),
+        ("train demo --data-root a --set data.root=b", "--data-root: expected it or --set"),
         ("init PHOTOS --out-run run", "--out-run: expected with --try alone"),
         ("init PHOTOS --try --out a.yaml", "--out: expected without --try"),
         ("data check folder PHOTOS --root MASKS", "--root: expected one folder, got "),

@@ -77,14 +77,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--print", action="store_true", help="print the whole recipe and stop")
 
 
-def run(arguments: argparse.Namespace) -> int:
+def settings_of(arguments: argparse.Namespace) -> list[str]:
+    """Those of ``--set``, and of the options that are short for some.
+
+    Raises:
+        ValueError: an option is given beside a setting that it is short for.
+    """
+    root, count = arguments.data_root, arguments.val_masks
+    options: tuple[tuple[str, object, dict[str, object]], ...] = (
+        ("--data-root", root, {"data.root": json.dumps(root)}),
+        ("--val-masks", count, {"label.threshold": "search_on_masks", "label.val_masks": count}),
+    )
     settings = list(arguments.set)
-    if arguments.data_root is not None:
-        settings.append(f"data.root={json.dumps(arguments.data_root)}")
-    if arguments.val_masks is not None:
-        settings.append("label.threshold=search_on_masks")
-        settings.append(f"label.val_masks={arguments.val_masks}")
-    recipe = load_recipe(arguments.recipe, settings)
+    given = {setting.partition("=")[0].strip() for setting in settings}
+    for option, value, means in options:
+        if value is None:
+            continue
+        if both := sorted(means.keys() & given):
+            raise ValueError(f"{option}: expected it or --set {both[0]}, got both")
+        settings += [f"{key}={part}" for key, part in means.items()]
+    return settings
+
+
+def run(arguments: argparse.Namespace) -> int:
+    recipe = load_recipe(arguments.recipe, settings_of(arguments))
     if arguments.print:
         sys.stdout.write(dump_recipe(recipe))
         return 0
