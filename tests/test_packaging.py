@@ -325,6 +325,7 @@ def constant(wheel: Path, folder: Path) -> str:
     return process.stdout.strip()
 
 
+@pytest.mark.rare
 def test_repeated_build_is_fresh(stand_in: Path, tmp_path: Path) -> None:
     assert constant(build(stand_in, "build_wheel"), tmp_path / "first") == "1"
     source = stand_in / "csrc" / "module.cpp"
@@ -343,6 +344,7 @@ def test_code_that_does_not_compile_is_an_error(stand_in: Path) -> None:
     assert extensions(build(stand_in, "build_wheel", WEAKTR_BUILD="skip")) == []
 
 
+@pytest.mark.rare
 def test_without_compiler_auto_warns_and_leaves_nothing_stale(stand_in: Path) -> None:
     assert len(extensions(build(stand_in, "build_wheel"))) == 1
     process = run_hook(stand_in, "build_wheel", **NO_COMPILER)
@@ -367,6 +369,7 @@ def test_what_is_asked_for_and_cannot_be_built_is_an_error(
     assert "weaktr._native cannot be built here" in process.stderr
 
 
+@pytest.mark.rare
 def test_skip_makes_a_wheel_for_every_platform(stand_in: Path) -> None:
     wheel = build(stand_in, "build_wheel", WEAKTR_BUILD="skip")
     assert wheel.name.endswith("-py3-none-any.whl")

@@ -81,6 +81,7 @@ def kill_a_worker(unfinished: Path, killed: list[int]) -> None:
         time.sleep(0.002)
 
 
+@pytest.mark.rare
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
 def test_workers_of_ray_of_which_one_is_killed_make_what_one_process_makes(home: Path) -> None:

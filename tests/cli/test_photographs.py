@@ -356,7 +356,7 @@ def test_photographs_of_a_manifest_are_turned_too(command, shards, models, tmp_p
             assert mask.size == size[::-1]
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", ["label", pytest.param("predict", marks=pytest.mark.rare)])
 def test_an_interruption_ends_soon_and_is_gone_on_with(command, models, tmp_path):
     photos = tmp_path / "photos"
     for number in range(90):

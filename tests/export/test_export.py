@@ -112,6 +112,7 @@ def test_onnx_segmenter_through_the_command(tmp_path, caplog):
                                    rtol=1e-4, atol=1e-4)  # fmt: skip
 
 
+@pytest.mark.rare
 def test_onnx_cams(tmp_path):
     needs_onnx()
     model = cam_model(position="published_cam", pool="avg")

@@ -30,6 +30,7 @@ def test_every_fault_is_recovered_from(options, cases):
     assert f"{cases} cases, 0 findings" in done.stdout
 
 
+@pytest.mark.rare
 def test_the_sweep_finds_what_it_is_for():
     code = (
         "from weaktr import cli\n"
