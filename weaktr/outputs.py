@@ -313,13 +313,15 @@ def read_inputs(folder: Path) -> dict[str, Any] | None:
 def has_inputs(folder: Path) -> bool:
     """Whether a folder holds results: an ``inputs.json`` that weaktr wrote, no other of the name.
 
-    Raises:
-        OSError: it may not be read.
+    What cannot be read, or is no JSON, may have been one.
     """
     try:
-        return read_inputs(folder) is not None
-    except ValueError:
-        return False
+        if not (folder / INPUTS).exists():
+            return False
+        content = read_json(folder / INPUTS)
+    except (OSError, ValueError):
+        return True
+    return isinstance(content, dict) and isinstance(content.get("made_from"), str)
 
 
 def others_in_words(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

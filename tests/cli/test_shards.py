@@ -477,6 +477,19 @@ def test_the_number_of_shards_stays_as_at_the_first_start(home, computed):
 # ---- what belongs to the user -------------------------------------------------------------------
 
 
+def test_a_start_over_whole_shards_opens_no_table(home, monkeypatch):
+    options = ("--shard-size", "5")
+    assert label(home, *options) == 0
+
+    def opened(*_):
+        raise OSError("opened")
+
+    monkeypatch.setattr("weaktr.stages.shard.read_table", opened)
+    computed = work.noted_names(monkeypatch)
+    assert label(home, *options) == 0
+    assert computed == []
+
+
 def test_a_mask_that_was_edited_stays(home, computed, caplog):
     label(home, *BY_SHARDS)
     computed.clear()

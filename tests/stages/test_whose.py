@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from weaktr.data import unlabelled
 from weaktr.stages.whose import are_others
 
 
@@ -17,13 +18,15 @@ def places(tmp_path, monkeypatch):
         "labelled/images/a.jpg": "a", "labelled/labels.csv": "image,labels",
         "tars/000.tar": "000", "tars/more/001.tar": "001", "tars/labels.csv": "image,labels",
         "tars/images/notes.txt": "none", "tars2/000.tar": "2",
-        "one.json": "1", "same.json": "1", "two.json": "2",
+        "left/labels.csv": "image,labels", "damaged.json": "{",
     }.items():  # fmt: skip
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
     (tmp_path / "link").symlink_to("trip1")
     (tmp_path / "emptied").mkdir()
+    for name, root in {"one": "trip1", "same": "trip1", "two": "trip2"}.items():
+        unlabelled(tmp_path / root).save(tmp_path / f"{name}.json")
     return tmp_path
 
 
@@ -39,6 +42,7 @@ def places(tmp_path, monkeypatch):
         ("Gone [1]", "trip2", False),
         ("Trip [1]", "trip1", True),
         ("emptied", "trip2", False),
+        ("left", "trip2", False),
         ("labelled", "labelled/images", False),
         ("labelled", "trip2", True),
         ("tars", "tars/*.tar", False),
@@ -48,7 +52,11 @@ def places(tmp_path, monkeypatch):
         ("gone/*.tar", "tars", False),
         ("one.json", "two.json", True),
         ("one.json", "same.json", False),
-        ("one.json", "trip1", True),
+        ("one.json", "trip1", False),
+        ("trip1", "one.json", False),
+        ("one.json", "copy", False),
+        ("one.json", "trip2", True),
+        ("damaged.json", "trip1", False),
         ("s3://a/x", "s3://a/x/{0..9}.tar", False),
         ("s3://a/x", "s3://b/x", True),
         ("s3://a/x", "tars", False),

@@ -147,11 +147,13 @@ def show_shards(report: ShardsReport, job: ShardJob) -> int:
 
 def _turned(results: Results) -> Counter[str]:
     """How many photographs with masks EXIF turns, see `weaktr.stages.masks.MaskReport.turned`."""
-    turned = Counter[str]()
-    for table in results.tables(["exif", "mask_digest"]):
-        with_masks = (row for row in table.to_pylist() if row["mask_digest"] is not None)
-        turned.update(row["exif"] for row in with_masks if row["exif"] is not None)
-    return turned
+    from weaktr.shards.rows import read_table, rows_of, turned_in
+
+    total = Counter[str]()
+    for record in results.records:
+        own = record.turned
+        total.update(turned_in(rows_of(read_table(record.table))) if own is None else own)
+    return total
 
 
 def _photographs(results: Results) -> Iterator[tuple[str, str]]:

@@ -37,7 +37,7 @@ from weaktr.files import flush, read_json, read_json_object, write_json
 from weaktr.outputs import keep
 from weaktr.seals import is_sealed
 from weaktr.shards.records import FORMAT, record_file, table_file
-from weaktr.shards.rows import Row, read_table, rows_of, table_of, write_table
+from weaktr.shards.rows import Row, read_table, rows_of, table_of, turned_in, write_table
 from weaktr.shards.statistics import statistics_of
 from weaktr.tars import members_of
 
@@ -233,6 +233,21 @@ def _add_journal(
             earlier.rows[row.name], earlier.pieces[row.name] = row, pieces
 
 
+def is_begun(layout: Layout, shard: str, name: str, digest: str) -> bool:
+    """Whether a process that makes a shard now has noted a loose mask, see `ShardWriter.begin`."""
+    line = _begun(name, digest)
+    for journal in layout.unfinished(shard).glob("*.jsonl"):
+        with suppress(OSError):  # its process has finished the shard meanwhile
+            if line in journal.read_bytes():
+                return True
+    return False
+
+
+def _begun(name: str, digest: str) -> bytes:
+    """The line of a journal that says that a mask is about to be written."""
+    return json.dumps({"begun": name, "digest": digest}).encode() + b"\n"
+
+
 def _was_made(row: Row) -> bool:
     return row.status != "failed" or row.inputs is not None
 
@@ -267,7 +282,7 @@ class ShardWriter:
 
         So that, after a kill, it is known from one that somebody has put at its place.
         """
-        self._note({"begun": name, "digest": hashlib.sha256(mask).hexdigest()})
+        self._note(_begun(name, hashlib.sha256(mask).hexdigest()))
 
     def add(self, row: Row, files: Files) -> None:
         """Note what became of a photograph, and append its files to the tars.
@@ -279,11 +294,11 @@ class ShardWriter:
             digest = hashlib.sha256(content).hexdigest()
             places[kind] = (self._append(kind, row.name, content), len(content), digest)
         self.rows.append(row)
-        self._note({"row": row.known(), "files": places})
+        self._note(json.dumps({"row": row.known(), "files": places}).encode() + b"\n")
 
-    def _note(self, line: Mapping[str, Any]) -> None:
+    def _note(self, line: bytes) -> None:
         with self._lines:
-            self._journal.write(json.dumps(line).encode() + b"\n")
+            self._journal.write(line)
             self._journal.flush()
 
     def _append(self, kind: str, name: str, content: bytes) -> int:
@@ -336,6 +351,7 @@ class ShardWriter:
             "data": dict(data),
             "outputs": {**outputs, "index": index},
             "statistics": statistics_of(table),
+            "turned": turned_in(self.rows),
             **facts,
         }
         write_json(layout.record(shard), record)

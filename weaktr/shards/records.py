@@ -50,6 +50,8 @@ class Record:
         seconds: that it took; None = not noted.
         data: of what it was made.
         worker: by which process.
+        turned: how many photographs with masks EXIF turns, see `MaskReport.turned`; None = not
+            noted, by an older version.
     """
 
     out: Path
@@ -59,6 +61,7 @@ class Record:
     seconds: float | None = None
     data: Any = None
     worker: Any = None
+    turned: Mapping[str, int] | None = None
 
     @property
     def file(self) -> Path:
@@ -277,6 +280,7 @@ def _checked(out: Path, shard: str, made_from: str, content: Mapping[str, Any]) 
             other = "belongs to other results: " if key == "made_from" else ""
             raise ValueError(f"{other}{key}: expected {wanted!r}, got {brief(content.get(key))}")
     outputs, statistics, seconds = (content.get(k) for k in ("outputs", "statistics", "seconds"))
+    turned = content.get("turned")
     if not isinstance(statistics, dict) or not isinstance(seconds, int | float | None):
         raise ValueError("damaged: expected statistics and seconds")
     if not isinstance(outputs, dict) or not {"masks", "index"} <= outputs.keys():
@@ -287,6 +291,9 @@ def _checked(out: Path, shard: str, made_from: str, content: Mapping[str, Any]) 
             raise ValueError(f"damaged: outputs: {name}: expected a file or folder here")
     if not isinstance(outputs["index"].get("sha256"), str):
         raise ValueError("damaged: outputs: index: expected its sha256")
-    return Record(
-        out, shard, outputs, statistics, seconds, content.get("data"), content.get("worker")
-    )
+    if turned is not None and not (
+        isinstance(turned, dict) and all(type(count) is int for count in turned.values())
+    ):
+        raise ValueError(f"damaged: turned: expected whole numbers, got {brief(turned)}")
+    data, worker = content.get("data"), content.get("worker")
+    return Record(out, shard, outputs, statistics, seconds, data, worker, turned)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,6 +177,11 @@ def rows_of(table: pa.Table) -> Iterable[Row]:
         for values in batch.to_pylist():
             texts = {key: named_text(values[key]) for key in _NAMES if values[key] is not None}
             yield Row.of(values | texts)
+
+
+def turned_in(rows: Iterable[Row]) -> dict[str, int]:
+    """How many photographs with masks EXIF turns, see `weaktr.stages.masks.MaskReport.turned`."""
+    return Counter(row.exif for row in rows if row.exif and row.mask_digest is not None)
 
 
 def _plain(row: Row) -> dict[str, Any]:

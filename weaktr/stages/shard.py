@@ -36,6 +36,7 @@ from weaktr.shards.output import (
     Files,
     Layout,
     ShardWriter,
+    is_begun,
     is_of_others,
     read_earlier,
     read_record,
@@ -133,9 +134,14 @@ class ShardMaker(Generic[Read]):
     def _is_of_now(self, name: str, record: Mapping[str, Any]) -> bool:
         """Whether a whole shard is of the threshold and the refiners' files that there are now.
 
-        Older versions noted nothing of these files: they count as the same if they are older than
-        the record.
+        Older versions noted neither: the threshold is in the rows, and files count as the same if
+        they are older than the record.
         """
+        if "threshold" in record:
+            if record["threshold"] != self.facts.get("threshold"):
+                return False
+            if not paths_of(self.maker.refiners):
+                return True
         columns = ["name", "status", "threshold"]
         rows = read_table(self.layout.table(name), columns).to_pylist()
         labelled = {row["threshold"] for row in rows if row["status"] == "labelled"}
@@ -260,6 +266,7 @@ class _Rows(Generic[Read]):
         self.writer.finish(
             self.given.data,
             unread=self._unread,
+            threshold=self.own.facts.get("threshold"),
             read_beside=self.shard.read_beside,
             seconds=round(seconds, 2),
             images_per_second=round(len(self.given.samples) / max(seconds, 1e-9), 2),
@@ -390,8 +397,7 @@ class _Shard(Generic[Read]):
         digest = hashlib.sha256(content).hexdigest()
         if not content.strip(b"\0") or self.earlier.has_made(name, digest):
             return False
-        now = read_earlier(self.layout, self.given.name, self.own.made_from)
-        return not now.has_made(name, digest)  # by another process, just now
+        return not is_begun(self.layout, self.given.name, name, digest)  # by another process
 
     def _edited(self, sample: Sample, before: Row | None, place: Path) -> Row:
         """The row of a photograph at whose mask's place there is something of the user's."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import filecmp
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from weaktr.data import Manifest
 from weaktr.data.layout import ALL_SUFFIXES
 from weaktr.data.sources.folder import photographs_of
 from weaktr.files import paths_below
@@ -17,8 +17,8 @@ from weaktr.shards.inputs import base_of, is_pattern
 from weaktr.shards.output import MASKS
 from weaktr.tars import SUFFIX
 
-#: Files by which two folders are held against each other.
-LOOKED_AT = 8
+#: Files by which two inputs are held against each other, and the bytes of each at either end.
+LOOKED_AT, PIECE = 8, 1 << 20
 
 
 def require_same_work(out: Path, about: Mapping[str, Any]) -> None:
@@ -55,16 +55,20 @@ def are_others(before: str, now: str) -> bool:
     """Whether two inputs, see `require_same_work`, are of different photographs.
 
     Tars count by the folder below which they lie, since more of them may come. What is gone from
-    its place was moved, and a copy is the same. Of addresses only the text is known.
+    its place was moved; a copy is the same, and so is a manifest of the same files. Of addresses
+    only the text is known.
     """
     if is_address(before) or is_address(now):
         places = {base_of(text).partition("://")[2] for text in (before, now)}
         return is_address(before) and is_address(now) and len(places) == 2
-    old, new = _place_of(before), _place_of(now)
-    if not old.exists() or not new.exists() or os.path.samefile(old, new):
+    try:
+        old, new = _place_of(before), _place_of(now)
+        if not old.exists() or not new.exists() or os.path.samefile(old, new):
+            return False
+        files = _files_in(old), _files_in(new)
+    except (OSError, ValueError):  # of another user, or damaged: not known
         return False
-    is_emptied = old.is_dir() and not os.listdir(old)
-    return not (is_emptied or _are_copies(old, new))
+    return bool(files[0]) and not _are_same(*files)
 
 
 def _place_of(photographs: str) -> Path:
@@ -75,23 +79,40 @@ def _place_of(photographs: str) -> Path:
     return folder if folder.is_dir() and is_pattern(photographs) else photographs_of(folder)
 
 
-def _are_copies(old: Path, new: Path) -> bool:
-    """Whether two manifests are equal, or the photographs and tars that two folders share.
+def _files_in(place: Path) -> dict[str, Path]:
+    """The photographs and tars of a folder or of a manifest, by their names without suffixes.
 
-    Those are a few that are read, spread over all.
+    Raises:
+        OSError: it cannot be read.
+        ValueError: a damaged manifest.
     """
-    if old.is_file() and new.is_file():
-        return filecmp.cmp(old, new, shallow=False)
-    if not (old.is_dir() and new.is_dir()):
-        return False
-    shared = sorted(_files_in(old) & _files_in(new))
+    if place.is_file():
+        return {sample.name: sample.image for sample in Manifest.load(place)}
+    kinds = (*ALL_SUFFIXES, SUFFIX)
+    files = (path for path in paths_below(place) if path.lower().endswith(kinds))
+    return {os.path.splitext(os.path.relpath(path, place))[0]: Path(path) for path in files}
+
+
+def _are_same(old: Mapping[str, Path], new: Mapping[str, Path]) -> bool:
+    """Whether the files of equal names are the same ones or copies, and there are some.
+
+    Those are a few that are looked at, spread over all.
+    """
+    shared = sorted(old.keys() & new.keys())
     looked_at = shared[:: -(-len(shared) // LOOKED_AT) or 1]
-    return bool(shared) and all(
-        filecmp.cmp(old / name, new / name, shallow=False) for name in looked_at
-    )
+    return bool(shared) and all(_is_copy(old[name], new[name]) for name in looked_at)
 
 
-def _files_in(folder: Path) -> set[str]:
-    """Photographs and tars, by their paths below a folder."""
-    names = (os.path.relpath(path, folder) for path in paths_below(folder))
-    return {name for name in names if name.lower().endswith((*ALL_SUFFIXES, SUFFIX))}
+def _is_copy(old: Path, new: Path) -> bool:
+    """Whether two files are one, or have the same size and the same bytes at either end."""
+    try:
+        if os.path.samefile(old, new):
+            return True
+        with old.open("rb") as one, new.open("rb") as other:
+            sizes = {os.fstat(file.fileno()).st_size for file in (one, other)}
+            for start in (0, max(0, max(sizes) - PIECE)):
+                if len({(file.seek(start), file.read(PIECE)) for file in (one, other)}) > 1:
+                    return False
+    except OSError:
+        return False
+    return len(sizes) == 1

@@ -438,7 +438,7 @@ def test_photographs_beside_their_folder_are_told(
 
 
 @pytest.mark.parametrize(
-    ("content", "is_own"), [('{"camera": 1}', False), ("[", False), ('{"made_from": "1"}', True)]
+    ("content", "is_own"), [('{"camera": 1}', False), ("[", True), ('{"made_from": "1"}', True)]
 )
 def test_only_a_file_of_weaktrs_makes_a_folder_one_of_results(
     root: Path, content: str, is_own: bool
