@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -120,3 +122,21 @@ def test_features_are_the_encoders_of_the_whole_image(model, ratios):
     tokens = model.vit(((scaled - mean) / std)[None])[0, model.vit.num_prefix_tokens :]
     grid = (scaled.shape[1] // 16, scaled.shape[2] // 16)
     assert_golden(features, tokens.T.unflatten(1, grid).detach())
+
+
+def test_classes_that_are_not_given_take_nothing_from_the_others(model, monkeypatch):
+    """Where the model is nearly certain of a class that is not given, the others stay apart."""
+    settings = settings_of(ratios=(1.0,), flip=False)
+    predictor = Predictor(model, settings, given_classes=True)
+    one = inputs_of(E["image"], settings)
+    one = one._replace(sample=replace(one.sample, labels=(1,)))
+    height, width = one.photograph.pixels.shape[:2]
+    sure = torch.full((model.num_labels, height, width), 1e-9)
+    sure[:3] = torch.tensor([1e-8, 1.0, 3e-8])[:, None, None]
+    monkeypatch.setattr(predictor, "probabilities", lambda _: [sure])
+    (result,) = predictor.label_maps([one], emit=("scores",))
+    scores = result.arrays()["scores"]
+    np.testing.assert_allclose(scores[0], 0.25, rtol=1e-5)
+    np.testing.assert_allclose(scores[2], 0.75, rtol=1e-5)
+    assert scores[1].max() == scores[3:].max() == 0
+    assert set(np.unique(result.mask())) == {2}

@@ -107,6 +107,13 @@ def test_torch_compile_makes_the_same_choice(where, contiguous, trained, dtype):
     assert compiled(*given) == sdpa.choice(*given)
 
 
+def test_values_on_a_cpu_do_not_depend_on_strides():
+    q, k, v = inputs()
+    attended = softmax_attention(*map(strided, (q, k, v)), with_lse=True, attention="sdpa")
+    assert_close(attended.out, F.scaled_dot_product_attention(q, k, v), "float32")
+    assert_close(attended.lse, literal_lse(q, k).float(), "float32")
+
+
 # ---- operators ----------------------------------------------------------------------------------
 
 

@@ -311,6 +311,17 @@ def test_corrected_masks_that_cannot_be_used_are_left_out(root, finished, tmp_pa
     assert row.scores.images == 6 and words in caplog.text
 
 
+def test_photographs_that_changed_since_their_labels_are_left_out(
+    root, finished, tmp_path, caplog, monkeypatch
+):
+    run = Run(tiny.recipe(root), shutil.copytree(finished, tmp_path / "run"))
+    monkeypatch.setattr("weaktr.stages.train_seg.is_of", lambda _, entry, __: entry.name != "5")
+    samples, left_out, _ = supervision(run)
+    assert left_out == 1 and [sample.name for sample in samples] == list("0123467")
+    told = "1 photograph has changed since the pseudo labels were made, or their labels have (5)"
+    assert told in caplog.text
+
+
 def test_models_of_earlier_stages(root, finished, tmp_path):
     other = tiny.squares(tmp_path / "squares", count=4)
     (other / "classes.txt").write_text("red\ngreen\nviolet\n")

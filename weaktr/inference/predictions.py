@@ -43,6 +43,8 @@ from weaktr.refine.maps import best_labels
 
 log = logging.getLogger("weaktr")
 
+#: Least sum of the probabilities of the labels that are possible, where all others are certain.
+LEAST = 1e-30
 #: Bytes of the probabilities of the photographs of a batch, and how many they are at most.
 BATCH_BYTES, MOST_IMAGES = 256 * MIB, 16
 
@@ -142,6 +144,7 @@ class Predictor:
                     possible = {0, *(index + 1 for index in one.sample.labels)}
                     others = [label for label in range(len(own)) if label not in possible]
                     own.index_fill_(0, upload(torch.tensor(others).long(), self.device), 0)
+                    own *= total / own.sum(0).clamp_min(LEAST)  # or refiners take all for unlikely
             plain, best = zip(*map(best_labels, scores), strict=True)
         with steps.step("refinement"):
             refined = list(plain)

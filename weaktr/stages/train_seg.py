@@ -30,7 +30,7 @@ from weaktr.evaluation.conditions import HELD_OUT, held_out, split_name
 from weaktr.evaluation.iou import scored
 from weaktr.evaluation.models import score_segmenter
 from weaktr.inference.features import FeatureEncoder, FeatureStore, View
-from weaktr.messages import few
+from weaktr.messages import counted, few
 from weaktr.models import Segmenter
 from weaktr.models.pretrained import load_backbone
 from weaktr.models.segmenter import LinearDecoder
@@ -283,17 +283,25 @@ def supervision(run: Run) -> Supervision:
     masks = MaskFolder(run.of("label"), verify=True, contents=run.contents, num_labels=num_labels)
     if told := unusable_in_words(masks, manifest):
         log.warning("%s: %s", masks.folder, told)
+    usable = [sample for sample in manifest.samples if masks.is_usable(sample.name)]
+    changed = {s.name for s in usable if not is_of(run.contents, masks.entries[s.name], s)}
+    if changed:
+        told = counted(len(changed), "photograph has", "photographs have")
+        log.warning(
+            "left out: %s changed since the pseudo labels were made, or their labels have (%s); "
+            "run label again", told, few(sorted(changed)),
+        )  # fmt: skip
     samples = tuple(
         replace(sample, mask=masks.path(sample.name), mask_ids=None)
-        for sample in manifest.samples
-        if masks.is_usable(sample.name) and is_of(run.contents, masks.entries[sample.name], sample)
+        for sample in usable
+        if sample.name not in changed
     )
     if not samples:
         raise ValueError(
             f"{masks.index}: no pseudo label of any training image; run label first, or see in its "
             "log why it left all of them out"
         )
-    left_out = sum(sample.name in masks.unusable for sample in manifest)
+    left_out = len(changed) + sum(sample.name in masks.unusable for sample in manifest)
     soft = {}
     if run.recipe.train_seg.labels == "soft":
         soft = require_soft_labels(masks, samples)

@@ -122,6 +122,7 @@ def attend_by(kernel: str, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Ten
     Returns:
         (output [B, H, N, d] with a gradient, log-sum-exp [B, H, N] without, float32 or wider).
     """
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))  # as kernels want
     if kernel == "cpu":
         out, lse = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
     elif kernel == "flash":
