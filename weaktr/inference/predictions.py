@@ -144,7 +144,7 @@ class Predictor:
                     possible = {0, *(index + 1 for index in one.sample.labels)}
                     others = [label for label in range(len(own)) if label not in possible]
                     own.index_fill_(0, upload(torch.tensor(others).long(), self.device), 0)
-                    own *= total / own.sum(0).clamp_min(LEAST)  # or refiners take all for unlikely
+                    own.mul_(total / own.sum(0).clamp_min(LEAST))  # or all look alike to the CRF
             plain, best = zip(*map(best_labels, scores), strict=True)
         with steps.step("refinement"):
             refined = list(plain)
