@@ -14,7 +14,7 @@ import socket
 import stat
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path, PurePath
@@ -398,7 +398,9 @@ def files_below(folder: Path, *, follow: bool = False) -> Iterator[Path]:
     return map(Path, paths_below(folder, follow=follow))
 
 
-def paths_below(folder: Path, *, follow: bool = False) -> Iterator[str]:
+def paths_below(
+    folder: Path, *, follow: bool = False, without: Collection[Path] = ()
+) -> Iterator[str]:
     """The files below a folder, at any depth and in any order, without clutter (`is_clutter`).
 
     A file that cannot be looked at, such as a link to one that is not there, is among them: who
@@ -408,10 +410,12 @@ def paths_below(folder: Path, *, follow: bool = False) -> Iterator[str]:
         folder: where to look.
         follow: look into folders behind links as well, but those that are below `folder` anyway or
             above it, into each once. Not where files may be removed.
+        without: folders below it that are not looked into.
 
     Raises:
         OSError: `folder` itself cannot be listed; one that is not there has no files.
     """
+    apart = set(map(str, without))
     closed: list[str] = []
 
     def note(error: OSError) -> None:
@@ -425,6 +429,8 @@ def paths_below(folder: Path, *, follow: bool = False) -> Iterator[str]:
         folders[:] = (name for name in folders if not _is_clutter(name))
         if follow:
             folders[:] = (one for one in sorted(folders) if _is_new(os.path.join(top, one), seen))
+        if apart:
+            folders[:] = (one for one in folders if os.path.join(top, one) not in apart)
         paths = (os.path.join(top, name) for name in files if not _is_clutter(name))
         yield from filter(_may_be_file, paths)
     yield from closed

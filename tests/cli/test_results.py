@@ -405,6 +405,17 @@ def test_photographs_that_no_line_lists_are_told(run, photos, caplog):
     )
 
 
+def test_photographs_outside_of_images_are_told(run, photos, caplog):
+    (photos / "images").mkdir()
+    for file in photos.glob("*.png"):
+        file.rename(photos / "images" / file.name)
+    photo(photos / "d.png", 50, 40)
+    code, _, masks = run("label")
+    assert code == 0 and sorted(masks.entries) == ["a", "b", "c"]
+    told = "1 photograph outside of images/ (d.png) is in no line of labels.csv, so without a mask"
+    assert f"{photos}: {told}" in caplog.text
+
+
 # ---------------------------------------------------------------- nothing of anybody's is touched
 
 

@@ -954,8 +954,20 @@ def test_rows_of_photographs_that_no_tar_holds_are_told(home, caplog):
     with open(home / "all.csv", "a") as file:
         file.write("98.png,cat\nmissing/99,dog\n")
     assert label(home, *own, images="tars") == 0
-    told = "--labels: 2 rows are of photographs that no tar holds (98.png, missing/99)"
+    told = "--labels: 2 rows are of photographs that none of these tars holds (98.png, missing/99)"
     assert told in caplog.text
+
+
+def test_a_link_to_other_photographs_is_refused(home):
+    (home / "now").symlink_to("photos")
+    options = ("--shard-size", "5")
+    assert label(home, *options, images="now") == 0
+    shutil.copytree(home / "photos", home / "later")
+    for file in (home / "later").rglob("*.png"):
+        file.write_bytes(file.read_bytes() + b"other")
+    (home / "now").unlink()
+    (home / "now").symlink_to("later")
+    assert label(home, *options, images="now") == WRONG_INPUT
 
 
 def test_masks_of_no_labels_are_predicted(home):

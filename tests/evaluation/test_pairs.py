@@ -249,7 +249,7 @@ def test_truth_of_0_and_255_is_told(caplog, foreground, extra, is_told):
     truth[0, :3] = 2 * extra
     evaluate_pairs(range(2), lambda _: (prediction, truth), 3)
     told = (
-        "no true mask shows label 1, which is predicted, and more of their pixels are 255 than of "
-        "any class (255 = ignored; a class has its number from 1 on)"
+        "no true mask shows label 1, which the predictions do, and of the true masks' pixels more "
+        "are 255 than of all classes together (255 = ignored; a class has its number from 1 on)"
     )
     assert (told in caplog.messages) == is_told

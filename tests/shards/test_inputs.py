@@ -13,7 +13,14 @@ import pytest
 from tests.shards import work
 from weaktr.contents import Contents
 from weaktr.data import DataError, Sample, unlabelled
-from weaktr.shards.inputs import ListShards, TarShards, find_archives, is_pattern, shard_count
+from weaktr.shards.inputs import (
+    ListShards,
+    TarShards,
+    find_archives,
+    is_pattern,
+    resolved,
+    shard_count,
+)
 
 
 @pytest.fixture
@@ -54,6 +61,36 @@ def test_patterns_that_mean_nothing(folder, pattern):
 def test_too_many_are_refused_at_once(folder):
     with pytest.raises(ValueError, match="at most 10 million"):
         find_archives(f"{folder}/{{0..99999999}}.tar")
+
+
+def test_rows_of_tars_that_are_not_given_are_not_told(folder):
+    labels = folder / "all.csv"
+    labels.write_text("image,labels\n10/1,cat\n10/2.png,cat\nno/3,cat\n4,cat\n")
+    first = TarShards(str(folder / "2.tar"), str(labels), ["cat"], "ignore")
+    assert first.rows_without_photograph([("2", "0")]) == ["no/3", "4"]
+    both = TarShards(str(folder / "*.tar"), str(labels), ["cat"], "ignore")
+    assert both.rows_without_photograph([("10", "1"), ("2", "4")]) == ["10/2.png", "no/3"]
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("now", "d1"), ("now//", "d1"), ("now/*.tar", "d1/*.tar"),
+        ("now/{0..1}.tar", "d1/{0..1}.tar"),
+        ("now/a.tar", "d1/a.tar"), ("*.tar", "*.tar"), ("Trip [1]", "d1"),
+        ("all.json", "d1/b.json"),
+    ],
+)  # fmt: skip
+def test_links_are_followed_up_to_the_names_of_tars(tmp_path, monkeypatch, name, place):
+    monkeypatch.chdir(tmp_path)
+    Path("d1").mkdir()
+    for link, target in (("now", "d1"), ("Trip [1]", "d1"), ("all.json", "d1/b.json")):
+        Path(link).symlink_to(target)
+    for file in ("d1/b.json", "d1/kept"):
+        Path(file).touch()
+    Path("d1/a.tar").symlink_to("kept")
+    assert resolved(name) == f"{tmp_path}/{place}"
+    assert resolved("s3://now/*.tar") == "s3://now/*.tar"
 
 
 def test_what_is_a_pattern(folder, monkeypatch):

@@ -136,7 +136,7 @@ def show_shards(report: ShardsReport, job: ShardJob) -> int:
         log_turned(_turned(results))
         if rows := job.shards.rows_without_photograph(_photographs(results)):
             log.warning(
-                "--labels: %s of photographs that no tar holds (%s)",
+                "--labels: %s of photographs that none of these tars holds (%s)",
                 counted(len(rows), "row is", "rows are"), few(rows),
             )  # fmt: skip
         join(out)

@@ -63,8 +63,8 @@ class ConfusionSum:
         if not unseen or self.ignored <= true.sum():
             return None
         return (
-            f"no true mask shows label {few(unseen)}, which is predicted, and more of "
-            f"their pixels are {IGNORE} than of any class ({NUMBERED})"
+            f"no true mask shows label {few(unseen)}, which the predictions do, and of the true "
+            f"masks' pixels more are {IGNORE} than of all classes together ({NUMBERED})"
         )
 
     def add(self, prediction: np.ndarray, truth: np.ndarray) -> None:

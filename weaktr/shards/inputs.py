@@ -63,7 +63,9 @@ class Shards(Protocol):
         ...
 
     def rows_without_photograph(self, photographs: Iterable[tuple[str, str]]) -> list[str]:
-        """Rows of a file of labels for all tars that no tar has a photograph for.
+        """Rows of a file of labels that none of these tars has a photograph for.
+
+        Left out are rows of tars that lie beside these.
 
         Args:
             photographs: shard and name of every one.
@@ -206,7 +208,20 @@ class TarShards:
         if self._rows is None:
             return []
         keys = {one for shard, key in photographs for one in (key, f"{Path(shard).name}/{key}")}
-        return [row for row in self._rows.rows if _key_of(row) not in keys]
+        rows = [row for row in self._rows.rows if _key_of(row) not in keys]
+        others = self._beside({row.partition("/")[0] for row in rows if "/" in row})
+        return [row for row in rows if row.partition("/")[0] not in others]
+
+    def _beside(self, names: Iterable[str]) -> set[str]:
+        """Those of some names that tars have which lie beside these, but are none of them."""
+        own = {Path(name).name for name in self.names}
+        folders = {Path(file).parent for file in self._archives.values() if not is_address(file)}
+        return {
+            name
+            for name in names
+            if name not in own
+            and any(os.path.isfile(folder / f"{name}{SUFFIX}") for folder in folders)
+        }
 
     def read(self, name: str, stack: ExitStack, scratch: Path | None) -> ShardInput:
         """See `Shards`."""
@@ -292,6 +307,16 @@ def shard_count(photographs: int, size: int) -> int:
 def absolute(images: str) -> str:
     """The name of an input (`find_archives`) that means the same in every folder."""
     return images if is_address(images) else os.path.abspath(images)
+
+
+def resolved(images: str) -> str:
+    """The name of an input, links followed: of tars up to their names or the first wild card."""
+    if is_address(images):
+        return images
+    if os.path.exists(images) and not images.endswith(SUFFIX):
+        return os.path.realpath(images)
+    base = base_of(images)
+    return os.path.join(os.path.realpath(base), images[len(base) :])
 
 
 def is_pattern(images: str) -> bool:

@@ -20,7 +20,7 @@ from weaktr.data import IGNORE, DataError, Sample
 from weaktr.data.manifest import Exif, Manifest
 from weaktr.data.masks import MaskFolder
 from weaktr.data.problems import Findings
-from weaktr.data.sources.folder import NOT_LISTED, joined, label_files, photographs_of
+from weaktr.data.sources.folder import BESIDE, NOT_LISTED, joined, label_files, photographs_of
 from weaktr.evaluation.notebook import MOST_PICTURES, Mask, masks_html
 from weaktr.evaluation.overview import draw_contact_sheet
 from weaktr.inference.labels import uses_features
@@ -474,6 +474,9 @@ def _tell_not_listed(found: Findings, images: Path, files: Sequence[str]) -> Non
             counted(count, f"photograph in {images} is", f"photographs in {images} are"),
             listed(files), few(first),
         )  # fmt: skip
+    for problem in found:
+        if problem.kind == BESIDE:
+            log.warning("%s: %s, so without a mask", images, problem.message)
 
 
 @contextmanager

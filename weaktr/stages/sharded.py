@@ -33,9 +33,9 @@ from weaktr.shards.inputs import (
     ListShards,
     Shards,
     TarShards,
-    absolute,
     is_pattern,
     require_tars_alone,
+    resolved,
     shard_count,
 )
 from weaktr.shards.output import MASKS, Form, Layout
@@ -216,7 +216,7 @@ def _begin(
     }
     about = {
         "command": task.command,
-        "photographs": absolute(task.photographs),
+        "photographs": resolved(task.photographs),
         "classes": None if classes is None else list(classes),
         "exif": own.exif or "ignore",
     }

@@ -11,7 +11,7 @@ from tests.data.trees import write_csv, write_image, write_list, write_mask
 from weaktr.data import load_manifest
 from weaktr.data.check import check
 from weaktr.data.problems import DataError, Problem
-from weaktr.data.sources.folder import HINTS, folder, unlabelled
+from weaktr.data.sources.folder import BESIDE, HINTS, folder, unlabelled
 from weaktr.outputs import require_outside_results
 
 ROWS = [["image", "labels"], ["cats/1.jpg", "sofa; cat"], ["dogs/1.png", "dog"], ["x.jpg", ""]]
@@ -435,6 +435,34 @@ def test_photographs_beside_their_folder_are_told(
     caplog.clear()
     unlabelled(root / "images")
     assert not caplog.messages
+
+
+def test_masks_in_any_folder_are_no_photographs_beside(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("WARNING", "weaktr")
+    write_csv(root / "train.csv", [ROWS[0], ["x.jpg", "cat"]])
+    for name in ("annotations/x.png", "labels/cats/1.PNG"):
+        write_image(root / name)
+    assert len(unlabelled(root)) == 3
+    problems: list[Problem] = []
+    folder(root, problems=problems)
+    assert not caplog.messages and not [p for p in problems if p.kind == BESIDE]
+    write_image(root / "more/new.png")
+    unlabelled(root)
+    told = "1 photograph outside of images/ (more/new.png) is left out: move them into it"
+    assert caplog.messages == [f"{root}: {told}"]
+
+
+def test_a_photograph_beside_is_not_the_listed_one_of_its_name(root: Path) -> None:
+    write_csv(root / "train.csv", [ROWS[0], ["x.jpg", "cat"]])
+    write_csv(root / "val.csv", [ROWS[0], ["p.jpg", "cat"], ["q", "cat"]])
+    for name in ("x.jpg", "p.jpg", "q.jpg"):
+        write_image(root / name)
+    problems: list[Problem] = []
+    folder(root, problems=problems)
+    told = "1 photograph outside of images/ (x.jpg) is in no line of train.csv, val.csv"
+    assert [p.message for p in problems if p.kind == BESIDE] == [told]
 
 
 @pytest.mark.parametrize(

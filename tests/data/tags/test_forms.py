@@ -44,6 +44,8 @@ EXPECTED = {"a b.jpg": ("cat", "big dog"), "d/É.JPG": ("cat",), "x.png": ()}
         ("a.csv", "\n \nimage,labels\na b.jpg,cat;big dog\nd/É.JPG,cat\nx.png,\n"),
         ("a.csv", ",\nimage,labels\na b.jpg,cat;big dog\nd/É.JPG,cat\nx.png,\n"),
         ("a.csv", "\nsep=,\na b.jpg,cat;big dog\nd/É.JPG,cat\nx.png,\n"),
+        ("a.csv", "filename,label,tags\na b.jpg,cat;big dog,\nd/É.JPG,cat\nx.png,,\n"),
+        ("a.csv", "file,class,label,label_2\na b.jpg,,,cat;big dog\nd/É.JPG,,,cat\nx.png,,,\n"),
         ("a.tsv", "image\tlabels\na b.jpg\tcat;big dog\nd/É.JPG\tcat\nx.png\t\n"),
         ("a.csv", "File|Label\na b.jpg|cat;big dog\nd/É.JPG|cat\nx.png|\n"),
         ("a.csv", "a b.jpg,cat;big dog\nd/É.JPG,cat\nx.png,\n"),
@@ -71,7 +73,11 @@ def test_tables_and_json(tmp_path, name, text):
             r"a\.csv:4\): expected at least 2 columns, got 1",
         ),
         ("a.csv", "filename,labels\na.jpg,cat,dog\n", r"a\.csv:2\): expected 2 columns, got 3"),
-        ("a.csv", "filename,labels,\na.jpg,cat,dog\n", r"a\.csv:2\): expected 2 columns, got 3"),
+        (
+            "a.csv",
+            "filename,labels,\na.jpg,cat,dog\n",
+            r"a\.csv:2\): expected 2 columns, got 3; .*, or give the column a heading",
+        ),
         ("a.csv", "a.jpg,cat\nb.jpg,cat,dog\n", r"a\.csv:2\): expected 2 columns, got 3"),
         ("a.csv", "path,cat,dog\na.jpg,1,0,1\n", r"a\.csv:2\): expected 3 columns, got 4"),
         (
@@ -211,6 +217,31 @@ def test_results_that_are_not_read_make_no_photograph_without_classes(tmp_path):
         assert [row.image for row in tags.rows] == ["b.jpg", "c.jpg"]
         assert tags.doubts[0].startswith("not taken as labels: best;")
         assert tags.doubts[1] == "1 task has nothing else and is left out"
+
+
+def test_shapes_of_label_studio_that_another_result_labels_are_read(tmp_path):
+    box = {"x": 1, "y": 1, "width": 2, "height": 2}
+    content = [task("a.jpg", box, {**box, "labels": ["cat"]}), task("b.jpg", box)]
+    for one in content:
+        for result in one["annotations"][0]["result"]:
+            result |= {"id": "r1", "type": "labels" if "labels" in result["value"] else "rectangle"}
+    assert labels(tmp_path / "a.json", content[:1]) == {"a.jpg": ("cat",)}
+    assert read_tags(tmp_path / "a.json").doubts == ()
+    assert labels(tmp_path / "a.json", content) == {"a.jpg": ("cat",)}
+    assert read_tags(tmp_path / "a.json").doubts[0].endswith("not read: rectangle")
+
+
+@pytest.mark.parametrize("name", ["small.json", "table.csv"])
+def test_objects_in_the_data_of_label_studio_are_no_results(tmp_path, name):
+    path = small(
+        tmp_path / name,
+        {"image": "a.jpg", "meta": {"width": 9, "by": "me"}, "choice": "cat", "box": None},
+        {"image": "b.jpg", "meta": {"width": 9, "by": "me"}, "choice": "", "box": None},
+        {"image": "c.jpg", "meta": {"width": 9}, "choice": "", "box": [{"x": 1, "width": 2}]},
+    )
+    tags = read_tags(path)
+    assert {row.image: row.labels for row in tags.rows} == {"a.jpg": ("cat",), "b.jpg": ()}
+    assert tags.doubts[0].startswith("not taken as labels: box;")
 
 
 def test_several_annotations_of_a_task_add_up(tmp_path):
@@ -367,7 +398,7 @@ def labelme(image: str, flags: Any = None, *shapes: str) -> dict[str, Any]:
 
 def test_labelme(tmp_path):
     for name, content in {
-        "a": labelme("..\\images\\a.jpg", {"cat": True, "dog": False}, "bird", "bird"),
+        "a": labelme("..\\images\\a.jpg", {"cat": True, "dog": False, "owl": None}, "bird", "bird"),
         "deep/b": labelme("b.jpg", None, "cat"),
         "c": labelme("c.jpg"),
     }.items():

@@ -10,7 +10,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import cache, lru_cache
 from pathlib import Path, PurePosixPath
 
@@ -317,15 +317,22 @@ def photographs_of(root: Path) -> Path:
 def photographs_beside(root: Path, images: Path) -> list[Path]:
     """The photographs below a folder that lie neither in its ``images`` nor in its ``masks``.
 
+    PNGs that are called like a photograph are left out: they are masks, under whatever name of
+    their folder (``annotations/a.png`` of ``images/a.jpg``).
+
     Args:
         root: the folder.
         images: its folder of photographs; where that is not ``root/images``, none lie beside it.
     """
     if images != root / "images" or not images.is_dir():
         return []
-    apart = (os.path.join(images, ""), os.path.join(root / "masks", ""))
-    others = (path for path in paths_but_results(root) if not path.startswith(apart))
-    return in_order(Path(path) for path in others if path.lower().endswith(IMAGE_SUFFIXES))
+    others = map(Path, paths_but_results(root, without=(images, root / "masks")))
+    files = in_order(file for file in others if file.suffix.lower() in IMAGE_SUFFIXES)
+    if not any(file.suffix.lower() == ".png" for file in files):
+        return files
+    inside = map(Path, paths_but_results(images))
+    stems = {file.stem for file in inside if file.suffix.lower() in IMAGE_SUFFIXES}
+    return [file for file in files if file.suffix.lower() != ".png" or file.stem not in stems]
 
 
 def beside_in_words(files: Sequence[Path], root: Path) -> str:
@@ -340,9 +347,9 @@ def files_but_results(root: Path) -> Iterator[Path]:
     return map(Path, paths_but_results(root))
 
 
-def paths_but_results(root: Path) -> Iterator[str]:
+def paths_but_results(root: Path, without: Collection[Path] = ()) -> Iterator[str]:
     """The files below a folder (`paths_below`, links followed), but those in folders of weaktr's
-    results in it."""
+    results in it, and in those `without`."""
 
     @cache
     def holds_results(folder: str) -> bool:
@@ -352,7 +359,7 @@ def paths_but_results(root: Path) -> Iterator[str]:
         is_own = (path / LOCK).is_file() or has_inputs(path)
         return is_own or holds_results(os.path.dirname(folder))
 
-    below = paths_below(root, follow=True)
+    below = paths_below(root, follow=True, without=without)
     return (path for path in below if not holds_results(os.path.dirname(path)))
 
 
@@ -528,14 +535,19 @@ def _not_listed(
     those beside them below `root`."""
     files = ", ".join(split.path.name for split in splits)
     listed = {sample.name for sample in samples}
+    written = {row.image.strip().replace("\\", "/") for split in splits for row in split.rows}
     above = f"{_below(images, root)}/" if images.is_relative_to(root) else ""
-    for row in (row for split in splits for row in split.rows):
-        path = row.image.strip().replace("\\", "/")
+    for path in written:
         listed |= {path, _name(path), path.removeprefix(above), _name(path).removeprefix(above)}
     own = {sample.image for sample in samples}
 
     def is_listed_image(path: str) -> bool:
         return path.lower().endswith(ALL_SUFFIXES) and _name(_below(path, images)) in listed
+
+    def is_meant_beside(path: str) -> bool:
+        """Whether a path written in a label file, with or without suffix, is of this image below
+        `root`, and of none below `images`, which count first."""
+        return not written.isdisjoint((path, _name(path))) and not os.path.isfile(images / path)
 
     below = paths_but_results(images)
     for file in in_order(Path(path) for path in below if not is_listed_image(path)):
@@ -549,8 +561,7 @@ def _not_listed(
             yield Problem(str(file), "", message, "warning", NOT_LISTED)
     others = [
         file for file in photographs_beside(root, images)
-        if file not in own and _name(_below(file, root)) not in listed
-        and not file.is_relative_to(masks)
+        if not (file in own or file.is_relative_to(masks) or is_meant_beside(_below(file, root)))
     ]  # fmt: skip
     if others:
         message = f"{beside_in_words(others, root)} in no line of {files}"

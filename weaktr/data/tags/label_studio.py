@@ -30,6 +30,9 @@ from weaktr.messages import brief, counted, few
 #: Keys of JSON-MIN and CSV that say nothing of what a photograph shows.
 ABOUT = {"id", "annotation_id", "annotator", "created_at", "updated_at", "lead_time", "agreement"}
 
+#: What a result of JSON-MIN and CSV has, of which at least one is there, where it is in no list.
+ALONE = {"text", "ranker", "x", "points", "vertices", "rle"}
+
 #: The last word of the names of columns whose texts are choices.
 CHOICES = LABELS | {"choice", "choices"}
 
@@ -77,7 +80,7 @@ def read_tasks(path: Path, content: list[Any]) -> Tags:
             done = [one for one in task["annotations"] if not one.get("was_cancelled")]
             results = [result for one in done for result in one["result"]]
             labels = [label for result in results for label in _labels(result.get("value"))]
-            kinds = {_kind(result) for result in results if _is_unread(result.get("value"))}
+            kinds = {_kind(result) for result in _unlabelled(results)}
             image = _image(task["data"])
         except (KeyError, TypeError, AttributeError) as error:
             message = (
@@ -102,6 +105,15 @@ def read_tasks(path: Path, content: list[Any]) -> Tags:
     if not rows and other:
         raise fault(path, "", f"expected choices or labels; {'; '.join(doubts)}")
     return Tags(path, "Label Studio's JSON", rows, doubts=doubts)
+
+
+def _unlabelled(results: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """The results that are not read, but for those, such as shapes, that another result of their
+    id gives labels."""
+    named = {result.get("id") for result in results if any(_labels(result.get("value")))} - {None}
+    for result in results:
+        if _is_unread(result.get("value")) and result.get("id") not in named:
+            yield result
 
 
 def _kind(result: Mapping[str, Any]) -> str:
@@ -170,7 +182,7 @@ def _tags(path: Path, form: str, entries: Sequence[tuple[str, Any]]) -> Tags:
         for _, entry, image in images
         for key, value in entry.items()
         if key not in ABOUT
-        and (_is_unread(value) or (key not in columns and any(_texts(value, image))))
+        and (_is_other(value) or (key not in columns and any(_texts(value, image))))
     }
     if not others:
         return Tags(path, form, rows)
@@ -182,7 +194,7 @@ def _tags(path: Path, form: str, entries: Sequence[tuple[str, Any]]) -> Tags:
         raise fault(path, "", f"expected a column of labels, {told}: rename it")
     known = [
         own for own, (_, entry, _) in zip(rows, images, strict=True)
-        if own.labels or not any(map(_is_unread, entry.values()))
+        if own.labels or not any(map(_is_other, entry.values()))
     ]  # fmt: skip
     other = len(rows) - len(known)
     return Tags(path, form, known, doubts=(told, _left_out(other)) if other else (told,))
@@ -236,6 +248,12 @@ def _is_unread(value: Any) -> bool:
     """Whether a value is a result, or some, of which `_labels` knows none."""
     parts = value if isinstance(value, list) else [value]
     return any(isinstance(part, Mapping) for part in parts) and not any(True for _ in _lists(value))
+
+
+def _is_other(value: Any) -> bool:
+    """Whether a value of JSON-MIN or CSV is unread: results are in lists, but those of
+    `ALONE`. Other objects, such as ``{"camera": "left"}``, came with the photograph."""
+    return _is_unread(value) and (isinstance(value, list) or not ALONE.isdisjoint(value))
 
 
 def _image(entry: Mapping[str, Any]) -> str | None:

@@ -63,6 +63,8 @@ def _text(value: Any) -> str:
 
 
 def _bool(value: Any) -> bool:
+    if value is None:
+        return False
     if not isinstance(value, bool):
         raise TypeError(type(value).__name__)
     return value

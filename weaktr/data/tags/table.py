@@ -70,8 +70,8 @@ def read_table(path: Path, text: str) -> Tags:
     Without a header, the first line has a path and labels. Columns that are not read are told.
 
     Raises:
-        DataError: no such columns, or several of labels; names the header. Or lines have more or
-            fewer cells; names all of them.
+        DataError: no such columns, or several of labels with a cell that is filled; names the
+            header. Or lines have more or fewer cells; names all of them.
     """
     lines = _cells(text)
     if not lines:
@@ -86,11 +86,14 @@ def read_table(path: Path, text: str) -> Tags:
         return _parted_at_commas(Tags(path, form, _labelled(path, lines, 0, 1)))
     labels = next((k for k, cell in enumerate(lower) if cell in LABELS), None)
     if paths is not None and labels is not None:
-        alike = [header[k] for k, cell in enumerate(lower) if _NUMBER.sub("", cell) in LABELS]
-        if len(alike) > 1:
+        alike = [k for k, cell in enumerate(lower) if _NUMBER.sub("", cell) in LABELS]
+        filled = [k for k in alike if any(line[k] for _, line in lines[1:] if k < len(line))]
+        labels = filled[0] if filled else labels
+        if len(filled) > 1:
+            headings = few([header[k] for k in filled])
             raise fault(
                 path, f"{path}:{source}",
-                f"expected one column of labels, got {few(alike)}: put labels that belong together "
+                f"expected one column of labels, got {headings}: put labels that belong together "
                 "into one cell, parted by ; or |, and call columns that have none otherwise",
             )  # fmt: skip
         form = f"a table with the columns {header[paths]!r:.60} and {header[labels]!r:.60}"
@@ -179,7 +182,10 @@ def _whole(path: Path, lines: Sequence[Line], least: int) -> list[Line]:
         if len(line) < least:
             message = f"expected at least {least} columns, got {len(line)}"
         elif any(line[most:]):
-            message = f"expected {most} columns, got {len(line)}; part several labels by ; or |"
+            message = (
+                f"expected {most} columns, got {len(line)}; part several labels by ; or |, or "
+                "give the column a heading"
+            )
         if message:
             faults.append(Problem(str(path), f"{path}:{number}", message, kind="number of columns"))
     if faults:
