@@ -154,7 +154,7 @@ def label(
             checkpoint carries, such as ``"crf=none"``, in a list.
         emit: also "confidence", "cam".
         exif: "apply" turns photographs as viewers do, and their masks with them; "ignore"; None =
-            as the run that trained the model, or the `Model`.
+            as a manifest says, else as the `Model` does or the run that trained the model.
         device: see `load`; that of a `Model` is its own.
 
     Returns:
@@ -218,7 +218,7 @@ def _task(
             raise ValueError("model: expected one that weaktr.load has read, or its file's path")
         source, device = model.file, str(model._device)
         settings = model.settings if settings is None else settings
-        if model.exif == "apply" or Path(photos).suffix != ".json":  # which says it for itself
+        if Path(photos).suffix != ".json":  # which says it for itself
             options["exif"] = options["exif"] or model.exif
     if not isinstance(source, (str, Path)):
         raise ValueError(f"model: expected a checkpoint's path or a Model, got {model!r}")
