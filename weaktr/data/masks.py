@@ -32,7 +32,7 @@ from weaktr.data.io import (
     size_message,
     to_labels,
 )
-from weaktr.data.manifest import is_inside
+from weaktr.data.manifest import Exif, is_inside
 from weaktr.data.parallel import ordered_map
 from weaktr.data.pngs import is_whole_png
 from weaktr.data.problems import DataError, Problem
@@ -122,6 +122,11 @@ class MaskEntry:
     confidence: dict[int, float] | None = None
     agreement: dict[int, float] | None = None
     inputs: tuple[str, ...] | None = None
+
+    @property
+    def read_as(self) -> Exif | None:
+        """`Sample.exif` of the photograph from which it was made; None = either gives the same."""
+        return None if self.exif is None else "apply" if self.exif == "applied" else "ignore"
 
     @property
     def shown(self) -> frozenset[int]:

@@ -273,8 +273,8 @@ class MaskStore:
         digests = self._digests(sample)
         if digests is None:
             return None
-        is_turned = entry.exif is not None and (entry.exif == "applied") != (sample.exif == "apply")
-        return not is_turned and entry.given == sample.labels and entry.inputs == digests
+        is_same_way = entry.read_as in (None, sample.exif)
+        return is_same_way and entry.given == sample.labels and entry.inputs == digests
 
     def _extra(self, kind: str, name: str) -> Path:
         subfolder, suffix = self.extras[kind]
