@@ -306,7 +306,7 @@ class Model:
         settings: how CAMs, labels or predictions are computed unless a call says otherwise; None =
             the defaults of `LabelConfig`, of stage 2 `PredictConfig`. `load` takes those that the
             checkpoint carries.
-        exif: how files are read, see `Sample`.
+        exif: how files are read, see `Sample`; what a manifest says of its own comes first.
         file: from which it was read; None = from none.
 
     Raises:
@@ -470,6 +470,7 @@ class Model:
         with own_switches(self._device):
             source = self._source
             if source is None or source.settings != settings:
+                # not of this call's `refiners`: `cams` has none, and shares the source with `label`
                 features = uses_features(settings, choose_refiners(settings))
                 source = self._source = cams_of(self.module, settings, with_features=features)
             shown, found = tuple(sorted(set(indices))), _name_for(refiners, name)

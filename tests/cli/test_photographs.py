@@ -394,6 +394,10 @@ def test_a_manifest_comes_before_what_a_checkpoint_carries(command, way, models,
         with Image.open(out / "masks/a.png") as mask:
             assert mask.size == size[::-1]
         assert ("exif=apply" in caplog.text) == (size == (60, 40))
+        settings = json.loads((out / "inputs.json").read_text())["settings"]
+        assert settings.get("exif") == (
+            None if asked == "ignore" else "apply"
+        )  # as ever: they stay
 
 
 @pytest.mark.parametrize("command", ["label", pytest.param("predict", marks=pytest.mark.rare)])

@@ -151,7 +151,7 @@ class Task:
 
     @property
     def exif_unless_listed(self) -> Exif:
-        """How photographs are read of which no manifest says it."""
+        """How photographs are read of which no manifest says it; noted with any masks."""
         return self.exif or self.carried_exif
 
     def chosen(
