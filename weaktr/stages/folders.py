@@ -151,7 +151,10 @@ class Task:
 
     @property
     def exif_unless_listed(self) -> Exif:
-        """How photographs are read of which no manifest says it; noted with any masks."""
+        """How photographs are read of which no manifest says it.
+
+        Masks of a manifest note it, too, as they always did, so that their folders stay valid.
+        """
         return self.exif or self.carried_exif
 
     def chosen(
