@@ -154,7 +154,7 @@ def label(
             checkpoint carries, such as ``"crf=none"``, in a list.
         emit: also "confidence", "cam".
         exif: "apply" turns photographs as viewers do, and their masks with them; "ignore"; None =
-            as the run that trained the model, or the `Model`.
+            as a manifest says, else as the `Model` does or the run that trained the model.
         device: see `load`; that of a `Model` is its own.
 
     Returns:
@@ -218,7 +218,7 @@ def _task(
             raise ValueError("model: expected one that weaktr.load has read, or its file's path")
         source, device = model.file, str(model._device)
         settings = model.settings if settings is None else settings
-        if model.exif == "apply" or Path(photos).suffix != ".json":  # which says it for itself
+        if Path(photos).suffix != ".json":  # which says it for itself
             options["exif"] = options["exif"] or model.exif
     if not isinstance(source, (str, Path)):
         raise ValueError(f"model: expected a checkpoint's path or a Model, got {model!r}")
@@ -306,7 +306,7 @@ class Model:
         settings: how CAMs, labels or predictions are computed unless a call says otherwise; None =
             the defaults of `LabelConfig`, of stage 2 `PredictConfig`. `load` takes those that the
             checkpoint carries.
-        exif: how files are read, see `Sample`.
+        exif: how files are read, see `Sample`; what a manifest says of its own comes first.
         file: from which it was read; None = from none.
 
     Raises:
@@ -470,6 +470,7 @@ class Model:
         with own_switches(self._device):
             source = self._source
             if source is None or source.settings != settings:
+                # not of this call's `refiners`: `cams` has none, and shares the source with `label`
                 features = uses_features(settings, choose_refiners(settings))
                 source = self._source = cams_of(self.module, settings, with_features=features)
             shown, found = tuple(sorted(set(indices))), _name_for(refiners, name)

@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
+import weaktr
 from tests.cli.test_train import said
 from tests.models import small
 from weaktr import cli
@@ -29,6 +30,7 @@ from weaktr.files import whole_file
 from weaktr.inference.cams import CamsOfModel
 from weaktr.inference.predictions import Predictor
 from weaktr.models import checkpoints
+from weaktr.recipes import with_settings
 from weaktr.refine.proposals import ProposalsRefiner
 from weaktr.stages.masked import masked_in
 
@@ -354,6 +356,48 @@ def test_photographs_of_a_manifest_are_turned_too(command, shards, models, tmp_p
             ]
         with Image.open(out / "masks/a.png") as mask:
             assert mask.size == size[::-1]
+
+
+@pytest.mark.parametrize("way", ["plain", "shards", "python", "Model"])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_manifest_comes_before_what_a_checkpoint_carries(command, way, models, tmp_path, caplog):
+    """Only who asks for it has its photographs turned; those of a folder are as the run did."""
+    caplog.set_level("INFO", "weaktr")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    with Image.open(photo(tmp_path / "photos/a.jpg", 60, 40)) as image:
+        image.save(tmp_path / "photos/a.jpg", exif=turned)
+    unlabelled(tmp_path / "photos").save(tmp_path / "photos.json")
+    model, _ = checkpoints.load(models[command])
+    known = {"classes": {"names": NAMES}, "masks": {command: {}, "exif": "apply"}}
+    own = {command: checkpoints.save(model, tmp_path / "carries", **known)}
+    for images, asked, size in (
+        ("photos.json", None, (40, 60)),
+        ("photos.json", "apply", (60, 40)),
+        ("photos", None, (60, 40)),
+        ("photos", "ignore", (40, 60)),
+    ):
+        out = tmp_path / f"{images}-{asked}"
+        caplog.clear()
+        if way in ("plain", "shards"):
+            more = (*CAT_ALONE[command], *(("--exif", asked) if asked else ()))
+            more += ("--shard-size", "9") if way == "shards" else ()
+            code, text = said(cli.main, *arguments(command, own, tmp_path / images, out, *more))
+            assert code == 0, text
+        else:
+            given = own[command] if way == "python" else weaktr.load(own[command])
+            settings = (*SETTINGS[command], *CAT_ALONE[command][1:])
+            if way == "Model":
+                settings = with_settings(given.settings, settings)
+            options = {"settings": settings, "exif": asked, "device": "cpu"}
+            getattr(weaktr, command)(given, tmp_path / images, out, **options)
+        with Image.open(out / "masks/a.png") as mask:
+            assert mask.size == size[::-1]
+        assert ("exif=apply" in caplog.text) == (size == (60, 40))
+        settings = json.loads((out / "inputs.json").read_text())["settings"]
+        assert settings.get("exif") == (
+            None if asked == "ignore" else "apply"
+        )  # as ever: they stay
 
 
 @pytest.mark.parametrize("command", ["label", pytest.param("predict", marks=pytest.mark.rare)])

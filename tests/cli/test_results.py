@@ -481,7 +481,7 @@ def test_a_mask_saved_while_masks_are_made_stays(command, run, tmp_path, monkeyp
 
     monkeypatch.setattr(store, "read_with_inputs", reading)
     assert run(command)[0] == cli.FAILED
-    assert f"weaktr did not write {theirs}: move it away" in caplog.text
+    assert f"{theirs}: no command of weaktr's wrote it: move it away" in caplog.text
     assert is_saved(theirs)
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import struct
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -43,6 +45,26 @@ def test_a_checkpoint_rebuilds_its_model(tmp_path, stage):
     with torch.no_grad():
         for ours, theirs in zip(model(images), again(images), strict=True):
             assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        small.tiny_cam_model,
+        small.patch_model,
+        lambda count: small.segmenter(
+            "vit_tiny_patch16_224", count, decoder="linear", image_size=32, backbone_args=TINY
+        ),
+    ],
+)
+def test_classes_may_be_counted_by_numpy(tmp_path, build):
+    path = checkpoints.save(build(np.int64(3)), tmp_path / "model")
+    again, _ = checkpoints.load(path)
+    counts = [getattr(again, name, None) for name in ("num_classes", "num_labels")]
+    assert 3 in counts
+    for wrong in (3.0, "3", True, np.int64(256)):
+        with pytest.raises(ValueError, match=f"expected . to 25.*, got {re.escape(repr(wrong))}"):
+            build(wrong)
 
 
 def test_missing_and_misshapen_tensors_are_named(tmp_path):

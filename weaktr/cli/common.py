@@ -48,7 +48,8 @@ def add_exif(parser: argparse.ArgumentParser) -> None:
         "--exif",
         choices=("ignore", "apply"),
         help="apply: turn photographs as viewers do, and their masks with them; ignore: the pixels "
-        "as stored (default: as a manifest or the run that trained the model says, else ignore)",
+        "as stored (default: as a manifest says; of other photographs, as the run that trained the "
+        "model did)",
     )
 
 

@@ -32,7 +32,7 @@ from weaktr.data.io import (
     size_message,
     to_labels,
 )
-from weaktr.data.manifest import is_inside
+from weaktr.data.manifest import Exif, is_inside
 from weaktr.data.parallel import ordered_map
 from weaktr.data.pngs import is_whole_png
 from weaktr.data.problems import DataError, Problem
@@ -42,6 +42,8 @@ from weaktr.messages import brief
 from weaktr.seals import BLANK, is_sealed, sealed_png, was_sealed
 
 INDEX, JOURNAL = "index.jsonl", re.compile(r"index\.[0-9]{1,9}\.jsonl")
+#: Of a file at the place of a mask that a person has put there, by `Mask.save` or otherwise.
+NOT_OURS = "no command of weaktr's wrote it: move it away"
 #: A label with a smaller share of a mask's pixels counts as not shown by it.
 LEAST_SHARE = 0.001
 #: Pixels that are counted together.
@@ -122,6 +124,11 @@ class MaskEntry:
     confidence: dict[int, float] | None = None
     agreement: dict[int, float] | None = None
     inputs: tuple[str, ...] | None = None
+
+    @property
+    def read_as(self) -> Exif | None:
+        """`Sample.exif` of the photograph from which it was made; None = either gives the same."""
+        return None if self.exif is None else "apply" if self.exif == "applied" else "ignore"
 
     @property
     def shown(self) -> frozenset[int]:
@@ -282,11 +289,11 @@ class MaskFolder:
         return digest_of(sorted((entry.name, entry.sha256 or "") for entry in entries))
 
     def others(self) -> Iterator[Path]:
-        """Files and links in ``masks/`` that the index does not list and weaktr did not write."""
+        """Files and links in ``masks/`` that no index lists and no command of weaktr's wrote."""
         yield from files_of_others(self.folder / "masks", self._listed)
 
     def is_of_others(self, name: str) -> bool:
-        """Whether there is something at a mask's place that weaktr did not write there."""
+        """Whether there is something at a mask's place that no command of weaktr's wrote."""
         path = self.path(name)
         return os.path.lexists(path) and not (self._is_ours(name) or _is_damaged(path))
 
@@ -397,8 +404,7 @@ class RefinedMasks:
         for masks in self._folders():
             for path in masks.others():
                 raise ValueError(
-                    f"{path}: is not in {masks.index}, and no command of weaktr's wrote it: "
-                    "move it away, or choose another --out"
+                    f"{path}: is not in {masks.index}, and {NOT_OURS}, or choose another --out"
                 )
 
     def done(self, name: str) -> MaskEntry | None:

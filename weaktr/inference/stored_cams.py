@@ -107,9 +107,8 @@ class StoredCams:
         """
         entry = self._entries.get(sample.name)
         if origin == UNKNOWN and entry is not None:
-            exif: Exif = "apply" if entry.exif == "applied" else "ignore"
             photographs = entry.inputs or (None,)
-            origin = CamOrigin(photographs[0], None if entry.exif is None else exif)
+            origin = CamOrigin(photographs[0], entry.read_as)
         message = ""
         if photograph.exif is not None and origin.exif not in (None, sample.exif):
             how = "turned as EXIF says" if origin.exif == "apply" else "as it is stored"

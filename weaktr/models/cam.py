@@ -90,7 +90,7 @@ class CamModel(BackboneModel):
     config: CamModelConfig
 
     def __init__(self, config: CamModelConfig, num_classes: int) -> None:
-        require_count("num_classes", num_classes, 1, MAX_CLASSES)
+        num_classes = require_count("num_classes", num_classes, 1, MAX_CLASSES)
         if config.pool not in POOLS:
             raise ValueError(f"pool: expected one of {POOLS}, got {config.pool!r}")
         super().__init__(config, ViT(config, class_tokens=num_classes))

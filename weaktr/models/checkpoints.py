@@ -179,8 +179,8 @@ def _model_of(
     if not isinstance(config, dict) or not isinstance(norm, dict):
         raise ValueError("the description lacks config or normalization")
     config = {key: value for key, value in config.items() if key not in OF_THE_RUN}
-    count: Any = config.pop(count_name, None)
-    require_count(count_name, count, 1, MAX_CLASSES + (count_name == "num_labels"))
+    most = MAX_CLASSES + (count_name == "num_labels")
+    count = require_count(count_name, config.pop(count_name, None), 1, most)
     configuration = make(settings, config | {"weights": None})
     return lambda: kind(configuration, count), (_channels(norm, "mean"), _channels(norm, "std"))
 

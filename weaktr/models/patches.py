@@ -50,7 +50,7 @@ class PatchModel(BackboneModel):
     saliency_range: Tensor  #: low and high, [2]
 
     def __init__(self, config: CamModelConfig, num_classes: int) -> None:
-        require_count("num_classes", num_classes, 1, MAX_CLASSES)
+        num_classes = require_count("num_classes", num_classes, 1, MAX_CLASSES)
         super().__init__(config, ViT(config))
         layers = blocks_of(config.patches.layers, len(self.vit.blocks), "patches.layers")
         self.num_classes = num_classes

@@ -184,7 +184,7 @@ class Segmenter(BackboneModel):
     def __init__(self, config: SegModelConfig, num_labels: int) -> None:
         if config.decoder not in DECODERS:
             raise ValueError(f"decoder: expected one of {DECODERS}, got {config.decoder!r}")
-        require_count("num_labels", num_labels, 2, MAX_CLASSES + 1)
+        num_labels = require_count("num_labels", num_labels, 2, MAX_CLASSES + 1)
         super().__init__(config, ViT(config, class_tokens=config.class_tokens))
         self.num_labels = num_labels
         #: blocks of the encoder whose patches the decoder gets, from 0

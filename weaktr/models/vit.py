@@ -8,10 +8,12 @@ keys and the attention branch's output.
 from __future__ import annotations
 
 import logging
+import operator
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
-from typing import Any, get_args
+from typing import Any, SupportsIndex, get_args
 
 import timm
 import torch
@@ -266,10 +268,17 @@ def projected_by_product(projection: nn.Conv2d, images: Tensor) -> tuple[Tensor,
     return F.linear(patches, projection.weight.flatten(1), projection.bias), grid
 
 
-def require_count(name: str, count: int, least: int, most: int) -> None:
-    """Raise `ValueError` unless a model may have so many classes or labels, as masks can hold."""
-    if not isinstance(count, int) or isinstance(count, bool) or not least <= count <= most:
-        raise ValueError(f"{name}: expected {least} to {most}, got {count!r:.40}")
+def require_count(name: str, count: SupportsIndex, least: int, most: int) -> int:
+    """How many classes or labels a model is to have, such as masks can hold.
+
+    Raises:
+        ValueError: more, or fewer, or not a whole number.
+    """
+    with suppress(TypeError):  # not a whole number
+        whole = operator.index(count)
+        if not isinstance(count, bool) and least <= whole <= most:
+            return whole
+    raise ValueError(f"{name}: expected {least} to {most}, got {count!r:.40}")
 
 
 class BackboneModel(nn.Module):

@@ -200,7 +200,7 @@ class TarShards:
     def data_of(self, name: str) -> dict[str, Any]:
         """See `Shards`: of the status of the tar, and of a file of labels."""
         archive = self._archives[name]
-        marks = marks_of(archive) if is_address(archive) else status_of(Path(archive))
+        marks = marks_of(archive) if is_address(archive) else status_or_empty(Path(archive))
         return {"archive": marks, **self._labels_data(archive)}
 
     def rows_without_photograph(self, photographs: Iterable[tuple[str, str]]) -> list[str]:
@@ -262,7 +262,7 @@ class TarShards:
             return {}
         files = [f"{archive.removesuffix(SUFFIX)}{suffix}" for suffix in (".csv", ".json")]
         if not is_address(archive):
-            return {"labels": [status_of(Path(file)) for file in files]}
+            return {"labels": [status_or_empty(Path(file)) for file in files]}
         marks = []
         for file in files:
             with suppress(FileNotFoundError):
@@ -270,7 +270,7 @@ class TarShards:
         return {"labels": marks}
 
 
-def status_of(path: Path) -> list[int]:
+def status_or_empty(path: Path) -> list[int]:
     """What tells that a file is the same still; empty = it cannot be looked at."""
     try:
         return [*status(path)]

@@ -521,7 +521,7 @@ def remove_unfinished(layout: Layout, shard: str) -> None:
 
 
 def is_of_others(path: Path) -> bool:
-    """Whether there is something at a place that weaktr did not write, or somebody has changed."""
+    """Whether there is something at a place that no command of weaktr's wrote as it is."""
     return os.path.lexists(path) and not is_sealed(path)
 
 

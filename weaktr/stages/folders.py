@@ -120,14 +120,15 @@ class Task:
         settings: of labelling or prediction; or changes of those that the checkpoint carries, such
             as ``"crf=none"``.
         emit: what to write beside the masks, see `label` and `predict`.
-        exif: see `Sample`; None = as the checkpoint carries it. "apply" turns the photographs of a
-            manifest, too; else they are read as it says, which "ignore" must not contradict.
+        exif: see `Sample`; it comes before what a manifest says of its photographs, which "ignore"
+            must not contradict. None = as a manifest says, else as `carried_exif` does.
         device: a name for `choose_device`.
         profile: see `weaktr.stages.masks.make_masks`.
         teacher: a folder of masks for the refiner "teacher", which then comes last.
         dataset: what `images` is the root of, one of `DATASETS`; None = a folder of photographs,
             or a manifest (.json).
         split: of the data set.
+        carried_exif: as the checkpoint, or the folder of CAMs, carries it; see `chosen`.
     """
 
     source: Path
@@ -141,11 +142,25 @@ class Task:
     teacher: Path | None = None
     dataset: str | None = None
     split: str = "train"
+    carried_exif: Exif = "ignore"
+
+    @property
+    def is_listed(self) -> bool:
+        """Whether a manifest or a data set says which photographs there are, and their `exif`."""
+        return self.dataset is not None or self.images.suffix == ".json"
+
+    @property
+    def exif_unless_listed(self) -> Exif:
+        """How photographs are read of which no manifest says it.
+
+        Masks of a manifest note it, too, as they always did, so that their folders stay valid.
+        """
+        return self.exif or self.carried_exif
 
     def chosen(
         self, kind: type[S], carried_with: Callable[[Sequence[str]], Carried[S]]
     ) -> tuple[S, Task]:
-        """The settings of the task, which the log tells, and the task with its `exif`.
+        """The settings of the task, which the log tells, and the task with what is carried.
 
         Args:
             kind: of the settings.
@@ -170,9 +185,10 @@ class Task:
             teacher: dict[str, Any] = {"teacher": {"folder": str(self.teacher)}}
             refiners: dict[str, Any] = {"refiners": (*own.settings.refiners, teacher)}
             own = replace(own, settings=replace(own.settings, **refiners))
-        exif: Exif | None = self.exif or (None if own.exif == "ignore" else own.exif)
-        log.info("%s", replace(own, exif=exif or "ignore").in_words())
-        return own.settings, replace(self, exif=exif)
+        task = replace(self, carried_exif=own.exif)
+        exif = (self.exif or "ignore") if self.is_listed else task.exif_unless_listed
+        log.info("%s", replace(own, exif=exif).in_words())
+        return own.settings, task
 
     @contextmanager
     def claimed(
@@ -201,10 +217,11 @@ class Task:
             "command": command,
             "photographs": str(self.images.resolve()),
             "classes": None if classes is None else list(classes),
-            "exif": self.exif or "ignore",
+            "exif": self.exif_unless_listed,
         }
         require_same_work(self.out, about)
-        settings = {**inputs, "exif": "apply"} if self.exif == "apply" else {**inputs}
+        turned = {"exif": "apply"} if self.exif_unless_listed == "apply" else {}
+        settings = {**inputs, **turned}
         given = [file for file in files if file is not None]
         folders = [photographs_of(self.images), self.images / "masks"]
         images = [*(folders if self.images.is_dir() else []), *read]
@@ -278,7 +295,7 @@ def predicted(task: Task, names: Path | None = None) -> Iterator[Masks]:
     settings, task = loaded.settings_of(task, PredictConfig)
     refiners = require_settings(loaded.model, settings)
     listed_in = manifest_of(task)
-    samples = (listed_in or data.unlabelled(task.images, exif=task.exif or "ignore")).samples
+    samples = (listed_in or data.unlabelled(task.images, exif=task.exif_unless_listed)).samples
     if names is not None:
         samples = data.only(samples, data.read_names(names))
     classes, files = loaded.classes, [names]
@@ -362,11 +379,11 @@ def photographs(
             "%s: no labels.csv or train.csv and no --labels, so the model predicts what each image "
             "shows", images,
         )  # fmt: skip
-        return data.unlabelled(images, exif=task.exif or "ignore").samples
+        return data.unlabelled(images, exif=task.exif_unless_listed).samples
     if classes is None:
         raise ValueError(f"{task.source}: this checkpoint does not name its classes")
     found = {split: Findings() for split in files}
-    options: dict[str, Any] = {"classes": classes, "exif": task.exif or "ignore"}
+    options: dict[str, Any] = {"classes": classes, "exif": task.exif_unless_listed}
     manifests = []
     for split in files:
         own = data.folder(images, labels, split=split, problems=found[split], **options)
@@ -395,12 +412,11 @@ def manifest_of(
         ValueError: other classes, a file of labels, or an `exif` that contradicts it; or what the
             data set's reader raises.
     """
-    is_manifest = task.dataset is None and task.images.suffix == ".json"
-    if task.dataset is None and not is_manifest:
+    if not task.is_listed:
         return None
     if labels is not None:
         raise ValueError(f"--labels: {task.images} has image-level labels already")
-    if is_manifest:
+    if task.dataset is None:
         manifest = _as_asked(Manifest.load(task.images), task)
     else:
         options: dict[str, Any] = {}
@@ -411,9 +427,8 @@ def manifest_of(
             )
         if task.dataset == "coco14" and classes is not None and len(classes) in (80, 90):
             options = {"ids": len(classes)}
-        assert task.dataset is not None
         manifest = data.load_manifest(task.dataset, task.images, task.split, **options)
-    where = "" if is_manifest else f", {task.dataset} {task.split}"
+    where = "" if task.dataset is None else f", {task.dataset} {task.split}"
     log.info("photographs: %s of %s%s", f"{len(manifest):,}", task.images, where)
     return manifest if classes is None else _renumbered(manifest, classes, task)
 
@@ -544,7 +559,7 @@ def _labelled_stored_cams(task: Task, labels: Path | None) -> Iterator[Masks]:
         )
     inputs = {key: value for key, value in identity(settings).items() if key in AFTER_CAMS}
     listed_in = manifest_of(task)
-    samples = (listed_in or data.unlabelled(task.images, exif=task.exif or "ignore")).samples
+    samples = (listed_in or data.unlabelled(task.images, exif=task.exif_unless_listed)).samples
     cams = StoredCams(task.source, samples, choose_device(task.device))
     require_features(refiners, cams)
     require_way(settings, cams)

@@ -17,7 +17,7 @@ from weaktr.contents import CONTENTS, Contents
 from weaktr.data import Classes, Manifest, Sample
 from weaktr.data.layout import IMAGE_SUFFIXES, require_folder
 from weaktr.data.manifest import Exif, require_exif
-from weaktr.data.masks import MaskEntry, MaskFolder
+from weaktr.data.masks import MaskFolder
 from weaktr.data.parallel import ordered_map
 from weaktr.data.sources.folder import paths_but_results
 from weaktr.outputs import INPUTS, RECIPE, read_inputs
@@ -178,7 +178,7 @@ def _of_command(folder: Path, about: Mapping[str, Any]) -> Masked:
     samples = []
     for name, entry in entries.items():
         found = [
-            Sample(name, image, entry.given, None, str(folder), exif=_exif_of(entry) or exif)
+            Sample(name, image, entry.given, None, str(folder), exif=entry.read_as or exif)
             for image in _images_of(name, files, entries)
         ]
         if len(found) > 1:
@@ -191,11 +191,6 @@ def _of_command(folder: Path, about: Mapping[str, Any]) -> Masked:
         contents.save()
     manifest = Manifest("images", "all", Classes(tuple(names)), tuple(samples))
     return Masked(str(about["command"]), manifest, masks, None)
-
-
-def _exif_of(entry: MaskEntry) -> Exif | None:
-    """How the photograph of a mask was read; None = there was nothing to turn."""
-    return None if entry.exif is None else "apply" if entry.exif == "applied" else "ignore"
 
 
 def _images_of(name: str, files: Mapping[str, list[Path]], names: Collection[str]) -> list[Path]:

@@ -21,7 +21,7 @@ from weaktr import tars
 from weaktr.contents import Contents, digest_of
 from weaktr.data import Problem, Sample
 from weaktr.data.manifest import name_fault
-from weaktr.data.masks import areas_of, png_of, read_changed_mask
+from weaktr.data.masks import NOT_OURS, areas_of, png_of, read_changed_mask
 from weaktr.data.parallel import ordered_map
 from weaktr.data.shard_tables import named_text
 from weaktr.files import write_bytes
@@ -29,7 +29,7 @@ from weaktr.inference.pipeline import Parts, PipelineError, Read, limits_for, ru
 from weaktr.inference.results import LabelMaps
 from weaktr.inference.timeline import Timeline
 from weaktr.refine import Refiner, files_of, paths_of
-from weaktr.shards.inputs import ShardInput, Shards, status_of
+from weaktr.shards.inputs import ShardInput, Shards, status_or_empty
 from weaktr.shards.output import (
     MASKS,
     Earlier,
@@ -129,7 +129,7 @@ class ShardMaker(Generic[Read]):
         refiners = self.maker.refiners
         if not paths_of(refiners):
             return None
-        return digest_of(tuple(status_of(path)) for path in _files_beside(refiners, names))
+        return digest_of(tuple(status_or_empty(path)) for path in _files_beside(refiners, names))
 
     def _is_of_now(self, name: str, record: Mapping[str, Any]) -> bool:
         """Whether a whole shard is of the threshold and the refiners' files that there are now.
@@ -377,7 +377,7 @@ class _Shard(Generic[Read]):
         facts |= {"confidence": result.confidence(), "agreement": result.agreement()}
         places = {kind: self._loose(kind, name) for kind in files if self.layout.form == "png"}
         for place in filter(is_of_others, places.values()):
-            message = f"weaktr did not write {place}, or it was changed: move it away"
+            message = f"{place}: {NOT_OURS} to have the mask made"
             return Problem(str(result.sample.image), result.sample.source, message)
         if places:
             writer.begin(name, files[MASKS])
@@ -402,7 +402,7 @@ class _Shard(Generic[Read]):
     def _edited(self, sample: Sample, before: Row | None, place: Path) -> Row:
         """The row of a photograph at whose mask's place there is something of the user's."""
         if before is None or (before.mask_digest is None and before.status != "failed"):
-            message = f"weaktr did not write {place}: move it away to have the mask made"
+            message = f"{place}: {NOT_OURS} to have the mask made"
             return self.failed(sample.name, Problem(str(place), "", message))
         own: dict[str, Any] = {"confidence": None, "agreement": None}
         digests, fault = self._digests(sample), ""

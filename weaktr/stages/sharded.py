@@ -206,8 +206,8 @@ def _begin(
         given += [shards.folder] if shards.folder is not None else []
     require_apart(own.out, [loaded.file, *given], [*images, *paths_of(refiners)])
     depends_on: dict[str, Any] = identity(settings)
-    if own.exif == "apply":
-        depends_on["exif"] = own.exif
+    if own.exif_unless_listed == "apply":
+        depends_on["exif"] = "apply"
     weights = Contents().digest(loaded.file)
     facts: dict[str, Any] = {
         "weights": weights,
@@ -218,7 +218,7 @@ def _begin(
         "command": task.command,
         "photographs": resolved(task.photographs),
         "classes": None if classes is None else list(classes),
-        "exif": own.exif or "ignore",
+        "exif": own.exif_unless_listed,
     }
     require_same_work(own.out, about)
     made_from = fingerprint("shards", facts)
@@ -285,7 +285,7 @@ def _shards_of(task: ShardTask, loaded: Loaded) -> Shards:
         if os.path.isdir(task.photographs):
             require_tars_alone(Path(task.photographs))
         labels = "none" if task.command == "predict" else task.labels
-        return TarShards(task.photographs, labels, loaded.classes, own.exif or "ignore")
+        return TarShards(task.photographs, labels, loaded.classes, own.exif_unless_listed)
     samples = _samples(task, loaded)
     stored = read_inputs(own.out) if own.out.is_dir() else None
     before = (stored or {}).get("layout")
@@ -302,7 +302,7 @@ def _samples(task: ShardTask, loaded: Loaded) -> tuple[Sample, ...]:
     own = task.task
     if task.command == "predict":
         listed_in = manifest_of(own)
-        samples = (listed_in or data.unlabelled(own.images, exif=own.exif or "ignore")).samples
+        samples = (listed_in or data.unlabelled(own.images, exif=own.exif_unless_listed)).samples
         return data.only(samples, data.read_names(task.names)) if task.names else samples
     labels = Path(task.labels) if _is_file(task.labels) else None
     if labels is None and task.labels != "auto":

@@ -18,6 +18,7 @@ from weaktr import processes
 from weaktr.contents import CONTENTS, Contents
 from weaktr.data import DataError, Problem, Sample
 from weaktr.data.masks import (
+    NOT_OURS,
     MaskEntry,
     RefinedMasks,
     before_refinement,
@@ -107,9 +108,7 @@ class MaskStore:
         self.extras = {name: EXTRAS[name] for name in emit if name in EXTRAS}
         for subfolder, _ in self.extras.values():
             for path in files_of_others(folder / subfolder, self.masks.names):
-                raise ValueError(
-                    f"{path}: weaktr did not write it: move it away, or choose another --out"
-                )
+                raise ValueError(f"{path}: {NOT_OURS}, or choose another --out")
         self._read: dict[str, dict[str, Any]] = {}
 
     def todo(self, samples: Sequence[Sample]) -> Iterator[Sample | Problem]:
@@ -205,7 +204,7 @@ class MaskStore:
         if result.classes == () and not self.keep_unlabelled:
             return [MaskEntry(name, None, None, result.photograph.size, (), **facts)]
         if (mask := self.masks.in_the_way(name)) is not None:
-            message = f"weaktr did not write {mask}: move it away to have the mask made"
+            message = f"{mask}: {NOT_OURS} to have the mask made"
             return Problem(str(result.sample.image), result.sample.source, message)
         for kind in self.extras:
             path = self._extra(kind, name)
@@ -273,8 +272,8 @@ class MaskStore:
         digests = self._digests(sample)
         if digests is None:
             return None
-        is_turned = entry.exif is not None and (entry.exif == "applied") != (sample.exif == "apply")
-        return not is_turned and entry.given == sample.labels and entry.inputs == digests
+        is_same_way = entry.read_as in (None, sample.exif)
+        return is_same_way and entry.given == sample.labels and entry.inputs == digests
 
     def _extra(self, kind: str, name: str) -> Path:
         subfolder, suffix = self.extras[kind]
