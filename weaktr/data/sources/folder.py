@@ -326,13 +326,20 @@ def photographs_beside(root: Path, images: Path) -> list[Path]:
     """
     if images != root / "images" or not images.is_dir():
         return []
-    others = map(Path, paths_but_results(root, without=(images, root / "masks")))
-    files = in_order(file for file in others if file.suffix.lower() in IMAGE_SUFFIXES)
-    if not any(file.suffix.lower() == ".png" for file in files):
-        return files
-    inside = map(Path, paths_but_results(images))
-    stems = {file.stem for file in inside if file.suffix.lower() in IMAGE_SUFFIXES}
-    return [file for file in files if file.suffix.lower() != ".png" or file.stem not in stems]
+    others = paths_but_results(root, without=(images, root / "masks"))
+    paths = [path for path in others if path.lower().endswith(IMAGE_SUFFIXES)]
+    if any(path.lower().endswith(".png") for path in paths):
+        inside = paths_but_results(images)
+        stems = {_stem(path) for path in inside if path.lower().endswith(IMAGE_SUFFIXES)}
+        paths = [
+            path for path in paths if not path.lower().endswith(".png") or _stem(path) not in stems
+        ]
+    return in_order(map(Path, paths))
+
+
+def _stem(path: str) -> str:
+    """`Path.stem`, many times faster."""
+    return os.path.splitext(os.path.basename(path))[0]
 
 
 def beside_in_words(files: Sequence[Path], root: Path) -> str:
