@@ -309,10 +309,33 @@ def test_options_that_are_left_out_are_those_of_the_last_time(root, tmp_path, ca
     initialised(root)
     recipe = load_recipe(root / "recipe.yaml")
     assert recipe.cam_model.weights == "timm" and recipe.data.options["exif"] == "apply"
-    initialised(root, "--weights", weights)
-    weights.unlink()
-    initialised(root)
-    assert load_recipe(root / "recipe.yaml").seg_model.weights == "timm"
+
+
+@pytest.mark.parametrize("gone", ["labels", "classes", "weights"])
+def test_a_file_of_the_last_time_that_is_gone_is_not_passed_over(root, tmp_path, gone):
+    files = {name: tmp_path / name for name in ("labels.csv", "classes.txt", "w.pth")}
+    (root / "labels.csv").rename(files["labels.csv"])
+    files["classes.txt"].write_text("dog\ncat\nbird\n")
+    files["w.pth"].touch()
+    options = dict(zip(("labels", "classes", "weights"), files.values(), strict=True))
+    initialised(root, *(part for name in options for part in (f"--{name}", options[name])))
+    if gone == "labels":  # those of the splits that somebody corrected do not take their place
+        with open(root / "train.csv", "a", encoding="utf-8") as file:
+            file.write("\n")
+    moved = options[gone].rename(tmp_path / f"moved{options[gone].suffix}")
+    before = contents(root)
+    code, text = said(cli.main, "init", root)
+    told = f"--{gone}: '{options[gone]}', given the last time, is not there any more; put it back"
+    assert code == cli.WRONG_INPUT and told in " ".join(text.split())
+    assert contents(root) == before
+    initialised(root, f"--{gone}", moved)
+    recipe = load_recipe(root / "recipe.yaml")
+    assert manifests(root)[0].classes.names == ("dog", "cat", "bird")
+    assert recipe.cam_model.weights == str(moved if gone == "weights" else options["weights"])
+    if gone == "weights":
+        moved.unlink()
+        initialised(root, "--weights", "timm")
+        assert load_recipe(root / "recipe.yaml").seg_model.weights == "timm"
 
 
 @pytest.fixture

@@ -56,6 +56,12 @@ EXPECT = (
 )
 #: ``--weights`` of timm's hub, where a file was given the last time.
 FETCHED = Path("timm")
+#: Options that are files -> what to give where the one of the last time is gone.
+OTHERS = {
+    "labels": "--labels FILE",
+    "classes": "--classes FILE",
+    "weights": "--weights FILE, or --weights timm",
+}
 #: Problems of a kind that are printed.
 OF_A_KIND = 5
 
@@ -108,7 +114,6 @@ def run(arguments: argparse.Namespace) -> int:
     from weaktr.stages.start import (
         own_files,
         recipe_text,
-        require_source,
         splits_of,
         write_start,
     )
@@ -125,8 +130,6 @@ def run(arguments: argparse.Namespace) -> int:
     _take_former(arguments)
     if arguments.weights == FETCHED:
         arguments.weights = None
-    if arguments.labels is None:
-        require_source(root)
     own = look_at(root, arguments.labels, arguments.classes, own_files(root))
     headers = own.headers()
     choices = _choices(arguments, own, headers)
@@ -178,15 +181,25 @@ def _in_words(options: Mapping[str, str | float]) -> str:
 
 
 def _take_former(arguments: argparse.Namespace) -> None:
-    """Let options that are not given be those of the last time; files only while they are there."""
-    from weaktr.stages.start import options_of
+    """Let options that are not given be those of the last time.
 
+    Raises:
+        ValueError: a file of these is gone, so that other classes or weights would count.
+    """
+    from weaktr.stages.start import options_of, require_source
+
+    if arguments.labels is None:
+        require_source(arguments.photographs)
     taken = {}
     for name, value in options_of(arguments.photographs).items():
-        is_path = name in ("labels", "classes", "weights")
-        if getattr(arguments, name) is not None or (is_path and not Path(str(value)).exists()):
+        if getattr(arguments, name) is not None:
             continue
-        setattr(arguments, name, Path(str(value)) if is_path else value)
+        if name in OTHERS and not Path(str(value)).exists():
+            raise ValueError(
+                f"--{name}: {str(value)!r}, given the last time, is not there any more; put it "
+                f"back, or say what counts: {OTHERS[name]}"
+            )
+        setattr(arguments, name, Path(str(value)) if name in OTHERS else value)
         taken[name] = value
     if taken:
         log.info("as the last time: %s", _in_words(taken))
