@@ -368,6 +368,50 @@ def test_class_tokens_with_positions_are_averaged_too(tmp_path):
     torch.testing.assert_close(target.vit.pos_embed[:, 1:], position[:, 5:])
 
 
+@pytest.mark.parametrize("backbone", ["deit_small_patch16_224", "vit_small_patch14_reg4_dinov2"])
+@pytest.mark.parametrize("prefix", [0, 1])
+@pytest.mark.parametrize(
+    ("stage", "more"), [(small.cam_model, {"reduction": 2.0}), (small.segmenter, {})]
+)
+def test_weights_that_lost_their_class_token_are_refused(tmp_path, backbone, prefix, stage, more):
+    sizes = {"image_size": 64, "backbone_args": TINY}
+    state = dict(small.segmenter(backbone, 4, **sizes).vit.state_dict())
+    del state["cls_token"]
+    patches = state["pos_embed"][:, -((64 // (16 if "16" in backbone else 14)) ** 2) :]
+    state["pos_embed"] = torch.cat([torch.zeros(1, prefix, 48), patches], 1)
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match=r"does not fit the model; 1 missing: cls_token$"):
+        stage(backbone, 4, weights=tmp_path / "w.safetensors", **sizes, **more)
+
+
+def test_class_tokens_of_a_backbone_that_has_none_start_at_random(tmp_path, caplog):
+    sizes = {"image_size": 64, "backbone_args": TINY}
+    state = small.segmenter("vit_base_patch16_siglip_224", 4, **sizes).vit.state_dict()
+    save_file(state, tmp_path / "w.safetensors")
+    with caplog.at_level("WARNING", "weaktr"):
+        weights = tmp_path / "w.safetensors"
+        small.cam_model("vit_base_patch16_siglip_224", 4, weights=weights, reduction=2.0, **sizes)
+    assert "class tokens start at random" in caplog.text
+
+
+def test_a_class_token_without_a_position_keeps_its_value(tmp_path):
+    """As in timm with `no_embed_class`: nothing is added to it, so its position is zero."""
+    source = small.segmenter(
+        "deit_small_patch16_224", 4, image_size=64, backbone_args=TINY | {"no_embed_class": True}
+    )
+    save_file(source.vit.state_dict(), tmp_path / "w.safetensors")
+    target = small.segmenter(
+        "deit_small_patch16_224",
+        4,
+        image_size=64,
+        backbone_args=TINY,
+        weights=tmp_path / "w.safetensors",
+    )
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(target.eval().vit(images), source.eval().vit(images))
+
+
 def test_backbone_of_another_width_is_refused_by_name(tmp_path):
     path = checkpoints.save(cam_model(), tmp_path / "model")
     with pytest.raises(ValueError, match=r"of another shape: .*expected \(1, 3, 96\)"):

@@ -217,6 +217,8 @@ def fit_state(
 ) -> State:
     """Resize and repeat the tensors of `state` (timm's names) until they fit `vit`.
 
+    Class tokens start at random where the backbone, such as SigLIP, has none itself.
+
     Args:
         state: the tensors.
         vit: the model that they are to fit.
@@ -241,9 +243,10 @@ def fit_state(
         state["pos_embed"] = _fit_position(state, prefix, vit, resize, grid)
     if vit.cls_token is None:
         state.pop("cls_token", None)
-    elif cls is not None and "cls_token" in state:
+    elif cls is not None:
         state["cls_token"] = repeat_token(state["cls_token"], vit.num_class_tokens)
-    else:
+    elif not vit.has_own_class_token:  # else it is missing, see `check_fit`
+        log.warning("weights of a backbone without a class token: class tokens start at random")
         state["cls_token"] = vit.cls_token.detach()
     kernel = state.get("patch_embed.proj.weight")
     if kernel is not None and kernel.shape[-1] != vit.patch_size:
@@ -289,7 +292,10 @@ def repeat_token(token: Tensor, count: int) -> Tensor:
 def _fit_position(
     state: State, prefix: list[Tensor], vit: ViT, resize: str, grid: tuple[int, int] | None
 ) -> Tensor:
-    """Position embedding of a checkpoint -> that of `vit` [1, prefix + P, D]."""
+    """Position embedding of a checkpoint -> that of `vit` [1, prefix + P, D].
+
+    Prefix tokens without positions of their own have zeros.
+    """
     stored = state["pos_embed"]
     counts = [t.shape[1] for t in prefix]
     likely = (sum(counts), 1, 0) if vit.embed_prefix else (0, 1, sum(counts))
@@ -307,10 +313,10 @@ def _fit_position(
         if entries and "cls_token" in state:  # fold the class token's position into the token
             state["cls_token"] = state["cls_token"] + stored[:, :1]
         return patches
-    assert vit.pos_embed is not None
-    if not entries:
-        return torch.cat([vit.pos_embed[:, : vit.num_prefix_tokens].detach(), patches], 1)
-    classes = repeat_token(stored[:, : counts[0]], vit.num_class_tokens)
+    if not entries:  # to the prefix tokens nothing was added
+        none = stored.new_zeros(1, vit.num_prefix_tokens, stored.shape[2])
+        return torch.cat([none, patches], 1)
+    classes = repeat_token(stored[:, : counts[0] if counts else 1], vit.num_class_tokens)
     registers = vit.num_prefix_tokens - vit.num_class_tokens
     return torch.cat([classes, stored[:, entries - registers : entries], patches], 1)
 

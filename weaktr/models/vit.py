@@ -92,8 +92,10 @@ class ViT(nn.Module):
         own_prefix = 0 if pos_embed is None else pos_embed.shape[1] - model.patch_embed.num_patches
         #: prefix tokens have position entries of their own (not so in DINOv2 with registers)
         self.embed_prefix = own_prefix > 0
+        own = getattr(model, "cls_token", None)
+        #: whether the backbone has a class token itself (SigLIP has none)
+        self.has_own_class_token = own is not None
         if class_tokens is None:
-            own = getattr(model, "cls_token", None)
             class_tokens = 0 if own is None else own.shape[1]
         if class_tokens == 0:
             self.register_parameter("cls_token", None)
