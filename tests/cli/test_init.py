@@ -497,6 +497,15 @@ def test_doubts(root):
         assert doubt in text
 
 
+def test_a_label_that_says_that_there_is_none(root):
+    with open(root / "labels.csv", "a", encoding="utf-8") as file:
+        file.writelines(f"{name},none\n" for name in ("x.png", "y.png"))
+    for number, name in enumerate(("x.png", "y.png")):
+        write_image(root / "images" / name, seed=80 + number)
+    told = "a class called 'none': label 0 is the background already, and is in no list of classes"
+    assert told in initialised(root, "--hold-out", 0)
+
+
 def test_photographs_that_exif_turns(tmp_path):
     labels = photographs(tmp_path, 10, ".jpg")
     write_csv(tmp_path / "labels.csv", [("image", "labels"), *labels.items()])

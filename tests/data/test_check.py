@@ -187,6 +187,7 @@ def test_class_names_that_may_be_meant_otherwise(good: Manifest) -> None:
         (("['cat', 'dog']",), "may be meant as several: ['cat', 'dog']: part the labels of an"),
         (("cat, dog", "cow;emu", "fox", "tie (bow)"), "as several: cat, dog / cow;emu: part"),
         (("Label", "cat"), "meant as headings of columns: Label: the header is image,labels"),
+        (("None ", "cat"), "a class called 'None ': label 0 is the background already, and is in"),
         (("10", "3"), "labels of pixels: 10, 3: the place in the list of classes counts, so that "
          "class '10' is label 1 in masks"),
     ],

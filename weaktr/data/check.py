@@ -29,6 +29,7 @@ from weaktr.data.manifest import Exif, Manifest, Sample, name_fault
 from weaktr.data.names import HEADINGS
 from weaktr.data.parallel import ordered_map, usable_cores
 from weaktr.data.problems import DataError, Problem
+from weaktr.data.tags.names import NONE
 from weaktr.messages import brief, counted, few
 
 __all__ = ["Problem", "check", "near_names"]
@@ -56,8 +57,8 @@ def check(
     Warnings: images without any label; a mask class that the image's labels do not have, a mask
     with none of them, or with the colours of other labels; labels or masks for only a part of the
     images; a class that no image, one image or every image shows; class names that may be meant as
-    one, as background, as several, as a heading or as a label; names that differ in case alone;
-    an image under two names; EXIF rotation; further pictures in a file.
+    one, as background or none, as several, as a heading or as a label; names that differ in case
+    alone; an image under two names; EXIF rotation; further pictures in a file.
 
     Args:
         manifest: the data set.
@@ -304,11 +305,12 @@ def _check_class_names(classes: Classes) -> Iterator[str]:
         if first.casefold() != second.casefold() and _normal(first) == _normal(second):
             told += f"; their characters differ, {first!a} and {second!a}: keep one"
         yield told
-    if background := [name for name in names if name.strip().lower() == "background"]:
-        yield (
-            f"a class called {background[0]!r}: label 0 is the background already, and is in no "
-            "list of classes"
-        )
+    for name in names:
+        if name.strip().lower() in NONE:
+            yield (
+                f"a class called {name!r}: label 0 is the background already, and is in no list of "
+                "classes; an image that shows no class has no label, such as an empty cell"
+            )
     if lists := [name for name in names if _LIST.search(name)]:
         yield (
             f"class names that may be meant as several: {few(lists, between=' / ')}: part the "
