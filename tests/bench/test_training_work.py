@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.rare
+
 BENCH = Path(__file__).parents[2] / "bench"
 
 
@@ -59,7 +61,6 @@ def test_both_ways_load_the_same_kind_of_tensors(work, folder, stage):
     assert abs(means[0] - means[1]) < 0.5
 
 
-@pytest.mark.rare
 def test_a_program_answers(folder):
     program = str(BENCH / "training_work.py")
     command = [sys.executable, program, "loading", "cam", "weaktr", str(folder)]
