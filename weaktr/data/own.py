@@ -134,11 +134,7 @@ def look_at(
     if labels is None:
         tags = tags_below(root, images, photographs, own)
     else:
-        tags = read_tags(labels, images)
-        beside = [root / f"{name}{suffix}" for name in FIRST for suffix in (".csv", ".json")]
-        passed = [file.name for file in beside if file.is_file() and file not in {*own, tags.path}]
-        note = f"--labels {labels.name} counts, not {few(passed)}"
-        tags = replace(tags, doubts=(*tags.doubts, note)) if passed else tags
+        tags = _instead_of_others(read_tags(labels, images), root, own)
     tags = _seen_from_beside(tags, images, photographs)
     rows, rows_of_val = tags.rows, None
     is_own = tags.path in own
@@ -179,6 +175,16 @@ def _seen_from_beside(tags: Tags, images: Path, photographs: Collection[str]) ->
         return tags
     pairs = zip(tags.rows, paths, strict=True)
     return replace(tags, rows=[replace(row, image=path) for row, path in pairs])
+
+
+def _instead_of_others(tags: Tags, root: Path, own: Collection[Path]) -> Tags:
+    """Labels of a file that was named, with a doubt where a folder has others, but those `own`."""
+    files = (root / f"{name}{suffix}" for name in FIRST for suffix in (".csv", ".json"))
+    passed = [file.name for file in files if file.is_file() and file not in {*own, tags.path}]
+    if not passed:
+        return tags
+    note = f"--labels {tags.path.name} counts, not {few(passed)}"
+    return replace(tags, doubts=(*tags.doubts, note))
 
 
 def _meant(rows: list[Row], found: Matched, photographs: Sequence[str]) -> frozenset[str]:
