@@ -648,9 +648,10 @@ class TrainSegConfig(Settings):
             files that `LabelConfig.soft` writes; a mask that was corrected by hand counts as it is.
         loss: "clipped" (of pixels), or of patches "soft_ce", the cross-entropy, or "collision"
             (`weaktr.ops.collision_cross_entropy`), which is made for soft labels.
-        balance: how much more rare labels count with "soft_ce": their weight is their share of all
-            pixels to minus this power; 0 = not at all, 1 = all labels count the same. What is
-            learnt to be likely stays (`weaktr.training.segmenter_losses.balancing`).
+        balance: how much more rare labels count with "soft_ce": their weight is their share of
+            what is learnt, each photograph alike, to minus this power; 0 = not at all, 1 = all
+            labels count the same. What is learnt to be likely stays
+            (`weaktr.training.segmenter_losses.balancing`).
         loss_warmup: the share of the steps at the beginning that a "collision" loss leaves to
             "soft_ce".
         start: where a linear decoder begins: "random", or "discriminant", the linear discriminant

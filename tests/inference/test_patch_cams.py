@@ -21,10 +21,17 @@ from weaktr.inference import encoded
 from weaktr.inference.cams import Cams
 from weaktr.inference.features import FeatureStore
 from weaktr.inference.labels import FACTORS, label_maps, labels_from_cams, scores_from_odds
-from weaktr.inference.patch_cams import CamsOfPatches, cams_of, encoder_of, stacked
+from weaktr.inference.patch_cams import (
+    CamsOfPatches,
+    against_background,
+    cams_of,
+    encoder_of,
+    stacked,
+)
 from weaktr.inference.soft_labels import Softening
 from weaktr.models import PatchModel, checkpoints
 from weaktr.refine import choose_refiners
+from weaktr.refine.maps import best_labels
 
 ONE_VIEW = LabelConfig(scales=(1.0,), flip=False, threshold=0.5, crf=None)
 
@@ -71,6 +78,11 @@ def resized(pixels, short_side):
     return np.array(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
 
 
+def against_likeliest(shares):
+    """Maps of shares, background first."""
+    return shares[1:] / (shares[0] + shares[1:].max(0).values) if len(shares) > 1 else shares[1:]
+
+
 @torch.inference_mode()
 def test_cams_are_the_mean_of_the_views(model, samples):
     """Scales and flips, each from a forward pass of its own; a class against the background."""
@@ -90,9 +102,9 @@ def test_cams_are_the_mean_of_the_views(model, samples):
         mean = torch.stack(views).mean(0)
         assert cams.odds and cams.classes == sample.labels
         assert cams.maps.shape == (len(sample.labels), *pixels.shape[:2])
-        assert_close(cams.maps, mean[1:] / (mean[1:] + mean[:1]), atol=0.02, rtol=0)
+        assert_close(cams.maps, against_likeliest(mean), atol=0.02, rtol=0)
         for view, expected in zip(cams.views, views, strict=True):
-            assert_close(view, expected[1:] / (expected[1:] + expected[:1]), atol=0.03, rtol=0)
+            assert_close(view, against_likeliest(expected), atol=0.03, rtol=0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -249,19 +261,31 @@ def test_photographs_are_labelled_alike_in_any_batch(model, samples):
 def test_a_threshold_of_one_half_takes_the_likeliest_label():
     """Among background and classes, and with the probabilities that the maps were made from."""
     shares = torch.rand(4, 9, 11).softmax(0)
-    maps = shares[1:] / (shares[1:] + shares[:1])
+    maps = against_background(shares)
+    assert_close(maps, against_likeliest(shares), atol=1e-6, rtol=1e-5)
     assert_close(scores_from_odds(maps, 0.5), shares, atol=1e-5, rtol=1e-4)
     assert torch.equal(labels_from_cams(maps, 0.5), shares.argmax(0).to(torch.uint8))
 
 
+@pytest.mark.parametrize("background", [1e-4, 1e-7, 1e-12, 0.0])
+def test_classes_are_told_apart_where_there_is_no_background(background):
+    """The second class of two has most of a pixel, and the background next to nothing."""
+    shares = torch.tensor([background, 0.3, 0.7 - background])[:, None, None]
+    maps = against_background(shares)
+    scores = scores_from_odds(maps, 0.5)
+    assert_close(scores, shares, atol=1e-6, rtol=1e-6)
+    assert best_labels(scores)[0].item() == labels_from_cams(maps, 0.5).item() == 2
+
+
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 0.7, 1.0])
 def test_scores_by_odds(threshold):
-    maps = torch.rand(2, 5, 7)
+    """The odds of the background are multiplied; the classes stay as they are to each other."""
+    shares = (3 * torch.randn(3, 5, 7, dtype=torch.float64)).softmax(0)
+    maps = against_background(shares).float()
     scores = scores_from_odds(maps, threshold)
-    for y, x in np.ndindex(5, 7):
-        odds = [m / max(1 - m, 1e-6) for m in (threshold, *maps[:, y, x].tolist())]
-        expected = torch.tensor([own / sum(odds) for own in odds])
-        assert_close(scores[:, y, x], expected, atol=1e-5, rtol=1e-4)
+    expected = torch.cat([threshold * shares[:1], (1 - threshold) * shares[1:]])
+    expected = expected / expected.sum(0)
+    assert_close(scores, expected.float(), atol=1e-5, rtol=1e-4)
     assert torch.equal(scores.argmax(0).to(torch.uint8), labels_from_cams(maps, threshold))
 
 
@@ -270,7 +294,7 @@ def test_scores_by_odds(threshold):
 def test_scores_of_certain_maps_are_finite(maps, threshold):
     scores = scores_from_odds(maps, threshold)
     assert scores.isfinite().all() and (scores >= 0).all()
-    assert threshold == 0 or torch.allclose(scores.sum(0), torch.ones(2, 2))
+    assert_close(scores.sum(0), torch.ones(2, 2))
 
 
 class Given:
@@ -290,7 +314,7 @@ def given(tmp_path):
     """A source of odds, a photograph, and the probabilities behind the maps."""
     (sample,) = photographs(tmp_path, [(16, 24)])
     shares = (2 * torch.randn(3, 16, 24)).softmax(0)
-    source = Given(shares[1:] / (shares[1:] + shares[:1]))
+    source = Given(against_background(shares))
     return source, CamsOfPatches(patch_model(3), ONE_VIEW).read(sample), shares
 
 

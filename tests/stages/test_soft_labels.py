@@ -20,7 +20,7 @@ from weaktr.config import LabelConfig, Recipe, TrainSegConfig
 from weaktr.data import DataError
 from weaktr.data.datasets import SegDataset
 from weaktr.data.io import read_stored_labels
-from weaktr.data.stored_maps import SoftLabels, read_soft_labels
+from weaktr.data.stored_maps import SoftLabels, npz_of_soft_labels, read_soft_labels
 from weaktr.models import checkpoints
 from weaktr.outputs import fingerprint
 from weaktr.ranges import SettingsError
@@ -187,24 +187,43 @@ def test_resumed_equals_unbroken(root, finished, tmp_path, monkeypatch, changes)
     assert all(torch.equal(models[0][name], value) for name, value in models[1].items())
 
 
-def test_shares_of_labels_are_those_of_all_masks(run):
-    """In photographs of other sizes too; undecided pixels count for no label."""
+def test_shares_of_labels_are_those_of_what_is_learnt(run):
+    """Soft labels, also of masks where they win nowhere, and corrected masks; each photograph as
+    large as any other, and what is undecided of none.
+    """
     masks = [np.zeros((32, 32), np.uint8) for _ in range(8)]
     masks[0][:8], masks[3][:, 30:], masks[5][:] = 1, 2, 255
     for index, mask in enumerate(masks):
         Image.fromarray(mask).save(run.of("label") / "masks" / f"{index}.png")
-    images = supervision(run).images
+    hard = SegDataset(supervision(run).images, lambda *both: both)
     counts = [sum(int((mask == label).sum()) for mask in masks) for label in range(4)]
     expected = torch.tensor(counts) / (7 * 32 * 32)
-    torch.testing.assert_close(shares_of_labels(images), expected)
-    assert counts[3] == 0 and balancing(shares_of_labels(images), 1.0).isfinite().all()
+    torch.testing.assert_close(shares_of_labels(hard), expected)
+    assert counts[3] == 0 and balancing(shares_of_labels(hard), 1.0).isfinite().all()
+    soft = SoftLabels(np.array([[[204]], [[51]]], np.uint8), (0, 3))  # 3 wins nowhere
+    path = soft_file(run.of("label"), "7")
+    path.write_bytes(npz_of_soft_labels(soft, (32, 32)))
+    learnt = SegDataset(supervision(run).images, lambda *both: both, patch_size=8, soft={"7": path})
+    expected += torch.tensor([-0.2, 0, 0, 0.2]) / 7
+    torch.testing.assert_close(shares_of_labels(learnt), expected)
     for index in range(8):
         Image.fromarray(masks[5]).save(run.of("label") / "masks" / f"{index}.png")
-    assert shares_of_labels(images).tolist() == [0.25] * 4
+    assert shares_of_labels(hard).tolist() == [0.25] * 4
+
+
+def test_photographs_of_other_sizes_count_the_same(tmp_path):
+    pairs = []
+    for name, (side, label) in {"large": (64, 0), "small": (8, 1)}.items():
+        files = [tmp_path / f"{name}.jpg", tmp_path / f"{name}.png"]
+        Image.new("RGB", (side, side)).save(files[0])
+        Image.fromarray(np.full((side, side), label, np.uint8)).save(files[1])
+        pairs.append(files)
+    dataset = SegDataset(pairs, lambda *both: both, num_labels=2)
+    assert shares_of_labels(dataset).tolist() == [0.5, 0.5]
 
 
 def test_rare_labels_count_more_where_the_recipe_says_so(root, finished, tmp_path, monkeypatch):
-    """By the masks that are learnt from; without balance these are not even looked at."""
+    """By the soft labels that are learnt; without balance these are not even looked at."""
     seen = []
 
     def recorded(*arguments, weights, batch):
@@ -216,8 +235,9 @@ def test_rare_labels_count_more_where_the_recipe_says_so(root, finished, tmp_pat
         folder = shutil.copytree(finished, tmp_path / str(balance))
         recipe = soft_recipe(root, loss="soft_ce", balance=balance, epochs=1)
         run_recipe(recipe, folder, only="train_seg")
-    masks = [np.array(Image.open(path)) for path in sorted(folder.glob("label/masks/*.png"))]
-    shares = [np.mean([mask == label for mask in masks]) for label in range(4)]
+    shares = np.zeros(4)
+    for soft in (read(Run(recipe, folder), name) for name in "01234567"):
+        shares[[*soft.labels]] += (soft.shares / soft.shares.sum(0)).mean((1, 2)) / 8
     assert seen[:2] == [None, None] and len(seen) == 4
     for weights in seen[2:]:
         torch.testing.assert_close(weights, balancing(torch.tensor(shares).float(), 0.5))

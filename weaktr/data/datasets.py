@@ -308,6 +308,24 @@ class SegDataset(SeededDataset):
         shares = pooled.new_zeros((self.num_labels, *grid)).index_copy_(0, own, pooled)
         return normalised(shares)
 
+    def mass(self, sample: Sample) -> torch.Tensor:
+        """What share of a whole photograph has which label, of all its pixels.
+
+        Returns:
+            float64 [L]; what is missing to 1 is ignored.
+
+        Raises:
+            DataError: a file is missing or corrupt, or a label is outside.
+        """
+        assert sample.mask is not None  # checked above
+        labels = read_labels(sample.mask, self.num_labels, sample.source, mask_ids=sample.mask_ids)
+        soft = self._soft_labels(sample, labels.shape)
+        if soft is None:
+            counts = torch.from_numpy(labels).flatten().bincount(minlength=IGNORE + 1)
+            return counts[: self.num_labels].double() / labels.size
+        own = normalised(torch.from_numpy(soft.shares).double()).mean((1, 2))
+        return own.new_zeros(self.num_labels).index_copy_(0, torch.tensor(soft.labels), own)
+
     def _soft_labels(self, sample: Sample, size: tuple[int, ...]) -> SoftLabels | None:
         """Where shares of patches are wanted, and there is a file of them."""
         path = self.soft.get(sample.name)

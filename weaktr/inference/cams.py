@@ -66,7 +66,8 @@ class Cams(NamedTuple):
     features: Tensor | None = None
     #: float32 [K, h, w] of each scale and flip alone, scaled as `maps`, where they were asked for
     views: tuple[Tensor, ...] = ()
-    #: whether m / (1 - m) of a map is how much likelier the class is than the background
+    #: whether the maps are to each other, and to 1 less the largest of them, as the probabilities
+    #: of the classes and the background are
     odds: bool = False
 
 

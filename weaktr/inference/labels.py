@@ -26,8 +26,6 @@ from weaktr.ops.upload import upload
 from weaktr.refine import Maps, Refiner, needs_features, refine
 from weaktr.refine.maps import best_labels
 
-#: The least share of background that odds are computed with.
-CERTAIN = 1e-6
 #: Other thresholds, as multiples of the chosen one, whose labels count for `stability`: before
 #: refinement, and those that are refined, too. Of maps that hold odds (`Cams.odds`) the odds are
 #: multiplied, since multiples of 0.5 would soon be 1.
@@ -62,21 +60,24 @@ def scores_from_cams(cams: Tensor, threshold: float) -> Tensor:
 def scores_from_odds(maps: Tensor, threshold: float) -> Tensor:
     """Probabilities of background and classes behind maps that hold odds (`Cams.odds`).
 
-        odds(m) = m / (1 - m);  scores = [odds(threshold), odds(m_1), ..., odds(m_K)] / their sum
+        scores = [threshold · (1 - max m), (1 - threshold) · m_1, ..., (1 - threshold) · m_K]
+                 / their sum
 
-    At a threshold of 0.5 they are the probabilities that the maps were made from. As with CAMs, a
-    class exceeds the background where its map exceeds the threshold.
+    At a threshold of 0.5 they are the probabilities that the maps were made from; at others the
+    odds of the background are those times threshold / (1 - threshold). As with CAMs, the class with
+    the largest map exceeds the background where that map exceeds the threshold.
 
     Args:
         maps: float32 [K, H, W] in [0, 1].
         threshold: background score in [0, 1].
 
     Returns:
-        float32 [K + 1, H, W], sums to 1.
+        float32 [K + 1, H, W], sums to 1; all of it background where it would be 0.
     """
-    shares = torch.cat([maps.new_full((1, *maps.shape[1:]), threshold), maps])
-    odds = shares / (1 - shares).clamp_min(CERTAIN)
-    return odds / odds.sum(0).clamp_min(CERTAIN)
+    largest = maps.amax(0) if len(maps) else maps.new_zeros(maps.shape[1:])
+    scores = torch.cat([threshold * (1 - largest)[None], (1 - threshold) * maps])
+    scores[0].masked_fill_(scores.sum(0) == 0, 1)
+    return scores / scores.sum(0)
 
 
 def scores_of(cams: Cams, threshold: float) -> Tensor:

@@ -1,7 +1,7 @@
 """CAMs of a classifier of patches (`weaktr.models.PatchModel`).
 
-A class's map is its share of what it and the background have of a pixel together, so that it is
-above one half where the class is the likelier of the two.
+A class's map is its share of what the background and the likeliest class have of a pixel together,
+so that the likeliest class is above one half where it is likelier than the background.
 """
 
 from __future__ import annotations
@@ -170,8 +170,23 @@ class CamsOfPatches:
 
 
 def against_background(shares: Tensor) -> Tensor:
-    """Shares [K + 1, H, W] of background and classes -> c / (c + background) [K, H, W]."""
-    return shares[1:] / (shares[1:] + shares[:1]).clamp_min(1e-12)
+    """The maps of classes by which alone each pixel's shares are known.
+
+        m_c = s_c / (s_0 + max over classes of s)
+
+    Unlike s_c / (s_0 + s_c) they keep how much likelier one class is than another where the
+    background has nearly nothing.
+
+    Args:
+        shares: float32 [K + 1, H, W] of background and classes, sums to 1.
+
+    Returns:
+        float32 [K, H, W] in [0, 1], see `Cams.odds`.
+    """
+    classes = shares[1:]
+    if not len(classes):
+        return classes
+    return classes / (shares[0] + classes.amax(0))
 
 
 def stacked(features: Features) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from weaktr import processes
 from weaktr.config import SegModelConfig
-from weaktr.data import Manifest, Sample, read_mask
+from weaktr.data import Manifest, Sample
 from weaktr.data.datasets import SegDataset
 from weaktr.data.masks import MaskFolder
 from weaktr.data.parallel import ordered_map
@@ -130,7 +130,7 @@ def train_seg(run: Run, folder: Path) -> int:
 
     weights = None
     if settings.balance:
-        shares = shares_of_labels(learnt.images)
+        shares = shares_of_labels(dataset)
         weights = balancing(shares, settings.balance).to(run.device)
         model.start_from(shares.clamp_min(LEAST_SHARE))  # or it would start with rare labels
     if settings.start == "discriminant" and not (folder / STATE).is_file():
@@ -186,20 +186,17 @@ def train_seg(run: Run, folder: Path) -> int:
     return learnt.left_out
 
 
-def shares_of_labels(images: Manifest) -> Tensor:
-    """How large a share of all pixels of masks each label has: float32 [L], sums to 1.
+def shares_of_labels(dataset: SegDataset) -> Tensor:
+    """How large a share of what is learnt each label has, each photograph as large as any other.
 
-    255 does not count; where there is nothing else, all labels have the same share.
+    Returns:
+        float32 [L], sums to 1. What is ignored does not count; where there is nothing else, all
+        labels have the same share.
     """
-    num_labels = images.classes.num_labels
-
-    def counts(sample: Sample) -> Tensor:
-        values = torch.from_numpy(read_mask(sample, num_labels)).flatten().long()
-        return torch.bincount(values, minlength=256)[:num_labels]
-
     title = "how frequent labels are"
-    every = track(ordered_map(counts, images.samples), title, len(images), is_minor=True)
-    total = sum(every, torch.zeros(num_labels, dtype=torch.long)).double()
+    masses = ordered_map(dataset.mass, dataset.samples)
+    every = track(masses, title, len(dataset.samples), is_minor=True)
+    total = sum(every, torch.zeros(dataset.num_labels, dtype=torch.float64))
     if not total.any():
         total = torch.ones_like(total)
     return (total / total.sum()).float()
