@@ -16,7 +16,7 @@ from tests.stages import tiny
 from weaktr import cli
 from weaktr.data import load_manifest
 from weaktr.recipes import load_recipe
-from weaktr.seals import is_sealed
+from weaktr.seals import BLANK, is_sealed, sealed
 from weaktr.stages.pipeline import check_recipe
 from weaktr.stages.run import Run, load_split
 
@@ -440,6 +440,25 @@ def test_photographs_in_folders_that_are_classes(tmp_path):
     for sample in (*train, *val):
         kind = sample.name.split("/")[0]
         assert sample.labels == {"cat": (0,), "dog": (1,), "background": ()}[kind]
+
+
+def test_other_pixel_values_of_classes_are_told(root):
+    """A new class before others, a ``classes.txt`` that is gone; a class at the end moves none."""
+    told = "another pixel value in masks than the last time"
+    assert told not in initialised(root)
+    rows = [*photographs(root).items()]
+    write_csv(root / "labels.csv", [("image", "labels"), *rows[1:], (rows[0][0], "zebra")])
+    assert told not in initialised(root)
+    write_csv(root / "labels.csv", [("image", "labels"), *rows[1:], (rows[0][0], "ant")])
+    assert f"3 classes have {told} (bird 1 -> 2, cat 2 -> 3, dog 3 -> 4)" in initialised(root)
+    assert told not in initialised(root)
+    write_csv(root / "classes.txt", [["bird"], ["cat"], ["dog"], ["ant"]])
+    assert "(bird 2 -> 1, cat 3 -> 2, dog 4 -> 3, ant 1 -> 4)" in initialised(root)
+    (root / "classes.txt").unlink()
+    assert f"4 classes have {told}" in initialised(root)
+    recipe = root / "recipe.yaml"
+    recipe.write_bytes(sealed(b"# %s\nbase: gone\n" % BLANK.encode()))
+    assert told not in initialised(root)  # what cannot be read is replaced
 
 
 def test_results_and_masks_are_no_photographs(tmp_path):

@@ -112,8 +112,10 @@ def run(arguments: argparse.Namespace) -> int:
     from weaktr.data.own import doubts, look_at
     from weaktr.recipes import load_recipe
     from weaktr.stages.start import (
+        class_numbers,
         own_files,
         recipe_text,
+        renumbered,
         splits_of,
         write_start,
     )
@@ -141,10 +143,13 @@ def run(arguments: argparse.Namespace) -> int:
     copies = [name for group in own.copies() for name in group]
     held = hold_out(own.labels, share, copies) if own.held_out is None else own.held_out
     splits = splits_of(own, held, root)
+    former = class_numbers(file)
     write_start(own, splits, file, recipe_text(own, splits, choices), _options(arguments))
     recipe = load_recipe(file)
     _show(own, headers, held, share)
     found = _checked(recipe)
+    if told := renumbered(former, class_numbers(file)):
+        console.print(Text(f"look at: {told}", style="yellow"))
     for doubt in doubts(own, held):
         console.print(Text(f"look at: {one_line(doubt)}", style="yellow"))
     _show_findings(found)

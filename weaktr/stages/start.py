@@ -270,6 +270,33 @@ def write_start(
     write_bytes(recipe, sealed(text.encode()))
 
 
+def class_numbers(recipe: Path) -> dict[str, int]:
+    """The pixel values that classes have in masks, by a recipe; none where none can be read."""
+    try:
+        names = load_recipe(recipe).data.options.get("classes")
+    except (ValueError, OSError) as error:  # it is replaced, or is not, whatever it says
+        log.debug("the recipe of the last time: %s", error)
+        names = None
+    listed = names if isinstance(names, Sequence) else ()
+    return {str(name): number for number, name in enumerate(listed, start=1)}
+
+
+def renumbered(before: Mapping[str, int], now: Mapping[str, int]) -> str | None:
+    """What to tell where classes have other pixel values than the last time; None = none has."""
+    moved = [
+        f"{name} {before[name]} -> {number}"
+        for name, number in now.items()
+        if before.get(name, number) != number
+    ]
+    if not moved:
+        return None
+    have = counted(len(moved), "class has", "classes have")
+    return (
+        f"{have} another pixel value in masks than the last time ({few(moved)}): masks made "
+        "before keep the old ones; a classes.txt, one name a line with new ones last, keeps them"
+    )
+
+
 def _in_use(own: OwnPhotographs, splits: Splits) -> set[Path]:
     """The label files of both splits, and those from which they would be made again."""
     names = set(splits.files) or {own.tags.path.name}
