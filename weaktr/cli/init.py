@@ -148,8 +148,8 @@ def run(arguments: argparse.Namespace) -> int:
     recipe = load_recipe(file)
     _show(own, headers, held, share)
     found = _checked(recipe)
-    if told := renumbered(former, class_numbers(file)):
-        console.print(Text(f"look at: {told}", style="yellow"))
+    if moved := renumbered(former, class_numbers(file)):
+        console.print(Text(f"look at: {moved}", style="yellow"))
     for doubt in doubts(own, held):
         console.print(Text(f"look at: {one_line(doubt)}", style="yellow"))
     _show_findings(found)
