@@ -366,7 +366,20 @@ def test_cvat(tmp_path):
 def test_attributes_of_cvat_are_told(tmp_path):
     tag = '<tag label="cat"><attribute name="breed">manx</attribute></tag>'
     labels(tmp_path / "a.xml", CVAT.replace('<tag label="cat"/>', tag))
-    assert read_tags(tmp_path / "a.xml").doubts == ("attributes are not read, labels alone: breed",)
+    told = read_tags(tmp_path / "a.xml").doubts
+    assert told[1:] == ("attributes are not read, labels alone: breed",)
+
+
+def test_photographs_that_nobody_may_have_looked_at_are_told(tmp_path):
+    """Where a form has nothing for those that show no class."""
+    told = "1 photograph has no annotations ({}), taken to show no class; leave out"
+    labels(tmp_path / "a.xml", CVAT)
+    for path, name in {
+        tmp_path / "a.xml": "c.jpg",
+        coco_json(tmp_path / "i.json"): "COCO_train2014_000000000030.jpg",
+    }.items():
+        (doubt,) = read_tags(path).doubts
+        assert doubt.startswith(told.format(name))
 
 
 def test_cvat_of_a_video_or_without_names_is_refused(tmp_path):

@@ -7,7 +7,7 @@ from typing import Any
 
 from weaktr.data.instances import read_instances
 from weaktr.data.problems import DataError
-from weaktr.data.tags.form import Form, Tags, row
+from weaktr.data.tags.form import Form, Tags, row, unannotated
 
 NAME = "COCO's instances JSON"
 
@@ -32,7 +32,7 @@ def read(path: Path, _: Any) -> Tags:
         row(image.file_name, [names[k] for k in content.labels(image.id)], f"{path}:{image.where}")
         for image in content.images
     ]
-    return Tags(path, NAME, rows, names)
+    return Tags(path, NAME, rows, names, unannotated(rows))
 
 
 COCO = Form(NAME, fits, read)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
-from weaktr.data.tags.form import Form, Tags, fault, row
+from weaktr.data.tags.form import Form, Tags, fault, row, unannotated
 from weaktr.messages import few
 
 NAME = "CVAT for images"
@@ -38,7 +38,7 @@ def read(path: Path, root: Element) -> Tags:
     names = dict.fromkeys((name.text or "").strip() for name in declared)
     attributes = {part.get("name", "") for part in root.iterfind("image//attribute")}
     told = f"attributes are not read, labels alone: {few(sorted(attributes))}"
-    doubts = (told,) if attributes else ()
+    doubts = (*unannotated(rows), *((told,) if attributes else ()))
     return Tags(path, NAME, rows, tuple(filter(None, names)), doubts)
 
 

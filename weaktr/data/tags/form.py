@@ -9,6 +9,7 @@ from typing import Any
 
 from weaktr.data.label_files import Row
 from weaktr.data.problems import DataError, Problem
+from weaktr.messages import counted, few
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,18 @@ def row(image: str, labels: Iterable[str], source: str) -> Row:
     return Row(
         image, tuple(dict.fromkeys(filter(None, (label.strip() for label in labels)))), source
     )
+
+
+def unannotated(rows: Iterable[Row]) -> tuple[str, ...]:
+    """What to tell of rows without labels in forms that do not part photographs that show no class
+    from those that nobody has looked at.
+    """
+    names = [one.image for one in rows if not one.labels]
+    if not names:
+        return ()
+    have = counted(len(names), "photograph has", "photographs have")
+    told = "taken to show no class; leave out those that nobody has looked at"
+    return (f"{have} no annotations ({few(names)}), {told}",)
 
 
 def fault(path: Path, where: str, message: str) -> DataError:
