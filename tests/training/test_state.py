@@ -112,6 +112,31 @@ def test_stage_2_steps_are_fused():
         assert all(group["fused"] is True for group in groups)
 
 
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_a_first_step_that_fp16_skips_leaves_nothing_behind(kind, monkeypatch):
+    """torch's fused SGD makes its momentum of unset memory, and a skipped step does not fill it."""
+    unset = torch.empty_like
+    monkeypatch.setattr(torch, "empty_like", lambda *a, **k: unset(*a, **k).fill_(1e9))
+    results = []
+    for overflows in (True, False):
+        torch.manual_seed(0)
+        model = small.segmenter(
+            "vit_tiny_patch16_224", 3, decoder="linear", image_size=32, drop_path=0.0,
+            backbone_args={"embed_dim": 16, "depth": 1, "num_heads": 2},
+        )  # fmt: skip
+        optimizer = segmenter_optimizer(model, 0.1, kind=kind)
+        scaler = torch.amp.GradScaler("cpu")
+        for factor in (1e38, 1.0) if overflows else (1.0,):
+            optimizer.zero_grad()
+            loss = sum(p.square().sum() for p in model.parameters())
+            scaler.scale(factor * loss).backward()
+            scaler.unscale_(optimizer)
+            scaler.step(optimizer)
+            scaler.update()
+        results.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert torch.equal(*results)
+
+
 @pytest.mark.parametrize(
     "damage",
     [
