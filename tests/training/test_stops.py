@@ -95,3 +95,19 @@ def test_weights_that_a_step_has_ruined_are_not_saved(tmp_path, step, kept):
     assert (None if state is None else state["position"][:3]) == kept
     if state is not None:
         assert torch.isfinite(state["model"]["weight"]).all()
+
+
+def test_a_checkpoint_that_is_late_is_written_once(tmp_path, monkeypatch):
+    """What one of several processes says counts a step later; by then it may be answered."""
+    loop, said, saved = loop_in(tmp_path, epochs=2, ema_decay=None), [[0, 0]], []
+
+    def largest(own):
+        said.append(list(own))
+        return said.pop(0)
+
+    monkeypatch.setattr(loop._agreement, "largest", largest)
+    monkeypatch.setattr(loop._agreement, "forget", lambda: said.__setitem__(0, [0, 0]))
+    monkeypatch.setattr(loop_module, "save_state", lambda *_: saved.append(loop.step))
+    loop._saved_at -= 1e6
+    loop.train(losses_of(loop))
+    assert saved == [2, 4, 8]

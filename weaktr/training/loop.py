@@ -423,6 +423,7 @@ class TrainingLoop(Generic[M]):
             }
             save_state(self.folder / STATE, state)
             self._saved_at = time.monotonic()  # writing takes its time
+        self._agreement.forget()  # a process that was late when it was last asked
         self._note_saved()
 
     def _note_saved(self) -> None:
