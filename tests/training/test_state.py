@@ -112,6 +112,13 @@ def test_stage_2_steps_are_fused():
         assert all(group["fused"] is True for group in groups)
 
 
+def test_processes_that_see_different_states_do_not_train(tmp_path, monkeypatch):
+    stopped(tmp_path)
+    monkeypatch.setattr("weaktr.processes.of_each", lambda own: [own, own, 0])
+    with pytest.raises(ValueError, match=r"from step 2, process 2 from step 0: expected one file"):
+        loop_in(tmp_path)
+
+
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
 def test_a_first_step_that_fp16_skips_leaves_nothing_behind(kind, monkeypatch):
     """torch's fused SGD makes its momentum of unset memory, and a skipped step does not fill it."""

@@ -164,6 +164,7 @@ class TrainingLoop(Generic[M]):
         self._agreement = processes.Agreement()
         self._saved_at = time.monotonic()
         self._resume()
+        self._require_same_position()
         batches = self.steps_per_epoch * settings.accumulate
         self.pace = Pace(self.stage, settings.epochs, batches)
 
@@ -473,6 +474,17 @@ class TrainingLoop(Generic[M]):
         epoch = min(self.epoch + 1, self.settings.epochs)
         log.info("%s: going on from epoch %d, step %d", self.stage, epoch, self.step)
         self.losses.resume(written, self.epoch)
+
+    def _require_same_position(self) -> None:
+        """Raise `ValueError` where processes would train from different checkpoints."""
+        steps = processes.of_each(self.step)
+        if len({*steps}) > 1:
+            other = next(number for number, step in enumerate(steps) if step != steps[0])
+            raise ValueError(
+                f"{self.folder / STATE}: process 0 goes on from step {steps[0]}, process {other} "
+                f"from step {steps[other]}: expected one file on storage that all machines share; "
+                "start again once all of them show it as it is"
+            )
 
     def _step(self) -> None:
         """Update the weights; log when due."""
