@@ -79,7 +79,7 @@ def test_positions_of_the_last_sizes_are_kept_on_a_gpu(monkeypatch):
     """And forgotten when the parameter changes."""
     vit = ViT(BackboneConfig("deit_small_patch16_224", image_size=48, backbone_args=TINY)).eval()
     monkeypatch.setattr(torch.Tensor, "is_cuda", True)
-    monkeypatch.setattr(vit_module, "MOST_POSITIONS", 2)
+    monkeypatch.setattr(vit_module, "POSITION_BYTES", 4 * 48 * 30)  # of 30 tokens
     with torch.no_grad():
         first = vit._position_of((3, 4), (48, 64))
         assert vit._position_of((3, 4), (48, 64)) is first

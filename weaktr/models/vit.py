@@ -37,8 +37,8 @@ log = logging.getLogger("weaktr")
 #: "timm" (bicubic, antialiased), "published_cam" and "published_seg" (what the published code does
 #: in stage 1 and stage 2; kept for its checkpoints).
 POSITION_MODES = get_args(Position)
-#: Sizes of images whose position embedding is kept, about 2 MB each.
-MOST_POSITIONS = 64
+#: Bytes of position embeddings that are kept of the last sizes of images, each of about 2 MB.
+POSITION_BYTES = 128 * 2**20
 
 
 class ViT(nn.Module):
@@ -104,7 +104,7 @@ class ViT(nn.Module):
             self.cls_token = nn.Parameter(nn.init.trunc_normal_(init, std=0.02))
         self.reg_token = reg_token
         #: see `_position_of`
-        self._positions: dict[tuple[Any, ...], Tensor | None] = {}
+        self._positions: dict[tuple[Any, ...], Tensor] = {}
         if pos_embed is None:
             self.register_parameter("pos_embed", None)
             return
@@ -217,22 +217,25 @@ class ViT(nn.Module):
 
         A parameter's version does not tell of every change: fused optimisers leave it as it is.
         """
-        stored = self.pos_embed
+        if (stored := self.pos_embed) is None:
+            return None
         wants_gradient = torch.is_grad_enabled() or torch.compiler.is_compiling()
         is_changing = self.training or wants_gradient
-        if stored is None or not stored.is_cuda or is_changing:
+        if not stored.is_cuda or is_changing:
             return self._position(grid, size)
         key = (grid, size, stored.data_ptr(), stored._version)
-        if key not in self._positions:
-            if len(self._positions) >= MOST_POSITIONS:
-                self._positions.pop(next(iter(self._positions)))
-            self._positions[key] = self._position(grid, size)
-        return self._positions[key]
+        position = self._positions.get(key)
+        if position is None:
+            position = self._positions[key] = self._position(grid, size)
+            for oldest in [*self._positions]:
+                if sum(kept.nbytes for kept in [*self._positions.values()]) <= POSITION_BYTES:
+                    break
+                self._positions.pop(oldest, None)
+        return position
 
-    def _position(self, grid: tuple[int, int], size: tuple[int, int]) -> Tensor | None:
+    def _position(self, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
         """Position embedding [1, N or P, D] for `grid` of an image of `size` pixels."""
-        if self.pos_embed is None:
-            return None
+        assert self.pos_embed is not None
         prefix = self.num_prefix_tokens if self.embed_prefix else 0
         stored = self.pos_embed[:, prefix:]
         if is_exporting():
