@@ -91,6 +91,28 @@ def test_positions_of_the_last_sizes_are_kept_on_a_gpu(monkeypatch):
     assert vit._position_of((3, 4), (48, 64)).requires_grad
 
 
+@pytest.mark.parametrize(
+    ("backbone", "made"),
+    [
+        ("vit_small_patch16_dinov3", 1),
+        ("eva02_small_patch14_224", 1),
+        ("vit_small_patch16_rope_mixed_224", 3),  # which learns it
+    ],
+)
+def test_rotary_embeddings_are_made_once_on_a_gpu(monkeypatch, backbone, made):
+    """timm makes DINOv3's on the host, and each copy to the GPU would be waited for."""
+    vit = ViT(BackboneConfig(backbone, image_size=48, backbone_args=TINY)).train()
+    calls, get_embed, kept = [], vit.rope.get_embed, torch.device("cuda")
+    monkeypatch.setattr(vit.rope, "get_embed", lambda **x: calls.append(x) or get_embed(**x))
+    with torch.inference_mode():
+        first = vit._rope_of((3, 3), kept)
+    for _ in range(2):
+        assert torch.equal(vit._rope_of((3, 3), kept), first)
+    assert len(calls) == made
+    assert made > 1 or not vit._rope_of((3, 3), kept).is_inference()
+    assert vit._rope_of((2, 3), kept).shape[-2] == 6
+
+
 @pytest.mark.parametrize("is_wide", [False, True])
 def test_no_positions_are_kept_over_a_step_of_a_fused_optimiser(monkeypatch, is_wide):
     """Which does not raise a parameter's version."""
