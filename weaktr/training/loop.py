@@ -68,6 +68,8 @@ NO_BUFFERS: dict[str, Any] = (
     if "forward_sync_buffers" in signature(DistributedDataParallel).parameters
     else {"broadcast_buffers": False}
 )
+#: By what fp16 scales losses at least: 2^16 at first, half of it after each step it has to skip.
+LEAST_SCALE = 2.0**-10
 #: Images of a step on a CPU by which its time is measured.
 IMAGES_ON_CPU = 2
 
@@ -412,6 +414,7 @@ class TrainingLoop(Generic[M]):
         """
         position = self.losses.position()
         self._require_finite_weights()
+        self._require_finite_gradients()
         self._saved_at = time.monotonic()
         if processes.is_first():
             state = {
@@ -445,6 +448,16 @@ class TrainingLoop(Generic[M]):
         if wrong:
             raise ValueError(
                 f"{self.stage}: weights not finite after step {self.step} ({few(wrong)}). "
+                f"{self.losses.advice()}"
+            )
+
+    def _require_finite_gradients(self) -> None:
+        """Raise `ValueError` where fp16 skips step after step: no scale makes gradients finite."""
+        scale = self.scaler.get_scale() if self.scaler.is_enabled() else LEAST_SCALE
+        if scale < LEAST_SCALE:
+            raise ValueError(
+                f"{self.stage}: gradients not finite in fp16 up to step {self.step}, whatever they "
+                f"are scaled by (now {scale:.3g}), so that steps are skipped. "
                 f"{self.losses.advice()}"
             )
 
