@@ -106,7 +106,7 @@ def train_seg(run: Run, folder: Path) -> int:
         with_classes=config.image_head,
         crops=settings.crops,
     )
-    loader = EpochLoader(dataset, settings.batch_size, recipe.seed, recipe.num_workers)
+    loader = EpochLoader(dataset, settings.batch_size, recipe.seed, recipe.num_workers, run.device)
     optimizer = segmenter_optimizer(
         model,
         settings.lr,
