@@ -136,8 +136,10 @@ def test_stage_2_steps_are_fused():
 
 def test_processes_that_see_different_states_do_not_train(tmp_path, monkeypatch):
     stopped(tmp_path)
-    monkeypatch.setattr("weaktr.processes.of_each", lambda own: [own, own, 0])
-    with pytest.raises(ValueError, match=r"from step 2, process 2 from step 0: expected one file"):
+    first = {list: [0, 0, 0], int: 1}
+    monkeypatch.setattr("weaktr.processes.of_each", lambda own: [own, own, first[type(own)]])
+    told = r"from epoch 1, step 2, process 2 from epoch 1, step 0: expected one file on storage"
+    with pytest.raises(ValueError, match=told):
         loop_in(tmp_path)
 
 

@@ -490,14 +490,15 @@ class TrainingLoop(Generic[M]):
 
     def _require_same_position(self) -> None:
         """Raise `ValueError` where processes would train from different checkpoints."""
-        steps = processes.of_each(self.step)
-        if len({*steps}) > 1:
-            other = next(number for number, step in enumerate(steps) if step != steps[0])
-            raise ValueError(
-                f"{self.folder / STATE}: process 0 goes on from step {steps[0]}, process {other} "
-                f"from step {steps[other]}: expected one file on storage that all machines share; "
-                "start again once all of them show it as it is"
-            )
+        first, *others = processes.of_each([self.epoch, self.batch, self.step])
+        for number, own in enumerate(others, 1):
+            if own != first:
+                raise ValueError(
+                    f"{self.folder / STATE}: process 0 goes on from epoch {first[0] + 1}, step "
+                    f"{first[2]}, process {number} from epoch {own[0] + 1}, step {own[2]}: "
+                    "expected one file on storage that all machines share; start again once all "
+                    "of them show it as it is"
+                )
 
     def _step(self) -> None:
         """Update the weights; log when due."""
