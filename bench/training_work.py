@@ -181,7 +181,8 @@ def step(stage: str, way: str, device: str, batch: str) -> Callable[[], Tensor]:
 def batches_of(dataset: Dataset[Any], batch: int, workers: int) -> Callable[[], Iterator[Any]]:
     """The batches of the next epoch; ours are loaded by `EpochLoader`."""
     if isinstance(dataset, SeededDataset):
-        loader, epochs = EpochLoader(dataset, batch, 0, workers), iter(range(10**6))
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        loader, epochs = EpochLoader(dataset, batch, 0, workers, device), iter(range(10**6))
         return lambda: loader.epoch(next(epochs))
     theirs: DataLoader[Any] = DataLoader(
         dataset, batch, shuffle=True, num_workers=workers, pin_memory=torch.cuda.is_available(),

@@ -38,6 +38,18 @@ def test_alone_nothing_is_shared():
     assert processes.Agreement().largest([0, 2]) == [0, 2]
 
 
+def test_what_one_process_says_counts_a_call_later_unless_it_is_answered(as_process, monkeypatch):
+    as_process(0, 2)
+    work = SimpleNamespace(wait=lambda: None)
+    monkeypatch.setattr(processes.dist, "all_reduce", lambda *_, **__: work)
+    agreement = processes.Agreement()
+    agreement.forget()
+    told = [agreement.largest([said, 0]) for said in (1, 2, 3)]
+    agreement.forget()
+    told += [agreement.largest([said, 0]) for said in (4, 5)]
+    assert told == [[0, 0], [1, 0], [2, 0], [0, 0], [4, 0]]
+
+
 @pytest.mark.parametrize(("batch", "count"), [(4, 2), (7, 3), (3, 3), (64, 5)])
 def test_every_image_of_a_batch_has_one_process(as_process, batch, count):
     found, sizes = [], []

@@ -86,6 +86,18 @@ def test_seg_items(manifest: Manifest) -> None:
     assert set(labels.unique().tolist()) <= {0, 1, 2, 255}
 
 
+def test_items_with_classes_say_which_patches_are_padding(manifest: Manifest) -> None:
+    """Images of 20 x 27 pixels in crops of 40 x 40, whose patches are 8 wide."""
+    transform = seg_train_transform(40, short_side=20, ratio=(1, 1), patch_size=8)
+    for patch_size in (None, 8):  # labels of pixels, shares of patches
+        dataset = SegDataset(manifest, transform, patch_size=patch_size, with_classes=True)
+        image, _, shown, inside = dataset[1]
+        padding = torch.zeros(5, 5)
+        padding[:3, :4] = 1
+        assert inside.equal(padding) and shown.shape == (3,)
+        assert image[:, 20:].eq(0).all() and image[:, :, 27:].eq(0).all()
+
+
 def test_crops_of_an_image_lie_side_by_side_and_read_it_once(
     manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:

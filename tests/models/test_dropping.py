@@ -6,12 +6,26 @@ import pytest
 import torch
 from timm.layers import DropPath
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.models import small
 from weaktr.models.dropping import Part, PartDropout, PartDropPath, drop_for
 
 SEGMENTER = {"image_size": 32, "patch_size": 8, "drop_path": 0.3, "dropout": 0.2}
 SIZES = {"embed_dim": 16, "depth": 2, "num_heads": 2}
+
+
+class Noted(TorchDispatchMode):
+    """Notes which of torch's functions are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.functions: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.functions.append(str(function))
+        return function(*args, **(kwargs or {}))
 
 
 def drawn(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -37,6 +51,21 @@ def test_a_part_loses_what_it_loses_in_the_whole(whole, rows):
     drawn(whole, x)
     assert torch.rand(1).equal(after)  # every process has drawn as much
     assert own.eval()(x[rows]).equal(x[rows])
+
+
+@pytest.mark.parametrize("whole", [nn.Dropout(0.4), DropPath(0.4)])
+def test_a_part_draws_by_the_same_kernel_on_a_gpu(whole):
+    """Kernels, of which a GPU has several for one distribution, draw other numbers."""
+    drawing = {"aten.bernoulli_.float", "aten.native_dropout.default"}
+    kernels = []
+    for is_part in (False, True):
+        model = nn.Sequential(whole)
+        if is_part:
+            drop_for(model, Part(slice(0, 2), 5))
+        with FakeTensorMode(), Noted() as noted:
+            model(torch.empty(2 if is_part else 5, 7, 3, device="cuda"))
+        kernels.append(drawing.intersection(noted.functions))
+    assert kernels[0] == kernels[1] and len(kernels[0]) == 1
 
 
 def test_a_kernel_that_draws_for_its_images_alone_drops_others_in_each_part(monkeypatch):

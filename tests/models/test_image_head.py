@@ -71,6 +71,20 @@ def test_a_backbone_without_class_token_has_the_patches_alone():
     assert torch.equal(encoding.classes, expected)
 
 
+def test_padding_is_no_part_of_the_mean_patch():
+    model, images = segmenter(), torch.randn(2, 3, 32, 32)
+    inside = torch.zeros(2, 4, 4)
+    inside[0, :2, :3] = inside[1] = 1
+    with torch.no_grad():
+        encoding = model.encode(images, inside)
+        tokens = model.vit(images)
+    maps = encoding.patches.unflatten(1, (4, 4))
+    means = torch.stack([maps[0, :2, :3].mean((0, 1)), maps[1].mean((0, 1))])
+    assert_close(
+        encoding.classes, model.image_head.head(torch.cat([means, tokens[:, 0]], 1)), "float32"
+    )
+
+
 @pytest.mark.parametrize("ensemble", ["plain", "published"])
 def test_windows_are_gated_by_the_most_of_each_view(ensemble):
     """The definition, window by window: the largest logit of a class counts for its view."""

@@ -79,7 +79,7 @@ def test_positions_of_the_last_sizes_are_kept_on_a_gpu(monkeypatch):
     """And forgotten when the parameter changes."""
     vit = ViT(BackboneConfig("deit_small_patch16_224", image_size=48, backbone_args=TINY)).eval()
     monkeypatch.setattr(torch.Tensor, "is_cuda", True)
-    monkeypatch.setattr(vit_module, "MOST_POSITIONS", 2)
+    monkeypatch.setattr(vit_module, "POSITION_BYTES", 4 * 48 * 30)  # of 30 tokens
     with torch.no_grad():
         first = vit._position_of((3, 4), (48, 64))
         assert vit._position_of((3, 4), (48, 64)) is first
@@ -89,6 +89,28 @@ def test_positions_of_the_last_sizes_are_kept_on_a_gpu(monkeypatch):
         vit.pos_embed.add_(1.0)
         assert torch.equal(vit._position_of((3, 4), (48, 64)), vit._position((3, 4), (48, 64)))
     assert vit._position_of((3, 4), (48, 64)).requires_grad
+
+
+@pytest.mark.parametrize(
+    ("backbone", "made"),
+    [
+        ("vit_small_patch16_dinov3", 1),
+        ("eva02_small_patch14_224", 1),
+        ("vit_small_patch16_rope_mixed_224", 3),  # which learns it
+    ],
+)
+def test_rotary_embeddings_are_made_once_on_a_gpu(monkeypatch, backbone, made):
+    """timm makes DINOv3's on the host, and each copy to the GPU would be waited for."""
+    vit = ViT(BackboneConfig(backbone, image_size=48, backbone_args=TINY)).train()
+    calls, get_embed, kept = [], vit.rope.get_embed, torch.device("cuda")
+    monkeypatch.setattr(vit.rope, "get_embed", lambda **x: calls.append(x) or get_embed(**x))
+    with torch.inference_mode():
+        first = vit._rope_of((3, 3), kept)
+    for _ in range(2):
+        assert torch.equal(vit._rope_of((3, 3), kept), first)
+    assert len(calls) == made
+    assert made > 1 or not vit._rope_of((3, 3), kept).is_inference()
+    assert vit._rope_of((2, 3), kept).shape[-2] == 6
 
 
 @pytest.mark.parametrize("is_wide", [False, True])

@@ -10,6 +10,7 @@ import torch
 from tests.models import small
 from tests.models.test_families import CAM
 from tests.tolerances import assert_golden
+from weaktr.models.cam import HeadInputs
 from weaktr.models.precision import amp_type, autocast, choose_device, inference_amp, training_amp
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -148,3 +149,26 @@ def test_tf32_lasts_as_long_as_the_computation(as_torch_begins, monkeypatch, ask
     for amp, kind in (("none", "cuda"), ("bf16", "cuda"), ("tf32", "cpu")):
         with autocast(amp, torch.device(kind)):
             assert switches() == (asked, asked)
+
+
+def test_fine_logits_of_many_patches_are_right_in_fp16():
+    """Attention to one of 1,600 patches, twice, would be below float16's least number."""
+    torch.manual_seed(0)
+    model = small.cam_model(
+        "deit_small_patch16_224", 3, reduction=1.0, image_size=32, patch_size=8,
+        backbone_args={"embed_dim": 16, "depth": 2, "num_heads": 2},
+    )  # fmt: skip
+    attention = torch.softmax(6 * torch.randn(2, 2, 2, 64, 1600), -1)
+    inputs = HeadInputs(
+        class_logits=torch.zeros(2, 3),
+        patch_map=3 * torch.randn(2, 16, 40, 40),
+        features=torch.randn(2, 2, 2, 8),
+        class_rows=attention[:, :, :, :3],
+        column_means=attention.mean(3),
+    )
+    with torch.no_grad():
+        exact = model.outputs(inputs).fine_logits
+        with autocast("fp16", torch.device("cpu")):
+            rounded = model.outputs(inputs).fine_logits
+    assert rounded.dtype == torch.float16
+    assert ((rounded - exact) / exact).abs().max() < 2e-3

@@ -319,7 +319,12 @@ def test_photographs_that_changed_since_their_labels_are_left_out(
     samples, left_out, _ = supervision(run)
     assert left_out == 1 and [sample.name for sample in samples] == list("0123467")
     told = "1 photograph has changed since the pseudo labels were made, or their labels have (5)"
-    assert told in caplog.text
+    assert told in caplog.text and "is not learnt" not in caplog.text
+    monkeypatch.setattr(
+        "weaktr.stages.train_seg.is_of", lambda _, entry, __: entry.name not in "16"
+    )
+    supervision(run)
+    assert "no photograph with a pseudo label that can be used shows green" in caplog.text
 
 
 def test_models_of_earlier_stages(root, finished, tmp_path):

@@ -104,6 +104,7 @@ def test_soft_labels_and_an_image_head_are_one_graph(is_frozen, graphs):
     images = torch.randn(2, 3, 32, 40, device=DEVICE)
     shares = torch.randn(2, 5, 4, 5, device=DEVICE).softmax(1)
     shown = torch.tensor([[1.0, 0, 0, -1]] * 2, device=DEVICE)
+    inside = torch.eye(5, device=DEVICE)[:4].expand(2, 4, 5)
 
     settings = TrainSegConfig(loss="collision")
 
@@ -111,7 +112,7 @@ def test_soft_labels_and_an_image_head_are_one_graph(is_frozen, graphs):
         losses = segmenter_losses(model, settings, collision_cross_entropy, *batch)
         return sum(losses.values())
 
-    assert_same_step(model, loss_of, images, shares, shown)
+    assert_same_step(model, loss_of, images, shares, shown, inside)
     assert len(graphs) == 1
 
 

@@ -259,9 +259,12 @@ def test_a_photograph_that_cannot_be_read_is_left_out(tmp_path, caplog):
     (root / "images" / "3.png").write_bytes(whole[: len(whole) // 2])
     run = Run(tree, tmp_path / "run")
     left_out = stage.train_patches(run, tmp_path / "out")
-    assert left_out == 1 and "3.png" in caplog.text
+    assert left_out == 1 and "3.png" in caplog.text and "no photograph" not in caplog.text
     assert (tmp_path / "out" / MODEL).is_file()
-    for number in (0, 1, 2, 4):
+    (root / "images" / "1.png").write_bytes(b"")  # the only green one
+    assert stage.train_patches(Run(tree, tmp_path / "blue"), tmp_path / "blue") == 2
+    assert "no photograph that could be read shows green, so it will not be found" in caplog.text
+    for number in (0, 2, 5):
         (root / "images" / f"{number}.png").write_bytes(b"")
     with pytest.raises(ValueError, match="at least 2 photographs to learn from, got 1"):
         stage.train_patches(Run(tree, tmp_path / "other"), tmp_path / "none")

@@ -57,7 +57,8 @@ def test_all_losses_come_from_one_pass(size, monkeypatch):
     ).eval()  # fmt: skip
     images, shown = torch.randn(2, 3, *size), torch.tensor([[1.0, 0, -1], [0, 0, 1]])
     shares = torch.rand(2, 4, 4, 4).softmax(1)
-    encoding = model.encode(images)
+    inside = torch.eye(4).expand(2, 4, 4)
+    encoding, without_padding = model.encode(images), model.encode(images, inside).classes
     forward, passes = model.vit.forward, []
     monkeypatch.setattr(model.vit, "forward", lambda *x: passes.append(x) or forward(*x))
     for loss in (soft_cross_entropy, collision_cross_entropy):
@@ -65,11 +66,13 @@ def test_all_losses_come_from_one_pass(size, monkeypatch):
         losses = segmenter_losses(model, settings, loss, images, shares, shown)
         assert losses["soft"].equal(loss(model.decode(encoding), shares))
         assert losses["image"].equal(class_loss(encoding.classes, shown))
+        losses = segmenter_losses(model, settings, loss, images, shares, shown, inside)
+        assert losses["image"].equal(class_loss(without_padding, shown))
     labels = torch.randint(0, 4, (2, *size))
     clipped = segmenter_losses(model, TrainSegConfig(), collision_cross_entropy, images, labels)
     assert clipped.keys() == {"clipped", SILENCED}
     assert clipped["clipped"].equal(model.loss(images, labels).loss)
-    assert len(passes) == 4
+    assert len(passes) == 6
 
 
 # ---- clipping that silences objects --------------------------------------------------------------
@@ -131,7 +134,7 @@ def test_a_label_that_no_mask_holds_counts_like_a_very_rare_one():
 def table(logits):
     """A model whose patches [B, h, w] are rows of a table of logits [K, L]."""
     return SimpleNamespace(
-        encode=lambda images: SimpleNamespace(patches=images, classes=None),
+        encode=lambda images, _: SimpleNamespace(patches=images, classes=None),
         decode=lambda encoding: logits[encoding.patches].permute(0, 3, 1, 2),
     )
 

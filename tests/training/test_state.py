@@ -13,7 +13,8 @@ import torch
 from tests.models import small
 from tests.tolerances import assert_close
 from tests.training.lines import read_metrics
-from tests.training.loops import loop_in
+from tests.training.loops import Numbers, loop_in
+from weaktr.training.loader import EpochLoader
 from weaktr.training.optimizers import segmenter_optimizer
 from weaktr.training.state import (
     load_state,
@@ -41,7 +42,7 @@ def test_state_restores_all_random_numbers(tmp_path):
 @pytest.mark.parametrize(("current", "kept"), [(0, 1), (3, 1), (0, 8), (3, 8), (5, 2)])
 def test_random_numbers_of_a_gpu_go_on_with_any_number_of_gpus(monkeypatch, current, kept):
     restored = []
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: current)
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: torch.tensor([7]))
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state: restored.append(int(state)))
@@ -50,6 +51,27 @@ def test_random_numbers_of_a_gpu_go_on_with_any_number_of_gpus(monkeypatch, curr
     state["cuda"] = [torch.tensor([number]) for number in range(kept)]  # 8: an older version's
     restore_random_state(state)
     assert restored == [min(current, kept - 1)]
+
+
+def test_a_training_on_a_cpu_leaves_gpus_alone(monkeypatch):
+    """Also one that was begun on a GPU; others may use them, or all of their memory."""
+
+    def used(*_):
+        pytest.fail("a GPU was used")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in ("get_rng_state", "set_rng_state", "current_device"):
+        monkeypatch.setattr(torch.cuda, name, used)
+    state = random_state()
+    assert state["cuda"] == []
+    restore_random_state(state | {"cuda": [torch.tensor([7])]})
+    pinned = []
+    monkeypatch.setattr(
+        "weaktr.training.loader.DataLoader", lambda *_, **x: pinned.append(x["pin_memory"]) or []
+    )
+    for device in ("cpu", "cuda"):
+        EpochLoader(Numbers(), 2, 0, device=device).epoch(0)
+    assert pinned == [False, True]
 
 
 def stopped(folder):
@@ -110,6 +132,40 @@ def test_stage_2_steps_are_fused():
     for kind in ("sgd", "adamw"):
         groups = segmenter_optimizer(model, 0.1, kind=kind).param_groups
         assert all(group["fused"] is True for group in groups)
+
+
+def test_processes_that_see_different_states_do_not_train(tmp_path, monkeypatch):
+    stopped(tmp_path)
+    first = {list: [0, 0, 0], int: 1}
+    monkeypatch.setattr("weaktr.processes.of_each", lambda own: [own, own, first[type(own)]])
+    told = r"from epoch 1, step 2, process 2 from epoch 1, step 0: expected one file on storage"
+    with pytest.raises(ValueError, match=told):
+        loop_in(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_a_first_step_that_fp16_skips_leaves_nothing_behind(kind, monkeypatch):
+    """torch's fused SGD makes its momentum of unset memory, and a skipped step does not fill it."""
+    unset = torch.empty_like
+    monkeypatch.setattr(torch, "empty_like", lambda *a, **k: unset(*a, **k).fill_(1e9))
+    results = []
+    for overflows in (True, False):
+        torch.manual_seed(0)
+        model = small.segmenter(
+            "vit_tiny_patch16_224", 3, decoder="linear", image_size=32, drop_path=0.0,
+            backbone_args={"embed_dim": 16, "depth": 1, "num_heads": 2},
+        )  # fmt: skip
+        optimizer = segmenter_optimizer(model, 0.1, kind=kind)
+        scaler = torch.amp.GradScaler("cpu")
+        for factor in (1e38, 1.0) if overflows else (1.0,):
+            optimizer.zero_grad()
+            loss = sum(p.square().sum() for p in model.parameters())
+            scaler.scale(factor * loss).backward()
+            scaler.unscale_(optimizer)
+            scaler.step(optimizer)
+            scaler.update()
+        results.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert torch.equal(*results)
 
 
 @pytest.mark.parametrize(

@@ -95,3 +95,33 @@ def test_weights_that_a_step_has_ruined_are_not_saved(tmp_path, step, kept):
     assert (None if state is None else state["position"][:3]) == kept
     if state is not None:
         assert torch.isfinite(state["model"]["weight"]).all()
+
+
+def test_a_training_that_fp16_skips_altogether_is_told(tmp_path):
+    loop = loop_in(tmp_path, epochs=9, ema_decay=None)
+    loop.scaler = torch.amp.GradScaler("cpu")
+    weight = loop.model.weight.detach().clone()
+
+    def losses(_):  # 0 whose gradient is infinite times 0
+        return {"loss": (loop.model.weight.sum() * 0).sqrt()}
+
+    with pytest.raises(ValueError, match=r"not finite in fp16 up to step 28, .*\(now 0.000244\)"):
+        loop.train(losses)
+    assert loop.model.weight.equal(weight)
+    assert load_state(tmp_path / STATE)["position"][:3] == [6, 0, 24]
+
+
+def test_a_checkpoint_that_is_late_is_written_once(tmp_path, monkeypatch):
+    """What one of several processes says counts a step later; by then it may be answered."""
+    loop, said, saved = loop_in(tmp_path, epochs=2, ema_decay=None), [[0, 0]], []
+
+    def largest(own):
+        said.append(list(own))
+        return said.pop(0)
+
+    monkeypatch.setattr(loop._agreement, "largest", largest)
+    monkeypatch.setattr(loop._agreement, "forget", lambda: said.__setitem__(0, [0, 0]))
+    monkeypatch.setattr(loop_module, "save_state", lambda *_: saved.append(loop.step))
+    loop._saved_at -= 1e6
+    loop.train(losses_of(loop))
+    assert saved == [2, 4, 8]

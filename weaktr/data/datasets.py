@@ -179,7 +179,8 @@ class _Read(NamedTuple):
     """An image with its labels, before the transform."""
 
     sample: Sample
-    inputs: list[torch.Tensor]  #: image, labels of pixels, and where there are some soft labels
+    #: image, labels of pixels; where they are wanted the whole image as a `SoftMap`, soft labels
+    inputs: list[torch.Tensor]
     soft_labels: tuple[int, ...] | None  #: which labels those are of
 
 
@@ -197,7 +198,7 @@ class SegDataset(SeededDataset):
             of pixels.
         soft: name of a sample -> the file of its soft labels (`read_soft_labels`), from which its
             shares come in place of its mask.
-        with_classes: whether items have `shown_classes` too.
+        with_classes: whether items have `shown_classes` too, and which patches are no padding.
         crops: items of each image, whose indices follow each other.
 
     Raises:
@@ -240,7 +241,10 @@ class SegDataset(SeededDataset):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
         """Image float32 [3, H, W] and labels uint8 [H, W], 255 = ignore; with `patch_size` in their
-        place shares float32 [L, patches of H, patches of W], all 0 = ignore; then `shown_classes`.
+        place shares float32 [L, patches of H, patches of W], all 0 = ignore.
+
+        With classes then `shown_classes`, and float32 [patches of H, patches of W]: 1, or 0 for
+        patches that are nothing but padding.
 
         Raises:
             DataError: a file is missing or corrupt, sizes differ, or a label is outside.
@@ -263,6 +267,8 @@ class SegDataset(SeededDataset):
         labels = read_labels(sample.mask, self.num_labels, sample.source, mask_ids=sample.mask_ids)
         require_same_size(labels, tuple(image.shape[-2:]), sample.mask, sample.source)
         inputs = [image, tv_tensors.Mask(torch.from_numpy(labels))]
+        if self.with_classes:
+            inputs.append(SoftMap.of(torch.ones(1, 1, 1), labels.shape))
         soft = self._soft_labels(sample, labels.shape)
         if soft is not None:
             inputs.append(SoftMap.of(torch.from_numpy(soft.shares), labels.shape))
@@ -271,16 +277,18 @@ class SegDataset(SeededDataset):
     def _cropped(self, index: int, read: _Read) -> tuple[torch.Tensor, ...]:
         """The item of an image that was read; leaves that as it is."""
         sample, inputs, soft_labels = read
-        image, mask, *shares = self._transformed(index, *inputs)
+        image, mask, *of_patches = self._transformed(index, *inputs)
         target = mask
         if soft_labels is not None:
-            target = mask.new_zeros((self.num_labels, *shares[0].shape[1:]), dtype=torch.float32)
-            target[list(soft_labels)] = shares[0]
+            shares = of_patches[-1]
+            target = mask.new_zeros((self.num_labels, *shares.shape[1:]), dtype=torch.float32)
+            target[list(soft_labels)] = shares
         elif self.patch_size is not None:
             target = shares_of_mask(mask, self.num_labels, self.patch_size)
         if not self.with_classes:
             return image, target
-        return image, target, shown_classes(sample.labels or (), mask, self.num_labels - 1)
+        shown = shown_classes(sample.labels or (), mask, self.num_labels - 1)
+        return image, target, shown, of_patches[0][0]
 
     def shares(self, index: int, grid: tuple[int, int]) -> torch.Tensor:
         """What share of each cell of a grid over the whole photograph has which label.

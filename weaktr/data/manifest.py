@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -112,6 +112,11 @@ class Manifest:
         """`Sample.mask_ids` of all samples."""
         return self.samples[0].mask_ids if self.samples else None
 
+    def lost_classes(self, samples: Iterable[Sample]) -> list[str]:
+        """The names of the classes that its images show, and `samples`, some of them, do not."""
+        lost = _shown(self.samples) - _shown(samples)
+        return [self.classes.names[index] for index in sorted(lost)]
+
     def repeated_names(self) -> list[Problem]:
         """A fault for every sample whose name, or the place of whose mask, another one has."""
         first: dict[str, Sample] = {}
@@ -212,6 +217,11 @@ class Manifest:
             row += [sample.exif] if sample.exif != "ignore" else []
             digest.update(json.dumps(row).encode())
         return digest.hexdigest()[:32]
+
+
+def _shown(samples: Iterable[Sample]) -> set[int]:
+    """The classes that samples show, as far as that is known."""
+    return {label for sample in samples for label in sample.labels or ()}
 
 
 def without_a_place(names: Collection[str]) -> dict[str, str]:

@@ -141,7 +141,8 @@ class CamModel(BackboneModel):
         return CamOutput(
             class_logits=inputs.class_logits,
             coarse_logits=coarse_map.mean((2, 3)),
-            fine_logits=torch.einsum("bj,bcj,bcj->bc", column, cross.expand_as(coarse), coarse),
+            # the attention twice, before a sum in float32, would be too small for float16
+            fine_logits=torch.einsum("bj,bcj->bc", column, cross * coarse),
         )
 
     @torch.no_grad()

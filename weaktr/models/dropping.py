@@ -73,8 +73,10 @@ class PartDropPath(DropPath):  # type: ignore[misc] # timm has no types
         """[b, ...] -> the same with some images 0, in training."""
         if not self.training or not self.drop_prob:
             return x
-        kept = self.part.of(x, (1,) * (x.ndim - 1), self.drop_prob)
-        return x * (kept if self.scale_by_keep else kept.sign())
+        keep = 1 - self.drop_prob
+        # as timm draws: on a GPU dropout draws others
+        drawn = x.new_empty(self.part.batch, *(1,) * (x.ndim - 1)).bernoulli_(keep)[self.part.rows]
+        return x * (drawn / keep if self.scale_by_keep else drawn)
 
 
 def drop_for(model: nn.Module, part: Part) -> None:

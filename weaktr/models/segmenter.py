@@ -129,7 +129,8 @@ class MaskTransformer(nn.Module):
 class ImageHead(nn.Module):
     """Which classes an image shows: one linear layer on its class token and its mean patch.
 
-    Of several class tokens the mean counts; a backbone without any gives the patches alone.
+    Of several class tokens the mean counts; a backbone without any gives the patches alone. What
+    pads a crop in training is no patch of the image.
 
     Args:
         dim: W, width of the tokens.
@@ -143,9 +144,21 @@ class ImageHead(nn.Module):
         self.head = nn.Linear(2 * dim if class_tokens else dim, num_classes)
         self.apply(_init_linear)
 
-    def forward(self, tokens: Tensor, patches: Tensor) -> Tensor:
-        """All tokens [B, N, W] and those of the patches [B, P, W] -> logits [B, C]."""
-        parts = [patches.mean(1)]
+    def forward(self, tokens: Tensor, patches: Tensor, inside: Tensor | None = None) -> Tensor:
+        """Which classes images show.
+
+        Args:
+            tokens: [B, N, W], all of them.
+            patches: [B, P, W], those of the patches.
+            inside: [B, P], 1 for patches whose mean counts, 0 for others; None = all count.
+
+        Returns:
+            Logits [B, C].
+        """
+        if inside is None:
+            parts = [patches.mean(1)]
+        else:
+            parts = [(patches * inside[:, :, None]).sum(1) / inside.sum(1, keepdim=True)]
         if self.class_tokens:
             parts.append(tokens[:, : self.class_tokens].mean(1))
         logits: Tensor = self.head(torch.cat(parts, 1))
@@ -295,25 +308,35 @@ class Segmenter(BackboneModel):
             logits, labels, patch_size=tile, start_value=start_value, batch=batch
         )
 
-    def encode(self, images: Tensor) -> Encoding:
-        """Normalised images [B, 3, H, W], padded to whole patches -> their encoding."""
+    def encode(self, images: Tensor, inside: Tensor | None = None) -> Encoding:
+        """Normalised images [B, 3, H, W], padded to whole patches -> their encoding.
+
+        Args:
+            images: [B, 3, H, W] normalised.
+            inside: [B, h, w], 0 for patches that are nothing but padding, which does not count in
+                what an image shows, else 1; None = there are none.
+        """
         height, width = images.shape[-2:]
         patch = self.patch_size
         grid = (-(-height // patch), -(-width // patch))
         padded = F.pad(images, (0, grid[1] * patch - width, 0, grid[0] * patch - height))
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
             tokens = self.tokens(padded)
-        return self.encoding_of(tokens, grid)
+        return self.encoding_of(tokens, grid, inside)
 
     def tokens(self, images: Tensor) -> Tensor:
         """Normalised images [B, 3, H, W] -> all tokens [B, N, W] of the encoder's `layers`."""
         tokens: Tensor = self.vit(images, self.layers)
         return tokens
 
-    def encoding_of(self, tokens: Tensor, grid: tuple[int, int]) -> Encoding:
+    def encoding_of(
+        self, tokens: Tensor, grid: tuple[int, int], inside: Tensor | None = None
+    ) -> Encoding:
         """The encoder's tokens [B, N, W] of images of `grid` patches -> their encoding."""
-        patches = tokens[:, self.vit.num_prefix_tokens :]
-        classes = None if self.image_head is None else self.image_head(tokens, patches)
+        patches, classes = tokens[:, self.vit.num_prefix_tokens :], None
+        if self.image_head is not None:
+            inside = None if inside is None else inside.flatten(1)
+            classes = self.image_head(tokens, patches, inside)
         return Encoding(patches, grid, classes)
 
     def decode(self, encoding: Encoding) -> Tensor:

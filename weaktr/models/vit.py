@@ -10,9 +10,9 @@ from __future__ import annotations
 import logging
 import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from typing import Any, SupportsIndex, get_args
 
 import timm
@@ -37,8 +37,8 @@ log = logging.getLogger("weaktr")
 #: "timm" (bicubic, antialiased), "published_cam" and "published_seg" (what the published code does
 #: in stage 1 and stage 2; kept for its checkpoints).
 POSITION_MODES = get_args(Position)
-#: Sizes of images whose position embedding is kept, about 2 MB each.
-MOST_POSITIONS = 64
+#: Bytes of embeddings of positions that are kept of the last sizes of images, each of about 2 MB.
+POSITION_BYTES = 128 * 2**20
 
 
 class ViT(nn.Module):
@@ -103,8 +103,8 @@ class ViT(nn.Module):
             init = torch.empty(1, class_tokens, self.embed_dim)
             self.cls_token = nn.Parameter(nn.init.trunc_normal_(init, std=0.02))
         self.reg_token = reg_token
-        #: see `_position_of`
-        self._positions: dict[tuple[Any, ...], Tensor | None] = {}
+        #: see `_kept`
+        self._positions: dict[tuple[Any, ...], Tensor] = {}
         if pos_embed is None:
             self.register_parameter("pos_embed", None)
             return
@@ -152,7 +152,7 @@ class ViT(nn.Module):
             tokens = torch.cat([*(t.expand(batch, -1, -1) for t in prefix), tokens], 1)
         if position is not None and self.embed_prefix:
             tokens = tokens + position
-        rope = None if self.rope is None else self.rope.get_embed(shape=list(grid))
+        rope = self._rope_of(grid, images.device)
         return TokenBatch(self.norm_pre(tokens), [(images.shape[0], grid)], rope)
 
     def run_block(
@@ -217,22 +217,44 @@ class ViT(nn.Module):
 
         A parameter's version does not tell of every change: fused optimisers leave it as it is.
         """
-        stored = self.pos_embed
+        if (stored := self.pos_embed) is None:
+            return None
         wants_gradient = torch.is_grad_enabled() or torch.compiler.is_compiling()
         is_changing = self.training or wants_gradient
-        if stored is None or not stored.is_cuda or is_changing:
+        if not stored.is_cuda or is_changing:
             return self._position(grid, size)
         key = (grid, size, stored.data_ptr(), stored._version)
-        if key not in self._positions:
-            if len(self._positions) >= MOST_POSITIONS:
-                self._positions.pop(next(iter(self._positions)))
-            self._positions[key] = self._position(grid, size)
-        return self._positions[key]
+        return self._kept(key, partial(self._position, grid, size))
 
-    def _position(self, grid: tuple[int, int], size: tuple[int, int]) -> Tensor | None:
-        """Position embedding [1, N or P, D] for `grid` of an image of `size` pixels."""
-        if self.pos_embed is None:
+    def _rope_of(self, grid: tuple[int, int], device: torch.device) -> Tensor | None:
+        """The rotary embedding of a grid, where there is one; on a GPU those of the last are kept.
+
+        timm makes some of them on the host, which would wait for the GPU to copy them there.
+        """
+        if self.rope is None:
             return None
+        make: Callable[[], Tensor] = partial(self.rope.get_embed, shape=list(grid))
+        if device.type != "cuda" or torch.compiler.is_compiling():
+            return make()
+        is_learnt = next(self.rope.parameters(), None) is not None
+        is_drawn = self.training and getattr(self.rope, "aug_active", False)
+        return make() if is_learnt or is_drawn else self._kept((grid, device), make)
+
+    def _kept(self, key: tuple[Any, ...], make: Callable[[], Tensor]) -> Tensor:
+        """What `make` gives, of the last keys up to `POSITION_BYTES`; for trainings too."""
+        found = self._positions.get(key)
+        if found is None:
+            with torch.inference_mode(False), torch.no_grad():
+                found = self._positions[key] = make()
+            for oldest in [*self._positions]:
+                if sum(kept.nbytes for kept in [*self._positions.values()]) <= POSITION_BYTES:
+                    break
+                self._positions.pop(oldest, None)
+        return found
+
+    def _position(self, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+        """Position embedding [1, N or P, D] for `grid` of an image of `size` pixels."""
+        assert self.pos_embed is not None
         prefix = self.num_prefix_tokens if self.embed_prefix else 0
         stored = self.pos_embed[:, prefix:]
         if is_exporting():

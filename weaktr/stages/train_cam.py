@@ -86,7 +86,7 @@ def train_cam(run: Run, folder: Path) -> int:
         )
         dataset = CamDataset(run.train_images, transform, seed=recipe.seed)
     workers = 0 if passes_once else recipe.num_workers  # memory needs no other process
-    loader = EpochLoader(dataset, settings.batch_size, recipe.seed, workers)
+    loader = EpochLoader(dataset, settings.batch_size, recipe.seed, workers, run.device)
     optimizer = cam_optimizer(
         model,
         settings.lr,

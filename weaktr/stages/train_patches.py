@@ -7,6 +7,7 @@ takes seconds, so that a run that was stopped starts it again. In memory are onl
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from weaktr import processes
 from weaktr.inference.features import FeatureStore, View
 from weaktr.inference.patch_cams import encoder_of, stacked
+from weaktr.messages import few
 from weaktr.models import PatchModel
 from weaktr.models.pretrained import load_backbone
 from weaktr.progress import Meter
@@ -25,6 +27,8 @@ from weaktr.training.loss_log import METRICS
 from weaktr.training.metrics import MetricsLog
 from weaktr.training.patches import fit_patches, gather
 from weaktr.training.state import set_seeds
+
+log = logging.getLogger("weaktr")
 
 
 def train_patches(run: Run, folder: Path) -> int:
@@ -65,6 +69,11 @@ def train_patches(run: Run, folder: Path) -> int:
             yield stacked(found), shown
 
     patches = gather(model, photographs(), len(samples), settings, recipe.seed)
+    read = (sample for sample in samples if sample.name not in store.left_out)
+    if lost := run.train_images.lost_classes(read):
+        log.warning(
+            "no photograph that could be read shows %s, so it will not be found in any", few(lost)
+        )
     metrics = MetricsLog(folder / METRICS)
     metrics.cut(0)
     with Meter("train_cam rounds", settings.rounds, unit="rounds") as meter:

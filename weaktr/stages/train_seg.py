@@ -106,7 +106,7 @@ def train_seg(run: Run, folder: Path) -> int:
         with_classes=config.image_head,
         crops=settings.crops,
     )
-    loader = EpochLoader(dataset, settings.batch_size, recipe.seed, recipe.num_workers)
+    loader = EpochLoader(dataset, settings.batch_size, recipe.seed, recipe.num_workers, run.device)
     optimizer = segmenter_optimizer(
         model,
         settings.lr,
@@ -262,8 +262,8 @@ class Supervision(NamedTuple):
 def supervision(run: Run) -> Supervision:
     """The training images with the masks to train on: pseudo labels, or for an upper bound truth.
 
-    The log names those that are left out. A mask that was corrected by hand stands for itself: its
-    image has no soft labels.
+    The log names those that are left out, and classes that no other image shows. A mask that was
+    corrected by hand stands for itself: its image has no soft labels.
 
     Raises:
         ValueError: no training image has such a mask, or one has no soft labels though they are to
@@ -297,6 +297,11 @@ def supervision(run: Run) -> Supervision:
         raise ValueError(
             f"{masks.index}: no pseudo label of any training image; run label first, or see in its "
             "log why it left all of them out"
+        )
+    if lost := manifest.lost_classes(samples):
+        log.warning(
+            "no photograph with a pseudo label that can be used shows %s, so it is not learnt",
+            few(lost),
         )
     left_out = len(changed) + sum(sample.name in masks.unusable for sample in manifest)
     soft = {}

@@ -24,6 +24,7 @@ class EpochLoader:
         batch_size: items in a batch of all processes together.
         seed: of the order.
         num_workers: loading processes; "auto" = `TrainingLoop.train` measures how many are needed.
+        device: where batches go; on their way to a GPU they are in pinned memory.
 
     Raises:
         ValueError: fewer items than `batch_size`, or fewer of these than processes.
@@ -35,8 +36,10 @@ class EpochLoader:
         batch_size: int,
         seed: int,
         num_workers: int | Literal["auto"] = 0,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.dataset, self.num_workers = dataset, num_workers
+        self.device = torch.device(device)
         rows = processes.rows(batch_size)
         self._sampler = EpochSampler(
             len(dataset), batch_size, seed=seed, rows=rows, crops=dataset.crops
@@ -58,7 +61,7 @@ class EpochLoader:
                 batch_sampler=self._sampler,
                 num_workers=workers,
                 persistent_workers=workers > 0,
-                pin_memory=torch.cuda.is_available(),
+                pin_memory=self.device.type == "cuda",
                 generator=self._generator,
                 worker_init_fn=_leave_signals,
             )

@@ -68,6 +68,8 @@ NO_BUFFERS: dict[str, Any] = (
     if "forward_sync_buffers" in signature(DistributedDataParallel).parameters
     else {"broadcast_buffers": False}
 )
+#: By what fp16 scales losses at least: 2^16 at first, half of it after each step it has to skip.
+LEAST_SCALE = 2.0**-10
 #: Images of a step on a CPU by which its time is measured.
 IMAGES_ON_CPU = 2
 
@@ -164,6 +166,7 @@ class TrainingLoop(Generic[M]):
         self._agreement = processes.Agreement()
         self._saved_at = time.monotonic()
         self._resume()
+        self._require_same_position()
         batches = self.steps_per_epoch * settings.accumulate
         self.pace = Pace(self.stage, settings.epochs, batches)
 
@@ -411,6 +414,7 @@ class TrainingLoop(Generic[M]):
         """
         position = self.losses.position()
         self._require_finite_weights()
+        self._require_finite_gradients()
         self._saved_at = time.monotonic()
         if processes.is_first():
             state = {
@@ -423,6 +427,7 @@ class TrainingLoop(Generic[M]):
             }
             save_state(self.folder / STATE, state)
             self._saved_at = time.monotonic()  # writing takes its time
+        self._agreement.forget()  # a process that was late when it was last asked
         self._note_saved()
 
     def _note_saved(self) -> None:
@@ -443,6 +448,16 @@ class TrainingLoop(Generic[M]):
         if wrong:
             raise ValueError(
                 f"{self.stage}: weights not finite after step {self.step} ({few(wrong)}). "
+                f"{self.losses.advice()}"
+            )
+
+    def _require_finite_gradients(self) -> None:
+        """Raise `ValueError` where fp16 skips step after step: no scale makes gradients finite."""
+        scale = self.scaler.get_scale() if self.scaler.is_enabled() else LEAST_SCALE
+        if scale < LEAST_SCALE:
+            raise ValueError(
+                f"{self.stage}: gradients not finite in fp16 up to step {self.step}, whatever they "
+                f"are scaled by (now {scale:.3g}), so that steps are skipped. "
                 f"{self.losses.advice()}"
             )
 
@@ -472,6 +487,18 @@ class TrainingLoop(Generic[M]):
         epoch = min(self.epoch + 1, self.settings.epochs)
         log.info("%s: going on from epoch %d, step %d", self.stage, epoch, self.step)
         self.losses.resume(written, self.epoch)
+
+    def _require_same_position(self) -> None:
+        """Raise `ValueError` where processes would train from different checkpoints."""
+        first, *others = processes.of_each([self.epoch, self.batch, self.step])
+        for number, own in enumerate(others, 1):
+            if own != first:
+                raise ValueError(
+                    f"{self.folder / STATE}: process 0 goes on from epoch {first[0] + 1}, step "
+                    f"{first[2]}, process {number} from epoch {own[0] + 1}, step {own[2]}: "
+                    "expected one file on storage that all machines share; start again once all "
+                    "of them show it as it is"
+                )
 
     def _step(self) -> None:
         """Update the weights; log when due."""

@@ -143,7 +143,12 @@ def segmenter_optimizer(
     for group in groups:
         group.update(lr=lr * group["lr_scale"], initial_lr=lr)
     if kind == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=True)
+        sgd = torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=True)
+        for group in groups if momentum else ():
+            for parameter in group["params"]:
+                # torch's own begin as unset memory, and stay it where fp16 skips the first step
+                sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return sgd
     if kind == "adamw":
         return torch.optim.AdamW(groups, lr=lr, fused=True)
     raise ValueError(f"kind: expected 'sgd' or 'adamw', got {kind!r}")

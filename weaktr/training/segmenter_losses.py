@@ -40,6 +40,7 @@ def segmenter_losses(
     images: Tensor,
     labels: Tensor,
     classes: Tensor | None = None,
+    inside: Tensor | None = None,
     *,
     weights: Tensor | None = None,
     batch: int | None = None,
@@ -54,6 +55,7 @@ def segmenter_losses(
         labels: clipped: [B, H, W] integer, 255 = ignore; else [B, L, h, w], shares of the labels in
             the model's patches, all 0 = ignore.
         classes: [B, C] of `weaktr.data.datasets.shown_classes`, for a model with an image head.
+        inside: [B, h, w], which patches are no padding, see `Segmenter.encode`; None = all.
         weights: [L] of the labels, see `balancing`, for a loss that is a sum over labels.
         batch: images of the whole batch where other processes have the rest of it; the losses are
             then what these images add to those of the batch. None = it is all here.
@@ -61,7 +63,7 @@ def segmenter_losses(
     Returns:
         Name -> scalar; beside the losses `SILENCED` of one that may clip, which has no gradient.
     """
-    encoding = model.encode(images)
+    encoding = model.encode(images, inside)
     if settings.loss == "clipped":
         start, tile = settings.clip_start, settings.clip_patch
         clipped = model.clipped_loss(encoding, labels, start_value=start, tile=tile, batch=batch)

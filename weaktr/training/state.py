@@ -136,12 +136,12 @@ def position_in(state: dict[str, Any], epochs: int, batches: int) -> list[int]:
 def random_state() -> dict[str, Any]:
     """The states of all random number generators, as tensors and plain values.
 
-    Of GPUs the current one's: a run may go on with another number of them.
+    Of GPUs the current one's, where this process uses one: a run may go on with another number.
     """
     _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     return {
         "torch": torch.get_rng_state(),
-        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],
+        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else [],
         "numpy": (torch.from_numpy(np.asarray(keys, np.int64)), position, has_gauss, cached),
         "python": random.getstate(),
     }
@@ -153,7 +153,7 @@ def restore_random_state(state: dict[str, Any]) -> None:
     np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached))
     random.setstate(state["python"])
     torch.set_rng_state(state["torch"])
-    if state["cuda"] and torch.cuda.is_available():
+    if state["cuda"] and torch.cuda.is_initialized():
         states = state["cuda"]  # older versions: of every GPU there was
         torch.cuda.set_rng_state(states[min(torch.cuda.current_device(), len(states) - 1)])
 
