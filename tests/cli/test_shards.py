@@ -514,6 +514,33 @@ def test_a_mask_that_was_edited_stays(home, computed, caplog):
     assert masks_of(home / "out") == masks_of(home / "plain")
 
 
+def test_a_mask_that_was_edited_needs_nothing_beside_it(home, computed):
+    label(home, *BY_SHARDS)
+    computed.clear()
+    edit(home / "out" / "masks" / "03.png")
+    (home / "out" / "confidence" / "03.png").unlink()
+    (home / "photos" / "08.png").write_bytes(photograph(88))
+    assert label(home, *BY_SHARDS) == 0 and computed == ["08"]
+    assert statuses(home / "out")["03"] == "edited"
+
+
+def test_a_file_that_is_gone_is_not_taken_for_the_work_of_another_process(home, monkeypatch):
+    """Though there is a record of the shard, of the start before."""
+    label(home, *BY_SHARDS)
+    (home / "out" / "confidence" / "03.png").unlink()
+    real = ShardWriter.finish
+
+    def finish(writer, *arguments, **facts):
+        (home / "out" / "masks" / "03.png").unlink(missing_ok=True)
+        return real(writer, *arguments, **facts)
+
+    monkeypatch.setattr(ShardWriter, "finish", finish)
+    assert label(home, *BY_SHARDS) == WRONG_INPUT  # it is named
+    monkeypatch.undo()
+    assert label(home, *BY_SHARDS) == 0
+    assert masks_of(home / "out") == masks_of(home / "plain")
+
+
 @pytest.mark.parametrize("way", ["saved", "copied"])
 def test_a_mask_of_weaktrs_that_somebody_has_put_there_stays(home, way, computed):
     """It was written by weaktr, but not for this place."""

@@ -390,8 +390,13 @@ class ShardWriter:
             place = _relative(layout.archive(kind, self.shard), layout.out)
             size, digest = begun.stat().st_size, Contents().digest(begun)
             return {"file": place, "bytes": size, "sha256": digest}
-        names = [row.name for row in self.rows if row.mask_digest is not None]
-        sizes = [layout.file(kind, self.shard, name).stat().st_size for name in names]
+        rows = [row for row in self.rows if row.mask_digest is not None]
+        places = [(row, layout.file(kind, self.shard, row.name)) for row in rows]
+        if kind != MASKS:  # which one that somebody has changed may have alone
+            places = [
+                (row, path) for row, path in places if row.status != "edited" or path.is_file()
+            ]
+        sizes = [path.stat().st_size for _, path in places]
         folder = _relative(layout.folder(kind, self.shard), layout.out)
         return {"folder": folder, "files": len(sizes), "bytes": sum(sizes)}
 

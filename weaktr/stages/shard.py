@@ -172,11 +172,12 @@ def make_shard(own: ShardMaker[Read], given: ShardInput, progress: Progress) -> 
         TooManyBad, PipelineError: see `make_shards`.
         OSError: something cannot be written.
     """
+    before = read_record(own.layout, given.name)
     try:
         _make_shard(own, given, progress)
     except FileNotFoundError:  # what this process had begun
         record = read_record(own.layout, given.name)
-        if record is None or record.get("data") != given.data:
+        if record in (None, before) or record.get("data") != given.data:
             raise
         log.info("shard %s: another process has finished it meanwhile", given.name)
 
