@@ -43,6 +43,7 @@ from weaktr.shards.output import ShardWriter
 from weaktr.shards.records import read_results
 from weaktr.shards.verify import verify
 from weaktr.stages import sharded
+from weaktr.stages.masked import masked_in
 
 COUNT = 12
 BY_SHARDS = ("--shard-size", "5", *BESIDE)
@@ -1028,9 +1029,11 @@ def test_a_manifest_gives_the_masks_of_its_folder_whatever_the_order_of_its_clas
 @pytest.mark.parametrize("options", [(), ("--shard-size", "5")])
 def test_a_data_set_is_labelled_by_its_own_lists(home, options):
     names = ["2007_000001", "2007_000002"]
-    root = home / "VOC2012"
-    for folder in ("JPEGImages", "Annotations", "ImageSets/Segmentation"):
+    root = home / "data/VOCdevkit/VOC2012"
+    for folder in ("JPEGImages", "Annotations", "SegmentationClass", "ImageSets/Segmentation"):
         (root / folder).mkdir(parents=True)
+    work.write_tar(home / "data" / "VOCtrainval.tar", {"a.jpg": b""})
+    write_mask(root / "SegmentationClass" / f"{names[0]}.png", np.zeros((40, 50), np.uint8))
     (root / "ImageSets/Segmentation/train.txt").write_text("\n".join(names) + "\n")
     for index, name in enumerate((*names, "2007_000003")):
         (root / "JPEGImages" / f"{name}.jpg").write_bytes(photograph(index, "JPEG"))
@@ -1040,10 +1043,13 @@ def test_a_data_set_is_labelled_by_its_own_lists(home, options):
     assert code == WRONG_INPUT and "expected classes of" in told  # of its two classes
     named = {"names": list(VOC.names)}
     checkpoints.save(small.tiny_cam_model(20), home / "cam.safetensors", classes=named)
-    assert label(home, *options, "--dataset", "voc12", images="VOC2012") == 0
+    assert label(home, *options, "--dataset", "voc12", images="data") == 0
     assert set(masks_of(home / "out")) == {f"{name}.png" for name in names}
     given = {entry.name: entry.given for entry in MaskFolder(home / "out").entries.values()}
     assert given == {names[0]: (VOC.names.index("dog"),), names[1]: (VOC.names.index("cat"),)}
+    (masked,) = masked_in(home / "out")  # as reports and exports read it
+    images = {sample.name: sample.image for sample in masked.samples}
+    assert images == {name: root / "JPEGImages" / f"{name}.jpg" for name in names}
 
 
 def test_a_link_in_the_results_is_refused(home):
