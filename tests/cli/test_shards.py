@@ -404,6 +404,17 @@ def test_a_mask_that_is_missing_is_made_again(home, computed):
     assert files_in(home / "out") == before
 
 
+@pytest.mark.parametrize("options", [BESIDE, BY_SHARDS], ids=["plain", "shards"])
+def test_a_mask_that_was_cut_off_is_made_again(home, options):
+    """It is none that somebody has changed."""
+    label(home, *options)
+    before = files_in(home / "out")
+    for file in (home / "out/masks/05.png", home / "out/confidence/06.png"):
+        file.write_bytes(file.read_bytes()[:-60])
+    assert label(home, *options) == 0
+    assert files_in(home / "out") == before
+
+
 @pytest.mark.parametrize("name", ["masks/00001.tar", "index/00001.parquet", "index/00001.json"])
 def test_a_file_of_a_shard_that_is_damaged_is_made_again(home, name, computed):
     options = (*BY_SHARDS, "--output", "tar")
@@ -628,6 +639,8 @@ def test_an_edit_that_is_no_mask_is_reported_until_it_is_mended(home, caplog):
         assert row.status == "failed"
         assert "changed by hand, cannot be used" in row.error
     assert "not among those given" not in caplog.text
+    (problem,) = verify(home / "out")
+    assert problem.level == "warning" and "changed by hand, cannot be used" in problem.message
     mask.write_bytes(good)
     edited = edit(mask)
     assert label(home, *BY_SHARDS, "--retry-failed") == 0
@@ -880,7 +893,7 @@ NAMES = [
 
 
 @pytest.mark.parametrize("form", ["png", "tar"])
-def test_odd_names(home, form, computed):
+def test_odd_names(home, form, computed, caplog):
     odd = home / "odd"
     for number, name in enumerate(NAMES):
         (odd / name).parent.mkdir(parents=True, exist_ok=True)
@@ -901,6 +914,7 @@ def test_odd_names(home, form, computed):
     assert label(home, *options, images="odd") == 0
     assert computed == []
     assert files_in(home / "out") == before
+    assert "not among those given" not in caplog.text
 
 
 def test_shards_whose_whole_names_are_odd_are_whole(home, caplog):

@@ -368,7 +368,11 @@ def by_hand(mask: np.ndarray | Image.Image, kind: str = "PNG") -> bytes:
         (b"", "mask damaged", "damaged: cannot be read as a mask"),
         (bytes(100), "mask damaged", "damaged: cannot be read as a mask"),
         (png_of(mask_of())[:-30], "mask damaged", "damaged: cannot be read as a mask"),
-        (png_of(mask_of(3, 3)), "mask unlike its row", "another one than its row says"),
+        (
+            png_of(mask_of(3, 3)),
+            "mask changed by hand",
+            "put another mask of weaktr's in its place: expected the labels 0, 1, 2, got 0, 3",
+        ),
         (by_hand(mask_of()), "mask changed by hand", "changed it, into the same labels"),
         (
             by_hand(mask_of(1, 3)),

@@ -33,6 +33,7 @@ from filelock import FileLock, Timeout
 
 from weaktr.contents import Contents
 from weaktr.data.shard_tables import named_text
+from weaktr.data.stored_maps import is_damaged
 from weaktr.files import flush, read_json, read_json_object, write_json
 from weaktr.outputs import keep
 from weaktr.seals import is_sealed
@@ -200,7 +201,11 @@ def _add_whole(earlier: Earlier, layout: Layout, shard: str, made_from: str) -> 
         earlier.rows[row.name] = row
         if layout.form == "png":
             kinds = layout.kinds
-            earlier.pieces[row.name] = {k: Piece(layout.file(k, shard, row.name)) for k in kinds}
+            places = {kind: layout.file(kind, shard, row.name) for kind in kinds}
+            whole = {
+                k: path for k, path in places.items() if path.is_file() and not is_damaged(path)
+            }
+            earlier.pieces[row.name] = {kind: Piece(path) for kind, path in whole.items()}
 
 
 def _add_journal(
@@ -526,8 +531,11 @@ def remove_unfinished(layout: Layout, shard: str) -> None:
 
 
 def is_of_others(path: Path) -> bool:
-    """Whether there is something at a place that no command of weaktr's wrote as it is."""
-    return os.path.lexists(path) and not is_sealed(path)
+    """Whether there is something at a place that no command of weaktr's wrote.
+
+    What one wrote, and was cut off since, is weaktr's too.
+    """
+    return os.path.lexists(path) and not (is_sealed(path) or (path.is_file() and is_damaged(path)))
 
 
 def _size_of(path: Path) -> int:

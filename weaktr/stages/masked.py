@@ -203,9 +203,7 @@ class _Files:
 
     by_path: Mapping[str, list[Path]]
 
-    def image_of(
-        self, entry: MaskEntry, names: Collection[str], contents: Contents
-    ) -> Path | None:
+    def image_of(self, entry: MaskEntry, names: Collection[str], contents: Contents) -> Path | None:
         """The photograph of a mask; None = it is not there any more.
 
         Lists of data sets name photographs without their folders: where none has the name as its

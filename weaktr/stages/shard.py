@@ -21,7 +21,7 @@ from weaktr import tars
 from weaktr.contents import Contents, digest_of
 from weaktr.data import Problem, Sample
 from weaktr.data.manifest import name_fault
-from weaktr.data.masks import NOT_OURS, areas_of, png_of, read_changed_mask
+from weaktr.data.masks import NOT_OURS, areas_of, png_of, read_as, read_changed_mask, was_cut_off
 from weaktr.data.parallel import ordered_map
 from weaktr.data.shard_tables import named_text
 from weaktr.files import write_bytes
@@ -396,7 +396,7 @@ class _Shard(Generic[Read]):
             return False
         content = place.read_bytes()
         digest = hashlib.sha256(content).hexdigest()
-        if not content.strip(b"\0") or self.earlier.has_made(name, digest):
+        if was_cut_off(place) or self.earlier.has_made(name, digest):
             return False
         return not is_begun(self.layout, self.given.name, name, digest)  # by another process
 
@@ -443,8 +443,8 @@ class _Shard(Generic[Read]):
 
 def _is_current(sample: Sample, row: Row, inputs: tuple[str, ...] | None) -> bool:
     """Whether a row is of the files (by their digests) and the labels that a sample has now."""
-    turned = row.exif is not None and (row.exif == "applied") != (sample.exif == "apply")
-    return not turned and row.given == sample.labels and row.inputs == inputs
+    is_same_way = read_as(row.exif) in (None, sample.exif)
+    return is_same_way and row.given == sample.labels and row.inputs == inputs
 
 
 def _facts_of_mask(labels: np.ndarray, content: bytes) -> dict[str, Any]:
