@@ -39,6 +39,7 @@ from weaktr.data.io import read_stored_labels
 from weaktr.data.masks import MaskFolder, read_changed_mask, write_mask
 from weaktr.evaluation.notebook import Mask
 from weaktr.models import checkpoints
+from weaktr.shards.inputs import TarShards
 from weaktr.shards.output import ShardWriter
 from weaktr.shards.records import read_results
 from weaktr.shards.verify import verify
@@ -197,6 +198,19 @@ def test_a_changed_teacher_makes_its_masks_again(home, teacher, images, is_older
     assert sorted(computed) == ["05", "07"]
     assert label(home, "--teacher", teacher, out="fresh") == 0
     assert masks_of(home / "out") == masks_of(home / "fresh")
+
+
+def test_no_threshold_is_chosen_of_tars_that_cannot_be_read_now(home, monkeypatch):
+    def read(*_):
+        raise OSError("000.tar: is away")
+
+    auto = ("--set", "threshold=auto", "--labels", "inside")
+    with monkeypatch.context() as patch:
+        patch.setattr(TarShards, "read", read)
+        assert label(home, *auto, images="tars") == WRONG_INPUT
+    assert label(home, *auto, images="tars") == 0
+    choice = json.loads((home / "out" / "threshold.json").read_bytes())
+    assert {row.threshold for row in rows(home / "out").values()} == {choice["threshold"]}
 
 
 def test_a_threshold_that_was_removed_is_chosen_again_and_all_masks_made(home, monkeypatch):

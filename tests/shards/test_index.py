@@ -609,6 +609,13 @@ def test_names_of_any_kind(tmp_path, output):
         assert list(MaskFolder(out).entries) == ODD
 
 
+def test_a_shard_with_a_name_of_any_kind_is_asked_for(tmp_path):
+    pairs = [(labelled("a", "caf\udce9"), mask_of()), (failed("b", "caf\udce9", "caf\udce9"), None)]
+    out = read_results(results(tmp_path / "out", {"caf\udce9": pairs}))
+    assert count(out, Query(shard="caf\udce9")) == 2
+    assert count(out, Query(error="f\udce9")) == 1
+
+
 # ---- a folder with an index.jsonl ---------------------------------------------------------------
 
 

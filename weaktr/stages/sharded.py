@@ -252,24 +252,33 @@ def _threshold(source: CamSource, settings: LabelConfig, shards: Shards, out: Pa
     """The threshold: as given, or chosen by the first shard that shows a class.
 
     Processes that choose at the same time keep what the first of them has written.
+
+    Raises:
+        ValueError: none shows one, and some cannot be read now.
     """
     if isinstance(settings.threshold, float):
         return settings.threshold
-    choice = read_choice(out)
+    choice, fault = read_choice(out), ""
     if choice is None:
         for name in shards.names:
             with ExitStack() as stack:
                 try:
                     given = shards.read(name, stack, None)
-                except (OSError, ValueError):  # it is left out, and the log says why
+                except (OSError, ValueError) as error:  # it is left out, and the log says why
+                    fault = fault or str(error)
                     continue
                 samples = [sample for sample in given.samples if source.shows_a_class(sample)]
                 if samples:
                     chosen = choose_by_features(source, samples, settings.queue_mb)
                     write_choice(chosen, out, once=True)
+                    choice = read_choice(out) or chosen
                     break
-        choice = read_choice(out)
     if choice is None:
+        if fault:
+            raise ValueError(
+                "threshold: expected a shard that shows a class, by which it is chosen, found none "
+                f"that can be read: {fault}; mend it, or give a number as threshold"
+            )
         return 1.0
     log.info("threshold %s; chosen of %d images", choice.in_words(), len(choice.images))
     return choice.threshold
