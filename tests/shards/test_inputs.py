@@ -100,6 +100,11 @@ def test_what_is_a_pattern(folder, monkeypatch):
     assert not is_pattern("note.txt") and not is_pattern("nowhere")
     Path("a[b]").mkdir()
     assert not is_pattern("a[b]")  # a folder of that name
+    Path("a[b]/below").mkdir()
+    Path("a[b]/below/1.tar").touch()
+    assert is_pattern("a[b]")
+    Path("a[b]/x.JPG").touch()
+    assert not is_pattern("a[b]")
 
 
 def samples(names):
@@ -162,14 +167,25 @@ def test_faults_of_keys_and_of_the_tar(tmp_path):
         shards.read("0", stack, None)
 
 
-def test_where_labels_are_is_said_by_the_first_tar_that_can_be_used(tmp_path):
+def test_where_labels_are_is_said_by_the_first_tar_that_can_be_used(tmp_path, caplog):
     (tmp_path / "0.tar").write_bytes(b"no tar")
     work.write_tar(tmp_path / "1.tar", {"a.png": b"1", "a.cls": b"cat"})
     work.write_tar(tmp_path / "2.tar", {"a.png": b"1"})
     assert TarShards(str(tmp_path), "auto", work.CLASSES, "ignore").labels == "inside"
     (tmp_path / "1.tar").unlink()
     assert TarShards(str(tmp_path), "auto", work.CLASSES, "ignore").labels == "none"
-    (tmp_path / "2.tar").unlink()
+    assert "no labels in the tars, so the model predicts" in caplog.text
+    work.write_tar(tmp_path / "3.tar", {"a.png": b"1", "a.cls": b"cat"})
+    work.write_tar(tmp_path / "4.tar", {"a.png": b"1"})
+    (tmp_path / "4.csv").write_text("image,labels\na,cat\n")
+    shards = TarShards(str(tmp_path), "auto", work.CLASSES, "ignore")
+    with ExitStack() as stack:
+        assert shards.read("2", stack, None).samples[0].labels is None
+        for name, place in (("3", "inside"), ("4", "beside")):
+            with pytest.raises(ValueError, match=rf"{name}\.tar: has labels, {place} it, and the"):
+                shards.read(name, stack, None)
+    for name in "234":
+        (tmp_path / f"{name}.tar").unlink()
     with pytest.raises(DataError, match="expected a tar without compression"):
         TarShards(str(tmp_path), "auto", work.CLASSES, "ignore")
 

@@ -19,7 +19,7 @@ from weaktr.data.layout import IMAGE_SUFFIXES
 from weaktr.data.manifest import Exif, without_a_place
 from weaktr.data.sources.folder import photographs_of
 from weaktr.data.sources.tar import LabelRows, Labels, read_rows, read_shard, with_classes
-from weaktr.files import files_below
+from weaktr.files import files_below, paths_below
 from weaktr.messages import counted, few
 from weaktr.shards.fetch import asked, fetch_beside, fetched, is_address, marks_of
 from weaktr.tars import IS_PACKED, PACKED, SUFFIX, forget, status
@@ -177,8 +177,12 @@ class TarShards:
             self._file_digest = Contents().digest(Path(labels))
             if faults:
                 raise DataError(faults)
+        self._found_none = False
         if labels == "auto":
             self.labels = self._labels_found()
+            self._found_none = self.labels == "none"
+        if self._found_none:
+            log.warning("%s: no labels in the tars, so the model predicts what each shows", pattern)
         if self.labels != "none" and self._classes is None:
             raise ValueError("labels: this checkpoint does not name its classes")
 
@@ -227,6 +231,8 @@ class TarShards:
         """See `Shards`."""
         data = self.data_of(name)
         archive = self._local(name, stack, scratch)
+        if self._found_none:
+            self._require_no_labels(name, archive)
         mode: Any = self.labels if self._rows is None else self._rows
         shard = read_shard(archive, mode)
         found = with_classes(shard, self._classes, prefix="", exif=self._exif)
@@ -242,6 +248,20 @@ class TarShards:
         images = {s.name: s.image.relative_to(archive).as_posix() for s in samples}
         return ShardInput(name, samples, faults, data, images)
 
+    def _require_no_labels(self, name: str, archive: Path) -> None:
+        """Refuse a tar with labels where none were found in the first, which would be passed over.
+
+        Raises:
+            ValueError: it has some.
+        """
+        found = read_shard(archive).labels
+        if found != "none":
+            raise ValueError(
+                f"{self._archives[name]}: has labels, {found} it, and the first tar has none: "
+                f"--labels {found} (with another --out) takes them, and expects them of all tars; "
+                "--labels none lets the model predict what each photograph shows"
+            )
+
     def _local(self, name: str, stack: ExitStack, scratch: Path | None) -> Path:
         """A tar on this machine; what stands beside one of another place comes with it."""
         archive = self._archives[name]
@@ -250,7 +270,7 @@ class TarShards:
             return Path(archive)
         local = stack.enter_context(fetched(archive, scratch))
         stack.callback(forget, local)
-        if self.labels in ("auto", "beside"):
+        if self.labels in ("auto", "beside") or self._found_none:
             fetch_beside(archive, local, required=self.labels == "beside")
         return local
 
@@ -324,8 +344,18 @@ def is_pattern(images: str) -> bool:
     if is_address(images) or images.endswith(SUFFIX):
         return True
     if os.path.isdir(images):
-        return any(name.endswith(SUFFIX) for name in os.listdir(images))
+        return any(name.endswith(SUFFIX) for name in os.listdir(images)) or _holds_tars(images)
     return not os.path.exists(images) and _WILD.search(images) is not None
+
+
+def _holds_tars(folder: str) -> bool:
+    """Whether there are tars at some depth of a folder, and no photographs."""
+    found = False
+    for path in paths_below(Path(folder)):
+        if path.lower().endswith(IMAGE_SUFFIXES):
+            return False
+        found = found or path.endswith(SUFFIX)
+    return found
 
 
 def require_tars_alone(folder: Path) -> None:
