@@ -52,6 +52,18 @@ def test_names_in_natural_order(folder, pattern, names):
     assert all(path.endswith(f"{name}.tar") for name, path in archives.items())
 
 
+@pytest.mark.parametrize("pattern", ["", "**/*.tar"])
+def test_tars_of_masks_are_none_of_photographs(folder, pattern, monkeypatch):
+    work.write_tar(folder / "below/out/masks/1.tar", {})
+    (folder / "below/out/inputs.json").write_text('{"made_from": "x"}')
+    monkeypatch.chdir(folder)
+    names = ["a", "below/1", "2", "10"]
+    assert list(find_archives(os.path.join(folder, pattern))) == names
+    assert list(find_archives(pattern or ".")) == names
+    assert list(find_archives("below/out/masks/*.tar")) == ["1"]
+    assert list(find_archives("below/out")) == ["masks/1"]
+
+
 @pytest.mark.parametrize("pattern", ["x*.tar", "*.png", "{3..2}.tar"])
 def test_patterns_that_mean_nothing(folder, pattern):
     with pytest.raises(ValueError, match="expected tar archives, found none"):

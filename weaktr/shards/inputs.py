@@ -17,7 +17,7 @@ from weaktr.contents import Contents, digest_of
 from weaktr.data import Classes, DataError, Problem, Sample
 from weaktr.data.layout import IMAGE_SUFFIXES
 from weaktr.data.manifest import Exif, without_a_place
-from weaktr.data.sources.folder import photographs_of
+from weaktr.data.sources.folder import but_results, photographs_of
 from weaktr.data.sources.tar import LabelRows, Labels, read_rows, read_shard, with_classes
 from weaktr.files import files_below, paths_below
 from weaktr.messages import counted, few
@@ -387,6 +387,7 @@ def find_archives(pattern: str) -> dict[str, str]:
     Args:
         pattern: a tar; a folder, in which tars are looked for at any depth; or a pattern with
             ``*``, ``?``, ``[]`` and ranges such as ``{000..127}``. Of this machine, or an address.
+            Tars at any depth, by a folder or ``**``, are none of weaktr's results.
 
     Returns:
         Name -> path or address, in the order of the names: the path below the folder, or below the
@@ -449,11 +450,13 @@ def _matching(pattern: str) -> list[str]:
         return sorted(address for address in found if address.endswith((SUFFIX, *PACKED)))
     if os.path.isdir(pattern):
         below = (Path(top, name) for top, _, names in os.walk(pattern) for name in names)
-        return sorted(str(path) for path in below if _is_archive(path, Path(pattern)))
+        inside = (str(path) for path in below if _is_archive(path, Path(pattern)))
+        return sorted(but_results(inside, Path(pattern)))
     if os.path.exists(pattern) or not _WILD.search(pattern):
         return [pattern]
     found = glob.glob(pattern, recursive=True)
-    return sorted(path for path in found if path.endswith((SUFFIX, *PACKED)))
+    archives = [path for path in found if path.endswith((SUFFIX, *PACKED))]
+    return sorted(but_results(archives, Path(base_of(pattern))) if "**" in pattern else archives)
 
 
 def _is_archive(path: Path, root: Path) -> bool:
