@@ -15,7 +15,7 @@ from typing import Any, Protocol, get_args
 
 from weaktr.contents import Contents, digest_of
 from weaktr.data import Classes, DataError, Problem, Sample
-from weaktr.data.layout import IMAGE_SUFFIXES
+from weaktr.data.layout import ALL_SUFFIXES, IMAGE_SUFFIXES
 from weaktr.data.manifest import Exif, without_a_place
 from weaktr.data.sources.folder import but_results, photographs_of
 from weaktr.data.sources.tar import LabelRows, Labels, read_rows, read_shard, with_classes
@@ -352,7 +352,7 @@ def _holds_tars(folder: str) -> bool:
     """Whether there are tars at some depth of a folder, and no photographs."""
     found = False
     for path in paths_below(Path(folder)):
-        if path.lower().endswith(IMAGE_SUFFIXES):
+        if path.lower().endswith(ALL_SUFFIXES):
             return False
         found = found or path.endswith(SUFFIX)
     return found
