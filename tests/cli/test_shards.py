@@ -254,6 +254,17 @@ def test_predictions_are_those_of_a_run_without_shards(home, images):
         assert masks_of(out, kind) == masks_of(home / "one", kind)
 
 
+def test_labels_do_not_matter_to_predictions(home, caplog):
+    work.segmenter(home / "seg.safetensors")
+    settings = [part for setting in work.QUICK for part in ("--set", setting)]
+    predict = ("predict", home / "seg.safetensors", home / "all.json", *settings)
+    for classes in (["cat", "dog"], ["dog", "cat"]):
+        data.folder(home / "photos", classes=classes).save(home / "all.json")
+        assert said(*predict, "--out", home / "out", "--shard-size", "5")[0] == 0
+        assert {row.given for row in rows(home / "out").values()} == {None}
+    assert "3 shards are whole, 0 to do" in caplog.text
+
+
 def test_predictions_of_chosen_names(home):
     work.segmenter(home / "seg.safetensors")
     settings = [part for setting in work.QUICK for part in ("--set", setting)]

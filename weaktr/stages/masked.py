@@ -5,6 +5,7 @@ What reports and exports start from.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -27,6 +28,8 @@ from weaktr.shards.fetch import is_address
 from weaktr.shards.inputs import TarShards
 from weaktr.stages.masks import is_of
 from weaktr.stages.run import MODEL, Run
+
+log = logging.getLogger("weaktr")
 
 #: The stages and commands that make masks.
 MAKERS = ("label", "predict")
@@ -255,7 +258,7 @@ def _photographs(place: str, exif: Exif, *, in_tars: bool) -> _Files:
 
     Raises:
         ValueError: there are none there, or they are not on this machine.
-        OSError: something cannot be read.
+        OSError: something cannot be read; tars are left out then, and the log says so.
     """
     files: defaultdict[str, list[Path]] = defaultdict(list)
     if is_address(place):
@@ -267,7 +270,12 @@ def _photographs(place: str, exif: Exif, *, in_tars: bool) -> _Files:
         shards = TarShards(place, "none", None, exif)
         for shard in shards.names:
             with ExitStack() as stack:
-                for sample in shards.read(shard, stack, None).samples:
+                try:
+                    samples = shards.read(shard, stack, None).samples
+                except (OSError, ValueError) as error:
+                    log.warning("left out: %s", error)
+                    continue
+                for sample in samples:
                     files[f"{shard}/{sample.name}"].append(sample.image)
     else:
         root = require_folder(place)

@@ -170,6 +170,7 @@ def _prediction_job(task: ShardTask, loaded: Loaded) -> ShardJob:
         shows_a_class=lambda sample: True,
         keep_unlabelled=True,
         num_labels=loaded.model.num_labels,
+        takes_labels=task.command == "label",
         max_bad=task.max_bad,
         retry_failed=task.retry_failed,
     )
@@ -312,6 +313,7 @@ def _samples(task: ShardTask, loaded: Loaded) -> tuple[Sample, ...]:
     if task.command == "predict":
         listed_in = manifest_of(own)
         samples = (listed_in or data.unlabelled(own.images, exif=own.exif_unless_listed)).samples
+        samples = tuple(replace(sample, labels=None) for sample in samples)  # which do not matter
         return data.only(samples, data.read_names(task.names)) if task.names else samples
     labels = Path(task.labels) if _is_file(task.labels) else None
     if labels is None and task.labels != "auto":
