@@ -477,4 +477,4 @@ def base_of(pattern: str) -> str:
 def _natural(name: str) -> list[tuple[int, int, str]]:
     """By which names with numbers sort as people count."""
     parts = re.split(r"(\d+)", name)
-    return [(1, int(part), part) if part.isdigit() else (0, 0, part) for part in parts if part]
+    return [(1, int(part), part) if part.isdecimal() else (0, 0, part) for part in parts if part]

@@ -112,12 +112,14 @@ class Piece:
     moved: Path | None = None
 
     def read(self) -> bytes | None:
-        """The content; None where it is not there as it was written."""
+        """The content; None where it is not there as it was written, or was cut off."""
         content = self._read(self.path)
         return self._read(self.moved) if content is None and self.moved is not None else content
 
     def _read(self, path: Path) -> bytes | None:
         try:
+            if self.digest is None and self.size is None and is_damaged(path):
+                return None
             with open(path, "rb") as file:
                 file.seek(self.offset)
                 content = file.read() if self.size is None else file.read(self.size)
@@ -201,11 +203,7 @@ def _add_whole(earlier: Earlier, layout: Layout, shard: str, made_from: str) -> 
         earlier.rows[row.name] = row
         if layout.form == "png":
             kinds = layout.kinds
-            places = {kind: layout.file(kind, shard, row.name) for kind in kinds}
-            whole = {
-                k: path for k, path in places.items() if path.is_file() and not is_damaged(path)
-            }
-            earlier.pieces[row.name] = {kind: Piece(path) for kind, path in whole.items()}
+            earlier.pieces[row.name] = {k: Piece(layout.file(k, shard, row.name)) for k in kinds}
 
 
 def _add_journal(
