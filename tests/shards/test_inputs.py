@@ -115,6 +115,10 @@ def test_what_is_a_pattern(folder, monkeypatch):
     Path("a[b]/below").mkdir()
     Path("a[b]/below/1.tar").touch()
     assert is_pattern("a[b]")
+    Path("a[b]/out").mkdir()
+    Path("a[b]/out/inputs.json").write_text('{"made_from": "x"}')
+    Path("a[b]/out/mask.png").touch()
+    assert is_pattern("a[b]")
     Path("a[b]/x.JPG").touch()
     assert not is_pattern("a[b]")
 

@@ -17,9 +17,9 @@ from weaktr.contents import Contents, digest_of
 from weaktr.data import Classes, DataError, Problem, Sample
 from weaktr.data.layout import ALL_SUFFIXES, IMAGE_SUFFIXES
 from weaktr.data.manifest import Exif, without_a_place
-from weaktr.data.sources.folder import but_results, photographs_of
+from weaktr.data.sources.folder import but_results, paths_but_results, photographs_of
 from weaktr.data.sources.tar import LabelRows, Labels, read_rows, read_shard, with_classes
-from weaktr.files import files_below, paths_below
+from weaktr.files import paths_below
 from weaktr.messages import counted, few
 from weaktr.shards.fetch import asked, fetch_beside, fetched, is_address, marks_of
 from weaktr.tars import IS_PACKED, PACKED, SUFFIX, forget, status
@@ -351,7 +351,7 @@ def is_pattern(images: str) -> bool:
 def _holds_tars(folder: str) -> bool:
     """Whether there are tars at some depth of a folder, and no photographs."""
     found = False
-    for path in paths_below(Path(folder)):
+    for path in paths_but_results(Path(folder)):
         if path.lower().endswith(ALL_SUFFIXES):
             return False
         found = found or path.endswith(SUFFIX)
@@ -366,7 +366,8 @@ def require_tars_alone(folder: Path) -> None:
     Raises:
         ValueError: there are some where those of a folder lie (`photographs_of`).
     """
-    found = [path for path in files_below(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
+    paths = map(Path, but_results(paths_below(folder), folder))
+    found = [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
     names = sorted(path.relative_to(folder).as_posix() for path in found)
     places = {folder, photographs_of(folder)}
     loose = [name for name in names if (folder / name).parent in places]
