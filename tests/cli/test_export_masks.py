@@ -205,6 +205,11 @@ def test_photographs_in_tars_whose_masks_are_loose(tmp_path):
         assert copy.read_bytes() == work.photograph(number)
     assert work.label(tmp_path, images="tars", out="packed") == 0
     assert export(tmp_path / "packed", out="coco2") == WRONG_INPUT
+    damaged = tmp_path / "tars/001.tar"
+    damaged.write_bytes(damaged.read_bytes()[:3000])
+    assert export(tmp_path / "out", out="coco") == FAILED
+    left = {path.name for path in (tmp_path / "coco/images").rglob("*.png")}
+    assert left == {"00.png", "01.png"}
 
 
 def test_what_is_refused(labels, capsys):

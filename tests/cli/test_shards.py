@@ -39,10 +39,12 @@ from weaktr.data.io import read_stored_labels
 from weaktr.data.masks import MaskFolder, read_changed_mask, write_mask
 from weaktr.evaluation.notebook import Mask
 from weaktr.models import checkpoints
+from weaktr.shards.inputs import TarShards
 from weaktr.shards.output import ShardWriter
 from weaktr.shards.records import read_results
 from weaktr.shards.verify import verify
 from weaktr.stages import sharded
+from weaktr.stages.masked import masked_in
 
 COUNT = 12
 BY_SHARDS = ("--shard-size", "5", *BESIDE)
@@ -198,6 +200,19 @@ def test_a_changed_teacher_makes_its_masks_again(home, teacher, images, is_older
     assert masks_of(home / "out") == masks_of(home / "fresh")
 
 
+def test_no_threshold_is_chosen_of_tars_that_cannot_be_read_now(home, monkeypatch):
+    def read(*_):
+        raise OSError("000.tar: is away")
+
+    auto = ("--set", "threshold=auto", "--labels", "inside")
+    with monkeypatch.context() as patch:
+        patch.setattr(TarShards, "read", read)
+        assert label(home, *auto, images="tars") == WRONG_INPUT
+    assert label(home, *auto, images="tars") == 0
+    choice = json.loads((home / "out" / "threshold.json").read_bytes())
+    assert {row.threshold for row in rows(home / "out").values()} == {choice["threshold"]}
+
+
 def test_a_threshold_that_was_removed_is_chosen_again_and_all_masks_made(home, monkeypatch):
     auto = ("--shard-size", "5", "--set", "threshold=auto")
     choose = sharded.choose_by_features
@@ -237,6 +252,17 @@ def test_predictions_are_those_of_a_run_without_shards(home, images):
     assert said(*predict, home / images, "--out", out, *options, *scores)[0] == 0
     for kind in ("masks", "scores"):
         assert masks_of(out, kind) == masks_of(home / "one", kind)
+
+
+def test_labels_do_not_matter_to_predictions(home, caplog):
+    work.segmenter(home / "seg.safetensors")
+    settings = [part for setting in work.QUICK for part in ("--set", setting)]
+    predict = ("predict", home / "seg.safetensors", home / "all.json", *settings)
+    for classes in (["cat", "dog"], ["dog", "cat"]):
+        data.folder(home / "photos", classes=classes).save(home / "all.json")
+        assert said(*predict, "--out", home / "out", "--shard-size", "5")[0] == 0
+        assert {row.given for row in rows(home / "out").values()} == {None}
+    assert "3 shards are whole, 0 to do" in caplog.text
 
 
 def test_predictions_of_chosen_names(home):
@@ -403,6 +429,17 @@ def test_a_mask_that_is_missing_is_made_again(home, computed):
     assert files_in(home / "out") == before
 
 
+@pytest.mark.parametrize("options", [BESIDE, BY_SHARDS], ids=["plain", "shards"])
+def test_a_mask_that_was_cut_off_is_made_again(home, options):
+    """It is none that somebody has changed."""
+    label(home, *options)
+    before = files_in(home / "out")
+    for file in (home / "out/masks/05.png", home / "out/confidence/06.png"):
+        file.write_bytes(file.read_bytes()[:-60])
+    assert label(home, *options) == 0
+    assert files_in(home / "out") == before
+
+
 @pytest.mark.parametrize("name", ["masks/00001.tar", "index/00001.parquet", "index/00001.json"])
 def test_a_file_of_a_shard_that_is_damaged_is_made_again(home, name, computed):
     options = (*BY_SHARDS, "--output", "tar")
@@ -514,6 +551,33 @@ def test_a_mask_that_was_edited_stays(home, computed, caplog):
     assert masks_of(home / "out") == masks_of(home / "plain")
 
 
+def test_a_mask_that_was_edited_needs_nothing_beside_it(home, computed):
+    label(home, *BY_SHARDS)
+    computed.clear()
+    edit(home / "out" / "masks" / "03.png")
+    (home / "out" / "confidence" / "03.png").unlink()
+    (home / "photos" / "08.png").write_bytes(photograph(88))
+    assert label(home, *BY_SHARDS) == 0 and computed == ["08"]
+    assert statuses(home / "out")["03"] == "edited"
+
+
+def test_a_file_that_is_gone_is_not_taken_for_the_work_of_another_process(home, monkeypatch):
+    """Though there is a record of the shard, of the start before."""
+    label(home, *BY_SHARDS)
+    (home / "out" / "confidence" / "03.png").unlink()
+    real = ShardWriter.finish
+
+    def finish(writer, *arguments, **facts):
+        (home / "out" / "masks" / "03.png").unlink(missing_ok=True)
+        return real(writer, *arguments, **facts)
+
+    monkeypatch.setattr(ShardWriter, "finish", finish)
+    assert label(home, *BY_SHARDS) == WRONG_INPUT  # it is named
+    monkeypatch.undo()
+    assert label(home, *BY_SHARDS) == 0
+    assert masks_of(home / "out") == masks_of(home / "plain")
+
+
 @pytest.mark.parametrize("way", ["saved", "copied"])
 def test_a_mask_of_weaktrs_that_somebody_has_put_there_stays(home, way, computed):
     """It was written by weaktr, but not for this place."""
@@ -600,6 +664,8 @@ def test_an_edit_that_is_no_mask_is_reported_until_it_is_mended(home, caplog):
         assert row.status == "failed"
         assert "changed by hand, cannot be used" in row.error
     assert "not among those given" not in caplog.text
+    (problem,) = verify(home / "out")
+    assert problem.level == "warning" and "changed by hand, cannot be used" in problem.message
     mask.write_bytes(good)
     edited = edit(mask)
     assert label(home, *BY_SHARDS, "--retry-failed") == 0
@@ -852,7 +918,7 @@ NAMES = [
 
 
 @pytest.mark.parametrize("form", ["png", "tar"])
-def test_odd_names(home, form, computed):
+def test_odd_names(home, form, computed, caplog):
     odd = home / "odd"
     for number, name in enumerate(NAMES):
         (odd / name).parent.mkdir(parents=True, exist_ok=True)
@@ -873,6 +939,7 @@ def test_odd_names(home, form, computed):
     assert label(home, *options, images="odd") == 0
     assert computed == []
     assert files_in(home / "out") == before
+    assert "not among those given" not in caplog.text
 
 
 def test_shards_whose_whole_names_are_odd_are_whole(home, caplog):
@@ -1001,9 +1068,11 @@ def test_a_manifest_gives_the_masks_of_its_folder_whatever_the_order_of_its_clas
 @pytest.mark.parametrize("options", [(), ("--shard-size", "5")])
 def test_a_data_set_is_labelled_by_its_own_lists(home, options):
     names = ["2007_000001", "2007_000002"]
-    root = home / "VOC2012"
-    for folder in ("JPEGImages", "Annotations", "ImageSets/Segmentation"):
+    root = home / "data/VOCdevkit/VOC2012"
+    for folder in ("JPEGImages", "Annotations", "SegmentationClass", "ImageSets/Segmentation"):
         (root / folder).mkdir(parents=True)
+    work.write_tar(home / "data" / "VOCtrainval.tar", {"a.jpg": b""})
+    write_mask(root / "SegmentationClass" / f"{names[0]}.png", np.zeros((40, 50), np.uint8))
     (root / "ImageSets/Segmentation/train.txt").write_text("\n".join(names) + "\n")
     for index, name in enumerate((*names, "2007_000003")):
         (root / "JPEGImages" / f"{name}.jpg").write_bytes(photograph(index, "JPEG"))
@@ -1013,10 +1082,13 @@ def test_a_data_set_is_labelled_by_its_own_lists(home, options):
     assert code == WRONG_INPUT and "expected classes of" in told  # of its two classes
     named = {"names": list(VOC.names)}
     checkpoints.save(small.tiny_cam_model(20), home / "cam.safetensors", classes=named)
-    assert label(home, *options, "--dataset", "voc12", images="VOC2012") == 0
+    assert label(home, *options, "--dataset", "voc12", images="data") == 0
     assert set(masks_of(home / "out")) == {f"{name}.png" for name in names}
     given = {entry.name: entry.given for entry in MaskFolder(home / "out").entries.values()}
     assert given == {names[0]: (VOC.names.index("dog"),), names[1]: (VOC.names.index("cat"),)}
+    (masked,) = masked_in(home / "out")  # as reports and exports read it
+    images = {sample.name: sample.image for sample in masked.samples}
+    assert images == {name: root / "JPEGImages" / f"{name}.jpg" for name in names}
 
 
 def test_a_link_in_the_results_is_refused(home):

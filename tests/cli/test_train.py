@@ -14,10 +14,12 @@ from PIL import Image
 
 from tests.stages import tiny
 from weaktr import cli
+from weaktr.cli import show
 from weaktr.data.masks import MaskFolder
 from weaktr.models import CamModel, Segmenter, checkpoints
 from weaktr.progress import console
-from weaktr.recipes import dump_recipe
+from weaktr.recipes import dump_recipe, load_recipe
+from weaktr.stages.run import Run
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +154,20 @@ def test_show_leaves_out_masks_that_cannot_be_used(run, caplog):
         assert said(cli.main, "show", run, "--names", path.stem)[0] == cli.FAILED
         assert f"left out: {path}" in caplog.text
     path.write_bytes(content)
+
+
+def test_show_leaves_out_photographs_that_cannot_be_read(run, caplog, monkeypatch):
+    """And draws the others, some in a picture."""
+    monkeypatch.setattr(show, "MOST_STRIPS", 1)
+    samples = Run(load_recipe(run / "recipe.yaml"), run).val.samples
+    first, content = samples[0], samples[0].image.read_bytes()
+    first.image.write_bytes(content[:100])
+    names = [sample.name for sample in samples[:3]]
+    assert said(cli.main, "show", run, "--names", *names)[0] == cli.FAILED
+    assert f"left out: {first.image}" in caplog.text
+    first.image.write_bytes(content)
+    pages = sorted(path.name for path in (run / "pictures").glob("val*.png"))
+    assert pages[:2] == ["val.2.png", "val.png"]
 
 
 def test_show_replaces_no_picture_of_others(run):

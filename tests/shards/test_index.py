@@ -368,7 +368,11 @@ def by_hand(mask: np.ndarray | Image.Image, kind: str = "PNG") -> bytes:
         (b"", "mask damaged", "damaged: cannot be read as a mask"),
         (bytes(100), "mask damaged", "damaged: cannot be read as a mask"),
         (png_of(mask_of())[:-30], "mask damaged", "damaged: cannot be read as a mask"),
-        (png_of(mask_of(3, 3)), "mask unlike its row", "another one than its row says"),
+        (
+            png_of(mask_of(3, 3)),
+            "mask changed by hand",
+            "put another mask of weaktr's in its place: expected the labels 0, 1, 2, got 0, 3",
+        ),
         (by_hand(mask_of()), "mask changed by hand", "changed it, into the same labels"),
         (
             by_hand(mask_of(1, 3)),
@@ -603,6 +607,13 @@ def test_names_of_any_kind(tmp_path, output):
     assert [row.name for row in rows_of(read_table(out / INDEX))] == ODD
     if output == "png":
         assert list(MaskFolder(out).entries) == ODD
+
+
+def test_a_shard_with_a_name_of_any_kind_is_asked_for(tmp_path):
+    pairs = [(labelled("a", "caf\udce9"), mask_of()), (failed("b", "caf\udce9", "caf\udce9"), None)]
+    out = read_results(results(tmp_path / "out", {"caf\udce9": pairs}))
+    assert count(out, Query(shard="caf\udce9")) == 2
+    assert count(out, Query(error="f\udce9")) == 1
 
 
 # ---- a folder with an index.jsonl ---------------------------------------------------------------

@@ -52,6 +52,18 @@ def test_names_in_natural_order(folder, pattern, names):
     assert all(path.endswith(f"{name}.tar") for name, path in archives.items())
 
 
+@pytest.mark.parametrize("pattern", ["", "**/*.tar"])
+def test_tars_of_masks_are_none_of_photographs(folder, pattern, monkeypatch):
+    work.write_tar(folder / "below/out/masks/1.tar", {})
+    (folder / "below/out/inputs.json").write_text('{"made_from": "x"}')
+    monkeypatch.chdir(folder)
+    names = ["a", "below/1", "2", "10"]
+    assert list(find_archives(os.path.join(folder, pattern))) == names
+    assert list(find_archives(pattern or ".")) == names
+    assert list(find_archives("below/out/masks/*.tar")) == ["1"]
+    assert list(find_archives("below/out")) == ["masks/1"]
+
+
 @pytest.mark.parametrize("pattern", ["x*.tar", "*.png", "{3..2}.tar"])
 def test_patterns_that_mean_nothing(folder, pattern):
     with pytest.raises(ValueError, match="expected tar archives, found none"):
@@ -100,6 +112,15 @@ def test_what_is_a_pattern(folder, monkeypatch):
     assert not is_pattern("note.txt") and not is_pattern("nowhere")
     Path("a[b]").mkdir()
     assert not is_pattern("a[b]")  # a folder of that name
+    Path("a[b]/below").mkdir()
+    Path("a[b]/below/1.tar").touch()
+    assert is_pattern("a[b]")
+    Path("a[b]/out").mkdir()
+    Path("a[b]/out/inputs.json").write_text('{"made_from": "x"}')
+    Path("a[b]/out/mask.png").touch()
+    assert is_pattern("a[b]")
+    Path("a[b]/x.JPG").touch()
+    assert not is_pattern("a[b]")
 
 
 def samples(names):
@@ -162,14 +183,25 @@ def test_faults_of_keys_and_of_the_tar(tmp_path):
         shards.read("0", stack, None)
 
 
-def test_where_labels_are_is_said_by_the_first_tar_that_can_be_used(tmp_path):
+def test_where_labels_are_is_said_by_the_first_tar_that_can_be_used(tmp_path, caplog):
     (tmp_path / "0.tar").write_bytes(b"no tar")
     work.write_tar(tmp_path / "1.tar", {"a.png": b"1", "a.cls": b"cat"})
     work.write_tar(tmp_path / "2.tar", {"a.png": b"1"})
     assert TarShards(str(tmp_path), "auto", work.CLASSES, "ignore").labels == "inside"
     (tmp_path / "1.tar").unlink()
     assert TarShards(str(tmp_path), "auto", work.CLASSES, "ignore").labels == "none"
-    (tmp_path / "2.tar").unlink()
+    assert "no labels in the tars, so the model predicts" in caplog.text
+    work.write_tar(tmp_path / "3.tar", {"a.png": b"1", "a.cls": b"cat"})
+    work.write_tar(tmp_path / "4.tar", {"a.png": b"1"})
+    (tmp_path / "4.csv").write_text("image,labels\na,cat\n")
+    shards = TarShards(str(tmp_path), "auto", work.CLASSES, "ignore")
+    with ExitStack() as stack:
+        assert shards.read("2", stack, None).samples[0].labels is None
+        for name, place in (("3", "inside"), ("4", "beside")):
+            with pytest.raises(ValueError, match=rf"{name}\.tar: has labels, {place} it, and the"):
+                shards.read(name, stack, None)
+    for name in "234":
+        (tmp_path / f"{name}.tar").unlink()
     with pytest.raises(DataError, match="expected a tar without compression"):
         TarShards(str(tmp_path), "auto", work.CLASSES, "ignore")
 

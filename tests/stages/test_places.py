@@ -20,6 +20,7 @@ from weaktr.files import read_json
 from weaktr.inference.cams import CamsOfModel
 from weaktr.inference.predictions import Predictor
 from weaktr.outputs import finished_facts
+from weaktr.shards.index import join
 from weaktr.stages import pipeline, places
 from weaktr.stages.pipeline import check_recipe, run_recipe
 from weaktr.stages.run import Run
@@ -222,7 +223,8 @@ def test_a_kill_while_results_change_places_loses_nothing(home, monkeypatch, at)
     "mine",
     [
         "masks/mine.png", "notes.txt", "masks/1.png", "deep/notes.txt", "masks/1.json", ".notes",
-        "before_refinement/notes.txt", "tensorboard/notes.txt", "my_classes.png",
+        "before_refinement/notes.txt", "tensorboard/notes.txt", "my_classes.png", "stats.json",
+        "index.parquet",
     ],
 )  # fmt: skip
 def test_results_with_files_of_others_are_kept_beside_the_new_ones(home, mine, messages):
@@ -235,6 +237,12 @@ def test_results_with_files_of_others_are_kept_beside_the_new_ones(home, mine, m
     assert (kept / mine).read_bytes() == content
     assert f"{mine} is not as weaktr wrote it" in messages.text
     assert not (home / "run" / "label" / mine).exists() or mine == "masks/1.png"
+
+
+def test_the_index_of_masks_is_no_file_of_others(home):
+    join(home / "run" / "label")
+    run_recipe(recipe(home, label={"threshold": 0.6}), home / "run", only="label")
+    assert not list((home / "run").glob("label.old-*"))
 
 
 def test_what_several_processes_left_is_no_file_of_others(home):

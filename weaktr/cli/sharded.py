@@ -167,11 +167,12 @@ def _photographs(results: Results) -> Iterator[tuple[str, str]]:
 
 def _older(results: Results) -> int:
     """How many loose masks are of photographs, or tars of masks of shards, that no row names."""
+    from weaktr.data.shard_tables import named_text
     from weaktr.files import files_below
 
     named = {record.masks for record in results.records}
     for record, table in zip(results.records, results.tables(["name"]), strict=True):
-        named.update(map(record.mask, table["name"].to_pylist()))
+        named.update(record.mask(named_text(name)) for name in table["name"].to_pylist())
     masks = results.out / "masks"
     kinds = (".png", ".tar")
     return sum(path.suffix in kinds and path not in named for path in files_below(masks))

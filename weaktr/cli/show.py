@@ -36,6 +36,8 @@ MAX_CLASSES = 2
 #: Images of a split in one picture: where their number is not given, and at most.
 COUNT = 5
 MOST_IMAGES = 1000
+#: Strips of a picture, whose layout takes long where there are many.
+MOST_STRIPS = 40
 #: What is drawn of each class: title -> (attention type, refined).
 KINDS: dict[str, tuple[Literal["coarse", "fused"], bool]] = {
     "plain CAM": ("coarse", False),
@@ -68,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def show_run(run: Run, *, count: int = COUNT, names: Sequence[str] = ()) -> tuple[list[Path], int]:
-    """Draw pictures of a run into its ``pictures`` folder, one PNG for each split.
+    """Draw pictures of a run into its ``pictures`` folder: SPLIT.png, SPLIT.2.png, ...
 
     Args:
         run: results that it does not have yet are left out.
@@ -76,11 +78,12 @@ def show_run(run: Run, *, count: int = COUNT, names: Sequence[str] = ()) -> tupl
         names: draw these samples instead.
 
     Returns:
-        The PNGs; how many masks cannot be used.
+        The PNGs; how many masks and images cannot be used.
 
     Raises:
         ValueError: a name that no split has; `count` is not 1 to `MOST_IMAGES`.
     """
+    from weaktr.data import DataError
     from weaktr.data.names import known_names
     from weaktr.evaluation.pictures import draw
     from weaktr.stages.run import MODEL
@@ -111,15 +114,22 @@ def show_run(run: Run, *, count: int = COUNT, names: Sequence[str] = ()) -> tupl
             left_out += 1
         strips: list[Strip] = []
         for sample in samples:
-            strips += _strips(sample, manifest, recipe, model, masks)
+            try:
+                strips += _strips(sample, manifest, recipe, model, masks)
+            except DataError as error:
+                log.warning("left out: %s", error)
+                left_out += 1
+        folder = run.folder / "pictures"
+        if folder.is_symlink():
+            raise ValueError(f"{folder}: is a link, through which nothing is written")
         file = re.sub(r"[^0-9A-Za-z_.-]", "_", manifest.split)[:100]
-        path = run.folder / "pictures" / f"{file}.png"
-        if path.parent.is_symlink():
-            raise ValueError(f"{path.parent}: is a link, through which nothing is written")
-        require_replaceable(path)
         title = f"{recipe.name}: {manifest.name} {manifest.split}"
-        draw(strips, manifest.classes.label_names, path, title)
-        paths.append(path)
+        for page, start in enumerate(range(0, len(strips), MOST_STRIPS), 1):
+            path = folder / (f"{file}.png" if page == 1 else f"{file}.{page}.png")
+            require_replaceable(path)
+            own = strips[start : start + MOST_STRIPS]
+            draw(own, manifest.classes.label_names, path, title)
+            paths.append(path)
     return paths, left_out
 
 

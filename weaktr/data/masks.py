@@ -127,8 +127,8 @@ class MaskEntry:
 
     @property
     def read_as(self) -> Exif | None:
-        """`Sample.exif` of the photograph from which it was made; None = either gives the same."""
-        return None if self.exif is None else "apply" if self.exif == "applied" else "ignore"
+        """See `read_as`."""
+        return read_as(self.exif)
 
     @property
     def shown(self) -> frozenset[int]:
@@ -143,6 +143,15 @@ class MaskEntry:
         except UnicodeEncodeError:  # the name of a file that is not in UTF-8
             line = json.dumps(row)
         return line + "\n"
+
+
+def read_as(noted: str | None) -> Exif | None:
+    """`Sample.exif` of the photograph from which a mask was made; None = either gives the same.
+
+    Args:
+        noted: what an index notes of it, see `Photograph.exif`.
+    """
+    return None if noted is None else "apply" if noted == "applied" else "ignore"
 
 
 class MaskFolder:
@@ -295,7 +304,7 @@ class MaskFolder:
     def is_of_others(self, name: str) -> bool:
         """Whether there is something at a mask's place that no command of weaktr's wrote."""
         path = self.path(name)
-        return os.path.lexists(path) and not (self._is_ours(name) or _is_damaged(path))
+        return os.path.lexists(path) and not (self._is_ours(name) or was_cut_off(path))
 
     def _is_ours(self, name: str) -> bool:
         """Whether the mask of sample `name` is there as it was written."""
@@ -319,7 +328,7 @@ class MaskFolder:
             except FileNotFoundError:
                 return None
             except (OSError, ValueError) as error:
-                if _is_damaged(path):
+                if was_cut_off(path):
                     return None
                 self.unusable[entry.name] = str(error)
                 return replace(entry, sha256=digest)
@@ -362,8 +371,8 @@ def read_changed_mask(path: Path, size: tuple[int, int], num_labels: int | None)
     return labels.astype(np.uint8)
 
 
-def _is_damaged(path: Path) -> bool:
-    """Whether a file is a mask that weaktr wrote, and that was cut off since."""
+def was_cut_off(path: Path) -> bool:
+    """Whether a PNG is one that weaktr wrote, and that was cut off since."""
     try:
         return was_sealed(path) and not is_whole_png(path)
     except OSError:

@@ -14,6 +14,7 @@ import numpy as np
 from weaktr.data.arrays import read_npz, read_pickled_arrays
 from weaktr.data.classes import MAX_CLASSES
 from weaktr.data.manifest import Exif
+from weaktr.data.masks import was_cut_off
 from weaktr.data.problems import DataError, Problem
 from weaktr.files import is_outside_input
 from weaktr.seals import sealed_zip
@@ -113,10 +114,13 @@ def read_soft_labels(path: Path, num_labels: int, size: tuple[int, int]) -> Soft
 
 
 def is_damaged(path: Path) -> bool:
-    """Whether an npz was cut off, or is an archive of which bytes have changed, or empty.
+    """Whether an npz was cut off, or is an archive of which bytes have changed, or empty; or a PNG
+    was cut off that weaktr wrote.
 
     A whole archive is not, whatever is in it; nor is a file of another kind.
     """
+    if path.suffix == ".png":
+        return was_cut_off(path)
     content = path.read_bytes()
     if not content.strip(b"\0"):
         return True

@@ -15,11 +15,11 @@ from typing import Any, Protocol, get_args
 
 from weaktr.contents import Contents, digest_of
 from weaktr.data import Classes, DataError, Problem, Sample
-from weaktr.data.layout import IMAGE_SUFFIXES
+from weaktr.data.layout import ALL_SUFFIXES, IMAGE_SUFFIXES
 from weaktr.data.manifest import Exif, without_a_place
-from weaktr.data.sources.folder import photographs_of
+from weaktr.data.sources.folder import but_results, paths_but_results, photographs_of
 from weaktr.data.sources.tar import LabelRows, Labels, read_rows, read_shard, with_classes
-from weaktr.files import files_below
+from weaktr.files import paths_below
 from weaktr.messages import counted, few
 from weaktr.shards.fetch import asked, fetch_beside, fetched, is_address, marks_of
 from weaktr.tars import IS_PACKED, PACKED, SUFFIX, forget, status
@@ -177,8 +177,12 @@ class TarShards:
             self._file_digest = Contents().digest(Path(labels))
             if faults:
                 raise DataError(faults)
+        self._found_none = False
         if labels == "auto":
             self.labels = self._labels_found()
+            self._found_none = self.labels == "none"
+        if self._found_none:
+            log.warning("%s: no labels in the tars, so the model predicts what each shows", pattern)
         if self.labels != "none" and self._classes is None:
             raise ValueError("labels: this checkpoint does not name its classes")
 
@@ -227,6 +231,8 @@ class TarShards:
         """See `Shards`."""
         data = self.data_of(name)
         archive = self._local(name, stack, scratch)
+        if self._found_none:
+            self._require_no_labels(name, archive)
         mode: Any = self.labels if self._rows is None else self._rows
         shard = read_shard(archive, mode)
         found = with_classes(shard, self._classes, prefix="", exif=self._exif)
@@ -242,6 +248,20 @@ class TarShards:
         images = {s.name: s.image.relative_to(archive).as_posix() for s in samples}
         return ShardInput(name, samples, faults, data, images)
 
+    def _require_no_labels(self, name: str, archive: Path) -> None:
+        """Refuse a tar with labels where none were found in the first, which would be passed over.
+
+        Raises:
+            ValueError: it has some.
+        """
+        found = read_shard(archive).labels
+        if found != "none":
+            raise ValueError(
+                f"{self._archives[name]}: has labels, {found} it, and the first tar has none: "
+                f"--labels {found} (with another --out) takes them, and expects them of all tars; "
+                "--labels none lets the model predict what each photograph shows"
+            )
+
     def _local(self, name: str, stack: ExitStack, scratch: Path | None) -> Path:
         """A tar on this machine; what stands beside one of another place comes with it."""
         archive = self._archives[name]
@@ -250,7 +270,7 @@ class TarShards:
             return Path(archive)
         local = stack.enter_context(fetched(archive, scratch))
         stack.callback(forget, local)
-        if self.labels in ("auto", "beside"):
+        if self.labels in ("auto", "beside") or self._found_none:
             fetch_beside(archive, local, required=self.labels == "beside")
         return local
 
@@ -324,8 +344,18 @@ def is_pattern(images: str) -> bool:
     if is_address(images) or images.endswith(SUFFIX):
         return True
     if os.path.isdir(images):
-        return any(name.endswith(SUFFIX) for name in os.listdir(images))
+        return any(name.endswith(SUFFIX) for name in os.listdir(images)) or _holds_tars(images)
     return not os.path.exists(images) and _WILD.search(images) is not None
+
+
+def _holds_tars(folder: str) -> bool:
+    """Whether there are tars at some depth of a folder, and no photographs."""
+    found = False
+    for path in paths_but_results(Path(folder)):
+        if path.lower().endswith(ALL_SUFFIXES):
+            return False
+        found = found or path.endswith(SUFFIX)
+    return found
 
 
 def require_tars_alone(folder: Path) -> None:
@@ -336,7 +366,8 @@ def require_tars_alone(folder: Path) -> None:
     Raises:
         ValueError: there are some where those of a folder lie (`photographs_of`).
     """
-    found = [path for path in files_below(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
+    paths = map(Path, but_results(paths_below(folder), folder))
+    found = [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
     names = sorted(path.relative_to(folder).as_posix() for path in found)
     places = {folder, photographs_of(folder)}
     loose = [name for name in names if (folder / name).parent in places]
@@ -357,6 +388,7 @@ def find_archives(pattern: str) -> dict[str, str]:
     Args:
         pattern: a tar; a folder, in which tars are looked for at any depth; or a pattern with
             ``*``, ``?``, ``[]`` and ranges such as ``{000..127}``. Of this machine, or an address.
+            Tars at any depth, by a folder or ``**``, are none of weaktr's results.
 
     Returns:
         Name -> path or address, in the order of the names: the path below the folder, or below the
@@ -419,11 +451,13 @@ def _matching(pattern: str) -> list[str]:
         return sorted(address for address in found if address.endswith((SUFFIX, *PACKED)))
     if os.path.isdir(pattern):
         below = (Path(top, name) for top, _, names in os.walk(pattern) for name in names)
-        return sorted(str(path) for path in below if _is_archive(path, Path(pattern)))
+        inside = (str(path) for path in below if _is_archive(path, Path(pattern)))
+        return sorted(but_results(inside, Path(pattern)))
     if os.path.exists(pattern) or not _WILD.search(pattern):
         return [pattern]
     found = glob.glob(pattern, recursive=True)
-    return sorted(path for path in found if path.endswith((SUFFIX, *PACKED)))
+    archives = [path for path in found if path.endswith((SUFFIX, *PACKED))]
+    return sorted(but_results(archives, Path(base_of(pattern))) if "**" in pattern else archives)
 
 
 def _is_archive(path: Path, root: Path) -> bool:
@@ -444,4 +478,4 @@ def base_of(pattern: str) -> str:
 def _natural(name: str) -> list[tuple[int, int, str]]:
     """By which names with numbers sort as people count."""
     parts = re.split(r"(\d+)", name)
-    return [(1, int(part), part) if part.isdigit() else (0, 0, part) for part in parts if part]
+    return [(1, int(part), part) if part.isdecimal() else (0, 0, part) for part in parts if part]

@@ -33,6 +33,7 @@ from filelock import FileLock, Timeout
 
 from weaktr.contents import Contents
 from weaktr.data.shard_tables import named_text
+from weaktr.data.stored_maps import is_damaged
 from weaktr.files import flush, read_json, read_json_object, write_json
 from weaktr.outputs import keep
 from weaktr.seals import is_sealed
@@ -111,12 +112,14 @@ class Piece:
     moved: Path | None = None
 
     def read(self) -> bytes | None:
-        """The content; None where it is not there as it was written."""
+        """The content; None where it is not there as it was written, or was cut off."""
         content = self._read(self.path)
         return self._read(self.moved) if content is None and self.moved is not None else content
 
     def _read(self, path: Path) -> bytes | None:
         try:
+            if self.digest is None and self.size is None and is_damaged(path):
+                return None
             with open(path, "rb") as file:
                 file.seek(self.offset)
                 content = file.read() if self.size is None else file.read(self.size)
@@ -390,8 +393,13 @@ class ShardWriter:
             place = _relative(layout.archive(kind, self.shard), layout.out)
             size, digest = begun.stat().st_size, Contents().digest(begun)
             return {"file": place, "bytes": size, "sha256": digest}
-        names = [row.name for row in self.rows if row.mask_digest is not None]
-        sizes = [layout.file(kind, self.shard, name).stat().st_size for name in names]
+        rows = [row for row in self.rows if row.mask_digest is not None]
+        places = [(row, layout.file(kind, self.shard, row.name)) for row in rows]
+        if kind != MASKS:  # which one that somebody has changed may have alone
+            places = [
+                (row, path) for row, path in places if row.status != "edited" or path.is_file()
+            ]
+        sizes = [path.stat().st_size for _, path in places]
         folder = _relative(layout.folder(kind, self.shard), layout.out)
         return {"folder": folder, "files": len(sizes), "bytes": sum(sizes)}
 
@@ -521,8 +529,11 @@ def remove_unfinished(layout: Layout, shard: str) -> None:
 
 
 def is_of_others(path: Path) -> bool:
-    """Whether there is something at a place that no command of weaktr's wrote as it is."""
-    return os.path.lexists(path) and not is_sealed(path)
+    """Whether there is something at a place that no command of weaktr's wrote.
+
+    What one wrote, and was cut off since, is weaktr's too.
+    """
+    return os.path.lexists(path) and not (is_sealed(path) or (path.is_file() and is_damaged(path)))
 
 
 def _size_of(path: Path) -> int:

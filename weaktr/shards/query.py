@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from weaktr.data.classes import IGNORE
+from weaktr.data.shard_tables import stored_text
 from weaktr.messages import brief, few
 from weaktr.shards.columns import LABELS, areas_in, of_label, pairs_of, shown_in, texts_of
 from weaktr.shards.index import batches_of
@@ -147,9 +148,10 @@ def matches(batch: pa.RecordBatch, query: Query) -> np.ndarray:
     for name in ("status", "shard"):
         wanted = getattr(query, name)
         if wanted is not None:
-            fits &= pc.equal(texts_of(batch[name]), wanted).to_numpy(zero_copy_only=False)
+            same = pc.equal(texts_of(batch[name]), stored_text(wanted))
+            fits &= same.to_numpy(zero_copy_only=False)
     if query.error is not None:
-        found = pc.match_substring(batch["error"], query.error, ignore_case=True)
+        found = pc.match_substring(batch["error"], stored_text(query.error), ignore_case=True)
         fits &= found.fill_null(False).to_numpy(zero_copy_only=False)
     if query.label is not None:
         has, area = _area(batch, query)

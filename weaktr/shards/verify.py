@@ -40,6 +40,7 @@ from weaktr.shards.rows import Row, rows_of
 #: Kinds of problems, by which they are counted.
 CHANGED, DAMAGED, MISSING = "mask changed by hand", "mask damaged", "mask missing"
 UNLIKE, UNLISTED = "mask unlike its row", "file that no row lists"
+NOT_TAKEN = "mask of a photograph that failed"
 OF_A_SHARD, OF_THE_INDEX = "shard damaged", "index of other rows"
 
 
@@ -130,6 +131,7 @@ def _verify_shard(
         if (row.status in ("labelled", "edited")) != (row.mask_digest is not None):
             message = f"{row.name}: is {row.status}, and has {row.mask_digest or 'no mask'}"
             yield Problem(str(record.table), "", message, kind=OF_A_SHARD)
+    failed = [row for row in rows if row.status == "failed"]
     rows = [row for row in rows if row.mask_digest is not None]
     paths = [record.mask(row.name) for row in rows]
     if is_tar:
@@ -144,11 +146,21 @@ def _verify_shard(
         yield from _unlisted_members(record.masks, names, rows)
     else:
         listed.update(paths)
+        yield from _of_failed(record, failed, listed)
     yield from _verify_masks(rows, paths, meter)
     for name, output in record.outputs.items():
         if name not in ("masks", "index") and "file" in output:
             yield from _verify_file(record, output)
     return True
+
+
+def _of_failed(record: Record, rows: Sequence[Row], listed: set[Path]) -> Iterator[Problem]:
+    """Loose masks of photographs that failed, which stay; `listed` gets their paths."""
+    for row in rows:
+        path = record.mask(row.name)
+        if path.is_file():
+            listed.add(path)
+            yield Problem(str(path), "", f"not taken: {row.error}", "warning", kind=NOT_TAKEN)
 
 
 def _unlisted_members(
@@ -200,10 +212,8 @@ def _verify_mask(row: Row, path: Path) -> Problem | None:
         return Problem(str(path), "", f"{fault}, in its row", kind=UNLIKE) if fault else None
     if labels is None and held_seal(content):
         return Problem(str(path), "", f"damaged: {fault}", kind=DAMAGED)
-    if holds_seal(content):
-        message = "weaktr wrote it, but it is another one than its row says"
-        return Problem(str(path), "", message, kind=UNLIKE)
-    message = "somebody has changed it" + (f": {fault}" if fault else ", into the same labels")
+    whose = "put another mask of weaktr's in its place" if holds_seal(content) else "changed it"
+    message = f"somebody has {whose}" + (f": {fault}" if fault else ", into the same labels")
     return Problem(str(path), "", message, "warning", kind=CHANGED)
 
 

@@ -5,11 +5,13 @@ What reports and exports start from.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +19,17 @@ from weaktr.contents import CONTENTS, Contents
 from weaktr.data import Classes, Manifest, Sample
 from weaktr.data.layout import IMAGE_SUFFIXES, require_folder
 from weaktr.data.manifest import Exif, require_exif
-from weaktr.data.masks import MaskFolder
+from weaktr.data.masks import MaskEntry, MaskFolder
 from weaktr.data.parallel import ordered_map
 from weaktr.data.sources.folder import paths_but_results
 from weaktr.outputs import INPUTS, RECIPE, read_inputs
 from weaktr.recipes import load_recipe
 from weaktr.shards.fetch import is_address
-from weaktr.shards.inputs import TarShards, is_pattern
+from weaktr.shards.inputs import TarShards
 from weaktr.stages.masks import is_of
 from weaktr.stages.run import MODEL, Run
+
+log = logging.getLogger("weaktr")
 
 #: The stages and commands that make masks.
 MAKERS = ("label", "predict")
@@ -68,14 +72,14 @@ def masked_in(folder: Path) -> list[Masked]:
         run = Run(load_recipe(folder / RECIPE), folder)
         return [_of_stage(run, maker) for maker in MAKERS if (run.of(maker) / "masks").is_dir()]
     stored = read_inputs(folder)
-    about = None if stored is None else stored.get("about")
-    if not isinstance(about, dict) or about.get("command") not in MAKERS:
+    about = (stored or {}).get("about")
+    if stored is None or not isinstance(about, dict) or about.get("command") not in MAKERS:
         older = "" if stored is None else " (one of an older version: start its command again)"
         raise ValueError(
             f"{folder}: expected the folder of a run, or --out of weaktr label or weaktr predict"
             f"{older}"
         )
-    return [_of_command(folder, about)]
+    return [_of_command(folder, about, in_tars=_are_in_tars(stored))]
 
 
 def held_out_by(masked: Masked) -> Callable[[Sample], bool]:
@@ -152,7 +156,7 @@ def _note_changed(
 ) -> None:
     """Have masks count as unusable whose photographs have changed since `command` made them."""
     there = [sample for sample in samples if masks.is_usable(sample.name)]
-    are_of = ordered_map(lambda s: is_of(contents, masks.entries[s.name], s), there)
+    are_of = ordered_map(lambda s: is_of(contents, masks.entries[s.name], s.image), there)
     for sample, is_same in zip(there, are_of, strict=True):
         if not is_same:
             masks.unusable[sample.name] = (
@@ -160,13 +164,19 @@ def _note_changed(
             )
 
 
-def _of_command(folder: Path, about: Mapping[str, Any]) -> Masked:
+def _are_in_tars(stored: Mapping[str, Any]) -> bool:
+    """Whether the photographs of a command were in tars, by its ``inputs.json``."""
+    results = stored.get("results")
+    return isinstance(results, Mapping) and results.get("labels") != "list"
+
+
+def _of_command(folder: Path, about: Mapping[str, Any], *, in_tars: bool) -> Masked:
     """Of a command: its photographs with the labels that they were given."""
     names, place = about.get("classes"), str(about.get("photographs"))
     try:
         exif = require_exif(str(about.get("exif", "ignore")))
         num_labels = None if names is None else Classes(tuple(names)).num_labels
-        files = _photographs(place, exif)
+        files = _photographs(place, exif, in_tars=in_tars)
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"{folder}: its photographs: {error}") from error
     contents = Contents(folder / CONTENTS)
@@ -177,14 +187,11 @@ def _of_command(folder: Path, about: Mapping[str, Any]) -> Masked:
         names = [f"class {index}" for index in range(highest)]
     samples = []
     for name, entry in entries.items():
-        found = [
-            Sample(name, image, entry.given, None, str(folder), exif=entry.read_as or exif)
-            for image in _images_of(name, files, entries)
-        ]
-        if len(found) > 1:
-            found = [sample for sample in found if is_of(contents, entry, sample)] or found
-        samples += found[:1]
-        if not found and masks.is_usable(name):
+        image = files.image_of(entry, entries, contents)
+        if image is not None:
+            turned = entry.read_as or exif
+            samples.append(Sample(name, image, entry.given, None, str(folder), exif=turned))
+        elif masks.is_usable(name):
             masks.unusable[name] = f"{name}: its photograph is no longer in {place}"
     _note_changed(masks, samples, contents, f"weaktr {about['command']}")
     with suppress(OSError):  # a folder that may only be read
@@ -193,27 +200,65 @@ def _of_command(folder: Path, about: Mapping[str, Any]) -> Masked:
     return Masked(str(about["command"]), manifest, masks, None)
 
 
-def _images_of(name: str, files: Mapping[str, list[Path]], names: Collection[str]) -> list[Path]:
-    """The photographs that may be those of a mask, the likeliest first.
+@dataclass(frozen=True)
+class _Files:
+    """The photographs of a folder, of tars or of a manifest: path without suffix -> files."""
 
-    Of a list of labels, a is images/a where there is one; of all that is in a folder, a is a.
+    by_path: Mapping[str, list[Path]]
+
+    def image_of(self, entry: MaskEntry, names: Collection[str], contents: Contents) -> Path | None:
+        """The photograph of a mask; None = it is not there any more.
+
+        Lists of data sets name photographs without their folders: where none has the name as its
+        path, it is the one in any folder from which the mask was made.
+
+        Args:
+            entry: of the mask.
+            names: of all masks.
+            contents: what is known of files.
+        """
+        found = self._called(entry.name, names)
+        if len(found) > 1:
+            found = [image for image in found if is_of(contents, entry, image)] or found
+        elif not found and entry.inputs:
+            images = self._deeper(entry.name)
+            found = [image for image in images if is_of(contents, entry, image)]
+        return next(iter(found), None)
+
+    def _called(self, name: str, names: Collection[str]) -> list[Path]:
+        """The photographs that may be those of a mask, the likeliest first.
+
+        Of a list of labels, a is images/a where there is one; of all that is in a folder, a is a.
+        """
+        inside = [f"{folder}/{name}" for folder in ("images", "JPEGImages")]
+        order = [name, *inside] if any(one in names for one in inside) else [*inside, name]
+        return [image for one in order for image in self.by_path.get(one, ())]
+
+    def _deeper(self, name: str) -> list[Path]:
+        """The photographs of a name in any folder."""
+        paths = self._by_last_part.get(name.rpartition("/")[2], ())
+        return [i for path in paths if path.endswith(f"/{name}") for i in self.by_path[path]]
+
+    @cached_property
+    def _by_last_part(self) -> Mapping[str, list[str]]:
+        """Last part of a path -> the paths."""
+        paths: defaultdict[str, list[str]] = defaultdict(list)
+        for path in self.by_path:
+            paths[path.rpartition("/")[2]].append(path)
+        return paths
+
+
+def _photographs(place: str, exif: Exif, *, in_tars: bool) -> _Files:
+    """The photographs of a command.
 
     Args:
-        name: of the mask.
-        files: see `_photographs`.
-        names: of all masks.
-    """
-    inside = [f"{folder}/{name}" for folder in ("images", "JPEGImages")]
-    order = [name, *inside] if any(one in names for one in inside) else [*inside, name]
-    return [image for one in order for image in files.get(one, ())]
-
-
-def _photographs(place: str, exif: Exif) -> dict[str, list[Path]]:
-    """The photographs of a folder, of tars or of a manifest, by their names: paths without suffix.
+        place: the folder, the tars or the manifest.
+        exif: see `Sample`.
+        in_tars: whether it means tars.
 
     Raises:
         ValueError: there are none there, or they are not on this machine.
-        OSError: something cannot be read.
+        OSError: something cannot be read; tars are left out then, and the log says so.
     """
     files: defaultdict[str, list[Path]] = defaultdict(list)
     if is_address(place):
@@ -221,15 +266,20 @@ def _photographs(place: str, exif: Exif) -> dict[str, list[Path]]:
     if place.endswith(".json") and Path(place).is_file():
         for sample in Manifest.load(place):
             files[sample.name].append(sample.image)
-    elif is_pattern(place):
+    elif in_tars:
         shards = TarShards(place, "none", None, exif)
         for shard in shards.names:
             with ExitStack() as stack:
-                for sample in shards.read(shard, stack, None).samples:
+                try:
+                    samples = shards.read(shard, stack, None).samples
+                except (OSError, ValueError) as error:
+                    log.warning("left out: %s", error)
+                    continue
+                for sample in samples:
                     files[f"{shard}/{sample.name}"].append(sample.image)
     else:
         root = require_folder(place)
         for path in map(Path, sorted(paths_but_results(root))):
             if path.suffix.lower() in IMAGE_SUFFIXES:
                 files[path.relative_to(root).with_suffix("").as_posix()].append(path)
-    return files
+    return _Files(files)

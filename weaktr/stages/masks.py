@@ -139,7 +139,7 @@ def log_turned(turned: Mapping[str, int]) -> None:
         )  # fmt: skip
 
 
-def is_of(contents: Contents, entry: MaskEntry, sample: Sample) -> bool:
+def is_of(contents: Contents, entry: MaskEntry, image: Path) -> bool:
     """Whether a mask is of a photograph as it is now.
 
     One that cannot be read counts as such, since who reads it says why; as does a mask for which an
@@ -148,7 +148,7 @@ def is_of(contents: Contents, entry: MaskEntry, sample: Sample) -> bool:
     if not entry.inputs:
         return True
     try:
-        return contents.digest(sample.image) == entry.inputs[0]
+        return contents.digest(image) == entry.inputs[0]
     except (OSError, ValueError):
         return True
 

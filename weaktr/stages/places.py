@@ -20,7 +20,7 @@ from weaktr.config import Recipe
 from weaktr.contents import CONTENTS, Contents
 from weaktr.data.masks import JOURNAL, MaskFolder, before_refinement
 from weaktr.data.stored_maps import is_damaged
-from weaktr.files import UNFINISHED, write_bytes
+from weaktr.files import UNFINISHED, require_replaceable, write_bytes
 from weaktr.outputs import (
     FEATURES,
     INPUTS,
@@ -264,7 +264,8 @@ def _out_of_the_way(folder: Path, contents: Contents | None) -> Path | None:
 def _files_of_others(folder: Path, contents: Contents | None) -> Iterator[Path]:
     """Files in the folder of a stage that weaktr did not write, or that were changed since."""
     for path in sorted(folder.rglob("*")):
-        is_strange = path.is_file() and not _is_ours(path.relative_to(folder))
+        is_ours = _is_ours(path.relative_to(folder)) or _is_of_the_index(path)
+        is_strange = path.is_file() and not is_ours
         is_soft = path.is_file() and path.suffix == ".npz"
         is_changed = is_soft and not (is_sealed(path) or is_damaged(path))
         if path.is_symlink() or is_strange or is_changed:
@@ -286,6 +287,21 @@ def _files_of_others(folder: Path, contents: Contents | None) -> Iterator[Path]:
             continue
         yield from (masks.path(name) for name in sorted(masks.edited))
         yield from masks.others()
+
+
+def _is_of_the_index(path: Path) -> bool:
+    """Whether ``weaktr index`` wrote a file."""
+    if path.suffix not in (".parquet", ".json"):
+        return False
+    from weaktr.shards.index import INDEX, MARK, STATS  # and with it pyarrow
+
+    if path.name not in (INDEX, STATS):
+        return False
+    try:
+        require_replaceable(path, MARK if path.name == INDEX else None)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_ours(path: Path) -> bool:

@@ -21,7 +21,7 @@ from weaktr import tars
 from weaktr.contents import Contents, digest_of
 from weaktr.data import Problem, Sample
 from weaktr.data.manifest import name_fault
-from weaktr.data.masks import NOT_OURS, areas_of, png_of, read_changed_mask
+from weaktr.data.masks import NOT_OURS, areas_of, png_of, read_as, read_changed_mask, was_cut_off
 from weaktr.data.parallel import ordered_map
 from weaktr.data.shard_tables import named_text
 from weaktr.files import write_bytes
@@ -86,6 +86,7 @@ class ShardMaker(Generic[Read]):
         shows_a_class: whether an image may show a class; others get no mask.
         keep_unlabelled: whether an image in which no class was found gets a mask.
         num_labels: L, which a mask that somebody has changed may hold.
+        takes_labels: whether masks depend on image-level labels.
         max_bad: bounds unusable photographs.
         retry_failed: whether whole shards with such photographs are gone through again.
     """
@@ -98,6 +99,7 @@ class ShardMaker(Generic[Read]):
     shows_a_class: Callable[[Sample], bool]
     keep_unlabelled: bool
     num_labels: int | None
+    takes_labels: bool = True
     max_bad: MaxBad = field(default_factory=MaxBad)
     retry_failed: bool = False
 
@@ -172,11 +174,12 @@ def make_shard(own: ShardMaker[Read], given: ShardInput, progress: Progress) -> 
         TooManyBad, PipelineError: see `make_shards`.
         OSError: something cannot be written.
     """
+    before = read_record(own.layout, given.name)
     try:
         _make_shard(own, given, progress)
     except FileNotFoundError:  # what this process had begun
         record = read_record(own.layout, given.name)
-        if record is None or record.get("data") != given.data:
+        if record in (None, before) or record.get("data") != given.data:
             raise
         log.info("shard %s: another process has finished it meanwhile", given.name)
 
@@ -335,7 +338,7 @@ class _Shard(Generic[Read]):
             return self._row(sample.name, "no class", given=sample.labels)
         if before is None or before.status in ("edited", "failed"):
             return None
-        if not _is_current(sample, before, self._digests(sample)):
+        if not self._is_current(sample, before, self._digests(sample)):
             return None
         return None if self.earlier.files_of(before, self.kinds) is None else before
 
@@ -395,7 +398,7 @@ class _Shard(Generic[Read]):
             return False
         content = place.read_bytes()
         digest = hashlib.sha256(content).hexdigest()
-        if not content.strip(b"\0") or self.earlier.has_made(name, digest):
+        if was_cut_off(place) or self.earlier.has_made(name, digest):
             return False
         return not is_begun(self.layout, self.given.name, name, digest)  # by another process
 
@@ -411,7 +414,7 @@ class _Shard(Generic[Read]):
             labels = read_changed_mask(place, size, self.own.num_labels)
         except (OSError, ValueError) as error:
             fault = f"its mask, which was changed by hand, cannot be used: {error}"
-        if not fault and not _is_current(sample, before, digests):
+        if not fault and not self._is_current(sample, before, digests):
             fault = EDITED_UNREAD if digests is None else EDITED_BEFORE
         if fault:  # what it was made from stays known, for the time when it is mended
             own |= dict.fromkeys(("labels", "areas", "mask_digest", "mask_bytes"))
@@ -439,11 +442,11 @@ class _Shard(Generic[Read]):
         except (OSError, ValueError):
             return None
 
-
-def _is_current(sample: Sample, row: Row, inputs: tuple[str, ...] | None) -> bool:
-    """Whether a row is of the files (by their digests) and the labels that a sample has now."""
-    turned = row.exif is not None and (row.exif == "applied") != (sample.exif == "apply")
-    return not turned and row.given == sample.labels and row.inputs == inputs
+    def _is_current(self, sample: Sample, row: Row, inputs: tuple[str, ...] | None) -> bool:
+        """Whether a row is of the files (by their digests) and the labels that a sample has now."""
+        is_same_way = read_as(row.exif) in (None, sample.exif)
+        is_of_labels = row.given == sample.labels or not self.own.takes_labels
+        return is_same_way and is_of_labels and row.inputs == inputs
 
 
 def _facts_of_mask(labels: np.ndarray, content: bytes) -> dict[str, Any]:

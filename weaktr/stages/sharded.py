@@ -170,6 +170,7 @@ def _prediction_job(task: ShardTask, loaded: Loaded) -> ShardJob:
         shows_a_class=lambda sample: True,
         keep_unlabelled=True,
         num_labels=loaded.model.num_labels,
+        takes_labels=task.command == "label",
         max_bad=task.max_bad,
         retry_failed=task.retry_failed,
     )
@@ -252,24 +253,33 @@ def _threshold(source: CamSource, settings: LabelConfig, shards: Shards, out: Pa
     """The threshold: as given, or chosen by the first shard that shows a class.
 
     Processes that choose at the same time keep what the first of them has written.
+
+    Raises:
+        ValueError: none shows one, and some cannot be read now.
     """
     if isinstance(settings.threshold, float):
         return settings.threshold
-    choice = read_choice(out)
+    choice, fault = read_choice(out), ""
     if choice is None:
         for name in shards.names:
             with ExitStack() as stack:
                 try:
                     given = shards.read(name, stack, None)
-                except (OSError, ValueError):  # it is left out, and the log says why
+                except (OSError, ValueError) as error:  # it is left out, and the log says why
+                    fault = fault or str(error)
                     continue
                 samples = [sample for sample in given.samples if source.shows_a_class(sample)]
                 if samples:
                     chosen = choose_by_features(source, samples, settings.queue_mb)
                     write_choice(chosen, out, once=True)
+                    choice = read_choice(out) or chosen
                     break
-        choice = read_choice(out)
     if choice is None:
+        if fault:
+            raise ValueError(
+                "threshold: expected a shard that shows a class, by which it is chosen, found none "
+                f"that can be read: {fault}; mend it, or give a number as threshold"
+            )
         return 1.0
     log.info("threshold %s; chosen of %d images", choice.in_words(), len(choice.images))
     return choice.threshold
@@ -303,6 +313,7 @@ def _samples(task: ShardTask, loaded: Loaded) -> tuple[Sample, ...]:
     if task.command == "predict":
         listed_in = manifest_of(own)
         samples = (listed_in or data.unlabelled(own.images, exif=own.exif_unless_listed)).samples
+        samples = tuple(replace(sample, labels=None) for sample in samples)  # which do not matter
         return data.only(samples, data.read_names(task.names)) if task.names else samples
     labels = Path(task.labels) if _is_file(task.labels) else None
     if labels is None and task.labels != "auto":

@@ -7,6 +7,7 @@ An image is done if its files are there as they were written, and were made from
 from __future__ import annotations
 
 import logging
+import zipfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -52,6 +53,8 @@ EXTRAS = {
     "scores": ("scores", ".npz"),
     "soft": ("soft", ".npz"),
 }
+#: Those of them that take long to read.
+LARGE = ("cam", "scores")
 
 #: What is said of an image that was changed after somebody had corrected its mask.
 EDITED_BEFORE = (
@@ -208,7 +211,7 @@ class MaskStore:
             return Problem(str(result.sample.image), result.sample.source, message)
         for kind in self.extras:
             path = self._extra(kind, name)
-            if path.exists() and not is_sealed(path) and not (kind == "soft" and is_damaged(path)):
+            if path.exists() and not (is_sealed(path) or is_damaged(path)):
                 message = f"{path} was changed by hand: move it away to have it made again"
                 return Problem(str(result.sample.image), result.sample.source, message)
         for kind in self.extras:
@@ -256,11 +259,13 @@ class MaskStore:
         return entry.file is None or not self._lacks_extras(name)
 
     def _lacks_extras(self, name: str) -> bool:
-        """Whether a file of `extras` is missing or empty, or one of soft labels is damaged."""
-        files = [self._extra(kind, name) for kind in self.extras]
-        if not all(f.is_file() and f.stat().st_size for f in files):
-            return True
-        return "soft" in self.extras and is_damaged(self._extra("soft", name))
+        """Whether a file of `extras` is missing, empty or cut off; large ones are not read."""
+        files = {kind: self._extra(kind, name) for kind in self.extras}
+        return not all(
+            path.is_file() and path.stat().st_size
+            and (zipfile.is_zipfile(path) if kind in LARGE else not is_damaged(path))
+            for kind, path in files.items()
+        )  # fmt: skip
 
     def _is_current(self, sample: Sample) -> bool | None:
         """Whether what is there was made from the files and labels of now.

@@ -281,7 +281,7 @@ def supervision(run: Run) -> Supervision:
     if told := unusable_in_words(masks, manifest):
         log.warning("%s: %s", masks.folder, told)
     usable = [sample for sample in manifest.samples if masks.is_usable(sample.name)]
-    changed = {s.name for s in usable if not is_of(run.contents, masks.entries[s.name], s)}
+    changed = {s.name for s in usable if not is_of(run.contents, masks.entries[s.name], s.image)}
     if changed:
         told = counted(len(changed), "photograph has", "photographs have")
         log.warning(

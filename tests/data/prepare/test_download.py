@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections import namedtuple
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from email.message import Message
 from pathlib import Path
 from urllib.request import Request
@@ -50,6 +51,15 @@ def test_slow_server_is_waited_for(site: Site, tmp_path: Path) -> None:
     site.pause = 0.06  # in all 0.8 s, longer than the time-out of 0.5 s
     assert download(site.archive("a.zip"), tmp_path, QUICK).read_bytes() == CONTENT
     assert len(site.asked) == 1
+
+
+def test_two_processes_download_once(site: Site, tmp_path: Path) -> None:
+    site.pause = 0.02
+    archive = site.archive("a.zip")
+    with ThreadPoolExecutor(2) as pool:
+        paths = list(pool.map(lambda _: download(archive, tmp_path, QUICK), range(2)))
+    assert [path.read_bytes() for path in paths] == [CONTENT, CONTENT]
+    assert site.asked == [None] and files(tmp_path) == ["a.zip"]
 
 
 def test_silent_server_is_asked_again(site: Site, tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,8 @@ from urllib.request import (
     Request,
     UnknownHandler,
 )
+
+from filelock import FileLock, Timeout
 
 from weaktr.data.prepare.archives import ArchiveError, verify
 from weaktr.data.prepare.meters import megabytes
@@ -83,13 +87,45 @@ def download(archive: Archive, folder: Path, patience: Patience | None = None) -
         OSError: the disk is full or not writable.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path, part = folder / archive.name, folder / f"{archive.name}.part"
+    with _alone(folder, archive.name):
+        path = folder / archive.name
+        if path.exists():  # another process has downloaded it meanwhile
+            verify(path, archive)
+            return path
+        return _download(archive, path, patience or Patience())
+
+
+@contextmanager
+def _alone(folder: Path, name: str) -> Iterator[None]:
+    """Have the download of a file to oneself; that of another process is waited for.
+
+    Where a file system has no locks nobody is seen.
+    """
+    lock = FileLock(folder / f".{name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("%s: another process downloads it: waiting for that", folder / name)
+        lock.acquire()
+    except (OSError, NotImplementedError):
+        pass
+    try:
+        yield
+    finally:
+        if lock.is_locked:
+            Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+
+def _download(archive: Archive, path: Path, patience: Patience) -> Path:
+    """See `download`."""
+    folder, part = path.parent, path.with_name(f"{path.name}.part")
     reasons, waiting = [], list(archive.urls)
     while waiting:
         url = waiting.pop(0)
         was_begun = _size(part) > 0
         try:
-            _fetch(url, archive, part, patience or Patience())
+            _fetch(url, archive, part, patience)
         except _DownloadFailed as error:
             reasons.append(one_line(f"{url}: {error}"))
             continue

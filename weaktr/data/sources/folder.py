@@ -357,17 +357,22 @@ def files_but_results(root: Path) -> Iterator[Path]:
 def paths_but_results(root: Path, without: Collection[Path] = ()) -> Iterator[str]:
     """The files below a folder (`paths_below`, links followed), but those in folders of weaktr's
     results in it, and in those `without`."""
+    below = paths_below(root, follow=True, without=without)
+    return but_results(below, root)
+
+
+def but_results(paths: Iterable[str], root: Path) -> Iterator[str]:
+    """Those of some paths below a folder that are in no folder of weaktr's results in it."""
 
     @cache
     def holds_results(folder: str) -> bool:
         path = Path(folder)
-        if path == root:
+        if path in (root, path.parent):
             return False
         is_own = (path / LOCK).is_file() or has_inputs(path)
         return is_own or holds_results(os.path.dirname(folder))
 
-    below = paths_below(root, follow=True, without=without)
-    return (path for path in below if not holds_results(os.path.dirname(path)))
+    return (path for path in paths if not holds_results(os.path.dirname(path)))
 
 
 def in_order(files: Iterable[Path]) -> list[Path]:
