@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import random
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+gc.disable()  # until all tests are imported, which leaves no garbage
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is imported
 os.environ.setdefault("WEAKTR_TUNE", "0")  # on a GPU, every shape of every test would be measured
@@ -39,6 +41,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "device" in metafunc.fixturenames:
         devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
         metafunc.parametrize("device", devices)
+
+
+def pytest_collection_finish() -> None:
+    """What is there before the first test stays: looking for garbage passes over it from now on."""
+    gc.freeze()
+    gc.enable()
 
 
 def unavailable(backend: str, reason: str) -> NoReturn:

@@ -8,8 +8,8 @@ import pytest
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc, on Linux")
 
-#: Prints MiB that stay with a process after a tensor of 256 MiB is gone, of a process each: as it is,
-#: after a call, after a command. Torch, which takes seconds, is imported once.
+#: Prints MiB that stay with a process after a tensor of 256 MiB is gone: of one as it is, one after
+#: a call, one after a command. Torch, which takes seconds, is imported once.
 SCRIPT = """
 import json
 import os
