@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 
-gc.disable()  # until all tests are imported, which leaves no garbage
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is imported
 os.environ.setdefault("WEAKTR_TUNE", "0")  # on a GPU, every shape of every test would be measured
@@ -41,6 +40,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "device" in metafunc.fixturenames:
         devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
         metafunc.parametrize("device", devices)
+
+
+def pytest_configure() -> None:
+    """All tests are imported, which leaves no garbage to look for."""
+    gc.disable()
 
 
 def pytest_collection_finish() -> None:
