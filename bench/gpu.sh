@@ -116,7 +116,8 @@ run_tests() {
   done
   pytest_of test_kernels 120 tests/kernels/test_kernels.py &
   pytest_of test_labelling 150 tests/models/test_packing.py tests/inference tests/refine \
-    tests/stages/test_label.py tests/cli/test_photographs.py &
+    tests/stages/test_label.py tests/cli/test_photographs.py tests/cli/test_photographs_labels.py \
+    tests/cli/test_photographs_places.py tests/cli/test_photographs_turned.py &
   pytest_of test_compiled_training 150 tests/stages/test_compiled_training.py &
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import random
@@ -39,6 +40,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "device" in metafunc.fixturenames:
         devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
         metafunc.parametrize("device", devices)
+
+
+def pytest_configure() -> None:
+    """All tests are imported, which leaves no garbage to look for."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """What is there before the first test stays: looking for garbage passes over it from now on."""
+    gc.freeze()
+    gc.enable()
 
 
 def unavailable(backend: str, reason: str) -> NoReturn:

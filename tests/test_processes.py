@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import json
 import signal
 import socket
 import subprocess
@@ -155,29 +155,47 @@ def test_after_an_error_the_processes_do_no_other_run(monkeypatch):
             pass
 
 
+#: Processes forked from one that has imported torch, which takes seconds; each is sent the signal
+#: once it has said that it waits. Prints how it ended and what it said.
 WAITING = """
-import logging
+import json, logging, os, sys
+import torch.distributed
 from weaktr import processes
 from weaktr.stopping import ended_by_signals
-logging.basicConfig()
 processes.LATE = 0.1
-with ended_by_signals(), processes.together():
-    pass
+for rank, port, number in json.loads(sys.argv[1]):
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.dup2(writing, 2)
+        logging.basicConfig()
+        values = (str(rank), "2", "127.0.0.1", str(port))
+        os.environ |= dict(zip(processes.LAUNCHER, values, strict=True))
+        with ended_by_signals(), processes.together():
+            pass
+        os._exit(0)
+    os.close(writing)
+    lines = os.fdopen(reading)
+    said = next((line for line in lines if "weaktr" in line), "")  # torch warns of much
+    os.kill(child, number)
+    ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print(json.dumps([ended, said]), flush=True)
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("rank", ["0", "1"])
-def test_a_process_that_waits_for_the_others_says_so_and_can_be_stopped(rank, number):
+def test_a_process_that_waits_for_the_others_says_so_and_can_be_stopped():
+    cases = [
+        (rank, free_port(), number) for rank in (0, 1) for number in (signal.SIGTERM, signal.SIGINT)
+    ]
+    command = [sys.executable, "-c", WAITING, json.dumps(cases)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    for (rank, port, number), line in zip(cases, run.stdout.splitlines(), strict=True):
+        ended, said = json.loads(line)
+        assert f"process {rank} of 0..1 waits for the others at 127.0.0.1:{port}" in said
+        assert ended == -number
+
+
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    group = dict(zip(processes.LAUNCHER, (rank, "2", "127.0.0.1", port), strict=True))
-    waiting = subprocess.Popen(
-        [sys.executable, "-c", WAITING], env=os.environ | group, stderr=subprocess.PIPE, text=True
-    )
-    said = next(line for line in waiting.stderr if "weaktr" in line)  # torch warns of much
-    assert f"process {rank} of 0..1 waits for the others at 127.0.0.1:{port}" in said
-    waiting.send_signal(number)
-    assert waiting.wait(timeout=60) == -number
-    waiting.stderr.close()
+        return int(free.getsockname()[1])

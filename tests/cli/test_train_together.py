@@ -22,7 +22,7 @@ from weaktr.recipes import dump_recipe
 
 ROOT = Path(__file__).parents[2]
 TRAININGS = ("train_cam", "train_seg")
-STEPS = 54
+STEPS = 36
 #: How often a training is killed; set it to 10 or more for a longer look.
 KILLS = int(os.environ.get("WEAKTR_TEST_KILLS", "1"))
 #: Relative, of the losses of several processes against those of one.
@@ -40,7 +40,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         checkpoint_steps=4,
         cam_model={"drop_path": 0.2},
         train_cam={
-            "epochs": 9,
+            "epochs": 6,
             "lr": 3e-4,
             "ema_decay": 0.9,
             "validate_every": 4,
@@ -48,7 +48,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         },
         label={"threshold": 0.3, "crf": "voc_cam"},
         seg_model={"drop_path": 0.2, "dropout": 0.1},
-        train_seg={"epochs": 18, "accumulate": 2, "clip_start": 5.0, "clip_grad": 1.0},
+        train_seg={"epochs": 12, "accumulate": 2, "clip_start": 5.0, "clip_grad": 1.0},
     )
     (home / "recipe.yaml").write_text(dump_recipe(recipe))
     train(arguments(home, "one"), 1, home / "said")

@@ -1,17 +1,14 @@
-"""What nvcc makes of the dense CRF's programs: registers and memory, on machines without a GPU."""
+"""What nvcc has made of the dense CRF's programs: registers and memory, also without a GPU."""
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import subprocess
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-
-from tests.native.compiler import CSRC
 
 #: Blocks of 256 threads that are to share a multiprocessor of an H100: program -> blocks.
 TOGETHER = {
@@ -27,15 +24,15 @@ TOGETHER = {
 THREADS = 256
 REGISTERS = 65_536  #: of a multiprocessor; a warp gets them in steps of 256
 SHARED_BYTES = 227 * 1024  #: of a multiprocessor
-RESERVED_BYTES = 1024  #: of shared memory, a block
+RESERVED_BYTES = 1024  #: of shared memory, a block; part of what a program needs if it needs any
 
 
-#: What ptxas says of a program.
-FACTS = re.compile(r"(\d+) (registers|bytes stack frame|bytes smem)")
+#: What cuobjdump tells of a program: its symbol, registers, bytes of local and of shared memory.
+FACTS = re.compile(r"Function (\w+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)")
 
 
 class Needs(NamedTuple):
-    """What a program takes, by ptxas."""
+    """What a program takes."""
 
     registers: int
     stack: int  #: bytes of local memory, a thread
@@ -43,29 +40,25 @@ class Needs(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Needs]:
-    """Of every program; compiled like the extension."""
-    compiler = os.environ.get("CUDACXX") or shutil.which("nvcc")
-    if compiler is None:
-        pytest.skip("there is no nvcc: neither CUDACXX nor PATH has one")
-    target = tmp_path_factory.mktemp("cuda") / "launch.cubin"
-    flags = ["-std=c++17", "-O3", "-fmad=false", "-arch=sm_90", "-cubin", "-Xptxas", "-v"]
-    source = Path(CSRC) / "dense_crf" / "cuda" / "launch.cu"
-    command = [compiler, *flags, f"-I{CSRC}", str(source), "-o", str(target)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return parsed(done.stdout + done.stderr)
+def programs() -> dict[str, Needs]:
+    """Of every program of the extension that is installed here."""
+    triton = find_spec("triton")
+    if triton is None:
+        pytest.skip("cuobjdump comes with Triton, which is not installed")
+    native = pytest.importorskip("weaktr._native", exc_type=ImportError)
+    if not native.has_cuda():
+        pytest.skip("the extension was built without nvcc")
+    tool = Path(str(triton.origin)).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    command = [str(tool), "--dump-resource-usage", "--gpu-architecture", "sm_90", native.__file__]
+    return parsed(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def parsed(log: str) -> dict[str, Needs]:
-    """ptxas's report, by the names of programs: Pass<6>, ForEachQuad<Blur>."""
-    found = {}
-    for part in log.split("Compiling entry function '")[1:]:
-        numbers = {what: int(number) for number, what in FACTS.findall(part)}
-        found[demangled(part.split("'")[0])] = Needs(
-            numbers["registers"], numbers["bytes stack frame"], numbers.get("bytes smem", 0)
-        )
-    return found
+def parsed(told: str) -> dict[str, Needs]:
+    """What cuobjdump tells, by the names of programs: Pass<6>, ForEachQuad<Blur>."""
+    return {
+        demangled(symbol): Needs(int(registers), int(stack), int(shared))
+        for symbol, registers, stack, shared in FACTS.findall(told)
+    }
 
 
 def demangled(symbol: str) -> str:
@@ -81,15 +74,13 @@ def demangled(symbol: str) -> str:
     return f"{own[0]}<{own[1]}>" if len(own) > 1 else own[0]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("name", "blocks"), TOGETHER.items())
 def test_blocks_share_a_multiprocessor(programs, name, blocks):
     needs = programs[name]
     assert blocks * THREADS * -(-needs.registers // 8) * 8 <= REGISTERS
-    assert blocks * (needs.shared + RESERVED_BYTES) <= SHARED_BYTES
+    assert blocks * max(needs.shared, RESERVED_BYTES) <= SHARED_BYTES
 
 
-@pytest.mark.slow
 def test_no_program_uses_local_memory(programs):
     assert {"Pass<0>", "Normalize", "LinkVertices"} < set(programs)
     stacks = {name: needs.stack for name, needs in programs.items() if needs.stack}

@@ -71,6 +71,7 @@ def test_stage_1_repeats_the_class_token():
     assert_golden(fitted["cls_token"], loaded["cls_token"])
 
 
+@pytest.mark.rare  # so does tests/cli/test_import.py
 @pytest.mark.parametrize("name", [k for k in CASES if k.startswith(("stage1.", "stage2."))])
 def test_published_key_lists_load(name):
     """Every released model's names and shapes, with zeros for weights."""

@@ -42,7 +42,7 @@ class NoWaiting(TorchDispatchMode):
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    return tiny.squares(tmp_path_factory.mktemp("waiting") / "squares")
+    return tiny.squares(tmp_path_factory.mktemp("waiting") / "squares", count=12)
 
 
 def not_fused(optimizer):
@@ -82,7 +82,7 @@ def steps(monkeypatch):
 def test_stage_1(root, tmp_path, steps):
     own = {"epochs": 1, "ema_decay": 0.9, "clip_grad": 1.0}
     cam.train_cam(Run(tiny.recipe(root, train_cam=own), tmp_path), tmp_path)
-    assert steps == [1, 2, 3, 4, 5, 6]
+    assert steps == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_stage_2(root, tmp_path, steps, model, settings):
     own = {"epochs": 1, "ema_decay": 0.9, "clip_grad": 1.0, "masks": "truth"}
     changes = {"train_seg": own | settings, "seg_model": model | {"weights": None}}
     seg.train_seg(Run(tiny.recipe(root, **changes), tmp_path), tmp_path)
-    assert steps == [1, 2, 3, 4, 5, 6]
+    assert steps == [1, 2, 3]
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from weaktr.models import Stage1Model
 from weaktr.models.cam import CamModel
 from weaktr.models.patches import PatchModel
 from weaktr.models.segmenter import Segmenter
+from weaktr.models.shapes import without_memory
 from weaktr.models.vit import require_count
 from weaktr.recipes import as_tree, make
 
@@ -43,8 +44,6 @@ MODELS: dict[str, tuple[Any, type[BackboneConfig], str]] = {
     "patches": (PatchModel, CamModelConfig, "num_classes"),
     "segmenter": (Segmenter, SegModelConfig, "num_labels"),
 }
-with torch.device("meta"):
-    torch.empty(0)  # torch lists what makes tensors now, before anybody replaces one of these
 #: Settings of a model that belong to a run: where its weights came from and what computes it.
 OF_THE_RUN = ("weights", "resize", "attention")
 
@@ -126,7 +125,7 @@ def built(build: Callable[[], M], state: Mapping[str, Tensor]) -> M:
     Raises:
         ValueError: they do not fit, or are not finite.
     """
-    with torch.device("meta"):
+    with without_memory():
         check_fit(build().state_dict(), state)
     model = build()
     load_strict(model, state)

@@ -32,6 +32,7 @@ from weaktr.data import Classes
 from weaktr.messages import few
 from weaktr.models import CamModel, PatchModel, Segmenter, Stage1Model, checkpoints
 from weaktr.models.pretrained import check_backbone, fit_state, timm_names
+from weaktr.models.shapes import without_memory
 from weaktr.models.vit import BackboneModel
 from weaktr.stages.run import MODEL
 
@@ -69,7 +70,7 @@ def built_segmenter(config: SegModelConfig, labels: int) -> Segmenter:
 def _built(kind: type[M], config: BackboneConfig, count: int) -> M:
     plain = replace(config, attention="sdpa")  # no matter here, and always there
     try:
-        with torch.device("meta"):
+        with without_memory():
             model: M = kind(plain, count)  # type: ignore[arg-type] # each has its own
     except (ValueError, OSError):
         raise

@@ -40,7 +40,10 @@ def load() -> ModuleType:
 
     includes = (pybind11.get_include(), sysconfig.get_path("include"))
     later = ("-undefined", "dynamic_lookup") if sys.platform == "darwin" else ()
-    sources = [compiler.Source(FOLDER / f"{name}.cpp") for name in ("binding", "emulation")]
+    sources = [
+        compiler.Source(FOLDER / "binding.cpp", ("-O0",)),  # parses what it is called with
+        compiler.Source(FOLDER / "emulation.cpp"),
+    ]
     flags = (*FLAGS, *later, *(f"-I{folder}" for folder in includes))
     library = compiler.build(f"{NAME}{sysconfig.get_config_var('EXT_SUFFIX')}", sources, flags)
     spec = importlib.util.spec_from_file_location(NAME, library)
