@@ -31,6 +31,7 @@ from weaktr.models.packing import TokenBatch, pack
 from weaktr.models.vit import BackboneModel, ViT, require_count
 from weaktr.ops import fuse_heads_packed, head_stats, head_stats_packed
 from weaktr.ops.attention import Statistics
+from weaktr.ops.attention_maps import full_precision
 from weaktr.ops.head_stats import HeadStats
 from weaktr.ops.upload import upload
 
@@ -137,13 +138,11 @@ class CamModel(BackboneModel):
         cross = cross_attention(weights, inputs.class_rows)
         share = share_of(weights)
         column = torch.einsum("bkh,bkhj->bj", share, inputs.column_means.to(share.dtype))
-        coarse = coarse_map.detach().relu().flatten(2).to(cross.dtype)
-        return CamOutput(
-            class_logits=inputs.class_logits,
-            coarse_logits=coarse_map.mean((2, 3)),
-            # the attention twice, before a sum in float32, would be too small for float16
-            fine_logits=torch.einsum("bj,bcj->bc", column, cross * coarse),
-        )
+        coarse = coarse_map.detach().relu().flatten(2)
+        with torch.autocast(coarse.device.type, enabled=False):  # float16 has no products so small
+            parts = map(full_precision, (column, cross.expand_as(coarse), coarse))
+            fine = torch.einsum("bj,bcj,bcj->bc", *parts)
+        return CamOutput(inputs.class_logits, coarse_map.mean((2, 3)), fine)
 
     @torch.no_grad()
     def cams(
