@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -220,6 +221,23 @@ def test_one_at_a_time(layout):
         assert again
         begun(layout, 1).close()
     assert read_earlier(layout, "s", "m").rows.keys() == {"1"}
+
+
+def test_a_folder_that_others_remove_while_it_is_made(layout, monkeypatch):
+    """Just when this process has found it there."""
+    folder, is_dir, removed = layout.unfinished("s"), Path.is_dir, []
+    folder.mkdir(parents=True)
+
+    def asked(path, **options):
+        if path == folder and not removed:
+            removed.append(path)
+            folder.rmdir()
+            folder.parent.rmdir()
+        return is_dir(path, **options)
+
+    monkeypatch.setattr(Path, "is_dir", asked)
+    with alone_at(layout, "s") as alone:
+        assert alone and removed and folder.exists()
 
 
 def test_a_lock_that_is_left_stays_out_of_the_way_of_what_was_begun(layout):

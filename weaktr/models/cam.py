@@ -33,6 +33,7 @@ from weaktr.ops import fuse_heads_packed, head_stats, head_stats_packed
 from weaktr.ops.attention import Statistics
 from weaktr.ops.attention_maps import full_precision
 from weaktr.ops.head_stats import HeadStats
+from weaktr.ops.tracing import without_autocast
 from weaktr.ops.upload import upload
 
 #: What is spread by the patch attention: "fused" cross attention × coarse CAM (the method),
@@ -139,7 +140,7 @@ class CamModel(BackboneModel):
         share = share_of(weights)
         column = torch.einsum("bkh,bkhj->bj", share, inputs.column_means.to(share.dtype))
         coarse = coarse_map.detach().relu().flatten(2)
-        with torch.autocast(coarse.device.type, enabled=False):  # float16 has no products so small
+        with without_autocast(coarse.device.type):  # float16 has no products so small
             parts = map(full_precision, (column, cross.expand_as(coarse), coarse))
             fine = torch.einsum("bj,bcj,bcj->bc", *parts)
         return CamOutput(inputs.class_logits, coarse_map.mean((2, 3)), fine)

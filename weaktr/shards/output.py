@@ -45,7 +45,7 @@ from weaktr.tars import members_of
 #: The folder of what is begun, and the kind of file that every photograph has.
 UNFINISHED = "unfinished"
 MASKS = "masks"
-#: How often a file is begun in a folder that others remove.
+#: How often a folder is made, or a file begun in it, that others remove.
 ATTEMPTS = 5
 Form = Literal["tar", "png"]
 #: Files of a photograph: kind -> content.
@@ -480,7 +480,7 @@ def alone_at(layout: Layout, shard: str) -> Iterator[bool]:
     Where a file system has no locks nobody is seen, and two processes may do the same work.
     """
     folder = layout.unfinished(shard)
-    folder.mkdir(parents=True, exist_ok=True)
+    _make_folder(folder)
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)
@@ -543,10 +543,18 @@ def _size_of(path: Path) -> int:
 def _new(path: Path) -> BinaryIO:
     """Open a file to be written, in a folder that other processes may remove when it is empty."""
     for _ in range(ATTEMPTS):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         with suppress(FileNotFoundError):
             return path.open("xb")
     return path.open("xb")
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder that other processes may remove when it is empty, at this moment too."""
+    for _ in range(ATTEMPTS):
+        with suppress(FileNotFoundError, FileExistsError):
+            return folder.mkdir(parents=True, exist_ok=True)
+    return folder.mkdir(parents=True, exist_ok=True)
 
 
 def _relative(path: Path, out: Path) -> str:
