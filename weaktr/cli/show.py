@@ -85,7 +85,6 @@ def show_run(run: Run, *, count: int = COUNT, names: Sequence[str] = ()) -> tupl
     """
     from weaktr.data import DataError
     from weaktr.data.names import known_names
-    from weaktr.evaluation.pictures import draw
     from weaktr.stages.run import MODEL
 
     if not 1 <= count <= MOST_IMAGES:
@@ -99,7 +98,8 @@ def show_run(run: Run, *, count: int = COUNT, names: Sequence[str] = ()) -> tupl
         raise ValueError(f"names: expected samples of the run's splits, got {unknown}")
     model = run.cam_model() if (run.of("train_cam") / MODEL).is_file() else None
 
-    paths, left_out = [], 0
+    paths: list[Path] = []
+    left_out = 0
     for manifest in manifests:
         if names:
             samples = [sample for sample in manifest.samples if sample.name in set(names)]
@@ -119,18 +119,31 @@ def show_run(run: Run, *, count: int = COUNT, names: Sequence[str] = ()) -> tupl
             except DataError as error:
                 log.warning("left out: %s", error)
                 left_out += 1
-        folder = run.folder / "pictures"
-        if folder.is_symlink():
-            raise ValueError(f"{folder}: is a link, through which nothing is written")
-        file = re.sub(r"[^0-9A-Za-z_.-]", "_", manifest.split)[:100]
-        title = f"{recipe.name}: {manifest.name} {manifest.split}"
-        for page, start in enumerate(range(0, len(strips), MOST_STRIPS), 1):
-            path = folder / (f"{file}.png" if page == 1 else f"{file}.{page}.png")
-            require_replaceable(path)
-            own = strips[start : start + MOST_STRIPS]
-            draw(own, manifest.classes.label_names, path, title)
-            paths.append(path)
+        paths += _pages(run, manifest, strips)
     return paths, left_out
+
+
+def _pages(run: Run, manifest: Manifest, strips: Sequence[Strip]) -> list[Path]:
+    """Draw strips of a split into pictures of `MOST_STRIPS` each: SPLIT.png, SPLIT.2.png, ...
+
+    Raises:
+        ValueError: the folder of the pictures is a link, or a picture was changed by hand.
+    """
+    from weaktr.evaluation.pictures import draw
+
+    folder = run.folder / "pictures"
+    if folder.is_symlink():
+        raise ValueError(f"{folder}: is a link, through which nothing is written")
+    file = re.sub(r"[^0-9A-Za-z_.-]", "_", manifest.split)[:100]
+    title = f"{run.recipe.name}: {manifest.name} {manifest.split}"
+    paths = []
+    for page, start in enumerate(range(0, len(strips), MOST_STRIPS), 1):
+        path = folder / (f"{file}.png" if page == 1 else f"{file}.{page}.png")
+        require_replaceable(path)
+        own = strips[start : start + MOST_STRIPS]
+        draw(own, manifest.classes.label_names, path, title)
+        paths.append(path)
+    return paths
 
 
 def _folders(run: Run, split: str, num_labels: int) -> dict[str, MaskFolder]:
