@@ -72,7 +72,8 @@ class SoftLabels(NamedTuple):
     The cells divide height and width of the image evenly, whatever its size.
     """
 
-    shares: np.ndarray  #: uint8 [K, h, w], 255 = all of the cell; they sum to about 255
+    #: uint8 [K, h, w], 255 = all of the cell; they sum to 255, in older files to about that
+    shares: np.ndarray
     labels: tuple[int, ...]  #: the K labels, background 0 first
 
 

@@ -36,7 +36,8 @@ def soft_labels(softening: Softening, plain: Maps, refined: Maps) -> Tensor:
         refined: those after them.
 
     Returns:
-        uint8 [K + 1, h, w], background first: shares in 255ths, with h = ceil(H / stride).
+        uint8 [K + 1, h, w], background first: shares in 255ths, which sum to 255, with
+        h = ceil(H / stride).
     """
     is_plain = refined.labels is plain.labels
     if refined.scores is not None and (is_plain or refined.scores is not plain.scores):
@@ -49,5 +50,17 @@ def soft_labels(softening: Softening, plain: Maps, refined: Maps) -> Tensor:
         pixels = scores_of_labels(refined.labels, refined.num_labels, share)
     height, width = pixels.shape[1:]
     cells = (-(-height // softening.stride), -(-width // softening.stride))
-    shares = F.adaptive_avg_pool2d(pixels, cells)
-    return (255 * shares).round_().to(torch.uint8)
+    return _in_255ths(F.adaptive_avg_pool2d(pixels, cells))
+
+
+def _in_255ths(shares: Tensor) -> Tensor:
+    """Shares [K, h, w] as whole 255ths that sum to 255, none of them off by one or more.
+
+    All are rounded down; what is then missing goes to those that lost most. Rounding each by itself
+    would take a sixth of a label's share away beside a hundred small ones.
+    """
+    exact = 255 * shares
+    whole = exact.floor()
+    missing = (255 - whole.sum(0)).round()
+    place = (whole - exact).argsort(dim=0, stable=True).argsort(dim=0)  # 0 = lost most
+    return (whole + (place < missing)).to(torch.uint8)

@@ -133,7 +133,7 @@ def train_seg(run: Run, folder: Path) -> int:
         shares = shares_of_labels(dataset)
         weights = balancing(shares, settings.balance).to(run.device)
         model.start_from(shares.clamp_min(LEAST_SHARE))  # or it would start with rare labels
-    if settings.start == "discriminant" and not (folder / STATE).is_file():
+    if settings.start == "discriminant" and not processes.of_first((folder / STATE).is_file):
         assert isinstance(model.decoder, LinearDecoder)
         decoder, patches = model.decoder, labelled_patches(model, dataset, run)
         processes.of_first(lambda: start_decoder(decoder, patches))  # weights: with the first step
