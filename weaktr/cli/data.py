@@ -218,7 +218,7 @@ def _check(source: str, root: Path, split: str, options: dict[str, Any]) -> int:
     """Check a split of a data set; the splits beside it are looked at for common images."""
     from weaktr import data
     from weaktr.data.problems import Findings, Problem
-    from weaktr.data.sources.folder import PART, family
+    from weaktr.data.splits import PART, family
 
     found = Findings()
     if source == "manifest":

@@ -187,7 +187,7 @@ def unlike_in_words(report: Report, classes: Classes) -> str:
 
 def way_out(run: Run | None, to: str, out: Path) -> str:
     """How all photographs of a run get masks that follow their labels."""
-    from weaktr.data.sources.folder import label_files
+    from weaktr.data.splits import label_files
     from weaktr.stages.run import MODEL
 
     alone = "--masks label leaves predictions out"

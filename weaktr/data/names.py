@@ -1,9 +1,10 @@
-"""Lists of sample names, such as VOC's ``ImageSets/Segmentation/val.txt``."""
+"""Lists of names: of samples, such as VOC's ``ImageSets/Segmentation/val.txt``, and of classes."""
 
 from __future__ import annotations
 
+import difflib
 import logging
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from weaktr.data.classes import Classes
@@ -19,6 +20,8 @@ HEADINGS = {
     *("image", "images", "filename", "label", "labels", "tag", "tags"),
     *("class", "classes", "category", "categories"),
 }
+#: Unknown labels for which the nearest class is looked for, which takes milliseconds.
+HINTS = 200
 
 
 def read_names(path: Path) -> list[str]:
@@ -136,3 +139,16 @@ def only(samples: Sequence[Sample], names: Sequence[str]) -> tuple[Sample, ...]:
     if missing := [name for name in names if name not in known]:
         raise ValueError(f"names: {len(missing)} of {len(names)} have no image: {few(missing)}")
     return tuple(known[name] for name in names)
+
+
+def hints(names: Sequence[str]) -> Callable[[str], str]:
+    """A function that says which of `names` a label may stand for; for the first few labels."""
+    asked: dict[str, str] = {}
+
+    def hint(label: str) -> str:
+        if label not in asked and len(asked) < HINTS:
+            close = difflib.get_close_matches(label[:100], names, n=1)
+            asked[label] = f"; did you mean {close[0]!r}?" if close else ""
+        return asked.get(label, "")
+
+    return hint

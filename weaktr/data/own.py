@@ -14,11 +14,11 @@ from weaktr.data.classes import Classes
 from weaktr.data.io import open_image, orientation
 from weaktr.data.label_files import Row
 from weaktr.data.layout import IMAGE_SUFFIXES, OTHER_SUFFIXES, first_file, require_folder
+from weaktr.data.listing import beside_in_words, files_but_results, photographs_beside
 from weaktr.data.manifest import name_fault
 from weaktr.data.names import class_list
 from weaktr.data.parallel import ordered_map
 from weaktr.data.problems import DataError
-from weaktr.data.sources.folder import beside_in_words, files_but_results, photographs_beside
 from weaktr.data.tags import FIRST, OWN, Tags, labelme, read_tags, tags_below
 from weaktr.data.tags.places import Matched, matched
 from weaktr.messages import counted, few

@@ -16,9 +16,9 @@ from typing import Any, Protocol, get_args
 from weaktr.contents import Contents, digest_of
 from weaktr.data import Classes, DataError, Problem, Sample
 from weaktr.data.layout import ALL_SUFFIXES, IMAGE_SUFFIXES
+from weaktr.data.listing import but_results, paths_but_results, photographs_of
 from weaktr.data.manifest import Exif, without_a_place
-from weaktr.data.sources.folder import but_results, paths_but_results, photographs_of
-from weaktr.data.sources.tar import LabelRows, Labels, read_rows, read_shard, with_classes
+from weaktr.data.tar_shard import LabelRows, Labels, read_rows, read_shard, with_classes
 from weaktr.files import paths_below
 from weaktr.messages import counted, few
 from weaktr.shards.fetch import asked, fetch_beside, fetched, is_address, marks_of
@@ -137,7 +137,7 @@ class ListShards:
 
 
 class TarShards:
-    """Tar archives in the layout of WebDataset (`weaktr.data.sources.tar`), of any place.
+    """Tar archives in the layout of WebDataset (`weaktr.data.tar_shard`), of any place.
 
     Args:
         pattern: see `find_archives`.

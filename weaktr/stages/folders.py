@@ -17,10 +17,12 @@ from typing import Any, NamedTuple, TypeVar
 from weaktr import data
 from weaktr.config import LabelConfig, PredictConfig
 from weaktr.data import IGNORE, DataError, Sample
+from weaktr.data.listing import BESIDE, photographs_of
 from weaktr.data.manifest import Exif, Manifest
 from weaktr.data.masks import MaskFolder
 from weaktr.data.problems import Findings
-from weaktr.data.sources.folder import BESIDE, NOT_LISTED, joined, label_files, photographs_of
+from weaktr.data.sources.folder import NOT_LISTED
+from weaktr.data.splits import joined, label_files
 from weaktr.evaluation.notebook import MOST_PICTURES, Mask, masks_html
 from weaktr.evaluation.overview import draw_contact_sheet
 from weaktr.inference.labels import uses_features
@@ -244,7 +246,7 @@ def labelled(task: Task, labels: Path | None = None) -> Iterator[Masks]:
     Args:
         task: its `source` is a checkpoint of either stage, or a folder of CAMs.
         labels: the image-level labels; None = the label files among the photographs, those of
-            all splits together (`weaktr.data.sources.folder.label_files`). Without any, the model
+            all splits together (`weaktr.data.splits.label_files`). Without any, the model
             predicts what each of them shows.
 
     Raises:

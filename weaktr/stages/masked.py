@@ -18,10 +18,10 @@ from typing import Any
 from weaktr.contents import CONTENTS, Contents
 from weaktr.data import Classes, Manifest, Sample
 from weaktr.data.layout import IMAGE_SUFFIXES, require_folder
+from weaktr.data.listing import paths_but_results
 from weaktr.data.manifest import Exif, require_exif
 from weaktr.data.masks import MaskEntry, MaskFolder
 from weaktr.data.parallel import ordered_map
-from weaktr.data.sources.folder import paths_but_results
 from weaktr.outputs import INPUTS, RECIPE, read_inputs
 from weaktr.recipes import load_recipe
 from weaktr.shards.fetch import is_address

@@ -20,7 +20,7 @@ from weaktr.config import PLAIN_WORD, Recipe
 from weaktr.contents import digest_of
 from weaktr.data.label_files import read_label_file
 from weaktr.data.own import OwnPhotographs, look_at
-from weaktr.data.sources.folder import PART, family
+from weaktr.data.splits import PART, family
 from weaktr.files import csv_bytes, read_json_object, require_replaceable, write_bytes, write_json
 from weaktr.messages import counted, few, listed, one_line
 from weaktr.recipes import as_tree, load_recipe

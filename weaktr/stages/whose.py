@@ -9,7 +9,7 @@ from typing import Any
 
 from weaktr.data import Manifest
 from weaktr.data.layout import ALL_SUFFIXES
-from weaktr.data.sources.folder import photographs_of
+from weaktr.data.listing import photographs_of
 from weaktr.files import paths_below
 from weaktr.outputs import read_inputs
 from weaktr.shards.fetch import is_address

@@ -10,8 +10,10 @@ import pytest
 from tests.data.trees import write_csv, write_image, write_list, write_mask
 from weaktr.data import load_manifest
 from weaktr.data.check import check
+from weaktr.data.listing import BESIDE
+from weaktr.data.names import HINTS
 from weaktr.data.problems import DataError, Problem
-from weaktr.data.sources.folder import BESIDE, HINTS, folder, unlabelled
+from weaktr.data.sources.folder import folder, unlabelled
 from weaktr.outputs import require_outside_results
 
 ROWS = [["image", "labels"], ["cats/1.jpg", "sofa; cat"], ["dogs/1.png", "dog"], ["x.jpg", ""]]

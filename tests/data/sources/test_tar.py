@@ -6,7 +6,6 @@ import gzip
 import io
 import json
 import tarfile
-import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,7 +17,8 @@ from tests.cli.test_train import said
 from weaktr import cli
 from weaktr.data import Classes, DataError, Manifest, Sample, check, load_manifest, read_mask
 from weaktr.data.problems import Problem
-from weaktr.data.sources.tar import samples_of_shard, tar
+from weaktr.data.sources.tar import tar
+from weaktr.data.tar_shard import ShardSamples, read_shard, with_classes
 
 CLASSES = Classes(("cat", "dog", "traffic light"))
 
@@ -33,6 +33,13 @@ def shard(path: Path, *files: tuple[str, bytes | str]) -> Path:
             info.size = len(stored)
             tar.addfile(info, io.BytesIO(stored))
     return path
+
+
+def samples_of_shard(archive: Path, classes: Classes | None, **options: Path) -> ShardSamples:
+    """The photographs of one tar."""
+    return with_classes(
+        read_shard(archive, "none" if classes is None else "auto"), classes, **options
+    )
 
 
 def labels_of(samples: Iterable[Sample]) -> list[tuple[int, ...] | None]:
@@ -85,15 +92,14 @@ def test_labels_beside(tmp_path, name, content):
     assert (labels_of(result.samples), result.labels) == ([(1,), (0, 1)], "beside")
 
 
-def test_labels_that_are_given_or_not_wanted(tmp_path):
+def test_labels_that_are_not_wanted(tmp_path):
     archive = shard(tmp_path / "s.tar", ("a.jpg", b""), ("a.cls", "99"), ("b.jpg", b""))
-    given = samples_of_shard(archive, CLASSES, labels={"a": (2,), "b": ()}, prefix="")
-    assert (labels_of(given.samples), given.problems, given.labels) == ([(2,), ()], [], "given")
-    assert [sample.name for sample in given.samples] == ["a", "b"]
+    read = read_shard(archive, "none")
     for classes in (None, CLASSES):
-        nothing = samples_of_shard(archive, classes, labels="none")
+        nothing = with_classes(read, classes)
         assert (labels_of(nothing.samples), nothing.problems) == ([None, None], [])
     assert [sample.name for sample in nothing.samples] == ["s/a", "s/b"]
+    assert [sample.name for sample in with_classes(read, None, prefix="").samples] == ["a", "b"]
 
 
 def test_masks_inside_or_elsewhere(tmp_path):
@@ -162,19 +168,6 @@ def test_what_systems_put_into_tars_is_passed_over(tmp_path):
     files = [("./._a.jpg", ""), ("./a.jpg", ""), ("__MACOSX/a.jpg", ""), ("README", "")]
     samples, problems, _ = samples_of_shard(shard(tmp_path / "s.tar", *files), None)
     assert ([sample.name for sample in samples], problems) == (["s/a"], [])
-
-
-def test_a_large_shard_is_read_at_once(tmp_path):
-    files = [
-        (f"{number:05d}.{kind}", content)
-        for number in range(5000)
-        for kind, content in (("jpg", b"no picture"), ("cls", b"1"))
-    ]
-    archive = shard(tmp_path / "s.tar", *files)
-    start = time.perf_counter()
-    samples, problems, _ = samples_of_shard(archive, CLASSES)
-    assert time.perf_counter() - start < 3  # 0.25 s on an idle machine
-    assert (len(samples), problems) == (5000, [])
 
 
 def test_what_webdataset_writes(tmp_path):

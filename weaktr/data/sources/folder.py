@@ -5,12 +5,11 @@ The forms of label files are those of `weaktr.data.label_files`.
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, lru_cache
 from pathlib import Path, PurePosixPath
 
@@ -25,33 +24,30 @@ from weaktr.data.layout import (
     first_folder,
     require_folder,
 )
-from weaktr.data.manifest import (
-    Exif,
-    Manifest,
-    Sample,
-    is_inside,
-    require_exif,
-    without_a_place,
+from weaktr.data.listing import (
+    BESIDE,
+    beside_in_words,
+    files_but_results,
+    in_order,
+    path_below,
+    paths_but_results,
+    photographs_beside,
+    photographs_of,
 )
-from weaktr.data.names import HEADINGS, class_list
+from weaktr.data.manifest import Exif, Manifest, Sample, is_inside, require_exif
+from weaktr.data.names import HEADINGS, class_list, hints
 from weaktr.data.problems import DataError, Problem
-from weaktr.files import files_below, paths_below
-from weaktr.messages import brief, counted, few
-from weaktr.outputs import LOCK, has_inputs
+from weaktr.data.splits import family, label_file
+from weaktr.files import files_below
+from weaktr.messages import brief, few
 from weaktr.tars import IS_PACKED, PACKED
 
 log = logging.getLogger("weaktr")
 #: Paths of images, with a suffix, that need no closer look.
 _PLAIN_IMAGE = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)*(?<=[\w-])\.\w+")
 
-#: Unknown labels for which the nearest class is looked for, which takes milliseconds.
-HINTS = 200
-#: What the splits end in that `weaktr init` writes beside a train.csv of the user's.
-PART = "_part"
 #: The kind of problem of an image that no label file speaks of.
 NOT_LISTED = "image that is not listed"
-#: The kind of problem of photographs outside of the folder in which they are looked for.
-BESIDE = "photographs outside of images/"
 #: What is wrong with a file among the masks.
 NO_MASK = "not read: masks are PNGs, one an image; other formats lose or change labels"
 #: The kind of problem of a photograph of a format that is not looked for.
@@ -132,7 +128,7 @@ def folder(
         log.warning("masks: there is no folder %s, so no image has a mask", mask_root)
     hint = hints(known.names)
     mask_files = in_order(files_below(mask_root, follow=True))
-    capital = {_name(_below(f, mask_root)): f for f in mask_files if f.suffix.lower() == ".png"}
+    capital = {_name_below(f, mask_root): f for f in mask_files if f.suffix.lower() == ".png"}
     has_masks = mask_root.is_dir()
     samples = []
     for name, row, image in _unrepeated(own.rows, [image_root, root], path, faults):
@@ -156,79 +152,8 @@ def folder(
 def _mask_names(name: str, image: Path, images: Path) -> Iterator[str]:
     """The names of a photograph's mask without suffix: its own, and the path below `images`."""
     yield name
-    if image.is_relative_to(images) and (below := _name(_below(image, images))) != name:
-        yield below
-
-
-def label_file(root: str | Path, split: str = "train") -> Path | None:
-    """The file that says what the images of a folder show, see `folder`; None = there is none.
-
-    Raises:
-        ValueError: there are a CSV and a JSON of one name.
-    """
-    return _file_called(root, split) or _file_called(root, "labels")
-
-
-def _file_called(root: str | Path, stem: str) -> Path | None:
-    """The label file of a name without suffix; errors as in `label_file`."""
-    files = [Path(root) / f"{stem}{suffix}" for suffix in (".csv", ".json")]
-    found = [file for file in files if os.path.isfile(file)]
-    if len(found) > 1:
-        raise ValueError(f"{found[0]}: expected one label file, there is {found[1].name} as well")
-    return found[0] if found else None
-
-
-def label_files(root: str | Path) -> dict[str, Path]:
-    """The files that together say what the photographs of a folder show, by their splits.
-
-    ``train_part``, ``val_part`` and ``test_part`` where ``weaktr init`` wrote them, else ``train``,
-    ``val`` and ``test``, each a CSV or JSON; ``labels`` in place of a missing ``train``. Splits
-    without a file are not among them.
-
-    Raises:
-        ValueError: there are a CSV and a JSON of one name.
-    """
-    splits = family(f"train{PART}")
-    if _file_called(root, splits[0]) is None:
-        splits = family("train")
-    first, *others = splits
-    files = {first: label_file(root, first)} | {name: _file_called(root, name) for name in others}
-    return {split: file for split, file in files.items() if file is not None}
-
-
-def joined(manifests: Sequence[Manifest]) -> tuple[Sample, ...]:
-    """The samples of several splits of a folder, each photograph once.
-
-    Raises:
-        DataError: splits say different things of a photograph, or results of two of their
-            photographs would have one place: they differ in the suffix alone, or see
-            `without_a_place`.
-    """
-    samples: dict[str, Sample] = {}
-    name_of: dict[Path, str] = {}
-    faults: list[Problem] = []
-    for manifest in manifests:
-        for sample in manifest:
-            first = samples.get(name_of.get(sample.image, sample.name))
-            if first is None:
-                samples[sample.name], name_of[sample.image] = sample, sample.name
-            elif first.image != sample.image:
-                message = f"differs in the suffix alone from {first.image.name} at {first.source}"
-                faults.append(Problem(str(sample.image), sample.source, message))
-            elif first.labels != sample.labels:
-                here, there = (_in_words(one, manifest.classes) for one in (sample, first))
-                message = f"labels: {here} here, {there} at {first.source}: correct one of them"
-                faults.append(Problem(str(sample.image), sample.source, message))
-    for name, message in without_a_place(samples).items():
-        faults.append(Problem(str(samples[name].image), samples[name].source, message))
-    if faults:
-        raise DataError(faults)
-    return tuple(samples.values())
-
-
-def _in_words(sample: Sample, classes: Classes) -> str:
-    """The classes that a sample shows."""
-    return few([classes.names[index] for index in sample.labels or ()]) or "none"
+    if image.is_relative_to(images) and (other := _name_below(image, images)) != name:
+        yield other
 
 
 def unlabelled(
@@ -301,105 +226,16 @@ def unlabelled(
     return manifest
 
 
-def photographs_of(root: Path) -> Path:
-    """The folder of photographs of a data set's root: ``images`` beside labels or masks, or VOC's
-    ``JPEGImages``; of any other folder, itself."""
-    images, voc = root / "images", root / "JPEGImages"
-    stems = ("labels", "train", "val", "test")
-    beside = [root / f"{stem}{suffix}" for stem in stems for suffix in (".csv", ".json")]
-    if images.is_dir() and ((root / "masks").is_dir() or first_file(beside)):
-        return images
-    if voc.is_dir() and first_folder([root / "ImageSets", root / "Annotations"]):
-        return voc
-    return root
-
-
-def photographs_beside(root: Path, images: Path) -> list[Path]:
-    """The photographs below a folder that lie neither in its ``images`` nor in its ``masks``.
-
-    PNGs that are called like a photograph are left out: they are masks, under whatever name of
-    their folder (``annotations/a.png`` of ``images/a.jpg``).
-
-    Args:
-        root: the folder.
-        images: its folder of photographs; where that is not ``root/images``, none lie beside it.
-    """
-    if images != root / "images" or not images.is_dir():
-        return []
-    others = paths_but_results(root, without=(images, root / "masks"))
-    paths = [path for path in others if path.lower().endswith(IMAGE_SUFFIXES)]
-    if any(path.lower().endswith(".png") for path in paths):
-        inside = paths_but_results(images)
-        stems = {_stem(path) for path in inside if path.lower().endswith(IMAGE_SUFFIXES)}
-        paths = [
-            path for path in paths if not path.lower().endswith(".png") or _stem(path) not in stems
-        ]
-    return in_order(map(Path, paths))
-
-
-def _stem(path: str) -> str:
-    """`Path.stem`, many times faster."""
-    return os.path.splitext(os.path.basename(path))[0]
-
-
-def beside_in_words(files: Sequence[Path], root: Path) -> str:
-    """``2 photographs outside of images/ (a.jpg, b/c.jpg) are``, see `photographs_beside`."""
-    names = few([_below(file, root) for file in files])
-    are = counted(len(files), "photograph", "photographs")
-    return f"{are} outside of images/ ({names}) {'is' if len(files) == 1 else 'are'}"
-
-
-def files_but_results(root: Path) -> Iterator[Path]:
-    """`paths_but_results` as paths, which takes twice as long."""
-    return map(Path, paths_but_results(root))
-
-
-def paths_but_results(root: Path, without: Collection[Path] = ()) -> Iterator[str]:
-    """The files below a folder (`paths_below`, links followed), but those in folders of weaktr's
-    results in it, and in those `without`."""
-    below = paths_below(root, follow=True, without=without)
-    return but_results(below, root)
-
-
-def but_results(paths: Iterable[str], root: Path) -> Iterator[str]:
-    """Those of some paths below a folder that are in no folder of weaktr's results in it."""
-
-    @cache
-    def holds_results(folder: str) -> bool:
-        path = Path(folder)
-        if path in (root, path.parent):
-            return False
-        is_own = (path / LOCK).is_file() or has_inputs(path)
-        return is_own or holds_results(os.path.dirname(folder))
-
-    return (path for path in paths if not holds_results(os.path.dirname(path)))
-
-
-def in_order(files: Iterable[Path]) -> list[Path]:
-    """Files in the order of their paths' parts, as paths are compared."""
-    return sorted(files, key=lambda file: file.parts)
-
-
 def _without_masks(files: Sequence[Path], root: Path) -> list[Path]:
     """The files below `root` without those in ``masks`` that are called like a photograph."""
     masks = root / "masks"
-    names = {_name(_below(file, root)) for file in files if file.suffix.lower() in IMAGE_SUFFIXES}
+    names = {_name_below(file, root) for file in files if file.suffix.lower() in IMAGE_SUFFIXES}
     true = {
-        file for file in files if file.is_relative_to(masks) and _name(_below(file, masks)) in names
+        file for file in files if file.is_relative_to(masks) and _name_below(file, masks) in names
     }
     if true:
         log.info("%s: left out: %d masks, which are called like the photographs", masks, len(true))
     return [file for file in files if file not in true]
-
-
-def family(split: str) -> tuple[str, ...]:
-    """The splits that belong together: train, val and test, or train_part, val_part and test_part.
-
-    Args:
-        split: one of them, or any other, which belongs to the first three.
-    """
-    ending = PART if split.endswith(PART) else ""
-    return tuple(f"{name}{ending}" for name in ("train", "val", "test"))
 
 
 def _splits(root: Path, own: LabelFile) -> list[LabelFile]:
@@ -492,7 +328,7 @@ def _paths_of_stems(root: Path) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for file in in_order(files_below(root, follow=True)):
         if file.suffix.lower() in IMAGE_SUFFIXES:
-            path = _below(file, root)
+            path = path_below(file, root)
             found.setdefault(_name(path), []).append(path)
     return found
 
@@ -548,17 +384,18 @@ def _not_listed(
     files = ", ".join(split.path.name for split in splits)
     listed = {sample.name for sample in samples}
     written = {row.image.strip().replace("\\", "/") for split in splits for row in split.rows}
-    above = f"{_below(images, root)}/" if images.is_relative_to(root) else ""
+    above = f"{path_below(images, root)}/" if images.is_relative_to(root) else ""
     for path in written:
         listed |= {path, _name(path), path.removeprefix(above), _name(path).removeprefix(above)}
     own = {sample.image for sample in samples}
 
     def is_listed_image(path: str) -> bool:
-        return path.lower().endswith(ALL_SUFFIXES) and _name(_below(path, images)) in listed
+        return path.lower().endswith(ALL_SUFFIXES) and _name_below(path, images) in listed
 
-    def is_meant_beside(path: str) -> bool:
+    def is_meant_beside(file: Path) -> bool:
         """Whether a path written in a label file, with or without suffix, is of this image below
         `root`, and of none below `images`, which count first."""
+        path = path_below(file, root)
         return not written.isdisjoint((path, _name(path))) and not os.path.isfile(images / path)
 
     below = paths_but_results(images)
@@ -573,14 +410,14 @@ def _not_listed(
             yield Problem(str(file), "", message, "warning", NOT_LISTED)
     others = [
         file for file in photographs_beside(root, images)
-        if not (file in own or file.is_relative_to(masks) or is_meant_beside(_below(file, root)))
+        if not (file in own or file.is_relative_to(masks) or is_meant_beside(file))
     ]  # fmt: skip
     if others:
         message = f"{beside_in_words(others, root)} in no line of {files}"
         yield Problem(str(root), "", message, "warning", BESIDE)
     for file in in_order(files_below(masks, follow=True)):
         is_mask = file.suffix.lower() == ".png"
-        if is_mask and _name(_below(file, masks)) not in listed:
+        if is_mask and _name_below(file, masks) not in listed:
             message = f"no line of {files} lists the image of this mask"
             yield Problem(str(file), "", message, "warning", "mask without its image")
 
@@ -599,29 +436,13 @@ def _indices(
     return tuple(sorted(indices))
 
 
-def hints(names: Sequence[str]) -> Callable[[str], str]:
-    """A function that says which of `names` a label may stand for; for the first few labels."""
-    asked: dict[str, str] = {}
-
-    def hint(label: str) -> str:
-        if label not in asked and len(asked) < HINTS:
-            close = difflib.get_close_matches(label[:100], names, n=1)
-            asked[label] = f"; did you mean {close[0]!r}?" if close else ""
-        return asked.get(label, "")
-
-    return hint
-
-
-def _below(file: Path | str, folder: Path) -> str:
-    """The path of a file from a folder on, its parts parted by /."""
-    path, start = str(file), f"{folder}/"
-    if os.sep == "/" and path.startswith(start):  # many times faster
-        return path[len(start) :]
-    return Path(file).relative_to(folder).as_posix()
-
-
 def _name(image: str) -> str:
     """The sample's name: the image path without suffix."""
     if _PLAIN_IMAGE.fullmatch(image):
         return image[: image.rindex(".")]
     return PurePosixPath(image).with_suffix("").as_posix()
+
+
+def _name_below(file: Path | str, folder: Path) -> str:
+    """`_name` of a file's path from a folder on."""
+    return _name(path_below(file, folder))

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from weaktr.data.layout import read_json, read_text, read_xml
+from weaktr.data.listing import beside_in_words, photographs_beside
 from weaktr.data.problems import DataError
-from weaktr.data.sources.folder import beside_in_words, photographs_beside
 from weaktr.data.tags import coco, cvat, label_studio, labelme, names, table
 from weaktr.data.tags.form import Form, Tags, fault
 from weaktr.data.tags.table import OWN
