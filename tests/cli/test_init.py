@@ -637,7 +637,7 @@ def test_nothing_is_written_through_a_link(root, tmp_path):
 def test_a_record_of_strangers_names_no_other_files(root):
     initialised(root)
     from weaktr.files import write_json
-    from weaktr.stages.start import RECORD, _digest, own_files
+    from weaktr.stages.init import RECORD, _digest, own_files
 
     digest = _digest((root / "labels.csv").read_bytes())
     write_json(root / RECORD, {"files": {"labels.csv": [digest], "../x": [digest]}}, seal=True)

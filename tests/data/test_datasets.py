@@ -39,6 +39,12 @@ def manifest(tmp_path: Path) -> Manifest:
     return Manifest("own", "train", CLASSES, samples)
 
 
+def one(image: Path, mask: Path) -> Manifest:
+    """An image with a mask."""
+    sample = Sample(image.stem, image, None, mask, "")
+    return Manifest("own", "train", CLASSES, (sample,))
+
+
 def cam(manifest: Manifest, seed: int = 0) -> CamDataset:
     return CamDataset(manifest, cam_train_transform(16), seed=seed)
 
@@ -102,7 +108,7 @@ def test_crops_of_an_image_lie_side_by_side_and_read_it_once(
     manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = SegDataset(manifest, seg_train_transform(20, short_side=24), seed=3, crops=3)
-    sampler = EpochSampler(len(dataset), 4, seed=1, drop_last=False, crops=3)
+    sampler = EpochSampler(len(dataset), 4, seed=1, crops=3)
     assert len(dataset) == 3 * COUNT
     order = sampler.order(0)
     assert sorted(order) == list(range(3 * COUNT))
@@ -129,19 +135,17 @@ def test_crops_of_an_image_lie_side_by_side_and_read_it_once(
     assert torch.equal(single[0][0], dataset[0][0])  # the first crop is that of a single one
 
 
-def test_seg_pairs(manifest: Manifest, tmp_path: Path) -> None:
-    image = manifest.samples[0].image
-    pseudo = write_mask(tmp_path / "pseudo/0.png", [3])
-    dataset = SegDataset([(image, str(pseudo))], lambda *both: both, num_labels=4)
+def test_seg_reads_a_mask_of_the_image_s_size_and_labels(tmp_path: Path) -> None:
+    mask = write_mask(tmp_path / "pseudo/0.png", [3])
+    dataset = SegDataset(one(write_image(tmp_path / "0.png"), mask), lambda *both: both)
     pixels, labels = dataset[0]
     assert pixels.shape == (3, *SIZE)
     assert labels.shape == SIZE
     assert int(labels[0, 0]) == 3
-    with pytest.raises(ValueError, match="num_labels"):
-        SegDataset([(image, pseudo)], lambda *both: both)
+    write_mask(mask, [4])
     with pytest.raises(DataError, match=r"pseudo/0\.png: mask values outside"):
-        SegDataset([(image, pseudo)], lambda *both: both, num_labels=3)[0]
-    write_mask(pseudo, [3], size=(5, 5))
+        dataset[0]
+    write_mask(mask, [3], size=(5, 5))
     with pytest.raises(DataError, match="differ in size"):
         dataset[0]
 
@@ -232,18 +236,16 @@ def test_epochs_and_seeds_shuffle_differently() -> None:
     assert len(orders) == 4
 
 
-def test_last_batch_and_order() -> None:
-    kept = EpochSampler(7, 3, shuffle=False, drop_last=False)
-    assert list(kept) == [[0, 1, 2], [3, 4, 5], [6]]
-    assert list(EpochSampler(7, 3, shuffle=False)) == [[0, 1, 2], [3, 4, 5]]
-    assert list(EpochSampler(2, 3, shuffle=False, drop_last=False)) == [[0, 1]]
+def test_a_last_batch_that_is_not_whole_is_left_out() -> None:
+    sampler = EpochSampler(7, 3)
+    assert list(sampler) == [sampler.order(0)[:3], sampler.order(0)[3:6]]
 
 
 def test_impossible_samplers() -> None:
     for length, batch_size, message in [
         (0, 1, "length"),
         (3, 0, "batch_size"),
-        (3, 4, "drop_last"),
+        (3, 4, "expected at most the 3 samples, got 4"),
     ]:
         with pytest.raises(ValueError, match=message):
             EpochSampler(length, batch_size)
@@ -285,15 +287,15 @@ def test_shares_of_the_cells_of_a_whole_photograph(tmp_path: Path) -> None:
     labels[SIZE[0] // 2 :, SIZE[1] // 2 :] = IGNORE
     labels[SIZE[0] // 2 :, : SIZE[1] // 4] = IGNORE
     Image.fromarray(labels).save(tmp_path / "a_mask.png")
-    pairs = [(tmp_path / "a.png", tmp_path / "a_mask.png")]
-    hard = SegDataset(pairs, tuple, num_labels=4).shares(0, (2, 2))
+    image = one(tmp_path / "a.png", tmp_path / "a_mask.png")
+    hard = SegDataset(image, tuple).shares(0, (2, 2))
     expected = torch.zeros(4, 2, 2)
     expected[2, 0, 0] = expected[0, 0, 1] = expected[0, 1, 0] = 1
     assert torch.equal(hard, expected)
     cells = np.array([[[51, 255]], [[204, 0]]], np.uint8)
     write_bytes(tmp_path / "a.npz", npz_of_soft_labels(SoftLabels(cells, (0, 3)), SIZE))
     soft = {"a": tmp_path / "a.npz"}
-    dataset = SegDataset(pairs, tuple, num_labels=4, patch_size=8, soft=soft)
+    dataset = SegDataset(image, tuple, patch_size=8, soft=soft)
     both = torch.tensor([[[0.2, 1.0]], [[0.0, 0]], [[0, 0]], [[0.8, 0]]])
     assert torch.allclose(dataset.shares(0, (1, 2)), both)
     assert torch.allclose(dataset.shares(0, (3, 1)), both.mean(2, keepdim=True).expand(4, 3, 1))
@@ -302,5 +304,5 @@ def test_shares_of_the_cells_of_a_whole_photograph(tmp_path: Path) -> None:
 def test_shares_where_nothing_is_labelled(tmp_path: Path) -> None:
     write_image(tmp_path / "a.png")
     Image.fromarray(np.full(SIZE, IGNORE, np.uint8)).save(tmp_path / "m.png")
-    dataset = SegDataset([(tmp_path / "a.png", tmp_path / "m.png")], tuple, num_labels=4)
+    dataset = SegDataset(one(tmp_path / "a.png", tmp_path / "m.png"), tuple)
     assert not dataset.shares(0, (2, 3)).any()

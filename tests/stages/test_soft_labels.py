@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from tests.stages import tiny
 from tests.training.lines import read_metrics
 from weaktr.config import LabelConfig, Recipe, TrainSegConfig
-from weaktr.data import DataError
+from weaktr.data import Classes, DataError, Manifest, Sample
 from weaktr.data.datasets import SegDataset
 from weaktr.data.io import read_stored_labels
 from weaktr.data.stored_maps import SoftLabels, npz_of_soft_labels, read_soft_labels
@@ -212,13 +212,14 @@ def test_shares_of_labels_are_those_of_what_is_learnt(run):
 
 
 def test_photographs_of_other_sizes_count_the_same(tmp_path):
-    pairs = []
+    samples = []
     for name, (side, label) in {"large": (64, 0), "small": (8, 1)}.items():
         files = [tmp_path / f"{name}.jpg", tmp_path / f"{name}.png"]
         Image.new("RGB", (side, side)).save(files[0])
         Image.fromarray(np.full((side, side), label, np.uint8)).save(files[1])
-        pairs.append(files)
-    dataset = SegDataset(pairs, lambda *both: both, num_labels=2)
+        samples.append(Sample(name, files[0], None, files[1], ""))
+    images = Manifest("own", "train", Classes(("thing",)), tuple(samples))
+    dataset = SegDataset(images, lambda *both: both)
     assert shares_of_labels(dataset).tolist() == [0.5, 0.5]
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from weaktr.config import Recipe
     from weaktr.data.own import Header, OwnPhotographs
     from weaktr.data.problems import Findings
-    from weaktr.stages.start import Choices
+    from weaktr.stages.init import Choices
 
 HELP = """\
 Look at a folder of photographs, hold some out, and write a recipe to train with.
@@ -111,7 +111,7 @@ def run(arguments: argparse.Namespace) -> int:
     from weaktr.data.layout import require_folder
     from weaktr.data.own import doubts, look_at
     from weaktr.recipes import load_recipe
-    from weaktr.stages.start import (
+    from weaktr.stages.init import (
         class_numbers,
         own_files,
         recipe_text,
@@ -168,7 +168,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _options(arguments: argparse.Namespace) -> dict[str, str | float]:
     """The options that count the next time too, as plain values; paths from the root."""
-    from weaktr.stages.start import OPTIONS
+    from weaktr.stages.init import OPTIONS
 
     given = {name: getattr(arguments, name) for name in OPTIONS}
     return {
@@ -191,7 +191,7 @@ def _take_former(arguments: argparse.Namespace) -> None:
     Raises:
         ValueError: a file of these is gone, so that other classes or weights would count.
     """
-    from weaktr.stages.start import options_of, require_source
+    from weaktr.stages.init import options_of, require_source
 
     if arguments.labels is None:
         require_source(arguments.photographs)
@@ -214,7 +214,7 @@ def _choices(
     arguments: argparse.Namespace, own: OwnPhotographs, headers: Mapping[str, Header]
 ) -> Choices:
     """What the recipe says of EXIF and weights."""
-    from weaktr.stages.start import Choices
+    from weaktr.stages.init import Choices
 
     turned = sum(header.is_turned for header in headers.values())
     wanted = "apply" if turned and not (own.root / "masks").is_dir() else "ignore"
@@ -314,8 +314,8 @@ def _try(arguments: argparse.Namespace, own: OwnPhotographs, choices: Choices) -
     from weaktr.outputs import require_apart
     from weaktr.recipes import load_recipe
     from weaktr.report.page import report_at_the_end
+    from weaktr.stages.init import recipe_text, splits_of, write_start
     from weaktr.stages.pipeline import run_recipe
-    from weaktr.stages.start import recipe_text, splits_of, write_start
 
     out = arguments.out_run or Path("runs") / f"try-{own.root.resolve().name}"
     require_apart(out, [own.tags.path], [own.root], option="--out-run")

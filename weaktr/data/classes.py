@@ -164,26 +164,3 @@ VOC = Classes(VOC_NAMES)
 COCO90 = Classes(COCO_NAMES_90)
 #: 81 labels: the 80 used classes in the order of their ids; `Classes.ids` are the 1..90 ids.
 COCO80 = Classes(COCO_NAMES_80, tuple(COCO_NAMES_90.index(name) + 1 for name in COCO_NAMES_80))
-
-
-def coco_90_to_80(coco_id: int) -> int:
-    """Label 1..80 of a COCO id 1..90.
-
-    Raises:
-        ValueError: `coco_id` is outside 1..90 or one of the ten never used.
-    """
-    if coco_id not in COCO80.index_of_id:
-        unused = [COCO90.index_of_name[name] + 1 for name in COCO_UNUSED]
-        raise ValueError(f"coco_id: expected 1..90 without the unused {unused}, got {coco_id}")
-    return COCO80.index_of_id[coco_id] + 1
-
-
-def coco_80_to_90(label: int) -> int:
-    """COCO id 1..90 of a label 1..80.
-
-    Raises:
-        ValueError: `label` is outside 1..80.
-    """
-    if not 1 <= label <= len(COCO80):
-        raise ValueError(f"label: expected 1..80, got {label}")
-    return COCO80.ids[label - 1]

@@ -189,10 +189,9 @@ class SegDataset(SeededDataset):
     shares of labels in every patch.
 
     Args:
-        pairs: (image file, label file) pairs; or a manifest whose samples all have masks.
+        manifest: samples that all have masks.
         transform: (`tv_tensors.Image` uint8 [3, h, w], `tv_tensors.Mask` uint8 [h, w]) ->
             (float32 [3, H, W], uint8 [H, W]); with soft labels see `seg_train_transform`.
-        num_labels: L, background included. None = that of the manifest; needed for pairs.
         seed: of the random numbers of the transform.
         patch_size: side in pixels of the patches whose shares of labels are wanted; None = labels
             of pixels.
@@ -202,42 +201,30 @@ class SegDataset(SeededDataset):
         crops: items of each image, whose indices follow each other.
 
     Raises:
-        ValueError: no `num_labels` for pairs, a sample without mask, or, with classes, without
-            image-level labels.
+        DataError: a sample without mask, or, with classes, without image-level labels.
     """
 
     def __init__(
         self,
-        pairs: Manifest | Sequence[tuple[str | Path, str | Path]],
+        manifest: Manifest,
         transform: Transform,
         *,
-        num_labels: int | None = None,
         seed: int = 0,
         patch_size: int | None = None,
         soft: Mapping[str, Path] | None = None,
         with_classes: bool = False,
         crops: int = 1,
     ) -> None:
-        if isinstance(pairs, Manifest):
-            samples = pairs.samples
-            num_labels = num_labels or pairs.classes.num_labels
-        else:
-            samples = tuple(
-                Sample(Path(image).stem, Path(image), None, Path(labels), "")
-                for image, labels in pairs
-            )
-        if num_labels is None:
-            raise ValueError("num_labels: expected the number of labels for pairs, got None")
-        self.num_labels, self.patch_size = num_labels, patch_size
+        self.num_labels, self.patch_size = manifest.classes.num_labels, patch_size
         self.soft, self.with_classes = soft or {}, with_classes
-        for sample in samples:
+        for sample in manifest:
             lacking = "mask" if sample.mask is None else ""
             if with_classes and sample.labels is None:
                 lacking = "image-level labels"
             if lacking:
                 message = f"has no {lacking}, which stage 2 trains from"
                 raise DataError(Problem(str(sample.image), sample.source, message))
-        super().__init__(samples, transform, seed, crops)
+        super().__init__(manifest.samples, transform, seed, crops)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
         """Image float32 [3, H, W] and labels uint8 [H, W], 255 = ignore; with `patch_size` in their
@@ -365,7 +352,9 @@ def tv_image(sample: Sample) -> tv_tensors.Image:
 
 
 class EpochSampler(Sampler[list[int]]):
-    """Batches of indices in an order that depends on (seed, epoch) alone.
+    """Whole batches of indices in an order that depends on (seed, epoch) alone.
+
+    What is left at the end of an epoch, less than a batch, is left out of it.
 
     Use as ``DataLoader(dataset, batch_sampler=sampler)``. A resumed run continues an epoch with
     `set_epoch(epoch, start_batch)`.
@@ -374,13 +363,11 @@ class EpochSampler(Sampler[list[int]]):
         length: size of the data set.
         batch_size: indices a batch.
         seed: of the order.
-        shuffle: False = ascending order in every epoch.
-        drop_last: leave out a last batch that is not full.
         rows: which items of every batch are handed out: those of one process of several.
         crops: so many indices that follow each other stay side by side; divides `length`.
 
     Raises:
-        ValueError: `length` or `batch_size` < 1, or `drop_last` leaves no batch.
+        ValueError: `length` or `batch_size` < 1, or fewer indices than a batch has.
     """
 
     def __init__(
@@ -389,8 +376,6 @@ class EpochSampler(Sampler[list[int]]):
         batch_size: int,
         *,
         seed: int = 0,
-        shuffle: bool = True,
-        drop_last: bool = True,
         rows: slice = slice(None),
         crops: int = 1,
     ) -> None:
@@ -398,21 +383,19 @@ class EpochSampler(Sampler[list[int]]):
             raise ValueError(
                 f"length, batch_size: expected both >= 1, got {length} and {batch_size}"
             )
-        if drop_last and length < batch_size:
+        if length < batch_size:
             raise ValueError(
-                f"batch_size: {batch_size} is more than the {length} samples, so drop_last leaves "
-                "none; take a smaller batch"
+                f"batch_size: expected at most the {length} samples, got {batch_size}: an epoch "
+                "has whole batches alone"
             )
         self.length, self.batch_size, self.seed = length, batch_size, seed
-        self.shuffle, self.drop_last, self.rows, self.crops = shuffle, drop_last, rows, crops
+        self.rows, self.crops = rows, crops
         self.epoch, self.start_batch = 0, 0
 
     @property
     def batches_per_epoch(self) -> int:
         """Number of batches of a whole epoch."""
-        if self.drop_last:
-            return self.length // self.batch_size
-        return -(-self.length // self.batch_size)
+        return self.length // self.batch_size
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
         """Choose the epoch and the batch to start with.
@@ -437,8 +420,6 @@ class EpochSampler(Sampler[list[int]]):
 
     def order(self, epoch: int) -> list[int]:
         """All indices in the order of an epoch."""
-        if not self.shuffle:
-            return list(range(self.length))
         generator = torch.Generator().manual_seed(mixed_seed(self.seed, epoch))
         order: list[int] = torch.randperm(self.length // self.crops, generator=generator).tolist()
         return [self.crops * image + crop for image in order for crop in range(self.crops)]

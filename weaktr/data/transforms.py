@@ -24,8 +24,6 @@ from weaktr.data.patch_targets import ToPatches
 #: mean and standard deviation of R, G, B in 0..1
 Normalization = tuple[tuple[float, float, float], tuple[float, float, float]]
 IMAGENET: Normalization = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-#: Share of the short side that validation crops away around the centre: 256 -> 224.
-_VAL_RESIZE = 256 / 224
 _ERASING_AREA = (0.02, 1 / 3)
 _ERASING_RATIO = (0.3, 1 / 0.3)
 #: Rows of an image that are distorted together, so that their values stay in a core's cache.
@@ -107,30 +105,6 @@ class Crop(NamedTuple):
         resized = F.resized_crop(image, *box, [*_pair(size)], v2.InterpolationMode.BICUBIC)
         shown = F.horizontal_flip(resized) if self.flipped else resized
         return shown.as_subclass(torch.Tensor)
-
-
-def cam_val_transform(
-    size: int | tuple[int, int] = 224, *, normalization: Normalization = IMAGENET
-) -> v2.Compose:
-    """Stage 1, validation: resize the short side to 8/7 of `size` (224: 256), crop the centre.
-
-    Args:
-        size: output H = W, or (H, W), in pixels.
-        normalization: mean and standard deviation of R, G, B in 0..1.
-
-    Returns:
-        uint8 [3, h, w] image -> float32 [3, H, W].
-    """
-    height, width = _pair(size)
-    short = int(_VAL_RESIZE * max(height, width))
-    return v2.Compose(
-        [
-            v2.Resize(short, v2.InterpolationMode.BICUBIC),
-            v2.CenterCrop([height, width]),
-            Normalise(normalization),
-            v2.ToPureTensor(),
-        ]
-    )
 
 
 def seg_train_transform(
@@ -397,8 +371,8 @@ def _label_counts(labels: np.ndarray) -> np.ndarray:
 class PhotometricDistortion(v2.Transform):
     """Change brightness, contrast, saturation and hue, each with probability ½.
 
-    Brightness: + U(-b, b)/255. Contrast: · U(contrast). Saturation: S · U(saturation) and hue:
-    H + 2k° with k drawn uniformly from the integers -h <= k < h, both in HSV. Contrast comes
+    Brightness: + U(-32, 32)/255. Contrast: · U(½, 1½). Saturation: S · U(½, 1½) and hue: H + 2k°
+    with k drawn uniformly from the integers -18 <= k < 18, both in HSV. Contrast comes
     before saturation and hue with probability ½, else after them. Values are clipped to the range
     of 8 bits after each step.
 
@@ -408,46 +382,20 @@ class PhotometricDistortion(v2.Transform):
     Hue and saturation change in one pass, several times as fast as by torchvision's `adjust_hue`,
     from which a value differs by one of 255 where it lies half-way between two.
 
-    Args:
-        brightness: b, 0..255.
-        contrast: 0 < from <= to.
-        saturation: 0 < from <= to.
-        hue: h in OpenCV's units of 2°, 0..90.
-
-    Raises:
-        ValueError: an argument is out of range.
-
     Source: Liu et al., "SSD", arXiv 1512.02325, data augmentation, as in mmsegmentation.
     """
-
-    def __init__(
-        self,
-        brightness: float = 32,
-        contrast: tuple[float, float] = (0.5, 1.5),
-        saturation: tuple[float, float] = (0.5, 1.5),
-        hue: int = 18,
-    ) -> None:
-        super().__init__()
-        if not 0 <= brightness <= 255:
-            raise ValueError(f"brightness: expected 0..255, got {brightness}")
-        _require_pair("contrast", contrast)
-        _require_pair("saturation", saturation)
-        if not 0 <= hue <= 90:
-            raise ValueError(f"hue: expected 0..90 units of 2°, got {hue}")
-        self.brightness, self.contrast = brightness, contrast
-        self.saturation, self.hue = saturation, hue
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         def drawn(low: float, high: float, otherwise: float) -> float:
             value = low + (high - low) * float(torch.rand(()))
             return value if torch.rand(()) < 0.5 else otherwise
 
-        turn = int(torch.randint(-self.hue, self.hue, ())) if self.hue else 0
+        turn = int(torch.randint(-18, 18, ()))
         return {
-            "brightness": drawn(-self.brightness, self.brightness, 0.0),
-            "contrast": drawn(*self.contrast, 1.0),
+            "brightness": drawn(-32, 32, 0.0),
+            "contrast": drawn(0.5, 1.5, 1.0),
             "contrast_first": bool(torch.rand(()) < 0.5),
-            "saturation": drawn(*self.saturation, 1.0),
+            "saturation": drawn(0.5, 1.5, 1.0),
             "hue": turn / 180 if torch.rand(()) < 0.5 else 0.0,
         }
 

@@ -93,8 +93,6 @@ class CamModel(BackboneModel):
 
     def __init__(self, config: CamModelConfig, num_classes: int) -> None:
         num_classes = require_count("num_classes", num_classes, 1, MAX_CLASSES)
-        if config.pool not in POOLS:
-            raise ValueError(f"pool: expected one of {POOLS}, got {config.pool!r}")
         super().__init__(config, ViT(config, class_tokens=num_classes))
         self.num_classes = num_classes
         if not config.patch_norm:

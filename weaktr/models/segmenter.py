@@ -21,7 +21,6 @@ from weaktr.models.blocks import run_block
 from weaktr.models.vit import BackboneModel, ViT, blocks_of, require_count
 from weaktr.ops.clipped_cross_entropy import ClippedLoss, clipped_cross_entropy
 
-DECODERS = ("mask_transformer", "multi_mask_transformer", "linear")
 #: LayerNorm epsilon of the published decoder (torch's default).
 DECODER_NORM_EPS = 1e-5
 
@@ -195,8 +194,6 @@ class Segmenter(BackboneModel):
     config: SegModelConfig
 
     def __init__(self, config: SegModelConfig, num_labels: int) -> None:
-        if config.decoder not in DECODERS:
-            raise ValueError(f"decoder: expected one of {DECODERS}, got {config.decoder!r}")
         num_labels = require_count("num_labels", num_labels, 2, MAX_CLASSES + 1)
         super().__init__(config, ViT(config, class_tokens=config.class_tokens))
         self.num_labels = num_labels

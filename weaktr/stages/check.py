@@ -64,10 +64,10 @@ from weaktr.stages.check_models import (
     require_weights,
     require_whole_patches,
 )
+from weaktr.stages.init import labels_since
 from weaktr.stages.masks import unusable_in_words
 from weaktr.stages.places import in_the_way
 from weaktr.stages.run import Run, Stage, at_most_lr, load_split, to_segment
-from weaktr.stages.start import labels_since
 from weaktr.stages.threshold import require_masks
 from weaktr.stages.train_seg import require_soft_labels, starting_config
 from weaktr.training.amount import sized

@@ -37,10 +37,10 @@ from weaktr.recipes import as_tree, identity, with_settings
 from weaktr.refine import Refiner, choose_refiners, paths_of
 from weaktr.stages.carried import Carried, carried, carried_of_cams, of_other_stage
 from weaktr.stages.check_models import require_views
+from weaktr.stages.init import labels_since
 from weaktr.stages.label import AFTER_CAMS, label, require_features
 from weaktr.stages.masks import MaskReport
 from weaktr.stages.predict import predict
-from weaktr.stages.start import labels_since
 from weaktr.stages.threshold import require_way
 from weaktr.stages.whose import require_same_work
 

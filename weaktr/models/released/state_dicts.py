@@ -119,7 +119,7 @@ def segmenter_from_published(
         state_dict: tensors under the published names (``encoder.``, ``decoder.``).
         encoder_heads, decoder_heads: attention heads (the tensors do not show them); the decoder's
             default is D / 64, at least 1.
-        decoder: one of `weaktr.models.segmenter.DECODERS`.
+        decoder: see `SegModelConfig`.
         patch_size: checked against the patch projection where given.
         image_size: training crop in pixels; from a square position grid where None.
         normalization: (mean, std); ImageNet's (CLIP's for EVA-02) where None.
