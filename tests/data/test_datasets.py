@@ -245,7 +245,7 @@ def test_impossible_samplers() -> None:
     for length, batch_size, message in [
         (0, 1, "length"),
         (3, 0, "batch_size"),
-        (3, 4, "expected at most the 3 samples, got 4"),
+        (3, 4, "4 is more than the 3 samples"),
     ]:
         with pytest.raises(ValueError, match=message):
             EpochSampler(length, batch_size)

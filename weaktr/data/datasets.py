@@ -385,8 +385,8 @@ class EpochSampler(Sampler[list[int]]):
             )
         if length < batch_size:
             raise ValueError(
-                f"batch_size: expected at most the {length} samples, got {batch_size}: an epoch "
-                "has whole batches alone"
+                f"batch_size: {batch_size} is more than the {length} samples, so no batch is "
+                "whole; take a smaller one"
             )
         self.length, self.batch_size, self.seed = length, batch_size, seed
         self.rows, self.crops = rows, crops

@@ -60,31 +60,24 @@ def train_cam(run: Run, folder: Path) -> int:
     recipe, settings = run.recipe, run.recipe.train_cam
     if recipe.cam_model.kind == "patches":
         return train_patches(run, folder)
-    classes = run.train_images.classes
     set_seeds(recipe.seed)
-    model = CamModel(recipe.cam_model, len(classes))
+    model = CamModel(recipe.cam_model, len(run.train_images.classes))
     load_backbone(model.vit, recipe.cam_model)
     model = model.to(run.device)
     model.recompute_blocks(settings.recompute)
     reasons = reasons_against(model, settings)
-    passes_once = not reasons
     if reasons and settings.backbone_lr == 0 and settings.class_tokens == "frozen":
         log.info(
             "the backbone is frozen, but photographs pass through it in every epoch: %s",
             "; ".join(reasons),
         )
-    dataset: SeededDataset
+    passes_once = not reasons
     if passes_once:
-        dataset = head_inputs_dataset(
+        dataset: SeededDataset = head_inputs_dataset(
             model, run.train_images, settings, run.cache, run.contents, recipe.seed
         )
     else:
-        transform = cam_train_transform(
-            recipe.cam_model.image_size,
-            normalization=cast(Normalization, model.normalization),
-            **asdict(settings.augment),
-        )
-        dataset = CamDataset(run.train_images, transform, seed=recipe.seed)
+        dataset = crops_of(model, run)
     workers = 0 if passes_once else recipe.num_workers  # memory needs no other process
     loader = EpochLoader(dataset, settings.batch_size, recipe.seed, workers, run.device)
     optimizer = cam_optimizer(
@@ -116,21 +109,6 @@ def train_cam(run: Run, folder: Path) -> int:
         output = model(*parts) if inputs is None else model.outputs(inputs)
         return cam_losses(output, targets, settings.batch_size)
 
-    watched = run.score if settings.validate_every else None
-
-    def score(model: CamModel) -> dict[str, float]:
-        assert watched is not None
-        curve = cam_curve(model, watched.samples, recipe.label, recipe.evaluate)
-        best = scored(curve.best, f"CAMs against {split_name(watched)}")
-        if best is None:
-            return {}
-        threshold, scores = best
-        log.info(
-            "CAM mIoU %.1f (%d images, scales %s, threshold %.2f); does not affect the training",
-            scores.miou, scores.images, recipe.label.scales, threshold,
-        )  # fmt: skip
-        return {"cam_miou": scores.miou, "cam_threshold": threshold}
-
     loop = TrainingLoop(folder, model, optimizer, loader, settings, recipe, set_lr)
     chooses = settings.choose == "fisher"
     chosen = BestEpoch(run, folder) if chooses and processes.is_first() else None
@@ -140,13 +118,39 @@ def train_cam(run: Run, folder: Path) -> int:
         return chosen.consider(model)
 
     def validate(model: CamModel) -> dict[str, float]:
-        scores = score(model)
+        scores = scores_of(model, run)
         return scores | (processes.of_first(lambda: consider(model)) if chooses else {})
 
-    trained = loop.train(compiled(losses, settings.compile), validate if watched else None)
+    watch = validate if settings.validate_every else None
+    trained = loop.train(compiled(losses, settings.compile), watch)
     if processes.is_first() and (chosen is None or not chosen.is_saved):
         save_model(trained, run, folder)
     return 0
+
+
+def crops_of(model: CamModel, run: Run) -> CamDataset:
+    """Augmented crops of the photographs, with their classes."""
+    transform = cam_train_transform(
+        run.recipe.cam_model.image_size,
+        normalization=cast(Normalization, model.normalization),
+        **asdict(run.recipe.train_cam.augment),
+    )
+    return CamDataset(run.train_images, transform, seed=run.recipe.seed)
+
+
+def scores_of(model: CamModel, run: Run) -> dict[str, float]:
+    """What the CAMs of `Run.score` score at their best threshold, for the log."""
+    recipe, watched = run.recipe, run.score
+    curve = cam_curve(model, watched.samples, recipe.label, recipe.evaluate)
+    best = scored(curve.best, f"CAMs against {split_name(watched)}")
+    if best is None:
+        return {}
+    threshold, scores = best
+    log.info(
+        "CAM mIoU %.1f (%d images, scales %s, threshold %.2f); does not affect the training",
+        scores.miou, scores.images, recipe.label.scales, threshold,
+    )  # fmt: skip
+    return {"cam_miou": scores.miou, "cam_threshold": threshold}
 
 
 class BestEpoch:

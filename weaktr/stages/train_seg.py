@@ -75,37 +75,15 @@ def train_seg(run: Run, folder: Path) -> int:
         How many pseudo labels cannot be used (`supervision`).
     """
     recipe, settings = run.recipe, run.train_seg
-    classes = run.train.classes
     set_seeds(recipe.seed)
     config = starting_config(run)
-    model = Segmenter(config, classes.num_labels)
+    model = Segmenter(config, run.train.classes.num_labels)
     load_backbone(model.vit, config)
     model = model.to(run.device)
     model.recompute_blocks(settings.recompute)
-    transform = seg_train_transform(
-        settings.crop,
-        normalization=cast(Normalization, model.normalization),
-        **asdict(settings.augment),
-        patch_size=model.patch_size,
-    )
     learnt = supervision(run)
-    if "auto" in (recipe.train_seg.epochs, recipe.train_seg.batch_size):
-        log.info(
-            "train_seg: %d epochs, %d crops in a batch, for %d photographs%s (epochs: %s, "
-            "batch_size: %s)",
-            settings.epochs, settings.batch_size, len(to_segment(run.train, recipe)),
-            f", {settings.crops} crops of each" if settings.crops > 1 else "",
-            recipe.train_seg.epochs, recipe.train_seg.batch_size,
-        )  # fmt: skip
-    dataset = SegDataset(
-        learnt.images,
-        transform,
-        seed=recipe.seed,
-        patch_size=None if settings.loss == "clipped" else model.patch_size,
-        soft=learnt.soft,
-        with_classes=config.image_head,
-        crops=settings.crops,
-    )
+    log_chosen_amount(run)
+    dataset = crops_of(learnt, model, run)
     loader = EpochLoader(dataset, settings.batch_size, recipe.seed, recipe.num_workers, run.device)
     optimizer = segmenter_optimizer(
         model,
@@ -124,9 +102,6 @@ def train_seg(run: Run, folder: Path) -> int:
         warmup_t=settings.warmup_steps,
         t_in_epochs=False,
     )
-
-    def set_lr(_: int, step: int) -> None:
-        schedule.step_update(step)
 
     weights = None
     if settings.balance:
@@ -159,13 +134,62 @@ def train_seg(run: Run, folder: Path) -> int:
         is_warm = settings.loss == "collision" and loop.step >= warmup
         return (later if is_warm else first)(*tensors)
 
-    watched = run.val if settings.validate_every else None
-    kind, what = ("", "") if watched is None else held_out(run.train, watched)
+    def set_lr(_: int, step: int) -> None:
+        schedule.step_update(step)
+
+    may_clip = settings.loss == "clipped" and settings.clip_start > 0
+    watch = Silence(settings.clip_start).notice if may_clip else None
+    loop = TrainingLoop(
+        folder, model, optimizer, loader, settings, recipe, set_lr, beside=(SILENCED,), watch=watch
+    )
+    trained = loop.train(losses, validation(run) if settings.validate_every else None)
+    if processes.is_first():
+        save_model(trained, run, folder)
+    return learnt.left_out
+
+
+def log_chosen_amount(run: Run) -> None:
+    """Say how long and in which batches is trained, where the photographs decide."""
+    asked, settings = run.recipe.train_seg, run.train_seg
+    if "auto" not in (asked.epochs, asked.batch_size):
+        return
+    log.info(
+        "train_seg: %d epochs, %d crops in a batch, for %d photographs%s (epochs: %s, "
+        "batch_size: %s)",
+        settings.epochs, settings.batch_size, len(to_segment(run.train, run.recipe)),
+        f", {settings.crops} crops of each" if settings.crops > 1 else "",
+        asked.epochs, asked.batch_size,
+    )  # fmt: skip
+
+
+def crops_of(learnt: Supervision, model: Segmenter, run: Run) -> SegDataset:
+    """Augmented crops of the photographs, with what is learnt of them."""
+    settings = run.train_seg
+    transform = seg_train_transform(
+        settings.crop,
+        normalization=cast(Normalization, model.normalization),
+        **asdict(settings.augment),
+        patch_size=model.patch_size,
+    )
+    return SegDataset(
+        learnt.images,
+        transform,
+        seed=run.recipe.seed,
+        patch_size=None if settings.loss == "clipped" else model.patch_size,
+        soft=learnt.soft,
+        with_classes=model.config.image_head,
+        crops=settings.crops,
+    )
+
+
+def validation(run: Run) -> Callable[[Segmenter], dict[str, float]]:
+    """What scores a model on `Run.val`, for the log."""
+    watched = run.val
+    kind, what = held_out(run.train, watched)
     key = "watched_miou" if kind == HELD_OUT else f"watched_{kind}_miou"
 
     def validate(model: Segmenter) -> dict[str, float]:
-        assert watched is not None
-        score = partial(score_segmenter, model, watched.samples, recipe.predict)
+        score = partial(score_segmenter, model, watched.samples, run.recipe.predict)
         scores = scored(score, f"predictions against {split_name(watched)}")
         if scores is None:
             return {}
@@ -175,15 +199,7 @@ def train_seg(run: Run, folder: Path) -> int:
         )  # fmt: skip
         return {key: scores.miou}
 
-    may_clip = settings.loss == "clipped" and settings.clip_start > 0
-    watch = Silence(settings.clip_start).notice if may_clip else None
-    loop = TrainingLoop(
-        folder, model, optimizer, loader, settings, recipe, set_lr, beside=(SILENCED,), watch=watch
-    )
-    trained = loop.train(losses, validate if watched else None)
-    if processes.is_first():
-        save_model(trained, run, folder)
-    return learnt.left_out
+    return validate
 
 
 def shares_of_labels(dataset: SegDataset) -> Tensor:

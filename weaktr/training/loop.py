@@ -36,13 +36,14 @@ from weaktr.config import Amp, Recipe
 from weaktr.messages import duration, few
 from weaktr.models.checkpoints import load_strict
 from weaktr.models.dropping import Part, drop_for
+from weaktr.models.memory import is_out_of_memory
 from weaktr.models.precision import amp_type, autocast, tf32_of, training_amp
 from weaktr.progress import Meter
 from weaktr.stopping import Held, Stopped, held_signals
 from weaktr.training.average import MovingAverage
 from weaktr.training.loader import EpochLoader
 from weaktr.training.loss_log import LossLog
-from weaktr.training.memory import StepMemory, tells_of_too_little_memory
+from weaktr.training.memory import StepMemory, out_of_memory
 from weaktr.training.micro_batches import MicroBatches, is_tried, most_that_fit
 from weaktr.training.pace import Pace
 from weaktr.training.state import (
@@ -170,7 +171,6 @@ class TrainingLoop(Generic[M]):
         batches = self.steps_per_epoch * settings.accumulate
         self.pace = Pace(self.stage, settings.epochs, batches)
 
-    @tells_of_too_little_memory
     def train(
         self,
         losses_of: LossesOf,
@@ -189,6 +189,7 @@ class TrainingLoop(Generic[M]):
 
         Raises:
             Stopped: a signal came; all that was trained is saved.
+            MemoryError: too little; says in one line what to set.
             ValueError: see `learn`.
         """
         try:
@@ -205,6 +206,16 @@ class TrainingLoop(Generic[M]):
                 return self._train(losses_of, shared, validate)
         except Stopped as stopped:  # while nothing was trained, as in a validation
             raise Stopped(stopped.number, self._saved_in_words()) from stopped
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise out_of_memory(
+                error,
+                self.stage,
+                self.micro.size,
+                compile=self.settings.compile,
+                recompute=self.settings.recompute,
+            ) from error
 
     def _choose_workers(self, losses_of: LossesOf, shared: DistributedDataParallel | None) -> None:
         """Settle how many processes load images, where that is left to a measurement."""

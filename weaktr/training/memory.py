@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import wraps
-from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from weaktr.messages import size_in_words
-from weaktr.models.memory import is_out_of_memory
 
 log = logging.getLogger("weaktr")
-R = TypeVar("R")
 
 
 class StepMemory:
@@ -83,48 +79,22 @@ def _bytes_of(tensors: Iterable[Tensor]) -> int:
     return sum({_place(x): x.untyped_storage().nbytes() for x in tensors}.values())
 
 
-class _Settings(Protocol):
-    @property
-    def compile(self) -> bool: ...
-    @property
-    def recompute(self) -> bool: ...
+def out_of_memory(
+    error: BaseException, stage: str, images: int, *, compile: bool, recompute: bool
+) -> MemoryError:
+    """An error that says in one line what to set where the memory does not suffice.
 
-
-class _Micro(Protocol):
-    size: int
-
-
-class _Training(Protocol):
-    stage: str
-
-    @property
-    def settings(self) -> _Settings: ...
-    @property
-    def micro(self) -> _Micro: ...
-
-
-def tells_of_too_little_memory(train: Callable[..., R]) -> Callable[..., R]:
-    """Have a method of a training say what to set where the memory does not suffice.
-
-    Raises:
-        MemoryError: (what is returned) in one line.
+    Args:
+        error: of torch.
+        stage: its name.
+        images: that are computed at once.
+        compile, recompute: as the stage is set.
     """
-
-    @wraps(train)
-    def run(self: _Training, *arguments: Any, **options: Any) -> R:
-        try:
-            return train(self, *arguments, **options)
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            stage, settings, size = self.stage, self.settings, self.micro.size
-            ways = [] if settings.recompute else [f"{stage}.recompute=true"]
-            if size > 1:
-                alone = f"{stage}.compile=false with " if settings.compile else ""
-                half = f"{stage}.micro_batch={size // 2}"
-                ways.append(f"{alone}{half}, which computes a batch in pieces")
-            advice = f"set {' or '.join(ways)}" if ways else "take a smaller model or image"
-            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
-            raise MemoryError(f"{stage}: out of memory: {advice} ({reason:.300})") from error
-
-    return run
+    ways = [] if recompute else [f"{stage}.recompute=true"]
+    if images > 1:
+        alone = f"{stage}.compile=false with " if compile else ""
+        half = f"{stage}.micro_batch={images // 2}"
+        ways.append(f"{alone}{half}, which computes a batch in pieces")
+    advice = f"set {' or '.join(ways)}" if ways else "take a smaller model or image"
+    reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+    return MemoryError(f"{stage}: out of memory: {advice} ({reason:.300})")
