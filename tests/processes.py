@@ -57,7 +57,7 @@ class Training:
         folder.mkdir(parents=True, exist_ok=True)
         self.outputs = [folder / f"{number}.txt" for number in range(processes)]
         self.processes: list[ForkServerProcess] = []
-        port = str(_free_port())
+        port = str(free_port())
         for number, output in enumerate(self.outputs):
             own = arguments if isinstance(arguments[0], str) else arguments[number]
             launched = {
@@ -108,7 +108,7 @@ def train(arguments: Sequence[str], processes: int, folder: Path) -> Training:
     return training
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.processes import free_port
 from weaktr import processes
 
 
@@ -193,9 +193,3 @@ def test_a_process_that_waits_for_the_others_says_so_and_can_be_stopped():
         ended, said = json.loads(line)
         assert f"process {rank} of 0..1 waits for the others at 127.0.0.1:{port}" in said
         assert ended == -number
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])

@@ -166,18 +166,8 @@ def test_resumed_equals_unbroken(root, finished, tmp_path, monkeypatch, changes)
     for name in ("unbroken", "broken"):
         shutil.rmtree(shutil.copytree(finished, tmp_path / name) / "train_seg")
     run_recipe(recipe, tmp_path / "unbroken", only="train_seg")
-    step, steps = torch.optim.SGD.step, []
-
-    def stop_at_sixth(self, closure=None):
-        steps.append(0)
-        if len(steps) == 6:
-            raise KeyboardInterrupt
-        return step(self, closure)
-
-    monkeypatch.setattr(torch.optim.SGD, "step", stop_at_sixth)
-    with pytest.raises(KeyboardInterrupt):
+    with tiny.interrupted(monkeypatch, torch.optim.SGD, step=6):
         run_recipe(recipe, tmp_path / "broken", only="train_seg")
-    monkeypatch.undo()
     set_seeds(99)
     run_recipe(recipe, tmp_path / "broken", only="train_seg")
     logs = [tmp_path / run / "train_seg" / "metrics.jsonl" for run in ("broken", "unbroken")]

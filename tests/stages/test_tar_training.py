@@ -156,18 +156,8 @@ def test_a_resumed_training_equals_an_unbroken_one(
     broken = replace(recipe(shards), checkpoint_steps=2, num_workers=workers)
     for stage in TRAININGS[: TRAININGS.index(training)]:
         run_recipe(broken, tmp_path, only=stage)
-    step, steps = optimizer.step, []
-
-    def stop_at_ninth(self, closure=None):
-        steps.append(0)
-        if len(steps) == 9:
-            raise KeyboardInterrupt
-        return step(self, closure)
-
-    monkeypatch.setattr(optimizer, "step", stop_at_ninth)
-    with pytest.raises(KeyboardInterrupt):
+    with tiny.interrupted(monkeypatch, optimizer, step=9):
         run_recipe(broken, tmp_path, only=training)
-    monkeypatch.undo()
     set_seeds(99)  # what the random numbers were meanwhile must not matter
     run_recipe(broken, tmp_path, only=training)
     require_same(run, tmp_path, training)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+import torch
 from PIL import Image
 
 from weaktr.config import Recipe
@@ -71,3 +75,22 @@ def recipe(root: Path, **changes: dict[str, Any]) -> Recipe:
     for part, change in changes.items():
         values[part] = {**values.get(part, {}), **change} if isinstance(change, dict) else change
     return make(Recipe, values)
+
+
+@contextmanager
+def interrupted(
+    monkeypatch: pytest.MonkeyPatch, optimizer: type[torch.optim.Optimizer], step: int
+) -> Iterator[None]:
+    """Have the training below stopped by an error in a step of its optimiser, from 1."""
+    whole, steps = optimizer.step, []
+
+    def stop_there(self, closure=None):
+        steps.append(0)
+        if len(steps) == step:
+            raise KeyboardInterrupt
+        return whole(self, closure)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(optimizer, "step", stop_there)
+        with pytest.raises(KeyboardInterrupt):
+            yield
