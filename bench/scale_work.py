@@ -165,12 +165,12 @@ def finish(command: Sequence[str]) -> int:
     from weaktr.cli import label as command_label
     from weaktr.data.masks import areas_of, png_of
     from weaktr.files import write_bytes
+    from weaktr.jobs.folder import Task
+    from weaktr.jobs.shards import ShardTask, ready_job
     from weaktr.shards.index import join
     from weaktr.shards.output import MASKS, ShardWriter
     from weaktr.shards.rows import Row, table_of
     from weaktr.shards.statistics import statistics_of
-    from weaktr.stages.folders import Task
-    from weaktr.stages.sharded import ShardTask, ready_job
 
     parser = argparse.ArgumentParser()
     command_label.add_arguments(parser)
@@ -265,7 +265,8 @@ def main(file: str, cores: str, *command: str) -> None:
     from weaktr.cli.threads import let_threads_sleep
 
     let_threads_sleep()
-    from weaktr.stages import label, sharded
+    from weaktr.jobs import shards as sharded
+    from weaktr.stages import label
 
     def marked(function: Callable[..., Any]) -> Callable[..., Any]:
         def run(*arguments: Any, **options: Any) -> Any:

@@ -27,6 +27,8 @@ from weaktr.inference.labels import label_maps, uses_features
 from weaktr.inference.patch_cams import CamsOfPatches, cams_of
 from weaktr.inference.predictions import Predictor
 from weaktr.inference.results import LabelMaps
+from weaktr.jobs.folder import Masks, Task, labelled, predicted
+from weaktr.jobs.masked import masked_in
 from weaktr.messages import few, first_lines
 from weaktr.models import Segmenter, Stage1Model, checkpoints
 from weaktr.models.precision import choose_device
@@ -36,8 +38,6 @@ from weaktr.recipes import load_recipe, with_settings
 from weaktr.refine import Refiner, choose_refiners, files_of, paths_of
 from weaktr.report.page import report_at_the_end
 from weaktr.stages.carried import Carried, carried, of_other_stage
-from weaktr.stages.folders import Masks, Task, labelled, predicted
-from weaktr.stages.masked import masked_in
 from weaktr.stages.pipeline import run_recipe
 from weaktr.stages.run import MODEL
 from weaktr.switches import own_switches

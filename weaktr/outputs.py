@@ -118,7 +118,7 @@ def claimed_for_masks(
         source: the checkpoint, or the folder of CAMs.
         settings: that the masks depend on.
         inputs, images: see `require_apart`.
-        about: what else readers of the masks want to know (`weaktr.stages.masked`); of no
+        about: what else readers of the masks want to know (`weaktr.jobs.masked`); of no
             influence on whether masks are made again.
 
     Raises:

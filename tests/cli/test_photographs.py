@@ -315,7 +315,7 @@ def test_masks_do_not_depend_on_queues_or_threads(models, tmp_path, monkeypatch)
     contents = []
     for number, (readers, writers) in enumerate([(1, 1), (4, 3)]):
         limits = pipeline.Limits(readers, writers, 1 + 10**6 * number)
-        for module in ("weaktr.stages.masks", "weaktr.evaluation.models"):
+        for module in ("weaktr.labelling.masks", "weaktr.evaluation.models"):
             monkeypatch.setattr(f"{module}.limits_for", lambda *_, own=limits: own)
         out = tmp_path / f"out{number}"
         call = arguments("label", models, photos, out, "--emit", "confidence,cam")

@@ -22,9 +22,9 @@ from tests.cli.test_train import said
 from weaktr import cli
 from weaktr.data import unlabelled
 from weaktr.data.masks import MaskFolder
+from weaktr.jobs.masked import masked_in
 from weaktr.models import checkpoints
 from weaktr.recipes import with_settings
-from weaktr.stages.masked import masked_in
 
 
 @pytest.mark.parametrize("command", COMMANDS)

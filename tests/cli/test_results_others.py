@@ -17,8 +17,8 @@ from tests.cli.results import tree
 from tests.cli.test_train import said
 from weaktr import cli, outputs
 from weaktr.evaluation.notebook import Mask
+from weaktr.labelling import store
 from weaktr.seals import is_saved
-from weaktr.stages import store
 
 
 @pytest.mark.parametrize("command", COMMANDS)

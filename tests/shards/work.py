@@ -19,12 +19,12 @@ from tests.models import small
 from weaktr import cli
 from weaktr.inference.results import LabelMaps
 from weaktr.inference.timeline import Timeline
+from weaktr.jobs import shards as sharded
+from weaktr.labelling.masks import MaskMaker
 from weaktr.models import checkpoints
 from weaktr.progress import console
 from weaktr.shards.records import read_results
 from weaktr.shards.rows import Row, rows_of
-from weaktr.stages import sharded
-from weaktr.stages.masks import MaskMaker
 
 CLASSES = ("cat", "dog")
 #: Let the confidence be written too.

@@ -18,11 +18,11 @@ from weaktr.inference.cams import CamsOfModel
 from weaktr.inference.labels import label_maps
 from weaktr.inference.soft_labels import Softening
 from weaktr.inference.threshold import read_choice
+from weaktr.labelling.store import soft_file
 from weaktr.models import checkpoints
 from weaktr.refine import choose_refiners
 from weaktr.stages.pipeline import check_recipe, run_recipe
 from weaktr.stages.run import MODEL, Run
-from weaktr.stages.store import soft_file
 
 SQUARE = np.zeros((32, 32), bool)
 SQUARE[4:20, 4:20] = True

@@ -20,13 +20,13 @@ from weaktr import cli
 from weaktr.config import CacheConfig, LabelConfig
 from weaktr.data.masks import MaskFolder
 from weaktr.data.stored_maps import read_soft_labels
+from weaktr.labelling.store import soft_file
 from weaktr.models import PatchModel, checkpoints
 from weaktr.outputs import read_inputs
 from weaktr.recipes import as_tree
 from weaktr.stages import train_patches as stage
 from weaktr.stages.pipeline import check_recipe, run_recipe
 from weaktr.stages.run import MODEL, Run
-from weaktr.stages.store import soft_file
 
 PATCHES = {"short_side": 64, "layers": [0, 1]}
 SMALL = ("train_cam", "label")

@@ -21,13 +21,13 @@ from weaktr.data import Classes, DataError, Manifest, Sample
 from weaktr.data.datasets import SegDataset
 from weaktr.data.io import read_stored_labels
 from weaktr.data.stored_maps import SoftLabels, npz_of_soft_labels, read_soft_labels
+from weaktr.labelling.store import soft_file
 from weaktr.models import checkpoints
 from weaktr.outputs import fingerprint
 from weaktr.ranges import SettingsError
 from weaktr.recipes import identity
 from weaktr.stages.pipeline import check_recipe, run_recipe
 from weaktr.stages.run import MODEL, Run, without_masks
-from weaktr.stages.store import soft_file
 from weaktr.stages.train_seg import shares_of_labels, supervision
 from weaktr.training.segmenter_losses import balancing, segmenter_losses
 from weaktr.training.state import set_seeds

@@ -31,7 +31,7 @@ def measured(model, forward, caplog, **settings):
     """Both sizes that are told of a step, in bytes."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, **settings)
     memory = StepMemory("train_seg", model, optimizer)
-    memory.tell()
+    memory.log_once()
     with memory.first_pass():
         loss = forward()
     loss.backward()
@@ -39,8 +39,8 @@ def measured(model, forward, caplog, **settings):
     with memory.first_pass():
         forward()  # a second pass is not measured
     with caplog.at_level("INFO", "weaktr"):
-        memory.tell()
-        memory.tell()
+        memory.log_once()
+        memory.log_once()
     (line,) = caplog.messages
     caplog.clear()
     return LINE.fullmatch(line)

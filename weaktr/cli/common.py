@@ -13,7 +13,7 @@ from weaktr.progress import log
 
 if TYPE_CHECKING:
     from weaktr.config import LabelConfig, PredictConfig
-    from weaktr.stages.folders import Masks
+    from weaktr.jobs.folder import Masks
 
 #: Exit codes beside 0.
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130

@@ -175,7 +175,7 @@ def _truth(arguments: argparse.Namespace) -> Truth:
     from weaktr.data import COCO80, COCO90, VOC, Classes, read_names
     from weaktr.data.names import class_list
     from weaktr.evaluation.folders import Truth, stage_folder
-    from weaktr.stages.masked import noted_classes
+    from weaktr.jobs.masked import noted_classes
 
     known = {"voc12": VOC, "coco14": COCO90, "coco80": COCO80}
     given, num_labels = arguments.classes, arguments.num_labels
@@ -212,7 +212,7 @@ def _require_order(classes: Classes, masks: Path, given: str) -> None:
         ValueError: they are those of the masks in another order.
     """
     from weaktr.evaluation.folders import stage_folder
-    from weaktr.stages.masked import noted_classes
+    from weaktr.jobs.masked import noted_classes
 
     if classes.names[0].casefold() == "background":
         told = "--classes %s: its first class is called background, and label 0 stands before it"

@@ -16,7 +16,7 @@ from weaktr.progress import log
 if TYPE_CHECKING:
     from weaktr.data import Classes
     from weaktr.exchange import Format, Options, Report, Source
-    from weaktr.stages.masked import Masked
+    from weaktr.jobs.masked import Masked
     from weaktr.stages.run import Run
 
 HELP = """\
@@ -78,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from weaktr.exchange import Options, export_masks, require_packages
     from weaktr.exchange.place import replaced
-    from weaktr.stages.masked import masked_in
+    from weaktr.jobs.masked import masked_in
 
     if not 0 <= arguments.least_area < 1:
         raise ValueError(
@@ -134,14 +134,14 @@ def chosen_sources(found: Sequence[Masked], which: str) -> list[Source]:
     """The photographs of an export; of two masks of a photograph the prediction.
 
     Args:
-        found: see `weaktr.stages.masked.masked_in`.
+        found: see `weaktr.jobs.masked.masked_in`.
         which: "label", "predict", or "all".
 
     Raises:
         ValueError: two photographs have the same name.
     """
     from weaktr.exchange import Source
-    from weaktr.stages.masked import held_out_by
+    from weaktr.jobs.masked import held_out_by
 
     sources: dict[str, Source] = {}
     for one in found:

@@ -113,7 +113,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from weaktr.cli.sharded import is_sharded, run_sharded
-    from weaktr.stages.folders import Task, labelled
+    from weaktr.jobs.folder import Task, labelled
 
     check_files({"--profile": arguments.profile}, [arguments.out, Path(arguments.images)])
     emit = [name.strip() for name in arguments.emit.split(",") if name.strip()]

@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
     from weaktr.data.masks import MaskFolder
     from weaktr.evaluation.voc_server import ARCHIVE_MARK, require_suffix, write_voc_archive
     from weaktr.files import require_replaceable
-    from weaktr.stages.folders import Task, predicted
+    from weaktr.jobs.folder import Task, predicted
 
     archive, comp = arguments.archive, arguments.comp or "comp6"
     refuse_idle(archive is None, "expected with --archive alone", comp=arguments.comp)

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Literal
 from weaktr.cli.common import FAILED, refuse_idle
 
 if TYPE_CHECKING:
+    from weaktr.jobs.folder import Task
+    from weaktr.jobs.shards import ShardJob
+    from weaktr.labelling.shard import MaxBad
+    from weaktr.labelling.shard_report import ShardsReport
     from weaktr.shards.records import Results
-    from weaktr.stages.folders import Task
-    from weaktr.stages.shard import MaxBad
-    from weaktr.stages.shard_report import ShardsReport
-    from weaktr.stages.sharded import ShardJob
 
 log = logging.getLogger("weaktr")
 
@@ -53,10 +53,10 @@ def run_sharded(
     """Make the masks of this process' shards; returns the exit code.
 
     Raises:
-        ValueError: see `weaktr.stages.sharded.run_here`; or an option that shards do not have.
+        ValueError: see `weaktr.jobs.shards.run_here`; or an option that shards do not have.
     """
+    from weaktr.jobs.shards import ShardTask, run_here
     from weaktr.shards.ranks import rank_of
-    from weaktr.stages.sharded import ShardTask, run_here
 
     if task.profile is not None:
         raise ValueError("--profile: expected work on a folder without shards")
@@ -77,7 +77,7 @@ def run_sharded(
     )
     rank = rank_of(arguments.shard, os.environ)
     if arguments.engine == "ray":
-        from weaktr.stages.on_ray import run_on_ray
+        from weaktr.jobs.on_ray import run_on_ray
 
         if rank.count > 1:
             raise ValueError(f"--engine ray: does all shards; expected no {rank.origin}")
@@ -92,7 +92,7 @@ def max_bad_of(text: str | None) -> MaxBad:
     Raises:
         ValueError: neither a number nor a share in percent.
     """
-    from weaktr.stages.shard import MaxBad
+    from weaktr.labelling.shard import MaxBad
 
     if text is None:
         return MaxBad()
@@ -107,10 +107,10 @@ def max_bad_of(text: str | None) -> MaxBad:
 def show_shards(report: ShardsReport, job: ShardJob) -> int:
     """Say what became of the shards, and join their index where all are whole."""
     from weaktr.evaluation.overview import print_labels
+    from weaktr.labelling.masks import log_turned
     from weaktr.messages import counted, few
     from weaktr.shards.index import join
     from weaktr.shards.records import read_results
-    from weaktr.stages.masks import log_turned
 
     print_labels(report.images_of, job.label_names, report.masks)
     out = job.maker.layout.out
@@ -146,7 +146,7 @@ def show_shards(report: ShardsReport, job: ShardJob) -> int:
 
 
 def _turned(results: Results) -> Counter[str]:
-    """How many photographs with masks EXIF turns, see `weaktr.stages.masks.MaskReport.turned`."""
+    """How many photographs with masks EXIF turns, see `MaskReport.turned`."""
     from weaktr.shards.rows import read_table, rows_of, turned_in
 
     total = Counter[str]()

@@ -100,7 +100,7 @@ def _check_sample(sample: Sample, classes: Classes) -> list[Problem]:
     problems: list[Problem] = []
     photograph = None
     try:
-        photograph = open_image(sample.image, sample.source, lambda image: _look(image, sample))
+        photograph = open_image(sample.image, sample.source, lambda image: _opened(image, sample))
         problems += _check_orientation(sample, photograph)
         if photograph.has_more:
             message = "the file holds several pictures (pages), of which the first alone is used"
@@ -138,7 +138,7 @@ class _Photograph(NamedTuple):
         return self.stored[::-1] if is_across else self.stored
 
 
-def _look(image: Image.Image, sample: Sample) -> _Photograph:
+def _opened(image: Image.Image, sample: Sample) -> _Photograph:
     check_is_8_bit(image, sample.image, sample.source)
     pixels = image.convert("RGB")
     stored = (pixels.height, pixels.width)

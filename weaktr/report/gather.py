@@ -18,6 +18,7 @@ import numpy as np
 from weaktr.data.io import read_stored_labels
 from weaktr.data.parallel import ordered_map
 from weaktr.data.photographs import read_photograph, reduced
+from weaktr.jobs.masked import Masked, masked_in
 from weaktr.messages import first_lines, one_line
 from weaktr.outputs import RECIPE, fingerprint
 from weaktr.progress import track
@@ -34,7 +35,6 @@ from weaktr.report.photographs import (
     photos_of,
     strips,
 )
-from weaktr.stages.masked import Masked, masked_in
 from weaktr.stages.run import Run
 
 log = logging.getLogger("weaktr")

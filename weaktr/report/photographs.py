@@ -17,7 +17,7 @@ from weaktr.data.io import require_same_size
 from weaktr.data.masks import LEAST_SHARE, areas_of
 from weaktr.data.parallel import ordered_map
 from weaktr.evaluation.iou import ConfusionSum, NothingDecided, NothingToScore, scores
-from weaktr.stages.masked import Masked
+from weaktr.jobs.masked import Masked
 
 #: A label with a smaller share of the pixels counts as not shown by the mask.
 LEAST_AREA = LEAST_SHARE

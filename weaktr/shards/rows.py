@@ -180,7 +180,7 @@ def rows_of(table: pa.Table) -> Iterable[Row]:
 
 
 def turned_in(rows: Iterable[Row]) -> dict[str, int]:
-    """How many photographs with masks EXIF turns, see `weaktr.stages.masks.MaskReport.turned`."""
+    """How many photographs with masks EXIF turns, see `MaskReport.turned`."""
     return Counter(row.exif for row in rows if row.exif and row.mask_digest is not None)
 
 

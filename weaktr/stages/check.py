@@ -40,6 +40,7 @@ from weaktr.data.headers import Headers
 from weaktr.data.masks import MaskFolder
 from weaktr.files import WRONG_PATHS
 from weaktr.inference.patch_cams import WITHOUT_EFFECT
+from weaktr.labelling.masks import unusable_in_words
 from weaktr.messages import few, first_lines
 from weaktr.models import PatchModel, Segmenter, Stage1Model
 from weaktr.models.precision import choose_device
@@ -65,7 +66,6 @@ from weaktr.stages.check_models import (
     require_whole_patches,
 )
 from weaktr.stages.init import labels_since
-from weaktr.stages.masks import unusable_in_words
 from weaktr.stages.places import in_the_way
 from weaktr.stages.run import Run, Stage, at_most_lr, load_split, to_segment
 from weaktr.stages.threshold import require_masks
@@ -103,7 +103,7 @@ class Part:
         self.outside.update(str(problem) for problem in problems if problem.is_outside)
 
     @contextmanager
-    def told(self, group: str = "") -> Iterator[None]:
+    def noting(self, group: str = "") -> Iterator[None]:
         """Makes an error inside it a fault of this part.
 
         Args:
@@ -326,7 +326,7 @@ class _Check:
                 if name in self.names:
                     continue
                 is_left_out = name not in self.recipe.stages
-                with part.told():
+                with part.noting():
                     if finished_facts(self.run.of(name)) is None:
                         advice = (
                             "add it to stages" if is_left_out else "run without --from and --only"
@@ -335,7 +335,7 @@ class _Check:
                             f"{self.run.folder}: {name} is not finished, which {stage.name} needs; "
                             f"{advice}"
                         )
-        with part.told():
+        with part.noting():
             part.faults += in_the_way(self.run)
             for stage in [] if part.faults else stages:
                 if read_inputs(self.run.of(stage.name)) is None:
@@ -345,7 +345,7 @@ class _Check:
         """The device is there and runs what the recipe names."""
         part, recipe = self.part("device"), self.recipe
         device = None
-        with part.told():
+        with part.noting():
             device = choose_device(recipe.device)
         if device is None or part.faults:
             return None
@@ -355,7 +355,7 @@ class _Check:
             if backend is None:
                 part.faults.append(f"{op.name} cannot run on {device.type}: {reasons}")
         for stage, group in (("train_cam", "cam_model"), ("train_seg", "seg_model")):
-            with part.told():
+            with part.noting():
                 name = ATTENTIONS[chosen_attention(getattr(recipe, group).attention)]
                 if stage in self.names and name != "auto":
                     backend, reasons = ATTENTION.choice(device.type, name, ATTENTION.usual)
@@ -407,7 +407,7 @@ class _Check:
         self.score = score = self._opened(part, split, "score")
         masks = self._masks(split, score, are_scored=True)
         if "label" in self.names and score is not None:
-            with part.told("label"):
+            with part.noting("label"):
                 require_masks(self.run)
         if masks and self.train is not None and masks.isdisjoint(s.name for s in self.train):
             part.warnings.append("none is a training image, so pseudo labels will not be scored")
@@ -431,7 +431,7 @@ class _Check:
             of_run: its name in `Run`.
         """
         manifest: Manifest | None = None
-        with part.told("data"):
+        with part.noting("data"):
             manifest = getattr(self.run, of_run)
         if manifest is None:
             with suppress(Exception):  # told above
@@ -525,7 +525,7 @@ class _Check:
         if settings.masks == "truth" or "label" in self.names:
             count = len(to_segment(samples, self.recipe))
         else:
-            with part.told():
+            with part.noting():
                 is_soft, known = settings.labels == "soft", self.run.contents
                 labelled = MaskFolder(self.run.of("label"), verify=is_soft, contents=known)
                 count = sum(sample.name in labelled for sample in samples)
@@ -593,7 +593,7 @@ class _Check:
             if not names & self.names or not samples or not self.run.of(stage).is_dir():
                 continue
             part = self.part(f"corrected masks of {stage}")
-            with part.told():
+            with part.noting():
                 known = self.run.contents
                 masks = MaskFolder(
                     self.run.of(stage), verify=True, contents=known, num_labels=count
@@ -612,7 +612,7 @@ class _Check:
         for stage in ("label", "predict"):
             if stage in self.names:
                 part = self.part(stage)
-                with part.told(stage):
+                with part.noting(stage):
                     refiners = choose_refiners(getattr(self.recipe, stage))
                     part.found = "settings fit" if refiners else "settings fit, no refiner"
 
@@ -622,22 +622,22 @@ class _Check:
         count = 20 if self.classes is None else len(self.classes)
         if "train_cam" in names:
             part = self.part("cam_model")
-            with part.told("cam_model"):
+            with part.noting("cam_model"):
                 model = built_cam_model(recipe.cam_model, count)
                 self.cam_model = self._sized(part, model, device, recipe.train_cam)
         elif "label" in names or ("evaluate" in names and "train_cam" in recipe.stages):
-            with self.part("model of train_cam").told():
+            with self.part("model of train_cam").noting():
                 kind = "patches" if recipe.cam_model.kind == "patches" else "cam"
                 checkpoint_of(run.of("train_cam"), kind, self.classes)
         decoder = recipe.seg_model.decoder
         if "train_seg" in names:
             part = self.part("seg_model")
-            with part.told("seg_model"):
+            with part.noting("seg_model"):
                 segmenter = built_segmenter(recipe.seg_model, count + 1)
                 self.segmenter = self._sized(part, segmenter, device, self._train_seg())
                 self._sides(segmenter.patch_size)
         elif "predict" in names:
-            with self.part("model of train_seg").told():
+            with self.part("model of train_seg").noting():
                 description = checkpoint_of(run.of("train_seg"), "segmenter", self.classes)
                 decoder = description["config"]["decoder"]
         if "predict" in names and (recipe.predict.ensemble, decoder) == ("published", "linear"):
@@ -651,12 +651,12 @@ class _Check:
         crops, views = self.recipe.train_seg, self.recipe.predict
         part = self.part("sizes of crops and windows")
         part.found = f"of {patch} pixels at least, a patch"
-        with part.told("train_seg"):
+        with part.noting("train_seg"):
             require_patch({"crop": crops.crop}, patch)
-        with part.told("train_seg.augment"):
+        with part.noting("train_seg.augment"):
             require_patch({"short_side": crops.augment.short_side}, patch)
         if "predict" in self.names:
-            with part.told("predict"):
+            with part.noting("predict"):
                 require_patch({"window": views.window, "short_side": views.short_side}, patch)
 
     def views(self) -> None:
@@ -665,10 +665,10 @@ class _Check:
         part.found = "fit the memory"
         if "train_seg" in self.names:
             augment = self.recipe.train_seg.augment
-            with part.told("train_seg.augment"):
+            with part.noting("train_seg.augment"):
                 require_view_memory({"ratio": int(augment.short_side * augment.ratio[1])})
         if "predict" in self.names:
-            with part.told("predict"):
+            with part.noting("predict"):
                 require_views(self.recipe.predict)
 
     def _sized(
@@ -681,25 +681,25 @@ class _Check:
         """`model`, where it fits the memory and training images are whole patches of it."""
         millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
         part.found = f"{model.config.backbone}, {millions:.1f} million weights"
-        with part.told(part.what):
+        with part.noting(part.what):
             require_whole_patches(model)
         if device is not None:
-            with part.told(part.what):
+            with part.noting(part.what):
                 require_memory(model, device, settings)
             if isinstance(model, PatchModel):
                 self._require_patches(part, model, device)
             elif settings.compile and device.type == "cpu":
                 stage = "train_cam" if isinstance(settings, TrainCamConfig) else "train_seg"
-                with part.told(stage):
+                with part.noting(stage):
                     require_compiler()
         return None if part.faults else model
 
     def _require_patches(self, part: Part, model: PatchModel, device: torch.device) -> None:
         """Photographs have room for a patch, and those that are learned from fit the memory."""
-        with part.told("cam_model.patches"):
+        with part.noting("cam_model.patches"):
             require_patch({"short_side": model.config.patches.short_side}, model.patch_size)
         if self.train:
-            with part.told("train_cam"):
+            with part.noting("train_cam"):
                 settings = self.recipe.train_cam.patches
                 require_patches_memory(model, device, settings, len(self.train))
 
@@ -712,7 +712,7 @@ class _Check:
                 continue
             part = self.part(f"weights of {name}")
             part.found = config.weights
-            with part.told(name):
+            with part.noting(name):
                 if config.weights == "timm":
                     require_hub(config.backbone)
                     if any(other.faults for other in self.parts):

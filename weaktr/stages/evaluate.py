@@ -35,12 +35,12 @@ from weaktr.evaluation.pairs import Evaluation, Pair, evaluate_pairs
 from weaktr.evaluation.report import Conditions, Row, caption, draw_classes, print_rows, row_json
 from weaktr.files import write_json
 from weaktr.inference.threshold import read_choice
+from weaktr.labelling.masks import unusable_in_words
 from weaktr.messages import few
 from weaktr.models import CamModel, Stage1Model
 from weaktr.outputs import read_inputs
 from weaktr.recipes import identity, make
 from weaktr.stages.label import LABEL
-from weaktr.stages.masks import unusable_in_words
 from weaktr.stages.predict import PREDICT
 from weaktr.stages.run import Run, Stage, cam_settings, result_of
 from weaktr.stages.train_cam import TRAIN_CAM

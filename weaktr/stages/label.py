@@ -23,11 +23,11 @@ from weaktr.inference.results import LabelMaps
 from weaktr.inference.soft_labels import Softening
 from weaktr.inference.threshold import CHOICE
 from weaktr.inference.timeline import Timeline
+from weaktr.labelling.masks import MaskMaker, MaskReport, make_masks, problems_of_all
+from weaktr.labelling.store import MaskStore, soft_file
 from weaktr.models import PatchModel
 from weaktr.refine import Refiner, among, choose_refiners, files_of, needs_features
-from weaktr.stages.masks import MaskMaker, MaskReport, make_masks, problems_of_all
 from weaktr.stages.run import Run, Stage, masks_digest
-from weaktr.stages.store import MaskStore, soft_file
 from weaktr.stages.threshold import masks_to_search_on, require_way, threshold_of
 from weaktr.stages.train_cam import TRAIN_CAM
 from weaktr.stages.train_patches import features_of_run
@@ -140,7 +140,7 @@ def label_maker(
 
 
 def emitted(settings: LabelConfig, emit: Collection[str]) -> list[str]:
-    """What is written beside the masks: names of `weaktr.stages.store.EXTRAS`."""
+    """What is written beside the masks: names of `weaktr.labelling.store.EXTRAS`."""
     return [*emit, "soft"] if settings.soft else [*emit]
 
 

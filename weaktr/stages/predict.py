@@ -16,11 +16,11 @@ from weaktr.inference.predictions import Predictor
 from weaktr.inference.probabilities import SegInputs
 from weaktr.inference.results import LabelMaps
 from weaktr.inference.timeline import Timeline
+from weaktr.labelling.masks import MaskMaker, MaskReport, make_masks
+from weaktr.labelling.store import MaskStore
 from weaktr.models import Segmenter
 from weaktr.refine import among, choose_refiners, files_of
-from weaktr.stages.masks import MaskMaker, MaskReport, make_masks
 from weaktr.stages.run import Run, Stage, masks_digest, without_masks
-from weaktr.stages.store import MaskStore
 from weaktr.stages.train_seg import TRAIN_SEG
 
 

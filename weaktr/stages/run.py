@@ -129,7 +129,7 @@ class Stage:
         weights: the file from which a training starts; None = there is none.
         chosen_on: images with true masks by which a setting is chosen; None = none is.
         by_image: whether each image has a result of its own, from its own file and labels
-            (`weaktr.stages.store`), so that those of the other images stay when one changes.
+            (`weaktr.labelling.store`), so that those of the other images stay when one changes.
         refiners: of the masks; files that they read count as those of an image.
         after: stages whose results it starts from.
         optional: whether those that are not in the recipe are left out.

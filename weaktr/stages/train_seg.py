@@ -30,6 +30,8 @@ from weaktr.evaluation.conditions import HELD_OUT, held_out, split_name
 from weaktr.evaluation.iou import scored
 from weaktr.evaluation.models import score_segmenter
 from weaktr.inference.features import FeatureEncoder, FeatureStore, View
+from weaktr.labelling.masks import is_of, unusable_in_words
+from weaktr.labelling.store import soft_file
 from weaktr.messages import counted, few
 from weaktr.models import Segmenter
 from weaktr.models.pretrained import load_backbone
@@ -38,9 +40,7 @@ from weaktr.ops import collision_cross_entropy, soft_cross_entropy
 from weaktr.progress import track
 from weaktr.stages.carried import save_model
 from weaktr.stages.label import LABEL
-from weaktr.stages.masks import is_of, unusable_in_words
 from weaktr.stages.run import MODEL, Run, Stage, at_most_lr, model_digest, to_segment
-from weaktr.stages.store import soft_file
 from weaktr.training.compiling import compiled
 from weaktr.training.decoder_start import start_decoder
 from weaktr.training.loader import EpochLoader

@@ -519,7 +519,7 @@ class TrainingLoop(Generic[M]):
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_grad)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.memory.tell()
+        self.memory.log_once()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update_parameters(self.model)

@@ -46,7 +46,7 @@ class StepMemory:
             yield
         self._kept = sum(sizes.values())
 
-    def tell(self) -> None:
+    def log_once(self) -> None:
         """Log the line, after the first step."""
         if self._is_told or self._kept is None:
             return

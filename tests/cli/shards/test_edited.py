@@ -40,7 +40,7 @@ def test_a_start_over_whole_shards_opens_no_table(home, monkeypatch):
     def opened(*_):
         raise OSError("opened")
 
-    monkeypatch.setattr("weaktr.stages.shard.read_table", opened)
+    monkeypatch.setattr("weaktr.labelling.shard.read_table", opened)
     computed = work.noted_names(monkeypatch)
     assert label(home, *options) == 0
     assert computed == []

@@ -27,9 +27,9 @@ from tests.shards.work import (
 from weaktr import data
 from weaktr.cli import WRONG_INPUT
 from weaktr.data.masks import MaskFolder, write_mask
+from weaktr.jobs import shards as sharded
 from weaktr.shards.inputs import TarShards
 from weaktr.shards.records import read_results
-from weaktr.stages import sharded
 
 
 def test_a_threshold_that_is_chosen_is_chosen_once_for_all_processes(home, monkeypatch):

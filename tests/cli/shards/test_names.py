@@ -31,8 +31,8 @@ from weaktr.cli.label import add_arguments
 from weaktr.cli.sharded import is_sharded
 from weaktr.data import VOC
 from weaktr.data.masks import MaskFolder, read_changed_mask, write_mask
+from weaktr.jobs.masked import masked_in
 from weaktr.models import checkpoints
-from weaktr.stages.masked import masked_in
 
 NAMES = [
     "a b.png", "a.b.png", "nested/deeper/x.png", "nested/y.png", "ä.png", "'$(x)`.png",

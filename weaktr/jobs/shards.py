@@ -24,6 +24,20 @@ from weaktr.inference.labels import uses_features
 from weaktr.inference.patch_cams import cams_of
 from weaktr.inference.predictions import Predictor
 from weaktr.inference.threshold import CHOICE, choose_by_features, read_choice, write_choice
+from weaktr.jobs.folder import (
+    Loaded,
+    Task,
+    beside_masks,
+    load_model,
+    manifest_of,
+    photographs,
+    require_settings,
+)
+from weaktr.labelling.shard import MaxBad, ShardMaker
+from weaktr.labelling.shard_report import ShardsReport
+from weaktr.labelling.store import EXTRAS
+from weaktr.labelling.whose import require_same_work
+from weaktr.labelling.worker import make_shards
 from weaktr.models import Segmenter
 from weaktr.outputs import begin_shared, fingerprint, read_inputs, require_apart
 from weaktr.recipes import identity
@@ -40,23 +54,9 @@ from weaktr.shards.inputs import (
 )
 from weaktr.shards.output import MASKS, Form, Layout
 from weaktr.shards.ranks import Rank
-from weaktr.stages.folders import (
-    Loaded,
-    Task,
-    beside_masks,
-    load_model,
-    manifest_of,
-    photographs,
-    require_settings,
-)
 from weaktr.stages.label import emitted, label_maker
 from weaktr.stages.predict import prediction_maker
-from weaktr.stages.shard import MaxBad, ShardMaker
-from weaktr.stages.shard_report import ShardsReport
-from weaktr.stages.shards import make_shards
-from weaktr.stages.store import EXTRAS
 from weaktr.stages.threshold import require_way
-from weaktr.stages.whose import require_same_work
 
 log = logging.getLogger("weaktr")
 

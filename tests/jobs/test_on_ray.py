@@ -8,11 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from weaktr.jobs import on_ray
+from weaktr.jobs.folder import Task
+from weaktr.jobs.shards import ShardTask
+from weaktr.labelling.shard_report import ELSEWHERE, MADE, ShardsReport
 from weaktr.progress import Meter
-from weaktr.stages import on_ray
-from weaktr.stages.folders import Task
-from weaktr.stages.shard_report import ELSEWHERE, MADE, ShardsReport
-from weaktr.stages.sharded import ShardTask
 
 
 class Remote:

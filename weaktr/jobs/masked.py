@@ -22,11 +22,11 @@ from weaktr.data.listing import paths_but_results
 from weaktr.data.manifest import Exif, require_exif
 from weaktr.data.masks import MaskEntry, MaskFolder
 from weaktr.data.parallel import ordered_map
+from weaktr.labelling.masks import is_of
 from weaktr.outputs import INPUTS, RECIPE, read_inputs
 from weaktr.recipes import load_recipe
 from weaktr.shards.fetch import is_address
 from weaktr.shards.inputs import TarShards
-from weaktr.stages.masks import is_of
 from weaktr.stages.run import MODEL, Run
 
 log = logging.getLogger("weaktr")

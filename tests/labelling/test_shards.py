@@ -14,10 +14,10 @@ import pytest
 
 from tests.shards import killed, work
 from tests.shards.work import BESIDE, files_in, label
+from weaktr.jobs.folder import Task
+from weaktr.jobs.shards import ShardTask, ready_job
+from weaktr.labelling.worker import make_shards
 from weaktr.shards.output import FileLock
-from weaktr.stages.folders import Task
-from weaktr.stages.sharded import ShardTask, ready_job
-from weaktr.stages.shards import make_shards
 
 ROOT = Path(__file__).parents[2]
 #: Photographs, of which three shards have 6, 2 and 4.

@@ -27,10 +27,10 @@ from weaktr.inference.pipeline import (
 )
 from weaktr.inference.results import LabelMaps
 from weaktr.inference.timeline import GPU, TRACE_MARK, Timeline
+from weaktr.labelling.store import MaskStore
 from weaktr.messages import counted, few
 from weaktr.progress import Meter
 from weaktr.refine import Refiner, notes_of
-from weaktr.stages.store import MaskStore
 
 log = logging.getLogger("weaktr")
 

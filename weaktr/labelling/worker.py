@@ -10,13 +10,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from weaktr.labelling.shard import ShardMaker, make_shard
+from weaktr.labelling.shard_report import ELSEWHERE, MADE, WHOLE, Progress, ShardsReport
 from weaktr.messages import counted
 from weaktr.refine import notes_of
 from weaktr.shards.fetch import one_ahead
 from weaktr.shards.inputs import ShardInput, Shards
 from weaktr.shards.output import alone_at, clear_whole, read_record
-from weaktr.stages.shard import ShardMaker, make_shard
-from weaktr.stages.shard_report import ELSEWHERE, MADE, WHOLE, Progress, ShardsReport
 
 log = logging.getLogger("weaktr")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from weaktr.data import unlabelled
-from weaktr.stages.whose import are_others
+from weaktr.labelling.whose import are_others
 
 
 @pytest.fixture

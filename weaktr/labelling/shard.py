@@ -28,6 +28,15 @@ from weaktr.files import write_bytes
 from weaktr.inference.pipeline import Parts, PipelineError, Read, limits_for, run_pipeline
 from weaktr.inference.results import LabelMaps
 from weaktr.inference.timeline import Timeline
+from weaktr.labelling.masks import MaskMaker, busy_in_words
+from weaktr.labelling.shard_report import Progress
+from weaktr.labelling.store import (
+    EDITED_BEFORE,
+    EDITED_UNREAD,
+    extra_bytes,
+    facts_of,
+    read_with_inputs,
+)
 from weaktr.refine import Refiner, files_of, paths_of
 from weaktr.shards.inputs import ShardInput, Shards, status_or_empty
 from weaktr.shards.output import (
@@ -43,15 +52,6 @@ from weaktr.shards.output import (
     whole_record,
 )
 from weaktr.shards.rows import Row, read_table
-from weaktr.stages.masks import MaskMaker, busy_in_words
-from weaktr.stages.shard_report import Progress
-from weaktr.stages.store import (
-    EDITED_BEFORE,
-    EDITED_UNREAD,
-    extra_bytes,
-    facts_of,
-    read_with_inputs,
-)
 
 log = logging.getLogger("weaktr")
 

@@ -11,8 +11,8 @@ import pytest
 from weaktr.contents import Contents
 from weaktr.data import Sample
 from weaktr.data.masks import LEAST_SHARE, RefinedMasks
+from weaktr.labelling.masks import MaskReport
 from weaktr.report.photographs import LEAST_AREA, Photo
-from weaktr.stages.masks import MaskReport
 
 SIDE = 100
 LEAST = round(LEAST_SHARE * SIDE * SIDE)

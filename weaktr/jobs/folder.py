@@ -29,6 +29,8 @@ from weaktr.inference.labels import uses_features
 from weaktr.inference.patch_cams import WITHOUT_EFFECT, cams_of
 from weaktr.inference.probabilities import for_ensemble
 from weaktr.inference.stored_cams import StoredCams
+from weaktr.labelling.masks import MaskReport
+from weaktr.labelling.whose import require_same_work
 from weaktr.messages import counted, few, listed
 from weaktr.models import PatchModel, Segmenter, Stage1Model, checkpoints
 from weaktr.models.precision import choose_device
@@ -39,10 +41,8 @@ from weaktr.stages.carried import Carried, carried, carried_of_cams, of_other_st
 from weaktr.stages.check_models import require_views
 from weaktr.stages.init import labels_since
 from weaktr.stages.label import AFTER_CAMS, label, require_features
-from weaktr.stages.masks import MaskReport
 from weaktr.stages.predict import predict
 from weaktr.stages.threshold import require_way
-from weaktr.stages.whose import require_same_work
 
 log = logging.getLogger("weaktr")
 
@@ -125,7 +125,7 @@ class Task:
         exif: see `Sample`; it comes before what a manifest says of its photographs, which "ignore"
             must not contradict. None = as a manifest says, else as `carried_exif` does.
         device: a name for `choose_device`.
-        profile: see `weaktr.stages.masks.make_masks`.
+        profile: see `weaktr.labelling.masks.make_masks`.
         teacher: a folder of masks for the refiner "teacher", which then comes last.
         dataset: what `images` is the root of, one of `DATASETS`; None = a folder of photographs,
             or a manifest (.json).

@@ -134,7 +134,7 @@ class MaskStore:
         for sample in old:
             if sample.name in changed:
                 self._forget(sample.name)
-        self._tell(changed, [n for s in old if is_edited(n := s.name) and n not in behind])
+        self._log_changes(changed, [n for s in old if is_edited(n := s.name) and n not in behind])
         done = {sample.name for sample in old} - changed - set(unread)
         for sample in samples:
             if sample.name in behind:
@@ -142,7 +142,7 @@ class MaskStore:
             elif sample.name not in done:
                 yield sample
 
-    def _tell(self, changed: Collection[str], edited: Sequence[str]) -> None:
+    def _log_changes(self, changed: Collection[str], edited: Sequence[str]) -> None:
         """Say which images are done again, and which masks stay as somebody has changed them."""
         if changed:
             log.info(

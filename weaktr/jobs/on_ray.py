@@ -19,12 +19,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from weaktr.jobs.shards import ShardJob, ShardTask, ready_job
+from weaktr.labelling.shard_report import ELSEWHERE, WHOLE, ShardsReport
+from weaktr.labelling.worker import make_shards
 from weaktr.progress import Meter, set_up_logging
 from weaktr.shards.inputs import absolute
 from weaktr.shards.output import clear_whole
-from weaktr.stages.shard_report import ELSEWHERE, WHOLE, ShardsReport
-from weaktr.stages.sharded import ShardJob, ShardTask, ready_job
-from weaktr.stages.shards import make_shards
 
 log = logging.getLogger("weaktr")
 
@@ -68,12 +68,12 @@ def run_on_ray(task: ShardTask, workers: int | None = None) -> tuple[ShardsRepor
     """Make the masks of all shards.
 
     Args:
-        task: see `weaktr.stages.sharded`.
+        task: see `weaktr.jobs.shards`.
         workers: how many actors; None = one for each GPU, or each CPU where there are none.
 
     Raises:
         ValueError: something does not fit; or Ray is not installed.
-        PipelineError: see `weaktr.stages.shards.make_shards`.
+        PipelineError: see `weaktr.labelling.worker.make_shards`.
     """
     task = with_absolute_paths(task)
     if task.task.device.startswith("cuda:"):  # Ray shows each worker its own GPU alone
