@@ -144,12 +144,13 @@ def as_tree(settings: Any) -> dict[str, Any]:
     return tree
 
 
-def identity(settings: Any) -> Any:
+def identity(settings: Any, *, is_former: bool = False) -> Any:
     """The plain values of settings that results depend on, for fingerprints.
 
     Settings that came later (`weaktr.config.later`) are left out where they say what older versions
     did, and those without effect (`weaktr.config.without_effect`) have their default, at any depth.
-    Values that older versions called otherwise (`weaktr.config.renamed`) have their former name.
+    A value that other versions called otherwise (`weaktr.config.renamed`) has its former name with
+    `is_former`; else its own, with a mark where that once stood for another value.
     """
     if not dataclasses.is_dataclass(settings):
         return settings
@@ -162,9 +163,11 @@ def identity(settings: Any) -> Any:
         elif is_free:
             tree[field.name] = value
         elif dataclasses.is_dataclass(value):
-            tree[field.name] = identity(value)
+            tree[field.name] = identity(value, is_former=is_former)
         elif "former_names" in field.metadata:
-            tree[field.name] = field.metadata["former_names"].get(value, value)
+            names = field.metadata["former_names"]
+            own = f"now {value}" if value in names.values() else value
+            tree[field.name] = names.get(value, value) if is_former else own
     return tree
 
 
