@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from weaktr.config import (
+    Amp,
     LabelConfig,
     PredictConfig,
     Recipe,
@@ -401,7 +402,7 @@ def test_settings_made_in_python_become_plain():
         LabelConfig(threshold=np.float32("nan"))
 
 
-#: `identity` of the shipped recipes: finished runs of theirs stay finished.
+#: `identity` of the shipped recipes in older versions: runs of theirs that are finished stay so.
 IDENTITIES = {
     "coco128_dinov2_s": "95cd2ada254ebe2f7697d07a4b5b0d9e",
     "coco14_cam_deit_s": "b63fa9a8137a0b6397e2b26b3558ef72",
@@ -425,7 +426,7 @@ IDENTITIES = {
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_shipped_recipes_keep_their_identity(name):
-    assert fingerprint(identity(load_recipe(name))) == IDENTITIES[name]
+    assert fingerprint(identity(load_recipe(name), is_former=True)) == IDENTITIES[name]
 
 
 def test_parts_can_be_made_alone():
@@ -449,22 +450,32 @@ def test_later_settings_at_their_default_leave_the_identity_as_it_was():
     assert identity(changed) == {"group": {"old": 1, "new": 4}, "own": 5}
 
 
-def test_renamed_values_have_their_former_names_in_the_identity():
+def test_renamed_values_have_their_former_names_where_older_versions_are_asked():
     @dataclass(frozen=True)
     class Settings:
         own: str = renamed("new", new="old")
 
-    assert identity(Settings()) == {"own": "old"}
-    assert identity(Settings("other")) == {"own": "other"}
+    @dataclass(frozen=True)
+    class Above:
+        group: Settings = Settings()
+
+    def names(value):
+        above = Above(Settings(value))
+        return [identity(above, is_former=one)["group"]["own"] for one in (False, True)]
+
+    assert names("new") == ["new", "old"]
+    assert names("old") == ["now old", "old"]
+    assert names("other") == ["other", "other"]
 
 
-def test_what_older_versions_trained_by_default_stays_finished():
+@pytest.mark.parametrize("settings", [TrainCamConfig, TrainSegConfig])
+def test_each_precision_trains_a_model_of_its_own(settings):
     """`amp` was "auto" in stage 1, which meant fp16 on CUDA, and "none" in stage 2."""
-    for amp in ("auto", "fp16_on_cuda"):
-        assert identity(TrainCamConfig(amp=amp))["amp"] == "auto"
-    for amp in ("auto", "none"):
-        assert identity(TrainSegConfig(amp=amp))["amp"] == "none"
-    assert identity(TrainCamConfig(amp="bf16"))["amp"] == "bf16"
+    names = get_args(Amp)
+    assert len({identity(settings(amp=amp))["amp"] for amp in names}) == len(names)
+    former = {amp: identity(settings(amp=amp), is_former=True)["amp"] for amp in names}
+    renamed = {"fp16_on_cuda": "auto"} if settings is TrainCamConfig else {"auto": "none"}
+    assert former == {amp: amp for amp in names} | renamed
 
 
 @pytest.mark.parametrize("name", [name for name in recipe_names() if "deit" in name])

@@ -12,6 +12,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from weaktr.cli import train_main
 from weaktr.config import BackboneConfig, Recipe
 from weaktr.models import CamModel, Segmenter, checkpoints
 from weaktr.models.pretrained import load_backbone, read_state
-from weaktr.recipes import RECIPES, load_recipe, recipe_names
+from weaktr.recipes import RECIPES, load_recipe, recipe_names, with_settings
 
 CAM = {data: f"{data}_cam_deit_s" for data in ("voc12", "coco14")}
 #: The recipes of both stages -> the file that stage 2 starts from.
@@ -164,6 +165,14 @@ def test_options_stay_where_the_source_is_only_left_out(tmp_path):
     assert (data.options, data.val_options) == ({"exif": "apply"}, {})
 
 
+def test_a_recipe_may_have_the_name_of_its_base(tmp_path):
+    (tmp_path / "demo.yaml").write_text("base: demo\nseed: 7\n")
+    (tmp_path / "mine.yaml").write_text("base: demo\n")
+    for name in ("demo", "mine"):  # beside mine is a demo of one's own
+        recipe = load_recipe(tmp_path / f"{name}.yaml")
+        assert recipe == replace(load_recipe("demo"), seed=7, name=name)
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
@@ -191,6 +200,22 @@ def test_a_wrong_base_is_named(tmp_path, text, complaint):
 def test_model_weights_are_for_the_backbone_of_the_recipe(name, cam, seg):
     recipe = load_recipe(name, ["model.weights=FILE"])
     assert (recipe.cam_model.weights, recipe.seg_model.weights) == (cam, seg)
+
+
+@pytest.mark.parametrize(
+    ("settings", "cam", "seg"),
+    [
+        (["seg_model.backbone=deit_base_patch16_224"], "timm", "x"),
+        (["cam_model.weights=y"], "y", "x"),
+        (["seg_model.weights=null"], "x", None),
+        (["stages=[train_cam, label]", "cam_model.backbone=deit_base_patch16_224"], "x", "timm"),
+    ],
+)
+def test_model_weights_may_stand_anywhere_among_settings(settings, cam, seg):
+    short = ["model.weights=x"]
+    for own in (settings + short, short + settings):
+        for recipe in (load_recipe("voc12_deit_s", own), with_settings(Recipe(), own)):
+            assert (recipe.cam_model.weights, recipe.seg_model.weights) == (cam, seg)
 
 
 def test_weights_that_cannot_be_downloaded(monkeypatch):

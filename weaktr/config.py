@@ -147,13 +147,13 @@ def later(default: Any, **former: Any) -> Any:
 def renamed(default: Any, **former: str) -> Any:
     """A setting whose values, or whose default, are not what they were in older versions.
 
-    In a stage's fingerprint (`weaktr.recipes.identity`) such a value stands under the name that
-    older versions had for what it takes the place of, so that stages which they finished do not
-    run again. Values with one name there are taken for each other.
+    A stage that an older version finished has such a value in its fingerprint under the name of
+    what it takes the place of; with that (`weaktr.recipes.identity` with `is_former`) it is not run
+    again.
 
     Args:
         default: of the setting.
-        former: ``VALUE="its name in fingerprints"``.
+        former: ``VALUE="its name in fingerprints of older versions"``.
     """
     return field(default=default, metadata={"former_names": former})
 

@@ -72,7 +72,8 @@ def load_recipe(name: str | Path, settings: Iterable[str] = ()) -> Recipe:
         name: a recipe's name or YAML file.
         settings: such as ``"train_cam.epochs=5"``; values are YAML. ``model.weights=FILE`` gives
             weights to the backbone of stage 2, and to that of stage 1 if it is the same; in a
-            recipe without stage 2, to that of stage 1.
+            recipe without stage 2, to that of stage 1. Wherever it stands, backbones are those of
+            all settings, and weights of one model (``cam_model.weights=FILE``) go before it.
 
     Raises:
         ValueError: no such recipe, not YAML, an unknown key, or values of the wrong type.
@@ -80,13 +81,7 @@ def load_recipe(name: str | Path, settings: Iterable[str] = ()) -> Recipe:
     path = find_recipe(name)
     tree = _read_tree(path)
     tree.setdefault("name", path.stem)
-    for setting in settings:
-        if setting.partition("=")[0].strip() == MODEL_WEIGHTS:
-            for model in _models_of_the_backbone(make(Recipe, tree, origin=str(path))):
-                apply_setting(tree, setting.replace("model", model, 1))
-        else:
-            apply_setting(tree, setting)
-    return make(Recipe, tree, origin=str(path))
+    return _made_with(Recipe, tree, settings, str(path))
 
 
 def make(kind: type[T], tree: Mapping[str, Any], origin: str = "") -> T:
@@ -132,10 +127,24 @@ def with_settings(config: T, settings: Iterable[str]) -> T:
     Raises:
         ValueError: not ``key=value``, an unknown key, or a value of the wrong type.
     """
-    tree = as_tree(config)
+    return _made_with(type(config), as_tree(config), settings, "--set")
+
+
+def _made_with(kind: type[T], tree: dict[str, Any], settings: Iterable[str], origin: str) -> T:
+    """`make` of a tree that ``key=value`` settings change first; `MODEL_WEIGHTS` is the last."""
+    named, of_models = set(), []
     for setting in settings:
-        apply_setting(tree, setting)
-    return make(type(config), tree, origin="--set")
+        key = setting.partition("=")[0].strip()
+        if kind is Recipe and key == MODEL_WEIGHTS:
+            of_models.append(setting)
+        else:
+            apply_setting(tree, setting)
+            named.add(key)
+    if of_models:
+        for model in _models_of_the_backbone(make(Recipe, tree, origin=origin)):
+            if f"{model}.weights" not in named:
+                apply_setting(tree, of_models[-1].replace("model", model, 1))
+    return make(kind, tree, origin=origin)
 
 
 def as_tree(settings: Any) -> dict[str, Any]:
@@ -144,12 +153,13 @@ def as_tree(settings: Any) -> dict[str, Any]:
     return tree
 
 
-def identity(settings: Any) -> Any:
+def identity(settings: Any, *, is_former: bool = False) -> Any:
     """The plain values of settings that results depend on, for fingerprints.
 
     Settings that came later (`weaktr.config.later`) are left out where they say what older versions
     did, and those without effect (`weaktr.config.without_effect`) have their default, at any depth.
-    Values that older versions called otherwise (`weaktr.config.renamed`) have their former name.
+    A value that other versions called otherwise (`weaktr.config.renamed`) has its former name with
+    `is_former`; else its own, with a mark where that once stood for another value.
     """
     if not dataclasses.is_dataclass(settings):
         return settings
@@ -162,9 +172,11 @@ def identity(settings: Any) -> Any:
         elif is_free:
             tree[field.name] = value
         elif dataclasses.is_dataclass(value):
-            tree[field.name] = identity(value)
+            tree[field.name] = identity(value, is_former=is_former)
         elif "former_names" in field.metadata:
-            tree[field.name] = field.metadata["former_names"].get(value, value)
+            names = field.metadata["former_names"]
+            own = f"now {value}" if value in names.values() else value
+            tree[field.name] = names.get(value, value) if is_former else own
     return tree
 
 
@@ -211,7 +223,9 @@ def _read_tree(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     under: dict[str, Any] = {}
     family = (*above, path.resolve())
     for base in bases:
-        beside = path.parent / f"{base}.yaml"
+        beside, own = path.parent / f"{base}.yaml", RECIPES / f"{base}.yaml"
+        if beside.resolve() == path.resolve() and own.is_file():  # which it is named after
+            beside = own
         file = beside if beside.is_file() else find_recipe(base)
         if file.resolve() in family:
             raise ValueError(f"{path}: base: {base!r} is itself based on {path.stem}")

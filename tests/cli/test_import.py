@@ -22,6 +22,7 @@ from weaktr.models.released.import_checkpoint import Choices, import_checkpoint,
 from weaktr.models.released.state_dicts import CLIP, IMAGENET, NORMALIZATIONS
 from weaktr.models.released.torch_file import read_torch_file
 from weaktr.models.released.variant import read_variant
+from weaktr.models.vit import ViT
 from weaktr.progress import console
 
 QUICK = ["short_side=64", "window=64", "stride=64", "ratios=[1.0]", "flip=false"]
@@ -133,6 +134,7 @@ def test_every_released_model_is_recognised(scratch, name, monkeypatch):
     assert imported.classes == (COCO90 if "coco" in name else VOC)
     expected = CLIP if "eva02" in name else NORMALIZATIONS[given] if given else IMAGENET
     assert imported.model.normalization == expected
+    assert ViT(config).normalization == expected, "a training from it, which takes the backbone's"
 
 
 @pytest.mark.parametrize("name", ["D_d1_deit_mask", "D_d5_dinov2_mask", "D_d6_eva02_mask"])

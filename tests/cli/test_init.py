@@ -19,6 +19,7 @@ from weaktr.recipes import load_recipe
 from weaktr.seals import BLANK, is_sealed, sealed
 from weaktr.stages.pipeline import check_recipe
 from weaktr.stages.run import Run, load_split
+from weaktr.stages.start import labels_since
 
 CLASSES = ("cat", "dog", "bird")
 #: For recipes whose backbone is DINOv2-S: one that needs no weights.
@@ -377,6 +378,18 @@ def test_labels_that_were_corrected_after_init_are_told(root, trained, caplog):
         file.write("\n")
     assert cli.train_main(trained) == 0
     assert not [line for line in caplog.messages if "is not what" in line]
+
+
+def test_labels_that_cannot_be_read_after_init_are_told(root):
+    initialised(root)
+    assert labels_since(root) is None
+    (root / "labels.csv").write_text("image,labels\nnowhere.jpg\n", "utf-8")
+    told = labels_since(root)
+    start = f"{root}: labels may have changed since train.csv and val.csv were made of labels.csv: "
+    assert told.startswith(start) and "\n" not in told
+    assert "labels.csv" in told.removeprefix(start)
+    (root / "labels.csv").unlink()
+    assert labels_since(root) is None
 
 
 def test_a_recipe_of_the_users_stays_and_says_how_to_go_on(root):

@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 from torchvision import tv_tensors
 
+from tests.tolerances import assert_close
+from weaktr.config import PredictConfig
 from weaktr.data.classes import IGNORE
 from weaktr.data.transforms import (
     IMAGENET,
@@ -22,6 +24,7 @@ from weaktr.data.transforms import (
     cam_train_transform,
     seg_train_transform,
 )
+from weaktr.inference.windows import on_device, pixels_of, views
 
 PLAIN = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
@@ -264,6 +267,20 @@ def test_seg_train(height: int, width: int, crop: int | tuple[int, int]) -> None
         assert image.shape[-2:] == mask.shape == ((crop, crop) if isinstance(crop, int) else crop)
         assert set(mask.unique().tolist()) <= {1, 2, IGNORE}
         assert image[:, mask == IGNORE].eq(0).all()  # padding is 0 after normalisation
+
+
+def test_seg_train_normalises_as_published_and_as_predictions_do() -> None:
+    """Means and deviations of 0..255, to two decimals: of green 116.28 and 57.12."""
+    image = noise(40, 40)
+    transform = seg_train_transform(
+        40, short_side=40, ratio=(1, 1), flip=0, photometric=False, cat_max_ratio=1.0
+    )
+    trained, _ = transform(image, halves(40, 40))
+    assert_close(trained[1], (image[1].float() - 116.28) / 57.12, "float32")
+    settings = PredictConfig(short_side=40, ratios=(1.0,), flip=False, window=40, stride=40)
+    (view,) = views([image.permute(1, 2, 0).contiguous()], settings)
+    predicted = pixels_of(view, on_device(IMAGENET, torch.device("cpu")))
+    assert_close(trained, predicted, "float32")
 
 
 def test_seg_train_keeps_image_and_mask_together() -> None:

@@ -173,6 +173,22 @@ def test_an_image_smaller_than_a_patch_is_enlarged_to_one(size, tiny_model):
     assert torch.isfinite(cams).all()
 
 
+def test_a_map_that_is_the_same_everywhere_shows_no_class():
+    """Such as that of a single patch, which differs in the last bits where it is enlarged."""
+    torch.manual_seed(0)
+    model = small.tiny_cam_model()
+    model.head.weight.data.mul_(100)
+    pixels = np.random.default_rng(0).integers(0, 256, (13, 17, 3), np.uint8)
+    (cams,) = cams_of(model, [pixels], [(0, 1)], LabelConfig())
+    assert not cams.any()
+    flat = torch.full((5, 7), 731.3)
+    flat[::2, 1::3] += flat[0, 0] * 2**-23
+    slope = torch.linspace(1, 1.0001, 35).reshape(5, 7)
+    found = stage._normalise(torch.stack([flat, slope, torch.zeros(5, 7)]))
+    assert not found[0].any() and not found[2].any()
+    assert torch.equal(found[1], (slope - slope.min()) / (slope.max() - slope.min() + 1e-8))
+
+
 @pytest.mark.parametrize("settings", [
     {"scales": (1.0, 0.5), "flip": True, "attention_type": "fused"},
     {"scales": (0.5, 1.0, 1.5), "flip": False, "attention_type": "coarse", "refine": False},

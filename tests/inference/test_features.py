@@ -263,11 +263,38 @@ def test_unreadable_photographs_are_left_out_by_name(tmp_path, caplog):
         store.get(missing)
 
 
+def test_what_float16_does_not_hold_is_float32(tmp_path):
+    """A pass in float16 overflows for photographs of noise, not for one of mean grey."""
+    noise, grey = photographs(tmp_path, [(32, 32)] * 2)
+    Image.new("RGB", (32, 32), (127, 128, 127)).save(grey.image)
+    encoder = encoder_of(amp="fp16", layers=(0,))
+    encoder.weights.patch_embed.proj.weight.data.mul_(1e6)
+    inputs = [encoder.read(sample, VIEW) for sample in (noise, grey)]
+    found = encoder.features(inputs)
+    dtypes = [
+        {part.dtype for part in (features.token, features.patches, *features.layers)}
+        for features in found
+    ]
+    assert dtypes == [{torch.float32}, {torch.float16}]
+    pixels = inputs[0].pixels.permute(2, 0, 1)[None]
+    exact = encoder.weights((pixels / 255 - 0.5) / 0.5)[0, 1:]
+    assert_close(found[0].patches.flatten(0, 1), exact, "float32")
+    store = FeatureStore(encoder, ArrayCache(tmp_path / "cache", memory_mb=0), VIEW)
+    for _ in range(2):  # computed, and from its file
+        for sample, features in zip((noise, grey), found, strict=True):
+            again = store.get(sample)
+            assert torch.equal(again.patches, features.patches)
+            assert torch.equal(again.layers[0], features.layers[0])
+
+
 def test_features_that_are_not_finite_are_not_kept(tmp_path):
     sample, *_ = photographs(tmp_path)
     encoder = encoder_of()
-    encoder.weights.norm.weight.data.fill_(1e30)
-    with pytest.raises(DataError, match="patches are no finite numbers in float16; try amp none"):
+    encoder.weights.norm.weight.data.fill_(1e30)  # float16 has no such numbers
+    features = FeatureStore(encoder, ArrayCache(), VIEW).get(sample)
+    assert features.patches.abs().max() > 1e29
+    encoder.weights.norm.weight.data.fill_(torch.inf)
+    with pytest.raises(DataError, match="patches are NaN or infinite, in float32 too"):
         FeatureStore(encoder, ArrayCache(), VIEW).get(sample)
 
 

@@ -52,6 +52,22 @@ def test_windows_leave_no_pixel_out(length, window, stride):
     assert covered == set(range(length))
 
 
+@pytest.mark.parametrize(
+    ("size", "enlarged"),
+    [
+        ((260, 533), (480, 983)),
+        ((533, 260), (983, 480)),
+        ((97, 97), (480, 480)),
+        ((375, 500), (480, 640)),
+        ((480, 533), (480, 533)),
+    ],
+)
+def test_small_images_are_enlarged_as_published(size, enlarged):
+    settings = settings_of(window=480, stride=320, flip=False)
+    (view,) = views([torch.empty(*size, 3, dtype=torch.uint8)], settings)
+    assert view.size == enlarged
+
+
 def test_merging_is_upsampling_averaging_and_resizing():
     """`merge` against the steps that it joins, on a window that cuts its last patches."""
     patch, window, size = 8, 20, (33, 47)

@@ -136,7 +136,7 @@ CHANGES = {
     "infinite": ({"normalization": {"mean": [0, 0, 0], "std": [1, 1, float("inf")]}}, "std"),
     "two means": ({"normalization": {"mean": [0, 0], "std": [1, 1, 1]}}, "mean: expected three"),
     "text mean": ({"normalization": {"mean": "000", "std": [1, 1, 1]}}, "mean: expected three"),
-    "no norm": ({"normalization": None}, "lacks config or normalization"),
+    "no norm": ({"normalization": None}, "lacks normalization"),
     "format": ({"format": "other"}, "expected a description of weaktr-checkpoint"),
     "model": ({"model": "os.system"}, "with model cam, patches, segmenter, got"),
     "unhashable": ({"model": ["cam"]}, "with model cam, patches, segmenter, got"),
@@ -354,6 +354,25 @@ def test_stage_2_starts_from_a_stage_1_checkpoint(tmp_path):
     torch.testing.assert_close(ours["blocks.1.mlp.fc1.weight"], theirs["blocks.1.mlp.fc1.weight"])
     torch.testing.assert_close(ours["cls_token"], theirs["cls_token"].mean(1, keepdim=True))
     assert ours["pos_embed"].shape == (1, 49, 48)
+
+
+def test_weights_of_images_that_were_normalised_otherwise_are_refused(tmp_path):
+    """DeiT and AugReg have the same shapes, by which nothing would tell."""
+    sizes = {"image_size": 64, "backbone_args": TINY}
+    imagenet = r"mean / std 0\.485, 0\.456, 0\.406 / 0\.229, 0\.224, 0\.225"
+    told = rf"takes images normalised by {imagenet}, and vit_small_patch16_224 by 0\.5, .* deit_\*"
+    own = small.cam_model("deit_small_patch16_224", 3, reduction=2.0, **sizes)
+    ours = checkpoints.save(own, tmp_path / "ours")
+    published = tmp_path / "published.pth"
+    fusion = {"adaptive_attention_fusion.attn_head_ffn.0.weight": torch.zeros(2, 2)}
+    torch.save({"model": own.vit.state_dict() | fusion}, published)
+    for weights in (ours, published):
+        small.segmenter("deit_small_patch16_224", 4, weights=weights, **sizes)
+        with pytest.raises(ValueError, match=told):
+            small.segmenter("vit_small_patch16_224", 4, weights=weights, **sizes)
+    own.vit.normalization = ((0.5,) * 3,) * 2  # as an imported AugReg model's
+    of_augreg = checkpoints.save(own, tmp_path / "augreg")
+    small.segmenter("vit_small_patch16_224", 4, weights=of_augreg, **sizes)
 
 
 def test_class_tokens_with_positions_are_averaged_too(tmp_path):

@@ -10,7 +10,16 @@ from PIL import Image
 from weaktr.config import LabelConfig
 from weaktr.data import DataError
 from weaktr.data.masks import write_mask
-from weaktr.refine import Maps, among, choose_refiners, files_of, notes_of, paths_of, refine
+from weaktr.refine import (
+    Maps,
+    among,
+    choose_refiners,
+    files_of,
+    notes_of,
+    paths_of,
+    refine,
+    teacher,
+)
 from weaktr.refine.teacher import agreements, teacher_refiner
 
 
@@ -143,6 +152,38 @@ def test_the_worst_are_named_first(tmp_path):
     (note,) = notes_of([refiner])
     start = "teacher: 1 of 2 regions taken, mean agreement 0.62 (lowest: a 0.25, a 1.00)"
     assert note.startswith(start)
+
+
+def test_few_agreements_wait_to_be_counted(tmp_path, monkeypatch):
+    """However many photographs there are; those of a batch that comes again count once."""
+    monkeypatch.setattr(teacher, "WAITING", 4)
+    rng = np.random.default_rng(0)
+    names = [f"{number:02}" for number in range(20)]
+    for name in names:
+        write_mask(tmp_path / f"{name}.png", rng.choice([0, 3, 5, 7], (4, 6)).astype(np.uint8))
+    refiner = teacher_refiner({"folder": str(tmp_path), "least_agreement": 0.5}, LabelConfig())
+    found, waiting = [], []
+    for pair in zip(names[::2], names[1::2], strict=True):
+        batch = [
+            Maps(torch.from_numpy(rng.integers(3, size=(4, 6), dtype=np.uint8)), 3, name=name,
+                 size=(4, 6), file_labels=(0, 3, 7))
+            for name in pair
+        ]  # fmt: skip
+        for own in refiner([None] * 2, batch):
+            found += [(float(one), own.name) for one in own.agreement[1:]]
+        for other in (1, 2):  # as for stability
+            refiner([None] * 2, [own._replace(labels=own.labels * 0 + other) for own in batch])
+        waiting.append(len(refiner.tally.waiting))
+    assert max(waiting) == 4
+    (note,) = refiner.notes()
+    values = [one for one, _ in found]
+    lowest = ", ".join(f"{name} {one:.2f}" for one, name in sorted(found)[:5])
+    assert note == (
+        f"teacher: {sum(one >= 0.5 for one in values)} of 40 regions taken, mean agreement "
+        f"{np.mean(values):.2f} (lowest: {lowest}); 20 others are of classes that their images do "
+        "not show"
+    )
+    assert refiner.notes() == [note]
 
 
 def test_agreement_is_kept_by_later_refiners(tmp_path):

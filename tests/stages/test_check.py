@@ -109,6 +109,8 @@ def warnings(recipe: Recipe, run: Path, **options: Any) -> list[str]:
         ({"cam_model": {"weights": "stage1"}}, "cam_model.weights: no file stage1"),
         ({"seg_model": {"weights": "stage1", "backbone_args": tiny.VIT | {"depth": 3}}},
          "seg_model.weights: the backbone of stage1 does not fit the model; "),
+        ({"seg_model": {"weights": "stage1", "backbone": "deit_tiny_patch16_224"}},
+         "seg_model.weights: the backbone of stage1 takes images normalised by mean / std 0.5, "),
         ({"train_seg": {"crop": 7}}, "train_seg.crop: expected at least a patch, 8 pixels, got 7"),
         ({"train_seg": {"augment": {"short_side": 7}}}, "train_seg.augment.short_side: expected at "
          "least a patch, 8 pixels, got 7"),

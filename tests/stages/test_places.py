@@ -16,12 +16,13 @@ from tests.stages import tiny
 from weaktr import outputs
 from weaktr.data import DataError, Problem
 from weaktr.data.masks import MaskFolder
-from weaktr.files import read_json
+from weaktr.files import read_json, write_json
 from weaktr.inference.cams import CamsOfModel
 from weaktr.inference.predictions import Predictor
 from weaktr.outputs import finished_facts
 from weaktr.shards.index import join
 from weaktr.stages import pipeline, places
+from weaktr.stages.inputs import inputs_of
 from weaktr.stages.pipeline import check_recipe, run_recipe
 from weaktr.stages.run import Run
 
@@ -190,6 +191,31 @@ def test_earlier_results_stay_until_the_new_ones_are_whole(home, monkeypatch, me
     assert made_again(home) == []  # the former settings find their results
     assert made_again(home, **other) == list(STAGES)
     assert sorted(p.name for p in run.iterdir() if p.is_dir()) == sorted(STAGES)
+
+
+@pytest.mark.parametrize(
+    ("stage", "amp"), [(pipeline.TRAIN_CAM, "fp16_on_cuda"), (pipeline.TRAIN_SEG, "none")]
+)
+def test_another_precision_trains_again_but_what_older_versions_trained_stays(home, stage, amp):
+    """They had one name in fingerprints for the default and this precision."""
+    default, other = (Run(recipe(home, **{stage.name: {"amp": a}}), home / "run")
+                      for a in ("auto", amp))  # fmt: skip
+    folder = default.of(stage.name)
+
+    def begin_other():
+        return places.begin(folder, inputs_of(stage, other))
+
+    def are_finished():
+        return [pipeline.is_finished(stage, run, inputs_of(stage, run)) for run in (default, other)]
+
+    assert are_finished() == [True, False]
+    former = inputs_of(stage, other).renamed
+    begun = folder.with_name(f"{folder.name}.new-{former[:8]}")
+    outputs.begin(begun, former)
+    assert begin_other() == begun, "goes on where an older version stopped"
+    facts = read_json(folder / outputs.FINISHED)
+    write_json(folder / outputs.FINISHED, facts | {"made_from": former})
+    assert are_finished() == [True, True]
 
 
 @pytest.mark.parametrize("at", ["rename", "rmtree"])

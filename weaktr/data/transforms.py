@@ -129,7 +129,7 @@ def seg_train_transform(
         cat_max_ratio: see `RandomLabelCrop`.
         flip: probability of mirroring left and right.
         photometric: whether `PhotometricDistortion` runs.
-        normalization: mean and standard deviation of R, G, B in 0..1.
+        normalization: mean and standard deviation of R, G, B in 0..1, see `_rounded`.
         patch_size: side in pixels of the patches for which soft labels are computed.
 
     Returns:
@@ -140,7 +140,7 @@ def seg_train_transform(
     Raises:
         ValueError: an argument is out of range.
 
-    Source: the published recipe (mmsegmentation's training pipeline).
+    Source: reference.md 46 (mmsegmentation's training pipeline).
     """
     size = _pair(crop)
     _require_share("flip", flip)
@@ -151,8 +151,15 @@ def seg_train_transform(
     ]
     if photometric:
         steps.append(PhotometricDistortion())
-    steps += [Normalise(normalization), PadTo(size), ToPatches(patch_size), v2.ToPureTensor()]
+    normalise = Normalise(_rounded(normalization))
+    steps += [normalise, PadTo(size), ToPatches(patch_size), v2.ToPureTensor()]
     return v2.Compose(steps)
+
+
+def _rounded(normalization: Normalization) -> Normalization:
+    """To two decimals of 0..255, as published in stage 2; predictions have the same."""
+    mean, std = (tuple(np.round(255 * np.array(v), 2) / 255) for v in normalization)
+    return mean, std
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:

@@ -36,6 +36,8 @@ CPU_TOKENS, GPU_TOKENS = 2048, 32768
 GIB_FOR_GPU_TOKENS = 20
 #: Values of CAMs that are enlarged at once: 0.5 GiB.
 MOST_VALUES = 2**27
+#: A map whose values differ by less than this share of the largest holds rounding alone.
+FLAT = 1e-5
 #: Images that are refined together on a CPU, where each has a forward pass of its own.
 CPU_BATCH = 4
 
@@ -215,7 +217,7 @@ def multi_scale_cams(
     """CAMs summed over scales and flips, then scaled to [0, 1] class by class.
 
         cam = Σ_scales Σ_flips unflip(upsample(cams(resize(image))))
-        (cam - min) / (max - min + 1e-8)
+        (cam - min) / (max - min + 1e-8), or 0 where all are the same
 
     Args:
         model: in eval mode, on its device.
@@ -384,8 +386,9 @@ def scaled_to(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _normalise(maps: Tensor) -> Tensor:
-    """Each map [H, W] of [..., H, W] scaled to [0, 1]."""
+    """Each map [H, W] of [..., H, W], at least 0, scaled to [0, 1]; a `FLAT` one is 0."""
     if not maps.numel():
         return maps
     low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
-    return (maps - low) / (high - low + 1e-8)
+    spread = high - low
+    return (maps - low) / (spread + 1e-8).masked_fill(spread <= FLAT * high, torch.inf)

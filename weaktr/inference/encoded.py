@@ -42,6 +42,11 @@ class Encoder(Protocol[Seen_contra, Read]):
     device: torch.device
 
     @property
+    def advice(self) -> str:
+        """What is added to the message that values are NaN or infinite: "; try ..."."""
+        ...
+
+    @property
     def identity(self) -> str:
         """A text that is another one wherever weights or settings give other results."""
         ...
@@ -285,7 +290,7 @@ class EncodedPhotographs(Generic[V, Read]):
             arrays = encoded.arrays()
             for name, array in arrays.items():
                 if not np.isfinite(array).all():
-                    return f"its {name} are no finite numbers in float16; try amp none"
+                    return f"its {name} are NaN or infinite{self.encoder.advice}"
             self.cache.put(encoded.key, arrays)
             return {} if is_kept_only else arrays
 

@@ -3,7 +3,7 @@
 encoder = FeatureEncoder(BackboneConfig("vit_small_patch14_dinov2", weights=FILE), device)
 store = FeatureStore(encoder, ArrayCache(folder), View(448))
 for sample, features in store.of(samples):
-    features.patches  # float16 [h, w, D]
+    features.patches  # [h, w, D]
 """
 
 from __future__ import annotations
@@ -85,12 +85,19 @@ class FeatureInputs(NamedTuple):
 
 
 class Features(NamedTuple):
-    """Of one photograph, laid out as it is; on the CPU, not to be written to."""
+    """Of one photograph, laid out as it is; on the CPU, not to be written to.
 
-    patches: Tensor  #: float16 [h, w, D]: the last block after the backbone's final norm
-    #: float16 [D]: the mean class token, likewise; of the patches where the backbone has none
-    token: Tensor
-    layers: tuple[Tensor, ...] = ()  #: float16 [h, w, D]: of each block that was asked for
+    float16; float32 where that has no numbers so large.
+    """
+
+    patches: Tensor  #: [h, w, D]: the last block after the backbone's final norm
+    token: Tensor  #: [D]: the mean class token, likewise; of the patches where there is none
+    layers: tuple[Tensor, ...] = ()  #: [h, w, D]: of each block that was asked for
+
+    def are_finite(self) -> Tensor:
+        """bool [] on their device."""
+        parts = (self.patches, self.token, *self.layers)
+        return torch.stack([part.isfinite().all() for part in parts]).all()
 
 
 class FeatureEncoder:
@@ -127,6 +134,11 @@ class FeatureEncoder:
         self.config = BackboneConfig(**{name: getattr(config, name) for name in names})
         self.weights = vit.requires_grad_(False).eval().to(device)
         self.vit = for_inference(self.weights, self.amp, CPU_TOKENS)
+
+    @property
+    def advice(self) -> str:
+        """See `Encoder`."""
+        return ", in float32 too"
 
     @property
     def dim(self) -> int:
@@ -170,26 +182,38 @@ class FeatureEncoder:
 
     @torch.inference_mode()
     def features(self, batch: Sequence[FeatureInputs]) -> list[Features]:
-        """The features of each photograph, on the encoder's device; all go through it together."""
-        mean, std = (
-            upload(torch.tensor(v), self.device).view(3, 1, 1) for v in self.vit.normalization
-        )
+        """The features of each photograph, on the encoder's device; all go through it together.
+
+        Those of a photograph that float16 does not hold are computed again, and kept, in float32.
+        """
+        found = self._features(batch, self.vit, self.amp, torch.float16)
+        are_held = torch.stack([one.are_finite() for one in found]).tolist()
+        return [
+            own if is_held else self._features([one], self.weights, "none", torch.float32)[0]
+            for one, own, is_held in zip(batch, found, are_held, strict=True)
+        ]
+
+    def _features(
+        self, batch: Sequence[FeatureInputs], vit: ViT, amp: Amp, dtype: torch.dtype
+    ) -> list[Features]:
+        """`features` by a form of the backbone, in a precision, kept in `dtype`."""
+        mean, std = (upload(torch.tensor(v), self.device).view(3, 1, 1) for v in vit.normalization)
         images = []
         for one in batch:
             pixels = upload(one.pixels, self.device).permute(2, 0, 1)
             image = (pixels.float() / 255 - mean) / std
             images.append(image.flip(-1) if one.view.flipped else image)
-        with autocast(self.amp, self.device):
+        with autocast(amp, self.device):
             equal = [torch.stack(list(group)) for _, group in groupby(images, lambda x: x.shape)]
-            embedded = [self.vit.embed(group) for group in equal]
-            prefix = self.vit.num_prefix_tokens
+            embedded = [vit.embed(group) for group in equal]
+            prefix = vit.num_prefix_tokens
             tokens = embedded[0] if len(embedded) == 1 else pack(embedded, prefix)
             kept, current = [], tokens.tokens
-            for index in range(len(self.vit.blocks)):
-                current = self.vit.run_block(index, current, tokens).tokens
+            for index in range(len(vit.blocks)):
+                current = vit.run_block(index, current, tokens).tokens
                 if index in self.layers:
-                    kept.append(self.vit.norm(current).half())
-            normed = self.vit.norm(current).float()
+                    kept.append(vit.norm(current).to(dtype))
+            normed = vit.norm(current).float()
         rows = [
             [row for part in tokens.split(values) for row in part] for values in (normed, *kept)
         ]
@@ -197,11 +221,13 @@ class FeatureEncoder:
         features = []
         for one, (last, *layers) in zip(batch, zip(*rows, strict=True), strict=True):
             height, width = (side // size for side in one.pixels.shape[:2])
-            maps = [part[prefix:].half().unflatten(0, (height, width)) for part in (last, *layers)]
+            maps = [
+                part[prefix:].to(dtype).unflatten(0, (height, width)) for part in (last, *layers)
+            ]
             if one.view.flipped:
                 maps = [part.flip(1) for part in maps]
             in_order = dict(zip(sorted(set(self.layers)), maps[1:], strict=True))
-            token = last[: self.vit.num_class_tokens or None].mean(0).half()
+            token = last[: vit.num_class_tokens or None].mean(0).to(dtype)
             features.append(Features(maps[0], token, tuple(in_order[i] for i in self.layers)))
         return features
 

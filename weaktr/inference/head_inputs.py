@@ -62,6 +62,11 @@ class HeadInputsEncoder:
         self.model.vit = for_inference(self.model.vit, amp, CPU_TOKENS)
         self.device = next(model.parameters()).device
 
+    @property
+    def advice(self) -> str:
+        """See `Encoder`."""
+        return "" if amp_type(self.amp, self.device) is None else "; try train_cam.amp: none"
+
     @cached_property
     def identity(self) -> str:
         """See `Encoder`: the content of the weights and all settings that change the values."""

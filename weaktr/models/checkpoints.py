@@ -32,7 +32,7 @@ from weaktr.models.cam import CamModel
 from weaktr.models.patches import PatchModel
 from weaktr.models.segmenter import Segmenter
 from weaktr.models.shapes import without_memory
-from weaktr.models.vit import require_count
+from weaktr.models.vit import Normalization, require_count
 from weaktr.recipes import as_tree, make
 
 M = TypeVar("M", bound=torch.nn.Module)
@@ -161,7 +161,7 @@ def weights_file(path: str | Path) -> Path:
 
 def _model_of(
     info: Mapping[str, Any],
-) -> tuple[Callable[[], Stage1Model | Segmenter], tuple[tuple[float, ...], tuple[float, ...]]]:
+) -> tuple[Callable[[], Stage1Model | Segmenter], Normalization]:
     """(what builds the model that a description describes, its normalisation (mean, std)).
 
     Raises:
@@ -174,14 +174,27 @@ def _model_of(
             f"{info.get('format')!r:.40} with {name!r:.40}"
         )
     kind, settings, count_name = MODELS[name]
-    config, norm = info.get("config"), info.get("normalization")
-    if not isinstance(config, dict) or not isinstance(norm, dict):
-        raise ValueError("the description lacks config or normalization")
+    config = info.get("config")
+    if not isinstance(config, dict):
+        raise ValueError("the description lacks config")
+    normalization = normalization_of(info)
     config = {key: value for key, value in config.items() if key not in OF_THE_RUN}
     most = MAX_CLASSES + (count_name == "num_labels")
     count = require_count(count_name, config.pop(count_name, None), 1, most)
     configuration = make(settings, config | {"weights": None})
-    return lambda: kind(configuration, count), (_channels(norm, "mean"), _channels(norm, "std"))
+    return lambda: kind(configuration, count), normalization
+
+
+def normalization_of(info: Mapping[str, Any]) -> Normalization:
+    """(mean, std) in the description of a checkpoint.
+
+    Raises:
+        ValueError: there are none, or others than three numbers each.
+    """
+    norm = info.get("normalization")
+    if not isinstance(norm, dict):
+        raise ValueError("the description lacks normalization")
+    return _channels(norm, "mean"), _channels(norm, "std")
 
 
 def _channels(norm: Mapping[str, Any], name: str) -> tuple[float, ...]:

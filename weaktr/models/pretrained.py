@@ -11,11 +11,13 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch import Tensor
 
@@ -27,16 +29,19 @@ from weaktr.models.checkpoints import (
     check_fit,
     describe,
     load_strict,
+    normalization_of,
     read_safetensors,
     require_finite,
 )
 from weaktr.models.released.torch_file import read_torch_file, weights_in
-from weaktr.models.vit import ViT
+from weaktr.models.vit import Normalization, ViT
 
 log = logging.getLogger("weaktr")
 
 State = dict[str, Tensor]
 
+#: The projection of patches in a checkpoint of ours.
+PROJECTION = "vit.patch_embed.proj.weight"
 #: How positions are resized: timm's bicubic with antialiasing (and its pseudo-inverse patch
 #: kernel), or plain "bicubic" / "bilinear" as the published code does (with a bicubic kernel).
 RESIZE_METHODS = ("timm", "bicubic", "bilinear")
@@ -83,9 +88,10 @@ def load_backbone(vit: ViT, config: BackboneConfig) -> None:
         ValueError: weights that do not fit; names what is missing or of the wrong shape.
     """
     if config.weights is not None:
-        state, grid = _starting_state(config)
+        start = _starting_weights(config)
         with _named(config.weights):
-            load_strict(vit, fit_state(state, vit, config.resize, grid))
+            require_normalization(start.normalization, vit, config.backbone)
+            load_strict(vit, fit_state(start.state, vit, config.resize, start.grid))
 
 
 def check_backbone(vit: ViT, config: BackboneConfig) -> None:
@@ -95,21 +101,54 @@ def check_backbone(vit: ViT, config: BackboneConfig) -> None:
     `load_backbone`.
     """
     if config.weights is not None:
-        state, grid = _starting_state(config)
+        start = _starting_weights(config)
         with _named(config.weights):
-            shapes = {name: value.to("meta") for name, value in state.items()}
-            check_fit(vit.state_dict(), fit_state(shapes, vit, config.resize, grid))
-            require_finite(state, torch.float32)
+            require_normalization(start.normalization, vit, config.backbone)
+            shapes = {name: value.to("meta") for name, value in start.state.items()}
+            check_fit(vit.state_dict(), fit_state(shapes, vit, config.resize, start.grid))
+            require_finite(start.state, torch.float32)
 
 
-def _starting_state(config: BackboneConfig) -> tuple[State, tuple[int, int] | None]:
-    """The tensors of `BackboneConfig.weights` under timm's names; the grid of their positions."""
+class StartingWeights(NamedTuple):
+    """What `BackboneConfig.weights` stands for."""
+
+    state: State  #: under timm's names
+    grid: tuple[int, int] | None = None  #: (h, w) of the positions, where the file tells
+    normalization: Normalization | None = None  #: of the images they were trained on, likewise
+
+
+def _starting_weights(config: BackboneConfig) -> StartingWeights:
     if config.weights == "timm":
-        return timm_names(timm_state(config.backbone, config.backbone_args)), None
+        return StartingWeights(timm_names(timm_state(config.backbone, config.backbone_args)))
     path = Path(str(config.weights))
     state = read_state(path)
     with _named(str(path)):
-        return timm_names(state), stored_grid(path, state)
+        info = _description(path, state)
+        grid = stored_grid(info, state) if info else None
+        return StartingWeights(timm_names(state), grid, _stored_normalization(info, state))
+
+
+def require_normalization(trained: Normalization | None, vit: ViT, backbone: str) -> None:
+    """Refuse weights that were trained on images normalised otherwise than `vit` expects them.
+
+    Args:
+        trained: their (mean, std); None = not known, which is not refused.
+        vit: the model that they are to fill.
+        backbone: its name, for the message.
+
+    Raises:
+        ValueError: they differ by more than rounding to two decimals of 255; names both.
+    """
+    if trained is None or np.allclose(trained, vit.normalization, rtol=0, atol=1e-4):
+        return
+    theirs, own = (
+        " / ".join(", ".join(f"{value:.3g}" for value in values) for values in both)
+        for both in (trained, vit.normalization)
+    )
+    raise ValueError(
+        f"takes images normalised by mean / std {theirs}, and {backbone} by {own}; name a backbone "
+        "of the same shape with the former (timm's deit_* have ImageNet's, its vit_* of AugReg 0.5)"
+    )
 
 
 @contextmanager
@@ -164,19 +203,45 @@ def read_state(path: Path) -> State:
         raise ValueError(f"weights: {path}: {message}") from error
 
 
-def stored_grid(path: Path, state: Mapping[str, Tensor]) -> tuple[int, int] | None:
-    """(h, w) of the positions in a checkpoint of ours, by its description; None for other files.
+def _description(path: Path, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """That of a checkpoint of ours; empty for other files."""
+    if path.suffix != ".safetensors" or PROJECTION not in state:
+        return {}
+    try:
+        return describe(path)
+    except ValueError:  # weights of others that have the same names
+        return {}
+
+
+def _stored_normalization(
+    info: Mapping[str, Any], state: Mapping[str, Tensor]
+) -> Normalization | None:
+    """(mean, std) that the weights of a file were trained with; None = it does not tell.
+
+    Args:
+        info: its `_description`.
+        state: its tensors. Those of the published stage 1, by their names, have ImageNet's.
+
+    Raises:
+        ValueError: the description has none.
+    """
+    if info:
+        return normalization_of(info)
+    is_published = any(name.startswith("adaptive_attention_fusion.") for name in state)
+    return (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD) if is_published else None
+
+
+def stored_grid(info: Mapping[str, Any], state: Mapping[str, Tensor]) -> tuple[int, int]:
+    """(h, w) of the positions in a checkpoint of ours.
+
+    Args:
+        info: its description.
+        state: its tensors.
 
     Raises:
         ValueError: the description has no size of images, or the patches have none.
     """
-    kernel = state.get("vit.patch_embed.proj.weight")
-    if path.suffix != ".safetensors" or kernel is None:
-        return None
-    try:
-        config = describe(path).get("config")
-    except ValueError:  # weights of others that have the same names
-        return None
+    config, kernel = info.get("config"), state[PROJECTION]
     size: Any = config.get("image_size") if isinstance(config, dict) else config
     sides = size if isinstance(size, list) else [size, size]
     if len(sides) != 2 or not all(type(side) is int and 0 < side <= 1 << 16 for side in sides):

@@ -33,6 +33,8 @@ from weaktr.ops.tracing import is_exporting
 
 log = logging.getLogger("weaktr")
 
+#: (mean, std) per RGB channel in [0, 1].
+Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 #: How the patch part of the position embedding follows a grid other than its own:
 #: "timm" (bicubic, antialiased), "published_cam" and "published_seg" (what the published code does
 #: in stage 1 and stage 2; kept for its checkpoints).
@@ -77,8 +79,8 @@ class ViT(nn.Module):
         self.num_heads: int = model.blocks[0].attn.num_heads
         self.patch_size: int = model.patch_embed.patch_size[0]
         mean, std = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
-        #: (mean, std) per RGB channel in [0, 1] that the backbone was pretrained with
-        self.normalization: tuple[tuple[float, ...], tuple[float, ...]] = (tuple(mean), tuple(std))
+        #: that the backbone was pretrained with
+        self.normalization: Normalization = (tuple(mean), tuple(std))
         self._adopt_prefix(model, class_tokens)
         if config.norm_eps is not None:
             for module in self.modules():
@@ -324,7 +326,7 @@ class BackboneModel(nn.Module):
         return self.vit.patch_size
 
     @property
-    def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    def normalization(self) -> Normalization:
         """(mean, std) per RGB channel in [0, 1]."""
         return self.vit.normalization
 

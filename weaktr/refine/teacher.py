@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,48 @@ from weaktr.refine.proposals import exchanged
 
 #: Photographs with the lowest agreement that the log names.
 NAMED = 5
+#: Photographs whose agreement waits on the device until all are copied together.
+WAITING = 256
+
+
+@dataclass
+class Tally:
+    """The agreement of all photographs so far, in numbers that take no more room with each."""
+
+    least_agreement: float
+    is_empty: bool = True
+    excluded: int = 0  #: classes of teachers that image-level labels exclude
+    regions: int = 0
+    taken: int = 0
+    total: float = 0.0  #: sum of the regions' agreement
+    lowest: list[tuple[float, str]] = field(default_factory=list)  #: `NAMED` of them at most
+    #: by name, float32 [K] on the device and `excluded` of the last photographs, not counted yet
+    waiting: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
+
+    def begin(self, names: Iterable[str | None]) -> None:
+        """Make room before a batch. Names of the one before are known, for it may come again."""
+        if len(self.waiting) >= WAITING and self.waiting.keys().isdisjoint(names):
+            self.count()
+
+    def add(self, name: str, agreement: Tensor, excluded: int) -> None:
+        """Note a photograph; again with other labels, as of other thresholds, it does not count."""
+        self.waiting.setdefault(name, (agreement, excluded))
+
+    def count(self) -> None:
+        """Count those that are waiting; the host waits for the device."""
+        if not self.waiting:
+            return
+        found = [agreement for agreement, _ in self.waiting.values()]
+        values = torch.cat(found).cpu().split([len(agreement) for agreement in found])
+        for name, own in zip(self.waiting, values, strict=True):
+            known = own[~own.isnan()].tolist()
+            self.regions += len(known)
+            self.taken += sum(one >= self.least_agreement for one in known)
+            self.total += sum(known)
+            self.lowest = sorted([*self.lowest, *((one, name) for one in known)])[:NAMED]
+        self.excluded += sum(excluded for _, excluded in self.waiting.values())
+        self.is_empty = False
+        self.waiting.clear()
 
 
 @dataclass(frozen=True)
@@ -50,10 +92,11 @@ class TeacherRefiner:
     photographs: frozenset[str] = frozenset()
     #: names of the images for which there is no mask
     without: set[str] = field(default_factory=set, compare=False)
-    #: of each image, how many of the teacher's classes its image-level labels exclude
-    gated: dict[str, int] = field(default_factory=dict, compare=False)
-    #: of each image, the agreement of its labels
-    agreement: dict[str, Tensor] = field(default_factory=dict, compare=False)
+    #: of those for which there is one
+    tally: Tally = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tally", Tally(self.settings.least_agreement))
 
     def __call__(
         self,
@@ -69,6 +112,7 @@ class TeacherRefiner:
             DataError: a mask that cannot be read, or is not of its photograph's size; names it.
             ValueError: maps without the name or the size of their photograph.
         """
+        self.tally.begin(own.name for own in maps)
         return [self._taught(own) for own in maps]
 
     def among(self, photographs: Sequence[str]) -> TeacherRefiner:
@@ -92,18 +136,16 @@ class TeacherRefiner:
         if self.without:
             names = few(sorted(self.without))
             notes.append(f"{len(self.without)} images have no teacher ({names}): their labels stay")
-        lowest = []
-        for name, agreement in self.agreement.items():
-            known = agreement[~agreement.isnan()].tolist()
-            lowest += [(one, name) for one in known]
-        if not self.gated:
+        tally = self.tally
+        tally.count()
+        if tally.is_empty:
             return notes
-        taken = sum(one >= self.settings.least_agreement for one, _ in lowest)
-        mean = f", mean agreement {np.mean([one for one, _ in lowest]):.2f}" if lowest else ""
-        worst = few([f"{name} {one:.2f}" for one, name in sorted(lowest)[:NAMED]], NAMED)
+        mean = f", mean agreement {tally.total / tally.regions:.2f}" if tally.regions else ""
+        worst = few([f"{name} {one:.2f}" for one, name in tally.lowest], NAMED)
         notes.append(
-            f"teacher: {taken} of {len(lowest)} regions taken{mean} (lowest: {worst or 'none'}); "
-            f"{sum(self.gated.values())} others are of classes that their images do not show"
+            f"teacher: {tally.taken} of {tally.regions} regions taken{mean} (lowest: "
+            f"{worst or 'none'}); {tally.excluded} others are of classes that their images do not "
+            "show"
         )
         return notes
 
@@ -117,7 +159,6 @@ class TeacherRefiner:
         teacher = read_teacher(files[0], maps.size)
         own = maps.file_labels or tuple(range(maps.num_labels))
         occurring = {*np.unique(teacher).tolist()}
-        self.gated[maps.name] = len(occurring - {*own, 0, IGNORE})
         place = np.full(256, maps.num_labels, np.uint8)
         place[list(own)] = np.arange(maps.num_labels)
         place[IGNORE] = maps.num_labels
@@ -127,7 +168,7 @@ class TeacherRefiner:
         agreement = agreements(theirs, maps.labels, maps.num_labels)
         if maps.has_background:
             agreement[0] = torch.nan
-        self.agreement.setdefault(maps.name, agreement)  # later ones are of other thresholds
+        self.tally.add(maps.name, agreement, len(occurring - {*own, 0, IGNORE}))
         labels = self._combined(theirs, maps, agreement)
         scores = None if maps.scores is None else exchanged(maps.scores, maps.labels, labels)
         return maps._replace(labels=labels, scores=scores, agreement=agreement)

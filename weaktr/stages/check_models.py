@@ -31,7 +31,12 @@ from weaktr.config import (
 from weaktr.data import Classes
 from weaktr.messages import few
 from weaktr.models import CamModel, PatchModel, Segmenter, Stage1Model, checkpoints
-from weaktr.models.pretrained import check_backbone, fit_state, timm_names
+from weaktr.models.pretrained import (
+    check_backbone,
+    fit_state,
+    require_normalization,
+    timm_names,
+)
 from weaktr.models.shapes import without_memory
 from weaktr.models.vit import BackboneModel
 from weaktr.stages.run import MODEL
@@ -244,12 +249,13 @@ def require_stage1(cam_model: Stage1Model, model: Segmenter) -> None:
     """Whether the backbone of stage 1, which is not trained yet, fits that of stage 2.
 
     Raises:
-        ValueError: it does not.
+        ValueError: it does not, or takes images that are normalised otherwise.
     """
     vit, grid = model.vit, cam_model.vit.position_grid
     fitted = fit_state(timm_names(cam_model.state_dict()), vit, model.config.resize, grid)
     try:
         checkpoints.check_fit(vit.state_dict(), fitted)
+        require_normalization(cam_model.normalization, vit, model.config.backbone)
     except ValueError as error:
         raise ValueError(f"weights: the backbone of stage1 {error}") from error
 

@@ -148,6 +148,8 @@ def require_source(folder: Path) -> None:
 def labels_since(folder: Path) -> str | None:
     """What to tell where labels have changed since ``weaktr init`` read them; None = they have not.
 
+    Where they are there but cannot be read, that is told; where they are gone, its files count.
+
     Args:
         folder: of photographs. Where somebody has changed the files of its splits, these count.
     """
@@ -159,14 +161,17 @@ def labels_since(folder: Path) -> str | None:
     labels, classes = (
         Path(str(options[name])) if name in options else None for name in ("labels", "classes")
     )
+    names = listed(sorted(file.name for file in files))
     try:
         own = look_at(folder, labels, classes, files)
     except (ValueError, OSError) as error:
-        log.debug("labels that weaktr init read: %s", error)
-        return None
+        source = record.get("source")
+        if not isinstance(source, str) or not (folder / source).exists():
+            return None
+        why = one_line(str(error).partition("\n")[0])
+        return f"{folder}: labels may have changed since {names} were made of {source}: {why}"
     if before is None or before == _digest_of_labels(own):
         return None
-    names = listed(sorted(file.name for file in files))
     return (
         f"{own.tags.path} is not what {names} were made of: to take it as it is now, start "
         f"weaktr init {shlex.quote(str(folder))} again"

@@ -31,17 +31,24 @@ class Inputs:
         made_from: fingerprint of all of which a change makes the whole stage run again.
         images: digest of the images and their labels.
         facts: what went into `made_from`, by name.
-        former: the fingerprint that older versions had, of paths and sizes in place of content.
+        renamed: the fingerprint that older versions had, with other names of settings' values.
+        former: that of still older ones, of paths and sizes in place of content.
     """
 
     made_from: str
     images: str
     facts: Mapping[str, Any]
+    renamed: str
     former: str
 
     def fit(self, stored: Mapping[str, Any] | None) -> bool:
         """Whether ``inputs.json`` or ``finished.json`` of a folder says that it has these."""
-        return stored is not None and stored["made_from"] in (self.made_from, self.former)
+        return stored is not None and stored["made_from"] in self.fingerprints
+
+    @property
+    def fingerprints(self) -> tuple[str, ...]:
+        """Those that results of these inputs may have, that of this version first."""
+        return self.made_from, self.renamed, self.former
 
 
 def inputs_of(stage: Stage, run: Run) -> Inputs:
@@ -52,11 +59,10 @@ def inputs_of(stage: Stage, run: Run) -> Inputs:
     """
     manifests = [manifest for manifest in stage.images(run) if manifest is not None]
     earlier = _earlier(stage, run)
-    settings = {name: identity(getattr(run.recipe, name)) for name in stage.settings}
-    settings |= stage.also(run)
+    settings, renamed = (_settings(stage, run, is_former) for is_former in (False, True))
     former = fingerprint(
         stage.name,
-        *settings.values(),
+        *renamed.values(),
         *(None if m is None else m.fingerprint() for m in stage.images(run)),
         *(made_from for made_from, _ in earlier.values()),
     )
@@ -68,16 +74,30 @@ def inputs_of(stage: Stage, run: Run) -> Inputs:
     weights = stage.weights(run)
     if weights is not None and Path(weights).is_file():  # their content counts, not their place
         facts["weights"] = run.contents.digest(Path(weights))
-        for name, tree in settings.items():
-            if isinstance(tree, dict) and "weights" in tree:
-                settings[name] = {**tree, "weights": "file"}
+        facts["settings"], renamed = _without_place(settings), _without_place(renamed)
     if (chosen_on := stage.chosen_on(run)) is not None:
         facts["chosen_on"] = digest_of(_rows(chosen_on, run, ()))
     refiners = among(stage.refiners(run), [s.name for m in manifests for s in m.samples])
     images = digest_of(row for manifest in manifests for row in _rows(manifest, run, refiners))
     if not stage.by_image:
         facts["images"] = images
-    return Inputs(fingerprint(stage.name, facts), images, facts, former)
+    before = fingerprint(stage.name, facts | {"settings": renamed})
+    return Inputs(fingerprint(stage.name, facts), images, facts, before, former)
+
+
+def _settings(stage: Stage, run: Run, is_former: bool) -> dict[str, Any]:
+    """The settings that results depend on, by name; with `is_former` as older versions had them."""
+    recipe = run.recipe
+    own = {name: identity(getattr(recipe, name), is_former=is_former) for name in stage.settings}
+    return own | {**stage.also(run)}
+
+
+def _without_place(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a stage without the file of its starting weights."""
+    return {
+        name: {**tree, "weights": "file"} if isinstance(tree, dict) and "weights" in tree else tree
+        for name, tree in settings.items()
+    }
 
 
 def _earlier(stage: Stage, run: Run) -> dict[str, tuple[str, str]]:

@@ -242,7 +242,10 @@ def is_attempt(folder: Path) -> bool:
 
 
 def _attempt(folder: Path, inputs: Inputs) -> Path:
-    return folder.with_name(f"{folder.name}.new-{inputs.made_from[:8]}")
+    """Where results of these inputs are attempted: one that is there already, or a new folder."""
+    names = (f"{folder.name}.new-{made_from[:8]}" for made_from in inputs.fingerprints)
+    places = [folder.with_name(name) for name in names]
+    return next((place for place in places if place.exists()), places[0])
 
 
 def _out_of_the_way(folder: Path, contents: Contents | None) -> Path | None:

@@ -18,6 +18,7 @@ from weaktr.models.cam import CamModel
 from weaktr.models.checkpoints import built
 from weaktr.models.pretrained import timm_name
 from weaktr.models.segmenter import Segmenter
+from weaktr.models.vit import Normalization
 
 State = dict[str, Tensor]
 
@@ -35,10 +36,12 @@ CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711
 #: What the published ``normalization`` setting of stage 2 means: (mean, std).
 NORMALIZATIONS = {"deit": IMAGENET, "vit": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), "eva02": CLIP}
 
-#: timm names that give each kind its architecture; every size is overridden from the tensors.
+#: timm names that give each kind its architecture and normalisation, by which a training goes on
+#: from an imported model; every size is overridden from the tensors.
 BACKBONES = {
-    "deit": "vit_small_patch16_224",
-    "deit_distilled": "vit_small_patch16_224",
+    "deit": "deit_small_patch16_224",
+    "augreg": "vit_small_patch16_224",
+    "deit_distilled": "deit_small_patch16_224",
     "dinov2": "vit_small_patch14_dinov2",
     "eva02": "eva02_small_patch14_224",
 }
@@ -108,7 +111,7 @@ def segmenter_from_published(
     decoder: Decoder = "mask_transformer",
     patch_size: int | None = None,
     image_size: int | tuple[int, int] | None = None,
-    normalization: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
+    normalization: Normalization | None = None,
 ) -> Segmenter:
     """A stage-2 model of the published code.
 
@@ -146,8 +149,9 @@ def segmenter_from_published(
     require(state_dict, labelled)
     if not state_dict[labelled].ndim:
         raise ValueError(f"{labelled}: expected an entry for each label, got a number")
+    is_augreg = kind == "deit" and normalization == NORMALIZATIONS["vit"]
     config = SegModelConfig(
-        BACKBONES[kind],
+        BACKBONES["augreg" if is_augreg else kind],
         weights=None,
         decoder=decoder,
         decoder_layers=depth_of(state_dict, "decoder.blocks."),
