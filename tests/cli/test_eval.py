@@ -12,7 +12,7 @@ from tests.cli.test_train import said
 from tests.stored import FACTS, arrays
 from weaktr import cli
 from weaktr.config import PredictConfig
-from weaktr.data.classes import COCO80
+from weaktr.data.classes import COCO80, COCO90, VOC
 from weaktr.data.masks import write_mask
 from weaktr.data.stored_maps import npz_of_cams
 from weaktr.files import write_bytes
@@ -204,6 +204,81 @@ def test_classes_in_another_order_than_the_masks_are_refused(tmp_path, order):
     else:
         text = " ".join(refused(tmp_path, "--classes", file, *MADE).split())
         assert "in another order; theirs is cat, dog, and they are known without" in text
+
+
+def noted(root, names, masks, truth):
+    """A folder of masks of these classes, a column of each number, and true masks likewise."""
+    for folder, numbers in (("masks/masks", masks), ("truth", truth)):
+        write_mask(root / folder / "a.png", np.tile(np.array(numbers, np.uint8), (2, 1)))
+    note = {"made_from": "x", "about": {"classes": list(names)}}
+    (root / "masks/inputs.json").write_text(json.dumps(note))
+
+
+ALPHABETICAL = tuple(sorted(COCO80.names))
+
+
+@pytest.mark.parametrize("names", [COCO80.names, ALPHABETICAL, COCO80.names[:3], ["Hot-Dog"]])
+@pytest.mark.parametrize("given", ["coco80", "coco14"])
+def test_masks_of_coco_classes_in_any_order_against_its_ids(tmp_path, names, given):
+    ids = [COCO80.ids[COCO80.names.index(name.lower().replace("-", " "))] for name in names]
+    noted(tmp_path, names, range(1, len(names) + 1), ids)
+    metrics, _ = evaluated(tmp_path, "--classes", given, *MADE)
+    classes = metrics["rows"][0]["scores"]["classes"]
+    assert [classes[name]["iou"] for name in names] == [100] * len(names)
+
+
+def test_masks_of_voc_classes_in_another_order(tmp_path, caplog):
+    noted(tmp_path, VOC.names[::-1], [20, 1], [1, 20])
+    metrics, _ = evaluated(tmp_path, "--classes", "voc12", *MADE)
+    assert metrics["rows"][0]["scores"]["classes"]["aeroplane"]["iou"] == 100
+    assert "those of tvmonitor, train" in caplog.text
+
+
+@pytest.mark.parametrize("names", [COCO80.names, ALPHABETICAL])
+def test_how_coco_is_numbered_is_asked_for_and_can_be_said(tmp_path, caplog, names):
+    noted(tmp_path, names, [12, 80], [12, 80])
+    text = " ".join(refused(tmp_path, *MADE).split())
+    assert "say --classes coco80) or the masks' own labels 1..80 (say --num-labels 81)" in text
+    metrics, _ = evaluated(tmp_path, "--num-labels", 81, *MADE)
+    assert metrics["rows"][0]["scores"]["classes"][names[11]]["iou"] == 100
+    (tmp_path / "list.txt").write_text("\n".join(names))
+    evaluated(tmp_path, "--classes", tmp_path / "list.txt", *MADE)
+    assert "if they hold COCO's ids 1..90, say --classes coco80" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "told"),
+    [
+        (VOC.names, ["--num-labels", 91], "has 21 labels, background and aeroplane"),
+        (["cat", "yak"], ["--classes", "voc12"], "--classes voc12: lacks yak, classes of"),
+        (COCO90.names, ["--classes", "coco80"], "lacks street sign, hat, shoe"),
+        ([f"c{i}" for i in range(20)], ["--classes", "voc12"], "lacks c0, c1"),
+        (["cat", "dog"], ["cat"], "has 1 classes, "),
+        (["cat", "dog"], ["cat", "dog", "cow"], "has 3 classes, "),
+        (["cat", "dog", "cow"], ["cat", "cow", "yak"], "in another order; theirs is cat, dog"),
+    ],
+)
+def test_classes_that_the_masks_do_not_have_are_refused(tmp_path, names, options, told):
+    noted(tmp_path, names, [1], [1])
+    if not options[0].startswith("--"):
+        (tmp_path / "list.txt").write_text("\n".join(options))
+        options = ["--classes", tmp_path / "list.txt"]
+    assert told in " ".join(refused(tmp_path, *options, *MADE).split())
+
+
+def test_other_spellings_are_taken_and_other_names_are_told(tmp_path, caplog):
+    spelt = ["TV monitor" if name == "tvmonitor" else name for name in VOC.names]
+    noted(tmp_path, spelt, [20], [20])
+    metrics, _ = evaluated(tmp_path, "--classes", "voc12", *MADE)
+    assert metrics["rows"][0]["scores"]["classes"]["tvmonitor"]["iou"] == 100
+    assert "otherwise" not in caplog.text
+    spelt[0] = "airplane"
+    noted(tmp_path, spelt, [1], [1])
+    evaluated(tmp_path, "--classes", "voc12", *MADE)
+    assert "calls classes of the masks otherwise: airplane as aeroplane" in caplog.text
+    (tmp_path / "list.txt").write_text("\n".join(["Flugzeug", *VOC.names[1:]]))
+    evaluated(tmp_path, "--classes", tmp_path / "list.txt", *MADE)
+    assert "airplane as Flugzeug" in caplog.text
 
 
 def test_the_chart_can_be_svg_and_is_reproducible(tmp_path):

@@ -44,21 +44,19 @@ class Truth:
 
     Args:
         folder: PNGs, ``NAME.png``.
-        classes: names; their ids where the pixels are ids.
-        ids: whether pixels hold the classes' own ids (COCO 1..90 of 80 classes) instead of labels.
+        classes: of the masks, in their order; their ids are what the pixels of true masks hold.
         names: lines that say which images (see `known_names`); None = all that were predicted.
     """
 
     folder: Path
     classes: Classes
-    ids: bool = False
     names: Sequence[str] | None = None
 
     def read(self, name: str) -> np.ndarray:
         """True labels, uint8 [H, W]."""
-        mask_ids = self.classes.ids if self.ids else None
-        path = self.folder / f"{name}.png"
-        return read_labels(path, self.classes.num_labels, mask_ids=mask_ids)
+        path, ids = self.folder / f"{name}.png", self.classes.ids
+        is_plain = ids == tuple(range(1, len(ids) + 1))
+        return read_labels(path, self.classes.num_labels, mask_ids=None if is_plain else ids)
 
 
 @dataclass(frozen=True)

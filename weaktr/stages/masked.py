@@ -22,7 +22,7 @@ from weaktr.data.manifest import Exif, require_exif
 from weaktr.data.masks import MaskEntry, MaskFolder
 from weaktr.data.parallel import ordered_map
 from weaktr.data.sources.folder import paths_but_results
-from weaktr.outputs import INPUTS, RECIPE, read_inputs
+from weaktr.outputs import INPUTS, RECIPE, has_inputs, read_inputs
 from weaktr.recipes import load_recipe
 from weaktr.shards.fetch import is_address
 from weaktr.shards.inputs import TarShards
@@ -124,7 +124,7 @@ def noted_classes(folder: Path) -> Classes | None:
     Raises:
         ValueError: the note is damaged.
     """
-    stored = read_inputs(folder) or {}
+    stored = (read_inputs(folder) if has_inputs(folder) else None) or {}
     about, of_stage = stored.get("about"), stored.get("classes")
     names = about.get("classes") if isinstance(about, dict) else None
     if names is None and isinstance(of_stage, list) and of_stage:
