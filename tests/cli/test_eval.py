@@ -11,10 +11,11 @@ from PIL import Image
 from tests.cli.test_train import said
 from tests.stored import FACTS, arrays
 from weaktr import cli
-from weaktr.config import PredictConfig
+from weaktr.config import LabelConfig, PredictConfig
 from weaktr.data.classes import COCO80, COCO90, VOC
-from weaktr.data.masks import write_mask
+from weaktr.data.masks import MaskEntry, write_mask
 from weaktr.data.stored_maps import npz_of_cams
+from weaktr.evaluation.folders import written_conditions
 from weaktr.files import write_bytes
 from weaktr.recipes import as_tree
 
@@ -165,6 +166,79 @@ def test_with_and_without_crf_in_one_run(tmp_path, masks):
         assert column in text
     with Image.open(tmp_path / "out" / "classes.png") as chart:
         assert chart.width > 600
+
+
+def test_other_refiners_are_not_called_crf(tmp_path):
+    predicted(tmp_path)
+    settings = as_tree(PredictConfig(ratios=(1.0,), refiners=("propagation", "crf"), crf="voc_seg"))
+    (tmp_path / "run" / "inputs.json").write_text(json.dumps({"settings": settings}))
+    metrics, text = evaluated(tmp_path, "--classes", "voc12", masks="run")
+    assert [row["what"] for row in metrics["rows"]] == ["before refinement", "refined"]
+    assert "; refinement propagation + voc_seg; " in metrics["rows"][1]["caption"]
+    assert "the refinement adds" in text
+
+
+def entry(name, **facts):
+    return MaskEntry(name, f"masks/{name}.png", "0", (4, 4), (1,), inputs=("1",), **facts)
+
+
+OF_LABEL, OF_PREDICT = as_tree(LabelConfig(threshold=0.43)), as_tree(PredictConfig())
+AFTER = {key: OF_LABEL[key] for key in ("threshold", "crf", "refiners")}
+BY_MODEL, BOTH = "classes predicted by the model", "classes given for 1 of 2 photographs, else"
+
+
+@pytest.mark.parametrize(
+    ("command", "settings", "entries", "note"),
+    [
+        ("label", OF_LABEL, [{"given": (0,)}], "threshold 0.43, given; classes given"),
+        ("label", OF_LABEL, [{"predicted": {1: 0.9}}], f"threshold 0.43, given; {BY_MODEL}"),
+        (
+            "label",
+            OF_LABEL,
+            [{"given": (0,)}, {"predicted": {1: 0.9}}],
+            f"; {BOTH} predicted by the model",
+        ),
+        ("label", OF_PREDICT, [{"given": (0,)}], "classes given"),
+        ("label", OF_PREDICT, [{}], BY_MODEL),
+        ("label", OF_PREDICT | {"exif": "apply"}, [{"given": (0,)}], "classes given"),
+        ("label", AFTER, [{}], "threshold 0.43, given"),
+        ("predict", OF_PREDICT, [{}], ""),
+        (None, {"label": OF_LABEL}, [{"given": (0,)}], "0.43 of the recipe; classes given"),
+    ],
+)
+def test_whether_classes_were_given_is_a_condition(tmp_path, command, settings, entries, note):
+    """It raises scores: masks of a segmenter with given classes are no predictions."""
+    content = {"made_from": "x", "settings": settings, "about": {"command": command}}
+    (tmp_path / "inputs.json").write_text(json.dumps(content))
+    lines = [entry(str(index), **facts).line() for index, facts in enumerate(entries)]
+    (tmp_path / "index.jsonl").write_text("".join(lines))
+    conditions = written_conditions(tmp_path, "val")
+    assert conditions.note == note or (note[:1] in ";0" and conditions.note.endswith(note))
+    assert (conditions.scales == "not known") == (settings is AFTER)
+    assert conditions.crf != "not known"
+    of_cams = written_conditions(tmp_path, "val", of_cams=True)
+    assert (of_cams.crf, of_cams.ensemble) == ("none", "-")
+    assert "threshold" not in of_cams.note and conditions.note.endswith(of_cams.note)
+
+
+def test_what_is_said_of_cams_is_kept_or_refused(tmp_path):
+    write_stored(tmp_path, "voc")
+    given = ("--classes", "voc12", "--thresholds", "0.43", "--made-with")
+    metrics, _ = evaluated(tmp_path, *given, "note=mine", "crf=none", masks="cams")
+    assert metrics["rows"][0]["conditions"]["note"] == "threshold 0.43, given; mine"
+    text = " ".join(refused(tmp_path, *given, "crf=voc_cam", masks="cams").split())
+    assert "--made-with: expected crf=none of CAMs" in text
+    assert "expected note once" in refused(tmp_path, *given, "note=a", "note=b", masks="cams")
+
+
+def test_cams_of_no_class_are_background(tmp_path):
+    write_bytes(tmp_path / "cams/a.npz", npz_of_cams(np.zeros((0, 5, 6), np.float32), []))
+    write_mask(tmp_path / "truth/a.png", np.zeros((5, 6), np.uint8))
+    metrics, _ = evaluated(tmp_path, "--num-labels", 3, masks="cams")
+    assert metrics["rows"][0]["scores"]["miou"] == 100
+    write_mask(tmp_path / "truth/a.png", np.zeros((6, 6), np.uint8))
+    text = " ".join(refused(tmp_path, "--num-labels", 3, masks="cams").split())
+    assert "CAMs and image differ in size: expected 6x6 (width x height), got 6x5" in text
 
 
 def test_masks_without_crf_from_elsewhere(tmp_path):

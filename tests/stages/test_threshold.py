@@ -63,7 +63,9 @@ def test_auto_is_chosen_drawn_and_said_beside_the_scores(run):
     assert (run.of("label") / "threshold.png").is_file()
     conditions = json.loads((run.folder / "metrics.json").read_text())["conditions"]
     assert f"threshold auto: {choice.threshold:g}" in conditions["pseudo_label_miou"]
-    assert written_conditions(run.of("label"), "train").note == f"threshold {choice.in_words()}"
+    note = f"threshold {choice.in_words()}; classes given"
+    assert written_conditions(run.of("label"), "train").note == note
+    assert note in conditions["pseudo_label_miou"]
     source = source_of(run)
     masks = MaskFolder(run.of("label"), verify=True)
     for sample in run.train_images:

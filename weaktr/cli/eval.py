@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 HELP = """\
 Score masks against true masks: mIoU with its interval, per class, boundaries, confusions.
 
-MASKS is what `weaktr predict` or `weaktr label` wrote (masks with and without CRF are then
-both scored, and scales, flip, CRF and ensemble are known), or any folder of label PNGs, or of
+MASKS is what `weaktr predict` or `weaktr label` wrote (masks before and after refinement are
+then both scored, and scales, flip, CRF and ensemble are known), or any folder of label PNGs, or of
 CAMs (NAME.npz of --dump-cams, NAME.npy of the published code), whose best threshold is found.
 TRUTH is a folder of label PNGs of the same names, 255 = not counted.
 
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-labels", type=int, help="in place of --classes; VOC: 21")
     parser.add_argument("--names", type=Path, help="the split's images, a name or path a line")
     parser.add_argument("--split", help="what to call the images (default: from --names, TRUTH)")
-    parser.add_argument("--without-crf", type=Path, help="masks without CRF, where they are apart")
+    parser.add_argument("--without-crf", type=Path, help="masks before refinement, if apart")
     parser.add_argument(
         "--made-with",
         nargs="+",
@@ -115,6 +115,7 @@ def run(arguments: argparse.Namespace) -> int:
         print_classes,
         print_confused,
         print_rows,
+        refined_by,
     )
 
     masks = arguments.masks
@@ -124,11 +125,10 @@ def run(arguments: argparse.Namespace) -> int:
     labels, tolerance = truth.classes.label_names, arguments.boundary
     if not 0 <= tolerance <= 1:
         raise ValueError(f"--boundary: expected a share of the diagonal, 0 to 1, got {tolerance}")
-    conditions = folders.written_conditions(arguments.masks, split)
-    conditions = _with_changes(conditions, arguments.made_with)
-
     holds_masks = (masks / "masks").is_dir() or any(masks.rglob("*.png"))
     holds_cams = masks.is_dir() and not holds_masks and any(masks.rglob("*.np[yz]"))
+    conditions = folders.written_conditions(masks, split, of_cams=holds_cams)
+    conditions = _with_changes(conditions, arguments.made_with, of_cams=holds_cams)
     of_cams = f"expected with CAMs alone, of which {masks} holds none"
     refuse_idle(not holds_cams, of_cams, thresholds=arguments.thresholds)
     of_masks = f"expected with masks alone, {masks} holds CAMs"
@@ -136,14 +136,14 @@ def run(arguments: argparse.Namespace) -> int:
     curve: list[tuple[float, float]] = []
     calibration = None
     if holds_cams:
-        cams = folders.Source("CAMs", masks, replace(conditions, ensemble="-"))
+        cams = folders.Source("CAMs", masks, conditions)
         thresholds = _thresholds(arguments.thresholds or THRESHOLDS)
         row, curve = folders.score_cams(cams, truth, thresholds, tolerance)
         rows = [row]
     else:
         sources = folders.mask_sources(masks, conditions, arguments.without_crf)
         names = folders.chosen_names(sources[-1].folder, (".png",), truth)
-        same = replace(truth, names=names)  # or the CRF would be said to add what other images do
+        same = replace(truth, names=names)  # or refinement would seem to add what other images do
         rows = [folders.score_masks(source, same, tolerance) for source in sources]
         calibration = folders.score_confidence(masks, truth)
 
@@ -152,8 +152,9 @@ def run(arguments: argparse.Namespace) -> int:
     print_confused(rows[-1], labels)
     if calibration is not None:
         print_calibration(calibration)
-    if gain := folders.crf_gain(rows):
-        console.print("the CRF adds {miou:+.2f} mIoU ({low:+.2f} to {high:+.2f})".format(**gain))
+    if gain := folders.refinement_gain(rows):
+        adds = f"the {refined_by(rows[-1].conditions.crf)} adds"
+        console.print(adds, "{miou:+.2f} mIoU ({low:+.2f} to {high:+.2f})".format(**gain))
     if unknown := [key for key in CONDITIONS if getattr(rows[-1].conditions, key) == UNKNOWN]:
         log.warning(
             "%s: not known; say it with --made-with %s",
@@ -230,14 +231,27 @@ def _classes(arguments: argparse.Namespace, noted: Classes | None) -> Classes:
     return classes
 
 
-def _with_changes(conditions: Conditions, changes: list[str]) -> Conditions:
-    """`conditions` with the ``KEY=VALUE`` of --made-with."""
-    given = {}
+def _with_changes(conditions: Conditions, changes: list[str], *, of_cams: bool) -> Conditions:
+    """`conditions` with the ``KEY=VALUE`` of --made-with.
+
+    Raises:
+        ValueError: one is no condition, stands twice, or is one that CAMs do not have.
+    """
+    from weaktr.evaluation.conditions import noted
+
+    given: dict[str, str] = {}
     for change in changes:
         key, sign, value = change.partition("=")
         if not sign or key not in CONDITIONS:
             raise ValueError(f"--made-with: expected {', '.join(CONDITIONS)}=VALUE, got {change!r}")
+        if key in given:
+            raise ValueError(f"--made-with: expected {key} once, got {given[key]!r} and {value!r}")
+        if of_cams and key in ("crf", "ensemble") and value != getattr(conditions, key):
+            expected = f"expected {key}={getattr(conditions, key)} of CAMs"
+            raise ValueError(f"--made-with: {expected}, which have neither, got {change!r}")
         given[key] = value
+    if "note" in given:
+        given["note"] = noted(conditions.note, given["note"])
     return replace(conditions, **given)
 
 
