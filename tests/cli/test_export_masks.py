@@ -163,6 +163,20 @@ def test_a_mask_with_a_label_that_is_no_class_is_left_out(labels, to, caplog):
     assert "1 photograph with its mask" in caplog.text
 
 
+def test_ignored_pixels_are_no_class_where_names_are_not_known(labels):
+    """As in folders that were labelled from CAMs in files."""
+    inputs = json.loads((labels / "inputs.json").read_text())
+    inputs["about"]["classes"] = None
+    (labels / "inputs.json").write_text(json.dumps(inputs))
+    masks = MaskFolder(labels)
+    mask = masks.read("a")
+    mask[0] = 255
+    Image.fromarray(mask).save(masks.path("a"))
+    assert export(labels) == 0
+    content = json.loads((labels.parent / "out/annotations.json").read_text())
+    assert [one["name"] for one in content["categories"]] == ["class 0", "class 1"]
+
+
 def test_photographs_and_masks_that_are_gone_are_named(labels, caplog):
     (labels.parent / "photographs/a.png").unlink()
     assert export(labels) == FAILED

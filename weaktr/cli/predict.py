@@ -79,7 +79,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from weaktr.cli.sharded import is_sharded, run_sharded
-    from weaktr.data.masks import MaskFolder
     from weaktr.evaluation.voc_server import ARCHIVE_MARK, require_suffix, write_voc_archive
     from weaktr.files import require_replaceable
     from weaktr.stages.folders import Task, predicted
@@ -113,6 +112,6 @@ def run(arguments: argparse.Namespace) -> int:
         if archive is not None and code:
             log.warning("%s: not written, it needs a mask of every image", archive)
         elif archive is not None:
-            write_voc_archive(archive, MaskFolder(arguments.out), list(masks), comp)
+            write_voc_archive(archive, arguments.out, list(masks), comp)
             log.info("for the VOC server: %s", archive)
     return code

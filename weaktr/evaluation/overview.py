@@ -79,7 +79,7 @@ def draw_contact_sheet(
                 plain = _at_size(before.read(sample.name), pixels)
                 titles.insert(1, "before refinement")
                 pictures.insert(1, overlay(pixels, plain))
-        present |= set(masks.entries[sample.name].labels) - {0}
+        present |= set(np.unique(mask).tolist()) - {0}
         rows.append((titles, pictures))
     if not rows:
         return None

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from weaktr.contents import CONTENTS, Contents
-from weaktr.data import Classes, Manifest, Sample
+from weaktr.data import IGNORE, Classes, Manifest, Sample
 from weaktr.data.layout import IMAGE_SUFFIXES, require_folder
 from weaktr.data.manifest import Exif, require_exif
 from weaktr.data.masks import MaskEntry, MaskFolder
@@ -183,7 +183,8 @@ def _of_command(folder: Path, about: Mapping[str, Any], *, in_tars: bool) -> Mas
     masks = MaskFolder(folder, verify=True, contents=contents, num_labels=num_labels)
     entries = masks.entries | masks.without
     if names is None:  # CAMs in files name no classes
-        highest = max((max(entry.labels, default=0) for entry in entries.values()), default=0)
+        shown = (label for entry in entries.values() for label in entry.labels)
+        highest = max((label for label in shown if label != IGNORE), default=0)
         names = [f"class {index}" for index in range(highest)]
     samples = []
     for name, entry in entries.items():
