@@ -363,6 +363,26 @@ def test_names_that_xml_cannot_hold(labels, caplog):
     assert "XML cannot hold its name" in caplog.text
 
 
+@pytest.mark.parametrize("to", sorted({*NAMES} - {"hf"}))
+@pytest.mark.parametrize("images", ["copy", "none"])
+def test_it_says_how_to_open_it_where_the_photographs_are(labels, to, images, caplog):
+    assert export(labels, "--images", images, to=to) == 0
+    out = labels.parent / "out"
+    (told,) = (line for line in caplog.messages if line.startswith("to open it: "))
+    assert "{" not in told
+    if to == "label-studio":
+        root, storage = (out, f"{out}/images") if images == "copy" else ("/", "of the folder of")
+        assert f"DOCUMENT_ROOT={root}; in its settings a source storage of the kind" in told
+        assert f"Local files with the path {storage}" in told
+        task = json.loads((out / "tasks.json").read_text())[0]
+        file = Path(root) / task["data"]["image"].partition("?d=")[2]
+        assert file.is_file() and (images == "none" or file.is_relative_to(storage))
+    elif images == "none" and to != "labelme":  # whose own files are in that folder
+        is_to_put = f"put your photographs, or links to them, into {out}/images" in told
+        assert is_to_put == (to == "yolo-seg") == (f"{out}/images" in told)
+        assert not list(out.glob("images/**/*.png"))
+
+
 def test_every_format_may_be_chosen():
     assert tuple(FORMATS) == NAMES
 
