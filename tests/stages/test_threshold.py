@@ -18,6 +18,7 @@ from weaktr.data import read_mask
 from weaktr.data.masks import MaskFolder
 from weaktr.evaluation.bootstrap import interval, resampled_miou
 from weaktr.evaluation.calibration import Calibration
+from weaktr.evaluation.conditions import split_name
 from weaktr.evaluation.folders import written_conditions
 from weaktr.evaluation.iou import ConfusionSum, scores
 from weaktr.inference.cams import CamsOfModel
@@ -121,7 +122,9 @@ def test_the_search_on_masks_is_the_best_by_definition_and_says_what_it_used(run
     assert len(chosen) == 5
     caplog.set_level("INFO", "weaktr")
     settings = recipe.label
-    label(source_of(run), run.train_images.samples, tmp_path, settings, masked=chosen)
+    gone = replace(chosen.samples[0], name="gone", image=tmp_path / "gone.jpg")
+    more = replace(chosen, samples=(gone, *chosen.samples))
+    label(source_of(run), run.train_images.samples, tmp_path, settings, masked=more)
     source = source_of(run)
     mious, per_image = [], []
     for threshold in THRESHOLDS:
@@ -143,7 +146,8 @@ def test_the_search_on_masks_is_the_best_by_definition_and_says_what_it_used(run
     np.testing.assert_allclose([value for _, value in choice.curve], mious, atol=1e-3)
     low, high = interval(resampled_miou(np.array(per_image[best])))
     text = caplog.text
-    assert "chosen with true masks of 5 training images: this run uses pixel labels" in text
+    told = f"chosen with true masks of 5 images of {split_name(chosen)}: this run uses pixel labels"
+    assert told in text and choice.images == tuple(sample.name for sample in chosen)
     assert f"{mious[best]:.1f} (95 % interval {low:.1f} to {high:.1f})" in text
 
 
@@ -281,7 +285,7 @@ def test_val_masks_is_short_for_settings(root, tmp_path):
     metrics = json.loads((out / "metrics.json").read_text())
     details = json.loads((out / "evaluate" / "metrics.json").read_text())
     assert details[0]["supervision"].endswith("the threshold chosen with true masks")
-    words = "chosen with true masks of 3 training images"
+    words = "chosen with true masks of 3 images of "
     assert words in metrics["conditions"]["pseudo_label_miou"]
 
 

@@ -70,7 +70,7 @@ FORMATS: dict[str, Format] = {
     "coco": Format(
         coco.write,
         "pycocotools.coco.COCO('{out}/annotations.json'), photographs in {out}/images",
-        "pycocotools.coco.COCO('{out}/annotations.json'), photographs by their paths in your folder",
+        "pycocotools.coco.COCO('{out}/annotations.json'), photographs in your folder",
     ),
     "yolo-seg": Format(
         yolo.write,
