@@ -419,9 +419,32 @@ def test_predictions_without_truth(two):
     (two / "truth" / "a.png").unlink()
     text = refused(two, "--num-labels", 3)
     assert "1 of 2 images: has no true mask: a; --names FILE scores" in text
-    write_mask(two / "truth" / "a.PNG", np.ones((5, 6), np.uint8))
-    told = "a (files of these names have the suffix .PNG, which is not read); --names FILE scores"
+    write_mask(two / "truth" / "a.Png", np.ones((5, 6), np.uint8))
+    told = "a (files of these names have the suffix .Png, which is not read); --names FILE scores"
     assert told in refused(two, "--num-labels", 3)
+
+
+@pytest.mark.parametrize("folder", ["truth", "masks"])
+def test_capital_suffixes_are_read(two, folder):
+    (two / folder / "a.png").rename(two / folder / "a.PNG")
+    metrics, _ = evaluated(two, "--num-labels", 3, *MADE)
+    assert metrics["rows"][0]["conditions"]["images"] == 2
+    (two / folder / "sub/b.png").rename(two / folder / "sub/b.PNG")
+    metrics, _ = evaluated(two, "--num-labels", 3, *MADE)
+    assert metrics["rows"][0]["conditions"]["images"] == 2
+    write_mask(two / folder / "a.png", np.ones((5, 6), np.uint8))
+    text = " ".join(refused(two, "--num-labels", 3).split())
+    assert "expected one file of a name, got a.PNG, a.png" in text
+
+
+def test_the_split_is_called_as_the_list_or_the_folder(two, monkeypatch):
+    (two / "truth").rename(two / "truth.v2")
+    monkeypatch.chdir(two / "truth.v2")
+    for truth in ("../truth.v2", "."):
+        code, _ = said(cli.main, "eval", two / "masks", truth, "--out", two / "out",
+                       "--num-labels", 3)  # fmt: skip
+        (row,) = json.loads((two / "out/metrics.json").read_text())["rows"]
+        assert (code, row["conditions"]["split"]) == (0, "truth.v2")
 
 
 def test_masks_of_another_size(two):
@@ -539,8 +562,10 @@ def test_a_tar_beside_masks_does_not_matter(two):
 def test_empty_and_missing_folders(two):
     (two / "empty").mkdir()
     assert "no PNG in" in refused(two, "--num-labels", 3, masks="empty")
-    told = refused(two, "--num-labels", 3, masks="nowhere")
-    assert "nowhere: expected a folder, there is none of that name" in told
+    for options in ((), ("--num-labels", 3)):
+        for folder in ("masks", "truth"):
+            told = " ".join(refused(two, *options, **{folder: "nowhere"}).split())
+            assert f"{folder.upper()}: expected a folder, got '{two / 'nowhere'}'" in told
     assert "no PNG in" in refused(two, "--num-labels", 3, truth="empty")
 
 

@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--num-labels", type=int, help="in place of --classes; VOC: 21")
     parser.add_argument("--names", type=Path, help="the split's images, a name or path a line")
-    parser.add_argument("--split", help="what to call the images (default: from --names, TRUTH)")
+    parser.add_argument("--split", help="what to call the images (default: as --names, else TRUTH)")
     parser.add_argument("--without-crf", type=Path, help="masks before refinement, if apart")
     parser.add_argument(
         "--made-with",
@@ -108,6 +108,7 @@ def _check_out(out: Path, masks: Path, truth: Path, chart: str) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from weaktr.data.layout import require_folder
     from weaktr.evaluation import folders
     from weaktr.evaluation.report import (
         UNKNOWN,
@@ -118,14 +119,16 @@ def run(arguments: argparse.Namespace) -> int:
         refined_by,
     )
 
-    masks = arguments.masks
+    masks = require_folder(arguments.masks, "MASKS")
+    require_folder(arguments.truth, "TRUTH")
     _check_out(arguments.out, masks, arguments.truth, arguments.chart)
     truth = _truth(arguments)
-    split = arguments.split or (arguments.names or arguments.truth).stem
+    of_list = arguments.names and arguments.names.stem
+    split = arguments.split or of_list or arguments.truth.resolve().name
     labels, tolerance = truth.classes.label_names, arguments.boundary
     if not 0 <= tolerance <= 1:
         raise ValueError(f"--boundary: expected a share of the diagonal, 0 to 1, got {tolerance}")
-    holds_masks = (masks / "masks").is_dir() or any(masks.rglob("*.png"))
+    holds_masks = (masks / "masks").is_dir() or any(masks.rglob("*.[pP][nN][gG]"))
     holds_cams = masks.is_dir() and not holds_masks and any(masks.rglob("*.np[yz]"))
     conditions = folders.written_conditions(masks, split, of_cams=holds_cams)
     conditions = _with_changes(conditions, arguments.made_with, of_cams=holds_cams)
@@ -142,7 +145,7 @@ def run(arguments: argparse.Namespace) -> int:
         rows = [row]
     else:
         sources = folders.mask_sources(masks, conditions, arguments.without_crf)
-        names = folders.chosen_names(sources[-1].folder, (".png",), truth)
+        names = folders.chosen_names(sources[-1].folder, folders.PNG, truth)
         same = replace(truth, names=names)  # or refinement would seem to add what other images do
         rows = [folders.score_masks(source, same, tolerance) for source in sources]
         calibration = folders.score_confidence(masks, truth)

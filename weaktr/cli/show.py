@@ -85,6 +85,7 @@ def show_run(run: Run, *, count: int = COUNT, names: Sequence[str] = ()) -> tupl
     """
     from weaktr.data import DataError
     from weaktr.data.names import known_names
+    from weaktr.evaluation.overview import spread
     from weaktr.stages.run import MODEL
 
     if not 1 <= count <= MOST_IMAGES:
@@ -104,8 +105,7 @@ def show_run(run: Run, *, count: int = COUNT, names: Sequence[str] = ()) -> tupl
         if names:
             samples = [sample for sample in manifest.samples if sample.name in set(names)]
         else:
-            step = max(1, len(manifest) // count)
-            samples = list(manifest.samples[::step][:count])
+            samples = spread(manifest.samples, count)
         if not samples:
             continue
         masks = _folders(run, manifest.split, manifest.classes.num_labels)

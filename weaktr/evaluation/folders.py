@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ from weaktr.evaluation.report import (
     refined_by,
     row_json,
 )
-from weaktr.files import files_below, names_in, read_json, write_json
+from weaktr.files import files_below, files_in, names_in, read_json, write_json
 from weaktr.inference.labels import labels_from_cams
 from weaktr.inference.threshold import read_choice
 from weaktr.messages import few
@@ -50,13 +51,16 @@ from weaktr.recipes import make
 
 log = logging.getLogger("weaktr")
 
+#: The suffixes of masks.
+PNG = (".png", ".PNG")
+
 
 @dataclass(frozen=True)
 class Truth:
     """Where the true masks are and what their pixels mean.
 
     Args:
-        folder: PNGs, ``NAME.png``.
+        folder: PNGs, ``NAME.png`` or ``NAME.PNG``.
         classes: of the masks, in their order; their ids are what the pixels of true masks hold.
         names: lines that say which images (see `known_names`); None = all that were predicted.
     """
@@ -65,11 +69,17 @@ class Truth:
     classes: Classes
     names: Sequence[str] | None = None
 
+    @cached_property
+    def files(self) -> dict[str, Path]:
+        """Name -> true mask; errors as of `files_in`."""
+        return files_in(self.folder, *PNG)
+
     def read(self, name: str) -> np.ndarray:
         """True labels, uint8 [H, W]."""
-        path, ids = self.folder / f"{name}.png", self.classes.ids
+        ids = self.classes.ids
         is_plain = ids == tuple(range(1, len(ids) + 1))
-        return read_labels(path, self.classes.num_labels, mask_ids=None if is_plain else ids)
+        mask_ids = None if is_plain else ids
+        return read_labels(self.files[name], self.classes.num_labels, mask_ids=mask_ids)
 
 
 @dataclass(frozen=True)
@@ -85,6 +95,11 @@ class Source:
     what: str
     folder: Path
     conditions: Conditions
+
+    @cached_property
+    def files(self) -> dict[str, Path]:
+        """Name -> mask; errors as of `files_in`."""
+        return files_in(self.folder, *PNG)
 
 
 def mask_sources(masks: Path, conditions: Conditions, without_crf: Path | None) -> list[Source]:
@@ -116,7 +131,7 @@ def mask_sources(masks: Path, conditions: Conditions, without_crf: Path | None) 
         sources = [Source(what, folder, conditions)]
     for source in sources:
         try:
-            names_in(source.folder, ".png")
+            files_in(source.folder, *PNG)
         except ValueError as error:
             if not any(source.folder.glob("*.tar")):
                 raise
@@ -200,10 +215,10 @@ def score_masks(source: Source, truth: Truth, tolerance: float = TOLERANCE) -> R
     Raises:
         ValueError: a mask is missing, of another size than its truth, or holds no label.
     """
-    names = chosen_names(source.folder, (".png",), truth)
+    names = chosen_names(source.folder, PNG, truth)
 
     def pair(name: str) -> Pair:
-        path = source.folder / f"{name}.png"
+        path = source.files[name]
         mask, true = read_labels(path, truth.classes.num_labels), truth.read(name)
         require_same_size(mask, (true.shape[0], true.shape[1]), path)
         return mask, true
@@ -226,7 +241,7 @@ def score_confidence(masks: Path, truth: Truth) -> Calibration | None:
     if not (folder.is_dir() and there.is_dir()):
         return None
     calibration, num_labels = Calibration(), truth.classes.num_labels
-    names = [n for n in chosen_names(folder, (".png",), truth) if (there / f"{n}.png").is_file()]
+    names = [n for n in chosen_names(folder, PNG, truth) if (there / f"{n}.png").is_file()]
     for name in track(names, "calibration", len(names)):
         mask, true = read_labels(folder / f"{name}.png", num_labels), truth.read(name)
         grey = there / f"{name}.png"
@@ -297,14 +312,13 @@ def chosen_names(folder: Path, suffixes: Sequence[str], truth: Truth) -> list[st
     Raises:
         ValueError: nothing in `folder`, or images to score are missing in it or in the truth.
     """
-    predicted, _ = names_in(folder, *suffixes)
-    true, _ = names_in(truth.folder, ".png")
-    names = predicted
+    predicted, true = files_in(folder, *suffixes), truth.files
+    names = list(predicted)
     if truth.names is not None:
         names = sorted(known_names(truth.names, {*predicted, *true}))
-    _require(names, set(predicted), folder, "was not predicted")
+    _require(names, predicted, folder, "was not predicted")
     hint = "" if truth.names is not None else "; --names FILE scores the images of a list"
-    _require(names, set(true), truth.folder, "has no true mask", hint)
+    _require(names, true, truth.folder, "has no true mask", hint)
     if truth.names is None and len(true) > len(names):
         log.warning(
             "%d of %d true masks have a prediction, the others are not scored; "
@@ -367,7 +381,7 @@ def refinement_gain(rows: Sequence[Row]) -> dict[str, float] | None:
 
 
 def _require(
-    names: Sequence[str], available: set[str], folder: Path, what: str, hint: str = ""
+    names: Sequence[str], available: Container[str], folder: Path, what: str, hint: str = ""
 ) -> None:
     """Raise ValueError that counts the names which are not available and lists the first ones."""
     missing = [name for name in names if name not in available]
