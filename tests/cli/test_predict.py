@@ -115,7 +115,7 @@ def test_predict_then_eval(checkpoint, photos):
 
 @pytest.mark.parametrize("comp", ["comp5", "comp6"])
 @pytest.mark.parametrize("name", ["results.tgz", "results.tar.gz", "results.tar"])
-def test_archive_for_the_voc_server(checkpoint, photos, comp, name):
+def test_archive_for_the_voc_server(checkpoint, photos, comp, name, caplog):
     archive = photos.parent / name
     out = predicted(checkpoint, photos, *QUICK, "--archive", archive, "--comp", comp)
     folder = f"results/VOC2012/Segmentation/{comp}_test_cls"
@@ -135,6 +135,7 @@ def test_archive_for_the_voc_server(checkpoint, photos, comp, name):
     first = archive.read_bytes()
     predicted(checkpoint, photos, *QUICK, "--archive", archive, "--comp", comp)
     assert archive.read_bytes() == first
+    assert "for VOC's 20 classes; here they are class 0, class 1" in caplog.text
 
 
 def test_archives_that_the_server_would_refuse(tmp_path):

@@ -48,6 +48,12 @@ def require_count(noted: Classes, num_labels: int, masks: Path) -> None:
         )
 
 
+def is_numbered_as(names: Sequence[str], known: Sequence[str]) -> bool:
+    """Whether these are the classes of a known numbering in its order, most by the same names."""
+    same = sum(a == b for a, b in zip(_plain(names), _plain(known), strict=False))
+    return _is_renamed(names, known) and same > len(known) / 2
+
+
 def by_names(noted: Classes, option: str, masks: Path) -> Classes:
     """The classes of masks, each with its number in true masks of a known numbering.
 
@@ -60,8 +66,7 @@ def by_names(noted: Classes, option: str, masks: Path) -> Classes:
         ValueError: the numbering lacks classes of the masks.
     """
     known = KNOWN[option]
-    same = sum(a == b for a, b in zip(_plain(noted.names), _plain(known.names), strict=False))
-    if _is_renamed(noted.names, known.names) and same > len(known) / 2:
+    if is_numbered_as(noted.names, known.names):
         _tell_new_names(noted.names, known.names, option)
         return known
     number = dict(zip(_plain(known.names), known.ids, strict=True))
