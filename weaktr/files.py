@@ -473,34 +473,56 @@ def names_in(folder: Path, *suffixes: str) -> tuple[list[str], str]:
     """The names of all files with the one suffix of `suffixes` that files have; that suffix.
 
     Args:
-        folder: searched at any depth, see `files_below`.
-        suffixes: such as ".npz".
+        folder, suffixes: see `files_in`.
 
     Returns:
         Paths relative to the folder, without suffix, ascending; and the suffix.
 
     Raises:
+        ValueError, OSError: see `files_in`.
+    """
+    files = files_in(folder, *suffixes)
+    return list(files), next(iter(files.values())).suffix
+
+
+def files_in(folder: Path, *suffixes: str) -> dict[str, Path]:
+    """All files with the one suffix of `suffixes` that files have, in small or capital letters.
+
+    Args:
+        folder: searched at any depth, see `files_below`.
+        suffixes: such as ".npz".
+
+    Returns:
+        Path relative to the folder, without suffix, ascending -> the file.
+
+    Raises:
         ValueError: there is no such folder; there are none, says which suffixes were expected and
-            which there are; or files of two suffixes, one of which would have to be left out.
+            which there are; files of two suffixes, one of which would have to be left out; or two
+            of one name.
         OSError: a folder in it cannot be listed.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder}: expected a folder, there is none of that name")
-    names: dict[str, list[str]] = {}
-    others = set()
+    files: dict[str, Path] = {}
+    kinds, others = set[str](), set[str]()
     for path in files_below(folder):
         require_listed(path)
         others.add(path.suffix or path.name)
         if path.suffix in suffixes:
+            kinds.add(path.suffix.lower())
             name = path.relative_to(folder).with_suffix("").as_posix()
-            names.setdefault(path.suffix, []).append(name)
-    if len(names) > 1:
-        raise ValueError(f"{folder}: expected files of one kind, got {' and '.join(sorted(names))}")
-    for suffix, found in names.items():
-        return sorted(found), suffix
-    wanted = " or ".join(suffix.removeprefix(".").upper() for suffix in suffixes)
-    told = f" ({', '.join(suffixes)}), there are {few(sorted(others))}" if others else ""
-    raise ValueError(f"no {wanted} in {folder}{told}")
+            if name in files and files[name].suffix.lower() == path.suffix.lower():
+                two = sorted([files[name].name, path.name])
+                raise ValueError(f"{path.parent}: expected one file of a name, got {few(two)}")
+            files[name] = path
+    if len(kinds) > 1:
+        raise ValueError(f"{folder}: expected files of one kind, got {' and '.join(sorted(kinds))}")
+    if files:
+        return dict(sorted(files.items()))
+    wanted = list(dict.fromkeys(suffix.lower() for suffix in suffixes))
+    told = f" ({', '.join(wanted)}), there are {few(sorted(others))}" if others else ""
+    kind = " or ".join(suffix.removeprefix(".").upper() for suffix in wanted)
+    raise ValueError(f"no {kind} in {folder}{told}")
 
 
 def _digits(text: str, count: int) -> str:

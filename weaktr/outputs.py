@@ -327,7 +327,7 @@ def has_inputs(folder: Path) -> bool:
 def others_in_words(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Whose the results in a folder are: of another checkpoint or command, else what differs."""
     lines = []
-    commands = [_command_of(facts) for facts in (before, now)]
+    commands = [command_of(facts) for facts in (before, now)]
     if None not in commands and commands[0] != commands[1]:
         lines.append(f"another command (weaktr {commands[0]} there, weaktr {commands[1]} now)")
     elif commands[1] is None and commands[0] is not None:
@@ -346,7 +346,7 @@ def others_in_words(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return one_line(" and ".join(lines)) + also
 
 
-def _command_of(facts: Mapping[str, Any]) -> str | None:
+def command_of(facts: Mapping[str, Any]) -> str | None:
     """The command that made, or is to make, masks; None = it is not noted."""
     about = facts.get("about")
     return about.get("command") if isinstance(about, Mapping) else None

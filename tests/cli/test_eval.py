@@ -11,10 +11,11 @@ from PIL import Image
 from tests.cli.test_train import said
 from tests.stored import FACTS, arrays
 from weaktr import cli
-from weaktr.config import PredictConfig
-from weaktr.data.classes import COCO80
-from weaktr.data.masks import write_mask
+from weaktr.config import LabelConfig, PredictConfig
+from weaktr.data.classes import COCO80, COCO90, VOC
+from weaktr.data.masks import MaskEntry, write_mask
 from weaktr.data.stored_maps import npz_of_cams
+from weaktr.evaluation.folders import written_conditions
 from weaktr.files import write_bytes
 from weaktr.recipes import as_tree
 
@@ -167,6 +168,79 @@ def test_with_and_without_crf_in_one_run(tmp_path, masks):
         assert chart.width > 600
 
 
+def test_other_refiners_are_not_called_crf(tmp_path):
+    predicted(tmp_path)
+    settings = as_tree(PredictConfig(ratios=(1.0,), refiners=("propagation", "crf"), crf="voc_seg"))
+    (tmp_path / "run" / "inputs.json").write_text(json.dumps({"settings": settings}))
+    metrics, text = evaluated(tmp_path, "--classes", "voc12", masks="run")
+    assert [row["what"] for row in metrics["rows"]] == ["before refinement", "refined"]
+    assert "; refinement propagation + voc_seg; " in metrics["rows"][1]["caption"]
+    assert "the refinement adds" in text
+
+
+def entry(name, **facts):
+    return MaskEntry(name, f"masks/{name}.png", "0", (4, 4), (1,), inputs=("1",), **facts)
+
+
+OF_LABEL, OF_PREDICT = as_tree(LabelConfig(threshold=0.43)), as_tree(PredictConfig())
+AFTER = {key: OF_LABEL[key] for key in ("threshold", "crf", "refiners")}
+BY_MODEL, BOTH = "classes predicted by the model", "classes given for 1 of 2 photographs, else"
+
+
+@pytest.mark.parametrize(
+    ("command", "settings", "entries", "note"),
+    [
+        ("label", OF_LABEL, [{"given": (0,)}], "threshold 0.43, given; classes given"),
+        ("label", OF_LABEL, [{"predicted": {1: 0.9}}], f"threshold 0.43, given; {BY_MODEL}"),
+        (
+            "label",
+            OF_LABEL,
+            [{"given": (0,)}, {"predicted": {1: 0.9}}],
+            f"; {BOTH} predicted by the model",
+        ),
+        ("label", OF_PREDICT, [{"given": (0,)}], "classes given"),
+        ("label", OF_PREDICT, [{}], BY_MODEL),
+        ("label", OF_PREDICT | {"exif": "apply"}, [{"given": (0,)}], "classes given"),
+        ("label", AFTER, [{}], "threshold 0.43, given"),
+        ("predict", OF_PREDICT, [{}], ""),
+        (None, {"label": OF_LABEL}, [{"given": (0,)}], "0.43 of the recipe; classes given"),
+    ],
+)
+def test_whether_classes_were_given_is_a_condition(tmp_path, command, settings, entries, note):
+    """It raises scores: masks of a segmenter with given classes are no predictions."""
+    content = {"made_from": "x", "settings": settings, "about": {"command": command}}
+    (tmp_path / "inputs.json").write_text(json.dumps(content))
+    lines = [entry(str(index), **facts).line() for index, facts in enumerate(entries)]
+    (tmp_path / "index.jsonl").write_text("".join(lines))
+    conditions = written_conditions(tmp_path, "val")
+    assert conditions.note == note or (note[:1] in ";0" and conditions.note.endswith(note))
+    assert (conditions.scales == "not known") == (settings is AFTER)
+    assert conditions.crf != "not known"
+    of_cams = written_conditions(tmp_path, "val", of_cams=True)
+    assert (of_cams.crf, of_cams.ensemble) == ("none", "-")
+    assert "threshold" not in of_cams.note and conditions.note.endswith(of_cams.note)
+
+
+def test_what_is_said_of_cams_is_kept_or_refused(tmp_path):
+    write_stored(tmp_path, "voc")
+    given = ("--classes", "voc12", "--thresholds", "0.43", "--made-with")
+    metrics, _ = evaluated(tmp_path, *given, "note=mine", "crf=none", masks="cams")
+    assert metrics["rows"][0]["conditions"]["note"] == "threshold 0.43, given; mine"
+    text = " ".join(refused(tmp_path, *given, "crf=voc_cam", masks="cams").split())
+    assert "--made-with: expected crf=none of CAMs" in text
+    assert "expected note once" in refused(tmp_path, *given, "note=a", "note=b", masks="cams")
+
+
+def test_cams_of_no_class_are_background(tmp_path):
+    write_bytes(tmp_path / "cams/a.npz", npz_of_cams(np.zeros((0, 5, 6), np.float32), []))
+    write_mask(tmp_path / "truth/a.png", np.zeros((5, 6), np.uint8))
+    metrics, _ = evaluated(tmp_path, "--num-labels", 3, masks="cams")
+    assert metrics["rows"][0]["scores"]["miou"] == 100
+    write_mask(tmp_path / "truth/a.png", np.zeros((6, 6), np.uint8))
+    text = " ".join(refused(tmp_path, "--num-labels", 3, masks="cams").split())
+    assert "CAMs and image differ in size: expected 6x6 (width x height), got 6x5" in text
+
+
 def test_masks_without_crf_from_elsewhere(tmp_path):
     predicted(tmp_path)
     metrics, _ = evaluated(
@@ -204,6 +278,81 @@ def test_classes_in_another_order_than_the_masks_are_refused(tmp_path, order):
     else:
         text = " ".join(refused(tmp_path, "--classes", file, *MADE).split())
         assert "in another order; theirs is cat, dog, and they are known without" in text
+
+
+def noted(root, names, masks, truth):
+    """A folder of masks of these classes, a column of each number, and true masks likewise."""
+    for folder, numbers in (("masks/masks", masks), ("truth", truth)):
+        write_mask(root / folder / "a.png", np.tile(np.array(numbers, np.uint8), (2, 1)))
+    note = {"made_from": "x", "about": {"classes": list(names)}}
+    (root / "masks/inputs.json").write_text(json.dumps(note))
+
+
+ALPHABETICAL = tuple(sorted(COCO80.names))
+
+
+@pytest.mark.parametrize("names", [COCO80.names, ALPHABETICAL, COCO80.names[:3], ["Hot-Dog"]])
+@pytest.mark.parametrize("given", ["coco80", "coco14"])
+def test_masks_of_coco_classes_in_any_order_against_its_ids(tmp_path, names, given):
+    ids = [COCO80.ids[COCO80.names.index(name.lower().replace("-", " "))] for name in names]
+    noted(tmp_path, names, range(1, len(names) + 1), ids)
+    metrics, _ = evaluated(tmp_path, "--classes", given, *MADE)
+    classes = metrics["rows"][0]["scores"]["classes"]
+    assert [classes[name]["iou"] for name in names] == [100] * len(names)
+
+
+def test_masks_of_voc_classes_in_another_order(tmp_path, caplog):
+    noted(tmp_path, VOC.names[::-1], [20, 1], [1, 20])
+    metrics, _ = evaluated(tmp_path, "--classes", "voc12", *MADE)
+    assert metrics["rows"][0]["scores"]["classes"]["aeroplane"]["iou"] == 100
+    assert "those of tvmonitor, train" in caplog.text
+
+
+@pytest.mark.parametrize("names", [COCO80.names, ALPHABETICAL])
+def test_how_coco_is_numbered_is_asked_for_and_can_be_said(tmp_path, caplog, names):
+    noted(tmp_path, names, [12, 80], [12, 80])
+    text = " ".join(refused(tmp_path, *MADE).split())
+    assert "say --classes coco80) or the masks' own labels 1..80 (say --num-labels 81)" in text
+    metrics, _ = evaluated(tmp_path, "--num-labels", 81, *MADE)
+    assert metrics["rows"][0]["scores"]["classes"][names[11]]["iou"] == 100
+    (tmp_path / "list.txt").write_text("\n".join(names))
+    evaluated(tmp_path, "--classes", tmp_path / "list.txt", *MADE)
+    assert "if they hold COCO's ids 1..90, say --classes coco80" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "told"),
+    [
+        (VOC.names, ["--num-labels", 91], "has 21 labels, background and aeroplane"),
+        (["cat", "yak"], ["--classes", "voc12"], "--classes voc12: lacks yak, classes of"),
+        (COCO90.names, ["--classes", "coco80"], "lacks street sign, hat, shoe"),
+        ([f"c{i}" for i in range(20)], ["--classes", "voc12"], "lacks c0, c1"),
+        (["cat", "dog"], ["cat"], "has 1 classes, "),
+        (["cat", "dog"], ["cat", "dog", "cow"], "has 3 classes, "),
+        (["cat", "dog", "cow"], ["cat", "cow", "yak"], "in another order; theirs is cat, dog"),
+    ],
+)
+def test_classes_that_the_masks_do_not_have_are_refused(tmp_path, names, options, told):
+    noted(tmp_path, names, [1], [1])
+    if not options[0].startswith("--"):
+        (tmp_path / "list.txt").write_text("\n".join(options))
+        options = ["--classes", tmp_path / "list.txt"]
+    assert told in " ".join(refused(tmp_path, *options, *MADE).split())
+
+
+def test_other_spellings_are_taken_and_other_names_are_told(tmp_path, caplog):
+    spelt = ["TV monitor" if name == "tvmonitor" else name for name in VOC.names]
+    noted(tmp_path, spelt, [20], [20])
+    metrics, _ = evaluated(tmp_path, "--classes", "voc12", *MADE)
+    assert metrics["rows"][0]["scores"]["classes"]["tvmonitor"]["iou"] == 100
+    assert "otherwise" not in caplog.text
+    spelt[0] = "airplane"
+    noted(tmp_path, spelt, [1], [1])
+    evaluated(tmp_path, "--classes", "voc12", *MADE)
+    assert "calls classes of the masks otherwise: airplane as aeroplane" in caplog.text
+    (tmp_path / "list.txt").write_text("\n".join(["Flugzeug", *VOC.names[1:]]))
+    evaluated(tmp_path, "--classes", tmp_path / "list.txt", *MADE)
+    assert "airplane as Flugzeug" in caplog.text
 
 
 def test_the_chart_can_be_svg_and_is_reproducible(tmp_path):
@@ -270,9 +419,32 @@ def test_predictions_without_truth(two):
     (two / "truth" / "a.png").unlink()
     text = refused(two, "--num-labels", 3)
     assert "1 of 2 images: has no true mask: a; --names FILE scores" in text
-    write_mask(two / "truth" / "a.PNG", np.ones((5, 6), np.uint8))
-    told = "a (files of these names have the suffix .PNG, which is not read); --names FILE scores"
+    write_mask(two / "truth" / "a.Png", np.ones((5, 6), np.uint8))
+    told = "a (files of these names have the suffix .Png, which is not read); --names FILE scores"
     assert told in refused(two, "--num-labels", 3)
+
+
+@pytest.mark.parametrize("folder", ["truth", "masks"])
+def test_capital_suffixes_are_read(two, folder):
+    (two / folder / "a.png").rename(two / folder / "a.PNG")
+    metrics, _ = evaluated(two, "--num-labels", 3, *MADE)
+    assert metrics["rows"][0]["conditions"]["images"] == 2
+    (two / folder / "sub/b.png").rename(two / folder / "sub/b.PNG")
+    metrics, _ = evaluated(two, "--num-labels", 3, *MADE)
+    assert metrics["rows"][0]["conditions"]["images"] == 2
+    write_mask(two / folder / "a.png", np.ones((5, 6), np.uint8))
+    text = " ".join(refused(two, "--num-labels", 3).split())
+    assert "expected one file of a name, got a.PNG, a.png" in text
+
+
+def test_the_split_is_called_as_the_list_or_the_folder(two, monkeypatch):
+    (two / "truth").rename(two / "truth.v2")
+    monkeypatch.chdir(two / "truth.v2")
+    for truth in ("../truth.v2", "."):
+        code, _ = said(cli.main, "eval", two / "masks", truth, "--out", two / "out",
+                       "--num-labels", 3)  # fmt: skip
+        (row,) = json.loads((two / "out/metrics.json").read_text())["rows"]
+        assert (code, row["conditions"]["split"]) == (0, "truth.v2")
 
 
 def test_masks_of_another_size(two):
@@ -390,8 +562,10 @@ def test_a_tar_beside_masks_does_not_matter(two):
 def test_empty_and_missing_folders(two):
     (two / "empty").mkdir()
     assert "no PNG in" in refused(two, "--num-labels", 3, masks="empty")
-    told = refused(two, "--num-labels", 3, masks="nowhere")
-    assert "nowhere: expected a folder, there is none of that name" in told
+    for options in ((), ("--num-labels", 3)):
+        for folder in ("masks", "truth"):
+            told = " ".join(refused(two, *options, **{folder: "nowhere"}).split())
+            assert f"{folder.upper()}: expected a folder, got '{two / 'nowhere'}'" in told
     assert "no PNG in" in refused(two, "--num-labels", 3, truth="empty")
 
 

@@ -163,6 +163,20 @@ def test_a_mask_with_a_label_that_is_no_class_is_left_out(labels, to, caplog):
     assert "1 photograph with its mask" in caplog.text
 
 
+def test_ignored_pixels_are_no_class_where_names_are_not_known(labels):
+    """As in folders that were labelled from CAMs in files."""
+    inputs = json.loads((labels / "inputs.json").read_text())
+    inputs["about"]["classes"] = None
+    (labels / "inputs.json").write_text(json.dumps(inputs))
+    masks = MaskFolder(labels)
+    mask = masks.read("a")
+    mask[0] = 255
+    Image.fromarray(mask).save(masks.path("a"))
+    assert export(labels) == 0
+    content = json.loads((labels.parent / "out/annotations.json").read_text())
+    assert [one["name"] for one in content["categories"]] == ["class 0", "class 1"]
+
+
 def test_photographs_and_masks_that_are_gone_are_named(labels, caplog):
     (labels.parent / "photographs/a.png").unlink()
     assert export(labels) == FAILED
@@ -347,6 +361,26 @@ def test_names_that_xml_cannot_hold(labels, caplog):
     masks.add("a\x01", np.ones((6, 8), np.uint8))
     assert export(labels, to="cvat") == FAILED
     assert "XML cannot hold its name" in caplog.text
+
+
+@pytest.mark.parametrize("to", sorted({*NAMES} - {"hf"}))
+@pytest.mark.parametrize("images", ["copy", "none"])
+def test_it_says_how_to_open_it_where_the_photographs_are(labels, to, images, caplog):
+    assert export(labels, "--images", images, to=to) == 0
+    out = labels.parent / "out"
+    (told,) = (line for line in caplog.messages if line.startswith("to open it: "))
+    assert "{" not in told
+    if to == "label-studio":
+        root, storage = (out, f"{out}/images") if images == "copy" else ("/", "of the folder of")
+        assert f"DOCUMENT_ROOT={root}; in its settings a source storage of the kind" in told
+        assert f"Local files with the path {storage}" in told
+        task = json.loads((out / "tasks.json").read_text())[0]
+        file = Path(root) / task["data"]["image"].partition("?d=")[2]
+        assert file.is_file() and (images == "none" or file.is_relative_to(storage))
+    elif images == "none" and to != "labelme":  # whose own files are in that folder
+        is_to_put = f"put your photographs, or links to them, into {out}/images" in told
+        assert is_to_put == (to == "yolo-seg") == (f"{out}/images" in told)
+        assert not list(out.glob("images/**/*.png"))
 
 
 def test_every_format_may_be_chosen():

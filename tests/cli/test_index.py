@@ -13,7 +13,7 @@ import pytest
 from tests.exchange.folders import photograph
 from tests.shards.made import failed, labelled, mask_of, results, three_shards
 from weaktr.cli import FAILED, WRONG_INPUT, main
-from weaktr.data.masks import MaskFolder
+from weaktr.data.masks import MaskFolder, write_mask
 from weaktr.data.names import read_names
 from weaktr.progress import console
 
@@ -77,6 +77,47 @@ def test_a_folder_of_loose_masks(tmp_path, said):
     assert index(tmp_path, "--shard", "a") == WRONG_INPUT
     assert "has no shards" in said.getvalue()
     assert index(tmp_path, "--verify") == 0
+
+
+@pytest.fixture
+def loose(tmp_path) -> Path:
+    """Masks of a cat each, of which b was made a dog, c another size, and d was removed."""
+    out = tmp_path / "loose"
+    out.mkdir()
+    (out / "inputs.json").write_text(
+        json.dumps({"made_from": "x", "about": {"classes": ["cat", "dog"]}})
+    )
+    masks = MaskFolder(out)
+    for name in "abcd":
+        masks.add(name, np.ones((2, 4), np.uint8))
+    assert index(out) == 0
+    write_mask(out / "masks/b.png", np.array([[0, 2, 2, 2], [2, 2, 2, 2]], np.uint8))
+    write_mask(out / "masks/c.png", np.ones((3, 3), np.uint8))
+    (out / "masks/d.png").unlink()
+    return out
+
+
+@pytest.mark.parametrize("is_joined", [False, True])
+def test_loose_masks_that_were_changed_count_as_they_are_now(
+    loose, tmp_path, said, caplog, is_joined
+):
+    if is_joined:
+        assert index(loose) == 0
+        assert {"labelled 1 33.3%", "edited 2 66.7%"} < {*lines(said)}
+    assert index(loose, "--status", "edited") == 0
+    assert lines(said)[-2:] == ["2 of 3 photographs", "b, c"]
+    assert index(loose, "--class", "dog", "--csv", tmp_path / "dogs.csv") == 0
+    assert (tmp_path / "dogs.csv").read_text().splitlines()[1] == "b,,edited,0.875,,"
+    assert index(loose, "--class", "cat") == 0
+    assert lines(said)[-1] == "a"
+    assert "1 mask is no longer there, so not counted: d" in caplog.text
+
+
+@pytest.mark.parametrize("question", [("--status", "failed"), ("--error", "cut off")])
+def test_failures_of_loose_masks_are_not_answered_by_none(loose, said, question):
+    assert index(loose, *question) == WRONG_INPUT
+    told = f"{' '.join(question[:2]) if question[1] == 'failed' else question[0]}: {loose} has no"
+    assert told in " ".join(said.getvalue().split())
 
 
 def test_a_question_lists_the_first_names(out, said, tmp_path):

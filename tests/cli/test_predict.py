@@ -115,7 +115,7 @@ def test_predict_then_eval(checkpoint, photos):
 
 @pytest.mark.parametrize("comp", ["comp5", "comp6"])
 @pytest.mark.parametrize("name", ["results.tgz", "results.tar.gz", "results.tar"])
-def test_archive_for_the_voc_server(checkpoint, photos, comp, name):
+def test_archive_for_the_voc_server(checkpoint, photos, comp, name, caplog):
     archive = photos.parent / name
     out = predicted(checkpoint, photos, *QUICK, "--archive", archive, "--comp", comp)
     folder = f"results/VOC2012/Segmentation/{comp}_test_cls"
@@ -135,6 +135,7 @@ def test_archive_for_the_voc_server(checkpoint, photos, comp, name):
     first = archive.read_bytes()
     predicted(checkpoint, photos, *QUICK, "--archive", archive, "--comp", comp)
     assert archive.read_bytes() == first
+    assert "for VOC's 20 classes; here they are class 0, class 1" in caplog.text
 
 
 def test_archives_that_the_server_would_refuse(tmp_path):
@@ -149,10 +150,29 @@ def test_archives_that_the_server_would_refuse(tmp_path):
         ("folder/name", "without folders"),
     ):
         with pytest.raises(ValueError, match=told):
-            write_voc_archive(file, masks, ["good", name])
+            write_voc_archive(file, masks.folder, ["good", name])
     with pytest.raises(ValueError, match="competition: expected one of"):
-        write_voc_archive(file, masks, ["good"], "comp7")
+        write_voc_archive(file, masks.folder, ["good"], "comp7")
     assert not file.exists()
+
+
+def test_archives_hold_masks_as_they_are_now(tmp_path):
+    masks, file = MaskFolder(tmp_path / "masks"), tmp_path / "results.tar"
+    masks.add("a", np.full((3, 4), 20, np.uint8))
+    for pixels, told in (
+        (np.full((3, 4), 255, np.uint8), r"expected labels 0\.\.20, got \[255\]"),
+        (np.full((3, 4), 21, np.uint8), r"a\.png: mask values outside the classes"),
+        (np.full((3, 5), 1, np.uint8), r"a\.png: mask and image differ in size"),
+    ):
+        Image.fromarray(pixels).save(masks.path("a"))
+        with pytest.raises(ValueError, match=told):
+            write_voc_archive(file, masks.folder, ["a"])
+    Image.fromarray(np.full((3, 4), 5, np.uint8)).save(masks.path("a"))  # grey
+    write_voc_archive(file, masks.folder, ["a"])
+    with tarfile.open(file) as content:
+        (member,) = content.getmembers()
+        with Image.open(content.extractfile(member)) as stored:
+            assert (stored.mode, np.array(stored).tolist()) == ("P", [[5] * 4] * 3)
 
 
 def test_wrong_archive_names_are_told_before_the_work(checkpoint, photos):

@@ -181,6 +181,18 @@ def test_show_replaces_no_picture_of_others(run):
     picture.write_bytes(content)
 
 
+def test_show_draws_images_from_all_of_a_split(run, monkeypatch):
+    samples, drawn, strips = (
+        Run(load_recipe(run / "recipe.yaml"), run).val.samples,
+        [],
+        show._strips,
+    )
+    monkeypatch.setattr(show, "_strips", lambda s, *r: drawn.append(s.image) or strips(s, *r))
+    count = len(samples) // 2 + 1  # more than half, of which a step of one would draw the first
+    assert said(cli.main, "show", run, "--count", count)[0] == 0
+    assert samples[0].image in drawn and {s.image for s in samples[count:]} & {*drawn}
+
+
 def test_show_draws_pictures(run):
     code, _ = said(cli.main, "show", run, "--count", 2)
     assert code == 0

@@ -23,6 +23,15 @@ def rows(text):
     return [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
 
 
+@pytest.mark.parametrize(
+    ("count", "drawn"),
+    [(1, "a"), (2, "ae"), (5, "abdfh"), (8, "abcdefgh"), (9, "abcdefghi"), (99, "abcdefghi")],
+)
+def test_some_of_many_are_spread_over_all(count, drawn):
+    assert "".join(overview.spread("abcdefghi", count)) == drawn
+    assert overview.spread("", count) == []
+
+
 def test_the_most_frequent_classes_come_first_and_missing_ones_are_counted(printed):
     names = ["background", "cat", "dog", *(f"n{k}" for k in range(7)), "owl"]
     overview.print_labels({0: 7, 1: 2, 2: 8, 10: 2}, names, 8)

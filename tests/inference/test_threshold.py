@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from tests.models import small
 from weaktr.config import LabelConfig
 from weaktr.data import Sample
 from weaktr.data.photographs import read_photograph
+from weaktr.files import write_json
 from weaktr.inference.cams import CamInputs, Cams, CamsOfModel
 from weaktr.inference.threshold import (
     THRESHOLDS,
@@ -171,13 +174,22 @@ def test_a_model_gives_what_is_needed(tmp_path):
     assert len(choice.images) == len(samples) and choice.threshold in THRESHOLDS
 
 
+def test_photographs_are_drawn_whatever_their_names(tmp_path):
+    samples = [replace(s, name=f"caf\udce9 {s.name}") for s in Planted(tmp_path).samples]
+    assert drawn(samples, 3) == drawn(samples[::-1], 3)
+
+
 def test_a_choice_is_read_as_it_was_written(tmp_path):
-    choice = Choice(0.31, "search_on_masks", "mIoU", ("a", "b/ü"), ((0.3, 1.5), (0.31, 2.0)))
+    curve, told = ((0.3, 1.5), (0.31, 2.0)), "search_on_masks: 0.31, chosen with true masks of 2"
+    choice = Choice(0.31, "search_on_masks", "mIoU", ("a", "b/ü"), curve, "voc12 val")
     write_choice(choice, tmp_path)
     assert read_choice(tmp_path) == choice
-    assert choice.in_words() == (
-        "search_on_masks: 0.31, chosen with true masks of 2 training images"
-    )
+    assert choice.in_words() == f"{told} images of voc12 val"
+    older = asdict(choice)
+    del older["split"]
+    write_json(tmp_path / "threshold.json", older, seal=True)
+    assert read_choice(tmp_path) == replace(choice, split="")
+    assert read_choice(tmp_path).in_words() == f"{told} images"
     file = tmp_path / "threshold.json"
     assert is_sealed(file) and read_choice(tmp_path / "nowhere") is None
     file.write_text(file.read_text().replace("0.31", "0.41"))

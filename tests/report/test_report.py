@@ -205,8 +205,8 @@ def test_files_of_others_stay(own, tmp_path):
         write_report(own)
     assert (own / "report.html").read_text() == "<p>mine</p>"
     other = tmp_path / "other.html"
-    (tmp_path / "report_files").mkdir()
-    (tmp_path / "report_files/mine.jpg").write_text("mine")
+    (tmp_path / "other_files").mkdir()
+    (tmp_path / "other_files/mine.jpg").write_text("mine")
     with pytest.raises(ValueError, match=r"mine\.jpg"):
         write_report(own, other, full=True)
     assert not other.exists()
@@ -228,6 +228,14 @@ def test_larger_pictures_lie_beside_it(own):
     write_report(own, full=True)
     (kept,) = changed.parent.glob("0.old-*.jpg")
     assert kept.read_bytes() == b"mine" and is_sealed(changed)
+
+
+@pytest.mark.parametrize("names", [("a.html", "b.html"), ("a.html", "a.htm")])
+def test_pages_in_one_folder_have_pictures_of_their_own(own, tmp_path, names):
+    first, second = (write_report(own, tmp_path / "pages" / name, full=True) for name in names)
+    files = [{photo["file"] for photo in data_of(page)["photographs"]} for page in (first, second)]
+    assert not files[0] & files[1]
+    assert all((first.parent / f"{file}.jpg").is_file() for file in files[0] | files[1])
 
 
 def test_a_folder_that_is_no_run(tmp_path):

@@ -18,6 +18,7 @@ from weaktr.data import read_mask
 from weaktr.data.masks import MaskFolder
 from weaktr.evaluation.bootstrap import interval, resampled_miou
 from weaktr.evaluation.calibration import Calibration
+from weaktr.evaluation.conditions import split_name
 from weaktr.evaluation.folders import written_conditions
 from weaktr.evaluation.iou import ConfusionSum, scores
 from weaktr.inference.cams import CamsOfModel
@@ -63,7 +64,9 @@ def test_auto_is_chosen_drawn_and_said_beside_the_scores(run):
     assert (run.of("label") / "threshold.png").is_file()
     conditions = json.loads((run.folder / "metrics.json").read_text())["conditions"]
     assert f"threshold auto: {choice.threshold:g}" in conditions["pseudo_label_miou"]
-    assert written_conditions(run.of("label"), "train").note == f"threshold {choice.in_words()}"
+    note = f"threshold {choice.in_words()}; classes given"
+    assert written_conditions(run.of("label"), "train").note == note
+    assert note in conditions["pseudo_label_miou"]
     source = source_of(run)
     masks = MaskFolder(run.of("label"), verify=True)
     for sample in run.train_images:
@@ -119,7 +122,9 @@ def test_the_search_on_masks_is_the_best_by_definition_and_says_what_it_used(run
     assert len(chosen) == 5
     caplog.set_level("INFO", "weaktr")
     settings = recipe.label
-    label(source_of(run), run.train_images.samples, tmp_path, settings, masked=chosen)
+    gone = replace(chosen.samples[0], name="gone", image=tmp_path / "gone.jpg")
+    more = replace(chosen, samples=(gone, *chosen.samples))
+    label(source_of(run), run.train_images.samples, tmp_path, settings, masked=more)
     source = source_of(run)
     mious, per_image = [], []
     for threshold in THRESHOLDS:
@@ -141,7 +146,8 @@ def test_the_search_on_masks_is_the_best_by_definition_and_says_what_it_used(run
     np.testing.assert_allclose([value for _, value in choice.curve], mious, atol=1e-3)
     low, high = interval(resampled_miou(np.array(per_image[best])))
     text = caplog.text
-    assert "chosen with true masks of 5 training images: this run uses pixel labels" in text
+    told = f"chosen with true masks of 5 images of {split_name(chosen)}: this run uses pixel labels"
+    assert told in text and choice.images == tuple(sample.name for sample in chosen)
     assert f"{mious[best]:.1f} (95 % interval {low:.1f} to {high:.1f})" in text
 
 
@@ -279,7 +285,7 @@ def test_val_masks_is_short_for_settings(root, tmp_path):
     metrics = json.loads((out / "metrics.json").read_text())
     details = json.loads((out / "evaluate" / "metrics.json").read_text())
     assert details[0]["supervision"].endswith("the threshold chosen with true masks")
-    words = "chosen with true masks of 3 training images"
+    words = "chosen with true masks of 3 images of "
     assert words in metrics["conditions"]["pseudo_label_miou"]
 
 

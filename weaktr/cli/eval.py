@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 HELP = """\
 Score masks against true masks: mIoU with its interval, per class, boundaries, confusions.
 
-MASKS is what `weaktr predict` or `weaktr label` wrote (masks with and without CRF are then
-both scored, and scales, flip, CRF and ensemble are known), or any folder of label PNGs, or of
+MASKS is what `weaktr predict` or `weaktr label` wrote (masks before and after refinement are
+then both scored, and scales, flip, CRF and ensemble are known), or any folder of label PNGs, or of
 CAMs (NAME.npz of --dump-cams, NAME.npy of the published code), whose best threshold is found.
 TRUTH is a folder of label PNGs of the same names, 255 = not counted.
 
@@ -36,8 +36,6 @@ examples:
   weaktr eval theirs/ truth/ --num-labels 21 --made-with scales=1 flip=no crf=none ensemble=-
   weaktr eval labels/cams truth/ --classes voc12 --thresholds 0.2:0.6:0.01
 """
-#: The names that --classes takes.
-KNOWN = ("voc12", "coco14", "coco80")
 #: What --thresholds is where it is not given.
 THRESHOLDS = "0:0.8:0.01"
 #: The most steps of --thresholds: each takes a confusion matrix.
@@ -51,13 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("truth", type=Path, metavar="TRUTH", help="folder of true masks")
     parser.add_argument(
         "--classes",
-        help=f"{', '.join(KNOWN)} (true masks hold COCO's ids 1..90), or a file with a name a line "
-        "(default: those of the run or command that made the masks)",
+        help="the numbers in true masks: of voc12, of coco14 or coco80 (COCO's ids 1..90), or of a "
+        "file with a name a line (default: as in the masks of the run or command)",
     )
     parser.add_argument("--num-labels", type=int, help="in place of --classes; VOC: 21")
     parser.add_argument("--names", type=Path, help="the split's images, a name or path a line")
-    parser.add_argument("--split", help="what to call the images (default: from --names, TRUTH)")
-    parser.add_argument("--without-crf", type=Path, help="masks without CRF, where they are apart")
+    parser.add_argument("--split", help="what to call the images (default: as --names, else TRUTH)")
+    parser.add_argument("--without-crf", type=Path, help="masks before refinement, if apart")
     parser.add_argument(
         "--made-with",
         nargs="+",
@@ -110,6 +108,7 @@ def _check_out(out: Path, masks: Path, truth: Path, chart: str) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from weaktr.data.layout import require_folder
     from weaktr.evaluation import folders
     from weaktr.evaluation.report import (
         UNKNOWN,
@@ -117,20 +116,22 @@ def run(arguments: argparse.Namespace) -> int:
         print_classes,
         print_confused,
         print_rows,
+        refined_by,
     )
 
-    masks = arguments.masks
+    masks = require_folder(arguments.masks, "MASKS")
+    require_folder(arguments.truth, "TRUTH")
     _check_out(arguments.out, masks, arguments.truth, arguments.chart)
     truth = _truth(arguments)
-    split = arguments.split or (arguments.names or arguments.truth).stem
+    of_list = arguments.names and arguments.names.stem
+    split = arguments.split or of_list or arguments.truth.resolve().name
     labels, tolerance = truth.classes.label_names, arguments.boundary
     if not 0 <= tolerance <= 1:
         raise ValueError(f"--boundary: expected a share of the diagonal, 0 to 1, got {tolerance}")
-    conditions = folders.written_conditions(arguments.masks, split)
-    conditions = _with_changes(conditions, arguments.made_with)
-
-    holds_masks = (masks / "masks").is_dir() or any(masks.rglob("*.png"))
+    holds_masks = (masks / "masks").is_dir() or any(masks.rglob("*.[pP][nN][gG]"))
     holds_cams = masks.is_dir() and not holds_masks and any(masks.rglob("*.np[yz]"))
+    conditions = folders.written_conditions(masks, split, of_cams=holds_cams)
+    conditions = _with_changes(conditions, arguments.made_with, of_cams=holds_cams)
     of_cams = f"expected with CAMs alone, of which {masks} holds none"
     refuse_idle(not holds_cams, of_cams, thresholds=arguments.thresholds)
     of_masks = f"expected with masks alone, {masks} holds CAMs"
@@ -138,14 +139,14 @@ def run(arguments: argparse.Namespace) -> int:
     curve: list[tuple[float, float]] = []
     calibration = None
     if holds_cams:
-        cams = folders.Source("CAMs", masks, replace(conditions, ensemble="-"))
+        cams = folders.Source("CAMs", masks, conditions)
         thresholds = _thresholds(arguments.thresholds or THRESHOLDS)
         row, curve = folders.score_cams(cams, truth, thresholds, tolerance)
         rows = [row]
     else:
         sources = folders.mask_sources(masks, conditions, arguments.without_crf)
-        names = folders.chosen_names(sources[-1].folder, (".png",), truth)
-        same = replace(truth, names=names)  # or the CRF would be said to add what other images do
+        names = folders.chosen_names(sources[-1].folder, folders.PNG, truth)
+        same = replace(truth, names=names)  # or refinement would seem to add what other images do
         rows = [folders.score_masks(source, same, tolerance) for source in sources]
         calibration = folders.score_confidence(masks, truth)
 
@@ -154,8 +155,9 @@ def run(arguments: argparse.Namespace) -> int:
     print_confused(rows[-1], labels)
     if calibration is not None:
         print_calibration(calibration)
-    if gain := folders.crf_gain(rows):
-        console.print("the CRF adds {miou:+.2f} mIoU ({low:+.2f} to {high:+.2f})".format(**gain))
+    if gain := folders.refinement_gain(rows):
+        adds = f"the {refined_by(rows[-1].conditions.crf)} adds"
+        console.print(adds, "{miou:+.2f} mIoU ({low:+.2f} to {high:+.2f})".format(**gain))
     if unknown := [key for key in CONDITIONS if getattr(rows[-1].conditions, key) == UNKNOWN]:
         log.warning(
             "%s: not known; say it with --made-with %s",
@@ -172,69 +174,87 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _truth(arguments: argparse.Namespace) -> Truth:
     """The true masks that --classes, --num-labels and --names describe."""
-    from weaktr.data import COCO80, COCO90, VOC, Classes, read_names
-    from weaktr.data.names import class_list
+    from weaktr.data import read_names
     from weaktr.evaluation.folders import Truth, stage_folder
     from weaktr.jobs.masked import noted_classes
 
-    known = {"voc12": VOC, "coco14": COCO90, "coco80": COCO80}
-    given, num_labels = arguments.classes, arguments.num_labels
-    if given is not None and num_labels is not None:
+    if arguments.classes is not None and arguments.num_labels is not None:
         raise ValueError("--classes, --num-labels: expected one of the two, got both")
-    if given is None and num_labels is None:
-        noted = noted_classes(stage_folder(arguments.masks))
-        if noted is None:
-            raise ValueError(
-                f"--classes: expected {', '.join(KNOWN)} or a file of names, or else --num-labels: "
-                f"{arguments.masks} does not say what its classes are called"
-            )
-        classes = noted
-        log.info("classes of %s: %s", arguments.masks, few(classes.names))
-    elif num_labels is not None:
-        if not 2 <= num_labels <= 255:
-            raise ValueError(f"--num-labels: expected 2 to 255 with background, got {num_labels}")
-        classes = Classes(tuple(f"label {label}" for label in range(1, num_labels)))
-    elif given in known:
-        classes = known[given]
-    elif Path(given).is_file():
-        classes = class_list(Path(given))
-        _require_order(classes, arguments.masks, given)
-    else:
-        raise ValueError(f"--classes: expected {', '.join(KNOWN)} or a file, got {given!r}")
+    classes = _classes(arguments, noted_classes(stage_folder(arguments.masks)))
     names = read_names(arguments.names) if arguments.names else None
-    return Truth(arguments.truth, classes, ids=given == "coco80", names=names)
+    return Truth(arguments.truth, classes, names)
 
 
-def _require_order(classes: Classes, masks: Path, given: str) -> None:
-    """Refuse names that would be given to the scores of other classes.
+def _classes(arguments: argparse.Namespace, noted: Classes | None) -> Classes:
+    """The classes that --classes or --num-labels mean, with their numbers in true masks.
+
+    Args:
+        arguments: of the command.
+        noted: what the masks noted of theirs; None = nothing.
 
     Raises:
-        ValueError: they are those of the masks in another order.
+        ValueError: an option is wrong, or does not go with the masks.
     """
-    from weaktr.evaluation.folders import stage_folder
-    from weaktr.jobs.masked import noted_classes
+    from weaktr.data import Classes
+    from weaktr.data.names import class_list
+    from weaktr.evaluation import numbering
 
+    masks, given, num_labels = arguments.masks, arguments.classes, arguments.num_labels
+    if num_labels is not None:
+        if not 2 <= num_labels <= 255:
+            raise ValueError(f"--num-labels: expected 2 to 255 with background, got {num_labels}")
+        if noted is None:
+            return Classes(tuple(f"label {label}" for label in range(1, num_labels)))
+        numbering.require_count(noted, num_labels, masks)
+        return noted
+    expected = f"--classes: expected {', '.join(numbering.KNOWN)} or a file"
+    if given is None:
+        if noted is None:
+            raise ValueError(
+                f"{expected} of names, or else --num-labels: "
+                f"{masks} does not say what its classes are called"
+            )
+        numbering.require_told(noted, masks)
+        log.info("classes of %s: %s", masks, few(noted.names))
+        return noted
+    if given in numbering.KNOWN:
+        known = numbering.KNOWN[given]
+        return known if noted is None else numbering.by_names(noted, given, masks)
+    if not Path(given).is_file():
+        raise ValueError(f"{expected}, got {given!r}")
+    classes = class_list(Path(given))
     if classes.names[0].casefold() == "background":
         told = "--classes %s: its first class is called background, and label 0 stands before it"
         log.warning(told, given)
-    noted = noted_classes(stage_folder(masks))
-    if noted is None or noted.names == classes.names:
-        return
-    if sorted(noted.names) == sorted(classes.names):
-        raise ValueError(
-            f"--classes {given}: has the classes of {masks} in another order; theirs is "
-            f"{few(noted.names)}, and they are known without --classes"
-        )
+    if numbering.is_coco80(classes):
+        told = "--classes %s: true masks are read with its numbers 1..80; if they hold COCO's ids "
+        log.warning(told + "1..90, say --classes coco80", given)
+    if noted is not None:
+        numbering.require_same(noted, classes, given, masks)
+    return classes
 
 
-def _with_changes(conditions: Conditions, changes: list[str]) -> Conditions:
-    """`conditions` with the ``KEY=VALUE`` of --made-with."""
-    given = {}
+def _with_changes(conditions: Conditions, changes: list[str], *, of_cams: bool) -> Conditions:
+    """`conditions` with the ``KEY=VALUE`` of --made-with.
+
+    Raises:
+        ValueError: one is no condition, stands twice, or is one that CAMs do not have.
+    """
+    from weaktr.evaluation.conditions import noted
+
+    given: dict[str, str] = {}
     for change in changes:
         key, sign, value = change.partition("=")
         if not sign or key not in CONDITIONS:
             raise ValueError(f"--made-with: expected {', '.join(CONDITIONS)}=VALUE, got {change!r}")
+        if key in given:
+            raise ValueError(f"--made-with: expected {key} once, got {given[key]!r} and {value!r}")
+        if of_cams and key in ("crf", "ensemble") and value != getattr(conditions, key):
+            expected = f"expected {key}={getattr(conditions, key)} of CAMs"
+            raise ValueError(f"--made-with: {expected}, which have neither, got {change!r}")
         given[key] = value
+    if "note" in given:
+        given["note"] = noted(conditions.note, given["note"])
     return replace(conditions, **given)
 
 

@@ -109,7 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
             "%s no longer there, so left out: %s; what made them makes them again",
             counted(len(gone), "mask is", "masks are"), few(gone),
         )  # fmt: skip
-    tell(report, out, chosen)
+    tell(report, out, chosen, options)
     if report.unlike:
         log.warning("%s", unlike_in_words(report, classes))
         log.warning("%s", way_out(found[0].run, arguments.to, out))
@@ -213,7 +213,7 @@ def way_out(run: Run | None, to: str, out: Path) -> str:
     )
 
 
-def tell(report: Report, out: Path, chosen: Format) -> None:
+def tell(report: Report, out: Path, chosen: Format, options: Options) -> None:
     """Log what was written, what was not, and how to open it."""
     from weaktr.exchange.items import TINY
 
@@ -229,4 +229,4 @@ def tell(report: Report, out: Path, chosen: Format) -> None:
             f"{report.tiny:,}", counted(report.parts, "part", "parts"), 100 * TINY, TINY,
         )  # fmt: skip
     log.info("%s: %s", written_in_words(report), out)
-    log.info("to open it: %s", chosen.opening.format(out=out, root=out.resolve()))
+    log.info("to open it: %s", chosen.opened(out, options))

@@ -29,6 +29,10 @@ OUT is --out of `weaktr label`, or a stage in the folder of a run (RUN/label). W
 masks are counted, and OUT gets index.parquet (a row for each photograph) and stats.json, once all
 shards are whole; before that, the shards that are whole are counted.
 
+Masks that you have changed count as they are now: --status edited finds them. In shards they do so
+once labelling has run again. Photographs that could not be labelled have rows in shards alone;
+elsewhere `weaktr label` names them, each time it is started.
+
 --verify reads every mask: whether it is there as the index says, and nothing else. A mask that you
 have changed is a warning, since it stays; the exit code is 1 if there is an error, or if shards are
 missing.
@@ -41,10 +45,10 @@ confident one in the mask.
 examples:
   weaktr index labels/
   weaktr index labels/ --verify
-  weaktr index labels/ --status failed --csv failed.csv
+  weaktr index shards/ --status failed --csv failed.csv
   weaktr index labels/ --class dog --max-area 0.01
   weaktr index labels/ --max-confidence 0.3 --names doubtful.txt
-  weaktr index labels/ --error "cut off" --shard 00012
+  weaktr index shards/ --error "cut off" --shard 00012
 """
 STATUSES = ("labelled", "no class", "failed", "edited")
 #: Names, and kinds of errors, that are printed.
@@ -89,8 +93,13 @@ def run(arguments: argparse.Namespace) -> int:
             raise ValueError("--verify: expected without conditions, --names and --csv")
         return run_verify(arguments.out)
     results = read_results(arguments.out)
+    if results.layout is None and results.masks.gone:
+        gone = results.masks.gone
+        told = counted(len(gone), "mask is", "masks are")
+        log.warning("%s no longer there, so not counted: %s", told, few(gone))
     if lists:
         require_shard(query.shard, results)
+        require_failures(query, results)
         return run_query(results, query, arguments.names, arguments.csv)
     return run_summary(results)
 
@@ -131,6 +140,21 @@ def require_shard(shard: str | None, results: Results) -> None:
         close = difflib.get_close_matches(shard[:100], shards, n=3)
         told = f"did you mean {few(close, between=' or ')}?" if close else f"such as {few(shards)}"
         raise ValueError(f"--shard: no shard is called {brief(shard)}; {told}")
+
+
+def require_failures(query: Query, results: Results) -> None:
+    """Refuse to look for failures where none are noted.
+
+    Raises:
+        ValueError: the results are not by shards.
+    """
+    option = "--status failed" if query.status == "failed" else "--error"
+    if results.layout is None and (query.status == "failed" or query.error is not None):
+        raise ValueError(
+            f"{option}: {results.out} has no shards, but one index, in which photographs that "
+            "could not be labelled have no row: start its command again, which tries them and "
+            "names them with what is wrong"
+        )
 
 
 # ---- the summary --------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from weaktr.cli.common import (
     split_of,
 )
 from weaktr.config import PredictConfig
+from weaktr.messages import few
 from weaktr.progress import log
 
 HELP = """\
@@ -79,7 +80,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from weaktr.cli.sharded import is_sharded, run_sharded
-    from weaktr.data.masks import MaskFolder
+    from weaktr.data import VOC
+    from weaktr.evaluation.numbering import is_numbered_as
     from weaktr.evaluation.voc_server import ARCHIVE_MARK, require_suffix, write_voc_archive
     from weaktr.files import require_replaceable
     from weaktr.jobs.folder import Task, predicted
@@ -113,6 +115,11 @@ def run(arguments: argparse.Namespace) -> int:
         if archive is not None and code:
             log.warning("%s: not written, it needs a mask of every image", archive)
         elif archive is not None:
-            write_voc_archive(archive, MaskFolder(arguments.out), list(masks), comp)
+            write_voc_archive(archive, arguments.out, list(masks), comp)
             log.info("for the VOC server: %s", archive)
+            if masks.classes is not None and not is_numbered_as(masks.classes, VOC.names):
+                told = (
+                    "the server takes the numbers in masks for VOC's 20 classes; here they are %s"
+                )
+                log.warning(told, few(masks.classes))
     return code

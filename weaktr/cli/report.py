@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--full",
         action="store_true",
-        help="also write larger photographs and masks into report_files/ beside the page",
+        help="also write larger photographs and masks into PAGE_files/ beside PAGE.html",
     )
 
 

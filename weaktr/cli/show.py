@@ -85,6 +85,7 @@ def show_run(run: Run, *, count: int = COUNT, names: Sequence[str] = ()) -> tupl
     """
     from weaktr.data import DataError
     from weaktr.data.names import known_names
+    from weaktr.evaluation.overview import spread
     from weaktr.stages.run import MODEL
 
     if not 1 <= count <= MOST_IMAGES:
@@ -104,8 +105,7 @@ def show_run(run: Run, *, count: int = COUNT, names: Sequence[str] = ()) -> tupl
         if names:
             samples = [sample for sample in manifest.samples if sample.name in set(names)]
         else:
-            step = max(1, len(manifest) // count)
-            samples = list(manifest.samples[::step][:count])
+            samples = spread(manifest.samples, count)
         if not samples:
             continue
         masks = _folders(run, manifest.split, manifest.classes.num_labels)
@@ -149,10 +149,13 @@ def _pages(run: Run, manifest: Manifest, strips: Sequence[Strip]) -> list[Path]:
 def _folders(run: Run, split: str, num_labels: int) -> dict[str, MaskFolder]:
     """The masks that belong to a split (samples of two splits may share names)."""
     from weaktr.data.masks import MaskFolder, before_refinement
+    from weaktr.evaluation.conditions import refinement_name
+    from weaktr.evaluation.report import refined_by
 
     paths: dict[str, Path] = {}
     if split in (run.recipe.data.train_split, run.recipe.data.score_split):
-        paths["pseudo label before CRF"] = before_refinement(run.of("label"))
+        refined = refined_by(refinement_name(run.recipe.label))
+        paths[f"pseudo label before {refined}"] = before_refinement(run.of("label"))
         paths["pseudo label"] = run.of("label")
     if split == run.recipe.data.val_split:
         paths["prediction"] = run.of("predict")

@@ -345,12 +345,17 @@ def near_names(names: Sequence[str]) -> list[tuple[str, str]]:
     Args:
         names: at most `MAX_CLASSES`, since each is compared with each.
     """
-    plain = [(name, "".join(filter(_counts, _normal(name)))) for name in names]
+    plain = [(name, plain_name(name)) for name in names]
     return [
         (first, second)
         for (first, a), (second, b) in combinations(plain, 2)
         if abs(len(a) - len(b)) <= 1 and _is_near(a, b)
     ]
+
+
+def plain_name(name: str) -> str:
+    """A class name without case, blanks and marks between words: the same of two spellings."""
+    return "".join(filter(_counts, _normal(name)))
 
 
 def _counts(letter: str) -> bool:

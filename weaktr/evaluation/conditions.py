@@ -17,22 +17,41 @@ log = logging.getLogger("weaktr")
 HELD_OUT, TRAINED_ON = "val", "not_held_out"
 
 
-def label_conditions(settings: LabelConfig, split: str, choice: Choice | None = None) -> Conditions:
+#: Of results that are restricted to the image-level labels of their images, which raises scores.
+GIVEN = "classes given"
+PREDICTED = "classes predicted by the model"
+
+
+def label_conditions(
+    settings: LabelConfig,
+    split: str,
+    choice: Choice | None = None,
+    *,
+    classes: str = GIVEN,
+    origin: str = " of the recipe",
+) -> Conditions:
     """The conditions of pseudo labels of a split that were produced with these settings.
 
     Args:
         settings: of the labels.
         split: what to call their images.
         choice: of the threshold, where it was not given as a number.
+        classes: whence it is known which classes an image shows; "" = not known.
+        origin: of a threshold that was given as a number.
     """
     if isinstance(settings.threshold, float):
-        threshold = f"{settings.threshold:g} of the recipe"
+        threshold = f"{settings.threshold:g}{origin}"
     else:
         threshold = choice.in_words() if choice else settings.threshold
     return Conditions(
         split, listed(settings.scales), yes_or_no(settings.flip), refinement_name(settings), "-",
-        f"threshold {threshold}",
+        noted(f"threshold {threshold}", classes),
     )  # fmt: skip
+
+
+def noted(*notes: str) -> str:
+    """`Conditions.note` of several, of which some may be empty."""
+    return "; ".join(filter(None, notes))
 
 
 def prediction_conditions(settings: PredictConfig, split: str) -> Conditions:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ import numpy as np
 import torch
 
 from weaktr.config import LabelConfig, PredictConfig
-from weaktr.data import Classes, read_labels
-from weaktr.data.io import require_same_size
-from weaktr.data.masks import before_refinement
+from weaktr.data import Classes, DataError, Problem, read_labels
+from weaktr.data.io import require_same_size, size_message
+from weaktr.data.masks import MaskFolder, before_refinement
 from weaktr.data.names import known_names
 from weaktr.data.parallel import ordered_map
 from weaktr.data.photographs import enlarged, working_size
@@ -23,19 +24,35 @@ from weaktr.data.stored_maps import read_cams
 from weaktr.evaluation.bootstrap import LEVEL
 from weaktr.evaluation.boundary import TOLERANCE
 from weaktr.evaluation.calibration import Calibration
-from weaktr.evaluation.conditions import label_conditions, prediction_conditions
+from weaktr.evaluation.conditions import (
+    GIVEN,
+    PREDICTED,
+    label_conditions,
+    noted,
+    prediction_conditions,
+)
 from weaktr.evaluation.iou import NothingToScore, ThresholdCurve
 from weaktr.evaluation.pairs import Pair, evaluate_pairs
-from weaktr.evaluation.report import UNKNOWN, Conditions, Row, draw_classes, row_json
-from weaktr.files import files_below, names_in, read_json, write_json
+from weaktr.evaluation.report import (
+    UNKNOWN,
+    Conditions,
+    Row,
+    draw_classes,
+    refined_by,
+    row_json,
+)
+from weaktr.files import files_below, files_in, names_in, read_json, write_json
 from weaktr.inference.labels import labels_from_cams
 from weaktr.inference.threshold import read_choice
 from weaktr.messages import few
-from weaktr.outputs import RECIPE
+from weaktr.outputs import INPUTS, RECIPE, command_of
 from weaktr.progress import track
 from weaktr.recipes import make
 
 log = logging.getLogger("weaktr")
+
+#: The suffixes of masks.
+PNG = (".png", ".PNG")
 
 
 @dataclass(frozen=True)
@@ -43,22 +60,26 @@ class Truth:
     """Where the true masks are and what their pixels mean.
 
     Args:
-        folder: PNGs, ``NAME.png``.
-        classes: names; their ids where the pixels are ids.
-        ids: whether pixels hold the classes' own ids (COCO 1..90 of 80 classes) instead of labels.
+        folder: PNGs, ``NAME.png`` or ``NAME.PNG``.
+        classes: of the masks, in their order; their ids are what the pixels of true masks hold.
         names: lines that say which images (see `known_names`); None = all that were predicted.
     """
 
     folder: Path
     classes: Classes
-    ids: bool = False
     names: Sequence[str] | None = None
+
+    @cached_property
+    def files(self) -> dict[str, Path]:
+        """Name -> true mask; errors as of `files_in`."""
+        return files_in(self.folder, *PNG)
 
     def read(self, name: str) -> np.ndarray:
         """True labels, uint8 [H, W]."""
-        mask_ids = self.classes.ids if self.ids else None
-        path = self.folder / f"{name}.png"
-        return read_labels(path, self.classes.num_labels, mask_ids=mask_ids)
+        ids = self.classes.ids
+        is_plain = ids == tuple(range(1, len(ids) + 1))
+        mask_ids = None if is_plain else ids
+        return read_labels(self.files[name], self.classes.num_labels, mask_ids=mask_ids)
 
 
 @dataclass(frozen=True)
@@ -75,14 +96,19 @@ class Source:
     folder: Path
     conditions: Conditions
 
+    @cached_property
+    def files(self) -> dict[str, Path]:
+        """Name -> mask; errors as of `files_in`."""
+        return files_in(self.folder, *PNG)
+
 
 def mask_sources(masks: Path, conditions: Conditions, without_crf: Path | None) -> list[Source]:
-    """The masks of a folder, and those before the CRF.
+    """The masks of a folder, and those before refinement.
 
     Args:
         masks: what `predict` or `label` wrote, or its ``masks``, or any folder of PNGs.
         conditions: how the masks were produced.
-        without_crf: masks from before the CRF, where they are in another place.
+        without_crf: masks from before refinement, where they are in another place.
 
     Raises:
         ValueError: no such folder, or no PNG in it.
@@ -95,15 +121,17 @@ def mask_sources(masks: Path, conditions: Conditions, without_crf: Path | None) 
     home = stage_folder(masks)
     folder = home / "masks" if (home / "masks").is_dir() else masks
     before = without_crf or before_refinement(home) / "masks"
-    sources = [Source("with CRF", folder, conditions)]
+    is_crf = refined_by(conditions.crf) == "CRF"
+    what, plain = ("with CRF", "without CRF") if is_crf else ("refined", "before refinement")
+    sources = [Source(what, folder, conditions)]
     if without_crf is not None or (before.is_dir() and conditions.crf != "none"):
-        sources.insert(0, Source("without CRF", before, replace(conditions, crf="none")))
+        sources.insert(0, Source(plain, before, replace(conditions, crf="none")))
     elif conditions.crf in ("none", UNKNOWN):
         what = "without CRF" if conditions.crf == "none" else "masks"
         sources = [Source(what, folder, conditions)]
     for source in sources:
         try:
-            names_in(source.folder, ".png")
+            files_in(source.folder, *PNG)
         except ValueError as error:
             if not any(source.folder.glob("*.tar")):
                 raise
@@ -120,26 +148,65 @@ def stage_folder(files: Path) -> Path:
     return files.parent
 
 
-def written_conditions(files: Path, split: str) -> Conditions:
+def written_conditions(files: Path, split: str, *, of_cams: bool = False) -> Conditions:
     """How the masks or CAMs in a stage's folder were produced, by its ``inputs.json``.
+
+    Args:
+        files: that folder, or its ``masks`` or ``cams``.
+        split: what to call the images.
+        of_cams: whether it is asked of the CAMs.
 
     Raises:
         ValueError: weaktr did not write that file; nothing in it is imported or run.
     """
-    file = stage_folder(files) / "inputs.json"
+    home = stage_folder(files)
+    file = home / INPUTS
     content = read_json(file) if file.is_file() else {}
     settings = content.get("settings", {}) if isinstance(content, dict) else None
     if not isinstance(settings, dict):
         raise ValueError(f"{file}: expected a mapping that has settings as a mapping")
+    origin = ", given"
     for stage in ("label", "predict"):  # in the folder of a run they stand under its name
         if isinstance(settings.get(stage), dict):
-            settings = settings[stage]
+            settings, origin = settings[stage], " of the recipe"
+    settings = {key: value for key, value in settings.items() if key != "exif"}
+    conditions, classes = Conditions(split), ""
     if "ratios" in settings:
-        return prediction_conditions(make(PredictConfig, settings, origin=str(file)), split)
-    if "attention_type" in settings:
+        classes = origin_of_classes(home, is_free=True) if command_of(content) == "label" else ""
+        predict = make(PredictConfig, settings, origin=str(file))
+        conditions = replace(prediction_conditions(predict, split), note=classes)
+    elif {"attention_type", "threshold"} & settings.keys():
+        classes = origin_of_classes(home, is_free=False)
         label = make(LabelConfig, settings, origin=str(file))
-        return label_conditions(label, split, read_choice(file.parent))
-    return Conditions(split)
+        choice = read_choice(home)
+        conditions = label_conditions(label, split, choice, classes=classes, origin=origin)
+        if "attention_type" not in settings:  # of CAMs in files
+            conditions = replace(conditions, scales=UNKNOWN, flip=UNKNOWN)
+    if of_cams:
+        return replace(conditions, crf="none", ensemble="-", note=classes)
+    return conditions
+
+
+def origin_of_classes(home: Path, *, is_free: bool) -> str:
+    """Whether the classes that masks may show were given, by their index, in words.
+
+    Args:
+        home: the folder of a stage.
+        is_free: whether the model chose among all classes where none were given.
+
+    Returns:
+        "" = not known: of an older version, or of CAMs in files.
+    """
+    try:
+        masks = MaskFolder(home)
+    except ValueError:  # damaged, or of masks in tars, where nothing else needs it
+        return ""
+    known = [entry for entry in [*masks.entries.values(), *masks.without.values()] if entry.inputs]
+    given = sum(entry.given is not None for entry in known)
+    free = sum(entry.given is None and (is_free or entry.predicted is not None) for entry in known)
+    if given and free:
+        return f"{GIVEN} for {given} of {given + free} photographs, else predicted by the model"
+    return GIVEN if given else PREDICTED if free else ""
 
 
 def score_masks(source: Source, truth: Truth, tolerance: float = TOLERANCE) -> Row:
@@ -148,10 +215,10 @@ def score_masks(source: Source, truth: Truth, tolerance: float = TOLERANCE) -> R
     Raises:
         ValueError: a mask is missing, of another size than its truth, or holds no label.
     """
-    names = chosen_names(source.folder, (".png",), truth)
+    names = chosen_names(source.folder, PNG, truth)
 
     def pair(name: str) -> Pair:
-        path = source.folder / f"{name}.png"
+        path = source.files[name]
         mask, true = read_labels(path, truth.classes.num_labels), truth.read(name)
         require_same_size(mask, (true.shape[0], true.shape[1]), path)
         return mask, true
@@ -174,7 +241,7 @@ def score_confidence(masks: Path, truth: Truth) -> Calibration | None:
     if not (folder.is_dir() and there.is_dir()):
         return None
     calibration, num_labels = Calibration(), truth.classes.num_labels
-    names = [n for n in chosen_names(folder, (".png",), truth) if (there / f"{n}.png").is_file()]
+    names = [n for n in chosen_names(folder, PNG, truth) if (there / f"{n}.png").is_file()]
     for name in track(names, "calibration", len(names)):
         mask, true = read_labels(folder / f"{name}.png", num_labels), truth.read(name)
         grey = there / f"{name}.png"
@@ -211,7 +278,8 @@ def score_cams(
         size = (true.shape[0], true.shape[1])
         if cams.shape[1:] == working_size(size, max(cams.shape[1:])):
             cams = enlarged(cams, size)  # of a photograph above max_side
-        require_same_size(cams[0], size, path)
+        if cams.shape[1:] != size:
+            raise DataError(Problem(str(path), "", size_message("CAMs", cams.shape[1:], size)))
         if outside := [k for k in classes.tolist() if not 0 <= k < len(truth.classes)]:
             last = len(truth.classes) - 1
             raise ValueError(f"{path}: expected class indices 0 to {last}, got {outside}")
@@ -231,8 +299,8 @@ def score_cams(
         best = labels_from_cams(torch.from_numpy(cams.astype(np.float32, copy=False)), threshold)
         return labels[best.numpy()], true
 
-    note = f"threshold {threshold:g}, {origin}"
-    conditions = replace(source.conditions, crf="none", note=note)
+    note = noted(f"threshold {threshold:g}, {origin}", source.conditions.note)
+    conditions = replace(source.conditions, note=note)
     row = _row(replace(source, conditions=conditions), names, pair, truth, tolerance)
     points = [scores.miou for scores in curve.scores()]
     return row, list(zip(map(float, thresholds), points, strict=True))
@@ -244,14 +312,13 @@ def chosen_names(folder: Path, suffixes: Sequence[str], truth: Truth) -> list[st
     Raises:
         ValueError: nothing in `folder`, or images to score are missing in it or in the truth.
     """
-    predicted, _ = names_in(folder, *suffixes)
-    true, _ = names_in(truth.folder, ".png")
-    names = predicted
+    predicted, true = files_in(folder, *suffixes), truth.files
+    names = list(predicted)
     if truth.names is not None:
         names = sorted(known_names(truth.names, {*predicted, *true}))
-    _require(names, set(predicted), folder, "was not predicted")
+    _require(names, predicted, folder, "was not predicted")
     hint = "" if truth.names is not None else "; --names FILE scores the images of a list"
-    _require(names, set(true), truth.folder, "has no true mask", hint)
+    _require(names, true, truth.folder, "has no true mask", hint)
     if truth.names is None and len(true) > len(names):
         log.warning(
             "%d of %d true masks have a prediction, the others are not scored; "
@@ -274,7 +341,7 @@ def write_report(
     """Write ``metrics.json`` and the bar chart ``classes.png``.
 
     Args:
-        rows: without and with the CRF.
+        rows: before and after refinement.
         names: of the L labels.
         folder: where to.
         curve: (threshold, mIoU) of CAMs.
@@ -289,7 +356,7 @@ def write_report(
         "rows": [row_json(row, names) for row in rows],
         "boundary_tolerance": {"share_of_diagonal": tolerance},
     }
-    if gain := crf_gain(rows):
+    if gain := refinement_gain(rows):
         content["crf_gain"] = gain
     if calibration is not None:
         content["calibration"] = calibration.as_json()
@@ -300,8 +367,8 @@ def write_report(
     return [numbers, picture] if draw_classes(rows, names, picture) else [numbers]
 
 
-def crf_gain(rows: Sequence[Row]) -> dict[str, float] | None:
-    """mIoU with minus without the CRF, with its interval; None where there is only one row."""
+def refinement_gain(rows: Sequence[Row]) -> dict[str, float] | None:
+    """mIoU after minus before refinement, with its interval; None where there is only one row."""
     if len(rows) != 2 or rows[0].evaluation is None or rows[1].evaluation is None:
         return None
     bounds = rows[1].evaluation.gain_over(rows[0].evaluation)
@@ -314,7 +381,7 @@ def crf_gain(rows: Sequence[Row]) -> dict[str, float] | None:
 
 
 def _require(
-    names: Sequence[str], available: set[str], folder: Path, what: str, hint: str = ""
+    names: Sequence[str], available: Container[str], folder: Path, what: str, hint: str = ""
 ) -> None:
     """Raise ValueError that counts the names which are not available and lists the first ones."""
     missing = [name for name in names if name not in available]

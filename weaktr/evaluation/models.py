@@ -45,7 +45,9 @@ def cam_curve(
     chosen = [s for s in samples if s.mask is not None and s.labels is not None]
     chosen = chosen[: settings.cam_images]
     curve = ThresholdCurve(thresholds_of(*settings.thresholds), num_labels)
-    use_cams(cams_of(model, label), processes.part(chosen), label.queue_mb, curve.counts, curve.add)
+    own = processes.part(chosen)
+    source, queue_mb = cams_of(model, label), label.queue_mb
+    use_cams(source, own, queue_mb, curve.counts, lambda _, counts: curve.add(counts))
     curve.add_processes()
     return curve
 
@@ -55,7 +57,7 @@ def use_cams(
     samples: Sequence[Sample],
     queue_mb: int,
     work: Callable[[np.ndarray, Sequence[int], np.ndarray], T],
-    use: Callable[[T], None],
+    use: Callable[[Sample, T], None],
     title: str = "scoring CAMs",
 ) -> None:
     """Compute the CAMs of images and compare them with the true masks.
@@ -65,8 +67,8 @@ def use_cams(
         samples: with masks.
         queue_mb: see `LabelConfig`.
         work: called with the arguments of `ThresholdCurve.counts`, in several threads.
-        use: called with what `work` gives, image by image, in their order. An image that cannot be
-            read is left out, which the log says.
+        use: called with an image and what `work` gives of it, in their order. An image that cannot
+            be read is left out, which the log says.
         title: of the progress.
     """
     num_labels = source.num_labels
@@ -87,11 +89,11 @@ def use_cams(
 
     with Meter(title, len(samples)) as meter:
 
-        def record(_: Sample, written: T | Problem) -> None:
+        def record(sample: Sample, written: T | Problem) -> None:
             if isinstance(written, Problem):
                 log.warning("not scored: %s", written)
             else:
-                use(written)
+                use(sample, written)
             meter.advance()
 
         run_pipeline(

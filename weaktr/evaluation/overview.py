@@ -6,6 +6,7 @@ import random
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -21,6 +22,8 @@ from weaktr.messages import counted, few, one_line
 from weaktr.outputs import keep
 from weaktr.progress import console
 from weaktr.seals import is_sealed
+
+T = TypeVar("T")
 
 #: Of the contact sheet: how many images; in pixels the longest side of each, gaps, lines of text.
 IMAGES, SIDE, GAP, LINE = 8, 360, 10, 16
@@ -47,6 +50,12 @@ def print_labels(images_of: Mapping[int, int], names: Sequence[str], masks: int)
     if missing and masks:
         are = counted(len(missing), "class is", "classes are")
         console.print(f"{are} in no mask: {few(missing)}")
+
+
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """At most `count` of some items, spread evenly over all, in their order."""
+    count = min(count, len(items))
+    return [items[step * len(items) // count] for step in range(count)]
 
 
 def draw_contact_sheet(
@@ -79,7 +88,7 @@ def draw_contact_sheet(
                 plain = _at_size(before.read(sample.name), pixels)
                 titles.insert(1, "before refinement")
                 pictures.insert(1, overlay(pixels, plain))
-        present |= set(masks.entries[sample.name].labels) - {0}
+        present |= set(np.unique(mask).tolist()) - {0}
         rows.append((titles, pictures))
     if not rows:
         return None

@@ -19,6 +19,7 @@ from weaktr.evaluation.iou import Confused, Scores
 from weaktr.evaluation.pairs import Evaluation
 from weaktr.messages import one_line
 from weaktr.progress import console
+from weaktr.refine import REFINERS
 
 log = logging.getLogger("weaktr")
 
@@ -33,7 +34,7 @@ class Conditions:
     Args:
         split: data set and split.
         scales, flip: of the images.
-        crf: the CRF's preset, "none" or "explicit".
+        crf: the CRF's preset, "none" or "explicit"; or all refiners, see `refinement_name`.
         ensemble: of the decoder's outputs.
         note: further conditions, such as the threshold and where it comes from.
     """
@@ -77,11 +78,21 @@ def conditions_line(row: Row) -> str:
         f"{conditions.split}, {row.scores.images} images",
         f"scales {conditions.scales}",
         f"flip {conditions.flip}",
-        f"CRF {conditions.crf}",
+        f"{refined_by(conditions.crf)} {conditions.crf}",
         f"ensemble {conditions.ensemble}",
         conditions.note,
     ]
     return "; ".join(part for part in parts if part)
+
+
+def refined_by(refinement: str) -> str:
+    """What to call a refinement: "CRF", or "refinement" where other refiners have a part in it.
+
+    Args:
+        refinement: see `weaktr.evaluation.conditions.refinement_name`.
+    """
+    names = {part.partition(" ")[0] for part in refinement.split(" + ")}
+    return "refinement" if names & (REFINERS.keys() - {"crf"}) else "CRF"
 
 
 def row_json(row: Row, names: Sequence[str]) -> dict[str, Any]:

@@ -15,8 +15,11 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
+from weaktr.contents import CONTENTS, Contents
 from weaktr.data.classes import VOC
-from weaktr.data.masks import MaskFolder
+from weaktr.data.masks import MaskFolder, png_of
 from weaktr.files import write_bytes
 
 #: comp5: trained on the challenge's data alone; comp6: on any data but the test set's.
@@ -36,29 +39,34 @@ def require_suffix(path: Path) -> None:
 
 
 def write_voc_archive(
-    path: Path, masks: MaskFolder, names: Sequence[str], competition: str = "comp6"
+    path: Path, folder: Path, names: Sequence[str], competition: str = "comp6"
 ) -> None:
     """Write the archive, whole or not at all; the same masks give the same bytes.
 
     Args:
         path: ends in one of `SUFFIXES`; all but ``.tar`` are compressed.
-        masks: the predictions.
+        folder: of the predictions, which count as they are now.
         names: every image of the test set.
         competition: one of `COMPETITIONS`.
 
     Raises:
-        ValueError: another suffix or competition; a mask that is missing, undecided (255) or holds
-            a label that VOC does not have; a name in a subfolder.
+        ValueError: another suffix or competition; a mask that is missing or no mask any more, is
+            undecided (255) or holds a label that VOC does not have; a name in a subfolder.
     """
     require_suffix(path)
     if competition not in COMPETITIONS:
         raise ValueError(f"competition: expected one of {COMPETITIONS}, got {competition!r}")
+    masks = MaskFolder(
+        folder, verify=True, contents=Contents(folder / CONTENTS), num_labels=VOC.num_labels
+    )
     for name in names:
         _check(name, masks)
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         for name in sorted(names):
             content = masks.path(name).read_bytes()
+            if name in masks.edited:  # by a program that may store another kind of PNG
+                content = png_of(masks.read(name).astype(np.uint8))
             member = f"results/VOC2012/Segmentation/{competition}_test_cls/{name}.png"
             entry = tarfile.TarInfo(member)
             entry.size, entry.mode, entry.uname = len(content), 0o644, WRITER
@@ -76,6 +84,8 @@ def _check(name: str, masks: MaskFolder) -> None:
     """Raise ValueError for a mask that the server would refuse."""
     if name not in masks:
         raise ValueError(f"archive: expected a mask of every image, {name!r} has none")
+    if name in masks.unusable:
+        raise ValueError(f"archive: {masks.unusable[name]}")
     if "/" in name:
         raise ValueError(f"archive: expected names without folders, got {name!r}")
     outside = [label for label in masks.entries[name].labels if label >= VOC.num_labels]

@@ -34,7 +34,9 @@ class Format:
     Args:
         write: takes photographs one by one, their classes, the folder of the export, what was
             chosen, and the report; writes all files but the photographs.
-        opening: how the tool opens the folder, which stands as ``{out}``.
+        opening: how the tool opens the folder, which stands as ``{out}``, ``{root}`` with all that
+            is above it.
+        opening_apart: the same where the photographs stay where they are; "" = no different.
         needs: packages, of weaktr's extra of the same name.
         holds_images: the format has the photographs in its own files.
         has_labels: whether it keeps image-level labels.
@@ -44,21 +46,37 @@ class Format:
 
     write: Callable[[Iterable[Item], Classes, Path, Options, Report], None]
     opening: str
+    opening_apart: str = ""
     needs: tuple[str, ...] = ()
     holds_images: bool = False
     has_labels: bool = True
     has_ignore: bool = False
     by_parts: bool = True
 
+    def opened(self, out: Path, options: Options) -> str:
+        """How the tool opens an export."""
+        way = (options.images == "none" and self.opening_apart) or self.opening
+        return way.format(out=out, root=out.resolve())
 
+
+_LABEL_STUDIO = (
+    "a project with {{out}}/config.xml as labelling interface, started with "
+    "LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and "
+    "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={root}; in its settings a source storage of the kind "
+    "Local files with the path {path}, added and not synchronised, or no photograph is shown; "
+    "then Import: {{out}}/tasks.json"
+)
 FORMATS: dict[str, Format] = {
     "coco": Format(
         coco.write,
         "pycocotools.coco.COCO('{out}/annotations.json'), photographs in {out}/images",
+        "pycocotools.coco.COCO('{out}/annotations.json'), photographs in your folder",
     ),
     "yolo-seg": Format(
         yolo.write,
         "yolo segment train data={out}/data.yaml model=...",
+        "put your photographs, or links to them, into {out}/images, by the paths that they have in "
+        "their folder; then yolo segment train data={out}/data.yaml model=...",
         has_labels=False,
     ),
     "labelme": Format(labelme.write, "labelme {out}/images"),
@@ -66,12 +84,13 @@ FORMATS: dict[str, Format] = {
         cvat.write,
         "a task with the photographs of {out}/images, then Upload annotations: CVAT 1.1, "
         "{out}/annotations.xml",
+        "a task with your photographs, by the paths that they have in their folder, then Upload "
+        "annotations: CVAT 1.1, {out}/annotations.xml",
     ),
     "label-studio": Format(
         label_studio.write,
-        "a project with {out}/config.xml as labelling interface, started with "
-        "LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and "
-        "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={root}; then Import: {out}/tasks.json",
+        _LABEL_STUDIO.format(root="{root}", path="{root}/images"),
+        _LABEL_STUDIO.format(root="/", path="of the folder of your photographs"),
         by_parts=False,
     ),
     "fiftyone": Format(

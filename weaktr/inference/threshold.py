@@ -27,6 +27,7 @@ from weaktr.files import read_json, write_json
 from weaktr.inference.cams import CamInputs, CamSource
 from weaktr.inference.pipeline import Parts, limits_for, run_pipeline
 from weaktr.inference.results import FINITE, LabelMaps, hand_over, is_finite
+from weaktr.messages import counted
 from weaktr.ops.upload import upload
 from weaktr.progress import Meter
 from weaktr.seals import is_sealed
@@ -51,8 +52,10 @@ class Choice:
         threshold: the background score.
         way: "auto" or "search_on_masks", as the setting says.
         criterion: what was largest at this threshold, in words.
-        images: names of the photographs that were looked at.
+        images: names of the photographs that count.
         curve: (threshold, criterion), ascending.
+        split: data set and split whose true masks were used; "" = none, or an older version did
+            not note it.
     """
 
     threshold: float
@@ -60,12 +63,15 @@ class Choice:
     criterion: str
     images: tuple[str, ...]
     curve: tuple[tuple[float, float], ...]
+    split: str = ""
 
     def in_words(self) -> str:
         """The threshold and where it comes from, to stand beside scores."""
         masks = ""
         if self.way == "search_on_masks":
-            masks = f", chosen with true masks of {len(self.images)} training images"
+            of_split = f" of {self.split}" if self.split else ""
+            images = counted(len(self.images), "image", "images")
+            masks = f", chosen with true masks of {images}{of_split}"
         return f"{self.way}: {self.threshold:g}{masks}"
 
 
@@ -115,8 +121,11 @@ def best_threshold(thresholds: Sequence[float], values: Sequence[float]) -> floa
 
 def drawn(samples: Sequence[Sample], count: int) -> list[Sample]:
     """At most `count` samples, by a digest of their names: whatever their order, the same ones."""
-    digest = {sample.name: hashlib.sha256(sample.name.encode()).digest() for sample in samples}
-    return sorted(samples, key=lambda sample: digest[sample.name])[:count]
+
+    def digest(sample: Sample) -> bytes:
+        return hashlib.sha256(sample.name.encode(errors="surrogatepass")).digest()
+
+    return sorted(samples, key=digest)[:count]
 
 
 def mean_fisher_curve(
@@ -227,9 +236,10 @@ def read_choice(folder: Path) -> Choice | None:
     try:
         points = tuple((float(t), float(value)) for t, value in content["curve"])
         images = tuple(map(str, content["images"]))
-        threshold = float(content["threshold"])
+        threshold, split = float(content["threshold"]), str(content.get("split", ""))
         if not 0 <= threshold <= 1:
             raise ValueError(f"the threshold {threshold:g}")
-        return Choice(threshold, str(content["way"]), str(content["criterion"]), images, points)
+        way, criterion = str(content["way"]), str(content["criterion"])
+        return Choice(threshold, way, criterion, images, points, split)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{path}: expected a choice of a threshold, got {error}") from error

@@ -24,7 +24,7 @@ from weaktr.data.problems import Findings
 from weaktr.data.sources.folder import NOT_LISTED
 from weaktr.data.splits import joined, label_files
 from weaktr.evaluation.notebook import MOST_PICTURES, Mask, masks_html
-from weaktr.evaluation.overview import draw_contact_sheet
+from weaktr.evaluation.overview import draw_contact_sheet, spread
 from weaktr.inference.labels import uses_features
 from weaktr.inference.patch_cams import WITHOUT_EFFECT, cams_of
 from weaktr.inference.probabilities import for_ensemble
@@ -103,7 +103,7 @@ class Masks(Mapping[str, Mask]):
 
     def _repr_html_(self) -> str:
         """Some of them, spread evenly over all."""
-        names = list(self)[:: max(1, len(self) // MOST_PICTURES)][:MOST_PICTURES]
+        names = spread(list(self), MOST_PICTURES)
         drawn = []
         for name in names:
             with suppress(DataError):  # gone, or changed by hand into something else

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from weaktr.contents import CONTENTS, Contents
-from weaktr.data import Classes, Manifest, Sample
+from weaktr.data import IGNORE, Classes, Manifest, Sample
 from weaktr.data.layout import IMAGE_SUFFIXES, require_folder
 from weaktr.data.listing import paths_but_results
 from weaktr.data.manifest import Exif, require_exif
 from weaktr.data.masks import MaskEntry, MaskFolder
 from weaktr.data.parallel import ordered_map
 from weaktr.labelling.masks import is_of
-from weaktr.outputs import INPUTS, RECIPE, read_inputs
+from weaktr.outputs import INPUTS, RECIPE, has_inputs, read_inputs
 from weaktr.recipes import load_recipe
 from weaktr.shards.fetch import is_address
 from weaktr.shards.inputs import TarShards
@@ -124,7 +124,7 @@ def noted_classes(folder: Path) -> Classes | None:
     Raises:
         ValueError: the note is damaged.
     """
-    stored = read_inputs(folder) or {}
+    stored = (read_inputs(folder) if has_inputs(folder) else None) or {}
     about, of_stage = stored.get("about"), stored.get("classes")
     names = about.get("classes") if isinstance(about, dict) else None
     if names is None and isinstance(of_stage, list) and of_stage:
@@ -183,7 +183,8 @@ def _of_command(folder: Path, about: Mapping[str, Any], *, in_tars: bool) -> Mas
     masks = MaskFolder(folder, verify=True, contents=contents, num_labels=num_labels)
     entries = masks.entries | masks.without
     if names is None:  # CAMs in files name no classes
-        highest = max((max(entry.labels, default=0) for entry in entries.values()), default=0)
+        shown = (label for entry in entries.values() for label in entry.labels)
+        highest = max((label for label in shown if label != IGNORE), default=0)
         names = [f"class {index}" for index in range(highest)]
     samples = []
     for name, entry in entries.items():

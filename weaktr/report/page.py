@@ -19,7 +19,7 @@ from typing import Any
 
 from weaktr.files import require_replaceable, write_bytes
 from weaktr.messages import one_line
-from weaktr.outputs import REPORT, REPORT_FILES, begin, fingerprint, keep
+from weaktr.outputs import REPORT, begin, fingerprint, keep
 from weaktr.report.gather import report_of
 from weaktr.seals import BLANK, is_sealed, sealed, was_sealed
 
@@ -35,7 +35,8 @@ def write_report(folder: Path, out: Path | None = None, *, full: bool = False) -
     Args:
         folder: of a run, or ``--out`` of ``weaktr label`` or ``weaktr predict``.
         out: the HTML file; None = ``report.html`` in the folder.
-        full: also write larger pictures into ``report_files/`` beside it.
+        full: also write larger pictures into a folder beside it: of ``report.html`` into
+            ``report_files/``.
 
     Returns:
         The HTML file. One that somebody has changed is kept under another name.
@@ -106,12 +107,13 @@ def _hash(text: str) -> str:
 
 
 def _folder_beside(file: Path) -> Path:
-    """The folder of the larger pictures.
+    """The folder of the larger pictures, of this page alone.
 
     Raises:
         ValueError: there is one with files that weaktr did not write, or with links.
     """
-    folder = file.with_name(REPORT_FILES)
+    page = file.name.removesuffix(".html")
+    folder = file.with_name(f"{page}_files")
     if folder.is_symlink():
         raise ValueError(f"{folder}: expected a folder, got a link; move it away")
     begin(folder, fingerprint("report"))

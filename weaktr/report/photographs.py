@@ -17,6 +17,7 @@ from weaktr.data.io import require_same_size
 from weaktr.data.masks import LEAST_SHARE, areas_of
 from weaktr.data.parallel import ordered_map
 from weaktr.evaluation.iou import ConfusionSum, NothingDecided, NothingToScore, scores
+from weaktr.evaluation.overview import spread
 from weaktr.jobs.masked import Masked
 
 #: A label with a smaller share of the pixels counts as not shown by the mask.
@@ -245,6 +246,5 @@ def chosen(photos: Sequence[Photo], first: Iterator[Photo], most: int) -> list[P
             break
         kept[id(photo)] = None
     others = [photo for photo in photos if id(photo) not in kept]
-    free = most - len(kept)
-    kept |= {id(others[step * len(others) // free]): None for step in range(free)}
+    kept |= {id(photo): None for photo in spread(others, most - len(kept))}
     return [photo for photo in photos if id(photo) in kept]

@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
 import pyarrow as pa
 
-from weaktr.contents import digest_of
+from weaktr.contents import CONTENTS, Contents, digest_of
 from weaktr.data.manifest import is_inside
-from weaktr.data.masks import MaskFolder
+from weaktr.data.masks import MaskEntry, MaskFolder
 from weaktr.files import read_json_object
 from weaktr.messages import brief, few
 from weaktr.outputs import INPUTS, read_inputs
@@ -112,11 +114,28 @@ class Results:
         whole = {record.shard for record in self.records}
         return [] if self.layout is None else [s for s in self.layout.shards if s not in whole]
 
+    @cached_property
+    def masks(self) -> MaskFolder:
+        """Of a folder with an ``index.jsonl``: its masks as they are now.
+
+        Those that have not changed since they were last looked at are not read.
+        """
+        known = [folder / CONTENTS for folder in (self.out, self.out.parent)]  # the run's
+        contents = Contents(next(filter(Path.is_file, known), None))
+        num_labels = None if self.classes is None else len(self.classes) + 1
+        masks = MaskFolder(self.out, verify=True, contents=contents, num_labels=num_labels)
+        with suppress(OSError):  # a folder that may only be read
+            contents.save()
+        return masks
+
     def state(self) -> str:
         """A digest of all rows, without reading those of shards."""
         if self.layout is None:
             content = (self.out / "index.jsonl").read_bytes()
-            return digest_of([(self.made_from, hashlib.sha256(content).hexdigest())])
+            now = [(self.made_from, hashlib.sha256(content).hexdigest())]
+            if self.masks.edited or self.masks.gone:
+                now.append(("masks", self.masks.digest()))
+            return digest_of(now)
         shards = ((record.shard, record.digest) for record in self.records)
         return digest_of([(self.made_from, ""), *shards])
 
@@ -130,7 +149,7 @@ class Results:
             ValueError: a file is damaged; names it.
         """
         if self.layout is None:
-            table = table_of(rows_of_folder(self.out))
+            table = table_of(rows_of_masks(self.masks))
             yield table if columns is None else table.select(list(columns))
         for record in self.records:
             try:
@@ -238,23 +257,36 @@ def place_of(output: Mapping[str, Any]) -> str:
     return str(output["file"] if "file" in output else output["folder"])
 
 
-def rows_of_folder(out: Path) -> Iterator[Row]:
-    """Rows of the entries of a folder with an ``index.jsonl``, all of a shard without a name."""
-    masks = MaskFolder(out)
+def rows_of_masks(masks: MaskFolder) -> Iterator[Row]:
+    """Rows of a folder with an ``index.jsonl``, all of a shard without a name.
+
+    Args:
+        masks: if verified, those that somebody has changed have rows as they are now, and those
+            that cannot be used a row that says why.
+    """
     for entry in [*masks.entries.values(), *masks.without.values()]:
+        row = _row_of(entry)
+        if entry.name in masks.unusable:
+            row = replace(row, labels=None, areas=None, confidence=None, agreement=None)
+        if entry.name in masks.edited:
+            row = replace(row, status="edited", error=masks.unusable.get(entry.name))
         path = masks.path(entry.name)
-        working = entry.working_size or (None, None)
-        yield Row(
-            entry.name, "", entry.name, "no class" if entry.file is None else "labelled",
-            digest=entry.inputs[0] if entry.inputs else None,
-            height=entry.size[0], width=entry.size[1],
-            working_height=working[0], working_width=working[1],
-            exif=entry.exif, given=entry.given, predicted=entry.predicted, labels=entry.labels,
-            areas=entry.areas, confidence=entry.confidence, agreement=entry.agreement,
-            mask_digest=entry.sha256,
-            mask_bytes=path.stat().st_size if entry.file and path.is_file() else None,
-            inputs=entry.inputs,
-        )  # fmt: skip
+        is_there = entry.file is not None and path.is_file()
+        yield replace(row, mask_bytes=path.stat().st_size if is_there else None)
+
+
+def _row_of(entry: MaskEntry) -> Row:
+    """The row of an entry, as the mask was written."""
+    working = entry.working_size or (None, None)
+    return Row(
+        entry.name, "", entry.name, "no class" if entry.file is None else "labelled",
+        digest=entry.inputs[0] if entry.inputs else None,
+        height=entry.size[0], width=entry.size[1],
+        working_height=working[0], working_width=working[1],
+        exif=entry.exif, given=entry.given, predicted=entry.predicted, labels=entry.labels,
+        areas=entry.areas, confidence=entry.confidence, agreement=entry.agreement,
+        mask_digest=entry.sha256, inputs=entry.inputs,
+    )  # fmt: skip
 
 
 def _layout(file: Path, layout: Any) -> ShardList:

@@ -16,7 +16,7 @@ from PIL import Image
 from weaktr import tars
 from weaktr.contents import Contents
 from weaktr.data.io import check_is_mask, size_message
-from weaktr.data.masks import areas_of
+from weaktr.data.masks import MaskFolder, areas_of
 from weaktr.data.parallel import ordered_map
 from weaktr.data.problems import DataError, Problem
 from weaktr.files import files_below
@@ -32,7 +32,7 @@ from weaktr.shards.records import (
     read_layout,
     read_record,
     record_file,
-    rows_of_folder,
+    rows_of_masks,
     table_file,
 )
 from weaktr.shards.rows import Row, rows_of
@@ -63,9 +63,10 @@ def verify(out: Path) -> Iterator[Problem]:
     results = read_layout(out)
     listed: set[Path] = set()
     if results.layout is None:
-        yield from _verify_folder(out, listed)
+        is_read = yield from _verify_folder(out, listed)
         yield from _others(out / "masks", listed, is_whole=True)
-        yield from _verify_index(results)
+        if is_read:
+            yield from _verify_index(results)
         return
     layout, records, damaged = results.layout, [], []
     shards = layout.shards
@@ -98,17 +99,22 @@ def _masks_of(record: Record) -> int:
     return count if isinstance(count, int) else 0
 
 
-def _verify_folder(out: Path, listed: set[Path]) -> Iterator[Problem]:
-    """Of a folder with an ``index.jsonl``; `listed` gets the paths of its masks."""
+def _verify_folder(out: Path, listed: set[Path]) -> Generator[Problem, None, bool]:
+    """Of a folder with an ``index.jsonl``; `listed` gets the paths of its masks.
+
+    Returns:
+        Whether its index could be read.
+    """
     try:
-        rows = [row for row in rows_of_folder(out) if row.mask_digest is not None]
+        rows = [row for row in rows_of_masks(MaskFolder(out)) if row.mask_digest is not None]
     except DataError as error:
         yield from error.problems
-        return
+        return False
     paths = [out / "masks" / f"{row.name}.png" for row in rows]
     listed.update(paths)
     with Meter("verified", len(rows)) as meter:
         yield from _verify_masks(rows, paths, meter)
+    return True
 
 
 def _verify_shard(

@@ -19,12 +19,14 @@ from weaktr.data import Manifest, Sample
 from weaktr.data.io import read_labels, read_mask, require_same_size
 from weaktr.data.masks import MaskFolder, before_refinement
 from weaktr.evaluation.conditions import (
+    GIVEN,
     HELD_OUT,
     TRAINED_ON,
     cam_name,
     held_out,
     label_conditions,
     listed,
+    noted,
     prediction_conditions,
     split_name,
     yes_or_no,
@@ -32,7 +34,15 @@ from weaktr.evaluation.conditions import (
 from weaktr.evaluation.iou import scored
 from weaktr.evaluation.models import cam_curve
 from weaktr.evaluation.pairs import Evaluation, Pair, evaluate_pairs
-from weaktr.evaluation.report import Conditions, Row, caption, draw_classes, print_rows, row_json
+from weaktr.evaluation.report import (
+    Conditions,
+    Row,
+    caption,
+    draw_classes,
+    print_rows,
+    refined_by,
+    row_json,
+)
 from weaktr.files import write_json
 from weaktr.inference.threshold import read_choice
 from weaktr.labelling.masks import unusable_in_words
@@ -191,7 +201,7 @@ def _cam_rows(recipe: Recipe, score: Manifest, model: Stage1Model) -> tuple[list
         threshold, scores = best
         conditions = Conditions(
             split_name(score), listed(kind.scales), yes_or_no(kind.flip), "none", "-",
-            f"best threshold {threshold:g}, chosen with these masks",
+            noted(f"best threshold {threshold:g}, chosen with these masks", GIVEN),
         )  # fmt: skip
         rows.append(Row(key, f"CAM, {cam_name(kind)}", conditions, scores))
     return rows, not_scored
@@ -200,12 +210,13 @@ def _cam_rows(recipe: Recipe, score: Manifest, model: Stage1Model) -> tuple[list
 def folder_rows(
     run: Run, stage: str, key: str, what: str, conditions: Conditions, truth: Manifest
 ) -> tuple[list[Row], int]:
-    """A stage's masks without and, where it was used, with the CRF; how many cannot be used."""
+    """A stage's masks, first those before refinement, if any; how many cannot be used."""
     folder = run.of(stage)
     sources = [(f"{key}_miou", what, folder, conditions)]
     if conditions.crf != "none":
         before, plain = before_refinement(folder), replace(conditions, crf="none")
-        sources.insert(0, (f"{key}_before_crf_miou", f"{what} before CRF", before, plain))
+        title = f"{what} before {refined_by(conditions.crf)}"
+        sources.insert(0, (f"{key}_before_crf_miou", title, before, plain))
     rows = []
     for name, title, masks, kind in sources:
         num_labels = truth.classes.num_labels

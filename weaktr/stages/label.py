@@ -14,7 +14,7 @@ from typing import Any
 from weaktr import processes
 from weaktr.config import LabelConfig
 from weaktr.contents import Contents, digest_of
-from weaktr.data import Sample
+from weaktr.data import Manifest, Sample
 from weaktr.data.masks import MaskFolder
 from weaktr.inference.cams import CamInputs, CamsOfModel, CamSource
 from weaktr.inference.labels import label_maps, uses_features
@@ -48,7 +48,7 @@ def label(
     emit: Collection[str] = (),
     profile: Path | None = None,
     contents: Contents | None = None,
-    masked: Sequence[Sample] = (),
+    masked: Manifest | None = None,
     group: str = "",
 ) -> MaskReport:
     """Write a pseudo label for every image that shows a class; continues where it stopped.

@@ -9,14 +9,16 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from weaktr.config import LabelConfig
-from weaktr.data import Sample
+from weaktr.data import Manifest, Sample
 from weaktr.evaluation.bootstrap import LEVEL, interval, resampled_miou
 from weaktr.evaluation.charts import threshold_chart
+from weaktr.evaluation.conditions import split_name
 from weaktr.evaluation.iou import NothingToScore, ThresholdCurve
 from weaktr.evaluation.models import use_cams
 from weaktr.inference.cams import CamSource
@@ -48,7 +50,7 @@ def threshold_of(
     samples: Sequence[Sample],
     folder: Path,
     settings: LabelConfig,
-    masked: Sequence[Sample],
+    masked: Manifest | None,
 ) -> float:
     """The threshold of a folder of masks: as given, as chosen before, or chosen now.
 
@@ -72,6 +74,7 @@ def threshold_of(
         choice = choose_by_features(source, samples, settings.queue_mb)
         log.info("threshold %s, by %d images", choice.in_words(), len(choice.images))
     else:
+        assert masked is not None  # see `require_way`
         choice = search_on_masks(source, masked, settings)
     write_choice(choice, folder)
     chart, caption = folder / CHART, f"{choice.criterion}; {len(choice.images)} images"
@@ -84,12 +87,12 @@ def threshold_of(
     return choice.threshold
 
 
-def search_on_masks(source: CamSource, samples: Sequence[Sample], settings: LabelConfig) -> Choice:
+def search_on_masks(source: CamSource, masked: Manifest, settings: LabelConfig) -> Choice:
     """The threshold with the best mIoU on true masks; the log says so, with the mIoU.
 
     Args:
         source: of the CAMs.
-        samples: images with true masks and image-level labels, at least one.
+        masked: images with true masks and image-level labels, at least one.
         settings: of the labels; with `val_masks` the mIoU is logged with its bootstrap interval.
 
     Raises:
@@ -99,20 +102,22 @@ def search_on_masks(source: CamSource, samples: Sequence[Sample], settings: Labe
     assert num_labels is not None  # of a model's CAMs
     curve = ThresholdCurve(np.array(THRESHOLDS), num_labels)
     overlaps: list[np.ndarray] = []
+    names: list[str] = []
 
-    def use(counts: np.ndarray) -> None:
+    def use(sample: Sample, counts: np.ndarray) -> None:
+        names.append(sample.name)
         curve.add(counts)
         if settings.val_masks is not None:
             overlaps.append(curve.overlaps(counts))
 
-    use_cams(source, samples, settings.queue_mb, curve.counts, use, "threshold")
+    use_cams(source, masked.samples, settings.queue_mb, curve.counts, use, "threshold")
     try:
         best, scores = curve.best()
     except NothingToScore as error:
         raise ValueError(f"threshold: 'search_on_masks': {error}") from error
     points = tuple(zip(THRESHOLDS, (round(p.miou, 4) for p in curve.scores()), strict=True))
-    names = tuple(sample.name for sample in samples)
-    choice = Choice(best, "search_on_masks", "mIoU of the CAMs in % on true masks", names, points)
+    criterion, split = "mIoU of the CAMs in % on true masks", split_name(masked)
+    choice = Choice(best, "search_on_masks", criterion, tuple(names), points, split)
     log.warning("threshold %s: this run uses pixel labels", choice.in_words())
     bounds = ""
     if len(overlaps) > 1:
@@ -126,7 +131,7 @@ def search_on_masks(source: CamSource, samples: Sequence[Sample], settings: Labe
     return choice
 
 
-def require_way(settings: LabelConfig, source: CamSource, masked: Sequence[Sample] = ()) -> None:
+def require_way(settings: LabelConfig, source: CamSource, masked: Manifest | None = None) -> None:
     """Raise `ValueError` where the threshold is to be chosen and cannot be."""
     if settings.threshold == "auto":
         require_patch_features(source)
@@ -140,22 +145,24 @@ def require_masks(run: Run) -> None:
         raise ValueError(NO_MASKS)
 
 
-def masks_to_search_on(run: Run) -> list[Sample]:
-    """The images with true masks by which a run chooses its threshold; drawn by its seed.
+def masks_to_search_on(run: Run) -> Manifest | None:
+    """The images with true masks by which a run chooses its threshold, drawn by its seed; None =
+    it does so otherwise.
 
     Raises:
         ValueError: there are fewer than `LabelConfig.val_masks`.
     """
     settings = run.recipe.label
     if settings.threshold != "search_on_masks":
-        return []
+        return None
     samples = [s for s in run.score.samples if s.mask is not None and s.labels]
     if settings.val_masks is None:
-        return samples
+        return replace(run.score, samples=tuple(samples))
     if settings.val_masks > len(samples):
         raise ValueError(
             f"val_masks: expected at most the {len(samples)} images of the score split that have a "
             f"true mask and show a class, got {settings.val_masks}"
         )
     by_name = sorted(samples, key=lambda sample: sample.name)
-    return random.Random(run.recipe.seed).sample(by_name, settings.val_masks)
+    drawn = random.Random(run.recipe.seed).sample(by_name, settings.val_masks)
+    return replace(run.score, samples=tuple(drawn))
