@@ -64,16 +64,12 @@ clean:
 aloud = @echo "$(1)"; (while sleep 60 >/dev/null 2>&1; do echo "  still at it, $$(date +%H:%M)"; done) & \
 	clock=$$!; trap "kill $$clock" EXIT; $(2)
 
-# What weaktr needs, while its extension is compiled.
-install = $(BIN)/python -m pip install --quiet --no-compile $(PINNED)
-both = $(install) --only-deps '.[test]' & needed=$$!; $(install) --no-deps -e . && wait $$needed
-
 # setuptools warns of every editable installation that its folder comes first in imports.
 .venv/installed: export PYTHONWARNINGS := ignore:Editable installation
 .venv/installed: pyproject.toml setup.py constraints.txt CMakeLists.txt $(CSRC)
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --upgrade pip
-	$(call aloud,Installing weaktr and what it needs into .venv (some minutes):,$(both))
+	$(call aloud,Installing weaktr and what it needs into .venv (some minutes):,$(BIN)/python -m pip install --quiet --no-compile $(PINNED) -e '.[test]')
 	@touch $@
 
 .venv-oldest/installed: export PYTHONWARNINGS := ignore:Editable installation
@@ -84,5 +80,5 @@ both = $(install) --only-deps '.[test]' & needed=$$!; $(install) --no-deps -e . 
 	@touch $@
 
 .venv/installed-bench: .venv/installed
-	$(call aloud,Installing what the benchmarks need:,$(install) -e '.[bench]')
+	$(call aloud,Installing what the benchmarks need:,$(BIN)/python -m pip install --quiet --no-compile $(PINNED) -e '.[bench]')
 	@touch $@
