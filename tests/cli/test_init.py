@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from weaktr.stages.start import labels_since
 
 from tests.cli.test_train import said
 from tests.data.trees import coco_json, write_csv, write_image
@@ -19,7 +20,6 @@ from weaktr.recipes import load_recipe
 from weaktr.seals import BLANK, is_sealed, sealed
 from weaktr.stages.pipeline import check_recipe
 from weaktr.stages.run import Run, load_split
-from weaktr.stages.start import labels_since
 
 CLASSES = ("cat", "dog", "bird")
 #: For recipes whose backbone is DINOv2-S: one that needs no weights.
