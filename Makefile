@@ -39,7 +39,7 @@ lint: .venv/installed
 # Also the tests marked `rare`.
 test-all: export WEAKTR_BUILD ?= require
 test-all: export WEAKTR_TEST_REQUIRE ?= cpu,triton
-test-all: lint
+test-all: lint .venv/installed-ray
 	$(BIN)/python -m pytest -n $(JOBS) $(BY_FILE) -m ""
 
 # With the oldest torch and Triton that are supported; takes its own environment, and is not part of CI.
@@ -77,6 +77,10 @@ aloud = @echo "$(1)"; (while sleep 60 >/dev/null 2>&1; do echo "  still at it, $
 	@$(PYTHON) -m venv .venv-oldest
 	@.venv-oldest/bin/python -m pip install --quiet --upgrade pip
 	$(call aloud,Installing weaktr with its oldest torch into .venv-oldest (some minutes):,.venv-oldest/bin/python -m pip install --quiet -c constraints-oldest.txt -e '.[test]')
+	@touch $@
+
+.venv/installed-ray: .venv/installed
+	$(call aloud,Installing Ray:,$(BIN)/python -m pip install --quiet --no-compile $(PINNED) -e '.[ray]')
 	@touch $@
 
 .venv/installed-bench: .venv/installed

@@ -55,6 +55,7 @@ def label_as_command(home: Path, out: str, *options: str, launcher: Sequence[str
     return ended.stderr
 
 
+@pytest.mark.rare  # tests/cli/test_train_together.py starts processes as torchrun does
 @pytest.mark.slow
 def test_processes_of_torchrun_make_what_one_makes(home: Path) -> None:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from weaktr.stages.start import labels_since
 
 from tests.cli.test_train import said
 from tests.data.trees import coco_json, write_csv, write_image
@@ -18,6 +17,7 @@ from weaktr import cli
 from weaktr.data import load_manifest
 from weaktr.recipes import load_recipe
 from weaktr.seals import BLANK, is_sealed, sealed
+from weaktr.stages.init import labels_since
 from weaktr.stages.pipeline import check_recipe
 from weaktr.stages.run import Run, load_split
 

@@ -245,7 +245,7 @@ def test_eval_scores_folders(root, tmp_path):
     assert row["scores"]["miou"] == 100.0
     code, text = said(cli.main, "eval", tmp_path / "none", truth, "--num-labels", 4)
     assert code == cli.WRONG_INPUT
-    assert "expected a folder, there is none of that name" in text
+    assert "MASKS: expected a folder" in text and "nothing of that name" in text
 
 
 def test_data_check_finds_faults(tmp_path, monkeypatch):

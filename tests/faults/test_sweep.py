@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(
     ("options", "cases"),
     [
         (["--most", "1", *(name for name in COMMANDS if name != "train")], 28),
-        (["--most", "1", "--kinds", "full", "train"], 1),
+        pytest.param(["--most", "1", "--kinds", "full", "train"], 1, marks=pytest.mark.rare),
     ],
     ids=["all but train", "train"],
 )
