@@ -13,7 +13,8 @@ from tests.stored import FACTS, arrays
 from weaktr import cli
 from weaktr.config import LabelConfig, PredictConfig
 from weaktr.data.classes import COCO80, COCO90, VOC
-from weaktr.data.masks import MaskEntry, write_mask
+from weaktr.data.mask_index import MaskEntry
+from weaktr.data.masks import write_mask
 from weaktr.data.stored_maps import npz_of_cams
 from weaktr.evaluation.folders import written_conditions
 from weaktr.files import write_bytes

@@ -24,7 +24,8 @@ from weaktr.data.io import (
     read_rgb,
 )
 from weaktr.data.manifest import Sample
-from weaktr.data.masks import MaskEntry, MaskFolder
+from weaktr.data.mask_index import MaskEntry
+from weaktr.data.masks import MaskFolder
 from weaktr.data.photographs import read_photograph
 from weaktr.data.problems import DataError
 

@@ -11,7 +11,8 @@ from PIL import Image
 from weaktr.contents import Contents
 from weaktr.data.classes import palette
 from weaktr.data.io import read_stored_labels
-from weaktr.data.masks import MaskEntry, MaskFolder, RefinedMasks, join_journals, write_mask
+from weaktr.data.mask_index import MaskEntry, join_journals
+from weaktr.data.masks import MaskFolder, RefinedMasks, write_mask
 
 MASK = np.array([[0, 1, 20], [255, 5, 0]], np.uint8)
 

@@ -10,7 +10,8 @@ import pytest
 
 from weaktr.contents import Contents
 from weaktr.data import Sample
-from weaktr.data.masks import LEAST_SHARE, RefinedMasks
+from weaktr.data.mask_index import LEAST_SHARE
+from weaktr.data.masks import RefinedMasks
 from weaktr.labelling.masks import MaskReport
 from weaktr.report.photographs import LEAST_AREA, Photo
 

@@ -1,23 +1,17 @@
 """Masks as files: 8-bit palette PNGs, and a folder of them with an index.
 
-FOLDER/index.jsonl            a line for each image that is done
-FOLDER/index.3.jsonl          lines of the fourth of several processes, while they fill the folder
+FOLDER/index.jsonl            see `weaktr.data.mask_index`
 FOLDER/masks/NAME.png
 FOLDER/before_refinement/     a folder like this one, of the masks before refinement
-
-Masks that were made a shard at a time have ``index/SHARD.parquet`` in place of ``index.jsonl``.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import json
-import operator
 import os
-import re
-from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Container, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,20 +26,24 @@ from weaktr.data.io import (
     size_message,
     to_labels,
 )
-from weaktr.data.manifest import Exif, is_inside
+from weaktr.data.mask_index import (
+    INDEX,
+    MaskEntry,
+    file_of,
+    join_journals,
+    journal_of,
+    journals,
+    read_index,
+    read_shards,
+)
 from weaktr.data.parallel import ordered_map
 from weaktr.data.pngs import is_whole_png
-from weaktr.data.problems import DataError, Problem
-from weaktr.data.shard_tables import shard_rows, whole_shards
-from weaktr.files import is_clutter, keep_lines, require_file, write_bytes
-from weaktr.messages import brief
+from weaktr.data.shard_tables import whole_shards
+from weaktr.files import is_clutter, keep_lines, write_bytes
 from weaktr.seals import BLANK, is_sealed, sealed_png, was_sealed
 
-INDEX, JOURNAL = "index.jsonl", re.compile(r"index\.[0-9]{1,9}\.jsonl")
 #: Of a file at the place of a mask that a person has put there, by `Mask.save` or otherwise.
 NOT_OURS = "no command of weaktr's wrote it: move it away"
-#: A label with a smaller share of a mask's pixels counts as not shown by it.
-LEAST_SHARE = 0.001
 #: Pixels that are counted together.
 PIECE = 2**20
 
@@ -84,74 +82,6 @@ def png_bytes(picture: Image.Image, blank: str = BLANK) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")
     return sealed_png(buffer.getvalue(), blank)
-
-
-@dataclass(frozen=True)
-class MaskEntry:
-    """One line of index.jsonl.
-
-    Args:
-        name: of the sample.
-        file: the mask, relative to the folder of the index; None = the image shows no class, and
-            therefore has no mask.
-        sha256: of that file.
-        size: height and width in pixels.
-        labels: the values that occur, ascending.
-        working_size: height and width at which it was made, where that is not `size`.
-        predicted: label -> probability, where no image-level labels were given.
-        exif: see `Photograph`.
-        given: the class indices that were given; None = none were, or they do not matter.
-        areas: label -> its share of the pixels; None = an older version did not note them.
-        confidence: label -> mean over its pixels of the score that the model gave it before
-            refinement; None = somebody has changed the mask, an older version did not note it, or
-            it is a mask before refinement.
-        agreement: label -> how well a teacher's mask agrees (`weaktr.refine.teacher`); None = there
-            was no teacher, or as of `confidence`.
-        inputs: SHA-256 of the files from which it was made, the photograph first; None = an older
-            version did not note them.
-    """
-
-    name: str
-    file: str | None
-    sha256: str | None
-    size: tuple[int, int]
-    labels: tuple[int, ...]
-    working_size: tuple[int, int] | None = None
-    predicted: dict[int, float] | None = None
-    exif: str | None = None
-    given: tuple[int, ...] | None = None
-    areas: dict[int, float] | None = None
-    confidence: dict[int, float] | None = None
-    agreement: dict[int, float] | None = None
-    inputs: tuple[str, ...] | None = None
-
-    @property
-    def read_as(self) -> Exif | None:
-        """See `read_as`."""
-        return read_as(self.exif)
-
-    @property
-    def shown(self) -> frozenset[int]:
-        """The labels that the mask shows, see `labels_shown`; all where areas are not known."""
-        return frozenset(self.labels) if self.areas is None else labels_shown(self.areas)
-
-    def line(self) -> str:
-        """As JSON, without what is None."""
-        row = {key: value for key, value in self.__dict__.items() if value is not None}
-        try:
-            (line := json.dumps(row, ensure_ascii=False)).encode()
-        except UnicodeEncodeError:  # the name of a file that is not in UTF-8
-            line = json.dumps(row)
-        return line + "\n"
-
-
-def read_as(noted: str | None) -> Exif | None:
-    """`Sample.exif` of the photograph from which a mask was made; None = either gives the same.
-
-    Args:
-        noted: what an index notes of it, see `Photograph.exif`.
-    """
-    return None if noted is None else "apply" if noted == "applied" else "ignore"
 
 
 class MaskFolder:
@@ -196,13 +126,13 @@ class MaskFolder:
         self._is_sharded = not os.path.lexists(self.index) and bool(whole_shards(folder))
         if self._is_sharded:
             self.index = folder / "index"
-        read = _read_shards if self._is_sharded else _read_index
+        read = read_shards if self._is_sharded else read_index
         lines = {entry.name: entry for entry in read(self.index)}
         self._journal = self.index
         if not self._is_sharded:
-            own = {entry.name: entry for path in journals(folder) for entry in _read_index(path)}
+            own = {entry.name: entry for path in journals(folder) for entry in read_index(path)}
             lines |= own
-            self._journal = _journal_of(folder, process)
+            self._journal = journal_of(folder, process)
         self.entries = {name: entry for name, entry in lines.items() if entry.file is not None}
         self.without = {name: entry for name, entry in lines.items() if entry.file is None}
         self.edited: set[str] = set()
@@ -231,10 +161,10 @@ class MaskFolder:
             labels: the mask.
             facts: further fields of its `MaskEntry`.
         """
-        digest = write_mask(self.folder / _file_of(name), labels, durable=False)
+        digest = write_mask(self.folder / file_of(name), labels, durable=False)
         size = (labels.shape[0], labels.shape[1])
         areas = areas_of(labels)
-        return MaskEntry(name, _file_of(name), digest, size, tuple(areas), areas=areas, **facts)
+        return MaskEntry(name, file_of(name), digest, size, tuple(areas), areas=areas, **facts)
 
     def record(self, entry: MaskEntry) -> None:
         """Add the line of a mask that was written, or of an image that has none.
@@ -284,7 +214,7 @@ class MaskFolder:
 
     def path(self, name: str) -> Path:
         """Where the mask of sample `name` is."""
-        return self.folder / _file_of(name)
+        return self.folder / file_of(name)
 
     def flush(self) -> None:
         """Bring the index, or this process's journal, to the disk (call at the end)."""
@@ -507,11 +437,6 @@ def areas_of(labels: np.ndarray) -> dict[int, float]:
     return {label: round(float(shares[label]), 6) for label in np.flatnonzero(count).tolist()}
 
 
-def labels_shown(areas: Mapping[int, float]) -> frozenset[int]:
-    """The labels that cover at least `LEAST_SHARE` of a mask, of their shares (`areas_of`)."""
-    return frozenset(label for label, share in areas.items() if share >= LEAST_SHARE)
-
-
 def files_of_others(folder: Path, names: Container[str]) -> Iterator[Path]:
     """Files and links in a folder of results that are not of `names` and not weaktr's.
 
@@ -529,121 +454,6 @@ def files_of_others(folder: Path, names: Container[str]) -> Iterator[Path]:
             known = relative.with_suffix("").as_posix() in names
             if not is_clutter(relative) and (path.is_symlink() or not (known or is_sealed(path))):
                 yield path
-
-
-def _file_of(name: str) -> str:
-    """The mask of sample `name` in the folder of its index."""
-    return f"masks/{name}.png"
-
-
-def journals(folder: Path) -> list[Path]:
-    """Where processes but the first have their lines of a folder of masks, by their numbers."""
-    found = [path for path in folder.glob("index.*.jsonl") if JOURNAL.fullmatch(path.name)]
-    return sorted(found, key=lambda path: int(path.name.split(".")[1]))
-
-
-def join_journals(folder: Path) -> list[MaskEntry]:
-    """Add the lines of all `journals` to the index, and remove these; returns their entries."""
-    joined = []
-    for path in journals(folder):
-        entries = list(_read_index(path))
-        keep_lines(folder / INDEX)
-        with open(folder / INDEX, "a", encoding="utf-8") as index:
-            index.writelines(entry.line() for entry in entries)
-            index.flush()
-            os.fsync(index.fileno())
-        path.unlink()  # killed before this, the lines are there twice, which does no harm
-        joined += entries
-    return joined
-
-
-def _journal_of(folder: Path, process: int) -> Path:
-    return folder / (f"index.{process}.jsonl" if process else INDEX)
-
-
-def _read_index(path: Path) -> Iterator[MaskEntry]:
-    """The whole lines of an index.
-
-    Raises:
-        ValueError: a line is damaged, or it is no file.
-    """
-    if not path.exists():
-        return
-    require_file(path)
-    content = path.read_bytes()
-    lines = content[: content.rfind(b"\n") + 1].splitlines()  # of bytes: at line feeds alone
-    for number, line in enumerate(lines, 1):
-        try:
-            yield _entry(json.loads(line))
-        except (
-            ArithmeticError, AttributeError, RecursionError, TypeError, ValueError
-        ) as error:  # fmt: skip
-            message = f"damaged ({error}): remove this line, its image is then done again"
-            raise DataError(Problem(str(path), f"{path}:{number}", message)) from error
-
-
-def _read_shards(index: Path) -> Iterator[MaskEntry]:
-    """Of the photographs in whole shards; those that could not be labelled have none.
-
-    Raises:
-        DataError: a file is damaged; names it.
-    """
-    for row in shard_rows(index.parent):
-        if row["status"] == "failed":
-            continue
-        try:
-            yield entry_of(row)
-        except (AttributeError, TypeError, ValueError) as error:
-            message = f"damaged (the row {brief(row['name'])}: {error})"
-            raise DataError(Problem(str(index), "", message)) from error
-
-
-def entry_of(row: Mapping[str, Any]) -> MaskEntry:
-    """The entry of a photograph's row (`weaktr.shards.rows`).
-
-    Raises:
-        AttributeError, TypeError, ValueError: something is missing or of the wrong kind.
-    """
-    same = ("name", "exif", "given", "inputs", "predicted", "areas", "confidence", "agreement")
-    line = {key: row[key] for key in same if row[key] is not None}
-    for key in ("predicted", "areas", "confidence", "agreement"):
-        if key in line:  # pairs in a table
-            line[key] = dict(line[key])
-    if row["mask_digest"] is not None:
-        line |= {"file": _file_of(row["name"]), "sha256": row["mask_digest"]}
-    line["size"] = row["height"] or 0, row["width"] or 0
-    line["labels"] = row["labels"] or ()
-    if row["working_height"] is not None and row["working_width"] is not None:
-        line["working_size"] = row["working_height"], row["working_width"]
-    return _entry(line)
-
-
-def _entry(row: dict[str, Any]) -> MaskEntry:
-    """A line of an index.
-
-    Raises:
-        ArithmeticError, AttributeError, TypeError, ValueError: something is missing or of the wrong
-            kind.
-    """
-    row = {"file": None, "sha256": None} | row
-    for key in ("size", "labels", "working_size", "given"):
-        if key in row:
-            row[key] = tuple(map(operator.index, row[key]))
-    if "inputs" in row:
-        row["inputs"] = tuple(row["inputs"])
-    for key in ("predicted", "areas", "confidence", "agreement"):
-        if key in row:  # JSON's keys are strings
-            row[key] = {int(label): float(share) for label, share in row[key].items()}
-    entry = MaskEntry(**row)
-    if not isinstance(entry.name, str) or not is_inside(entry.name):
-        raise ValueError(f"expected the name of a sample, got {brief(entry.name)}")
-    if entry.file not in (None, _file_of(entry.name)):
-        raise ValueError(
-            f"expected the file {brief(_file_of(entry.name))}, got {brief(entry.file)}"
-        )
-    if len(entry.size) != 2 or not all(0 <= label < 256 for label in entry.labels):
-        raise ValueError("expected a size of two numbers and labels 0..255")
-    return entry
 
 
 def before_refinement(folder: Path) -> Path:

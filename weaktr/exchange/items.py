@@ -16,7 +16,8 @@ from weaktr import tars
 from weaktr.data import IGNORE, Sample, read_image
 from weaktr.data.io import image_size, open_image, orientation, require_same_size
 from weaktr.data.manifest import name_fault
-from weaktr.data.masks import MaskEntry, MaskFolder, areas_of, labels_shown
+from weaktr.data.mask_index import MaskEntry, labels_shown
+from weaktr.data.masks import MaskFolder, areas_of
 from weaktr.files import write_bytes
 
 #: Parts with a smaller share of their photograph are counted as tiny ones.

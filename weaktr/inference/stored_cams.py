@@ -13,7 +13,8 @@ from weaktr.contents import Contents
 from weaktr.data import DataError, Problem, Sample
 from weaktr.data.io import size_message
 from weaktr.data.manifest import Exif
-from weaktr.data.masks import MaskEntry, MaskFolder
+from weaktr.data.mask_index import MaskEntry
+from weaktr.data.masks import MaskFolder
 from weaktr.data.photographs import Photograph, read_photograph
 from weaktr.data.stored_maps import UNKNOWN, CamOrigin, read_cams_and_origin
 from weaktr.files import files_below, names_in

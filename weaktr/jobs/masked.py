@@ -20,7 +20,8 @@ from weaktr.data import IGNORE, Classes, Manifest, Sample
 from weaktr.data.layout import IMAGE_SUFFIXES, require_folder
 from weaktr.data.listing import paths_but_results
 from weaktr.data.manifest import Exif, require_exif
-from weaktr.data.masks import MaskEntry, MaskFolder
+from weaktr.data.mask_index import MaskEntry
+from weaktr.data.masks import MaskFolder
 from weaktr.data.parallel import ordered_map
 from weaktr.labelling.masks import is_of
 from weaktr.outputs import INPUTS, RECIPE, has_inputs, read_inputs

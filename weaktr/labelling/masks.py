@@ -14,7 +14,8 @@ import torch
 from weaktr import processes
 from weaktr.contents import Contents
 from weaktr.data import IGNORE, Problem, Sample
-from weaktr.data.masks import MaskEntry, MaskFolder, RefinedMasks
+from weaktr.data.mask_index import MaskEntry
+from weaktr.data.masks import MaskFolder, RefinedMasks
 from weaktr.files import require_replaceable
 from weaktr.inference.pipeline import (
     MODEL,

@@ -21,7 +21,8 @@ from weaktr import tars
 from weaktr.contents import Contents, digest_of
 from weaktr.data import Problem, Sample
 from weaktr.data.manifest import name_fault
-from weaktr.data.masks import NOT_OURS, areas_of, png_of, read_as, read_changed_mask, was_cut_off
+from weaktr.data.mask_index import read_as
+from weaktr.data.masks import NOT_OURS, areas_of, png_of, read_changed_mask, was_cut_off
 from weaktr.data.parallel import ordered_map
 from weaktr.data.shard_tables import named_text
 from weaktr.files import write_bytes

@@ -18,15 +18,8 @@ from PIL import Image
 from weaktr import processes
 from weaktr.contents import CONTENTS, Contents
 from weaktr.data import DataError, Problem, Sample
-from weaktr.data.masks import (
-    NOT_OURS,
-    MaskEntry,
-    RefinedMasks,
-    before_refinement,
-    files_of_others,
-    join_journals,
-    png_bytes,
-)
+from weaktr.data.mask_index import MaskEntry, join_journals
+from weaktr.data.masks import NOT_OURS, RefinedMasks, before_refinement, files_of_others, png_bytes
 from weaktr.data.parallel import ordered_map
 from weaktr.data.photographs import enlarged
 from weaktr.data.stored_maps import (

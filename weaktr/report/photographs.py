@@ -14,7 +14,8 @@ import numpy as np
 from weaktr.data import Sample, read_mask
 from weaktr.data.classes import IGNORE
 from weaktr.data.io import require_same_size
-from weaktr.data.masks import LEAST_SHARE, areas_of
+from weaktr.data.mask_index import LEAST_SHARE
+from weaktr.data.masks import areas_of
 from weaktr.data.parallel import ordered_map
 from weaktr.evaluation.iou import ConfusionSum, NothingDecided, NothingToScore, scores
 from weaktr.evaluation.overview import spread

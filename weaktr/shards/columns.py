@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from weaktr.data.masks import LEAST_SHARE
+from weaktr.data.mask_index import LEAST_SHARE
 
 #: Labels are stored in 8 bits.
 LABELS = 256
@@ -67,7 +67,7 @@ def areas_in(batch: pa.RecordBatch) -> Pairs:
 
 
 def shown_in(batch: pa.RecordBatch) -> Pairs:
-    """The labels that masks show (`weaktr.data.masks.MaskEntry.shown`), and their areas."""
+    """The labels that masks show (`weaktr.data.mask_index.MaskEntry.shown`), and their areas."""
     areas = areas_in(batch)
     return areas.where(~(areas.values < LEAST_SHARE))
 

@@ -35,7 +35,7 @@ class Query:
     """What rows must have; None = it does not matter.
 
     Args:
-        label: number in masks that the mask shows (`weaktr.data.masks.LEAST_SHARE`); with bounds of
+        label: number in masks that the mask shows (see `LEAST_SHARE`); with bounds of
             its area, that occurs in the mask.
         status: what became of the photograph.
         min_area, max_area: bounds of the share of the pixels with `label`, both included.

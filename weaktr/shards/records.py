@@ -15,7 +15,8 @@ import pyarrow as pa
 
 from weaktr.contents import CONTENTS, Contents, digest_of
 from weaktr.data.manifest import is_inside
-from weaktr.data.masks import MaskEntry, MaskFolder
+from weaktr.data.mask_index import MaskEntry
+from weaktr.data.masks import MaskFolder
 from weaktr.files import read_json_object
 from weaktr.messages import brief, few
 from weaktr.outputs import INPUTS, read_inputs

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from weaktr.data.masks import MaskEntry, entry_of
+from weaktr.data.mask_index import MaskEntry, entry_of
 from weaktr.data.shard_tables import named_text, stored_text
 from weaktr.files import is_outside_input, write_bytes
 from weaktr.messages import one_line

@@ -18,7 +18,8 @@ from pathlib import Path
 from weaktr import outputs, tars
 from weaktr.config import Recipe
 from weaktr.contents import CONTENTS, Contents
-from weaktr.data.masks import JOURNAL, MaskFolder, before_refinement
+from weaktr.data.mask_index import JOURNAL
+from weaktr.data.masks import MaskFolder, before_refinement
 from weaktr.data.stored_maps import is_damaged
 from weaktr.files import UNFINISHED, require_replaceable, write_bytes
 from weaktr.outputs import (
