@@ -108,7 +108,7 @@ def test_one_threshold_is_used_as_given(tmp_path, threshold):
     metrics, _ = evaluated(tmp_path, "--classes", "voc12", "--thresholds", threshold, masks="cams")
     (row,) = metrics["rows"]
     assert row["scores"]["miou"] == pytest.approx(C[f"voc.summary_t{threshold}"][0], rel=1e-12)
-    assert row["conditions"]["note"] == f"threshold {threshold:g}, given"
+    assert row["conditions"]["note"] == f"threshold {threshold:g}"
 
 
 def test_dumped_cams_are_read(tmp_path):
@@ -191,8 +191,8 @@ BY_MODEL, BOTH = "classes predicted by the model", "classes given for 1 of 2 pho
 @pytest.mark.parametrize(
     ("command", "settings", "entries", "note"),
     [
-        ("label", OF_LABEL, [{"given": (0,)}], "threshold 0.43, given; classes given"),
-        ("label", OF_LABEL, [{"predicted": {1: 0.9}}], f"threshold 0.43, given; {BY_MODEL}"),
+        ("label", OF_LABEL, [{"given": (0,)}], "threshold 0.43; classes given"),
+        ("label", OF_LABEL, [{"predicted": {1: 0.9}}], f"threshold 0.43; {BY_MODEL}"),
         (
             "label",
             OF_LABEL,
@@ -202,7 +202,7 @@ BY_MODEL, BOTH = "classes predicted by the model", "classes given for 1 of 2 pho
         ("label", OF_PREDICT, [{"given": (0,)}], "classes given"),
         ("label", OF_PREDICT, [{}], BY_MODEL),
         ("label", OF_PREDICT | {"exif": "apply"}, [{"given": (0,)}], "classes given"),
-        ("label", AFTER, [{}], "threshold 0.43, given"),
+        ("label", AFTER, [{}], "threshold 0.43"),
         ("predict", OF_PREDICT, [{}], ""),
         (None, {"label": OF_LABEL}, [{"given": (0,)}], "0.43 of the recipe; classes given"),
     ],
@@ -226,7 +226,7 @@ def test_what_is_said_of_cams_is_kept_or_refused(tmp_path):
     write_stored(tmp_path, "voc")
     given = ("--classes", "voc12", "--thresholds", "0.43", "--made-with")
     metrics, _ = evaluated(tmp_path, *given, "note=mine", "crf=none", masks="cams")
-    assert metrics["rows"][0]["conditions"]["note"] == "threshold 0.43, given; mine"
+    assert metrics["rows"][0]["conditions"]["note"] == "threshold 0.43; mine"
     text = " ".join(refused(tmp_path, *given, "crf=voc_cam", masks="cams").split())
     assert "--made-with: expected crf=none of CAMs" in text
     assert "expected note once" in refused(tmp_path, *given, "note=a", "note=b", masks="cams")
@@ -300,6 +300,25 @@ def test_masks_of_coco_classes_in_any_order_against_its_ids(tmp_path, names, giv
     metrics, _ = evaluated(tmp_path, "--classes", given, *MADE)
     classes = metrics["rows"][0]["scores"]["classes"]
     assert [classes[name]["iou"] for name in names] == [100] * len(names)
+
+
+def test_classes_that_masks_cannot_show_count_where_true_masks_show_them(tmp_path, caplog):
+    """VOC's dog is 12, its person 15: of a model that has dogs alone."""
+    noted(tmp_path, ["dog"], [0, 1, 0], [0, 12, 15])
+    metrics, _ = evaluated(tmp_path, "--classes", "voc12", *MADE)
+    scores = metrics["rows"][0]["scores"]
+    assert (scores["classes"]["dog"]["iou"], scores["classes"]["person"]["iou"]) == (100, 0)
+    assert scores["classes"]["cat"]["iou"] is None
+    assert "masks cannot show aeroplane, bicycle" in caplog.text
+
+
+def test_the_folder_of_masks_is_known_from_within(tmp_path, monkeypatch):
+    noted(tmp_path, ["dog", "cat"], [1], [2])
+    (tmp_path / "list.txt").write_text("cat\ndog")
+    monkeypatch.chdir(tmp_path / "masks/masks")
+    call = ["eval", ".", tmp_path / "truth", "--classes", tmp_path / "list.txt"]
+    code, text = said(cli.main, *call, "--out", tmp_path / "out")
+    assert code == cli.WRONG_INPUT and "in another order" in text
 
 
 def test_masks_of_voc_classes_in_another_order(tmp_path, caplog):
@@ -600,7 +619,7 @@ def test_cams_that_are_none(tmp_path):
 
 
 def test_the_calibration_of_a_confidence_is_printed(tmp_path):
-    """Of a folder as ``weaktr label --emit confidence`` leaves it."""
+    """Of a folder as ``weaktr label --emit confidence`` leaves it, but for a suffix."""
     rng = np.random.default_rng(0)
     for name in ("a", "b"):
         truth, mask = (rng.integers(0, 3, (8, 10), np.uint8) for _ in range(2))
@@ -609,6 +628,7 @@ def test_the_calibration_of_a_confidence_is_printed(tmp_path):
         ):  # fmt: skip
             (tmp_path / folder).mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(tmp_path / folder / f"{name}.png")
+    (tmp_path / "out/masks/b.png").rename(tmp_path / "out/masks/b.PNG")
     code, text = said(
         cli.main, "eval", tmp_path / "out", tmp_path / "truth", "--num-labels", 3,
         "--made-with", "crf=none", "--out", tmp_path / "scores",

@@ -40,6 +40,11 @@ from weaktr.tars import members_of
 NAMES = ["x", "y", "sub/z", "empty", "broken"]
 
 
+def index_of(out):
+    """`join` of a folder of results."""
+    return join(read_results(out))
+
+
 @pytest.fixture(params=["tar", "png"])
 def out(request, tmp_path) -> Path:
     return three_shards(tmp_path / "out", request.param)
@@ -138,7 +143,7 @@ def test_folders_of_something_else_are_refused(tmp_path):
         read_results(tmp_path)
     (tmp_path / "inputs.json").write_text('{"made_from": "x"}')
     with pytest.raises(ValueError, match="expected masks of weaktr label, found none yet"):
-        join(tmp_path)
+        index_of(tmp_path)
     (tmp_path / "index.jsonl").write_text("")
     assert read_results(tmp_path).layout is None
     with pytest.raises(ValueError, match="expected results by shards"):
@@ -149,7 +154,7 @@ def test_folders_of_something_else_are_refused(tmp_path):
 
 
 def test_the_index_has_all_rows_in_the_order_of_the_shards(out):
-    stats = join(out)
+    stats = index_of(out)
     rows = list(rows_of(read_table(out / INDEX)))
     assert [row.name for row in rows] == NAMES
     assert rows == [row for r in read_records(out) for row in rows_of(read_table(r.table))]
@@ -161,31 +166,31 @@ def test_the_index_has_all_rows_in_the_order_of_the_shards(out):
 
 
 def test_joined_again_nothing_is_written(out):
-    first = join(out)
+    first = index_of(out)
     before = [(out / name).stat().st_ino for name in (INDEX, STATS)]
-    assert join(out) == first
+    assert index_of(out) == first
     assert [(out / name).stat().st_ino for name in (INDEX, STATS)] == before
 
 
 def test_the_same_rows_give_the_same_files(out):
-    join(out)
+    index_of(out)
     contents = [(out / name).read_bytes() for name in (INDEX, STATS)]
     for name in (INDEX, STATS):
         (out / name).unlink()
-    join(out)
+    index_of(out)
     assert [(out / name).read_bytes() for name in (INDEX, STATS)] == contents
 
 
 def test_of_an_index_whose_statistics_are_gone_both_are_written(out):
-    first = join(out)
+    first = index_of(out)
     (out / STATS).unlink()
-    assert join(out) == first and (out / STATS).is_file()
+    assert index_of(out) == first and (out / STATS).is_file()
 
 
 def test_several_at_once_write_the_same(tmp_path):
     out = three_shards(tmp_path / "out")
     stats: list[dict] = []
-    threads = [threading.Thread(target=lambda: stats.append(join(out))) for _ in range(6)]
+    threads = [threading.Thread(target=lambda: stats.append(index_of(out))) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -196,11 +201,11 @@ def test_several_at_once_write_the_same(tmp_path):
 
 
 def test_a_shard_made_again_makes_the_index_again(out):
-    join(out)
+    index_of(out)
     place = json.loads(record_file(out, "a/1").read_text())["outputs"]["masks"]
     write_shard(out, "a/1", [failed("new", "a/1")], place)
     assert not is_current(out / INDEX, read_results(out).state())
-    assert join(out)["statistics"]["images"] == 6
+    assert index_of(out)["statistics"]["images"] == 6
     assert read_table(out / INDEX)["name"].to_pylist() == [
         "x",
         "y",
@@ -217,12 +222,12 @@ def test_many_shards_of_small_groups(tmp_path, monkeypatch):
         f"{i:03d}": [(failed(f"p{j}", f"{i:03d}"), None) for j in range(3)] for i in range(60)
     }
     out = results(tmp_path / "out", shards)
-    assert join(out)["statistics"]["status"]["failed"] == 180
+    assert index_of(out)["statistics"]["status"]["failed"] == 180
     with pq.ParquetFile(out / INDEX) as file:
         assert file.num_row_groups >= 30
         assert file.read()["shard"].to_pylist() == [s for s in shards for _ in range(3)]
     os.unlink(out / STATS)
-    assert join(out)["shards"] == 60  # what weaktr wrote is known as such, and replaced
+    assert index_of(out)["shards"] == 60  # what weaktr wrote is known as such, and replaced
 
 
 def test_missing_shards_are_named(tmp_path):
@@ -230,7 +235,7 @@ def test_missing_shards_are_named(tmp_path):
     with pytest.raises(
         ValueError, match=r"7 of 10 shards are not whole: c0, c1, c2, c3, c4 and 2 m"
     ):
-        join(out)
+        index_of(out)
     assert not (out / INDEX).exists()
 
 
@@ -241,12 +246,12 @@ def test_files_of_others_stay(out, name):
     content = own.getvalue() if name == INDEX else b'{"mine": 1}'
     (out / name).write_bytes(content)
     with pytest.raises(ValueError, match="weaktr did not write it"):
-        join(out)
+        index_of(out)
     assert (out / name).read_bytes() == content
     (out / name).unlink()
     (out / name).symlink_to(out / "inputs.json")
     with pytest.raises(ValueError, match="weaktr did not write it"):
-        join(out)
+        index_of(out)
 
 
 def test_a_name_twice_in_a_shard_is_reported(tmp_path):
@@ -255,7 +260,7 @@ def test_a_name_twice_in_a_shard_is_reported(tmp_path):
                 {"file": "masks/a/1.tar"})  # fmt: skip
     message = r"a/1\.parquet: has 1 photograph of the shard a/1 more than once: p; remove"
     with pytest.raises(ValueError, match=message):
-        join(out)
+        index_of(out)
     assert "more than once" in only_problem(out).message
 
 
@@ -263,7 +268,7 @@ def test_rows_of_another_shard_are_reported(tmp_path):
     out = three_shards(tmp_path / "out")
     write_shard(out, "a/1", [failed("p", "a/0")], {"file": "masks/a/1.tar"})
     with pytest.raises(ValueError, match="has rows of the shard 'a/0'"):
-        join(out)
+        index_of(out)
 
 
 def damage(path: Path, how: str) -> None:
@@ -283,7 +288,7 @@ def test_damaged_parquets_are_named(tmp_path, how):
     out = three_shards(tmp_path / "out")
     damage(table_file(out, "b"), how)
     with pytest.raises(ValueError, match=r"b\.parquet: .*remove .*b\.json and start weaktr label"):
-        join(out)
+        index_of(out)
     assert not (out / INDEX).exists() and not list(out.glob(".*.part"))
     assert kinds(out) == ["shard damaged"]
     with pytest.raises(ValueError, match=r"b\.parquet"):
@@ -291,26 +296,26 @@ def test_damaged_parquets_are_named(tmp_path, how):
 
 
 def test_a_damaged_index_does_not_count_as_current(out):
-    join(out)
+    index_of(out)
     damage(out / INDEX, "cut off")
     assert count(read_results(out), Query()) == 5
 
 
 def test_an_index_that_is_damaged_within_is_named(tmp_path):
     out = three_shards(tmp_path / "out")
-    join(out)
+    index_of(out)
     damage(out / INDEX, "changed")
     with pytest.raises(ValueError, match=r"index\.parquet: damaged \(.*remove it"):
         select(read_results(out), Query())
 
 
 def test_an_index_of_other_columns_does_not_count_as_current(out):
-    join(out)
+    index_of(out)
     with pq.ParquetFile(out / INDEX) as file:
         table = file.read()
     pq.write_table(table.drop_columns(["areas"]), out / INDEX)
     assert count(read_results(out), Query(label=1, min_area=0.0)) == 1
-    join(out)
+    index_of(out)
     assert read_table(out / INDEX).num_rows == 5
 
 
@@ -326,7 +331,7 @@ def test_other_columns_are_refused(tmp_path):
 
 def test_nothing_is_wrong_with_what_was_just_made(out):
     assert not kinds(out)
-    join(out)
+    index_of(out)
     assert not kinds(out)
 
 
@@ -476,7 +481,7 @@ def test_further_outputs_are_held_against_their_digest(tmp_path):
 
 def test_an_index_of_other_rows_is_a_warning(tmp_path):
     out = three_shards(tmp_path / "out")
-    join(out)
+    index_of(out)
     write_shard(out, "a/1", [failed("new", "a/1")], {"file": "masks/a/1.tar"})
     assert only_problem(out).level == "warning"
 
@@ -529,7 +534,7 @@ def asked(tmp_path: Path) -> Path:
 def test_a_query_finds(tmp_path, query, names, joined):
     out = asked(tmp_path)
     if joined:
-        join(out)
+        index_of(out)
     assert "".join(select(read_results(out), query)["name"].to_pylist()) == names
     assert count(read_results(out), query) == len(names)
 
@@ -603,7 +608,7 @@ def test_names_of_any_kind(tmp_path, output):
     pairs = [(labelled(name, "s"), mask_of()) for name in ODD]
     out = results(tmp_path / "out", {"s": pairs}, output)
     assert not kinds(out)
-    join(out)
+    index_of(out)
     assert [row.name for row in rows_of(read_table(out / INDEX))] == ODD
     if output == "png":
         assert list(MaskFolder(out).entries) == ODD
@@ -633,7 +638,7 @@ def plain(tmp_path) -> Path:
 
 
 def test_a_folder_of_loose_masks_is_joined_too(plain):
-    stats = join(plain)
+    stats = index_of(plain)
     assert stats["shards"] == 0 and stats["seconds"] is None
     assert stats["statistics"]["status"]["labelled"] == 2
     assert stats["statistics"]["status"]["no class"] == 1
@@ -643,10 +648,10 @@ def test_a_folder_of_loose_masks_is_joined_too(plain):
     rows = list(rows_of(read_table(plain / INDEX)))
     assert [row.entry() for row in rows] == [*masks.entries.values(), *masks.without.values()]
     assert count(read_results(plain), Query(label=2)) == 2
-    assert join(plain) == stats
+    assert index_of(plain) == stats
     masks.add("b", mask_of())
     assert count(read_results(plain), Query(label=2)) == 3
-    assert join(plain)["statistics"]["images"] == 4
+    assert index_of(plain)["statistics"]["images"] == 4
 
 
 def test_a_folder_of_loose_masks_is_verified_too(plain):

@@ -21,6 +21,7 @@ from weaktr.inference.cams import CamsOfModel
 from weaktr.inference.predictions import Predictor
 from weaktr.outputs import finished_facts
 from weaktr.shards.index import join
+from weaktr.shards.records import read_results
 from weaktr.stages import pipeline, places
 from weaktr.stages.inputs import inputs_of
 from weaktr.stages.pipeline import check_recipe, run_recipe
@@ -266,7 +267,7 @@ def test_results_with_files_of_others_are_kept_beside_the_new_ones(home, mine, m
 
 
 def test_the_index_of_masks_is_no_file_of_others(home):
-    join(home / "run" / "label")
+    join(read_results(home / "run" / "label"))
     run_recipe(recipe(home, label={"threshold": 0.6}), home / "run", only="label")
     assert not list((home / "run").glob("label.old-*"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -124,7 +125,7 @@ def run(arguments: argparse.Namespace) -> int:
     _check_out(arguments.out, masks, arguments.truth, arguments.chart)
     truth = _truth(arguments)
     of_list = arguments.names and arguments.names.stem
-    split = arguments.split or of_list or arguments.truth.resolve().name
+    split = arguments.split or of_list or Path(os.path.abspath(arguments.truth)).name
     labels, tolerance = truth.classes.label_names, arguments.boundary
     if not 0 <= tolerance <= 1:
         raise ValueError(f"--boundary: expected a share of the diagonal, 0 to 1, got {tolerance}")

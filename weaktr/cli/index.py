@@ -168,7 +168,7 @@ def run_summary(results: Results) -> int:
         parts = [dict(record.statistics) for record in results.records]
         stats = stats_of(results, parts, "")
     else:
-        stats = join(results.out)
+        stats = join(results)
     print_summary(stats, results)
     if not results.missing:
         log.info("index: %s", results.out / INDEX)

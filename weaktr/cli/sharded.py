@@ -139,7 +139,7 @@ def show_shards(report: ShardsReport, job: ShardJob) -> int:
                 "--labels: %s of photographs that none of these tars holds (%s)",
                 counted(len(rows), "row is", "rows are"), few(rows),
             )  # fmt: skip
-        join(out)
+        join(results)
         log.info("index of all shards: %s (see weaktr index %s)", out / "index.parquet", out)
     log.info("masks: %s", out / "masks")
     return 0 if report.is_complete else FAILED

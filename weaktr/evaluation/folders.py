@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -143,6 +144,7 @@ def mask_sources(masks: Path, conditions: Conditions, without_crf: Path | None) 
 def stage_folder(files: Path) -> Path:
     """The folder of a stage, from that folder itself or its ``masks`` or ``cams``."""
     parts = ("masks", "cams")
+    files = Path(os.path.abspath(files))  # "." has no name
     if files.name not in parts or any((files / part).is_dir() for part in parts):
         return files
     return files.parent
@@ -165,7 +167,7 @@ def written_conditions(files: Path, split: str, *, of_cams: bool = False) -> Con
     settings = content.get("settings", {}) if isinstance(content, dict) else None
     if not isinstance(settings, dict):
         raise ValueError(f"{file}: expected a mapping that has settings as a mapping")
-    origin = ", given"
+    origin = ""
     for stage in ("label", "predict"):  # in the folder of a run they stand under its name
         if isinstance(settings.get(stage), dict):
             settings, origin = settings[stage], " of the recipe"
@@ -241,9 +243,10 @@ def score_confidence(masks: Path, truth: Truth) -> Calibration | None:
     if not (folder.is_dir() and there.is_dir()):
         return None
     calibration, num_labels = Calibration(), truth.classes.num_labels
+    files = files_in(folder, *PNG)
     names = [n for n in chosen_names(folder, PNG, truth) if (there / f"{n}.png").is_file()]
     for name in track(names, "calibration", len(names)):
-        mask, true = read_labels(folder / f"{name}.png", num_labels), truth.read(name)
+        mask, true = read_labels(files[name], num_labels), truth.read(name)
         grey = there / f"{name}.png"
         confidence = read_labels(grey, 256)  # all greys
         require_same_size(confidence, (true.shape[0], true.shape[1]), grey)

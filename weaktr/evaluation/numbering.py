@@ -57,6 +57,8 @@ def is_numbered_as(names: Sequence[str], known: Sequence[str]) -> bool:
 def by_names(noted: Classes, option: str, masks: Path) -> Classes:
     """The classes of masks, each with its number in true masks of a known numbering.
 
+    Others of that numbering come after them: masks do not show them, true masks may.
+
     Args:
         noted: the classes of the masks, in their order.
         option: of `KNOWN`, the numbering of the true masks.
@@ -82,7 +84,14 @@ def by_names(noted: Classes, option: str, masks: Path) -> Classes:
             "classes: the numbers in true masks are those of %s; in %s they are those of %s",
             option, masks, few(noted.names),
         )  # fmt: skip
-    return Classes(noted.names, ids)
+    own = set(ids)
+    others = {id: name for name, id in zip(known.names, known.ids, strict=True) if id not in own}
+    if others:
+        log.warning(
+            "--classes %s: masks cannot show %s, which count where true masks show them",
+            option, few(list(others.values())),
+        )  # fmt: skip
+    return Classes((*noted.names, *others.values()), (*ids, *others))
 
 
 def require_same(noted: Classes, listed: Classes, option: str, masks: Path) -> None:

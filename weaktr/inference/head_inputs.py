@@ -65,7 +65,9 @@ class HeadInputsEncoder:
     @property
     def advice(self) -> str:
         """See `Encoder`."""
-        return "" if amp_type(self.amp, self.device) is None else "; try train_cam.amp: none"
+        if amp_type(self.amp, self.device) is None:
+            return " in float16, in which they are kept"
+        return "; try train_cam.amp: none"
 
     @cached_property
     def identity(self) -> str:

@@ -17,7 +17,7 @@ from weaktr.data.shard_tables import stored_text
 from weaktr.files import is_outside_input, read_json, require_replaceable, whole_file, write_json
 from weaktr.messages import brief, counted, few, one_line
 from weaktr.shards.columns import texts_of
-from weaktr.shards.records import Record, Results, again, read_results
+from weaktr.shards.records import Record, Results, again
 from weaktr.shards.rows import GROUP, SCHEMA, WRITTEN, parsed_table
 from weaktr.shards.statistics import COLUMNS, added, statistics_of
 
@@ -28,14 +28,14 @@ MARK, STATS_FORMAT = b"weaktr-index-1", "weaktr-stats-1"
 KEY = b"weaktr"
 
 
-def join(out: Path) -> dict[str, Any]:
+def join(results: Results) -> dict[str, Any]:
     """Write ``index.parquet`` and ``stats.json``, unless they are there and of these shards.
 
     Rows stand in the order of the shards. They are read a shard at a time, so memory does not grow
     with them. Of several processes that do so at once, each writes the same.
 
     Args:
-        out: the folder of results, by shards or with an ``index.jsonl``.
+        results: by shards or with an ``index.jsonl``.
 
     Returns:
         What ``stats.json`` holds: format, made_from, state, shards, seconds, statistics.
@@ -45,7 +45,7 @@ def join(out: Path) -> dict[str, Any]:
             photograph twice; files of that name are there that weaktr did not write.
         OSError: something cannot be read or written.
     """
-    results = read_results(out)
+    out = results.out
     if missing := results.missing:
         total = len(results.records) + len(missing)
         raise ValueError(missing_in_words(out, missing, total))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -121,8 +122,8 @@ class Results:
 
         Those that have not changed since they were last looked at are not read.
         """
-        known = [folder / CONTENTS for folder in (self.out, self.out.parent)]  # the run's
-        contents = Contents(next(filter(Path.is_file, known), None))
+        own, run = (f / CONTENTS for f in (self.out, Path(os.path.abspath(self.out)).parent))
+        contents = Contents(run if run.is_file() and not own.is_file() else own)
         num_labels = None if self.classes is None else len(self.classes) + 1
         masks = MaskFolder(self.out, verify=True, contents=contents, num_labels=num_labels)
         with suppress(OSError):  # a folder that may only be read

@@ -1,4 +1,5 @@
 """Settings of a recipe that do nothing: others make no use of them, or a run never comes so far."""
+
 from __future__ import annotations
 
 import json

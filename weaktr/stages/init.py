@@ -169,7 +169,10 @@ def labels_since(folder: Path) -> str | None:
         if not isinstance(source, str) or not (folder / source).exists():
             return None
         why = one_line(str(error).partition("\n")[0])
-        return f"{folder}: labels may have changed since {names} were made of {source}: {why}"
+        return (
+            f"{folder}: labels may have changed since {names} were made of {source}: {why}; mend "
+            f"that, then start weaktr init {shlex.quote(str(folder))} again"
+        )
     if before is None or before == _digest_of_labels(own):
         return None
     return (
