@@ -108,7 +108,7 @@ def test_one_threshold_is_used_as_given(tmp_path, threshold):
     metrics, _ = evaluated(tmp_path, "--classes", "voc12", "--thresholds", threshold, masks="cams")
     (row,) = metrics["rows"]
     assert row["scores"]["miou"] == pytest.approx(C[f"voc.summary_t{threshold}"][0], rel=1e-12)
-    assert row["conditions"]["note"] == f"threshold {threshold:g}"
+    assert row["conditions"]["note"] == f"threshold {threshold:g}, given"
 
 
 def test_dumped_cams_are_read(tmp_path):
@@ -226,7 +226,7 @@ def test_what_is_said_of_cams_is_kept_or_refused(tmp_path):
     write_stored(tmp_path, "voc")
     given = ("--classes", "voc12", "--thresholds", "0.43", "--made-with")
     metrics, _ = evaluated(tmp_path, *given, "note=mine", "crf=none", masks="cams")
-    assert metrics["rows"][0]["conditions"]["note"] == "threshold 0.43; mine"
+    assert metrics["rows"][0]["conditions"]["note"] == "threshold 0.43, given; mine"
     text = " ".join(refused(tmp_path, *given, "crf=voc_cam", masks="cams").split())
     assert "--made-with: expected crf=none of CAMs" in text
     assert "expected note once" in refused(tmp_path, *given, "note=a", "note=b", masks="cams")
