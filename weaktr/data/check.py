@@ -17,6 +17,7 @@ from weaktr.data.classes import COCO90, COCO_UNUSED, IGNORE, NUMBERED, Classes, 
 from weaktr.data.io import (
     ACROSS,
     check_is_8_bit,
+    check_is_undamaged,
     open_image,
     orientation,
     orientation_entry,
@@ -140,6 +141,7 @@ class _Photograph(NamedTuple):
 
 def _opened(image: Image.Image, sample: Sample) -> _Photograph:
     check_is_8_bit(image, sample.image, sample.source)
+    check_is_undamaged(image, sample.image, sample.source)
     pixels = image.convert("RGB")
     stored = (pixels.height, pixels.width)
     has_more = image.format != "MPO" and getattr(image, "is_animated", False)  # MPO: a preview
