@@ -54,6 +54,7 @@ class OwnPhotographs:
         found: whose labels they are.
         classes: in class order.
         held_out: the photographs of the user's own val.csv; None = there is none.
+        in_both: those of them that the user's train.csv has as well.
     """
 
     root: Path
@@ -67,6 +68,7 @@ class OwnPhotographs:
     found: Matched
     classes: Classes
     held_out: frozenset[str] | None
+    in_both: frozenset[str] = frozenset()
 
     @property
     def labels(self) -> dict[str, tuple[str, ...]]:
@@ -75,13 +77,14 @@ class OwnPhotographs:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the source ``folder`` reads the label file as it is."""
+        """Whether the source ``folder`` reads the label files as they are."""
         path, found = self.tags.path, self.found
         return (
             self.tags.form == OWN
             and path.parent == self.root
             and path.stem in ("train", "labels")
             and not (found.missing or found.unclear or found.disputed or found.otherwise)
+            and not self.in_both
         )
 
     def headers(self) -> dict[str, Header]:
@@ -156,10 +159,12 @@ def look_at(
             f"{rows[0].image!r:.200}; there are {few(sorted(photographs))}"
         )
     held_out = None if rows_of_val is None else _meant(rows_of_val, found, list(photographs))
+    in_both = (held_out or frozenset()) & _meant(tags.rows, found, list(photographs))
     known = _classes(root, classes, tags, found)
     beside = photographs_beside(root, images)
     return OwnPhotographs(
-        root, images, photographs, beside, unlike, others, left_out, tags, found, known, held_out
+        root, images, photographs, beside, unlike, others, left_out, tags, found, known, held_out,
+        in_both,
     )  # fmt: skip
 
 
@@ -345,6 +350,12 @@ def doubts(own: OwnPhotographs, held_out: Collection[str]) -> Iterator[str]:
         yield (
             f"{counted(len(found.otherwise), 'image was', 'images were')} found by the end of the "
             f"path, such as {path} for {written}"
+        )
+    if own.in_both:
+        both = counted(len(own.in_both), "photograph is", "photographs are")
+        yield (
+            f"{both} in {own.tags.path.name} and in your val split ({few(sorted(own.in_both))}): "
+            "held out, not trained on; leave them in one of the two"
         )
     yield from _not_used(own)
     counts = Counter(label for names in labels.values() for label in names)
