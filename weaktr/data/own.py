@@ -352,9 +352,9 @@ def doubts(own: OwnPhotographs, held_out: Collection[str]) -> Iterator[str]:
             f"path, such as {path} for {written}"
         )
     if own.in_both:
-        both = counted(len(own.in_both), "photograph is", "photographs are")
+        are = counted(len(own.in_both), "photograph is", "photographs are")
         yield (
-            f"{both} in {own.tags.path.name} and in your val split ({few(sorted(own.in_both))}): "
+            f"{are} in {own.tags.path.name} and in your val split ({few(sorted(own.in_both))}): "
             "held out, not trained on; leave them in one of the two"
         )
     yield from _not_used(own)
