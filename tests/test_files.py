@@ -159,6 +159,15 @@ def test_wrong_json_is_refused_in_one_line(tmp_path, case):
     assert text.startswith(f"{path}: expected ") and message in text and "\n" not in text
 
 
+def test_a_key_that_stands_twice_among_many_is_found_at_once(tmp_path):
+    keys = [*range(30_000), 29_999]
+    (tmp_path / "a.json").write_text("{" + ", ".join(f'"{key}": 0' for key in keys) + "}")
+    begin = time.process_time()
+    with pytest.raises(ValueError, match="the key '29999' stands twice"):
+        read_json(tmp_path / "a.json")
+    assert time.process_time() - begin < 1  # each key compared with each: 10 s
+
+
 def test_json_with_a_byte_order_mark_and_without_limits(tmp_path):
     path = tmp_path / "x.json"
     path.write_bytes(b'\xef\xbb\xbf{"a": 1e308, "b": -0.5, "c": 123456789012345678901234567890}')
@@ -297,6 +306,32 @@ def test_folders_behind_links_are_looked_into_once(tmp_path):
     )
     assert plain == ["a/1.png", "gone"]
     assert found == ["a/1.png", "gone", "link/2.png", "link/deep/3.png"]
+
+
+def test_links_to_a_folder_and_to_one_in_it_both_count(tmp_path, caplog):
+    """Whichever has the first name; of two links to one folder the second is told."""
+    for name in ("cats/1.png", "cats/black/2.png", "photos/dogs/3.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    photos = tmp_path / "photos"
+
+    def found() -> list[str]:
+        files = files_below(photos, follow=True)
+        return sorted(path.relative_to(photos).as_posix() for path in files)
+
+    (photos / "black_cats").symlink_to("../cats/black")
+    (photos / "cats").symlink_to("../cats")
+    assert found() == ["black_cats/2.png", "cats/1.png", "dogs/3.png"]
+    assert caplog.text == ""
+    (tmp_path / "cats/round").symlink_to("..")
+    (photos / "hounds").symlink_to("dogs")
+    (photos / "kittens").symlink_to("../cats")
+    for _ in range(2):  # which is told once
+        assert found() == ["black_cats/2.png", "cats/1.png", "dogs/3.png"]
+    (told,) = caplog.messages
+    assert "passed over: 3 links to folders that are looked into anyway, or lie above" in told
+    for name, place in [("cats/round", ""), ("hounds", "photos/dogs"), ("kittens", "cats")]:
+        assert f"{name} -> {tmp_path / place}" in told
 
 
 def test_csv_has_what_was_given():

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import io
 import json
+import logging
 import math
 import os
 import re
@@ -14,14 +15,17 @@ import socket
 import stat
 import time
 import uuid
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path, PurePath
 from typing import Any, TypeGuard
 
-from weaktr.messages import few
+from weaktr.messages import counted, few
 from weaktr.seals import BLANK, is_sealed, sealed
+
+log = logging.getLogger("weaktr")
 
 #: The name of a file that is being written, and of a folder that is being removed.
 UNFINISHED = re.compile(r"\.[0-9a-f]{32}\.(part|removed)")
@@ -367,8 +371,8 @@ def _finite(text: str) -> float:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in content if keys.count(key) > 1)
+        counts = Counter(key for key, _ in pairs)
+        twice = next(key for key in content if counts[key] > 1)
         raise ValueError(f"the key {twice!r:.60} stands twice in an object")
     return content
 
@@ -408,8 +412,8 @@ def paths_below(
 
     Args:
         folder: where to look.
-        follow: look into folders behind links as well, but those that are below `folder` anyway or
-            above it, into each once. Not where files may be removed.
+        follow: look into folders behind links as well, into each once; those that are passed over
+            are logged (see `_Places`). Not where files may be removed.
         without: folders below it that are not looked into.
 
     Raises:
@@ -423,29 +427,64 @@ def paths_below(
             raise error
         closed.append(error.filename)
 
-    seen = [os.path.join(os.path.realpath(folder), "")]
+    places = _Places(folder)
     onerror = note if folder.is_dir() else None
     for top, folders, files in os.walk(folder, onerror=onerror, followlinks=follow):
         folders[:] = (name for name in folders if not _is_clutter(name))
         if follow:
-            folders[:] = (one for one in sorted(folders) if _is_new(os.path.join(top, one), seen))
+            folders[:] = (one for one in sorted(folders) if places.is_new(top, one))
         if apart:
             folders[:] = (one for one in folders if os.path.join(top, one) not in apart)
         paths = (os.path.join(top, name) for name in files if not _is_clutter(name))
         yield from filter(_may_be_file, paths)
     yield from closed
+    if places.passed_over:
+        _log_passed_over(folder, tuple(places.passed_over))
 
 
-def _is_new(folder: str, seen: list[str]) -> bool:
-    """Whether a folder is no link, or leads to a place that is neither below nor above those seen,
-    to which it is then added."""
-    if not os.path.islink(folder):
+class _Places:
+    """The folders that a walk along links looks into, each once and none for ever.
+
+    Args:
+        root: the folder in which it begins.
+
+    Attributes:
+        passed_over: links that lead to a folder that is seen anyway, to one in such a folder, or to
+            one above `root` or above the link itself.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = os.path.realpath(root)
+        self._seen = {self._root}
+        self.passed_over: list[str] = []
+
+    def is_new(self, top: str, name: str) -> bool:
+        """Whether to look into a folder or a link to one; the link's place is then seen."""
+        path = os.path.join(top, name)
+        if not os.path.islink(path):
+            return len(self._seen) == 1 or os.path.realpath(path) not in self._seen
+        place = os.path.realpath(path)
+        around = _and_above(self._root) | _and_above(os.path.realpath(top))
+        if place in around or not self._seen.isdisjoint(_and_above(place)):
+            self.passed_over.append(path)
+            return False
+        self._seen.add(place)
         return True
-    place = os.path.join(os.path.realpath(folder), "")
-    if any(place.startswith(other) or other.startswith(place) for other in seen):
-        return False
-    seen.append(place)
-    return True
+
+
+def _and_above(folder: str) -> set[str]:
+    """A folder and all that it is in."""
+    return {folder, *map(str, PurePath(folder).parents)}
+
+
+@cache
+def _log_passed_over(folder: Path, links: Sequence[str]) -> None:
+    """Name links that were passed over, once however often a folder is looked at."""
+    told = [f"{os.path.relpath(link, folder)} -> {os.path.realpath(link)}" for link in links]
+    log.warning(
+        "%s: passed over: %s to folders that are looked into anyway, or lie above: %s",
+        folder, counted(len(links), "link", "links"), few(told),
+    )  # fmt: skip
 
 
 def require_listed(path: Path) -> None:

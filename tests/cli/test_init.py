@@ -242,11 +242,7 @@ def test_own_splits_of_which_one_has_another_path_of_a_photograph(root):
 
 
 def test_own_splits_are_used_as_they_are(root):
-    with open(root / "labels.csv", encoding="utf-8", newline="") as file:
-        rows = list(csv.reader(file))
-    (root / "labels.csv").unlink()
-    write_csv(root / "train.csv", rows[:20])
-    write_csv(root / "val.csv", [rows[0], *rows[20:]])
+    split_rows(root, slice(19), slice(19, 30))
     before = contents(root)
     initialised(root)
     after = contents(root)
@@ -255,6 +251,52 @@ def test_own_splits_are_used_as_they_are(root):
     assert (len(train), len(val)) == (19, 11)
     code, text = said(cli.main, "init", root, "--hold-out", 0.1)
     assert code == cli.WRONG_INPUT and "has a val.csv" in text
+
+
+def split_rows(root: Path, train: slice, val: slice) -> None:
+    """Part ``labels.csv`` into a train.csv and a val.csv of the user's."""
+    with open(root / "labels.csv", encoding="utf-8", newline="") as file:
+        heading, *rows = csv.reader(file)
+    (root / "labels.csv").unlink()
+    write_csv(root / "train.csv", [heading, *rows[train]])
+    write_csv(root / "val.csv", [heading, *rows[val]])
+
+
+def test_photographs_of_both_own_splits_are_held_out(root):
+    split_rows(root, slice(25), slice(22, 30))
+    before = contents(root)
+    text = initialised(root)
+    assert "8, trained on 22" in text and "also in split" not in text
+    assert "look at: 3 photographs are in train.csv and in your val split (a b/é22.png" in text
+    assert contents(root).items() >= before.items()
+    train, val = manifests(root)
+    assert (train.split, val.split) == ("train_part", "val_part")
+    assert (len(train), len(val)) == (22, 8)
+    assert {sample.image for sample in train}.isdisjoint(sample.image for sample in val)
+
+
+def test_a_new_train_csv_beside_the_held_out_photographs_of_the_last_time(root):
+    """One photograph is gone, so that the val.csv of the last time has more than the new labels."""
+    initialised(root)
+    held = {sample.image for sample in manifests(root)[1]}
+    with open(root / "labels.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file))
+    gone = min(held)
+    gone.unlink()
+    write_csv(root / "train.csv", [row for row in rows if not str(gone).endswith(row[0])])
+    assert f"{len(held) - 1} photographs are in train.csv and in your val split" in initialised(
+        root
+    )
+    train, val = manifests(root)
+    assert {sample.image for sample in val} == held - {gone} and len(train) == 30 - len(held)
+
+
+def test_own_splits_that_leave_nothing_to_train_on(root):
+    split_rows(root, slice(30), slice(30))
+    code, text = said(cli.main, "init", root)
+    assert code == cli.WRONG_INPUT
+    assert "all of its 30 are in val.csv or val.json beside it too" in " ".join(text.split())
+    assert not (root / "recipe.yaml").exists()
 
 
 def test_a_train_csv_of_the_users_stays(root):

@@ -143,6 +143,39 @@ def test_further_pages_of_a_file(good: Manifest, tmp_path: Path) -> None:
     assert check(one) == check(good)
 
 
+def zeros_told(manifest: Manifest) -> list[str]:
+    return [p.message for p in check(manifest) if p.kind == "zeros at the end"]
+
+
+@pytest.mark.parametrize("format", ["JPEG", "WEBP"])
+def test_photographs_that_end_in_zeros(good: Manifest, format: str) -> None:
+    path = good.samples[1].image
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)).save(
+        path, format=format
+    )
+    content = path.read_bytes()
+    manifest = change(good, mask=None)
+    assert zeros_told(manifest) == []
+    half = len(content) // 2
+    path.write_bytes(content[:half] + bytes(len(content) - half))
+    (message,) = zeros_told(manifest)
+    assert message.startswith(f"the file ends in {len(content) - half} zeros, as a broken copy")
+
+
+@pytest.mark.parametrize("after", [bytes(4096), b"a film of the telephone's" + bytes(12)])
+def test_what_cameras_write_behind_a_photograph(good: Manifest, after: bytes) -> None:
+    path = write_image(good.samples[1].image.with_suffix(".jpg"))
+    path.write_bytes(path.read_bytes() + after)
+    assert zeros_told(change(good, image=path, mask=None)) == []
+
+
+@pytest.mark.parametrize("suffix", [".bmp", ".tif", ".png"])
+def test_black_photographs_may_end_in_zeros(good: Manifest, tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"night{suffix}"
+    Image.new("RGB", (60, 80)).save(path)
+    assert zeros_told(change(good, image=path, mask=None)) == []
+
+
 def test_what_only_the_whole_shows(good: Manifest) -> None:
     unseen = replace(good, classes=Classes(("cat", "dog", "cow", "emu")))
     assert only(check(unseen), "warning").message == "2 classes have no image: cow, emu"

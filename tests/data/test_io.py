@@ -6,6 +6,7 @@ import struct
 import tracemalloc
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -290,6 +291,40 @@ def test_masks_with_fewer_pixels_than_their_header_says(
         read_labels(path, 3)
     assert tracemalloc.get_traced_memory()[1] < 10e6
     tracemalloc.stop()
+
+
+def with_zeros(path: Path, begin: int, end: int | None = None) -> Path:
+    """The file with zeros in place of its bytes, as a copy that broke off or a full disk leaves."""
+    content = bytearray(path.read_bytes())
+    content[begin:end] = bytes(len(content[begin:end]))
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("palette", [False, True])
+@pytest.mark.parametrize(("begin", "end"), [(1000, None), (1000, 1064), (1000, 1001), (-20, -16)])
+def test_masks_with_zeros_in_place_of_their_data(
+    tmp_path: Path, palette: bool, begin: int, end: int | None
+) -> None:
+    """Pillow looks at no checksum of the pixels, and may give others without a word."""
+    numbers = np.random.default_rng(0).integers(1, 21, (60, 80), np.uint8)
+    path = write_png(tmp_path / "m.png", numbers.tolist(), 8, palette=palette)
+    assert read_labels(path, 21).tolist() == numbers.tolist()
+    with pytest.raises(DataError, match=r"m\.png: cannot be read as an image: it is damaged"):
+        read_labels(with_zeros(path, begin, end), 21)
+
+
+@pytest.mark.parametrize("read", [read_image, partial(read_photograph, max_side=None)])
+def test_photographs_with_zeros_in_place_of_their_data(
+    tmp_path: Path, read: Callable[[Sample], object]
+) -> None:
+    grey = np.random.default_rng(0).integers(0, 21, (60, 80), np.uint8)
+    Image.fromarray(grey).save(tmp_path / "a.png")
+    with_zeros(tmp_path / "a.png", -1500)
+    with Image.open(tmp_path / "a.png") as image:
+        assert (np.array(image) != grey).any()  # without a word
+    with pytest.raises(DataError, match=r"a\.png \(list\.txt:7\): .* damaged: its pixels do not"):
+        read(sample(tmp_path / "a.png"))
 
 
 @pytest.mark.parametrize("change", [lambda png: png + b"more" * 9, lambda png: png[:-3]])

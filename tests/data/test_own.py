@@ -64,6 +64,33 @@ def test_labels_that_do_not_count_beside_those_given_are_told(tmp_path: Path) ->
     assert told(look_at(tmp_path, tmp_path / "train.csv", None), "counts") == []
 
 
+def test_copies_with_other_labels_are_told(sorted_by_class: Path) -> None:
+    """Those of one class are copies, too; a link to nothing is passed over."""
+    content = (sorted_by_class / "hats/h.jpg").read_bytes()
+    for name in ("gloves/copy.jpg", "hats/copy.jpg"):
+        (sorted_by_class / name).write_bytes(content)
+    write_image(sorted_by_class / "gloves/g.jpg", seed=1)
+    (sorted_by_class / "gloves/gone.jpg").symlink_to("nowhere.jpg")
+    assert told(look_at(sorted_by_class, None, None), "the same") == [
+        "gloves/copy.jpg, hats/copy.jpg, hats/h.jpg are the same photograph, with other labels: "
+        "correct one of them"
+    ]
+    (sorted_by_class / "gloves/copy.jpg").unlink()
+    assert told(look_at(sorted_by_class, None, None), "the same") == [
+        "hats/copy.jpg, hats/h.jpg are the same photograph"
+    ]
+
+
+def test_masks_beside_their_photographs_are_told(sorted_by_class: Path) -> None:
+    write_image(sorted_by_class / "hats/a_mask.png")  # of no photograph
+    assert told(look_at(sorted_by_class, None, None), "called like") == []
+    for name in ("h_mask", "h_mask_1", "h-GT"):
+        write_mask(sorted_by_class / f"hats/{name}.png", [1])
+    (doubt,) = told(look_at(sorted_by_class, None, None), "called like")
+    assert doubt.startswith("3 photographs are called like another and then mask or the like (")
+    assert doubt.endswith("hats/h-GT.png to masks/hats/h.png")
+
+
 def test_photographs_beside_images_are_told(tmp_path: Path) -> None:
     for name in ("images/a.jpg", "b.jpg", "more/c.jpg", "masks/a.png", "out/d.jpg"):
         write_image(tmp_path / name)

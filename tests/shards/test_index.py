@@ -374,6 +374,11 @@ def by_hand(mask: np.ndarray | Image.Image, kind: str = "PNG") -> bytes:
         (bytes(100), "mask damaged", "damaged: cannot be read as a mask"),
         (png_of(mask_of())[:-30], "mask damaged", "damaged: cannot be read as a mask"),
         (
+            png_of(mask_of())[:-20] + bytes(4) + png_of(mask_of())[-16:],
+            "mask damaged",
+            "damaged: cannot be read as a mask: it is damaged: its pixels do not fit",
+        ),
+        (
             png_of(mask_of(3, 3)),
             "mask changed by hand",
             "put another mask of weaktr's in its place: expected the labels 0, 1, 2, got 0, 3",

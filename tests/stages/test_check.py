@@ -588,6 +588,19 @@ def test_splits_without_true_masks_are_told_where_they_are_scored(root, tmp_path
     assert warnings(replace(recipe, stages=stages), tmp_path / "run") == []
 
 
+def test_photographs_that_are_trained_on_and_held_out_are_told(tmp_path):
+    """Such as where a folder has a labels.csv, which is all of split train, and a val.csv."""
+    data = tiny.squares(tmp_path / "data", count=8)
+    heading, *rows = (data / "labels.csv").read_text().splitlines()
+    (data / "val.csv").write_text("\n".join([heading, *rows[5:]]))
+    recipe = tiny.recipe(data)
+    (told,) = warnings(recipe, tmp_path / "run")
+    assert told.startswith("3 of 3 images are in split train too and are trained on (5, 6, 7)")
+    assert warnings(replace(recipe, stages=["train_cam", "label"]), tmp_path / "run") == []
+    (data / "labels.csv").write_text("\n".join([heading, *rows[:5]]))
+    assert warnings(recipe, tmp_path / "run") == []
+
+
 def test_the_command_checks_and_runs_nothing(root, tmp_path):
     file = tmp_path / "tiny.yaml"
     file.write_text(dump_recipe(tiny.recipe(root)))

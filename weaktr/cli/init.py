@@ -34,9 +34,9 @@ Labels are looked for in PHOTOS and its folders; which form they have is known b
   folders   cat/1.jpg, dog/2.jpg; photographs in background/ or none/ show no class
 
 Writes PHOTOS/train.csv and val.csv (train_part.csv and val_part.csv where you have a train.csv of
-your own; nothing where you have both) and PHOTOS/recipe.yaml. Started again, it replaces what it
-wrote itself, and nothing that you wrote or changed; options that you leave out are those of the
-last time.
+your own; nothing where you have both, unless photographs are in both) and PHOTOS/recipe.yaml.
+Started again, it replaces what it wrote itself, and nothing that you wrote or changed; options that
+you leave out are those of the last time.
 
 examples:
   weaktr init photos/
@@ -261,9 +261,10 @@ def _checked(recipe: Recipe) -> Findings:
     from weaktr.stages.run import load_split
 
     settings, found = recipe.data, Findings()
-    check(load_split(settings, settings.train_split, problems=found), problems=found)
+    train = load_split(settings, settings.train_split, problems=found)
+    check(train, problems=found)
     if settings.val_split != settings.train_split:
-        of_val = check(load_split(settings, settings.val_split, problems=[]))
+        of_val = check(load_split(settings, settings.val_split, problems=[]), others=[train])
         found.extend(problem for problem in of_val if not problem.where.startswith("split "))
     return found
 

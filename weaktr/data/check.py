@@ -13,10 +13,12 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
+from weaktr import tars
 from weaktr.data.classes import COCO90, COCO_UNUSED, IGNORE, NUMBERED, Classes, palette
 from weaktr.data.io import (
     ACROSS,
     check_is_8_bit,
+    check_is_undamaged,
     open_image,
     orientation,
     orientation_entry,
@@ -36,6 +38,9 @@ __all__ = ["Problem", "check", "near_names"]
 
 #: VOC colour -> label.
 _LABEL_OF_COLOUR = {tuple(colour): label for label, colour in enumerate(palette().tolist())}
+#: How many zeros at the end of a file are no chance; of a JPEG, whose end is marked, few.
+_ZEROS, _ZEROS_OF_JPEG = 512, 16
+_END_OF_JPEG = b"\xff\xd9"
 #: A text that is more likely a list of names than one name.
 _LIST = re.compile(r"[,;|\t]|^\s*[\[({].*[\])}]\s*$")
 
@@ -58,7 +63,8 @@ def check(
     with none of them, or with the colours of other labels; labels or masks for only a part of the
     images; a class that no image, one image or every image shows; class names that may be meant as
     one, as background or none, as several, as a heading or as a label; names that differ in case
-    alone; an image under two names; EXIF rotation; further pictures in a file.
+    alone; an image under two names; EXIF rotation; further pictures in a file; zeros where a file
+    should have pixels.
 
     Args:
         manifest: the data set.
@@ -105,6 +111,12 @@ def _check_sample(sample: Sample, classes: Classes) -> list[Problem]:
         if photograph.has_more:
             message = "the file holds several pictures (pages), of which the first alone is used"
             problems.append(_warning(sample, message))
+        if photograph.zeros:
+            message = (
+                f"the file ends in {photograph.zeros} zeros, as a broken copy or a full disk "
+                "leaves them, so that a part of the photograph may be blank: copy it anew"
+            )
+            problems.append(_warning(sample, message, "zeros at the end"))
     except DataError as error:
         problems += error.problems
     if (fault := name_fault(sample.name)) is not None:
@@ -131,6 +143,7 @@ class _Photograph(NamedTuple):
     how: int  #: see `weaktr.data.io.orientation`
     entry: object  #: the orientation as it stands in EXIF, None = none
     has_more: bool  #: whether the file has other pictures behind this one
+    zeros: int  #: see `_zeros_at_end`
 
     def size(self, exif: Exif) -> tuple[int, int]:
         """Height and width as it is used."""
@@ -140,10 +153,28 @@ class _Photograph(NamedTuple):
 
 def _opened(image: Image.Image, sample: Sample) -> _Photograph:
     check_is_8_bit(image, sample.image, sample.source)
+    check_is_undamaged(image, sample.image, sample.source)
     pixels = image.convert("RGB")
     stored = (pixels.height, pixels.width)
     has_more = image.format != "MPO" and getattr(image, "is_animated", False)  # MPO: a preview
-    return _Photograph(stored, orientation(image), orientation_entry(image), has_more)
+    zeros = _zeros_at_end(image, sample.image)
+    return _Photograph(stored, orientation(image), orientation_entry(image), has_more, zeros)
+
+
+def _zeros_at_end(image: Image.Image, path: Path) -> int:
+    """How many zero bytes the file of an open image ends in where a whole one ends in none.
+
+    Decoders make pixels of them without a word. Rows of black pixels may end in zeros, and cameras
+    fill up a JPEG behind its end; PNGs have checksums.
+    """
+    if image.format in ("PNG", "BMP") or image.info.get("compression") == "raw":
+        return 0
+    content = tars.read_bytes(path)
+    written = content.rstrip(b"\0")
+    zeros = len(content) - len(written)
+    is_jpeg = image.format in ("JPEG", "MPO")
+    is_filled_up = is_jpeg and written.endswith(_END_OF_JPEG)
+    return zeros if zeros >= (_ZEROS_OF_JPEG if is_jpeg else _ZEROS) and not is_filled_up else 0
 
 
 def _check_orientation(sample: Sample, photograph: _Photograph) -> list[Problem]:

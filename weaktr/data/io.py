@@ -19,7 +19,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from weaktr import tars
 from weaktr.data.classes import IGNORE
 from weaktr.data.manifest import Exif, Sample
-from weaktr.data.pngs import holds_all_rows
+from weaktr.data.pngs import damage_in_data
 from weaktr.data.problems import DataError, Problem
 from weaktr.files import is_outside_input, refusal
 
@@ -102,6 +102,7 @@ def read_rgb(path: Path, source: str = "", exif: Exif = "ignore") -> np.ndarray:
 
     def decode(image: Image.Image) -> np.ndarray:
         check_is_8_bit(image, path, source)
+        check_is_undamaged(image, path, source)
         return _rgb(turned(image, orientation(image)) if exif == "apply" else image)
 
     return open_image(path, source, decode)
@@ -155,6 +156,16 @@ def check_is_8_bit(image: Image.Image, path: Path, source: str) -> None:
         expected = "expected an image of 8 bits a channel"
         advice = "convert it first, its own range of numbers to 0..255"
         raise DataError(Problem(str(path), source, f"{expected}, got {got}: {advice}"))
+
+
+def check_is_undamaged(image: Image.Image, path: Path, source: str, *, rows: bool = False) -> None:
+    """Raise `DataError` for an open PNG whose pixels are not as they were written.
+
+    Other formats have no checksums. `rows`: see `weaktr.data.pngs.damage_in_data`.
+    """
+    damage = damage_in_data(tars.read_bytes(path), rows=rows) if image.format == "PNG" else None
+    if damage is not None:
+        raise DataError(Problem(str(path), source, f"cannot be read as an image: {damage}"))
 
 
 def _bits(image: Image.Image) -> int:
@@ -218,9 +229,7 @@ def read_stored_labels(path: Path, source: str = "") -> np.ndarray:
 
     def decode(image: Image.Image) -> np.ndarray:
         factor = check_is_mask(image, path, source)
-        if not holds_all_rows(path):
-            message = "cannot be read as an image: it holds fewer pixels than its header says"
-            raise DataError(Problem(str(path), source, message))
+        check_is_undamaged(image, path, source, rows=True)
         deep = image.mode == "I;16"
         pixels = np.array(image).astype(np.int32 if deep else np.uint8, copy=False)
         return pixels if factor == 1 else pixels // factor

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -26,6 +28,10 @@ from weaktr.progress import track
 
 #: Fewer photographs, in all and of a class, are too few to expect much; more take long.
 FEW, FEW_OF_CLASS, MANY = 20, 5, 20_000
+#: What tools put behind the name of a photograph for its mask, or one of its masks.
+_MASK_ENDING = re.compile(
+    r"[ ._-](masks?|seg|segmentation|gt|labels?)([ _-]?[0-9]+)?$", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,7 @@ class OwnPhotographs:
         found: whose labels they are.
         classes: in class order.
         held_out: the photographs of the user's own val.csv; None = there is none.
+        in_both: those of them that the user's train.csv has as well.
     """
 
     root: Path
@@ -67,6 +74,7 @@ class OwnPhotographs:
     found: Matched
     classes: Classes
     held_out: frozenset[str] | None
+    in_both: frozenset[str] = frozenset()
 
     @property
     def labels(self) -> dict[str, tuple[str, ...]]:
@@ -75,13 +83,14 @@ class OwnPhotographs:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the source ``folder`` reads the label file as it is."""
+        """Whether the source ``folder`` reads the label files as they are."""
         path, found = self.tags.path, self.found
         return (
             self.tags.form == OWN
             and path.parent == self.root
             and path.stem in ("train", "labels")
             and not (found.missing or found.unclear or found.disputed or found.otherwise)
+            and not self.in_both
         )
 
     def headers(self) -> dict[str, Header]:
@@ -92,14 +101,16 @@ class OwnPhotographs:
         return {name: header for name, header in pairs if header is not None}
 
     def copies(self) -> list[list[str]]:
-        """Groups of photographs with known labels and of one content."""
+        """Groups of photographs with known labels and of one content; of those that can be read."""
         of_size: dict[int, list[str]] = {}
         for name in self.labels:
-            of_size.setdefault(self.photographs[name].stat().st_size, []).append(name)
+            with suppress(OSError):  # the check of the data names it, here and below
+                of_size.setdefault(self.photographs[name].stat().st_size, []).append(name)
         contents = Contents()
         same: dict[str, list[str]] = {}
         for name in (name for names in of_size.values() if len(names) > 1 for name in names):
-            same.setdefault(contents.digest(self.photographs[name]), []).append(name)
+            with suppress(OSError):
+                same.setdefault(contents.digest(self.photographs[name]), []).append(name)
         return [sorted(names) for names in same.values() if len(names) > 1]
 
 
@@ -156,10 +167,12 @@ def look_at(
             f"{rows[0].image!r:.200}; there are {few(sorted(photographs))}"
         )
     held_out = None if rows_of_val is None else _meant(rows_of_val, found, list(photographs))
+    in_both = (held_out or frozenset()) & _meant(tags.rows, found, list(photographs))
     known = _classes(root, classes, tags, found)
     beside = photographs_beside(root, images)
     return OwnPhotographs(
-        root, images, photographs, beside, unlike, others, left_out, tags, found, known, held_out
+        root, images, photographs, beside, unlike, others, left_out, tags, found, known, held_out,
+        in_both,
     )  # fmt: skip
 
 
@@ -298,6 +311,21 @@ def _left_out(found: Matched) -> Iterator[str]:
         )
 
 
+def _like_masks(names: Collection[str]) -> dict[str, str]:
+    """The photographs that are called like another with an ending for masks -> that other one.
+
+    Args:
+        names: paths of photographs.
+    """
+    of_bare = {PurePosixPath(name).with_suffix("").as_posix(): name for name in names}
+    found = {}
+    for bare, name in of_bare.items():
+        ending = _MASK_ENDING.search(bare)
+        if ending is not None and (photograph := of_bare.get(bare[: ending.start()])) is not None:
+            found[name] = photograph
+    return found
+
+
 def _not_used(own: OwnPhotographs) -> Iterator[str]:
     """Which images in the folder are no photographs to train with, and why, a sentence each."""
     if unlisted := sorted(own.photographs.keys() - own.labels.keys()):
@@ -346,7 +374,21 @@ def doubts(own: OwnPhotographs, held_out: Collection[str]) -> Iterator[str]:
             f"{counted(len(found.otherwise), 'image was', 'images were')} found by the end of the "
             f"path, such as {path} for {written}"
         )
+    if own.in_both:
+        are = counted(len(own.in_both), "photograph is", "photographs are")
+        yield (
+            f"{are} in {own.tags.path.name} and in your val split ({few(sorted(own.in_both))}): "
+            "held out, not trained on; leave them in one of the two"
+        )
     yield from _not_used(own)
+    if masks := _like_masks(labels):
+        name, photograph = min(masks.items())
+        place = PurePosixPath("masks", photograph).with_suffix(".png")
+        are = counted(len(masks), "photograph is", "photographs are")
+        yield (
+            f"{are} called like another and then mask or the like ({few(sorted(masks))}); if these "
+            f"are true masks, move each to where masks are looked for: {name} to {place}"
+        )
     counts = Counter(label for names in labels.values() for label in names)
     if rare := [f"{n} ({counts[n]})" for n in own.classes.names if counts[n] < FEW_OF_CLASS]:
         have = counted(len(rare), "class has", "classes have")
@@ -367,4 +409,6 @@ def doubts(own: OwnPhotographs, held_out: Collection[str]) -> Iterator[str]:
     for group in own.copies():
         both = 0 < len(set(group) & set(held_out)) < len(group)
         where = ", held out and trained on: remove one" if both else ""
-        yield f"{few(group)} are the same photograph{where}"
+        differ = len({frozenset(labels[name]) for name in group}) > 1
+        told = ", with other labels: correct one of them" if differ else ""
+        yield f"{few(group)} are the same photograph{where}{told}"

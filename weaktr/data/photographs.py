@@ -14,7 +14,14 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from weaktr.data.io import ACROSS, check_is_8_bit, open_image, orientation, turned
+from weaktr.data.io import (
+    ACROSS,
+    check_is_8_bit,
+    check_is_undamaged,
+    open_image,
+    orientation,
+    turned,
+)
 from weaktr.data.manifest import Sample
 
 #: Bytes that images which are being decoded may take together; a larger one is decoded alone.
@@ -106,6 +113,7 @@ def _decode(
     image: Image.Image, sample: Sample, size_of: Callable[[tuple[int, int]], tuple[int, int]]
 ) -> Photograph:
     check_is_8_bit(image, sample.image, sample.source)
+    check_is_undamaged(image, sample.image, sample.source)
     size = (image.height, image.width)
     height, width = size_of(size)
     if (height, width) != size:

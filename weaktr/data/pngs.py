@@ -1,4 +1,4 @@
-"""Whether a PNG is whole: by its two ends, or by how many pixels it holds.
+"""Whether a PNG is whole: by its two ends, or by the checksums and the number of its pixels.
 
 Pillow fills what is missing with 0, which in a mask is background, and makes room for all that a
 header claims.
@@ -16,6 +16,8 @@ from weaktr import tars
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 #: The last chunk of every PNG: length 0, its name, its checksum.
 _END = b"\0\0\0\0IEND\xaeB`\x82"
+#: The chunks of the compressed pixels.
+_DATA = b"IDAT"
 #: Samples a pixel for each colour type: grey, RGB, palette, grey and RGB with transparency.
 _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 #: The seven passes of Adam7: first column, first row, step across, step down.
@@ -51,41 +53,61 @@ def is_whole_png(path: Path, size: tuple[int, int] | None = None) -> bool:
     return size is None or (height, width) == size
 
 
-def holds_all_rows(path: Path) -> bool:
-    """Whether the compressed data of a PNG are at least as long as its header asks for.
+def damage_in_data(png: bytes, *, rows: bool = False) -> str | None:
+    """What shows that the compressed pixels of a PNG are not as they were written; None = nothing.
+
+    Pillow looks at no checksum of theirs: where bytes are wrong it may give others, and no error.
+    It does look at those of the other chunks that count.
 
     Args:
-        path: the file. True where its chunks are damaged otherwise, which decoders find.
+        png: the file's content.
+        rows: whether to count the pixels, too, for which they are unpacked.
 
     Source: W3C, "Portable Network Graphics (PNG) Specification", 2003, sections 5.3, 7.2, 8.
     """
-    chunks = _chunks(tars.read_bytes(path))
+    try:
+        for kind, content, checksum in _chunks(png):
+            if kind == _DATA and zlib.crc32(content, zlib.crc32(_DATA)) != checksum:
+                return "it is damaged: its pixels do not fit their checksum"
+    except EOFError:  # it was cut off: are pixels missing?
+        pass
+    if rows and not _holds_all_rows(png):
+        return "it is damaged: it holds fewer pixels than its header says"
+    return None
+
+
+def _holds_all_rows(png: bytes) -> bool:
+    """Whether the compressed data are at least as long as the header asks for; True where the
+    header is none, which decoders find."""
+    chunks = _chunks(png)
     try:
         wanted = _length(next(chunks)[1])
         unpack = zlib.decompressobj()
-        for kind, content in chunks:
-            packed = content if kind == b"IDAT" else b""
+        for kind, content, _ in chunks:
+            packed = content if kind == _DATA else b""
             while packed and wanted > 0:
                 wanted -= len(unpack.decompress(packed, _PIECE))
                 packed = unpack.unconsumed_tail
             if wanted <= 0:  # what follows does not matter
                 return True
-    except (zlib.error, struct.error, KeyError, StopIteration):
+    except (struct.error, KeyError, StopIteration):
         return True
-    except EOFError:
+    except (EOFError, zlib.error):
         pass
     return False
 
 
-def _chunks(png: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Type and content of the chunks of a PNG; EOFError where one is longer than the file."""
+def _chunks(png: bytes) -> Iterator[tuple[bytes, bytes, int]]:
+    """Type, content and checksum of the chunks of a PNG; EOFError where one is longer than the
+    file."""
     place = 8
     while place + 8 <= len(png):
         length, kind = struct.unpack_from(">I4s", png, place)
-        if place + 12 + length > len(png):
+        end = place + 8 + length
+        if end + 4 > len(png):
             raise EOFError
-        yield kind, png[place + 8 : place + 8 + length]
-        place += length + 12
+        yield kind, png[place + 8 : end], int.from_bytes(png[end : end + 4], "big")
+        place = end + 4
 
 
 def _length(header: bytes) -> int:

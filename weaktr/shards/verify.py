@@ -18,6 +18,7 @@ from weaktr.contents import Contents
 from weaktr.data.io import check_is_mask, size_message
 from weaktr.data.masks import MaskFolder, areas_of
 from weaktr.data.parallel import ordered_map
+from weaktr.data.pngs import damage_in_data
 from weaktr.data.problems import DataError, Problem
 from weaktr.files import files_below
 from weaktr.messages import few
@@ -231,6 +232,8 @@ def _labels_in(content: bytes, path: Path) -> np.ndarray:
     """
     with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
         factor = check_is_mask(image, path, "")
+        if (damage := damage_in_data(content, rows=True)) is not None:
+            raise ValueError(damage)
         return np.array(image) // factor
 
 

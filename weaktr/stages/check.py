@@ -308,6 +308,21 @@ class _Check:
         if val is not None and "predict" in self.names:
             others = [sample for sample in val if sample.name not in masks]
             part.warnings += map(str, self.headers.problems(others))
+        part.warnings += self._trained_on()
+
+    def _trained_on(self) -> Iterator[str]:
+        """Images that are trained on though a val split of its own is to hold them out."""
+        if self.train is None or self.val is None or not self.names & {"train_cam", "train_seg"}:
+            return
+        trained, images = ({sample.image for sample in split} for split in (self.train, self.val))
+        shared = [sample.name for sample in self.val if sample.image in trained]
+        if shared and images != trained:
+            data = self.recipe.data
+            yield (
+                f"{len(shared)} of {len(self.val)} images are in split {data.train_split} too and "
+                f"are trained on ({few(shared)}), so what they score is no validation; take them "
+                f"out of split {data.train_split} or {data.val_split}"
+            )
 
     def _opened(self, part: Part, split: str, of_run: str) -> Manifest | None:
         """A split of the run; where it has faults, what else can be said of it is still looked at.

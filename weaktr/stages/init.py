@@ -205,8 +205,16 @@ def splits_of(own: OwnPhotographs, held_out: Collection[str], folder: Path) -> S
         folder: for new files; the photographs' own, or another one.
 
     Raises:
-        ValueError: files of the user's have all names that new ones may have.
+        ValueError: files of the user's have all names that new ones may have, or all photographs
+            are held out.
     """
+    train = {name: labels for name, labels in own.labels.items() if name not in held_out}
+    if not train:
+        raise ValueError(
+            f"{own.tags.path}: expected photographs to train on, all of its {len(own.labels)} are "
+            "in val.csv or val.json beside it too; move that away, or leave in it only those that "
+            "are to be held out"
+        )
     val = "val" if held_out else "train"
     if folder == own.root and own.is_ready and (own.held_out is not None or not held_out):
         return Splits("train", val, {}, folder)
@@ -223,7 +231,6 @@ def splits_of(own: OwnPhotographs, held_out: Collection[str], folder: Path) -> S
             f"{folder}: expected free names for the labels, {few(sorted(taken))} are there, and "
             "not as weaktr wrote them; move these away"
         )
-    train = {name: labels for name, labels in own.labels.items() if name not in held_out}
     files = {f"train{ending}{suffix}": write(train)}
     if held_out:
         files[f"val{ending}{suffix}"] = write({name: own.labels[name] for name in held_out})

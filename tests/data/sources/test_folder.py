@@ -388,6 +388,10 @@ def test_photographs_of_other_formats_are_told(
 def test_images_of_the_other_split_are_listed(root: Path, split: str) -> None:
     write_csv(root / "train.csv", [ROWS[0], ["x.jpg", "cat"], ["cats/1", "cat"]])
     write_csv(root / "val.csv", [ROWS[0], ["dogs/1.png", "cat"]])
+    for name in ("train", "val"):  # a blank in front, which counts within quotes
+        write_image(root / f"images/ {name}.jpg")
+        with open(root / f"{name}.csv", "a") as file:
+            file.write(f'" {name}.jpg",cat\n')
     problems: list[Problem] = []
     folder(root, split=split, problems=problems)
     assert problems == []

@@ -383,7 +383,8 @@ def _not_listed(
     those beside them below `root`."""
     files = ", ".join(split.path.name for split in splits)
     listed = {sample.name for sample in samples}
-    written = {row.image.strip().replace("\\", "/") for split in splits for row in split.rows}
+    cells = {row.image for split in splits for row in split.rows}
+    written = {path.replace("\\", "/") for cell in cells for path in (cell, cell.strip())}
     above = f"{path_below(images, root)}/" if images.is_relative_to(root) else ""
     for path in written:
         listed |= {path, _name(path), path.removeprefix(above), _name(path).removeprefix(above)}
