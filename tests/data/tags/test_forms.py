@@ -459,6 +459,25 @@ def test_folders_are_classes(tmp_path):
         below(tmp_path, "train/cat/1.jpg", "val/cat/2.jpg")
 
 
+@pytest.mark.parametrize(
+    ("folders", "splits"),
+    [
+        ("Training Testing", "Testing, Training"),
+        ("train test classes cat", "test, train"),
+        ("train2017 val2017", "train2017, val2017"),
+        ("dev hold-out unlabeled", "dev, hold-out, unlabeled"),
+    ],
+)
+def test_folders_called_as_splits_are_no_classes(tmp_path, folders, splits):
+    with pytest.raises(ValueError, match=f"its folders {splits} are called as splits are"):
+        below(tmp_path, *(f"{folder}/cat/1.jpg" for folder in folders.split()))
+
+
+def test_one_folder_called_as_a_split_is_a_class(tmp_path):
+    rows = below(tmp_path, "train/1.jpg", "bus/2.jpg").rows
+    assert [row.labels for row in rows] == [("train",), ("bus",)]
+
+
 def test_which_file_counts(tmp_path):
     first, second = tmp_path / "export.json", tmp_path / "annotations/a.csv"
     labels(first, {"a.jpg": ["cat"]})
