@@ -88,6 +88,28 @@ def test_tables_and_json(tmp_path, name, text):
         ("a.csv", "image,label,label\na.jpg,cat,dog\n", "one column of labels, got label, label"),
         ("a.csv", "image,label,Label_2\na.jpg,cat,dog\n", "got label, Label_2: put labels"),
         ("a.csv", "what,ever\n1,2\n", "expected a column of paths"),
+        (
+            "a.csv",
+            'image,labels\na.jpg,"cat\nb.jpg,dog\n',
+            r"a\.csv:2\): .* a quote here not closed",
+        ),
+        ("a.csv", '\nfile,class\na.jpg,"cat\nb.jpg,dog', r"a\.csv:3\): .* a quote here not closed"),
+        ("a.csv", 'file,label,x\na.jpg,cat,"big\nb.jpg,dog,\n', r"a\.csv:2\): .* not closed"),
+        (
+            "a.csv",
+            'annotation_id,lead_time,image,choice\n1,2,"a.jpg,cat\n1,2,b.jpg,dog\n',
+            r"a\.csv:2\): .* a quote here not closed",
+        ),
+        *(
+            ("a.csv", f"{start}\n" + "b.jpg,dog\n" * 14_000, rf"a\.csv:{line}\): .* not closed")
+            for start, line in (
+                ('image,labels\na.jpg,"cat', 2),
+                ('image,"labels', 1),
+                ('a.jpg,cat\nb.jpg,"cat', 2),
+                ('annotation_id,lead_time,image\n1,"2,a.jpg', 2),
+                ('annotation_id,lead_time,"image', 1),
+            )
+        ),
         ("a.csv", "file,label\na.jpg\n", r"a\.csv:2\): expected at least 2 columns, got 1"),
         ("a.csv", "file,cat\na.jpg,maybe\n", "or columns of 0 and 1"),
         ("a.json", "[" * 100_000, "nested too deep"),
@@ -123,6 +145,25 @@ def test_every_line_of_a_table_that_is_too_long_is_named(tmp_path):
 def test_columns_that_are_not_read_are_told(tmp_path, text, unread):
     assert labels(tmp_path / "a.csv", text) == {"a.jpg": ("cat",)}
     assert read_tags(tmp_path / "a.csv").doubts == (unread,)
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ('file,label,note\na.jpg,cat,"big\nb.jpg,dog,""no\nc.jpg,dog,"\nd.jpg,cat,\n', "a.csv:2"),
+        ('file,cat\na.jpg,1\n"d.jpg,1\r\n\r\ne.jpg",1\n', "a.csv:3"),
+        ('a.jpg,cat\n\n\n"x\nd.jpg",cat\n', "a.csv:4"),
+    ],
+)
+def test_rows_that_may_have_swallowed_others_are_told(tmp_path, text, where):
+    labels(tmp_path / "a.csv", text)
+    assert (
+        read_tags(tmp_path / "a.csv")
+        .doubts[-1]
+        .startswith(
+            f"1 row has line breaks within a cell ({where}): see that no other rows are in it"
+        )
+    )
 
 
 def test_what_is_told_of_the_labels_of_val_is_told_too(tmp_path):

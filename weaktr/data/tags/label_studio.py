@@ -11,16 +11,14 @@ Source: Label Studio's documentation, "Export annotations" and "Label Studio JSO
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from itertools import chain
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from weaktr.data.label_files import without_preface
+from weaktr.data.label_files import header_of, table_rows, without_preface
 from weaktr.data.layout import ALL_SUFFIXES
 from weaktr.data.tags.form import Form, Tags, fault, row
 from weaktr.data.tags.table import LABELS
@@ -49,16 +47,14 @@ def is_small(content: Any) -> bool:
 
 def is_table(text: str) -> bool:
     """Whether a CSV has the columns that Label Studio writes."""
-    _, lines, separator = _lines(text)
-    header = next(csv.reader(lines, delimiter=separator), [])
-    return {"annotation_id", "lead_time"} <= set(header)
+    _, rest, separator = _split(text)
+    return {"annotation_id", "lead_time"} <= set(header_of(rest, separator))
 
 
-def _lines(text: str) -> tuple[int, io.StringIO, str]:
-    """Lines that are left out, the others, and what parts them: a spreadsheet may choose that."""
+def _split(text: str) -> tuple[int, str, str]:
+    """See `without_preface`; what parts the columns, a spreadsheet may choose."""
     before, rest, separator = without_preface(text)
-    separator = separator if separator in (";", "\t") else ","
-    return before, io.StringIO(rest, newline=""), separator
+    return before, rest, separator if separator in (";", "\t") else ","
 
 
 def _has(content: Any, *keys: str) -> bool:
@@ -142,17 +138,16 @@ def read_table(path: Path, text: str) -> Tags:
     Raises:
         DataError: a line is not of the form; names it.
     """
-    before, lines, separator = _lines(text)
-    reader = csv.DictReader(lines, restkey="cells without a heading", delimiter=separator)
+    before, rest, separator = _split(text)
+    (_, header), *lines = table_rows(path, rest, separator, before)
     entries: list[tuple[str, Any]] = []
-    try:
-        for line in reader:
-            where = f"{path}:{before + reader.line_num}"
-            entries.append((where, {key: _cell(cell, where) for key, cell in line.items()}))
-    except csv.Error as error:
-        raise fault(
-            path, f"{path}:{before + reader.line_num}", f"expected CSV, got: {error}"
-        ) from error
+    for number, cells in lines:
+        where, own, further = f"{path}:{number}", cells[: len(header)], cells[len(header) :]
+        entry = {key: _cell(cell, where) for key, cell in zip_longest(header, own)}
+        if further:
+            entry["cells without a heading"] = further
+        if cells:
+            entries.append((where, entry))
     return _tags(path, "Label Studio's CSV", entries)
 
 
