@@ -195,6 +195,38 @@ def test_coco_with_faults_is_refused(tmp_path):
         read_tags(coco_json(tmp_path / "a.json", annotations=[{"image_id": 7, "category_id": 1}]))
 
 
+def coco_labels(path: Path, names: list[str], *images: str) -> dict[str, tuple[str, ...]]:
+    """What a COCO JSON says with an annotation of each category, 0 and so on, in each image."""
+    coco_json(
+        path,
+        images=[{"id": k, "file_name": image} for k, image in enumerate(images)],
+        annotations=[
+            {"image_id": k, "category_id": n} for k in range(len(images)) for n in range(len(names))
+        ],
+        categories=[{"id": n, "name": name} for n, name in enumerate(names)],
+    )
+    return {row.image: row.labels for row in read_tags(path).rows}
+
+
+def test_coco_of_another_computer(tmp_path):
+    images = ["..\\..\\media\\upload\\1\\0.jpg", "/home/me/1.jpg", "C:\\2.jpg", "../3.jpg"]
+    images.append(f"/{'x' * 300}/4.jpg")
+    for number in range(5):
+        write_image(tmp_path / f"{number}.jpg")
+    found = coco_labels(tmp_path / "a.json", ["cat"], *images)
+    assert found == {image: ("cat",) for image in images}
+    expected = {f"{number}.jpg": ("cat",) for number in range(5)}
+    assert look_at(tmp_path, None, None).labels == expected
+
+
+def test_categories_of_one_name_are_one_class(tmp_path):
+    path = tmp_path / "a.json"
+    assert coco_labels(path, ["fruit", "leaf", "fruit "], "a.jpg") == {"a.jpg": ("fruit", "leaf")}
+    tags = read_tags(path)
+    assert tags.classes == ("fruit", "leaf")
+    assert tags.doubts == ("the categories 0, 2 are called fruit and count as one class",)
+
+
 def task(image: str, *results: Any, **more: Any) -> dict[str, Any]:
     return {
         "id": 1,
