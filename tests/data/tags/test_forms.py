@@ -385,8 +385,31 @@ def test_only_choices_of_label_studio_are_labels(tmp_path, name):
     tags = read_tags(path)
     assert [own.labels for own in tags.rows] == [("cat",), ("cat", "dog"), ("bird", "owl", "cat")]
     assert name != "semicolons.csv" or tags.rows[0].source == f"{path}:3"
-    (doubt,) = tags.doubts
-    assert doubt.startswith("not taken as labels: comment, source; texts count where")
+    assert tags.form.endswith(", with the columns choice, Animal_Class, many labels")
+    assert tags.doubts[0].startswith("texts of the columns choice, Animal_Class, many labels count")
+    assert tags.doubts[1].startswith("not taken as labels: comment, source; texts count where")
+
+
+@BRIEF
+def test_labels_that_came_with_the_photographs_are_told(tmp_path, name):
+    """Beside the annotators' own."""
+    path = small(
+        tmp_path / name,
+        {
+            "image": "a.jpg",
+            "label": "cat",
+            "choice": "dog",
+            "boxes": [{"rectanglelabels": ["owl"]}],
+        },
+    )
+    assert read_tags(path).doubts == (
+        "texts of the columns label, choice count together: rename those that are no labels",
+    )
+    path = small(
+        tmp_path / name, {"image": "a.jpg", "choice": "dog", "what": [{"choices": ["owl"]}]}
+    )
+    tags = read_tags(path)
+    assert (tags.form[-24:], tags.doubts) == (", with the column choice", ())
 
 
 @BRIEF

@@ -162,15 +162,28 @@ def _cell(text: Any, where: str) -> Any:
 
 
 def _tags(path: Path, form: str, entries: Sequence[tuple[str, Any]]) -> Tags:
-    """The tags of entries, each with its place. Texts of other columns than of choices are told.
+    """The tags of entries, each with its place. Which columns have texts that count is told, and
+    which do not.
 
     Raises:
         DataError: an entry has no image, or no column of labels is known.
     """
     images = [(where, entry, _image_of(path, where, entry)) for where, entry in entries]
-    columns = {
+    columns = dict.fromkeys(
         key for _, entry, _ in images for key, value in entry.items() if _is_of_labels(key, value)
-    }
+    )
+    texts = [
+        key
+        for key in columns
+        if any(any(_texts(entry.get(key), image)) for _, entry, image in images)
+    ]
+    if texts:
+        form = f"{form}, with the {'columns' if len(texts) > 1 else 'column'} {few(texts)}"
+    doubts = (
+        (f"texts of the columns {few(texts)} count together: rename those that are no labels",)
+        if len(texts) > 1
+        else ()
+    )
     rows = [row(image, _labels_of(entry, columns, image), where) for where, entry, image in images]
     others = {
         key
@@ -180,7 +193,7 @@ def _tags(path: Path, form: str, entries: Sequence[tuple[str, Any]]) -> Tags:
         and (_is_other(value) or (key not in columns and any(_texts(value, image))))
     }
     if not others:
-        return Tags(path, form, rows)
+        return Tags(path, form, rows, doubts=doubts)
     told = (
         f"not taken as labels: {few(sorted(others))}; texts count where the column is called "
         "choice, label, class, category or tag, or has lists of choices too"
@@ -192,7 +205,8 @@ def _tags(path: Path, form: str, entries: Sequence[tuple[str, Any]]) -> Tags:
         if own.labels or not any(map(_is_other, entry.values()))
     ]  # fmt: skip
     other = len(rows) - len(known)
-    return Tags(path, form, known, doubts=(told, _left_out(other)) if other else (told,))
+    left_out = (_left_out(other),) if other else ()
+    return Tags(path, form, known, doubts=(*doubts, told, *left_out))
 
 
 def _image_of(path: Path, where: str, entry: Any) -> str:
