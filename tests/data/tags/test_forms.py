@@ -489,10 +489,11 @@ def test_entities_of_others_are_not_followed(tmp_path):
     secret = tmp_path / "secret"
     secret.write_text("a secret")
     head = f'<!DOCTYPE a [<!ENTITY e SYSTEM "{secret.as_uri()}">]>'
-    text = CVAT.split("?>", 1)[1].replace("<name>dog", "<name>&e;")
-    with pytest.raises(DataError, match="expected XML") as caught:
-        labels(tmp_path / "a.xml", head + text)
-    assert "a secret" not in str(caught.value)
+    for whole in (CVAT.split("?>", 1)[1], voc("a.jpg", "dog")):
+        text = whole.replace("<name>dog", "<name>&e;")
+        with pytest.raises(DataError, match="expected XML") as caught:
+            labels(tmp_path / "a.xml", head + text)
+        assert "a secret" not in str(caught.value)
 
 
 def labelme(image: str, flags: Any = None, *shapes: str) -> dict[str, Any]:
@@ -536,6 +537,72 @@ def test_a_damaged_json_of_labelme_is_named(tmp_path, wrong):
         return
     with pytest.raises(DataError, match=r"a\.json: expected flags, shapes"):
         labels(tmp_path / "a.json", labelme("a.jpg") | wrong)
+
+
+def voc(file: str, *names: str, folder: str = "") -> str:
+    """An XML of Pascal VOC as LabelImg writes it."""
+    box = "<bndbox><xmin>1</xmin></bndbox><part><name>head</name></part>"
+    objects = "".join(f"<object><name>{name}</name>{box}</object>" for name in names)
+    place = f"<folder>{folder}</folder><filename>{file}</filename>"
+    return f"<annotation>{place}<size><width>9</width></size>{objects}</annotation>"
+
+
+def test_voc(tmp_path):
+    for name, content in {
+        "0.xml": voc("a.jpg", "cat", " dog ", "cat", folder="shop"),
+        "deep/1.XML": voc("b.jpg", "cat"),
+        "2.xml": voc("c.jpg"),
+    }.items():
+        path = tmp_path / "tags" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    (tmp_path / "tags/other.xml").write_text("<project/>")
+    tags = read_tags(tmp_path / "tags")
+    rows = {row.image: row.labels for row in tags.rows}
+    assert rows == {"shop/a.jpg": ("cat", "dog"), "b.jpg": ("cat",), "c.jpg": ()}
+    assert tags.doubts[0].startswith("1 photograph has no annotations (c.jpg)")
+    assert read_tags(tmp_path / "tags/0.xml").rows[0].labels == ("cat", "dog")
+    (tmp_path / "tags/cut.xml").write_text(voc("d.jpg", "cat")[:-9])
+    with pytest.raises(DataError, match=r"cut\.xml: expected XML"):
+        read_tags(tmp_path / "tags")
+
+
+@pytest.mark.parametrize("where", ["", "images"])
+def test_voc_means_the_photograph_beside_it_else_the_one_that_it_says(tmp_path, where):
+    expected = {"x.jpg": ("cat",), "sub/x.jpg": ("dog",), "sub/deep/x.jpg": ("bird",)}
+    for photograph, (label,) in expected.items():
+        write_image(tmp_path / where / photograph)
+        xml = (tmp_path / where / photograph).with_suffix(".xml")
+        xml.write_text(voc("x.jpg", label, folder="somewhere"))
+    assert look_at(tmp_path, None, None).labels == expected
+    (tmp_path / "tags").mkdir()
+    (tmp_path / "tags/1.xml").write_text(voc("x.jpg", "owl", folder="deep"))
+    found = look_at(tmp_path, tmp_path / "tags", None)
+    assert found.labels == {"sub/deep/x.jpg": ("owl",)}
+
+
+@pytest.mark.parametrize(
+    "wrong", [voc("", "cat"), voc("a.jpg", "cat", ""), "<annotation><object/></annotation>"]
+)
+def test_a_damaged_xml_of_voc_is_named(tmp_path, wrong):
+    with pytest.raises(DataError, match=r"a\.xml: expected the filename of a photograph, and"):
+        labels(tmp_path / "a.xml", wrong)
+
+
+def test_files_of_one_photograph_each_are_of_one_form(tmp_path):
+    write_image(tmp_path / "a.jpg")
+    labels(tmp_path / "a.json", labelme("a.jpg", None, "cat"))
+    (tmp_path / "a.xml").write_text(voc("a.jpg", "dog"))
+    for read in (lambda: read_tags(tmp_path), lambda: below(tmp_path, "a.jpg")):
+        with pytest.raises(
+            DataError, match=r"found LabelMe's .* and Pascal VOC's .*: move one kind"
+        ):
+            read()
+    (tmp_path / "a.json").unlink()
+    assert below(tmp_path, "a.jpg").form == "Pascal VOC's XML files"
+    (tmp_path / "a.xml").unlink()
+    with pytest.raises(DataError, match=r"LabelMe's JSON files; Pascal .*\), found none"):
+        read_tags(tmp_path)
 
 
 def below(root: Path, *photographs: str, own: tuple[Path, ...] = ()):
