@@ -83,7 +83,7 @@ def tags_below(root: Path, images: Path, photographs: Iterable[str], own: Iterab
     """
     files = [file for file in files_below(root) if file not in set(own) and _may_hold_tags(file)]
     beside = [file for file in files if len(file.relative_to(root).parts) <= 2]
-    single = [file for file in files if _is_single(file)]
+    single = sorted(file for file in files if _is_single(file))
     wanted = sorted(file for file in beside if file not in set(single))
     told = []
     for name in FIRST:
@@ -102,7 +102,7 @@ def tags_below(root: Path, images: Path, photographs: Iterable[str], own: Iterab
         note = f"{wanted[0].name} counts before {few(told)}; --labels takes another"
         return tags if not told else Tags(**vars(tags) | {"doubts": (*tags.doubts, note)})
     if single:
-        return _single_files(root, sorted(single), images)
+        return _single_files(root, single, images)
     by_folders = names.read(images, photographs)
     if by_folders is None:
         outside = photographs_beside(root, images)
