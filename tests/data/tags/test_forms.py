@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import pytest
@@ -702,3 +702,13 @@ def test_paths_start_at_a_label_file_beside_all_its_photographs(tmp_path, name):
     assert found.labels == {"sub/x.jpg": ("cat",), "sub/y.jpg": ("dog",)}
     (tmp_path / "sub/y.jpg").rename(tmp_path / "y.jpg")
     assert look_at(tmp_path, None, None).labels == {"x.jpg": ("cat",), "y.jpg": ("dog",)}
+
+
+def test_many_files_of_labels_are_looked_at_once(tmp_path, monkeypatch):
+    (tmp_path / "tags").mkdir()
+    for number in range(60):
+        (tmp_path / f"tags/{number}.xml").write_text(voc(f"{number}.jpg", "cat"))
+    calls, hash_of = [], PurePath.__hash__
+    monkeypatch.setattr(PurePath, "__hash__", lambda path: (calls.append(path), hash_of(path))[1])
+    assert len(below(tmp_path, "a.jpg").rows) == 60
+    assert len(calls) < 10 * 60

@@ -81,10 +81,11 @@ def tags_below(root: Path, images: Path, photographs: Iterable[str], own: Iterab
         ValueError: there are no labels, or several label files of which none counts first.
         DataError: see `read_tags`.
     """
-    files = [file for file in files_below(root) if file not in set(own) and _may_hold_tags(file)]
+    of_others = set(own)
+    files = [file for file in files_below(root) if file not in of_others and _may_hold_tags(file)]
     beside = [file for file in files if len(file.relative_to(root).parts) <= 2]
-    single = sorted(file for file in files if _is_single(file))
-    wanted = sorted(file for file in beside if file not in set(single))
+    single = dict.fromkeys(sorted(file for file in files if _is_single(file)))
+    wanted = sorted(file for file in beside if file not in single)
     told = []
     for name in FIRST:
         if first := [file for file in wanted if file.stem == name and file.parent == root]:
