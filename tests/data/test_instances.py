@@ -156,7 +156,10 @@ def test_a_wrong_entry_is_named_and_left_out(tmp_path, case):
         ([5], "categories[0]): expected an object with id"),
         ([{"id": 1, "name": "a"}, {"id": 1, "name": "b"}], "categories[1]): id 1 stands twice"),
         ([{"id": 10**3000, "name": "a"}] * 2, "categories[1]): id a number of many digits stands"),
-        ([{"id": 1, "name": "a"}, {"id": 2, "name": "a"}], "got ['a'] more than once"),
+        (
+            [{"id": 1, "name": "a"}, {"id": 2, "name": "a "}],
+            "the ids 1, 2 are called 'a': call them",
+        ),
         ([{"id": k, "name": str(k)} for k in range(300)], "at most 254 classes"),
         ({}, "got 'images': list, 'annotations': list, 'categories': dict"),
     ],
@@ -174,7 +177,7 @@ def test_long_values_are_cut_in_messages(tmp_path):
     long: list[Any] = [10**3000, -(10**3000), "x" * 3000]
     whole["annotations"] += [good | {"id": value, "image_id": value} for value in long]
     whole["annotations"] += [good | {"category_id": value} for value in long]
-    whole["images"] += [{"id": 10**3000, "file_name": "../" + "x" * 3000}]
+    whole["images"] += [{"id": 10**2999, "file_name": "../" + "x" * 3000}]
     declared = read_instances(written(tmp_path, whole))
     assert len(declared.problems) == 7
     assert all(len(problem.message) < 300 for problem in declared.problems)
@@ -193,6 +196,18 @@ def test_an_image_that_an_annotation_may_mean_is_incomplete(tmp_path, image_id):
     assert (", 9 is one" in problem.message) == is_meant
     drawn = {image.id for image in declared.images if declared.is_outlined(image)}
     assert (9 in drawn) != is_meant
+
+
+def test_annotations_of_an_image_that_is_left_out_are_no_further_faults(tmp_path):
+    whole = content(tmp_path)
+    whole["images"] += [{"id": 7, "file_name": "../a.jpg"}, {"id": 8}]
+    whole["annotations"] += [whole["annotations"][0] | {"image_id": k} for k in (7, 7, 8, 6)]
+    declared = read_instances(written(tmp_path, whole))
+    assert [p.message.partition(":")[0] for p in declared.problems] == [
+        "file_name leads out of the image folder",
+        "expected an object with id and file_name, got {'id'",
+        f"image_id 6 is no image (annotation {whole['annotations'][0]['id']} of image 6)",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,7 @@ class Instances:
         problems: faults met while reading it.
         incomplete: the ids of the images of which an annotation was or may have been left out.
         foreign: whether it has categories that its numbering does not know.
+        refused: the ids of the images that were left out.
     """
 
     path: Path
@@ -107,12 +108,13 @@ class Instances:
     problems: list[Problem] = field(default_factory=list)
     incomplete: set[int | str] = field(default_factory=set)
     foreign: bool = False
+    refused: set[int | str] = field(default_factory=set)
 
     def labels(self, image_id: int | str) -> tuple[int, ...]:
         """Ascending class indices of an image; groups of objects (crowds) count as well."""
         index_of = self.numbering.index_of_category
         categories = {entry.category_id for entry in self.annotations.get(image_id, ())}
-        return tuple(sorted(index_of[category] for category in categories))
+        return tuple(sorted({index_of[category] for category in categories}))
 
     def is_outlined(self, image: CocoImage) -> bool:
         """Whether every object of an image has an outline, and is known."""
@@ -139,8 +141,21 @@ class Instances:
         self.incomplete.add(entry.image_id)
 
 
-def read_instances(path: Path, *, ids: Ids = 90, mask_ids: Literal[90, 80] = 90) -> Instances:
-    """Read and check an instances JSON; see `coco14` for `ids` and `mask_ids`.
+def read_instances(
+    path: Path,
+    *,
+    ids: Ids = 90,
+    mask_ids: Literal[90, 80] = 90,
+    labels_alone: bool = False,
+) -> Instances:
+    """Read and check an instances JSON.
+
+    Args:
+        path: of the file.
+        ids, mask_ids: see `coco14`.
+        labels_alone: file names are compared with those of photographs, and nothing is opened or
+            stored by them, so that they may lead anywhere; and with ids "json", categories of one
+            name are one class.
 
     Raises:
         ValueError: `ids` is none of these.
@@ -160,7 +175,7 @@ def read_instances(path: Path, *, ids: Ids = 90, mask_ids: Literal[90, 80] = 90)
         raise DataError(Problem(str(path), "", f"{message}; got {_form_of(content)}"))
     categories = _categories(path, content["categories"])
     try:
-        numbering = numbering_of(categories, ids, mask_ids)
+        numbering = numbering_of(categories, ids, mask_ids, by_name=labels_alone)
     except ValueError as error:
         raise DataError(Problem(str(path), "categories", str(error))) from error
     result = Instances(path, numbering, [], {})
@@ -169,7 +184,7 @@ def read_instances(path: Path, *, ids: Ids = 90, mask_ids: Literal[90, 80] = 90)
         result.foreign = bool(result.problems)
     first: dict[tuple[str, int | str], CocoImage] = {}
     for row, entry in enumerate(content["images"]):
-        _add_image(result, row, entry, first)
+        _add_image(result, row, entry, first, is_anywhere=labels_alone)
     alike: dict[str, list[int | str]] = {}
     for image in result.images:
         alike.setdefault(_as_text(image.id), []).append(image.id)
@@ -186,25 +201,31 @@ def _form_of(content: Any) -> str:
 
 
 def _add_image(
-    result: Instances, row: int, entry: Any, first: dict[tuple[str, int | str], CocoImage]
+    result: Instances,
+    row: int,
+    entry: Any,
+    first: dict[tuple[str, int | str], CocoImage],
+    *,
+    is_anywhere: bool,
 ) -> None:
     """Add an entry of ``"images"``, or a problem.
 
     `first`: the images by ("id", id) and by ("name", file name without suffix).
+    `is_anywhere`: whether its file name may lead out of the image folder.
     """
     given = entry if isinstance(entry, dict) else {}
     identity, name = given.get("id"), given.get("file_name")
     image = CocoImage(row, identity, name, given.get("height"), given.get("width"))  # type: ignore[arg-type]
     if not _is_id(identity) or not isinstance(name, str):
         message = f"expected an object with id and file_name, got {entry!r:.60}"
-    elif not is_inside(name):
+    elif not is_anywhere and not is_inside(name):
         message = f"file_name leads out of the image folder: {brief(name)}"
     elif CONTROL.search(name):
         message = f"expected a file_name without control characters, got {name!r:.60}"
-    elif (fault := name_fault(os.path.splitext(name)[0])) is not None:
+    elif not is_anywhere and (fault := name_fault(os.path.splitext(name)[0])) is not None:
         message = f"file_name: {fault}"
     else:
-        keys = ("id", image.id), ("name", PurePosixPath(name).with_suffix("").as_posix())
+        keys = ("id", image.id), ("name", os.path.splitext(PurePosixPath(name).as_posix())[0])
         twice = next((key for key in keys if key in first), None)
         if twice is None:
             first |= dict.fromkeys(keys, image)
@@ -216,6 +237,8 @@ def _add_image(
         result.incomplete.add(first[twice].id)  # whose objects are they?
     problem = Problem(str(result.path), image.where, message, kind="wrong entry of an image")
     result.problems.append(problem)
+    if _is_id(identity):
+        result.refused.add(image.id)
 
 
 def _as_text(identity: Any) -> str:
@@ -226,7 +249,7 @@ def _as_text(identity: Any) -> str:
 def _add_annotation(
     result: Instances, row: int, entry: Any, alike: dict[str, list[int | str]]
 ) -> None:
-    """Add an entry of ``"annotations"``, or a problem.
+    """Add an entry of ``"annotations"``, or a problem; neither for an image that was left out.
 
     `alike`: the ids of the images by `_as_text`. An image that may be meant is incomplete.
     """
@@ -243,7 +266,10 @@ def _add_annotation(
         entry.get("iscrowd", 0),
         None if entry.get("segmentation") in (None, []) else entry["segmentation"],
     )
-    if not _is_id(annotation.image_id) or annotation.image_id not in result.annotations:
+    is_of_image = _is_id(annotation.image_id) and annotation.image_id in result.annotations
+    if not is_of_image and _is_id(annotation.image_id) and annotation.image_id in result.refused:
+        return
+    if not is_of_image:
         is_one = isinstance(annotation.image_id, str | int | float)
         meant = alike.get(_as_text(annotation.image_id), []) if is_one else []
         result.incomplete.update(meant)
@@ -289,16 +315,33 @@ def _categories(path: Path, entries: list[Any]) -> list[tuple[int, str]]:
     return [*categories.items()]
 
 
-def numbering_of(categories: list[tuple[int, str]], ids: Ids, mask_ids: int) -> Numbering:
+def numbering_of(
+    categories: list[tuple[int, str]], ids: Ids, mask_ids: int, *, by_name: bool = False
+) -> Numbering:
     """How the ids of `categories` (id, name) become class indices; options as in `coco14`.
+
+    Args:
+        categories: id and name of each.
+        ids, mask_ids: see `coco14`.
+        by_name: with ids "json", categories of one name are one class, the place of which the first
+            id says.
 
     Raises:
         ValueError: the categories are no classes.
     """
     if ids == "json":
-        ordered = sorted(categories)
-        classes = Classes(tuple(name for _, name in ordered))
-        return Numbering(classes, {number: k for k, (number, _) in enumerate(ordered)}, None)
+        alike: dict[str, list[tuple[int, str]]] = {}
+        for number, name in sorted(categories):
+            alike.setdefault(name.strip(), []).append((number, name))
+        for name, group in alike.items():
+            if len(group) > 1 and not by_name:
+                raise ValueError(
+                    f"the ids {few([brief(number) for number, _ in group])} are called "
+                    f"{brief(name)}: call them otherwise, or remove those that no annotation has"
+                )
+        classes = Classes(tuple(group[0][1] for group in alike.values()))
+        index_of = {number: k for k, group in enumerate(alike.values()) for number, _ in group}
+        return Numbering(classes, index_of, None)
     if ids == 80:
         return Numbering(COCO80, COCO80.index_of_id, COCO80.ids if mask_ids == 90 else None)
     return Numbering(COCO90, COCO90.index_of_id, None)

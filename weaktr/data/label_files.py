@@ -16,7 +16,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,12 +80,8 @@ def _read_csv(path: Path, faults: list[Problem]) -> LabelFile:
     before, text, _ = without_preface(read_text(path, line_ends=True))
     first = _FIRST_CELL.match(text)
     delimiter = first[1] if first else ","
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
-    try:
-        lines = [(f"{path}:{before + reader.line_num}", cells) for cells in reader]
-    except csv.Error as error:
-        where = f"{path}:{before + reader.line_num}"
-        raise DataError(Problem(str(path), where, f"expected CSV, got: {error}")) from error
+    rows_of_cells = table_rows(path, text, delimiter, before)
+    lines = [(f"{path}:{number}", cells) for number, cells in rows_of_cells]
     place, first_line = lines[0] if lines else (f"{path}:1", [])
     header = [cell.strip() for cell in first_line]
     is_known = [cell.casefold() for cell in header[:1]] == ["image"] and len(header) > 1
@@ -178,6 +174,52 @@ def without_preface(text: str) -> tuple[int, str, str | None]:
     rest = text[start:]
     told = preface[1] if preface else None
     return len(text[:start].splitlines()), rest, told or separator_of(rest)
+
+
+def header_of(text: str, delimiter: str) -> list[str]:
+    """The cells of the first row of a table; [] if there is none, or it is no table."""
+    try:
+        return next(_reader(io.StringIO(text, newline=""), delimiter), [])
+    except csv.Error:
+        return []
+
+
+def table_rows(
+    path: Path, text: str, delimiter: str, before: int = 0
+) -> Iterator[tuple[int, list[str]]]:
+    """The number of its first line, and the cells, of every row of a table.
+
+    Args:
+        path: of the file, for messages.
+        text: the table, see `without_preface`.
+        delimiter: what parts its columns.
+        before: lines of the file before `text`.
+
+    Raises:
+        DataError: a quote is not closed, or what else is no table; names the row's first line.
+    """
+    lines: list[str] = []  # of a row
+
+    def noted() -> Iterator[str]:
+        for line in io.StringIO(text, newline=""):
+            lines.append(line)
+            yield line
+
+    number = before + 1
+    try:
+        for cells in _reader(noted(), delimiter):
+            if len(lines) > 1 and len([*_reader([*lines, "another row"], delimiter)]) == 1:
+                raise csv.Error("a quote that no other closes")
+            yield number, cells
+            number += len(lines)
+            lines.clear()
+    except csv.Error as error:
+        message = f"expected CSV, got: {error}; is a quote here not closed?"
+        raise DataError(Problem(str(path), f"{path}:{number}", message)) from error
+
+
+def _reader(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
+    return csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
 
 
 def _require_flags(

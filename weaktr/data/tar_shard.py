@@ -3,10 +3,12 @@
 A key is a path in the tar up to the first dot of the file's name:
 
 * ``KEY.jpg`` (or .jpeg, .png, .webp, ...): the photograph;
-* ``KEY.cls``: its classes, names or 0-based indices, or ``KEY.json`` with a list "labels" of them;
+* ``KEY.cls``: its classes, names or 0-based indices, or ``KEY.json`` with a list "labels" of them,
+  indices as numbers;
 * ``KEY.mask.png`` or ``KEY.seg.png``: its true mask.
 
-Labels may stand beside a shard too, in ``SHARD.csv`` or ``SHARD.json`` (`weaktr.data.label_files`).
+Labels may stand beside a shard too, in ``SHARD.csv`` or ``SHARD.json`` (`weaktr.data.label_files`),
+by name alone.
 Here: tar -> `read_shard` -> its photographs, with classes as they are written -> `with_classes` ->
 samples. None of the photographs is read.
 """
@@ -47,6 +49,7 @@ _EXPECTED = "expected KEY.jpg, KEY.png or the like"
 _FILE = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)", re.DOTALL)
 #: Keys that need no closer look.
 _PLAIN = re.compile(r"[A-Za-z0-9_-]{1,200}")
+_NO_INDEX = "; write its name: texts are indices in KEY.cls alone"
 _BETWEEN_NAMES = re.compile(r"[,;\r\n\t]")
 
 
@@ -436,13 +439,14 @@ def _indices(
         index: int | None = None
         if isinstance(word, str):
             index = classes.index_of_name.get(word)
-        if index is None and is_index(word):
+        if index is None and is_index(entry, word):
             index = int(word)
         if index is not None and 0 <= index < len(classes):
             indices.add(index)
             continue
         if index is None:
-            message = f"label {brief(word)} is none of the {len(classes)} classes{hint(str(word))}"
+            told = _NO_INDEX if _is_number(word) else hint(str(word))
+            message = f"label {brief(word)} is none of the {len(classes)} classes{told}"
             kind = "unknown label"
         else:
             message = f"class indices: expected 0 to {len(classes) - 1}, got {brief(index)}"
@@ -451,8 +455,12 @@ def _indices(
     return tuple(sorted(indices))
 
 
-def is_index(word: Word) -> bool:
-    """Whether a class is written as its number."""
+def is_index(entry: Entry, word: Word) -> bool:
+    """Whether a class of a photograph is written as its number: as a text only in a ``.cls``."""
+    return isinstance(word, int) or (entry.is_inside and _is_number(word))
+
+
+def _is_number(word: Word) -> bool:
     return isinstance(word, int) or (word.removeprefix("-").isdecimal() and len(word) < 20)
 
 

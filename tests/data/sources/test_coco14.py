@@ -218,6 +218,8 @@ def masks_of(root: Path) -> list[str | None]:
         (["9.jpg"], ["000000000009.png", "9.png"], ["9.png"]),
         (["COCO_val2014_000000000009.jpg"], ["9.png"], ["9.png"]),
         (["IMG_9.jpg", "DSC_9.jpg"], ["IMG_9.png"], ["IMG_9.png", None]),
+        (["9.jpg", "09.jpg"], ["09.png"], [None, "09.png"]),
+        (["9.jpg", "09.jpg"], ["09.png", "009.png"], ["009.png", "09.png"]),
     ],
 )
 def test_masks_belong_to_images_by_name_or_by_cocos_own_number(
@@ -256,6 +258,34 @@ def test_two_images_that_a_line_may_mean(tmp_path: Path) -> None:
     names = write_list(tmp_path / "names.txt", ["9"])
     with pytest.raises(DataError, match=r"names\.txt:1\): '9' has the number of 09, 009"):
         coco14(tmp_path, ids="json", names=names)
+
+
+def test_an_image_of_an_exact_name_is_no_other_by_its_number(tmp_path: Path) -> None:
+    own_data(tmp_path, ["9.jpg", "09.jpg"], [])
+    names = write_list(tmp_path / "names.txt", ["09", "images/9.jpg"])
+    manifest = coco14(tmp_path, ids="json", names=names)
+    assert [sample.name for sample in manifest] == ["09", "9"]
+    (tmp_path / "images/9.jpg").unlink()
+    with pytest.raises(DataError) as caught:
+        coco14(tmp_path, ids="json")
+    (fault,) = caught.value.problems
+    assert (fault.file, fault.message) == (f"{tmp_path}/images/9.jpg", "file is missing")
+
+
+@pytest.mark.parametrize(("stored", "lacking"), [(("9", "09"), ()), (("09",), ("images/9.jpg",))])
+def test_labels_of_an_exact_name_are_no_others_by_their_number(
+    tmp_path: Path, stored: Sequence[str], lacking: Sequence[str]
+) -> None:
+    vectors = {name: np.zeros(80, np.float32) for name in stored}
+    vectors["09"][0] = 1
+    np.save(tmp_path / "cls_labels.npy", vectors, allow_pickle=True)
+    for name in ("9", "09"):
+        write_image(tmp_path / f"images/{name}.jpg")
+    write_list(tmp_path / "voc_format/train.txt", ["images/09.jpg", "images/9.jpg"])
+    problems: list[Problem] = []
+    manifest = coco14(tmp_path, problems=problems)
+    assert [sample.labels for sample in manifest] == [(0,), ()][: len(stored)]
+    assert [p.message for p in problems] == [f"holds no labels for {name}" for name in lacking]
 
 
 def test_lists_of_paths(tmp_path: Path) -> None:

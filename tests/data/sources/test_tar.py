@@ -254,6 +254,63 @@ def test_indices_need_a_list_of_classes(root):
     assert labels_of(tar(root, classes=["cow", "dog", "cat"]))[3] == (2,)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("train-3.csv", "image,labels\na,1\n"),
+        ("train-3.json", '{"a": ["1"]}'),
+        (None, '{"labels": ["1"]}'),
+    ],
+)
+def test_texts_are_indices_in_cls_alone(root, name, content):
+    """A text may count from 1, as people do."""
+    for path in root.glob("train-*.tar"):
+        path.unlink()
+    inside = [("a.json", content)] if name is None else []
+    shard(root / "train-3.tar", ("a.png", png()), *inside)
+    if name is not None:
+        (root / name).write_text(content)
+    with pytest.raises(DataError, match="label '1' is none of the 2 classes; write its name: text"):
+        tar(root, classes=["cow", "dog"])
+    assert labels_of(tar(root, classes=["0", "1"])) == [(1,)]
+
+
+def test_labels_for_all_shards_have_no_indices(root, tmp_path):
+    file = tmp_path / "labels.csv"
+    file.write_text("image,labels\nf/a,0\ntrain-2/a,1\nb,2\ntrain-10/a,\n")
+    with pytest.raises(DataError, match="label '1' is none of the 3 classes; write its name"):
+        tar(root, labels=file, classes=["cow", "dog", "cat"])
+
+
+def test_texts_parted_at_blanks_are_told(root, caplog):
+    assert tar(root).classes.names == ("cat", "cow", "dog", "zebra")
+    (told,) = caplog.messages
+    assert told.startswith(
+        f"{root}/train-2.tar/a.cls: 'dog cat' is read as the classes dog, cat, and 1 text is parted"
+    )
+    assert f"write the names of all into {root}/classes.txt" in told
+    caplog.clear()
+    assert tar(root, classes=["cat", "cow", "dog cat", "dog"]).samples[1].labels == (2,)
+    shard(root / "train-2.tar", *sample_files("a", "dog, cat"), *sample_files("b", "cow"))
+    assert tar(root).classes.names == ("cat", "cow", "dog", "zebra")
+    assert caplog.messages == []
+
+
+def test_shards_that_may_be_of_another_split_are_told(root, caplog):
+    shard(root / "train-val-0.tar", *sample_files("a", "cow"))
+    classes = ["cat", "cow", "dog"]
+    assert len(tar(root, classes=classes)) == 5
+    assert caplog.messages == [
+        f"{root}: shards of split train are train-val-0.tar, too; if they are another split's, "
+        "call them otherwise"
+    ]
+    caplog.clear()
+    for number in (1, 2, 10):
+        (root / f"train-{number}.tar").unlink()
+    assert len(tar(root, classes=classes)) == 1
+    assert caplog.messages == []
+
+
 def test_columns_beside_shards_give_the_order_of_the_classes(root):
     for path in root.glob("train-*.tar"):
         path.unlink()

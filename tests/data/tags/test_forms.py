@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import pytest
@@ -88,6 +88,28 @@ def test_tables_and_json(tmp_path, name, text):
         ("a.csv", "image,label,label\na.jpg,cat,dog\n", "one column of labels, got label, label"),
         ("a.csv", "image,label,Label_2\na.jpg,cat,dog\n", "got label, Label_2: put labels"),
         ("a.csv", "what,ever\n1,2\n", "expected a column of paths"),
+        (
+            "a.csv",
+            'image,labels\na.jpg,"cat\nb.jpg,dog\n',
+            r"a\.csv:2\): .* a quote here not closed",
+        ),
+        ("a.csv", '\nfile,class\na.jpg,"cat\nb.jpg,dog', r"a\.csv:3\): .* a quote here not closed"),
+        ("a.csv", 'file,label,x\na.jpg,cat,"big\nb.jpg,dog,\n', r"a\.csv:2\): .* not closed"),
+        (
+            "a.csv",
+            'annotation_id,lead_time,image,choice\n1,2,"a.jpg,cat\n1,2,b.jpg,dog\n',
+            r"a\.csv:2\): .* a quote here not closed",
+        ),
+        *(
+            ("a.csv", f"{start}\n" + "b.jpg,dog\n" * 14_000, rf"a\.csv:{line}\): .* not closed")
+            for start, line in (
+                ('image,labels\na.jpg,"cat', 2),
+                ('image,"labels', 1),
+                ('a.jpg,cat\nb.jpg,"cat', 2),
+                ('annotation_id,lead_time,image\n1,"2,a.jpg', 2),
+                ('annotation_id,lead_time,"image', 1),
+            )
+        ),
         ("a.csv", "file,label\na.jpg\n", r"a\.csv:2\): expected at least 2 columns, got 1"),
         ("a.csv", "file,cat\na.jpg,maybe\n", "or columns of 0 and 1"),
         ("a.json", "[" * 100_000, "nested too deep"),
@@ -125,6 +147,25 @@ def test_columns_that_are_not_read_are_told(tmp_path, text, unread):
     assert read_tags(tmp_path / "a.csv").doubts == (unread,)
 
 
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ('file,label,note\na.jpg,cat,"big\nb.jpg,dog,""no\nc.jpg,dog,"\nd.jpg,cat,\n', "a.csv:2"),
+        ('file,cat\na.jpg,1\n"d.jpg,1\r\n\r\ne.jpg",1\n', "a.csv:3"),
+        ('a.jpg,cat\n\n\n"x\nd.jpg",cat\n', "a.csv:4"),
+    ],
+)
+def test_rows_that_may_have_swallowed_others_are_told(tmp_path, text, where):
+    labels(tmp_path / "a.csv", text)
+    assert (
+        read_tags(tmp_path / "a.csv")
+        .doubts[-1]
+        .startswith(
+            f"1 row has line breaks within a cell ({where}): see that no other rows are in it"
+        )
+    )
+
+
 def test_what_is_told_of_the_labels_of_val_is_told_too(tmp_path):
     for name, rows in (("train", "a.jpg,cat,1"), ("val", "b.jpg,cat,2")):
         write_image(tmp_path / f"{rows[0]}.jpg")
@@ -152,6 +193,38 @@ def test_coco(tmp_path):
 def test_coco_with_faults_is_refused(tmp_path):
     with pytest.raises(DataError, match="is no image"):
         read_tags(coco_json(tmp_path / "a.json", annotations=[{"image_id": 7, "category_id": 1}]))
+
+
+def coco_labels(path: Path, names: list[str], *images: str) -> dict[str, tuple[str, ...]]:
+    """What a COCO JSON says with an annotation of each category, 0 and so on, in each image."""
+    coco_json(
+        path,
+        images=[{"id": k, "file_name": image} for k, image in enumerate(images)],
+        annotations=[
+            {"image_id": k, "category_id": n} for k in range(len(images)) for n in range(len(names))
+        ],
+        categories=[{"id": n, "name": name} for n, name in enumerate(names)],
+    )
+    return {row.image: row.labels for row in read_tags(path).rows}
+
+
+def test_coco_of_another_computer(tmp_path):
+    images = ["..\\..\\media\\upload\\1\\0.jpg", "/home/me/1.jpg", "C:\\2.jpg", "../3.jpg"]
+    images.append(f"/{'x' * 300}/4.jpg")
+    for number in range(5):
+        write_image(tmp_path / f"{number}.jpg")
+    found = coco_labels(tmp_path / "a.json", ["cat"], *images)
+    assert found == {image: ("cat",) for image in images}
+    expected = {f"{number}.jpg": ("cat",) for number in range(5)}
+    assert look_at(tmp_path, None, None).labels == expected
+
+
+def test_categories_of_one_name_are_one_class(tmp_path):
+    path = tmp_path / "a.json"
+    assert coco_labels(path, ["fruit", "leaf", "fruit "], "a.jpg") == {"a.jpg": ("fruit", "leaf")}
+    tags = read_tags(path)
+    assert tags.classes == ("fruit", "leaf")
+    assert tags.doubts == ("the categories 0, 2 are called fruit and count as one class",)
 
 
 def task(image: str, *results: Any, **more: Any) -> dict[str, Any]:
@@ -312,8 +385,31 @@ def test_only_choices_of_label_studio_are_labels(tmp_path, name):
     tags = read_tags(path)
     assert [own.labels for own in tags.rows] == [("cat",), ("cat", "dog"), ("bird", "owl", "cat")]
     assert name != "semicolons.csv" or tags.rows[0].source == f"{path}:3"
-    (doubt,) = tags.doubts
-    assert doubt.startswith("not taken as labels: comment, source; texts count where")
+    assert tags.form.endswith(", with the columns choice, Animal_Class, many labels")
+    assert tags.doubts[0].startswith("texts of the columns choice, Animal_Class, many labels count")
+    assert tags.doubts[1].startswith("not taken as labels: comment, source; texts count where")
+
+
+@BRIEF
+def test_labels_that_came_with_the_photographs_are_told(tmp_path, name):
+    """Beside the annotators' own."""
+    path = small(
+        tmp_path / name,
+        {
+            "image": "a.jpg",
+            "label": "cat",
+            "choice": "dog",
+            "boxes": [{"rectanglelabels": ["owl"]}],
+        },
+    )
+    assert read_tags(path).doubts == (
+        "texts of the columns label, choice count together: rename those that are no labels",
+    )
+    path = small(
+        tmp_path / name, {"image": "a.jpg", "choice": "dog", "what": [{"choices": ["owl"]}]}
+    )
+    tags = read_tags(path)
+    assert (tags.form[-24:], tags.doubts) == (", with the column choice", ())
 
 
 @BRIEF
@@ -393,10 +489,11 @@ def test_entities_of_others_are_not_followed(tmp_path):
     secret = tmp_path / "secret"
     secret.write_text("a secret")
     head = f'<!DOCTYPE a [<!ENTITY e SYSTEM "{secret.as_uri()}">]>'
-    text = CVAT.split("?>", 1)[1].replace("<name>dog", "<name>&e;")
-    with pytest.raises(DataError, match="expected XML") as caught:
-        labels(tmp_path / "a.xml", head + text)
-    assert "a secret" not in str(caught.value)
+    for whole in (CVAT.split("?>", 1)[1], voc("a.jpg", "dog")):
+        text = whole.replace("<name>dog", "<name>&e;")
+        with pytest.raises(DataError, match="expected XML") as caught:
+            labels(tmp_path / "a.xml", head + text)
+        assert "a secret" not in str(caught.value)
 
 
 def labelme(image: str, flags: Any = None, *shapes: str) -> dict[str, Any]:
@@ -442,6 +539,72 @@ def test_a_damaged_json_of_labelme_is_named(tmp_path, wrong):
         labels(tmp_path / "a.json", labelme("a.jpg") | wrong)
 
 
+def voc(file: str, *names: str, folder: str = "") -> str:
+    """An XML of Pascal VOC as LabelImg writes it."""
+    box = "<bndbox><xmin>1</xmin></bndbox><part><name>head</name></part>"
+    objects = "".join(f"<object><name>{name}</name>{box}</object>" for name in names)
+    place = f"<folder>{folder}</folder><filename>{file}</filename>"
+    return f"<annotation>{place}<size><width>9</width></size>{objects}</annotation>"
+
+
+def test_voc(tmp_path):
+    for name, content in {
+        "0.xml": voc("a.jpg", "cat", " dog ", "cat", folder="shop"),
+        "deep/1.XML": voc("b.jpg", "cat"),
+        "2.xml": voc("c.jpg"),
+    }.items():
+        path = tmp_path / "tags" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    (tmp_path / "tags/other.xml").write_text("<project/>")
+    tags = read_tags(tmp_path / "tags")
+    rows = {row.image: row.labels for row in tags.rows}
+    assert rows == {"shop/a.jpg": ("cat", "dog"), "b.jpg": ("cat",), "c.jpg": ()}
+    assert tags.doubts[0].startswith("1 photograph has no annotations (c.jpg)")
+    assert read_tags(tmp_path / "tags/0.xml").rows[0].labels == ("cat", "dog")
+    (tmp_path / "tags/cut.xml").write_text(voc("d.jpg", "cat")[:-9])
+    with pytest.raises(DataError, match=r"cut\.xml: expected XML"):
+        read_tags(tmp_path / "tags")
+
+
+@pytest.mark.parametrize("where", ["", "images"])
+def test_voc_means_the_photograph_beside_it_else_the_one_that_it_says(tmp_path, where):
+    expected = {"x.jpg": ("cat",), "sub/x.jpg": ("dog",), "sub/deep/x.jpg": ("bird",)}
+    for photograph, (label,) in expected.items():
+        write_image(tmp_path / where / photograph)
+        xml = (tmp_path / where / photograph).with_suffix(".xml")
+        xml.write_text(voc("x.jpg", label, folder="somewhere"))
+    assert look_at(tmp_path, None, None).labels == expected
+    (tmp_path / "tags").mkdir()
+    (tmp_path / "tags/1.xml").write_text(voc("x.jpg", "owl", folder="deep"))
+    found = look_at(tmp_path, tmp_path / "tags", None)
+    assert found.labels == {"sub/deep/x.jpg": ("owl",)}
+
+
+@pytest.mark.parametrize(
+    "wrong", [voc("", "cat"), voc("a.jpg", "cat", ""), "<annotation><object/></annotation>"]
+)
+def test_a_damaged_xml_of_voc_is_named(tmp_path, wrong):
+    with pytest.raises(DataError, match=r"a\.xml: expected the filename of a photograph, and"):
+        labels(tmp_path / "a.xml", wrong)
+
+
+def test_files_of_one_photograph_each_are_of_one_form(tmp_path):
+    write_image(tmp_path / "a.jpg")
+    labels(tmp_path / "a.json", labelme("a.jpg", None, "cat"))
+    (tmp_path / "a.xml").write_text(voc("a.jpg", "dog"))
+    for read in (lambda: read_tags(tmp_path), lambda: below(tmp_path, "a.jpg")):
+        with pytest.raises(
+            DataError, match=r"found LabelMe's .* and Pascal VOC's .*: move one kind"
+        ):
+            read()
+    (tmp_path / "a.json").unlink()
+    assert below(tmp_path, "a.jpg").form == "Pascal VOC's XML files"
+    (tmp_path / "a.xml").unlink()
+    with pytest.raises(DataError, match=r"LabelMe's JSON files; Pascal .*\), found none"):
+        read_tags(tmp_path)
+
+
 def below(root: Path, *photographs: str, own: tuple[Path, ...] = ()):
     return tags_below(root, root, photographs, own)
 
@@ -457,6 +620,25 @@ def test_folders_are_classes(tmp_path):
         below(tmp_path, "cat/1.jpg", "2.jpg")
     with pytest.raises(ValueError, match="train, val are called as splits are"):
         below(tmp_path, "train/cat/1.jpg", "val/cat/2.jpg")
+
+
+@pytest.mark.parametrize(
+    ("folders", "splits"),
+    [
+        ("Training Testing", "Testing, Training"),
+        ("train test classes cat", "test, train"),
+        ("train2017 val2017", "train2017, val2017"),
+        ("dev hold-out unlabeled", "dev, hold-out, unlabeled"),
+    ],
+)
+def test_folders_called_as_splits_are_no_classes(tmp_path, folders, splits):
+    with pytest.raises(ValueError, match=f"its folders {splits} are called as splits are"):
+        below(tmp_path, *(f"{folder}/cat/1.jpg" for folder in folders.split()))
+
+
+def test_one_folder_called_as_a_split_is_a_class(tmp_path):
+    rows = below(tmp_path, "train/1.jpg", "bus/2.jpg").rows
+    assert [row.labels for row in rows] == [("train",), ("bus",)]
 
 
 def test_which_file_counts(tmp_path):
@@ -520,3 +702,13 @@ def test_paths_start_at_a_label_file_beside_all_its_photographs(tmp_path, name):
     assert found.labels == {"sub/x.jpg": ("cat",), "sub/y.jpg": ("dog",)}
     (tmp_path / "sub/y.jpg").rename(tmp_path / "y.jpg")
     assert look_at(tmp_path, None, None).labels == {"x.jpg": ("cat",), "y.jpg": ("dog",)}
+
+
+def test_many_files_of_labels_are_looked_at_once(tmp_path, monkeypatch):
+    (tmp_path / "tags").mkdir()
+    for number in range(60):
+        (tmp_path / f"tags/{number}.xml").write_text(voc(f"{number}.jpg", "cat"))
+    calls, hash_of = [], PurePath.__hash__
+    monkeypatch.setattr(PurePath, "__hash__", lambda path: (calls.append(path), hash_of(path))[1])
+    assert len(below(tmp_path, "a.jpg").rows) == 60
+    assert len(calls) < 10 * 60

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from weaktr.data.label_files import Row
+from weaktr.data.tags import places
 from weaktr.data.tags.places import matched
 
 PHOTOGRAPHS = ["a.jpg", "d/b.jpg", "e/b.jpg", "d/É x.JPG", "deadbeef-c.jpg", "k.l/m.png"]
@@ -67,3 +68,21 @@ def test_paths_of_one_photograph_whose_labels_differ_are_left_out():
     assert (found.labels, found.disputed) == ({"d/b.jpg": ()}, [("a.jpg", rows[:2])])
     same = [Row("x/a.jpg", ("cat", "dog"), ""), Row("y/a.jpg", ("dog", "cat"), "")]
     assert matched(same, PHOTOGRAPHS).labels == {"a.jpg": ("cat", "dog")}
+
+
+def test_the_most_of_the_end_counts():
+    photographs = [f"{shop}/{n:03}/rgb.jpg" for n in range(20) for shop in ("x", "y")]
+    rows = [Row(f"/home/me/set/{path}", (path,), "") for path in photographs]
+    assert matched(rows, photographs).labels == {path: (path,) for path in photographs}
+    ((_, meant),) = matched([Row("z/007/RGB.jpg", (), "")], photographs).unclear
+    assert meant == ["x/007/rgb.jpg", "y/007/rgb.jpg"]
+
+
+def test_photographs_of_one_file_name_are_looked_at_once(monkeypatch):
+    """`weaktr init` has to end with 100,000 photographs ``NUMBER/rgb.jpg``, too."""
+    calls, plain = [], places._plain
+    monkeypatch.setattr(places, "_plain", lambda text: (calls.append(text), plain(text))[1])
+    photographs = [f"{n:03}/rgb.jpg" for n in range(50)]
+    found = matched([Row(f"/a/{path}", ("cat",), "") for path in photographs], photographs)
+    assert len(found.labels) == 50
+    assert len(calls) == 50 + 50 * len(["a", "000", "rgb.jpg"])

@@ -205,8 +205,9 @@ class _Split:
             return False
         if self.declared is None and not self.list_file.is_file():
             return True
-        present = Numbered(listed(self.images, IMAGE_SUFFIXES))
-        files = (present.find(stem(name)) for name in self._annotated())
+        names = [stem(name) for name in self._annotated()]
+        present = Numbered(listed(self.images, IMAGE_SUFFIXES), names)
+        files = (present.find(name) for name in names)
         return all(file is not None and is_whole(file) for file in files)
 
     def _undrawn(self, folder: Path) -> list[CocoImage]:

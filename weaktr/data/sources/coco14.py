@@ -10,7 +10,8 @@ likewise)::
 
 The JSON is ``annotations/instances_Y.json`` or ``_S.json``. Files are matched by name. Where there
 is none of that name, COCO's own names, whose form changed over the years, are matched by their
-number: ``COCO_train2014_000000000009.jpg``, ``000000000009.png``, ``9.png``.
+number: ``COCO_train2014_000000000009.jpg``, ``000000000009.png``, ``9.png``; but no file whose
+very name another image has.
 """
 
 from __future__ import annotations
@@ -108,7 +109,8 @@ def coco14(
         raise ValueError(f"split: {split!r} needs the list {root}/voc_format/{split}.txt")
     declared = None if cls_labels else _declared(root, parts, instances, ids, mask_ids)
     faults = [] if declared is None else declared.problems
-    files = _Files(folder, Path(masks) if masks else mask_folder(root, parts), faults)
+    asked = _asked(list_file) if declared is None else (stem(i.file_name) for i in declared.images)
+    files = _Files(folder, Path(masks) if masks else mask_folder(root, parts), asked, faults)
     if declared is not None:
         numbering = declared.numbering
         samples = _from_instances(declared, files, list_file)
@@ -184,37 +186,40 @@ class Numbered(Generic[T]):
 
     Args:
         things: (name, thing), names without suffix.
+        asked: names that are looked for: a thing that has one of them is found by that name alone.
     """
 
-    def __init__(self, things: Iterable[tuple[str, T]]) -> None:
+    def __init__(self, things: Iterable[tuple[str, T]], asked: Iterable[str] = ()) -> None:
+        asked = set(asked)
         self._by_name: dict[str, T] = {}
         self._by_number: dict[int, list[tuple[str, T]]] = {}
         for name, thing in things:
             self._by_name[name] = thing
-            if (number := coco_number(name)) is not None:
+            if name not in asked and (number := coco_number(name)) is not None:
                 self._by_number.setdefault(number, []).append((name, thing))
         #: (wanted, found) names of what was found by its number
         self.looser: list[tuple[str, str]] = []
 
-    def find(self, name: str) -> T | None:
-        """The thing of this name.
+    def find(self, *names: str) -> T | None:
+        """The thing of the first of these names that one has, else of the first whose number.
 
         Raises:
-            ValueError: there is none, but two with its number.
+            ValueError: none has such a name, but two have the number.
         """
-        if name in self._by_name:
-            return self._by_name[name]
-        number = coco_number(name)
-        same = [] if number is None else self._by_number.get(number, [])
-        if len(same) > 1:
-            raise ValueError(
-                f"{brief(name)} has the number of {few([other for other, _ in same])}: "
-                "call one of them by that very name"
-            )
-        if not same:
-            return None
-        self.looser.append((name, same[0][0]))
-        return same[0][1]
+        if exact := next((name for name in names if name in self._by_name), None):
+            return self._by_name[exact]
+        for name in names:
+            number = coco_number(name)
+            same = [] if number is None else self._by_number.get(number, [])
+            if len(same) > 1:
+                raise ValueError(
+                    f"{brief(name)} has the number of {few([other for other, _ in same])}: "
+                    "call one of them by that very name"
+                )
+            if same:
+                self.looser.append((name, same[0][0]))
+                return same[0][1]
+        return None
 
 
 def coco_number(name: str) -> int | None:
@@ -229,13 +234,23 @@ def stem(path: str) -> str:
 
 
 class _Files:
-    """The images and masks of a split, looked up by name or by COCO's number."""
+    """The images and masks of a split, looked up by name or by COCO's number.
 
-    def __init__(self, images: Path, masks: Path | None, faults: list[Problem]) -> None:
+    Args:
+        images, masks: their folders.
+        asked: names of the images that are looked for, see `Numbered`.
+        faults: gets those of which two fit.
+    """
+
+    def __init__(
+        self, images: Path, masks: Path | None, asked: Iterable[str], faults: list[Problem]
+    ) -> None:
         self.images, self.masks, self._faults = images, masks, faults
+        found = listed(images, IMAGE_SUFFIXES)
+        of_masks = [] if masks is None else listed(masks, (".png",))
         self._numbered = {
-            "images": Numbered(listed(images, IMAGE_SUFFIXES)),
-            "masks": Numbered([] if masks is None else listed(masks, (".png",))),
+            "images": Numbered(found, asked),
+            "masks": Numbered(of_masks, (name for name, _ in found)),
         }
 
     def image(self, line: str, source: str) -> Path:
@@ -243,16 +258,16 @@ class _Files:
         direct = self.images / line
         if os.path.isfile(direct):
             return direct
-        found = (self._find("images", name, source) for name in readings(line))
         suffix = "" if line.lower().endswith(IMAGE_SUFFIXES) else ".jpg"
-        return next((file for file in found if file is not None), self.images / f"{line}{suffix}")
+        found = self._find("images", source, *readings(line))
+        return self.images / f"{line}{suffix}" if found is None else found
 
     def mask(self, image: Path, source: str) -> Path | None:
         if self.masks is None:
             return None
         name = stem(image.relative_to(self.images).as_posix())
         direct = self.masks / f"{name}.png"
-        return direct if os.path.isfile(direct) else self._find("masks", name, source)
+        return direct if os.path.isfile(direct) else self._find("masks", source, name)
 
     def sample(
         self, line: str, labels: tuple[int, ...], source: str, numbering: Numbering
@@ -283,9 +298,9 @@ class _Files:
                     len(numbered.looser), what, *numbered.looser[0],
                 )  # fmt: skip
 
-    def _find(self, what: str, name: str, source: str) -> Path | None:
+    def _find(self, what: str, source: str, *names: str) -> Path | None:
         try:
-            return self._numbered[what].find(name)
+            return self._numbered[what].find(*names)
         except ValueError as error:
             folder = self.images if what == "images" else self.masks
             self._faults.append(Problem(str(folder), source, str(error), kind="two files fit"))
@@ -312,12 +327,12 @@ def _from_instances(declared: Instances, files: _Files, list_file: Path | None) 
         samples.append(files.sample(image.file_name, labels, source, declared.numbering))
     if list_file is None:
         return samples
-    known = Numbered((sample.name, sample) for sample in samples)
+    known = Numbered(((sample.name, sample) for sample in samples), _asked(list_file))
     chosen = []
     for number, line in read_lines(list_file):
         where = f"{list_file}:{number}"
         try:
-            sample = _of_line(line, known)
+            sample = known.find(*readings(line))
         except ValueError as error:
             faults.append(Problem(path, where, str(error), kind="two images fit"))
             continue
@@ -328,9 +343,10 @@ def _from_instances(declared: Instances, files: _Files, list_file: Path | None) 
     return chosen
 
 
-def _of_line(line: str, known: Numbered[T]) -> T | None:
-    """What a line of a list means: the first of its `readings` that is known."""
-    return next((found for name in readings(line) if (found := known.find(name)) is not None), None)
+def _asked(list_file: Path | None) -> set[str]:
+    """The names that the lines of a list may mean."""
+    lines = [] if list_file is None else read_lines(list_file)
+    return {name for _, line in lines for name in readings(line)}
 
 
 def _from_cls_labels(
@@ -348,12 +364,13 @@ def _from_cls_labels(
             f"and voc_format/<split>.txt, below {root}; found neither"
         )
     stored_labels = read_cls_labels(label_file)
-    known = Numbered((stem(name), vector) for name, vector in stored_labels.items())
+    of_stem = ((stem(name), vector) for name, vector in stored_labels.items())
+    known = Numbered(of_stem, _asked(list_file))
     samples = []
     for number, line in read_lines(list_file):
         source = f"{list_file}:{number}"
         try:
-            vector = _of_line(line, known)
+            vector = known.find(*readings(line))
         except ValueError as error:
             faults.append(Problem(str(label_file), source, str(error), kind="two labels fit"))
             continue

@@ -6,6 +6,7 @@ How a shard holds them is in `weaktr.data.tar_shard`.
 from __future__ import annotations
 
 import glob
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,7 +30,9 @@ from weaktr.data.tar_shard import (
     with_classes,
     words_of,
 )
-from weaktr.messages import brief, few
+from weaktr.messages import brief, counted, few
+
+log = logging.getLogger("weaktr")
 
 #: What a split's shards may be called, in the order in which they are looked for.
 _PLACES = ("{split}-*.tar", "{split}/*.tar")
@@ -83,7 +86,9 @@ def tar(
         where = cast(Labels, labels)
     elif labels is not None:
         where = table = read_rows(Path(labels), faults)
-    shards = [read_shard(archive, where) for archive in shards_of(root, split, faults)]
+    archives = shards_of(root, split, faults)
+    _warn_of_other_splits(split, archives)
+    shards = [read_shard(archive, where) for archive in archives]
     faults += [fault for shard in shards for fault in shard.problems]
     if table is not None:
         faults += _ambiguous(Path(str(labels)), shards)
@@ -97,8 +102,8 @@ def tar(
     known = _given_classes(classes, root)
     if known is None:
         others = (name for name in family(split) if name != split and has_shards(root, name))
-        archives = (archive for name in others for archive in shards_of(root, name, []))
-        all_shards = [*shards, *(read_shard(archive, where) for archive in archives)]
+        of_others = (archive for name in others for archive in shards_of(root, name, []))
+        all_shards = [*shards, *(read_shard(archive, where) for archive in of_others)]
         known = _named_classes(root, all_shards, () if table is None else table.columns)
     samples: list[Sample] = []
     for shard in shards:
@@ -127,6 +132,18 @@ def shards_of(root: Path, split: str, faults: list[Problem]) -> list[Path]:
     raise ValueError(
         f"root: expected the shards {split}-*.tar or {split}/*.tar in {root}, found none{told}"
     )
+
+
+def _warn_of_other_splits(split: str, archives: Sequence[Path]) -> None:
+    """Say which shards may be another split's: ``train-val-0.tar`` beside ``train-0.tar``."""
+    start = f"{split}-"
+    names = [path.name for path in archives if path.name.startswith(start)]
+    others = [name for name in names if not name.removeprefix(start)[0].isdecimal()]
+    if 0 < len(others) < len(names):
+        log.warning(
+            "%s: shards of split %s are %s, too; if they are another split's, call them otherwise",
+            archives[0].parent, split, few(others),
+        )  # fmt: skip
 
 
 def has_shards(root: Path, split: str) -> bool:
@@ -164,7 +181,7 @@ def _named_classes(root: Path, shards: Sequence[Shard], columns: Sequence[str]) 
     found: set[str] = set()
     for entry in (entry for shard in shards for entry in shard.entries):
         for word in words_of(entry):
-            if isinstance(word, str) and not (entry.is_inside and is_index(word)):
+            if isinstance(word, str) and not is_index(entry, word):
                 found.add(word)
                 continue
             message = (
@@ -172,10 +189,26 @@ def _named_classes(root: Path, shards: Sequence[Shard], columns: Sequence[str]) 
                 f"classes into {root / 'classes.txt'}, one a line, or give them as classes"
             )
             raise DataError(Problem(str(entry.image), entry.source, message))
+    _warn_of_blanks(root, shards)
     try:
         return Classes((*listed, *sorted(found - listed.keys())))
     except ValueError as error:
         raise DataError(Problem(str(root), "", str(error))) from error
+
+
+def _warn_of_blanks(root: Path, shards: Sequence[Shard]) -> None:
+    """Say which texts of ``.cls`` were parted at blanks, since no list names the classes."""
+    inside = (entry for shard in shards for entry in shard.entries if entry.is_inside)
+    texts = ((str(word), entry) for entry in inside for word in entry.words or ())
+    parted = [(text, entry) for text, entry in texts if len(text.split()) > 1]
+    if parted:
+        text, entry = parted[0]
+        log.warning(
+            "%s: %s is read as the classes %s, and %s parted at blanks in all; if classes have "
+            "blanks in their names, write the names of all into %s, one a line",
+            entry.source, brief(text), few(text.split()),
+            counted(len(parted), "text is", "texts are"), root / "classes.txt",
+        )  # fmt: skip
 
 
 def _ambiguous(file: Path, shards: Sequence[Shard]) -> Iterator[Problem]:

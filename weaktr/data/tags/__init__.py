@@ -6,6 +6,7 @@
     label_studio.py  JSON, JSON-MIN and CSV of Label Studio
     cvat.py          CVAT for images
     labelme.py       LabelMe
+    voc.py           Pascal VOC's XML
 
 Which form a file has is known by its content; which photographs it means, by `places`.
 """
@@ -16,11 +17,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from weaktr.data.label_files import Row
 from weaktr.data.layout import read_json, read_text, read_xml
 from weaktr.data.listing import beside_in_words, photographs_beside
 from weaktr.data.problems import DataError
-from weaktr.data.tags import coco, cvat, label_studio, labelme, names, table
-from weaktr.data.tags.form import Form, Tags, fault
+from weaktr.data.tags import coco, cvat, label_studio, labelme, names, table, voc
+from weaktr.data.tags.form import Form, Single, Tags, fault, unannotated
 from weaktr.data.tags.table import OWN
 from weaktr.files import files_below, is_clutter
 from weaktr.messages import few
@@ -35,31 +37,35 @@ FORMS: dict[str, tuple[Form, ...]] = {
     ".json": (coco.COCO, label_studio.TASKS, label_studio.SMALL, table.OWN_JSON),
     ".xml": (cvat.CVAT,),
 }
+#: Suffix -> the form that has a file for each photograph.
+SINGLES: dict[str, Single] = {".json": labelme.LABELME, ".xml": voc.VOC}
+_SINGLE_NAMES = "; ".join(single.name for single in SINGLES.values())
 #: Names of label files in their order: where there is one of them, it counts before others.
 FIRST = ("train", "labels")
 
 
 def read_tags(path: Path, images: Path | None = None) -> Tags:
-    """The labels of a file, or of a folder of LabelMe's files.
+    """The labels of a file, or of a folder with a file of `SINGLES` for each photograph.
 
     Args:
         path: of the file or folder.
-        images: the photographs' folder, see `labelme.read_one`.
+        images: the photographs' folder, see `labelme.read_one` and `voc.read_one`.
 
     Raises:
-        ValueError: no such file, or none of `FORMS`.
+        ValueError: no such file, or of none of the forms.
         DataError: it is of a form, but something in it is wrong; names the place.
     """
     if path.is_dir():
-        return _labelme_files(path, sorted(path.rglob("*.json")), images)
-    content = _content(path)
-    if labelme.fits(content):
-        return _labelme_files(path, [path], images)
-    for form in FORMS[path.suffix.lower()]:
+        files = (file for file in files_below(path) if file.suffix.lower() in SINGLES)
+        return _single_files(path, sorted(files), images)
+    content, suffix = _content(path), path.suffix.lower()
+    if suffix in SINGLES and SINGLES[suffix].fits(content):
+        return _single_files(path, [path], images)
+    for form in FORMS[suffix]:
         if form.fits(content):
             return form.read(path, content)
     known = "; ".join(dict.fromkeys(form.name for forms in FORMS.values() for form in forms))
-    raise fault(path, "", f"expected labels of one of the forms: {known}; {labelme.NAME}")
+    raise fault(path, "", f"expected labels of one of the forms: {known}; {_SINGLE_NAMES}")
 
 
 def tags_below(root: Path, images: Path, photographs: Iterable[str], own: Iterable[Path]) -> Tags:
@@ -75,10 +81,11 @@ def tags_below(root: Path, images: Path, photographs: Iterable[str], own: Iterab
         ValueError: there are no labels, or several label files of which none counts first.
         DataError: see `read_tags`.
     """
-    files = [file for file in files_below(root) if file not in set(own) and _may_hold_tags(file)]
+    of_others = set(own)
+    files = [file for file in files_below(root) if file not in of_others and _may_hold_tags(file)]
     beside = [file for file in files if len(file.relative_to(root).parts) <= 2]
-    single = [file for file in files if file.suffix.lower() == ".json" and _is_labelme(file)]
-    wanted = sorted(file for file in beside if file not in set(single))
+    single = dict.fromkeys(sorted(file for file in files if _is_single(file)))
+    wanted = sorted(file for file in beside if file not in single)
     told = []
     for name in FIRST:
         if first := [file for file in wanted if file.stem == name and file.parent == root]:
@@ -96,7 +103,7 @@ def tags_below(root: Path, images: Path, photographs: Iterable[str], own: Iterab
         note = f"{wanted[0].name} counts before {few(told)}; --labels takes another"
         return tags if not told else Tags(**vars(tags) | {"doubts": (*tags.doubts, note)})
     if single:
-        return _labelme_files(root, sorted(single), images)
+        return _single_files(root, single, images)
     by_folders = names.read(images, photographs)
     if by_folders is None:
         outside = photographs_beside(root, images)
@@ -132,21 +139,27 @@ def _may_hold_tags(file: Path) -> bool:
     return file.suffix.lower() in FORMS and not is_clutter(file.name)
 
 
-def _is_labelme(file: Path) -> bool:
+def _is_single(file: Path) -> bool:
+    suffix = file.suffix.lower()
     try:
-        return labelme.fits(read_json(file, finite=False))
+        return suffix in SINGLES and SINGLES[suffix].fits(_content(file))
     except (DataError, OSError):
         return False
 
 
-def _labelme_files(path: Path, files: Iterable[Path], images: Path | None) -> Tags:
-    """The labels of LabelMe's files; JSON files of other forms among them are passed over."""
-    contents = ((file, read_json(file, finite=False)) for file in files)
-    rows = [
-        labelme.read_one(file, content, images)
-        for file, content in contents
-        if labelme.fits(content)
-    ]
-    if not rows:
-        raise fault(path, "", f"expected {labelme.NAME}, found none")
-    return Tags(path, labelme.NAME, rows)
+def _single_files(path: Path, files: Iterable[Path], images: Path | None) -> Tags:
+    """The labels of files of one photograph each; those of other forms are passed over.
+
+    Raises:
+        DataError: there are none, or of two forms; or one is wrong.
+    """
+    rows: dict[str, list[Row]] = {}
+    for file in files:
+        single, content = SINGLES[file.suffix.lower()], _content(file)
+        if single.fits(content):
+            rows.setdefault(single.name, []).append(single.read(file, content, images))
+    if len(rows) != 1:
+        found = f"{' and '.join(rows)}: move one kind elsewhere" if rows else "none"
+        raise fault(path, "", f"expected files of one form ({_SINGLE_NAMES}), found {found}")
+    ((name, own),) = rows.items()
+    return Tags(path, name, own, doubts=unannotated(own) if name == voc.NAME else ())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from weaktr.data.instances import read_instances
+from weaktr.data.instances import Numbering, read_instances
 from weaktr.data.problems import DataError
 from weaktr.data.tags.form import Form, Tags, row, unannotated
+from weaktr.messages import brief, few
 
 NAME = "COCO's instances JSON"
 
@@ -24,7 +26,7 @@ def read(path: Path, _: Any) -> Tags:
     Raises:
         DataError: see `read_instances`; all faults at once.
     """
-    content = read_instances(path, ids="json")
+    content = read_instances(path, ids="json", labels_alone=True)
     if content.problems:
         raise DataError(content.problems)
     names = content.numbering.classes.names
@@ -32,7 +34,16 @@ def read(path: Path, _: Any) -> Tags:
         row(image.file_name, [names[k] for k in content.labels(image.id)], f"{path}:{image.where}")
         for image in content.images
     ]
-    return Tags(path, NAME, rows, names, unannotated(rows))
+    doubts = (*_of_one_name(content.numbering), *unannotated(rows))
+    return Tags(path, NAME, rows, names, doubts)
+
+
+def _of_one_name(numbering: Numbering) -> Iterator[str]:
+    """A sentence for each class of several categories."""
+    for index, name in enumerate(numbering.classes.names):
+        ids = [brief(id_) for id_, own in numbering.index_of_category.items() if own == index]
+        if len(ids) > 1:
+            yield f"the categories {few(ids)} are called {name} and count as one class"
 
 
 COCO = Form(NAME, fits, read)

@@ -46,6 +46,22 @@ class Form:
     read: Callable[[Path, Any], Tags]
 
 
+@dataclass(frozen=True)
+class Single:
+    """A form with a file for each photograph.
+
+    Args:
+        name: in words.
+        fits: whether the content of a file is of this form.
+        read: path, content and the photographs' folder (None = not known) -> row; raises
+            `DataError` with what is wrong.
+    """
+
+    name: str
+    fits: Callable[[Any], bool]
+    read: Callable[[Path, Any, Path | None], Row]
+
+
 def row(image: str, labels: Iterable[str], source: str) -> Row:
     """A row with each label once, without blanks around it."""
     return Row(

@@ -11,16 +11,14 @@ Source: Label Studio's documentation, "Export annotations" and "Label Studio JSO
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from itertools import chain
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from weaktr.data.label_files import without_preface
+from weaktr.data.label_files import header_of, table_rows, without_preface
 from weaktr.data.layout import ALL_SUFFIXES
 from weaktr.data.tags.form import Form, Tags, fault, row
 from weaktr.data.tags.table import LABELS
@@ -49,16 +47,14 @@ def is_small(content: Any) -> bool:
 
 def is_table(text: str) -> bool:
     """Whether a CSV has the columns that Label Studio writes."""
-    _, lines, separator = _lines(text)
-    header = next(csv.reader(lines, delimiter=separator), [])
-    return {"annotation_id", "lead_time"} <= set(header)
+    _, rest, separator = _split(text)
+    return {"annotation_id", "lead_time"} <= set(header_of(rest, separator))
 
 
-def _lines(text: str) -> tuple[int, io.StringIO, str]:
-    """Lines that are left out, the others, and what parts them: a spreadsheet may choose that."""
+def _split(text: str) -> tuple[int, str, str]:
+    """See `without_preface`; what parts the columns, a spreadsheet may choose."""
     before, rest, separator = without_preface(text)
-    separator = separator if separator in (";", "\t") else ","
-    return before, io.StringIO(rest, newline=""), separator
+    return before, rest, separator if separator in (";", "\t") else ","
 
 
 def _has(content: Any, *keys: str) -> bool:
@@ -142,17 +138,16 @@ def read_table(path: Path, text: str) -> Tags:
     Raises:
         DataError: a line is not of the form; names it.
     """
-    before, lines, separator = _lines(text)
-    reader = csv.DictReader(lines, restkey="cells without a heading", delimiter=separator)
+    before, rest, separator = _split(text)
+    (_, header), *lines = table_rows(path, rest, separator, before)
     entries: list[tuple[str, Any]] = []
-    try:
-        for line in reader:
-            where = f"{path}:{before + reader.line_num}"
-            entries.append((where, {key: _cell(cell, where) for key, cell in line.items()}))
-    except csv.Error as error:
-        raise fault(
-            path, f"{path}:{before + reader.line_num}", f"expected CSV, got: {error}"
-        ) from error
+    for number, cells in lines:
+        where, own, further = f"{path}:{number}", cells[: len(header)], cells[len(header) :]
+        entry = {key: _cell(cell, where) for key, cell in zip_longest(header, own)}
+        if further:
+            entry["cells without a heading"] = further
+        if cells:
+            entries.append((where, entry))
     return _tags(path, "Label Studio's CSV", entries)
 
 
@@ -167,15 +162,28 @@ def _cell(text: Any, where: str) -> Any:
 
 
 def _tags(path: Path, form: str, entries: Sequence[tuple[str, Any]]) -> Tags:
-    """The tags of entries, each with its place. Texts of other columns than of choices are told.
+    """The tags of entries, each with its place. Which columns have texts that count is told, and
+    which do not.
 
     Raises:
         DataError: an entry has no image, or no column of labels is known.
     """
     images = [(where, entry, _image_of(path, where, entry)) for where, entry in entries]
-    columns = {
+    columns = dict.fromkeys(
         key for _, entry, _ in images for key, value in entry.items() if _is_of_labels(key, value)
-    }
+    )
+    texts = [
+        key
+        for key in columns
+        if any(any(_texts(entry.get(key), image)) for _, entry, image in images)
+    ]
+    if texts:
+        form = f"{form}, with the {'columns' if len(texts) > 1 else 'column'} {few(texts)}"
+    doubts = (
+        (f"texts of the columns {few(texts)} count together: rename those that are no labels",)
+        if len(texts) > 1
+        else ()
+    )
     rows = [row(image, _labels_of(entry, columns, image), where) for where, entry, image in images]
     others = {
         key
@@ -185,7 +193,7 @@ def _tags(path: Path, form: str, entries: Sequence[tuple[str, Any]]) -> Tags:
         and (_is_other(value) or (key not in columns and any(_texts(value, image))))
     }
     if not others:
-        return Tags(path, form, rows)
+        return Tags(path, form, rows, doubts=doubts)
     told = (
         f"not taken as labels: {few(sorted(others))}; texts count where the column is called "
         "choice, label, class, category or tag, or has lists of choices too"
@@ -197,7 +205,8 @@ def _tags(path: Path, form: str, entries: Sequence[tuple[str, Any]]) -> Tags:
         if own.labels or not any(map(_is_other, entry.values()))
     ]  # fmt: skip
     other = len(rows) - len(known)
-    return Tags(path, form, known, doubts=(told, _left_out(other)) if other else (told,))
+    left_out = (_left_out(other),) if other else ()
+    return Tags(path, form, known, doubts=(*doubts, told, *left_out))
 
 
 def _image_of(path: Path, where: str, entry: Any) -> str:

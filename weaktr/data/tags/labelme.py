@@ -7,7 +7,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from weaktr.data.label_files import Row
-from weaktr.data.tags.form import fault, row
+from weaktr.data.tags.form import Single, fault, row
 
 NAME = "LabelMe's JSON files"
 
@@ -68,3 +68,6 @@ def _bool(value: Any) -> bool:
     if not isinstance(value, bool):
         raise TypeError(type(value).__name__)
     return value
+
+
+LABELME = Single(NAME, fits, read_one)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
@@ -9,8 +10,12 @@ from weaktr.data.tags.form import Tags, row
 
 #: Folders of photographs that show none of the classes.
 NONE = {"background", "none"}
-#: What splits are called, which are no classes.
-SPLITS = {"train", "training", "val", "valid", "validation", "test"}
+#: What splits are called, but for numbers behind, as in ``val2017``; one alone may be a class.
+SPLITS = {
+    *("train", "training", "trainval", "val", "valid", "validate", "validation", "test", "testing"),
+    *("dev", "eval", "evaluation", "holdout", "unlabeled", "unlabelled"),
+}
+_BETWEEN = re.compile(r"[\W\d_]+")
 
 
 def read(folder: Path, photographs: Iterable[str]) -> Tags | None:
@@ -24,16 +29,17 @@ def read(folder: Path, photographs: Iterable[str]) -> Tags | None:
         The tags; None where fewer than two folders have photographs.
 
     Raises:
-        ValueError: the folders are called as splits are.
+        ValueError: several folders are called as splits are.
     """
     inside = {path: PurePosixPath(path).parts[0] for path in photographs if "/" in path}
     names = sorted(set(inside.values()))
     if len(names) < 2:
         return None
-    if all(name.lower() in SPLITS for name in names):
+    splits = [name for name in names if _BETWEEN.sub("", name).casefold() in SPLITS]
+    if len(splits) > 1:
         raise ValueError(
-            f"{folder}: its folders {', '.join(names)} are called as splits are, not as classes; "
-            f"name one of them (weaktr init {folder / names[0]}), or write a train.csv and val.csv"
+            f"{folder}: its folders {', '.join(splits)} are called as splits are, not as classes; "
+            f"name one of them (weaktr init {folder / splits[0]}), or write a train.csv and val.csv"
         )
     rows = [
         row(path, [] if name.lower() in NONE else [name], str(folder / path))

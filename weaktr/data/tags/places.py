@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, takewhile
 from pathlib import PurePosixPath
 
 from weaktr.data.label_files import Row
@@ -29,7 +30,7 @@ class Matched:
 
     labels: dict[str, tuple[str, ...]] = field(default_factory=dict)
     missing: list[Row] = field(default_factory=list)
-    unclear: list[tuple[Row, list[str]]] = field(default_factory=list)
+    unclear: list[tuple[Row, Sequence[str]]] = field(default_factory=list)
     disputed: list[tuple[str, list[Row]]] = field(default_factory=list)
     otherwise: list[tuple[str, str]] = field(default_factory=list)
 
@@ -44,11 +45,11 @@ def matched(rows: Iterable[Row], photographs: Sequence[str]) -> Matched:
         rows: labels of several rows of a photograph add up.
         photographs: paths below their folder, their parts parted by /.
     """
-    known, by_name, result = set(photographs), _by_name(photographs), Matched()
+    known, ends, result = set(photographs), _Ends(photographs), Matched()
     looser: dict[str, list[Row]] = {}
     for row in rows:
         written = _written(row, known)
-        meant = [written] if written in known else _ends_alike(written, by_name)
+        meant = [written] if written in known else ends.alike(written)
         if not meant:
             result.missing.append(row)
         elif len(meant) > 1:
@@ -86,32 +87,36 @@ def _add(labels: dict[str, tuple[str, ...]], path: str, row: Row) -> None:
     labels[path] = tuple(dict.fromkeys((*labels.get(path, ()), *row.labels)))
 
 
-def _by_name(photographs: Sequence[str]) -> dict[str, list[str]]:
-    """The photographs by file name, and by file name without suffix, in no certain case."""
-    found: dict[str, list[str]] = {}
-    for path in photographs:
-        name = _plain(PurePosixPath(path).name)
-        for key in {name, PurePosixPath(name).stem}:
-            found.setdefault(key, []).append(path)
-    return found
+class _Ends:
+    """Photographs by the ends of their paths, in no certain case.
+
+    Args:
+        photographs: as for `matched`. Each is under its file name, its last two parts, and so on.
+    """
+
+    def __init__(self, photographs: Iterable[str]) -> None:
+        self._by_end: dict[str, list[str]] = {}
+        self._by_stem: dict[str, list[str]] = {}  #: file names without suffix
+        for path in photographs:
+            parts = _plain(path).split("/")
+            for end in accumulate(reversed(parts), _before):
+                self._by_end.setdefault(end, []).append(path)
+            self._by_stem.setdefault(PurePosixPath(parts[-1]).stem, []).append(path)
+
+    def alike(self, written: str) -> Sequence[str]:
+        """The photographs that share most of the end of a path, at least the file name."""
+        parts = [_plain(part) for part in written.split("/") if part not in ("", ".", "..")]
+        for name in (parts[-1], _UPLOADED.sub("", parts[-1], count=1)) if parts else ():
+            if name.endswith(ALL_SUFFIXES) or "." not in name:
+                ends = accumulate((name, *reversed(parts[:-1])), _before)
+                shared = [*takewhile(bool, (self._by_end.get(end) for end in ends))]
+                if found := shared[-1] if shared else self._by_stem.get(name):
+                    return found
+        return []
 
 
-def _ends_alike(written: str, by_name: dict[str, list[str]]) -> list[str]:
-    """The photographs that share most of the end of a path, at least the file name."""
-    parts = [_plain(part) for part in written.split("/") if part not in ("", ".", "..")]
-    for name in (parts[-1], _UPLOADED.sub("", parts[-1], count=1)) if parts else ():
-        found = by_name.get(name, []) if name.endswith(ALL_SUFFIXES) or "." not in name else []
-        if found:
-            own = [*parts[:-1], name]
-            shared = {path: _shared_end(own, _plain(path).split("/")) for path in found}
-            return [path for path in found if shared[path] == max(shared.values())]
-    return []
-
-
-def _shared_end(one: Sequence[str], other: Sequence[str]) -> int:
-    """How many parts at their end two paths have in common."""
-    pairs = zip(reversed(one), reversed(other), strict=False)
-    return next((k for k, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+def _before(end: str, part: str) -> str:
+    return f"{part}/{end}"
 
 
 def _plain(text: str) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -11,7 +9,7 @@ from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
-from weaktr.data.label_files import Row, read_label_file, without_preface
+from weaktr.data.label_files import Row, header_of, read_label_file, table_rows, without_preface
 from weaktr.data.layout import ALL_SUFFIXES, flag
 from weaktr.data.names import HEADINGS
 from weaktr.data.problems import DataError, Problem
@@ -31,14 +29,16 @@ Line = tuple[int, list[str]]
 _NUMBER = re.compile(r"[\W\d_]+$")
 #: Parts the labels in a cell.
 _BETWEEN = re.compile("[;|]")
+_BREAK = re.compile(r"[\r\n]")
 
 
 def is_own_table(text: str) -> bool:
     """Whether a CSV has a header that `weaktr.data.label_files` reads."""
-    (line, header), *_ = _cells(text) or [(0, [])]
+    before, text, separator = _split(text)
+    header = [cell.strip() for cell in header_of(text, separator)]
     labels = {cell.casefold() for cell in header[1:]}
     is_known = header[1:] == ["labels"] or LABELS.isdisjoint(labels)
-    return line == 1 and header[:1] == ["image"] and is_known
+    return before == 0 and header[:1] == ["image"] and is_known
 
 
 def is_own_json(content: Any) -> bool:
@@ -73,7 +73,7 @@ def read_table(path: Path, text: str) -> Tags:
         DataError: no such columns, or several of labels with a cell that is filled; names the
             header. Or lines have more or fewer cells; names all of them.
     """
-    lines = _cells(text)
+    lines = _cells(path, text)
     if not lines:
         raise fault(path, "", "expected at least one image, found none")
     source, header = lines[0]
@@ -83,7 +83,8 @@ def read_table(path: Path, text: str) -> Tags:
     paths = _column_of_paths(lower, lines[1:])
     if paths is None and len(header) == 2 and lower[0].endswith(ALL_SUFFIXES):
         form = "a table of path and labels without header"
-        return _parted_at_commas(Tags(path, form, _labelled(path, lines, 0, 1)))
+        rows = _labelled(path, lines, 0, 1)
+        return _parted_at_commas(Tags(path, form, rows, doubts=_of_several_lines(path, lines)))
     labels = next((k for k, cell in enumerate(lower) if cell in LABELS), None)
     if paths is not None and labels is not None:
         alike = [k for k, cell in enumerate(lower) if _NUMBER.sub("", cell) in LABELS]
@@ -98,7 +99,7 @@ def read_table(path: Path, text: str) -> Tags:
             )  # fmt: skip
         form = f"a table with the columns {header[paths]!r:.60} and {header[labels]!r:.60}"
         rows = _labelled(path, lines, paths, labels)[1:]
-        doubts = _unread(lines, {paths, labels})
+        doubts = (*_unread(lines, {paths, labels}), *_of_several_lines(path, lines))
         return _parted_at_commas(Tags(path, form, rows, doubts=doubts))
     others = [
         k for k, cell in enumerate(lower)
@@ -116,7 +117,8 @@ def read_table(path: Path, text: str) -> Tags:
     ]
     form = f"a table of 0 and 1, a column for each of {len(others)} classes"
     names = tuple(header[k] for k in others)
-    return Tags(path, form, rows, names, doubts=_unread(lines, {paths, *others}))
+    doubts = (*_unread(lines, {paths, *others}), *_of_several_lines(path, lines))
+    return Tags(path, form, rows, names, doubts)
 
 
 def _unread(lines: Sequence[Line], read: Collection[int]) -> tuple[str, ...]:
@@ -127,6 +129,18 @@ def _unread(lines: Sequence[Line], read: Collection[int]) -> tuple[str, ...]:
         return ()
     are = counted(len(others), "column is", "columns are")
     return (f"{are} not read: {few(others, 20)}",)
+
+
+def _of_several_lines(path: Path, lines: Sequence[Line]) -> tuple[str, ...]:
+    """A sentence on rows with line breaks in their cells, which may have swallowed others."""
+    rows = [number for number, cells in lines if any(_BREAK.search(cell) for cell in cells)]
+    if not rows:
+        return ()
+    have = counted(len(rows), "row has", "rows have")
+    return (
+        f"{have} line breaks within a cell ({few([f'{path.name}:{number}' for number in rows])}): "
+        "see that no other rows are in it, as where a quote is not closed",
+    )
 
 
 def _column_of_paths(header: Sequence[str], lines: Sequence[Line]) -> int | None:
@@ -193,15 +207,17 @@ def _whole(path: Path, lines: Sequence[Line], least: int) -> list[Line]:
     return filled
 
 
-def _cells(text: str) -> list[Line]:
-    """Number and cells of every line of a table, from the first that is not empty."""
+def _split(text: str) -> tuple[int, str, str]:
+    """See `without_preface`; columns are parted by commas where nothing else is known."""
     before, text, separator = without_preface(text)
-    separator = separator if separator and separator in ",;\t|" else ","
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
-    try:
-        lines = [(before + reader.line_num, [cell.strip() for cell in line]) for line in reader]
-    except csv.Error as error:
-        raise ValueError(f"expected a table, got: {error}") from error
+    return before, text, separator if separator and separator in ",;\t|" else ","
+
+
+def _cells(path: Path, text: str) -> list[Line]:
+    """Number and cells of every row of a table, from the first that is not empty."""
+    before, text, separator = _split(text)
+    rows = table_rows(path, text, separator, before)
+    lines = [(number, [cell.strip() for cell in cells]) for number, cells in rows]
     return list(dropwhile(lambda line: not any(line[1]), lines))
 
 
