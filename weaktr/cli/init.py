@@ -30,7 +30,7 @@ Labels are looked for in PHOTOS and its folders; which form they have is known b
   a table   image,labels with commas, semicolons or tabs; a column of 0 and 1 for each class
   JSON      {"a.jpg": ["cat"]}, COCO's instances, exports of Label Studio (JSON, JSON-MIN, CSV)
   XML       CVAT for images 1.1
-  LabelMe   a JSON for each photograph
+  a file for each photograph: LabelMe's JSON, Pascal VOC's XML
   folders   cat/1.jpg, dog/2.jpg; photographs in background/ or none/ show no class
 
 Writes PHOTOS/train.csv and val.csv (train_part.csv and val_part.csv where you have a train.csv of
@@ -69,7 +69,10 @@ OF_A_KIND = 5
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("photographs", type=Path, metavar="PHOTOS", help="folder of photographs")
     parser.add_argument(
-        "--labels", type=Path, metavar="FILE", help="label file, or folder of LabelMe's"
+        "--labels",
+        type=Path,
+        metavar="FILE",
+        help="label file, or folder of LabelMe's or Pascal VOC's",
     )
     parser.add_argument(
         "--classes", type=Path, metavar="FILE", help="class names in their order, one a line"

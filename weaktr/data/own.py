@@ -406,8 +406,9 @@ def doubts(own: OwnPhotographs, held_out: Collection[str]) -> Iterator[str]:
         yield f"{are} very few: 50 are a start, hundreds are better"
     if len(labels) > MANY:
         yield f"{len(labels):,} photographs: the recipe was made for at most {MANY:,}"
+    apart = set(held_out)
     for group in own.copies():
-        both = 0 < len(set(group) & set(held_out)) < len(group)
+        both = 0 < len(apart.intersection(group)) < len(group)
         where = ", held out and trained on: remove one" if both else ""
         differ = len({frozenset(labels[name]) for name in group}) > 1
         told = ", with other labels: correct one of them" if differ else ""
