@@ -15,7 +15,7 @@ BY_FILE := --dist loadfile --no-loadscope-reorder
 # Threads that wait asleep: spinning ones starve the data loader on a machine of few cores.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test test-all test-oldest bench fuzz lint clean
+.PHONY: demo test pytest test-all test-oldest bench fuzz lint clean
 
 demo: .venv/installed
 	$(BIN)/weaktr-train demo --out $(RUN)
@@ -28,7 +28,10 @@ demo: .venv/installed
 test: export WEAKTR_BUILD ?= require
 test: export WEAKTR_TEST_REQUIRE ?= cpu,triton
 test test-all: export OMP_NUM_THREADS ?= 1
-test: lint
+test: .venv/installed
+	@$(MAKE) --no-print-directory --jobs 2 lint pytest
+
+pytest: .venv/installed
 	$(BIN)/python -m pytest -n $(JOBS) $(BY_FILE)
 
 lint: .venv/installed
